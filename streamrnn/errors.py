@@ -1,0 +1,70 @@
+"""Every error that StreamRNN raises for its users.
+
+The tree follows the way of the data::
+
+    StreamRNNError
+    ├── ModelError            a model is not what it must be
+    │   ├── SpecError         its description contradicts itself
+    │   └── ModelFileError    its file is damaged, or no weight file at all
+    ├── InputError            an input does not fit the model (whose fault: the caller's)
+    ├── DataError             a table or a training file cannot be used
+    ├── TrainingError         training went wrong (diverged, nothing to train on)
+    ├── StreamError           a stream is unknown, or there is no room for it
+    └── StartError            a server could not start (exit code 3)
+
+A message says what came, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DataError",
+    "InputError",
+    "ModelError",
+    "ModelFileError",
+    "SpecError",
+    "StartError",
+    "StreamError",
+    "StreamRNNError",
+    "TrainingError",
+]
+
+
+class StreamRNNError(Exception):
+    """Root of every error raised for a user of StreamRNN."""
+
+
+class ModelError(StreamRNNError):
+    """A model is not what it must be: shapes, names or values do not fit."""
+
+
+class SpecError(ModelError):
+    """A model's description contradicts itself."""
+
+
+class ModelFileError(ModelError):
+    """A weight file is damaged, truncated, of another kind, or not readable."""
+
+
+class InputError(StreamRNNError, ValueError):
+    """An input does not fit the model: wrong length, name, category or value."""
+
+
+class DataError(StreamRNNError):
+    """A table of data cannot be read, or lacks what was asked of it."""
+
+
+class TrainingError(StreamRNNError):
+    """Training cannot go on: it diverged, or there is nothing to learn from."""
+
+
+class StreamError(StreamRNNError, KeyError):
+    """A stream is unknown, or there is no room for another one."""
+
+    def __str__(self) -> str:
+        # KeyError would print the message in quotes, as it prints keys.
+        return str(self.args[0]) if self.args else ""
+
+
+class StartError(StreamRNNError):
+    """A server could not start: the address is taken, a model is missing, and the like."""
