@@ -1,0 +1,145 @@
+"""The one decorator for compiled functions, and their cache on disk.
+
+Numba's own cache notices an edit in the file that holds a function, but not in the files whose
+functions it inlines: it would run old machine code. It also writes beside the sources, which may
+be read-only. So the directory is ours, and its name is a hash of every source that compiled
+functions are made from, of the versions of the compilers, and of the vector width; numba adds the
+processor's name and features to each entry itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+from streamrnn.kernels import simd_width
+
+__all__ = ["cache_directory", "jit"]
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_SHARED_SOURCES = (_PACKAGE / "kernels", _PACKAGE / "state")
+_MAX_KEPT_GENERATIONS = 8
+
+
+def _cache_root() -> Path:
+    chosen = os.environ.get("STREAMRNN_CACHE_DIR")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "streamrnn"
+
+
+@functools.cache
+def _writable_root() -> Path:
+    """Return the cache's root, or a private directory of this process if it cannot be written."""
+    try:
+        root = _cache_root()
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            return root
+    except (OSError, RuntimeError):
+        # Never a shared temporary directory: what lies in the cache is run.
+        return Path(tempfile.mkdtemp(prefix="streamrnn-cache-"))
+
+
+@functools.cache
+def cache_directory(source_directory: Path) -> Path:
+    """Return the directory that holds the machine code of one package's compiled functions.
+
+    Parameters
+    ----------
+    source_directory : Path
+        The directory of the source file that holds the function. Its sources and those of
+        ``streamrnn/kernels`` and ``streamrnn/state`` make up the name.
+
+    Returns
+    -------
+    Path
+        It exists and can be written.
+    """
+    digest = hashlib.sha256()
+    digest.update(repr((sys.version, numba.__version__, llvmlite.__version__)).encode())
+    digest.update(repr((simd_width.WIDTH, sys.platform)).encode())
+    for directory in sorted({*_SHARED_SOURCES, source_directory}):
+        for path in sorted(directory.glob("*.py")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    root = _writable_root()
+    directory = root / f"{source_directory.name}-{digest.hexdigest()[:20]}"
+    if not directory.exists():
+        _forget_old_generations(root, source_directory.name)
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _forget_old_generations(root: Path, name: str) -> None:
+    """Delete all but the newest machine code of earlier sources, which nothing can use again."""
+    try:
+        old = sorted(root.glob(f"{name}-*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    except OSError:  # another process is doing the same
+        return
+    for path in old[_MAX_KEPT_GENERATIONS - 1 :]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class _Locator(_CacheLocator):  # type: ignore[misc]
+    """Tells numba where a function's machine code lies."""
+
+    def __init__(self, py_func: Callable[..., Any], py_file: str) -> None:
+        self._line = py_func.__code__.co_firstlineno
+        self._path = cache_directory(Path(py_file).resolve().parent) / Path(py_file).stem
+
+    def get_cache_path(self) -> str:
+        return str(self._path)
+
+    def get_source_stamp(self) -> str:
+        return "by directory"
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> _Locator:
+        return cls(py_func, py_file)
+
+
+class _CacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = (_Locator,)
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    _impl_class = _CacheImpl
+
+
+def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Compile a function in nopython mode, without the GIL, cached on disk.
+
+    Divisions follow IEEE 754 instead of raising, as numpy's do. No fast-math, ever: the bits of an
+    output are a promise.
+
+    Parameters
+    ----------
+    function : callable, optional
+        What to compile; without it a decorator is returned. Must stand at module level.
+    **options
+        Further options of `numba.njit`, such as ``inline``.
+
+    Returns
+    -------
+    numba dispatcher
+    """
+    if function is None:
+        return functools.partial(jit, **options)
+    dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(function)
+    dispatcher._cache = _Cache(function)
+    return dispatcher

@@ -1,0 +1,118 @@
+"""Loads, stores and copies at integer addresses, for compiled code.
+
+The shard loop and the step kernels work on memory that no NumPy array describes: messages, state
+rows of several models, blocks of an arena. An address is an int64. Nothing here checks bounds, and
+no access needs to be aligned: the callers say why each address is valid.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+__all__ = [
+    "copy_bytes",
+    "fill_bytes",
+    "load_f32",
+    "load_f64",
+    "load_i32",
+    "load_i64",
+    "load_u8",
+    "load_u16",
+    "load_u32",
+    "prefetch",
+    "store_f32",
+    "store_i32",
+    "store_i64",
+    "store_u8",
+]
+
+
+def _make_load(memory: ir.Type, result: types.Type, signed: bool = True) -> Any:
+    def load(typingctx: Any, address: types.Type) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            pointer = builder.inttoptr(args[0], memory.as_pointer())
+            value = builder.load(pointer, align=1)
+            wanted = context.get_value_type(result)
+            if memory == wanted:
+                return value
+            return builder.sext(value, wanted) if signed else builder.zext(value, wanted)
+
+        return result(types.int64), codegen
+
+    return intrinsic(load)
+
+
+def _make_store(memory: ir.Type, argument: types.Type) -> Any:
+    def store(typingctx: Any, address: types.Type, value: types.Type) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            pointer = builder.inttoptr(args[0], memory.as_pointer())
+            item = args[1]
+            if item.type != memory:
+                item = builder.trunc(item, memory)
+            builder.store(item, pointer, align=1)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, argument), codegen
+
+    return intrinsic(store)
+
+
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+
+load_u8 = _make_load(_I8, types.int64, signed=False)
+load_u16 = _make_load(_I16, types.int64, signed=False)
+load_u32 = _make_load(_I32, types.int64, signed=False)
+load_i32 = _make_load(_I32, types.int64)
+load_i64 = _make_load(_I64, types.int64)
+load_f32 = _make_load(ir.FloatType(), types.float32)
+load_f64 = _make_load(ir.DoubleType(), types.float64)
+store_u8 = _make_store(_I8, types.int64)
+store_i32 = _make_store(_I32, types.int64)
+store_i64 = _make_store(_I64, types.int64)
+store_f32 = _make_store(ir.FloatType(), types.float32)
+
+
+@intrinsic
+def copy_bytes(
+    typingctx: Any, target: types.Type, source: types.Type, num_bytes: types.Type
+) -> Any:
+    """Copy ``num_bytes`` bytes between two places that do not overlap."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        byte = cgutils.voidptr_t
+        cgutils.raw_memcpy(
+            builder, builder.inttoptr(args[0], byte), builder.inttoptr(args[1], byte), args[2], 1
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def fill_bytes(typingctx: Any, target: types.Type, num_bytes: types.Type, byte: types.Type) -> Any:
+    """Set ``num_bytes`` bytes to the low byte of ``byte``."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], cgutils.voidptr_t)
+        cgutils.memset(builder, pointer, args[1], builder.trunc(args[2], _I8))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, address: types.Type) -> Any:
+    """Ask for the cache line at an address, to be read and written soon. Never faults."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        pointer = builder.inttoptr(args[0], cgutils.voidptr_t)
+        builder.call(function, [pointer, _I32(0), _I32(3), _I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
