@@ -1,0 +1,162 @@
+"""The whole model in float64: slow, obvious, and the judge of everything that is fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.cells.activations import HEAD_ACTIVATIONS
+from streamrnn.cells.gru import gru_step
+from streamrnn.cells.lstm import lstm_step
+from streamrnn.cells.rnn import rnn_step
+from streamrnn.cells.transforms import check_inputs, encode_inputs, transform_outputs
+from streamrnn.errors import InputError
+from streamrnn.model import Model
+from streamrnn.spec import CELLS
+
+__all__ = ["ReferenceModel", "ReferenceState"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ReferenceState:
+    """What B streams remember between two steps.
+
+    Attributes
+    ----------
+    layers : tuple of tuple of ndarray of float64, [B, H]
+        For every layer its state vectors, in the order of `CELLS`: (h,) or (h, c).
+    memory : ndarray of float64, [B, num_inputs]
+        Last value of every input that has a memory; NaN where there is none.
+    """
+
+    layers: tuple[tuple[Array, ...], ...]
+    memory: Array
+
+
+class ReferenceModel:
+    """A model computed in float64, step by step.
+
+    Parameters
+    ----------
+    model : Model
+        Its float32 parameters are widened, nothing is folded or rounded.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.spec = model.spec
+        self.parameters = {
+            name: value.astype(np.float64) for name, value in model.parameters.items()
+        }
+
+    def initial_state(self, num_streams: int) -> ReferenceState:
+        """Return the state of new streams.
+
+        Parameters
+        ----------
+        num_streams : int
+            B.
+
+        Returns
+        -------
+        ReferenceState
+            Zeros, and an empty memory.
+        """
+        return ReferenceState(
+            layers=tuple(
+                tuple(np.zeros((num_streams, layer.hidden_size)) for _ in CELLS[layer.cell].states)
+                for layer in self.spec.layers
+            ),
+            memory=np.full((num_streams, self.spec.num_inputs), np.nan),
+        )
+
+    def step(self, state: ReferenceState, x: NDArray[Any]) -> tuple[Array, ReferenceState]:
+        """Advance B streams by one time step.
+
+        Parameters
+        ----------
+        state : ReferenceState
+            Left as it is.
+        x : ndarray, [B, num_inputs]
+            Raw inputs: float32, or whole numbers for a token model.
+
+        Returns
+        -------
+        y : ndarray of float64, [B, O]
+            Outputs in the user's units.
+        state : ReferenceState
+            The new state.
+
+        Raises
+        ------
+        InputError
+            If the model does not take such an input.
+        """
+        features, memory, values = encode_inputs(
+            self.spec, self.parameters, state.memory, check_inputs(self.spec, x)
+        )
+        layers = []
+        hidden = features
+        for k, layer in enumerate(self.spec.layers):
+            layers.append(self._layer_step(k, layer.cell, hidden, state.layers[k]))
+            hidden = layers[-1][0]
+        y = transform_outputs(self.spec, self._head(hidden), values)
+        return y, ReferenceState(tuple(layers), memory)
+
+    def steps(self, x: NDArray[Any]) -> Array:
+        """Run new streams through many time steps.
+
+        Parameters
+        ----------
+        x : ndarray, [B, T, num_inputs] or [T, num_inputs]
+            Raw inputs.
+
+        Returns
+        -------
+        ndarray of float64, [B, T, O] or [T, O]
+            Outputs in the user's units.
+
+        Raises
+        ------
+        InputError
+            If the model does not take such an input.
+        """
+        x = np.asarray(x)
+        if x.ndim == 2:
+            return self.steps(x[None])[0]
+        if x.ndim != 3 or x.shape[2] != self.spec.num_inputs:
+            raise InputError(
+                f"x has shape {list(x.shape)}; expected [T, {self.spec.num_inputs}] or "
+                f"[B, T, {self.spec.num_inputs}]"
+            )
+        state = self.initial_state(x.shape[0])
+        y = np.empty((x.shape[0], x.shape[1], self.spec.output_size))
+        for t in range(x.shape[1]):
+            try:
+                y[:, t], state = self.step(state, x[:, t])
+            except InputError as error:
+                raise InputError(f"step {t}: {error}") from error
+        return y
+
+    def _layer_step(
+        self, k: int, cell: str, x: Array, state: tuple[Array, ...]
+    ) -> tuple[Array, ...]:
+        weights = tuple(
+            self.parameters[f"{name}_l{k}"]
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        if cell == "lstm":
+            return lstm_step(x, state[0], state[1], *weights)
+        if cell == "gru":
+            return (gru_step(x, state[0], *weights),)
+        return (rnn_step(x, state[0], *weights, nonlinearity=cell.removeprefix("rnn_")),)
+
+    def _head(self, hidden: Array) -> Array:
+        if self.spec.head is None:
+            return hidden
+        scores = hidden @ self.parameters["head.weight"].T + self.parameters["head.bias"]
+        return HEAD_ACTIVATIONS[self.spec.head.activation](scores)
