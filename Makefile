@@ -1,0 +1,72 @@
+# Each target makes .venv and installs what it needs, once. Python 3.11 or newer and make are enough.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROJECTS := pyproject.toml clients/pyproject.toml
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -e clients
+
+# The model that `make demo` leaves, or that `make serve` trains first: a file of your own instead
+# with `make serve MODEL=mine.safetensors`. ARGS are passed on (`make serve ARGS="--shards 2"`).
+MODEL ?= build/demo/co2.safetensors
+CO2 := streamrnn/data/co2_mauna_loa.csv
+
+# Two installations at once in one .venv would trip over each other.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo serve test check bench soak clean
+
+help:
+	@echo "make demo    train, serve, stream and compare, by itself"
+	@echo "make serve   serve MODEL ($(MODEL))"
+	@echo "make test    run the tests"
+	@echo "make check   lint, format, types, docstrings"
+	@echo "make bench   measure against peers and the machine's limits"
+	@echo "make soak    run the tests that take long"
+	@echo "make clean   remove what was built, .venv too"
+
+demo: $(VENV)/installed
+	$(BIN)/streamrnn demo -o build/demo/co2.safetensors $(ARGS)
+
+serve: $(VENV)/installed $(MODEL)
+	$(BIN)/streamrnn serve $(MODEL) $(ARGS)
+
+build/demo/co2.safetensors: | $(VENV)/installed
+	mkdir -p $(@D)
+	$(BIN)/streamrnn train $(CO2) --predict co2 --time date -o $@
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+soak: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m soak --timeout=0 $(ARGS)
+
+bench: $(VENV)/installed
+	$(BIN)/streamrnn bench $(ARGS)
+
+check: $(VENV)/installed-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tests/docstrings.py streamrnn server clients bench
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps are younger than the project files they were installed from.
+$(VENV)/installed: $(PROJECTS) | $(VENV)/bin/python
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/installed-test: $(PROJECTS) | $(VENV)/bin/python
+	$(INSTALL) -e '.[test]'
+	touch $@ $(VENV)/installed
+
+$(VENV)/installed-check: $(PROJECTS) | $(VENV)/bin/python
+	$(INSTALL) -e '.[check,test]'
+	touch $@ $(VENV)/installed $(VENV)/installed-test

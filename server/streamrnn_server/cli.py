@@ -1,0 +1,122 @@
+"""The program ``streamrnn``: finds the subcommand and turns its outcome into an exit code.
+
+A command is a module with ``configure(parser)`` and ``run(args) -> int``. Only the chosen one is
+imported, so that ``streamrnn --help`` answers at once and nothing loads numba before it must.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 could not start; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+import streamrnn
+from streamrnn.errors import StartError, StreamRNNError
+
+__all__ = ["COMMANDS", "Command", "main"]
+
+EXIT_FAILED = 1
+EXIT_NOT_STARTED = 3
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+
+class Command(NamedTuple):
+    """One subcommand: the module that does it, and its line in the help."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "train": Command("streamrnn.training.command", "train a model on a table"),
+    "predict": Command("streamrnn.training.predict_command", "run a file through a model"),
+    "import": Command("streamrnn.importers.command", "turn another framework's file into a model"),
+    "inspect": Command("streamrnn.inspect_command", "show what a model file holds"),
+    "serve": Command("streamrnn_server.command", "serve models to streams"),
+    "status": Command("streamrnn_server.status_command", "ask a running server how it is"),
+    "bench": Command("streamrnn_bench.command", "measure against peers and the machine's limits"),
+    "demo": Command("streamrnn_bench.demo_command", "train, serve, stream and compare, by itself"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments after the program's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit code. What was wrong is one line on stderr, or a traceback with ``--debug``.
+
+    Raises
+    ------
+    SystemExit
+        After ``--help`` and ``--version`` (code 0) and wrong usage (code 2), as argparse does.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # The words before the command are flags without a value, so the first other word is it.
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    debug = "--debug" in arguments
+    try:
+        command = import_module(COMMANDS[chosen].module) if chosen in COMMANDS else None
+        parser = _parser()
+        subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+        for name, (_, line) in COMMANDS.items():
+            subparser = subparsers.add_parser(name, help=line, description=line, allow_abbrev=False)
+            if command is not None and name == chosen:
+                _add_debug(subparser, default=argparse.SUPPRESS)
+                subparser.set_defaults(run=command.run)
+                command.configure(subparser)
+        args = parser.parse_args(arguments)
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (as `head` does). Python would complain once more
+        # when it flushes at exit, so what is left goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except (StreamRNNError, OSError, ImportError) as error:
+        if debug:
+            traceback.print_exc()
+        _complain(error)
+        return EXIT_NOT_STARTED if isinstance(error, StartError) else EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="streamrnn",
+        description="Recurrent networks (RNN, GRU, LSTM) one time step at a time.",
+        epilog="`streamrnn COMMAND --help` says more.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"streamrnn {streamrnn.__version__}")
+    _add_debug(parser, default=False)
+    return parser
+
+
+def _add_debug(parser: argparse.ArgumentParser, default: object) -> None:
+    parser.add_argument(
+        "--debug", action="store_true", default=default, help="show a traceback when it fails"
+    )
+
+
+def _complain(error: Exception) -> None:
+    """Say what went wrong in one line, whatever the message holds."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    message = " ".join(text.split()) or type(error).__name__
+    print(f"streamrnn: error: {message}", file=sys.stderr)
