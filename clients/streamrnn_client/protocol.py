@@ -1,0 +1,613 @@
+"""The wire, in pure Python and without sockets: bytes in, requests or responses out.
+
+This is the single list of the protocol's constants and error codes; the server imports it, and
+`docs/PROTOCOL.md` states it for other languages. A message is one MessagePack array::
+
+    request   [0, msgid, method, params]      client (DEALER) -> server (ROUTER)
+    response  [1, msgid, error, result]       error is nil or [code, message, detail]
+
+Whatever a message's sender did wrong is raised as `ProtocolError`, which knows the error code, the
+words, and, where it could be read, the msgid to answer.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+
+from streamrnn_client.codes import ErrorCode, error_message, error_reply
+
+__all__ = [
+    "COLD_METHODS",
+    "DEFAULT_MAX_MESSAGE_BYTES",
+    "DEFAULT_PORT",
+    "DEFAULT_WINDOW",
+    "HOT_METHODS",
+    "MAX_BATCH",
+    "MAX_ID_BYTES",
+    "MAX_MSGID",
+    "MAX_SEQ",
+    "MAX_UINT_ID",
+    "MAX_WINDOW",
+    "NUM_HASH_SLOTS",
+    "PROTOCOL_VERSION",
+    "REQUEST",
+    "RESPONSE",
+    "BatchRequest",
+    "CloseRequest",
+    "ColdRequest",
+    "ErrorCode",
+    "OpenRequest",
+    "ProtocolError",
+    "Request",
+    "ResetRequest",
+    "Response",
+    "StepRequest",
+    "StreamId",
+    "canonical_id",
+    "decode_request",
+    "decode_response",
+    "encode_error",
+    "encode_request",
+    "encode_response",
+    "error_message",
+    "error_reply",
+    "grant_window",
+    "hash64",
+    "hash_slot",
+    "shard_of",
+]
+
+PROTOCOL_VERSION = 1
+DEFAULT_PORT = 7070
+REQUEST, RESPONSE, NOTIFICATION = 0, 1, 2
+
+MAX_ID_BYTES = 128  # of a stream id's UTF-8
+MAX_UINT_ID = 2**64 - 1
+MAX_MSGID = 2**32 - 1
+MAX_SEQ = 2**63 - 1  # of a chunk's last step
+DEFAULT_WINDOW = 16
+MAX_WINDOW = 256
+MAX_BATCH = 4096  # default of `max_batch` in `hello`
+DEFAULT_MAX_MESSAGE_BYTES = 8 * 2**20  # default of `max_message_bytes` in `hello`
+NUM_HASH_SLOTS = 16384
+_HASH_SLOT_SHIFT = 64 - 14
+
+HOT_METHODS = ("step", "batch", "open", "close", "reset")
+COLD_METHODS = ("hello", "models", "stats")
+
+_MASK64 = 2**64 - 1
+_FNV_OFFSET, _FNV_PRIME = 0xCBF29CE484222325, 0x100000001B3
+_FMIX_1, _FMIX_2 = 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53
+
+StreamId = str | int
+
+
+class ProtocolError(ValueError):
+    """A message that its sender must change: its code, its words, and whom to answer.
+
+    Parameters
+    ----------
+    code : ErrorCode
+        What kind of mistake it is.
+    what : str
+        The whole message; empty for the code's own words.
+    msgid : int or None
+        Whom to answer; None where it could not be read: then nobody can be answered.
+    **detail : Any
+        Numbers and names for programs, and for the code's own words.
+
+    Attributes
+    ----------
+    code : ErrorCode
+    detail : dict
+    msgid : int or None
+    """
+
+    def __init__(
+        self, code: ErrorCode, what: str = "", *, msgid: int | None = None, **detail: Any
+    ) -> None:
+        super().__init__(what or error_message(code, detail))
+        self.code = code
+        self.detail = detail
+        self.msgid = msgid
+
+    def reply(self) -> list[Any]:
+        """Return ``[code, message, detail]``, the error element of a response."""
+        return [self.code.wire, str(self), self.detail]
+
+
+class StepRequest(NamedTuple):
+    """One or several steps of one stream; ``first_seq`` 0 means unnumbered."""
+
+    stream: StreamId
+    first_seq: int
+    x: bytes | list[float]
+
+
+class BatchRequest(NamedTuple):
+    """One step each of many streams; ``seqs`` None means unnumbered."""
+
+    streams: list[StreamId]
+    seqs: list[int] | None
+    x: bytes | list[float]
+
+
+class OpenRequest(NamedTuple):
+    """Open one stream, or, with ``many``, a list of them; ``model`` None means the only one."""
+
+    streams: list[StreamId]
+    many: bool
+    model: str | None
+    window: int
+
+
+class CloseRequest(NamedTuple):
+    """Close one stream and forget its state."""
+
+    stream: StreamId
+
+
+class ResetRequest(NamedTuple):
+    """Set one stream's state back to that of a new one; ``seq`` 0 on an unnumbered stream."""
+
+    stream: StreamId
+    seq: int
+
+
+class ColdRequest(NamedTuple):
+    """A request that Python answers; the parameters are the method's own business."""
+
+    params: list[Any]
+
+
+class Request(NamedTuple):
+    """A request whose form is right: whom to answer, the method's name, what it asks."""
+
+    msgid: int
+    method: str
+    call: StepRequest | BatchRequest | OpenRequest | CloseRequest | ResetRequest | ColdRequest
+
+
+class Response(NamedTuple):
+    """A response; ``error`` is None or ``[code, message, detail]``."""
+
+    msgid: int
+    error: list[Any] | None
+    result: Any
+
+
+# ---------------------------------------------------------------------------------------------
+# Stream ids and shards
+# ---------------------------------------------------------------------------------------------
+
+
+def canonical_id(stream: StreamId) -> bytes:
+    """Return the bytes that a stream's id is known by, so that 7 and "7" are two streams.
+
+    Parameters
+    ----------
+    stream : str or int
+        1 to 128 bytes of UTF-8, or 0 to 2**64 - 1.
+
+    Returns
+    -------
+    bytes
+        ``b"s"`` and the UTF-8, or ``b"u"`` and 8 bytes big-endian.
+
+    Raises
+    ------
+    ProtocolError
+        ``bad_params``, if it is no stream id.
+    """
+    if type(stream) is str:
+        try:
+            text = stream.encode()
+        except UnicodeEncodeError:
+            raise _bad_params(
+                "the stream id is a str that is not valid UTF-8; use UTF-8, or a uint"
+            ) from None
+        if not 1 <= len(text) <= MAX_ID_BYTES:
+            raise _bad_params(
+                f"the stream id is a str of {len(text)} bytes; "
+                f"it must have 1 to {MAX_ID_BYTES} bytes of UTF-8"
+            )
+        return b"s" + text
+    if type(stream) is int:
+        if not 0 <= stream <= MAX_UINT_ID:
+            raise _bad_params(
+                f"the stream id is {stream}; a number must be from 0 to 2**64 - 1, or use a str"
+            )
+        return b"u" + stream.to_bytes(8, "big")
+    raise _bad_params(
+        f"the stream id is {_kind(stream)}; it must be a str of 1 to {MAX_ID_BYTES} bytes of "
+        "UTF-8, or an unsigned integer"
+    )
+
+
+def hash64(data: bytes) -> int:
+    """Hash canonical id bytes: FNV-1a (64 bits), then the fmix64 finaliser of MurmurHash3.
+
+    Parameters
+    ----------
+    data : bytes
+        What `canonical_id` returned.
+
+    Returns
+    -------
+    int
+        0 to 2**64 - 1.
+    """
+    value = _FNV_OFFSET
+    for byte in data:
+        value = ((value ^ byte) * _FNV_PRIME) & _MASK64
+    value = ((value ^ (value >> 33)) * _FMIX_1) & _MASK64
+    value = ((value ^ (value >> 33)) * _FMIX_2) & _MASK64
+    return value ^ (value >> 33)
+
+
+def hash_slot(stream: StreamId) -> int:
+    """Return the stream's hash slot, 0 to 16383.
+
+    Parameters
+    ----------
+    stream : str or int
+        The stream's id.
+
+    Returns
+    -------
+    int
+        The 14 highest bits of the hash.
+    """
+    return hash64(canonical_id(stream)) >> _HASH_SLOT_SHIFT
+
+
+def shard_of(slot: int, num_shards: int) -> int:
+    """Return the shard that a hash slot belongs to.
+
+    Parameters
+    ----------
+    slot : int
+        What `hash_slot` returned.
+    num_shards : int
+        Number of shards, from `hello`.
+
+    Returns
+    -------
+    int
+        0 to ``num_shards - 1``.
+    """
+    return slot * num_shards // NUM_HASH_SLOTS
+
+
+def grant_window(asked: int, max_window: int = MAX_WINDOW) -> int:
+    """Return the window that a server grants: a power of two, not above what was asked.
+
+    Parameters
+    ----------
+    asked : int
+        What the client asked for; 0 means the default, 16.
+    max_window : int
+        The server's own bound.
+
+    Returns
+    -------
+    int
+        The largest power of two that is not above either.
+    """
+    bound = min(asked or DEFAULT_WINDOW, max_window)
+    return 1 << (max(bound, 1).bit_length() - 1)
+
+
+# ---------------------------------------------------------------------------------------------
+# Encoding
+# ---------------------------------------------------------------------------------------------
+
+
+def encode_request(msgid: int, method: str, params: Sequence[Any]) -> bytes:
+    """Encode a request.
+
+    Parameters
+    ----------
+    msgid : int
+        0 to 2**32 - 1; the response carries it.
+    method : str
+        One of `HOT_METHODS` or `COLD_METHODS`.
+    params : sequence
+        As the method's schema says; x as bytes or as a contiguous memoryview becomes ``bin``.
+
+    Returns
+    -------
+    bytes
+        The payload frame.
+    """
+    return msgpack.packb((REQUEST, msgid, method, params))  # type: ignore[no-any-return]
+
+
+def encode_response(msgid: int, result: Any) -> bytes:
+    """Encode a response that carries a result.
+
+    Parameters
+    ----------
+    msgid : int
+        The request's.
+    result : Any
+        As the method's schema says.
+
+    Returns
+    -------
+    bytes
+        The payload frame.
+    """
+    return msgpack.packb((RESPONSE, msgid, None, result))  # type: ignore[no-any-return]
+
+
+def encode_error(msgid: int, error: Sequence[Any]) -> bytes:
+    """Encode a response that carries an error.
+
+    Parameters
+    ----------
+    msgid : int
+        The request's.
+    error : sequence
+        ``[code, message, detail]``, from `error_reply` or `ProtocolError.reply`.
+
+    Returns
+    -------
+    bytes
+        The payload frame.
+    """
+    return msgpack.packb((RESPONSE, msgid, error, None))  # type: ignore[no-any-return]
+
+
+# ---------------------------------------------------------------------------------------------
+# Decoding
+# ---------------------------------------------------------------------------------------------
+
+
+def decode_request(
+    payload: bytes,
+    *,
+    max_message_bytes: int | None = None,
+    max_batch: int = MAX_BATCH,
+    cold_methods: Sequence[str] = COLD_METHODS,
+) -> Request:
+    """Decode a request and check its form, though not what only the server can know.
+
+    Parameters
+    ----------
+    payload : bytes
+        The payload frame.
+    max_message_bytes : int or None
+        Soft limit of the payload's length; None for no limit.
+    max_batch : int
+        The most streams in one `batch` or `open`.
+    cold_methods : sequence of str
+        Methods besides the hot ones that the server knows.
+
+    Returns
+    -------
+    Request
+
+    Raises
+    ------
+    ProtocolError
+        ``malformed``, ``too_large``, ``unknown_method`` or ``bad_params``, with the msgid
+        wherever it could be read.
+    """
+    msgid, method, params = _decode_envelope(payload)
+    try:
+        if max_message_bytes is not None and len(payload) > max_message_bytes:
+            raise ProtocolError(ErrorCode.TOO_LARGE, num_bytes=len(payload), max=max_message_bytes)
+        parse = _PARSERS.get(method)
+        if parse is not None:
+            return Request(msgid, method, parse(params, max_batch))
+        if method in cold_methods:
+            return Request(msgid, method, ColdRequest(params))
+        known = [*HOT_METHODS, *cold_methods]
+        method = method[:64].encode(errors="replace").decode()
+        nearest = difflib.get_close_matches(method, known, 1)
+        hint = {"nearest": nearest[0]} if nearest else {}
+        raise ProtocolError(ErrorCode.UNKNOWN_METHOD, method=method, methods=known, **hint)
+    except ProtocolError as error:
+        error.msgid = msgid
+        raise
+
+
+def decode_response(payload: bytes) -> Response:
+    """Decode a response.
+
+    Parameters
+    ----------
+    payload : bytes
+        The payload frame.
+
+    Returns
+    -------
+    Response
+
+    Raises
+    ------
+    ProtocolError
+        ``malformed``, if it is no response.
+    """
+    try:
+        message = msgpack.unpackb(payload, strict_map_key=False)
+        kind, msgid, error, result = message
+    except (ValueError, TypeError, RecursionError) as cause:
+        raise ProtocolError(
+            ErrorCode.MALFORMED, f"the reply is not [1, msgid, error, result]: {cause}"
+        ) from None
+    well_formed_error = error is None or (
+        type(error) is list and len(error) == 3 and type(error[0]) is str
+    )
+    if kind != RESPONSE or type(msgid) is not int or not well_formed_error:
+        raise ProtocolError(ErrorCode.MALFORMED, "the reply is not [1, msgid, error, result]")
+    return Response(msgid, error, result)
+
+
+def _decode_envelope(payload: bytes) -> tuple[int, str, list[Any]]:
+    """Read ``[0, msgid, method, params]``; once the msgid is read, errors carry it."""
+    msgid: int | None = None
+    try:
+        # An id that is not UTF-8 must be answered in words, so it has to survive decoding.
+        unpacker = msgpack.Unpacker(
+            max_buffer_size=max(len(payload), 1),
+            strict_map_key=False,
+            unicode_errors="surrogateescape",
+        )
+        unpacker.feed(payload)
+        length = unpacker.read_array_header()
+        kind = unpacker.unpack() if length else None
+        if type(kind) is not int or kind != REQUEST:
+            raise ProtocolError(
+                ErrorCode.MALFORMED,
+                f"the message's first element is {_kind(kind)}; a request's is 0",
+            )
+        candidate = unpacker.unpack() if length > 1 else None
+        if type(candidate) is not int or not 0 <= candidate <= MAX_MSGID:
+            raise ProtocolError(
+                ErrorCode.MALFORMED, f"msgid is {_kind(candidate)}; it must be a 32-bit uint"
+            )
+        msgid = candidate
+        if length != 4:
+            raise ProtocolError(
+                ErrorCode.MALFORMED,
+                f"the request has {length} elements; it must be [0, msgid, method, params]",
+            )
+        method, params = unpacker.unpack(), unpacker.unpack()
+        if type(method) is not str:
+            raise ProtocolError(ErrorCode.MALFORMED, f"method is {_kind(method)}; it must be a str")
+        if type(params) is not list:
+            raise ProtocolError(
+                ErrorCode.MALFORMED, f"params is {_kind(params)}; it must be an array"
+            )
+        if unpacker.tell() != len(payload):
+            raise ProtocolError(
+                ErrorCode.MALFORMED,
+                f"{len(payload) - unpacker.tell()} bytes follow the request; send one a message",
+            )
+        return msgid, method, params
+    except ProtocolError as error:
+        error.msgid = msgid
+        raise
+    except (msgpack.OutOfData, ValueError, TypeError, RecursionError, OverflowError) as cause:
+        raise ProtocolError(
+            ErrorCode.MALFORMED,
+            f"the message of {len(payload)} bytes is not one whole MessagePack array "
+            f"[0, msgid, method, params] ({cause or type(cause).__name__})",
+            msgid=msgid,
+        ) from None
+
+
+def _bad_params(what: str) -> ProtocolError:
+    return ProtocolError(ErrorCode.BAD_PARAMS, what)
+
+
+def _kind(value: object) -> str:
+    """Say what came, in the words of MessagePack; never a whole long value."""
+    if value is None:
+        return "nil"
+    if isinstance(value, bool | int | float):
+        name = {bool: "a bool", int: "an integer", float: "a float"}[type(value)]
+        return f"{name} ({value})"
+    names = {str: "a str", bytes: "a bin", list: "an array", dict: "a map"}
+    for kind, name in names.items():
+        if isinstance(value, kind):
+            return f"{name} of {len(value)}"  # type: ignore[arg-type]
+    return "an extension type"
+
+
+def _expect_params(params: list[Any], schema: str, num_params: int) -> None:
+    if len(params) != num_params:
+        raise _bad_params(f"{len(params)} parameters; the method takes {num_params}: {schema}")
+
+
+def _parse_uint(value: object, what: str, max_value: int = MAX_SEQ) -> int:
+    if type(value) is not int or not 0 <= value <= max_value:
+        raise _bad_params(f"{what} is {_kind(value)}; it must be an integer from 0 to {max_value}")
+    return value
+
+
+def _parse_x(x: object) -> bytes | list[float]:
+    if type(x) is bytes:
+        return x
+    if type(x) is list:
+        for position, value in enumerate(x):
+            if type(value) is not float and type(value) is not int:
+                raise _bad_params(
+                    f"element {position} of x is {_kind(value)}; x must hold numbers only, in one "
+                    "flat array"
+                )
+        return x
+    hint = " (does your MessagePack library write bytes as str? switch bin on)" * (type(x) is str)
+    raise _bad_params(
+        f"x is {_kind(x)}{hint}; it must be a bin of little-endian float32 (uint32 for tokens) or "
+        "a flat array of numbers"
+    )
+
+
+def _parse_streams(streams: object, max_batch: int) -> list[StreamId]:
+    if type(streams) is not list:
+        raise _bad_params(f"streams is {_kind(streams)}; it must be an array of stream ids")
+    if len(streams) > max_batch:
+        raise ProtocolError(ErrorCode.TOO_LARGE, num_items=len(streams), max=max_batch)
+    for stream in streams:
+        canonical_id(stream)
+    return streams
+
+
+def _parse_step(params: list[Any], _max_batch: int) -> StepRequest:
+    _expect_params(params, "[stream, first_seq, x]", 3)
+    stream, first_seq, x = params
+    canonical_id(stream)
+    return StepRequest(stream, _parse_uint(first_seq, "first_seq"), _parse_x(x))
+
+
+def _parse_batch(params: list[Any], max_batch: int) -> BatchRequest:
+    _expect_params(params, "[streams, seqs, X]", 3)
+    streams, seqs, x = params
+    _parse_streams(streams, max_batch)
+    if seqs is not None:
+        if type(seqs) is not list or len(seqs) != len(streams):
+            raise _bad_params(
+                f"seqs is {_kind(seqs)}; it must be nil or an array of {len(streams)} numbers, "
+                "one for each stream"
+            )
+        for seq in seqs:
+            _parse_uint(seq, "a number in seqs")
+    return BatchRequest(streams, seqs, _parse_x(x))
+
+
+def _parse_open(params: list[Any], max_batch: int) -> OpenRequest:
+    _expect_params(params, "[stream or array of streams, model, window]", 3)
+    streams, model, window = params
+    many = type(streams) is list
+    streams = _parse_streams(streams if many else [streams], max_batch)
+    if model is not None and type(model) is not str:
+        raise _bad_params(f"model is {_kind(model)}; it must be a str, or nil for the only model")
+    return OpenRequest(streams, many, model, _parse_uint(window, "window"))
+
+
+def _parse_close(params: list[Any], _max_batch: int) -> CloseRequest:
+    _expect_params(params, "[stream]", 1)
+    canonical_id(params[0])
+    return CloseRequest(params[0])
+
+
+def _parse_reset(params: list[Any], _max_batch: int) -> ResetRequest:
+    _expect_params(params, "[stream, seq]", 2)
+    canonical_id(params[0])
+    return ResetRequest(params[0], _parse_uint(params[1], "seq"))
+
+
+_PARSERS: dict[str, Any] = {
+    "step": _parse_step,
+    "batch": _parse_batch,
+    "open": _parse_open,
+    "close": _parse_close,
+    "reset": _parse_reset,
+}
