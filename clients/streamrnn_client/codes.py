@@ -10,7 +10,7 @@ from enum import IntEnum
 from string import Formatter
 from typing import Any
 
-__all__ = ["ErrorCode", "error_message", "error_reply"]
+__all__ = ["ErrorCode", "ProtocolError", "error_message", "error_reply", "kind_of"]
 
 
 class ErrorCode(IntEnum):
@@ -197,3 +197,62 @@ def error_reply(code: ErrorCode, what: str = "", **detail: Any) -> list[Any]:
         ``[code, message, detail]``.
     """
     return [code.wire, what or error_message(code, detail), detail]
+
+
+class ProtocolError(ValueError):
+    """A message that its sender must change: its code, its words, and whom to answer.
+
+    Parameters
+    ----------
+    code : ErrorCode
+        What kind of mistake it is.
+    what : str
+        The whole message; empty for the code's own words.
+    msgid : int or None
+        Whom to answer; None where it could not be read: then nobody can be answered.
+    **detail : Any
+        Numbers and names for programs, and for the code's own words.
+
+    Attributes
+    ----------
+    code : ErrorCode
+    detail : dict
+    msgid : int or None
+    """
+
+    def __init__(
+        self, code: ErrorCode, what: str = "", *, msgid: int | None = None, **detail: Any
+    ) -> None:
+        super().__init__(what or error_message(code, detail))
+        self.code = code
+        self.detail = detail
+        self.msgid = msgid
+
+    def reply(self) -> list[Any]:
+        """Return ``[code, message, detail]``, the error element of a response."""
+        return [self.code.wire, str(self), self.detail]
+
+
+def kind_of(value: object) -> str:
+    """Say what came, in the words of MessagePack; never a whole long value.
+
+    Parameters
+    ----------
+    value : object
+        As it was decoded.
+
+    Returns
+    -------
+    str
+        For instance ``a str of 5``.
+    """
+    if value is None:
+        return "nil"
+    if isinstance(value, bool | int | float):
+        name = {bool: "a bool", int: "an integer", float: "a float"}[type(value)]
+        return f"{name} ({value})"
+    names = {str: "a str", bytes: "a bin", list: "an array", dict: "a map"}
+    for kind, name in names.items():
+        if isinstance(value, kind):
+            return f"{name} of {len(value)}"
+    return "an extension type"

@@ -18,7 +18,23 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from streamrnn_client.codes import ErrorCode, error_message, error_reply
+from streamrnn_client.codes import (
+    ErrorCode,
+    ProtocolError,
+    error_message,
+    error_reply,
+    kind_of,
+)
+from streamrnn_client.identity import (
+    MAX_ID_BYTES,
+    MAX_UINT_ID,
+    NUM_HASH_SLOTS,
+    StreamId,
+    canonical_id,
+    hash64,
+    hash_slot,
+    shard_of,
+)
 
 __all__ = [
     "COLD_METHODS",
@@ -65,59 +81,15 @@ PROTOCOL_VERSION = 1
 DEFAULT_PORT = 7070
 REQUEST, RESPONSE, NOTIFICATION = 0, 1, 2
 
-MAX_ID_BYTES = 128  # of a stream id's UTF-8
-MAX_UINT_ID = 2**64 - 1
 MAX_MSGID = 2**32 - 1
 MAX_SEQ = 2**63 - 1  # of a chunk's last step
 DEFAULT_WINDOW = 16
 MAX_WINDOW = 256
 MAX_BATCH = 4096  # default of `max_batch` in `hello`
 DEFAULT_MAX_MESSAGE_BYTES = 8 * 2**20  # default of `max_message_bytes` in `hello`
-NUM_HASH_SLOTS = 16384
-_HASH_SLOT_SHIFT = 64 - 14
 
 HOT_METHODS = ("step", "batch", "open", "close", "reset")
 COLD_METHODS = ("hello", "models", "stats")
-
-_MASK64 = 2**64 - 1
-_FNV_OFFSET, _FNV_PRIME = 0xCBF29CE484222325, 0x100000001B3
-_FMIX_1, _FMIX_2 = 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53
-
-StreamId = str | int
-
-
-class ProtocolError(ValueError):
-    """A message that its sender must change: its code, its words, and whom to answer.
-
-    Parameters
-    ----------
-    code : ErrorCode
-        What kind of mistake it is.
-    what : str
-        The whole message; empty for the code's own words.
-    msgid : int or None
-        Whom to answer; None where it could not be read: then nobody can be answered.
-    **detail : Any
-        Numbers and names for programs, and for the code's own words.
-
-    Attributes
-    ----------
-    code : ErrorCode
-    detail : dict
-    msgid : int or None
-    """
-
-    def __init__(
-        self, code: ErrorCode, what: str = "", *, msgid: int | None = None, **detail: Any
-    ) -> None:
-        super().__init__(what or error_message(code, detail))
-        self.code = code
-        self.detail = detail
-        self.msgid = msgid
-
-    def reply(self) -> list[Any]:
-        """Return ``[code, message, detail]``, the error element of a response."""
-        return [self.code.wire, str(self), self.detail]
 
 
 class StepRequest(NamedTuple):
@@ -180,109 +152,6 @@ class Response(NamedTuple):
     result: Any
 
 
-# ---------------------------------------------------------------------------------------------
-# Stream ids and shards
-# ---------------------------------------------------------------------------------------------
-
-
-def canonical_id(stream: StreamId) -> bytes:
-    """Return the bytes that a stream's id is known by, so that 7 and "7" are two streams.
-
-    Parameters
-    ----------
-    stream : str or int
-        1 to 128 bytes of UTF-8, or 0 to 2**64 - 1.
-
-    Returns
-    -------
-    bytes
-        ``b"s"`` and the UTF-8, or ``b"u"`` and 8 bytes big-endian.
-
-    Raises
-    ------
-    ProtocolError
-        ``bad_params``, if it is no stream id.
-    """
-    if type(stream) is str:
-        try:
-            text = stream.encode()
-        except UnicodeEncodeError:
-            raise _bad_params(
-                "the stream id is a str that is not valid UTF-8; use UTF-8, or a uint"
-            ) from None
-        if not 1 <= len(text) <= MAX_ID_BYTES:
-            raise _bad_params(
-                f"the stream id is a str of {len(text)} bytes; "
-                f"it must have 1 to {MAX_ID_BYTES} bytes of UTF-8"
-            )
-        return b"s" + text
-    if type(stream) is int:
-        if not 0 <= stream <= MAX_UINT_ID:
-            raise _bad_params(
-                f"the stream id is {stream}; a number must be from 0 to 2**64 - 1, or use a str"
-            )
-        return b"u" + stream.to_bytes(8, "big")
-    raise _bad_params(
-        f"the stream id is {_kind(stream)}; it must be a str of 1 to {MAX_ID_BYTES} bytes of "
-        "UTF-8, or an unsigned integer"
-    )
-
-
-def hash64(data: bytes) -> int:
-    """Hash canonical id bytes: FNV-1a (64 bits), then the fmix64 finaliser of MurmurHash3.
-
-    Parameters
-    ----------
-    data : bytes
-        What `canonical_id` returned.
-
-    Returns
-    -------
-    int
-        0 to 2**64 - 1.
-    """
-    value = _FNV_OFFSET
-    for byte in data:
-        value = ((value ^ byte) * _FNV_PRIME) & _MASK64
-    value = ((value ^ (value >> 33)) * _FMIX_1) & _MASK64
-    value = ((value ^ (value >> 33)) * _FMIX_2) & _MASK64
-    return value ^ (value >> 33)
-
-
-def hash_slot(stream: StreamId) -> int:
-    """Return the stream's hash slot, 0 to 16383.
-
-    Parameters
-    ----------
-    stream : str or int
-        The stream's id.
-
-    Returns
-    -------
-    int
-        The 14 highest bits of the hash.
-    """
-    return hash64(canonical_id(stream)) >> _HASH_SLOT_SHIFT
-
-
-def shard_of(slot: int, num_shards: int) -> int:
-    """Return the shard that a hash slot belongs to.
-
-    Parameters
-    ----------
-    slot : int
-        What `hash_slot` returned.
-    num_shards : int
-        Number of shards, from `hello`.
-
-    Returns
-    -------
-    int
-        0 to ``num_shards - 1``.
-    """
-    return slot * num_shards // NUM_HASH_SLOTS
-
-
 def grant_window(asked: int, max_window: int = MAX_WINDOW) -> int:
     """Return the window that a server grants: a power of two, not above what was asked.
 
@@ -324,7 +193,7 @@ def encode_request(msgid: int, method: str, params: Sequence[Any]) -> bytes:
     bytes
         The payload frame.
     """
-    return msgpack.packb((REQUEST, msgid, method, params))  # type: ignore[no-any-return]
+    return msgpack.packb((REQUEST, msgid, method, params))
 
 
 def encode_response(msgid: int, result: Any) -> bytes:
@@ -342,7 +211,7 @@ def encode_response(msgid: int, result: Any) -> bytes:
     bytes
         The payload frame.
     """
-    return msgpack.packb((RESPONSE, msgid, None, result))  # type: ignore[no-any-return]
+    return msgpack.packb((RESPONSE, msgid, None, result))
 
 
 def encode_error(msgid: int, error: Sequence[Any]) -> bytes:
@@ -360,7 +229,7 @@ def encode_error(msgid: int, error: Sequence[Any]) -> bytes:
     bytes
         The payload frame.
     """
-    return msgpack.packb((RESPONSE, msgid, error, None))  # type: ignore[no-any-return]
+    return msgpack.packb((RESPONSE, msgid, error, None))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -410,7 +279,7 @@ def decode_request(
         known = [*HOT_METHODS, *cold_methods]
         method = method[:64].encode(errors="replace").decode()
         nearest = difflib.get_close_matches(method, known, 1)
-        hint = {"nearest": nearest[0]} if nearest else {}
+        hint: dict[str, Any] = {"nearest": nearest[0]} if nearest else {}
         raise ProtocolError(ErrorCode.UNKNOWN_METHOD, method=method, methods=known, **hint)
     except ProtocolError as error:
         error.msgid = msgid
@@ -465,12 +334,12 @@ def _decode_envelope(payload: bytes) -> tuple[int, str, list[Any]]:
         if type(kind) is not int or kind != REQUEST:
             raise ProtocolError(
                 ErrorCode.MALFORMED,
-                f"the message's first element is {_kind(kind)}; a request's is 0",
+                f"the message's first element is {kind_of(kind)}; a request's is 0",
             )
         candidate = unpacker.unpack() if length > 1 else None
         if type(candidate) is not int or not 0 <= candidate <= MAX_MSGID:
             raise ProtocolError(
-                ErrorCode.MALFORMED, f"msgid is {_kind(candidate)}; it must be a 32-bit uint"
+                ErrorCode.MALFORMED, f"msgid is {kind_of(candidate)}; it must be a 32-bit uint"
             )
         msgid = candidate
         if length != 4:
@@ -480,10 +349,12 @@ def _decode_envelope(payload: bytes) -> tuple[int, str, list[Any]]:
             )
         method, params = unpacker.unpack(), unpacker.unpack()
         if type(method) is not str:
-            raise ProtocolError(ErrorCode.MALFORMED, f"method is {_kind(method)}; it must be a str")
+            raise ProtocolError(
+                ErrorCode.MALFORMED, f"method is {kind_of(method)}; it must be a str"
+            )
         if type(params) is not list:
             raise ProtocolError(
-                ErrorCode.MALFORMED, f"params is {_kind(params)}; it must be an array"
+                ErrorCode.MALFORMED, f"params is {kind_of(params)}; it must be an array"
             )
         if unpacker.tell() != len(payload):
             raise ProtocolError(
@@ -503,22 +374,16 @@ def _decode_envelope(payload: bytes) -> tuple[int, str, list[Any]]:
         ) from None
 
 
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _bad_params(what: str) -> ProtocolError:
     return ProtocolError(ErrorCode.BAD_PARAMS, what)
-
-
-def _kind(value: object) -> str:
-    """Say what came, in the words of MessagePack; never a whole long value."""
-    if value is None:
-        return "nil"
-    if isinstance(value, bool | int | float):
-        name = {bool: "a bool", int: "an integer", float: "a float"}[type(value)]
-        return f"{name} ({value})"
-    names = {str: "a str", bytes: "a bin", list: "an array", dict: "a map"}
-    for kind, name in names.items():
-        if isinstance(value, kind):
-            return f"{name} of {len(value)}"  # type: ignore[arg-type]
-    return "an extension type"
 
 
 def _expect_params(params: list[Any], schema: str, num_params: int) -> None:
@@ -528,7 +393,9 @@ def _expect_params(params: list[Any], schema: str, num_params: int) -> None:
 
 def _parse_uint(value: object, what: str, max_value: int = MAX_SEQ) -> int:
     if type(value) is not int or not 0 <= value <= max_value:
-        raise _bad_params(f"{what} is {_kind(value)}; it must be an integer from 0 to {max_value}")
+        raise _bad_params(
+            f"{what} is {kind_of(value)}; it must be an integer from 0 to {max_value}"
+        )
     return value
 
 
@@ -539,20 +406,20 @@ def _parse_x(x: object) -> bytes | list[float]:
         for position, value in enumerate(x):
             if type(value) is not float and type(value) is not int:
                 raise _bad_params(
-                    f"element {position} of x is {_kind(value)}; x must hold numbers only, in one "
-                    "flat array"
+                    f"element {position} of x is {kind_of(value)}; x must hold numbers only, "
+                    "in one flat array"
                 )
         return x
     hint = " (does your MessagePack library write bytes as str? switch bin on)" * (type(x) is str)
     raise _bad_params(
-        f"x is {_kind(x)}{hint}; it must be a bin of little-endian float32 (uint32 for tokens) or "
-        "a flat array of numbers"
+        f"x is {kind_of(x)}{hint}; it must be a bin of little-endian float32 (uint32 for tokens) "
+        "or a flat array of numbers"
     )
 
 
 def _parse_streams(streams: object, max_batch: int) -> list[StreamId]:
     if type(streams) is not list:
-        raise _bad_params(f"streams is {_kind(streams)}; it must be an array of stream ids")
+        raise _bad_params(f"streams is {kind_of(streams)}; it must be an array of stream ids")
     if len(streams) > max_batch:
         raise ProtocolError(ErrorCode.TOO_LARGE, num_items=len(streams), max=max_batch)
     for stream in streams:
@@ -574,7 +441,7 @@ def _parse_batch(params: list[Any], max_batch: int) -> BatchRequest:
     if seqs is not None:
         if type(seqs) is not list or len(seqs) != len(streams):
             raise _bad_params(
-                f"seqs is {_kind(seqs)}; it must be nil or an array of {len(streams)} numbers, "
+                f"seqs is {kind_of(seqs)}; it must be nil or an array of {len(streams)} numbers, "
                 "one for each stream"
             )
         for seq in seqs:
@@ -588,7 +455,9 @@ def _parse_open(params: list[Any], max_batch: int) -> OpenRequest:
     many = type(streams) is list
     streams = _parse_streams(streams if many else [streams], max_batch)
     if model is not None and type(model) is not str:
-        raise _bad_params(f"model is {_kind(model)}; it must be a str, or nil for the only model")
+        raise _bad_params(f"model is {kind_of(model)}; it must be a str, or nil for the only model")
+    if model is not None and not _is_utf8(model):
+        raise _bad_params("model is a str that is not valid UTF-8")
     return OpenRequest(streams, many, model, _parse_uint(window, "window"))
 
 
