@@ -130,7 +130,7 @@ def tensor_digest(value: NDArray[Any]) -> str:
     str
         Hex SHA-256.
     """
-    return hashlib.sha256(memoryview(value.reshape(-1).view(np.uint8))).hexdigest()
+    return hashlib.sha256(value.reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def fingerprint_of(spec_text: str, tensors: Mapping[str, tuple[str, tuple[int, ...], str]]) -> str:

@@ -58,9 +58,9 @@ def softmax(x: Array) -> Array:
     ndarray of float64, [..., O]
         Probabilities; each row sums to 1.
     """
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    total: Array = e.sum(axis=-1, keepdims=True)
-    return e / total
+    e: Array = np.exp(x - x.max(axis=-1, keepdims=True))
+    y: Array = e / e.sum(axis=-1, keepdims=True)
+    return y
 
 
 def _identity(x: Array) -> Array:

@@ -127,33 +127,36 @@ class ReferenceModel:
         """
         x = np.asarray(x)
         if x.ndim == 2:
-            return self.steps(x[None])[0]
+            y: Array = self.steps(x[None])[0]
+            return y
         if x.ndim != 3 or x.shape[2] != self.spec.num_inputs:
             raise InputError(
                 f"x has shape {list(x.shape)}; expected [T, {self.spec.num_inputs}] or "
                 f"[B, T, {self.spec.num_inputs}]"
             )
         state = self.initial_state(x.shape[0])
-        y = np.empty((x.shape[0], x.shape[1], self.spec.output_size))
+        outputs = np.empty((x.shape[0], x.shape[1], self.spec.output_size))
         for t in range(x.shape[1]):
             try:
-                y[:, t], state = self.step(state, x[:, t])
+                outputs[:, t], state = self.step(state, x[:, t])
             except InputError as error:
                 raise InputError(f"step {t}: {error}") from error
-        return y
+        return outputs
 
     def _layer_step(
         self, k: int, cell: str, x: Array, state: tuple[Array, ...]
     ) -> tuple[Array, ...]:
-        weights = tuple(
-            self.parameters[f"{name}_l{k}"]
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        weights = (
+            self.parameters[f"weight_ih_l{k}"],
+            self.parameters[f"weight_hh_l{k}"],
+            self.parameters[f"bias_ih_l{k}"],
+            self.parameters[f"bias_hh_l{k}"],
         )
         if cell == "lstm":
             return lstm_step(x, state[0], state[1], *weights)
         if cell == "gru":
             return (gru_step(x, state[0], *weights),)
-        return (rnn_step(x, state[0], *weights, nonlinearity=cell.removeprefix("rnn_")),)
+        return (rnn_step(x, state[0], *weights, cell.removeprefix("rnn_")),)
 
     def _head(self, hidden: Array) -> Array:
         if self.spec.head is None:

@@ -1,0 +1,332 @@
+"""Read a safetensors file strictly, and write one all or nothing.
+
+The layout is small (https://huggingface.co/docs/safetensors): 8 bytes N, little-endian; N bytes
+of JSON that give every tensor's dtype, shape and offsets, padded with spaces; the tensors' bytes.
+We read it ourselves, because a refusal should say where the damage is, a size should be looked at
+before memory is taken for it, and bfloat16, which NumPy does not have, should be readable.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from streamrnn.errors import ModelFileError
+
+__all__ = [
+    "MAX_HEADER_BYTES",
+    "StoredTensor",
+    "TensorFile",
+    "read_tensor_file",
+    "write_tensor_file",
+]
+
+MAX_HEADER_BYTES = 16 << 20  # names of 100,000 categories fit; no header of ours comes near it
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+
+# What people hand over instead, by its first bytes.
+_SAVE_AS_SAFETENSORS = (
+    "it can run code when it is read, so it never is. Save the tensors where the model was made: "
+    "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+)
+_OTHER_KINDS = (
+    (
+        b"PK\x03\x04",
+        f"is a zip archive, probably a PyTorch pickle (.pt, .pth): {_SAVE_AS_SAFETENSORS}",
+    ),
+    (b"\x80", f"is a Python pickle: {_SAVE_AS_SAFETENSORS}"),
+    (b"\x89HDF\r\n\x1a\n", "is an HDF5 (Keras) file; StreamRNN reads safetensors"),
+    (b"version https://git-lfs", "is a pointer of Git LFS, not the file; run `git lfs pull`"),
+    (b"\x1f\x8b", "is compressed with gzip; uncompress it first"),
+    (b"\x93NUMPY", "is a NumPy array, not a model"),
+)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor as it lies in a file.
+
+    Attributes
+    ----------
+    dtype : str
+        safetensors' name of it: ``F32``, ``BF16``, ...
+    shape : tuple of int
+        As stored.
+    offset_bytes : int
+        Where its bytes begin, counted from the start of the file.
+    data : memoryview
+        Its bytes, read-only.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset_bytes: int
+    data: memoryview
+
+    @property
+    def place(self) -> str:
+        """Where it lies, in words."""
+        return f"bytes {self.offset_bytes} to {self.offset_bytes + len(self.data)}"
+
+    def array(self) -> NDArray[Any]:
+        """Return the tensor as an array.
+
+        Returns
+        -------
+        ndarray
+            Read-only, a view on the file's bytes where NumPy has the dtype; bfloat16 as float32.
+        """
+        raw: NDArray[Any] = np.frombuffer(self.data, dtype=_DTYPES[self.dtype])
+        if self.dtype == "BF16":  # the upper half of a float32
+            raw = (raw.astype(np.uint32) << 16).view(np.float32)
+        return raw.reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What a safetensors file holds.
+
+    Attributes
+    ----------
+    path : str
+        Where it was read from, for messages.
+    header_bytes : int
+        Length of the JSON, padding included; it begins at byte 8.
+    metadata : dict of str to str
+        The ``__metadata__``; empty if there is none.
+    tensors : dict of str to StoredTensor
+        In the order of the header.
+    """
+
+    path: str
+    header_bytes: int
+    metadata: dict[str, str]
+    tensors: dict[str, StoredTensor]
+
+
+def read_tensor_file(path: str | os.PathLike[str]) -> TensorFile:
+    """Read a safetensors file.
+
+    Parameters
+    ----------
+    path : str or path
+        A regular file.
+
+    Returns
+    -------
+    TensorFile
+
+    Raises
+    ------
+    ModelFileError
+        If it cannot be read, is of another kind, or departs from the layout in any way: even
+        an unusual blank in the header is taken for damage.
+    """
+    name = os.fspath(path)
+    try:
+        status = os.stat(name)
+        if stat.S_ISDIR(status.st_mode):
+            raise ModelFileError(f"{name} is a directory; give the file in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelFileError(f"{name} is not a regular file")
+        with open(name, "rb") as file:
+            return _read(name, file, os.fstat(file.fileno()).st_size)
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{name}: there is no such file") from error
+    except OSError as error:
+        raise ModelFileError(f"{name} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a path with a NUL character
+        raise ModelFileError(f"{name!r} cannot be read: {error}") from error
+
+
+def _read(name: str, file: BinaryIO, file_bytes: int) -> TensorFile:
+    if file_bytes == 0:
+        raise ModelFileError(f"{name} is empty")
+    start = file.read(32)
+    for magic, words in _OTHER_KINDS:
+        # A header of exactly 128 bytes also begins with \x80, followed by zeros.
+        if start.startswith(magic) and start[1:8] != bytes(7):
+            raise ModelFileError(f"{name} {words}")
+    if file_bytes < 10:
+        raise ModelFileError(
+            f"{name} has {file_bytes} bytes, too few for a safetensors file; copy it again"
+        )
+    header_bytes = int.from_bytes(start[:8], "little")
+    if start[8:9] != b"{":
+        raise ModelFileError(
+            f"{name} is not a safetensors file: byte 8 is {start[8:9]!r}, where the header's '{{' "
+            "belongs"
+        )
+    if header_bytes > MAX_HEADER_BYTES:
+        raise ModelFileError(
+            f"{name}: the first 8 bytes announce a header of {header_bytes} bytes; at most "
+            f"{MAX_HEADER_BYTES} are read. The file is damaged, or no safetensors file"
+        )
+    if 8 + header_bytes > file_bytes:
+        raise ModelFileError(
+            f"{name} is truncated: the header ends at byte {8 + header_bytes}, the file at byte "
+            f"{file_bytes}; copy it again"
+        )
+    file.seek(8)
+    header = _parse_header(name, file.read(header_bytes))
+    metadata = header.pop("__metadata__", {})
+    if not _is_text_map(metadata):
+        raise ModelFileError(f"{name}: __metadata__ in the header is not a map of strings")
+    places = {tensor: _place(name, tensor, entry) for tensor, entry in header.items()}
+    end_bytes = 8 + header_bytes + _check_tiling(name, places)
+    if end_bytes != file_bytes:
+        damage = "is truncated" if end_bytes > file_bytes else "has bytes after its last tensor"
+        raise ModelFileError(
+            f"{name} {damage}: the tensors end at byte {end_bytes}, the file at byte "
+            f"{file_bytes}; copy it again"
+        )
+    data = memoryview(file.read(end_bytes - 8 - header_bytes))
+    if len(data) != end_bytes - 8 - header_bytes:
+        raise ModelFileError(f"{name} became shorter while it was read; try again")
+    tensors = {
+        tensor: StoredTensor(dtype, shape, 8 + header_bytes + begin, data[begin:end])
+        for tensor, (dtype, shape, begin, end) in places.items()
+    }
+    return TensorFile(name, header_bytes, metadata, tensors)
+
+
+def _parse_header(name: str, raw: bytes) -> dict[str, Any]:
+    """Read the header's JSON, which must be in the one compact form that writers produce."""
+    try:
+        text = raw.rstrip(b" ").decode()
+        header = json.loads(text)
+        same = json.dumps(header, separators=(",", ":"), ensure_ascii=False) == text
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(
+            f"{name}: the header (bytes 8 to {8 + len(raw)}) is damaged: {error}"
+        ) from error
+    if not isinstance(header, dict) or not same:
+        raise ModelFileError(
+            f"{name}: the header (bytes 8 to {8 + len(raw)}) is damaged: it is JSON, but not as "
+            "safetensors writes it"
+        )
+    return header
+
+
+def _is_text_map(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+def _place(name: str, tensor: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """Check one tensor's entry in the header: (dtype, shape, begin, end)."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ModelFileError(
+            f"{name}: the header's entry of tensor {tensor!r} does not consist of dtype, shape "
+            "and data_offsets"
+        )
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise ModelFileError(
+            f"{name}: tensor {tensor!r} has dtype {dtype!r}; known are {', '.join(_DTYPES)}"
+        )
+    if not isinstance(shape, list) or len(shape) > 32 or not all(_is_size(n) for n in shape):
+        raise ModelFileError(f"{name}: tensor {tensor!r} has the impossible shape {shape}")
+    sizes = isinstance(offsets, list) and len(offsets) == 2 and all(_is_size(n) for n in offsets)
+    if not sizes or offsets[0] > offsets[1]:
+        raise ModelFileError(f"{name}: tensor {tensor!r} has impossible offsets {offsets}")
+    begin, end = offsets
+    num_bytes = math.prod(shape) * _DTYPES[dtype].itemsize
+    if end - begin != num_bytes:
+        raise ModelFileError(
+            f"{name}: tensor {tensor!r} has {end - begin} bytes; {dtype} {shape} needs {num_bytes}"
+        )
+    return dtype, tuple(shape), begin, end
+
+
+def _check_tiling(name: str, places: Mapping[str, tuple[str, tuple[int, ...], int, int]]) -> int:
+    """Check that tensors follow one another with no gap; return where the last one ends."""
+    expected = 0
+    for tensor, (_, _, begin, end) in sorted(places.items(), key=lambda item: item[1][2:]):
+        if begin != expected:
+            raise ModelFileError(
+                f"{name}: tensor {tensor!r} begins at data offset {begin}; expected {expected}"
+            )
+        expected = end
+    return expected
+
+
+def write_tensor_file(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, NDArray[Any]],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a safetensors file: afterwards there is all of it or what was there before.
+
+    Parameters
+    ----------
+    path : str or path
+        Replaced if it exists; a symbolic link is followed.
+    tensors : mapping of str to ndarray
+        In C order.
+    metadata : mapping of str to str
+        The ``__metadata__``.
+
+    Raises
+    ------
+    ModelFileError
+        If the header would be too large to be read back, or the file cannot be written.
+    """
+    data = safetensors.numpy.save(dict(tensors), metadata=dict(metadata))
+    header_bytes = int.from_bytes(data[:8], "little")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise ModelFileError(
+            f"{os.fspath(path)}: the description takes {header_bytes} bytes; at most "
+            f"{MAX_HEADER_BYTES} are allowed, keep large things out of training"
+        )
+    target = Path(os.path.realpath(path))
+    # Beside the target: a rename is atomic within one file system only.
+    partial = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.partial")
+    try:
+        try:
+            with open(partial, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        directory = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise ModelFileError(
+            f"{os.fspath(path)} cannot be written: {error.strerror or error}"
+        ) from error
