@@ -25,9 +25,11 @@ __all__ = [
     "load_u32",
     "prefetch",
     "store_f32",
+    "store_f64",
     "store_i32",
     "store_i64",
     "store_u8",
+    "store_u16",
 ]
 
 
@@ -71,9 +73,11 @@ load_i64 = _make_load(_I64, types.int64)
 load_f32 = _make_load(ir.FloatType(), types.float32)
 load_f64 = _make_load(ir.DoubleType(), types.float64)
 store_u8 = _make_store(_I8, types.int64)
+store_u16 = _make_store(_I16, types.int64)
 store_i32 = _make_store(_I32, types.int64)
 store_i64 = _make_store(_I64, types.int64)
 store_f32 = _make_store(ir.FloatType(), types.float32)
+store_f64 = _make_store(ir.DoubleType(), types.float64)
 
 
 @intrinsic

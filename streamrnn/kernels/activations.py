@@ -1,0 +1,202 @@
+"""The activations, on vectors of float32 in registers.
+
+There is no vector mathematics library under numba everywhere, so these are ours. Measured over all
+of their ranges against float64: sigmoid within 1.5e-7, tanh within 2.9e-7, exp within 1.4e-7
+(relative; `tests/test_kernels_activations.py`). Coefficients are minimax fits (iteratively
+reweighted least squares, after Lawson 1961), rounded to float32 and polished by a search over the
+neighbouring float32 values; each is written as the exact float32 value. A NaN stays a NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import load_f32, store_f32
+from streamrnn.kernels.simd import Emitter
+from streamrnn.kernels.simd_width import WIDTH
+
+__all__ = [
+    "IDENTITY",
+    "RELU",
+    "SIGMOID",
+    "SOFTMAX",
+    "TANH",
+    "activate",
+    "emit_sigmoid",
+    "emit_tanh",
+]
+
+IDENTITY, TANH, SIGMOID, RELU, SOFTMAX, _EXP = range(6)
+
+_MAX_EXPONENT = 87.0  # exp stays a normal float32, and so does the reciprocal of 1 + exp
+_LOG2E = 1.4426950216293335  # float32
+_LOG2E_REST = 1.925963033500011e-08  # log2(e) - _LOG2E, as float32
+_ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+_EXP2 = (
+    1.0,
+    0.6931471824645996,
+    0.24022646248340607,
+    0.05550328642129898,
+    0.009618489071726799,
+    0.0013399930903688073,
+    0.00015345809515565634,
+)
+_TANH_BOUND = 8.399999618530273  # tanh rounds to 1 from here on
+_TANH_P = tuple(
+    float.fromhex(value)
+    for value in ("0x1p+0", "0x1.12d538p-3", "0x1.d034aep-9", "0x1.66b0b6p-16", "0x1.f0c204p-27")
+)
+_TANH_Q = tuple(
+    float.fromhex(value)
+    for value in ("0x1p+0", "0x1.debfeap-2", "0x1.aad38ap-6", "0x1.60783ap-12", "0x1.b94cccp-21")
+)
+
+
+def _emit_reciprocal(e: Emitter, d: ir.Value) -> ir.Value:
+    """Return 1/d for normal positive d, within one unit in the last place.
+
+    A vector division keeps a port busy for 16 cycles where seven other operations take 3.5: a
+    first guess from the bits (off by 12 % at most), then two steps of third order,
+    ``y (1 + e + e^2)`` with ``e = 1 - d y``.
+    """
+    b = e.builder
+    y = e.as_floats(b.sub(e.lanes(0x7EF311C7), e.as_lanes(d)))
+    minus_d = b.fneg(d)
+    for _ in range(2):
+        error = e.fma(minus_d, y, e.constant(1.0))
+        y = e.fma(y, e.fma(error, error, error), y)
+    return y
+
+
+def _emit_exp_parts(e: Emitter, x: ir.Value, sign: float) -> tuple[ir.Value, ir.Value]:
+    """Return p and s with ``exp(sign * x) = p * s``, where s is a power of two.
+
+    Multiplying by s, instead of adding to the exponent's bits, lets a NaN in p through.
+    """
+    b = e.builder
+    x = e.clamp(x, _MAX_EXPONENT)
+    shifted = e.fma(x, e.constant(sign * _LOG2E), e.constant(_ROUND))
+    whole = b.fsub(shifted, e.constant(_ROUND))
+    fraction = e.fma(x, e.constant(sign * _LOG2E), b.fneg(whole))
+    fraction = e.fma(x, e.constant(sign * _LOG2E_REST), fraction)
+    power = b.shl(e.as_lanes(shifted), e.lanes(23))
+    power = b.add(power, e.lanes(0x3F800000))
+    return e.horner(_EXP2, fraction), e.as_floats(power)
+
+
+def emit_sigmoid(e: Emitter, x: ir.Value) -> ir.Value:
+    """Emit ``1 / (1 + exp(-x))``.
+
+    Parameters
+    ----------
+    e : Emitter
+        Where to emit.
+    x : ir.Value
+        A vector of float32.
+
+    Returns
+    -------
+    ir.Value
+    """
+    p, s = _emit_exp_parts(e, x, -1.0)
+    return _emit_reciprocal(e, e.fma(p, s, e.constant(1.0)))
+
+
+def emit_tanh(e: Emitter, x: ir.Value) -> ir.Value:
+    """Emit tanh as ``x P(x^2) / Q(x^2)``, both of degree 4.
+
+    Parameters
+    ----------
+    e : Emitter
+        Where to emit.
+    x : ir.Value
+        A vector of float32.
+
+    Returns
+    -------
+    ir.Value
+    """
+    b = e.builder
+    x = e.clamp(x, _TANH_BOUND)
+    square = b.fmul(x, x)
+    above = b.fmul(x, e.horner(_TANH_P, square))
+    return b.fmul(above, _emit_reciprocal(e, e.horner(_TANH_Q, square)))
+
+
+def _emit_relu(e: Emitter, x: ir.Value) -> ir.Value:
+    zero = e.constant(0.0)
+    return e.builder.select(e.builder.fcmp_ordered("<", x, zero), zero, x)
+
+
+def _emit_exp(e: Emitter, x: ir.Value) -> ir.Value:
+    p, s = _emit_exp_parts(e, x, 1.0)
+    return e.builder.fmul(p, s)
+
+
+_EMITTED = {TANH: emit_tanh, SIGMOID: emit_sigmoid, RELU: _emit_relu, _EXP: _emit_exp}
+
+
+@intrinsic(prefer_literal=True)
+def _apply(typingctx: Any, kind: types.Type, address: types.Type) -> Any:
+    """Apply one activation to the `WIDTH` floats at an address, in place."""
+    if not isinstance(kind, types.IntegerLiteral):
+        return None
+    emit = _EMITTED[kind.literal_value]
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        e = Emitter(builder)
+        e.store(emit(e, e.load(args[1], align=4)), args[1], align=4)
+        return context.get_dummy_value()
+
+    return types.void(kind, types.int64), codegen
+
+
+@jit
+def activate(kind, address, size):  # type: ignore[no-untyped-def]
+    """Apply an activation to one row, in place.
+
+    Parameters
+    ----------
+    kind : int64
+        `IDENTITY`, `TANH`, `SIGMOID`, `RELU` or `SOFTMAX`.
+    address : int64
+        Of ``size`` float32. The row must have room up to the next multiple of the vector width;
+        what lies there is overwritten.
+    size : int64
+        Elements that count.
+    """
+    if kind == TANH:
+        for i in range(0, size, WIDTH):
+            _apply(TANH, address + 4 * i)
+    elif kind == SIGMOID:
+        for i in range(0, size, WIDTH):
+            _apply(SIGMOID, address + 4 * i)
+    elif kind == RELU:
+        for i in range(0, size, WIDTH):
+            _apply(RELU, address + 4 * i)
+    elif kind == SOFTMAX:
+        _softmax(address, size)
+
+
+@jit
+def _softmax(address, size):  # type: ignore[no-untyped-def]
+    """Replace a row by ``exp(x - max x)`` over its sum; sums run in ascending order."""
+    largest = load_f32(address)
+    for i in range(1, size):
+        value = load_f32(address + 4 * i)
+        if not value <= largest:  # a NaN becomes the largest, and with it every output
+            largest = value
+    for i in range(size):
+        store_f32(address + 4 * i, load_f32(address + 4 * i) - largest)
+    for i in range(0, size, WIDTH):
+        _apply(_EXP, address + 4 * i)
+    total = load_f32(address)
+    for i in range(1, size):
+        total += load_f32(address + 4 * i)
+    for i in range(size):
+        store_f32(address + 4 * i, load_f32(address + 4 * i) / total)

@@ -1,0 +1,254 @@
+"""One loaded model as the compiled code sees it: a small table of sizes, offsets and addresses.
+
+There is one compiled program for all models. Sizes, cells and offsets are data in the plan; only
+the tiles' shapes are constants of the machine code, so the cache on disk serves every model and no
+request ever waits for a compilation.
+
+A stream's row is float32, a multiple of 64 bytes: one float for each input that must be remembered
+(NaN: nothing seen yet), padded to 16; then for each layer h, and c for an LSTM, each padded to 16
+with zeros.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.kernels.activations import IDENTITY, RELU, SIGMOID, SOFTMAX, TANH
+from streamrnn.kernels.pack import aligned_floats, pack, padded
+from streamrnn.kernels.simd_width import WIDTH
+from streamrnn.kernels.tiles import DENSE, GRU, LSTM
+from streamrnn.model import Model
+from streamrnn.spec import CELLS, MAX_LAYERS, InputSpec, ModelSpec
+
+__all__ = ["MAX_WAVE", "PLAN_WORDS", "Program"]
+
+MAX_WAVE = 96  # rows of a wave: a multiple of every tile's rows
+
+# Words of a plan.
+(
+    NUM_INPUTS,
+    OUTPUT_SIZE,
+    ROW_BYTES,
+    INPUT_IS_TOKEN,
+    INITIAL_ROW_ADDRESS,
+    NUM_LAYERS,
+    INPUTS_ARE_FEATURES,  # x can be read as it comes: nothing to transform
+    INPUT_TABLE,  # address of int64[num_inputs, INPUT_WORDS]
+    INPUT_VALUES,  # address of float32[num_inputs, 2]: center, fill
+    FEATURES,  # address of float32[MAX_WAVE, feature stride], scratch
+    FEATURE_STRIDE,  # bytes
+    HIDDEN,  # address of float32[MAX_WAVE, hidden stride], scratch: new h, head's output
+    HIDDEN_STRIDE,  # bytes
+    X_POINTERS,  # address of int64[MAX_WAVE], scratch
+    H_POINTERS,  # address of int64[MAX_WAVE], scratch
+    LAST_H,  # bytes from the row to the last layer's h
+    LAST_SIZE,  # its elements
+    HEAD_WEIGHTS,  # address, or 0 without a head
+    HEAD_ACTIVATION,
+    HEAD_PANELS,
+    OUTPUT_LEVELS,  # address of int64[output_size]: bytes to the remembered level, or -1
+    OUTPUT_CENTERS,  # address of float32[output_size]
+    OUTPUTS_ARE_PLAIN,  # no level and no center to add
+    FIRST_LAYER,  # where the layers' words begin
+) = range(24)
+
+# Words of one layer.
+KIND, ACTIVATION, WEIGHTS, NUM_X, HIDDEN_SIZE, H_OFFSET, NUM_PANELS, LAYER_WORDS = range(8)
+
+# Words of one input.
+(
+    INPUT_KIND,
+    FEATURE,  # index of its first feature
+    MEMORY,  # bytes from the row to its remembered value, or -1
+    MISSING,
+    IS_DIFFERENCE,
+    NUM_CATEGORIES,
+    EMBEDDING,  # address of float32[num_categories, embedding_size], or 0
+    EMBEDDING_SIZE,
+    INPUT_WORDS,
+) = range(9)
+NUMERIC, CATEGORICAL, TOKEN = range(3)
+MISSING_ERROR, MISSING_HOLD, MISSING_MEAN, MISSING_MASK = range(4)
+
+PLAN_WORDS = FIRST_LAYER + MAX_LAYERS * LAYER_WORDS
+
+_INPUT_KINDS = {"numeric": NUMERIC, "categorical": CATEGORICAL, "token": TOKEN}
+_MISSING = {
+    "error": MISSING_ERROR,
+    "hold": MISSING_HOLD,
+    "mean": MISSING_MEAN,
+    "mask": MISSING_MASK,
+}
+_ACTIVATIONS = {"identity": IDENTITY, "tanh": TANH, "sigmoid": SIGMOID, "softmax": SOFTMAX}
+_CELLS = {
+    "rnn_tanh": (DENSE, TANH),
+    "rnn_relu": (DENSE, RELU),
+    "gru": (GRU, IDENTITY),
+    "lstm": (LSTM, IDENTITY),
+}
+
+
+def _feature_scales(spec: ModelSpec) -> NDArray[np.float64]:
+    """Return what each column of the first layer's matrix is divided by."""
+    scales = []
+    for item in spec.inputs:
+        scales += [item.scale] + [1.0] * (item.num_features - 1)
+    return np.array(scales)
+
+
+def _biases(
+    kind: int, hidden_size: int, x_bias: NDArray[np.float64], h_bias: NDArray[np.float64]
+) -> list[NDArray[np.float64]]:
+    """Return one bias for each accumulator of a tile."""
+    if kind != GRU:
+        return list((x_bias + h_bias).reshape(-1, hidden_size))
+    x, h = x_bias.reshape(3, hidden_size), h_bias.reshape(3, hidden_size)
+    return [x[0] + h[0], x[1] + h[1], x[2], h[2]]
+
+
+class Program:
+    """A model made ready for the kernels: packed weights, a plan, and scratch for one thread.
+
+    Parameters
+    ----------
+    model : Model
+        Scales are folded into its first and last matrices here, in float64.
+
+    Attributes
+    ----------
+    plan : ndarray of int64, shape (PLAN_WORDS,)
+        Holds addresses of arrays that the program owns: keep the program alive.
+    row_bytes : int
+        Bytes of one stream's row.
+    initial_row : ndarray of float32, shape (row_bytes // 4,)
+        The row of a stream that has seen nothing.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.spec = model.spec
+        self.plan = np.zeros(PLAN_WORDS, dtype=np.int64)
+        self._owned: list[NDArray[np.generic]] = []
+        self._parameters = {
+            name: np.asarray(value, dtype=np.float64) for name, value in model.parameters.items()
+        }
+        num_memories = sum(item.has_memory for item in self.spec.inputs)
+        self._next_offset = 4 * padded(num_memories) if num_memories else 0
+        self._add_inputs()
+        self._add_layers()
+        self._add_outputs()
+        self.row_bytes = self._next_offset
+        self.initial_row = aligned_floats(self.row_bytes // 4)
+        self.initial_row[:num_memories] = np.nan
+        self.plan[ROW_BYTES] = self.row_bytes
+        self.plan[INITIAL_ROW_ADDRESS] = self._own(self.initial_row)
+        del self._parameters, self._next_offset
+        self._add_scratch()
+
+    def for_shard(self) -> Program:
+        """Return a program with the same weights and scratch of its own, for another thread.
+
+        Returns
+        -------
+        Program
+        """
+        other = object.__new__(Program)
+        other.__dict__.update(self.__dict__)
+        other.plan = self.plan.copy()
+        other._owned = list(self._owned)
+        other._add_scratch()
+        return other
+
+    def _own(self, array: NDArray[np.generic]) -> int:
+        """Keep an array alive as long as the program, and return its address."""
+        self._owned.append(array)
+        return array.ctypes.data
+
+    def _add_inputs(self) -> None:
+        spec, plan = self.spec, self.plan
+        table = np.zeros((spec.num_inputs, INPUT_WORDS), dtype=np.int64)
+        values = np.zeros((spec.num_inputs, 2), dtype=np.float32)
+        feature = memory = 0
+        for item, row, value in zip(spec.inputs, table, values, strict=True):
+            row[INPUT_KIND] = _INPUT_KINDS[item.kind]
+            row[FEATURE] = feature
+            row[MEMORY] = memory if item.has_memory else -1
+            row[MISSING] = _MISSING[item.missing]
+            row[IS_DIFFERENCE] = item.difference
+            row[NUM_CATEGORIES] = item.num_categories
+            if item.embedding_size:
+                weights = self._parameters[f"embedding.{item.name}.weight"]
+                row[EMBEDDING] = self._own(np.ascontiguousarray(weights, dtype=np.float32))
+                row[EMBEDDING_SIZE] = item.embedding_size
+            value[:] = item.center, item.fill
+            feature += item.num_features
+            memory += 4 * item.has_memory
+        plan[NUM_INPUTS] = spec.num_inputs
+        plan[INPUT_IS_TOKEN] = spec.is_token
+        plan[INPUT_TABLE] = self._own(table)
+        plan[INPUT_VALUES] = self._own(values)
+        plan[INPUTS_ARE_FEATURES] = all(
+            item == InputSpec(item.name, item.unit, scale=item.scale, fill=item.fill)
+            for item in spec.inputs
+        )
+
+    def _add_layers(self) -> None:
+        spec, plan = self.spec, self.plan
+        plan[NUM_LAYERS] = len(spec.layers)
+        num_x = spec.num_features
+        for index, layer in enumerate(spec.layers):
+            kind, activation = _CELLS[layer.cell]
+            size = layer.hidden_size
+            x_weights = self._parameters[f"weight_ih_l{index}"]
+            if index == 0:
+                x_weights = x_weights / _feature_scales(spec)
+            biases = _biases(
+                kind,
+                size,
+                self._parameters[f"bias_ih_l{index}"],
+                self._parameters[f"bias_hh_l{index}"],
+            )
+            packed = pack(kind, biases, x_weights, self._parameters[f"weight_hh_l{index}"])
+            words = plan[FIRST_LAYER + index * LAYER_WORDS :][:LAYER_WORDS]
+            words[KIND], words[ACTIVATION] = kind, activation
+            words[WEIGHTS] = self._own(packed)
+            words[NUM_X], words[HIDDEN_SIZE] = num_x, size
+            words[H_OFFSET] = self._next_offset
+            words[NUM_PANELS] = padded(size) // WIDTH
+            self._next_offset += 4 * padded(size) * len(CELLS[layer.cell].states)
+            num_x = size
+        plan[LAST_H], plan[LAST_SIZE] = words[H_OFFSET], num_x
+
+    def _add_outputs(self) -> None:
+        spec, plan = self.spec, self.plan
+        plan[OUTPUT_SIZE] = spec.output_size
+        levels = np.full(spec.output_size, -1, dtype=np.int64)
+        memories = [item.name for item in spec.inputs if item.has_memory]
+        for index, output in enumerate(spec.outputs):
+            if output.difference_of is not None:
+                levels[index] = 4 * memories.index(output.difference_of)
+        centers = np.array([output.center for output in spec.outputs], dtype=np.float32)
+        plan[OUTPUT_LEVELS] = self._own(levels)
+        plan[OUTPUT_CENTERS] = self._own(centers)
+        plan[OUTPUTS_ARE_PLAIN] = not centers.any() and bool(np.all(levels < 0))
+        if spec.head is None:
+            return
+        scales = np.array([output.scale for output in spec.outputs])
+        weights = self._parameters["head.weight"] * scales[:, None]
+        bias = self._parameters["head.bias"] * scales
+        packed = pack(DENSE, [bias], weights, np.zeros((spec.output_size, 0)))
+        plan[HEAD_WEIGHTS] = self._own(packed)
+        plan[HEAD_ACTIVATION] = _ACTIVATIONS[spec.head.activation]
+        plan[HEAD_PANELS] = padded(spec.output_size) // WIDTH
+
+    def _add_scratch(self) -> None:
+        spec, plan = self.spec, self.plan
+        widest = max(spec.output_size, *(layer.hidden_size for layer in spec.layers))
+        for place, stride, size in (
+            (FEATURES, FEATURE_STRIDE, padded(spec.num_features)),
+            (HIDDEN, HIDDEN_STRIDE, padded(widest)),
+        ):
+            plan[place] = self._own(aligned_floats(MAX_WAVE * size))
+            plan[stride] = 4 * size
+        for place in (X_POINTERS, H_POINTERS):
+            plan[place] = self._own(np.zeros(MAX_WAVE, dtype=np.int64))

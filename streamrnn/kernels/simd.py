@@ -1,0 +1,143 @@
+"""Vectors of float32 in LLVM IR: what the tiles and the activations are written with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from streamrnn.kernels.simd_width import WIDTH
+
+__all__ = ["FLOAT", "INT", "VECTOR", "Emitter"]
+
+FLOAT = ir.FloatType()
+INT = ir.IntType(64)
+VECTOR = ir.VectorType(FLOAT, WIDTH)
+_LANES = ir.VectorType(ir.IntType(32), WIDTH)
+
+
+class Emitter:
+    """Emits operations on vectors of `WIDTH` float32 at the builder's place.
+
+    Every product that is added goes through one fused multiply-add, and no fast-math flag is ever
+    set, so LLVM may neither contract nor reorder: the bits of a lane are the same at every width
+    and in every tile.
+
+    Parameters
+    ----------
+    builder : llvmlite.ir.IRBuilder
+        Where to emit.
+    """
+
+    def __init__(self, builder: ir.IRBuilder) -> None:
+        self.builder = builder
+        # By name: llvmlite's declare_intrinsic refuses vector types.
+        kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
+        name = f"llvm.fma.v{WIDTH}f32"
+        self._fma = cgutils.get_or_insert_function(builder.module, kind, name)
+
+    def constant(self, value: float) -> ir.Constant:
+        """Return a vector with one float32 value in every lane.
+
+        Parameters
+        ----------
+        value : float
+            Rounded to float32 by the caller, or exact.
+
+        Returns
+        -------
+        ir.Constant
+        """
+        return ir.Constant(VECTOR, [ir.Constant(FLOAT, value)] * WIDTH)
+
+    def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        """Return ``a * b + c``, rounded once.
+
+        Parameters
+        ----------
+        a, b, c : ir.Value
+            Vectors.
+
+        Returns
+        -------
+        ir.Value
+        """
+        return self.builder.call(self._fma, [a, b, c])
+
+    def horner(self, coefficients: Sequence[float], x: ir.Value) -> ir.Value:
+        """Return the polynomial ``c[0] + c[1] x + c[2] x^2 + ...``.
+
+        Parameters
+        ----------
+        coefficients : sequence of float
+            The constant term first; float32 values.
+        x : ir.Value
+            A vector.
+
+        Returns
+        -------
+        ir.Value
+        """
+        result: ir.Value = self.constant(coefficients[-1])
+        for coefficient in coefficients[-2::-1]:
+            result = self.fma(result, x, self.constant(coefficient))
+        return result
+
+    def clamp(self, x: ir.Value, bound: float) -> ir.Value:
+        """Return x within [-bound, bound]; a NaN stays a NaN.
+
+        LLVM's minnum and maxnum return the other operand for a NaN, so this compares and selects.
+
+        Parameters
+        ----------
+        x : ir.Value
+            A vector.
+        bound : float
+            Above 0.
+
+        Returns
+        -------
+        ir.Value
+        """
+        for sign, order in ((1.0, ">"), (-1.0, "<")):
+            limit = self.constant(sign * bound)
+            x = self.builder.select(self.builder.fcmp_ordered(order, x, limit), limit, x)
+        return x
+
+    def as_lanes(self, x: ir.Value) -> ir.Value:
+        """Return the bits of a vector of float32 as int32 lanes."""
+        return self.builder.bitcast(x, _LANES)
+
+    def as_floats(self, lanes: ir.Value) -> ir.Value:
+        """Return int32 lanes as the float32 vector that has these bits."""
+        return self.builder.bitcast(lanes, VECTOR)
+
+    def lanes(self, value: int) -> ir.Constant:
+        """Return a vector with one int32 in every lane."""
+        return ir.Constant(_LANES, [ir.Constant(ir.IntType(32), value)] * WIDTH)
+
+    def splat(self, scalar: ir.Value) -> ir.Value:
+        """Return a vector with a float32 scalar in every lane."""
+        vector = self.builder.insert_element(
+            ir.Constant(VECTOR, ir.Undefined), scalar, ir.IntType(32)(0)
+        )
+        return self.builder.shuffle_vector(
+            vector,
+            ir.Constant(VECTOR, ir.Undefined),
+            ir.Constant(_LANES, [ir.Constant(ir.IntType(32), 0)] * WIDTH),
+        )
+
+    def load(self, address: ir.Value, align: int = 4 * WIDTH) -> ir.Value:
+        """Load a vector from an integer address that is a multiple of ``align`` bytes."""
+        pointer = self.builder.inttoptr(address, VECTOR.as_pointer())
+        return self.builder.load(pointer, align=align)
+
+    def store(self, vector: ir.Value, address: ir.Value, align: int = 4 * WIDTH) -> None:
+        """Store a vector at an integer address that is a multiple of ``align`` bytes."""
+        pointer = self.builder.inttoptr(address, VECTOR.as_pointer())
+        self.builder.store(vector, pointer, align=align)
+
+    def load_scalar(self, address: ir.Value) -> ir.Value:
+        """Load one float32 from an integer address."""
+        return self.builder.load(self.builder.inttoptr(address, FLOAT.as_pointer()), align=4)
