@@ -208,7 +208,7 @@ def test_an_unnamed_argument_is_found(source, words):
         "def _f(a): ...",
         "def f(): ...",
         "def f(a, b):\n '''Sum.\n\n Parameters\n ----------\n a, b : int\n  Two.\n '''",
-        "def f(*a):\n '''Sum.\n\n Parameters\n ----------\n *a : int\n\n Returns\n -------\n x\n'''",
+        "def f(*a):\n '''Sum.\n\n Parameters\n ----------\n *a : int\n\n Returns\n ---\n x\n'''",
         "class C:\n '''C.\n\n Parameters\n ----------\n a\n '''\n def __init__(self, a): ...",
         "class C:\n a: int\n def f(self): ...",
     ],

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, (_, line) in COMMANDS.items():
             subparser = subparsers.add_parser(name, help=line, description=line, allow_abbrev=False)
             if command is not None and name == chosen:
-                _add_debug(subparser, default=argparse.SUPPRESS)
+                _add_debug(subparser)
                 subparser.set_defaults(run=command.run)
                 command.configure(subparser)
         args = parser.parse_args(arguments)
@@ -103,14 +103,13 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"streamrnn {streamrnn.__version__}")
-    _add_debug(parser, default=False)
+    _add_debug(parser)
     return parser
 
 
-def _add_debug(parser: argparse.ArgumentParser, default: object) -> None:
-    parser.add_argument(
-        "--debug", action="store_true", default=default, help="show a traceback when it fails"
-    )
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    # Only for the help and the check of usage: an error may come before there are parsed arguments.
+    parser.add_argument("--debug", action="store_true", help="show a traceback when it fails")
 
 
 def _complain(error: Exception) -> None:
