@@ -1,0 +1,151 @@
+"""Where the streams live: one 64-byte header and one row of floats for each slot.
+
+Address space for all slots is reserved at once and costs memory only where it is touched. A slot
+is a number; the headers of all models lie in one table, the rows of each model in a slab of their
+own. Header and row are one cache miss each, and both can be asked for as soon as the slot is known.
+
+A header, in bytes from its address::
+
+     0  i64  LAST_SEQ     the last step applied; of an unnumbered stream 0
+     8  i64  DURABLE_SEQ  the last step that is on disk
+    16  i64  RING         address of the ring of replies; with window 1 the last input's digest
+    24  16 B ID           the canonical id if it has at most 16 bytes (the rest is 0), or else
+                          i64 address of a copy of it
+    40  i32  TAIL         index + 1 of the last waiting request, whose next one is the first; 0 none
+    44  i32  NEXT         next slot + 1 in the list this slot is in (ready, or free); 0 the last
+    48  i32  LAST_USED_S  the loop's clock when a request last came
+    52  i32  GENERATION   counts the streams that have lived in this slot
+    56  u16  NUM_WAITING  number of waiting requests
+    58  u16  MODEL
+    60  u8   FLAGS        see below
+    61  u8   ID_BYTES     length of the canonical id
+    62  u8   WINDOW_LOG2
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.errors import StartError
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import load_i64, load_u8
+
+__all__ = [
+    "DURABLE_SEQ",
+    "FLAGS",
+    "GENERATION",
+    "HEADER_BYTES",
+    "ID",
+    "ID_BYTES",
+    "IS_NUMBERED",
+    "IS_OPEN",
+    "IS_READY",
+    "IS_UNNUMBERED",
+    "LAST_SEQ",
+    "LAST_USED_S",
+    "MAX_INLINE_ID_BYTES",
+    "MODEL",
+    "NEXT",
+    "NUM_WAITING",
+    "RING",
+    "TAIL",
+    "WINDOW_LOG2",
+    "address_of",
+    "id_address",
+    "reserve",
+]
+
+HEADER_BYTES = 64
+MAX_INLINE_ID_BYTES = 16
+
+(LAST_SEQ, DURABLE_SEQ, RING, ID) = (0, 8, 16, 24)
+(TAIL, NEXT, LAST_USED_S, GENERATION) = (40, 44, 48, 52)
+(NUM_WAITING, MODEL, FLAGS, ID_BYTES, WINDOW_LOG2) = (56, 58, 60, 61, 62)
+
+IS_OPEN = 1  # a stream lives here; without it requests wait for an `open` that waits before them
+IS_READY = 2  # in the list of slots that have work
+IS_NUMBERED = 4  # fixed by the stream's first step
+IS_UNNUMBERED = 8
+
+_MAP_NORESERVE = 0x4000  # Linux on all its usual machines; `mmap` names it from Python 3.13 on
+_HUGE_PAGE_BYTES = 2 * 2**20
+
+
+def reserve(num_bytes: int, huge_pages: bool = False) -> NDArray[np.uint8]:
+    """Reserve address space, zeroed, that takes memory only where it is touched.
+
+    Parameters
+    ----------
+    num_bytes : int
+        How much; 0 is taken as 1.
+    huge_pages : bool
+        Whether to ask for pages of 2 MiB: fewer TLB misses, but memory comes in larger pieces.
+
+    Returns
+    -------
+    ndarray of uint8
+        Shape ``[num_bytes]``, starting at a multiple of 4 KiB (2 MiB with huge pages), owned by
+        the array.
+
+    Raises
+    ------
+    StartError
+        If there is not so much address space.
+    """
+    slack = _HUGE_PAGE_BYTES if huge_pages else 0
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    if sys.platform == "linux":
+        flags |= _MAP_NORESERVE
+    try:
+        region = mmap.mmap(-1, max(num_bytes, 1) + slack, flags=flags)
+    except (OSError, OverflowError, ValueError) as error:
+        raise StartError(
+            f"cannot reserve {num_bytes / 2**30:.1f} GiB of address space ({error}); "
+            "allow fewer streams (--max-streams)"
+        ) from error
+    if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them: slower, not wrong
+            region.madvise(mmap.MADV_HUGEPAGE)
+    whole = np.frombuffer(region, np.uint8)
+    start = -address_of(whole) % slack if slack else 0
+    return whole[start : start + max(num_bytes, 1)]
+
+
+def address_of(array: NDArray[Any]) -> int:
+    """Return the address of an array's first element, for compiled code.
+
+    Parameters
+    ----------
+    array : ndarray
+        Any; the caller keeps it alive for as long as the address is used.
+
+    Returns
+    -------
+    int
+    """
+    return int(array.ctypes.data)
+
+
+@jit
+def id_address(header: int) -> int:
+    """Return where a slot's canonical id lies.
+
+    Parameters
+    ----------
+    header : int
+        Address of the slot's header, whose ``ID_BYTES`` is set.
+
+    Returns
+    -------
+    int
+        Address of ``ID_BYTES`` bytes.
+    """
+    if load_u8(header + ID_BYTES) <= MAX_INLINE_ID_BYTES:
+        return header + ID
+    return load_i64(header + ID)
