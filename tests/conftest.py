@@ -1,9 +1,14 @@
-"""What every test shares: nothing yet but a fixed seed."""
+"""What every test shares."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# A test's first example may wait for a compilation, and no test gates on time.
+settings.register_profile("streamrnn", deadline=None, print_blob=True)
+settings.load_profile("streamrnn")
 
 
 @pytest.fixture
