@@ -1,0 +1,1 @@
+"""The step made fast: the mathematics of `streamrnn.cells` as compiled code."""

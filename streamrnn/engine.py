@@ -1,0 +1,385 @@
+"""The engine in process: a model, the rows of its streams, and the kernels."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streamrnn.errors import InputError, StreamError
+from streamrnn.kernels.cpu import check_input, step_rows
+from streamrnn.kernels.float_mode import enter_float_mode, leave_float_mode
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.plan import MAX_WAVE, NUM_INPUTS, OUTPUT_SIZE, Program
+from streamrnn.model import Model
+from streamrnn.state.slab import reserve
+
+__all__ = ["Engine"]
+
+_ROW_ALIGNMENT_BYTES = 64
+_GENERATION_SHIFT = 32  # a row's number is its slot, and above it the slot's generation
+_SLOT_MASK = (1 << _GENERATION_SHIFT) - 1
+
+# What a compiled call answers: a kind, and above it the item it concerns.
+_DONE, _STALE_ROW, _ROW_TWICE, _BAD_INPUT = range(4)
+_KIND_BITS = 2
+
+
+class Engine:
+    """Runs one model for many streams, one time step at a time, in this process.
+
+    Each stream's hidden and cell state stays in the engine; a step brings the next input and
+    returns the next output. The bits of an output depend neither on which other streams are
+    stepped together with it, nor on whether its steps came singly or as a chunk.
+
+    Methods may be called from several threads; they run one after the other.
+
+    Parameters
+    ----------
+    model : Model
+        What to run.
+    device : str
+        ``"cpu"``.
+    max_streams : int
+        The most streams at once. Memory is taken only for those that exist.
+
+    Raises
+    ------
+    InputError
+        If the device is unknown.
+
+    Examples
+    --------
+    >>> engine = Engine(Model.load("co2.safetensors"))  # doctest: +SKIP
+    >>> y = engine.step({"a": x_a, "b": x_b})           # doctest: +SKIP
+    """
+
+    def __init__(self, model: Model, device: str = "cpu", max_streams: int = 1 << 20) -> None:
+        if device != "cpu":
+            raise InputError(f"device is {device!r}; this engine runs on 'cpu'")
+        if not 1 <= max_streams < 1 << 31:
+            raise InputError(f"max_streams is {max_streams}; it must be from 1 to 2^31 - 1")
+        self.model = model
+        self.max_streams = max_streams
+        spec = model.spec
+        self._dtype = np.dtype(np.uint32 if spec.is_token else np.float32)
+        self._num_inputs, self._output_size = spec.num_inputs, spec.output_size
+        self._program = Program(model)
+        row_floats = self._program.row_bytes // 4
+        num_bytes = max_streams * self._program.row_bytes + _ROW_ALIGNMENT_BYTES
+        memory = reserve(num_bytes)
+        start = -memory.ctypes.data % _ROW_ALIGNMENT_BYTES
+        rows = memory[start:][: max_streams * self._program.row_bytes]
+        self._rows = rows.view(np.float32).reshape(max_streams, row_floats)
+        self._generations = reserve(8 * max_streams).view(np.int64)  # odd while a stream lives
+        self._stamps = reserve(8 * max_streams).view(np.int64)  # the call a slot was last in
+        self._slots: dict[Hashable, int] = {}  # a stream's row number
+        self._free: list[int] = []
+        self._next_slot = 0
+        self._num_calls = np.zeros(1, dtype=np.int64)
+        self._lock = threading.Lock()
+        self._run(np.empty(0, dtype=np.int64), np.empty((0, self._num_inputs), self._dtype), 1)
+
+    def __len__(self) -> int:
+        """Return the number of streams that have a state."""
+        return len(self._slots)
+
+    def __contains__(self, stream: Hashable) -> bool:
+        """Return whether a stream has a state."""
+        return stream in self._slots
+
+    def step(self, inputs: Mapping[Hashable, ArrayLike]) -> dict[Hashable, NDArray[np.float32]]:
+        """Advance streams by one time step each; unknown ones start from the initial state.
+
+        Parameters
+        ----------
+        inputs : mapping of stream id to array_like, shape (num_inputs,)
+            One x for each stream. An id is anything hashable.
+
+        Returns
+        -------
+        dict of stream id to ndarray of float32, shape (output_size,)
+            In the order of the inputs.
+
+        Raises
+        ------
+        InputError
+            If an input does not fit the model. No stream has advanced then.
+        StreamError
+            If there is no room for another stream.
+        """
+        x = np.empty((len(inputs), self._num_inputs), dtype=self._dtype)
+        for index, (stream, value) in enumerate(inputs.items()):
+            x[index] = self._as_input(value, (self._num_inputs,), f"stream {stream!r}: x")
+        streams = list(inputs)
+        known = [stream in self._slots for stream in streams]
+        try:
+            y = self.batch(self.rows(streams), x)
+        except InputError:
+            # A refused step leaves nothing behind, not even the stream that it would have begun.
+            for stream, was_known in zip(streams, known, strict=True):
+                if not was_known and stream in self._slots:
+                    self.close(stream)
+            raise
+        return dict(zip(streams, y, strict=True))
+
+    def steps(self, stream: Hashable, x: ArrayLike) -> NDArray[np.float32]:
+        """Advance one stream by T time steps.
+
+        Parameters
+        ----------
+        stream : hashable
+            The stream's id; an unknown one starts from the initial state.
+        x : array_like, shape (T, num_inputs)
+            Inputs in time order.
+
+        Returns
+        -------
+        ndarray of float32, shape (T, output_size)
+
+        Raises
+        ------
+        InputError
+            If an input does not fit the model. The stream has not advanced then.
+        StreamError
+            If there is no room for another stream.
+        """
+        chunk = self._as_input(x, (-1, self._num_inputs), f"stream {stream!r}: x")
+        was_known = stream in self._slots
+        try:
+            return self._run(self.rows([stream]), chunk, len(chunk))
+        except InputError:
+            if not was_known:
+                self.close(stream)
+            raise
+
+    def rows(self, streams: Iterable[Hashable]) -> NDArray[np.int64]:
+        """Resolve stream ids to row numbers, for `batch`. Unknown streams are started.
+
+        Parameters
+        ----------
+        streams : iterable of hashable
+            Stream ids.
+
+        Returns
+        -------
+        ndarray of int64, shape (B,)
+            Valid until a stream is closed; `batch` notices one that is not.
+
+        Raises
+        ------
+        StreamError
+            If there is no room for another stream.
+        """
+        with self._lock:
+            slots = self._slots
+            return np.array(
+                [slots[s] if s in slots else self._start(s) for s in streams], dtype=np.int64
+            )
+
+    def batch(self, rows: NDArray[np.int64], x: ArrayLike) -> NDArray[np.float32]:
+        """Advance many streams by one time step each: the fast form of `step`.
+
+        Parameters
+        ----------
+        rows : ndarray of int64, shape (B,)
+            From `rows`, each at most once.
+        x : array_like, shape (B, num_inputs)
+            Fastest as a contiguous array of float32 (uint32 for a token model).
+
+        Returns
+        -------
+        ndarray of float32, shape (B, output_size)
+
+        Raises
+        ------
+        InputError
+            If an input does not fit the model, or a stream stands twice. No stream has advanced.
+        StreamError
+            If a row's stream has been closed since.
+        """
+        if not (
+            type(x) is np.ndarray
+            and x.dtype is self._dtype
+            and x.ndim == 2
+            and x.shape[1] == self._num_inputs
+            and x.flags.c_contiguous
+        ):
+            x = self._as_input(x, (-1, self._num_inputs), "x")
+        if len(rows) != len(x):
+            raise InputError(f"{len(rows)} rows but {len(x)} inputs; give one x for each row")
+        return self._run(rows, x, 1)
+
+    def reset(self, stream: Hashable) -> None:
+        """Put a stream back to the initial state.
+
+        Parameters
+        ----------
+        stream : hashable
+            Its id.
+
+        Raises
+        ------
+        StreamError
+            If it is unknown.
+        """
+        with self._lock:
+            self._rows[self._slot_of(stream)] = self._program.initial_row
+
+    def close(self, stream: Hashable) -> None:
+        """Forget a stream.
+
+        Parameters
+        ----------
+        stream : hashable
+            Its id.
+
+        Raises
+        ------
+        StreamError
+            If it is unknown.
+        """
+        with self._lock:
+            slot = self._slot_of(stream)
+            del self._slots[stream]
+            self._generations[slot] += 1
+            self._free.append(slot)
+
+    def _slot_of(self, stream: Hashable) -> int:
+        try:
+            return self._slots[stream] & _SLOT_MASK
+        except KeyError:
+            raise StreamError(
+                f"stream {stream!r} is unknown; it has not been stepped, or it has been closed"
+            ) from None
+
+    def _start(self, stream: Hashable) -> int:
+        """Give a stream a slot in the initial state, and return its row number."""
+        if self._free:
+            slot = self._free.pop()
+        elif self._next_slot < self.max_streams:
+            slot = self._next_slot
+            self._next_slot += 1
+        else:
+            raise StreamError(
+                f"no room for stream {stream!r}: all {self.max_streams} streams are in use; "
+                "close some, or make the engine with a larger max_streams"
+            )
+        self._rows[slot] = self._program.initial_row
+        self._generations[slot] += 1
+        row = int(self._generations[slot]) << _GENERATION_SHIFT | slot
+        self._slots[stream] = row
+        return row
+
+    def _as_input(self, x: ArrayLike, shape: Sequence[int], what: str) -> NDArray[Any]:
+        """Return x as a contiguous array of the model's dtype, or say what is wrong with it."""
+        given = np.asarray(x)
+        if given.ndim == 1 and len(shape) == 2 and self._num_inputs == 1:
+            given = given[:, None]  # a plain series into a model with one input
+        expected = tuple(given.shape[0] if size < 0 and given.ndim else size for size in shape)
+        if given.shape != expected:
+            wanted = ", ".join("T" if size < 0 else str(size) for size in shape)
+            raise InputError(
+                f"{what} has shape {given.shape}, expected ({wanted}): one number for each of "
+                f"the model's inputs, {self._names()}"
+            )
+        if given.dtype == self._dtype:
+            return np.ascontiguousarray(given)
+        kinds = "ui" if self.model.spec.is_token else "fuib"
+        if given.dtype.kind not in kinds:
+            raise InputError(f"{what} has dtype {given.dtype}, expected {self._dtype}")
+        if self.model.spec.is_token and given.size and given.min() < 0:
+            raise InputError(f"{what} holds the token {given.min()}; tokens are 0 or more")
+        with np.errstate(over="ignore"):  # too large for float32: an infinity, refused as one
+            return np.ascontiguousarray(given, dtype=self._dtype)
+
+    def _names(self) -> str:
+        names = [item.name for item in self.model.spec.inputs]
+        return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+    def _run(
+        self, rows: NDArray[np.int64], x: NDArray[Any], num_steps: int
+    ) -> NDArray[np.float32]:
+        """Advance every row by ``num_steps``, whose inputs stand one after the other in x."""
+        y = np.empty((len(x), self._output_size), dtype=np.float32)
+        with self._lock:
+            answer = _advance(
+                self._program.plan,
+                rows,
+                x,
+                y,
+                num_steps,
+                self._rows,
+                (self._generations, self._stamps, self._num_calls),
+            )
+        if answer != _DONE:
+            self._refuse(answer & (1 << _KIND_BITS) - 1, answer >> _KIND_BITS, rows, x)
+        return y
+
+    def _refuse(self, kind: int, item: int, rows: NDArray[np.int64], x: NDArray[Any]) -> None:
+        if kind == _STALE_ROW:
+            raise StreamError(
+                f"row {item} ({rows[item]}) belongs to no stream now: it has been closed; "
+                "resolve the names again with rows()"
+            )
+        if kind == _ROW_TWICE:
+            raise InputError(
+                f"row {item} stands for a stream that is in this batch already; a batch holds "
+                "one step of each stream, so send the second one in another batch, or use steps()"
+            )
+        step, index = divmod(item, self._num_inputs)
+        given = self.model.spec.inputs[index]
+        if given.kind == "numeric":
+            wanted = "a finite number" + ("" if given.missing == "error" else " or NaN (missing)")
+        else:
+            wanted = f"a whole number from 0 to {given.num_categories - 1}"
+        raise InputError(
+            f"input {given.name!r} at index {step} of x is {x[step, index]}; expected {wanted}. "
+            "No stream has advanced"
+        )
+
+
+@jit
+def _advance(plan, rows, x, y, num_steps, slab, marks):  # type: ignore[no-untyped-def]
+    """Check everything, then step everything. See `Engine._run`.
+
+    Returns
+    -------
+    int64
+        `_DONE`, or what is wrong (low bits) and with which row or element of x (high bits).
+    """
+    generations, stamps, num_calls = marks
+    num_calls[0] += 1
+    for i in range(len(rows)):
+        slot = rows[i] & _SLOT_MASK
+        generation = rows[i] >> _GENERATION_SHIFT
+        if slot >= len(generations) or generations[slot] != generation or not generation & 1:
+            return i << _KIND_BITS | _STALE_ROW
+        if stamps[slot] == num_calls[0]:
+            return i << _KIND_BITS | _ROW_TWICE
+        stamps[slot] = num_calls[0]
+    bad = check_input(plan, x.ctypes.data, len(x))
+    if bad >= 0:
+        return bad << _KIND_BITS | _BAD_INPUT
+
+    before = enter_float_mode()
+    row_addresses = np.empty(MAX_WAVE, dtype=np.int64)
+    x_addresses = np.empty(MAX_WAVE, dtype=np.int64)
+    y_addresses = np.empty(MAX_WAVE, dtype=np.int64)
+    x_bytes, y_bytes = 4 * plan[NUM_INPUTS], 4 * plan[OUTPUT_SIZE]
+    row_bytes = 4 * slab.shape[1]
+    for first in range(0, len(rows), MAX_WAVE):
+        num_rows = min(MAX_WAVE, len(rows) - first)
+        for i in range(num_rows):
+            row_addresses[i] = slab.ctypes.data + (rows[first + i] & _SLOT_MASK) * row_bytes
+        for step in range(num_steps):
+            for i in range(num_rows):
+                place = (first + i) * num_steps + step
+                x_addresses[i] = x.ctypes.data + place * x_bytes
+                y_addresses[i] = y.ctypes.data + place * y_bytes
+            step_rows(plan, row_addresses, x_addresses, y_addresses, num_rows)
+    leave_float_mode(before)
+    return _DONE
