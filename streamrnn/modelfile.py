@@ -148,8 +148,8 @@ def _check_digests(file: TensorFile, description: dict[str, Any]) -> None:
         digest = tensor_digest(stored.array())
         if digest != digests[name]:
             raise ModelFileError(
-                f"{file.path}: tensor {name!r} ({stored.place}) or its digest is damaged: its SHA-256 "
-                f"is {digest}, expected {digests[name]}; copy the file again"
+                f"{file.path}: tensor {name!r} ({stored.place}) or its digest is damaged: "
+                f"its SHA-256 is {digest}, expected {digests[name]}; copy the file again"
             )
     listed = {name: (t.dtype, t.shape, digests[name]) for name, t in file.tensors.items()}
     fingerprint = fingerprint_of(_canonical(description["spec"]), listed)
