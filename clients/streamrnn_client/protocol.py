@@ -25,6 +25,15 @@ from streamrnn_client.codes import (
     error_reply,
     kind_of,
 )
+from streamrnn_client.encoding import (
+    REQUEST,
+    RESPONSE,
+    encode_bin_header,
+    encode_error,
+    encode_request,
+    encode_response,
+    encode_uint,
+)
 from streamrnn_client.identity import (
     MAX_ID_BYTES,
     MAX_UINT_ID,
@@ -66,9 +75,11 @@ __all__ = [
     "canonical_id",
     "decode_request",
     "decode_response",
+    "encode_bin_header",
     "encode_error",
     "encode_request",
     "encode_response",
+    "encode_uint",
     "error_message",
     "error_reply",
     "grant_window",
@@ -79,8 +90,6 @@ __all__ = [
 
 PROTOCOL_VERSION = 1
 DEFAULT_PORT = 7070
-REQUEST, RESPONSE, NOTIFICATION = 0, 1, 2
-
 MAX_MSGID = 2**32 - 1
 MAX_SEQ = 2**63 - 1  # of a chunk's last step
 DEFAULT_WINDOW = 16
@@ -169,72 +178,6 @@ def grant_window(asked: int, max_window: int = MAX_WINDOW) -> int:
     """
     bound = min(asked or DEFAULT_WINDOW, max_window)
     return 1 << (max(bound, 1).bit_length() - 1)
-
-
-# ---------------------------------------------------------------------------------------------
-# Encoding
-# ---------------------------------------------------------------------------------------------
-
-
-def encode_request(msgid: int, method: str, params: Sequence[Any]) -> bytes:
-    """Encode a request.
-
-    Parameters
-    ----------
-    msgid : int
-        0 to 2**32 - 1; the response carries it.
-    method : str
-        One of `HOT_METHODS` or `COLD_METHODS`.
-    params : sequence
-        As the method's schema says; x as bytes or as a contiguous memoryview becomes ``bin``.
-
-    Returns
-    -------
-    bytes
-        The payload frame.
-    """
-    return msgpack.packb((REQUEST, msgid, method, params))
-
-
-def encode_response(msgid: int, result: Any) -> bytes:
-    """Encode a response that carries a result.
-
-    Parameters
-    ----------
-    msgid : int
-        The request's.
-    result : Any
-        As the method's schema says.
-
-    Returns
-    -------
-    bytes
-        The payload frame.
-    """
-    return msgpack.packb((RESPONSE, msgid, None, result))
-
-
-def encode_error(msgid: int, error: Sequence[Any]) -> bytes:
-    """Encode a response that carries an error.
-
-    Parameters
-    ----------
-    msgid : int
-        The request's.
-    error : sequence
-        ``[code, message, detail]``, from `error_reply` or `ProtocolError.reply`.
-
-    Returns
-    -------
-    bytes
-        The payload frame.
-    """
-    return msgpack.packb((RESPONSE, msgid, error, None))
-
-
-# ---------------------------------------------------------------------------------------------
-# Decoding
-# ---------------------------------------------------------------------------------------------
 
 
 def decode_request(

@@ -1,0 +1,280 @@
+"""What a served model takes and gives: names and categories resolved to arrays.
+
+The server knows arrays only; names are resolved here, with the description that `models` returns.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamrnn_client.errors import BadName, BadValue, NotSupported, WrongLength
+
+__all__ = ["ModelInfo"]
+
+Array = npt.NDArray[Any]
+FLOAT = np.dtype("<f4")
+TOKEN = np.dtype("<u4")
+
+
+class ModelInfo:
+    """A model that the server serves.
+
+    Parameters
+    ----------
+    entry : mapping
+        One element of what `models` returned: name, fingerprint, spec, row_bytes.
+
+    Attributes
+    ----------
+    name, fingerprint : str
+    spec : dict
+        The model's whole description, as plain types.
+    input_names, output_names : tuple of str
+        In the order of the elements of x and of y.
+    num_inputs, output_size : int
+        Number of elements of x and of y for one step.
+    is_token : bool
+        Whether x holds uint32 token ids instead of float32 values.
+    dtype : numpy.dtype
+        Of x on the wire: little-endian float32 or uint32.
+    row_bytes : int
+        What one stream's state takes in the server.
+
+    Raises
+    ------
+    NotSupported
+        If the entry is not one that this client can read.
+    """
+
+    def __init__(self, entry: Mapping[str, Any]) -> None:
+        try:
+            self.name: str = entry["name"]
+            self.fingerprint: str = entry["fingerprint"]
+            self.spec: dict[str, Any] = entry["spec"]
+            self.row_bytes: int = entry["row_bytes"]
+            inputs = self.spec["inputs"]
+            self.input_names: tuple[str, ...] = tuple(item["name"] for item in inputs)
+            self.output_names: tuple[str, ...] = tuple(
+                item["name"] for item in self.spec["outputs"]
+            )
+            self._categories: dict[str, dict[str, int]] = {
+                item["name"]: {name: index for index, name in enumerate(item["categories"])}
+                for item in inputs
+                if item["kind"] != "numeric"
+            }
+            self.is_token: bool = inputs[0]["kind"] == "token"
+        except (KeyError, TypeError, IndexError) as error:
+            raise NotSupported(
+                f"the server describes a model in a way that this client cannot read ({error!r}); "
+                "client and server should be of the same version"
+            ) from None
+        self.num_inputs = len(self.input_names)
+        self.output_size = len(self.output_names)
+        self.dtype = TOKEN if self.is_token else FLOAT
+
+    def __repr__(self) -> str:
+        return f"ModelInfo({self.name!r}, {self.num_inputs} -> {self.output_size})"
+
+    def step_array(self, x: Any) -> Array:
+        """Turn one step's input into an array.
+
+        Parameters
+        ----------
+        x : array_like, shape (num_inputs,), or mapping
+            In the model's order, or by name; categories by name or by index. A model with one
+            input also takes a plain number.
+
+        Returns
+        -------
+        ndarray, dtype float32 or uint32, shape (num_inputs,), C-contiguous
+            `x` itself where it fits already.
+
+        Raises
+        ------
+        WrongLength, BadValue, BadName
+            If it does not fit the model.
+        """
+        array = self._to_array(x)
+        if array.shape == (self.num_inputs,) or (array.ndim == 0 and self.num_inputs == 1):
+            return array.reshape(self.num_inputs)
+        if array.shape == (1, self.num_inputs):
+            return array[0]
+        raise self._wrong_shape(array, f"({self.num_inputs},)", "one step")
+
+    def steps_array(self, x: Any, what: str = "T") -> Array:
+        """Turn many steps, or one step each of many streams, into an array.
+
+        Parameters
+        ----------
+        x : array_like, shape (T, num_inputs), or mapping
+            In the model's order, or by name with T values each. A model with one input also takes
+            shape (T,).
+        what : str
+            What the first axis counts, for the words of an error.
+
+        Returns
+        -------
+        ndarray, dtype float32 or uint32, shape (T, num_inputs), C-contiguous
+            `x` itself where it fits already.
+
+        Raises
+        ------
+        WrongLength, BadValue, BadName
+            If it does not fit the model.
+        """
+        array = self._to_array(x)
+        if array.ndim == 2 and array.shape[1] == self.num_inputs:
+            return array
+        if array.ndim == 1 and self.num_inputs == 1:
+            return array.reshape(-1, 1)
+        raise self._wrong_shape(array, f"({what}, {self.num_inputs})", "many steps")
+
+    def row_arrays(self, inputs: Mapping[Any, Any]) -> Array:
+        """Turn one step each of many streams, given one by one, into one array.
+
+        Parameters
+        ----------
+        inputs : mapping
+            Stream id -> what `step_array` takes.
+
+        Returns
+        -------
+        ndarray, dtype float32 or uint32, shape (B, num_inputs), C-contiguous
+            In the mapping's order.
+
+        Raises
+        ------
+        WrongLength, BadValue, BadName
+            If one does not fit the model; the message names the stream.
+        """
+        rows = np.empty((len(inputs), self.num_inputs), self.dtype)
+        for row, (stream, x) in zip(rows, inputs.items(), strict=True):
+            try:
+                row[:] = self.step_array(x)
+            except (WrongLength, BadValue, BadName) as error:
+                raise type(error)(f"stream {stream!r}: {error}", error.detail) from None
+        return rows
+
+    def outputs(self, y: Any) -> Array:
+        """Turn the bytes of a reply into outputs.
+
+        Parameters
+        ----------
+        y : bytes
+            Little-endian float32, [t, output_size].
+
+        Returns
+        -------
+        ndarray, dtype float32, shape (t * output_size,)
+            The caller's own, writable.
+
+        Raises
+        ------
+        NotSupported
+            If the server sent something else.
+        """
+        if type(y) is not bytes or len(y) % (4 * self.output_size):
+            raise NotSupported(
+                f"the server answered with outputs that are not those of model {self.name!r}; was "
+                "it started again with another model under this name? Make a new Client"
+            )
+        return np.frombuffer(y, FLOAT).copy()
+
+    def _to_array(self, x: Any) -> Array:
+        if type(x) is np.ndarray and x.dtype == self.dtype and x.flags.c_contiguous:
+            return x
+        if isinstance(x, Mapping):
+            return self._from_mapping(x)
+        if self.is_token:
+            return self._to_tokens(x)
+        return self._to_floats(x, "x")
+
+    def _to_floats(self, x: Any, what: str) -> Array:
+        try:
+            # A number too large for float32 becomes Inf, which the server refuses by name.
+            with np.errstate(over="ignore"):
+                array = np.asarray(x)
+                if array.dtype.kind not in "fiub":
+                    raise ValueError(f"it holds {array.dtype}")
+                return np.ascontiguousarray(array, FLOAT).reshape(array.shape)
+        except (ValueError, TypeError) as error:
+            raise BadValue(
+                f"{what} is no array of numbers ({error}); give numbers in the order "
+                f"{self._inputs()}, or a mapping by name"
+            ) from None
+
+    def _to_tokens(self, x: Any) -> Array:
+        array = np.asarray(x)
+        if array.dtype.kind not in "iu" or (
+            array.size and (array.min() < 0 or array.max() > 2**32 - 1)
+        ):
+            raise BadValue(
+                f"x holds {array.dtype}; model {self.name!r} takes token ids: integers from 0 to "
+                f"{len(self._categories[self.input_names[0]]) or 2**32} - 1"
+            )
+        return np.ascontiguousarray(array, TOKEN).reshape(array.shape)
+
+    def _from_mapping(self, x: Mapping[str, Any]) -> Array:
+        unknown = [name for name in x if name not in self.input_names]
+        if unknown:
+            nearest = difflib.get_close_matches(str(unknown[0]), self.input_names, 3, 0.4)
+            raise BadName(
+                f"model {self.name!r} has no input {unknown[0]!r}; "
+                + (f"did you mean {' or '.join(map(repr, nearest))}? " if nearest else "")
+                + f"Its inputs are {self._inputs()}",
+                {"name": unknown[0], "nearest": nearest},
+            )
+        absent = [name for name in self.input_names if name not in x]
+        if absent:
+            raise BadName(
+                f"the input {absent[0]!r} of model {self.name!r} is absent; give all of "
+                f"{self._inputs()} (NaN for a missing value, if the model allows it)",
+                {"name": absent[0], "absent": absent},
+            )
+        columns = [self._column(name, x[name]) for name in self.input_names]
+        shapes = {column.shape for column in columns}
+        if len(shapes) > 1:
+            lengths = {name: np.shape(x[name]) for name in self.input_names}
+            raise WrongLength(f"the inputs have different shapes: {lengths}; give as many of each")
+        return np.ascontiguousarray(np.stack(columns, axis=-1), self.dtype)
+
+    def _column(self, name: str, values: Any) -> Array:
+        categories = self._categories.get(name)
+        if categories is not None:
+            # As objects, for a list may hold names beside indices.
+            values = values if isinstance(values, np.ndarray) else np.array(values, object)
+            if values.dtype.kind in "UO":
+                flat = [self._category(name, categories, value) for value in values.flat]
+                values = np.array(flat).reshape(values.shape)
+        return self._to_tokens(values) if self.is_token else self._to_floats(values, repr(name))
+
+    def _category(self, name: str, categories: Mapping[str, int], value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        index = categories.get(value)
+        if index is None:
+            nearest = difflib.get_close_matches(value, list(categories), 3, 0.4)
+            known = ", ".join(map(repr, list(categories)[:20])) or "known by number only"
+            raise BadName(
+                f"input {name!r} has no category {str(value)!r}; "
+                + (f"did you mean {' or '.join(map(repr, nearest))}? " if nearest else "")
+                + f"Its categories are {known}{', ...' if len(categories) > 20 else ''}",
+                {"name": name, "category": value, "nearest": nearest},
+            )
+        return index
+
+    def _inputs(self) -> str:
+        names = ", ".join(self.input_names[:20])
+        return f"[{names}{', ...' if self.num_inputs > 20 else ''}]"
+
+    def _wrong_shape(self, array: Array, expected: str, what: str) -> WrongLength:
+        return WrongLength(
+            f"x has shape {array.shape}; for {what} model {self.name!r} takes {expected}: the "
+            f"inputs {self._inputs()}",
+            {"shape": list(array.shape), "num_inputs": self.num_inputs},
+        )
