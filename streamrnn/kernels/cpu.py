@@ -217,12 +217,10 @@ def _run_tiles(
     cell_offset = num_panels * VECTOR_BYTES
     vectors = _BIAS_VECTORS[kind] + _GATES[kind] * (num_x + num_h)
     panel_bytes = vectors * VECTOR_BYTES
-    full = num_rows // MAX_ROWS * MAX_ROWS
-    for first in (0, full):
-        tile_rows = MAX_ROWS if first < full else num_rows - full
-        last = full if first < full else num_rows
-        if tile_rows == 0 or first == last:
-            continue
+    first = 0
+    while first < num_rows:
+        tile_rows = min(MAX_ROWS, num_rows - first)
+        last = first + (num_rows - first) // tile_rows * tile_rows
         together = MAX_PANELS[kind, tile_rows]
         panel = 0
         while panel < num_panels:
@@ -244,6 +242,7 @@ def _run_tiles(
                     out_stride,
                 )
             panel += together
+        first = last
 
 
 @jit
