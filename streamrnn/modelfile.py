@@ -124,7 +124,12 @@ def _read_description(file: TensorFile) -> dict[str, Any]:
             f"{file.path} has format version {description['format']!r}; this StreamRNN reads "
             f"version {FORMAT_VERSION}. Update StreamRNN, or write the file again with this version"
         )
-    if not same or set(description) != {"format", "sha256", "spec", "tensors"}:
+    if not (file.is_compact and same) or set(description) != {
+        "format",
+        "sha256",
+        "spec",
+        "tensors",
+    }:
         raise ModelFileError(
             f"{file.path}: the model's description in {header} is damaged or was edited: it is "
             "not in the form that StreamRNN writes"

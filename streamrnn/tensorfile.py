@@ -122,12 +122,16 @@ class TensorFile:
         The ``__metadata__``; empty if there is none.
     tensors : dict of str to StoredTensor
         In the order of the header.
+    is_compact : bool
+        Whether the header's JSON is in the one form that safetensors' own writer produces. If
+        not, another program wrote it, or a bit flipped in a blank.
     """
 
     path: str
     header_bytes: int
     metadata: dict[str, str]
     tensors: dict[str, StoredTensor]
+    is_compact: bool
 
 
 def read_tensor_file(path: str | os.PathLike[str]) -> TensorFile:
@@ -145,8 +149,7 @@ def read_tensor_file(path: str | os.PathLike[str]) -> TensorFile:
     Raises
     ------
     ModelFileError
-        If it cannot be read, is of another kind, or departs from the layout in any way: even
-        an unusual blank in the header is taken for damage.
+        If it cannot be read, is of another kind, or departs from the layout.
     """
     name = os.fspath(path)
     try:
@@ -194,7 +197,7 @@ def _read(name: str, file: BinaryIO, file_bytes: int) -> TensorFile:
             f"{file_bytes}; copy it again"
         )
     file.seek(8)
-    header = _parse_header(name, file.read(header_bytes))
+    header, is_compact = _parse_header(name, file.read(header_bytes))
     metadata = header.pop("__metadata__", {})
     if not _is_text_map(metadata):
         raise ModelFileError(f"{name}: __metadata__ in the header is not a map of strings")
@@ -213,25 +216,29 @@ def _read(name: str, file: BinaryIO, file_bytes: int) -> TensorFile:
         tensor: StoredTensor(dtype, shape, 8 + header_bytes + begin, data[begin:end])
         for tensor, (dtype, shape, begin, end) in places.items()
     }
-    return TensorFile(name, header_bytes, metadata, tensors)
+    return TensorFile(name, header_bytes, metadata, tensors, is_compact)
 
 
-def _parse_header(name: str, raw: bytes) -> dict[str, Any]:
-    """Read the header's JSON, which must be in the one compact form that writers produce."""
+def _parse_header(name: str, raw: bytes) -> tuple[dict[str, Any], bool]:
+    """Read the header's JSON; also say whether it is as compact as safetensors writes it."""
     try:
         text = raw.rstrip(b" ").decode()
-        header = json.loads(text)
-        same = json.dumps(header, separators=(",", ":"), ensure_ascii=False) == text
+        header = json.loads(text, object_pairs_hook=_without_twins)
+        is_compact = json.dumps(header, separators=(",", ":"), ensure_ascii=False) == text
     except (ValueError, RecursionError) as error:
         raise ModelFileError(
             f"{name}: the header (bytes 8 to {8 + len(raw)}) is damaged: {error}"
         ) from error
-    if not isinstance(header, dict) or not same:
-        raise ModelFileError(
-            f"{name}: the header (bytes 8 to {8 + len(raw)}) is damaged: it is JSON, but not as "
-            "safetensors writes it"
-        )
-    return header
+    if not isinstance(header, dict):
+        raise ModelFileError(f"{name}: the header (bytes 8 to {8 + len(raw)}) is no JSON object")
+    return header, is_compact
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name is there twice")
+    return result
 
 
 def _is_text_map(value: object) -> bool:
