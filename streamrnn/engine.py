@@ -300,9 +300,7 @@ class Engine:
         names = [item.name for item in self.model.spec.inputs]
         return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
-    def _run(
-        self, rows: NDArray[np.int64], x: NDArray[Any], num_steps: int
-    ) -> NDArray[np.float32]:
+    def _run(self, rows: NDArray[np.int64], x: NDArray[Any], num_steps: int) -> NDArray[np.float32]:
         """Advance every row by ``num_steps``, whose inputs stand one after the other in x."""
         y = np.empty((len(x), self._output_size), dtype=np.float32)
         with self._lock:

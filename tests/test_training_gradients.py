@@ -51,8 +51,10 @@ def make_case(rng, stack, loss, activation, inputs):
     else:
         target = rng.normal(size=(*shape, num_outputs))
     target[rng.random(target.shape) < 0.2] = np.nan
-    state = [tuple(rng.normal(0.0, 0.5, s.shape) for s in layer) for layer in
-             network.initial_state(shape[1])]
+    state = [
+        tuple(rng.normal(0.0, 0.5, s.shape) for s in layer)
+        for layer in network.initial_state(shape[1])
+    ]
     return network, chunk, target, state
 
 

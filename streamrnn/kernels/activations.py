@@ -157,7 +157,7 @@ def _apply(typingctx: Any, kind: types.Type, address: types.Type) -> Any:
 
 
 @jit
-def activate(kind, address, size):  # type: ignore[no-untyped-def]
+def activate(kind, address, size):
     """Apply an activation to one row, in place.
 
     Parameters
@@ -184,7 +184,7 @@ def activate(kind, address, size):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _softmax(address, size):  # type: ignore[no-untyped-def]
+def _softmax(address, size):
     """Replace a row by ``exp(x - max x)`` over its sum; sums run in ascending order."""
     largest = load_f32(address)
     for i in range(1, size):

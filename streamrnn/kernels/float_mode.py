@@ -58,7 +58,13 @@ def enter_float_mode(typingctx: Any) -> Any:
 
 @intrinsic
 def leave_float_mode(typingctx: Any, mode: types.Type) -> Any:
-    """Put back the mode that `enter_float_mode` returned."""
+    """Put back the mode that was there before.
+
+    Parameters
+    ----------
+    mode : int64
+        What `enter_float_mode` returned.
+    """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         _emit_write(builder, args[0])

@@ -92,7 +92,7 @@ def _forget_old_generations(root: Path, name: str) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-class _Locator(_CacheLocator):  # type: ignore[misc]
+class _Locator(_CacheLocator):
     """Tells numba where a function's machine code lies."""
 
     def __init__(self, py_func: Callable[..., Any], py_file: str) -> None:
@@ -113,11 +113,11 @@ class _Locator(_CacheLocator):  # type: ignore[misc]
         return cls(py_func, py_file)
 
 
-class _CacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
+class _CacheImpl(CompileResultCacheImpl):
     _locator_classes = (_Locator,)
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]
+class _Cache(FunctionCache):
     _impl_class = _CacheImpl
 
 

@@ -84,7 +84,15 @@ store_f64 = _make_store(ir.DoubleType(), types.float64)
 def copy_bytes(
     typingctx: Any, target: types.Type, source: types.Type, num_bytes: types.Type
 ) -> Any:
-    """Copy ``num_bytes`` bytes between two places that do not overlap."""
+    """Copy bytes between two places that do not overlap.
+
+    Parameters
+    ----------
+    target, source : int64
+        Addresses.
+    num_bytes : int64
+        How many.
+    """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         byte = cgutils.voidptr_t
@@ -98,7 +106,17 @@ def copy_bytes(
 
 @intrinsic
 def fill_bytes(typingctx: Any, target: types.Type, num_bytes: types.Type, byte: types.Type) -> Any:
-    """Set ``num_bytes`` bytes to the low byte of ``byte``."""
+    """Set bytes to one value.
+
+    Parameters
+    ----------
+    target : int64
+        Address of the first.
+    num_bytes : int64
+        How many.
+    byte : int64
+        Its low eight bits are the value.
+    """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         pointer = builder.inttoptr(args[0], cgutils.voidptr_t)
@@ -110,7 +128,13 @@ def fill_bytes(typingctx: Any, target: types.Type, num_bytes: types.Type, byte: 
 
 @intrinsic
 def prefetch(typingctx: Any, address: types.Type) -> Any:
-    """Ask for the cache line at an address, to be read and written soon. Never faults."""
+    """Ask for a cache line that will be read and written soon. Never faults.
+
+    Parameters
+    ----------
+    address : int64
+        Anywhere in the line.
+    """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, _I32, _I32, _I32])

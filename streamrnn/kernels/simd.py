@@ -106,19 +106,59 @@ class Emitter:
         return x
 
     def as_lanes(self, x: ir.Value) -> ir.Value:
-        """Return the bits of a vector of float32 as int32 lanes."""
+        """Return the bits of a vector of float32 as int32 lanes.
+
+        Parameters
+        ----------
+        x : ir.Value
+            A vector.
+
+        Returns
+        -------
+        ir.Value
+        """
         return self.builder.bitcast(x, _LANES)
 
     def as_floats(self, lanes: ir.Value) -> ir.Value:
-        """Return int32 lanes as the float32 vector that has these bits."""
+        """Return int32 lanes as the float32 vector that has these bits.
+
+        Parameters
+        ----------
+        lanes : ir.Value
+            A vector of int32.
+
+        Returns
+        -------
+        ir.Value
+        """
         return self.builder.bitcast(lanes, VECTOR)
 
     def lanes(self, value: int) -> ir.Constant:
-        """Return a vector with one int32 in every lane."""
+        """Return a vector with one int32 in every lane.
+
+        Parameters
+        ----------
+        value : int
+            It.
+
+        Returns
+        -------
+        ir.Constant
+        """
         return ir.Constant(_LANES, [ir.Constant(ir.IntType(32), value)] * WIDTH)
 
     def splat(self, scalar: ir.Value) -> ir.Value:
-        """Return a vector with a float32 scalar in every lane."""
+        """Return a vector with a float32 scalar in every lane.
+
+        Parameters
+        ----------
+        scalar : ir.Value
+            A float32.
+
+        Returns
+        -------
+        ir.Value
+        """
         vector = self.builder.insert_element(
             ir.Constant(VECTOR, ir.Undefined), scalar, ir.IntType(32)(0)
         )
@@ -129,15 +169,47 @@ class Emitter:
         )
 
     def load(self, address: ir.Value, align: int = 4 * WIDTH) -> ir.Value:
-        """Load a vector from an integer address that is a multiple of ``align`` bytes."""
+        """Load a vector.
+
+        Parameters
+        ----------
+        address : ir.Value
+            An int64 that is a multiple of ``align``.
+        align : int
+            In bytes.
+
+        Returns
+        -------
+        ir.Value
+        """
         pointer = self.builder.inttoptr(address, VECTOR.as_pointer())
         return self.builder.load(pointer, align=align)
 
     def store(self, vector: ir.Value, address: ir.Value, align: int = 4 * WIDTH) -> None:
-        """Store a vector at an integer address that is a multiple of ``align`` bytes."""
+        """Store a vector.
+
+        Parameters
+        ----------
+        vector : ir.Value
+            What to store.
+        address : ir.Value
+            An int64 that is a multiple of ``align``.
+        align : int
+            In bytes.
+        """
         pointer = self.builder.inttoptr(address, VECTOR.as_pointer())
         self.builder.store(vector, pointer, align=align)
 
     def load_scalar(self, address: ir.Value) -> ir.Value:
-        """Load one float32 from an integer address."""
+        """Load one float32.
+
+        Parameters
+        ----------
+        address : ir.Value
+            An int64.
+
+        Returns
+        -------
+        ir.Value
+        """
         return self.builder.load(self.builder.inttoptr(address, FLOAT.as_pointer()), align=4)

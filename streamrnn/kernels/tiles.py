@@ -13,7 +13,7 @@ side by side, so the cell's element-wise part finds them all in one tile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,32 +57,19 @@ SHAPES = {
 }
 
 
-def _finish_dense(
-    e: Emitter, sums: Sequence[ir.Value], load: Callable[[int], ir.Value]
-) -> tuple[ir.Value, ir.Value | None]:
-    return sums[0], None
-
-
-def _finish_gru(
-    e: Emitter, sums: Sequence[ir.Value], load: Callable[[int], ir.Value]
-) -> tuple[ir.Value, ir.Value | None]:
+def _emit_gru(e: Emitter, sums: Sequence[ir.Value], h: ir.Value) -> ir.Value:
     """Return h' = n + z (h - n), with n = tanh(n_x + r n_h)."""
     reset, update = emit_sigmoid(e, sums[0]), emit_sigmoid(e, sums[1])
     candidate = emit_tanh(e, e.fma(reset, sums[3], sums[2]))
-    return e.fma(update, e.builder.fsub(load(0), candidate), candidate), None
+    return e.fma(update, e.builder.fsub(h, candidate), candidate)
 
 
-def _finish_lstm(
-    e: Emitter, sums: Sequence[ir.Value], load: Callable[[int], ir.Value]
-) -> tuple[ir.Value, ir.Value | None]:
+def _emit_lstm(e: Emitter, sums: Sequence[ir.Value], c: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Return h' = o tanh(c') and c' = f c + i g."""
     b = e.builder
     entering = b.fmul(emit_sigmoid(e, sums[0]), emit_tanh(e, sums[2]))
-    cell = e.fma(emit_sigmoid(e, sums[1]), load(1), entering)
-    return b.fmul(emit_sigmoid(e, sums[3]), emit_tanh(e, cell)), cell
-
-
-_FINISH = {DENSE: _finish_dense, GRU: _finish_gru, LSTM: _finish_lstm}
+    new_c = e.fma(emit_sigmoid(e, sums[1]), c, entering)
+    return b.fmul(emit_sigmoid(e, sums[3]), emit_tanh(e, new_c)), new_c
 
 
 class _Tile:
@@ -92,7 +79,6 @@ class _Tile:
         self.e = Emitter(builder)
         self.builder = builder
         self.shape = SHAPES[kind]
-        self.finish = _FINISH[kind]
         self.num_rows = num_rows
         self.num_panels = num_panels
 
@@ -214,6 +200,7 @@ _ALL_TILES = [
 def _emit_tile(builder: ir.IRBuilder, shape: tuple[int, int, int], args: Sequence[Any]) -> None:
     """Emit one tile at the builder's place; ``args`` as in `tile`, from the weights on."""
     weights, x_table, num_x, h_table, num_h, unit, cell_offset, out, out_stride = args
+    kind = shape[0]
     emitted = _Tile(builder, *shape)
     e, b = emitted.e, builder
     panel_bytes = emitted.panel_bytes(num_x, num_h)
@@ -229,11 +216,15 @@ def _emit_tile(builder: ir.IRBuilder, shape: tuple[int, int, int], args: Sequenc
         for p in range(emitted.num_panels):
             offset = b.add(unit, INT(p * VECTOR_BYTES))
             h_address = b.add(h_rows[r], offset)
-            addresses = (h_address, b.add(h_address, cell_offset))
-            new_h, new_c = emitted.finish(e, sums[r][p], lambda i, a=addresses: e.load(a[i]))
+            c_address = b.add(h_address, cell_offset)
+            if kind == DENSE:
+                new_h = sums[r][p][0]
+            elif kind == GRU:
+                new_h = _emit_gru(e, sums[r][p], e.load(h_address))
+            else:
+                new_h, new_c = _emit_lstm(e, sums[r][p], e.load(c_address))
+                e.store(new_c, c_address)
             e.store(new_h, b.add(out_row, offset))
-            if new_c is not None:
-                e.store(new_c, addresses[1])
 
 
 @intrinsic
