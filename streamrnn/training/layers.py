@@ -129,7 +129,12 @@ class Layer:
         state : tuple of ndarray [B, H]
             After the last step; the caller's own.
         """
-        raise NotImplementedError
+        num_steps, num_rows, _ = x.shape
+        self.x = x
+        all_h = self.scratch.get("h", num_steps + 1, num_rows, self.hidden_size)
+        all_h[0] = state[0]
+        self.h_before, self.h = all_h[:-1], all_h[1:]
+        return self.h, self._forward(state)
 
     def backward(self, grad_h: Array, need_grad_x: bool = True) -> Array | None:
         """Go back through the last chunk and add to the gradients of the parameters.
@@ -145,16 +150,16 @@ class Layer:
         -------
         ndarray [T, B, I] or None
         """
+        x_side, h_side = self._backward(grad_h)
+        return self._add_gradients(x_side, h_side, need_grad_x)
+
+    def _forward(self, state: State) -> State:
+        """Fill ``h`` and return the last state."""
         raise NotImplementedError
 
-    def _begin(self, x: Array, state: State) -> tuple[Array, Array]:
-        """Return buffers for h after each step and, one row earlier, before each step."""
-        num_steps, num_rows, _ = x.shape
-        self.x = x
-        all_h = self.scratch.get("h", num_steps + 1, num_rows, self.hidden_size)
-        all_h[0] = state[0]
-        self.h_before, self.h = all_h[:-1], all_h[1:]
-        return self.h_before, self.h
+    def _backward(self, grad_h: Array) -> tuple[Array, Array]:
+        """Return the gradients by both pre-activations, from x and from h, [T, B, G*H]."""
+        raise NotImplementedError
 
     def _project(self, weight: Array, bias: Array) -> Array:
         """Return ``x @ weight.T + bias`` for the whole chunk, [T, B, G*H]."""
@@ -204,47 +209,20 @@ class RnnLayer(Layer):
         super().__init__(spec, index, parameters, gradients)
         self.is_relu = spec.cell == "rnn_relu"
 
-    def forward(self, x: Array, state: State) -> tuple[Array, State]:
-        """Run a chunk; see `Layer.forward`.
-
-        Parameters
-        ----------
-        x : ndarray [T, B, I]
-            Inputs.
-        state : tuple of ndarray [B, H]
-            Only h.
-
-        Returns
-        -------
-        h : ndarray [T, B, H]
-        state : tuple of ndarray [B, H]
-        """
-        h_before, h = self._begin(x, state)
+    def _forward(self, state: State) -> State:
+        h_before, h = self.h_before, self.h
         pre = self._project(self.weight_ih, self.bias_ih + self.bias_hh)
         weight = np.ascontiguousarray(self.weight_hh.T)
-        for t in range(len(x)):
+        for t in range(len(h)):
             np.matmul(h_before[t], weight, out=h[t])
             h[t] += pre[t]
             if self.is_relu:
                 np.maximum(h[t], 0.0, out=h[t])
             else:
                 np.tanh(h[t], out=h[t])
-        return h, (h[-1].copy(),)
+        return (h[-1].copy(),)
 
-    def backward(self, grad_h: Array, need_grad_x: bool = True) -> Array | None:
-        """Go back through the chunk; see `Layer.backward`.
-
-        Parameters
-        ----------
-        grad_h : ndarray [T, B, H]
-            Overwritten.
-        need_grad_x : bool
-            Whether the gradient by x is wanted.
-
-        Returns
-        -------
-        ndarray [T, B, I] or None
-        """
+    def _backward(self, grad_h: Array) -> tuple[Array, Array]:
         slope = self.scratch.get("slope", *self.h.shape)
         if self.is_relu:
             np.greater(self.h, 0.0, out=slope, casting="unsafe")
@@ -256,13 +234,14 @@ class RnnLayer(Layer):
             grad_h[t] += recurrent
             grad_h[t] *= slope[t]
             np.matmul(grad_h[t], self.weight_hh, out=recurrent)
-        return self._add_gradients(grad_h, grad_h, need_grad_x)
+        return grad_h, grad_h
 
 
 class GruLayer(Layer):
     """GRU in PyTorch's form (Cho et al. 2014, the reset after the product).
 
-    ``r, z = sigmoid(...)``, ``n = tanh(W_in x + b_in + r (W_hn h + b_hn))``, ``h' = (1-z) n + z h``.
+    ``r, z = sigmoid(...)``, ``n = tanh(W_in x + b_in + r (W_hn h + b_hn))`` and
+    ``h' = (1 - z) n + z h``.
 
     Parameters
     ----------
@@ -274,26 +253,12 @@ class GruLayer(Layer):
         As in `Layer`.
     """
 
-    def forward(self, x: Array, state: State) -> tuple[Array, State]:
-        """Run a chunk; see `Layer.forward`.
-
-        Parameters
-        ----------
-        x : ndarray [T, B, I]
-            Inputs.
-        state : tuple of ndarray [B, H]
-            Only h.
-
-        Returns
-        -------
-        h : ndarray [T, B, H]
-        state : tuple of ndarray [B, H]
-        """
+    def _forward(self, state: State) -> State:
         size = self.hidden_size
-        num_steps, num_rows, _ = x.shape
-        h_before, h = self._begin(x, state)
+        num_steps, num_rows, _ = self.x.shape
+        h_before, h = self.h_before, self.h
         # sigmoid(a) = 0.5 tanh(0.5 a) + 0.5; halving is exact, so it goes into the weights.
-        half = np.ones((3 * size, 1), x.dtype)
+        half = np.ones((3 * size, 1), h.dtype)
         half[: 2 * size] = 0.5
         bias = self.bias_ih.copy()
         bias[: 2 * size] += self.bias_hh[: 2 * size]
@@ -318,22 +283,9 @@ class GruLayer(Layer):
             hidden *= gate[:, size : 2 * size]
             hidden += candidate
         self.gates, self.from_h = gates, from_h
-        return h, (h[-1].copy(),)
+        return (h[-1].copy(),)
 
-    def backward(self, grad_h: Array, need_grad_x: bool = True) -> Array | None:
-        """Go back through the chunk; see `Layer.backward`.
-
-        Parameters
-        ----------
-        grad_h : ndarray [T, B, H]
-            Overwritten.
-        need_grad_x : bool
-            Whether the gradient by x is wanted.
-
-        Returns
-        -------
-        ndarray [T, B, I] or None
-        """
+    def _backward(self, grad_h: Array) -> tuple[Array, Array]:
         size = self.hidden_size
         num_steps, num_rows, _ = grad_h.shape
         r, z, n = (self.gates[:, :, k * size : (k + 1) * size] for k in range(3))
@@ -353,7 +305,7 @@ class GruLayer(Layer):
         x_side = self.scratch.get("x_side", num_steps, num_rows, 3, size)
         x_side[:, :, :2] = grad[:, :, :2]
         np.multiply(to_n, grad_h, out=x_side[:, :, 2])
-        return self._add_gradients(x_side, grad, need_grad_x)
+        return x_side, grad
 
 
 class LstmLayer(Layer):
@@ -371,26 +323,12 @@ class LstmLayer(Layer):
         As in `Layer`.
     """
 
-    def forward(self, x: Array, state: State) -> tuple[Array, State]:
-        """Run a chunk; see `Layer.forward`.
-
-        Parameters
-        ----------
-        x : ndarray [T, B, I]
-            Inputs.
-        state : tuple of ndarray [B, H]
-            h and c.
-
-        Returns
-        -------
-        h : ndarray [T, B, H]
-        state : tuple of ndarray [B, H]
-        """
+    def _forward(self, state: State) -> State:
         size = self.hidden_size
-        num_steps, num_rows, _ = x.shape
-        h_before, h = self._begin(x, state)
+        num_steps, num_rows, _ = self.x.shape
+        h_before, h = self.h_before, self.h
         # One tanh for all four gates: see GruLayer. g keeps the slope 1 and the offset 0.
-        slope = np.full(4 * size, 0.5, x.dtype)
+        slope = np.full(4 * size, 0.5, h.dtype)
         slope[2 * size : 3 * size] = 1.0
         offset = 1.0 - slope
         gates = self._project(
@@ -414,22 +352,9 @@ class LstmLayer(Layer):
             np.tanh(c, out=tanh_c[t])
             np.multiply(gate[:, 3 * size :], tanh_c[t], out=hidden)
         self.gates, self.c_before, self.tanh_c = gates, all_c[:-1], tanh_c
-        return h, (h[-1].copy(), all_c[-1].copy())
+        return h[-1].copy(), all_c[-1].copy()
 
-    def backward(self, grad_h: Array, need_grad_x: bool = True) -> Array | None:
-        """Go back through the chunk; see `Layer.backward`.
-
-        Parameters
-        ----------
-        grad_h : ndarray [T, B, H]
-            Overwritten.
-        need_grad_x : bool
-            Whether the gradient by x is wanted.
-
-        Returns
-        -------
-        ndarray [T, B, I] or None
-        """
+    def _backward(self, grad_h: Array) -> tuple[Array, Array]:
         num_steps, num_rows, size = grad_h.shape
         gates = self.gates.reshape(num_steps, num_rows, 4, size)
         i, f, g, o = (gates[:, :, k] for k in range(4))
@@ -454,7 +379,7 @@ class LstmLayer(Layer):
             np.multiply(factor[t, :, 3], grad_h[t], out=grad[t, :, 3])
             np.matmul(grad[t].reshape(num_rows, -1), self.weight_hh, out=recurrent)
             grad_c *= f[t]
-        return self._add_gradients(grad, grad, need_grad_x)
+        return grad, grad
 
 
 def make_layer(

@@ -1,0 +1,334 @@
+"""The configuration of a training: what may be set, its defaults, and its TOML form."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from streamrnn.errors import StreamRNNError, TrainingError
+from streamrnn.spec import CELLS, MISSING, LayerSpec
+from streamrnn.training.losses import LOSSES
+from streamrnn.training.table import suggestion
+
+__all__ = ["TrainingConfig", "parse_layers"]
+
+SECTIONS = ("data", "model", "training")
+
+
+def _in(section: str, default: Any, comment: str) -> Any:
+    # A factory for everything: a default may be a dict.
+    return field(default_factory=lambda: default, metadata={"section": section, "comment": comment})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """All that decides how a model comes out; with the data, it repeats to the bit.
+
+    What is left empty, 0 or ``auto`` is chosen from the data (its training part only); `train`
+    returns the configuration with everything chosen.
+
+    Attributes
+    ----------
+    path : str
+        CSV with a header, or .npz (`streamrnn.training.table.read_table`).
+    predict : tuple of str
+        Target columns: numbers, or one column of classes.
+    time, group : str
+        Column that orders the rows (ISO dates or numbers), and column that tells streams apart.
+    inputs : tuple of str
+        Columns the network sees; empty: all but time and group (and, at horizon 0, the targets).
+    categorical : tuple of str
+        Columns of numbers to be taken as names of categories.
+    horizon : int
+        The target of a row is the target column's value so many rows later; -1: 1, or 0 for an
+        .npz file with y.
+    split : tuple of float
+        Shares of the training, validation and test part of every stream, in time order.
+    difference : tuple of str
+        Inputs seen as changes instead of levels; ``("auto",)``: those that are not stationary.
+    missing : dict of str to str
+        Per input ``error``, ``hold``, ``mean`` or ``mask``; absent: ``hold`` if any are missing.
+    layers : tuple of str
+        Such as ``("lstm:32", "gru:16")``, from the input to the output.
+    embedding_size : int
+        Of categorical inputs with more than 8 categories; 0: by their number. -1: one-hot always.
+    loss : str
+        ``mse``, ``cross_entropy``, ``binary_cross_entropy`` or ``auto``.
+    epochs : int
+        Passes over the training part at most; 0: 200, fewer when they are long.
+    batch_size : int
+        B, rows trained at once; long streams are cut so that there are about so many. 0: by size.
+    truncation_steps : int
+        Steps that a gradient goes back.
+    learning_rate : float
+        Peak of the schedule.
+    schedule : str
+        ``cosine`` or ``constant``.
+    weight_decay : float
+        Decoupled, of the matrices.
+    clip_norm : float
+        Bound on the norm of the whole gradient.
+    averaging : float
+        Decay of the moving average of the weights that is validated and kept; 0: no average.
+    patience : int
+        Epochs without a better validation error before the training stops.
+    seed : int
+        Of all chance.
+    """
+
+    path: str = _in("data", "", "relative to this file")
+    predict: tuple[str, ...] = _in("data", (), "target columns")
+    time: str = _in("data", "", "column that orders the rows; empty: the file's order")
+    group: str = _in("data", "", "column that tells streams apart; empty: one stream")
+    inputs: tuple[str, ...] = _in("data", (), "columns that the network sees")
+    categorical: tuple[str, ...] = _in("data", (), "columns of numbers that are names")
+    horizon: int = _in("data", -1, "predict the value so many rows ahead")
+    split: tuple[float, ...] = _in("data", (0.6, 0.2, 0.2), "training, validation, test")
+    difference: tuple[str, ...] = _in("data", ("auto",), "inputs seen as changes")
+    missing: dict[str, str] = _in("data", {}, "per input: error, hold, mean or mask")
+    layers: tuple[str, ...] = _in("model", ("lstm:32",), "from the input to the output")
+    embedding_size: int = _in("model", 0, "0: by the number of categories; -1: one-hot")
+    loss: str = _in("training", "auto", "mse, cross_entropy or binary_cross_entropy")
+    epochs: int = _in("training", 0, "passes over the training part, at most")
+    batch_size: int = _in("training", 0, "rows trained at once")
+    truncation_steps: int = _in("training", 64, "steps that a gradient goes back")
+    learning_rate: float = _in("training", 3e-3, "peak of the schedule")
+    schedule: str = _in("training", "cosine", "cosine or constant")
+    weight_decay: float = _in("training", 0.0, "decoupled, of the matrices")
+    clip_norm: float = _in("training", 1.0, "bound on the norm of the whole gradient")
+    averaging: float = _in("training", 0.99, "moving average of the weights; 0: none")
+    patience: int = _in("training", 60, "epochs without a better validation error")
+    seed: int = _in("training", 0, "of all chance")
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            object.__setattr__(self, item.name, _checked(item.name, value, item.type))
+        parse_layers(self.layers)
+        if not self.path:
+            raise TrainingError("the configuration names no data: set path (a CSV or .npz file)")
+        shares = self.split
+        if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+            raise TrainingError(
+                f"split is {list(shares)}; it must be three shares above 0 that sum to 1, such as "
+                "[0.6, 0.2, 0.2]"
+            )
+        self._check_choices()
+        self._check_ranges()
+
+    def _check_choices(self) -> None:
+        for name, known in (
+            ("loss", ("auto", *LOSSES)),
+            ("schedule", ("cosine", "constant")),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                hint = suggestion(value, known)
+                raise TrainingError(f"{name} is {value!r}{hint}; known are {', '.join(known)}")
+        for column, policy in self.missing.items():
+            if policy not in MISSING:
+                raise TrainingError(
+                    f"missing of {column!r} is {policy!r}{suggestion(policy, MISSING)}; known are "
+                    f"{', '.join(MISSING)}"
+                )
+
+    def _check_ranges(self) -> None:
+        for name, least, most in (
+            ("horizon", -1, 1_000_000),
+            ("embedding_size", -1, 65_536),
+            ("epochs", 0, 1_000_000),
+            ("batch_size", 0, 65_536),
+            ("truncation_steps", 1, 100_000),
+            ("learning_rate", 1e-9, 10.0),
+            ("weight_decay", 0.0, 100.0),
+            ("clip_norm", 1e-9, 1e9),
+            ("averaging", 0.0, 0.99999),
+            ("patience", 1, 1_000_000),
+            ("seed", 0, 2**63 - 1),
+        ):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise TrainingError(f"{name} is {value}; it must be from {least} to {most}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain JSON types, without the directory of the data."""
+        plain = {item.name: getattr(self, item.name) for item in fields(self)}
+        plain["path"] = Path(self.path).name
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in plain.items()
+        }
+
+    def replace(self, **changes: Any) -> TrainingConfig:
+        """Return a copy with some values changed.
+
+        Parameters
+        ----------
+        **changes : Any
+            New values by name.
+
+        Returns
+        -------
+        TrainingConfig
+        """
+        return replace(self, **changes)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> TrainingConfig:
+        """Read a TOML file, such as `write` has written.
+
+        Parameters
+        ----------
+        path : str or path
+            Sections ``[data]``, ``[model]`` and ``[training]``; absent keys have their defaults.
+
+        Returns
+        -------
+        TrainingConfig
+            The data's path is taken relative to the file.
+
+        Raises
+        ------
+        TrainingError
+            If it is no TOML, or a section, key or value is not known.
+        """
+        try:
+            with open(path, "rb") as file:
+                sections = tomllib.load(file)
+        except OSError as error:
+            raise TrainingError(f"{path} cannot be opened: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise TrainingError(f"{path} is not valid TOML: {error}") from error
+        try:
+            config = cls(**_flatten(sections))
+        except StreamRNNError as error:
+            raise TrainingError(f"{path}: {error}") from error
+        return config.replace(path=os.path.join(os.path.dirname(path), config.path))
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write a TOML file that `read` understands.
+
+        Parameters
+        ----------
+        path : str or path
+            Replaced if it exists. The data's path is written relative to it.
+
+        Raises
+        ------
+        TrainingError
+            If it cannot be written.
+        """
+        lines = ["# All of a training: `streamrnn train THIS_FILE -o MODEL` repeats it to the bit."]
+        data_path = os.path.relpath(self.path, os.path.dirname(os.path.abspath(path)))
+        tables = []
+        for section in SECTIONS:
+            lines += ["", f"[{section}]"]
+            for item in fields(self):
+                value = data_path if item.name == "path" else getattr(self, item.name)
+                if item.metadata["section"] != section:
+                    continue
+                if isinstance(value, dict):
+                    tables.append((f"{section}.{item.name}", value))
+                    continue
+                lines.append(f"{item.name} = {_toml(value)}  # {item.metadata['comment']}")
+        for title, table in tables:
+            lines += ["", f"[{title}]"]
+            lines += [f"{_toml(key)} = {_toml(value)}" for key, value in table.items()]
+        try:
+            Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise TrainingError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def parse_layers(layers: tuple[str, ...]) -> tuple[LayerSpec, ...]:
+    """Read a stack such as ``("lstm:32", "gru:16")``.
+
+    Parameters
+    ----------
+    layers : tuple of str
+        Cell and hidden size, from the input to the output.
+
+    Returns
+    -------
+    tuple of LayerSpec
+
+    Raises
+    ------
+    TrainingError
+        If one cannot be read.
+    """
+    stack = []
+    for text in layers:
+        cell, _, size = text.strip().partition(":")
+        if cell not in CELLS:
+            raise TrainingError(
+                f"layer {text!r}: unknown cell {cell!r}{suggestion(cell, CELLS)}; known are "
+                f"{', '.join(CELLS)}"
+            )
+        if not size.isdecimal() or int(size) == 0:
+            raise TrainingError(f"layer {text!r}: write cell and hidden size, such as lstm:32")
+        stack.append(LayerSpec(cell, int(size)))
+    if not stack:
+        raise TrainingError("layers is empty; a network needs at least one, such as lstm:32")
+    return tuple(stack)
+
+
+def _flatten(sections: Mapping[str, Any]) -> dict[str, Any]:
+    home = {item.name: item.metadata["section"] for item in fields(TrainingConfig)}
+    values: dict[str, Any] = {}
+    for section, table in sections.items():
+        if section not in SECTIONS or not isinstance(table, dict):
+            hint = suggestion(section, SECTIONS)
+            raise TrainingError(
+                f"unknown section or key {section!r}{hint}; the sections are {', '.join(SECTIONS)}"
+            )
+        for name, value in table.items():
+            if home.get(name) != section:
+                known = [key for key, place in home.items() if place == section]
+                elsewhere = f"; it belongs into [{home[name]}]" if name in home else ""
+                raise TrainingError(
+                    f"unknown key {name!r} in [{section}]{elsewhere or suggestion(name, known)}; "
+                    f"known are {', '.join(known)}"
+                )
+            values[name] = value
+    return values
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    """Return a value in its proper type, or say what was expected."""
+    if kind.startswith("tuple"):
+        element = float if "float" in kind else str
+        items = [value] if isinstance(value, str) else value
+        if isinstance(items, list | tuple) and all(_is_a(item, element) for item in items):
+            return tuple(element(item) for item in items)
+        expected = f"a list of {'numbers' if element is float else 'strings'}"
+    elif kind.startswith("dict"):
+        if isinstance(value, dict) and all(isinstance(item, str) for item in value.values()):
+            return dict(value)
+        expected = "a table of strings"
+    else:
+        wanted = {"str": str, "int": int, "float": float}[kind]
+        if _is_a(value, wanted):
+            return wanted(value)
+        expected = {"str": "a string", "int": "a whole number", "float": "a number"}[kind]
+    raise TrainingError(f"{name} is {value!r}; it must be {expected}")
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+
+
+def _toml(value: Any) -> str:
+    """Write one value as TOML."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return '"' + "".join(c if c >= " " else f"\\u{ord(c):04x}" for c in escaped) + '"'
+    return repr(value)
