@@ -4,3 +4,30 @@ Public names are resolved when they are first used.
 """
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from streamrnn_client._version import __version__
+
+if TYPE_CHECKING:
+    from streamrnn_client.client import Client
+    from streamrnn_client.errors import PartialFailure, StateLost, StreamRNNClientError
+    from streamrnn_client.stream import Stream
+
+__all__ = [
+    "Client",
+    "PartialFailure",
+    "StateLost",
+    "Stream",
+    "StreamRNNClientError",
+    "__version__",
+]
+
+_HOMES = {"Client": "client", "Stream": "stream"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)

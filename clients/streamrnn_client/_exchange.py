@@ -237,6 +237,18 @@ class Exchange:
         """Return when `tick` is due, in seconds of the clock; infinity if nothing is pending."""
         return min((call.next_at for call in self._pending.values()), default=_NEVER)
 
+    def has_time(self, delay_s: float, deadline: float | None) -> bool:
+        """Tell whether something put off by a delay would still be in time.
+
+        Parameters
+        ----------
+        delay_s : float
+            Counted from now.
+        deadline : float or None
+            Seconds of the clock; None is never too late.
+        """
+        return deadline is None or self._clock() + delay_s < deadline
+
     def not_sent(self, call: Call) -> None:
         """Take back a call from the outbox that the socket did not take.
 

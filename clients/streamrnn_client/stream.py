@@ -1,0 +1,159 @@
+"""A stream as its user sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamrnn_client._state import StreamState
+from streamrnn_client.inputs import ModelInfo
+
+if TYPE_CHECKING:
+    from streamrnn_client.client import Client
+
+__all__ = ["Stream", "StreamView"]
+
+
+class StreamView:
+    """What a client knows of a stream; `Client.stream` makes it.
+
+    Parameters
+    ----------
+    client : Client
+        That opened it.
+    state : StreamState
+        The client's own record, which all objects of one stream share.
+    """
+
+    __slots__ = ("_client", "_state")
+
+    def __init__(self, client: Any, state: StreamState) -> None:
+        self._client = client
+        self._state = state
+
+    @property
+    def id(self) -> str | int:
+        """The stream's id."""
+        return self._state.id
+
+    @property
+    def model(self) -> ModelInfo:
+        """The model that it belongs to."""
+        return self._state.model
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the elements of x."""
+        return self._state.model.input_names
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the elements of y."""
+        return self._state.model.output_names
+
+    @property
+    def last_seq(self) -> int:
+        """Number of the last step applied; after your own restart go on with the next one."""
+        return self._state.last_seq
+
+    @property
+    def durable_seq(self) -> int:
+        """Number of the last step that survives a crash of the server; 0 without durability."""
+        return self._state.durable_seq
+
+    @property
+    def window(self) -> int:
+        """The most steps that may be unacknowledged; `steps` keeps to it by itself."""
+        return self._state.window
+
+    @property
+    def numbered(self) -> bool:
+        """Whether steps carry numbers, which makes sending them again safe."""
+        return self._state.numbered
+
+    def __repr__(self) -> str:
+        state = self._state
+        lost = ", state lost" if state.lost else ""
+        return f"<Stream {state.id!r} of {state.model.name!r}, last_seq {state.last_seq}{lost}>"
+
+
+class Stream(StreamView):
+    """One client's sequence, whose state lives in the server.
+
+    Several threads may use one stream; their calls are applied one after the other.
+    """
+
+    __slots__ = ()
+    _client: Client
+
+    def step(self, x: Any, seq: int | None = None) -> npt.NDArray[np.float32]:
+        """Apply one step and return its output.
+
+        Parameters
+        ----------
+        x : array_like, shape (num_inputs,), or mapping
+            In the model's order, or by name (categories by name or index).
+        seq : int or None
+            The step's number, to number by your source's rows; None for ``last_seq + 1``. The
+            number of a step that was applied before, with the same x, returns its output again.
+
+        Returns
+        -------
+        ndarray, dtype float32, shape (output_size,)
+
+        Raises
+        ------
+        InputError
+            If x does not fit the model; nothing was applied, the number stays free.
+        StateLost
+            If the server no longer has the state.
+        RequestTimeout, ConnectionLost
+            If no answer came. On a numbered stream the same call again is safe.
+        Gap, Conflict, Stale
+            If the number does not fit.
+        """
+        client = self._client
+        return client._run(client._core.step(client._exchange(), self._state, x, seq))
+
+    def steps(self, x: Any, seq: int | None = None) -> npt.NDArray[np.float32]:
+        """Apply many steps, split by the window, and return all outputs.
+
+        Parameters
+        ----------
+        x : array_like, shape (T, num_inputs), or mapping
+            In the model's order, or by name with T values each.
+        seq : int or None
+            Number of the first step; None for ``last_seq + 1``.
+
+        Returns
+        -------
+        ndarray, dtype float32, shape (T, output_size)
+
+        Raises
+        ------
+        StreamRNNClientError
+            As `step`; ``.completed`` holds the outputs of the steps before the one that failed,
+            and ``last_seq`` tells how far the stream is.
+        """
+        client = self._client
+        return client._run(client._core.steps(client._exchange(), self._state, x, seq))
+
+    def reset(self) -> None:
+        """Set the state back to that of a new stream; takes a number, like a step."""
+        client = self._client
+        client._run(client._core.reset(client._exchange(), self._state))
+
+    def close(self) -> bool:
+        """Close the stream: the server forgets its state. True if there was one."""
+        client = self._client
+        return client._run(client._core.close(client._exchange(), self._state))
+
+    def resync(self) -> int:
+        """Take the server's word for the last step applied, and return it.
+
+        For going on with other input after a call that got no answer.
+        """
+        client = self._client
+        return client._run(client._core.resync(client._exchange(), self._state))
