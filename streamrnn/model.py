@@ -90,7 +90,8 @@ def canonical_spec(spec: ModelSpec) -> str:
 
     Keys are sorted, nothing is indented, all is ASCII, and fields that have their default value
     are left out: a field that a later version adds does not change the fingerprint of a model
-    that makes no use of it, and so its streams' saved states stay valid.
+    that makes no use of it, and so its streams' saved states stay valid. The price: the defaults
+    are part of the file format and must never change.
 
     Parameters
     ----------

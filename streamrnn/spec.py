@@ -59,7 +59,8 @@ MISSING = ("error", "hold", "mean", "mask")
 
 def _float32(value: float, what: str) -> float:
     """Round to a float32 value, so that the kernel and the reference use the same number."""
-    rounded = float(np.float32(value))
+    with np.errstate(over="ignore"):  # beyond float32 it is Inf, which is refused below
+        rounded = float(np.float32(value))
     if not math.isfinite(rounded):
         raise SpecError(f"{what} is {value!r}; it must be a finite float32")
     return rounded

@@ -172,20 +172,16 @@ def _read(name: str, file: BinaryIO, file_bytes: int) -> TensorFile:
     if file_bytes == 0:
         raise ModelFileError(f"{name} is empty")
     start = file.read(32)
-    for magic, words in _OTHER_KINDS:
-        # A header of exactly 128 bytes also begins with \x80, followed by zeros.
-        if start.startswith(magic) and start[1:8] != bytes(7):
-            raise ModelFileError(f"{name} {words}")
-    if file_bytes < 10:
+    if start[8:9] != b"{":
+        # Only now: the length of a header may begin with any byte, also with a pickle's.
+        for magic, words in _OTHER_KINDS:
+            if start.startswith(magic):
+                raise ModelFileError(f"{name} {words}")
         raise ModelFileError(
-            f"{name} has {file_bytes} bytes, too few for a safetensors file; copy it again"
+            f"{name} is not a safetensors file, or has lost its beginning: byte 8 is "
+            f"{start[8:9]!r}, where the header's '{{' belongs"
         )
     header_bytes = int.from_bytes(start[:8], "little")
-    if start[8:9] != b"{":
-        raise ModelFileError(
-            f"{name} is not a safetensors file: byte 8 is {start[8:9]!r}, where the header's '{{' "
-            "belongs"
-        )
     if header_bytes > MAX_HEADER_BYTES:
         raise ModelFileError(
             f"{name}: the first 8 bytes announce a header of {header_bytes} bytes; at most "

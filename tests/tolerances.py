@@ -1,0 +1,22 @@
+"""How far numbers may be apart, and why: the one place for it.
+
+Absolute, for outputs of order 1 unless said otherwise. Equality to the bit needs no entry.
+"""
+
+from __future__ import annotations
+
+__all__ = ["KERNEL", "REFERENCE_FLOAT32", "REFERENCE_FLOAT64"]
+
+# Reference against PyTorch in float64, both from the same float32 weights: only the order of
+# sums differs. 40 steps of sums of some 20 terms stay below 1e-15; another gate order, bias or
+# activation gives more than 1e-3.
+REFERENCE_FLOAT64 = 1e-12
+
+# Reference against PyTorch in float32: PyTorch's own rounding, some 2^-24 a sum (6e-8) times a
+# few operations in a row; measured up to 2.5e-7.
+REFERENCE_FLOAT32 = 1e-6
+
+# Kernels against the reference, after 1,000 steps on random stacks: float32 sums of up to a few
+# hundred terms of order 0.1, and activations with a relative error under 3e-7, in cells that
+# forget their own errors.
+KERNEL = 2e-6
