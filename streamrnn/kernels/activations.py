@@ -9,6 +9,7 @@ neighbouring float32 values; each is written as the exact float32 value. A NaN s
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from llvmlite import ir
@@ -21,17 +22,21 @@ from streamrnn.kernels.simd import Emitter
 from streamrnn.kernels.simd_width import WIDTH
 
 __all__ = [
+    "GATE_FACTOR",
     "IDENTITY",
     "RELU",
     "SIGMOID",
     "SOFTMAX",
     "TANH",
     "activate",
-    "emit_sigmoid",
-    "emit_tanh",
+    "emit_gate_parts",
+    "emit_reciprocal",
+    "emit_tanh_parts",
 ]
 
 IDENTITY, TANH, SIGMOID, RELU, SOFTMAX, _EXP = range(6)
+
+GATE_FACTOR = -math.log2(math.e)  # of the weights of gates that end in a sigmoid
 
 _MAX_EXPONENT = 87.0  # exp stays a normal float32, and so does the reciprocal of 1 + exp
 _LOG2E = 1.4426950216293335  # float32
@@ -57,12 +62,23 @@ _TANH_Q = tuple(
 )
 
 
-def _emit_reciprocal(e: Emitter, d: ir.Value) -> ir.Value:
-    """Return 1/d for normal positive d, within one unit in the last place.
+def emit_reciprocal(e: Emitter, d: ir.Value) -> ir.Value:
+    """Emit 1/d, within one unit in the last place.
 
     A vector division keeps a port busy for 16 cycles where seven other operations take 3.5: a
     first guess from the bits (off by 12 % at most), then two steps of third order,
     ``y (1 + e + e^2)`` with ``e = 1 - d y``.
+
+    Parameters
+    ----------
+    e : Emitter
+        Where to emit.
+    d : ir.Value
+        A vector of float32 from 2^-126 to 2^126, or NaN.
+
+    Returns
+    -------
+    ir.Value
     """
     b = e.builder
     y = e.as_floats(b.sub(e.lanes(0x7EF311C7), e.as_lanes(d)))
@@ -73,42 +89,60 @@ def _emit_reciprocal(e: Emitter, d: ir.Value) -> ir.Value:
     return y
 
 
-def _emit_exp_parts(e: Emitter, x: ir.Value, sign: float) -> tuple[ir.Value, ir.Value]:
-    """Return p and s with ``exp(sign * x) = p * s``, where s is a power of two.
+def _emit_exp2_parts(
+    e: Emitter, shifted: ir.Value, fraction: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """Return p and s, a power of two, with ``2^x = p s``.
 
+    ``shifted`` is x + _ROUND, and ``fraction`` what x lacks to the integer that this rounds it to.
     Multiplying by s, instead of adding to the exponent's bits, lets a NaN in p through.
     """
+    b = e.builder
+    power = b.add(b.shl(e.as_lanes(shifted), e.lanes(23)), e.lanes(0x3F800000))
+    return e.horner(_EXP2, fraction), e.as_floats(power)
+
+
+def _emit_exp_parts(e: Emitter, x: ir.Value, sign: float) -> tuple[ir.Value, ir.Value]:
+    """Return p and s, a power of two, with ``exp(sign * x) = p s``."""
     b = e.builder
     x = e.clamp(x, _MAX_EXPONENT)
     shifted = e.fma(x, e.constant(sign * _LOG2E), e.constant(_ROUND))
     whole = b.fsub(shifted, e.constant(_ROUND))
     fraction = e.fma(x, e.constant(sign * _LOG2E), b.fneg(whole))
     fraction = e.fma(x, e.constant(sign * _LOG2E_REST), fraction)
-    power = b.shl(e.as_lanes(shifted), e.lanes(23))
-    power = b.add(power, e.lanes(0x3F800000))
-    return e.horner(_EXP2, fraction), e.as_floats(power)
+    return _emit_exp2_parts(e, shifted, fraction)
 
 
-def emit_sigmoid(e: Emitter, x: ir.Value) -> ir.Value:
-    """Emit ``1 / (1 + exp(-x))``.
+def emit_gate_parts(e: Emitter, t: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Emit ``2^t`` and ``1 + 2^t`` for a gate: its sigmoid is the reciprocal of the second.
 
     Parameters
     ----------
     e : Emitter
         Where to emit.
-    x : ir.Value
-        A vector of float32.
+    t : ir.Value
+        The gate's sum times `GATE_FACTOR`, which is folded into its weights.
 
     Returns
     -------
-    ir.Value
+    power, denominator : ir.Value
+        At most 2^118, so that the denominator may still be multiplied by one of `emit_tanh_parts`.
     """
+    b = e.builder
+    t = e.clamp(t, 118.0)
+    shifted = b.fadd(t, e.constant(_ROUND))
+    fraction = b.fsub(t, b.fsub(shifted, e.constant(_ROUND)))
+    p, s = _emit_exp2_parts(e, shifted, fraction)
+    return b.fmul(p, s), e.fma(p, s, e.constant(1.0))
+
+
+def _emit_sigmoid(e: Emitter, x: ir.Value) -> ir.Value:
     p, s = _emit_exp_parts(e, x, -1.0)
-    return _emit_reciprocal(e, e.fma(p, s, e.constant(1.0)))
+    return emit_reciprocal(e, e.fma(p, s, e.constant(1.0)))
 
 
-def emit_tanh(e: Emitter, x: ir.Value) -> ir.Value:
-    """Emit tanh as ``x P(x^2) / Q(x^2)``, both of degree 4.
+def emit_tanh_parts(e: Emitter, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Emit p and q with ``tanh(x) = p / q``, as ``x P(x^2)`` and ``Q(x^2)``, of degree 4 each.
 
     Parameters
     ----------
@@ -119,13 +153,18 @@ def emit_tanh(e: Emitter, x: ir.Value) -> ir.Value:
 
     Returns
     -------
-    ir.Value
+    p, q : ir.Value
+        q is from 1 to 303.
     """
     b = e.builder
     x = e.clamp(x, _TANH_BOUND)
     square = b.fmul(x, x)
-    above = b.fmul(x, e.horner(_TANH_P, square))
-    return b.fmul(above, _emit_reciprocal(e, e.horner(_TANH_Q, square)))
+    return b.fmul(x, e.horner(_TANH_P, square)), e.horner(_TANH_Q, square)
+
+
+def _emit_tanh(e: Emitter, x: ir.Value) -> ir.Value:
+    p, q = emit_tanh_parts(e, x)
+    return e.builder.fmul(p, emit_reciprocal(e, q))
 
 
 def _emit_relu(e: Emitter, x: ir.Value) -> ir.Value:
@@ -138,7 +177,7 @@ def _emit_exp(e: Emitter, x: ir.Value) -> ir.Value:
     return e.builder.fmul(p, s)
 
 
-_EMITTED = {TANH: emit_tanh, SIGMOID: emit_sigmoid, RELU: _emit_relu, _EXP: _emit_exp}
+_EMITTED = {TANH: _emit_tanh, SIGMOID: _emit_sigmoid, RELU: _emit_relu, _EXP: _emit_exp}
 
 
 @intrinsic(prefer_literal=True)

@@ -78,17 +78,18 @@ def pack(
     hidden_size = len(biases[0])
     num_panels = padded(hidden_size) // WIDTH
 
-    def by_panel(matrix: NDArray[np.float64], num_gates: int) -> NDArray[np.float64]:
+    def by_panel(matrix: NDArray[np.float64], accumulators: Sequence[int]) -> NDArray[np.float64]:
         """[G * H, K] -> [panel, K, G, WIDTH]."""
-        gates = matrix.reshape(num_gates, hidden_size, -1)
-        full = np.zeros((num_gates, num_panels * WIDTH, gates.shape[2]))
+        factors = np.array([shape.factors[a] for a in accumulators])
+        gates = matrix.reshape(len(accumulators), hidden_size, -1) * factors[:, None, None]
+        full = np.zeros((len(accumulators), num_panels * WIDTH, gates.shape[2]))
         full[:, :hidden_size] = gates
-        return full.reshape(num_gates, num_panels, WIDTH, -1).transpose(1, 3, 0, 2)
+        return full.reshape(len(accumulators), num_panels, WIDTH, -1).transpose(1, 3, 0, 2)
 
     parts = (
-        by_panel(np.concatenate(biases)[:, None], shape.num_accumulators),
-        by_panel(x_weights, len(shape.x_gates)),
-        by_panel(h_weights, len(shape.h_gates)),
+        by_panel(np.concatenate(biases)[:, None], range(shape.num_accumulators)),
+        by_panel(x_weights, shape.x_gates),
+        by_panel(h_weights, shape.h_gates),
     )
     panels = np.concatenate([part.reshape(num_panels, -1) for part in parts], axis=1)
     packed = aligned_floats(panels.size)

@@ -22,7 +22,12 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from streamrnn.kernels.activations import emit_sigmoid, emit_tanh
+from streamrnn.kernels.activations import (
+    GATE_FACTOR,
+    emit_gate_parts,
+    emit_reciprocal,
+    emit_tanh_parts,
+)
 from streamrnn.kernels.simd import INT, VECTOR, Emitter
 from streamrnn.kernels.simd_width import WIDTH
 
@@ -42,34 +47,51 @@ class Shape:
         Vectors a row and panel.
     x_gates, h_gates : tuple of int
         Which accumulator each packed vector of an element of x, or of h, is added to.
+    factors : tuple of float
+        What the weights and biases of each accumulator are multiplied by.
     """
 
     num_accumulators: int
     x_gates: tuple[int, ...]
     h_gates: tuple[int, ...]
+    factors: tuple[float, ...]
 
 
+_GATE = GATE_FACTOR
 # GRU keeps the two halves of its candidate apart: the reset gate scales only the one from h.
 SHAPES = {
-    DENSE: Shape(1, (0,), (0,)),
-    GRU: Shape(4, (0, 1, 2), (0, 1, 3)),
-    LSTM: Shape(4, (0, 1, 2, 3), (0, 1, 2, 3)),
+    DENSE: Shape(1, (0,), (0,), (1.0,)),
+    GRU: Shape(4, (0, 1, 2), (0, 1, 3), (_GATE, _GATE, 1.0, 1.0)),
+    LSTM: Shape(4, (0, 1, 2, 3), (0, 1, 2, 3), (_GATE, _GATE, 1.0, _GATE)),
 }
 
 
 def _emit_gru(e: Emitter, sums: Sequence[ir.Value], h: ir.Value) -> ir.Value:
-    """Return h' = n + z (h - n), with n = tanh(n_x + r n_h)."""
-    reset, update = emit_sigmoid(e, sums[0]), emit_sigmoid(e, sums[1])
-    candidate = emit_tanh(e, e.fma(reset, sums[3], sums[2]))
-    return e.fma(update, e.builder.fsub(h, candidate), candidate)
+    """Return h' = (1 - z) n + z h, with n = tanh(n_x + r n_h).
+
+    With ``n = p / q`` and ``z = 1 / (1 + u)`` it is ``(p u + h q) / (q (1 + u))``: two reciprocals
+    for three activations.
+    """
+    b = e.builder
+    _, reset_below = emit_gate_parts(e, sums[0])
+    reset = emit_reciprocal(e, reset_below)
+    power, update_below = emit_gate_parts(e, sums[1])
+    p, q = emit_tanh_parts(e, e.fma(reset, sums[3], sums[2]))
+    above = e.fma(p, power, b.fmul(h, q))
+    return b.fmul(above, emit_reciprocal(e, b.fmul(q, update_below)))
 
 
 def _emit_lstm(e: Emitter, sums: Sequence[ir.Value], c: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Return h' = o tanh(c') and c' = f c + i g."""
+    """Return h' = o tanh(c') and c' = f c + i g: three reciprocals for five activations."""
     b = e.builder
-    entering = b.fmul(emit_sigmoid(e, sums[0]), emit_tanh(e, sums[2]))
-    new_c = e.fma(emit_sigmoid(e, sums[1]), c, entering)
-    return b.fmul(emit_sigmoid(e, sums[3]), emit_tanh(e, new_c)), new_c
+    (_, enter_below), (_, keep_below), (_, out_below) = (
+        emit_gate_parts(e, sums[gate]) for gate in (0, 1, 3)
+    )
+    p, q = emit_tanh_parts(e, sums[2])
+    entering = b.fmul(p, emit_reciprocal(e, b.fmul(q, enter_below)))
+    new_c = e.fma(emit_reciprocal(e, keep_below), c, entering)
+    p, q = emit_tanh_parts(e, new_c)
+    return b.fmul(p, emit_reciprocal(e, b.fmul(q, out_below))), new_c
 
 
 class _Tile:
