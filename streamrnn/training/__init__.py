@@ -1,0 +1,8 @@
+"""Training of models from tables: NumPy only, no framework, no numba."""
+
+from __future__ import annotations
+
+from streamrnn.training.config import TrainingConfig
+from streamrnn.training.workflow import TrainingResult, train, train_to_file
+
+__all__ = ["TrainingConfig", "TrainingResult", "train", "train_to_file"]

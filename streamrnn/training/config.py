@@ -16,12 +16,38 @@ from streamrnn.training.table import suggestion
 
 __all__ = ["TrainingConfig", "parse_layers"]
 
-SECTIONS = ("data", "model", "training")
-
-
-def _in(section: str, default: Any, comment: str) -> Any:
-    # A factory for everything: a default may be a dict.
-    return field(default_factory=lambda: default, metadata={"section": section, "comment": comment})
+# Where each setting stands in a TOML file, and what is said beside it.
+SECTIONS: Mapping[str, Mapping[str, str]] = {
+    "data": {
+        "path": "relative to this file",
+        "predict": "target columns",
+        "time": "column that orders the rows; empty: the file's order",
+        "group": "column that tells streams apart; empty: one stream",
+        "inputs": "columns that the network sees",
+        "categorical": "columns of numbers that are names",
+        "horizon": "predict the value so many rows ahead",
+        "split": "training, validation, test",
+        "difference": "inputs seen as changes",
+        "missing": "per input: error, hold, mean or mask",
+    },
+    "model": {
+        "layers": "from the input to the output",
+        "embedding_size": "0: by the number of categories; -1: one-hot",
+    },
+    "training": {
+        "loss": "mse, cross_entropy or binary_cross_entropy",
+        "epochs": "passes over the training part, at most",
+        "batch_size": "rows trained at once",
+        "truncation_steps": "steps that a gradient goes back",
+        "learning_rate": "peak of the schedule",
+        "schedule": "cosine or constant",
+        "weight_decay": "decoupled, of the matrices",
+        "clip_norm": "bound on the norm of the whole gradient",
+        "averaging": "moving average of the weights; 0: none",
+        "patience": "epochs without a better validation error",
+        "seed": "of all chance",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -80,29 +106,29 @@ class TrainingConfig:
         Of all chance.
     """
 
-    path: str = _in("data", "", "relative to this file")
-    predict: tuple[str, ...] = _in("data", (), "target columns")
-    time: str = _in("data", "", "column that orders the rows; empty: the file's order")
-    group: str = _in("data", "", "column that tells streams apart; empty: one stream")
-    inputs: tuple[str, ...] = _in("data", (), "columns that the network sees")
-    categorical: tuple[str, ...] = _in("data", (), "columns of numbers that are names")
-    horizon: int = _in("data", -1, "predict the value so many rows ahead")
-    split: tuple[float, ...] = _in("data", (0.6, 0.2, 0.2), "training, validation, test")
-    difference: tuple[str, ...] = _in("data", ("auto",), "inputs seen as changes")
-    missing: dict[str, str] = _in("data", {}, "per input: error, hold, mean or mask")
-    layers: tuple[str, ...] = _in("model", ("lstm:32",), "from the input to the output")
-    embedding_size: int = _in("model", 0, "0: by the number of categories; -1: one-hot")
-    loss: str = _in("training", "auto", "mse, cross_entropy or binary_cross_entropy")
-    epochs: int = _in("training", 0, "passes over the training part, at most")
-    batch_size: int = _in("training", 0, "rows trained at once")
-    truncation_steps: int = _in("training", 64, "steps that a gradient goes back")
-    learning_rate: float = _in("training", 3e-3, "peak of the schedule")
-    schedule: str = _in("training", "cosine", "cosine or constant")
-    weight_decay: float = _in("training", 0.0, "decoupled, of the matrices")
-    clip_norm: float = _in("training", 1.0, "bound on the norm of the whole gradient")
-    averaging: float = _in("training", 0.99, "moving average of the weights; 0: none")
-    patience: int = _in("training", 60, "epochs without a better validation error")
-    seed: int = _in("training", 0, "of all chance")
+    path: str = ""
+    predict: tuple[str, ...] = ()
+    time: str = ""
+    group: str = ""
+    inputs: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    horizon: int = -1
+    split: tuple[float, ...] = (0.6, 0.2, 0.2)
+    difference: tuple[str, ...] = ("auto",)
+    missing: dict[str, str] = field(default_factory=dict)
+    layers: tuple[str, ...] = ("lstm:32",)
+    embedding_size: int = 0
+    loss: str = "auto"
+    epochs: int = 0
+    batch_size: int = 0
+    truncation_steps: int = 64
+    learning_rate: float = 3e-3
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    averaging: float = 0.99
+    patience: int = 60
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -225,16 +251,14 @@ class TrainingConfig:
         lines = ["# All of a training: `streamrnn train THIS_FILE -o MODEL` repeats it to the bit."]
         data_path = os.path.relpath(self.path, os.path.dirname(os.path.abspath(path)))
         tables = []
-        for section in SECTIONS:
+        for section, comments in SECTIONS.items():
             lines += ["", f"[{section}]"]
-            for item in fields(self):
-                value = data_path if item.name == "path" else getattr(self, item.name)
-                if item.metadata["section"] != section:
-                    continue
+            for name, comment in comments.items():
+                value = data_path if name == "path" else getattr(self, name)
                 if isinstance(value, dict):
-                    tables.append((f"{section}.{item.name}", value))
-                    continue
-                lines.append(f"{item.name} = {_toml(value)}  # {item.metadata['comment']}")
+                    tables.append((f"{section}.{name}", value))
+                else:
+                    lines.append(f"{name} = {_toml(value)}  # {comment}")
         for title, table in tables:
             lines += ["", f"[{title}]"]
             lines += [f"{_toml(key)} = {_toml(value)}" for key, value in table.items()]
@@ -278,7 +302,7 @@ def parse_layers(layers: tuple[str, ...]) -> tuple[LayerSpec, ...]:
 
 
 def _flatten(sections: Mapping[str, Any]) -> dict[str, Any]:
-    home = {item.name: item.metadata["section"] for item in fields(TrainingConfig)}
+    home = {name: section for section, names in SECTIONS.items() for name in names}
     values: dict[str, Any] = {}
     for section, table in sections.items():
         if section not in SECTIONS or not isinstance(table, dict):

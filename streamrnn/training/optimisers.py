@@ -9,6 +9,7 @@ by the global norm); Loshchilov and Hutter, "SGDR", ICLR 2017 (cosine, here with
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Adam:
     def __init__(
         self,
         size: int,
-        dtype: np.dtype[np.floating],
+        dtype: np.dtype[Any],
         beta1: float = 0.9,
         beta2: float = 0.999,
         epsilon: float = 1e-8,

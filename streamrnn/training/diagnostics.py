@@ -1,0 +1,146 @@
+"""How far back a trained network looks, and how long a new stream takes to warm up.
+
+Vanishing gradients (Bengio, Simard and Frasconi 1994; Pascanu et al. 2013) are measured, not
+guessed: the norm of the gradient of an output by the input some steps earlier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from streamrnn.training.dataset import Dataset, encode
+from streamrnn.training.network import Chunk, Network
+from streamrnn.training.stacking import stack_rows
+
+__all__ = ["Memory", "gradient_by_lag", "measure_memory"]
+
+NUM_WINDOWS = 32
+MAX_LAG = 256
+MAX_HORIZON = 1024
+SAME = 0.01  # outputs closer than this share of their spread count as the same
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a network remembers.
+
+    Attributes
+    ----------
+    horizon_steps : int
+        Steps after which a new stream's outputs are within 1 % (of their spread) of those of a
+        stream that has seen everything; the most that was tried if they never are.
+    forgets : bool
+        Whether they ever were.
+    tried_steps : int
+        Number of steps that were tried.
+    gradient_by_lag : dict of str to float
+        Norm of the gradient of an output by the input so many steps earlier, relative to lag 0.
+    """
+
+    horizon_steps: int
+    forgets: bool
+    tried_steps: int
+    gradient_by_lag: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON types."""
+        return asdict(self)
+
+
+def _windows(dataset: Dataset, num_steps: int) -> list[tuple[int, int]]:
+    """Return stream and first row of windows in the training part, evenly spread."""
+    places = [
+        (k, start)
+        for k, stream in enumerate(dataset.streams)
+        for start in range(1, stream.stops[0] - num_steps + 1, max(1, num_steps // 8))
+    ]
+    chosen = np.linspace(0, len(places) - 1, min(NUM_WINDOWS, len(places))).astype(int)
+    return [places[k] for k in np.unique(chosen)]
+
+
+def gradient_by_lag(network: Network, dataset: Dataset) -> dict[str, float]:
+    """Measure how the influence of an input on the outputs fades.
+
+    Parameters
+    ----------
+    network : Network
+        Trained.
+    dataset : Dataset
+        Windows are taken from its training part.
+
+    Returns
+    -------
+    dict of str to float
+        For the lags 0, 1, 2, 4, ...: root mean square over windows of the norm of the gradient of
+        the sum of the pre-activations by the features of the step `lag` earlier, relative to lag 0.
+    """
+    longest = max(stream.stops[0] for stream in dataset.streams)
+    num_steps = max(1, min(MAX_LAG + 1, longest // 2))
+    rows = [(k, start, start + num_steps) for k, start in _windows(dataset, num_steps)]
+    if not rows:
+        return {}
+    chunk, _ = stack_rows(dataset.streams, rows)
+    z, _ = network.forward(chunk, network.initial_state(len(rows)))
+    grad_z = np.zeros_like(z)
+    grad_z[-1] = 1.0
+    grad_x = network.backward(grad_z, need_grad_x=True)
+    if grad_x is None:
+        return {}
+    norms = np.sqrt(np.mean(np.sum(grad_x.astype(np.float64) ** 2, axis=2), axis=1))[::-1]
+    lags = [0, *(1 << k for k in range(16) if 1 << k < num_steps)]
+    return {str(lag): float(norms[lag] / max(norms[0], 1e-300)) for lag in lags}
+
+
+def measure_memory(network: Network, dataset: Dataset) -> Memory:
+    """Compare new streams with streams that have seen what came before.
+
+    Parameters
+    ----------
+    network : Network
+        Trained.
+    dataset : Dataset
+        Windows are taken from its training part.
+
+    Returns
+    -------
+    Memory
+    """
+    longest = max(stream.stops[0] for stream in dataset.streams)
+    num_steps = max(1, min(MAX_HORIZON, longest // 2))
+    windows = _windows(dataset, num_steps)
+    fading = gradient_by_lag(network, dataset)
+    if not windows:
+        return Memory(0, False, 0, fading)
+    # Informed: each window follows its own history, padded in front so that all end together.
+    begins = [max(0, start - num_steps) for _, start in windows]
+    informed, fresh = [], []
+    for (k, start), begin in zip(windows, begins, strict=True):
+        stream = dataset.streams[k]
+        new = encode(dataset.spec, stream.x[start : start + num_steps])
+        fresh.append(new)
+        codes = {name: code[begin:start] for name, code in stream.chunk.codes.items()}
+        past = Chunk(stream.chunk.features[begin:start], codes)
+        _, state = network.outputs(past, network.initial_state(1))
+        informed.append(state)
+    joined = Chunk(
+        np.concatenate([new.features for new in fresh], axis=1),
+        {
+            name: np.concatenate([new.codes[name] for new in fresh], axis=1)
+            for name in fresh[0].codes
+        },
+    )
+    known, _ = stack_rows(dataset.streams, [(k, start, start + num_steps) for k, start in windows])
+    warm_state = [
+        tuple(np.concatenate([state[layer][s] for state in informed]) for s in range(num_states))
+        for layer, num_states in enumerate(len(states) for states in informed[0])
+    ]
+    warm, _ = network.outputs(known, warm_state)
+    cold, _ = network.outputs(joined, network.initial_state(len(windows)))
+    spread = np.maximum(warm.std(axis=(0, 1)), 1e-12)
+    distance = np.sqrt(np.mean(((warm - cold) / spread) ** 2, axis=(1, 2)))
+    differ = np.flatnonzero(distance > SAME)
+    horizon = int(differ[-1]) + 1 if len(differ) else 0
+    return Memory(horizon, horizon < num_steps, num_steps, fading)

@@ -1,0 +1,68 @@
+"""How a training goes on, shown on stderr: a bar on a terminal, a few plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from streamrnn.training.loop import Epoch
+
+__all__ = ["TrainingProgress"]
+
+NUM_LINES = 10
+
+
+class TrainingProgress:
+    """A progress display to be used in a ``with`` block and called after each epoch.
+
+    Parameters
+    ----------
+    console : rich.console.Console or None
+        Where to; stderr by default.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stderr)
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> TrainingProgress:
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                TextColumn("{task.fields[words]}"),
+                TimeElapsedColumn(),
+                console=self.console,
+            )
+            self.task = self.bar.add_task("training", total=None, words="reading the data")
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def __call__(self, epoch: Epoch) -> None:
+        """Show an epoch.
+
+        Parameters
+        ----------
+        epoch : Epoch
+            The one that has just ended.
+        """
+        words = (
+            f"epoch {epoch.epoch}/{epoch.num_epochs}  loss: train {epoch.train:.4g}, "
+            f"validation {epoch.validation:.4g}, best {epoch.best:.4g}"
+        )
+        if self.bar:
+            self.bar.update(self.task, completed=epoch.epoch, total=epoch.num_epochs, words=words)
+        elif epoch.epoch == 1 or epoch.epoch % max(1, epoch.num_epochs // NUM_LINES) == 0:
+            self.console.print(words, highlight=False, soft_wrap=True)

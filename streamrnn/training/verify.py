@@ -1,0 +1,94 @@
+"""After training: what was saved, run by the engine, must say what the trainer says."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streamrnn.errors import TrainingError
+from streamrnn.model import Model
+from streamrnn.training.dataset import Dataset, Stream
+from streamrnn.training.layers import Array
+from streamrnn.training.network import Chunk, Network
+
+__all__ = ["trainer_outputs", "verify"]
+
+MAX_STREAMS = 4
+MAX_STEPS = 4096
+# Share of an output's scale: float32 sums in another order, over thousands of steps.
+TOLERANCE = 1e-4
+
+
+def trainer_outputs(model: Model, dataset: Dataset, stream: Stream, dtype: type) -> Array:
+    """Return the outputs of a stream in the user's units, as the trainer computes them.
+
+    Parameters
+    ----------
+    model : Model
+        Trained on the dataset.
+    dataset : Dataset
+        For the levels of the outputs.
+    stream : Stream
+        One of its streams.
+    dtype : type
+        ``np.float32`` or ``np.float64``: what is computed in.
+
+    Returns
+    -------
+    ndarray [T, O] of float64
+        Of the first `MAX_STEPS` rows.
+    """
+    network = Network(model.spec, model.parameters, dtype)
+    codes = {name: code[:MAX_STEPS] for name, code in stream.chunk.codes.items()}
+    chunk = Chunk(stream.chunk.features[:MAX_STEPS].astype(dtype), codes)
+    y, _ = network.outputs(chunk, network.initial_state(1))
+    outputs = model.spec.outputs
+    scaled = y[:, 0].astype(np.float64) * [item.scale for item in outputs]
+    scaled += [item.center for item in outputs]
+    return scaled + stream.level[:MAX_STEPS] if dataset.loss == "mse" else scaled
+
+
+def verify(model: Model, dataset: Dataset) -> float:
+    """Run streams through the engine and compare.
+
+    Parameters
+    ----------
+    model : Model
+        As loaded from its file.
+    dataset : Dataset
+        What it was trained on.
+
+    Returns
+    -------
+    float
+        Largest difference, as a share of the output's scale.
+
+    Raises
+    ------
+    TrainingError
+        If the engine says anything else than the trainer.
+    """
+    from streamrnn.engine import Engine
+
+    engine = Engine(model)
+    worst = 0.0
+    for stream in dataset.streams[:MAX_STREAMS]:
+        x = stream.x[:MAX_STEPS]
+        y = engine.steps(f"verify {stream.name}", x.astype(np.uint32) if model.spec.is_token else x)
+        exact = trainer_outputs(model, dataset, stream, np.float64)
+        rounded = trainer_outputs(model, dataset, stream, np.float32)
+        scale = np.array([item.scale for item in model.spec.outputs])
+        # A chaotic network multiplies rounding errors: grant the engine what float32 costs us.
+        own_error = np.maximum.accumulate(np.abs(rounded - exact), axis=0)
+        resolution = 4 * np.finfo(np.float32).eps * np.abs(exact)
+        allowed = TOLERANCE * scale + 10 * own_error + resolution
+        error = np.abs(y - exact)
+        if not np.all(error <= allowed):
+            step, output = np.argwhere(~(error <= allowed))[0]
+            raise TrainingError(
+                f"the saved model does not reproduce its training: at step {step} of stream "
+                f"{stream.name!r} the engine says {y[step, output]:.9g} for output "
+                f"{model.spec.outputs[output].name!r}, the trainer {exact[step, output]:.9g}. "
+                "This is a defect of StreamRNN; please report it with the configuration"
+            )
+        worst = max(worst, float(np.max(error / scale, initial=0.0)))
+    return worst
