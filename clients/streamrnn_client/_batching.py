@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 import numpy as np
@@ -17,6 +17,8 @@ from streamrnn_client.inputs import FLOAT, Array, ModelInfo
 from streamrnn_client.protocol import StreamId, encode_bin_header
 
 __all__ = ["Rows", "batch", "open_rows", "open_streams", "step_many"]
+
+Id = TypeVar("Id", bound=StreamId)
 
 _BATCH = msgpack.packb("batch") + b"\x93"
 _OPEN = msgpack.packb("open")
@@ -121,8 +123,8 @@ def open_rows(
 
 
 def step_many(
-    core: Core, ex: Exchange, inputs: Mapping[StreamId, Any], model: str | None
-) -> Operation[dict[StreamId, Array]]:
+    core: Core, ex: Exchange, inputs: Mapping[Id, Any], model: str | None
+) -> Operation[dict[Id, Array]]:
     """Apply one step of each of many streams; those not seen before are opened."""
     as_ids(inputs.keys())
     if not inputs:

@@ -80,7 +80,7 @@ class Core(ServerView):
                 done = stop
             return outputs
         except errors.StreamRNNClientError as error:
-            raise _in_whole(error, outputs[:done], done) from error.__cause__
+            raise _in_whole(error, outputs, done) from error.__cause__
         finally:
             for call, _, _ in in_flight:
                 ex.abandon(call)
@@ -254,12 +254,15 @@ class Core(ServerView):
 
 
 def _in_whole(
-    error: errors.StreamRNNClientError, completed: Array, num_done: int
+    error: errors.StreamRNNClientError, outputs: Array, num_done: int
 ) -> errors.StreamRNNClientError:
     """Let a chunk's error speak about the whole call: the outputs so far, the step's position."""
     step = error.detail.get("step")
     if isinstance(error, errors.BadValue) and isinstance(step, int):
         detail = {**error.detail, "step": step + num_done}
         error = errors.BadValue(error_message(ErrorCode.BAD_VALUE, detail), detail)
-    error.completed = completed
+    if num_done:
+        words = f"{num_done} of the {len(outputs)} steps were applied: go on with X[{num_done}:]"
+        error.args = (f"{error} ({words})", *error.args[1:])
+    error.completed = outputs[:num_done]
     return error

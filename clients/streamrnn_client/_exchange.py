@@ -50,6 +50,8 @@ class Call:
         How often it was sent.
     done : bool
         Whether it is settled; then `error` is None or `result` is.
+    on_settled : callable or None
+        Called with the call once it is settled.
     waiter : Any
         The driver's own.
     """
@@ -65,6 +67,7 @@ class Call:
         "msgid",
         "next_at",
         "num_sends",
+        "on_settled",
         "payload",
         "result",
         "started",
@@ -95,6 +98,7 @@ class Call:
         self.done = False
         self.result: Any = None
         self.error: errors.StreamRNNClientError | None = None
+        self.on_settled: Callable[[Call], None] | None = None
         self.waiter: Any = None
 
 
@@ -120,6 +124,8 @@ class Exchange:
         The most unanswered requests; what goes beyond waits its turn.
     num_unreadable : int
         Replies that were no replies of this protocol.
+    is_put_off : bool
+        Whether the last `receive` put a call off, so that `next_at` may have come nearer.
     """
 
     def __init__(
@@ -133,6 +139,7 @@ class Exchange:
         self._clock = clock
         self._timeout_s = timeout_s
         self._resend_s = resend_s
+        self._answer_s = min(resend_s, timeout_s / 10)
         self._is_connected = is_connected
         self._pending: dict[int, Call] = {}
         self._backlog: deque[Call] = deque()
@@ -140,6 +147,7 @@ class Exchange:
         self.outbox: deque[Call] = deque()
         self.max_in_flight = MAX_MSGID
         self.num_unreadable = 0
+        self.is_put_off = False
 
     def submit(
         self,
@@ -204,6 +212,7 @@ class Exchange:
         payload : bytes
             One whole message.
         """
+        self.is_put_off = False
         try:
             msgid, error, result = decode_response(payload)
         except ProtocolError:
@@ -247,7 +256,8 @@ class Exchange:
         deadline : float or None
             Seconds of the clock; None is never too late.
         """
-        return deadline is None or self._clock() + delay_s < deadline
+        # An answer needs time too: `busy` says more than the timeout of one last try.
+        return deadline is None or self._clock() + delay_s + self._answer_s < deadline
 
     def not_sent(self, call: Call) -> None:
         """Take back a call from the outbox that the socket did not take.
@@ -291,11 +301,12 @@ class Exchange:
         """Put a busy call off; it was not applied, so even an unnumbered one may come again."""
         detail = error[2] if isinstance(error[2], dict) else {}
         delay_s = float(detail.get("retry_after_ms", 10)) / 1000
-        next_at = self._clock() + min(max(delay_s, _MIN_BUSY_S), _MAX_BUSY_S)
-        if next_at >= call.deadline:
+        delay_s = min(max(delay_s, _MIN_BUSY_S), _MAX_BUSY_S)
+        if not self.has_time(delay_s, call.deadline):
             return False
         call.num_sends = 0
-        call.next_at = next_at
+        call.next_at = self._clock() + delay_s
+        self.is_put_off = True
         return True
 
     def _settle(self, call: Call) -> None:
@@ -303,8 +314,8 @@ class Exchange:
         del self._pending[call.msgid]
         if call.num_sends == 0 and call in self._backlog:
             self._backlog.remove(call)
-        if call.waiter is not None:
-            call.waiter()
+        if call.on_settled is not None:
+            call.on_settled(call)
         while self._backlog and len(self._pending) - len(self._backlog) < self.max_in_flight:
             self._put_out(self._backlog.popleft(), self._clock())
 

@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from streamrnn_client.stream import StreamView
 __all__ = ["Client", "Stream"]
 
 T = TypeVar("T")
+Id = TypeVar("Id", bound=str | int)
 
 
 class Stream(StreamView):
@@ -200,8 +201,8 @@ class Client:
         return await self._run(_batching.batch(self._core, self._exchange(), rows, x))
 
     async def step_many(
-        self, inputs: Mapping[str | int, Any], model: str | None = None
-    ) -> dict[str | int, npt.NDArray[np.float32]]:
+        self, inputs: Mapping[Id, Any], model: str | None = None
+    ) -> dict[Id, npt.NDArray[np.float32]]:
         """Await `streamrnn_client.Client.step_many`.
 
         Parameters
@@ -235,7 +236,7 @@ class Client:
                     raise
                 wanted = operation.send(None)
         except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
+            return stop.value
 
     async def _claim(self, claim: Claim) -> None:
         while any(state.claimed for state in claim.states):
@@ -261,6 +262,11 @@ class Client:
                 turn.set_result(None)
 
 
+def _set_waiter(call: Call) -> None:
+    if not call.waiter.done():
+        call.waiter.set_result(None)
+
+
 class _Hub:
     """The sockets of one event loop, a task that reads each, and one that minds the clock."""
 
@@ -276,14 +282,18 @@ class _Hub:
         self._monitors: dict[str, Monitor] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = 0.0
 
     async def wait(self, call: Call) -> None:
         """Send what is to be sent and wait until a call is settled."""
-        if not call.done:
-            settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            call.waiter = lambda: settled.done() or settled.set_result(None)
-            self._work()
-            await settled
+        if call.done:
+            return
+        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        call.waiter = settled
+        call.on_settled = _set_waiter
+        self._send()
+        self._set_alarm(call.next_at)
+        await settled
 
     async def close(self) -> None:
         """Settle all calls with `ClientClosed`, end the tasks and close the sockets."""
@@ -301,33 +311,40 @@ class _Hub:
         self._sockets.clear()
         self._tasks.clear()
 
-    def _work(self) -> None:
-        """Send, and set the alarm for the next time that something is due."""
+    def _send(self) -> None:
         exchange = self.exchange
         while exchange.outbox:
             call = exchange.outbox.popleft()
             # With NOBLOCK the future is done at once, with the outcome in it.
             sending = self._socket(call.endpoint).send(call.payload, zmq.NOBLOCK)
-            if sending.done() and isinstance(sending.exception(), zmq.Again):
+            if isinstance(cast("asyncio.Future[Any]", sending).exception(), zmq.Again):
                 exchange.not_sent(call)
-        due = exchange.next_at()
+                self._set_alarm(call.next_at)
+
+    def _set_alarm(self, due: float) -> None:
+        """Have `_ring` called when a call is due, unless it will be called before that anyway."""
         if self._alarm is not None:
-            if self._alarm.when() <= due and not self._alarm.cancelled():
+            if self._alarm_at <= due:
                 return
             self._alarm.cancel()
-            self._alarm = None
-        if due < float("inf"):
-            loop = asyncio.get_running_loop()
-            self._alarm = loop.call_at(loop.time() + max(0.0, due - time.monotonic()), self._ring)
+        self._alarm_at = due
+        delay_s = max(0.0, due - time.monotonic())
+        self._alarm = asyncio.get_running_loop().call_later(delay_s, self._ring)
 
     def _ring(self) -> None:
         self._alarm = None
         self.exchange.tick()
-        self._work()
+        self._send()
+        due = self.exchange.next_at()
+        if due < float("inf"):
+            self._set_alarm(due)
 
     async def _read(self, socket: zmq.asyncio.Socket) -> None:
         while True:
             self.exchange.receive(await socket.recv())
+            self._send()
+            if self.exchange.is_put_off:
+                self._set_alarm(self.exchange.next_at())
 
     def _socket(self, endpoint: str) -> zmq.asyncio.Socket:
         socket = self._sockets.get(endpoint)

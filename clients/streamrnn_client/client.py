@@ -27,6 +27,7 @@ from streamrnn_client.stream import Stream
 __all__ = ["Client"]
 
 T = TypeVar("T")
+Id = TypeVar("Id", bound=str | int)
 _MAX_POLL_S = 0.25  # so that a thread notices that another one has closed the client
 
 
@@ -237,8 +238,8 @@ class Client:
         return self._run(_batching.batch(self._core, self._exchange(), rows, x))
 
     def step_many(
-        self, inputs: Mapping[str | int, Any], model: str | None = None
-    ) -> dict[str | int, npt.NDArray[np.float32]]:
+        self, inputs: Mapping[Id, Any], model: str | None = None
+    ) -> dict[Id, npt.NDArray[np.float32]]:
         """Apply one step of each of many streams; those not seen before are opened.
 
         Parameters
@@ -295,7 +296,7 @@ class Client:
                     raise
                 wanted = operation.send(None)
         except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
+            return stop.value
 
     def _wait(self, link: _Link, call: Call) -> None:
         while not call.done:
