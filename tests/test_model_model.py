@@ -107,7 +107,7 @@ def test_the_fingerprint_covers_description_and_parameters(rng):
     ]
     fingerprints = {other.fingerprint for other in others} | {model.fingerprint}
     assert len(fingerprints) == len(others) + 1
-    assert Model(spec, dict(reversed(model.parameters.items()))).fingerprint == model.fingerprint
+    assert Model(spec, dict(reversed(list(model.parameters.items())))).fingerprint == model.fingerprint
     assert len(model.fingerprint) == 64
 
 
