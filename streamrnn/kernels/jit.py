@@ -12,10 +12,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ __all__ = ["cache_directory", "jit"]
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SHARED_SOURCES = (_PACKAGE / "kernels", _PACKAGE / "state")
 _MAX_KEPT_GENERATIONS = 8
+_IMPORT = re.compile(rb"^(?:from|import) (streamrnn_\w+)", re.MULTILINE)
 
 
 def _cache_root() -> Path:
@@ -60,7 +63,8 @@ def cache_directory(source_directory: Path) -> Path:
     Parameters
     ----------
     source_directory : Path
-        The directory of the source file that holds the function. Its sources and those of
+        The directory of the source file that holds the function. Its sources, those of the
+        sibling packages that they import (``streamrnn_server``, ...), and those of
         ``streamrnn/kernels`` and ``streamrnn/state`` make up the name.
 
     Returns
@@ -71,7 +75,7 @@ def cache_directory(source_directory: Path) -> Path:
     digest = hashlib.sha256()
     digest.update(repr((sys.version, numba.__version__, llvmlite.__version__)).encode())
     digest.update(repr((simd_width.WIDTH, sys.platform)).encode())
-    for directory in sorted({*_SHARED_SOURCES, source_directory}):
+    for directory in sorted(_source_directories(source_directory)):
         for path in sorted(directory.glob("*.py")):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     root = _writable_root()
@@ -80,6 +84,21 @@ def cache_directory(source_directory: Path) -> Path:
         _forget_old_generations(root, source_directory.name)
     directory.mkdir(parents=True, exist_ok=True)
     return directory
+
+
+def _source_directories(source_directory: Path) -> set[Path]:
+    """Return where everything lies that one package's compiled functions may be made from."""
+    found: set[Path] = set(_SHARED_SOURCES)
+    waiting = [source_directory]
+    while waiting:
+        directory = waiting.pop()
+        found.add(directory)
+        sources = b"".join(path.read_bytes() for path in directory.glob("*.py"))
+        for name in set(_IMPORT.findall(sources)):
+            package = find_spec(name.decode())
+            places = (package and package.submodule_search_locations) or ()
+            waiting += {Path(place) for place in places} - found
+    return found
 
 
 def _forget_old_generations(root: Path, name: str) -> None:
