@@ -191,9 +191,10 @@ def test_streams_are_independent_and_steps_are_a_chunk(rng):
 def test_a_step_leaves_the_given_state_alone(rng):
     reference = ReferenceModel(random_model(rng, [("lstm", 4)], EVERY_KIND_OF_INPUT))
     x = random_inputs(rng, reference.spec, 2, 2)
-    state = reference.initial_state(2)
-    first, _ = reference.step(state, x[:, 0])
-    again, _ = reference.step(state, x[:, 0])
+    # Not the initial state: only with a memory does the second step differ from the first.
+    _, state = reference.step(reference.initial_state(2), x[:, 0])
+    first, _ = reference.step(state, x[:, 1])
+    again, _ = reference.step(state, x[:, 1])
     assert np.array_equal(first, again)
 
 

@@ -164,6 +164,12 @@ def test_a_header_that_says_the_same_in_other_blanks_is_refused(good_bytes, refu
     assert _with_header(good_bytes, lambda text: text) == good_bytes
 
 
+def test_a_description_that_says_the_same_in_other_letters_is_refused(good_bytes, refusal):
+    same = good_bytes.replace(b"\\u00f6", b"\\u00F6")
+    assert same != good_bytes
+    assert "is damaged or was edited" in refusal(same)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -317,7 +323,9 @@ def test_a_description_in_another_form_is_refused(parts, tmp_path):
     assert "not in the form that this version writes" in _crafted(tmp_path / "m", spec, tensors)
 
 
-@pytest.mark.parametrize("changes", [{"tensors": []}, {"extra": 1}, {"sha256": None}])
+@pytest.mark.parametrize(
+    "changes", [{"tensors": []}, {"tensors": None}, {"extra": 1}, {"sha256": None}]
+)
 def test_a_description_of_another_shape_is_refused(parts, tmp_path, changes):
     _crafted(tmp_path / "m", parts[0], parts[1], changes)
 

@@ -117,6 +117,14 @@ def test_two_ways_to_read_a_file_are_both_named(importing):
     assert np.array_equal(model.parameters["embedding.token.weight"], tensors["b.weight"])
 
 
+def test_one_matrix_that_could_be_either_is_not_guessed_and_never_both(importing):
+    tensors = {"a.weight": matrix(7, 5)} | recurrent(inputs=5)
+    with pytest.raises(ModelFileError, match="can be read in 2 ways"):
+        importing(tensors)
+    assert importing(tensors, embedding="a").model.spec.head is None
+    assert not importing(tensors, head="a").model.spec.is_token
+
+
 def test_several_networks_are_listed_with_the_option_that_chooses(importing):
     tensors = recurrent("encoder.", hidden=5) | recurrent("decoder.", 3, hidden=4)
     tensors |= linear("out", 2, 4)

@@ -47,8 +47,7 @@ def test_a_model_owns_its_parameters(rng):
         assert value.flags.c_contiguous
         assert value.flags.owndata
         assert not value.flags.writeable
-    with pytest.raises(TypeError):
-        copy.parameters["head.bias"] = given["head.bias"]
+    assert not hasattr(copy.parameters, "__setitem__")
 
 
 def _with(model, **changes):
@@ -107,7 +106,9 @@ def test_the_fingerprint_covers_description_and_parameters(rng):
     ]
     fingerprints = {other.fingerprint for other in others} | {model.fingerprint}
     assert len(fingerprints) == len(others) + 1
-    assert Model(spec, dict(reversed(list(model.parameters.items())))).fingerprint == model.fingerprint
+    assert (
+        Model(spec, dict(reversed(list(model.parameters.items())))).fingerprint == model.fingerprint
+    )
     assert len(model.fingerprint) == 64
 
 
