@@ -4,28 +4,101 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streamrnn.engine_cpu import (
+    DONE,
+    GENERATION_SHIFT,
+    KIND_BITS,
+    ROW_TWICE,
+    SLOT_MASK,
+    STALE_ROW,
+    CpuDevice,
+)
 from streamrnn.errors import InputError, StreamError
-from streamrnn.kernels.cpu import check_input, step_rows
-from streamrnn.kernels.float_mode import enter_float_mode, leave_float_mode
-from streamrnn.kernels.jit import jit
-from streamrnn.kernels.plan import MAX_WAVE, NUM_INPUTS, OUTPUT_SIZE, Program
+from streamrnn.kernels.plan import Program
 from streamrnn.model import Model
 from streamrnn.state.slab import reserve
 
-__all__ = ["Engine"]
+__all__ = ["Device", "Engine"]
 
-_ROW_ALIGNMENT_BYTES = 64
-_GENERATION_SHIFT = 32  # a row's number is its slot, and above it the slot's generation
-_SLOT_MASK = (1 << _GENERATION_SHIFT) - 1
 
-# What a compiled call answers: a kind, and above it the item it concerns.
-_DONE, _STALE_ROW, _ROW_TWICE, _BAD_INPUT = range(4)
-_KIND_BITS = 2
+class Device(Protocol):
+    """Where a model's streams live and are stepped: all that an `Engine` knows of it.
+
+    Attributes
+    ----------
+    program : Program
+        The model as the CPU's kernels see it: the layout of a row, and what checks an input.
+    """
+
+    program: Program
+
+    def advance(
+        self,
+        rows: NDArray[np.int64],
+        x: NDArray[Any],
+        y: NDArray[np.float32],
+        num_steps: int,
+        marks: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    ) -> int:
+        """Check everything, then advance every row by ``num_steps``, or none.
+
+        Parameters
+        ----------
+        rows : ndarray of int64, shape (B,)
+            Row numbers, see `Engine.rows`.
+        x : ndarray of float32 or uint32, shape (B * num_steps, num_inputs)
+            Each row's inputs one after the other.
+        y : ndarray of float32, shape (B * num_steps, output_size)
+            Filled.
+        num_steps : int
+            T.
+        marks : tuple of three ndarray of int64
+            Generations and stamps, shape (max_streams,), and the number of calls, shape (1,).
+
+        Returns
+        -------
+        int
+            `DONE`, or what is wrong (low bits) and with which row or element of x (high bits).
+        """
+
+    def read_row(self, slot: int) -> NDArray[np.float32]:
+        """Return a copy of a stream's row.
+
+        Parameters
+        ----------
+        slot : int
+            Below max_streams.
+
+        Returns
+        -------
+        ndarray of float32, shape (row_bytes // 4,)
+            The same layout on every device.
+        """
+
+    def write_row(self, slot: int, row: NDArray[np.float32]) -> None:
+        """Replace a stream's row.
+
+        Parameters
+        ----------
+        slot : int
+            Below max_streams.
+        row : ndarray of float32, shape (row_bytes // 4,)
+            From `read_row` of any device.
+        """
+
+    def start_row(self, slot: int) -> None:
+        """Put a stream's row into the initial state.
+
+        Parameters
+        ----------
+        slot : int
+            Below max_streams.
+        """
 
 
 class Engine:
@@ -42,14 +115,17 @@ class Engine:
     model : Model
         What to run.
     device : str
-        ``"cpu"``.
+        ``"cpu"``, or ``"cuda"`` (the extra ``cuda`` and a GPU; see docs/cuda.md).
     max_streams : int
-        The most streams at once. Memory is taken only for those that exist.
+        The most streams at once. On the CPU memory is taken only for those that exist, on a GPU
+        for all of them.
 
     Raises
     ------
     InputError
         If the device is unknown.
+    DeviceError
+        If the device cannot be used, or has no room for so many streams.
 
     Examples
     --------
@@ -58,8 +134,6 @@ class Engine:
     """
 
     def __init__(self, model: Model, device: str = "cpu", max_streams: int = 1 << 20) -> None:
-        if device != "cpu":
-            raise InputError(f"device is {device!r}; this engine runs on 'cpu'")
         if not 1 <= max_streams < 1 << 31:
             raise InputError(f"max_streams is {max_streams}; it must be from 1 to 2^31 - 1")
         self.model = model
@@ -67,13 +141,7 @@ class Engine:
         spec = model.spec
         self._dtype = np.dtype(np.uint32 if spec.is_token else np.float32)
         self._num_inputs, self._output_size = spec.num_inputs, spec.output_size
-        self._program = Program(model)
-        row_floats = self._program.row_bytes // 4
-        num_bytes = max_streams * self._program.row_bytes + _ROW_ALIGNMENT_BYTES
-        memory = reserve(num_bytes)
-        start = -memory.ctypes.data % _ROW_ALIGNMENT_BYTES
-        rows = memory[start:][: max_streams * self._program.row_bytes]
-        self._rows = rows.view(np.float32).reshape(max_streams, row_floats)
+        self._device = _make_device(model, device, max_streams)
         self._generations = reserve(8 * max_streams).view(np.int64)  # odd while a stream lives
         self._stamps = reserve(8 * max_streams).view(np.int64)  # the call a slot was last in
         self._slots: dict[Hashable, int] = {}  # a stream's row number
@@ -227,7 +295,7 @@ class Engine:
             If it is unknown.
         """
         with self._lock:
-            self._rows[self._slot_of(stream)] = self._program.initial_row
+            self._device.start_row(self._slot_of(stream))
 
     def close(self, stream: Hashable) -> None:
         """Forget a stream.
@@ -250,7 +318,7 @@ class Engine:
 
     def _slot_of(self, stream: Hashable) -> int:
         try:
-            return self._slots[stream] & _SLOT_MASK
+            return self._slots[stream] & SLOT_MASK
         except KeyError:
             raise StreamError(
                 f"stream {stream!r} is unknown; it has not been stepped, or it has been closed"
@@ -268,9 +336,9 @@ class Engine:
                 f"no room for stream {stream!r}: all {self.max_streams} streams are in use; "
                 "close some, or make the engine with a larger max_streams"
             )
-        self._rows[slot] = self._program.initial_row
+        self._device.start_row(slot)
         self._generations[slot] += 1
-        row = int(self._generations[slot]) << _GENERATION_SHIFT | slot
+        row = int(self._generations[slot]) << GENERATION_SHIFT | slot
         self._slots[stream] = row
         return row
 
@@ -304,26 +372,19 @@ class Engine:
         """Advance every row by ``num_steps``, whose inputs stand one after the other in x."""
         y = np.empty((len(x), self._output_size), dtype=np.float32)
         with self._lock:
-            answer = _advance(
-                self._program.plan,
-                rows,
-                x,
-                y,
-                num_steps,
-                self._rows,
-                (self._generations, self._stamps, self._num_calls),
-            )
-        if answer != _DONE:
-            self._refuse(answer & (1 << _KIND_BITS) - 1, answer >> _KIND_BITS, rows, x)
+            marks = (self._generations, self._stamps, self._num_calls)
+            answer = self._device.advance(rows, x, y, num_steps, marks)
+        if answer != DONE:
+            self._refuse(answer & (1 << KIND_BITS) - 1, answer >> KIND_BITS, rows, x)
         return y
 
     def _refuse(self, kind: int, item: int, rows: NDArray[np.int64], x: NDArray[Any]) -> None:
-        if kind == _STALE_ROW:
+        if kind == STALE_ROW:
             raise StreamError(
                 f"row {item} ({rows[item]}) belongs to no stream now: it has been closed; "
                 "resolve the names again with rows()"
             )
-        if kind == _ROW_TWICE:
+        if kind == ROW_TWICE:
             raise InputError(
                 f"row {item} stands for a stream that is in this batch already; a batch holds "
                 "one step of each stream, so send the second one in another batch, or use steps()"
@@ -340,44 +401,11 @@ class Engine:
         )
 
 
-@jit
-def _advance(plan, rows, x, y, num_steps, slab, marks):  # type: ignore[no-untyped-def]
-    """Check everything, then step everything. See `Engine._run`.
+def _make_device(model: Model, device: str, max_streams: int) -> Device:
+    if device == "cpu":
+        return CpuDevice(model, max_streams)
+    if device == "cuda":
+        from streamrnn.engine_cuda import CudaDevice  # needs the extra, and takes a while
 
-    Returns
-    -------
-    int64
-        `_DONE`, or what is wrong (low bits) and with which row or element of x (high bits).
-    """
-    generations, stamps, num_calls = marks
-    num_calls[0] += 1
-    for i in range(len(rows)):
-        slot = rows[i] & _SLOT_MASK
-        generation = rows[i] >> _GENERATION_SHIFT
-        if slot >= len(generations) or generations[slot] != generation or not generation & 1:
-            return i << _KIND_BITS | _STALE_ROW
-        if stamps[slot] == num_calls[0]:
-            return i << _KIND_BITS | _ROW_TWICE
-        stamps[slot] = num_calls[0]
-    bad = check_input(plan, x.ctypes.data, len(x))
-    if bad >= 0:
-        return bad << _KIND_BITS | _BAD_INPUT
-
-    before = enter_float_mode()
-    row_addresses = np.empty(MAX_WAVE, dtype=np.int64)
-    x_addresses = np.empty(MAX_WAVE, dtype=np.int64)
-    y_addresses = np.empty(MAX_WAVE, dtype=np.int64)
-    x_bytes, y_bytes = 4 * plan[NUM_INPUTS], 4 * plan[OUTPUT_SIZE]
-    row_bytes = 4 * slab.shape[1]
-    for first in range(0, len(rows), MAX_WAVE):
-        num_rows = min(MAX_WAVE, len(rows) - first)
-        for i in range(num_rows):
-            row_addresses[i] = slab.ctypes.data + (rows[first + i] & _SLOT_MASK) * row_bytes
-        for step in range(num_steps):
-            for i in range(num_rows):
-                place = (first + i) * num_steps + step
-                x_addresses[i] = x.ctypes.data + place * x_bytes
-                y_addresses[i] = y.ctypes.data + place * y_bytes
-            step_rows(plan, row_addresses, x_addresses, y_addresses, num_rows)
-    leave_float_mode(before)
-    return _DONE
+        return CudaDevice(model, max_streams)
+    raise InputError(f"device is {device!r}; it must be 'cpu' or 'cuda'")

@@ -10,6 +10,7 @@ The tree follows the way of the data::
     ├── DataError             a table or a training file cannot be used
     ├── TrainingError         training went wrong (diverged, nothing to train on)
     ├── StreamError           a stream is unknown, or there is no room for it
+    ├── DeviceError           a GPU cannot be used, or has failed
     └── StartError            a server could not start (exit code 3)
 
 A message says what came, what was expected and what to do.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 __all__ = [
     "DataError",
+    "DeviceError",
     "InputError",
     "ModelError",
     "ModelFileError",
@@ -64,6 +66,10 @@ class StreamError(StreamRNNError, KeyError):
     def __str__(self) -> str:
         # KeyError would print the message in quotes, as it prints keys.
         return str(self.args[0]) if self.args else ""
+
+
+class DeviceError(StreamRNNError):
+    """A GPU cannot be used: no driver, none there, too old, too little memory; or it has failed."""
 
 
 class StartError(StreamRNNError):

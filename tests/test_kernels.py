@@ -143,7 +143,7 @@ def test_a_nan_in_the_state_stays_in_its_own_stream(rng, cell, state, num_stream
     x = random_inputs(rng, model.spec, num_streams, 1)[:, 0]
     rows = engine.rows(range(num_streams))
     unit = 7
-    engine._rows[0, 32 * state + unit] = np.frombuffer(b"\x01\x00\xc0\x7f", np.float32)[0]
+    engine._device.slab[0, 32 * state + unit] = np.frombuffer(b"\x01\x00\xc0\x7f", np.float32)[0]
     y = engine.batch(rows, x)
     assert np.isnan(y[0, unit])
     assert state == 1 or np.isnan(y[0]).all()  # every unit reads h, only its own reads c
@@ -158,7 +158,7 @@ def test_a_nan_in_any_gate_comes_out(rng, cell):
         parameters["bias_ih_l0"][gate * 20 + 3] = np.nan
         engine = Engine(model, max_streams=2)
         # A Model refuses such parameters, so the program is made without one.
-        engine._program = Program(SimpleNamespace(spec=model.spec, parameters=parameters))
+        engine._device.program = Program(SimpleNamespace(spec=model.spec, parameters=parameters))
         y = engine.step({"a": np.ones(5)})["a"]
         assert np.flatnonzero(np.isnan(y)).tolist() == [3], CELLS[cell].gates[gate]
 

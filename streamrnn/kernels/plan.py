@@ -11,6 +11,8 @@ with zeros.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +23,7 @@ from streamrnn.kernels.tiles import DENSE, GRU, LSTM
 from streamrnn.model import Model
 from streamrnn.spec import CELLS, MAX_LAYERS, InputSpec, ModelSpec
 
-__all__ = ["MAX_WAVE", "PLAN_WORDS", "Program"]
+__all__ = ["MAX_WAVE", "PLAN_WORDS", "Program", "head_matrices", "layer_matrices"]
 
 MAX_WAVE = 96  # rows of a wave: a multiple of every tile's rows
 
@@ -107,6 +109,61 @@ def _biases(
     return [x[0] + h[0], x[1] + h[1], x[2], h[2]]
 
 
+def layer_matrices(
+    spec: ModelSpec, parameters: Mapping[str, NDArray[np.float64]], index: int
+) -> tuple[int, int, list[NDArray[np.float64]], NDArray[np.float64], NDArray[np.float64]]:
+    """Return what a layer computes with, for any device to pack.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        What is fixed about the model.
+    parameters : mapping of str to ndarray of float64
+        The model's.
+    index : int
+        Which layer, from 0.
+
+    Returns
+    -------
+    kind, activation : int
+        Of the tile, and what follows it.
+    biases : list of ndarray of float64, shape (H,)
+        One for each accumulator.
+    x_weights, h_weights : ndarray of float64, shape (G * H, I) and (G * H, H)
+        The inputs' scales are folded into the first layer's ``x_weights``.
+    """
+    layer = spec.layers[index]
+    kind, activation = _CELLS[layer.cell]
+    x_weights = parameters[f"weight_ih_l{index}"]
+    if index == 0:
+        x_weights = x_weights / _feature_scales(spec)
+    x_bias, h_bias = parameters[f"bias_ih_l{index}"], parameters[f"bias_hh_l{index}"]
+    biases = _biases(kind, layer.hidden_size, x_bias, h_bias)
+    return kind, activation, biases, x_weights, parameters[f"weight_hh_l{index}"]
+
+
+def head_matrices(
+    spec: ModelSpec, parameters: Mapping[str, NDArray[np.float64]]
+) -> tuple[list[NDArray[np.float64]], NDArray[np.float64], NDArray[np.float64]]:
+    """Return what the head computes with: the outputs' scales are folded into it.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        Of a model with a head.
+    parameters : mapping of str to ndarray of float64
+        The model's.
+
+    Returns
+    -------
+    biases : list of one ndarray of float64, shape (O,)
+    x_weights, h_weights : ndarray of float64, shape (O, H_last) and (O, 0)
+    """
+    scales = np.array([output.scale for output in spec.outputs])
+    weights = parameters["head.weight"] * scales[:, None]
+    return [parameters["head.bias"] * scales], weights, np.zeros((spec.output_size, 0))
+
+
 class Program:
     """A model made ready for the kernels: packed weights, a plan, and scratch for one thread.
 
@@ -123,6 +180,11 @@ class Program:
         Bytes of one stream's row.
     initial_row : ndarray of float32, shape (row_bytes // 4,)
         The row of a stream that has seen nothing.
+    input_table : ndarray of int64, shape (num_inputs, INPUT_WORDS)
+    input_values : ndarray of float32, shape (num_inputs, 2)
+        Center and fill.
+    output_levels : ndarray of int64, shape (output_size,)
+        Bytes from the row to the level that is added, or -1.
     """
 
     def __init__(self, model: Model) -> None:
@@ -185,6 +247,7 @@ class Program:
             memory += 4 * item.has_memory
         plan[NUM_INPUTS] = spec.num_inputs
         plan[INPUT_IS_TOKEN] = spec.is_token
+        self.input_table, self.input_values = table, values
         plan[INPUT_TABLE] = self._own(table)
         plan[INPUT_VALUES] = self._own(values)
         plan[INPUTS_ARE_FEATURES] = all(
@@ -197,21 +260,11 @@ class Program:
         plan[NUM_LAYERS] = len(spec.layers)
         num_x = spec.num_features
         for index, layer in enumerate(spec.layers):
-            kind, activation = _CELLS[layer.cell]
+            kind, activation, *matrices = layer_matrices(spec, self._parameters, index)
             size = layer.hidden_size
-            x_weights = self._parameters[f"weight_ih_l{index}"]
-            if index == 0:
-                x_weights = x_weights / _feature_scales(spec)
-            biases = _biases(
-                kind,
-                size,
-                self._parameters[f"bias_ih_l{index}"],
-                self._parameters[f"bias_hh_l{index}"],
-            )
-            packed = pack(kind, biases, x_weights, self._parameters[f"weight_hh_l{index}"])
             words = plan[FIRST_LAYER + index * LAYER_WORDS :][:LAYER_WORDS]
             words[KIND], words[ACTIVATION] = kind, activation
-            words[WEIGHTS] = self._own(packed)
+            words[WEIGHTS] = self._own(pack(kind, *matrices))
             words[NUM_X], words[HIDDEN_SIZE] = num_x, size
             words[H_OFFSET] = self._next_offset
             words[NUM_PANELS] = padded(size) // WIDTH
@@ -228,16 +281,13 @@ class Program:
             if output.difference_of is not None:
                 levels[index] = 4 * memories.index(output.difference_of)
         centers = np.array([output.center for output in spec.outputs], dtype=np.float32)
+        self.output_levels = levels
         plan[OUTPUT_LEVELS] = self._own(levels)
         plan[OUTPUT_CENTERS] = self._own(centers)
         plan[OUTPUTS_ARE_PLAIN] = not centers.any() and bool(np.all(levels < 0))
         if spec.head is None:
             return
-        scales = np.array([output.scale for output in spec.outputs])
-        weights = self._parameters["head.weight"] * scales[:, None]
-        bias = self._parameters["head.bias"] * scales
-        packed = pack(DENSE, [bias], weights, np.zeros((spec.output_size, 0)))
-        plan[HEAD_WEIGHTS] = self._own(packed)
+        plan[HEAD_WEIGHTS] = self._own(pack(DENSE, *head_matrices(spec, self._parameters)))
         plan[HEAD_ACTIVATION] = _ACTIVATIONS[spec.head.activation]
         plan[HEAD_PANELS] = padded(spec.output_size) // WIDTH
 
