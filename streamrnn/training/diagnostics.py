@@ -114,23 +114,18 @@ def measure_memory(network: Network, dataset: Dataset) -> Memory:
     fading = gradient_by_lag(network, dataset)
     if not windows:
         return Memory(0, False, 0, fading)
-    # Informed: each window follows its own history, padded in front so that all end together.
     begins = [max(0, start - num_steps) for _, start in windows]
     informed, fresh = [], []
     for (k, start), begin in zip(windows, begins, strict=True):
         stream = dataset.streams[k]
-        new = encode(dataset.spec, stream.x[start : start + num_steps])
-        fresh.append(new)
+        fresh.append(encode(dataset.spec, stream.x[start : start + num_steps]))
         codes = {name: code[begin:start] for name, code in stream.chunk.codes.items()}
         past = Chunk(stream.chunk.features[begin:start], codes)
-        _, state = network.outputs(past, network.initial_state(1))
-        informed.append(state)
+        informed.append(network.outputs(past, network.initial_state(1))[1])
+    names = fresh[0].codes
     joined = Chunk(
         np.concatenate([new.features for new in fresh], axis=1),
-        {
-            name: np.concatenate([new.codes[name] for new in fresh], axis=1)
-            for name in fresh[0].codes
-        },
+        {name: np.concatenate([new.codes[name] for new in fresh], axis=1) for name in names},
     )
     known, _ = stack_rows(dataset.streams, [(k, start, start + num_steps) for k, start in windows])
     warm_state = [
@@ -139,7 +134,8 @@ def measure_memory(network: Network, dataset: Dataset) -> Memory:
     ]
     warm, _ = network.outputs(known, warm_state)
     cold, _ = network.outputs(joined, network.initial_state(len(windows)))
-    spread = np.maximum(warm.std(axis=(0, 1)), 1e-12)
+    # Of the later half: a window near a stream's start has yet to warm up itself.
+    spread = np.maximum(warm[num_steps // 2 :].std(axis=(0, 1)), 1e-12)
     distance = np.sqrt(np.mean(((warm - cold) / spread) ** 2, axis=(1, 2)))
     differ = np.flatnonzero(distance > SAME)
     horizon = int(differ[-1]) + 1 if len(differ) else 0

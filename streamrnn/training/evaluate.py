@@ -11,78 +11,59 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from streamrnn.training.dataset import Dataset
+from streamrnn.training.dataset import PARTS, Dataset
 from streamrnn.training.layers import Array
 from streamrnn.training.losses import activate, sum_of_losses
 from streamrnn.training.network import Chunk, Network
 from streamrnn.training.stacking import stack_rows
 
-__all__ = ["Piece", "mean_loss", "part_errors", "part_outputs", "score"]
+__all__ = ["all_errors", "mean_loss", "score"]
 
 HISTORY_STEPS = 1024
 PIECE_STEPS = 4096
-MAX_ELEMENTS = 4_000_000  # steps x rows at once
+MAX_ELEMENTS = 4_000_000  # steps x rows side by side
+STEPS_AT_ONCE = 512
 
 # Stream, first row with its history, first row that counts, and the row after the last.
 Piece = tuple[int, int, int, int]
 
 
-def _pieces(dataset: Dataset, part: str, whole: bool) -> Iterator[list[Piece]]:
-    """Yield batches of pieces of a part; `whole` pieces have their stream's whole history."""
-    pieces: list[Piece] = []
+def _pieces(dataset: Dataset, part: str) -> list[Piece]:
+    """Cut a part into pieces that can run side by side, each with some history before it."""
+    pieces = []
     for k, stream in enumerate(dataset.streams):
         rows = stream.rows(part)
-        size = max(rows.stop, 1) if whole else PIECE_STEPS
-        for start in range(rows.start, rows.stop, size):
-            history = 0 if whole else max(0, start - HISTORY_STEPS)
-            pieces.append((k, history, start, min(start + size, rows.stop)))
-    pieces.sort(key=lambda piece: piece[3] - piece[1])
-    batch: list[Piece] = []
-    for piece in pieces:
-        if batch and (len(batch) + 1) * (piece[3] - piece[1]) > MAX_ELEMENTS:
-            yield batch
-            batch = []
-        batch.append(piece)
-    if batch:
-        yield batch
+        for start in range(rows.start, rows.stop, PIECE_STEPS):
+            stop = min(start + PIECE_STEPS, rows.stop)
+            pieces.append((k, max(0, start - HISTORY_STEPS), start, stop))
+    return pieces
 
 
-def part_outputs(
-    network: Network, dataset: Dataset, part: str, whole: bool = True
-) -> Iterator[tuple[int, slice, Array]]:
-    """Yield the network's pre-activations for every row of a part.
-
-    Parameters
-    ----------
-    network : Network
-        The weights to use.
-    dataset : Dataset
-        The data.
-    part : str
-        One of `streamrnn.training.dataset.PARTS`.
-    whole : bool
-        Whether every stream runs from its first row. If not, `HISTORY_STEPS` rows warm it up.
-
-    Yields
-    ------
-    stream : int
-        Index of the stream.
-    rows : slice
-        Its rows.
-    z : ndarray [rows, O]
-        Before the head's activation.
-    """
-    for batch in _pieces(dataset, part, whole):
-        chunk, _ = stack_rows(dataset.streams, [(k, a, c) for k, a, _, c in batch])
-        state = network.initial_state(len(batch))
+def _outputs(
+    network: Network, dataset: Dataset, pieces: list[Piece]
+) -> Iterator[tuple[Piece, Array]]:
+    """Yield each piece with its pre-activations, [rows that count, O], in any order."""
+    pieces = sorted(pieces, key=lambda piece: piece[3] - piece[1])
+    while pieces:
+        num_rows = 1
+        while num_rows < len(pieces) and (num_rows + 1) * _length(pieces[num_rows]) <= MAX_ELEMENTS:
+            num_rows += 1
+        batch, pieces = pieces[:num_rows], pieces[num_rows:]
+        chunk, _ = stack_rows(dataset.streams, [(k, begin, stop) for k, begin, _, stop in batch])
+        state = network.initial_state(num_rows)
         num_steps = len(chunk.features)
-        z = np.empty((num_steps, len(batch), dataset.spec.output_size), network.dtype)
-        for start in range(0, num_steps, 512):
-            now = slice(start, start + 512)
+        z = np.empty((num_steps, num_rows, dataset.spec.output_size), network.dtype)
+        for start in range(0, num_steps, STEPS_AT_ONCE):
+            now = slice(start, start + STEPS_AT_ONCE)
             codes = {name: code[now] for name, code in chunk.codes.items()}
             z[now], state = network.forward(Chunk(chunk.features[now], codes), state)
-        for b, (k, history, start, stop) in enumerate(batch):
-            yield k, slice(start, stop), z[start - history : stop - history, b]
+        for b, piece in enumerate(batch):
+            _, begin, start, stop = piece
+            yield piece, z[start - begin : stop - begin, b]
+
+
+def _length(piece: Piece) -> int:
+    return piece[3] - piece[1]
 
 
 def mean_loss(network: Network, dataset: Dataset, part: str) -> float:
@@ -103,15 +84,15 @@ def mean_loss(network: Network, dataset: Dataset, part: str) -> float:
         In network units; may be Inf or NaN.
     """
     total, count = 0.0, 0
-    for k, rows, z in part_outputs(network, dataset, part, whole=False):
-        target = dataset.streams[k].target[rows]
+    for (k, _, start, stop), z in _outputs(network, dataset, _pieces(dataset, part)):
+        target = dataset.streams[k].target[start:stop]
         more, num = sum_of_losses(dataset.loss, network.activation, z, target)
         total, count = total + more, count + num
     return total / max(count, 1)
 
 
-def part_errors(network: Network, dataset: Dataset, part: str) -> dict[str, dict[str, float]]:
-    """Return the errors over a part in the user's units, with the whole history as warm-up.
+def all_errors(network: Network, dataset: Dataset) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the errors of every part, each stream run from its first row to its last.
 
     Parameters
     ----------
@@ -119,17 +100,23 @@ def part_errors(network: Network, dataset: Dataset, part: str) -> dict[str, dict
         The weights to use.
     dataset : Dataset
         The data.
-    part : str
-        One of `streamrnn.training.dataset.PARTS`.
 
     Returns
     -------
-    dict
-        As `score` returns it.
+    dict of str to dict
+        By part, what `score` returns.
     """
-    found = sorted(part_outputs(network, dataset, part), key=lambda item: item[0])
-    targets = np.concatenate([dataset.streams[k].target[rows] for k, rows, _ in found])
-    return score(dataset, np.concatenate([z for _, _, z in found]), targets)
+    whole = [(k, 0, 0, stream.stops[2]) for k, stream in enumerate(dataset.streams)]
+    z = {piece[0]: out.copy() for piece, out in _outputs(network, dataset, whole) if len(out)}
+    errors = {}
+    for part in PARTS:
+        rows = {k: dataset.streams[k].rows(part) for k in sorted(z)}
+        errors[part] = score(
+            dataset,
+            np.concatenate([z[k][rows[k]] for k in rows]),
+            np.concatenate([dataset.streams[k].target[rows[k]] for k in rows]),
+        )
+    return errors
 
 
 def score(dataset: Dataset, z: Array, target: Array) -> dict[str, dict[str, float]]:

@@ -186,12 +186,14 @@ def fit(dataset: Dataset, progress: Callable[[Epoch], None] | None = None) -> Fi
     best_loss, best_weights = np.inf, network.flat.copy()
     for epoch in range(num_epochs):
         try:
-            train_loss = trainer.run_epoch(epoch, rng, batch_size)
-            with trainer.averaged():
-                validation_loss = mean_loss(network, dataset, "validation")
-                if validation_loss < best_loss:
-                    best_loss, best_weights[:] = validation_loss, network.flat
-                    result.best_epoch = epoch + 1
+            # An overflow shows in the loss or the gradient, and is reported from there.
+            with np.errstate(over="ignore", invalid="ignore"):
+                train_loss = trainer.run_epoch(epoch, rng, batch_size)
+                with trainer.averaged():
+                    validation_loss = mean_loss(network, dataset, "validation")
+                    if validation_loss < best_loss:
+                        best_loss, best_weights[:] = validation_loss, network.flat
+                        result.best_epoch = epoch + 1
         except TrainingError as error:
             raise TrainingError(f"in epoch {epoch + 1} of {num_epochs}: {error}") from error
         result.history.append(Epoch(epoch + 1, num_epochs, train_loss, validation_loss, best_loss))

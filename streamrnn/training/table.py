@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 MISSING_CELLS = frozenset({"", "nan", "na", "n/a", "null", "none"})
 
 
@@ -258,7 +259,10 @@ class CsvReader:
         self._reader = csv.reader(file, delimiter=delimiter)
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield the number of each line and its cells; blank lines are left out.
+        """Yield the number of each line and its cells.
+
+        Blank lines are left out; but in a file of one column they are missing values, save at its
+        end.
 
         Yields
         ------
@@ -273,10 +277,15 @@ class CsvReader:
             If a line has more or fewer cells than the header.
         """
         try:
+            blank_lines: list[int] = []
             for row in self._reader:
-                if not row:
-                    continue
                 line = self._reader.line_num + 1
+                if not row:
+                    blank_lines.append(line)
+                    continue
+                if len(self.header) == 1:
+                    yield from ((blank, [""]) for blank in blank_lines)
+                blank_lines.clear()
                 if len(row) != len(self.header):
                     raise DataError(
                         f"{self.path}, line {line}: {len(row)} cells, but the header names "
@@ -367,7 +376,7 @@ def _text_or_numbers(path: str, name: str, cells: list[str]) -> Column:
         value = number(cell)
         if value is None:
             return Column(name, None, cells)
-        if abs(value) > np.finfo(np.float32).max:
+        if abs(value) > MAX_FLOAT32:
             raise DataError(
                 f"{path}, row {k + 1} of column {name!r}: {cell} is not finite as float32; leave "
                 "the cell empty if the value is missing"

@@ -15,9 +15,9 @@ from streamrnn.errors import TrainingError
 from streamrnn.model import Model
 from streamrnn.training.baselines import baseline_errors
 from streamrnn.training.config import TrainingConfig
-from streamrnn.training.dataset import PARTS, Dataset, make_dataset
+from streamrnn.training.dataset import Dataset, make_dataset
 from streamrnn.training.diagnostics import measure_memory
-from streamrnn.training.evaluate import part_errors
+from streamrnn.training.evaluate import all_errors
 from streamrnn.training.loop import Epoch, choose_sizes, fit
 from streamrnn.training.table import read_table
 from streamrnn.training.verify import verify
@@ -89,7 +89,7 @@ def train(
         },
         "config": dataset.config.to_dict(),
         "versions": {"streamrnn": streamrnn.__version__, "numpy": np.__version__},
-        "errors": {part: part_errors(found.network, dataset, part) for part in PARTS},
+        "errors": all_errors(found.network, dataset),
         "baselines": baseline_errors(dataset),
         "memory": memory.to_dict(),
         "updates": {
