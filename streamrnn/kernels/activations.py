@@ -38,11 +38,11 @@ IDENTITY, TANH, SIGMOID, RELU, SOFTMAX, _EXP = range(6)
 
 GATE_FACTOR = -math.log2(math.e)  # of the weights of gates that end in a sigmoid
 
-_MAX_EXPONENT = 87.0  # exp stays a normal float32, and so does the reciprocal of 1 + exp
-_LOG2E = 1.4426950216293335  # float32
-_LOG2E_REST = 1.925963033500011e-08  # log2(e) - _LOG2E, as float32
-_ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-_EXP2 = (
+MAX_EXPONENT = 87.0  # exp stays a normal float32, and so does the reciprocal of 1 + exp
+LOG2E = 1.4426950216293335  # float32
+LOG2E_REST = 1.925963033500011e-08  # log2(e) - LOG2E, as float32
+ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+EXP2 = (
     1.0,
     0.6931471824645996,
     0.24022646248340607,
@@ -51,12 +51,12 @@ _EXP2 = (
     0.0013399930903688073,
     0.00015345809515565634,
 )
-_TANH_BOUND = 8.399999618530273  # tanh rounds to 1 from here on
-_TANH_P = tuple(
+TANH_BOUND = 8.399999618530273  # tanh rounds to 1 from here on
+TANH_P = tuple(
     float.fromhex(value)
     for value in ("0x1p+0", "0x1.12d538p-3", "0x1.d034aep-9", "0x1.66b0b6p-16", "0x1.f0c204p-27")
 )
-_TANH_Q = tuple(
+TANH_Q = tuple(
     float.fromhex(value)
     for value in ("0x1p+0", "0x1.debfeap-2", "0x1.aad38ap-6", "0x1.60783ap-12", "0x1.b94cccp-21")
 )
@@ -94,22 +94,22 @@ def _emit_exp2_parts(
 ) -> tuple[ir.Value, ir.Value]:
     """Return p and s, a power of two, with ``2^x = p s``.
 
-    ``shifted`` is x + _ROUND, and ``fraction`` what x lacks to the integer that this rounds it to.
+    ``shifted`` is x + ROUND, and ``fraction`` what x lacks to the integer that this rounds it to.
     Multiplying by s, instead of adding to the exponent's bits, lets a NaN in p through.
     """
     b = e.builder
     power = b.add(b.shl(e.as_lanes(shifted), e.lanes(23)), e.lanes(0x3F800000))
-    return e.horner(_EXP2, fraction), e.as_floats(power)
+    return e.horner(EXP2, fraction), e.as_floats(power)
 
 
 def _emit_exp_parts(e: Emitter, x: ir.Value, sign: float) -> tuple[ir.Value, ir.Value]:
     """Return p and s, a power of two, with ``exp(sign * x) = p s``."""
     b = e.builder
-    x = e.clamp(x, _MAX_EXPONENT)
-    shifted = e.fma(x, e.constant(sign * _LOG2E), e.constant(_ROUND))
-    whole = b.fsub(shifted, e.constant(_ROUND))
-    fraction = e.fma(x, e.constant(sign * _LOG2E), b.fneg(whole))
-    fraction = e.fma(x, e.constant(sign * _LOG2E_REST), fraction)
+    x = e.clamp(x, MAX_EXPONENT)
+    shifted = e.fma(x, e.constant(sign * LOG2E), e.constant(ROUND))
+    whole = b.fsub(shifted, e.constant(ROUND))
+    fraction = e.fma(x, e.constant(sign * LOG2E), b.fneg(whole))
+    fraction = e.fma(x, e.constant(sign * LOG2E_REST), fraction)
     return _emit_exp2_parts(e, shifted, fraction)
 
 
@@ -130,8 +130,8 @@ def emit_gate_parts(e: Emitter, t: ir.Value) -> tuple[ir.Value, ir.Value]:
     """
     b = e.builder
     t = e.clamp(t, 118.0)
-    shifted = b.fadd(t, e.constant(_ROUND))
-    fraction = b.fsub(t, b.fsub(shifted, e.constant(_ROUND)))
+    shifted = b.fadd(t, e.constant(ROUND))
+    fraction = b.fsub(t, b.fsub(shifted, e.constant(ROUND)))
     p, s = _emit_exp2_parts(e, shifted, fraction)
     return b.fmul(p, s), e.fma(p, s, e.constant(1.0))
 
@@ -157,9 +157,9 @@ def emit_tanh_parts(e: Emitter, x: ir.Value) -> tuple[ir.Value, ir.Value]:
         q is from 1 to 303.
     """
     b = e.builder
-    x = e.clamp(x, _TANH_BOUND)
+    x = e.clamp(x, TANH_BOUND)
     square = b.fmul(x, x)
-    return b.fmul(x, e.horner(_TANH_P, square)), e.horner(_TANH_Q, square)
+    return b.fmul(x, e.horner(TANH_P, square)), e.horner(TANH_Q, square)
 
 
 def _emit_tanh(e: Emitter, x: ir.Value) -> ir.Value:
