@@ -268,8 +268,16 @@ class SocketServer:
     def _router(self, endpoint):
         router = self.context.socket(zmq.ROUTER)
         router.linger = 0
-        router.bind(endpoint)
-        return router
+        for _ in range(5000):  # libzmq frees a port some time after its socket was closed
+            try:
+                router.bind(endpoint)
+            except zmq.ZMQError as error:
+                if error.errno != zmq.EADDRINUSE:
+                    raise
+                threading.Event().wait(0.001)
+            else:
+                return router
+        raise TimeoutError(f"{endpoint} is still in use")
 
     def _start(self):
         self._stop, waker = (self.context.socket(zmq.PAIR) for _ in range(2))

@@ -320,7 +320,7 @@ class Exchange:
             self._put_out(self._backlog.popleft(), self._clock())
 
     def _timeout(self, call: Call) -> errors.StreamRNNClientError:
-        seconds = self._clock() - call.started
+        seconds = call.deadline - call.started
         detail = {"endpoint": call.endpoint, "method": call.method, "num_sends": call.num_sends}
         if not self._is_connected(call.endpoint):
             return errors.ConnectionLost(
