@@ -1,0 +1,320 @@
+"""Let requests wait for their streams; make and free the slots that the streams live in.
+
+A slot is taken when an `open` of an unknown stream arrives, before that `open` is carried out, so
+that every request for the stream finds one queue and keeps its turn. It is freed when its stream is
+closed and nothing waits any more.
+"""
+
+from __future__ import annotations
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import (
+    copy_bytes,
+    load_i32,
+    load_i64,
+    load_u8,
+    load_u16,
+    prefetch,
+    store_i32,
+    store_i64,
+    store_u8,
+    store_u16,
+)
+from streamrnn.state import slab as h
+from streamrnn.state.arena import allocate, release
+from streamrnn.state.index import find_slot, first_candidate, hash64, insert_slot, remove_slot
+from streamrnn_client.protocol import NUM_HASH_SLOTS, ErrorCode
+from streamrnn_server import layout as w
+from streamrnn_server import requests as r
+from streamrnn_server.finish import fail, finish
+from streamrnn_server.requests import push_waiting, record_of, take_from_list
+
+__all__ = ["admit", "free_slot", "header_of", "make_ready", "model_of"]
+
+_UNKNOWN, _BUSY, _MOVED, _TOO_LARGE, _WRONG_LENGTH = (
+    int(ErrorCode.UNKNOWN),
+    int(ErrorCode.BUSY),
+    int(ErrorCode.MOVED),
+    int(ErrorCode.TOO_LARGE),
+    int(ErrorCode.WRONG_LENGTH),
+)
+_LOW_14 = NUM_HASH_SLOTS - 1
+_HASH_SLOT_SHIFT = 64 - 14
+# An `open`, `close` or `reset` may wait behind a full window of steps.
+_MORE_THAN_WINDOW = 4
+_NEW_STREAM_WAITS = 32
+_MAX_PREFETCHED_BYTES = 1024
+_REPLY_SLACK_BYTES = 4096
+_MAX_ITEM_BYTES = 256  # of a batch's reply beside y, in whatever form
+
+
+@jit
+def header_of(shard: int, slot: int) -> int:
+    """Return where a slot's header lies.
+
+    Parameters
+    ----------
+    shard : int
+        Address of the shard.
+    slot : int
+        The slot.
+
+    Returns
+    -------
+    int
+    """
+    return load_i64(shard + w.HEADERS) + slot * h.HEADER_BYTES
+
+
+@jit
+def model_of(shard: int, index: int) -> int:
+    """Return where a model's record lies.
+
+    Parameters
+    ----------
+    shard : int
+        Address of the shard.
+    index : int
+        The model's.
+
+    Returns
+    -------
+    int
+    """
+    return load_i64(shard + w.MODELS) + index * w.MODEL_RECORD_BYTES
+
+
+@jit
+def admit(shard: int) -> None:
+    """Let every request on the list ARRIVED wait for its stream, or refuse it.
+
+    Parameters
+    ----------
+    shard : int
+        Address of the shard.
+    """
+    pool = load_i64(shard + w.POOL)
+    _prefetch_headers(shard, pool)
+    while True:
+        request = take_from_list(pool, shard + w.ARRIVED)
+        if request == 0:
+            return
+        kind = load_i64(request + r.KIND)
+        if kind in (r.BATCH, r.OPEN_MANY):
+            if kind == r.OPEN_MANY or _prepare_batch(shard, request):
+                link = load_i64(request + r.FIRST_CHILD)
+                while link != 0:
+                    child = record_of(pool, link)
+                    # The last child may end the parent, but nobody gives records back here.
+                    link = load_i64(child + r.SIBLING)
+                    _admit_one(shard, child)
+        else:
+            _admit_one(shard, request)
+
+
+@jit
+def _prefetch_headers(shard: int, pool: int) -> None:
+    """Ask for all headers, so that the misses of a whole wave pass at the same time."""
+    index = load_i64(shard + w.INDEX)
+    link = load_i64(shard + w.ARRIVED)
+    while link != 0:
+        request = record_of(pool, link)
+        link = load_i64(request + r.NEXT)
+        if load_i64(request + r.FIRST_CHILD) == 0:
+            slot = first_candidate(index, load_i64(request + r.HASH))
+            if slot >= 0:
+                prefetch(header_of(shard, slot))
+
+
+@jit
+def _find(shard: int, request: int) -> int:
+    return find_slot(
+        load_i64(shard + w.INDEX),
+        load_i64(request + r.HASH),
+        request + r.STREAM,
+        load_i64(request + r.STREAM_BYTES),
+    )
+
+
+@jit
+def _admit_one(shard: int, request: int) -> None:
+    num_shards = load_i64(shard + w.NUM_SHARDS)
+    if num_shards > 1:
+        hash_slot = (load_i64(request + r.HASH) >> _HASH_SLOT_SHIFT) & _LOW_14
+        home = hash_slot * num_shards // NUM_HASH_SLOTS
+        if home != load_i64(shard + w.SHARD):
+            fail(shard, request, _MOVED, home, 0, 0, 0)
+            return
+    kind = load_i64(request + r.KIND)
+    slot = _find(shard, request)
+    if slot < 0:
+        if kind == r.CLOSE:
+            store_i64(request + r.LAST_SEQ, 0)
+            finish(shard, request)
+            return
+        if kind != r.OPEN:
+            fail(shard, request, _UNKNOWN, 0, 0, 0, 0)
+            return
+        slot = _take_slot(shard, request)
+        if slot < 0:
+            fail(shard, request, _BUSY, 0, 0, 0, 0)
+            return
+    header = header_of(shard, slot)
+    flags = load_u8(header + h.FLAGS)
+    max_waiting = _NEW_STREAM_WAITS
+    if flags & h.IS_OPEN:
+        max_waiting = 1 << load_u8(header + h.WINDOW_LOG2)
+        if kind != r.STEP:
+            max_waiting += _MORE_THAN_WINDOW
+    if load_u16(header + h.NUM_WAITING) >= max_waiting:
+        fail(shard, request, _BUSY, 0, 0, 0, 0)
+        return
+    store_i32(header + h.LAST_USED_S, _now_s(shard))
+    model = model_of(shard, load_u16(header + h.MODEL))
+    row_bytes = load_i64(model + w.ROW_BYTES)
+    row = load_i64(model + w.FIRST_ROW) + slot * row_bytes
+    for k in range(0, min(row_bytes, _MAX_PREFETCHED_BYTES), 64):
+        prefetch(row + k)
+    push_waiting(load_i64(shard + w.POOL), header, request)
+    if flags & h.IS_READY == 0:
+        store_u8(header + h.FLAGS, flags | h.IS_READY)
+        make_ready(shard, model, slot, header)
+
+
+@jit
+def _now_s(shard: int) -> int:
+    return (load_i64(shard + w.NOW_NS) - load_i64(shard + w.STARTED_NS)) // 1_000_000_000
+
+
+@jit
+def make_ready(shard: int, model: int, slot: int, header: int) -> None:
+    """Put a slot that has work at the end of its model's list.
+
+    Parameters
+    ----------
+    shard : int
+        Address of the shard.
+    model : int
+        Address of the model's record.
+    slot : int
+        The slot, which is in no list.
+    header : int
+        Address of its header.
+    """
+    store_i32(header + h.NEXT, 0)
+    if load_i64(model + w.READY) == 0:
+        store_i64(model + w.READY, slot + 1)
+    else:
+        store_i32(header_of(shard, load_i64(model + w.READY_LAST) - 1) + h.NEXT, slot + 1)
+    store_i64(model + w.READY_LAST, slot + 1)
+    store_i64(shard + w.NUM_READY, load_i64(shard + w.NUM_READY) + 1)
+
+
+@jit
+def _prepare_batch(shard: int, parent: int) -> bool:
+    """Take the first known stream's model for the batch's; check X's length; make room for y."""
+    pool = load_i64(shard + w.POOL)
+    link = load_i64(parent + r.FIRST_CHILD)
+    slot = -1
+    while link != 0 and slot < 0:
+        child = record_of(pool, link)
+        slot = _find(shard, child)
+        link = load_i64(child + r.SIBLING)
+    if slot < 0:
+        return True  # each item says so for itself
+    index = load_u16(header_of(shard, slot) + h.MODEL)
+    model = model_of(shard, index)
+    store_i64(parent + r.MODEL, index)
+    num_items, form = load_i64(parent + r.NUM_ITEMS), load_i64(parent + r.FORM)
+    step_bytes, y_bytes = load_i64(model + w.STEP_BYTES), load_i64(model + w.Y_BYTES)
+    expected = num_items * step_bytes
+    came = load_i64(parent + r.X_COUNT)
+    if form == r.FORM_ARRAY:
+        came *= 4
+    if came != expected:
+        fail(shard, parent, _WRONG_LENGTH, came, step_bytes, expected, form)
+        return False
+    reply_bytes = num_items * (2 * y_bytes + _MAX_ITEM_BYTES) + _REPLY_SLACK_BYTES
+    if reply_bytes > load_i64(shard + w.OUT_BYTES):
+        fail(shard, parent, _TOO_LARGE, reply_bytes, load_i64(shard + w.OUT_BYTES), 0, 0)
+        return False
+    block = allocate(load_i64(shard + w.ARENA), num_items * y_bytes)
+    if block == 0:
+        fail(shard, parent, _BUSY, 0, 0, 0, 0)
+        return False
+    store_i64(parent + r.Y_BLOCK, block)
+    store_i64(parent + r.Y, block)
+    x = load_i64(parent + r.X)
+    stride = step_bytes if form == r.FORM_BIN else 2 * step_bytes
+    link = load_i64(parent + r.FIRST_CHILD)
+    while link != 0:
+        child = record_of(pool, link)
+        store_i64(child + r.X, x)
+        store_i64(child + r.X_COUNT, step_bytes if form == r.FORM_BIN else step_bytes // 4)
+        x += stride
+        link = load_i64(child + r.SIBLING)
+    return True
+
+
+@jit
+def _take_slot(shard: int, request: int) -> int:
+    """Take a slot for a stream that is about to be opened; -1 if there is no room."""
+    if load_i64(shard + w.NUM_STREAMS) >= load_i64(shard + w.MAX_STREAMS):
+        return -1
+    index = load_i64(request + r.MODEL)
+    model = model_of(shard, index)
+    num_bytes = load_i64(request + r.STREAM_BYTES)
+    long_id = 0
+    if num_bytes > h.MAX_INLINE_ID_BYTES:
+        long_id = allocate(load_i64(shard + w.ARENA), num_bytes)
+        if long_id == 0:
+            return -1
+    slot = load_i64(model + w.FREE_SLOT) - 1
+    if slot >= 0:
+        store_i64(model + w.FREE_SLOT, load_i32(header_of(shard, slot) + h.NEXT))
+    else:
+        num_fresh = load_i64(model + w.NUM_FRESH)
+        slot = load_i64(model + w.FIRST_SLOT) + num_fresh
+        store_i64(model + w.NUM_FRESH, num_fresh + 1)
+    store_i64(shard + w.NUM_STREAMS, load_i64(shard + w.NUM_STREAMS) + 1)
+    header = header_of(shard, slot)
+    for k in range(0, h.LAST_USED_S, 8):
+        store_i64(header + k, 0)
+    store_i32(header + h.LAST_USED_S, 0)
+    store_i32(header + h.GENERATION, load_i32(header + h.GENERATION) + 1)
+    store_u16(header + h.NUM_WAITING, 0)
+    store_u16(header + h.MODEL, index)
+    store_u8(header + h.FLAGS, 0)
+    store_u8(header + h.ID_BYTES, num_bytes)
+    store_u8(header + h.WINDOW_LOG2, 0)
+    if long_id != 0:
+        copy_bytes(long_id, request + r.STREAM, num_bytes)
+        store_i64(header + h.ID, long_id)
+    else:
+        copy_bytes(header + h.ID, request + r.STREAM, h.MAX_INLINE_ID_BYTES)
+    insert_slot(load_i64(shard + w.INDEX), load_i64(request + r.HASH), slot)
+    return slot
+
+
+@jit
+def free_slot(shard: int, slot: int) -> None:
+    """Free a slot that holds no open stream and for which nothing waits.
+
+    Parameters
+    ----------
+    shard : int
+        Address of the shard.
+    slot : int
+        The slot, which is in no list.
+    """
+    header = header_of(shard, slot)
+    num_bytes = load_u8(header + h.ID_BYTES)
+    hash_value = hash64(h.id_address(header), num_bytes)
+    remove_slot(load_i64(shard + w.INDEX), hash_value, slot)
+    if num_bytes > h.MAX_INLINE_ID_BYTES:
+        release(load_i64(shard + w.ARENA), load_i64(header + h.ID))
+    model = model_of(shard, load_u16(header + h.MODEL))
+    store_i32(header + h.NEXT, load_i64(model + w.FREE_SLOT))
+    store_i64(model + w.FREE_SLOT, slot + 1)
+    store_u8(header + h.FLAGS, 0)
+    store_i64(shard + w.NUM_STREAMS, load_i64(shard + w.NUM_STREAMS) - 1)

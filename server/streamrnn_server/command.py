@@ -1,0 +1,170 @@
+"""``streamrnn serve``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+
+from streamrnn.errors import StartError
+from streamrnn_client.protocol import DEFAULT_PORT
+from streamrnn_server.logs import FORMATS, LEVELS
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        The subcommand's.
+    """
+    parser.add_argument(
+        "model",
+        nargs="+",
+        metavar="MODEL",
+        help="weight file, as PATH or NAME=PATH (NAME: the file's, less its suffix)",
+    )
+    parser.add_argument(
+        "--bind",
+        default=f"tcp://127.0.0.1:{DEFAULT_PORT}",
+        metavar="ADDRESS",
+        help="where to listen (%(default)s); port 0 lets the system choose",
+    )
+    parser.add_argument(
+        "--advertise",
+        metavar="ADDRESS",
+        help="where clients find the server, if they see it elsewhere (NAT, containers)",
+    )
+    parser.add_argument(
+        "--shards",
+        type=int,
+        default=1,
+        metavar="N",
+        help="threads, each with a port of its own, counted up (%(default)s)",
+    )
+    parser.add_argument(
+        "--max-streams",
+        type=int,
+        default=1 << 20,
+        metavar="N",
+        help="most streams open at once (%(default)s); takes memory only for those that are",
+    )
+    parser.add_argument(
+        "--idle-limit",
+        type=int,
+        default=0,
+        metavar="S",
+        help="close streams that were idle for so many seconds (0: never)",
+    )
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="bind an address that other machines can reach, without keys",
+    )
+    parser.add_argument(
+        "--ready-file", type=Path, metavar="FILE", help="write pid, endpoints, instance when ready"
+    )
+    parser.add_argument("--log-format", choices=FORMATS, default="text")
+    parser.add_argument("--log-level", choices=LEVELS, default="info")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGINT or SIGTERM.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        What `configure` asked for.
+
+    Returns
+    -------
+    int
+        0 after a clean end.
+
+    Raises
+    ------
+    StartError
+        If the server cannot start.
+    """
+    began_s = time.monotonic()
+    # What can be refused at once is refused before the compilers are loaded.
+    from streamrnn_server.config import ServerConfig, parse_endpoint
+
+    config = ServerConfig(
+        bind=parse_endpoint(args.bind, "--bind"),
+        advertise=parse_endpoint(args.advertise, "--advertise") if args.advertise else None,
+        num_shards=args.shards,
+        max_streams=args.max_streams,
+        idle_limit_s=args.idle_limit,
+        insecure=args.insecure,
+    )
+    from streamrnn_server.logs import EventLog
+    from streamrnn_server.repository import load_models
+
+    log = EventLog(args.log_format, args.log_level)
+    models = load_models(args.model)
+    from streamrnn_server.server import Server
+
+    stopped_early = _Signals()
+    server = Server(models, config, log)
+    stopped_early.hand_over(server.wake_file, server.stop)
+    passed_s = time.monotonic() - began_s
+    names = ", ".join(models)
+    print(
+        f"streamrnn: ready at {' '.join(server.endpoints)} serving {names} "
+        f"(durability none, {passed_s:.1f} s)",
+        flush=True,
+    )
+    log.write("info", "ready", endpoints=" ".join(server.endpoints), models=names, pid=os.getpid())
+    if args.ready_file is not None:
+        _write_ready_file(
+            args.ready_file,
+            {
+                "pid": os.getpid(),
+                "endpoints": server.endpoints,
+                "instance": server.control.instance,
+            },
+        )
+    server.run()
+    server.close()
+    log.write("info", "stopped")
+    return 0
+
+
+class _Signals:
+    """SIGINT and SIGTERM: noted while the server starts, then handed to it."""
+
+    def __init__(self) -> None:
+        self._noted = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._noted = True
+
+    def hand_over(self, wake_file: int, stop: object) -> None:
+        signal.set_wakeup_fd(wake_file, warn_on_full_buffer=False)
+        if self._noted and callable(stop):
+            stop()
+
+
+def _write_ready_file(path: Path, content: dict[str, object]) -> None:
+    """Write the file whole or not at all, so that who waits for it never reads half of it."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=f".{path.name}-", delete=False
+        ) as file:
+            file.write(json.dumps(content) + "\n")
+        os.replace(file.name, path)
+    except OSError as error:
+        print(f"streamrnn: cannot write --ready-file {path}: {error}", file=sys.stderr)
+        raise StartError(f"cannot write --ready-file {path}: {error}") from error

@@ -1,0 +1,140 @@
+"""How a server is to run: every limit in one place, checked before anything starts."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from dataclasses import dataclass, field
+
+from streamrnn.errors import StartError
+from streamrnn_client.protocol import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_PORT, MAX_BATCH
+
+__all__ = ["Endpoint", "ServerConfig", "parse_endpoint"]
+
+_ENDPOINT = re.compile(r"tcp://(\[[^\]]+\]|[^:/]+):(\d+|\*)")
+_MAX_SHARDS = 64
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A TCP address as ZeroMQ writes it; port 0 stands for one that the system chooses."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"tcp://{self.host}:{self.port or '*'}"
+
+    def shard(self, k: int) -> Endpoint:
+        """Return the address of a shard.
+
+        Parameters
+        ----------
+        k : int
+            Number of the shard.
+
+        Returns
+        -------
+        Endpoint
+            The port ``k`` above, or port 0 again.
+        """
+        return Endpoint(self.host, self.port + k if self.port else 0)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return False
+
+
+def parse_endpoint(text: str, option: str) -> Endpoint:
+    """Read an address.
+
+    Parameters
+    ----------
+    text : str
+        As ``tcp://127.0.0.1:7070``; port 0 or ``*`` lets the system choose.
+    option : str
+        Where it comes from, for the message.
+
+    Returns
+    -------
+    Endpoint
+
+    Raises
+    ------
+    StartError
+        If it is no such address.
+    """
+    match = _ENDPOINT.fullmatch(text)
+    port = 0 if match is None or match[2] == "*" else int(match[2])
+    if match is None or port > 65535:
+        raise StartError(
+            f"{option} {text!r} is no address; it must be like tcp://127.0.0.1:{DEFAULT_PORT}"
+        )
+    return Endpoint(match[1], port)
+
+
+def _half_of_the_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How a server is to run.
+
+    Attributes
+    ----------
+    bind : Endpoint
+        Where shard 0 listens; the others on the ports above.
+    advertise : Endpoint or None
+        Where clients find shard 0, if they see it elsewhere than it is bound.
+    num_shards : int
+        Each is a thread and a socket, and needs an I/O thread besides.
+    max_streams : int
+        The most open streams, all shards together.
+    idle_limit_s : int
+        Streams without a request for longer are closed; 0: never.
+    insecure : bool
+        Whether an address other than loopback may be bound, without any authentication.
+    max_message_bytes : int
+        Larger requests are refused with an error; far larger ones cut the connection.
+    max_in_flight : int
+        Replies that may wait for one client; those beyond are dropped and counted.
+    arena_bytes : int
+        Budget for rings, chunks and batches, all shards together.
+    retry_after_ms : int
+        What a client that finds no room is told to wait.
+    """
+
+    bind: Endpoint = field(default_factory=lambda: Endpoint("127.0.0.1", DEFAULT_PORT))
+    advertise: Endpoint | None = None
+    num_shards: int = 1
+    max_streams: int = 1 << 20
+    idle_limit_s: int = 0
+    insecure: bool = False
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    max_in_flight: int = 2 * MAX_BATCH
+    arena_bytes: int = field(default_factory=_half_of_the_memory)
+    retry_after_ms: int = 100
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_shards <= _MAX_SHARDS:
+            raise StartError(f"--shards is {self.num_shards}; it must be 1 to {_MAX_SHARDS}")
+        if self.max_streams < 1:
+            raise StartError(f"--max-streams is {self.max_streams}; it must be at least 1")
+        if self.idle_limit_s < 0:
+            raise StartError(f"--idle-limit is {self.idle_limit_s}; it must be 0 s or more")
+        for endpoint in (self.bind, self.advertise):
+            if endpoint is not None and endpoint.port + self.num_shards - 1 > 65535:
+                raise StartError(f"{endpoint} leaves no port for shard {self.num_shards - 1}")
+        if not self.bind.is_loopback and not self.insecure:
+            raise StartError(
+                f"{self.bind} can be reached by other machines, and nothing keeps strangers out "
+                "yet; bind 127.0.0.1, or say --insecure if the network is yours alone"
+            )

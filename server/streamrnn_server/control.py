@@ -1,0 +1,190 @@
+"""What Python serves: hello, models, stats, and the words of every error."""
+
+from __future__ import annotations
+
+import platform
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from streamrnn import __version__
+from streamrnn.kernels.plan import Program
+from streamrnn.kernels.simd_width import WIDTH
+from streamrnn.model import Model
+from streamrnn_client.protocol import (
+    DEFAULT_WINDOW,
+    MAX_BATCH,
+    MAX_WINDOW,
+    PROTOCOL_VERSION,
+    ColdRequest,
+    ErrorCode,
+    ProtocolError,
+    decode_request,
+    encode_error,
+    encode_response,
+    error_reply,
+)
+from streamrnn_server import layout as w
+from streamrnn_server.config import ServerConfig
+from streamrnn_server.logs import EventLog
+from streamrnn_server.memory import ShardMemory
+from streamrnn_server.metrics import latency_us, shard_stats, total_counters
+from streamrnn_server.words import Ask, word_error, word_items
+
+__all__ = ["Control"]
+
+
+class Control:
+    """Answers what shards ask. Knows no sockets.
+
+    Parameters
+    ----------
+    config : ServerConfig
+        How the server runs.
+    models : mapping of str to Model
+        What it serves, in the shards' order.
+    programs : mapping of str to Program
+        The same, as the kernels see them.
+    endpoints : sequence of str
+        Where clients find each shard.
+    log : EventLog
+        Where failures of our own go.
+
+    Attributes
+    ----------
+    instance : str
+        Tells this start of the server from every other.
+    num_too_broken : int
+        Number of messages that could not even be answered.
+    shards : list of ShardMemory
+        Whose numbers `stats` tells; filled by the server.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        models: Mapping[str, Model],
+        programs: Mapping[str, Program],
+        endpoints: Sequence[str],
+        log: EventLog,
+    ) -> None:
+        self.instance = secrets.token_hex(8)
+        self.num_too_broken = 0
+        self.shards: list[ShardMemory] = []
+        self._config = config
+        self._models = dict(models)
+        self._row_bytes = {name: program.row_bytes for name, program in programs.items()}
+        self._specs = [(name, model.spec) for name, model in models.items()]
+        self._endpoints = list(endpoints)
+        self._log = log
+        self._started_s = time.monotonic()
+        self._methods = {"hello": self._hello, "models": self._list_models, "stats": self.stats}
+
+    def answer(self, ask: Ask) -> bytes | None:
+        """Answer what a shard asks.
+
+        Parameters
+        ----------
+        ask : Ask
+            The numbers and the body.
+
+        Returns
+        -------
+        bytes or None
+            The reply's payload; None if nobody can be answered.
+        """
+        if ask.ask == w.ASK_ERROR:
+            return word_error(ask, self._specs)
+        if ask.ask == w.ASK_ITEMS:
+            return word_items(ask, self._specs, self._config.retry_after_ms, self._endpoints)
+        return self._call(ask.body)
+
+    def _call(self, payload: bytes) -> bytes | None:
+        try:
+            request = decode_request(
+                payload, max_batch=MAX_BATCH, cold_methods=tuple(self._methods)
+            )
+            if not isinstance(request.call, ColdRequest):
+                raise self._open_of_no_model(request.call)
+            return encode_response(request.msgid, self._methods[request.method]())
+        except ProtocolError as error:
+            msgid = request.msgid if error.msgid is None and "request" in locals() else error.msgid
+            if msgid is None:
+                self.num_too_broken += 1
+                return None
+            return encode_error(msgid, error.reply())
+        except Exception as error:  # a fault of ours must not end the server
+            self._log.write("error", "a call failed", error=repr(error))
+            return encode_error(request.msgid, error_reply(ErrorCode.INTERNAL))
+
+    def _open_of_no_model(self, call: Any) -> ProtocolError:
+        """Say what is wrong with a well-formed request that compiled code did not take."""
+        model, names = getattr(call, "model", None), list(self._models)
+        if model is not None and model not in self._models:
+            return ProtocolError(ErrorCode.UNKNOWN_MODEL, model=model, models=names)
+        if len(names) > 1:
+            return ProtocolError(
+                ErrorCode.UNKNOWN_MODEL, model=None, models=names, num_models=len(names)
+            )
+        self._log.write("error", "the two codecs disagree", method=type(call).__name__)
+        return ProtocolError(ErrorCode.INTERNAL)
+
+    def _hello(self) -> dict[str, Any]:
+        config = self._config
+        return {
+            "protocol": PROTOCOL_VERSION,
+            "server": __version__,
+            "instance": self.instance,
+            "durability": "none",
+            "arithmetic": f"float32-cpu-{platform.machine()}-{WIDTH}",
+            "endpoints": self._endpoints,
+            "num_shards": config.num_shards,
+            "default_window": DEFAULT_WINDOW,
+            "max_window": MAX_WINDOW,
+            "max_message_bytes": config.max_message_bytes,
+            "max_in_flight": config.max_in_flight,
+            "max_batch": MAX_BATCH,
+            "models": list(self._models),
+        }
+
+    def _list_models(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": name,
+                "fingerprint": model.fingerprint,
+                "spec": model.spec.to_dict(),
+                "row_bytes": self._row_bytes[name],
+            }
+            for name, model in self._models.items()
+        ]
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the server tells about itself.
+
+        Returns
+        -------
+        dict
+            Plain types; counters are named ``num_*``, units stand in names.
+        """
+        counters = total_counters(self.shards)
+        counters["num_too_broken_to_answer"] += self.num_too_broken
+        return {
+            "server": __version__,
+            "instance": self.instance,
+            "uptime_s": time.monotonic() - self._started_s,
+            "durability": "none",
+            "max_streams": self._config.max_streams,
+            "num_streams": sum(shard.word(w.NUM_STREAMS) for shard in self.shards),
+            **counters,
+            "latency_us": latency_us(np.sum([shard.latencies for shard in self.shards], axis=0)),
+            "models": {
+                name: sum(shard.num_open()[name] for shard in self.shards) for name in self._models
+            },
+            "shards": [
+                shard_stats(shard, endpoint)
+                for shard, endpoint in zip(self.shards, self._endpoints, strict=True)
+            ],
+        }

@@ -1,0 +1,170 @@
+"""The memory of a shard as its compiled functions know it: words at fixed places.
+
+A shard is one address. At it lie int64 words: handles of sockets, addresses of tables and of
+scratch, limits, and what changes from wave to wave. Everything is a plain number, so that the loop
+counts no references and asks nobody. `streamrnn_server.memory` fills the words in.
+"""
+
+from __future__ import annotations
+
+__all__ = ["COUNTERS", "MODEL_RECORD_BYTES", "NUM_BUCKETS", "SHARD_WORDS"]
+
+# Words of a shard, in bytes from its address.
+(
+    ROUTER,  # socket handles
+    PAIR,
+    ENDPOINT,  # address of the bound endpoint as C text
+    IDENTITY_MESSAGE,  # zmq_msg_t
+    PAYLOAD_MESSAGE,
+    POLL_ITEMS,  # scratch of libzmq.poll_two
+    CLOCK,  # scratch of libzmq.monotonic_ns
+    NOW_NS,  # the loop's clock: read when messages were received, and after a wave
+    STARTED_NS,
+    STATE,  # one of the states below
+    STOP_AT_NS,  # when to stop waiting for messages on their way
+    POOL,
+    ARENA,
+    INDEX,
+    HEADERS,  # of all models' slots
+    MODELS,  # address of the models' records
+    NUM_MODELS,
+    NEXT_MODEL,  # index of the model whose turn a wave is first
+    NUM_READY,  # number of slots that have work, of all models
+    NUM_STREAMS,  # number of slots taken
+    MAX_STREAMS,
+    SHARD,
+    NUM_SHARDS,
+    MAX_MESSAGE_BYTES,
+    INLINE_X_BYTES,
+    OUT,  # address of the reply being written
+    OUT_BYTES,
+    ROWS,  # address of int64[MAX_WAVE]: what `step_rows` takes
+    XS,
+    YS,
+    WAVE_SLOTS,  # address of int64[MAX_WAVE]
+    WAVE_REQUESTS,
+    WAVE_Y,  # address of MAX_WAVE places for one output each
+    WAVE_Y_STRIDE,
+    ARRIVED,  # two words: a list of requests decoded and not admitted
+    _ARRIVED_LAST,
+    FINISHED,  # two words: a list of requests done and not answered
+    _FINISHED_LAST,
+    LAST_EMPTY_NS,  # when the router last had nothing
+    LAST_PAIR_NS,  # when the pair was last looked at
+    IDLE_LIMIT_S,  # 0: none
+    SWEEP_PLACE,  # where the search for idle streams goes on, among the slots of SWEEP_MODEL
+    SWEEP_MODEL,
+    SWEEP_NS,  # when it last looked
+    WORDS_LEFT,  # requests that may still go to Python, a token bucket
+    WORDS_NS,  # when the bucket was last filled
+    CANNED,  # address of int64[NUM_CODES, 2]: address and length of errors without words
+    MOVED,  # address of int64[num_shards, 2]: the error that names a shard's endpoint
+    COUNTERS_AT,  # address of int64[len(COUNTERS)]
+    LATENCIES,  # address of int64[NUM_BUCKETS]
+) = range(0, 400, 8)
+SHARD_WORDS = 50
+
+RUNNING, STOPPING, DRAINED, ENDED = range(4)
+
+# Words of a model's record.
+(
+    PLAN,  # address of its plan
+    PLAN_LENGTH,
+    FIRST_ROW,  # where row 0 would lie: row = FIRST_ROW + slot * ROW_BYTES
+    ROW_BYTES,
+    INITIAL_ROW,
+    STEP_BYTES,  # of x
+    Y_BYTES,
+    IS_TOKEN,
+    FIRST_SLOT,
+    NUM_FRESH,  # number of slots ever taken
+    FREE_SLOT,  # slot + 1 of the first one given back
+    READY,  # two words: slot + 1 of the first and the last slot that has work
+    READY_LAST,
+    NAME,  # address of the name's UTF-8
+    NAME_BYTES,
+    NUM_OPEN,
+) = range(0, 128, 8)
+MODEL_RECORD_BYTES = 128
+
+# What a shard counts, in bytes from COUNTERS_AT.
+COUNTERS = (
+    "num_messages",
+    "num_steps",
+    "num_waves",
+    "num_duplicates",
+    "num_replies",
+    "num_opened",
+    "num_closed",
+    "num_evicted_idle",
+    "num_resets",
+    "num_errors",
+    "num_errors_without_words",
+    "num_calls",
+    "num_calls_refused",
+    "num_too_broken_to_answer",
+    "num_extra_frames",
+    "num_without_payload",
+    "num_dropped_slow_reader",
+    "num_dropped_peer_gone",
+    "num_dropped_other",
+    "num_polls",
+)
+(
+    NUM_MESSAGES,
+    NUM_STEPS_DONE,
+    NUM_WAVES,
+    NUM_DUPLICATES,
+    NUM_REPLIES,
+    NUM_OPENED,
+    NUM_CLOSED,
+    NUM_EVICTED_IDLE,
+    NUM_RESETS,
+    NUM_ERRORS,
+    NUM_ERRORS_WITHOUT_WORDS,
+    NUM_CALLS,
+    NUM_CALLS_REFUSED,
+    NUM_TOO_BROKEN,
+    NUM_EXTRA_FRAMES,
+    NUM_WITHOUT_PAYLOAD,
+    NUM_DROPPED_SLOW,
+    NUM_DROPPED_GONE,
+    NUM_DROPPED_OTHER,
+    NUM_POLLS,
+) = range(0, 8 * len(COUNTERS), 8)
+
+# Latencies: eight buckets for each doubling of nanoseconds.
+BUCKETS_LOG2 = 3
+NUM_BUCKETS = 64 << BUCKETS_LOG2
+
+# Numbers that go to Python before identity and body, and what they ask for.
+(
+    ASK,
+    ASK_MSGID,
+    ASK_CODE,
+    ASK_DETAIL,
+    _ASK_DETAIL_1,
+    _ASK_DETAIL_2,
+    _ASK_DETAIL_3,
+    ASK_MODEL,
+    ASK_KIND,
+    ASK_FORM,
+    ASK_NUM_ITEMS,
+    ASK_IDENTITY_BYTES,
+    ASK_BODY_BYTES,
+) = range(0, 104, 8)
+ASK_HEAD_BYTES = 104
+ASK_CALL, ASK_ERROR, ASK_ITEMS, ASK_DRAINED = range(1, 5)
+# One child of a batch on its way to Python.
+(
+    ITEM_CODE,
+    ITEM_DETAIL,
+    _ITEM_DETAIL_1,
+    _ITEM_DETAIL_2,
+    _ITEM_DETAIL_3,
+    ITEM_LAST_SEQ,
+    ITEM_WINDOW,
+    ITEM_ID_BYTES,
+    ITEM_Y_BYTES,
+) = range(0, 72, 8)
+ITEM_RECORD_BYTES = 72

@@ -1,0 +1,317 @@
+"""libzmq for compiled code: the very library that pyzmq has loaded, called without Python.
+
+Sockets are made and configured by pyzmq and handed over as `zmq.Socket.underlying`. Every pointer
+is an int64 here. What each function does, and which errors it knows, stands in libzmq's own manual.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterator
+from ctypes import CDLL
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import zmq
+import zmq.backend.cython._zmq as backend
+from numba.core import types
+from numba.types import ExternalFunction
+
+from streamrnn.errors import StartError
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import load_i64, load_u16, store_i32, store_i64, store_u16
+
+__all__ = [
+    "EMPTY",
+    "FAILED",
+    "LIBRARY",
+    "MESSAGE_BYTES",
+    "POLL_BYTES",
+    "monotonic_ns",
+    "msg_close",
+    "msg_data",
+    "msg_init",
+    "msg_more",
+    "msg_send",
+    "msg_size",
+    "poll_two",
+    "receive_frame",
+    "send_bytes",
+    "unbind",
+]
+
+MESSAGE_BYTES = 64  # sizeof(zmq_msg_t)
+POLL_BYTES = 32  # two zmq_pollitem_t
+EMPTY, FAILED = -1, -2  # results of `receive_frame` besides a size
+_DONTWAIT, _SNDMORE, _POLLIN = int(zmq.DONTWAIT), int(zmq.SNDMORE), int(zmq.POLLIN)
+_EINTR, _EAGAIN = errno.EINTR, errno.EAGAIN
+_CLOCK_MONOTONIC = 1 if sys.platform == "linux" else 6
+
+
+def _candidates() -> Iterator[str]:
+    """Yield the files in which pyzmq's libzmq may be, the most certain first."""
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        for line in maps.read_text().splitlines():
+            path = line.split(maxsplit=5)[5:]
+            if path and "libzmq" in Path(path[0]).name:
+                yield path[0]
+    package = Path(zmq.__file__).parent
+    for directory in (package.parent / "pyzmq.libs", package / ".dylibs", package):
+        yield from map(str, sorted(directory.glob("libzmq*")))
+    # Linked into pyzmq's extension itself.
+    yield str(backend.__file__)
+
+
+def _load() -> str:
+    """Make the symbols of pyzmq's libzmq known to compiled code, and return its file."""
+    for path in _candidates():
+        try:
+            found = hasattr(CDLL(path), "zmq_msg_recv")
+        except OSError:
+            continue
+        if found:
+            llvm.load_library_permanently(path)
+            return path
+    raise StartError(
+        f"cannot find the libzmq that pyzmq {zmq.pyzmq_version()} uses ({backend.__file__}); "
+        "reinstall pyzmq from its wheel: pip install --force-reinstall pyzmq"
+    )
+
+
+LIBRARY = _load()
+
+_int, _word = types.int32, types.int64
+_zmq_msg_init = ExternalFunction("zmq_msg_init", _int(_word))
+_zmq_msg_close = ExternalFunction("zmq_msg_close", _int(_word))
+_zmq_msg_recv = ExternalFunction("zmq_msg_recv", _int(_word, _word, _int))
+_zmq_msg_send = ExternalFunction("zmq_msg_send", _int(_word, _word, _int))
+_zmq_msg_data = ExternalFunction("zmq_msg_data", _word(_word))
+_zmq_msg_size = ExternalFunction("zmq_msg_size", _word(_word))
+_zmq_msg_more = ExternalFunction("zmq_msg_more", _int(_word))
+_zmq_send = ExternalFunction("zmq_send", _int(_word, _word, _word, _int))
+_zmq_poll = ExternalFunction("zmq_poll", _int(_word, _int, _word))
+_zmq_unbind = ExternalFunction("zmq_unbind", _int(_word, _word))
+_zmq_errno = ExternalFunction("zmq_errno", _int())
+_clock_gettime = ExternalFunction("clock_gettime", _int(_int, _word))
+
+
+@jit
+def msg_init(message: int) -> None:
+    """Make 64 bytes an empty message.
+
+    Parameters
+    ----------
+    message : int
+        Their address; they stay where they are until `msg_close`.
+    """
+    _zmq_msg_init(message)
+
+
+@jit
+def msg_close(message: int) -> None:
+    """Let go of a message's content.
+
+    Parameters
+    ----------
+    message : int
+        Its address.
+    """
+    _zmq_msg_close(message)
+
+
+@jit
+def msg_data(message: int) -> int:
+    """Return the address of a message's content, valid until the next receive into it.
+
+    Parameters
+    ----------
+    message : int
+        Its address.
+
+    Returns
+    -------
+    int
+        With no alignment at all.
+    """
+    return _zmq_msg_data(message)
+
+
+@jit
+def msg_size(message: int) -> int:
+    """Return the number of bytes of a message's content.
+
+    Parameters
+    ----------
+    message : int
+        Its address.
+
+    Returns
+    -------
+    int
+    """
+    return _zmq_msg_size(message)
+
+
+@jit
+def msg_more(message: int) -> bool:
+    """Tell whether the frame just received has a successor.
+
+    Parameters
+    ----------
+    message : int
+        Its address.
+
+    Returns
+    -------
+    bool
+    """
+    return _zmq_msg_more(message) != 0
+
+
+@jit
+def receive_frame(socket: int, message: int) -> int:
+    """Receive one frame if one is there, whatever signals come.
+
+    Parameters
+    ----------
+    socket : int
+        The socket's handle.
+    message : int
+        Address of an initialised message; its former content is let go of.
+
+    Returns
+    -------
+    int
+        The frame's size in bytes; `EMPTY` if none is there, `FAILED` if the socket is no more.
+    """
+    while True:
+        size = _zmq_msg_recv(message, socket, _DONTWAIT)
+        if size >= 0:
+            return size
+        error = _zmq_errno()
+        if error == _EAGAIN:
+            return EMPTY
+        if error != _EINTR:
+            return FAILED
+
+
+@jit
+def send_bytes(socket: int, data: int, num_bytes: int, more: bool) -> int:
+    """Send one frame, copied, without waiting.
+
+    Parameters
+    ----------
+    socket : int
+        The socket's handle.
+    data, num_bytes : int
+        What to send; it may be reused at once.
+    more : bool
+        Whether another frame of the same message follows.
+
+    Returns
+    -------
+    int
+        0, or the error number: EAGAIN where the reader is too slow, EHOSTUNREACH where it is gone.
+    """
+    flags = _DONTWAIT | _SNDMORE if more else _DONTWAIT
+    while True:
+        if _zmq_send(socket, data, num_bytes, flags) >= 0:
+            return 0
+        error = _zmq_errno()
+        if error != _EINTR:
+            return error
+
+
+@jit
+def msg_send(socket: int, message: int, more: bool) -> int:
+    """Send a received frame on, without waiting; the message is empty afterwards.
+
+    Parameters
+    ----------
+    socket : int
+        The socket's handle.
+    message : int
+        Address of the message. If sending failed it still has its content.
+    more : bool
+        Whether another frame of the same message follows.
+
+    Returns
+    -------
+    int
+        0, or the error number, as `send_bytes` returns it.
+    """
+    flags = _DONTWAIT | _SNDMORE if more else _DONTWAIT
+    while True:
+        if _zmq_msg_send(message, socket, flags) >= 0:
+            return 0
+        error = _zmq_errno()
+        if error != _EINTR:
+            return error
+
+
+@jit
+def poll_two(items: int, first: int, second: int, timeout_ms: int) -> int:
+    """Wait until one of two sockets has something to receive.
+
+    Parameters
+    ----------
+    items : int
+        Address of `POLL_BYTES` bytes of scratch.
+    first, second : int
+        The sockets' handles.
+    timeout_ms : int
+        The longest wait; -1 for no limit.
+
+    Returns
+    -------
+    int
+        Bit 0: the first has something; bit 1: the second. 0 after the timeout or a signal.
+    """
+    for k in range(2):
+        item = items + 16 * k
+        store_i64(item, first if k == 0 else second)
+        store_i32(item + 8, -1)
+        store_u16(item + 12, _POLLIN)
+        store_u16(item + 14, 0)
+    if _zmq_poll(items, 2, timeout_ms) <= 0:
+        return 0
+    return (load_u16(items + 14) != 0) + 2 * (load_u16(items + 30) != 0)
+
+
+@jit
+def unbind(socket: int, endpoint: int) -> int:
+    """Take no further connections.
+
+    Parameters
+    ----------
+    socket : int
+        The socket's handle.
+    endpoint : int
+        Address of the endpoint as C text, as ``LAST_ENDPOINT`` told it.
+
+    Returns
+    -------
+    int
+        0, or -1 if the socket is not bound there.
+    """
+    return _zmq_unbind(socket, endpoint)
+
+
+@jit
+def monotonic_ns(scratch: int) -> int:
+    """Return the monotonic clock's time.
+
+    Parameters
+    ----------
+    scratch : int
+        Address of 16 bytes to write to.
+
+    Returns
+    -------
+    int
+        Nanoseconds since some fixed moment.
+    """
+    _clock_gettime(_CLOCK_MONOTONIC, scratch)
+    return load_i64(scratch) * 1_000_000_000 + load_i64(scratch + 8)

@@ -1,0 +1,217 @@
+"""A shard's memory, made and kept alive by Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from streamrnn.errors import StartError
+from streamrnn.kernels.plan import MAX_WAVE, Program
+from streamrnn.state.arena import Arena
+from streamrnn.state.index import StreamIndex
+from streamrnn.state.slab import HEADER_BYTES, address_of, reserve
+from streamrnn_client.protocol import MAX_BATCH, ErrorCode, error_reply
+from streamrnn_server import layout as w
+from streamrnn_server.config import ServerConfig
+from streamrnn_server.libzmq import MESSAGE_BYTES, POLL_BYTES, msg_close, msg_init
+from streamrnn_server.reply import MAX_WORDS
+from streamrnn_server.requests import RequestPool
+
+__all__ = ["ShardMemory"]
+
+_NUM_REQUESTS = 8 * MAX_BATCH
+_MAX_SLOTS = 2**31 - 2
+_OUT_SLACK_BYTES = 64 * 2**20
+
+
+class ShardMemory:
+    """All that one shard works on.
+
+    Parameters
+    ----------
+    config : ServerConfig
+        Limits and the number of shards.
+    shard : int
+        Which shard it is.
+    programs : mapping of str to Program
+        The models, by name, in order; their scratch is used by this shard alone.
+    router, pair : zmq.Socket
+        Bound and connected; from now on the shard's thread alone uses them.
+    endpoints : sequence of str
+        Where clients find each shard.
+
+    Attributes
+    ----------
+    address : int
+        What `streamrnn_server.shard.serve` takes.
+    counters : ndarray of int64, shape (len(COUNTERS),)
+        Written by the shard, read by anybody.
+    latencies : ndarray of int64, shape (NUM_BUCKETS,)
+        Number of replies for each bucket of nanoseconds from receive to send.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        shard: int,
+        programs: Mapping[str, Program],
+        router: zmq.Socket[bytes],
+        pair: zmq.Socket[bytes],
+        endpoints: Sequence[str],
+    ) -> None:
+        max_streams = -(-config.max_streams // config.num_shards)
+        if max_streams * len(programs) > _MAX_SLOTS:
+            raise StartError(
+                f"{max_streams} streams of each of {len(programs)} models are more than a shard "
+                f"can number ({_MAX_SLOTS}); allow fewer (--max-streams)"
+            )
+        self._owned: list[Any] = []
+        self.names = list(programs)
+        headers = reserve(len(programs) * max_streams * HEADER_BYTES, huge_pages=True)
+        self._pool = RequestPool(
+            _NUM_REQUESTS, max(4 * program.spec.num_inputs for program in programs.values())
+        )
+        self._arena = Arena(config.arena_bytes // config.num_shards)
+        self._index = StreamIndex(len(programs) * max_streams, self._own(headers))
+        self._models = np.zeros((len(programs), w.MODEL_RECORD_BYTES // 8), np.int64)
+        for k, (name, program) in enumerate(programs.items()):
+            self._add_model(k, name, program, max_streams)
+        self.counters: NDArray[np.int64] = np.zeros(len(w.COUNTERS), np.int64)
+        self.latencies: NDArray[np.int64] = np.zeros(w.NUM_BUCKETS, np.int64)
+        self._words: NDArray[np.int64] = np.zeros(w.SHARD_WORDS, np.int64)
+        self.address = address_of(self._words)
+        endpoint = router.get_string(zmq.LAST_ENDPOINT).encode() + b"\0"
+        y_stride = max(64 * -(-program.spec.output_size // 16) for program in programs.values())
+        out_bytes = 4 * config.max_message_bytes + _OUT_SLACK_BYTES
+        self._set(
+            {
+                w.ROUTER: router.underlying,
+                w.PAIR: pair.underlying,
+                w.ENDPOINT: self._own(np.frombuffer(endpoint, np.uint8)),
+                w.IDENTITY_MESSAGE: self._zeros(MESSAGE_BYTES),
+                w.PAYLOAD_MESSAGE: self._zeros(MESSAGE_BYTES),
+                w.POLL_ITEMS: self._zeros(POLL_BYTES),
+                w.CLOCK: self._zeros(16),
+                w.POOL: self._pool.address,
+                w.ARENA: self._arena.address,
+                w.INDEX: self._index.address,
+                w.HEADERS: address_of(headers),
+                w.MODELS: address_of(self._models),
+                w.NUM_MODELS: len(programs),
+                w.MAX_STREAMS: max_streams,
+                w.SHARD: shard,
+                w.NUM_SHARDS: config.num_shards,
+                w.MAX_MESSAGE_BYTES: config.max_message_bytes,
+                w.INLINE_X_BYTES: self._pool.inline_x_bytes,
+                w.OUT: self._own(reserve(out_bytes)),
+                w.OUT_BYTES: out_bytes,
+                w.ROWS: self._zeros(8 * MAX_WAVE),
+                w.XS: self._zeros(8 * MAX_WAVE),
+                w.YS: self._zeros(8 * MAX_WAVE),
+                w.WAVE_SLOTS: self._zeros(8 * MAX_WAVE),
+                w.WAVE_REQUESTS: self._zeros(8 * MAX_WAVE),
+                w.WAVE_Y: self._zeros(y_stride * MAX_WAVE),
+                w.WAVE_Y_STRIDE: y_stride,
+                w.IDLE_LIMIT_S: config.idle_limit_s,
+                w.WORDS_LEFT: MAX_WORDS,
+                w.CANNED: self._texts(self._canned_errors(config)),
+                w.MOVED: self._texts(
+                    [error_reply(ErrorCode.MOVED, endpoint=endpoint) for endpoint in endpoints]
+                ),
+                w.COUNTERS_AT: address_of(self.counters),
+                w.LATENCIES: address_of(self.latencies),
+            }
+        )
+        for word in (w.IDENTITY_MESSAGE, w.PAYLOAD_MESSAGE):
+            msg_init(int(self._words[word // 8]))
+
+    def close(self) -> None:
+        """Let go of libzmq's messages. The shard's thread has ended."""
+        for word in (w.IDENTITY_MESSAGE, w.PAYLOAD_MESSAGE):
+            msg_close(int(self._words[word // 8]))
+
+    def word(self, word: int) -> int:
+        """Return one of the shard's numbers, as it is just now.
+
+        Parameters
+        ----------
+        word : int
+            One of the words of `layout`.
+
+        Returns
+        -------
+        int
+        """
+        return int(self._words[word // 8])
+
+    def num_open(self) -> dict[str, int]:
+        """Return the number of open streams of each model.
+
+        Returns
+        -------
+        dict of str to int
+        """
+        column = self._models[:, w.NUM_OPEN // 8]
+        return {name: int(number) for name, number in zip(self.names, column, strict=True)}
+
+    @property
+    def arena(self) -> Arena:
+        """The shard's arena."""
+        return self._arena
+
+    def _add_model(self, k: int, name: str, program: Program, max_streams: int) -> None:
+        rows = reserve(max_streams * program.row_bytes, huge_pages=True)
+        first_slot = k * max_streams
+        text = np.frombuffer(name.encode(), np.uint8)
+        self._owned.append(program)
+        record = {
+            w.PLAN: address_of(program.plan),
+            w.PLAN_LENGTH: len(program.plan),
+            w.FIRST_ROW: self._own(rows) - first_slot * program.row_bytes,
+            w.ROW_BYTES: program.row_bytes,
+            w.INITIAL_ROW: address_of(program.initial_row),
+            w.STEP_BYTES: 4 * program.spec.num_inputs,
+            w.Y_BYTES: 4 * program.spec.output_size,
+            w.IS_TOKEN: program.spec.is_token,
+            w.FIRST_SLOT: first_slot,
+            w.NAME: self._own(text),
+            w.NAME_BYTES: len(text),
+        }
+        for word, value in record.items():
+            self._models[k, word // 8] = value
+
+    def _canned_errors(self, config: ServerConfig) -> list[list[Any]]:
+        """Return an error for each code, with no detail but what is always the same."""
+        errors: list[list[Any]] = [[]]
+        for code in ErrorCode:
+            always: dict[str, Any] = (
+                {"retry_after_ms": config.retry_after_ms} if code is ErrorCode.BUSY else {}
+            )
+            errors.append(error_reply(code, **always))
+        return errors
+
+    def _texts(self, errors: Sequence[Sequence[Any]]) -> int:
+        """Encode errors; return the address of a table of their addresses and lengths."""
+        table = np.zeros((len(errors), 2), np.int64)
+        for row, error in zip(table, errors, strict=True):
+            text = np.frombuffer(msgpack.packb(error), np.uint8)
+            row[:] = self._own(text), len(text)
+        return self._own(table)
+
+    def _set(self, values: Mapping[int, int]) -> None:
+        for word, value in values.items():
+            self._words[word // 8] = value
+
+    def _own(self, array: NDArray[Any]) -> int:
+        self._owned.append(array)
+        return address_of(array)
+
+    def _zeros(self, num_bytes: int) -> int:
+        """Return the address of zeroed memory at a multiple of 64."""
+        array = np.zeros(num_bytes + 64, np.uint8)
+        return -(-self._own(array) // 64) * 64

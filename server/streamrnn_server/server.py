@@ -1,0 +1,256 @@
+"""A server: shards in their threads, and Python's part beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import resource
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping
+
+import zmq
+
+from streamrnn.errors import StartError
+from streamrnn.kernels.plan import Program
+from streamrnn.model import Model
+from streamrnn_server.compiling import compile_all
+from streamrnn_server.config import Endpoint, ServerConfig
+from streamrnn_server.control import Control
+from streamrnn_server.layout import ASK_DRAINED
+from streamrnn_server.logs import EventLog
+from streamrnn_server.memory import ShardMemory
+from streamrnn_server.shard import serve
+from streamrnn_server.waiting import COMMAND_END, COMMAND_STOP
+from streamrnn_server.words import parse_ask
+
+__all__ = ["Server"]
+
+_WANTED_FILES = 65_536
+_TELL_EVERY_S = 10.0
+_LINGER_MS = 2_000
+_TOLD_COUNTERS = (
+    "num_errors_without_words",
+    "num_calls_refused",
+    "num_too_broken_to_answer",
+    "num_extra_frames",
+    "num_without_payload",
+    "num_dropped_slow_reader",
+    "num_dropped_peer_gone",
+    "num_dropped_other",
+    "num_evicted_idle",
+)
+
+
+class Server:
+    """Serves models to streams from its creation until `close`.
+
+    Parameters
+    ----------
+    models : mapping of str to Model
+        What to serve; the first is the one meant where there is only one.
+    config : ServerConfig
+        How to run.
+    log : EventLog
+        Where events go.
+
+    Attributes
+    ----------
+    endpoints : list of str
+        Where clients find each shard.
+    control : Control
+        Python's part.
+    compile_s : float
+        Time that compiling took, or loading what was compiled before.
+
+    Raises
+    ------
+    StartError
+        If the address cannot be bound, or there is not enough address space.
+    """
+
+    def __init__(self, models: Mapping[str, Model], config: ServerConfig, log: EventLog) -> None:
+        if not models:
+            raise StartError("there is no model to serve; name at least one weight file")
+        self._config, self._log = config, log
+        self.compile_s = compile_all(log)
+        _raise_file_limit(log)
+        self._context = zmq.Context(io_threads=config.num_shards)
+        self._woken, self._wake = socket.socketpair()
+        self._wake.setblocking(False)
+        self._pairs: list[zmq.Socket[bytes]] = []
+        self._sockets: list[zmq.Socket[bytes]] = []
+        self._threads: list[threading.Thread] = []
+        self._told: dict[str, int] = {}
+        try:
+            self._start(models)
+        except BaseException:
+            self._close_sockets(linger_ms=0)
+            raise
+
+    def _start(self, models: Mapping[str, Model]) -> None:
+        config = self._config
+        routers = [self._make_router(config.bind.shard(k)) for k in range(config.num_shards)]
+        bound = [router.get_string(zmq.LAST_ENDPOINT) for router in routers]
+        advertised = config.advertise
+        self.endpoints = (
+            bound
+            if advertised is None
+            else [str(advertised.shard(k)) for k in range(config.num_shards)]
+        )
+        programs = {name: Program(model) for name, model in models.items()}
+        self.control = Control(config, models, programs, self.endpoints, self._log)
+        for k, router in enumerate(routers):
+            pair = self._make_pair(k)
+            own = {name: program.for_shard() for name, program in programs.items()}
+            self.control.shards.append(ShardMemory(config, k, own, router, pair, self.endpoints))
+        for k, shard in enumerate(self.control.shards):
+            thread = threading.Thread(
+                target=_run_shard, args=(shard.address,), name=f"shard-{k}", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+
+    def _make_router(self, endpoint: Endpoint) -> zmq.Socket[bytes]:
+        config = self._config
+        router = self._context.socket(zmq.ROUTER)
+        self._sockets.append(router)
+        options = {
+            # A reply to nobody, or to a reader that does not read, is an error and is counted.
+            zmq.ROUTER_MANDATORY: 1,
+            # The second with the same routing id is refused: it might be somebody else.
+            zmq.ROUTER_HANDOVER: 0,
+            zmq.MAXMSGSIZE: 4 * config.max_message_bytes,
+            zmq.SNDHWM: config.max_in_flight,
+            zmq.RCVHWM: config.max_in_flight,
+            zmq.HANDSHAKE_IVL: 10_000,
+            zmq.HEARTBEAT_IVL: 10_000,
+            zmq.HEARTBEAT_TIMEOUT: 30_000,
+            zmq.HEARTBEAT_TTL: 60_000,
+            zmq.TCP_KEEPALIVE: 1,
+            zmq.BACKLOG: 1024,
+            zmq.LINGER: _LINGER_MS,
+            zmq.IPV6: int(endpoint.host.startswith("[")),
+        }
+        for option, value in options.items():
+            router.setsockopt(option, value)
+        try:
+            router.bind(str(endpoint))
+        except zmq.ZMQError as error:
+            hint = ""
+            if error.errno == errno.EADDRINUSE:
+                hint = "; another server is there: stop it, or take another port (--bind)"
+            raise StartError(f"cannot bind {endpoint}: {error.strerror}{hint}") from error
+        return router
+
+    def _make_pair(self, k: int) -> zmq.Socket[bytes]:
+        """Make both ends of a shard's PAIR; return the shard's."""
+        ends = [self._context.socket(zmq.PAIR) for _ in range(2)]
+        for end in ends:
+            end.set_hwm(0)  # what goes through is limited where it is sent
+            end.setsockopt(zmq.LINGER, 0)
+        ends[0].bind(f"inproc://shard-{k}")
+        ends[1].connect(f"inproc://shard-{k}")
+        self._pairs.append(ends[0])
+        self._sockets += ends
+        return ends[1]
+
+    def stop(self) -> None:
+        """Ask `run` to end. From any thread, also from a signal's handler."""
+        with contextlib.suppress(OSError):  # it was asked often enough, or has ended
+            self._wake.send(b"\0")
+
+    @property
+    def wake_file(self) -> int:
+        """A file that ends `run` when something is written to it, for `signal.set_wakeup_fd`."""
+        return self._wake.fileno()
+
+    def run(self) -> None:
+        """Do Python's part until `stop`; then answer what has arrived, and end the shards."""
+        poller = zmq.Poller()
+        poller.register(self._woken, zmq.POLLIN)
+        for pair in self._pairs:
+            poller.register(pair, zmq.POLLIN)
+        running = set(self._pairs)
+        tell_at_s = time.monotonic() + _TELL_EVERY_S
+        while running:
+            timeout_s = max(0.0, tell_at_s - time.monotonic())
+            ready = dict(poller.poll(math.ceil(timeout_s * 1e3)))
+            if self._woken.fileno() in ready:
+                poller.unregister(self._woken)
+                self._log.write("info", "stopping: answering what has arrived")
+                for pair in self._pairs:
+                    pair.send_multipart([b"", bytes([COMMAND_STOP])])
+            for pair in [pair for pair in self._pairs if pair in ready]:
+                if not self._serve_pair(pair):
+                    running.discard(pair)
+            if time.monotonic() >= tell_at_s:
+                tell_at_s += _TELL_EVERY_S
+                self._tell()
+        for thread in self._threads:
+            thread.join()
+
+    def _serve_pair(self, pair: zmq.Socket[bytes]) -> bool:
+        """Answer what one shard asks; False once it has no more."""
+        try:
+            while True:
+                ask = parse_ask(pair.recv(zmq.DONTWAIT))
+                if ask.ask == ASK_DRAINED:
+                    pair.send_multipart([b"", bytes([COMMAND_END])])
+                    return False
+                payload = self.control.answer(ask)
+                if payload is not None:
+                    pair.send_multipart([ask.identity, payload])
+        except zmq.Again:
+            return True
+
+    def _tell(self) -> None:
+        """Log what was dropped or refused since the last time."""
+        stats = self.control.stats()
+        new = {
+            name: stats[name] - self._told.get(name, 0)
+            for name in _TOLD_COUNTERS
+            if stats[name] != self._told.get(name, 0)
+        }
+        if new:
+            self._told.update({name: stats[name] for name in new})
+            self._log.write("warning", "dropped or refused", **new)
+
+    def close(self) -> None:
+        """Close all sockets, after `run` has returned; replies on their way may still leave."""
+        for shard in self.control.shards:
+            shard.close()
+        self._close_sockets(_LINGER_MS)
+
+    def _close_sockets(self, linger_ms: int) -> None:
+        for each in self._sockets:
+            each.close(linger=linger_ms if each.socket_type == zmq.ROUTER else 0)
+        self._context.term()
+        self._woken.close()
+        self._wake.close()
+
+
+def _run_shard(address: int) -> None:
+    """Run a shard in this thread. Signals are the main thread's."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    serve(address)
+
+
+def _raise_file_limit(log: EventLog) -> None:
+    """Allow as many connections as the system lets us, up to some tens of thousands."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, _WANTED_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    if soft != resource.RLIM_INFINITY and soft < _WANTED_FILES:
+        log.write(
+            "warning",
+            "few open files are allowed: beyond them, new connections wait or fail",
+            max_open_files=soft,
+            process=os.getpid(),
+        )

@@ -1,0 +1,50 @@
+"""The loop: one thread, one socket, one slab, from the socket to the reply without Python."""
+
+from __future__ import annotations
+
+from streamrnn.kernels.cpu import step_rows
+from streamrnn.kernels.float_mode import enter_float_mode, leave_float_mode
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import load_i64
+from streamrnn.kernels.plan import MAX_WAVE
+from streamrnn_server import layout as w
+from streamrnn_server.admit import admit
+from streamrnn_server.receive import receive
+from streamrnn_server.reply import reply
+from streamrnn_server.waiting import listen, read_clock, sweep, wait
+from streamrnn_server.wave import choose_model, commit, gather, view
+
+__all__ = ["serve"]
+
+
+@jit
+def serve(shard: int) -> None:
+    """Serve until Python says that it is the end.
+
+    Parameters
+    ----------
+    shard : int
+        Address of the shard; no other thread touches it, its sockets or its memory meanwhile.
+    """
+    float_mode = enter_float_mode()
+    rows = view(load_i64(shard + w.ROWS), MAX_WAVE)
+    xs = view(load_i64(shard + w.XS), MAX_WAVE)
+    ys = view(load_i64(shard + w.YS), MAX_WAVE)
+    read_clock(shard)
+    while load_i64(shard + w.STATE) != w.ENDED:
+        num_messages = receive(shard)
+        admit(shard)
+        model = choose_model(shard)
+        if model != 0:
+            plan = view(load_i64(model + w.PLAN), load_i64(model + w.PLAN_LENGTH))
+            num_rows = gather(shard, plan, model)
+            if num_rows > 0:
+                step_rows(plan, rows, xs, ys, num_rows)
+                commit(shard, model, num_rows)
+            read_clock(shard)
+        reply(shard)
+        listen(shard)
+        sweep(shard)
+        if num_messages == 0 and model == 0:
+            wait(shard)
+    leave_float_mode(float_mode)

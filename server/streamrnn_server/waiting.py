@@ -1,0 +1,184 @@
+"""What a shard does between waves: wait, listen to Python, let go of idle streams."""
+
+from __future__ import annotations
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import load_i32, load_i64, load_u8, store_i64
+from streamrnn.state import slab as h
+from streamrnn_server import layout as w
+from streamrnn_server.admit import free_slot, header_of, model_of
+from streamrnn_server.finish import count
+from streamrnn_server.libzmq import (
+    monotonic_ns,
+    msg_close,
+    msg_data,
+    msg_init,
+    msg_send,
+    msg_size,
+    poll_two,
+    receive_frame,
+    send_bytes,
+    unbind,
+)
+from streamrnn_server.reply import count_unsent
+from streamrnn_server.streams import close_stream
+
+__all__ = ["COMMAND_END", "COMMAND_STOP", "listen", "read_clock", "sweep", "wait"]
+
+# Commands of Python's: a message whose first frame is empty, and this byte.
+COMMAND_STOP, COMMAND_END = 1, 2
+_LISTEN_EVERY_NS = 200_000
+_STOP_WITHIN_NS = 2_000_000_000
+_QUIET_MS = 50  # after which a shard that stops takes it that nothing is on its way
+_SWEEP_EVERY_NS = 20_000_000
+_MAX_SWEPT = 512
+_IDLE_POLL_MS = 20
+
+
+@jit
+def read_clock(shard: int) -> int:
+    """Read the clock and set NOW_NS.
+
+    Parameters
+    ----------
+    shard : int
+        Address of the shard.
+
+    Returns
+    -------
+    int
+        Nanoseconds, monotonic.
+    """
+    now = monotonic_ns(load_i64(shard + w.CLOCK))
+    store_i64(shard + w.NOW_NS, now)
+    return now
+
+
+@jit
+def wait(shard: int) -> None:
+    """Wait until a message or Python's word has come; end a stop when all is quiet.
+
+    Parameters
+    ----------
+    shard : int
+        Address of the shard, which has nothing to do.
+    """
+    state = load_i64(shard + w.STATE)
+    timeout_ms = -1
+    if state == w.STOPPING:
+        timeout_ms = _QUIET_MS
+    elif load_i64(shard + w.IDLE_LIMIT_S) > 0:
+        timeout_ms = _IDLE_POLL_MS
+    pair = load_i64(shard + w.PAIR)
+    # Without the router, once it is no longer listened to, or its messages would end every wait.
+    router = load_i64(shard + w.ROUTER) if state < w.DRAINED else pair
+    count(shard, w.NUM_POLLS, 1)
+    has_come = poll_two(load_i64(shard + w.POLL_ITEMS), router, pair, timeout_ms)
+    now = read_clock(shard)
+    if has_come & 2:
+        store_i64(shard + w.LAST_PAIR_NS, 0)
+    is_quiet = has_come & 1 == 0 or now > load_i64(shard + w.STOP_AT_NS)
+    if state == w.STOPPING and is_quiet and has_come & 2 == 0:
+        _say_drained(shard, pair)
+
+
+@jit
+def _say_drained(shard: int, pair: int) -> None:
+    """Tell Python that no more will come; it answers with the end when it has no more either."""
+    out = load_i64(shard + w.OUT)
+    store_i64(out + w.ASK, w.ASK_DRAINED)
+    store_i64(out + w.ASK_IDENTITY_BYTES, 0)
+    store_i64(out + w.ASK_BODY_BYTES, 0)
+    if send_bytes(pair, out, w.ASK_HEAD_BYTES, False) == 0:
+        store_i64(shard + w.STATE, w.DRAINED)
+
+
+@jit
+def listen(shard: int) -> None:
+    """Take what Python has sent, if it is time to look: replies to send on, and commands.
+
+    Parameters
+    ----------
+    shard : int
+        Address of the shard.
+    """
+    now = load_i64(shard + w.NOW_NS)
+    if now - load_i64(shard + w.LAST_PAIR_NS) < _LISTEN_EVERY_NS:
+        return
+    store_i64(shard + w.LAST_PAIR_NS, now)
+    pair = load_i64(shard + w.PAIR)
+    identity = load_i64(shard + w.IDENTITY_MESSAGE)
+    payload = load_i64(shard + w.PAYLOAD_MESSAGE)
+    while True:
+        size = receive_frame(pair, identity)
+        if size < 0:
+            return
+        receive_frame(pair, payload)
+        if size == 0:
+            _obey(shard, load_u8(msg_data(payload)) if msg_size(payload) > 0 else 0)
+        else:
+            _send_on(shard, identity, payload)
+
+
+@jit
+def _obey(shard: int, command: int) -> None:
+    if command == COMMAND_STOP and load_i64(shard + w.STATE) == w.RUNNING:
+        unbind(load_i64(shard + w.ROUTER), load_i64(shard + w.ENDPOINT))
+        store_i64(shard + w.STOP_AT_NS, load_i64(shard + w.NOW_NS) + _STOP_WITHIN_NS)
+        store_i64(shard + w.STATE, w.STOPPING)
+    elif command == COMMAND_END:
+        store_i64(shard + w.STATE, w.ENDED)
+
+
+@jit
+def _send_on(shard: int, identity: int, payload: int) -> None:
+    """Send a reply of Python's; if it cannot be sent, let go of both frames."""
+    router = load_i64(shard + w.ROUTER)
+    error = msg_send(router, identity, True)
+    if error == 0:
+        error = msg_send(router, payload, False)
+    if error == 0:
+        count(shard, w.NUM_REPLIES, 1)
+        return
+    count_unsent(shard, error)
+    msg_close(identity)
+    msg_close(payload)
+    msg_init(identity)
+    msg_init(payload)
+
+
+@jit
+def sweep(shard: int) -> None:
+    """Close streams that have been idle for too long, a few at a time.
+
+    Parameters
+    ----------
+    shard : int
+        Address of the shard. Nothing is done without an idle limit.
+    """
+    limit_s = load_i64(shard + w.IDLE_LIMIT_S)
+    now = load_i64(shard + w.NOW_NS)
+    if limit_s == 0 or now - load_i64(shard + w.SWEEP_NS) < _SWEEP_EVERY_NS:
+        return
+    store_i64(shard + w.SWEEP_NS, now)
+    now_s = (now - load_i64(shard + w.STARTED_NS)) // 1_000_000_000
+    model = model_of(shard, load_i64(shard + w.SWEEP_MODEL))
+    place = load_i64(shard + w.SWEEP_PLACE)
+    last = min(place + _MAX_SWEPT, load_i64(model + w.NUM_FRESH))
+    while place < last:
+        slot = load_i64(model + w.FIRST_SLOT) + place
+        header = header_of(shard, slot)
+        # Open, and neither waiting nor in a wave.
+        rests = load_u8(header + h.FLAGS) & (h.IS_OPEN | h.IS_READY) == h.IS_OPEN
+        if rests and now_s - load_i32(header + h.LAST_USED_S) > limit_s:
+            close_stream(shard, model, header)
+            free_slot(shard, slot)
+            count(shard, w.NUM_EVICTED_IDLE, 1)
+        place += 1
+    if place >= load_i64(model + w.NUM_FRESH):
+        place = 0
+        following = load_i64(shard + w.SWEEP_MODEL) + 1
+        if following == load_i64(shard + w.NUM_MODELS):
+            following = 0
+        store_i64(shard + w.SWEEP_MODEL, following)
+    store_i64(shard + w.SWEEP_PLACE, place)
