@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.kernels.cpu import check_input, step_rows
+from streamrnn.kernels.cpu import check_input, step_chunk, step_rows
 from streamrnn.kernels.float_mode import enter_float_mode, leave_float_mode
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.plan import MAX_WAVE, NUM_INPUTS, OUTPUT_SIZE, Program
@@ -163,20 +163,28 @@ def _advance(plan, rows, x, y, num_steps, slab, marks):  # type: ignore[no-untyp
     if answer != DONE:
         return answer
     before = enter_float_mode()
-    row_addresses = np.empty(MAX_WAVE, dtype=np.int64)
-    x_addresses = np.empty(MAX_WAVE, dtype=np.int64)
-    y_addresses = np.empty(MAX_WAVE, dtype=np.int64)
     x_bytes, y_bytes = 4 * plan[NUM_INPUTS], 4 * plan[OUTPUT_SIZE]
     row_bytes = 4 * slab.shape[1]
-    for first in range(0, len(rows), MAX_WAVE):
-        num_rows = min(MAX_WAVE, len(rows) - first)
-        for i in range(num_rows):
-            row_addresses[i] = slab.ctypes.data + (rows[first + i] & SLOT_MASK) * row_bytes
-        for step in range(num_steps):
+    if num_steps != 1:
+        for i in range(len(rows)):
+            step_chunk(
+                plan,
+                slab.ctypes.data + (rows[i] & SLOT_MASK) * row_bytes,
+                x.ctypes.data + i * num_steps * x_bytes,
+                y.ctypes.data + i * num_steps * y_bytes,
+                num_steps,
+            )
+    else:
+        row_addresses = np.empty(MAX_WAVE, dtype=np.int64)
+        x_addresses = np.empty(MAX_WAVE, dtype=np.int64)
+        y_addresses = np.empty(MAX_WAVE, dtype=np.int64)
+        for first in range(0, len(rows), MAX_WAVE):
+            num_rows = min(MAX_WAVE, len(rows) - first)
             for i in range(num_rows):
-                place = (first + i) * num_steps + step
-                x_addresses[i] = x.ctypes.data + place * x_bytes
-                y_addresses[i] = y.ctypes.data + place * y_bytes
+                slot = rows[first + i] & SLOT_MASK
+                row_addresses[i] = slab.ctypes.data + slot * row_bytes
+                x_addresses[i] = x.ctypes.data + (first + i) * x_bytes
+                y_addresses[i] = y.ctypes.data + (first + i) * y_bytes
             step_rows(plan, row_addresses, x_addresses, y_addresses, num_rows)
     leave_float_mode(before)
     return DONE

@@ -124,14 +124,24 @@ def test_bits_do_not_depend_on_who_is_in_the_wave(layers, head, num_streams, dat
     )
 
 
-@given(stacks, heads, st.integers(0, 2**32 - 1))
-def test_a_chunk_is_its_steps_to_the_bit(layers, head, seed):
-    rng = np.random.default_rng(seed)
-    model = draw_model(rng, layers, head)
-    x = random_inputs(rng, model.spec, 1, 12)[0]
+@given(
+    stacks,
+    heads,
+    st.one_of(st.just(5), st.just(EVERY_KIND_OF_INPUT)),
+    st.integers(1, MAX_WAVE + 9),
+    st.data(),
+)
+def test_a_chunk_is_its_steps_to_the_bit(layers, head, inputs, num_steps, data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    outputs = 3 if head else layers[-1][1]
+    if head == "identity" and inputs != 5:
+        outputs = [OutputSpec("a", center=2.0), OutputSpec("b", difference_of="held_change")]
+    model = random_model(rng, layers=layers, inputs=inputs, outputs=outputs, head=head)
+    x = random_inputs(rng, model.spec, 1, num_steps)[0]
+    cut = data.draw(st.integers(0, num_steps))
     engine = Engine(model, max_streams=4)
     singly = np.stack([engine.step({"a": row})["a"] for row in x])
-    chunks = np.concatenate([engine.steps("b", x[:5]), engine.steps("b", x[5:])])
+    chunks = np.concatenate([engine.steps("b", x[:cut]), engine.steps("b", x[cut:])])
     np.testing.assert_array_equal(chunks.view(np.uint32), singly.view(np.uint32))
 
 
@@ -192,7 +202,15 @@ def test_the_inner_loops_keep_their_sums_in_registers(kind, num_rows, num_panels
 
     @numba.njit(nogil=True)
     def one(weights, x, num_x, h, num_h, cell, out, stride):
-        tile(kind, num_rows, num_panels, weights, x, num_x, h, num_h, 0, cell, out, stride)
+        tile(
+            kind,
+            num_rows,
+            num_panels,
+            (weights + 256, stride),
+            (weights, 0, stride),
+            (x, num_x, h, num_h),
+            (out, stride, 0, cell, 0),
+        )
 
     one.compile((numba.int64,) * 8)
     assembly = one.inspect_asm(one.signatures[0])

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from streamrnn.kernels.activations import IDENTITY, RELU, SIGMOID, SOFTMAX, TANH
 from streamrnn.kernels.pack import aligned_floats, pack, padded
 from streamrnn.kernels.simd_width import WIDTH
-from streamrnn.kernels.tiles import DENSE, GRU, LSTM
+from streamrnn.kernels.tiles import DENSE, GRU, LSTM, SHAPES
 from streamrnn.model import Model
 from streamrnn.spec import CELLS, MAX_LAYERS, InputSpec, ModelSpec
 
@@ -44,6 +44,13 @@ MAX_WAVE = 96  # rows of a wave: a multiple of every tile's rows
     HIDDEN_STRIDE,  # bytes
     X_POINTERS,  # address of int64[MAX_WAVE], scratch
     H_POINTERS,  # address of int64[MAX_WAVE], scratch
+    ROWS,  # address of int64[MAX_WAVE], scratch
+    YS,  # address of int64[MAX_WAVE], scratch
+    SEQUENCE,  # address of float32[MAX_WAVE, hidden stride], scratch: a layer's h of each step
+    SUMS,  # address of float32[MAX_WAVE, sums stride], scratch: accumulators after the x phase
+    SUMS_STRIDE,  # bytes
+    LEVELS,  # address of float32[MAX_WAVE, level stride], scratch: what was remembered at a step
+    LEVEL_STRIDE,  # bytes
     LAST_H,  # bytes from the row to the last layer's h
     LAST_SIZE,  # its elements
     HEAD_WEIGHTS,  # address, or 0 without a head
@@ -53,7 +60,7 @@ MAX_WAVE = 96  # rows of a wave: a multiple of every tile's rows
     OUTPUT_CENTERS,  # address of float32[output_size]
     OUTPUTS_ARE_PLAIN,  # no level and no center to add
     FIRST_LAYER,  # where the layers' words begin
-) = range(24)
+) = range(31)
 
 # Words of one layer.
 KIND, ACTIVATION, WEIGHTS, NUM_X, HIDDEN_SIZE, H_OFFSET, NUM_PANELS, LAYER_WORDS = range(8)
@@ -293,12 +300,20 @@ class Program:
 
     def _add_scratch(self) -> None:
         spec, plan = self.spec, self.plan
-        widest = max(spec.output_size, *(layer.hidden_size for layer in spec.layers))
+        widest = padded(max(spec.output_size, *(layer.hidden_size for layer in spec.layers)))
+        most_sums = max(
+            SHAPES[_CELLS[layer.cell][0]].num_accumulators * padded(layer.hidden_size)
+            for layer in spec.layers
+        )
+        num_memories = sum(item.has_memory for item in spec.inputs)
         for place, stride, size in (
             (FEATURES, FEATURE_STRIDE, padded(spec.num_features)),
-            (HIDDEN, HIDDEN_STRIDE, padded(widest)),
+            (HIDDEN, HIDDEN_STRIDE, widest),
+            (SEQUENCE, HIDDEN_STRIDE, widest),
+            (SUMS, SUMS_STRIDE, most_sums),
+            (LEVELS, LEVEL_STRIDE, padded(num_memories)),
         ):
             plan[place] = self._own(aligned_floats(MAX_WAVE * size))
             plan[stride] = 4 * size
-        for place in (X_POINTERS, H_POINTERS):
+        for place in (X_POINTERS, H_POINTERS, ROWS, YS):
             plan[place] = self._own(np.zeros(MAX_WAVE, dtype=np.int64))

@@ -100,17 +100,10 @@ class _Tile:
     def __init__(self, builder: ir.IRBuilder, kind: int, num_rows: int, num_panels: int) -> None:
         self.e = Emitter(builder)
         self.builder = builder
+        self.kind = kind
         self.shape = SHAPES[kind]
         self.num_rows = num_rows
         self.num_panels = num_panels
-
-    def panel_bytes(self, num_x: ir.Value, num_h: ir.Value) -> ir.Value:
-        """Return the bytes from one packed panel to the next."""
-        b = self.builder
-        x_vectors = b.mul(num_x, INT(len(self.shape.x_gates)))
-        h_vectors = b.mul(num_h, INT(len(self.shape.h_gates)))
-        vectors = b.add(b.add(x_vectors, h_vectors), INT(self.shape.num_accumulators))
-        return b.mul(vectors, INT(VECTOR_BYTES))
 
     def load_pointers(self, table: ir.Value) -> list[ir.Value]:
         """Load one address a row from an array of addresses."""
@@ -118,16 +111,21 @@ class _Tile:
         pointer = b.inttoptr(table, INT.as_pointer())
         return [b.load(b.gep(pointer, [INT(r)])) for r in range(self.num_rows)]
 
-    def start(self, panels: Sequence[ir.Value]) -> list[list[list[ir.Value]]]:
-        """Return the accumulators [row][panel][gate], set to the biases."""
-        biases = [
-            [
-                self.e.load(self.builder.add(panel, INT(g * VECTOR_BYTES)))
-                for g in range(self.shape.num_accumulators)
-            ]
-            for panel in panels
+    def start(
+        self, first: ir.Value, row_stride: ir.Value, panel_stride: ir.Value
+    ) -> list[list[list[ir.Value]]]:
+        """Load the accumulators [row][panel][gate]: from the biases, or from earlier sums."""
+        b = self.builder
+        rows = [b.add(first, b.mul(row_stride, INT(r))) for r in range(self.num_rows)]
+        starts = [
+            [b.add(row, b.mul(panel_stride, INT(p))) for p in range(self.num_panels)]
+            for row in rows
         ]
-        return [[list(bias) for bias in biases] for _ in range(self.num_rows)]
+        gates = range(self.shape.num_accumulators)
+        return [
+            [[self.e.load(b.add(start, INT(g * VECTOR_BYTES))) for g in gates] for start in row]
+            for row in starts
+        ]
 
     def multiply(
         self,
@@ -185,6 +183,38 @@ class _Tile:
         size = b.mul(count, INT(step))
         return phis, [b.add(panel, size) for panel in panels]
 
+    def store_sums(self, sums: list[list[list[ir.Value]]], target: Sequence[ir.Value]) -> None:
+        """Store the accumulators as they are, side by side."""
+        b = self.builder
+        out, stride, unit_offset = target[:3]
+        num_gates = self.shape.num_accumulators
+        first = b.add(out, b.mul(unit_offset, INT(num_gates)))
+        for r, p, g in self._each_accumulator():
+            row = b.add(first, b.mul(stride, INT(r)))
+            self.e.store(sums[r][p][g], b.add(row, INT((p * num_gates + g) * VECTOR_BYTES)))
+
+    def finish(
+        self,
+        sums: list[list[list[ir.Value]]],
+        h_rows: Sequence[ir.Value],
+        target: Sequence[ir.Value],
+    ) -> None:
+        """Turn the accumulators into the new h, and c."""
+        e, b = self.e, self.builder
+        out, stride, unit_offset, cell_offset = target[:4]
+        for r in range(self.num_rows):
+            out_row = b.add(out, b.mul(stride, INT(r)))
+            for p in range(self.num_panels):
+                offset = b.add(unit_offset, INT(p * VECTOR_BYTES))
+                h_address = b.add(h_rows[r], offset)
+                if self.kind == GRU:
+                    new_h = _emit_gru(e, sums[r][p], e.load(h_address))
+                else:
+                    c_address = b.add(h_address, cell_offset)
+                    new_h, new_c = _emit_lstm(e, sums[r][p], e.load(c_address))
+                    e.store(new_c, c_address)
+                e.store(new_h, b.add(out_row, offset))
+
     def _each_accumulator(self) -> list[tuple[int, int, int]]:
         return [
             (r, p, g)
@@ -221,32 +251,27 @@ _ALL_TILES = [
 
 def _emit_tile(builder: ir.IRBuilder, shape: tuple[int, int, int], args: Sequence[Any]) -> None:
     """Emit one tile at the builder's place; ``args`` as in `tile`, from the weights on."""
-    weights, x_table, num_x, h_table, num_h, unit, cell_offset, out, out_stride = args
-    kind = shape[0]
-    emitted = _Tile(builder, *shape)
-    e, b = emitted.e, builder
-    panel_bytes = emitted.panel_bytes(num_x, num_h)
-    panels = [b.add(weights, b.mul(panel_bytes, INT(p))) for p in range(emitted.num_panels)]
-    x_rows, h_rows = emitted.load_pointers(x_table), emitted.load_pointers(h_table)
-    sums = emitted.start(panels)
-    bias_bytes = INT(emitted.shape.num_accumulators * VECTOR_BYTES)
-    panels = [b.add(panel, bias_bytes) for panel in panels]
-    sums, panels = emitted.multiply(sums, panels, x_rows, num_x, emitted.shape.x_gates)
-    sums, panels = emitted.multiply(sums, panels, h_rows, num_h, emitted.shape.h_gates)
-    for r in range(emitted.num_rows):
-        out_row = b.add(out, b.mul(out_stride, INT(r)))
-        for p in range(emitted.num_panels):
-            offset = b.add(unit, INT(p * VECTOR_BYTES))
-            h_address = b.add(h_rows[r], offset)
-            c_address = b.add(h_address, cell_offset)
-            if kind == DENSE:
-                new_h = sums[r][p][0]
-            elif kind == GRU:
-                new_h = _emit_gru(e, sums[r][p], e.load(h_address))
-            else:
-                new_h, new_c = _emit_lstm(e, sums[r][p], e.load(c_address))
-                e.store(new_c, c_address)
-            e.store(new_h, b.add(out_row, offset))
+    weights, start, inputs, target = (
+        [builder.extract_value(group, i) for i in range(group.type.count)] for group in args
+    )
+    x_table, num_x, h_table, num_h = inputs
+    tile_ = _Tile(builder, *shape)
+    x_rows, h_rows = tile_.load_pointers(x_table), tile_.load_pointers(h_table)
+    panels = [
+        builder.add(weights[0], builder.mul(weights[1], INT(p))) for p in range(tile_.num_panels)
+    ]
+    sums = tile_.start(*start)
+    sums, panels = tile_.multiply(sums, panels, x_rows, num_x, tile_.shape.x_gates)
+    sums, panels = tile_.multiply(sums, panels, h_rows, num_h, tile_.shape.h_gates)
+    if shape[0] == DENSE:
+        tile_.store_sums(sums, target)
+        return
+    is_partial = builder.icmp_signed("!=", target[4], INT(0))
+    with builder.if_else(is_partial) as (then, otherwise):
+        with then:
+            tile_.store_sums(sums, target)
+        with otherwise:
+            tile_.finish(sums, h_rows, target)
 
 
 @intrinsic
@@ -256,14 +281,9 @@ def tile(
     num_rows: types.Type,
     num_panels: types.Type,
     weights: types.Type,
-    x_pointers: types.Type,
-    num_x: types.Type,
-    h_pointers: types.Type,
-    num_h: types.Type,
-    unit_offset: types.Type,
-    cell_offset: types.Type,
-    out: types.Type,
-    out_stride: types.Type,
+    start: types.Type,
+    inputs: types.Type,
+    target: types.Type,
 ) -> Any:
     """Compute one tile.
 
@@ -272,21 +292,20 @@ def tile(
     kind, num_rows, num_panels : int64
         `DENSE`, `GRU` or `LSTM`; how many streams, 1 to `MAX_ROWS`; how many panels at once: a
         power of two up to ``MAX_PANELS[kind, num_rows]``. Another combination does nothing.
-    weights : int64
-        Address of the first packed panel; the others follow it.
-    x_pointers, h_pointers : int64
-        Addresses of int64[num_rows]: where each stream's x (float32[num_x]) and h
-        (float32[num_h]) lie. `DENSE` reads h only if num_h is above 0.
-    num_x, num_h : int64
-        Elements of x and of h that count.
-    unit_offset : int64
-        Bytes from the start of h to the first unit of this tile.
-    cell_offset : int64
-        Bytes from h to c in a stream's row (LSTM). c is replaced in place: no other tile reads
-        these units of it.
-    out, out_stride : int64
-        Where the new h goes: ``out + row * out_stride + unit_offset``. It must not overlap h,
-        which tiles of later panels still read.
+    weights : (address, panel_bytes)
+        Of the first panel's first product, and how far it is to the next panel's.
+    start : (address, row_bytes, panel_bytes)
+        Where the accumulators' first values lie: the biases (the same for every row), or the sums
+        that a partial tile has left.
+    inputs : (x_pointers, num_x, h_pointers, num_h)
+        Addresses of int64[num_rows], where each stream's x and h lie, and how many float32 of
+        each count. `DENSE` reads h only if num_h is above 0.
+    target : (out, out_bytes, unit_offset, cell_offset, is_partial)
+        The new h of row r goes to ``out + r * out_bytes + unit_offset``. It must not overlap h,
+        which tiles of later panels still read. ``unit_offset`` is the bytes from the start of h
+        to the first unit of this tile, ``cell_offset`` those from h to c in a stream's row (LSTM):
+        c is replaced in place, for no other tile reads these units of it. With ``is_partial`` the
+        accumulators themselves are stored, each panel's side by side.
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
@@ -304,4 +323,5 @@ def tile(
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    return types.void(*(types.int64,) * 12), codegen
+    groups = [types.containers.UniTuple(types.int64, count) for count in (2, 3, 4, 5)]
+    return types.void(*(types.int64,) * 3, *groups), codegen
