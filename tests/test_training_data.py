@@ -256,6 +256,8 @@ def test_drift_is_a_trend_or_a_walk_but_no_season():
     assert not drifts([season + 0.1 * noise])
     assert drifts([(season + t / 50).astype(np.float32)])
     assert drifts([(5 * season + t / 10 + noise).astype(np.float32)])
+    # It leaves its past, but its last value says nothing of the next one.
+    assert not drifts([(noise * np.where(t < 400, 1, 5)).astype(np.float32)])
     assert not drifts([np.full(600, 3.0, np.float32)])
     assert not drifts([noise[:2]])
 

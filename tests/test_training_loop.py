@@ -14,6 +14,7 @@ from streamrnn.training.diagnostics import gradient_by_lag, measure_memory
 from streamrnn.training.evaluate import all_errors, mean_loss
 from streamrnn.training.loop import choose_sizes, cut_segments, fit
 from streamrnn.training.network import Network, initial_parameters
+from streamrnn.training.optimisers import Adam
 from streamrnn.training.stacking import stack_rows
 from streamrnn.training.table import read_table
 
@@ -201,6 +202,50 @@ def test_divergence_is_an_error_with_advice(tmp_path):
     )
     with pytest.raises(TrainingError, match=r"in epoch \d+ of 50: .*Lower learning_rate"):
         train(config)
+
+
+def test_the_weights_with_the_best_validation_error_are_kept(tmp_path):
+    """Pure noise: the network soon learns it by heart, and validation says when to stop."""
+    noise = np.random.default_rng(5).normal(size=200)
+    dataset = dataset_of(
+        table(tmp_path, y=noise), predict=("y",), learning_rate=0.02, epochs=100, patience=20
+    )
+    found = fit(dataset)
+    losses = [epoch.validation for epoch in found.history]
+    assert found.num_epochs == len(losses) == found.best_epoch + 20 < 100
+    assert losses[found.best_epoch - 1] == min(losses) == found.history[-1].best
+    assert losses[-1] > 1.01 * min(losses)
+    assert mean_loss(found.network, dataset, "validation") == min(losses)
+
+
+def test_what_is_validated_is_the_average_of_the_weights(tmp_path, monkeypatch):
+    dataset = dataset_of(
+        table(tmp_path, y=waves(200)), predict=("y",), batch_size=1, epochs=9, averaging=0.8
+    )
+    weights, validated = [], []
+    update = Adam.update
+
+    def spy(self, parameters, *rest):
+        update(self, parameters, *rest)
+        weights.append(parameters.astype(np.float64))
+
+    def validate(network, *_):
+        validated.append((len(weights), network.flat.copy()))
+        return 1.0
+
+    monkeypatch.setattr(Adam, "update", spy)
+    monkeypatch.setattr("streamrnn.training.loop.mean_loss", validate)
+    fit(dataset)
+    initial = initial_parameters(dataset.spec, np.random.default_rng(dataset.config.seed))
+    average = np.concatenate([value.ravel() for value in initial.values()])
+    averages = []
+    for n, now in enumerate(weights, start=1):
+        average += max(0.2, 1 / (1 + n / 10)) * (now - average)
+        averages.append(average.copy())
+    assert len(weights) >= 18
+    for num_updates, seen in validated:
+        np.testing.assert_allclose(seen, averages[num_updates - 1], atol=1e-5)
+    assert np.abs(averages[-1] - weights[-1]).max() > 1e-3
 
 
 def test_memory_is_measured(tmp_path):

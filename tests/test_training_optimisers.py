@@ -31,10 +31,10 @@ def test_weight_decay_shrinks_only_what_it_is_told_to():
 
 def test_clipping_keeps_the_direction_and_says_what_it_did():
     gradient = np.array([3.0, 4.0])
-    assert clip_by_global_norm(gradient, 10.0) == (5.0, False)
+    assert clip_by_global_norm(gradient, 5.0) == (5.0, False)
     np.testing.assert_array_equal(gradient, [3.0, 4.0])
-    assert clip_by_global_norm(gradient, 1.0) == (5.0, True)
-    np.testing.assert_allclose(gradient, [0.6, 0.8])
+    assert clip_by_global_norm(gradient, 4.0) == (5.0, True)
+    np.testing.assert_allclose(gradient, [2.4, 3.2])
 
 
 def test_a_huge_float32_gradient_is_clipped_although_its_square_overflows():
