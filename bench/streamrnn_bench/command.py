@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO
+from typing import Any
 
 from streamrnn_bench.cases import Case, parse_case
-from streamrnn_bench.results import BenchError, Result, header, table, write_json
+from streamrnn_bench.results import Result, header, table, write_json
 
 __all__ = ["BENCHMARKS", "configure", "run"]
 
@@ -31,16 +31,62 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="layers such as 'lstm 64->128' or gru:16:32, instead of the benchmark's own",
     )
+    parser.add_argument(
+        "--batch-sizes",
+        metavar="B",
+        type=_positive,
+        nargs="+",
+        help="step: streams stepped at once",
+    )
+    parser.add_argument(
+        "--streams",
+        metavar="N",
+        type=_positive,
+        default=1_000,
+        help="throughput: streams, one step of each under way (%(default)s)",
+    )
+    parser.add_argument(
+        "--rounds", metavar="N", type=_positive, help="turns of a measurement and its reference"
+    )
+    parser.add_argument("--round-s", metavar="S", type=float, help="how long a turn is, in seconds")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
 
 
 def _step(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
-    from streamrnn_bench.step import CASES, measure_steps
+    from streamrnn_bench.step import BATCH_SIZES, CASES, measure_steps
 
-    return measure_steps(cases or CASES)
+    return measure_steps(cases or CASES, args.batch_sizes or BATCH_SIZES, **_rounds(args))
 
 
+def _roundtrip(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
+    from streamrnn_bench.messages import ROUNDTRIP_CASES, measure_roundtrips
+
+    return measure_roundtrips(cases or ROUNDTRIP_CASES, **_rounds(args))
+
+
+def _throughput(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
+    from streamrnn_bench.messages import THROUGHPUT_CASES, measure_throughput
+
+    return measure_throughput(cases or THROUGHPUT_CASES, num_streams=args.streams, **_rounds(args))
+
+
+def _rounds(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was said of rounds; the rest is each benchmark's own."""
+    given = {"num_rounds": args.rounds, "round_s": args.round_s}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+# Imported when they run: who asks for help waits for no compiler.
 BENCHMARKS: dict[str, Callable[[argparse.Namespace, Sequence[Case]], Iterator[Result]]] = {
     "step": _step,
+    "roundtrip": _roundtrip,
+    "throughput": _throughput,
 }
 
 

@@ -131,7 +131,7 @@ def _emit_read(
     loop = _Loop(builder, builder.sdiv(stream_bytes, INT(round_bytes)))
     sums = loop.carry([e.lanes(0)] * (num_streams * num_vectors))
     offset = builder.mul(loop.k, INT(round_bytes))
-    new = []
+    new: list[ir.Value] = []
     for start in starts:
         for v in range(num_vectors):
             place = builder.add(builder.add(start, offset), INT(v * _VECTOR_BYTES))

@@ -151,19 +151,7 @@ def table(results: Iterable[Result]) -> str:
     str
         Lines of aligned columns: case, value, reference, ratio, and the target where there is one.
     """
-    rows = [("case", "value", "reference", "", "ratio", "target", "")]
-    for result in results:
-        rows.append(
-            (
-                result.case,
-                f"{_number(result.value)} {result.unit}",
-                f"{_number(result.reference_value)} {result.unit}",
-                result.reference,
-                f"{result.ratio:.2f}",
-                "" if result.target is None else f">= {result.target:.2f}",
-                result.note,
-            )
-        )
+    rows = [("case", "value", "reference", "", "ratio", "target", ""), *map(_cells, results)]
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     left = (0, 3, 6)
     lines = []
@@ -174,6 +162,18 @@ def table(results: Iterable[Result]) -> str:
         )
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def _cells(result: Result) -> tuple[str, ...]:
+    return (
+        result.case,
+        f"{_number(result.value)} {result.unit}",
+        f"{_number(result.reference_value)} {result.unit}",
+        result.reference,
+        f"{result.ratio:.2f}",
+        "" if result.target is None else f">= {result.target:.2f}",
+        result.note,
+    )
 
 
 def _number(value: float) -> str:

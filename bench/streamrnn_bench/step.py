@@ -7,8 +7,7 @@ weights, which are used once each, come out of the cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,12 +221,9 @@ def _beside_reading(case: Case, streams: Streams, num_rounds: int, round_s: floa
     # Where the weights themselves lie, and where the pages are as large as the machine has them.
     places = [copy.ctypes.data] + [address] * (num_read <= num_bytes)
     ways = [(way, place) for place in places for way in range(len(READS))]
-    promising = sorted(ways, key=lambda way: _read_s(*way, num_read, round_s / 4))[:3]
+    promising = sorted(ways, key=lambda way: _read_s(way, num_read, round_s / 4))[:3]
 
-    def reader(way: int, place: int) -> Any:
-        return lambda num_repeats: read_memory(way, place, num_read, num_repeats)
-
-    runs = {str(way): reader(*way) for way in promising}
+    runs = {str(way): _reader(way, num_read) for way in promising}
     best_s = interleave({**runs, "step": streams.run}, num_rounds, round_s)
     fastest = min(promising, key=lambda way: best_s[str(way)])
     read_s = best_s[str(fastest)]
@@ -245,11 +241,17 @@ def _beside_reading(case: Case, streams: Streams, num_rounds: int, round_s: floa
     )
 
 
-def _read_s(way: int, place: int, num_bytes: int, round_s: float) -> float:
-    def run(num_repeats: int) -> None:
-        read_memory(way, place, num_bytes, num_repeats)
+def _reader(way: tuple[int, int], num_bytes: int) -> Callable[[int], object]:
+    """Return what reads so many bytes, in a way of `READS` and at an address."""
 
-    return interleave({"read": run}, 2, round_s)["read"]
+    def run(num_repeats: int) -> None:
+        read_memory(*way, num_bytes, num_repeats)
+
+    return run
+
+
+def _read_s(way: tuple[int, int], num_bytes: int, round_s: float) -> float:
+    return interleave({"read": _reader(way, num_bytes)}, 2, round_s)["read"]
 
 
 def _engine_batch(

@@ -1,0 +1,237 @@
+"""``streamrnn bench throughput`` and ``roundtrip``: the whole way of a message, beside an echo.
+
+Three kinds of processes: the server, as users start it; a bare libzmq echo that takes requests and
+returns replies of the same sizes; and for each of them the same compiled load generator. They take
+turns on the machine, and those whose turn it is not wait for a message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.engine import Engine
+from streamrnn_bench.cases import Case
+from streamrnn_bench.processes import Load, echo, load, serving, stopping_cleanly, temporary_model
+from streamrnn_bench.results import BenchError, Result
+from streamrnn_bench.step import Streams
+from streamrnn_bench.timing import interleave
+from streamrnn_bench.traffic import NUM_X, make_traffic
+from streamrnn_client import Client, Stream
+
+__all__ = [
+    "ROUNDTRIP_CASES",
+    "THROUGHPUT_CASES",
+    "measure_roundtrips",
+    "measure_throughput",
+    "verify_outputs",
+]
+
+THROUGHPUT_CASES = (Case("gru", 16, 32), Case("lstm", 64, 128))
+ROUNDTRIP_CASES = (Case("lstm", 64, 128),)
+_THROUGHPUT_TARGETS = {"gru 16->32": 0.75, "lstm 64->128": 0.55}
+_ROUNDTRIP_TARGET = 0.87
+_MAX_INSIDE_US = 6.0
+_NUM_CHECKED_STEPS = 8
+_MAX_ROUND_TRIPS = 1_000_000
+_WARM_UP_S = 0.2
+
+Found = dict[str, Any]
+
+
+def verify_outputs(case: Case, outputs: NDArray[np.float32]) -> None:
+    """Compare what the load generator got for its first steps with what the Engine computes.
+
+    Parameters
+    ----------
+    case : Case
+        The model.
+    outputs : ndarray of float32, shape (T, N, output_size)
+        Outputs of step 1 to T of every stream.
+
+    Raises
+    ------
+    BenchError
+        If a bit differs.
+    """
+    num_steps, num_streams, _size = outputs.shape
+    model = case.model()
+    engine = Engine(model, max_streams=num_streams)
+    rows = engine.rows(range(num_streams))
+    x = make_traffic(0, 1, case.input_size, case.hidden_size).x
+    for step in range(num_steps):
+        # As `Traffic` says which input is whose.
+        used = (np.arange(num_streams) + 7 * (step + 1)) % NUM_X
+        expected = engine.batch(rows, x[used])
+        wrong = np.flatnonzero((expected.view(np.int32) != outputs[step].view(np.int32)).any(1))
+        if len(wrong):
+            raise BenchError(
+                f"{case}: step {step + 1} of stream {wrong[0]} (and of {len(wrong) - 1} more) is "
+                "not to the bit what the Engine computes; a wrong result is not timed"
+            )
+
+
+def _verify_server(generator: Load, case: Case, directory: Path) -> None:
+    path = directory / f"outputs-{time.monotonic_ns()}.npy"
+    generator.ask(keep=str(path), num_steps=_NUM_CHECKED_STEPS)
+    verify_outputs(case, np.load(path))
+
+
+@contextlib.contextmanager
+def _two_loads(case: Case, num_streams: int) -> Iterator[tuple[str, Path, Load, Load]]:
+    """Start the server, the echo, and a generator for each; verify the server's outputs."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stopping_cleanly())
+        model = stack.enter_context(temporary_model(case))
+        endpoint = stack.enter_context(serving(model))
+        echo_endpoint = stack.enter_context(echo(case, model.parent))
+        ours = stack.enter_context(load(endpoint, case, num_streams))
+        theirs = stack.enter_context(load(echo_endpoint, case, num_streams, is_echo=True))
+        _verify_server(ours, case, model.parent)
+        for generator in (ours, theirs):
+            generator.ask(drive_s=_WARM_UP_S)
+        yield endpoint, model, ours, theirs
+
+
+def measure_throughput(
+    cases: Iterable[Case], num_rounds: int = 9, round_s: float = 1.0, num_streams: int = 1_000
+) -> Iterator[Result]:
+    """Measure steps a second with one step a message, and so many streams under way.
+
+    Parameters
+    ----------
+    cases : iterable of Case
+        Models.
+    num_rounds : int
+        Turns of the server and of the echo.
+    round_s : float
+        How long each is.
+    num_streams : int
+        Streams, each of which sends its next step when it has the reply to the one before.
+
+    Yields
+    ------
+    Result
+        Messages a second beside those of the echo, medians of the rounds.
+
+    Raises
+    ------
+    BenchError
+        If a reply is wrong or missing.
+    """
+    for case in cases:
+        ours: list[float] = []
+        theirs: list[float] = []
+        with _two_loads(case, num_streams) as (_endpoint, _model, to_server, to_echo):
+            for _ in range(num_rounds):
+                for generator, rates in ((to_server, ours), (to_echo, theirs)):
+                    found = generator.ask(drive_s=round_s)
+                    rates.append(found["num_replies"] / found["elapsed_s"])
+        ratios = [our / their for our, their in zip(ours, theirs, strict=True)]
+        yield Result(
+            benchmark="throughput",
+            case=f"{case} {num_streams} streams float32 cpu",
+            value=median(ours),
+            unit="messages/s",
+            reference="libzmq_echo",
+            reference_value=median(theirs),
+            target=_THROUGHPUT_TARGETS.get(str(case)),
+            note=f"{num_rounds} rounds of {min(ratios):.2f} to {max(ratios):.2f}",
+        )
+
+
+def measure_roundtrips(
+    cases: Iterable[Case], num_rounds: int = 9, round_s: float = 0.5
+) -> Iterator[Result]:
+    """Measure the round trip of one message at a time.
+
+    Parameters
+    ----------
+    cases : iterable of Case
+        Models.
+    num_rounds : int
+        Turns of the server, of the echo, and of the client library.
+    round_s : float
+        How long each is.
+
+    Yields
+    ------
+    Result
+        p50 and p99 beside those of the echo; the Python client's p50; and the server's own time
+        from receive to send beside the step that is done in it. Medians of the rounds.
+
+    Raises
+    ------
+    BenchError
+        If a reply is wrong or missing.
+    """
+    command = {"drive_s": round_s, "num_round_trips": _MAX_ROUND_TRIPS}
+    for case in cases:
+        ours, theirs, python, theirs_again = [], [], [], []
+        with _two_loads(case, 1) as (endpoint, _model, to_server, to_echo):
+            for _ in range(num_rounds):
+                ours.append(to_server.ask(**command))
+                theirs.append(to_echo.ask(**command))
+            with Client(endpoint) as client:
+                inside_us = client.stats()["latency_us"]
+                stream = client.stream("python")
+                for _ in range(num_rounds):
+                    python.append(_python_round_trips(stream, case, round_s))
+                    theirs_again.append(to_echo.ask(**command))
+        for name, target in (("p50", _ROUNDTRIP_TARGET), ("p99", None)):
+            yield _roundtrip(f"{case} {name}", f"{name}_us", ours, theirs, target)
+        yield _roundtrip(f"{case} p50, Python client", "p50_us", python, theirs_again, None)
+        yield _inside(case, inside_us)
+
+
+def _roundtrip(
+    case: str, name: str, ours: list[Found], theirs: list[Found], target: float | None
+) -> Result:
+    ratios = [their[name] / our[name] for our, their in zip(ours, theirs, strict=True)]
+    return Result(
+        benchmark="roundtrip",
+        case=f"{case} float32 cpu",
+        value=median(our[name] for our in ours),
+        unit="us",
+        reference="libzmq_echo",
+        reference_value=median(their[name] for their in theirs),
+        target=target,
+        note=f"{len(ours)} rounds of {min(ratios):.2f} to {max(ratios):.2f}",
+    )
+
+
+def _python_round_trips(stream: Stream, case: Case, duration_s: float) -> Found:
+    """Step one stream from Python, as users do."""
+    x = np.random.default_rng(0).standard_normal((NUM_X, case.input_size)).astype(np.float32)
+    times_us: list[float] = []
+    now = time.perf_counter()
+    until = now + duration_s
+    while now < until:
+        sent = now
+        stream.step(x[len(times_us) % NUM_X])
+        now = time.perf_counter()
+        times_us.append((now - sent) * 1e6)
+    return {"p50_us": float(np.percentile(times_us, 50))}
+
+
+def _inside(case: Case, inside_us: Found) -> Result:
+    """Put the server's own time from receive to send beside the step that is done in it."""
+    streams = Streams(case.model(), 1)
+    step_us = interleave({"step": streams.run}, num_rounds=15, round_s=0.005)["step"] * 1e6
+    return Result(
+        benchmark="roundtrip",
+        case=f"{case} receive to send p50 float32 cpu",
+        value=inside_us["p50"],
+        unit="us",
+        reference="step_in_loop",
+        reference_value=step_us,
+        note=f"p99 {inside_us['p99']:.1f} us, in the server, to an eighth; wanted: at most "
+        f"{_MAX_INSIDE_US:.0f} us",
+    )

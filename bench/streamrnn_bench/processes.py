@@ -1,0 +1,234 @@
+"""Servers, echoes and load generators as processes of their own, and their end in every case."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from streamrnn_bench.cases import Case
+from streamrnn_bench.results import BenchError
+
+__all__ = ["Load", "echo", "load", "serving", "stopping_cleanly", "temporary_model"]
+
+_START_WITHIN_S = 180.0  # the first time, all of the server is compiled
+_STOP_WITHIN_S = 10.0
+_LOOK_EVERY_S = 0.02
+_TOLD_LINES = 5
+
+
+@contextlib.contextmanager
+def stopping_cleanly() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that no process is left behind.
+
+    Yields
+    ------
+    None
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not in the main thread: its owner sees to it
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _process(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a module; end it with the block, and say what it said if that goes wrong."""
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            # Ctrl-C is for us; we then end our processes in order.
+            start_new_session=True,
+        )
+        try:
+            yield process
+        except BenchError as error:
+            said.seek(0)
+            last = said.read().splitlines()[-_TOLD_LINES:]
+            if not last:
+                raise
+            raise BenchError(f"{error}; {module} said: {' | '.join(last)}") from error
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.communicate(timeout=_STOP_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str]) -> str:
+    """Return what a process wrote into its ready file."""
+    give_up_at_s = time.monotonic() + _START_WITHIN_S
+    while not path.exists():
+        if process.poll() is not None:
+            raise BenchError(f"a process ended with code {process.returncode} before it was ready")
+        if time.monotonic() > give_up_at_s:
+            raise BenchError(f"a process was not ready within {_START_WITHIN_S:.0f} s")
+        time.sleep(_LOOK_EVERY_S)
+    return path.read_text()
+
+
+@contextlib.contextmanager
+def temporary_model(case: Case) -> Iterator[Path]:
+    """Write a case's model into a file that goes with the block.
+
+    Parameters
+    ----------
+    case : Case
+        Which model.
+
+    Yields
+    ------
+    Path
+        The weight file.
+    """
+    with tempfile.TemporaryDirectory(prefix="streamrnn-bench-") as directory:
+        path = Path(directory) / "model.safetensors"
+        case.model().save(path)
+        yield path
+
+
+@contextlib.contextmanager
+def serving(model: Path) -> Iterator[str]:
+    """Run ``streamrnn serve``.
+
+    Parameters
+    ----------
+    model : Path
+        What to serve; its directory takes the ready file.
+
+    Yields
+    ------
+    str
+        Its endpoint.
+
+    Raises
+    ------
+    BenchError
+        If it does not start.
+    """
+    ready = model.with_name("server.ready")
+    words = ("serve", str(model), "--bind", "tcp://127.0.0.1:0", "--ready-file", str(ready))
+    with _process("streamrnn_server", *words) as process:
+        yield json.loads(_wait_for(ready, process))["endpoints"][0]
+
+
+@contextlib.contextmanager
+def echo(case: Case, directory: Path) -> Iterator[str]:
+    """Run a bare echo whose replies are as long as the server's.
+
+    Parameters
+    ----------
+    case : Case
+        The model whose outputs' size it takes.
+    directory : Path
+        Takes the ready file.
+
+    Yields
+    ------
+    str
+        Its endpoint.
+
+    Raises
+    ------
+    BenchError
+        If it does not start.
+    """
+    ready = directory / "echo.ready"
+    words = ("--y-bytes", str(4 * case.hidden_size), "--ready-file", str(ready))
+    with _process("streamrnn_bench.echo", *words) as process:
+        yield _wait_for(ready, process)
+
+
+class Load:
+    """A load generator's process.
+
+    Parameters
+    ----------
+    process : subprocess.Popen
+        Runs `streamrnn_bench.generator`.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def ask(self, **command: Any) -> dict[str, Any]:
+        """Have a command done.
+
+        Parameters
+        ----------
+        **command
+            See `streamrnn_bench.generator`.
+
+        Returns
+        -------
+        dict
+            The findings.
+
+        Raises
+        ------
+        BenchError
+            If a reply was missing or wrong, or the process has ended.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise BenchError("the load generator has ended")
+        found: dict[str, Any] = json.loads(line)
+        if "error" in found:
+            raise BenchError(found["error"])
+        return found
+
+
+@contextlib.contextmanager
+def load(endpoint: str, case: Case, num_streams: int, is_echo: bool = False) -> Iterator[Load]:
+    """Run a load generator.
+
+    Parameters
+    ----------
+    endpoint : str
+        Whom it loads.
+    case : Case
+        The model's sizes.
+    num_streams : int
+        Streams with one step under way each.
+    is_echo : bool
+        Whether an echo is at the other end.
+
+    Yields
+    ------
+    Load
+    """
+    words = ["--endpoint", endpoint, "--case", str(case), "--num-streams", str(num_streams)]
+    with _process("streamrnn_bench.generator", *words, *["--echo"] * is_echo) as process:
+        yield Load(process)
