@@ -43,7 +43,7 @@ class Device(Protocol):
         x: NDArray[Any],
         y: NDArray[np.float32],
         num_steps: int,
-        marks: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+        marks: NDArray[np.int64],
     ) -> int:
         """Check everything, then advance every row by ``num_steps``, or none.
 
@@ -57,8 +57,9 @@ class Device(Protocol):
             Filled.
         num_steps : int
             T.
-        marks : tuple of three ndarray of int64
-            Generations and stamps, shape (max_streams,), and the number of calls, shape (1,).
+        marks : ndarray of int64, shape (max_streams + 1, 2)
+            Each slot's generation and the call that it was last in; at the end the number of
+            calls.
 
         Returns
         -------
@@ -142,12 +143,12 @@ class Engine:
         self._dtype = np.dtype(np.uint32 if spec.is_token else np.float32)
         self._num_inputs, self._output_size = spec.num_inputs, spec.output_size
         self._device = _make_device(model, device, max_streams)
-        self._generations = reserve(8 * max_streams).view(np.int64)  # odd while a stream lives
-        self._stamps = reserve(8 * max_streams).view(np.int64)  # the call a slot was last in
+        # Each slot's generation, odd while a stream lives, and the call that it was last in.
+        self._marks = reserve(16 * (max_streams + 1)).view(np.int64).reshape(-1, 2)
+        self._generations = self._marks[:, 0]
         self._slots: dict[Hashable, int] = {}  # a stream's row number
         self._free: list[int] = []
         self._next_slot = 0
-        self._num_calls = np.zeros(1, dtype=np.int64)
         self._lock = threading.Lock()
         self._run(np.empty(0, dtype=np.int64), np.empty((0, self._num_inputs), self._dtype), 1)
 
@@ -372,8 +373,7 @@ class Engine:
         """Advance every row by ``num_steps``, whose inputs stand one after the other in x."""
         y = np.empty((len(x), self._output_size), dtype=np.float32)
         with self._lock:
-            marks = (self._generations, self._stamps, self._num_calls)
-            answer = self._device.advance(rows, x, y, num_steps, marks)
+            answer = self._device.advance(rows, x, y, num_steps, self._marks)
         if answer != DONE:
             self._refuse(answer & (1 << KIND_BITS) - 1, answer >> KIND_BITS, rows, x)
         return y

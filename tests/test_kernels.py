@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from streamrnn import Engine
 from streamrnn.cells.reference import ReferenceModel
-from streamrnn.kernels.plan import MAX_WAVE, Program
+from streamrnn.engine_cpu import CpuDevice
+from streamrnn.kernels.plan import MAX_WAVE
 from streamrnn.kernels.simd_width import WIDTH
 from streamrnn.kernels.tiles import DENSE, GRU, LSTM, MAX_PANELS, MAX_ROWS, SHAPES, tile
 from streamrnn.spec import CELLS, InputSpec, OutputSpec
@@ -167,8 +168,9 @@ def test_a_nan_in_any_gate_comes_out(rng, cell):
         parameters = {name: value.copy() for name, value in model.parameters.items()}
         parameters["bias_ih_l0"][gate * 20 + 3] = np.nan
         engine = Engine(model, max_streams=2)
-        # A Model refuses such parameters, so the program is made without one.
-        engine._device.program = Program(SimpleNamespace(spec=model.spec, parameters=parameters))
+        # A Model refuses such parameters, so the device is made without one.
+        fake = SimpleNamespace(spec=model.spec, parameters=parameters)
+        engine._device = CpuDevice(fake, 2)
         y = engine.step({"a": np.ones(5)})["a"]
         assert np.flatnonzero(np.isnan(y)).tolist() == [3], CELLS[cell].gates[gate]
 
