@@ -59,7 +59,7 @@ def test_any_name_and_number_survive_toml(tmp_path_factory, name, rate, seed):
     ("text", "words"),
     [
         ("[data", "not valid TOML"),
-        ("[dta]\npath='x'", "'dta'; did you mean 'data'"),
+        ("[dta]\npath='x'", r"'dta' \(did you mean 'data'\?\)"),
         ("path = 'x'", "unknown section or key 'path'"),
         ("[data]\npth = 'x'", "'pth' in .*did you mean 'path'"),
         ("[data]\nepochs = 3", r"belongs into \[training\]"),

@@ -146,7 +146,7 @@ class Table:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` if a known name is near, else nothing.
+    """Return `` (did you mean 'x'?)`` if a known name is near, else nothing.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """
     by_lower = {item.lower(): item for item in known}
     near = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.5)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
 
 
 def number(cell: str) -> float | None:
