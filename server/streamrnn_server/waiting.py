@@ -64,6 +64,8 @@ def wait(shard: int) -> None:
         Address of the shard, which has nothing to do.
     """
     state = load_i64(shard + w.STATE)
+    if state == w.ENDED:
+        return
     timeout_ms = -1
     if state == w.STOPPING:
         timeout_ms = _QUIET_MS
