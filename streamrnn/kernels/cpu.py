@@ -12,6 +12,7 @@ import numpy as np
 
 from streamrnn.kernels import plan as p
 from streamrnn.kernels.activations import activate
+from streamrnn.kernels.cover import run_tiles
 from streamrnn.kernels.features import check_input, write_features
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import (
@@ -21,7 +22,7 @@ from streamrnn.kernels.memory import (
     store_f32,
     store_i64,
 )
-from streamrnn.kernels.tiles import DENSE, MAX_PANELS, MAX_ROWS, SHAPES, VECTOR_BYTES, tile
+from streamrnn.kernels.tiles import DENSE, SHAPES, VECTOR_BYTES
 
 __all__ = ["check_input", "output_of_row", "step_chunk", "step_rows"]
 
@@ -155,7 +156,7 @@ def _step_layer(plan, words, x_pointers, h_pointers, num_rows):
     """Compute one layer's new h (and c, in place) for all rows, then put h into the rows."""
     weights, num_panels = plan[words + p.WEIGHTS], plan[words + p.NUM_PANELS]
     bias_bytes, _, panel_bytes = _panel_layout(plan, words)
-    _run_tiles(
+    run_tiles(
         plan[words + p.KIND],
         num_panels,
         num_rows,
@@ -177,7 +178,7 @@ def _run_layer(plan, words, row, x_pointers, num_steps):
     weights, h_pointers = plan[words + p.WEIGHTS], plan[p.H_POINTERS]
     bias_bytes, x_bytes, panel_bytes = _panel_layout(plan, words)
     sums, sums_stride = plan[p.SUMS], plan[p.SUMS_STRIDE]
-    _run_tiles(
+    run_tiles(
         kind,
         num_panels,
         num_steps,
@@ -190,7 +191,7 @@ def _run_layer(plan, words, row, x_pointers, num_steps):
     store_i64(h_pointers, h)
     for t in range(num_steps):
         new_h = plan[p.SEQUENCE] + t * plan[p.HIDDEN_STRIDE]
-        _run_tiles(
+        run_tiles(
             kind,
             num_panels,
             1,
@@ -204,45 +205,6 @@ def _run_layer(plan, words, row, x_pointers, num_steps):
 
 
 @jit
-def _run_tiles(kind, num_panels, num_rows, weights, start, inputs, target):
-    """Cover all panels and rows with tiles, of about equal numbers of rows.
-
-    A panel stays in the cache for all its rows. ``weights``, ``start``, ``inputs`` and ``target``
-    as in `tile`, for panel 0 and row 0.
-    """
-    first_weight, panel_bytes = weights
-    first_start, start_row_bytes, start_panel_bytes = start
-    x_pointers, num_x, h_pointers, num_h = inputs
-    out, out_bytes, _, cell_offset, is_partial = target
-    num_tiles = -(-num_rows // MAX_ROWS)
-    few = num_rows // num_tiles
-    num_larger = num_rows - few * num_tiles
-    together = MAX_PANELS[kind, few + (num_larger > 0)]
-    panel = 0
-    while panel < num_panels:
-        while panel + together > num_panels:
-            together //= 2
-        row = 0
-        for index in range(num_tiles):
-            tile_rows = few + (index < num_larger)
-            tile(
-                kind,
-                tile_rows,
-                together,
-                (first_weight + panel * panel_bytes, panel_bytes),
-                (
-                    first_start + row * start_row_bytes + panel * start_panel_bytes,
-                    start_row_bytes,
-                    start_panel_bytes,
-                ),
-                (x_pointers + 8 * row, num_x, h_pointers + 8 * row, num_h),
-                (out + row * out_bytes, out_bytes, panel * VECTOR_BYTES, cell_offset, is_partial),
-            )
-            row += tile_rows
-        panel += together
-
-
-@jit
 def _write_outputs(plan, h_pointers, level_pointers, y_pointers, num_rows):
     """Write y from the last h: as it is, or through the head."""
     output_size = plan[p.OUTPUT_SIZE]
@@ -253,7 +215,7 @@ def _write_outputs(plan, h_pointers, level_pointers, y_pointers, num_rows):
             copy_bytes(y, h, 4 * output_size)
         return
     panel_bytes = (1 + plan[p.LAST_SIZE]) * VECTOR_BYTES
-    _run_tiles(
+    run_tiles(
         DENSE,
         plan[p.HEAD_PANELS],
         num_rows,
