@@ -1,0 +1,278 @@
+"""A GPU as an engine's device: the slab and the weights there, a wave over and back in one copy.
+
+A call is cut into waves of some rows and some of their steps. Inputs and slot numbers of a wave go
+over in one pinned buffer, its outputs come back in one. There are two such pairs: while the GPU
+computes one wave, the host fills the other's inputs and empties its outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.engine_cpu import DONE, SLOT_MASK, check_call
+from streamrnn.errors import DeviceError
+from streamrnn.kernels.cuda.support import require_gpu
+from streamrnn.kernels.plan import Program
+from streamrnn.model import Model
+
+__all__ = ["CudaDevice"]
+
+_MAX_WORK_BYTES = 64 << 20  # scratch of a wave
+_MAX_BUFFER_BYTES = 8 << 20  # a wave's inputs, or its outputs
+_MIN_ROWS, _MAX_ROWS = 128, 16_384  # of a wave
+_SPARE_BYTES = 256 << 20  # for the driver, and for the code of the kernels
+
+
+class CudaDevice:
+    """A slab on a GPU, stepped by its kernels. See `streamrnn.engine.Device`.
+
+    Parameters
+    ----------
+    model : Model
+        What to run.
+    max_streams : int
+        Rows of the slab. Memory is taken for all of them.
+
+    Attributes
+    ----------
+    program : Program
+        The same model on the CPU: the layout of a row, and what checks an input.
+
+    Raises
+    ------
+    DeviceError
+        If there is no GPU that can be used, or it has no room for so many streams.
+    """
+
+    def __init__(self, model: Model, max_streams: int) -> None:
+        self._cuda = require_gpu()
+        from streamrnn.kernels.cuda.network import TILING, Network
+
+        self.program = Program(model)
+        spec = model.spec
+        self._row_size = self.program.row_bytes // 4
+        self._num_inputs, self._output_size = spec.num_inputs, spec.output_size
+        self._max_streams = max_streams
+        work_bytes = self.program.row_bytes + 4 * (spec.num_features + spec.output_size + 32)
+        self._max_rows = max(_MIN_ROWS, min(_MAX_ROWS, _MAX_WORK_BYTES // work_bytes, max_streams))
+        # Room for one step of all rows, or for more steps of fewer.
+        buffer_size = _MAX_BUFFER_BYTES // 4
+        self._x_size = max(buffer_size, self._max_rows * (self._num_inputs + 1))
+        self._y_size = max(buffer_size, self._max_rows * self._output_size)
+        self._failure: DeviceError | None = None
+        self._started: list[int] = []  # slots whose rows are to be put into the initial state
+        parameters_bytes = sum(value.nbytes for value in model.parameters.values())
+        fixed = 2 * parameters_bytes + self._max_rows * work_bytes
+        self._check_room(max_streams, fixed + 8 * (self._x_size + self._y_size))
+        try:
+            self._network = Network(model, self.program, self._max_rows, TILING)
+            self._slab = self._cuda.device_array(max_streams * self._row_size, np.float32)
+            self._lanes = [_Lane(self._cuda, self._x_size, self._y_size) for _ in range(2)]
+        except _api_error() as error:
+            raise DeviceError(f"the GPU has refused the memory that it showed: {error}") from error
+        self._compute = self._cuda.stream()
+
+    def advance(
+        self,
+        rows: NDArray[np.int64],
+        x: NDArray[Any],
+        y: NDArray[np.float32],
+        num_steps: int,
+        marks: NDArray[np.int64],
+    ) -> int:
+        """See `streamrnn.engine.Device.advance`.
+
+        Parameters
+        ----------
+        rows, x, y, num_steps, marks
+            As there.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        DeviceError
+            If the GPU has failed, now or before. The streams are lost then.
+        """
+        answer: int = check_call(self.program.plan, rows, x, marks)
+        if answer != DONE or not len(x):
+            return answer
+        slots = (rows & SLOT_MASK).astype(np.int32)
+        self._guard(self._run, slots, x, y, num_steps)
+        return DONE
+
+    def read_row(self, slot: int) -> NDArray[np.float32]:
+        """See `streamrnn.engine.Device.read_row`.
+
+        Parameters
+        ----------
+        slot : int
+            As there.
+
+        Returns
+        -------
+        ndarray of float32
+        """
+        row: NDArray[np.float32] = self._guard(lambda: self._view(slot).copy_to_host())
+        return row
+
+    def write_row(self, slot: int, row: NDArray[np.float32]) -> None:
+        """See `streamrnn.engine.Device.write_row`.
+
+        Parameters
+        ----------
+        slot, row
+            As there.
+        """
+        values = np.ascontiguousarray(row, dtype=np.float32)
+        self._guard(lambda: self._view(slot).copy_to_device(values))
+
+    def start_row(self, slot: int) -> None:
+        """See `streamrnn.engine.Device.start_row`. Done with others, before the next call.
+
+        Parameters
+        ----------
+        slot
+            As there.
+        """
+        self._started.append(slot)
+
+    def _run(
+        self, slots: NDArray[np.int32], x: NDArray[Any], y: NDArray[np.float32], num_steps: int
+    ) -> None:
+        """Cut a call into waves, and keep two of them under way."""
+        self._start_rows()
+        waves = list(self._waves(len(slots), num_steps))
+        x = x.view(np.float32).reshape(len(slots), num_steps, self._num_inputs)
+        y = y.reshape(len(slots), num_steps, self._output_size)
+        for number, (rows, steps) in enumerate(waves):
+            lane = self._lanes[number % 2]
+            lane.collect()
+            lane.send(slots[rows], x[rows, steps], len(waves) > 1, self._compute)
+            self._step_all(lane, *x[rows, steps].shape[:2])
+            lane.receive(y[rows, steps], len(waves) > 1, self._compute)
+        for lane in self._lanes:
+            lane.collect()
+
+    def _step_all(self, lane: _Lane, num_rows: int, num_steps: int) -> None:
+        """Launch every step of a wave whose inputs are on their way."""
+        x_size, y_size = self._num_inputs, self._output_size
+        for step in range(num_steps):
+            self._network.step(
+                self._slab,
+                lane.wave,
+                num_rows,
+                (num_rows + step * x_size, num_steps * x_size),
+                (step * y_size, num_steps * y_size),
+                self._compute,
+            )
+
+    def _waves(self, num_rows: int, num_steps: int) -> Iterator[tuple[slice, slice]]:
+        """Yield rows and steps of each wave; a row's steps in their order."""
+        for first in range(0, num_rows, self._max_rows):
+            rows = slice(first, min(num_rows, first + self._max_rows))
+            wave_rows = rows.stop - first
+            most = min(
+                (self._x_size - wave_rows) // (wave_rows * self._num_inputs),
+                self._y_size // (wave_rows * self._output_size),
+            )
+            for step in range(0, num_steps, most):
+                yield rows, slice(step, min(num_steps, step + most))
+
+    def _start_rows(self) -> None:
+        if self._started:
+            slots = np.array(self._started, dtype=np.int32)
+            self._started.clear()
+            self._network.start_rows(self._slab, slots)
+            self._cuda.synchronize()
+
+    def _view(self, slot: int) -> Any:
+        self._start_rows()
+        return self._slab[slot * self._row_size : (slot + 1) * self._row_size]
+
+    def _guard(self, function: Any, *args: Any) -> Any:
+        """Call a function; after an error of the GPU refuse everything, as after a crash."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return function(*args)
+        except _api_error() as error:
+            self._failure = DeviceError(
+                f"the GPU has failed: {error}. The streams of this engine are lost: start a new "
+                "process, restore their states there, and replay"
+            )
+            raise self._failure from error
+
+    def _check_room(self, max_streams: int, fixed_bytes: int) -> None:
+        """Refuse more streams than fit, and say how many would."""
+        free = self._cuda.current_context().get_memory_info().free - _SPARE_BYTES - fixed_bytes
+        row_bytes = self.program.row_bytes
+        if max_streams * row_bytes <= free:
+            return
+        fitting = max(0, int(free // row_bytes))
+        hint = f"make the engine with max_streams={fitting}" if fitting else "use device 'cpu'"
+        raise DeviceError(
+            f"{max_streams:,} streams of {row_bytes:,} bytes need "
+            f"{max_streams * row_bytes / 2**30:.1f} GiB of the GPU's memory, where {fitting:,} "
+            f"would fit; {hint}"
+        )
+
+
+class _Lane:
+    """One wave on its way: pinned buffers, their twins on the GPU, and where the outputs go."""
+
+    def __init__(self, cuda: Any, x_size: int, y_size: int) -> None:
+        from streamrnn.kernels.cuda.network import Wave
+
+        self._x = cuda.pinned_array(x_size, np.float32)
+        self._y = cuda.pinned_array(y_size, np.float32)
+        x = cuda.device_array(x_size, np.float32)
+        self.wave = Wave(x.view(np.int32), x, cuda.device_array(y_size, np.float32))
+        self._copies = cuda.stream()
+        self._sent, self._computed, self._received = (cuda.event() for _ in range(3))
+        self._target: NDArray[np.float32] | None = None
+        self._driver = cuda.cudadrv.driver
+
+    def send(
+        self, slots: NDArray[np.int32], x: NDArray[np.float32], overlaps: bool, compute: Any
+    ) -> None:
+        """Start the copy of slots and inputs to the GPU; ``compute`` will wait for it."""
+        size = slots.size + x.size
+        self._x[: slots.size].view(np.int32)[:] = slots
+        self._x[slots.size : size].reshape(x.shape)[:] = x
+        stream = self._copies if overlaps else compute
+        self._driver.host_to_device(self.wave.x, self._x, 4 * size, stream=stream)
+        if overlaps:
+            self._sent.record(self._copies)
+            self._sent.wait(compute)
+
+    def receive(self, y: NDArray[np.float32], overlaps: bool, compute: Any) -> None:
+        """Start the copy of the outputs to the host, for `collect` to put into ``y``."""
+        stream = compute
+        if overlaps:
+            stream = self._copies
+            self._computed.record(compute)
+            self._computed.wait(stream)
+        self._driver.device_to_host(self._y, self.wave.y, 4 * y.size, stream=stream)
+        self._received.record(stream)
+        self._target = y
+
+    def collect(self) -> None:
+        """Wait for this lane's outputs, if it is under way, and hand them over."""
+        if self._target is not None:
+            self._received.synchronize()
+            self._target[:] = self._y[: self._target.size].reshape(self._target.shape)
+            self._target = None
+
+
+def _api_error() -> type[Exception]:
+    from numba.cuda.cudadrv.driver import CudaAPIError
+
+    error: type[Exception] = CudaAPIError
+    return error

@@ -1,0 +1,250 @@
+"""The activations, operation for operation those of the CPU (`streamrnn.kernels.activations`).
+
+The mathematics library of the GPU would be as accurate, but its exp and tanh go through
+approximate instructions whose bits NVIDIA does not promise from one architecture to the next.
+"""
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import numpy as np
+from numba import cuda
+
+from streamrnn.kernels import activations as cpu
+from streamrnn.kernels.activations import RELU, SIGMOID, TANH
+from streamrnn.kernels.cuda.support import device_function
+
+__all__ = ["activate", "exp", "gru_output", "lstm_cell", "lstm_output", "sigmoid", "tanh"]
+
+_float = np.float32
+_int = np.int32
+_ZERO, _ONE = _float(0.0), _float(1.0)
+_MAX_EXPONENT = _float(cpu.MAX_EXPONENT)
+_LOG2E, _LOG2E_REST = _float(cpu.LOG2E), _float(cpu.LOG2E_REST)
+_MINUS_LOG2E, _MINUS_LOG2E_REST = _float(-cpu.LOG2E), _float(-cpu.LOG2E_REST)
+_ROUND = _float(cpu.ROUND)
+_E0, _E1, _E2, _E3, _E4, _E5, _E6 = (_float(value) for value in cpu.EXP2)
+_MAX_GATE = _float(118.0)
+_TANH_BOUND = _float(cpu.TANH_BOUND)
+_P0, _P1, _P2, _P3, _P4 = (_float(value) for value in cpu.TANH_P)
+_Q0, _Q1, _Q2, _Q3, _Q4 = (_float(value) for value in cpu.TANH_Q)
+
+
+@device_function
+def _clamp(x, bound):
+    """Limit x to +-bound; a NaN stays one."""
+    if x > bound:
+        return bound
+    if x < -bound:
+        return -bound
+    return x
+
+
+@device_function
+def _reciprocal(d):
+    """Return 1/d for normal positive d."""
+    y = _int(0x7EF311C7 - d.view(_int)).view(_float)
+    error = cuda.fma(-d, y, _ONE)
+    y = cuda.fma(y, cuda.fma(error, error, error), y)
+    error = cuda.fma(-d, y, _ONE)
+    return cuda.fma(y, cuda.fma(error, error, error), y)
+
+
+@device_function
+def _exp_fraction(fraction):
+    """Return 2^fraction for -1/2 to 1/2."""
+    p = cuda.fma(_E6, fraction, _E5)
+    p = cuda.fma(p, fraction, _E4)
+    p = cuda.fma(p, fraction, _E3)
+    p = cuda.fma(p, fraction, _E2)
+    p = cuda.fma(p, fraction, _E1)
+    return cuda.fma(p, fraction, _E0)
+
+
+@device_function
+def _power_of_two(shifted):
+    """Return 2^n for n + _ROUND; what comes of a NaN is a finite number."""
+    return _int(((shifted.view(_int) + 127) & 255) << 23).view(_float)
+
+
+@device_function
+def exp(x):
+    """Return exp(x), x limited to where both it and its reciprocal are normal.
+
+    Parameters
+    ----------
+    x : float32
+        Any.
+
+    Returns
+    -------
+    float32
+    """
+    x = _clamp(x, _MAX_EXPONENT)
+    shifted = cuda.fma(x, _LOG2E, _ROUND)
+    whole = shifted - _ROUND
+    fraction = cuda.fma(x, _LOG2E_REST, cuda.fma(x, _LOG2E, -whole))
+    return _exp_fraction(fraction) * _power_of_two(shifted)
+
+
+@device_function
+def sigmoid(x):
+    """Return 1 / (1 + exp(-x)).
+
+    Parameters
+    ----------
+    x : float32
+        Any.
+
+    Returns
+    -------
+    float32
+    """
+    x = _clamp(x, _MAX_EXPONENT)
+    shifted = cuda.fma(x, _MINUS_LOG2E, _ROUND)
+    whole = shifted - _ROUND
+    fraction = cuda.fma(x, _MINUS_LOG2E_REST, cuda.fma(x, _MINUS_LOG2E, -whole))
+    return _reciprocal(cuda.fma(_exp_fraction(fraction), _power_of_two(shifted), _ONE))
+
+
+@device_function
+def _gate_power(t):
+    """Return 2^t for a gate's sum, whose weights hold `GATE_FACTOR`; at most 2^118."""
+    t = _clamp(t, _MAX_GATE)
+    shifted = t + _ROUND
+    fraction = t - (shifted - _ROUND)
+    return _exp_fraction(fraction) * _power_of_two(shifted)
+
+
+@device_function
+def _gate_denominator(t):
+    """Return 1 + 2^t: the gate's sigmoid is its reciprocal."""
+    t = _clamp(t, _MAX_GATE)
+    shifted = t + _ROUND
+    fraction = t - (shifted - _ROUND)
+    return cuda.fma(_exp_fraction(fraction), _power_of_two(shifted), _ONE)
+
+
+@device_function
+def _tanh_above(x):
+    """Return x P(x^2), for a clamped x."""
+    square = x * x
+    p = cuda.fma(_P4, square, _P3)
+    p = cuda.fma(p, square, _P2)
+    p = cuda.fma(p, square, _P1)
+    return x * cuda.fma(p, square, _P0)
+
+
+@device_function
+def _tanh_below(x):
+    """Return Q(x^2), for a clamped x."""
+    square = x * x
+    q = cuda.fma(_Q4, square, _Q3)
+    q = cuda.fma(q, square, _Q2)
+    q = cuda.fma(q, square, _Q1)
+    return cuda.fma(q, square, _Q0)
+
+
+@device_function
+def tanh(x):
+    """Return tanh(x) as x P(x^2) / Q(x^2).
+
+    Parameters
+    ----------
+    x : float32
+        Any.
+
+    Returns
+    -------
+    float32
+    """
+    x = _clamp(x, _TANH_BOUND)
+    return _tanh_above(x) * _reciprocal(_tanh_below(x))
+
+
+@device_function
+def lstm_cell(enter, keep, candidate, c):
+    """Return c' = f c + i g.
+
+    Parameters
+    ----------
+    enter, keep, candidate : float32
+        The sums of i and f, times `GATE_FACTOR`, and of g.
+    c : float32
+        The cell state.
+
+    Returns
+    -------
+    float32
+    """
+    candidate = _clamp(candidate, _TANH_BOUND)
+    below = _tanh_below(candidate) * _gate_denominator(enter)
+    entering = _tanh_above(candidate) * _reciprocal(below)
+    return cuda.fma(_reciprocal(_gate_denominator(keep)), c, entering)
+
+
+@device_function
+def lstm_output(out, new_c):
+    """Return h' = o tanh(c').
+
+    Parameters
+    ----------
+    out : float32
+        The sum of o, times `GATE_FACTOR`.
+    new_c : float32
+        c'.
+
+    Returns
+    -------
+    float32
+    """
+    x = _clamp(new_c, _TANH_BOUND)
+    return _tanh_above(x) * _reciprocal(_tanh_below(x) * _gate_denominator(out))
+
+
+@device_function
+def gru_output(reset, update, from_x, from_h, h):
+    """Return h' = (1 - z) n + z h, with n = tanh(n_x + r n_h).
+
+    Parameters
+    ----------
+    reset, update : float32
+        The sums of r and z, times `GATE_FACTOR`.
+    from_x, from_h : float32
+        The two sums of n.
+    h : float32
+        The hidden state.
+
+    Returns
+    -------
+    float32
+    """
+    r = _reciprocal(_gate_denominator(reset))
+    x = _clamp(cuda.fma(r, from_h, from_x), _TANH_BOUND)
+    below = _tanh_below(x)
+    above = cuda.fma(_tanh_above(x), _gate_power(update), h * below)
+    return above * _reciprocal(below * _gate_denominator(update))
+
+
+@device_function
+def activate(kind, x):
+    """Apply an activation that needs no other element.
+
+    Parameters
+    ----------
+    kind : int64
+        `IDENTITY`, `TANH`, `SIGMOID` or `RELU`.
+    x : float32
+        Any.
+
+    Returns
+    -------
+    float32
+    """
+    if kind == TANH:
+        return tanh(x)
+    if kind == SIGMOID:
+        return sigmoid(x)
+    if kind == RELU and x < _ZERO:
+        return _ZERO
+    return x

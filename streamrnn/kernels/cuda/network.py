@@ -1,0 +1,212 @@
+"""A loaded model on the GPU, and the launches of one step of a wave."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import cuda
+from numba.core.errors import NumbaPerformanceWarning
+from numpy.typing import NDArray
+
+from streamrnn.kernels.cuda import plan as plan_words
+from streamrnn.kernels.cuda.plan import GpuLayer, GpuPlan
+from streamrnn.kernels.cuda.rows import (
+    make_features_kernel,
+    make_finish_kernel,
+    make_start_kernel,
+)
+from streamrnn.kernels.cuda.support import SIMULATED
+from streamrnn.kernels.cuda.tiles import TileShape, make_layer_kernel
+from streamrnn.kernels.plan import Program
+from streamrnn.model import Model
+
+__all__ = ["TILING", "Network", "Tiling", "Wave"]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The shapes of all launches. Another tiling gives the same bits.
+
+    Attributes
+    ----------
+    wide : TileShape
+        For waves that fill the GPU with its blocks.
+    narrow : TileShape
+        For all others.
+    row_threads : int
+        Threads of a block where a block takes one row, or a thread one input.
+    """
+
+    wide: TileShape
+    narrow: TileShape
+    row_threads: int
+
+
+# 128 streams and 32 LSTM units a block, 64 sums a thread in registers; or 8 streams and 16 units.
+TILING = Tiling(TileShape(16, 16, 8, 8, min_blocks=2), TileShape(16, 8, 1, 4), 128)
+
+
+@dataclass(frozen=True)
+class Wave:
+    """The arrays on the GPU that a wave's inputs and outputs lie in.
+
+    Attributes
+    ----------
+    slots : device array of int32
+        Of each row; the inputs follow in the same memory, as the other two see it.
+    x : device array of float32
+        The same memory.
+    y : device array of float32
+        Outputs.
+    """
+
+    slots: Any
+    x: Any
+    y: Any
+
+
+@functools.cache
+def _layer_kernel(kind: int, shape: TileShape) -> Any:
+    return make_layer_kernel(kind, shape)
+
+
+@functools.cache
+def _row_kernels(num_threads: int) -> tuple[Any, Any, Any]:
+    return (
+        make_features_kernel(num_threads),
+        make_finish_kernel(num_threads),
+        make_start_kernel(num_threads),
+    )
+
+
+class Network:
+    """A model's weights and scratch on the GPU.
+
+    Parameters
+    ----------
+    model : Model
+        What to run.
+    program : Program
+        The same model on the CPU, whose row layout is taken over.
+    max_rows : int
+        Of a wave.
+    tiling : Tiling
+        Shapes of the launches.
+
+    Attributes
+    ----------
+    plan : GpuPlan
+        Sizes and places.
+    """
+
+    def __init__(self, model: Model, program: Program, max_rows: int, tiling: Tiling) -> None:
+        self.plan = GpuPlan(model, program)
+        self._tiling = tiling
+        self._words = cuda.to_device(self.plan.words)
+        self._weights = cuda.to_device(self.plan.weights)
+        self._initial_row = cuda.to_device(np.array(program.initial_row))
+        self._work = cuda.device_array(max_rows * self.plan.work_size, np.float32)
+        self._write_features, self._finish, self._start_rows = _row_kernels(tiling.row_threads)
+        self._num_multiprocessors = (
+            1 if SIMULATED else cuda.get_current_device().MULTIPROCESSOR_COUNT
+        )
+        self._launches: dict[tuple[Any, ...], Any] = {}
+
+    def step(
+        self,
+        slab: Any,
+        wave: Wave,
+        num_rows: int,
+        x_place: tuple[int, int],
+        y_place: tuple[int, int],
+        stream: Any,
+    ) -> None:
+        """Advance a wave's streams by one time step each, in stream order; does not wait.
+
+        Parameters
+        ----------
+        slab : device array of float32, shape (num_slots * row_size,)
+            The streams' rows.
+        wave : Wave
+            Slots, all different, inputs, and where the outputs go.
+        num_rows : int
+            1 to max_rows.
+        x_place, y_place : tuple of two int
+            Where the first row's input lies in ``wave.x``, and how far each other's from the one
+            before; likewise its output in ``wave.y``.
+        stream : cuda stream
+            Where to launch.
+        """
+        plan, words, weights, work = self.plan, self._words, self._weights, self._work
+        threads = self._tiling.row_threads
+        x, x_start, x_stride = wave.x, *x_place
+        if not plan.inputs_are_features:
+            num_inputs = int(plan.words[plan_words.NUM_INPUTS])
+            grid = (-(-num_rows * num_inputs // threads), 1)
+            self._launch(self._write_features, grid, threads, stream)(
+                words, weights, slab, work, wave.slots, x, wave.slots, x_start, x_stride, num_rows
+            )
+            x, x_start, x_stride = work, int(plan.words[plan_words.FEATURES]), plan.work_size
+        for layer in (*plan.layers, plan.head):
+            if layer is None:
+                continue
+            kernel, grid, layer_threads = self._layer_launch(layer, num_rows)
+            self._launch(kernel, grid, layer_threads, stream)(
+                words,
+                weights,
+                slab,
+                work,
+                x,
+                wave.slots,
+                layer.words,
+                x_start,
+                x_stride,
+                num_rows,
+            )
+            x, x_start, x_stride = work, layer.out, plan.work_size
+        self._launch(self._finish, (num_rows, 1), threads, stream)(
+            words, weights, slab, work, wave.slots, wave.y, *y_place
+        )
+
+    def start_rows(self, slab: Any, slots: NDArray[np.int32]) -> None:
+        """Put rows into the initial state.
+
+        Parameters
+        ----------
+        slab : device array of float32
+            The streams' rows.
+        slots : ndarray of int32, shape (n,)
+            Which, n above 0.
+        """
+        launch = self._launch(self._start_rows, (len(slots), 1), self._tiling.row_threads, 0)
+        launch(slab, cuda.to_device(slots), self._initial_row)
+
+    def _layer_launch(self, layer: GpuLayer, num_rows: int) -> tuple[Any, tuple[int, int], int]:
+        """Choose the tile: it decides how fast, never what comes out."""
+        for shape in (self._tiling.wide, self._tiling.narrow):
+            blocks = (
+                -(-layer.num_units // shape.block_units(layer.kind)),
+                -(-num_rows // shape.block_rows),
+            )
+            if blocks[0] * blocks[1] >= self._num_multiprocessors:
+                break
+        return _layer_kernel(layer.kind, shape), blocks, shape.num_threads
+
+    def _launch(self, kernel: Any, grid: tuple[int, int], threads: int, stream: Any) -> Any:
+        """Return a kernel ready to be called with its arguments."""
+        if SIMULATED:  # where a configured kernel is the kernel itself
+            return kernel[grid, threads, stream]
+        key = (kernel, grid, threads, stream)
+        launch = self._launches.get(key)
+        if launch is None:
+            if len(self._launches) > 4096:
+                self._launches.clear()
+            with warnings.catch_warnings():
+                # A wave of few streams fills no GPU, and its owner knows.
+                warnings.simplefilter("ignore", NumbaPerformanceWarning)
+                launch = self._launches[key] = kernel[grid, threads, stream]
+        return launch

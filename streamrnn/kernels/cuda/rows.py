@@ -1,0 +1,194 @@
+"""What a wave needs beside the product: features before it, the outputs and the commit after it."""
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import cuda, float32, int64
+
+from streamrnn.kernels.activations import SOFTMAX
+from streamrnn.kernels.cuda import plan as p
+from streamrnn.kernels.cuda.activations import activate, exp
+from streamrnn.kernels.cuda.support import kernel
+from streamrnn.kernels.plan import (
+    EMBEDDING,
+    EMBEDDING_SIZE,
+    FEATURE,
+    INPUT_KIND,
+    INPUT_WORDS,
+    IS_DIFFERENCE,
+    MEMORY,
+    MISSING,
+    MISSING_MASK,
+    NUM_CATEGORIES,
+    NUMERIC,
+    TOKEN,
+)
+
+__all__ = ["make_features_kernel", "make_finish_kernel", "make_start_kernel"]
+
+_index = np.uint64
+_ZERO, _ONE, _NAN = np.float32(0.0), np.float32(1.0), np.float32(math.nan)
+
+
+def make_features_kernel(num_threads: int) -> Any:
+    """Return the kernel that turns x into the first layer's input and remembers what must be.
+
+    Parameters
+    ----------
+    num_threads : int
+        Of a block. One thread for each row and input.
+
+    Returns
+    -------
+    numba dispatcher
+        Its arguments: ``plan``, ``weights``, ``slab``, ``work`` and ``slots`` as in
+        `make_layer_kernel`; ``x`` float32[:] and ``tokens`` int32[:], the same memory; ``x_start``
+        and ``x_stride``, where each row's input lies in it; ``num_rows``.
+    """
+
+    @kernel(num_threads)
+    def write_features(plan, weights, slab, work, slots, x, tokens, x_start, x_stride, num_rows):
+        num_inputs = plan[p.NUM_INPUTS]
+        i = int64(cuda.blockIdx.x) * num_threads + int64(cuda.threadIdx.x)
+        if i >= num_rows * num_inputs:
+            return
+        row, which = i // num_inputs, i % num_inputs
+        item = plan[p.INPUTS] + which * INPUT_WORDS
+        target = row * plan[p.WORK_SIZE] + plan[p.FEATURES] + plan[item + FEATURE]
+        place = _index(x_start + row * x_stride + which)
+        kind = plan[item + INPUT_KIND]
+        if kind != NUMERIC:
+            category = int64(tokens[place]) if kind == TOKEN else int64(x[place])
+            table = plan[item + EMBEDDING]
+            if table >= 0:
+                size = plan[item + EMBEDDING_SIZE]
+                for e in range(size):
+                    work[_index(target + e)] = weights[_index(table + category * size + e)]
+            else:
+                for c in range(plan[item + NUM_CATEGORIES]):
+                    work[_index(target + c)] = _ONE if c == category else _ZERO
+            return
+
+        value = x[place]
+        is_missing = math.isnan(value)
+        remembered = plan[item + MEMORY]
+        memory = _index(int64(slots[_index(row)]) * plan[p.ROW_SIZE] + remembered)
+        before = _NAN
+        if remembered >= 0:
+            before = slab[memory]
+        if is_missing:
+            value = weights[_index(plan[p.VALUES] + 2 * which + 1)]
+            if remembered >= 0 and not math.isnan(before):
+                value = before
+        feature = value
+        if plan[item + IS_DIFFERENCE]:
+            feature = _ZERO if math.isnan(before) else value - before
+        work[_index(target)] = feature - weights[_index(plan[p.VALUES] + 2 * which)]
+        if plan[item + MISSING] == MISSING_MASK:
+            work[_index(target + 1)] = _ONE if is_missing else _ZERO
+        if remembered >= 0:
+            slab[memory] = value
+
+    return write_features
+
+
+def make_finish_kernel(num_threads: int) -> Any:
+    """Return the kernel that writes the outputs and puts the new h of every layer into the rows.
+
+    Parameters
+    ----------
+    num_threads : int
+        Of a block. One block for each row.
+
+    Returns
+    -------
+    numba dispatcher
+        Its arguments: ``plan``, ``weights``, ``slab``, ``work`` and ``slots`` as in
+        `make_layer_kernel`; ``y`` float32[:]; ``y_start`` and ``y_stride``, where each row's
+        output goes.
+    """
+
+    @kernel(num_threads)
+    def finish(plan, weights, slab, work, slots, y, y_start, y_stride):
+        shared = cuda.shared.array(num_threads, float32)
+        row, tid = int64(cuda.blockIdx.x), int64(cuda.threadIdx.x)
+        stream = int64(slots[_index(row)]) * plan[p.ROW_SIZE]
+        scratch = row * plan[p.WORK_SIZE]
+        out = y_start + row * y_stride
+        size = plan[p.OUTPUT_SIZE]
+        for i in range(plan[p.NUM_LAYERS]):
+            layer = plan[p.LAYERS] + i * p.LAYER_WORDS
+            state = plan[layer + p.STATE]
+            for j in range(tid, plan[layer + p.STATE_SIZE], num_threads):
+                slab[_index(stream + state + j)] = work[_index(scratch + state + j)]
+        if not plan[p.HAS_HEAD]:
+            for j in range(tid, size, num_threads):
+                y[_index(out + j)] = work[_index(scratch + plan[p.LAST_H] + j)]
+            return
+
+        head = scratch + plan[p.HEAD]
+        if plan[p.HEAD_ACTIVATION] != SOFTMAX:
+            for j in range(tid, size, num_threads):
+                value = activate(plan[p.HEAD_ACTIVATION], work[_index(head + j)])
+                value += weights[_index(plan[p.CENTERS] + j)]
+                level = plan[plan[p.LEVELS] + j]
+                if level >= 0:
+                    value += slab[_index(stream + level)]
+                y[_index(out + j)] = value
+            return
+
+        # Each thread's part in ascending order, then the threads' in ascending order: an order
+        # that depends on the model alone.
+        largest = work[_index(head + min(tid, size - 1))]
+        for j in range(tid, size, num_threads):
+            value = work[_index(head + j)]
+            if not value <= largest:  # NaN too
+                largest = value
+        shared[_index(tid)] = largest
+        cuda.syncthreads()
+        for j in range(num_threads):
+            value = shared[_index(j)]
+            if not value <= largest:
+                largest = value
+        cuda.syncthreads()
+        total = _ZERO
+        for j in range(tid, size, num_threads):
+            value = exp(work[_index(head + j)] - largest)
+            y[_index(out + j)] = value
+            total += value
+        shared[_index(tid)] = total
+        cuda.syncthreads()
+        total = _ZERO
+        for j in range(num_threads):
+            total += shared[_index(j)]
+        for j in range(tid, size, num_threads):
+            y[_index(out + j)] = y[_index(out + j)] / total
+
+    return finish
+
+
+def make_start_kernel(num_threads: int) -> Any:
+    """Return the kernel that puts rows into a given state.
+
+    Parameters
+    ----------
+    num_threads : int
+        Of a block. One block for each row.
+
+    Returns
+    -------
+    numba dispatcher
+        Its arguments: ``slab``; ``slots`` int32[:]; ``row`` float32[row_size].
+    """
+
+    @kernel(num_threads)
+    def start_rows(slab, slots, row):
+        stream = int64(slots[_index(cuda.blockIdx.x)]) * len(row)
+        for j in range(int64(cuda.threadIdx.x), len(row), num_threads):
+            slab[_index(stream + j)] = row[_index(j)]
+
+    return start_rows

@@ -1,0 +1,101 @@
+"""The compiler's decorators, and whether there is a GPU that can be used.
+
+Importing this module imports no numba-cuda: `require_gpu` says first what is missing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+from numba import config
+
+from streamrnn.errors import DeviceError
+
+__all__ = ["MIN_COMPUTE_CAPABILITY", "SIMULATED", "device_function", "kernel", "require_gpu"]
+
+# What every kernel is compiled and checked for. Older ones may work; nobody has looked.
+MIN_COMPUTE_CAPABILITY = (8, 0)
+
+# NUMBA_ENABLE_CUDASIM=1: kernels run as Python, one Python thread for each of the GPU's.
+SIMULATED = bool(config.ENABLE_CUDASIM)
+
+
+def require_gpu() -> Any:
+    """Return numba's module ``cuda`` if there is a GPU that these kernels run on.
+
+    Returns
+    -------
+    module
+
+    Raises
+    ------
+    DeviceError
+        If numba-cuda, the driver or a GPU is missing, or the GPU is too old.
+    """
+    if importlib.util.find_spec("numba_cuda") is None:
+        raise DeviceError(
+            "device 'cuda' needs numba-cuda, which is not installed: "
+            "pip install 'streamrnn[cuda]', or use device 'cpu'"
+        )
+    from numba import cuda
+
+    if not cuda.is_available():
+        reason = str(cuda.cuda_error() or "the driver found no GPU").strip().strip(":").strip()
+        raise DeviceError(
+            f"device 'cuda' cannot be used: {' '.join(reason.split())}; check what nvidia-smi "
+            "says, or use device 'cpu'"
+        )
+    gpu = cuda.get_current_device()
+    if not SIMULATED and gpu.compute_capability < MIN_COMPUTE_CAPABILITY:
+        has, needed = (
+            "{}.{}".format(*capability)
+            for capability in (gpu.compute_capability, MIN_COMPUTE_CAPABILITY)
+        )
+        name = gpu.name.decode() if isinstance(gpu.name, bytes) else gpu.name
+        raise DeviceError(
+            f"the GPU {name} has compute capability {has}; device 'cuda' needs {needed} or "
+            "newer (Ampere, 2020); use device 'cpu'"
+        )
+    return cuda
+
+
+def kernel(max_threads: int, min_blocks: int = 1) -> Callable[[Callable[..., Any]], Any]:
+    """Return the decorator of a kernel. Never fast-math: the bits of an output are a promise.
+
+    Parameters
+    ----------
+    max_threads : int
+        The most threads a block is launched with.
+    min_blocks : int
+        Blocks that a multiprocessor shall hold at once: bounds the registers of a thread.
+
+    Returns
+    -------
+    callable
+    """
+    from numba import cuda
+
+    if SIMULATED:
+        return cuda.jit
+    return cuda.jit(launch_bounds=(max_threads, min_blocks))
+
+
+def device_function(function: Callable[..., Any]) -> Any:
+    """Compile a function that kernels call, and that becomes part of each of them.
+
+    Parameters
+    ----------
+    function : callable
+        What to compile.
+
+    Returns
+    -------
+    numba dispatcher
+    """
+    from numba import cuda
+
+    if SIMULATED:
+        return cuda.jit(function, device=True)
+    return cuda.jit(function, device=True, forceinline=True)

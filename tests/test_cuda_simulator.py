@@ -1,0 +1,250 @@
+"""The GPU's kernels in numba's simulator: one Python thread for each of the GPU's, so all is small.
+
+The simulator has no fused multiply-add. Where bits are compared with the CPU's, it is given one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamrnn[cuda]'")
+
+from streamrnn import Engine, engine_cuda
+from streamrnn.cells.reference import ReferenceModel
+from streamrnn.errors import DeviceError
+from streamrnn.kernels.cuda import network, support
+from streamrnn.kernels.cuda.tiles import TileShape
+from streamrnn.spec import InputSpec, OutputSpec
+from tests.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
+from tests.tolerances import KERNEL
+
+pytestmark = pytest.mark.skipif(not support.SIMULATED, reason="runs in the simulator")
+
+# The shapes of the real tiling made small. The wide tile has two streams a thread.
+WIDE, NARROW = TileShape(4, 4, 2, 4), TileShape(4, 4, 1, 4)
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(network, "TILING", network.Tiling(WIDE, NARROW, 8))
+
+
+@pytest.fixture
+def exact_fma(monkeypatch):
+    """Round once: 64 bits hold the product of two float32 exactly, and nearly always the sum."""
+    from numba.cuda.simulator import kernelapi
+
+    def fma(self, a, b, c):
+        return np.float32(np.longdouble(a) * np.longdouble(b) + np.longdouble(c))
+
+    if np.finfo(np.longdouble).nmant < 63:
+        pytest.skip("no 80-bit numbers here")
+    monkeypatch.setattr(kernelapi.FakeCUDAModule, "fma", fma)
+
+
+def engine_on_gpu(model, max_streams=16, wide_from=1):
+    """Make an engine; waves of at least ``wide_from`` blocks take the wide tile."""
+    engine: Any = Engine(model, device="cuda", max_streams=max_streams)
+    engine._device._network._num_multiprocessors = wide_from
+    return engine
+
+
+def stepped(engine, x):
+    """Step streams 0..B-1 together over x [B, T, I]."""
+    rows = engine.rows(range(len(x)))
+    return np.stack([engine.batch(rows, x[:, t]) for t in range(x.shape[1])], axis=1)
+
+
+def assert_same_bits(a, b):
+    np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32))
+
+
+@pytest.mark.parametrize(
+    ("layers", "head", "num_streams"),
+    [
+        ([("lstm", 50)], None, 3),
+        ([("gru", 17)], "identity", 5),
+        ([("rnn_tanh", 3), ("lstm", 1)], "softmax", 9),
+        ([("rnn_relu", 17), ("gru", 3)], "tanh", 2),
+    ],
+)
+def test_agrees_with_the_reference(rng, layers, head, num_streams):
+    model = random_model(rng, layers=layers, inputs=5, outputs=3, head=head)
+    x = random_inputs(rng, model.spec, num_streams, 3)
+    y = stepped(engine_on_gpu(model), x)
+    assert np.max(np.abs(y - ReferenceModel(model).steps(x))) < KERNEL
+
+
+def test_the_shapes_of_a_real_gpu_agree_with_the_reference(rng, monkeypatch):
+    tiling = network.Tiling(TileShape(16, 16, 8, 8, 2), TileShape(16, 8, 1, 4), 128)
+    monkeypatch.setattr(network, "TILING", tiling)
+    model = random_model(rng, layers=[("lstm", 2)], inputs=1, outputs=1)
+    x = random_inputs(rng, model.spec, 2, 1)
+    expected = ReferenceModel(model).steps(x)
+    for wide_from in (1, 100):
+        y = stepped(engine_on_gpu(model, wide_from=wide_from), x)
+        assert np.max(np.abs(y - expected)) < KERNEL
+
+
+def test_transforms_agree_with_the_reference(rng):
+    outputs = [OutputSpec("plain"), OutputSpec("scaled", center=3.0, scale=2.5)]
+    outputs += [
+        OutputSpec(f"next {item.name}", scale=0.5, difference_of=item.name)
+        for item in EVERY_KIND_OF_INPUT
+        if item.difference
+    ]
+    model = random_model(rng, layers=[("gru", 3)], inputs=EVERY_KIND_OF_INPUT, outputs=outputs)
+    x = random_inputs(rng, model.spec, 3, 6)
+    y = stepped(engine_on_gpu(model), x)
+    np.testing.assert_allclose(y, ReferenceModel(model).steps(x), rtol=1e-6, atol=3e-6)
+
+
+def test_tokens_agree_with_the_reference(rng):
+    token = InputSpec("word", kind="token", num_categories=11, embedding_size=5)
+    model = random_model(rng, layers=[("lstm", 3)], inputs=[token], outputs=11, head="softmax")
+    x = random_inputs(rng, model.spec, 3, 4)
+    y = stepped(engine_on_gpu(model), x)
+    assert np.max(np.abs(y - ReferenceModel(model).steps(x))) < KERNEL
+
+
+@pytest.mark.parametrize(
+    ("layers", "head"),
+    [([("lstm", 9)], "identity"), ([("gru", 5), ("rnn_tanh", 3)], "sigmoid")],
+)
+def test_the_bits_are_those_of_the_cpu(rng, exact_fma, layers, head):
+    model = random_model(rng, layers=layers, inputs=5, outputs=3, head=head)
+    x = random_inputs(rng, model.spec, 2, 2)
+    assert_same_bits(stepped(engine_on_gpu(model), x), stepped(Engine(model, max_streams=4), x))
+
+
+@pytest.mark.parametrize("layers", [[("lstm", 5)], [("gru", 5), ("rnn_tanh", 3)]])
+def test_bits_do_not_depend_on_the_wave_nor_on_the_tile(rng, layers):
+    model = random_model(rng, layers=layers, inputs=3, outputs=2, head="softmax")
+    x = random_inputs(rng, model.spec, 9, 2)
+    together = stepped(engine_on_gpu(model), x)
+    apart = engine_on_gpu(model, wide_from=3)
+    rows = apart.rows(range(9))
+    order = rng.permutation(9)
+    for t in range(2):
+        for wave in (order[:1], order[1:8], order[8:]):
+            assert_same_bits(apart.batch(rows[wave], x[wave, t]), together[wave, t])
+
+
+def test_a_chunk_is_its_steps_to_the_bit_wherever_it_is_cut(rng, monkeypatch):
+    model = random_model(rng, layers=[("rnn_tanh", 3)], inputs=2, outputs=1)
+    x = random_inputs(rng, model.spec, 1, 7)
+    singly = stepped(engine_on_gpu(model, wide_from=100), x)[0]
+    assert_same_bits(engine_on_gpu(model, wide_from=100).steps("a", x[0]), singly)
+    # Waves of few rows and steps, so that both pairs of buffers are used again and again.
+    monkeypatch.setattr(engine_cuda, "_MAX_BUFFER_BYTES", 4 * 7)
+    monkeypatch.setattr(engine_cuda, "_MIN_ROWS", 2)
+    monkeypatch.setattr(engine_cuda, "_MAX_ROWS", 2)
+    engine = engine_on_gpu(model, wide_from=100)
+    assert len(list(engine._device._waves(1, 7))) > 2
+    assert_same_bits(engine.steps("a", x[0]), singly)
+    many = random_inputs(rng, model.spec, 5, 1)
+    assert len(list(engine._device._waves(5, 1))) == 3
+    assert_same_bits(stepped(engine, many), stepped(Engine(model, "cuda", 16), many))
+
+
+def test_a_streams_state_moves_between_devices(rng):
+    model = random_model(
+        rng,
+        layers=[("lstm", 3), ("gru", 2)],
+        inputs=[InputSpec("a", difference=True), InputSpec("b")],
+    )
+    x = random_inputs(rng, model.spec, 1, 6)[0]
+    expected = ReferenceModel(model).steps(x)
+    cpu, gpu = Engine(model, max_streams=3), engine_on_gpu(model)
+    y = [cpu.steps("s", x[:2])]
+    gpu.rows(["other", "s"])
+    gpu._device.write_row(1, cpu._device.read_row(0))
+    y.append(gpu.steps("s", x[2:4]))
+    cpu._device.write_row(0, gpu._device.read_row(1))
+    y.append(cpu.steps("s", x[4:]))
+    assert np.max(np.abs(np.concatenate(y) - expected)) < KERNEL
+
+
+def test_a_nan_in_the_state_stays_in_its_own_stream(rng):
+    model = random_model(rng, layers=[("lstm", 3)], inputs=2, head=None)
+    engine = engine_on_gpu(model)
+    x = random_inputs(rng, model.spec, 3, 1)
+    clean = stepped(engine_on_gpu(model), x)
+    engine.rows(range(3))
+    row = engine._device.read_row(1)
+    row[1] = np.nan
+    engine._device.write_row(1, row)
+    y = stepped(engine, x)
+    assert np.isnan(y[1]).all()
+    assert_same_bits(y[[0, 2]], clean[[0, 2]])
+
+
+def test_streams_come_and_go(rng):
+    model = random_model(rng, layers=[("gru", 2)], inputs=2)
+    engine = engine_on_gpu(model, max_streams=2)
+    x = random_inputs(rng, model.spec, 1, 2)[0]
+    first = engine.step({"a": x[0]})["a"]
+    engine.step({"b": x[1]})
+    with pytest.raises(KeyError, match="no room"):
+        engine.step({"c": x[0]})
+    engine.close("a")
+    assert_same_bits(engine.step({"c": x[0]})["c"], first)  # the slot starts anew
+    engine.reset("b")
+    assert_same_bits(engine.step({"b": x[0]})["b"], first)
+    with pytest.raises(ValueError, match="nan"):
+        engine.step({"b": [np.nan, 0]})
+    assert engine.batch(engine.rows([]), np.empty((0, 2))).shape == (0, 2)
+
+
+def test_too_many_streams_are_refused_with_how_many_would_fit(rng, monkeypatch):
+    from numba.cuda.simulator.cudadrv import devices
+
+    model = random_model(rng, layers=[("lstm", 64)])
+    monkeypatch.setattr(
+        devices.FakeCUDAContext,
+        "get_memory_info",
+        lambda self: devices._MemoryInfo(free=1 << 30, total=1 << 30),
+    )
+    with pytest.raises(DeviceError, match=r"10,000,000 streams of 512 bytes need 4\.8 GiB") as info:
+        Engine(model, device="cuda", max_streams=10_000_000)
+    fitting = int(str(info.value).rsplit("=", 1)[1])
+    assert 1_000_000 < fitting < (1 << 30) // 512
+    engine_cuda.CudaDevice(model, 100)._check_room(fitting, 0)
+
+
+def test_a_gpu_that_failed_is_not_used_again(rng, monkeypatch):
+    from numba.cuda.cudadrv.driver import CudaAPIError
+
+    model = random_model(rng, layers=[("gru", 2)], inputs=2)
+    engine = engine_on_gpu(model)
+
+    def fail(*args):
+        raise CudaAPIError(700, "CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    monkeypatch.setattr(engine._device._network, "step", fail)
+    with pytest.raises(DeviceError, match="ILLEGAL_ADDRESS"):
+        engine.step({"a": [0.0, 0.0]})
+    monkeypatch.undo()
+    with pytest.raises(DeviceError, match="restore their states"):
+        engine.step({"a": [0.0, 0.0]})
+
+
+def test_an_old_gpu_is_named(monkeypatch):
+    from types import SimpleNamespace
+
+    from numba import cuda
+
+    gpu = SimpleNamespace(compute_capability=(6, 1), name=b"GeForce GTX 1080")
+    monkeypatch.setattr(support, "SIMULATED", False)
+    monkeypatch.setattr(cuda, "get_current_device", lambda: gpu)
+    with pytest.raises(DeviceError, match=r"GeForce GTX 1080 has compute capability 6\.1.* 8\.0"):
+        support.require_gpu()
+
+
+def test_without_numba_cuda_the_extra_is_named(rng, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DeviceError, match=r"pip install 'streamrnn\[cuda\]'"):
+        Engine(random_model(rng), device="cuda")
