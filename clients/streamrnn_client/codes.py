@@ -38,6 +38,12 @@ class ErrorCode(IntEnum):
     EXPIRED = 17
     NOT_SUPPORTED = 18
     INTERNAL = 19
+    MISMATCH = 20
+    QUARANTINED = 21
+    EXISTS = 22
+    READ_ONLY = 23
+    DAMAGED = 24
+    UNKNOWN_SNAPSHOT = 25
 
     @property
     def wire(self) -> str:
@@ -143,6 +149,40 @@ _TEXTS: Mapping[ErrorCode, tuple[str, ...]] = {
     ErrorCode.INTERNAL: (
         "the server failed on this request through a fault of its own; its log says more. "
         "Please report it",
+    ),
+    ErrorCode.MISMATCH: (
+        "the stored state is of model {stored_model!r} with fingerprint {stored}; served is "
+        "{served}: serve that model again, or close the stream to begin anew",
+        "the stored state was computed with arithmetic {stored_arithmetic!r}, this server computes "
+        "with {arithmetic!r}: its steps would not be repeated to the bit; serve it where it came "
+        "from, or close the stream to begin anew",
+        "the stored state is of another model or another arithmetic than this server's; close the "
+        "stream to begin anew",
+    ),
+    ErrorCode.QUARANTINED: (
+        "the state of stream {stream!r} turned NaN at step {seq}, and the stream is frozen: roll "
+        "it back or reset it (with step number {expected}), or close it",
+        "the stream's state turned NaN and it is frozen: roll it back, reset it, or close it",
+    ),
+    ErrorCode.EXISTS: (
+        "stream {stream!r} exists already: close it first, or take another stream id",
+        "the stream exists already: close it first, or take another stream id",
+    ),
+    ErrorCode.READ_ONLY: (
+        "the state directory cannot be written ({reason}); nothing was changed: try again when it "
+        "can, stats and hello tell",
+        "the state directory cannot be written; nothing was changed: try again when it can, stats "
+        "and hello tell",
+    ),
+    ErrorCode.DAMAGED: (
+        "the stored state cannot be used: {reason}",
+        "the stored state is damaged and cannot be used; close the stream to begin anew, or import "
+        "a copy of its state",
+    ),
+    ErrorCode.UNKNOWN_SNAPSHOT: (
+        "stream {stream!r} has no snapshot named {name!r}",
+        "stream {stream!r} has no state on disk yet to be rolled back to",
+        "the stream has no such snapshot",
     ),
 }
 

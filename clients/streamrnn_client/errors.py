@@ -31,15 +31,20 @@ __all__ = [
     "ClientClosed",
     "Conflict",
     "ConnectionLost",
+    "Damaged",
+    "Exists",
     "Expired",
     "Gap",
     "InputError",
     "InternalServerError",
     "Malformed",
+    "Mismatch",
     "MixedNumbering",
     "Moved",
     "NotSupported",
     "PartialFailure",
+    "Quarantined",
+    "ReadOnly",
     "RequestTimeout",
     "Stale",
     "StateLost",
@@ -47,6 +52,7 @@ __all__ = [
     "TooLarge",
     "UnknownMethod",
     "UnknownModel",
+    "UnknownSnapshot",
     "UnknownStream",
     "WindowExceeded",
     "WrongLength",
@@ -209,6 +215,42 @@ class InternalServerError(StreamRNNClientError):
     code = "internal"
 
 
+class Mismatch(StreamRNNClientError):
+    """The stored state is of another model, or of another arithmetic, than what is served."""
+
+    code = "mismatch"
+
+
+class Quarantined(StreamRNNClientError):
+    """The stream's state turned NaN at step ``detail["seq"]``; roll it back, reset or close it."""
+
+    code = "quarantined"
+
+
+class Exists(StreamRNNClientError):
+    """A stream that was to be made from a record is there already."""
+
+    code = "exists"
+
+
+class ReadOnly(StreamRNNClientError):
+    """The server cannot write its state directory now: the disk is full, or it fails."""
+
+    code = "read_only"
+
+
+class Damaged(StreamRNNClientError):
+    """A record of a stream is torn, changed or foreign, and was refused as a whole."""
+
+    code = "damaged"
+
+
+class UnknownSnapshot(StreamRNNClientError, LookupError):
+    """The stream has no snapshot of that name."""
+
+    code = "unknown_snapshot"
+
+
 class StateLost(StreamRNNClientError):
     """The server no longer has the state of a stream that was stepped before.
 
@@ -325,6 +367,12 @@ _CLASSES: dict[ErrorCode, type[StreamRNNClientError]] = {
     ErrorCode.EXPIRED: Expired,
     ErrorCode.NOT_SUPPORTED: NotSupported,
     ErrorCode.INTERNAL: InternalServerError,
+    ErrorCode.MISMATCH: Mismatch,
+    ErrorCode.QUARANTINED: Quarantined,
+    ErrorCode.EXISTS: Exists,
+    ErrorCode.READ_ONLY: ReadOnly,
+    ErrorCode.DAMAGED: Damaged,
+    ErrorCode.UNKNOWN_SNAPSHOT: UnknownSnapshot,
 }
 
 

@@ -50,11 +50,13 @@ __all__ = [
     "DEFAULT_MAX_MESSAGE_BYTES",
     "DEFAULT_PORT",
     "DEFAULT_WINDOW",
+    "DURABILITIES",
     "HOT_METHODS",
     "MAX_BATCH",
     "MAX_ID_BYTES",
     "MAX_MSGID",
     "MAX_SEQ",
+    "MAX_SNAPSHOT_NAME_BYTES",
     "MAX_UINT_ID",
     "MAX_WINDOW",
     "NUM_HASH_SLOTS",
@@ -66,6 +68,7 @@ __all__ = [
     "ColdRequest",
     "ErrorCode",
     "OpenRequest",
+    "OpenWithStateRequest",
     "ProtocolError",
     "Request",
     "ResetRequest",
@@ -98,7 +101,19 @@ MAX_BATCH = 4096  # default of `max_batch` in `hello`
 DEFAULT_MAX_MESSAGE_BYTES = 8 * 2**20  # default of `max_message_bytes` in `hello`
 
 HOT_METHODS = ("step", "batch", "open", "close", "reset")
-COLD_METHODS = ("hello", "models", "stats")
+COLD_METHODS = (
+    "hello",
+    "models",
+    "stats",
+    "export",
+    "import",
+    "fork",
+    "snapshot",
+    "rollback",
+    "sync",
+)
+DURABILITIES = ("none", "checkpoint", "always")  # `durability` in `hello`
+MAX_SNAPSHOT_NAME_BYTES = 128
 
 
 class StepRequest(NamedTuple):
@@ -126,6 +141,15 @@ class OpenRequest(NamedTuple):
     window: int
 
 
+class OpenWithStateRequest(NamedTuple):
+    """Open a stream that does not exist yet, with the state that an exported record holds."""
+
+    stream: StreamId
+    model: str | None
+    window: int
+    record: bytes
+
+
 class CloseRequest(NamedTuple):
     """Close one stream and forget its state."""
 
@@ -150,7 +174,15 @@ class Request(NamedTuple):
 
     msgid: int
     method: str
-    call: StepRequest | BatchRequest | OpenRequest | CloseRequest | ResetRequest | ColdRequest
+    call: (
+        StepRequest
+        | BatchRequest
+        | OpenRequest
+        | OpenWithStateRequest
+        | CloseRequest
+        | ResetRequest
+        | ColdRequest
+    )
 
 
 class Response(NamedTuple):
@@ -392,16 +424,25 @@ def _parse_batch(params: list[Any], max_batch: int) -> BatchRequest:
     return BatchRequest(streams, seqs, _parse_x(x))
 
 
-def _parse_open(params: list[Any], max_batch: int) -> OpenRequest:
-    _expect_params(params, "[stream or array of streams, model, window]", 3)
-    streams, model, window = params
+def _parse_open(params: list[Any], max_batch: int) -> OpenRequest | OpenWithStateRequest:
+    if len(params) != 4:
+        _expect_params(params, "[stream or array of streams, model, window]", 3)
+    streams, model, window = params[:3]
     many = type(streams) is list
     streams = _parse_streams(streams if many else [streams], max_batch)
     if model is not None and type(model) is not str:
         raise _bad_params(f"model is {kind_of(model)}; it must be a str, or nil for the only model")
     if model is not None and not _is_utf8(model):
         raise _bad_params("model is a str that is not valid UTF-8")
-    return OpenRequest(streams, many, model, _parse_uint(window, "window"))
+    window = _parse_uint(window, "window")
+    if len(params) == 3:
+        return OpenRequest(streams, many, model, window)
+    if many or type(params[3]) is not bytes:
+        raise _bad_params(
+            f"the initial state is {kind_of(params[3])}; it must be the bin that export returned, "
+            "for one stream"
+        )
+    return OpenWithStateRequest(streams[0], model, window, params[3])
 
 
 def _parse_close(params: list[Any], _max_batch: int) -> CloseRequest:
