@@ -1,0 +1,65 @@
+"""Compile every kernel of the GPU to PTX and to machine code, where there is no GPU.
+
+``python -m tests.cuda_ptx 9 0`` prints JSON: for each kernel its PTX and what the assembler says.
+A process of its own: in the tests' process numba's simulator takes the compiler's place.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+
+def assemble(ptx: str, capability: tuple[int, int]) -> str:
+    """Return what the assembler says about registers, memory and spills."""
+    from cuda.bindings import nvjitlink
+
+    options = ["-arch=sm_{}{}".format(*capability), "-Xptxas=-v", "-verbose"]
+    linker = nvjitlink.create(len(options), options)
+    code = ptx.encode()
+    nvjitlink.add_data(linker, nvjitlink.InputType.PTX, code, len(code), "kernel")
+    nvjitlink.complete(linker)
+    log = bytearray(nvjitlink.get_info_log_size(linker))
+    nvjitlink.get_info_log(linker, log)
+    nvjitlink.destroy(linker)
+    return log.decode(errors="replace")
+
+
+def main(capability: tuple[int, int]) -> None:
+    """Print every kernel's PTX and the assembler's words."""
+    from numba import cuda, float32, int32, int64
+    from numba.cuda import dispatcher
+
+    from streamrnn.kernels.cuda import network, rows, tiles
+    from streamrnn.kernels.tiles import DENSE, GRU, LSTM
+
+    # Functions that kernels call are compiled for the GPU that is there; say which it would be.
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    words, ints, floats = int64[::1], int32[::1], float32[::1]
+    tiling = network.TILING
+    threads = tiling.row_threads
+    four, three = (int64,) * 4, (int64,) * 3
+    kernels: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        f"{kind} {width}": (
+            tiles.make_layer_kernel(number, getattr(tiling, width)),
+            (words, floats, floats, floats, floats, ints, *four),
+        )
+        for kind, number in (("dense", DENSE), ("gru", GRU), ("lstm", LSTM))
+        for width in ("wide", "narrow")
+    }
+    state = (words, floats, floats, floats, ints)
+    kernels["features"] = (rows.make_features_kernel(threads), (*state, floats, ints, *three))
+    kernels["finish"] = (rows.make_finish_kernel(threads), (*state, floats, int64, int64))
+    kernels["start"] = (rows.make_start_kernel(threads), (floats, ints, floats))
+    result = {}
+    for name, (kernel, signature) in kernels.items():
+        bounds = kernel.targetoptions["launch_bounds"]
+        ptx, _ = cuda.compile_ptx(kernel.py_func, signature, cc=capability, launch_bounds=bounds)
+        result[name] = {"ptx": ptx, "log": assemble(ptx, capability)}
+    json.dump(result, sys.stdout)
+
+
+if __name__ == "__main__":
+    main((int(sys.argv[1]), int(sys.argv[2])))

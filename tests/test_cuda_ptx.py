@@ -1,0 +1,107 @@
+"""What the compiler makes of the GPU's kernels: read where there is no GPU to run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamrnn[cuda]'")
+pytest.importorskip("cuda.bindings.nvjitlink", reason="needs NVIDIA's linker: numba-cuda[cu13]")
+
+LAYERS = [f"{kind} {width}" for kind in ("dense", "gru", "lstm") for width in ("wide", "narrow")]
+KERNELS = [*LAYERS, "features", "finish", "start"]
+CAPABILITIES = [(8, 0), (9, 0)]
+# Sums of a thread, which is products of a thread for each k.
+NUM_PRODUCTS = {
+    "dense wide": 64,
+    "gru wide": 48,
+    "lstm wide": 64,
+    "dense narrow": 4,
+    "gru narrow": 3,
+    "lstm narrow": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Every kernel for every capability, compiled side by side in processes of their own."""
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
+    processes = {
+        capability: subprocess.Popen(
+            [sys.executable, "-m", "tests.cuda_ptx", *map(str, capability)],
+            cwd=Path(__file__).parent.parent,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for capability in CAPABILITIES
+    }
+    outputs = {capability: process.communicate()[0] for capability, process in processes.items()}
+    assert all(process.returncode == 0 for process in processes.values())
+    return {capability: json.loads(output) for capability, output in outputs.items()}
+
+
+@pytest.fixture(params=CAPABILITIES, ids=lambda capability: "sm_{}{}".format(*capability))
+def kernels(request, compiled):
+    return compiled[request.param]
+
+
+def test_every_kernel_compiles(kernels):
+    assert list(kernels) == KERNELS
+    for name, kernel in kernels.items():
+        assert re.search(r"\.visible \.entry ", kernel["ptx"]), name
+        assert re.search(r"used \d+ registers", kernel["log"]), kernel["log"]
+
+
+def test_no_instruction_is_approximate(kernels):
+    """Nor flushes small numbers to zero: both would be signs of fast-math."""
+    for name, kernel in kernels.items():
+        assert not re.findall(r"[\w.]*(?:approx|\.ftz|\.full)[\w.]*", kernel["ptx"]), name
+
+
+def test_every_sum_is_rounded_once(kernels):
+    """Each k adds one fused multiply-add to each sum; no product is rounded before it is added."""
+    for name in LAYERS:
+        ptx = kernels[name]["ptx"]
+        loops = inner_loops(ptx)
+        assert len(loops) == 2, f"{name}: x and h"
+        for loop in loops:
+            num_products, rest = divmod(loop.count("fma.rn.f32"), NUM_PRODUCTS[name])
+            assert num_products >= 1, name
+            assert rest == 0, name
+            assert not re.search(r"(mul|add|sub)(\.rn)?\.f32", loop), name
+
+
+def test_wide_tiles_read_four_numbers_at_once(kernels):
+    for kind in ("dense", "gru", "lstm"):
+        loops = inner_loops(kernels[f"{kind} wide"]["ptx"])
+        assert loops
+        assert all("ld.shared.v4.f32" in loop for loop in loops), kind
+        assert not any("ld.shared.f32" in loop for loop in loops), kind
+
+
+def test_sums_stay_in_registers(kernels):
+    for name, kernel in kernels.items():
+        log = kernel["log"]
+        assert ".local" not in kernel["ptx"], name
+        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in log, log
+    for kind in ("gru", "lstm"):
+        # 65,536 registers of a multiprocessor for two blocks of 256 threads.
+        registers = int(re.search(r"used (\d+) registers", kernels[f"{kind} wide"]["log"])[1])
+        assert registers <= 128
+
+
+def inner_loops(ptx):
+    """Return the bodies of the loops over k: from a label to the jump back to it."""
+    loops = []
+    for match in re.finditer(r"^(?=(\$L__BB\d+_\d+):(.*?)^\s+@%p\d+ bra\s+\1;)", ptx, re.M | re.S):
+        body = match[2]
+        if "fma.rn.f32" in body and "ld.shared" in body and "bar.sync" not in body:
+            loops.append(body)
+    return loops
