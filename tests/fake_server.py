@@ -7,6 +7,7 @@ any lost, repeated or reordered step shows in every later output.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import zmq
 from streamrnn_client import protocol
 from streamrnn_client.protocol import ErrorCode, ProtocolError
 
-NUM_INPUTS = 2
+_numbers = itertools.count()
 
 
 def spec(input_names=("a", "b")) -> dict[str, Any]:
@@ -281,8 +282,9 @@ class SocketServer:
 
     def _start(self):
         self._stop, waker = (self.context.socket(zmq.PAIR) for _ in range(2))
-        waker.bind(f"inproc://fake-{id(waker)}")
-        self._stop.connect(f"inproc://fake-{id(waker)}")
+        address = f"inproc://fake-server-{next(_numbers)}"
+        waker.bind(address)
+        self._stop.connect(address)
         self._thread = threading.Thread(target=self._serve, args=(waker,), daemon=True)
         self._thread.start()
 

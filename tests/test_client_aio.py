@@ -138,3 +138,17 @@ def test_closing_wakes_whoever_waits():
 
     with SocketServer() as server:
         run(main(server))
+
+
+def test_nothing_waits_for_the_next_resending():
+    """With an alarm in 1,000 s, only what comes in may set the next step going."""
+
+    async def main(server):
+        async with aio.Client(server.address, timeout_s=3000, resend_s=1000) as client:
+            streams = await client.streams(range(5), "sum")
+            await asyncio.gather(*(stream.step([1, 1]) for stream in streams))
+            server.server.busy_for = 3
+            assert (await streams[0].step([1, 1])).tolist() == [2, 2]
+
+    with SocketServer(max_in_flight=1) as server:
+        run(main(server))

@@ -59,7 +59,7 @@ def batch_until_it_works(sim, rows, x):
         except errors.RequestTimeout:
             continue
         except errors.PartialFailure as failure:
-            if any(type(e) is not errors.RequestTimeout for e in failure.errors.values()):
+            if {type(e) for e in failure.errors.values()} - {errors.RequestTimeout, errors.Busy}:
                 raise
             done.update(failure.results)
             left = {stream: left[stream] for stream in failure.errors}
@@ -191,6 +191,26 @@ def test_an_unnumbered_step_is_never_sent_twice():
     with pytest.raises(errors.RequestTimeout, match="once only"):
         sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
     assert sim.num_sends == 1
+
+
+def test_an_unnumbered_batch_is_never_sent_twice():
+    sim = Simulation(1)
+    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ["a", "b"], "sum", None, False))
+    sim.weather.lost = 1.0
+    sim.num_sends = 0
+    with pytest.raises(errors.RequestTimeout, match="once only"):
+        sim.run(batching.batch(sim.core, sim.exchange, rows, np.ones((2, 2), np.float32)))
+    assert sim.num_sends == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_unnumbered_steps_do_not_overtake_each_other(seed):
+    sim = Simulation(seed, weather=Weather(slowest_s=0.3))
+    state = open_one(sim, window=8, numbered=False)
+    x = np.arange(80, dtype=np.float32).reshape(40, 2)
+    sim.server.busy_for = 2
+    y = sim.run(sim.core.steps(sim.exchange, state, x, None))
+    assert y.tolist() == np.cumsum(x, axis=0).tolist()
 
 
 def test_a_numbered_step_is_sent_again_until_the_deadline():
@@ -335,6 +355,29 @@ def test_opening_a_stream_that_went_back_is_a_loss():
     with pytest.raises(errors.StateLost, match="0 steps"):
         open_one(sim, "a")
     assert open_one(sim, "a").last_seq == 0
+
+
+def test_somebody_else_opening_the_stream_after_a_restart_hides_no_loss():
+    sim = Simulation(1)
+    state = open_one(sim, "a")
+    rows = batching.Rows([state], state.model)
+    sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+    sim.server.restart("second")
+    sim.server._open_one("a", "sum", 16, 0)
+    with pytest.raises(errors.StateLost, match=r"expects step 1 next.*first before, second"):
+        sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+    with pytest.raises(errors.StateLost):
+        sim.run(batching.batch(sim.core, sim.exchange, rows, np.ones((1, 2), np.float32)))
+
+
+def test_rows_know_which_of_their_streams_was_closed():
+    sim = Simulation(1)
+    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ["a", "b"], "sum", None, True))
+    sim.run(batching.batch(sim.core, sim.exchange, rows, np.ones((2, 2), np.float32)))
+    assert sim.run(sim.core.close(sim.exchange, sim.core.streams["a"]))
+    with pytest.raises(errors.PartialFailure, match="closed by this client") as caught:
+        sim.run(batching.batch(sim.core, sim.exchange, rows, np.ones((2, 2), np.float32)))
+    assert caught.value.results["b"].tolist() == [2, 2]
 
 
 def test_a_stale_map_is_corrected_by_moved():

@@ -101,7 +101,7 @@ def open_streams(
     for i, state in enumerate(states):
         if state.lost:
             failed[i] = errors.StateLost(state.id, state.last_seq, state.lost)
-        if i not in failed or state.lost:
+        if i not in failed:
             core.streams[state.id] = state
     if failed:
         opened = {s.id: s.last_seq for i, s in enumerate(states) if i not in failed}

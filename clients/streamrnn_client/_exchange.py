@@ -25,7 +25,7 @@ __all__ = ["Call", "Exchange"]
 _HEAD = b"\x94\x00\xce"  # an array of four: 0 for a request, then the msgid as uint 32
 _BUSY = ErrorCode.BUSY.wire
 _MIN_BUSY_S, _MAX_BUSY_S = 0.001, 1.0
-_RETRY_SEND_S = 0.05  # after a send that found the socket's queue full
+_MIN_RETRY_S, _MAX_RETRY_S = 0.001, 0.05  # after a send that found no connection, or no room
 _NEVER = float("inf")
 
 Buffer = bytes | memoryview
@@ -70,6 +70,7 @@ class Call:
         "on_settled",
         "payload",
         "result",
+        "retry_s",
         "started",
         "waiter",
     )
@@ -94,6 +95,7 @@ class Call:
         self.deadline = deadline
         self.next_at = deadline
         self.interval_s = _NEVER
+        self.retry_s = _MIN_RETRY_S
         self.num_sends = 0
         self.done = False
         self.result: Any = None
@@ -237,10 +239,8 @@ class Exchange:
             if now >= call.deadline:
                 call.error = self._timeout(call)
                 self._settle(call)
-            elif call.num_sends == 0 or call.may_resend:
+            else:  # what must not be sent again is due at its deadline only
                 self._put_out(call, now)
-            else:
-                call.next_at = call.deadline
 
     def next_at(self) -> float:
         """Return when `tick` is due, in seconds of the clock; infinity if nothing is pending."""
@@ -260,7 +260,7 @@ class Exchange:
         return deadline is None or self._clock() + delay_s + self._answer_s < deadline
 
     def not_sent(self, call: Call) -> None:
-        """Take back a call from the outbox that the socket did not take.
+        """Take back a call from the outbox that the socket did not take: it has no connection.
 
         Parameters
         ----------
@@ -268,7 +268,10 @@ class Exchange:
             It stays pending and is tried again soon; it counts as never sent.
         """
         call.num_sends -= 1
-        call.next_at = min(self._clock() + _RETRY_SEND_S, call.deadline)
+        if call.may_resend:
+            call.interval_s /= 2
+        call.next_at = min(self._clock() + call.retry_s, call.deadline)
+        call.retry_s = min(2 * call.retry_s, _MAX_RETRY_S)
 
     def abandon(self, call: Call) -> None:
         """Forget a call that nobody waits for any more.
@@ -322,17 +325,18 @@ class Exchange:
     def _timeout(self, call: Call) -> errors.StreamRNNClientError:
         seconds = call.deadline - call.started
         detail = {"endpoint": call.endpoint, "method": call.method, "num_sends": call.num_sends}
+        if call.num_sends == 0:
+            doubt = "nothing was sent, so nothing was applied"
+        elif call.may_resend:
+            doubt = f"it was sent {call.num_sends} times; to call again with the same input is safe"
+        else:
+            doubt = "it was sent once only, for it has no number, and may have been applied"
         if not self._is_connected(call.endpoint):
             return errors.ConnectionLost(
                 f"no connection to {call.endpoint} within {seconds:.3g} s ({call.method}): is a "
-                "server running there, and is the address right?",
+                f"server running there, and is the address right? {doubt.capitalize()}",
                 detail,
             )
-        doubt = (
-            "it was sent once only, for it has no number, and may have been applied"
-            if not call.may_resend
-            else f"it was sent {call.num_sends} times; to call again with the same input is safe"
-        )
         unreadable = (
             f"; {self.num_unreadable} replies were not of this protocol: is it another service?"
             if self.num_unreadable

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import zmq
 
 from streamrnn_client.errors import BadParams
 
-__all__ = ["Monitor", "Options", "configure"]
-
-_CONNECTION_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+__all__ = ["Options", "configure", "is_connected"]
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,15 @@ class Options:
                 raise BadParams(f"{name} is {value!r}; it must be a number of seconds above 0")
 
 
-def configure(socket: zmq.Socket[bytes], endpoint: str) -> None:
+def configure(socket: zmq.Socket[Any], endpoint: str) -> None:
     """Set all options whose default would hang or flood, then connect."""
     socket.linger = 0  # every request has a reply, so nothing that matters waits at the end
     socket.sndhwm = 10_000
     socket.rcvhwm = 0  # bounded by what was asked
     socket.ipv6 = "[" in endpoint
-    socket.immediate = False
+    # Nothing waits in a queue for a connection: what cannot be sent now is not sent, and known not
+    # to be. An unnumbered step then cannot go out long after its caller has given up.
+    socket.immediate = True
     socket.reconnect_ivl = 50
     socket.reconnect_ivl_max = 1000
     socket.heartbeat_ivl = 5000
@@ -49,26 +50,6 @@ def configure(socket: zmq.Socket[bytes], endpoint: str) -> None:
         raise BadParams(f"cannot connect to {endpoint!r}: {error}; is it an address?") from None
 
 
-class Monitor:
-    """Whether a socket has a connection, looked up only when somebody asks."""
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes]) -> None:
-        address = f"inproc://streamrnn-monitor-{id(self):x}-{socket.underlying:x}"
-        socket.monitor(address, _CONNECTION_EVENTS)
-        self._events = context.socket(zmq.PAIR)
-        # A monitor whose queue is full would hold up libzmq's own thread.
-        self._events.rcvhwm = 0
-        self._events.linger = 0
-        self._events.connect(address)
-        self._is_connected = False
-
-    def is_connected(self) -> bool:
-        """Read the events since the last time and say what they come to."""
-        while self._events.poll(0):
-            event = self._events.recv_multipart()[0]
-            self._is_connected = int.from_bytes(event[:2], "little") != zmq.EVENT_DISCONNECTED
-        return self._is_connected
-
-    def close(self) -> None:
-        """Close; the monitored socket is closed by whoever owns it."""
-        self._events.close()
+def is_connected(socket: zmq.Socket[Any] | None) -> bool:
+    """Tell whether a socket of ours has a connection: only then it takes messages."""
+    return socket is not None and bool(int(socket.get(zmq.EVENTS)) & zmq.POLLOUT)

@@ -193,7 +193,7 @@ class ServerView:
     ) -> errors.StreamRNNClientError:
         """Remember what an error leaves in doubt; return it, with the stream's id in it."""
         if isinstance(error, errors.RequestTimeout | errors.ConnectionLost):
-            state.in_doubt = True
+            state.in_doubt |= error.detail.get("num_sends") != 0
             self.is_stale = True
         elif isinstance(error, errors.Conflict) and state.in_doubt:
             return errors.Conflict(

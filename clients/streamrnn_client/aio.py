@@ -24,7 +24,7 @@ from streamrnn_client import _batching
 from streamrnn_client._batching import Rows
 from streamrnn_client._core import Core, Operation
 from streamrnn_client._exchange import Call, Exchange
-from streamrnn_client._options import Monitor, Options, configure
+from streamrnn_client._options import Options, configure, is_connected
 from streamrnn_client._state import Claim, ServerInfo, StreamState
 from streamrnn_client.errors import ClientClosed
 from streamrnn_client.inputs import ModelInfo
@@ -275,11 +275,10 @@ class _Hub:
             time.monotonic,
             timeout_s=options.timeout_s,
             resend_s=options.resend_s,
-            is_connected=self._is_connected,
+            is_connected=lambda endpoint: is_connected(self._sockets.get(endpoint)),
         )
         self._context = zmq.asyncio.Context.instance()
         self._sockets: dict[str, zmq.asyncio.Socket] = {}
-        self._monitors: dict[str, Monitor] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = 0.0
@@ -303,11 +302,8 @@ class _Hub:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for monitor in self._monitors.values():
-            monitor.close()
         for socket in self._sockets.values():
             socket.close()
-        self._monitors.clear()
         self._sockets.clear()
         self._tasks.clear()
 
@@ -351,12 +347,6 @@ class _Hub:
         if socket is None:
             socket = self._context.socket(zmq.DEALER)
             self._sockets[endpoint] = socket
-            plain: zmq.Socket[bytes] = zmq.Socket.shadow(socket)
-            self._monitors[endpoint] = Monitor(zmq.Context.shadow(self._context), plain)
-            configure(plain, endpoint)
+            configure(socket, endpoint)
             self._tasks.append(asyncio.get_running_loop().create_task(self._read(socket)))
         return socket
-
-    def _is_connected(self, endpoint: str) -> bool:
-        monitor = self._monitors.get(endpoint)
-        return monitor is not None and monitor.is_connected()

@@ -18,7 +18,7 @@ from streamrnn_client import _batching
 from streamrnn_client._batching import Rows
 from streamrnn_client._core import Core, Operation
 from streamrnn_client._exchange import Call, Exchange
-from streamrnn_client._options import Monitor, Options, configure
+from streamrnn_client._options import Options, configure, is_connected
 from streamrnn_client._state import Claim, ServerInfo, StreamState
 from streamrnn_client.errors import ClientClosed
 from streamrnn_client.inputs import ModelInfo
@@ -80,8 +80,6 @@ class Client:
     def close(self) -> None:
         """Close the connection; streams stay open in the server. Safe to call twice."""
         self._is_closed = True
-        with self._claims:
-            self._claims.notify_all()
         for link in list(self._links):
             link.close_when_idle()
 
@@ -327,17 +325,18 @@ class _Link:
     """The sockets of one thread; a ZeroMQ socket must not be shared."""
 
     def __init__(self, options: Options) -> None:
+        sockets: dict[str, zmq.Socket[bytes]] = {}
+        # The exchange must not refer to the link: a cycle would put off the closing of sockets.
         self.exchange = Exchange(
             time.monotonic,
             timeout_s=options.timeout_s,
             resend_s=options.resend_s,
-            is_connected=self._is_connected,
+            is_connected=lambda endpoint: is_connected(sockets.get(endpoint)),
         )
         self.in_use = threading.Lock()
         self.is_closed = False
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._sockets: dict[str, zmq.Socket[bytes]] = {}
-        self._monitors: dict[str, Monitor] = {}
+        self._sockets = sockets
         self._poller = zmq.Poller()
         self._only: zmq.Socket[bytes] | None = None
 
@@ -368,11 +367,8 @@ class _Link:
             return
         try:
             self.is_closed = True
-            for monitor in self._monitors.values():
-                monitor.close()
             for socket in self._sockets.values():
                 socket.close()
-            self._monitors.clear()
             self._sockets.clear()
         finally:
             self.in_use.release()
@@ -385,12 +381,7 @@ class _Link:
         if socket is None:
             socket = self._context.socket(zmq.DEALER)
             self._sockets[endpoint] = socket
-            self._monitors[endpoint] = Monitor(self._context, socket)
             configure(socket, endpoint)
             self._poller.register(socket, zmq.POLLIN)
             self._only = socket if len(self._sockets) == 1 else None
         return socket
-
-    def _is_connected(self, endpoint: str) -> bool:
-        monitor = self._monitors.get(endpoint)
-        return monitor is not None and monitor.is_connected()
