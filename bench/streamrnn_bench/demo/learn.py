@@ -1,0 +1,127 @@
+"""The first part of the story: a network learns the weekly CO2 at Mauna Loa."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.model import Model
+from streamrnn.training.config import TrainingConfig
+from streamrnn.training.dataset import Dataset, make_dataset
+from streamrnn.training.progress import TrainingProgress
+from streamrnn.training.table import read_table
+from streamrnn.training.workflow import TrainingResult, train_to_file
+from streamrnn_bench.demo.paper import Paper, duration
+
+__all__ = ["Learned", "learn"]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What the rest of the story needs of the training.
+
+    Attributes
+    ----------
+    model : Model
+        As loaded from its file.
+    x : ndarray of float32, shape (T, 1)
+        The whole series in ppmv, NaN where a week is missing.
+    dates : list of str
+        The T weeks.
+    first : int
+        Row of the first step of the test part, which predicts row ``first + 1``.
+    errors : dict of str to float
+        Root mean square errors on the test part in ppmv, as the trainer reports them: of the
+        ``network``, of ``autoregression`` and of ``persistence``.
+    """
+
+    model: Model
+    x: NDArray[np.float32]
+    dates: list[str]
+    first: int
+    errors: dict[str, float]
+
+
+def learn(path: Path, epochs: int, paper: Paper) -> Learned:
+    """Train with the trainer's defaults and say how good it is.
+
+    Parameters
+    ----------
+    path : Path
+        Where the weight file goes.
+    epochs : int
+        At most; 0 for the trainer's default.
+    paper : Paper
+        To write on.
+
+    Returns
+    -------
+    Learned
+    """
+    paper.heading("Train")
+    with as_file(files("streamrnn") / "data" / "co2_mauna_loa.csv") as data:
+        config = TrainingConfig(path=str(data), predict=("co2",), time="date", epochs=epochs)
+        _introduce(make_dataset(config, read_table(config.path)), paper)
+        began = time.perf_counter()
+        with TrainingProgress(paper.console) as progress:
+            result = train_to_file(config, path, progress)
+        took_s = time.perf_counter() - began
+    learned = _learned(result)
+    _report(result, learned, took_s, path, paper)
+    return learned
+
+
+def _introduce(dataset: Dataset, paper: Paper) -> None:
+    [stream] = dataset.streams
+    weeks = dataset.table.column("date").cells or []
+    highest_seen = np.nanmax(stream.x[: stream.stops[0] + 1])
+    judged = stream.x[stream.stops[1] + 1 :]
+    paper.say(
+        f"{len(stream.x):,} weeks of CO2 at Mauna Loa, {weeks[0]} to {weeks[-1]}. The last fifth "
+        f"is kept for the end, and lies above all that is learnt from: {np.nanmin(judged):.0f} to "
+        f"{np.nanmax(judged):.0f} ppmv, at most {highest_seen:.0f} before. So the network sees "
+        "changes, not levels: the transform is part of the model, and its memory part of a "
+        "stream's state."
+    )
+
+
+def _learned(result: TrainingResult) -> Learned:
+    [stream] = result.dataset.streams
+    [output] = [item.name for item in result.model.spec.outputs]
+    report = result.report
+    errors = {name: found[output]["rmse"] for name, found in report["baselines"].items()}
+    errors["network"] = report["errors"]["test"][output]["rmse"]
+    dates = result.dataset.table.column("date").cells or []
+    return Learned(result.model, stream.x, list(dates), stream.rows("test").start, errors)
+
+
+def _report(
+    result: TrainingResult, learned: Learned, took_s: float, path: Path, paper: Paper
+) -> None:
+    [layer] = learned.model.spec.layers
+    updates = result.report["updates"]
+    paper.say(
+        f"{layer.cell.upper()}, {layer.hidden_size} units, {learned.model.num_parameters:,} "
+        f"parameters: {updates['num_epochs']} epochs in {duration(took_s)}, the best one was "
+        f"{updates['best_epoch']}. Saved as {path}, loaded, and checked against the engine."
+    )
+    errors = learned.errors
+    names = {
+        "network": "this network",
+        "autoregression": "linear autoregression on 60 lags",
+        "persistence": "persistence: next week is like this week",
+    }
+    num_judged = np.count_nonzero(np.isfinite(learned.x[learned.first + 1 :]))
+    paper.line()
+    paper.table(
+        (f"error one week ahead, over the last {num_judged} weeks (RMSE)", "ppmv", "relative"),
+        [
+            (words, f"{errors[name]:.3f}", f"{errors[name] / errors['network']:.2f}")
+            for name, words in names.items()
+        ],
+    )

@@ -1,0 +1,180 @@
+"""``streamrnn serve`` as a process of its own, which never outlives its ``with`` block."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from streamrnn.errors import StartError
+
+__all__ = ["PREFERRED_PORT", "ServerProcess", "usable_port"]
+
+PREFERRED_PORT = 7070
+READY_WITHIN_S = 180.0  # a first start on a slow machine compiles everything
+STOP_WITHIN_S = 10.0
+LOOK_EVERY_S = 0.02
+SLOW_S = 3.0
+
+
+def _nothing() -> None:
+    pass
+
+
+class ServerProcess:
+    """A server of one model, to be used in a ``with`` block; it starts with `start`.
+
+    Parameters
+    ----------
+    model_path : Path
+        The weight file.
+    port : int
+        On 127.0.0.1.
+
+    Attributes
+    ----------
+    address : str
+        Where clients find it.
+    log_path : Path
+        What it has written, until the block ends.
+    """
+
+    def __init__(self, model_path: Path, port: int) -> None:
+        self.address = f"tcp://127.0.0.1:{port}"
+        self._directory = tempfile.TemporaryDirectory(prefix="streamrnn-demo-")
+        self._ready_path = Path(self._directory.name) / "ready"
+        self.log_path = Path(self._directory.name) / "server.log"
+        self._command = [
+            *(sys.executable, "-m", "streamrnn_server", "serve", str(model_path)),
+            *("--bind", self.address, "--ready-file", str(self._ready_path)),
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        self._directory.cleanup()
+
+    @property
+    def pid(self) -> int:
+        """The process's number; 0 while there is none."""
+        return self._process.pid if self._process else 0
+
+    def start(self, slow: Callable[[], None] = _nothing) -> float:
+        """Start the process and wait until it is ready.
+
+        Parameters
+        ----------
+        slow : callable
+            Called once if that takes longer than usual.
+
+        Returns
+        -------
+        float
+            How long that took, in seconds.
+
+        Raises
+        ------
+        StartError
+            If it ends instead, or is not ready for minutes.
+        """
+        self._ready_path.unlink(missing_ok=True)
+        began = time.perf_counter()
+        with open(self.log_path, "ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        while not self._ready_path.exists():
+            try:
+                code = self._process.wait(LOOK_EVERY_S)
+            except subprocess.TimeoutExpired:
+                passed_s = time.perf_counter() - began
+                if passed_s >= SLOW_S:
+                    slow()
+                    slow = _nothing
+                if passed_s < READY_WITHIN_S:
+                    continue
+                raise StartError(
+                    f"the server is not ready after {READY_WITHIN_S:.0f} s. {self._last_words()}"
+                ) from None
+            raise StartError(f"the server ended with code {code}. {self._last_words()}")
+        return time.perf_counter() - began
+
+    def kill(self) -> None:
+        """Send SIGKILL, which no process can prepare for, and wait for the end."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        """Send SIGTERM and wait for the end; kill a process that does not listen."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        finally:
+            self.kill()
+
+    def wait(self) -> int:
+        """Wait until the process ends by itself.
+
+        Returns
+        -------
+        int
+            Its exit code.
+        """
+        return self._process.wait() if self._process is not None else 0
+
+    def _last_words(self) -> str:
+        lines = self.log_path.read_text(errors="replace").strip().splitlines()
+        return f"Its last words: {lines[-1]}" if lines else "It said nothing"
+
+
+def usable_port(asked: int | None) -> int:
+    """Choose where to listen.
+
+    Parameters
+    ----------
+    asked : int or None
+        A port that the user wants, or None for the usual one if nobody has it, else any.
+
+    Returns
+    -------
+    int
+        The port. Nobody listened there a moment ago.
+
+    Raises
+    ------
+    StartError
+        If the asked port is taken.
+    """
+    for port in [PREFERRED_PORT, 0] if asked is None else [asked]:
+        with socket.socket() as probe:
+            # As the server will: what an earlier run left in TIME_WAIT is in nobody's way.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                if asked is not None:
+                    raise StartError(
+                        f"port {asked} cannot be used ({error.strerror}); choose another --port"
+                    ) from error
+                continue
+            return int(probe.getsockname()[1])
+    raise StartError("no port is free on 127.0.0.1")

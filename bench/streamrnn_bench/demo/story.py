@@ -1,0 +1,103 @@
+"""The demonstration from its first line to its last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamrnn_bench.demo.crash import crash
+from streamrnn_bench.demo.learn import learn
+from streamrnn_bench.demo.many_streams import compare, gather
+from streamrnn_bench.demo.one_stream import stream_test_part
+from streamrnn_bench.demo.paper import Paper, duration
+from streamrnn_bench.demo.server_process import ServerProcess
+from streamrnn_client import Client
+
+__all__ = ["Options", "tell"]
+
+# Of the rows that many streams step through, so many in a hundred come before the crash's part.
+CALM_PERCENT = 75
+
+CLIENT = """\
+from streamrnn_client import Client
+
+with Client("{address}") as client:
+    stream = client.stream("sensor-7")
+    for ppmv in [371.1, 371.3, 371.5]:
+        print(stream.step([ppmv]))"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose.
+
+    Attributes
+    ----------
+    model_path : Path
+        Where the trained model goes.
+    port : int
+        Of the server.
+    num_streams : int
+        How many at once.
+    epochs : int
+        At most; 0 for the trainer's default.
+    keep_running : bool
+        Whether the server runs on at the end, until Ctrl-C.
+    """
+
+    model_path: Path
+    port: int
+    num_streams: int
+    epochs: int
+    keep_running: bool
+
+
+def tell(options: Options, paper: Paper) -> None:
+    """Train, serve, stream, compare, crash, and hand over.
+
+    Parameters
+    ----------
+    options : Options
+        What the user chose.
+    paper : Paper
+        To write on.
+    """
+    paper.line(
+        "StreamRNN, from a table to a served model. Every number here is measured in this run."
+    )
+    learned = learn(options.model_path, options.epochs, paper)
+    with ServerProcess(options.model_path, options.port) as server:
+        paper.heading("Serve, as a process of its own")
+        ready_s = server.start(
+            slow=lambda: paper.say("The first start on a machine compiles: up to a minute.")
+        )
+        paper.say(f"Process {server.pid} at {server.address}, ready after {duration(ready_s)}.")
+        with Client(server.address) as client:
+            stream_test_part(client, learned, paper)
+            crowd = gather(learned, options.num_streams)
+            calm = len(crowd.x) * CALM_PERCENT // 100
+            compare(client, learned, crowd, calm, paper)
+            crash(server, client, crowd, calm, paper)
+        _hand_over(server, options.keep_running, paper)
+
+
+def _hand_over(server: ServerProcess, keep_running: bool, paper: Paper) -> None:
+    paper.heading("Yours")
+    if keep_running:
+        paper.say(f"The server runs on at {server.address} until Ctrl-C. In another terminal:")
+    else:
+        paper.say(
+            "Without a terminal the server ends here, where it would run on until Ctrl-C "
+            "(--keep-running). A client:"
+        )
+    paper.line()
+    for line in CLIENT.format(address=server.address).splitlines():
+        paper.line(f"    {line}".rstrip())
+    if keep_running:
+        paper.line()
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:
+            paper.line("Stopped.")
+        else:
+            paper.line(f"The server has ended, with code {code}.")
