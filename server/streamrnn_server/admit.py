@@ -23,7 +23,7 @@ from streamrnn.kernels.memory import (
 from streamrnn.state import slab as h
 from streamrnn.state.arena import allocate, release
 from streamrnn.state.index import find_slot, first_candidate, hash64, insert_slot, remove_slot
-from streamrnn_client.protocol import NUM_HASH_SLOTS, ErrorCode
+from streamrnn_client.protocol import MAX_WINDOW, NUM_HASH_SLOTS, ErrorCode
 from streamrnn_server import layout as w
 from streamrnn_server import requests as r
 from streamrnn_server.finish import fail, finish
@@ -42,7 +42,7 @@ _LOW_14 = NUM_HASH_SLOTS - 1
 _HASH_SLOT_SHIFT = 64 - 14
 # An `open`, `close` or `reset` may wait behind a full window of steps.
 _MORE_THAN_WINDOW = 4
-_NEW_STREAM_WAITS = 32
+_NEW_STREAM_WAITS = MAX_WINDOW + _MORE_THAN_WINDOW
 _MAX_PREFETCHED_BYTES = 1024
 _REPLY_SLACK_BYTES = 4096
 _MAX_ITEM_BYTES = 256  # of a batch's reply beside y, in whatever form

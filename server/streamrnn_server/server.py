@@ -224,11 +224,11 @@ class Server:
         """Close all sockets, after `run` has returned; replies on their way may still leave."""
         for shard in self.control.shards:
             shard.close()
-        self._close_sockets(_LINGER_MS)
+        self._close_sockets()
 
-    def _close_sockets(self, linger_ms: int) -> None:
+    def _close_sockets(self, linger_ms: int | None = None) -> None:
         for each in self._sockets:
-            each.close(linger=linger_ms if each.socket_type == zmq.ROUTER else 0)
+            each.close(linger_ms)
         self._context.term()
         self._woken.close()
         self._wake.close()

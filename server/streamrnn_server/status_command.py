@@ -1,0 +1,80 @@
+"""``streamrnn status``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from streamrnn_client import Client
+from streamrnn_client.protocol import DEFAULT_PORT
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        The subcommand's.
+    """
+    parser.add_argument(
+        "address",
+        nargs="?",
+        default=f"tcp://127.0.0.1:{DEFAULT_PORT}",
+        metavar="ADDRESS",
+        help="of a running server (%(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print all of it as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask a server how it is and print what it says.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        What `configure` asked for.
+
+    Returns
+    -------
+    int
+        0.
+    """
+    with Client(args.address) as client:
+        stats = client.stats()
+    print(json.dumps(stats) if args.json else "\n".join(_lines(stats)))
+    return 0
+
+
+def _lines(stats: dict[str, Any]) -> list[str]:
+    """Put into words what matters: who, how much, how fast, and what went wrong."""
+    uptime_s = max(stats["uptime_s"], 1e-9)
+    models = ", ".join(f"{name} ({number} open)" for name, number in stats["models"].items())
+    lines = [
+        f"server      streamrnn {stats['server']}, instance {stats['instance']}, "
+        f"up {stats['uptime_s']:.0f} s, durability {stats['durability']}",
+        f"models      {models}",
+        f"streams     {stats['num_streams']:,} of at most {stats['max_streams']:,}",
+        f"work        {stats['num_steps']:,} steps in {stats['num_waves']:,} waves, "
+        f"{stats['num_messages']:,} messages, {stats['num_messages'] / uptime_s:,.0f} a second",
+    ]
+    latency = stats["latency_us"]
+    if latency:
+        told = ", ".join(f"{name} {value:,.0f}" for name, value in latency.items())
+        lines.append(f"latency µs  {told} (inside the server, from receive to send)")
+    lines += [
+        f"shard {k}     {shard['endpoint']}: {shard['num_streams']:,} streams, "
+        f"{shard['num_messages']:,} messages"
+        for k, shard in enumerate(stats["shards"])
+    ]
+    wrong = {
+        name.removeprefix("num_").replace("_", " "): number
+        for name, number in stats.items()
+        if name.startswith(("num_errors", "num_dropped", "num_calls_ref", "num_too", "num_extra"))
+    }
+    told = ", ".join(f"{name} {number:,}" for name, number in wrong.items() if number)
+    lines.append(f"trouble     {told or 'none'}")
+    return lines
