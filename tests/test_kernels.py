@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import numba
 import numpy as np
@@ -154,6 +155,7 @@ def test_a_nan_in_the_state_stays_in_its_own_stream(rng, cell, state, num_stream
     x = random_inputs(rng, model.spec, num_streams, 1)[:, 0]
     rows = engine.rows(range(num_streams))
     unit = 7
+    assert isinstance(engine._device, CpuDevice)
     engine._device.slab[0, 32 * state + unit] = np.frombuffer(b"\x01\x00\xc0\x7f", np.float32)[0]
     y = engine.batch(rows, x)
     assert np.isnan(y[0, unit])
@@ -169,7 +171,7 @@ def test_a_nan_in_any_gate_comes_out(rng, cell):
         parameters["bias_ih_l0"][gate * 20 + 3] = np.nan
         engine = Engine(model, max_streams=2)
         # A Model refuses such parameters, so the device is made without one.
-        fake = SimpleNamespace(spec=model.spec, parameters=parameters)
+        fake: Any = SimpleNamespace(spec=model.spec, parameters=parameters)
         engine._device = CpuDevice(fake, 2)
         y = engine.step({"a": np.ones(5)})["a"]
         assert np.flatnonzero(np.isnan(y)).tolist() == [3], CELLS[cell].gates[gate]

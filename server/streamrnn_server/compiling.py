@@ -9,6 +9,7 @@ from typing import Any
 
 from numba.core import event, types
 
+from streamrnn.kernels.jit import link
 from streamrnn_server.logs import EventLog
 from streamrnn_server.shard import serve
 
@@ -65,6 +66,7 @@ def compile_all(log: EventLog) -> float:
     began = time.monotonic()
     progress = _Progress(log)
     with _listening(progress):
+        link()
         serve.compile((types.int64,))
     passed_s = time.monotonic() - began
     if progress.num_functions:

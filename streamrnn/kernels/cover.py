@@ -3,31 +3,32 @@
 
 from __future__ import annotations
 
-from streamrnn.kernels.jit import jit
+from streamrnn.kernels.jit import jit, linked
 from streamrnn.kernels.tiles import MAX_PANELS, MAX_ROWS, VECTOR_BYTES, tile
 
 __all__ = ["run_tiles"]
 
 
-@jit
-def run_tiles(kind, num_panels, num_rows, weights, start, inputs, target):
-    """Cover all panels and rows with tiles, of about equal numbers of rows.
-
-    A panel stays in the cache for all its rows.
-
-    Parameters
-    ----------
-    kind : int64
-        `DENSE`, `GRU` or `LSTM`.
-    num_panels, num_rows : int64
-        How many there are in all.
-    weights, start, inputs, target : tuple of int64
-        As in `tile`, for panel 0 and row 0.
-    """
-    first_weight, panel_bytes = weights
-    first_start, start_row_bytes, start_panel_bytes = start
-    x_pointers, num_x, h_pointers, num_h = inputs
-    out, out_bytes, _, cell_offset, is_partial = target
+@linked(num_arguments=16)
+def cover(
+    kind,
+    num_panels,
+    num_rows,
+    first_weight,
+    panel_bytes,
+    first_start,
+    start_row_bytes,
+    start_panel_bytes,
+    x_pointers,
+    num_x,
+    h_pointers,
+    num_h,
+    out,
+    out_bytes,
+    cell_offset,
+    is_partial,
+):
+    """Do what `run_tiles` says, with its arguments one by one: they cross to another unit."""
     num_tiles = -(-num_rows // MAX_ROWS)
     few = num_rows // num_tiles
     num_larger = num_rows - few * num_tiles
@@ -50,7 +51,49 @@ def run_tiles(kind, num_panels, num_rows, weights, start, inputs, target):
                     start_panel_bytes,
                 ),
                 (x_pointers + 8 * row, num_x, h_pointers + 8 * row, num_h),
-                (out + row * out_bytes, out_bytes, panel * VECTOR_BYTES, cell_offset, is_partial),
+                (
+                    out + row * out_bytes,
+                    out_bytes,
+                    panel * VECTOR_BYTES,
+                    cell_offset,
+                    is_partial,
+                ),
             )
             row += tile_rows
         panel += together
+    return 0
+
+
+@jit
+def run_tiles(kind, num_panels, num_rows, weights, start, inputs, target):
+    """Cover all panels and rows with tiles, of about equal numbers of rows.
+
+    A panel stays in the cache for all its rows.
+
+    Parameters
+    ----------
+    kind : int64
+        `DENSE`, `GRU` or `LSTM`.
+    num_panels, num_rows : int64
+        How many there are in all.
+    weights, start, inputs, target : tuple of int64
+        As in `tile`, for panel 0 and row 0.
+    """
+    cover(
+        kind,
+        num_panels,
+        num_rows,
+        weights[0],
+        weights[1],
+        start[0],
+        start[1],
+        start[2],
+        inputs[0],
+        inputs[1],
+        inputs[2],
+        inputs[3],
+        target[0],
+        target[1],
+        target[3],
+        target[4],
+    )

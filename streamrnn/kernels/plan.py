@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.kernels.activations import IDENTITY, RELU, SIGMOID, SOFTMAX, TANH
+from streamrnn.kernels.jit import link
 from streamrnn.kernels.pack import aligned_floats, pack, padded
 from streamrnn.kernels.simd_width import WIDTH
 from streamrnn.kernels.tiles import DENSE, GRU, LSTM, SHAPES
@@ -195,6 +196,7 @@ class Program:
     """
 
     def __init__(self, model: Model) -> None:
+        link()  # whoever runs a plan calls the tiles
         self.spec = model.spec
         self.plan = np.zeros(PLAN_WORDS, dtype=np.int64)
         self._owned: list[NDArray[np.generic]] = []

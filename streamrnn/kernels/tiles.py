@@ -31,7 +31,16 @@ from streamrnn.kernels.activations import (
 from streamrnn.kernels.simd import INT, VECTOR, Emitter
 from streamrnn.kernels.simd_width import WIDTH
 
-__all__ = ["DENSE", "GRU", "LSTM", "MAX_PANELS", "MAX_ROWS", "SHAPES", "VECTOR_BYTES", "tile"]
+__all__ = [
+    "DENSE",
+    "GRU",
+    "LSTM",
+    "MAX_PANELS",
+    "MAX_ROWS",
+    "SHAPES",
+    "VECTOR_BYTES",
+    "tile",
+]
 
 VECTOR_BYTES = 4 * WIDTH
 DENSE, GRU, LSTM = range(3)
