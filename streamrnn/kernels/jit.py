@@ -172,11 +172,12 @@ class _Linked(CFunc):
 
     @property
     def py_func(self) -> Callable[..., Any]:
-        return self._pyfunc  # type: ignore[no-any-return]
+        function: Callable[..., Any] = self.__wrapped__
+        return function
 
     def _compile_uncached(self) -> Any:
         with event.trigger_event("numba:compile", data={"dispatcher": self}):
-            return super()._compile_uncached()
+            return super()._compile_uncached()  # type: ignore[misc]
 
 
 _UNLINKED: dict[str, _Linked] = {}
@@ -206,7 +207,7 @@ def linked(num_arguments: int) -> Callable[[Callable[..., Any]], types.ExternalF
         arguments = (types.int64,) * num_arguments
         options = {"nopython": True, "error_model": "numpy"}
         compiled = _Linked(function, (arguments, types.int64), locals={}, options=options)
-        compiled._cache = _Cache(function)
+        compiled._cache = _Cache(function)  # type: ignore[attr-defined]
         _UNLINKED[name] = compiled
         return types.ExternalFunction(name, types.int64(*arguments))
 

@@ -269,11 +269,13 @@ class Program:
         plan[NUM_LAYERS] = len(spec.layers)
         num_x = spec.num_features
         for index, layer in enumerate(spec.layers):
-            kind, activation, *matrices = layer_matrices(spec, self._parameters, index)
+            kind, activation, biases, x_weights, h_weights = layer_matrices(
+                spec, self._parameters, index
+            )
             size = layer.hidden_size
             words = plan[FIRST_LAYER + index * LAYER_WORDS :][:LAYER_WORDS]
             words[KIND], words[ACTIVATION] = kind, activation
-            words[WEIGHTS] = self._own(pack(kind, *matrices))
+            words[WEIGHTS] = self._own(pack(kind, biases, x_weights, h_weights))
             words[NUM_X], words[HIDDEN_SIZE] = num_x, size
             words[H_OFFSET] = self._next_offset
             words[NUM_PANELS] = padded(size) // WIDTH
