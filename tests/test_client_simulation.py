@@ -88,7 +88,7 @@ actions = st.lists(
     actions=actions,
 )
 def test_every_numbered_step_has_one_effect(seed, num_shards, window, actions):
-    sim = Simulation(seed, num_shards, ROUGH)
+    sim = Simulation(seed, num_shards, replace(ROUGH))
     ids: list[str | int] = ["a", 7, "b"]
     states = until_it_works(
         lambda: batching.open_streams(sim.core, sim.exchange, ids, "sum", window, True), sim
@@ -138,10 +138,15 @@ def loses_its_state(feed):
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32), restart_after=st.integers(0, 30), numbered=st.booleans())
-def test_a_restart_is_never_silent(seed, restart_after, numbered):
+@given(
+    seed=st.integers(0, 2**32),
+    restart_after=st.integers(0, 30),
+    numbered=st.booleans(),
+    rough=st.booleans(),
+)
+def test_a_restart_is_never_silent(seed, restart_after, numbered, rough):
     """Either every output is that of one unbroken sequence, or StateLost names the stream."""
-    sim = Simulation(seed, weather=ROUGH if numbered else Weather())
+    sim = Simulation(seed, weather=replace(ROUGH) if numbered and rough else Weather())
     state = until_it_works(
         lambda: batching.open_streams(sim.core, sim.exchange, ["a"], "sum", 4, numbered), sim
     )[0][0]
@@ -168,9 +173,10 @@ def test_a_restart_is_never_silent(seed, restart_after, numbered):
             assert y[0] == total
 
     # While no step is acknowledged there is nothing to lose, and a numbered stream just goes on.
+    # (Where messages come twice, late ones may even bring a lost state back, step by step.)
     if not loses_its_state(feed):
         assert total == sum(range(1, 25))
-        assert acknowledged == 0
+        assert acknowledged == 0 or rough
         assert numbered or num_handled < restart_after or restart_after == 0
         return
     assert num_handled >= restart_after > 0
@@ -382,18 +388,22 @@ def test_rows_know_which_of_their_streams_was_closed():
 
 def test_a_stale_map_is_corrected_by_moved():
     sim = Simulation(3, num_shards=3)
-    ids = list(range(20))
-    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ids, "sum", None, True))
-    assert sim.core.info is not None
-    sim.core.info = replace(sim.core.info, endpoints=tuple(reversed(sim.endpoints)))
-    sim.core.map_version += 1
-    y = sim.run(batching.batch(sim.core, sim.exchange, rows, np.ones((20, 2), np.float32)))
-    assert y.tolist() == [[1, 1]] * 20
+    core, ids = sim.core, list(range(20))
+    rows = sim.run(batching.open_rows(core, sim.exchange, ids, "sum", None, True))
     state = open_one(sim, "another")
-    assert sim.run(sim.core.steps(sim.exchange, state, np.ones((50, 2)), None))[-1].tolist() == [
-        50,
-        50,
-    ]
+    assert core.info is not None
+    core.info = replace(core.info, endpoints=(*sim.endpoints[1:], sim.endpoints[0]))
+    core.map_version += 1
+    for total in (1, 2):
+        sim.server.requests.clear()
+        y = sim.run(batching.batch(core, sim.exchange, rows, np.ones((20, 2), np.float32)))
+        assert y.tolist() == [[total, total]] * 20
+    assert sim.server.requests == ["batch"] * 3  # what was learned is kept
+    core._moved = {}
+    sim.run(core.reset(sim.exchange, state))
+    core._moved = {}
+    y = sim.run(core.steps(sim.exchange, state, np.ones((50, 2)), None))
+    assert y[-1].tolist() == [50, 50]
 
 
 def test_an_endless_move_ends():

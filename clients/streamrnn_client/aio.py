@@ -122,7 +122,6 @@ class Client:
     async def close(self) -> None:
         """Close the connection; streams stay open in the server. Safe to call twice."""
         self._is_closed = True
-        self._wake_waiting()
         if self._hub is not None:
             await self._hub.close()
 
@@ -254,9 +253,6 @@ class Client:
     def _release(self, states: Sequence[StreamState]) -> None:
         for state in states:
             state.claimed = False
-        self._wake_waiting()
-
-    def _wake_waiting(self) -> None:
         for turn in self._waiting:
             if not turn.done():
                 turn.set_result(None)
