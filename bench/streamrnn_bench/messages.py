@@ -2,14 +2,15 @@
 
 Three kinds of processes: the server, as users start it; a bare libzmq echo that takes requests and
 returns replies of the same sizes; and for each of them the same compiled load generator. They take
-turns on the machine, and those whose turn it is not wait for a message.
+turns on the machine, and those whose turn it is not wait for a message. Machines are shared: of
+all rounds that half counts in which other processes took the least.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from streamrnn.engine import Engine
 from streamrnn_bench.cases import Case
+from streamrnn_bench.neighbours import Neighbours, quieter_half
 from streamrnn_bench.processes import Load, echo, load, serving, stopping_cleanly, temporary_model
 from streamrnn_bench.results import BenchError, Result
 from streamrnn_bench.step import Streams
@@ -85,7 +87,7 @@ def _verify_server(generator: Load, case: Case, directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _two_loads(case: Case, num_streams: int) -> Iterator[tuple[str, Path, Load, Load]]:
+def _two_loads(case: Case, num_streams: int) -> Iterator[tuple[str, Load, Load]]:
     """Start the server, the echo, and a generator for each; verify the server's outputs."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopping_cleanly())
@@ -97,11 +99,11 @@ def _two_loads(case: Case, num_streams: int) -> Iterator[tuple[str, Path, Load, 
         _verify_server(ours, case, model.parent)
         for generator in (ours, theirs):
             generator.ask(drive_s=_WARM_UP_S)
-        yield endpoint, model, ours, theirs
+        yield endpoint, ours, theirs
 
 
 def measure_throughput(
-    cases: Iterable[Case], num_rounds: int = 9, round_s: float = 1.0, num_streams: int = 1_000
+    cases: Iterable[Case], num_rounds: int = 16, round_s: float = 0.5, num_streams: int = 1_000
 ) -> Iterator[Result]:
     """Measure steps a second with one step a message, and so many streams under way.
 
@@ -119,7 +121,7 @@ def measure_throughput(
     Yields
     ------
     Result
-        Messages a second beside those of the echo, medians of the rounds.
+        Messages a second beside those of the echo, medians of the quieter half of the rounds.
 
     Raises
     ------
@@ -127,28 +129,37 @@ def measure_throughput(
         If a reply is wrong or missing.
     """
     for case in cases:
-        ours: list[float] = []
-        theirs: list[float] = []
-        with _two_loads(case, num_streams) as (_endpoint, _model, to_server, to_echo):
+        rounds = []
+        with _two_loads(case, num_streams) as (_endpoint, to_server, to_echo):
+            neighbours = Neighbours()
             for _ in range(num_rounds):
-                for generator, rates in ((to_server, ours), (to_echo, theirs)):
-                    found = generator.ask(drive_s=round_s)
-                    rates.append(found["num_replies"] / found["elapsed_s"])
-        ratios = [our / their for our, their in zip(ours, theirs, strict=True)]
+                pair = tuple(
+                    found["num_replies"] / found["elapsed_s"]
+                    for found in (to_server.ask(drive_s=round_s), to_echo.ask(drive_s=round_s))
+                )
+                rounds.append((neighbours.share(), pair))
+        share, pairs = quieter_half(rounds)
         yield Result(
             benchmark="throughput",
             case=f"{case} {num_streams} streams float32 cpu",
-            value=median(ours),
+            value=median(our for our, _ in pairs),
             unit="messages/s",
             reference="libzmq_echo",
-            reference_value=median(theirs),
+            reference_value=median(their for _, their in pairs),
             target=_THROUGHPUT_TARGETS.get(str(case)),
-            note=f"{num_rounds} rounds of {min(ratios):.2f} to {max(ratios):.2f}",
+            note=_note(share, [our / their for our, their in pairs]),
         )
 
 
+def _note(share: float, ratios: Sequence[float]) -> str:
+    return (
+        f"{len(ratios)} rounds, {min(ratios):.2f} to {max(ratios):.2f}; "
+        f"others took up to {share:.0%} of the machine"
+    )
+
+
 def measure_roundtrips(
-    cases: Iterable[Case], num_rounds: int = 9, round_s: float = 0.5
+    cases: Iterable[Case], num_rounds: int = 16, round_s: float = 0.3
 ) -> Iterator[Result]:
     """Measure the round trip of one message at a time.
 
@@ -165,7 +176,8 @@ def measure_roundtrips(
     ------
     Result
         p50 and p99 beside those of the echo; the Python client's p50; and the server's own time
-        from receive to send beside the step that is done in it. Medians of the rounds.
+        from receive to send beside the step that is done in it. Medians of the quieter half of
+        the rounds.
 
     Raises
     ------
@@ -174,36 +186,37 @@ def measure_roundtrips(
     """
     command = {"drive_s": round_s, "num_round_trips": _MAX_ROUND_TRIPS}
     for case in cases:
-        ours, theirs, python, theirs_again = [], [], [], []
-        with _two_loads(case, 1) as (endpoint, _model, to_server, to_echo):
+        compiled, python = [], []
+        with _two_loads(case, 1) as (endpoint, to_server, to_echo):
+            neighbours = Neighbours()
             for _ in range(num_rounds):
-                ours.append(to_server.ask(**command))
-                theirs.append(to_echo.ask(**command))
+                pair = to_server.ask(**command), to_echo.ask(**command)
+                compiled.append((neighbours.share(), pair))
             with Client(endpoint) as client:
                 inside_us = client.stats()["latency_us"]
                 stream = client.stream("python")
                 for _ in range(num_rounds):
-                    python.append(_python_round_trips(stream, case, round_s))
-                    theirs_again.append(to_echo.ask(**command))
-        for name, target in (("p50", _ROUNDTRIP_TARGET), ("p99", None)):
-            yield _roundtrip(f"{case} {name}", f"{name}_us", ours, theirs, target)
-        yield _roundtrip(f"{case} p50, Python client", "p50_us", python, theirs_again, None)
+                    pair = _python_round_trips(stream, case, round_s), to_echo.ask(**command)
+                    python.append((neighbours.share(), pair))
+        yield _roundtrip(f"{case} p50", "p50_us", compiled, _ROUNDTRIP_TARGET)
+        yield _roundtrip(f"{case} p99", "p99_us", compiled, None)
+        yield _roundtrip(f"{case} p50 Python client", "p50_us", python, None)
         yield _inside(case, inside_us)
 
 
 def _roundtrip(
-    case: str, name: str, ours: list[Found], theirs: list[Found], target: float | None
+    case: str, name: str, rounds: Sequence[tuple[float, tuple[Found, Found]]], target: float | None
 ) -> Result:
-    ratios = [their[name] / our[name] for our, their in zip(ours, theirs, strict=True)]
+    share, pairs = quieter_half(rounds)
     return Result(
         benchmark="roundtrip",
         case=f"{case} float32 cpu",
-        value=median(our[name] for our in ours),
+        value=median(our[name] for our, _ in pairs),
         unit="us",
         reference="libzmq_echo",
-        reference_value=median(their[name] for their in theirs),
+        reference_value=median(their[name] for _, their in pairs),
         target=target,
-        note=f"{len(ours)} rounds of {min(ratios):.2f} to {max(ratios):.2f}",
+        note=_note(share, [their[name] / our[name] for our, their in pairs]),
     )
 
 
