@@ -155,23 +155,11 @@ class CudaDevice:
             lane = self._lanes[number % 2]
             lane.collect()
             lane.send(slots[rows], x[rows, steps], len(waves) > 1, self._compute)
-            self._step_all(lane, *x[rows, steps].shape[:2])
+            num_rows, num_wave_steps = x[rows, steps].shape[:2]
+            self._network.steps(self._slab, lane.wave, num_rows, num_wave_steps, self._compute)
             lane.receive(y[rows, steps], len(waves) > 1, self._compute)
         for lane in self._lanes:
             lane.collect()
-
-    def _step_all(self, lane: _Lane, num_rows: int, num_steps: int) -> None:
-        """Launch every step of a wave whose inputs are on their way."""
-        x_size, y_size = self._num_inputs, self._output_size
-        for step in range(num_steps):
-            self._network.step(
-                self._slab,
-                lane.wave,
-                num_rows,
-                (num_rows + step * x_size, num_steps * x_size),
-                (step * y_size, num_steps * y_size),
-                self._compute,
-            )
 
     def _waves(self, num_rows: int, num_steps: int) -> Iterator[tuple[slice, slice]]:
         """Yield rows and steps of each wave; a row's steps in their order."""
@@ -201,6 +189,7 @@ class CudaDevice:
         if self._failure is not None:
             raise self._failure
         try:
+            self._cuda.current_context()  # of this thread, which may be a new one
             return function(*args)
         except _api_error() as error:
             self._failure = DeviceError(

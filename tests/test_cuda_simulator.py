@@ -224,7 +224,7 @@ def test_a_gpu_that_failed_is_not_used_again(rng, monkeypatch):
     def fail(*args):
         raise CudaAPIError(700, "CUDA_ERROR_ILLEGAL_ADDRESS")
 
-    monkeypatch.setattr(engine._device._network, "step", fail)
+    monkeypatch.setattr(engine._device._network, "steps", fail)
     with pytest.raises(DeviceError, match="ILLEGAL_ADDRESS"):
         engine.step({"a": [0.0, 0.0]})
     monkeypatch.undo()
@@ -248,3 +248,26 @@ def test_without_numba_cuda_the_extra_is_named(rng, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DeviceError, match=r"pip install 'streamrnn\[cuda\]'"):
         Engine(random_model(rng), device="cuda")
+
+
+def test_without_a_driver_its_words_are_passed_on(monkeypatch):
+    from numba import cuda
+
+    monkeypatch.setattr(cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cuda, "cuda_error", lambda: "\nCUDA driver library\ncannot be found.\n:")
+    with pytest.raises(DeviceError, match=r"used: CUDA driver library cannot be found; check what"):
+        support.require_gpu()
+
+
+def test_the_benchmark_verifies_and_measures(capsys):
+    from streamrnn_bench.cases import Case
+    from streamrnn_bench.step_cuda import GpuCase, measure_gpu_steps
+
+    cases = [GpuCase(Case("rnn_tanh", 1, 1), 2), GpuCase(Case("rnn_tanh", 1, 1), 1, 2)]
+    results = list(measure_gpu_steps(cases, num_rounds=1, round_s=0.001))
+    assert [result.case for result in results] == [
+        f"rnn_tanh 1->1 {case} float32 cuda{way}"
+        for case in ("B=2 T=1", "B=1 T=2")
+        for way in ("", " Engine")
+    ]
+    assert all(result.ratio > 0 for result in results)

@@ -5,7 +5,7 @@ Absolute, for outputs of order 1 unless said otherwise. Equality to the bit need
 
 from __future__ import annotations
 
-__all__ = ["GRADIENT", "KERNEL", "REFERENCE_FLOAT32", "REFERENCE_FLOAT64"]
+__all__ = ["GRADIENT", "KERNEL", "KERNEL_RELATIVE", "REFERENCE_FLOAT32", "REFERENCE_FLOAT64"]
 
 # Reference against PyTorch in float64, both from the same float32 weights: only the order of
 # sums differs. 40 steps of sums of some 20 terms stay below 1e-15; another gate order, bias or
@@ -20,6 +20,9 @@ REFERENCE_FLOAT32 = 1e-6
 # hundred terms of order 0.1, and activations with a relative error under 3e-7, in cells that
 # forget their own errors.
 KERNEL = 2e-6
+
+# The same on a GPU, for wider layers too: relative to the largest output.
+KERNEL_RELATIVE = 5e-6
 
 # Gradients against central differences of step 1e-5 in float64, relative to their norm: 1e-10 of
 # truncation and 1e-11 of rounding, times the curvature. A factor left out is above 1e-3.

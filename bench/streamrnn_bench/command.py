@@ -39,6 +39,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="step: streams stepped at once",
     )
     parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="step: where (%(default)s)"
+    )
+    parser.add_argument(
         "--streams",
         metavar="N",
         type=_positive,
@@ -59,6 +62,13 @@ def _positive(text: str) -> int:
 
 
 def _step(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
+    if args.device == "cuda":
+        from streamrnn_bench.step_cuda import GPU_CASES, GpuCase, measure_gpu_steps
+
+        sizes = args.batch_sizes or (1, 4096)
+        given = [GpuCase(case, num_streams) for case in cases for num_streams in sizes]
+        return measure_gpu_steps(given or GPU_CASES, **_rounds(args))
+
     from streamrnn_bench.step import BATCH_SIZES, CASES, measure_steps
 
     return measure_steps(cases or CASES, args.batch_sizes or BATCH_SIZES, **_rounds(args))

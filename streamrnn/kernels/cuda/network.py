@@ -116,7 +116,29 @@ class Network:
         )
         self._launches: dict[tuple[Any, ...], Any] = {}
 
-    def step(
+    def steps(self, slab: Any, wave: Wave, num_rows: int, num_steps: int, stream: Any) -> None:
+        """Advance a wave's streams by some time steps each, in stream order; does not wait.
+
+        Parameters
+        ----------
+        slab : device array of float32, shape (num_slots * row_size,)
+            The streams' rows.
+        wave : Wave
+            Slots, all different; behind them the inputs [num_rows, num_steps, num_inputs]; where
+            the outputs [num_rows, num_steps, output_size] go.
+        num_rows, num_steps : int
+            1 to max_rows; 1 or more.
+        stream : cuda stream
+            Where to launch.
+        """
+        x_size = int(self.plan.words[plan_words.NUM_INPUTS])
+        y_size = int(self.plan.words[plan_words.OUTPUT_SIZE])
+        for step in range(num_steps):
+            x_place = (num_rows + step * x_size, num_steps * x_size)
+            y_place = (step * y_size, num_steps * y_size)
+            self._step(slab, wave, num_rows, x_place, y_place, stream)
+
+    def _step(
         self,
         slab: Any,
         wave: Wave,
@@ -125,22 +147,7 @@ class Network:
         y_place: tuple[int, int],
         stream: Any,
     ) -> None:
-        """Advance a wave's streams by one time step each, in stream order; does not wait.
-
-        Parameters
-        ----------
-        slab : device array of float32, shape (num_slots * row_size,)
-            The streams' rows.
-        wave : Wave
-            Slots, all different, inputs, and where the outputs go.
-        num_rows : int
-            1 to max_rows.
-        x_place, y_place : tuple of two int
-            Where the first row's input lies in ``wave.x``, and how far each other's from the one
-            before; likewise its output in ``wave.y``.
-        stream : cuda stream
-            Where to launch.
-        """
+        """Launch one step. A place: of the first row, and from each row to the next."""
         plan, words, weights, work = self.plan, self._words, self._weights, self._work
         threads = self._tiling.row_threads
         x, x_start, x_stride = wave.x, *x_place

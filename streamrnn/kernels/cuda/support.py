@@ -42,7 +42,7 @@ def require_gpu() -> Any:
     from numba import cuda
 
     if not cuda.is_available():
-        reason = str(cuda.cuda_error() or "the driver found no GPU").strip().strip(":").strip()
+        reason = str(cuda.cuda_error() or "the driver found no GPU").strip(" :.\n")
         raise DeviceError(
             f"device 'cuda' cannot be used: {' '.join(reason.split())}; check what nvidia-smi "
             "says, or use device 'cpu'"
