@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +86,10 @@ def tell(options: Options, paper: Paper) -> None:
 def _hand_over(server: ServerProcess, keep_running: bool, paper: Paper) -> None:
     paper.heading("Yours")
     if keep_running:
-        paper.say(f"The server runs on at {server.address} until Ctrl-C. In another terminal:")
+        python = os.path.relpath(sys.executable)
+        if python.startswith(os.pardir):
+            python = sys.executable
+        paper.say(f"The server runs on until Ctrl-C. In another terminal, with {python}:")
     else:
         paper.say(
             "Without a terminal the server ends here, where it would run on until Ctrl-C "
