@@ -18,7 +18,7 @@ from streamrnn.cells.reference import ReferenceModel
 from streamrnn.engine_cpu import CpuDevice
 from streamrnn.kernels.plan import MAX_WAVE
 from streamrnn.kernels.simd_width import WIDTH
-from streamrnn.kernels.tiles import DENSE, GRU, LSTM, MAX_PANELS, MAX_ROWS, SHAPES, tile
+from streamrnn.kernels.tiles import DENSE, FLOAT32, GRU, LSTM, MAX_PANELS, MAX_ROWS, SHAPES, tile
 from streamrnn.spec import CELLS, InputSpec, OutputSpec
 from tests.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
 
@@ -207,13 +207,14 @@ def test_the_inner_loops_keep_their_sums_in_registers(kind, num_rows, num_panels
     @numba.njit(nogil=True)
     def one(weights, x, num_x, h, num_h, cell, out, stride):
         tile(
+            FLOAT32,
             kind,
             num_rows,
             num_panels,
             (weights + 256, stride),
             (weights, 0, stride),
             (x, num_x, h, num_h),
-            (out, stride, 0, cell, 0),
+            (out, stride, 0, cell, 0, 0),
         )
 
     one.compile((numba.int64,) * 8)

@@ -26,8 +26,8 @@ from streamrnn.kernels.tiles import DENSE, SHAPES, VECTOR_BYTES
 
 __all__ = ["check_input", "output_of_row", "step_chunk", "step_rows"]
 
-_BIAS_VECTORS = np.array([SHAPES[kind].num_accumulators for kind in sorted(SHAPES)])
-_GATES = np.array([len(SHAPES[kind].x_gates) for kind in sorted(SHAPES)])
+# Bytes of one panel's accumulators: of its biases, and of the sums that a partial tile leaves.
+_SUMS_BYTES = np.array([SHAPES[kind].num_accumulators * VECTOR_BYTES for kind in sorted(SHAPES)])
 
 
 @jit
@@ -142,28 +142,26 @@ def output_of_row(plan, row, y):
 
 
 @jit
-def _panel_layout(plan, words):
-    """Return the bytes of a panel's biases, of its part for x, and of all of it."""
-    kind = plan[words + p.KIND]
-    bias_bytes = _BIAS_VECTORS[kind] * VECTOR_BYTES
-    x_bytes = _GATES[kind] * plan[words + p.NUM_X] * VECTOR_BYTES
-    h_bytes = _GATES[kind] * plan[words + p.HIDDEN_SIZE] * VECTOR_BYTES
-    return bias_bytes, x_bytes, bias_bytes + x_bytes + h_bytes
-
-
-@jit
 def _step_layer(plan, words, x_pointers, h_pointers, num_rows):
     """Compute one layer's new h (and c, in place) for all rows, then put h into the rows."""
     weights, num_panels = plan[words + p.WEIGHTS], plan[words + p.NUM_PANELS]
-    bias_bytes, _, panel_bytes = _panel_layout(plan, words)
+    kind, panel_bytes = plan[words + p.KIND], plan[words + p.PANEL_BYTES]
     run_tiles(
-        plan[words + p.KIND],
+        plan[p.COVER],
+        kind,
         num_panels,
         num_rows,
-        (weights + bias_bytes, panel_bytes),
+        (weights + plan[words + p.FIRST_WEIGHT], panel_bytes),
         (weights, 0, panel_bytes),
         (x_pointers, plan[words + p.NUM_X], h_pointers, plan[words + p.HIDDEN_SIZE]),
-        (plan[p.HIDDEN], plan[p.HIDDEN_STRIDE], 0, num_panels * VECTOR_BYTES, 0),
+        (
+            plan[p.HIDDEN],
+            plan[p.HIDDEN_STRIDE],
+            0,
+            num_panels * VECTOR_BYTES,
+            0,
+            weights + _SUMS_BYTES[kind],
+        ),
     )
     for i in range(num_rows):
         new_h = plan[p.HIDDEN] + i * plan[p.HIDDEN_STRIDE]
@@ -176,29 +174,31 @@ def _run_layer(plan, words, row, x_pointers, num_steps):
     """Run one layer through steps of one stream, and write its h of each to SEQUENCE."""
     kind, num_panels = plan[words + p.KIND], plan[words + p.NUM_PANELS]
     weights, h_pointers = plan[words + p.WEIGHTS], plan[p.H_POINTERS]
-    bias_bytes, x_bytes, panel_bytes = _panel_layout(plan, words)
+    panel_bytes = plan[words + p.PANEL_BYTES]
     sums, sums_stride = plan[p.SUMS], plan[p.SUMS_STRIDE]
     run_tiles(
+        plan[p.COVER],
         kind,
         num_panels,
         num_steps,
-        (weights + bias_bytes, panel_bytes),
+        (weights + plan[words + p.FIRST_WEIGHT], panel_bytes),
         (weights, 0, panel_bytes),
         (x_pointers, plan[words + p.NUM_X], x_pointers, 0),
-        (sums, sums_stride, 0, 0, 1),
+        (sums, sums_stride, 0, 0, 1, 0),
     )
     h = row + plan[words + p.H_OFFSET]
     store_i64(h_pointers, h)
     for t in range(num_steps):
         new_h = plan[p.SEQUENCE] + t * plan[p.HIDDEN_STRIDE]
         run_tiles(
+            plan[p.COVER],
             kind,
             num_panels,
             1,
-            (weights + bias_bytes + x_bytes, panel_bytes),
-            (sums + t * sums_stride, 0, bias_bytes),
+            (weights + plan[words + p.FIRST_H_WEIGHT], panel_bytes),
+            (sums + t * sums_stride, 0, _SUMS_BYTES[kind]),
             (h_pointers, 0, h_pointers, plan[words + p.HIDDEN_SIZE]),
-            (new_h, 0, 0, num_panels * VECTOR_BYTES, 0),
+            (new_h, 0, 0, num_panels * VECTOR_BYTES, 0, weights + _SUMS_BYTES[kind]),
         )
         activate(plan[words + p.ACTIVATION], new_h, plan[words + p.HIDDEN_SIZE])
         copy_bytes(h, new_h, num_panels * VECTOR_BYTES)
@@ -214,15 +214,16 @@ def _write_outputs(plan, h_pointers, level_pointers, y_pointers, num_rows):
             y, h = load_i64(y_pointers + 8 * i), load_i64(h_pointers + 8 * i)
             copy_bytes(y, h, 4 * output_size)
         return
-    panel_bytes = (1 + plan[p.LAST_SIZE]) * VECTOR_BYTES
+    panel_bytes = plan[p.HEAD_PANEL_BYTES]
     run_tiles(
+        plan[p.COVER],
         DENSE,
         plan[p.HEAD_PANELS],
         num_rows,
-        (weights + VECTOR_BYTES, panel_bytes),
+        (weights + plan[p.HEAD_FIRST_WEIGHT], panel_bytes),
         (weights, 0, panel_bytes),
         (h_pointers, plan[p.LAST_SIZE], h_pointers, 0),
-        (plan[p.HIDDEN], plan[p.HIDDEN_STRIDE], 0, 0, 0),
+        (plan[p.HIDDEN], plan[p.HIDDEN_STRIDE], 0, 0, 0, weights + VECTOR_BYTES),
     )
     for i in range(num_rows):
         out = plan[p.HIDDEN] + i * plan[p.HIDDEN_STRIDE]

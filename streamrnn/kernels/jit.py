@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import llvmlite
-import llvmlite.binding as llvm
 import numba
 from numba.core import event, types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
@@ -30,7 +29,7 @@ from numba.core.ccallback import CFunc
 
 from streamrnn.kernels import simd_width
 
-__all__ = ["cache_directory", "jit", "link", "linked"]
+__all__ = ["Linked", "cache_directory", "jit"]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SHARED_SOURCES = (_PACKAGE / "kernels", _PACKAGE / "state")
@@ -167,58 +166,32 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     return dispatcher
 
 
-class _Linked(CFunc):
-    """A function compiled for C, which tells numba's listeners so, as a dispatcher does."""
-
-    @property
-    def py_func(self) -> Callable[..., Any]:
-        function: Callable[..., Any] = self.__wrapped__
-        return function
-
-    def _compile_uncached(self) -> Any:
-        with event.trigger_event("numba:compile", data={"dispatcher": self}):
-            return super()._compile_uncached()  # type: ignore[misc]
-
-
-_UNLINKED: dict[str, _Linked] = {}
-_LINKED: list[_Linked] = []  # machine code lives as long as its object
-
-
-def linked(num_arguments: int) -> Callable[[Callable[..., Any]], types.ExternalFunction]:
-    """Compile a function once, and let other compiled functions call it by name.
+class Linked(CFunc):
+    """A function that is compiled once, for others to call by its address.
 
     Numba compiles all that a function calls anew into that function: a chain of four would compile
     the tiles four times, eight seconds each. The price is a call that cannot be inlined.
 
     Parameters
     ----------
+    function : callable
+        Takes and returns int64 only. Unlike that of `jit` it may be a closure, over plain numbers.
     num_arguments : int
-        All of int64, as is the result.
-
-    Returns
-    -------
-    callable
-        A decorator, which returns what compiled functions call. Before the first of them runs,
-        `link` must have been called.
+        How many it takes.
     """
 
-    def decorate(function: Callable[..., Any]) -> types.ExternalFunction:
-        name = f"streamrnn_{function.__name__}"
+    def __init__(self, function: Callable[..., Any], num_arguments: int) -> None:
         arguments = (types.int64,) * num_arguments
         options = {"nopython": True, "error_model": "numpy"}
-        compiled = _Linked(function, (arguments, types.int64), locals={}, options=options)
-        compiled._cache = _Cache(function)  # type: ignore[attr-defined]
-        _UNLINKED[name] = compiled
-        return types.ExternalFunction(name, types.int64(*arguments))
+        super().__init__(function, (arguments, types.int64), locals={}, options=options)
+        self._cache = _Cache(function)
 
-    return decorate
+    @property
+    def py_func(self) -> Callable[..., Any]:
+        """What numba's listeners ask a dispatcher for."""
+        function: Callable[..., Any] = self.__wrapped__
+        return function
 
-
-def link() -> None:
-    """Compile, or load from the cache, every `linked` function that has not been yet."""
-    while _UNLINKED:
-        name, compiled = next(iter(_UNLINKED.items()))
-        compiled.compile()
-        llvm.add_symbol(name, compiled.address)
-        _LINKED.append(compiled)
-        _UNLINKED.pop(name, None)
+    def _compile_uncached(self) -> Any:
+        with event.trigger_event("numba:compile", data={"dispatcher": self}):
+            return super()._compile_uncached()  # type: ignore[misc]

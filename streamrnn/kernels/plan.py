@@ -16,15 +16,16 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.errors import InputError
 from streamrnn.kernels.activations import IDENTITY, RELU, SIGMOID, SOFTMAX, TANH
-from streamrnn.kernels.jit import link
+from streamrnn.kernels.cover import cover_address
 from streamrnn.kernels.pack import aligned_floats, pack, padded
 from streamrnn.kernels.simd_width import WIDTH
-from streamrnn.kernels.tiles import DENSE, GRU, LSTM, SHAPES
+from streamrnn.kernels.tiles import BFLOAT16, DENSE, FLOAT32, GRU, INT8, LSTM, SHAPES
 from streamrnn.model import Model
 from streamrnn.spec import CELLS, MAX_LAYERS, InputSpec, ModelSpec
 
-__all__ = ["MAX_WAVE", "PLAN_WORDS", "Program", "head_matrices", "layer_matrices"]
+__all__ = ["MAX_WAVE", "PLAN_WORDS", "PRECISIONS", "Program", "head_matrices", "layer_matrices"]
 
 MAX_WAVE = 96  # rows of a wave: a multiple of every tile's rows
 
@@ -54,17 +55,32 @@ MAX_WAVE = 96  # rows of a wave: a multiple of every tile's rows
     LEVEL_STRIDE,  # bytes
     LAST_H,  # bytes from the row to the last layer's h
     LAST_SIZE,  # its elements
+    COVER,  # address of the function that covers a product with tiles
     HEAD_WEIGHTS,  # address, or 0 without a head
+    HEAD_PANEL_BYTES,
+    HEAD_FIRST_WEIGHT,
     HEAD_ACTIVATION,
     HEAD_PANELS,
     OUTPUT_LEVELS,  # address of int64[output_size]: bytes to the remembered level, or -1
     OUTPUT_CENTERS,  # address of float32[output_size]
     OUTPUTS_ARE_PLAIN,  # no level and no center to add
     FIRST_LAYER,  # where the layers' words begin
-) = range(31)
+) = range(34)
 
 # Words of one layer.
-KIND, ACTIVATION, WEIGHTS, NUM_X, HIDDEN_SIZE, H_OFFSET, NUM_PANELS, LAYER_WORDS = range(8)
+(
+    KIND,
+    ACTIVATION,
+    WEIGHTS,  # address of the first panel
+    PANEL_BYTES,
+    FIRST_WEIGHT,  # bytes from a panel's start to its weights for x
+    FIRST_H_WEIGHT,  # and for h
+    NUM_X,
+    HIDDEN_SIZE,
+    H_OFFSET,
+    NUM_PANELS,
+    LAYER_WORDS,
+) = range(11)
 
 # Words of one input.
 (
@@ -83,6 +99,7 @@ MISSING_ERROR, MISSING_HOLD, MISSING_MEAN, MISSING_MASK = range(4)
 
 PLAN_WORDS = FIRST_LAYER + MAX_LAYERS * LAYER_WORDS
 
+PRECISIONS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8}
 _INPUT_KINDS = {"numeric": NUMERIC, "categorical": CATEGORICAL, "token": TOKEN}
 _MISSING = {
     "error": MISSING_ERROR,
@@ -179,6 +196,10 @@ class Program:
     ----------
     model : Model
         Scales are folded into its first and last matrices here, in float64.
+    precision : str
+        How the weights are stored, one of `PRECISIONS`: ``float32``; ``bfloat16``, half of it;
+        ``int8``, a quarter, with a scale for each row of a matrix. Sums and states are float32
+        with each of them.
 
     Attributes
     ----------
@@ -195,10 +216,14 @@ class Program:
         Bytes from the row to the level that is added, or -1.
     """
 
-    def __init__(self, model: Model) -> None:
-        link()  # whoever runs a plan calls the tiles
+    def __init__(self, model: Model, precision: str = "float32") -> None:
+        if precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise InputError(f"precision is {precision!r}; it must be one of {known}")
         self.spec = model.spec
+        self.precision = PRECISIONS[precision]
         self.plan = np.zeros(PLAN_WORDS, dtype=np.int64)
+        self.plan[COVER] = cover_address(self.precision)
         self._owned: list[NDArray[np.generic]] = []
         self._parameters = {
             name: np.asarray(value, dtype=np.float64) for name, value in model.parameters.items()
@@ -275,7 +300,11 @@ class Program:
             size = layer.hidden_size
             words = plan[FIRST_LAYER + index * LAYER_WORDS :][:LAYER_WORDS]
             words[KIND], words[ACTIVATION] = kind, activation
-            words[WEIGHTS] = self._own(pack(kind, biases, x_weights, h_weights))
+            packed = pack(kind, biases, x_weights, h_weights, self.precision)
+            words[WEIGHTS] = self._own(packed.memory)
+            words[PANEL_BYTES] = packed.panel_bytes
+            words[FIRST_WEIGHT] = packed.first_weight
+            words[FIRST_H_WEIGHT] = packed.first_h_weight
             words[NUM_X], words[HIDDEN_SIZE] = num_x, size
             words[H_OFFSET] = self._next_offset
             words[NUM_PANELS] = padded(size) // WIDTH
@@ -298,7 +327,10 @@ class Program:
         plan[OUTPUTS_ARE_PLAIN] = not centers.any() and bool(np.all(levels < 0))
         if spec.head is None:
             return
-        plan[HEAD_WEIGHTS] = self._own(pack(DENSE, *head_matrices(spec, self._parameters)))
+        packed = pack(DENSE, *head_matrices(spec, self._parameters), self.precision)
+        plan[HEAD_WEIGHTS] = self._own(packed.memory)
+        plan[HEAD_PANEL_BYTES] = packed.panel_bytes
+        plan[HEAD_FIRST_WEIGHT] = packed.first_weight
         plan[HEAD_ACTIVATION] = _ACTIVATIONS[spec.head.activation]
         plan[HEAD_PANELS] = padded(spec.output_size) // WIDTH
 

@@ -213,3 +213,55 @@ class Emitter:
         ir.Value
         """
         return self.builder.load(self.builder.inttoptr(address, FLOAT.as_pointer()), align=4)
+
+    def load_bfloat16(self, address: ir.Value) -> ir.Value:
+        """Load a vector of bfloat16, widened.
+
+        Parameters
+        ----------
+        address : ir.Value
+            An int64, a multiple of twice the width.
+
+        Returns
+        -------
+        ir.Value
+        """
+        halves = ir.VectorType(ir.IntType(16), WIDTH)
+        pointer = self.builder.inttoptr(address, halves.as_pointer())
+        lanes = self.builder.zext(self.builder.load(pointer, align=2 * WIDTH), _LANES)
+        return self.as_floats(self.builder.shl(lanes, self.lanes(16)))
+
+    def load_bfloat16_pair(self, address: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Load two vectors of bfloat16 that share their lanes, widened: one operation each.
+
+        Parameters
+        ----------
+        address : ir.Value
+            An int64, a multiple of twice the width.
+
+        Returns
+        -------
+        low, high : ir.Value
+        """
+        pointer = self.builder.inttoptr(address, _LANES.as_pointer())
+        lanes = self.builder.load(pointer, align=2 * WIDTH)
+        low = self.builder.shl(lanes, self.lanes(16))
+        high = self.builder.and_(lanes, self.lanes(-0x10000))
+        return self.as_floats(low), self.as_floats(high)
+
+    def load_int8(self, address: ir.Value) -> ir.Value:
+        """Load a vector of int8 as float32.
+
+        Parameters
+        ----------
+        address : ir.Value
+            An int64, a multiple of the width.
+
+        Returns
+        -------
+        ir.Value
+        """
+        bytes_ = ir.VectorType(ir.IntType(8), WIDTH)
+        pointer = self.builder.inttoptr(address, bytes_.as_pointer())
+        lanes = self.builder.sext(self.builder.load(pointer, align=WIDTH), _LANES)
+        return self.builder.sitofp(lanes, VECTOR)

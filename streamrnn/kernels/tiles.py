@@ -32,17 +32,23 @@ from streamrnn.kernels.simd import INT, VECTOR, Emitter
 from streamrnn.kernels.simd_width import WIDTH
 
 __all__ = [
+    "BFLOAT16",
     "DENSE",
+    "FLOAT32",
     "GRU",
+    "INT8",
     "LSTM",
     "MAX_PANELS",
     "MAX_ROWS",
     "SHAPES",
     "VECTOR_BYTES",
+    "WEIGHT_BYTES",
     "tile",
 ]
 
 VECTOR_BYTES = 4 * WIDTH
+FLOAT32, BFLOAT16, INT8 = range(3)
+WEIGHT_BYTES = (4, 2, 1)  # by precision
 DENSE, GRU, LSTM = range(3)
 
 
@@ -106,9 +112,12 @@ def _emit_lstm(e: Emitter, sums: Sequence[ir.Value], c: ir.Value) -> tuple[ir.Va
 class _Tile:
     """Emits one tile. See `tile` for the arguments."""
 
-    def __init__(self, builder: ir.IRBuilder, kind: int, num_rows: int, num_panels: int) -> None:
+    def __init__(
+        self, builder: ir.IRBuilder, precision: int, kind: int, num_rows: int, num_panels: int
+    ) -> None:
         self.e = Emitter(builder)
         self.builder = builder
+        self.precision = precision
         self.kind = kind
         self.shape = SHAPES[kind]
         self.num_rows = num_rows
@@ -149,7 +158,7 @@ class _Tile:
         Returns the new accumulators, and where in each panel the weights of this phase end.
         """
         b = self.builder
-        step = len(gates) * VECTOR_BYTES
+        step = len(gates) * WIDTH * WEIGHT_BYTES[self.precision]
         before = b.block
         head = b.append_basic_block("k_head")
         body = b.append_basic_block("k_body")
@@ -170,13 +179,7 @@ class _Tile:
         b.position_at_end(body)
         current = [[list(accumulators) for accumulators in row_sums] for row_sums in phis]
         offset = b.mul(k, INT(step))
-        weights = [
-            [
-                self.e.load(b.add(b.add(panel, offset), INT(j * VECTOR_BYTES)))
-                for j in range(len(gates))
-            ]
-            for panel in panels
-        ]
+        weights = [self.load_weights(b.add(panel, offset), len(gates)) for panel in panels]
         element_offset = b.mul(k, INT(4))
         for r in range(self.num_rows):
             element = self.e.splat(self.e.load_scalar(b.add(rows[r], element_offset)))
@@ -191,6 +194,37 @@ class _Tile:
         b.position_at_end(after)
         size = b.mul(count, INT(step))
         return phis, [b.add(panel, size) for panel in panels]
+
+    def load_weights(self, address: ir.Value, num_gates: int) -> list[ir.Value]:
+        """Load the weights of one element for every gate, and widen them to float32."""
+        b, e = self.builder, self.e
+        vector_bytes = WIDTH * WEIGHT_BYTES[self.precision]
+        places = [b.add(address, INT(j * vector_bytes)) for j in range(num_gates)]
+        if self.precision == FLOAT32:
+            return [e.load(place) for place in places]
+        if self.precision == INT8:
+            return [e.load_int8(place) for place in places]
+        # Two vectors share one of twice their width, lane by lane: low halves and high halves.
+        weights: list[ir.Value] = []
+        for place in places[: num_gates // 2 * 2 : 2]:
+            weights += e.load_bfloat16_pair(place)
+        if num_gates % 2:
+            weights.append(e.load_bfloat16(places[-1]))
+        return weights
+
+    def scaled(
+        self, sums: list[list[list[ir.Value]]], scales: ir.Value, panel_bytes: ir.Value
+    ) -> list[list[list[ir.Value]]]:
+        """Return the accumulators in the model's units: int8 weights are whole numbers."""
+        if self.precision != INT8:
+            return sums
+        b = self.builder
+        panels = [b.add(scales, b.mul(panel_bytes, INT(p))) for p in range(self.num_panels)]
+        scaled = [[list(panel) for panel in row] for row in sums]
+        for r, p, g in self._each_accumulator():
+            scale = self.e.load(b.add(panels[p], INT(g * VECTOR_BYTES)))
+            scaled[r][p][g] = b.fmul(sums[r][p][g], scale)
+        return scaled
 
     def store_sums(self, sums: list[list[list[ir.Value]]], target: Sequence[ir.Value]) -> None:
         """Store the accumulators as they are, side by side."""
@@ -258,13 +292,15 @@ _ALL_TILES = [
 ]
 
 
-def _emit_tile(builder: ir.IRBuilder, shape: tuple[int, int, int], args: Sequence[Any]) -> None:
+def _emit_tile(
+    builder: ir.IRBuilder, precision: int, shape: tuple[int, int, int], args: Sequence[Any]
+) -> None:
     """Emit one tile at the builder's place; ``args`` as in `tile`, from the weights on."""
     weights, start, inputs, target = (
         [builder.extract_value(group, i) for i in range(group.type.count)] for group in args
     )
     x_table, num_x, h_table, num_h = inputs
-    tile_ = _Tile(builder, *shape)
+    tile_ = _Tile(builder, precision, *shape)
     x_rows, h_rows = tile_.load_pointers(x_table), tile_.load_pointers(h_table)
     panels = [
         builder.add(weights[0], builder.mul(weights[1], INT(p))) for p in range(tile_.num_panels)
@@ -272,7 +308,7 @@ def _emit_tile(builder: ir.IRBuilder, shape: tuple[int, int, int], args: Sequenc
     sums = tile_.start(*start)
     sums, panels = tile_.multiply(sums, panels, x_rows, num_x, tile_.shape.x_gates)
     sums, panels = tile_.multiply(sums, panels, h_rows, num_h, tile_.shape.h_gates)
-    if shape[0] == DENSE:
+    if shape[0] == DENSE and precision != INT8:
         tile_.store_sums(sums, target)
         return
     is_partial = builder.icmp_signed("!=", target[4], INT(0))
@@ -280,12 +316,17 @@ def _emit_tile(builder: ir.IRBuilder, shape: tuple[int, int, int], args: Sequenc
         with then:
             tile_.store_sums(sums, target)
         with otherwise:
-            tile_.finish(sums, h_rows, target)
+            sums = tile_.scaled(sums, target[5], weights[1])
+            if shape[0] == DENSE:
+                tile_.store_sums(sums, target)
+            else:
+                tile_.finish(sums, h_rows, target)
 
 
-@intrinsic
+@intrinsic(prefer_literal=True)
 def tile(
     typingctx: Any,
+    precision: types.Type,
     kind: types.Type,
     num_rows: types.Type,
     num_panels: types.Type,
@@ -298,6 +339,8 @@ def tile(
 
     Parameters
     ----------
+    precision : literal int
+        How the weights are stored: `FLOAT32`, `BFLOAT16` or `INT8`.
     kind, num_rows, num_panels : int64
         `DENSE`, `GRU` or `LSTM`; how many streams, 1 to `MAX_ROWS`; how many panels at once: a
         power of two up to ``MAX_PANELS[kind, num_rows]``. Another combination does nothing.
@@ -309,17 +352,21 @@ def tile(
     inputs : (x_pointers, num_x, h_pointers, num_h)
         Addresses of int64[num_rows], where each stream's x and h lie, and how many float32 of
         each count. `DENSE` reads h only if num_h is above 0.
-    target : (out, out_bytes, unit_offset, cell_offset, is_partial)
+    target : (out, out_bytes, unit_offset, cell_offset, is_partial, scales)
         The new h of row r goes to ``out + r * out_bytes + unit_offset``. It must not overlap h,
         which tiles of later panels still read. ``unit_offset`` is the bytes from the start of h
         to the first unit of this tile, ``cell_offset`` those from h to c in a stream's row (LSTM):
         c is replaced in place, for no other tile reads these units of it. With ``is_partial`` the
-        accumulators themselves are stored, each panel's side by side.
+        accumulators themselves are stored, each panel's side by side. ``scales`` is the address
+        of what the first panel's accumulators are multiplied by in the end (int8 only).
     """
+    if not isinstance(precision, types.IntegerLiteral):
+        return None
+    chosen = precision.literal_value
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        key = builder.add(builder.mul(args[0], INT(8)), args[1])
-        key = builder.add(builder.mul(key, INT(8)), args[2])
+        key = builder.add(builder.mul(args[1], INT(8)), args[2])
+        key = builder.add(builder.mul(key, INT(8)), args[3])
         done = builder.append_basic_block("tile_done")
         switch = builder.switch(key, done)
         for shape in _ALL_TILES:
@@ -327,10 +374,10 @@ def tile(
             block = builder.append_basic_block(f"tile_{kind}_{rows}x{panels}")
             switch.add_case(INT((kind * 8 + rows) * 8 + panels), block)
             builder.position_at_end(block)
-            _emit_tile(builder, shape, args[3:])
+            _emit_tile(builder, chosen, shape, args[4:])
             builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    groups = [types.containers.UniTuple(types.int64, count) for count in (2, 3, 4, 5)]
-    return types.void(*(types.int64,) * 3, *groups), codegen
+    groups = [types.containers.UniTuple(types.int64, count) for count in (2, 3, 4, 6)]
+    return types.void(precision, *(types.int64,) * 3, *groups), codegen
