@@ -120,6 +120,9 @@ class Engine:
     max_streams : int
         The most streams at once. On the CPU memory is taken only for those that exist, on a GPU
         for all of them.
+    precision : str
+        How the weights are stored: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (weight-only, a
+        scale a row). Sums and states are float32 with each of them.
 
     Raises
     ------
@@ -134,7 +137,13 @@ class Engine:
     >>> y = engine.step({"a": x_a, "b": x_b})           # doctest: +SKIP
     """
 
-    def __init__(self, model: Model, device: str = "cpu", max_streams: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        model: Model,
+        device: str = "cpu",
+        max_streams: int = 1 << 20,
+        precision: str = "float32",
+    ) -> None:
         if not 1 <= max_streams < 1 << 31:
             raise InputError(f"max_streams is {max_streams}; it must be from 1 to 2^31 - 1")
         self.model = model
@@ -142,7 +151,7 @@ class Engine:
         spec = model.spec
         self._dtype = np.dtype(np.uint32 if spec.is_token else np.float32)
         self._num_inputs, self._output_size = spec.num_inputs, spec.output_size
-        self._device = _make_device(model, device, max_streams)
+        self._device = _make_device(model, device, max_streams, precision)
         # Each slot's generation, odd while a stream lives, and the call that it was last in.
         self._marks = reserve(16 * (max_streams + 1)).view(np.int64).reshape(-1, 2)
         self._generations = self._marks[:, 0]
@@ -401,9 +410,11 @@ class Engine:
         )
 
 
-def _make_device(model: Model, device: str, max_streams: int) -> Device:
+def _make_device(model: Model, device: str, max_streams: int, precision: str) -> Device:
     if device == "cpu":
-        return CpuDevice(model, max_streams)
+        return CpuDevice(model, max_streams, precision)
+    if precision != "float32":
+        raise InputError(f"precision is {precision!r}; on device {device!r} it must be 'float32'")
     if device == "cuda":
         from streamrnn.engine_cuda import CudaDevice  # needs the extra, and takes a while
 

@@ -51,6 +51,8 @@ class CpuDevice:
         What to run.
     max_streams : int
         Rows of the slab. Memory is taken only for those that are used.
+    precision : str
+        How the weights are stored. See `Program`.
 
     Attributes
     ----------
@@ -60,8 +62,8 @@ class CpuDevice:
         One row a slot, 64-byte aligned.
     """
 
-    def __init__(self, model: Model, max_streams: int) -> None:
-        self.program = Program(model)
+    def __init__(self, model: Model, max_streams: int, precision: str = "float32") -> None:
+        self.program = Program(model, precision)
         row_bytes = self.program.row_bytes
         memory = reserve(max_streams * row_bytes + _ROW_ALIGNMENT_BYTES)
         start = -memory.ctypes.data % _ROW_ALIGNMENT_BYTES

@@ -147,7 +147,6 @@ def _panels(units: NDArray[np.float64], num_panels: int) -> NDArray[np.float64]:
 
 def _stored(panels: NDArray[np.float64], num_gates: int, precision: int) -> NDArray[np.uint8]:
     """Return panels of weights as they are stored, [panel, bytes]."""
-    num_panels = len(panels)
     if precision == INT8:
         return panels.astype(np.int8).view(np.uint8)
     wide = panels.astype(np.float32)
@@ -156,10 +155,12 @@ def _stored(panels: NDArray[np.float64], num_gates: int, precision: int) -> NDAr
     bits = wide.view(np.uint32)
     halves = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
     # Pairs of gates share their lanes: see `_Tile.load_weights`.
-    halves = halves.reshape(num_panels, -1, num_gates, WIDTH)
+    num_panels, num_columns = len(panels), panels.shape[1] // (num_gates * WIDTH)
+    halves = halves.reshape(num_panels, num_columns, num_gates, WIDTH)
     paired = num_gates // 2 * 2
     low, high = halves[:, :, 0:paired:2], halves[:, :, 1:paired:2]
-    pairs = np.stack([low, high], axis=-1).reshape(num_panels, -1, paired * WIDTH)
-    single = halves[:, :, paired:].reshape(num_panels, -1, (num_gates - paired) * WIDTH)
+    pairs = np.stack([low, high], axis=-1).reshape(num_panels, num_columns, paired * WIDTH)
+    num_single = num_gates - paired
+    single = halves[:, :, paired:].reshape(num_panels, num_columns, num_single * WIDTH)
     stored = np.ascontiguousarray(np.concatenate([pairs, single], axis=2))
-    return stored.reshape(num_panels, -1).view(np.uint8)
+    return stored.reshape(num_panels, panels.shape[1]).view(np.uint8)

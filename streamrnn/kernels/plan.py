@@ -11,6 +11,7 @@ with zeros.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 
 import numpy as np
@@ -99,6 +100,7 @@ MISSING_ERROR, MISSING_HOLD, MISSING_MEAN, MISSING_MASK = range(4)
 
 PLAN_WORDS = FIRST_LAYER + MAX_LAYERS * LAYER_WORDS
 
+_ARITHMETIC_VERSION = 1  # to be raised whenever any output's bits change
 PRECISIONS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8}
 _INPUT_KINDS = {"numeric": NUMERIC, "categorical": CATEGORICAL, "token": TOKEN}
 _MISSING = {
@@ -240,6 +242,15 @@ class Program:
         self.plan[INITIAL_ROW_ADDRESS] = self._own(self.initial_row)
         del self._parameters, self._next_offset
         self._add_scratch()
+
+    @property
+    def arithmetic(self) -> str:
+        """Name what decides the bits of an output besides model and inputs.
+
+        The vector width is not among it: all widths give the same bits.
+        """
+        names = {value: name for name, value in PRECISIONS.items()}
+        return f"cpu-{platform.machine()}-{names[self.precision]}-{_ARITHMETIC_VERSION}"
 
     def for_shard(self) -> Program:
         """Return a program with the same weights and scratch of its own, for another thread.
