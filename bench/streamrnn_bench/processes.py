@@ -49,19 +49,41 @@ def stopping_cleanly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of the block: it starts or ends a process."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+
+    before = {}
+    with contextlib.suppress(ValueError):  # not in the main thread, where no signal comes
+        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for first in noted[:1]:
+            signal.raise_signal(first)
+
+
+@contextlib.contextmanager
 def _process(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
     """Run a module; end it with the block, and say what it said if that goes wrong."""
+    process = None
     with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            text=True,
-            # Ctrl-C is for us; we then end our processes in order.
-            start_new_session=True,
-        )
         try:
+            with _signals_held():
+                process = subprocess.Popen(
+                    [sys.executable, "-m", module, *words],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=said,
+                    text=True,
+                    # Ctrl-C is for us; we then end our processes in order.
+                    start_new_session=True,
+                )
             yield process
         except BenchError as error:
             said.seek(0)
@@ -70,7 +92,9 @@ def _process(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
                 raise
             raise BenchError(f"{error}; {module} said: {' | '.join(last)}") from error
         finally:
-            _end(process)
+            if process is not None:
+                with _signals_held():
+                    _end(process)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
