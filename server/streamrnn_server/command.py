@@ -114,17 +114,11 @@ def run(args: argparse.Namespace) -> int:
     models = load_models(args.model)
     from streamrnn_server.server import Server
 
-    stopped_early = _Signals()
+    signals = _Signals()
     server = Server(models, config, log)
-    stopped_early.hand_over(server.wake_file, server.stop)
+    signals.hand_over(server.wake_file, server.stop)
     passed_s = time.monotonic() - began_s
     names = ", ".join(models)
-    print(
-        f"streamrnn: ready at {' '.join(server.endpoints)} serving {names} "
-        f"(durability none, {passed_s:.1f} s)",
-        flush=True,
-    )
-    log.write("info", "ready", endpoints=" ".join(server.endpoints), models=names, pid=os.getpid())
     if args.ready_file is not None:
         _write_ready_file(
             args.ready_file,
@@ -134,7 +128,14 @@ def run(args: argparse.Namespace) -> int:
                 "instance": server.control.instance,
             },
         )
+    print(
+        f"streamrnn: ready at {' '.join(server.endpoints)} serving {names} "
+        f"(durability none, {passed_s:.1f} s)",
+        flush=True,
+    )
+    log.write("info", "ready", endpoints=" ".join(server.endpoints), models=names, pid=os.getpid())
     server.run()
+    signal.set_wakeup_fd(-1)
     server.close()
     log.write("info", "stopped")
     return 0

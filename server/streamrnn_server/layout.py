@@ -13,7 +13,6 @@ __all__ = ["COUNTERS", "MODEL_RECORD_BYTES", "NUM_BUCKETS", "SHARD_WORDS"]
 (
     ROUTER,  # socket handles
     PAIR,
-    ENDPOINT,  # address of the bound endpoint as C text
     IDENTITY_MESSAGE,  # zmq_msg_t
     PAYLOAD_MESSAGE,
     POLL_ITEMS,  # scratch of libzmq.poll_two
@@ -61,8 +60,8 @@ __all__ = ["COUNTERS", "MODEL_RECORD_BYTES", "NUM_BUCKETS", "SHARD_WORDS"]
     MOVED,  # address of int64[num_shards, 2]: the error that names a shard's endpoint
     COUNTERS_AT,  # address of int64[len(COUNTERS)]
     LATENCIES,  # address of int64[NUM_BUCKETS]
-) = range(0, 400, 8)
-SHARD_WORDS = 50
+) = range(0, 392, 8)
+SHARD_WORDS = 49
 
 RUNNING, STOPPING, DRAINED, ENDED = range(4)
 

@@ -38,7 +38,6 @@ __all__ = [
     "poll_two",
     "receive_frame",
     "send_bytes",
-    "unbind",
 ]
 
 MESSAGE_BYTES = 64  # sizeof(zmq_msg_t)
@@ -92,7 +91,6 @@ _zmq_msg_size = ExternalFunction("zmq_msg_size", _word(_word))
 _zmq_msg_more = ExternalFunction("zmq_msg_more", _int(_word))
 _zmq_send = ExternalFunction("zmq_send", _int(_word, _word, _word, _int))
 _zmq_poll = ExternalFunction("zmq_poll", _int(_word, _int, _word))
-_zmq_unbind = ExternalFunction("zmq_unbind", _int(_word, _word))
 _zmq_errno = ExternalFunction("zmq_errno", _int())
 _clock_gettime = ExternalFunction("clock_gettime", _int(_int, _word))
 
@@ -278,25 +276,6 @@ def poll_two(items: int, first: int, second: int, timeout_ms: int) -> int:
     if _zmq_poll(items, 2, timeout_ms) <= 0:
         return 0
     return (load_u16(items + 14) != 0) + 2 * (load_u16(items + 30) != 0)
-
-
-@jit
-def unbind(socket: int, endpoint: int) -> int:
-    """Take no further connections.
-
-    Parameters
-    ----------
-    socket : int
-        The socket's handle.
-    endpoint : int
-        Address of the endpoint as C text, as ``LAST_ENDPOINT`` told it.
-
-    Returns
-    -------
-    int
-        0, or -1 if the socket is not bound there.
-    """
-    return _zmq_unbind(socket, endpoint)
 
 
 @jit

@@ -85,14 +85,12 @@ class ShardMemory:
         self.latencies: NDArray[np.int64] = np.zeros(w.NUM_BUCKETS, np.int64)
         self._words: NDArray[np.int64] = np.zeros(w.SHARD_WORDS, np.int64)
         self.address = address_of(self._words)
-        endpoint = router.get_string(zmq.LAST_ENDPOINT).encode() + b"\0"
         y_stride = max(64 * -(-program.spec.output_size // 16) for program in programs.values())
         out_bytes = 4 * config.max_message_bytes + _OUT_SLACK_BYTES
         self._set(
             {
                 w.ROUTER: router.underlying,
                 w.PAIR: pair.underlying,
-                w.ENDPOINT: self._own(np.frombuffer(endpoint, np.uint8)),
                 w.IDENTITY_MESSAGE: self._zeros(MESSAGE_BYTES),
                 w.PAYLOAD_MESSAGE: self._zeros(MESSAGE_BYTES),
                 w.POLL_ITEMS: self._zeros(POLL_BYTES),

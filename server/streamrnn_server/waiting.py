@@ -18,7 +18,6 @@ from streamrnn_server.libzmq import (
     poll_two,
     receive_frame,
     send_bytes,
-    unbind,
 )
 from streamrnn_server.reply import count_unsent
 from streamrnn_server.streams import close_stream
@@ -125,7 +124,8 @@ def listen(shard: int) -> None:
 @jit
 def _obey(shard: int, command: int) -> None:
     if command == COMMAND_STOP and load_i64(shard + w.STATE) == w.RUNNING:
-        unbind(load_i64(shard + w.ROUTER), load_i64(shard + w.ENDPOINT))
+        # Not unbound yet: in libzmq that ends the connections that came through the listener too,
+        # with all that is still to be said on them.
         store_i64(shard + w.STOP_AT_NS, load_i64(shard + w.NOW_NS) + _STOP_WITHIN_NS)
         store_i64(shard + w.STATE, w.STOPPING)
     elif command == COMMAND_END:
