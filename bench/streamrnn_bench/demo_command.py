@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 __all__ = ["configure", "run"]
 
@@ -73,28 +69,14 @@ def run(args: argparse.Namespace) -> int:
     from streamrnn_bench.demo.paper import Paper
     from streamrnn_bench.demo.server_process import usable_port
     from streamrnn_bench.demo.story import Options, tell
+    from streamrnn_bench.processes import stopping_cleanly
 
     keep_running = args.keep_running
     if keep_running is None:
         keep_running = sys.stdin.isatty() and sys.stdout.isatty()
     port = usable_port(args.port)
-    with _ended_by_signals(), tempfile.TemporaryDirectory(prefix="streamrnn-demo-") as scratch:
+    with stopping_cleanly(), tempfile.TemporaryDirectory(prefix="streamrnn-demo-") as scratch:
         path = args.output or Path(scratch) / "co2.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         tell(Options(path, port, args.streams, args.epochs, keep_running), Paper())
     return 0
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Leave through every ``with`` block on SIGTERM and SIGHUP too, so that no server is left."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -17,8 +17,9 @@ from typing import Any
 from streamrnn_bench.cases import Case
 from streamrnn_bench.results import BenchError
 
-__all__ = ["Load", "echo", "load", "serving", "stopping_cleanly", "temporary_model"]
+__all__ = ["Load", "echo", "load", "serving", "signals_held", "stopping_cleanly", "temporary_model"]
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _START_WITHIN_S = 180.0  # the first time, all of the server is compiled
 _STOP_WITHIN_S = 10.0
 _LOOK_EVERY_S = 0.02
@@ -27,7 +28,7 @@ _TOLD_LINES = 5
 
 @contextlib.contextmanager
 def stopping_cleanly() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that no process is left behind.
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that no process is left behind.
 
     Yields
     ------
@@ -37,20 +38,24 @@ def stopping_cleanly() -> Iterator[None]:
     def leave(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    try:
-        before = signal.signal(signal.SIGTERM, leave)
-    except ValueError:  # not in the main thread: its owner sees to it
-        yield
-        return
+    before = {}
+    with contextlib.suppress(ValueError):  # not in the main thread: its owner sees to it
+        before = {n: signal.signal(n, leave) for n in _ENDING[1:]}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait for the end of the block: it starts or ends a process."""
+def signals_held() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of the block: it starts or ends a process.
+
+    Yields
+    ------
+    None
+    """
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -58,7 +63,7 @@ def _signals_held() -> Iterator[None]:
 
     before = {}
     with contextlib.suppress(ValueError):  # not in the main thread, where no signal comes
-        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+        before = {n: signal.signal(n, note) for n in _ENDING}
     try:
         yield
     finally:
@@ -74,7 +79,7 @@ def _process(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
     process = None
     with tempfile.TemporaryFile("w+") as said:
         try:
-            with _signals_held():
+            with signals_held():
                 process = subprocess.Popen(
                     [sys.executable, "-m", module, *words],
                     stdin=subprocess.PIPE,
@@ -93,7 +98,7 @@ def _process(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
             raise BenchError(f"{error}; {module} said: {' | '.join(last)}") from error
         finally:
             if process is not None:
-                with _signals_held():
+                with signals_held():
                     _end(process)
 
 

@@ -8,10 +8,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from streamrnn.errors import StartError
+from streamrnn_bench.processes import signals_held
 
 __all__ = ["PREFERRED_PORT", "ServerProcess", "usable_port"]
 
@@ -92,7 +94,8 @@ class ServerProcess:
         """
         self._ready_path.unlink(missing_ok=True)
         began = time.perf_counter()
-        with open(self.log_path, "ab") as log:
+        # Nobody would stop a process that a signal left without a name.
+        with open(self.log_path, "ab") as log, signals_held():
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
@@ -123,12 +126,10 @@ class ServerProcess:
         """Send SIGTERM and wait for the end; kill a process that does not listen."""
         if self._process is None:
             return
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        finally:
+        with signals_held():
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_WITHIN_S)
             self.kill()
 
     def wait(self) -> int:
