@@ -14,12 +14,16 @@ from typing import Any
 
 def assemble(ptx: str, capability: tuple[int, int]) -> str:
     """Return what the assembler says about registers, memory and spills."""
+    from cuda import pathfinder
     from cuda.bindings import nvjitlink
 
     options = ["-arch=sm_{}{}".format(*capability), "-Xptxas=-v", "-verbose"]
     linker = nvjitlink.create(len(options), options)
     code = ptx.encode()
     nvjitlink.add_data(linker, nvjitlink.InputType.PTX, code, len(code), "kernel")
+    if "cudaCG" in ptx:  # blocks that wait for each other: of NVIDIA's device runtime
+        library = pathfinder.find_static_lib("cudadevrt")
+        nvjitlink.add_file(linker, nvjitlink.InputType.LIBRARY, library)
     nvjitlink.complete(linker)
     log = bytearray(nvjitlink.get_info_log_size(linker))
     nvjitlink.get_info_log(linker, log)
@@ -32,7 +36,7 @@ def main(capability: tuple[int, int]) -> None:
     from numba import cuda, float32, int32, int64
     from numba.cuda import dispatcher
 
-    from streamrnn.kernels.cuda import network, rows, tiles
+    from streamrnn.kernels.cuda import chunk, network, rows, tiles
     from streamrnn.kernels.tiles import DENSE, GRU, LSTM
 
     # Functions that kernels call are compiled for the GPU that is there; say which it would be.
@@ -52,6 +56,11 @@ def main(capability: tuple[int, int]) -> None:
     state = (words, floats, floats, floats, ints)
     kernels["features"] = (rows.make_features_kernel(threads), (*state, floats, ints, *three))
     kernels["finish"] = (rows.make_finish_kernel(threads), (*state, floats, int64, int64))
+    kernels["softmax"] = (rows.make_softmax_kernel(threads), (floats, int64))
+    kernels["chunk"] = (
+        chunk.make_chunk_kernel(threads),
+        (*state, floats, ints, int64, floats, *three),
+    )
     kernels["start"] = (rows.make_start_kernel(threads), (floats, ints, floats))
     result = {}
     for name, (kernel, signature) in kernels.items():

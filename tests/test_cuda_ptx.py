@@ -15,7 +15,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamr
 pytest.importorskip("cuda.bindings.nvjitlink", reason="needs NVIDIA's linker: numba-cuda[cu13]")
 
 LAYERS = [f"{kind} {width}" for kind in ("dense", "gru", "lstm") for width in ("wide", "narrow")]
-KERNELS = [*LAYERS, "features", "finish", "start"]
+KERNELS = [*LAYERS, "features", "finish", "softmax", "chunk", "start"]
 CAPABILITIES = [(8, 0), (9, 0)]
 # Sums of a thread, which is products of a thread for each k.
 NUM_PRODUCTS = {
@@ -89,12 +89,16 @@ def test_wide_tiles_read_four_numbers_at_once(kernels):
 def test_sums_stay_in_registers(kernels):
     for name, kernel in kernels.items():
         log = kernel["log"]
+        spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log)
+        assert spills, log
+        assert set(spills) == {"0"}, log
         assert ".local" not in kernel["ptx"], name
-        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in log, log
+        if name != "chunk":  # which calls a function of NVIDIA's, with a frame
+            assert "0 bytes stack frame" in log, log
     for kind in ("gru", "lstm"):
         # 65,536 registers of a multiprocessor for two blocks of 256 threads.
-        registers = int(re.search(r"used (\d+) registers", kernels[f"{kind} wide"]["log"])[1])
-        assert registers <= 128
+        registers = re.findall(r"used (\d+) registers", kernels[f"{kind} wide"]["log"])
+        assert max(map(int, registers)) <= 128
 
 
 def inner_loops(ptx):

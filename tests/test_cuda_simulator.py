@@ -16,8 +16,12 @@ from streamrnn import Engine, engine_cuda
 from streamrnn.cells.reference import ReferenceModel
 from streamrnn.errors import DeviceError
 from streamrnn.kernels.cuda import network, support
+from streamrnn.kernels.cuda.chunk import chunk_size
+from streamrnn.kernels.cuda.plan import GpuPlan
 from streamrnn.kernels.cuda.tiles import TileShape
+from streamrnn.kernels.plan import Program
 from streamrnn.spec import InputSpec, OutputSpec
+from tests.cuda_grid import run_block, run_together
 from tests.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
 from tests.tolerances import KERNEL
 
@@ -28,7 +32,8 @@ WIDE, NARROW = TileShape(4, 4, 2, 4), TileShape(4, 4, 1, 4)
 
 
 @pytest.fixture(autouse=True)
-def small_tiles(monkeypatch):
+def small_and_fast(monkeypatch):
+    monkeypatch.setattr("numba.cuda.simulator.kernel.BlockManager.run", run_block)
     monkeypatch.setattr(network, "TILING", network.Tiling(WIDE, NARROW, 8))
 
 
@@ -112,11 +117,11 @@ def test_tokens_agree_with_the_reference(rng):
 
 @pytest.mark.parametrize(
     ("layers", "head"),
-    [([("lstm", 9)], "identity"), ([("gru", 5), ("rnn_tanh", 3)], "sigmoid")],
+    [([("lstm", 17)], "identity"), ([("gru", 18), ("rnn_tanh", 3), ("rnn_relu", 5)], "sigmoid")],
 )
 def test_the_bits_are_those_of_the_cpu(rng, exact_fma, layers, head):
     model = random_model(rng, layers=layers, inputs=5, outputs=3, head=head)
-    x = random_inputs(rng, model.spec, 2, 2)
+    x = random_inputs(rng, model.spec, 3, 3)
     assert_same_bits(stepped(engine_on_gpu(model), x), stepped(Engine(model, max_streams=4), x))
 
 
@@ -148,6 +153,61 @@ def test_a_chunk_is_its_steps_to_the_bit_wherever_it_is_cut(rng, monkeypatch):
     many = random_inputs(rng, model.spec, 5, 1)
     assert len(list(engine._device._waves(5, 1))) == 3
     assert_same_bits(stepped(engine, many), stepped(Engine(model, "cuda", 16), many))
+
+
+CHUNK_MODELS = {
+    "lstm": {"layers": [("lstm", 17)], "head": None},
+    "gru": {"layers": [("gru", 5), ("rnn_tanh", 18)], "outputs": 3, "head": "softmax"},
+    "transforms": {
+        "layers": [("gru", 3), ("lstm", 2)],
+        "inputs": EVERY_KIND_OF_INPUT,
+        "outputs": [OutputSpec("a", center=2.0), OutputSpec("b", difference_of="masked_change")],
+    },
+    "tokens": {
+        "layers": [("rnn_relu", 3)],
+        "inputs": [InputSpec("word", kind="token", num_categories=5, embedding_size=4)],
+    },
+}
+
+
+@pytest.mark.parametrize("options", CHUNK_MODELS.values(), ids=CHUNK_MODELS)
+@pytest.mark.parametrize("num_blocks", [1, 3])
+def test_a_chunk_in_one_launch_is_its_steps_to_the_bit(rng, monkeypatch, options, num_blocks):
+    """However many blocks share its units: 16 or 32, padded, by threes."""
+    model = random_model(rng, **options)
+    x = random_inputs(rng, model.spec, 1, 5)[0]
+    engine, singly = engine_on_gpu(model), engine_on_gpu(model, wide_from=100)
+    on_gpu = engine._device._network
+    on_gpu._chunk = size = chunk_size(on_gpu.plan, num_blocks)
+    assert size is not None
+    assert size[0] == num_blocks
+    launches = []
+
+    def launch(kernel, grid, threads, stream, shared_bytes=0):
+        launches.append(kernel)
+        if kernel is not on_gpu._step_chunk:
+            return type(on_gpu)._launch(on_gpu, kernel, grid, threads, stream, shared_bytes)
+        return lambda *args: run_together(kernel, grid[0], threads, shared_bytes, args)
+
+    monkeypatch.setattr(on_gpu, "_launch", launch)
+    for part in (x[:3], x[3:]):
+        steps = [singly.steps("a", x_t[None])[0] for x_t in part]
+        assert_same_bits(engine.steps("a", part), steps)
+    assert launches.count(on_gpu._step_chunk) == 2
+    rows = [each._device.read_row(0) for each in (engine, singly)]
+    assert_same_bits(*rows)
+
+
+def test_a_model_too_large_for_shared_memory_goes_step_by_step(rng):
+    model = random_model(rng, layers=[("lstm", 512)], inputs=64, outputs=1)
+    plan = GpuPlan(model, Program(model))
+    size = chunk_size(plan, 132)  # an H100 or H200
+    assert size is not None
+    assert size[0] == 128
+    assert size[-1] < 48 << 10
+    assert chunk_size(plan, 100) is None
+    engine = engine_on_gpu(model)
+    assert engine._device._network._chunk is None
 
 
 def test_a_streams_state_moves_between_devices(rng):

@@ -12,11 +12,14 @@ from numba import cuda
 from numba.core.errors import NumbaPerformanceWarning
 from numpy.typing import NDArray
 
+from streamrnn.kernels.activations import SOFTMAX
 from streamrnn.kernels.cuda import plan as plan_words
+from streamrnn.kernels.cuda.chunk import chunk_size, make_chunk_kernel
 from streamrnn.kernels.cuda.plan import GpuLayer, GpuPlan
 from streamrnn.kernels.cuda.rows import (
     make_features_kernel,
     make_finish_kernel,
+    make_softmax_kernel,
     make_start_kernel,
 )
 from streamrnn.kernels.cuda.support import SIMULATED
@@ -75,11 +78,13 @@ def _layer_kernel(kind: int, shape: TileShape) -> Any:
 
 
 @functools.cache
-def _row_kernels(num_threads: int) -> tuple[Any, Any, Any]:
+def _row_kernels(num_threads: int) -> tuple[Any, ...]:
     return (
         make_features_kernel(num_threads),
         make_finish_kernel(num_threads),
         make_start_kernel(num_threads),
+        make_softmax_kernel(num_threads),
+        make_chunk_kernel(num_threads),
     )
 
 
@@ -109,11 +114,20 @@ class Network:
         self._words = cuda.to_device(self.plan.words)
         self._weights = cuda.to_device(self.plan.weights)
         self._initial_row = cuda.to_device(np.array(program.initial_row))
-        self._work = cuda.device_array(max_rows * self.plan.work_size, np.float32)
-        self._write_features, self._finish, self._start_rows = _row_kernels(tiling.row_threads)
+        # A chunk of one stream takes two rows in turn.
+        self._work = cuda.device_array(max(2, max_rows) * self.plan.work_size, np.float32)
+        (
+            self._write_features,
+            self._finish,
+            self._start_rows,
+            self._softmax_rows,
+            self._step_chunk,
+        ) = _row_kernels(tiling.row_threads)
         self._num_multiprocessors = (
             1 if SIMULATED else cuda.get_current_device().MULTIPROCESSOR_COUNT
         )
+        # Every multiprocessor has room for one block. The simulator knows no more than one.
+        self._chunk = chunk_size(self.plan, self._num_multiprocessors)
         self._launches: dict[tuple[Any, ...], Any] = {}
 
     def steps(self, slab: Any, wave: Wave, num_rows: int, num_steps: int, stream: Any) -> None:
@@ -133,6 +147,9 @@ class Network:
         """
         x_size = int(self.plan.words[plan_words.NUM_INPUTS])
         y_size = int(self.plan.words[plan_words.OUTPUT_SIZE])
+        if num_rows == 1 and num_steps > 1 and self._chunk is not None:
+            self._launch_chunk(slab, wave, num_steps, stream)
+            return
         for step in range(num_steps):
             x_place = (num_rows + step * x_size, num_steps * x_size)
             y_place = (step * y_size, num_steps * y_size)
@@ -179,6 +196,30 @@ class Network:
             words, weights, slab, work, wave.slots, wave.y, *y_place
         )
 
+    def _launch_chunk(self, slab: Any, wave: Wave, num_steps: int, stream: Any) -> None:
+        """Launch all steps of one stream at once."""
+        assert self._chunk is not None
+        num_blocks, vector_size, sums_size, num_bytes = self._chunk
+        threads = self._tiling.row_threads
+        self._launch(self._step_chunk, (num_blocks, 1), threads, stream, num_bytes)(
+            self._words,
+            self._weights,
+            slab,
+            self._work,
+            wave.slots,
+            wave.x,
+            wave.slots,
+            1,
+            wave.y,
+            num_steps,
+            vector_size,
+            sums_size,
+        )
+        words = self.plan.words
+        if self.plan.head and words[plan_words.HEAD_ACTIVATION] == SOFTMAX:
+            launch = self._launch(self._softmax_rows, (num_steps, 1), threads, stream)
+            launch(wave.y, int(words[plan_words.OUTPUT_SIZE]))
+
     def start_rows(self, slab: Any, slots: NDArray[np.int32]) -> None:
         """Put rows into the initial state.
 
@@ -203,17 +244,24 @@ class Network:
                 break
         return _layer_kernel(layer.kind, shape), blocks, shape.num_threads
 
-    def _launch(self, kernel: Any, grid: tuple[int, int], threads: int, stream: Any) -> Any:
+    def _launch(
+        self,
+        kernel: Any,
+        grid: tuple[int, int],
+        threads: int,
+        stream: Any,
+        shared_bytes: int = 0,
+    ) -> Any:
         """Return a kernel ready to be called with its arguments."""
+        configuration = (grid, threads, stream, shared_bytes)
         if SIMULATED:  # where a configured kernel is the kernel itself
-            return kernel[grid, threads, stream]
-        key = (kernel, grid, threads, stream)
-        launch = self._launches.get(key)
+            return kernel[configuration]
+        launch = self._launches.get((kernel, configuration))
         if launch is None:
             if len(self._launches) > 4096:
                 self._launches.clear()
             with warnings.catch_warnings():
                 # A wave of few streams fills no GPU, and its owner knows.
                 warnings.simplefilter("ignore", NumbaPerformanceWarning)
-                launch = self._launches[key] = kernel[grid, threads, stream]
+                launch = self._launches[kernel, configuration] = kernel[configuration]
         return launch

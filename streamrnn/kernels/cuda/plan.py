@@ -40,10 +40,11 @@ DEPTH = 16  # elements of k that a tile takes at once
     LEVELS,  # place in the plan: [output_size]
     VALUES,  # of the weights: [num_inputs, 2], center and fill
     CENTERS,  # of the weights: [output_size]
+    HAS_TRANSFORMS,  # x is not the first layer's input as it comes
     NUM_LAYERS,
     LAYERS,  # place in the plan: [num_layers + 1, LAYER_WORDS], the head last
     NUM_WORDS,
-) = range(16)
+) = range(17)
 
 # Words of one layer.
 (
@@ -57,8 +58,9 @@ DEPTH = 16  # elements of k that a tile takes at once
     H_WEIGHTS,
     ACTIVATION,
     STATE_SIZE,  # of h alone, padded; 0 for the head
+    KIND,  # of the tile
     LAYER_WORDS,
-) = range(11)
+) = range(12)
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class GpuPlan:
         words[LEVELS] = words[INPUTS] + table.size
         words[VALUES] = self._add(program.input_values)
         words[CENTERS] = self._add(np.array([output.center for output in spec.outputs]))
+        words[HAS_TRANSFORMS] = not self.inputs_are_features
         words[NUM_LAYERS] = len(spec.layers)
         words[LAYERS] = words[LEVELS] + levels.size
 
@@ -188,7 +191,7 @@ class GpuPlan:
         bias = np.zeros((shape.num_accumulators, num_units))
         bias[:, : len(biases[0])] = np.stack(list(biases)) * factors[:, None]
         row = np.zeros(LAYER_WORDS, dtype=np.int64)
-        row[NUM_UNITS] = num_units
+        row[[KIND, NUM_UNITS]] = kind, num_units
         row[BIAS] = self._add(bias)
         for size, place, weights, gates in (
             (NUM_X, X_WEIGHTS, x_weights, shape.x_gates),

@@ -12,7 +12,7 @@ from numba import cuda, float32, int64
 from streamrnn.kernels.activations import SOFTMAX
 from streamrnn.kernels.cuda import plan as p
 from streamrnn.kernels.cuda.activations import activate, exp
-from streamrnn.kernels.cuda.support import kernel
+from streamrnn.kernels.cuda.support import device_function, kernel
 from streamrnn.kernels.plan import (
     EMBEDDING,
     EMBEDDING_SIZE,
@@ -28,10 +28,117 @@ from streamrnn.kernels.plan import (
     TOKEN,
 )
 
-__all__ = ["make_features_kernel", "make_finish_kernel", "make_start_kernel"]
+__all__ = [
+    "make_features_kernel",
+    "make_finish_kernel",
+    "make_softmax_kernel",
+    "make_start_kernel",
+    "softmax",
+    "transform_input",
+]
 
 _index = np.uint64
 _ZERO, _ONE, _NAN = np.float32(0.0), np.float32(1.0), np.float32(math.nan)
+
+
+@device_function
+def transform_input(plan, weights, which, x, tokens, place, memory, stream, out, features):
+    """Turn one input of a stream into its features, and remember what must be.
+
+    Parameters
+    ----------
+    plan, weights
+        Of a `GpuPlan`.
+    which : int64
+        Index of the input.
+    x, tokens : array of float32, array of int32
+        The same memory.
+    place : int64
+        Of the input in it.
+    memory, stream : array of float32, int64
+        Where the stream's row begins.
+    out, features : array of float32, int64
+        Where the stream's features begin.
+    """
+    item = plan[p.INPUTS] + which * INPUT_WORDS
+    target = features + plan[item + FEATURE]
+    kind = plan[item + INPUT_KIND]
+    if kind != NUMERIC:
+        category = int64(tokens[_index(place)]) if kind == TOKEN else int64(x[_index(place)])
+        table = plan[item + EMBEDDING]
+        if table >= 0:
+            size = plan[item + EMBEDDING_SIZE]
+            for e in range(size):
+                out[_index(target + e)] = weights[_index(table + category * size + e)]
+        else:
+            for c in range(plan[item + NUM_CATEGORIES]):
+                out[_index(target + c)] = _ONE if c == category else _ZERO
+        return
+
+    value = x[_index(place)]
+    is_missing = math.isnan(value)
+    remembered = plan[item + MEMORY]
+    before = _NAN
+    if remembered >= 0:
+        before = memory[_index(stream + remembered)]
+    if is_missing:
+        value = weights[_index(plan[p.VALUES] + 2 * which + 1)]
+        if remembered >= 0 and not math.isnan(before):
+            value = before
+    feature = value
+    if plan[item + IS_DIFFERENCE]:
+        feature = _ZERO if math.isnan(before) else value - before
+    out[_index(target)] = feature - weights[_index(plan[p.VALUES] + 2 * which)]
+    if plan[item + MISSING] == MISSING_MASK:
+        out[_index(target + 1)] = _ONE if is_missing else _ZERO
+    if remembered >= 0:
+        memory[_index(stream + remembered)] = value
+
+
+@device_function
+def softmax(source, place, y, out, size, shared, tid, num_threads):
+    """Write exp(x - max x) over its sum; all threads of a block for one row.
+
+    Each thread's part is summed in ascending order, then the threads' in ascending order: an
+    order that depends on the model alone.
+
+    Parameters
+    ----------
+    source, place : array of float32, int64
+        Where x begins. It may be y itself.
+    y, out : array of float32, int64
+        Where the result goes.
+    size : int64
+        Elements.
+    shared : array of float32, shape (num_threads,)
+        Of the block.
+    tid, num_threads : int64
+        The thread, and how many they are.
+    """
+    largest = source[_index(place + min(tid, size - 1))]
+    for j in range(tid, size, num_threads):
+        value = source[_index(place + j)]
+        if not value <= largest:  # NaN too
+            largest = value
+    shared[_index(tid)] = largest
+    cuda.syncthreads()
+    for j in range(num_threads):
+        value = shared[_index(j)]
+        if not value <= largest:
+            largest = value
+    cuda.syncthreads()
+    total = _ZERO
+    for j in range(tid, size, num_threads):
+        value = exp(source[_index(place + j)] - largest)
+        y[_index(out + j)] = value
+        total += value
+    shared[_index(tid)] = total
+    cuda.syncthreads()
+    total = _ZERO
+    for j in range(num_threads):
+        total += shared[_index(j)]
+    for j in range(tid, size, num_threads):
+        y[_index(out + j)] = y[_index(out + j)] / total
 
 
 def make_features_kernel(num_threads: int) -> Any:
@@ -57,41 +164,10 @@ def make_features_kernel(num_threads: int) -> Any:
         if i >= num_rows * num_inputs:
             return
         row, which = i // num_inputs, i % num_inputs
-        item = plan[p.INPUTS] + which * INPUT_WORDS
-        target = row * plan[p.WORK_SIZE] + plan[p.FEATURES] + plan[item + FEATURE]
-        place = _index(x_start + row * x_stride + which)
-        kind = plan[item + INPUT_KIND]
-        if kind != NUMERIC:
-            category = int64(tokens[place]) if kind == TOKEN else int64(x[place])
-            table = plan[item + EMBEDDING]
-            if table >= 0:
-                size = plan[item + EMBEDDING_SIZE]
-                for e in range(size):
-                    work[_index(target + e)] = weights[_index(table + category * size + e)]
-            else:
-                for c in range(plan[item + NUM_CATEGORIES]):
-                    work[_index(target + c)] = _ONE if c == category else _ZERO
-            return
-
-        value = x[place]
-        is_missing = math.isnan(value)
-        remembered = plan[item + MEMORY]
-        memory = _index(int64(slots[_index(row)]) * plan[p.ROW_SIZE] + remembered)
-        before = _NAN
-        if remembered >= 0:
-            before = slab[memory]
-        if is_missing:
-            value = weights[_index(plan[p.VALUES] + 2 * which + 1)]
-            if remembered >= 0 and not math.isnan(before):
-                value = before
-        feature = value
-        if plan[item + IS_DIFFERENCE]:
-            feature = _ZERO if math.isnan(before) else value - before
-        work[_index(target)] = feature - weights[_index(plan[p.VALUES] + 2 * which)]
-        if plan[item + MISSING] == MISSING_MASK:
-            work[_index(target + 1)] = _ONE if is_missing else _ZERO
-        if remembered >= 0:
-            slab[memory] = value
+        place = x_start + row * x_stride + which
+        stream = int64(slots[_index(row)]) * plan[p.ROW_SIZE]
+        features = row * plan[p.WORK_SIZE] + plan[p.FEATURES]
+        transform_input(plan, weights, which, x, tokens, place, slab, stream, work, features)
 
     return write_features
 
@@ -141,32 +217,7 @@ def make_finish_kernel(num_threads: int) -> Any:
                 y[_index(out + j)] = value
             return
 
-        # Each thread's part in ascending order, then the threads' in ascending order: an order
-        # that depends on the model alone.
-        largest = work[_index(head + min(tid, size - 1))]
-        for j in range(tid, size, num_threads):
-            value = work[_index(head + j)]
-            if not value <= largest:  # NaN too
-                largest = value
-        shared[_index(tid)] = largest
-        cuda.syncthreads()
-        for j in range(num_threads):
-            value = shared[_index(j)]
-            if not value <= largest:
-                largest = value
-        cuda.syncthreads()
-        total = _ZERO
-        for j in range(tid, size, num_threads):
-            value = exp(work[_index(head + j)] - largest)
-            y[_index(out + j)] = value
-            total += value
-        shared[_index(tid)] = total
-        cuda.syncthreads()
-        total = _ZERO
-        for j in range(num_threads):
-            total += shared[_index(j)]
-        for j in range(tid, size, num_threads):
-            y[_index(out + j)] = y[_index(out + j)] / total
+        softmax(work, head, y, out, size, shared, tid, num_threads)
 
     return finish
 
@@ -192,3 +243,26 @@ def make_start_kernel(num_threads: int) -> Any:
             slab[_index(stream + j)] = row[_index(j)]
 
     return start_rows
+
+
+def make_softmax_kernel(num_threads: int) -> Any:
+    """Return the kernel that replaces rows of y by their softmax.
+
+    Parameters
+    ----------
+    num_threads : int
+        Of a block. One block for each row.
+
+    Returns
+    -------
+    numba dispatcher
+        Its arguments: ``y`` float32[num_rows * size]; ``size``.
+    """
+
+    @kernel(num_threads)
+    def softmax_rows(y, size):
+        shared = cuda.shared.array(num_threads, float32)
+        place = int64(cuda.blockIdx.x) * size
+        softmax(y, place, y, place, size, shared, int64(cuda.threadIdx.x), num_threads)
+
+    return softmax_rows
