@@ -82,7 +82,7 @@ def free_port() -> int:
 
 
 def test_it_tells_its_story_and_ends_by_itself(tmp_path):
-    path = tmp_path / "made on the way" / "co2.safetensors"
+    path = tmp_path / "made-on-the-way" / "co2.safetensors"
     with Demo("-o", path) as demo:
         out, err = demo.rest()
         assert demo.process.returncode == 0, err
