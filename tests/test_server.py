@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgpack
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ class Peer:
     """A client that sends exactly what it is told to."""
 
     def __init__(self, endpoint):
-        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket: Any = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.connect(endpoint)
         self.msgid = 0
@@ -347,7 +349,7 @@ def test_a_closed_stream_is_new_when_it_is_opened_again(peer, engine, stream, x)
 STEP = np.zeros(NUM_INPUTS, np.float32).tobytes()
 NAN = np.array([0, np.nan, 0], np.float32).tobytes()
 INF = np.array([0, 0, -np.inf], np.float32).tobytes()
-BAD = {
+BAD: dict[str, tuple[str, list[Any], str]] = {
     "wrong length": ("step", ["STREAM", 2, STEP + b"\0\0\0\0"], "wrong_length"),
     "not whole floats": ("step", ["STREAM", 2, STEP + b"\0"], "wrong_length"),
     "empty": ("step", ["STREAM", 2, b""], "wrong_length"),
@@ -363,6 +365,7 @@ BAD = {
     "reset of nobody": ("reset", ["nobody", 1], "unknown"),
     "unknown model": ("open", ["new", "nothing", 0], "unknown_model"),
     "no model among several": ("open", ["new", None, 0], "unknown_model"),
+    "a method of other servers": ("export", ["STREAM"], "not_supported"),
     "unknown method": ("stepp", ["STREAM", 2, STEP], "unknown_method"),
     "gap": ("step", ["STREAM", 3, STEP], "gap"),
     "conflict": ("step", ["STREAM", 1, STEP], "conflict"),
@@ -493,7 +496,8 @@ def test_streams_of_other_shards_have_moved(models, engine, x):
         peers = [Peer(endpoint) for endpoint in server.endpoints]
         assert peers[0].ok("hello", {})["endpoints"] == server.endpoints
         expected = engine.step({0: x[0]})[0].tobytes()
-        for name in ["a", "b", "c", 7, "7", 2**63]:
+        names: list[str | int] = ["a", "b", "c", 7, "7", 2**63]
+        for name in names:
             home = hash_slot(name) * 2 // 16384
             code, detail = peers[1 - home].error("open", name, None, 0)
             assert (code, detail) == ("moved", {"endpoint": server.endpoints[home]})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -32,7 +33,7 @@ from streamrnn_server.encode import (
 from tests import make_wire_vectors
 
 VECTORS = json.loads(make_wire_vectors.PATH.read_text(encoding="ascii"))
-KINDS = {"step": r.STEP, "batch": r.BATCH, "close": r.CLOSE, "reset": r.RESET}
+KINDS = {"open": r.OPEN, "step": r.STEP, "batch": r.BATCH, "close": r.CLOSE, "reset": r.RESET}
 ROOM = 64 * mmap.PAGESIZE
 
 
@@ -102,13 +103,15 @@ def decode(message):
 def expected_of(message):
     """Return what the Python codec makes of a message, in the same words."""
     try:
-        msgid, method, call = protocol.decode_request(message)
+        request = protocol.decode_request(message)
     except ProtocolError as error:
         return r.COLD, {"msgid": -1 if error.msgid is None else error.msgid}
-    if method in protocol.COLD_METHODS:
+    call: Any = request.call
+    msgid, method = request.msgid, request.method
+    if method not in KINDS or isinstance(call, protocol.OpenWithStateRequest):
         return r.COLD, {"msgid": msgid}
-    meaning = {"msgid": msgid}
-    kind = r.OPEN_MANY if method == "open" and call.many else KINDS.get(method, r.OPEN)
+    meaning: dict[str, Any] = {"msgid": msgid}
+    kind = r.OPEN_MANY if method == "open" and call.many else KINDS[method]
     if kind in (r.BATCH, r.OPEN_MANY):
         meaning["streams"] = [canonical_id(stream) for stream in call.streams]
     else:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -45,7 +46,8 @@ class Program:
 
     def __enter__(self):
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(self.command, stdout=pipe, stderr=pipe, text=True)
+        process: Any = subprocess.Popen(self.command, stdout=pipe, stderr=pipe, text=True)
+        self.process = process
         self.ready_line = self.process.stdout.readline()
         self.endpoint = next(
             (word for word in self.ready_line.split() if word.startswith("tcp://")), None
@@ -64,7 +66,7 @@ class Program:
 
 
 def dealer(endpoint):
-    peer = zmq.Context.instance().socket(zmq.DEALER)
+    peer: Any = zmq.Context.instance().socket(zmq.DEALER)
     peer.setsockopt(zmq.LINGER, 0)
     peer.connect(endpoint)
     return peer

@@ -21,7 +21,10 @@ from streamrnn_client.protocol import (
     PROTOCOL_VERSION,
     ColdRequest,
     ErrorCode,
+    OpenRequest,
+    OpenWithStateRequest,
     ProtocolError,
+    Request,
     decode_request,
     encode_error,
     encode_response,
@@ -104,33 +107,33 @@ class Control:
 
     def _call(self, payload: bytes) -> bytes | None:
         try:
-            request = decode_request(
-                payload, max_batch=MAX_BATCH, cold_methods=tuple(self._methods)
-            )
-            if not isinstance(request.call, ColdRequest):
-                raise self._open_of_no_model(request.call)
-            return encode_response(request.msgid, self._methods[request.method]())
+            request = decode_request(payload, max_batch=MAX_BATCH)
         except ProtocolError as error:
-            msgid = request.msgid if error.msgid is None and "request" in locals() else error.msgid
-            if msgid is None:
+            if error.msgid is None:
                 self.num_too_broken += 1
                 return None
-            return encode_error(msgid, error.reply())
+            return encode_error(error.msgid, error.reply())
+        try:
+            if request.method in self._methods:
+                return encode_response(request.msgid, self._methods[request.method]())
+            return encode_error(request.msgid, self._refusal(request))
         except Exception as error:  # a fault of ours must not end the server
-            self._log.write("error", "a call failed", error=repr(error))
+            self._log.write("error", "a call failed", method=request.method, error=repr(error))
             return encode_error(request.msgid, error_reply(ErrorCode.INTERNAL))
 
-    def _open_of_no_model(self, call: Any) -> ProtocolError:
-        """Say what is wrong with a well-formed request that compiled code did not take."""
-        model, names = getattr(call, "model", None), list(self._models)
-        if model is not None and model not in self._models:
-            return ProtocolError(ErrorCode.UNKNOWN_MODEL, model=model, models=names)
-        if len(names) > 1:
-            return ProtocolError(
+    def _refusal(self, request: Request) -> list[Any]:
+        """Say why a well-formed request is not served."""
+        call, names = request.call, list(self._models)
+        if isinstance(call, ColdRequest | OpenWithStateRequest):
+            return error_reply(ErrorCode.NOT_SUPPORTED)
+        if isinstance(call, OpenRequest) and call.model is not None:
+            return error_reply(ErrorCode.UNKNOWN_MODEL, model=call.model, models=names)
+        if isinstance(call, OpenRequest):
+            return error_reply(
                 ErrorCode.UNKNOWN_MODEL, model=None, models=names, num_models=len(names)
             )
-        self._log.write("error", "the two codecs disagree", method=type(call).__name__)
-        return ProtocolError(ErrorCode.INTERNAL)
+        self._log.write("error", "the two codecs disagree", method=request.method)
+        return error_reply(ErrorCode.INTERNAL)
 
     def _hello(self) -> dict[str, Any]:
         config = self._config
