@@ -19,7 +19,7 @@ from streamrnn.errors import ModelError, StartError, StreamRNNError
 from streamrnn.spec import InputSpec, OutputSpec
 from streamrnn_bench.demo.many_streams import check_bits
 from streamrnn_bench.demo.numpy_loop import NumpyLoop
-from streamrnn_bench.demo.paper import duration, sparkline
+from streamrnn_bench.demo.paper import Paper, duration, sparkline
 from streamrnn_bench.demo.server_process import ServerProcess, usable_port
 from streamrnn_bench.demo.story import CLIENT
 from tests.models import random_model
@@ -200,6 +200,11 @@ def test_one_wrong_bit_is_noticed():
 )
 def test_duration(seconds, words):
     assert duration(seconds) == words
+
+
+def test_a_number_stays_with_its_unit(capsys):
+    Paper().say("a" * 80 + " in 223 ms, and on.")
+    assert capsys.readouterr().out.splitlines() == ["a" * 80 + " in", "223 ms, and on."]
 
 
 def test_sparkline():

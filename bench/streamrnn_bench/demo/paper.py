@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from rich.console import Console
 __all__ = ["Paper", "duration", "sparkline"]
 
 WIDTH = 88
+UNIT_AFTER_NUMBER = re.compile(r"(?<=\d) (?=(?:µs|ms|s|ppmv|units)\b)")  # stay on one line
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -73,7 +75,7 @@ class Paper:
         """
         margin = " " * indent
         wrapped = textwrap.wrap(
-            text,
+            UNIT_AFTER_NUMBER.sub("\u00a0", text),
             WIDTH,
             initial_indent=margin,
             subsequent_indent=margin,
@@ -81,7 +83,7 @@ class Paper:
             break_on_hyphens=False,
         )
         for line in wrapped:
-            self.line(line, style)
+            self.line(line.replace("\u00a0", " "), style)
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Write a table: the first column to the left, numbers to the right.
