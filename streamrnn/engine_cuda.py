@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from streamrnn.engine_cpu import DONE, SLOT_MASK, check_call
 from streamrnn.errors import DeviceError
-from streamrnn.kernels.cuda.support import require_gpu
+from streamrnn.kernels.cuda.support import gpu_errors, require_gpu
 from streamrnn.kernels.plan import Program
 from streamrnn.model import Model
 
@@ -72,9 +72,10 @@ class CudaDevice:
             self._network = Network(model, self.program, self._max_rows, TILING)
             self._slab = self._cuda.device_array(max_streams * self._row_size, np.float32)
             self._lanes = [_Lane(self._cuda, self._x_size, self._y_size) for _ in range(2)]
-        except _api_error() as error:
+        except gpu_errors() as error:
             raise DeviceError(f"the GPU has refused the memory that it showed: {error}") from error
         self._compute = self._cuda.stream()
+        self._guard(self._warm_up)
 
     def advance(
         self,
@@ -161,6 +162,13 @@ class CudaDevice:
         for lane in self._lanes:
             lane.collect()
 
+    def _warm_up(self) -> None:
+        """Compile what the model needs; the first row is spoilt, and no stream has it yet."""
+        lane = self._lanes[0]
+        lane.send(np.zeros(1, np.int32), np.zeros(0, np.float32), False, self._compute)
+        self._network.warm_up(self._slab, lane.wave, self._compute)
+        self._compute.synchronize()
+
     def _waves(self, num_rows: int, num_steps: int) -> Iterator[tuple[slice, slice]]:
         """Yield rows and steps of each wave; a row's steps in their order."""
         for first in range(0, num_rows, self._max_rows):
@@ -191,7 +199,7 @@ class CudaDevice:
         try:
             self._cuda.current_context()  # of this thread, which may be a new one
             return function(*args)
-        except _api_error() as error:
+        except gpu_errors() as error:
             self._failure = DeviceError(
                 f"the GPU has failed: {error}. The streams of this engine are lost: start a new "
                 "process, restore their states there, and replay"
@@ -258,10 +266,3 @@ class _Lane:
             self._received.synchronize()
             self._target[:] = self._y[: self._target.size].reshape(self._target.shape)
             self._target = None
-
-
-def _api_error() -> type[Exception]:
-    from numba.cuda.cudadrv.driver import CudaAPIError
-
-    error: type[Exception] = CudaAPIError
-    return error

@@ -275,14 +275,16 @@ def test_too_many_streams_are_refused_with_how_many_would_fit(rng, monkeypatch):
     engine_cuda.CudaDevice(model, 100)._check_room(fitting, 0)
 
 
-def test_a_gpu_that_failed_is_not_used_again(rng, monkeypatch):
-    from numba.cuda.cudadrv.driver import CudaAPIError
-
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_gpu_that_failed_is_not_used_again(rng, monkeypatch, which):
+    """Numba's copies raise one kind of error, the launches of cuda-core another."""
     model = random_model(rng, layers=[("gru", 2)], inputs=2)
     engine = engine_on_gpu(model)
+    kind: Any = support.gpu_errors()[which]
+    failure = kind("CUDA_ERROR_ILLEGAL_ADDRESS")
 
     def fail(*args):
-        raise CudaAPIError(700, "CUDA_ERROR_ILLEGAL_ADDRESS")
+        raise failure
 
     monkeypatch.setattr(engine._device._network, "steps", fail)
     with pytest.raises(DeviceError, match="ILLEGAL_ADDRESS"):

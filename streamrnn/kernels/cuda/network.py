@@ -217,8 +217,39 @@ class Network:
         )
         words = self.plan.words
         if self.plan.head and words[plan_words.HEAD_ACTIVATION] == SOFTMAX:
-            launch = self._launch(self._softmax_rows, (num_steps, 1), threads, stream)
+            launch = self._launch(self._softmax_rows, (max(1, num_steps), 1), threads, stream)
             launch(wave.y, int(words[plan_words.OUTPUT_SIZE]))
+
+    def warm_up(self, slab: Any, wave: Wave, stream: Any) -> None:
+        """Compile and launch every kernel that this model needs, so that no step has to wait.
+
+        Parameters
+        ----------
+        slab : device array of float32
+            Its first row is spoilt.
+        wave : Wave
+            Its first slot is 0.
+        stream : cuda stream
+            Where to launch.
+        """
+        words, weights, work = self._words, self._weights, self._work
+        threads, slots = self._tiling.row_threads, wave.slots
+        if not self.plan.inputs_are_features:
+            self._launch(self._write_features, (1, 1), threads, stream)(
+                words, weights, slab, work, slots, wave.x, slots, 1, 0, 0
+            )
+        layers = (*self.plan.layers, *([self.plan.head] if self.plan.head else []))
+        for layer in layers:
+            for shape in (self._tiling.wide, self._tiling.narrow):
+                kernel = _layer_kernel(layer.kind, shape)
+                self._launch(kernel, (1, 1), shape.num_threads, stream)(
+                    words, weights, slab, work, work, slots, layer.words, 0, 0, 0
+                )
+        self._launch(self._finish, (1, 1), threads, stream)(
+            words, weights, slab, work, slots, wave.y, 0, 0
+        )
+        if self._chunk is not None:
+            self._launch_chunk(slab, wave, 0, stream)
 
     def start_rows(self, slab: Any, slots: NDArray[np.int32]) -> None:
         """Put rows into the initial state.

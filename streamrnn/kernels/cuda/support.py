@@ -13,7 +13,14 @@ from numba import config
 
 from streamrnn.errors import DeviceError
 
-__all__ = ["MIN_COMPUTE_CAPABILITY", "SIMULATED", "device_function", "kernel", "require_gpu"]
+__all__ = [
+    "MIN_COMPUTE_CAPABILITY",
+    "SIMULATED",
+    "device_function",
+    "gpu_errors",
+    "kernel",
+    "require_gpu",
+]
 
 # What every kernel is compiled and checked for. Older ones may work; nobody has looked.
 MIN_COMPUTE_CAPABILITY = (8, 0)
@@ -59,6 +66,23 @@ def require_gpu() -> Any:
             "newer (Ampere, 2020); use device 'cpu'"
         )
     return cuda
+
+
+def gpu_errors() -> tuple[type[Exception], ...]:
+    """Return what is raised when the GPU fails: by numba-cuda, and by what it launches with.
+
+    Returns
+    -------
+    tuple of type
+        For an except clause.
+    """
+    from numba.cuda.cudadrv.driver import CudaAPIError
+
+    try:
+        from cuda.core._utils.cuda_utils import CUDAError
+    except ImportError:  # not public, and so free to move
+        return (CudaAPIError,)
+    return (CudaAPIError, CUDAError)
 
 
 def kernel(max_threads: int, min_blocks: int = 1) -> Callable[[Callable[..., Any]], Any]:
