@@ -36,7 +36,7 @@ def main(capability: tuple[int, int]) -> None:
     from numba import cuda, float32, int32, int64
     from numba.cuda import dispatcher
 
-    from streamrnn.kernels.cuda import chunk, network, rows, tiles
+    from streamrnn.kernels.cuda import benchmark, chunk, network, rows, tiles
     from streamrnn.kernels.tiles import DENSE, GRU, LSTM
 
     # Functions that kernels call are compiled for the GPU that is there; say which it would be.
@@ -61,6 +61,7 @@ def main(capability: tuple[int, int]) -> None:
         chunk.make_chunk_kernel(threads),
         (*state, floats, ints, int64, floats, *three),
     )
+    kernels["fma rate"] = (benchmark._multiply_and_add, (float32, floats))
     kernels["start"] = (rows.make_start_kernel(threads), (floats, ints, floats))
     result = {}
     for name, (kernel, signature) in kernels.items():

@@ -15,7 +15,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamr
 pytest.importorskip("cuda.bindings.nvjitlink", reason="needs NVIDIA's linker: numba-cuda[cu13]")
 
 LAYERS = [f"{kind} {width}" for kind in ("dense", "gru", "lstm") for width in ("wide", "narrow")]
-KERNELS = [*LAYERS, "features", "finish", "softmax", "chunk", "start"]
+KERNELS = [*LAYERS, "features", "finish", "softmax", "chunk", "fma rate", "start"]
 CAPABILITIES = [(8, 0), (9, 0)]
 # Sums of a thread, which is products of a thread for each k.
 NUM_PRODUCTS = {
@@ -99,6 +99,20 @@ def test_sums_stay_in_registers(kernels):
         # 65,536 registers of a multiprocessor for two blocks of 256 threads.
         registers = re.findall(r"used (\d+) registers", kernels[f"{kind} wide"]["log"])
         assert max(map(int, registers)) <= 128
+
+
+def test_the_benchmarks_limit_is_multiply_and_add(kernels):
+    """Sixteen sums that the compiler has not made fewer, and nothing else of weight."""
+    loops = re.findall(
+        r"^(?=(\$L__BB\d+_\d+):(.*?)^\s+@%p\d+ bra\s+\1;)",
+        kernels["fma rate"]["ptx"],
+        re.M | re.S,
+    )
+    assert len(loops) == 1
+    body = loops[0][1]
+    assert body.count("fma.rn.f32") >= 16
+    assert body.count("fma.rn.f32") % 16 == 0
+    assert len(body.splitlines()) < 1.25 * body.count("fma.rn.f32")
 
 
 def inner_loops(ptx):

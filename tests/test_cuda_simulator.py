@@ -5,6 +5,8 @@ The simulator has no fused multiply-add. Where bits are compared with the CPU's,
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -333,3 +335,14 @@ def test_the_benchmark_verifies_and_measures(capsys):
         for way in ("", " Engine")
     ]
     assert all(result.ratio > 0 for result in results)
+
+
+def test_only_one_package_imports_numba_cuda():
+    root = Path(support.__file__).parents[3]
+    package = Path(support.__file__).parent
+    paths = [*root.glob("streamrnn/**/*.py"), *root.glob("server/**/*.py")]
+    outside = [path for path in paths if package not in path.parents]
+    assert len(outside) > 10
+    importing = re.compile(r"^\s*(from numba import .*\bcuda\b|(from|import) numba\.cuda)", re.M)
+    assert importing.search((package / "tiles.py").read_text())
+    assert not [path for path in outside if importing.search(path.read_text())]
