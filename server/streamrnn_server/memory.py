@@ -14,7 +14,7 @@ from streamrnn.errors import StartError
 from streamrnn.kernels.plan import MAX_WAVE, Program
 from streamrnn.state.arena import Arena
 from streamrnn.state.index import StreamIndex
-from streamrnn.state.slab import HEADER_BYTES, address_of, reserve
+from streamrnn.state.slab import HEADER_BYTES, address_of, reserve, touch
 from streamrnn_client.protocol import MAX_BATCH, ErrorCode, error_reply
 from streamrnn_server import layout as w
 from streamrnn_server.config import ServerConfig
@@ -73,6 +73,7 @@ class ShardMemory:
         self._owned: list[Any] = []
         self.names = list(programs)
         headers = reserve(len(programs) * max_streams * HEADER_BYTES, huge_pages=True)
+        touch(headers)
         self._pool = RequestPool(
             _NUM_REQUESTS, max(4 * program.spec.num_inputs for program in programs.values())
         )
@@ -87,6 +88,8 @@ class ShardMemory:
         self.address = address_of(self._words)
         y_stride = max(64 * -(-program.spec.output_size // 16) for program in programs.values())
         out_bytes = 4 * config.max_message_bytes + _OUT_SLACK_BYTES
+        out = reserve(out_bytes)
+        touch(out)
         self._set(
             {
                 w.ROUTER: router.underlying,
@@ -106,7 +109,7 @@ class ShardMemory:
                 w.NUM_SHARDS: config.num_shards,
                 w.MAX_MESSAGE_BYTES: config.max_message_bytes,
                 w.INLINE_X_BYTES: self._pool.inline_x_bytes,
-                w.OUT: self._own(reserve(out_bytes)),
+                w.OUT: self._own(out),
                 w.OUT_BYTES: out_bytes,
                 w.ROWS: self._zeros(8 * MAX_WAVE),
                 w.XS: self._zeros(8 * MAX_WAVE),
@@ -164,6 +167,7 @@ class ShardMemory:
 
     def _add_model(self, k: int, name: str, program: Program, max_streams: int) -> None:
         rows = reserve(max_streams * program.row_bytes, huge_pages=True)
+        touch(rows)
         first_slot = k * max_streams
         text = np.frombuffer(name.encode(), np.uint8)
         self._owned.append(program)

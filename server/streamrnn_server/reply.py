@@ -9,6 +9,11 @@ the answer is one that was encoded beforehand.
 from __future__ import annotations
 
 import errno
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes, load_i64, store_i64, store_u8
@@ -37,6 +42,18 @@ MAX_WORDS = 2_000
 _BYTES_PER_WORD = 4096
 _MAX_WORDS_PER_CALL = 200
 _NS_PER_WORD = 1_000_000_000 // WORDS_PER_S
+
+
+@intrinsic
+def _floor_log2(typingctx: Any, value: types.Type) -> Any:
+    """Return the place of the highest bit of a positive int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        width = ir.IntType(64)
+        leading = builder.ctlz(args[0], ir.IntType(1)(1))
+        return builder.sub(width(63), leading)
+
+    return types.int64(types.int64), codegen
 
 
 @jit
@@ -98,12 +115,8 @@ def count_unsent(shard: int, error: int) -> None:
 def _note_latency(shard: int, request: int) -> None:
     """Count the time from receive to send in its bucket: eight to each doubling."""
     passed_ns = load_i64(shard + w.NOW_NS) - load_i64(request + r.RECEIVED_NS)
-    bucket = passed_ns
-    if passed_ns >= 1 << w.BUCKETS_LOG2:
-        doublings = 0
-        while passed_ns >> (doublings + w.BUCKETS_LOG2 + 1) > 0:
-            doublings += 1
-        bucket = (doublings << w.BUCKETS_LOG2) + (passed_ns >> doublings)
+    doublings = max(_floor_log2(passed_ns | 1) - w.BUCKETS_LOG2, 0)
+    bucket = (doublings << w.BUCKETS_LOG2) + (passed_ns >> doublings)
     at = load_i64(shard + w.LATENCIES) + 8 * bucket
     store_i64(at, load_i64(at) + 1)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import load_i32, load_i64, load_u16, store_i32, store_i64, store_u16
-from streamrnn.state.slab import NUM_WAITING, TAIL, address_of, reserve
+from streamrnn.state.slab import NUM_WAITING, TAIL, address_of, reserve, touch
 
 __all__ = [
     "RequestPool",
@@ -104,6 +104,7 @@ class RequestPool:
         self.inline_x_bytes = min(-(-inline_x_bytes // 64) * 64, MAX_INLINE_X_BYTES)
         stride = INLINE_X + self.inline_x_bytes
         self._memory = reserve(num_records * stride, huge_pages=True)
+        touch(self._memory)
         memory = address_of(self._memory)
         self._words: NDArray[np.int64] = np.array(
             [memory, stride, num_records, 0, memory], np.int64

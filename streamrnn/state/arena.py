@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import load_i64, load_u8, store_i64, store_u8
-from streamrnn.state.slab import address_of, reserve
+from streamrnn.state.slab import address_of, reserve, touch
 
 __all__ = ["PAGE_BYTES", "Arena", "allocate", "release", "used_bytes"]
 
@@ -64,6 +64,7 @@ class Arena:
         sizes = _class_sizes()
         units = np.arange(_MAX_CLASS_BYTES // _UNIT_BYTES + 1) * _UNIT_BYTES
         self._memory = reserve(self.budget_bytes, huge_pages=True)
+        touch(self._memory)
         self._pages = reserve(num_pages * _PAGE_RECORD_BYTES)
         self._kinds = np.zeros(num_pages, np.uint8)
         self._sizes = np.array(sizes, np.int64)

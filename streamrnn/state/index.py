@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import load_i64, load_u8, prefetch, store_i64
-from streamrnn.state.slab import HEADER_BYTES, ID_BYTES, address_of, id_address, reserve
+from streamrnn.state.slab import HEADER_BYTES, ID_BYTES, address_of, id_address, reserve, touch
 
 __all__ = [
     "StreamIndex",
@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 _ENTRY_BYTES = 8
+_MAX_TOUCHED_BYTES = 32 * 2**20
 _LOW_32 = 0xFFFFFFFF
 _LOW_31 = 0x7FFFFFFF
 # FNV-1a and MurmurHash3's fmix64; as signed numbers, for compiled integers are int64.
@@ -58,6 +59,7 @@ class StreamIndex:
     def __init__(self, max_slots: int, headers: int) -> None:
         num_entries = 1 << max(4, (2 * max_slots - 1).bit_length())
         self._table = reserve(num_entries * _ENTRY_BYTES, huge_pages=True)
+        touch(self._table, _MAX_TOUCHED_BYTES)  # its entries lie anywhere in it from the start on
         self._words: NDArray[np.int64] = np.array(
             [address_of(self._table), num_entries - 1, headers], np.int64
         )

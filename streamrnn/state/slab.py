@@ -59,6 +59,7 @@ __all__ = [
     "address_of",
     "id_address",
     "reserve",
+    "touch",
 ]
 
 HEADER_BYTES = 64
@@ -115,6 +116,19 @@ def reserve(num_bytes: int, huge_pages: bool = False) -> NDArray[np.uint8]:
     whole = np.frombuffer(region, np.uint8)
     start = -address_of(whole) % slack if slack else 0
     return whole[start : start + max(num_bytes, 1)]
+
+
+def touch(array: NDArray[np.uint8], max_bytes: int = _HUGE_PAGE_BYTES) -> None:
+    """Have the system give the memory of an array's beginning now, and not at the first request.
+
+    Parameters
+    ----------
+    array : ndarray of uint8
+        From `reserve`, not yet used.
+    max_bytes : int
+        How much of it.
+    """
+    array[: max_bytes : mmap.PAGESIZE] = 0
 
 
 def address_of(array: NDArray[Any]) -> int:
