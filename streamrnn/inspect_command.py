@@ -8,7 +8,9 @@ import os
 from typing import Any
 
 from streamrnn.model import Model
+from streamrnn.precision import measure_precisions
 from streamrnn.spec import CELLS, InputSpec, ModelSpec, OutputSpec
+from streamrnn.training.report import report_lines
 
 __all__ = ["configure", "describe", "run", "state_bytes"]
 
@@ -22,6 +24,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         The command's own parser.
     """
     parser.add_argument("model", metavar="MODEL", help="weight file")
+    parser.add_argument(
+        "--precision",
+        action="store_true",
+        help="run the model's stored sample in every precision and show each output's error",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
@@ -40,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     """
     model = Model.load(args.model)
     facts = describe(model) | {"file": args.model, "file_bytes": os.path.getsize(args.model)}
+    if args.precision:
+        facts["precision"] = _precision_facts(model)
     if args.json:
         print(json.dumps(facts, sort_keys=True))
     else:
@@ -102,8 +111,46 @@ def _lines(spec: ModelSpec, facts: dict[str, Any]) -> list[str]:
     ]
     if spec.training:
         lines.append("training")
-        lines += [f"  {line}" for line in _tree(spec.training)]
+        lines += [f"  {line}" for line in _training_lines(spec.training)]
+    if "precision" in facts:
+        lines += _precision_lines(spec, facts["precision"])
     return lines
+
+
+def _training_lines(training: dict[str, Any]) -> list[str]:
+    """Say it as the trainer did; of a training elsewhere, list the facts."""
+    try:
+        return list(report_lines(training))
+    except (KeyError, TypeError, StopIteration, RuntimeError):
+        return _tree({key: value for key, value in training.items() if key != "sample"})
+
+
+def _precision_facts(model: Model) -> dict[str, Any]:
+    errors, num_steps, is_own = measure_precisions(model)
+    return {
+        "num_steps": num_steps,
+        "is_own_sample": is_own,
+        "errors": {
+            error.precision: {
+                output.name: {"largest": float(largest), "root_mean_square": float(rms)}
+                for output, largest, rms in zip(
+                    model.spec.outputs, error.largest, error.root_mean_square, strict=True
+                )
+            }
+            for error in errors
+        },
+    }
+
+
+def _precision_lines(spec: ModelSpec, facts: dict[str, Any]) -> list[str]:
+    whose = "the model's own sample" if facts["is_own_sample"] else "made-up inputs (no sample)"
+    lines = [f"precision    largest error of an output, over {facts['num_steps']} steps of {whose}"]
+    lines.append("  " + "".join(f"{name:>12}" for name in facts["errors"]))
+    rows = []
+    for output in spec.outputs:
+        cells = (found[output.name]["largest"] for found in facts["errors"].values())
+        rows.append("".join(f"{cell:>12.3g}" for cell in cells) + f"  {_named(output)}")
+    return lines + _shortened(rows)
 
 
 def _shortened(lines: list[str], at_most: int = 24) -> list[str]:

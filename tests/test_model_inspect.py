@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from streamrnn.errors import InputError
 from streamrnn.inspect_command import state_bytes
+from streamrnn.precision import measure_precisions
 from streamrnn.spec import InputSpec, ModelSpec, OutputSpec
 from streamrnn_server.cli import main
 from tests.models import EVERY_KIND_OF_INPUT, random_model
@@ -90,3 +92,31 @@ def test_a_damaged_file_is_told_in_one_line(saved, capsys):
     words = capsys.readouterr().err
     assert words.startswith(f"streamrnn: error: {path} is truncated")
     assert words.count("\n") == 1
+
+
+def test_the_cost_of_each_precision_is_shown(rng, tmp_path, capsys):
+    model = random_model(rng, [("lstm", 12)], 2, 2, training={"sample": [[0.5, None], [1, 2]]})
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(InputError, match="nan"):  # this model takes no missing values
+        measure_precisions(model)
+    inputs = [InputSpec("a"), InputSpec("b", missing="hold")]
+    model = random_model(rng, [("lstm", 12)], inputs, 2, training={"sample": [[0.5, None], [1, 2]]})
+    model.save(path)
+    assert main(["inspect", str(path), "--precision", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["precision"]
+    assert (facts["num_steps"], facts["is_own_sample"]) == (2, True)
+    worst = {
+        name: max(output["largest"] for output in outputs.values())
+        for name, outputs in facts["errors"].items()
+    }
+    assert worst["float32"] < 1e-6 < worst["bfloat16"] < worst["int8"] < 0.1
+    assert main(["inspect", str(path), "--precision"]) == 0
+    assert "over 2 steps of the model's own sample" in capsys.readouterr().out
+
+
+def test_without_a_sample_inputs_are_made_up(rng):
+    model = random_model(rng, [("gru", 5)], EVERY_KIND_OF_INPUT, 1)
+    errors, num_steps, is_own = measure_precisions(model)
+    assert not is_own
+    assert num_steps == 256
+    assert [error.precision for error in errors] == ["float32", "bfloat16", "int8"]

@@ -277,7 +277,7 @@ def test_the_report_says_what_a_reader_needs(tmp_path):
     result = train(TrainingConfig(path=table(tmp_path, y=waves(200)), predict=("y",), epochs=3))
     report = result.model.spec.training
     assert set(report) == {
-        "data", "config", "versions", "errors", "baselines", "memory", "updates",
+        "data", "config", "versions", "errors", "baselines", "memory", "sample", "updates",
     }  # fmt: skip
     assert report["data"]["num_rows"] == 200
     assert len(report["data"]["sha256"]) == 64

@@ -71,5 +71,6 @@ def _memory_lines(memory: dict[str, Any]) -> Iterator[str]:
         yield f"memory: the start is not forgotten within {memory['tried_steps']} steps"
     fading = memory["gradient_by_lag"]
     if fading:
-        listed = "  ".join(f"{lag}: {norm:.2g}" for lag, norm in fading.items())
+        lags = sorted(fading, key=int)  # a file has its keys in the order of letters
+        listed = "  ".join(f"{lag}: {fading[lag]:.2g}" for lag in lags)
         yield f"gradient by lag (1 = no fading): {listed}"

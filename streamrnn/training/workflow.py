@@ -13,6 +13,7 @@ import numpy as np
 import streamrnn
 from streamrnn.errors import TrainingError
 from streamrnn.model import Model
+from streamrnn.precision import NUM_SAMPLE_STEPS
 from streamrnn.training.baselines import baseline_errors
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.dataset import Dataset, make_dataset
@@ -92,6 +93,7 @@ def train(
         "errors": all_errors(found.network, dataset),
         "baselines": baseline_errors(dataset),
         "memory": memory.to_dict(),
+        "sample": _sample(dataset),
         "updates": {
             "num_epochs": found.num_epochs,
             "best_epoch": found.best_epoch,
@@ -103,6 +105,13 @@ def train(
     spec = replace(dataset.spec, warmup_steps=memory.horizon_steps, training=report)
     model = Model(spec, found.network.parameters)
     return TrainingResult(model, report, dataset.config, dataset)
+
+
+def _sample(dataset: Dataset) -> list[list[float | None]]:
+    """Return some steps of the validation part, to try a model with: null where x is missing."""
+    stream = dataset.streams[0]
+    x = stream.x[stream.rows("validation")][:NUM_SAMPLE_STEPS]
+    return [[None if np.isnan(value) else float(value) for value in row] for row in x]
 
 
 def train_to_file(
