@@ -8,16 +8,25 @@ the step ``seq`` has place ``seq % W``. It is taken at the stream's first number
 from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import copy_bytes, load_i64, load_u8, load_u32, store_i64
+from streamrnn.kernels.memory import copy_bytes, load_i64, load_u8, load_u32, prefetch, store_i64
 from streamrnn.state import slab as h
 from streamrnn.state.arena import allocate, release
 
-__all__ = ["RESET_DIGEST", "digest_of", "drop_ring", "has_ring", "remember", "remembered"]
+__all__ = [
+    "RESET_DIGEST",
+    "digest_of",
+    "drop_ring",
+    "has_ring",
+    "prefetch_place",
+    "remember",
+    "remembered",
+]
 
 RESET_DIGEST = 0x5EED_0F_A_2E5E7  # stands for a reset in place of an input
 _MIX_A = 0x9E3779B97F4A7C15 - 2**64
 _MIX_B = 0xBF58476D1CE4E5B9 - 2**64
 _LOW_32 = 0xFFFFFFFF
+_MAX_PREFETCHED_BYTES = 1024
 
 
 @jit
@@ -118,6 +127,31 @@ def remember(header: int, seq: int, digest: int, y: int, y_bytes: int) -> None:
     place = seq & (window - 1)
     store_i64(ring + 8 * place, digest)
     copy_bytes(ring + 8 * window + place * y_bytes, y, y_bytes)
+
+
+@jit
+def prefetch_place(header: int, seq: int, y_bytes: int) -> None:
+    """Ask for the memory that `remember` will write, while the step is computed.
+
+    Parameters
+    ----------
+    header : int
+        Address of the stream's header; `has_ring` was true.
+    seq : int
+        The step's number.
+    y_bytes : int
+        Bytes of its output.
+    """
+    window_log2 = load_u8(header + h.WINDOW_LOG2)
+    if window_log2 == 0:
+        return
+    ring = load_i64(header + h.RING)
+    window = 1 << window_log2
+    place = seq & (window - 1)
+    prefetch(ring + 8 * place)
+    y = ring + 8 * window + place * y_bytes
+    for k in range(0, min(y_bytes, _MAX_PREFETCHED_BYTES), 64):
+        prefetch(y + k)
 
 
 @jit

@@ -28,7 +28,7 @@ from streamrnn_server import requests as r
 from streamrnn_server.admit import free_slot, header_of, make_ready, model_of
 from streamrnn_server.finish import count, finish
 from streamrnn_server.requests import first_waiting, pop_waiting
-from streamrnn_server.ring import digest_of, remember
+from streamrnn_server.ring import digest_of, prefetch_place, remember
 from streamrnn_server.streams import (
     close_stream,
     open_stream,
@@ -116,6 +116,7 @@ def gather(shard: int, plan: Any, model: int) -> int:
     int
         The number of rows.
     """
+    y_bytes = load_i64(model + w.Y_BYTES)
     num_rows = 0
     for _ in range(_MAX_SLOTS_LOOKED_AT):
         slot = load_i64(model + w.READY) - 1
@@ -127,6 +128,8 @@ def gather(shard: int, plan: Any, model: int) -> int:
         request = _next_step(shard, plan, model, slot, header)
         if request != 0:
             _place(shard, model, slot, request, num_rows)
+            if load_i64(request + r.FIRST_SEQ) > 0:
+                prefetch_place(header, load_i64(header + h.LAST_SEQ) + 1, y_bytes)
             num_rows += 1
     return num_rows
 
