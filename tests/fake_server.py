@@ -3,14 +3,19 @@
 `FakeServer` takes a request's bytes and returns the reply's; it touches no socket. `SocketServer`
 puts it behind a ROUTER in a thread and misbehaves on demand. The model adds up its inputs, so that
 any lost, repeated or reordered step shows in every later output.
+
+With a `durability` other than none it has a disk: `begin_checkpoint` and `end_checkpoint` bring
+streams there, a `crash` loses everything else, and what a message names comes back from there.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,8 +42,12 @@ class FakeStream:
     window: int
     total: np.ndarray
     last_seq: int = 0
+    durable_seq: int = 0
     numbered: bool | None = None
     ring: deque[tuple[int, bytes, bytes]] = field(default_factory=deque)
+
+
+Checkpoint = list[tuple[bytes, FakeStream, FakeStream]]
 
 
 def _fail(code: ErrorCode, **detail: Any) -> ProtocolError:
@@ -48,7 +57,18 @@ def _fail(code: ErrorCode, **detail: Any) -> ProtocolError:
 class FakeServer:
     """The protocol without sockets; `num_applied` counts what really changed a state."""
 
-    def __init__(self, models=None, endpoints=("tcp://nowhere",), instance="first", **limits):
+    def __init__(
+        self,
+        models=None,
+        endpoints=("tcp://nowhere",),
+        instance="first",
+        durability="none",
+        **limits,
+    ):
+        self.durability = durability
+        self.is_read_only = False
+        self.disk: dict[bytes, FakeStream] = {}
+        self.snapshots: dict[tuple[bytes, str], FakeStream] = {}
         self.models = MODELS if models is None else models
         self.endpoints = list(endpoints)
         self.instance = instance
@@ -60,11 +80,67 @@ class FakeServer:
         self.requests: list[str] = []
         self.handle: Callable[[bytes, int], bytes | None] = self.answer  # for tests to wrap
 
+    # ---- the disk -----------------------------------------------------------------------------
+
+    def begin_checkpoint(self) -> Checkpoint:
+        """Copy what is not on disk; it is there when `end_checkpoint` has taken the copies."""
+        return [
+            (key, known, copy.deepcopy(known))
+            for key, known in self.streams.items()
+            if key not in self.disk or self.disk[key].last_seq != known.last_seq
+        ]
+
+    def end_checkpoint(self, copies: Checkpoint) -> None:
+        for key, known, copied in copies:
+            # Whoever was closed or written by a later checkpoint meanwhile is left alone.
+            if self.is_read_only or self.streams.get(key) is not known:
+                continue
+            if copied.last_seq >= known.durable_seq:
+                self._write(key, copied)
+                known.durable_seq = copied.last_seq
+
+    def crash(self, instance: str) -> None:
+        """Lose what is not on disk, and be another one from now on."""
+        self.restart(instance)
+
+    def _write(self, key: bytes, known: FakeStream) -> None:
+        self.disk[key] = copy.deepcopy(known)
+        self.disk[key].durable_seq = known.last_seq
+
+    def _make_durable(self, key: bytes) -> int:
+        known = self.streams[key]
+        if self.durability != "none" and not self.is_read_only:
+            self._write(key, known)
+            known.durable_seq = known.last_seq
+        return known.durable_seq
+
+    def _find(self, stream) -> FakeStream | None:
+        key = protocol.canonical_id(stream)
+        if key not in self.streams and key in self.disk:
+            self.streams[key] = copy.deepcopy(self.disk[key])
+        return self.streams.get(key)
+
+    def _need_disk(self, must_write=True):
+        if self.durability == "none":
+            raise _fail(ErrorCode.NOT_SUPPORTED)
+        if must_write and self.is_read_only:
+            raise _fail(ErrorCode.READ_ONLY, reason="no space left")
+
     def restart(self, instance: str) -> None:
         self.streams.clear()
         self.instance = instance
 
     def answer(self, payload: bytes, shard: int = 0) -> bytes | None:
+        """Answer a request at once."""
+        working = self.work(payload, shard)
+        while True:
+            try:
+                next(working)
+            except StopIteration as stop:
+                return stop.value
+
+    def work(self, payload: bytes, shard: int = 0) -> Generator[None, None, bytes | None]:
+        """Answer a request wave by wave: yields after each step but the last of a chunk."""
         asked = None
         try:
             asked, method, call = protocol.decode_request(
@@ -73,7 +149,10 @@ class FakeServer:
                 max_batch=self.limits["max_batch"],
             )
             self.requests.append(method)
-            return protocol.encode_response(asked, getattr(self, "_" + method)(call, shard))
+            result = getattr(self, "_" + method)(call, shard)
+            if isinstance(result, Generator):
+                result = yield from result
+            return protocol.encode_response(asked, result)
         except ProtocolError as error:
             to = asked if error.msgid is None else error.msgid
             return None if to is None else protocol.encode_error(to, error.reply())
@@ -85,7 +164,8 @@ class FakeServer:
             "protocol": 1,
             "server": "fake",
             "instance": self.instance,
-            "durability": "none",
+            "durability": self.durability,
+            "read_only": "no space left" if self.is_read_only else None,
             "arithmetic": "fake",
             "endpoints": self.endpoints,
             "num_shards": len(self.endpoints),
@@ -112,6 +192,8 @@ class FakeServer:
         if model not in self.models:
             raise _fail(ErrorCode.UNKNOWN_MODEL, model=model, models=list(self.models))
         window = protocol.grant_window(call.window, self.limits["max_window"])
+        if isinstance(call, protocol.OpenWithStateRequest):
+            return self._make(call.stream, call.record, model, shard, window)
         if not call.many:
             return self._open_one(call.streams[0], model, window, shard)
         return [self._item(self._open_one, s, model, window, shard) for s in call.streams]
@@ -119,32 +201,101 @@ class FakeServer:
     def _open_one(self, stream, model, window, shard):
         self._admit(stream, shard)
         key = protocol.canonical_id(stream)
-        known = self.streams.get(key)
+        known = self._find(stream)
         if known is None:
             size = len(self.models[model]["inputs"])
             known = self.streams[key] = FakeStream(model, window, np.zeros(size, np.float32))
         if known.model != model:
             raise _fail(ErrorCode.WRONG_MODEL, stream=stream, has=known.model, model=model)
-        return [known.last_seq, 0, known.window]
+        return [known.last_seq, known.durable_seq, known.window]
 
     def _close(self, call, shard):
         self._admit(call.stream, shard, may_be_busy=False)
-        return self.streams.pop(protocol.canonical_id(call.stream), None) is not None
+        key = protocol.canonical_id(call.stream)
+        on_disk = self.disk.pop(key, None)
+        for name in [name for name in self.snapshots if name[0] == key]:
+            del self.snapshots[name]
+        return self.streams.pop(key, on_disk) is not None
 
     def _reset(self, call, shard):
         known = self._known(call.stream, shard)
         self._check_numbering(known, call.seq)
         if call.seq and self._from_ring(known, call.seq, b"reset") is not None:
-            return [call.seq, 0]
+            return [call.seq, known.durable_seq]
         known.total = np.zeros_like(known.total)
         self._commit(known, call.seq, b"reset", b"")
-        return [known.last_seq, 0]
+        return [known.last_seq, known.durable_seq]
+
+    def _sync(self, call, shard):
+        self._need_disk(must_write=False)
+        (stream,) = call.params
+        if stream is not None:
+            self._known(stream, shard)
+            return self._make_durable(protocol.canonical_id(stream))
+        for key in self.streams:
+            self._make_durable(key)
+        return not self.is_read_only
+
+    def _export(self, call, shard):
+        return pickle.dumps(self._known(call.params[0], shard))
+
+    def _import(self, call, shard):
+        stream, record, model = call.params
+        return self._make(stream, record, model, shard)
+
+    def _make(self, stream, record, model, shard, window=None):
+        self._admit(stream, shard)
+        if self.is_read_only:
+            self._need_disk()
+        if self._find(stream) is not None:
+            raise _fail(ErrorCode.EXISTS, stream=stream)
+        try:
+            made = pickle.loads(record)
+        except Exception:
+            raise _fail(ErrorCode.DAMAGED, stream=stream, reason="it is torn") from None
+        if made.model != model:
+            raise _fail(ErrorCode.MISMATCH, stream=stream, stored="g" * 64, served="f" * 64)
+        if window is not None:
+            made = FakeStream(model, window, made.total)
+        made.durable_seq = 0
+        key = protocol.canonical_id(stream)
+        self.streams[key] = made
+        return [made.last_seq, self._make_durable(key), made.window]
+
+    def _fork(self, call, shard):
+        source, target = call.params
+        record = pickle.dumps(known := self._known(source, shard))
+        to = protocol.shard_of(protocol.hash_slot(target), len(self.endpoints))
+        return self._make(target, record, known.model, to)
+
+    def _snapshot(self, call, shard):
+        self._need_disk()
+        stream, name = call.params
+        known = self._known(stream, shard)
+        key = protocol.canonical_id(stream)
+        self.snapshots[key, name] = copy.deepcopy(known)
+        return [known.last_seq, self._make_durable(key)]
+
+    def _rollback(self, call, shard):
+        self._need_disk()
+        stream, seq, name = call.params
+        known = self._known(stream, shard)
+        key = protocol.canonical_id(stream)
+        self._check_numbering(known, seq)
+        if seq and self._from_ring(known, seq, b"rollback") is not None:
+            return [seq, known.durable_seq]
+        kept = self.disk.get(key) if name is None else self.snapshots.get((key, name))
+        if kept is None:
+            raise _fail(ErrorCode.UNKNOWN_SNAPSHOT, stream=stream, name=name)
+        known.total = kept.total.copy()
+        self._commit(known, seq, b"rollback", b"")
+        return [known.last_seq, self._make_durable(key)]
 
     def _step(self, call, shard):
         known = self._known(call.stream, shard)
-        y = self._apply(known, call.first_seq, self._values(call.x, known))
+        y = yield from self._apply(known, call.first_seq, self._values(call.x, known))
         last = call.first_seq + len(y) - 1 if call.first_seq else 0
-        return [last, 0, self._answer(call.x, y)]
+        return [last, known.durable_seq, self._answer(call.x, y)]
 
     def _batch(self, call, shard):
         seqs = call.seqs if call.seqs is not None else [0] * len(call.streams)
@@ -159,8 +310,12 @@ class FakeServer:
 
     def _batch_one(self, stream, seq, row, x, shard):
         known = self._known(stream, shard)
-        y = self._apply(known, seq, self._values(row.tobytes(), known))
-        return [seq, 0, self._answer(x, y)]
+        applying = self._apply(known, seq, self._values(row.tobytes(), known))
+        try:
+            while True:
+                next(applying)
+        except StopIteration as stop:
+            return [seq, known.durable_seq, self._answer(x, stop.value)]
 
     # ---- rules --------------------------------------------------------------------------------
 
@@ -180,7 +335,7 @@ class FakeServer:
 
     def _known(self, stream, shard):
         self._admit(stream, shard)
-        known = self.streams.get(protocol.canonical_id(stream))
+        known = self._find(stream)
         if known is None:
             raise _fail(ErrorCode.UNKNOWN, stream=stream)
         return known
@@ -213,6 +368,8 @@ class FakeServer:
                 known.total = known.total + row
                 outputs[k] = known.total.astype("<f4").tobytes()
                 self._commit(known, number, row.tobytes(), outputs[k])
+                if k < len(rows) - 1:
+                    yield
         return np.frombuffer(b"".join(y for y in outputs if y is not None), "<f4").reshape(
             len(rows), -1
         )
@@ -231,7 +388,8 @@ class FakeServer:
                 if kept != digest:
                     raise _fail(ErrorCode.CONFLICT, seq=seq)
                 return y
-        raise _fail(ErrorCode.STALE, got=seq, oldest=known.ring[0][0])
+        oldest = known.ring[0][0] if known.ring else known.last_seq + 1
+        raise _fail(ErrorCode.STALE, got=seq, oldest=oldest)
 
     def _commit(self, known, seq, digest, y):
         known.numbered = seq > 0
@@ -240,6 +398,9 @@ class FakeServer:
         known.ring.append((seq, digest, y))
         while len(known.ring) > known.window:
             known.ring.popleft()
+        if self.durability == "always":
+            key = next(key for key, stream in self.streams.items() if stream is known)
+            self._make_durable(key)
 
     def _answer(self, x, y):
         return y.tobytes() if isinstance(x, bytes) else y.ravel().tolist()

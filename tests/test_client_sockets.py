@@ -4,7 +4,7 @@ import gc
 import subprocess
 import sys
 import threading
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ import streamrnn_client
 from streamrnn_client import Client, PartialFailure, StateLost, errors
 from tests.fake_server import SocketServer
 
-FAST = {"timeout_s": 10.0, "resend_s": 0.05}
+FAST: dict[str, Any] = {"timeout_s": 10.0, "resend_s": 0.05}
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import numpy as np
 from streamrnn_client import errors
 from streamrnn_client._core import Core, Operation
 from streamrnn_client._exchange import Buffer, Exchange
+from streamrnn_client._replay import MAX_REPLAYS, behind, open_states, recover
 from streamrnn_client._scatter import ITEM_BYTES, Errors, Groups, Scatter, group_by_endpoint
-from streamrnn_client._state import Claim, StreamState, as_ids
+from streamrnn_client._state import Claim, StreamState, as_ids, pack_ids
 from streamrnn_client.inputs import FLOAT, Array, ModelInfo
 from streamrnn_client.protocol import StreamId, encode_bin_header
 
@@ -21,7 +22,6 @@ __all__ = ["Rows", "batch", "open_rows", "open_streams", "step_many"]
 Id = TypeVar("Id", bound=StreamId)
 
 _BATCH = msgpack.packb("batch") + b"\x93"
-_OPEN = msgpack.packb("open")
 
 
 class Rows:
@@ -65,7 +65,7 @@ class Rows:
         """Return the array of a group's ids in MessagePack; those of `groups` are packed once."""
         packed = self._packed.get(id(group))
         if not packed:
-            packed = _pack_ids([self._states[i] for i in group])
+            packed = pack_ids([self._states[i] for i in group])
             if id(group) in self._packed:
                 self._packed[id(group)] = packed
         return packed
@@ -94,8 +94,7 @@ def open_streams(
         for state in states:
             if not state.is_open:
                 state.window = asked
-        groups = group_by_endpoint(core, states, range(len(states)))
-        failed = yield from _opening(core, ex, states).run(groups)
+        failed = yield from open_states(core, ex, states, range(len(states)))
     finally:
         core.release(states)
     for i, state in enumerate(states):
@@ -165,13 +164,17 @@ def batch(core: Core, ex: Exchange, rows: Rows, x: Any) -> Operation[Array]:
             raise errors.MixedNumbering("all streams of a batch are numbered, or none is")
         step = _BatchStep(rows, x, outputs, numbered)
         groups = rows.groups(core)
-        unusable = _unusable(core, states)
+        unusable: Errors = {}
+        if numbered and core.is_durable:
+            unusable = yield from core.make_room(ex, states, 1)
+        unusable.update(_unusable(core, states))
         if unusable:
             usable = [i for i in range(len(states)) if i not in unusable]
             groups = group_by_endpoint(core, states, usable)
         failed = yield from step.apply(core, ex, groups)
         if failed:
             failed = yield from _open_pristine(core, ex, step, failed)
+            failed = yield from _replayed(core, ex, step, failed)
             failed = yield from _judged(core, ex, states, failed)
         failed.update(unusable)
         if failed:
@@ -214,13 +217,22 @@ class _BatchStep:
             raise errors.NotSupported(
                 f"{y.size} outputs came for {len(indices)} streams of {self.outputs.shape[1]}"
             )
-        states, last = self.states, len(indices) - 1
+        states, x, last = self.states, self.x, len(indices) - 1
         if isinstance(indices, range):
+            x = x[indices.start : indices.stop]
             self.outputs[indices.start : indices.stop] = y.reshape(last + 1, -1)
             states = states[indices.start : indices.stop]
         else:
+            x = x[list(indices)]
             self.outputs[list(indices)] = y.reshape(last + 1, -1)
             states = [states[i] for i in indices]
+        if states[0].kept is not None:
+            for state, row, last_seq, durable_seq in zip(
+                states, x, last_seqs, durable_seqs, strict=True
+            ):
+                if state.kept is not None:
+                    state.kept.note(last_seq, 1, row, state.last_seq)
+                    state.kept.forget(durable_seq)
         for state, last_seq, durable_seq in zip(states, last_seqs, durable_seqs, strict=True):
             state.last_seq = last_seq
             state.durable_seq = durable_seq
@@ -246,11 +258,6 @@ def _state_of(core: Core, stream: StreamId, model: ModelInfo, numbered: bool) ->
     return state
 
 
-def _pack_ids(states: Sequence[StreamState]) -> bytes:
-    header = msgpack.Packer().pack_array_header(len(states))
-    return b"".join((header, *[state.packed_id for state in states]))
-
-
 def _unusable(core: Core, states: Sequence[StreamState]) -> Errors:
     failed: Errors = {}
     for i, state in enumerate(states):
@@ -273,26 +280,46 @@ def _open_pristine(core: Core, ex: Exchange, step: _BatchStep, failed: Errors) -
     ]
     if not indices:
         return failed
-    opening = _opening(core, ex, states)
-    still = yield from opening.run(group_by_endpoint(core, states, indices))
+    still = yield from open_states(core, ex, states, indices)
     opened = [i for i in indices if i not in still and not states[i].lost]
     stepped = yield from step.apply(core, ex, group_by_endpoint(core, states, opened))
     kept = {i: error for i, error in failed.items() if i not in indices}
     return {**kept, **still, **stepped}
 
 
-def _opening(core: Core, ex: Exchange, states: Sequence[StreamState]) -> Scatter:
-    """Prepare `open`; all streams are of one model and ask for one window, the first one's."""
-    tail = msgpack.packb(states[0].model.name) + msgpack.packb(states[0].window)
+def _replayed(core: Core, ex: Exchange, step: _BatchStep, failed: Errors) -> Operation[Errors]:
+    """Bring the server to where it was, where it is behind, and step those streams then."""
+    states = step.states
+    for _ in range(MAX_REPLAYS):
+        found = {i: how for i, error in failed.items() if (how := behind(core, states[i], error))}
+        failed = {i: error for i, error in failed.items() if i not in found}
+        again = list(found)
+        if found:
+            lost = yield from recover(core, ex, states, found)
+            failed.update(lost)
+            again = [i for i in found if i not in lost]
+        elif core.is_spread and step.numbered:
+            again = yield from _moved(core, ex, states, failed)
+        if not again:
+            break
+        for i in again:
+            failed.pop(i, None)
+        failed.update((yield from step.apply(core, ex, group_by_endpoint(core, states, again))))
+    return failed
 
-    def build(indices: Sequence[int]) -> tuple[Buffer, ...]:
-        return _OPEN, b"\x93", _pack_ids([states[i] for i in indices]), tail
 
-    def accept(indices: Sequence[int], results: Sequence[Any]) -> None:
-        for i, result in zip(indices, results, strict=True):
-            core.opened(states[i], result)
-
-    return Scatter(core, ex, states, "open", build, accept)
+def _moved(
+    core: Core, ex: Exchange, states: Sequence[StreamState], failed: Errors
+) -> Operation[list[int]]:
+    """Say which streams are not where nobody answered: with fewer shards that endpoint is gone."""
+    silent = {
+        i: error.detail.get("endpoint")
+        for i, error in failed.items()
+        if isinstance(error, TimeoutError | ConnectionError)
+    }
+    if not silent or (yield from core.look_again(ex)):
+        return []
+    return [i for i, endpoint in silent.items() if core.endpoint(states[i]) != endpoint]
 
 
 def _judged(

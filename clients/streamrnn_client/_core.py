@@ -16,7 +16,9 @@ import numpy as np
 
 from streamrnn_client import errors
 from streamrnn_client._exchange import Buffer, Call, Exchange
-from streamrnn_client._server import Operation, ServerView
+from streamrnn_client._replay import MAX_REPLAYS, behind, open_states, recover, sync_shards
+from streamrnn_client._scatter import Errors
+from streamrnn_client._server import MAX_MOVES, Operation, ServerView
 from streamrnn_client._state import Claim, StreamState
 from streamrnn_client.inputs import Array
 from streamrnn_client.protocol import (
@@ -27,10 +29,9 @@ from streamrnn_client.protocol import (
     error_message,
 )
 
-__all__ = ["MAX_MOVES", "Core", "Operation"]
+__all__ = ["Core", "Operation"]
 
-MAX_MOVES = 4
-OVERHEAD_BYTES = 1024  # what a message holds besides its streams and their x, generously
+_MIN_SYNC_S, _MAX_SYNC_S = 0.01, 0.5  # between two tries to have a disk written
 
 
 class Core(ServerView):
@@ -44,9 +45,11 @@ class Core(ServerView):
         yield Claim((state,))
         try:
             first_seq = self.first_seq(state, seq, 1)
+            if state.kept is not None and state.kept.is_full(1):
+                yield from self.make_room_for(ex, state, 1)
             call = self._submit(ex, state, first_seq, x)
-            result = yield from self._settle(ex, state, call, first_seq, x, in_order=True)
-            return self._accept(state, result, 1)
+            result = yield from self.settle(ex, state, call)
+            return self._accept(state, result, first_seq, 1, x)
         finally:
             self.release((state,))
 
@@ -62,20 +65,22 @@ class Core(ServerView):
             first_seq = self.first_seq(state, seq, num_steps)
             # Unnumbered chunks must not overtake each other, so only one is under way.
             depth = 2 if state.numbered and state.window > 1 else 1
-            chunk = min(state.window // depth, self._max_chunk(state))
+            chunk = max(1, min(state.window // depth, self.max_chunk(state)))
             while done < num_steps:
                 while sent < num_steps and len(in_flight) < depth:
                     stop = min(sent + chunk, num_steps)
+                    if state.kept is not None and state.kept.is_full(stop - done):
+                        if in_flight:
+                            break  # what is under way is not kept yet
+                        yield from self.make_room_for(ex, state, stop - sent)
                     number = first_seq + sent if first_seq else 0
                     call = self._submit(ex, state, number, x[sent:stop])
                     in_flight.append((call, sent, stop))
                     sent = stop
                 call, start, stop = in_flight.popleft()
                 number = first_seq + start if first_seq else 0
-                result = yield from self._settle(
-                    ex, state, call, number, x[start:stop], in_order=start == 0
-                )
-                y = self._accept(state, result, stop - start)
+                result = yield from self.settle(ex, state, call, in_order=start == 0)
+                y = self._accept(state, result, number, stop - start, x[start:stop])
                 outputs[start:stop] = y.reshape(stop - start, -1)
                 done = stop
             return outputs
@@ -111,12 +116,6 @@ class Core(ServerView):
             raise errors.BadParams(f"seq is {seq}; steps are numbered from 1", {"seq": seq})
         return seq
 
-    def _max_chunk(self, state: StreamState) -> int:
-        if self.info is None:
-            return state.window
-        room = self.info.max_message_bytes - OVERHEAD_BYTES
-        return max(1, room // (4 * max(state.model.num_inputs, state.model.output_size)))
-
     def _submit(self, ex: Exchange, state: StreamState, first_seq: int, x: Array) -> Call:
         parts: tuple[Buffer, ...] = (
             state.step_head,
@@ -126,22 +125,16 @@ class Core(ServerView):
         )
         return ex.submit(self.endpoint(state), "step", parts, may_resend=state.numbered)
 
-    def _settle(
-        self,
-        ex: Exchange,
-        state: StreamState,
-        call: Call,
-        first_seq: int,
-        x: Array,
-        *,
-        in_order: bool,
+    def settle(
+        self, ex: Exchange, state: StreamState, call: Call, *, in_order: bool = True
     ) -> Operation[Any]:
-        """Wait for a chunk's answer; send it again where that is right, else raise.
+        """Wait for a request's answer; send it again where that is right, else raise.
 
         With `in_order` False an earlier chunk was still under way when this one was sent. If that
         one came late, this one met a gap that exists no longer.
         """
-        num_moves, may_open = 0, True
+        num_moves = num_replays = 0
+        may_open = may_look = True
         try:
             while True:
                 yield call
@@ -156,9 +149,19 @@ class Core(ServerView):
                 elif isinstance(error, errors.UnknownStream) and state.is_pristine and may_open:
                     may_open = False
                     yield from self._open_again(ex, state)
+                elif num_replays < MAX_REPLAYS and (found := behind(self, state, error)):
+                    num_replays += 1
+                    failed = yield from recover(self, ex, (state,), {0: found})
+                    if failed:
+                        raise failed[0]
+                elif may_look and (yield from self.has_moved(ex, state, call)):
+                    may_look = False
                 else:
+                    if isinstance(error, errors.Exists) and call.num_sends > 1:
+                        error.detail["num_sends"] = call.num_sends
+                        error.args = (f"{error}. It may be this call's own: it was sent twice",)
                     raise (yield from self.judge(ex, state, error))
-                call = self._submit(ex, state, first_seq, x)
+                call = ex.repeat(call, self.endpoint(state))
         except BaseException as error:
             # Whoever stops waiting does not know whether the step was applied.
             state.in_doubt |= not isinstance(error, errors.StreamRNNClientError)
@@ -166,7 +169,9 @@ class Core(ServerView):
         finally:
             ex.abandon(call)
 
-    def _accept(self, state: StreamState, result: Any, num_steps: int) -> Array:
+    def _accept(
+        self, state: StreamState, result: Any, first_seq: int, num_steps: int, x: Array
+    ) -> Array:
         last_seq, durable_seq, y = result
         outputs = state.model.outputs(y)
         if outputs.size != num_steps * state.model.output_size:
@@ -174,11 +179,75 @@ class Core(ServerView):
                 f"{outputs.size} outputs came for {num_steps} steps of model {state.model.name!r}; "
                 f"expected were {num_steps * state.model.output_size}"
             )
+        state.durable_seq = durable_seq
+        if state.kept is not None:
+            state.kept.note(first_seq, num_steps, x, state.last_seq)
+            state.kept.forget(durable_seq)
         # An explicit seq may ask for an old step once more.
         state.last_seq = max(state.last_seq, last_seq)
-        state.durable_seq = durable_seq
         state.in_doubt = False
         return outputs
+
+    # ---- what is on disk -----------------------------------------------------------------------
+
+    def make_room(
+        self, ex: Exchange, states: Sequence[StreamState], num_steps: int
+    ) -> Operation[Errors]:
+        """Wait until so many more steps of claimed streams may be kept: until others are on disk.
+
+        The errors of streams that it could not be done for are returned.
+        """
+        delay_s, deadline = 0.0, None
+        failed: Errors = {}
+        while full := [
+            i
+            for i, state in enumerate(states)
+            if state.kept is not None and state.kept.is_full(num_steps) and i not in failed
+        ]:
+            if delay_s and not ex.has_time(delay_s, deadline):
+                return {**failed, **{i: _frozen(states[i]) for i in full}}
+            deadline = yield from self._pause(ex, delay_s, deadline)
+            delay_s = min(max(2 * delay_s, _MIN_SYNC_S), _MAX_SYNC_S)
+            yield from sync_shards(self, ex, [states[i] for i in full])
+            for i, error in (yield from open_states(self, ex, states, full)).items():
+                failed[i] = yield from self.judge(ex, states[i], error)
+        return failed
+
+    def make_room_for(self, ex: Exchange, state: StreamState, num_steps: int) -> Operation[None]:
+        """Wait until so many more steps of one stream may be kept."""
+        for error in (yield from self.make_room(ex, (state,), num_steps)).values():
+            raise error
+
+    def sync(self, ex: Exchange, state: StreamState) -> Operation[int]:
+        """Have a stream's last step written to disk; return the last one that is."""
+        yield Claim((state,))
+        try:
+            self.first_seq(state, None, 1)
+            return (yield from self.make_durable(ex, state))
+        finally:
+            self.release((state,))
+
+    def make_durable(self, ex: Exchange, state: StreamState) -> Operation[int]:
+        for _ in range(MAX_REPLAYS):
+            call = self.call(ex, state, "sync", [state.id])
+            state.note_durable((yield from self.settle(ex, state, call)))
+            if state.durable_seq >= state.last_seq:
+                break
+            instance = state.instance
+            yield from self.open_claimed(ex, (state,))
+            if state.durable_seq >= state.last_seq or state.instance == instance:
+                break  # the disk cannot be written
+        return state.durable_seq
+
+    def _pause(self, ex: Exchange, delay_s: float, deadline: float | None) -> Operation[float]:
+        """Wait, with a question to the server that needs an answer anyway: who it is."""
+        parts = (msgpack.packb("hello"), msgpack.packb([{"client": "streamrnn-client"}]))
+        call = ex.submit(self.address, "hello", parts, delay_s=delay_s)
+        try:
+            yield call
+        finally:
+            ex.abandon(call)
+        return call.deadline if deadline is None else deadline
 
     # ---- the life of a stream -----------------------------------------------------------------
 
@@ -187,8 +256,14 @@ class Core(ServerView):
         yield Claim((state,))
         try:
             seq = self.first_seq(state, None, 1)
-            result = yield from self._life_call(ex, state, "reset", [state.id, seq], seq > 0)
-            state.last_seq, state.durable_seq = result
+            if state.kept is not None and state.kept.is_full(1):
+                yield from self.make_room_for(ex, state, 1)
+            call = self.call(ex, state, "reset", [state.id, seq], may_resend=seq > 0)
+            last_seq, durable_seq = yield from self.settle(ex, state, call)
+            if state.kept is not None:
+                state.kept.note(seq, 1, None, state.last_seq)
+            state.last_seq = last_seq
+            state.note_durable(durable_seq)
             state.in_doubt = False
         finally:
             self.release((state,))
@@ -197,7 +272,7 @@ class Core(ServerView):
         """Close a stream: the server forgets its state. True if there was one."""
         yield Claim((state,))
         try:
-            existed = yield from self._life_call(ex, state, "close", [state.id], True)
+            existed = yield from self.settle(ex, state, self.call(ex, state, "close", [state.id]))
             state.is_open = False
             self.streams.pop(state.id, None)
             return bool(existed)
@@ -215,42 +290,37 @@ class Core(ServerView):
             self.release((state,))
 
     def _open_again(self, ex: Exchange, state: StreamState) -> Operation[None]:
-        params = [state.id, state.model.name, state.window]
-        self.opened(state, (yield from self._life_call(ex, state, "open", params, True)))
+        yield from self.open_claimed(ex, (state,))
         if state.lost:
             raise errors.StateLost(state.id, state.last_seq, state.lost)
 
-    def opened(self, state: StreamState, result: Sequence[int]) -> None:
-        """Take what `open` returned; a step that the server no longer knows of is a loss."""
-        last_seq, durable_seq, window = result
-        info = self.info
-        if last_seq < state.last_seq:
-            state.lost = f"the server knows of {last_seq} steps only"
-            if info is not None and info.instance != state.instance:
-                state.lost += f"; it was started again (instance {info.instance})"
-            return
-        state.last_seq, state.durable_seq, state.window = last_seq, durable_seq, window
-        state.instance = info.instance if info is not None else ""
-        state.is_open = True
-        state.in_doubt = False
+    def open_claimed(self, ex: Exchange, states: Sequence[StreamState]) -> Operation[None]:
+        """Open streams that were open; what the server lacks of them is replayed."""
+        failed = yield from open_states(self, ex, states, range(len(states)))
+        for i, error in failed.items():
+            raise (yield from self.judge(ex, states[i], error))
 
-    def _life_call(
-        self, ex: Exchange, state: StreamState, method: str, params: list[Any], may_resend: bool
-    ) -> Operation[Any]:
+    def call(
+        self,
+        ex: Exchange,
+        state: StreamState,
+        method: str,
+        params: list[Any],
+        *,
+        may_resend: bool = True,
+    ) -> Call:
         parts = (msgpack.packb(method), msgpack.packb(params))
-        for num_moves in range(MAX_MOVES + 1):
-            call = ex.submit(self.endpoint(state), method, parts, may_resend=may_resend)
-            try:
-                yield call
-            finally:
-                ex.abandon(call)
-            if call.error is None:
-                return call.result
-            if not isinstance(call.error, errors.Moved) or num_moves == MAX_MOVES:
-                break
-            self.note_moved(state, call.error.detail)
-        assert call.error is not None
-        raise (yield from self.judge(ex, state, call.error))
+        return ex.submit(self.endpoint(state), method, parts, may_resend=may_resend)
+
+
+def _frozen(state: StreamState) -> errors.ReadOnly:
+    return errors.ReadOnly(
+        f"the server writes nothing to its disk: durable_seq of stream {state.id!r} stands at "
+        f"{state.durable_seq}, and the steps since are as many as this client may keep "
+        "(max_kept_steps, max_kept_bytes); the next step was not sent: try again when the disk can "
+        "be written",
+        {"stream": state.id, "durable_seq": state.durable_seq},
+    )
 
 
 def _in_whole(

@@ -23,6 +23,7 @@ from streamrnn_client.protocol import (
 __all__ = ["Call", "Exchange"]
 
 _HEAD = b"\x94\x00\xce"  # an array of four: 0 for a request, then the msgid as uint 32
+_NUM_HEAD_BYTES = len(_HEAD) + 4
 _BUSY = ErrorCode.BUSY.wire
 _MIN_BUSY_S, _MAX_BUSY_S = 0.001, 1.0
 _MIN_RETRY_S, _MAX_RETRY_S = 0.001, 0.05  # after a send that found no connection, or no room
@@ -205,6 +206,23 @@ class Exchange:
         else:
             self._put_out(call, now)
         return call
+
+    def repeat(self, call: Call, endpoint: str) -> Call:
+        """Take on a request like one that was settled, under a msgid of its own.
+
+        Parameters
+        ----------
+        call : Call
+            The one that was settled.
+        endpoint : str
+            Where the new one goes.
+
+        Returns
+        -------
+        Call
+        """
+        parts = (memoryview(call.payload)[_NUM_HEAD_BYTES:],)
+        return self.submit(endpoint, call.method, parts, may_resend=call.may_resend)
 
     def receive(self, payload: bytes) -> None:
         """Take what came from a server: an answer settles its call, anything else is dropped.

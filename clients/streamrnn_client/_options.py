@@ -7,6 +7,7 @@ from typing import Any
 
 import zmq
 
+from streamrnn_client._kept import MAX_KEPT_BYTES, MAX_KEPT_STEPS
 from streamrnn_client.errors import BadParams
 
 __all__ = ["Options", "configure", "is_connected"]
@@ -19,6 +20,8 @@ class Options:
     address: str
     timeout_s: float = 5.0
     resend_s: float = 0.5
+    max_kept_steps: int = MAX_KEPT_STEPS
+    max_kept_bytes: int = MAX_KEPT_BYTES
 
     def __post_init__(self) -> None:
         if not isinstance(self.address, str) or "://" not in self.address:
@@ -29,6 +32,10 @@ class Options:
             value = getattr(self, name)
             if not 0 < value < 1e6:
                 raise BadParams(f"{name} is {value!r}; it must be a number of seconds above 0")
+        for name in ("max_kept_steps", "max_kept_bytes"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise BadParams(f"{name} is {value!r}; it must be a whole number from 1")
 
 
 def configure(socket: zmq.Socket[Any], endpoint: str) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from streamrnn_client import errors
-from streamrnn_client._core import MAX_MOVES, OVERHEAD_BYTES, Core, Operation
 from streamrnn_client._exchange import Buffer, Call, Exchange
+from streamrnn_client._server import MAX_MOVES, OVERHEAD_BYTES, Operation, ServerView
 from streamrnn_client._state import StreamState
 from streamrnn_client.protocol import MAX_BATCH
 
@@ -31,7 +31,7 @@ class Scatter:
 
     def __init__(
         self,
-        core: Core,
+        core: ServerView,
         ex: Exchange,
         states: Sequence[StreamState],
         method: str,
@@ -129,7 +129,10 @@ class Scatter:
 
 
 def group_by_endpoint(
-    core: Core, states: Sequence[StreamState], indices: Sequence[int], item_bytes: int = ITEM_BYTES
+    core: ServerView,
+    states: Sequence[StreamState],
+    indices: Sequence[int],
+    item_bytes: int = ITEM_BYTES,
 ) -> Groups:
     """Split items by shard, and so that no request is larger than the server takes."""
     info = core.info

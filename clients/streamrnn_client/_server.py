@@ -10,11 +10,15 @@ import msgpack
 
 from streamrnn_client import errors
 from streamrnn_client._exchange import Call, Exchange
+from streamrnn_client._kept import MAX_KEPT_BYTES, MAX_KEPT_STEPS, Kept
 from streamrnn_client._state import Claim, ServerInfo, StreamState
 from streamrnn_client.inputs import ModelInfo
 from streamrnn_client.protocol import shard_of
 
-__all__ = ["Operation", "ServerView"]
+__all__ = ["MAX_MOVES", "OVERHEAD_BYTES", "Operation", "ServerView"]
+
+MAX_MOVES = 4
+OVERHEAD_BYTES = 1024  # what a message holds besides its streams and their x, generously
 
 T = TypeVar("T")
 Operation = Generator[Call | Claim, None, T]
@@ -29,6 +33,8 @@ class ServerView:
         Where the first shard is.
     release : callable
         Takes streams back from an operation that had claimed them.
+    max_kept_steps, max_kept_bytes : int
+        How much is kept of each stream for a replay.
 
     Attributes
     ----------
@@ -44,8 +50,16 @@ class ServerView:
         Changes whenever a stream may have got another endpoint.
     """
 
-    def __init__(self, address: str, release: Callable[[Sequence[StreamState]], None]) -> None:
+    def __init__(
+        self,
+        address: str,
+        release: Callable[[Sequence[StreamState]], None],
+        max_kept_steps: int = MAX_KEPT_STEPS,
+        max_kept_bytes: int = MAX_KEPT_BYTES,
+    ) -> None:
         self.address = address
+        self.max_kept_steps = max_kept_steps
+        self.max_kept_bytes = max_kept_bytes
         self.release = release
         self.info: ServerInfo | None = None
         self.is_stale = False
@@ -139,12 +153,61 @@ class ServerView:
         """Whether streams live at more than one endpoint."""
         return bool(self._moved) or (self.info is not None and self.info.num_shards > 1)
 
+    @property
+    def is_durable(self) -> bool:
+        """Whether the server keeps streams on disk, as far as it told."""
+        return self.info is not None and self.info.durability != "none"
+
+    def max_chunk(self, state: StreamState) -> int:
+        """Return the most steps of one message: by the window, and by its size."""
+        if self.info is None:
+            return state.window
+        room = self.info.max_message_bytes - OVERHEAD_BYTES
+        most = room // (4 * max(state.model.num_inputs, state.model.output_size))
+        return max(1, min(state.window, most))
+
+    def opened(self, state: StreamState, result: Sequence[int], instance: str) -> bool:
+        """Take what `open` returned; False if the server is behind and steps may be sent again.
+
+        Where nothing is kept, a step that the server no longer knows of is a loss.
+        """
+        last_seq, durable_seq, window = result
+        if last_seq < state.last_seq:
+            if state.kept is not None:
+                return False
+            state.lost = f"the server knows of {last_seq} steps only"
+            if self.info is not None and self.info.instance != state.instance:
+                state.lost += f"; it was started again (instance {self.info.instance})"
+            return True
+        state.last_seq, state.window = last_seq, window
+        # Of the time before the request was sent: should the server have been started again since,
+        # then a loss looks like one by a crash, which is the side to err on.
+        state.instance = instance
+        state.is_open = True
+        state.in_doubt = False
+        if not self.is_durable or not state.numbered:
+            state.kept = None
+        elif state.kept is None:
+            row_bytes = 4 * state.model.num_inputs
+            state.kept = Kept(row_bytes, self.max_kept_steps, self.max_kept_bytes)
+        state.note_durable(durable_seq)
+        return True
+
     def note_moved(self, state: StreamState, detail: dict[str, Any]) -> None:
         """Remember where a stream's hash slot lives, as the server told in `moved`."""
         endpoint = detail.get("endpoint")
         if isinstance(endpoint, str):
             self._moved = {**self._moved, state.slot: endpoint}
             self.map_version += 1
+
+    def has_moved(self, ex: Exchange, state: StreamState, call: Call) -> Operation[bool]:
+        """Tell whether a silent endpoint is not the stream's any more: a shard fewer, perhaps."""
+        if not isinstance(call.error, TimeoutError | ConnectionError):
+            return False
+        if not call.may_resend or call.endpoint == self.address:
+            return False
+        silence = yield from self.look_again(ex)
+        return not silence and self.endpoint(state) != call.endpoint
 
     # ---- what went wrong ----------------------------------------------------------------------
 
@@ -201,5 +264,10 @@ class ServerView:
                 "step was applied: repeat it with its own input, or go on after it with resync()",
                 error.detail,
             )
+        elif isinstance(error, errors.Quarantined):
+            # Of a chunk, the steps before the one that was refused were applied.
+            expected = error.detail.get("expected")
+            if isinstance(expected, int) and state.numbered:
+                state.last_seq = max(state.last_seq, expected - 1)
         error.detail.setdefault("stream", state.id)
         return error

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgpack
 
+from streamrnn_client._kept import Kept
 from streamrnn_client.errors import BadParams, NotSupported
 from streamrnn_client.inputs import ModelInfo
 from streamrnn_client.protocol import (
@@ -124,6 +125,9 @@ class StreamState:
         Whether it was opened; whether a step's fate is unknown; whether a call is under way.
     lost : str
         Why its state is lost; empty while it is not.
+    kept : Kept or None
+        The steps that are not on disk yet; None where the server has no disk, or nothing has a
+        number.
     packed_id, step_head : bytes
         The id, and what begins a `step` request, in MessagePack.
 
@@ -141,6 +145,7 @@ class StreamState:
         "in_doubt",
         "instance",
         "is_open",
+        "kept",
         "last_seq",
         "lost",
         "model",
@@ -166,6 +171,7 @@ class StreamState:
         self.in_doubt = False
         self.claimed = False
         self.lost = ""
+        self.kept: Kept | None = None
         self.packed_id: bytes = msgpack.packb(stream)
         self.step_head: bytes = _STEP + self.packed_id
         self._slot = -1
@@ -176,6 +182,18 @@ class StreamState:
         if self._slot < 0:
             self._slot = hash_slot(self.id)
         return self._slot
+
+    def note_durable(self, durable_seq: int) -> None:
+        """Take note of what is on disk, and keep it no longer.
+
+        Parameters
+        ----------
+        durable_seq : int
+            As the server told.
+        """
+        self.durable_seq = durable_seq
+        if self.kept is not None:
+            self.kept.forget(durable_seq)
 
     @property
     def is_pristine(self) -> bool:
@@ -196,6 +214,21 @@ class Claim:
 
     def __init__(self, states: Sequence[StreamState]) -> None:
         self.states = states
+
+
+def pack_ids(states: Sequence[StreamState]) -> bytes:
+    """Return the array of streams' ids in MessagePack.
+
+    Parameters
+    ----------
+    states : sequence of StreamState
+
+    Returns
+    -------
+    bytes
+    """
+    header = msgpack.Packer().pack_array_header(len(states))
+    return b"".join((header, *[state.packed_id for state in states]))
 
 
 def as_ids(streams: Any) -> list[StreamId]:

@@ -20,10 +20,11 @@ import numpy.typing as npt
 import zmq
 import zmq.asyncio
 
-from streamrnn_client import _batching
+from streamrnn_client import _batching, _moving
 from streamrnn_client._batching import Rows
 from streamrnn_client._core import Core, Operation
 from streamrnn_client._exchange import Call, Exchange
+from streamrnn_client._kept import MAX_KEPT_BYTES, MAX_KEPT_STEPS
 from streamrnn_client._options import Options, configure, is_connected
 from streamrnn_client._state import Claim, ServerInfo, StreamState
 from streamrnn_client.errors import ClientClosed
@@ -80,6 +81,51 @@ class Stream(StreamView):
         client = self._client
         return await client._run(client._core.resync(client._exchange(), self._state))
 
+    async def sync(self) -> int:
+        """Await `streamrnn_client.Stream.sync`."""
+        client = self._client
+        operation = client._core.sync(client._exchange(), self._state)
+        return await client._run(operation)
+
+    async def export(self) -> bytes:
+        """Await `streamrnn_client.Stream.export`."""
+        client = self._client
+        operation = _moving.export_stream(client._core, client._exchange(), self._state)
+        return await client._run(operation)
+
+    async def fork(self, stream: str | int) -> Stream:
+        """Await `streamrnn_client.Stream.fork`.
+
+        Parameters
+        ----------
+        stream : as there
+        """
+        client = self._client
+        operation = _moving.fork(client._core, client._exchange(), self._state, stream)
+        return Stream(client, await client._run(operation))
+
+    async def snapshot(self, name: str) -> int:
+        """Await `streamrnn_client.Stream.snapshot`.
+
+        Parameters
+        ----------
+        name : as there
+        """
+        client = self._client
+        operation = _moving.snapshot(client._core, client._exchange(), self._state, name)
+        return await client._run(operation)
+
+    async def rollback(self, name: str | None = None) -> int:
+        """Await `streamrnn_client.Stream.rollback`.
+
+        Parameters
+        ----------
+        name : as there
+        """
+        client = self._client
+        operation = _moving.rollback(client._core, client._exchange(), self._state, name)
+        return await client._run(operation)
+
 
 class Client:
     """A connection to a StreamRNN server, for one event loop.
@@ -96,11 +142,23 @@ class Client:
         How long a request may take, all its repetitions counted.
     resend_s : float
         How long to wait for an answer before a request is sent again; doubles every time.
+    max_kept_steps, max_kept_bytes : int
+        How much of each stream's input is kept until the server has it on disk, so that a crash
+        of the server costs nothing; at the bound a call waits for the disk. Of no effect where
+        the server has none (``hello().durability``).
     """
 
-    def __init__(self, address: str, *, timeout_s: float = 5.0, resend_s: float = 0.5) -> None:
-        self._options = Options(address, timeout_s, resend_s)
-        self._core = Core(address, self._release)
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = 5.0,
+        resend_s: float = 0.5,
+        max_kept_steps: int = MAX_KEPT_STEPS,
+        max_kept_bytes: int = MAX_KEPT_BYTES,
+    ) -> None:
+        self._options = Options(address, timeout_s, resend_s, max_kept_steps, max_kept_bytes)
+        self._core = Core(address, self._release, max_kept_steps, max_kept_bytes)
         self._hub: _Hub | None = None
         self._is_closed = False
         self._waiting: set[asyncio.Future[None]] = set()
@@ -144,13 +202,18 @@ class Client:
         *,
         window: int | None = None,
         numbered: bool = True,
+        initial_state: bytes | None = None,
     ) -> Stream:
         """Await `streamrnn_client.Client.stream`.
 
         Parameters
         ----------
-        stream, model, window, numbered : as there
+        stream, model, window, numbered, initial_state : as there
         """
+        if initial_state is not None:
+            args = (stream, initial_state, model, window, numbered)
+            operation = _moving.open_with_state(self._core, self._exchange(), *args)
+            return Stream(self, await self._run(operation))
         return (await self.streams([stream], model, window=window, numbered=numbered))[0]
 
     async def streams(
@@ -209,6 +272,28 @@ class Client:
         inputs, model : as there
         """
         return await self._run(_batching.step_many(self._core, self._exchange(), inputs, model))
+
+    async def import_stream(
+        self,
+        stream: str | int,
+        record: bytes,
+        model: str | None = None,
+        *,
+        numbered: bool = True,
+    ) -> Stream:
+        """Await `streamrnn_client.Client.import_stream`.
+
+        Parameters
+        ----------
+        stream, record, model, numbered : as there
+        """
+        args = (stream, record, model, numbered)
+        operation = _moving.import_stream(self._core, self._exchange(), *args)
+        return Stream(self, await self._run(operation))
+
+    async def sync(self) -> bool:
+        """Await `streamrnn_client.Client.sync`."""
+        return await self._run(_moving.sync_all(self._core, self._exchange()))
 
     # ---- driving operations -------------------------------------------------------------------
 

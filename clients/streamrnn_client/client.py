@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import zmq
 
-from streamrnn_client import _batching
+from streamrnn_client import _batching, _moving
 from streamrnn_client._batching import Rows
 from streamrnn_client._core import Core, Operation
 from streamrnn_client._exchange import Call, Exchange
+from streamrnn_client._kept import MAX_KEPT_BYTES, MAX_KEPT_STEPS
 from streamrnn_client._options import Options, configure, is_connected
 from streamrnn_client._state import Claim, ServerInfo, StreamState
 from streamrnn_client.errors import ClientClosed
@@ -47,6 +48,10 @@ class Client:
     resend_s : float
         How long to wait for an answer before a request is sent again, under the same number;
         doubles every time. Unnumbered steps are never sent again.
+    max_kept_steps, max_kept_bytes : int
+        How much of each stream's input is kept until the server has it on disk, so that a crash
+        of the server costs nothing; at the bound a call waits for the disk. Of no effect where
+        the server has none (``hello().durability``).
 
     Raises
     ------
@@ -54,9 +59,17 @@ class Client:
         If the address or a time is none.
     """
 
-    def __init__(self, address: str, *, timeout_s: float = 5.0, resend_s: float = 0.5) -> None:
-        self._options = Options(address, timeout_s, resend_s)
-        self._core = Core(address, self._release)
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = 5.0,
+        resend_s: float = 0.5,
+        max_kept_steps: int = MAX_KEPT_STEPS,
+        max_kept_bytes: int = MAX_KEPT_BYTES,
+    ) -> None:
+        self._options = Options(address, timeout_s, resend_s, max_kept_steps, max_kept_bytes)
+        self._core = Core(address, self._release, max_kept_steps, max_kept_bytes)
         self._is_closed = False
         self._claims = threading.Condition(threading.Lock())
         self._num_waiting = 0
@@ -118,6 +131,7 @@ class Client:
         *,
         window: int | None = None,
         numbered: bool = True,
+        initial_state: bytes | None = None,
     ) -> Stream:
         """Open a stream, new or known to the server; ``last_seq`` tells where to go on.
 
@@ -133,6 +147,9 @@ class Client:
         numbered : bool
             Whether steps carry numbers, so that none is lost or applied twice when an answer does
             not arrive. Without, nothing is ever sent again.
+        initial_state : bytes or None
+            A record from `Stream.export` for a stream that must be new: it begins with that
+            state, and its steps with number 1. None for the model's own initial state.
 
         Returns
         -------
@@ -145,7 +162,13 @@ class Client:
             to begin anew.
         UnknownModel, WrongModel, Busy
             If the server says so.
+        Exists, Mismatch, Damaged
+            If there is such a stream already, or the initial state cannot be used.
         """
+        if initial_state is not None:
+            args = (stream, initial_state, model, window, numbered)
+            operation = _moving.open_with_state(self._core, self._exchange(), *args)
+            return Stream(self, self._run(operation))
         return self.streams([stream], model, window=window, numbered=numbered)[0]
 
     def streams(
@@ -259,6 +282,58 @@ class Client:
             stream whose state was lost stays lost until `stream` opens it anew.
         """
         return self._run(_batching.step_many(self._core, self._exchange(), inputs, model))
+
+    def import_stream(
+        self,
+        stream: str | int,
+        record: bytes,
+        model: str | None = None,
+        *,
+        numbered: bool = True,
+    ) -> Stream:
+        """Make a stream from a record; it goes on after the record's last step.
+
+        Parameters
+        ----------
+        stream : str or int
+            The new stream's id; it may be that of the stream that was exported elsewhere.
+        record : bytes
+            From `Stream.export`, or from ``streamrnn state export``.
+        model : str or None
+            The model's name; None for the only one.
+        numbered : bool
+            Whether the record is of a numbered stream.
+
+        Returns
+        -------
+        Stream
+            On disk, where the server has one; ``last_seq`` tells where to go on.
+
+        Raises
+        ------
+        Exists
+            If there is such a stream already; nothing was changed.
+        Mismatch, Damaged
+            If the record is of another model or arithmetic, or torn; nothing was changed.
+        """
+        args = (stream, record, model, numbered)
+        operation = _moving.import_stream(self._core, self._exchange(), *args)
+        return Stream(self, self._run(operation))
+
+    def sync(self) -> bool:
+        """Have all that was applied to this client's streams written to disk.
+
+        Returns
+        -------
+        bool
+            True when it is there; False if the server cannot write its disk now.
+
+        Raises
+        ------
+        NotSupported
+            If the server keeps nothing on disk.
+        """
+        return self._run(_moving.sync_all(self._core, self._exchange()))
 
     # ---- driving operations -------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from streamrnn_client import _moving
 from streamrnn_client._state import StreamState
 from streamrnn_client.inputs import ModelInfo
 
@@ -98,6 +99,8 @@ class Stream(StreamView):
         seq : int or None
             The step's number, to number by your source's rows; None for ``last_seq + 1``. The
             number of a step that was applied before, with the same x, returns its output again.
+            Numbers have no holes: where your source's rows have, count the rows that you send and
+            keep which row was the last one.
 
         Returns
         -------
@@ -108,7 +111,10 @@ class Stream(StreamView):
         InputError
             If x does not fit the model; nothing was applied, the number stays free.
         StateLost
-            If the server no longer has the state.
+            If the server no longer has the state, and what it lacks was not kept.
+        ReadOnly
+            If the server could not write its disk for so long that no more steps can be kept;
+            the step was not sent.
         RequestTimeout, ConnectionLost
             If no answer came. On a numbered stream the same call again is safe.
         Gap, Conflict, Stale
@@ -157,3 +163,105 @@ class Stream(StreamView):
         """
         client = self._client
         return client._run(client._core.resync(client._exchange(), self._state))
+
+    def sync(self) -> int:
+        """Have the stream's last step written to disk.
+
+        Returns
+        -------
+        int
+            ``durable_seq``; below ``last_seq`` only if the server cannot write its disk now.
+
+        Raises
+        ------
+        NotSupported
+            If the server keeps nothing on disk.
+        """
+        client = self._client
+        return client._run(client._core.sync(client._exchange(), self._state))
+
+    def export(self) -> bytes:
+        """Return the stream's whole state as a record, to keep or to import elsewhere.
+
+        Returns
+        -------
+        bytes
+            As of ``last_seq``. The format is that of docs/STATE.md.
+
+        Raises
+        ------
+        StreamRNNClientError
+            As the server says; StateLost as in `step`.
+        """
+        client = self._client
+        operation = _moving.export_stream(client._core, client._exchange(), self._state)
+        return client._run(operation)
+
+    def fork(self, stream: str | int) -> Stream:
+        """Make another stream with the same state and the same numbers, to try a continuation.
+
+        Parameters
+        ----------
+        stream : str or int
+            The new stream's id.
+
+        Returns
+        -------
+        Stream
+
+        Raises
+        ------
+        Exists
+            If there is such a stream already; nothing was changed.
+        ReadOnly
+            If the server cannot write its disk now; nothing was changed.
+        """
+        client = self._client
+        operation = _moving.fork(client._core, client._exchange(), self._state, stream)
+        return Stream(client, client._run(operation))
+
+    def snapshot(self, name: str) -> int:
+        """Keep the present state under a name, for `rollback`.
+
+        Parameters
+        ----------
+        name : str
+            1 to 128 bytes of UTF-8; a snapshot of the same name is replaced.
+
+        Returns
+        -------
+        int
+            The number of the last step that is in it.
+
+        Raises
+        ------
+        NotSupported
+            If the server keeps nothing on disk.
+        """
+        client = self._client
+        operation = _moving.snapshot(client._core, client._exchange(), self._state, name)
+        return client._run(operation)
+
+    def rollback(self, name: str | None = None) -> int:
+        """Bring back the state of a snapshot; numbers go on, for this takes one, like a step.
+
+        Parameters
+        ----------
+        name : str or None
+            The snapshot's; None for the last state on disk (see `sync`).
+
+        Returns
+        -------
+        int
+            The number that it took; the next step is the one after it.
+
+        Raises
+        ------
+        UnknownSnapshot
+            If there is no such snapshot; no number was taken.
+        NotSupported
+            If the server keeps nothing on disk.
+        """
+        client = self._client
+        operation = _moving.rollback(client._core, client._exchange(), self._state, name)
+        return client._run(operation)
