@@ -9,7 +9,7 @@ from typing import Any
 
 from streamrnn.model import Model
 from streamrnn.precision import measure_precisions
-from streamrnn.spec import CELLS, InputSpec, ModelSpec, OutputSpec
+from streamrnn.spec import InputSpec, ModelSpec, OutputSpec
 from streamrnn.training.report import report_lines
 
 __all__ = ["configure", "describe", "run", "state_bytes"]
@@ -69,7 +69,7 @@ def state_bytes(spec: ModelSpec) -> int:
     int
         Bytes of float32 states and input memories; a row in memory is padded to full vectors.
     """
-    num_values = sum(len(CELLS[layer.cell].states) * layer.hidden_size for layer in spec.layers)
+    num_values = sum(sum(layer.state_sizes) for layer in spec.layers)
     return 4 * (num_values + sum(item.has_memory for item in spec.inputs))
 
 
@@ -193,8 +193,9 @@ def _layer_lines(spec: ModelSpec) -> list[str]:
     lines = []
     size = spec.num_features
     for layer in spec.layers:
-        lines.append(f"  {layer.cell}  {size} -> {layer.hidden_size}")
-        size = layer.hidden_size
+        form = layer.describe().removeprefix(layer.cell)
+        lines.append(f"  {layer.cell}  {size} -> {layer.hidden_size}{form}")
+        size = layer.output_size
     if spec.head is not None:
         lines.append(f"  linear  {size} -> {spec.output_size}  {spec.head.activation}")
     return lines

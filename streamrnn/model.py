@@ -50,7 +50,12 @@ def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         ``embedding.{input}.weight`` [num_categories, E] for every embedded input;
         ``weight_ih_l{k}`` [G*H, F or H of layer k-1], ``weight_hh_l{k}`` [G*H, H],
         ``bias_ih_l{k}`` and ``bias_hh_l{k}`` [G*H] for every layer; ``head.weight`` [O, H] and
-        ``head.bias`` [O] with a head. In this order.
+        ``head.bias`` [O] with a head. In this order. A layer's form adds to its own
+        ``weight_hr_l{k}`` [R, H] (projection; h, and with it every matrix that it enters, is R
+        wide then), ``weight_ci_l{k}``, ``weight_cf_l{k}`` and ``weight_co_l{k}`` [H] (peepholes),
+        ``norm_weight_ih_l{k}`` and ``norm_weight_hh_l{k}`` [G*H] (the gains of a layer
+        normalisation, whose shifts are the two biases), and for an LSTM ``norm_weight_c_l{k}`` and
+        ``norm_bias_c_l{k}`` [H].
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for item in spec.inputs:
@@ -58,12 +63,24 @@ def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
             shapes[f"embedding.{item.name}.weight"] = (item.num_categories, item.embedding_size)
     num_columns = spec.num_features
     for k, layer in enumerate(spec.layers):
-        num_rows = len(CELLS[layer.cell].gates) * layer.hidden_size
+        num_units, num_outputs = layer.hidden_size, layer.output_size
+        num_rows = len(CELLS[layer.cell].gates) * num_units
         shapes[f"weight_ih_l{k}"] = (num_rows, num_columns)
-        shapes[f"weight_hh_l{k}"] = (num_rows, layer.hidden_size)
+        shapes[f"weight_hh_l{k}"] = (num_rows, num_outputs)
         shapes[f"bias_ih_l{k}"] = (num_rows,)
         shapes[f"bias_hh_l{k}"] = (num_rows,)
-        num_columns = layer.hidden_size
+        if layer.projection_size:
+            shapes[f"weight_hr_l{k}"] = (num_outputs, num_units)
+        if layer.peepholes:
+            for gate in "ifo":
+                shapes[f"weight_c{gate}_l{k}"] = (num_units,)
+        if layer.layer_norm:
+            shapes[f"norm_weight_ih_l{k}"] = (num_rows,)
+            shapes[f"norm_weight_hh_l{k}"] = (num_rows,)
+            if layer.cell == "lstm":
+                shapes[f"norm_weight_c_l{k}"] = (num_units,)
+                shapes[f"norm_bias_c_l{k}"] = (num_units,)
+        num_columns = num_outputs
     if spec.head is not None:
         shapes["head.weight"] = (spec.output_size, num_columns)
         shapes["head.bias"] = (spec.output_size,)

@@ -1,7 +1,7 @@
 """What is fixed about a model: sizes, cell kinds, gate orders, names, units and transforms.
 
 Three kinds of data never mix: what is fixed (`ModelSpec`, here), what is loaded (parameters) and
-what changes (state). The gate orders are stated once, in `CELLS`.
+what changes (state). Layers are described in `streamrnn.layer_spec`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from streamrnn.errors import SpecError
+from streamrnn.layer_spec import CELLS, GATE_ACTIVATIONS, CellKind, LayerSpec, check_size
 
 __all__ = [
     "ACTIVATIONS",
     "CELLS",
+    "GATE_ACTIVATIONS",
     "CellKind",
     "HeadSpec",
     "InputSpec",
@@ -27,31 +29,8 @@ __all__ = [
 ]
 
 MAX_LAYERS = 16
-MAX_SIZE = 65_536  # of any one axis: far above any recurrent network, far below an overflow
 
 
-@dataclass(frozen=True)
-class CellKind:
-    """One kind of cell: its gates in the order of the rows of its matrices, and its state.
-
-    Attributes
-    ----------
-    gates : tuple of str
-        Row blocks of ``weight_ih`` and ``weight_hh``, each of H rows, in PyTorch's order.
-    states : tuple of str
-        Vectors of H floats that a stream keeps between two steps.
-    """
-
-    gates: tuple[str, ...]
-    states: tuple[str, ...]
-
-
-CELLS: Mapping[str, CellKind] = {
-    "rnn_tanh": CellKind(gates=("h",), states=("h",)),
-    "rnn_relu": CellKind(gates=("h",), states=("h",)),
-    "gru": CellKind(gates=("r", "z", "n"), states=("h",)),
-    "lstm": CellKind(gates=("i", "f", "g", "o"), states=("h", "c")),
-}
 ACTIVATIONS = ("identity", "tanh", "sigmoid", "softmax")
 INPUT_KINDS = ("numeric", "categorical", "token")
 MISSING = ("error", "hold", "mean", "mask")
@@ -64,11 +43,6 @@ def _float32(value: float, what: str) -> float:
     if not math.isfinite(rounded):
         raise SpecError(f"{what} is {value!r}; it must be a finite float32")
     return rounded
-
-
-def _check_size(value: object, what: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
-        raise SpecError(f"{what} is {value!r}; it must be a whole number from 1 to {MAX_SIZE}")
 
 
 @dataclass(frozen=True)
@@ -133,7 +107,7 @@ class InputSpec:
                     "use missing='hold' or 'mask' instead of 'mean'"
                 )
             return
-        _check_size(self.num_categories, f"{where}: num_categories")
+        check_size(self.num_categories, f"{where}: num_categories")
         if self.categories and len(self.categories) != self.num_categories:
             raise SpecError(
                 f"{where}: {len(self.categories)} category names for {self.num_categories} "
@@ -142,7 +116,7 @@ class InputSpec:
         if len(set(self.categories)) != len(self.categories):
             raise SpecError(f"{where}: a category is named twice")
         if self.embedding_size or self.kind == "token":
-            _check_size(self.embedding_size, f"{where}: embedding_size")
+            check_size(self.embedding_size, f"{where}: embedding_size")
         if self.difference or self.missing != "error" or self.center != 0 or self.scale != 1:
             raise SpecError(
                 f"{where}: difference, missing, center and scale are for numeric inputs only"
@@ -189,19 +163,6 @@ class OutputSpec:
             object.__setattr__(self, name, value)
         if self.scale <= 0:
             raise SpecError(f"output {self.name!r}: scale is {self.scale}; it must be above 0")
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """One recurrent layer: its cell (a key of `CELLS`) and H, the size of its hidden state."""
-
-    cell: str
-    hidden_size: int
-
-    def __post_init__(self) -> None:
-        if self.cell not in CELLS:
-            raise SpecError(f"unknown cell {self.cell!r}; known are {', '.join(CELLS)}")
-        _check_size(self.hidden_size, f"hidden_size of a {self.cell} layer")
 
 
 @dataclass(frozen=True)
@@ -252,9 +213,9 @@ class ModelSpec:
                 raise SpecError(f"a model needs at least one of its {name}")
         if len(self.layers) > MAX_LAYERS:
             raise SpecError(f"{len(self.layers)} layers; at most {MAX_LAYERS} are supported")
-        _check_size(len(self.inputs), "number of inputs")
-        _check_size(len(self.outputs), "number of outputs")
-        _check_size(self.num_features, "number of features of the first layer")
+        check_size(len(self.inputs), "number of inputs")
+        check_size(len(self.outputs), "number of outputs")
+        check_size(self.num_features, "number of features of the first layer")
         if not isinstance(self.warmup_steps, int) or self.warmup_steps < 0:
             raise SpecError(f"warmup_steps is {self.warmup_steps!r}; it must be 0 or more")
         for what, items in (("input", self.inputs), ("output", self.outputs)):
@@ -271,7 +232,7 @@ class ModelSpec:
         self._check_outputs()
 
     def _check_outputs(self) -> None:
-        last_size = self.layers[-1].hidden_size
+        last_size = self.layers[-1].output_size
         if self.head is None and len(self.outputs) != last_size:
             raise SpecError(
                 f"without a head the {last_size} units of the last layer are the output, "

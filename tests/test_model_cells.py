@@ -46,6 +46,7 @@ def test_every_cell_and_activation_has_a_golden_case():
     }
     assert {m.spec.head.activation for m in models if m.spec.head} == set(ACTIVATIONS)
     assert {len(m.spec.layers) for m in models} >= {1, 2, 3}
+    assert {bool(m.spec.layers[-1].projection_size) for m in models} == {False, True}
 
 
 # --- activations -------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from streamrnn import Model
 from streamrnn.cells.reference import ReferenceModel
 from streamrnn.errors import ModelError, ModelFileError
 from streamrnn.importers.torch import TorchOptions, import_torch
+from streamrnn.spec import LayerSpec
 from streamrnn_server.cli import main
 from tests.models import random_model
 from tests.tolerances import REFERENCE_FLOAT64
@@ -33,6 +34,17 @@ def recurrent(prefix="rnn.", gates=4, inputs=3, hidden=5, layers=1, bias=True):
             tensors[f"{prefix}bias_ih_l{k}"] = rng.standard_normal(gates * hidden)
             tensors[f"{prefix}bias_hh_l{k}"] = rng.standard_normal(gates * hidden)
     return {name: value.astype(np.float32) for name, value in tensors.items()}
+
+
+def projected(layers=2):
+    """Make the tensors of an nn.LSTM(3, 5, layers, proj_size=2)."""
+    tensors = {}
+    for k in range(layers):
+        tensors[f"rnn.weight_ih_l{k}"] = matrix(20, 2 if k else 3)
+        tensors[f"rnn.weight_hh_l{k}"] = matrix(20, 2)
+        tensors[f"rnn.bias_ih_l{k}"] = tensors[f"rnn.bias_hh_l{k}"] = matrix(20)
+        tensors[f"rnn.weight_hr_l{k}"] = matrix(2, 5) * (k + 1)
+    return tensors
 
 
 def matrix(*shape):
@@ -77,6 +89,17 @@ def test_tensors_arrive_where_they_belong(importing):
         ours = name.removeprefix("rnn.").replace("fc.", "head.")
         assert parameters[ours].tobytes() == value.tobytes()
     assert len(parameters) == len(tensors)
+
+
+def test_a_projection_is_read_off_the_shapes(importing):
+    tensors = projected() | linear(hidden=2)
+    model = importing(tensors).model
+    assert model.spec.layers == (LayerSpec("lstm", 5, projection_size=2),) * 2
+    for k in range(2):
+        expected = tensors[f"rnn.weight_hr_l{k}"]
+        assert np.array_equal(model.parameters[f"weight_hr_l{k}"], expected)
+    without = importing({k: v for k, v in tensors.items() if "bias" not in k}).model
+    assert not without.parameters["bias_hh_l1"].any()
 
 
 def test_absent_biases_are_zero(importing):
@@ -187,7 +210,18 @@ def test_the_activation_needs_a_linear_layer(importing):
     ("tensors", "words"),
     [
         (recurrent() | {"rnn.weight_ih_l0_reverse": matrix(20, 3)}, "bidirectional.*be streamed"),
-        (recurrent() | {"rnn.weight_hr_l0": matrix(2, 5)}, "proj_size"),
+        (
+            projected() | {"rnn.weight_hr_l0": matrix(5)},
+            r"weight_hr_l0' has shape \[5\]; expected \[R, H\]",
+        ),
+        (
+            projected() | {"rnn.weight_hh_l1": matrix(20, 5)},
+            r"weight_hh_l1' has shape \[20, 5\]; layer 1 .* and proj_size = 2 asks for \[20, 2\]",
+        ),
+        (
+            {k: v for k, v in projected().items() if k != "rnn.weight_hr_l1"},
+            "tensor 'rnn.weight_hr_l1' is missing",
+        ),
         ({"conv.weight": matrix(3, 3)}, "no nn.RNN, nn.GRU or nn.LSTM.*conv.weight"),
         (
             {"rnn.weight_ih_l0": matrix(10, 3), "rnn.weight_hh_l0": matrix(10, 5)},

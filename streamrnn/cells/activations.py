@@ -7,7 +7,15 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HEAD_ACTIVATIONS", "relu", "sigmoid", "softmax"]
+__all__ = [
+    "GATE_FUNCTIONS",
+    "HEAD_ACTIVATIONS",
+    "hard_sigmoid_fifth",
+    "hard_sigmoid_sixth",
+    "relu",
+    "sigmoid",
+    "softmax",
+]
 
 Array = NDArray[np.float64]
 
@@ -27,6 +35,44 @@ def sigmoid(x: Array) -> Array:
     """
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1.0 / (1.0 + e), e / (1.0 + e))
+
+
+def hard_sigmoid_fifth(x: Array) -> Array:
+    """Compute ``max(0, min(1, x / 5 + 1/2))``; NaN stays NaN.
+
+    Source: the definition of Theano and of Keras 2, and ONNX's ``HardSigmoid`` with its default
+    ``alpha=0.2, beta=0.5``.
+
+    Parameters
+    ----------
+    x : ndarray of float64
+        Any shape.
+
+    Returns
+    -------
+    ndarray of float64
+        The same shape.
+    """
+    return np.clip(0.2 * x + 0.5, 0.0, 1.0)
+
+
+def hard_sigmoid_sixth(x: Array) -> Array:
+    """Compute ``relu6(x + 3) / 6``; NaN stays NaN.
+
+    Source: A. Howard et al., "Searching for MobileNetV3", ICCV 2019, section 5.2; PyTorch's
+    ``hardsigmoid`` and Keras 3's ``hard_sigmoid``.
+
+    Parameters
+    ----------
+    x : ndarray of float64
+        Any shape.
+
+    Returns
+    -------
+    ndarray of float64
+        The same shape.
+    """
+    return np.clip(x + 3.0, 0.0, 6.0) / 6.0
 
 
 def relu(x: Array) -> Array:
@@ -72,4 +118,10 @@ HEAD_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": np.tanh,
     "sigmoid": sigmoid,
     "softmax": softmax,
+}
+
+GATE_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+    "sigmoid": sigmoid,
+    "hard_sigmoid_fifth": hard_sigmoid_fifth,
+    "hard_sigmoid_sixth": hard_sigmoid_sixth,
 }

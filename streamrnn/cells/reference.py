@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.cells.activations import HEAD_ACTIVATIONS
+from streamrnn.cells.activations import GATE_FUNCTIONS, HEAD_ACTIVATIONS
 from streamrnn.cells.gru import gru_step
 from streamrnn.cells.lstm import lstm_step
+from streamrnn.cells.norm import CellNorm
 from streamrnn.cells.rnn import rnn_step
 from streamrnn.cells.transforms import check_inputs, encode_inputs, transform_outputs
 from streamrnn.errors import InputError
 from streamrnn.model import Model
-from streamrnn.spec import CELLS
+from streamrnn.spec import LayerSpec
 
 __all__ = ["ReferenceModel", "ReferenceState"]
 
@@ -29,7 +30,8 @@ class ReferenceState:
     Attributes
     ----------
     layers : tuple of tuple of ndarray of float64, [B, H]
-        For every layer its state vectors, in the order of `CELLS`: (h,) or (h, c).
+        For every layer its state vectors, in the order of `CELLS`: (h,) or (h, c); an h that is a
+        projection is R wide.
     memory : ndarray of float64, [B, num_inputs]
         Last value of every input that has a memory; NaN where there is none.
     """
@@ -68,7 +70,7 @@ class ReferenceModel:
         """
         return ReferenceState(
             layers=tuple(
-                tuple(np.zeros((num_streams, layer.hidden_size)) for _ in CELLS[layer.cell].states)
+                tuple(np.zeros((num_streams, size)) for size in layer.state_sizes)
                 for layer in self.spec.layers
             ),
             memory=np.full((num_streams, self.spec.num_inputs), np.nan),
@@ -102,7 +104,7 @@ class ReferenceModel:
         layers = []
         hidden = features
         for k, layer in enumerate(self.spec.layers):
-            layers.append(self._layer_step(k, layer.cell, hidden, state.layers[k]))
+            layers.append(self._layer_step(k, layer, hidden, state.layers[k]))
             hidden = layers[-1][0]
         y = transform_outputs(self.spec, self._head(hidden), values)
         return y, ReferenceState(tuple(layers), memory)
@@ -144,19 +146,40 @@ class ReferenceModel:
         return outputs
 
     def _layer_step(
-        self, k: int, cell: str, x: Array, state: tuple[Array, ...]
+        self, k: int, layer: LayerSpec, x: Array, state: tuple[Array, ...]
     ) -> tuple[Array, ...]:
-        weights = (
-            self.parameters[f"weight_ih_l{k}"],
-            self.parameters[f"weight_hh_l{k}"],
-            self.parameters[f"bias_ih_l{k}"],
-            self.parameters[f"bias_hh_l{k}"],
+        def get(name: str) -> Array:
+            return self.parameters[f"{name}_l{k}"]
+
+        weights = (get("weight_ih"), get("weight_hh"), get("bias_ih"), get("bias_hh"))
+        if layer.cell.startswith("rnn_"):
+            return (rnn_step(x, state[0], *weights, layer.cell.removeprefix("rnn_")),)
+        is_lstm = layer.cell == "lstm"
+        gate = GATE_FUNCTIONS[layer.gate_activation]
+        norm = None
+        if layer.layer_norm:
+            norm = CellNorm(
+                get("norm_weight_ih"),
+                get("norm_weight_hh"),
+                get("norm_weight_c") if is_lstm else np.empty(0),
+                get("norm_bias_c") if is_lstm else np.empty(0),
+                layer.norm_epsilon,
+            )
+        if not is_lstm:
+            reset = layer.reset_after
+            return (gru_step(x, state[0], *weights, gate=gate, reset_after=reset, norm=norm),)
+        return lstm_step(
+            x,
+            state[0],
+            state[1],
+            *weights,
+            gate=gate,
+            weight_hr=get("weight_hr") if layer.projection_size else None,
+            peepholes=(
+                (get("weight_ci"), get("weight_cf"), get("weight_co")) if layer.peepholes else None
+            ),
+            norm=norm,
         )
-        if cell == "lstm":
-            return lstm_step(x, state[0], state[1], *weights)
-        if cell == "gru":
-            return (gru_step(x, state[0], *weights),)
-        return (rnn_step(x, state[0], *weights, cell.removeprefix("rnn_")),)
 
     def _head(self, hidden: Array) -> Array:
         if self.spec.head is None:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.errors import ModelError, ModelFileError
+from streamrnn.importers.torch_layers import RECURRENT_NAME, RecurrentLayers, read_layers
 from streamrnn.model import Model
 from streamrnn.modelfile import METADATA_KEY
 from streamrnn.spec import HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
@@ -26,11 +26,6 @@ from streamrnn.tensorfile import TensorFile, read_tensor_file
 
 __all__ = ["ImportedModel", "TorchOptions", "import_torch"]
 
-_RECURRENT = re.compile(
-    r"(?P<prefix>.*?)(?P<name>weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)_l(?P<k>\d+)"
-    r"(?P<reverse>_reverse)?"
-)
-_CELL_OF_GATES = {1: "rnn", 3: "gru", 4: "lstm"}
 _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
@@ -118,8 +113,9 @@ def import_torch(
     if METADATA_KEY in file.metadata:
         raise ModelFileError(f"{file.path} is a model of StreamRNN already; use it as it is")
     prefix = _choose_prefix(file, options.prefix)
-    cell, sizes = _read_layers(file, prefix)
-    roles = _choose_roles(file, prefix, sizes, options)
+    recurrent = read_layers(file, prefix)
+    cell = recurrent.cell
+    roles = _choose_roles(file, prefix, recurrent.sizes, options)
     notes = []
     if roles.unused:
         notes.append(f"left out: {', '.join(roles.unused)}")
@@ -140,8 +136,8 @@ def import_torch(
             f"{file.path} has no linear layer that --activation {options.activation} could "
             "follow; leave it out"
         )
-    parameters = _read_parameters(file, prefix, len(sizes) - 1, roles, notes)
-    spec = _make_spec(parameters, cell, sizes, roles, options)
+    parameters = _read_parameters(file, prefix, recurrent, roles, notes)
+    spec = _make_spec(parameters, replace(recurrent, cell=cell), roles, options)
     if roles.embedding is not None:
         name = f"embedding.{spec.inputs[0].name}.weight"
         parameters[name] = parameters.pop("embedding.weight")
@@ -155,7 +151,7 @@ def _choose_prefix(file: TensorFile, wanted: str | None) -> str:
     """Find the one recurrent network, or the one that was asked for."""
     found: dict[str, list[str]] = {}
     for name in file.tensors:
-        match = _RECURRENT.fullmatch(name)
+        match = RECURRENT_NAME.fullmatch(name)
         if match:
             found.setdefault(match["prefix"], []).append(name)
     if not found:
@@ -180,60 +176,6 @@ def _choose_prefix(file: TensorFile, wanted: str | None) -> str:
     )
 
 
-def _shape(file: TensorFile, name: str) -> tuple[int, ...]:
-    if name not in file.tensors:
-        raise ModelFileError(f"{file.path}: tensor {name!r} is missing")
-    return file.tensors[name].shape
-
-
-def _expect(file: TensorFile, name: str, shape: tuple[int, ...], why: str) -> None:
-    got = _shape(file, name)
-    if got != shape:
-        raise ModelFileError(
-            f"{file.path}: tensor {name!r} has shape {list(got)}; {why} asks for {list(shape)}"
-        )
-
-
-def _read_layers(file: TensorFile, prefix: str) -> tuple[str, list[int]]:
-    """Read kind and sizes off the shapes: cell, and [I, H of layer 0, H of layer 1, ...]."""
-    matches = [m for m in map(_RECURRENT.fullmatch, file.tensors) if m and m["prefix"] == prefix]
-    for match in matches:
-        if match["reverse"]:
-            raise ModelFileError(
-                f"{file.path}: tensor {match[0]!r} belongs to a bidirectional network, which "
-                "needs the end of a sequence before it can answer its beginning: it cannot be "
-                "streamed. Train it with bidirectional=False"
-            )
-        if match["name"] == "weight_hr":
-            raise ModelFileError(
-                f"{file.path}: tensor {match[0]!r} is the projection of nn.LSTM(proj_size=...), "
-                "which is not supported; train it with proj_size=0"
-            )
-    num_layers = 1 + max(int(match["k"]) for match in matches)
-    with_bias = any(match["name"].startswith("bias") for match in matches)
-    first = f"{prefix}weight_hh_l0"
-    shape = _shape(file, first)
-    if len(shape) != 2 or shape[1] == 0 or shape[0] not in {g * shape[1] for g in _CELL_OF_GATES}:
-        raise ModelFileError(
-            f"{file.path}: tensor {first!r} has shape {list(shape)}; expected [H, H] (nn.RNN), "
-            "[3*H, H] (nn.GRU) or [4*H, H] (nn.LSTM)"
-        )
-    num_gates, hidden_size = shape[0] // shape[1], shape[1]
-    cell = _CELL_OF_GATES[num_gates]
-    rows = num_gates * hidden_size
-    first_input = _shape(file, f"{prefix}weight_ih_l0")
-    sizes = [first_input[1] if len(first_input) == 2 else 0]
-    for k in range(num_layers):
-        why = f"layer {k} of this nn.{cell.upper()} with H = {hidden_size}"
-        _expect(file, f"{prefix}weight_ih_l{k}", (rows, sizes[-1]), why)
-        _expect(file, f"{prefix}weight_hh_l{k}", (rows, hidden_size), why)
-        if with_bias:
-            _expect(file, f"{prefix}bias_ih_l{k}", (rows,), why)
-            _expect(file, f"{prefix}bias_hh_l{k}", (rows,), why)
-        sizes.append(hidden_size)
-    return cell, sizes
-
-
 def _choose_roles(
     file: TensorFile, prefix: str, sizes: Sequence[int], options: TorchOptions
 ) -> _Roles:
@@ -241,7 +183,7 @@ def _choose_roles(
     modules: dict[str, dict[str, tuple[int, ...]]] = {}
     others = []
     for name, stored in file.tensors.items():
-        match = _RECURRENT.fullmatch(name)
+        match = RECURRENT_NAME.fullmatch(name)
         if match and match["prefix"] == prefix:
             continue
         others.append(name)
@@ -310,14 +252,17 @@ def _is_embedding(tensors: Mapping[str, tuple[int, ...]], input_size: int) -> bo
 
 
 def _read_parameters(
-    file: TensorFile, prefix: str, num_layers: int, roles: _Roles, notes: list[str]
+    file: TensorFile, prefix: str, recurrent: RecurrentLayers, roles: _Roles, notes: list[str]
 ) -> dict[str, NDArray[np.float32]]:
     """Read the tensors under our names; ``embedding.weight`` has no input's name yet."""
     names: dict[str, str] = {}
     if roles.embedding is not None:
         names["embedding.weight"] = _joined(roles.embedding, "weight")
-    for k in range(num_layers):
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+    leaves = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+    if recurrent.projection_size:
+        leaves.append("weight_hr")
+    for k in range(len(recurrent.sizes) - 1):
+        for name in leaves:
             names[f"{name}_l{k}"] = f"{prefix}{name}_l{k}"
     if roles.head is not None:
         names["head.weight"] = _joined(roles.head, "weight")
@@ -357,11 +302,14 @@ def _joined(module: str, leaf: str) -> str:
 
 def _make_spec(
     parameters: Mapping[str, NDArray[np.float32]],
-    cell: str,
-    sizes: Sequence[int],
+    recurrent: RecurrentLayers,
     roles: _Roles,
     options: TorchOptions,
 ) -> ModelSpec:
+    sizes = recurrent.sizes
+    layer = LayerSpec(
+        recurrent.cell, recurrent.hidden_size, projection_size=recurrent.projection_size
+    )
     if roles.embedding is not None:
         num_categories, embedding_size = parameters["embedding.weight"].shape
         (name,) = _names(options.inputs, 1, "input", "--inputs", ["token"])
@@ -379,7 +327,7 @@ def _make_spec(
     names = _names(options.outputs, num_outputs, "output", "--outputs", default)
     return ModelSpec(
         inputs=tuple(inputs),
-        layers=tuple(LayerSpec(cell, size) for size in sizes[1:]),
+        layers=(layer,) * (len(sizes) - 1),
         outputs=tuple(OutputSpec(name) for name in names),
         head=None if roles.head is None else HeadSpec(options.activation),
         training={"imported_from": "PyTorch state dict"},

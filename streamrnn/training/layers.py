@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.errors import TrainingError
 from streamrnn.spec import CELLS, LayerSpec
 
 __all__ = ["Array", "GruLayer", "Layer", "LstmLayer", "RnnLayer", "Scratch", "make_layer"]
@@ -399,6 +400,16 @@ def make_layer(
     Returns
     -------
     Layer
+
+    Raises
+    ------
+    TrainingError
+        If the layer has a form that only inference knows.
     """
+    if not spec.is_plain:
+        raise TrainingError(
+            f"layer {index} is {spec.describe()}; such a layer can be served but not trained here, "
+            f"train a plain {spec.cell}, or import it ready"
+        )
     kinds: dict[str, type[Layer]] = {"gru": GruLayer, "lstm": LstmLayer}
     return kinds.get(spec.cell, RnnLayer)(spec, index, parameters, gradients)

@@ -125,6 +125,13 @@ def cases():
     )
     yield "gru_float16", Network(nn.GRU(3, 6, **options), nn.Linear(6, 2)).half(), {}, None
     yield "rnn_float64", Network(nn.RNN(3, 6, **options), nn.Linear(6, 2)).double(), {}, None
+    yield "lstm_projected", Bare(nn.LSTM(4, 9, proj_size=3, **options)), {}, None
+    yield (
+        "lstm_projected_2_linear",
+        Network(nn.LSTM(5, 8, 2, proj_size=4, bias=False, **options), nn.Linear(4, 2)),
+        {},
+        None,
+    )
 
 
 def main():
