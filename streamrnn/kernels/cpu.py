@@ -22,6 +22,7 @@ from streamrnn.kernels.memory import (
     store_f32,
     store_i64,
 )
+from streamrnn.kernels.staged import run_staged_layer, step_staged_layer
 from streamrnn.kernels.tiles import DENSE, SHAPES, VECTOR_BYTES
 
 __all__ = ["check_input", "output_of_row", "step_chunk", "step_rows"]
@@ -144,6 +145,9 @@ def output_of_row(plan, row, y):
 @jit
 def _step_layer(plan, words, x_pointers, h_pointers, num_rows):
     """Compute one layer's new h (and c, in place) for all rows, then put h into the rows."""
+    if plan[words + p.STAGES]:
+        step_staged_layer(plan, words, x_pointers, h_pointers, num_rows)
+        return
     weights, num_panels = plan[words + p.WEIGHTS], plan[words + p.NUM_PANELS]
     kind, panel_bytes = plan[words + p.KIND], plan[words + p.PANEL_BYTES]
     run_tiles(
@@ -172,6 +176,9 @@ def _step_layer(plan, words, x_pointers, h_pointers, num_rows):
 @jit
 def _run_layer(plan, words, row, x_pointers, num_steps):
     """Run one layer through steps of one stream, and write its h of each to SEQUENCE."""
+    if plan[words + p.STAGES]:
+        run_staged_layer(plan, words, row, x_pointers, num_steps)
+        return
     kind, num_panels = plan[words + p.KIND], plan[words + p.NUM_PANELS]
     weights, h_pointers = plan[words + p.WEIGHTS], plan[p.H_POINTERS]
     panel_bytes = plan[words + p.PANEL_BYTES]

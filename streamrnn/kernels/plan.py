@@ -6,7 +6,7 @@ request ever waits for a compilation.
 
 A stream's row is float32, a multiple of 64 bytes: one float for each input that must be remembered
 (NaN: nothing seen yet), padded to 16; then for each layer h, and c for an LSTM, each padded to 16
-with zeros.
+with zeros (an h that is a projection has its own width).
 """
 
 from __future__ import annotations
@@ -17,16 +17,25 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import InputError
+from streamrnn.errors import DeviceError, InputError
 from streamrnn.kernels.activations import IDENTITY, RELU, SIGMOID, SOFTMAX, TANH
 from streamrnn.kernels.cover import cover_address
 from streamrnn.kernels.pack import aligned_floats, pack, padded
 from streamrnn.kernels.simd_width import WIDTH
+from streamrnn.kernels.staged_pack import Stager, num_blocks
 from streamrnn.kernels.tiles import BFLOAT16, DENSE, FLOAT32, GRU, INT8, LSTM, SHAPES
 from streamrnn.model import Model
-from streamrnn.spec import CELLS, MAX_LAYERS, InputSpec, ModelSpec
+from streamrnn.spec import MAX_LAYERS, InputSpec, LayerSpec, ModelSpec
 
-__all__ = ["MAX_WAVE", "PLAN_WORDS", "PRECISIONS", "Program", "head_matrices", "layer_matrices"]
+__all__ = [
+    "MAX_WAVE",
+    "PLAN_WORDS",
+    "PRECISIONS",
+    "Program",
+    "head_matrices",
+    "is_staged",
+    "layer_matrices",
+]
 
 MAX_WAVE = 96  # rows of a wave: a multiple of every tile's rows
 
@@ -49,6 +58,7 @@ MAX_WAVE = 96  # rows of a wave: a multiple of every tile's rows
     H_POINTERS,  # address of int64[MAX_WAVE], scratch
     ROWS,  # address of int64[MAX_WAVE], scratch
     YS,  # address of int64[MAX_WAVE], scratch
+    STAGED_POINTERS,  # address of int64[MAX_WAVE], scratch
     SEQUENCE,  # address of float32[MAX_WAVE, hidden stride], scratch: a layer's h of each step
     SUMS,  # address of float32[MAX_WAVE, sums stride], scratch: accumulators after the x phase
     SUMS_STRIDE,  # bytes
@@ -66,7 +76,7 @@ MAX_WAVE = 96  # rows of a wave: a multiple of every tile's rows
     OUTPUT_CENTERS,  # address of float32[output_size]
     OUTPUTS_ARE_PLAIN,  # no level and no center to add
     FIRST_LAYER,  # where the layers' words begin
-) = range(34)
+) = range(35)
 
 # Words of one layer.
 (
@@ -80,8 +90,9 @@ MAX_WAVE = 96  # rows of a wave: a multiple of every tile's rows
     HIDDEN_SIZE,
     H_OFFSET,
     NUM_PANELS,
+    STAGES,  # address of a staged layer's table, which has its weights, or 0 for a fused one
     LAYER_WORDS,
-) = range(11)
+) = range(12)
 
 # Words of one input.
 (
@@ -136,6 +147,29 @@ def _biases(
     return [x[0] + h[0], x[1] + h[1], x[2], h[2]]
 
 
+def is_staged(layer: LayerSpec) -> bool:
+    """Return whether a layer takes the staged path, because no fused tile knows its form.
+
+    Parameters
+    ----------
+    layer : LayerSpec
+        Any.
+
+    Returns
+    -------
+    bool
+    """
+    return not layer.is_plain
+
+
+def _scaled_x_weights(
+    spec: ModelSpec, parameters: Mapping[str, NDArray[np.float64]], index: int
+) -> NDArray[np.float64]:
+    """Return a layer's ``weight_ih``, with the inputs' scales folded into the first one's."""
+    weights = parameters[f"weight_ih_l{index}"]
+    return weights if index else weights / _feature_scales(spec)
+
+
 def layer_matrices(
     spec: ModelSpec, parameters: Mapping[str, NDArray[np.float64]], index: int
 ) -> tuple[int, int, list[NDArray[np.float64]], NDArray[np.float64], NDArray[np.float64]]:
@@ -158,12 +192,19 @@ def layer_matrices(
         One for each accumulator.
     x_weights, h_weights : ndarray of float64, shape (G * H, I) and (G * H, H)
         The inputs' scales are folded into the first layer's ``x_weights``.
+
+    Raises
+    ------
+    DeviceError
+        If the layer's form has no tile of its own: only the CPU has the staged path.
     """
     layer = spec.layers[index]
+    if is_staged(layer):
+        raise DeviceError(
+            f'layer {index} is {layer.describe()}; this form runs on the CPU only, use device="cpu"'
+        )
     kind, activation = _CELLS[layer.cell]
-    x_weights = parameters[f"weight_ih_l{index}"]
-    if index == 0:
-        x_weights = x_weights / _feature_scales(spec)
+    x_weights = _scaled_x_weights(spec, parameters, index)
     x_bias, h_bias = parameters[f"bias_ih_l{index}"], parameters[f"bias_hh_l{index}"]
     biases = _biases(kind, layer.hidden_size, x_bias, h_bias)
     return kind, activation, biases, x_weights, parameters[f"weight_hh_l{index}"]
@@ -305,23 +346,34 @@ class Program:
         plan[NUM_LAYERS] = len(spec.layers)
         num_x = spec.num_features
         for index, layer in enumerate(spec.layers):
-            kind, activation, biases, x_weights, h_weights = layer_matrices(
-                spec, self._parameters, index
-            )
-            size = layer.hidden_size
             words = plan[FIRST_LAYER + index * LAYER_WORDS :][:LAYER_WORDS]
-            words[KIND], words[ACTIVATION] = kind, activation
-            packed = pack(kind, biases, x_weights, h_weights, self.precision)
-            words[WEIGHTS] = self._own(packed.memory)
-            words[PANEL_BYTES] = packed.panel_bytes
-            words[FIRST_WEIGHT] = packed.first_weight
-            words[FIRST_H_WEIGHT] = packed.first_h_weight
-            words[NUM_X], words[HIDDEN_SIZE] = num_x, size
+            if is_staged(layer):
+                words[STAGES] = self._own(self._stage_table(index, layer))
+            else:
+                kind, activation, biases, x_weights, h_weights = layer_matrices(
+                    spec, self._parameters, index
+                )
+                words[KIND], words[ACTIVATION] = kind, activation
+                packed = pack(kind, biases, x_weights, h_weights, self.precision)
+                words[WEIGHTS] = self._own(packed.memory)
+                words[PANEL_BYTES] = packed.panel_bytes
+                words[FIRST_WEIGHT] = packed.first_weight
+                words[FIRST_H_WEIGHT] = packed.first_h_weight
+            words[NUM_X], words[HIDDEN_SIZE] = num_x, layer.hidden_size
             words[H_OFFSET] = self._next_offset
-            words[NUM_PANELS] = padded(size) // WIDTH
-            self._next_offset += 4 * padded(size) * len(CELLS[layer.cell].states)
-            num_x = size
+            words[NUM_PANELS] = padded(layer.hidden_size) // WIDTH
+            self._next_offset += 4 * sum(map(padded, layer.state_sizes))
+            num_x = layer.output_size
         plan[LAST_H], plan[LAST_SIZE] = words[H_OFFSET], num_x
+
+    def _stage_table(self, index: int, layer: LayerSpec) -> NDArray[np.int64]:
+        parameters = {
+            name.removesuffix(f"_l{index}"): value
+            for name, value in self._parameters.items()
+            if name.endswith(f"_l{index}")
+        }
+        parameters["weight_ih"] = _scaled_x_weights(self.spec, self._parameters, index)
+        return Stager(layer, parameters, self.precision, self._own).table()
 
     def _add_outputs(self) -> None:
         spec, plan = self.spec, self.plan
@@ -347,9 +399,14 @@ class Program:
 
     def _add_scratch(self) -> None:
         spec, plan = self.spec, self.plan
-        widest = padded(max(spec.output_size, *(layer.hidden_size for layer in spec.layers)))
+        widest = padded(max(spec.output_size, *(layer.output_size for layer in spec.layers)))
         most_sums = max(
-            SHAPES[_CELLS[layer.cell][0]].num_accumulators * padded(layer.hidden_size)
+            padded(layer.hidden_size)
+            * (
+                num_blocks(layer)
+                if is_staged(layer)
+                else SHAPES[_CELLS[layer.cell][0]].num_accumulators
+            )
             for layer in spec.layers
         )
         num_memories = sum(item.has_memory for item in spec.inputs)
@@ -362,5 +419,5 @@ class Program:
         ):
             plan[place] = self._own(aligned_floats(MAX_WAVE * size))
             plan[stride] = 4 * size
-        for place in (X_POINTERS, H_POINTERS, ROWS, YS):
+        for place in (X_POINTERS, H_POINTERS, ROWS, YS, STAGED_POINTERS):
             plan[place] = self._own(np.zeros(MAX_WAVE, dtype=np.int64))
