@@ -10,6 +10,9 @@ The tree follows the way of the data::
     ├── DataError             a table or a training file cannot be used
     ├── TrainingError         training went wrong (diverged, nothing to train on)
     ├── StreamError           a stream is unknown, or there is no room for it
+    ├── StateError            stored state cannot be used
+    │   ├── RecordError           a stream's record is torn, changed, foreign or of another version
+    │   └── StoreError            its directory cannot be read or written
     ├── DeviceError           a GPU cannot be used, or has failed
     └── StartError            a server could not start (exit code 3)
 
@@ -24,8 +27,11 @@ __all__ = [
     "InputError",
     "ModelError",
     "ModelFileError",
+    "RecordError",
     "SpecError",
     "StartError",
+    "StateError",
+    "StoreError",
     "StreamError",
     "StreamRNNError",
     "TrainingError",
@@ -66,6 +72,18 @@ class StreamError(StreamRNNError, KeyError):
     def __str__(self) -> str:
         # KeyError would print the message in quotes, as it prints keys.
         return str(self.args[0]) if self.args else ""
+
+
+class StateError(StreamRNNError):
+    """Stored state cannot be used."""
+
+
+class RecordError(StateError):
+    """A stream's record is torn, changed, foreign, or of a version that is not known."""
+
+
+class StoreError(StateError):
+    """A state directory cannot be read, or not be written: the disk is full, or it fails."""
 
 
 class DeviceError(StreamRNNError):

@@ -365,7 +365,7 @@ BAD: dict[str, tuple[str, list[Any], str]] = {
     "reset of nobody": ("reset", ["nobody", 1], "unknown"),
     "unknown model": ("open", ["new", "nothing", 0], "unknown_model"),
     "no model among several": ("open", ["new", None, 0], "unknown_model"),
-    "a method of other servers": ("export", ["STREAM"], "not_supported"),
+    "a method of other servers": ("sync", ["STREAM"], "not_supported"),
     "unknown method": ("stepp", ["STREAM", 2, STEP], "unknown_method"),
     "gap": ("step", ["STREAM", 3, STEP], "gap"),
     "conflict": ("step", ["STREAM", 1, STEP], "conflict"),

@@ -25,7 +25,7 @@ from streamrnn_server.libzmq import (
     msg_data,
     msg_init,
     msg_more,
-    poll_two,
+    poll_sockets,
     receive_frame,
     send_bytes,
 )
@@ -198,8 +198,8 @@ def drive(
     while num_under_way > 0 and how == ALL_WELL:
         size = receive_frame(traffic.socket, message)
         if size < 0:
-            if size == FAILED or not poll_two(
-                poll_items, traffic.socket, traffic.socket, _TIMEOUT_MS
+            if size == FAILED or not poll_sockets(
+                poll_items, traffic.socket, traffic.socket, 0, _TIMEOUT_MS
             ):
                 how = NO_REPLY
             continue

@@ -1,8 +1,9 @@
-"""Let requests wait for their streams; make and free the slots that the streams live in.
+"""Let requests wait for their streams.
 
 A slot is taken when an `open` of an unknown stream arrives, before that `open` is carried out, so
 that every request for the stream finds one queue and keeps its turn. It is freed when its stream is
-closed and nothing waits any more.
+closed and nothing waits any more. With a state directory, a stream that is not in memory may be on
+disk, of any model: until Python has looked, it lives in the *room*, which has headers and no rows.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from streamrnn.kernels.memory import (
     store_i32,
     store_i64,
     store_u8,
-    store_u16,
 )
 from streamrnn.state import slab as h
-from streamrnn.state.arena import allocate, release
-from streamrnn.state.index import find_slot, first_candidate, hash64, insert_slot, remove_slot
+from streamrnn.state.arena import allocate
+from streamrnn.state.index import find_slot, first_candidate
 from streamrnn_client.protocol import MAX_WINDOW, NUM_HASH_SLOTS, ErrorCode
 from streamrnn_server import layout as w
 from streamrnn_server import requests as r
-from streamrnn_server.finish import fail, finish
+from streamrnn_server.finish import count, fail, finish
+from streamrnn_server.libzmq import send_bytes
 from streamrnn_server.requests import push_waiting, record_of, take_from_list
+from streamrnn_server.slots import header_of, make_ready, model_of, take_named_slot
 
-__all__ = ["admit", "free_slot", "header_of", "make_ready", "model_of"]
+__all__ = ["admit", "admit_one"]
 
 _UNKNOWN, _BUSY, _MOVED, _TOO_LARGE, _WRONG_LENGTH = (
     int(ErrorCode.UNKNOWN),
@@ -46,42 +48,6 @@ _NEW_STREAM_WAITS = MAX_WINDOW + _MORE_THAN_WINDOW
 _MAX_PREFETCHED_BYTES = 1024
 _REPLY_SLACK_BYTES = 4096
 _MAX_ITEM_BYTES = 256  # of a batch's reply beside y, in whatever form
-
-
-@jit
-def header_of(shard: int, slot: int) -> int:
-    """Return where a slot's header lies.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    slot : int
-        The slot.
-
-    Returns
-    -------
-    int
-    """
-    return load_i64(shard + w.HEADERS) + slot * h.HEADER_BYTES
-
-
-@jit
-def model_of(shard: int, index: int) -> int:
-    """Return where a model's record lies.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    index : int
-        The model's.
-
-    Returns
-    -------
-    int
-    """
-    return load_i64(shard + w.MODELS) + index * w.MODEL_RECORD_BYTES
 
 
 @jit
@@ -107,9 +73,9 @@ def admit(shard: int) -> None:
                     child = record_of(pool, link)
                     # The last child may end the parent, but nobody gives records back here.
                     link = load_i64(child + r.SIBLING)
-                    _admit_one(shard, child)
+                    admit_one(shard, child)
         else:
-            _admit_one(shard, request)
+            admit_one(shard, request)
 
 
 @jit
@@ -137,7 +103,16 @@ def _find(shard: int, request: int) -> int:
 
 
 @jit
-def _admit_one(shard: int, request: int) -> None:
+def admit_one(shard: int, request: int) -> None:
+    """Let a request wait for its stream, or refuse it.
+
+    Parameters
+    ----------
+    shard : int
+        Address of the shard.
+    request : int
+        Address of the record, which is in no list.
+    """
     num_shards = load_i64(shard + w.NUM_SHARDS)
     if num_shards > 1:
         hash_slot = (load_i64(request + r.HASH) >> _HASH_SLOT_SHIFT) & _LOW_14
@@ -148,20 +123,24 @@ def _admit_one(shard: int, request: int) -> None:
     kind = load_i64(request + r.KIND)
     slot = _find(shard, request)
     if slot < 0:
-        if kind == r.CLOSE:
+        if load_i64(shard + w.CAN_LOOK_UP):
+            slot = _take_in(shard, request)
+        elif kind == r.CLOSE:
             store_i64(request + r.LAST_SEQ, 0)
             finish(shard, request)
             return
-        if kind != r.OPEN:
+        elif kind not in (r.OPEN, r.PLACE):
             fail(shard, request, _UNKNOWN, 0, 0, 0, 0)
             return
-        slot = _take_slot(shard, request)
+        else:
+            slot = take_named_slot(shard, load_i64(request + r.MODEL), request)
         if slot < 0:
             fail(shard, request, _BUSY, 0, 0, 0, 0)
             return
     header = header_of(shard, slot)
     flags = load_u8(header + h.FLAGS)
-    max_waiting = _NEW_STREAM_WAITS
+    # One that comes back from disk may have a full window of steps on their way.
+    max_waiting = MAX_WINDOW if flags & h.IS_HELD else _NEW_STREAM_WAITS
     if flags & h.IS_OPEN:
         max_waiting = 1 << load_u8(header + h.WINDOW_LOG2)
         if kind != r.STEP:
@@ -176,7 +155,7 @@ def _admit_one(shard: int, request: int) -> None:
     for k in range(0, min(row_bytes, _MAX_PREFETCHED_BYTES), 64):
         prefetch(row + k)
     push_waiting(load_i64(shard + w.POOL), header, request)
-    if flags & h.IS_READY == 0:
+    if flags & (h.IS_READY | h.IS_HELD) == 0:
         store_u8(header + h.FLAGS, flags | h.IS_READY)
         make_ready(shard, model, slot, header)
 
@@ -187,42 +166,24 @@ def _now_s(shard: int) -> int:
 
 
 @jit
-def make_ready(shard: int, model: int, slot: int, header: int) -> None:
-    """Put a slot that has work at the end of its model's list.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    model : int
-        Address of the model's record.
-    slot : int
-        The slot, which is in no list.
-    header : int
-        Address of its header.
-    """
-    store_i32(header + h.NEXT, 0)
-    if load_i64(model + w.READY) == 0:
-        store_i64(model + w.READY, slot + 1)
-    else:
-        store_i32(header_of(shard, load_i64(model + w.READY_LAST) - 1) + h.NEXT, slot + 1)
-    store_i64(model + w.READY_LAST, slot + 1)
-    store_i64(shard + w.NUM_READY, load_i64(shard + w.NUM_READY) + 1)
-
-
-@jit
 def _prepare_batch(shard: int, parent: int) -> bool:
     """Take the first known stream's model for the batch's; check X's length; make room for y."""
     pool = load_i64(shard + w.POOL)
+    num_models = load_i64(shard + w.NUM_MODELS)
     link = load_i64(parent + r.FIRST_CHILD)
     slot = -1
     while link != 0 and slot < 0:
         child = record_of(pool, link)
         slot = _find(shard, child)
         link = load_i64(child + r.SIBLING)
-    if slot < 0:
+        if slot >= 0 and load_u16(header_of(shard, slot) + h.MODEL) == num_models:
+            slot = -1  # it is being looked up
+    if slot >= 0:
+        index = load_u16(header_of(shard, slot) + h.MODEL)
+    elif load_i64(shard + w.CAN_LOOK_UP):
+        index = _model_by_size(shard, parent)
+    else:
         return True  # each item says so for itself
-    index = load_u16(header_of(shard, slot) + h.MODEL)
     model = model_of(shard, index)
     store_i64(parent + r.MODEL, index)
     num_items, form = load_i64(parent + r.NUM_ITEMS), load_i64(parent + r.FORM)
@@ -257,64 +218,34 @@ def _prepare_batch(shard: int, parent: int) -> bool:
 
 
 @jit
-def _take_slot(shard: int, request: int) -> int:
-    """Take a slot for a stream that is about to be opened; -1 if there is no room."""
-    if load_i64(shard + w.NUM_STREAMS) >= load_i64(shard + w.MAX_STREAMS):
-        return -1
-    index = load_i64(request + r.MODEL)
-    model = model_of(shard, index)
-    num_bytes = load_i64(request + r.STREAM_BYTES)
-    long_id = 0
-    if num_bytes > h.MAX_INLINE_ID_BYTES:
-        long_id = allocate(load_i64(shard + w.ARENA), num_bytes)
-        if long_id == 0:
-            return -1
-    slot = load_i64(model + w.FREE_SLOT) - 1
-    if slot >= 0:
-        store_i64(model + w.FREE_SLOT, load_i32(header_of(shard, slot) + h.NEXT))
-    else:
-        num_fresh = load_i64(model + w.NUM_FRESH)
-        slot = load_i64(model + w.FIRST_SLOT) + num_fresh
-        store_i64(model + w.NUM_FRESH, num_fresh + 1)
-    store_i64(shard + w.NUM_STREAMS, load_i64(shard + w.NUM_STREAMS) + 1)
-    header = header_of(shard, slot)
-    for k in range(0, h.LAST_USED_S, 8):
-        store_i64(header + k, 0)
-    store_i32(header + h.LAST_USED_S, 0)
-    store_i32(header + h.GENERATION, load_i32(header + h.GENERATION) + 1)
-    store_u16(header + h.NUM_WAITING, 0)
-    store_u16(header + h.MODEL, index)
-    store_u8(header + h.FLAGS, 0)
-    store_u8(header + h.ID_BYTES, num_bytes)
-    store_u8(header + h.WINDOW_LOG2, 0)
-    if long_id != 0:
-        copy_bytes(long_id, request + r.STREAM, num_bytes)
-        store_i64(header + h.ID, long_id)
-    else:
-        copy_bytes(header + h.ID, request + r.STREAM, h.MAX_INLINE_ID_BYTES)
-    insert_slot(load_i64(shard + w.INDEX), load_i64(request + r.HASH), slot)
-    return slot
+def _model_by_size(shard: int, parent: int) -> int:
+    """Guess the model of a batch whose streams are all on disk: the first that X fits."""
+    num_values = load_i64(parent + r.X_COUNT)
+    if load_i64(parent + r.FORM) == r.FORM_BIN:
+        num_values //= 4
+    num_items = load_i64(parent + r.NUM_ITEMS)
+    for index in range(load_i64(shard + w.NUM_MODELS)):
+        if load_i64(model_of(shard, index) + w.STEP_BYTES) * num_items == 4 * num_values:
+            return index
+    return 0
 
 
 @jit
-def free_slot(shard: int, slot: int) -> None:
-    """Free a slot that holds no open stream and for which nothing waits.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    slot : int
-        The slot, which is in no list.
-    """
+def _take_in(shard: int, request: int) -> int:
+    """Let a stream that is not in memory wait in the room, and have it looked up; -1: no room."""
+    slot = take_named_slot(shard, load_i64(shard + w.NUM_MODELS), request)
+    if slot < 0:
+        return -1
     header = header_of(shard, slot)
-    num_bytes = load_u8(header + h.ID_BYTES)
-    hash_value = hash64(h.id_address(header), num_bytes)
-    remove_slot(load_i64(shard + w.INDEX), hash_value, slot)
-    if num_bytes > h.MAX_INLINE_ID_BYTES:
-        release(load_i64(shard + w.ARENA), load_i64(header + h.ID))
-    model = model_of(shard, load_u16(header + h.MODEL))
-    store_i32(header + h.NEXT, load_i64(model + w.FREE_SLOT))
-    store_i64(model + w.FREE_SLOT, slot + 1)
-    store_u8(header + h.FLAGS, 0)
-    store_i64(shard + w.NUM_STREAMS, load_i64(shard + w.NUM_STREAMS) - 1)
+    store_u8(header + h.FLAGS, h.IS_HELD)
+    num_bytes = load_i64(request + r.STREAM_BYTES)
+    out = load_i64(shard + w.OUT)
+    store_i64(out + w.ASK, w.ASK_LOOK_UP)
+    store_i64(out + w.ASK_DETAIL, slot)
+    store_i64(out + w.ASK_DETAIL + 8, load_i32(header + h.GENERATION))
+    store_i64(out + w.ASK_IDENTITY_BYTES, 0)
+    store_i64(out + w.ASK_BODY_BYTES, num_bytes)
+    copy_bytes(out + w.ASK_HEAD_BYTES, request + r.STREAM, num_bytes)
+    send_bytes(load_i64(shard + w.PAIR), out, w.ASK_HEAD_BYTES + num_bytes, False)
+    count(shard, w.NUM_LOOKED_UP, 1)
+    return slot

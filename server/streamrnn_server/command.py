@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from streamrnn.errors import StartError
-from streamrnn_client.protocol import DEFAULT_PORT
+from streamrnn_client.protocol import DEFAULT_PORT, DURABILITIES
 from streamrnn_server.logs import FORMATS, LEVELS
 
 __all__ = ["configure", "run"]
@@ -63,7 +63,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="S",
-        help="close streams that were idle for so many seconds (0: never)",
+        help="let go of streams that were idle for so many seconds (0: never); with --state-dir "
+        "they come back from disk, without it they are closed",
+    )
+    parser.add_argument(
+        "--state-dir", type=Path, metavar="DIR", help="keep streams on disk (docs/STATE.md)"
+    )
+    parser.add_argument(
+        "--durability",
+        choices=DURABILITIES,
+        help="checkpoint: changed streams every --checkpoint-interval (the default with "
+        "--state-dir); always: every step before its reply; none",
+    )
+    parser.add_argument(
+        "--checkpoint-interval",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="how often changed streams are written (%(default)s)",
+    )
+    parser.add_argument(
+        "--time-to-live",
+        type=int,
+        default=0,
+        metavar="S",
+        help="forget streams that nobody has used for so many seconds of serving (0: never)",
     )
     parser.add_argument(
         "--insecure",
@@ -106,6 +130,10 @@ def run(args: argparse.Namespace) -> int:
         max_streams=args.max_streams,
         idle_limit_s=args.idle_limit,
         insecure=args.insecure,
+        state_dir=args.state_dir,
+        durability=args.durability or ("none" if args.state_dir is None else "checkpoint"),
+        checkpoint_interval_s=args.checkpoint_interval,
+        time_to_live_s=args.time_to_live,
     )
     from streamrnn_server.logs import EventLog
     from streamrnn_server.repository import load_models
@@ -126,11 +154,12 @@ def run(args: argparse.Namespace) -> int:
                 "pid": os.getpid(),
                 "endpoints": server.endpoints,
                 "instance": server.control.instance,
+                "durability": config.durability,
             },
         )
     print(
         f"streamrnn: ready at {' '.join(server.endpoints)} serving {names} "
-        f"(durability none, {passed_s:.1f} s)",
+        f"(durability {config.durability}, {passed_s:.1f} s)",
         flush=True,
     )
     log.write("info", "ready", endpoints=" ".join(server.endpoints), models=names, pid=os.getpid())

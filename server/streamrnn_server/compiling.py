@@ -11,6 +11,7 @@ from numba.core import event, types
 
 from streamrnn.kernels.cover import cover_address
 from streamrnn.kernels.tiles import FLOAT32
+from streamrnn.state.packing import pack_entries, record_bytes, table_of_entries
 from streamrnn_server.logs import EventLog
 from streamrnn_server.shard import serve
 
@@ -52,7 +53,7 @@ def _listening(listener: _Progress) -> Iterator[None]:
 
 
 def compile_all(log: EventLog) -> float:
-    """Compile the loop with all that it calls, or load it from the cache.
+    """Compile the loop with all that it calls, and what makes records, or load them from the cache.
 
     Parameters
     ----------
@@ -69,6 +70,9 @@ def compile_all(log: EventLog) -> float:
     with _listening(progress):
         cover_address(FLOAT32)
         serve.compile((types.int64,))
+        pack_entries.compile((types.int64,) * 5)
+        record_bytes.compile((types.int64,) * 2)
+        table_of_entries.compile((*(types.int64,) * 3, types.int64[:, ::1]))
     passed_s = time.monotonic() - began
     if progress.num_functions:
         log.write("info", "compiled", elapsed_s=round(passed_s, 1))

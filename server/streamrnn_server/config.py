@@ -6,9 +6,15 @@ import ipaddress
 import os
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from streamrnn.errors import StartError
-from streamrnn_client.protocol import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_PORT, MAX_BATCH
+from streamrnn_client.protocol import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    DEFAULT_PORT,
+    DURABILITIES,
+    MAX_BATCH,
+)
 
 __all__ = ["Endpoint", "ServerConfig", "parse_endpoint"]
 
@@ -110,6 +116,16 @@ class ServerConfig:
         Budget for rings, chunks and batches, all shards together.
     retry_after_ms : int
         What a client that finds no room is told to wait.
+    state_dir : Path or None
+        Where streams are kept on disk.
+    durability : str
+        ``none``, ``checkpoint`` or ``always``.
+    checkpoint_interval_s : float
+        How often changed streams are written; also, how soon a disk that has failed is tried again.
+    time_to_live_s : int
+        Streams on disk without a request for longer expire; 0: never.
+    max_state_bytes : int
+        The most that the state directory may hold.
     """
 
     bind: Endpoint = field(default_factory=lambda: Endpoint("127.0.0.1", DEFAULT_PORT))
@@ -122,6 +138,11 @@ class ServerConfig:
     max_in_flight: int = 2 * MAX_BATCH
     arena_bytes: int = field(default_factory=_half_of_the_memory)
     retry_after_ms: int = 100
+    state_dir: Path | None = None
+    durability: str = "none"
+    checkpoint_interval_s: float = 1.0
+    time_to_live_s: int = 0
+    max_state_bytes: int = 2**40
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_shards <= _MAX_SHARDS:
@@ -130,6 +151,25 @@ class ServerConfig:
             raise StartError(f"--max-streams is {self.max_streams}; it must be at least 1")
         if self.idle_limit_s < 0:
             raise StartError(f"--idle-limit is {self.idle_limit_s}; it must be 0 s or more")
+        if self.durability not in DURABILITIES:
+            raise StartError(
+                f"--durability is {self.durability!r}; it must be one of {', '.join(DURABILITIES)}"
+            )
+        if (self.state_dir is None) != (self.durability == "none"):
+            raise StartError(
+                "--state-dir and --durability checkpoint or always belong together: the one says "
+                "where streams are kept, the other when"
+            )
+        if not 0 < self.checkpoint_interval_s <= 3600:
+            raise StartError(
+                f"--checkpoint-interval is {self.checkpoint_interval_s}; it must be above 0 s and "
+                "at most 3600 s"
+            )
+        if self.time_to_live_s < 0 or (self.time_to_live_s and self.state_dir is None):
+            raise StartError(
+                f"--time-to-live is {self.time_to_live_s}; it must be 0 s or more, and needs "
+                "--state-dir"
+            )
         for endpoint in (self.bind, self.advertise):
             if endpoint is not None and endpoint.port + self.num_shards - 1 > 65535:
                 raise StartError(f"{endpoint} leaves no port for shard {self.num_shards - 1}")

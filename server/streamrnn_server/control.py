@@ -1,8 +1,7 @@
-"""What Python serves: hello, models, stats, and the words of every error."""
+"""What Python serves: hello, models, stats, what is not in memory, and the words of every error."""
 
 from __future__ import annotations
 
-import platform
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,6 @@ import numpy as np
 
 from streamrnn import __version__
 from streamrnn.kernels.plan import Program
-from streamrnn.kernels.simd_width import WIDTH
 from streamrnn.model import Model
 from streamrnn_client.protocol import (
     DEFAULT_WINDOW,
@@ -31,10 +29,13 @@ from streamrnn_client.protocol import (
     error_reply,
 )
 from streamrnn_server import layout as w
+from streamrnn_server.cold import Caller, Cold, Order, command
 from streamrnn_server.config import ServerConfig
+from streamrnn_server.disk import ARITHMETIC, Disk, served_models, templates_of
 from streamrnn_server.logs import EventLog
 from streamrnn_server.memory import ShardMemory
 from streamrnn_server.metrics import latency_us, shard_stats, total_counters
+from streamrnn_server.vault import Vault
 from streamrnn_server.words import Ask, word_error, word_items
 
 __all__ = ["Control"]
@@ -55,6 +56,8 @@ class Control:
         Where clients find each shard.
     log : EventLog
         Where failures of our own go.
+    disk : Disk, optional
+        The state directory, where there is one.
 
     Attributes
     ----------
@@ -73,6 +76,7 @@ class Control:
         programs: Mapping[str, Program],
         endpoints: Sequence[str],
         log: EventLog,
+        disk: Disk | None = None,
     ) -> None:
         self.instance = secrets.token_hex(8)
         self.num_too_broken = 0
@@ -83,48 +87,97 @@ class Control:
         self._specs = [(name, model.spec) for name, model in models.items()]
         self._endpoints = list(endpoints)
         self._log = log
+        self._disk = disk
         self._started_s = time.monotonic()
         self._methods = {"hello": self._hello, "models": self._list_models, "stats": self.stats}
+        served = served_models(models, programs)
+        stored = (None, None) if disk is None else (disk.store, disk.expiry)
+        self._vault = Vault(served, ARITHMETIC, *stored)
+        self._cold = Cold(
+            self._vault, templates_of(served), list(models), config.num_shards, disk is not None
+        )
 
-    def answer(self, ask: Ask) -> bytes | None:
+    def answer(self, shard: int, ask: Ask) -> list[Order]:
         """Answer what a shard asks.
 
         Parameters
         ----------
+        shard : int
+            Which one.
         ask : Ask
             The numbers and the body.
 
         Returns
         -------
-        bytes or None
-            The reply's payload; None if nobody can be answered.
+        list of Order
+            What to send to which shard; nothing if nobody can be answered.
         """
+        caller = Caller(shard, ask.identity, ask.msgid)
+        if ask.ask == w.ASK_LOOK_UP:
+            return [Order(shard, self._look_up(ask))]
+        if ask.ask == w.ASK_ENTRY:
+            return self._cold.finish_export(caller, ask.body)
+        if ask.ask == w.ASK_REPLY:
+            return self._cold.deliver(caller, ask.body)
         if ask.ask == w.ASK_ERROR:
-            return word_error(ask, self._specs)
+            payload = word_error(ask, self._specs, self._known_about)
+            return self._cold.deliver(caller, payload)
         if ask.ask == w.ASK_ITEMS:
-            return word_items(ask, self._specs, self._config.retry_after_ms, self._endpoints)
-        return self._call(ask.body)
+            retry_after_ms = self._config.retry_after_ms
+            payload = word_items(
+                ask, self._specs, retry_after_ms, self._endpoints, self._known_about
+            )
+            return self._cold.deliver(caller, payload)
+        return self._call(caller, ask.body)
 
-    def _call(self, payload: bytes) -> bytes | None:
+    def _look_up(self, ask: Ask) -> list[bytes]:
+        code, model, record = self._vault.look_up(ask.body)
+        slot, generation, *_ = ask.details
+        values = {
+            w.COMMAND_SLOT: slot,
+            w.COMMAND_GENERATION: generation,
+            w.COMMAND_CODE: code,
+            w.COMMAND_MODEL: model,
+        }
+        return command(w.COMMAND_FOUND, values, record)
+
+    def _known_about(self, code: ErrorCode, stream: bytes) -> dict[str, Any]:
+        """Return what a shard could not say about an error."""
+        if code in (ErrorCode.MISMATCH, ErrorCode.DAMAGED):
+            return self._vault.refusal(stream)
+        if code is ErrorCode.READ_ONLY and self._disk is not None:
+            return {"reason": self._disk.saver.read_only or "it failed a moment ago"}
+        return {}
+
+    def _call(self, caller: Caller, payload: bytes) -> list[Order]:
         try:
             request = decode_request(payload, max_batch=MAX_BATCH)
         except ProtocolError as error:
             if error.msgid is None:
                 self.num_too_broken += 1
-                return None
-            return encode_error(error.msgid, error.reply())
+                return []
+            return self._cold.deliver(caller, encode_error(error.msgid, error.reply()))
+        caller = caller._replace(msgid=request.msgid)
         try:
+            if isinstance(request.call, OpenWithStateRequest):
+                return self._cold.open_with_state(caller, request.call)
+            if request.method in Cold.METHODS and isinstance(request.call, ColdRequest):
+                return self._cold.call(caller, request.method, request.call.params)
             if request.method in self._methods:
-                return encode_response(request.msgid, self._methods[request.method]())
-            return encode_error(request.msgid, self._refusal(request))
+                reply = encode_response(request.msgid, self._methods[request.method]())
+            else:
+                reply = encode_error(request.msgid, self._refusal(request))
+        except ProtocolError as error:
+            reply = encode_error(request.msgid, error.reply())
         except Exception as error:  # a fault of ours must not end the server
             self._log.write("error", "a call failed", method=request.method, error=repr(error))
-            return encode_error(request.msgid, error_reply(ErrorCode.INTERNAL))
+            reply = encode_error(request.msgid, error_reply(ErrorCode.INTERNAL))
+        return self._cold.deliver(caller, reply)
 
     def _refusal(self, request: Request) -> list[Any]:
         """Say why a well-formed request is not served."""
         call, names = request.call, list(self._models)
-        if isinstance(call, ColdRequest | OpenWithStateRequest):
+        if isinstance(call, ColdRequest):
             return error_reply(ErrorCode.NOT_SUPPORTED)
         if isinstance(call, OpenRequest) and call.model is not None:
             return error_reply(ErrorCode.UNKNOWN_MODEL, model=call.model, models=names)
@@ -141,8 +194,9 @@ class Control:
             "protocol": PROTOCOL_VERSION,
             "server": __version__,
             "instance": self.instance,
-            "durability": "none",
-            "arithmetic": f"float32-cpu-{platform.machine()}-{WIDTH}",
+            "durability": config.durability,
+            "read_only": self._disk and self._disk.saver.read_only,
+            "arithmetic": ARITHMETIC,
             "endpoints": self._endpoints,
             "num_shards": config.num_shards,
             "default_window": DEFAULT_WINDOW,
@@ -178,7 +232,8 @@ class Control:
             "server": __version__,
             "instance": self.instance,
             "uptime_s": time.monotonic() - self._started_s,
-            "durability": "none",
+            "durability": self._config.durability,
+            **({} if self._disk is None else self._disk.stats()),
             "max_streams": self._config.max_streams,
             "num_streams": sum(shard.word(w.NUM_STREAMS) for shard in self.shards),
             **counters,

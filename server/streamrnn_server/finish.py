@@ -35,7 +35,8 @@ def finish(shard: int, request: int) -> None:
     Parameters
     ----------
     shard : int
-        Address of the shard. What can be answered is put on its list FINISHED.
+        Address of the shard. What can be answered is put on its list FINISHED, or, where replies
+        wait for the disk, on UNCOVERED.
     request : int
         Address of the record, which is in no list.
     """
@@ -46,7 +47,13 @@ def finish(shard: int, request: int) -> None:
         if num_left > 0:
             return
         request = parent
-    append_to_list(load_i64(shard + w.POOL), shard + w.FINISHED, request)
+    ends = shard + w.FINISHED
+    kinds = (r.STEP, r.RESET, r.OPEN, r.BATCH, r.OPEN_MANY)
+    is_good = load_i64(request + r.CODE) == 0
+    if load_i64(shard + w.IS_ALWAYS) and is_good and load_i64(request + r.KIND) in kinds:
+        # What it did to its stream must be on disk before anybody learns of it.
+        ends = shard + w.UNCOVERED
+    append_to_list(load_i64(shard + w.POOL), ends, request)
 
 
 @jit

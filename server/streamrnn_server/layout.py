@@ -15,7 +15,7 @@ __all__ = ["COUNTERS", "MODEL_RECORD_BYTES", "NUM_BUCKETS", "SHARD_WORDS"]
     PAIR,
     IDENTITY_MESSAGE,  # zmq_msg_t
     PAYLOAD_MESSAGE,
-    POLL_ITEMS,  # scratch of libzmq.poll_two
+    POLL_ITEMS,  # scratch of libzmq.poll_sockets
     CLOCK,  # scratch of libzmq.monotonic_ns
     NOW_NS,  # the loop's clock: read when messages were received, and after a wave
     STARTED_NS,
@@ -60,10 +60,49 @@ __all__ = ["COUNTERS", "MODEL_RECORD_BYTES", "NUM_BUCKETS", "SHARD_WORDS"]
     MOVED,  # address of int64[num_shards, 2]: the error that names a shard's endpoint
     COUNTERS_AT,  # address of int64[len(COUNTERS)]
     LATENCIES,  # address of int64[NUM_BUCKETS]
-) = range(0, 392, 8)
-SHARD_WORDS = 49
+    DISK,  # socket handle of the PAIR to the thread that writes; 0 without a state directory
+    IS_ALWAYS,  # replies wait for the disk
+    SAVE_EVERY_NS,
+    RETRY_NS,  # how long to wait after the disk has failed
+    SAVE_AT_NS,  # when the next checkpoint is due, if anything is dirty
+    SAVE_NOW,  # somebody waits for a checkpoint
+    IS_SAVING,  # a checkpoint is being made
+    HAS_FAILED,  # a part of it could not be written
+    NUM_FAILED_IN_A_ROW,
+    DIRTY,  # address of int32[number of slots]: the slots that the next checkpoint writes
+    NUM_DIRTY,
+    SAVED,  # the same of the checkpoint that is being made
+    NUM_SAVED,
+    SAVED_PLACE,  # how many of them are copied
+    STAGES,  # address of the stages' records
+    STAGE,  # number of the one being filled; -1 none
+    NUM_IN_FLIGHT,  # number of stages sent to be written
+    ACKNOWLEDGED,  # number of the stage whose entries are being gone through; -1 none
+    ACK_ENTRY,  # address of its next entry
+    ACK_LEFT,
+    ACK_IS_GOOD,
+    UNCOVERED,  # two words: a list of requests that the next checkpoint must cover
+    _UNCOVERED_LAST,
+    COVERED,  # two words: a list of requests that wait for the one that is being made
+    _COVERED_LAST,
+    CAN_LOOK_UP,  # streams that are not in memory may be on disk
+    SPILL_PLACE,  # where the search for a stream that can be spilled goes on
+) = range(0, 608, 8)
+SHARD_WORDS = 76
 
 RUNNING, STOPPING, DRAINED, ENDED = range(4)
+
+# Words of a stage: memory in which entries are on their way to disk.
+(
+    STAGE_AT,  # address of its memory
+    STAGE_USED,  # bytes
+    STAGE_ENTRIES,
+    STAGE_STATE,  # one of the states below
+) = range(0, 32, 8)
+STAGE_RECORD_BYTES = 32
+STAGE_FREE, STAGE_FILLING, STAGE_SENT = range(3)
+NUM_STAGES = 4
+STAGE_BYTES = 4 * 2**20
 
 # Words of a model's record.
 (
@@ -83,7 +122,7 @@ RUNNING, STOPPING, DRAINED, ENDED = range(4)
     NAME,  # address of the name's UTF-8
     NAME_BYTES,
     NUM_OPEN,
-) = range(0, 128, 8)
+) = range(0, 128, 8)  # after the models' records comes that of the room, which has no rows
 MODEL_RECORD_BYTES = 128
 
 # What a shard counts, in bytes from COUNTERS_AT.
@@ -108,6 +147,16 @@ COUNTERS = (
     "num_dropped_peer_gone",
     "num_dropped_other",
     "num_polls",
+    "num_checkpoints",
+    "num_checkpoints_failed",
+    "num_saved",
+    "num_looked_up",
+    "num_restored",
+    "num_spilled_idle",
+    "num_spilled_for_room",
+    "num_quarantined",
+    "num_records_refused",
+    "num_expired",
 )
 (
     NUM_MESSAGES,
@@ -130,6 +179,16 @@ COUNTERS = (
     NUM_DROPPED_GONE,
     NUM_DROPPED_OTHER,
     NUM_POLLS,
+    NUM_CHECKPOINTS,
+    NUM_CHECKPOINTS_FAILED,
+    NUM_SAVED_STREAMS,
+    NUM_LOOKED_UP,
+    NUM_RESTORED,
+    NUM_SPILLED_IDLE,
+    NUM_SPILLED_FOR_ROOM,
+    NUM_QUARANTINED,
+    NUM_RECORDS_REFUSED,
+    NUM_EXPIRED,
 ) = range(0, 8 * len(COUNTERS), 8)
 
 # Latencies: eight buckets for each doubling of nanoseconds.
@@ -153,7 +212,9 @@ NUM_BUCKETS = 64 << BUCKETS_LOG2
     ASK_BODY_BYTES,
 ) = range(0, 104, 8)
 ASK_HEAD_BYTES = 104
-ASK_CALL, ASK_ERROR, ASK_ITEMS, ASK_DRAINED = range(1, 5)
+# A call; an error; a batch's items; that nothing more comes; a stream that is not in memory; a
+# stream's entry that was asked for; the reply to a request of Python's own.
+ASK_CALL, ASK_ERROR, ASK_ITEMS, ASK_DRAINED, ASK_LOOK_UP, ASK_ENTRY, ASK_REPLY = range(1, 8)
 # One child of a batch on its way to Python.
 (
     ITEM_CODE,
@@ -162,8 +223,28 @@ ASK_CALL, ASK_ERROR, ASK_ITEMS, ASK_DRAINED = range(1, 5)
     _ITEM_DETAIL_2,
     _ITEM_DETAIL_3,
     ITEM_LAST_SEQ,
+    ITEM_DURABLE_SEQ,
     ITEM_WINDOW,
     ITEM_ID_BYTES,
     ITEM_Y_BYTES,
-) = range(0, 72, 8)
-ITEM_RECORD_BYTES = 72
+) = range(0, 80, 8)
+ITEM_RECORD_BYTES = 80
+
+# Commands of Python's: a message whose first frame is empty, and these words.
+(
+    COMMAND,
+    COMMAND_SLOT,  # COMMAND_FOUND: which stream was looked up
+    COMMAND_GENERATION,
+    COMMAND_CODE,  # COMMAND_FOUND: 0, or why there is no record
+    COMMAND_MODEL,
+    COMMAND_KIND,  # COMMAND_REQUEST: what is asked for
+    COMMAND_MSGID,
+    COMMAND_SEQ,
+    COMMAND_WINDOW,
+    COMMAND_DIGEST,
+    COMMAND_IDENTITY_BYTES,
+    COMMAND_STREAM_BYTES,
+    COMMAND_DATA_BYTES,  # a record; a snapshot's name
+) = range(0, 104, 8)
+COMMAND_HEAD_BYTES = 104
+COMMAND_STOP, COMMAND_END, COMMAND_FOUND, COMMAND_REQUEST, COMMAND_SYNC = range(1, 6)

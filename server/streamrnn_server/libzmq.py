@@ -35,13 +35,13 @@ __all__ = [
     "msg_more",
     "msg_send",
     "msg_size",
-    "poll_two",
+    "poll_sockets",
     "receive_frame",
     "send_bytes",
 ]
 
 MESSAGE_BYTES = 64  # sizeof(zmq_msg_t)
-POLL_BYTES = 32  # two zmq_pollitem_t
+POLL_BYTES = 48  # three zmq_pollitem_t
 EMPTY, FAILED = -1, -2  # results of `receive_frame` besides a size
 _DONTWAIT, _SNDMORE, _POLLIN = int(zmq.DONTWAIT), int(zmq.SNDMORE), int(zmq.POLLIN)
 _EINTR, _EAGAIN = errno.EINTR, errno.EAGAIN
@@ -250,32 +250,38 @@ def msg_send(socket: int, message: int, more: bool) -> int:
 
 
 @jit
-def poll_two(items: int, first: int, second: int, timeout_ms: int) -> int:
-    """Wait until one of two sockets has something to receive.
+def poll_sockets(items: int, first: int, second: int, third: int, timeout_ms: int) -> int:
+    """Wait until one of some sockets has something to receive.
 
     Parameters
     ----------
     items : int
         Address of `POLL_BYTES` bytes of scratch.
-    first, second : int
-        The sockets' handles.
+    first, second, third : int
+        The sockets' handles; there may be no third one: 0.
     timeout_ms : int
         The longest wait; -1 for no limit.
 
     Returns
     -------
     int
-        Bit 0: the first has something; bit 1: the second. 0 after the timeout or a signal.
+        Bit 0: the first has something; bit 1: the second; bit 2: the third. 0 after the timeout or
+        a signal.
     """
-    for k in range(2):
+    num_sockets = 2 if third == 0 else 3
+    for k in range(num_sockets):
         item = items + 16 * k
-        store_i64(item, first if k == 0 else second)
+        store_i64(item, first if k == 0 else second if k == 1 else third)
         store_i32(item + 8, -1)
         store_u16(item + 12, _POLLIN)
         store_u16(item + 14, 0)
-    if _zmq_poll(items, 2, timeout_ms) <= 0:
+    if _zmq_poll(items, num_sockets, timeout_ms) <= 0:
         return 0
-    return (load_u16(items + 14) != 0) + 2 * (load_u16(items + 30) != 0)
+    result = 0
+    for k in range(num_sockets):
+        if load_u16(items + 16 * k + 14) != 0:
+            result |= 1 << k
+    return result
 
 
 @jit

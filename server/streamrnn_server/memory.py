@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from streamrnn.kernels.plan import MAX_WAVE, Program
 from streamrnn.state.arena import Arena
 from streamrnn.state.index import StreamIndex
 from streamrnn.state.slab import HEADER_BYTES, address_of, reserve, touch
-from streamrnn_client.protocol import MAX_BATCH, ErrorCode, error_reply
+from streamrnn_client.protocol import MAX_BATCH, MAX_WINDOW, ErrorCode, error_reply
 from streamrnn_server import layout as w
 from streamrnn_server.config import ServerConfig
 from streamrnn_server.libzmq import MESSAGE_BYTES, POLL_BYTES, msg_close, msg_init
@@ -27,6 +28,7 @@ __all__ = ["ShardMemory"]
 _NUM_REQUESTS = 8 * MAX_BATCH
 _MAX_SLOTS = 2**31 - 2
 _OUT_SLACK_BYTES = 64 * 2**20
+_ENTRY_SLACK_BYTES = 4096
 
 
 class ShardMemory:
@@ -42,6 +44,8 @@ class ShardMemory:
         The models, by name, in order; their scratch is used by this shard alone.
     router, pair : zmq.Socket
         Bound and connected; from now on the shard's thread alone uses them.
+    disk : zmq.Socket or None
+        Connected to the thread that writes, where there is a state directory.
     endpoints : sequence of str
         Where clients find each shard.
 
@@ -62,6 +66,7 @@ class ShardMemory:
         programs: Mapping[str, Program],
         router: zmq.Socket[bytes],
         pair: zmq.Socket[bytes],
+        disk: zmq.Socket[bytes] | None,
         endpoints: Sequence[str],
     ) -> None:
         max_streams = -(-config.max_streams // config.num_shards)
@@ -72,14 +77,15 @@ class ShardMemory:
             )
         self._owned: list[Any] = []
         self.names = list(programs)
-        headers = reserve(len(programs) * max_streams * HEADER_BYTES, huge_pages=True)
+        num_slots = len(programs) * max_streams + _NUM_REQUESTS  # with the room's
+        headers = reserve(num_slots * HEADER_BYTES, huge_pages=True)
         touch(headers)
         self._pool = RequestPool(
             _NUM_REQUESTS, max(4 * program.spec.num_inputs for program in programs.values())
         )
         self._arena = Arena(config.arena_bytes // config.num_shards)
-        self._index = StreamIndex(len(programs) * max_streams, self._own(headers))
-        self._models = np.zeros((len(programs), w.MODEL_RECORD_BYTES // 8), np.int64)
+        self._index = StreamIndex(num_slots, self._own(headers))
+        self._models = np.zeros((len(programs) + 1, w.MODEL_RECORD_BYTES // 8), np.int64)
         for k, (name, program) in enumerate(programs.items()):
             self._add_model(k, name, program, max_streams)
         self.counters: NDArray[np.int64] = np.zeros(len(w.COUNTERS), np.int64)
@@ -128,8 +134,43 @@ class ShardMemory:
                 w.LATENCIES: address_of(self.latencies),
             }
         )
+        self._models[-1, w.FIRST_SLOT // 8] = len(programs) * max_streams
+        if disk is not None:
+            self._add_disk(config, disk, num_slots, programs)
         for word in (w.IDENTITY_MESSAGE, w.PAYLOAD_MESSAGE):
             msg_init(int(self._words[word // 8]))
+
+    def _add_disk(
+        self,
+        config: ServerConfig,
+        disk: zmq.Socket[bytes],
+        num_slots: int,
+        programs: Mapping[str, Program],
+    ) -> None:
+        largest = max(
+            program.row_bytes + MAX_WINDOW * (8 + 4 * program.spec.output_size)
+            for program in programs.values()
+        )
+        stages = np.zeros((w.NUM_STAGES, w.STAGE_RECORD_BYTES // 8), np.int64)
+        for stage in stages:
+            memory = reserve(w.STAGE_BYTES + largest + _ENTRY_SLACK_BYTES, huge_pages=True)
+            stage[w.STAGE_AT // 8] = self._own(memory)
+        interval_ns = round(config.checkpoint_interval_s * 1e9)
+        self._set(
+            {
+                w.DISK: disk.underlying,
+                w.IS_ALWAYS: config.durability == "always",
+                w.SAVE_EVERY_NS: interval_ns,
+                w.RETRY_NS: interval_ns,
+                w.SAVE_AT_NS: time.monotonic_ns() + interval_ns,
+                w.DIRTY: self._own(reserve(4 * num_slots)),
+                w.SAVED: self._own(reserve(4 * num_slots)),
+                w.STAGES: self._own(stages),
+                w.STAGE: -1,
+                w.ACKNOWLEDGED: -1,
+                w.CAN_LOOK_UP: 1,
+            }
+        )
 
     def close(self) -> None:
         """Let go of libzmq's messages. The shard's thread has ended."""
@@ -157,7 +198,7 @@ class ShardMemory:
         -------
         dict of str to int
         """
-        column = self._models[:, w.NUM_OPEN // 8]
+        column = self._models[:-1, w.NUM_OPEN // 8]
         return {name: int(number) for name, number in zip(self.names, column, strict=True)}
 
     @property

@@ -41,6 +41,7 @@ _MALFORMED, _TOO_LARGE, _BUSY = (
     int(ErrorCode.TOO_LARGE),
     int(ErrorCode.BUSY),
 )
+_KEPT_FOR_PYTHON = 1024  # records for requests that Python makes
 _HEAD_BYTES = 32  # enough to find the msgid
 
 
@@ -70,7 +71,7 @@ def receive(shard: int) -> int:
     num_messages = 0
     # A message may need a record for each item. Without room it stays where it is: at last the
     # client's own socket holds it back.
-    while num_messages < MAX_WAVE and num_free(pool) > MAX_BATCH:
+    while num_messages < MAX_WAVE and num_free(pool) > MAX_BATCH + _KEPT_FOR_PYTHON:
         if receive_frame(router, identity) < 0:
             store_i64(shard + w.LAST_EMPTY_NS, now)
             break

@@ -81,6 +81,9 @@ def reply(shard: int) -> None:
 @jit
 def _send(shard: int, request: int, data: int, num_bytes: int) -> None:
     """Send one reply, or count why it cannot be sent."""
+    if load_i64(request + r.IDENTITY_BYTES) == 0:
+        _tell_python(shard, request, data, num_bytes)
+        return
     router = load_i64(shard + w.ROUTER)
     error = send_bytes(router, request + r.IDENTITY, load_i64(request + r.IDENTITY_BYTES), True)
     # After a failed identity the payload would go out as an orphan.
@@ -90,6 +93,18 @@ def _send(shard: int, request: int, data: int, num_bytes: int) -> None:
         count(shard, w.NUM_REPLIES, 1)
     else:
         count_unsent(shard, error)
+
+
+@jit
+def _tell_python(shard: int, request: int, data: int, num_bytes: int) -> None:
+    """Send the reply to a request that Python has made itself."""
+    pair = load_i64(shard + w.PAIR)
+    head = (data + num_bytes + 7) // 8 * 8
+    store_i64(head + w.ASK, w.ASK_REPLY)
+    store_i64(head + w.ASK_MSGID, load_i64(request + r.MSGID))
+    store_i64(head + w.ASK_IDENTITY_BYTES, 0)
+    if send_bytes(pair, head, w.ASK_HEAD_BYTES, True) == 0:
+        send_bytes(pair, data, num_bytes, False)
 
 
 @jit
@@ -170,13 +185,18 @@ def _encode(shard: int, request: int) -> int:
 def _write_result(shard: int, request: int, at: int) -> int:
     kind = load_i64(request + r.KIND)
     last_seq = load_i64(request + r.LAST_SEQ)
-    if kind == r.CLOSE:
+    durable_seq = load_i64(request + r.DURABLE_SEQ)
+    if load_i64(shard + w.IS_ALWAYS):
+        durable_seq = last_seq  # what is answered is on disk
+    if kind == r.CLOSE or kind == r.SYNC_ALL:
         store_u8(at, 0xC2 + last_seq)
         return at + 1
-    at = write_array(at, 2 if kind == r.RESET else 3)
+    if kind == r.SYNC:
+        return write_uint(at, durable_seq)
+    at = write_array(at, 2 if kind in (r.RESET, r.SNAPSHOT, r.ROLLBACK) else 3)
     at = write_uint(at, last_seq)
-    at = write_uint(at, 0)  # durable_seq: nothing is on disk
-    if kind == r.OPEN:
+    at = write_uint(at, durable_seq)
+    if kind == r.OPEN or kind == r.PLACE:
         at = write_uint(at, load_i64(request + r.WINDOW))
     elif kind == r.STEP:
         y = load_i64(request + r.Y)
@@ -283,7 +303,11 @@ def call_python(shard: int, request: int, data: int, num_bytes: int) -> bool:
 
 @jit
 def _ask_python(shard: int, request: int) -> bool:
-    """Let Python word a reply, if it needs words and Python has time."""
+    """Let Python word a reply, if it needs words and Python has time, or make a record."""
+    if load_i64(request + r.KIND) == r.EXPORT and load_i64(request + r.CODE) == 0:
+        at = _write_ask(shard, request, w.ASK_ENTRY, load_i64(request + r.Y_COUNT))
+        copy_bytes(at, load_i64(request + r.Y), load_i64(request + r.Y_COUNT))
+        return _ask(shard, at + load_i64(request + r.Y_COUNT))
     num_words = 1 if _needs_words(request) else 0
     if load_i64(request + r.CODE) == 0:
         pool = load_i64(shard + w.POOL)
@@ -323,6 +347,8 @@ def _write_items(shard: int, parent: int) -> int:
         for k in range(4):
             store_i64(at + w.ITEM_DETAIL + 8 * k, load_i64(child + r.DETAIL + 8 * k))
         store_i64(at + w.ITEM_LAST_SEQ, load_i64(child + r.LAST_SEQ))
+        durable = r.LAST_SEQ if load_i64(shard + w.IS_ALWAYS) else r.DURABLE_SEQ
+        store_i64(at + w.ITEM_DURABLE_SEQ, load_i64(child + durable))
         store_i64(at + w.ITEM_WINDOW, load_i64(child + r.WINDOW))
         store_i64(at + w.ITEM_ID_BYTES, id_bytes)
         store_i64(at + w.ITEM_Y_BYTES, y_bytes)

@@ -32,6 +32,8 @@ __all__ = [
 
 # What a request asks for. COLD: Python's business.
 (COLD, STEP, RESET, OPEN, CLOSE, BATCH, OPEN_MANY) = range(7)
+# Only Python sends these, through the PAIR. PLACE: make a stream of a record.
+(EXPORT, SNAPSHOT, SYNC, PLACE, ROLLBACK, SYNC_ALL) = range(7, 13)
 # The form of x, and so of y.
 (FORM_BIN, FORM_ARRAY) = range(2)
 
@@ -71,6 +73,7 @@ __all__ = [
     SEQS,  # address of the first number, in the message, or 0
 ) = range(0, 256, 8)
 Y_COUNT = STREAMS  # bytes of y, once x has been looked at
+DURABLE_SEQ = SEQS  # the answer's, once there is one
 IDENTITY = 256  # whom to answer: at most 255 bytes
 STREAM = 512  # canonical id: at most 129 bytes, zeros up to 16
 INLINE_X = 704  # x, if it is small enough

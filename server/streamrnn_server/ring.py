@@ -8,7 +8,15 @@ the step ``seq`` has place ``seq % W``. It is taken at the stream's first number
 from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import copy_bytes, load_i64, load_u8, load_u32, prefetch, store_i64
+from streamrnn.kernels.memory import (
+    copy_bytes,
+    fill_bytes,
+    load_i64,
+    load_u8,
+    load_u32,
+    prefetch,
+    store_i64,
+)
 from streamrnn.state import slab as h
 from streamrnn.state.arena import allocate, release
 
@@ -82,8 +90,11 @@ def has_ring(arena: int, header: int, y_bytes: int) -> bool:
     window_log2 = load_u8(header + h.WINDOW_LOG2)
     if window_log2 == 0 or load_i64(header + h.RING) != 0:
         return True
-    ring = allocate(arena, (8 + y_bytes) << window_log2)
+    num_bytes = (8 + y_bytes) << window_log2
+    ring = allocate(arena, num_bytes)
     store_i64(header + h.RING, ring)
+    if ring != 0:  # what another stream left there must reach neither disk nor anybody
+        fill_bytes(ring, num_bytes, 0)
     return ring != 0
 
 

@@ -18,14 +18,15 @@ import zmq
 from streamrnn.errors import StartError
 from streamrnn.kernels.plan import Program
 from streamrnn.model import Model
+from streamrnn_server.cold import command
 from streamrnn_server.compiling import compile_all
 from streamrnn_server.config import Endpoint, ServerConfig
 from streamrnn_server.control import Control
-from streamrnn_server.layout import ASK_DRAINED
+from streamrnn_server.disk import Disk
+from streamrnn_server.layout import ASK_DRAINED, COMMAND_END, COMMAND_STOP
 from streamrnn_server.logs import EventLog
 from streamrnn_server.memory import ShardMemory
 from streamrnn_server.shard import serve
-from streamrnn_server.waiting import COMMAND_END, COMMAND_STOP
 from streamrnn_server.words import parse_ask
 
 __all__ = ["Server"]
@@ -86,9 +87,12 @@ class Server:
         self._sockets: list[zmq.Socket[bytes]] = []
         self._threads: list[threading.Thread] = []
         self._told: dict[str, int] = {}
+        self._disk: Disk | None = None
         try:
             self._start(models)
         except BaseException:
+            if self._disk is not None:
+                self._disk.close()
             self._close_sockets(linger_ms=0)
             raise
 
@@ -103,11 +107,22 @@ class Server:
             else [str(advertised.shard(k)) for k in range(config.num_shards)]
         )
         programs = {name: Program(model) for name, model in models.items()}
-        self.control = Control(config, models, programs, self.endpoints, self._log)
+        disks: list[zmq.Socket[bytes] | None] = [None] * config.num_shards
+        if config.state_dir is not None:
+            ends = [self._make_pair(f"disk-{k}") for k in range(config.num_shards)]
+            disks = [theirs for _, theirs in ends]
+            ours = [our for our, _ in ends]
+            self._disk = Disk(config, models, programs, ours, self._log)
+        self.control = Control(config, models, programs, self.endpoints, self._log, self._disk)
         for k, router in enumerate(routers):
-            pair = self._make_pair(k)
+            our, pair = self._make_pair(f"shard-{k}")
+            self._pairs.append(our)
             own = {name: program.for_shard() for name, program in programs.items()}
-            self.control.shards.append(ShardMemory(config, k, own, router, pair, self.endpoints))
+            self.control.shards.append(
+                ShardMemory(config, k, own, router, pair, disks[k], self.endpoints)
+            )
+        if self._disk is not None:
+            self._disk.saver.start()
         for k, shard in enumerate(self.control.shards):
             thread = threading.Thread(
                 target=_run_shard, args=(shard.address,), name=f"shard-{k}", daemon=True
@@ -147,17 +162,16 @@ class Server:
             raise StartError(f"cannot bind {endpoint}: {error.strerror}{hint}") from error
         return router
 
-    def _make_pair(self, k: int) -> zmq.Socket[bytes]:
-        """Make both ends of a shard's PAIR; return the shard's."""
-        ends = [self._context.socket(zmq.PAIR) for _ in range(2)]
-        for end in ends:
+    def _make_pair(self, name: str) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+        """Make both ends of a PAIR: Python's and a shard's."""
+        ours, theirs = (self._context.socket(zmq.PAIR) for _ in range(2))
+        for end in (ours, theirs):
             end.set_hwm(0)  # what goes through is limited where it is sent
             end.setsockopt(zmq.LINGER, 0)
-        ends[0].bind(f"inproc://shard-{k}")
-        ends[1].connect(f"inproc://shard-{k}")
-        self._pairs.append(ends[0])
-        self._sockets += ends
-        return ends[1]
+        self._sockets += [ours, theirs]
+        ours.bind(f"inproc://{name}")
+        theirs.connect(f"inproc://{name}")
+        return ours, theirs
 
     def stop(self) -> None:
         """Ask `run` to end. From any thread, also from a signal's handler."""
@@ -184,7 +198,7 @@ class Server:
                 poller.unregister(self._woken)
                 self._log.write("info", "stopping: answering what has arrived")
                 for pair in self._pairs:
-                    pair.send_multipart([b"", bytes([COMMAND_STOP])])
+                    pair.send_multipart(command(COMMAND_STOP))
             for pair in [pair for pair in self._pairs if pair in ready]:
                 if not self._serve_pair(pair):
                     running.discard(pair)
@@ -193,18 +207,20 @@ class Server:
                 self._tell()
         for thread in self._threads:
             thread.join()
+        if self._disk is not None:
+            self._disk.close()
 
     def _serve_pair(self, pair: zmq.Socket[bytes]) -> bool:
         """Answer what one shard asks; False once it has no more."""
+        shard = self._pairs.index(pair)
         try:
             while True:
-                ask = parse_ask(pair.recv(zmq.DONTWAIT))
+                ask = parse_ask(*pair.recv_multipart(zmq.DONTWAIT))
                 if ask.ask == ASK_DRAINED:
-                    pair.send_multipart([b"", bytes([COMMAND_END])])
+                    pair.send_multipart(command(COMMAND_END))
                     return False
-                payload = self.control.answer(ask)
-                if payload is not None:
-                    pair.send_multipart([ask.identity, payload])
+                for order in self.control.answer(shard, ask):
+                    self._pairs[order.shard].send_multipart(order.frames)
         except zmq.Again:
             return True
 

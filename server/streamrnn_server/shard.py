@@ -11,6 +11,7 @@ from streamrnn_server import layout as w
 from streamrnn_server.admit import admit
 from streamrnn_server.receive import receive
 from streamrnn_server.reply import reply
+from streamrnn_server.saving import can_save_more, save
 from streamrnn_server.waiting import listen, read_clock, sweep, wait
 from streamrnn_server.wave import choose_model, commit, gather, view
 
@@ -42,9 +43,11 @@ def serve(shard: int) -> None:
                 step_rows(plan, rows, xs, ys, num_rows)
                 commit(shard, model, num_rows)
             read_clock(shard)
-        reply(shard)
+        save(shard)
         listen(shard)
+        reply(shard)
         sweep(shard)
-        if num_messages == 0 and model == 0:
+        is_idle = num_messages == 0 and load_i64(shard + w.NUM_READY) == 0
+        if is_idle and not can_save_more(shard):
             wait(shard)
     leave_float_mode(float_mode)

@@ -38,7 +38,16 @@ from streamrnn_server.ring import (
     remembered,
 )
 
-__all__ = ["close_stream", "open_stream", "prepare_step", "reset_stream", "row_of", "set_error"]
+__all__ = [
+    "close_stream",
+    "note_durable",
+    "open_stream",
+    "prepare_step",
+    "reset_stream",
+    "row_of",
+    "set_error",
+    "take_number",
+]
 
 (_UNKNOWN, _WRONG_MODEL, _WRONG_LENGTH, _BAD_VALUE, _GAP, _STALE, _CONFLICT) = (
     int(ErrorCode.UNKNOWN),
@@ -49,11 +58,12 @@ __all__ = ["close_stream", "open_stream", "prepare_step", "reset_stream", "row_o
     int(ErrorCode.STALE),
     int(ErrorCode.CONFLICT),
 )
-(_MIXED, _WINDOW, _BUSY, _TOO_LARGE) = (
+(_MIXED, _WINDOW, _BUSY, _TOO_LARGE, _EXISTS) = (
     int(ErrorCode.MIXED_NUMBERING),
     int(ErrorCode.WINDOW),
     int(ErrorCode.BUSY),
     int(ErrorCode.TOO_LARGE),
+    int(ErrorCode.EXISTS),
 )
 _REPLY_SLACK_BYTES = 4096
 _MAX_WINDOW_LOG2 = MAX_WINDOW.bit_length() - 1
@@ -96,7 +106,7 @@ def row_of(model: int, slot: int) -> int:
 
 
 @jit
-def open_stream(shard: int, model: int, slot: int, header: int, request: int) -> None:
+def open_stream(shard: int, model: int, slot: int, header: int, request: int) -> bool:
     """Open a stream, or find that it is open.
 
     Parameters
@@ -111,6 +121,11 @@ def open_stream(shard: int, model: int, slot: int, header: int, request: int) ->
         Address of its header.
     request : int
         Address of the record.
+
+    Returns
+    -------
+    bool
+        Whether it is a new one.
     """
     has, asked_for = load_u16(header + h.MODEL), load_i64(request + r.MODEL)
     flags = load_u8(header + h.FLAGS)
@@ -119,7 +134,7 @@ def open_stream(shard: int, model: int, slot: int, header: int, request: int) ->
             # Closed and opened anew under another model without waiting for the answer: the slot
             # is free as soon as its queue is empty.
             set_error(request, _BUSY)
-            return
+            return False
         store_u8(header + h.WINDOW_LOG2, _window_log2(load_i64(request + r.WINDOW)))
         store_i64(header + h.RING, 0)
         store_i64(header + h.LAST_SEQ, 0)
@@ -131,9 +146,10 @@ def open_stream(shard: int, model: int, slot: int, header: int, request: int) ->
         count(shard, w.NUM_OPENED, 1)
     elif has != asked_for:
         set_error(request, _WRONG_MODEL, has, asked_for)
-        return
+        return False
     store_i64(request + r.LAST_SEQ, load_i64(header + h.LAST_SEQ))
     store_i64(request + r.WINDOW, 1 << load_u8(header + h.WINDOW_LOG2))
+    return flags & h.IS_OPEN == 0
 
 
 @jit
@@ -205,7 +221,7 @@ def _check_number(shard: int, header: int, request: int, y_bytes: int) -> bool:
 
 
 @jit
-def reset_stream(shard: int, model: int, slot: int, header: int, request: int) -> None:
+def reset_stream(shard: int, model: int, slot: int, header: int, request: int) -> bool:
     """Set a stream's state back to that of a new one.
 
     Parameters
@@ -220,24 +236,73 @@ def reset_stream(shard: int, model: int, slot: int, header: int, request: int) -
         Address of its header.
     request : int
         Address of the record.
+
+    Returns
+    -------
+    bool
+        Whether the state has changed.
+    """
+    if not take_number(shard, model, header, request, RESET_DIGEST):
+        return False
+    _clear_row(model, slot)
+    count(shard, w.NUM_RESETS, 1)
+    return True
+
+
+@jit
+def take_number(shard: int, model: int, header: int, request: int, digest: int) -> bool:
+    """Give a change of state that is no step its number.
+
+    Parameters
+    ----------
+    shard : int
+        Address of the shard.
+    model : int
+        Address of the record of the slot's model.
+    header : int
+        Address of the slot's header.
+    request : int
+        Address of the record.
+    digest : int
+        What stands for the change in place of an input's digest.
+
+    Returns
+    -------
+    bool
+        False if it is refused, or was done before.
     """
     y_bytes = load_i64(model + w.Y_BYTES)
     if not _check_number(shard, header, request, y_bytes):
-        return
+        return False
     seq = load_i64(request + r.FIRST_SEQ)
     store_i64(request + r.LAST_SEQ, seq)
+    flags = load_u8(header + h.FLAGS)
     if 0 < seq <= load_i64(header + h.LAST_SEQ):
-        if remembered(header, seq, RESET_DIGEST, y_bytes) == 0:
+        if remembered(header, seq, digest, y_bytes) == 0:
             set_error(request, _CONFLICT, seq)
         else:
             count(shard, w.NUM_DUPLICATES, 1)
-        return
+        return False
     if seq > 0:
-        store_u8(header + h.FLAGS, load_u8(header + h.FLAGS) | h.IS_NUMBERED)
+        flags |= h.IS_NUMBERED
         store_i64(header + h.LAST_SEQ, seq)
-        remember(header, seq, RESET_DIGEST, 0, 0)
-    _clear_row(model, slot)
-    count(shard, w.NUM_RESETS, 1)
+        remember(header, seq, digest, 0, 0)
+    store_u8(header + h.FLAGS, flags & ~h.IS_FROZEN)
+    return True
+
+
+@jit
+def note_durable(header: int, request: int) -> None:
+    """Note for the answer which step is on disk.
+
+    Parameters
+    ----------
+    header : int
+        Address of the header of the request's stream.
+    request : int
+        Address of the record.
+    """
+    store_i64(request + r.DURABLE_SEQ, load_i64(header + h.DURABLE_SEQ))
 
 
 @jit
@@ -283,7 +348,8 @@ def prepare_step(shard: int, plan: Any, model: int, slot: int, header: int, requ
     if parent != 0:
         place = load_i64(request + r.ITEM) * y_bytes
         store_i64(request + r.Y, load_i64(parent + r.Y) + place)
-    elif num_steps > 1 or num_old > 0:
+    elif num_steps > 1 or num_old > 0 or load_i64(shard + w.IS_ALWAYS):
+        # Otherwise y lies in the wave's scratch, and is sent before the next wave.
         block = allocate(load_i64(shard + w.ARENA), num_steps * y_bytes)
         if block == 0:
             set_error(request, _BUSY)

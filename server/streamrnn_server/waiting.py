@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import load_i32, load_i64, load_u8, store_i64
+from streamrnn.kernels.memory import load_i32, load_i64, store_i64
 from streamrnn.state import slab as h
 from streamrnn_server import layout as w
-from streamrnn_server.admit import free_slot, header_of, model_of
 from streamrnn_server.finish import count
 from streamrnn_server.libzmq import (
     monotonic_ns,
@@ -15,19 +14,18 @@ from streamrnn_server.libzmq import (
     msg_init,
     msg_send,
     msg_size,
-    poll_two,
+    poll_sockets,
     receive_frame,
     send_bytes,
 )
+from streamrnn_server.orders import obey
 from streamrnn_server.reply import count_unsent
-from streamrnn_server.streams import close_stream
+from streamrnn_server.saving import ask_for_checkpoint, is_all_saved, ms_until_checkpoint
+from streamrnn_server.slots import header_of, is_clean, let_go, model_of
 
-__all__ = ["COMMAND_END", "COMMAND_STOP", "listen", "read_clock", "sweep", "wait"]
+__all__ = ["listen", "read_clock", "sweep", "wait"]
 
-# Commands of Python's: a message whose first frame is empty, and this byte.
-COMMAND_STOP, COMMAND_END = 1, 2
 _LISTEN_EVERY_NS = 200_000
-_STOP_WITHIN_NS = 2_000_000_000
 _QUIET_MS = 50  # after which a shard that stops takes it that nothing is on its way
 _SWEEP_EVERY_NS = 20_000_000
 _MAX_SWEPT = 512
@@ -70,17 +68,24 @@ def wait(shard: int) -> None:
         timeout_ms = _QUIET_MS
     elif load_i64(shard + w.IDLE_LIMIT_S) > 0:
         timeout_ms = _IDLE_POLL_MS
+    checkpoint_ms = ms_until_checkpoint(shard)
+    if checkpoint_ms >= 0 and (timeout_ms < 0 or checkpoint_ms < timeout_ms):
+        timeout_ms = checkpoint_ms
     pair = load_i64(shard + w.PAIR)
     # Without the router, once it is no longer listened to, or its messages would end every wait.
     router = load_i64(shard + w.ROUTER) if state < w.DRAINED else pair
     count(shard, w.NUM_POLLS, 1)
-    has_come = poll_two(load_i64(shard + w.POLL_ITEMS), router, pair, timeout_ms)
+    disk = load_i64(shard + w.DISK)
+    has_come = poll_sockets(load_i64(shard + w.POLL_ITEMS), router, pair, disk, timeout_ms)
     now = read_clock(shard)
     if has_come & 2:
         store_i64(shard + w.LAST_PAIR_NS, 0)
     is_quiet = has_come & 1 == 0 or now > load_i64(shard + w.STOP_AT_NS)
-    if state == w.STOPPING and is_quiet and has_come & 2 == 0:
-        _say_drained(shard, pair)
+    if state == w.STOPPING and is_quiet and has_come & 6 == 0:
+        if is_all_saved(shard):
+            _say_drained(shard, pair)
+        else:
+            ask_for_checkpoint(shard)
 
 
 @jit
@@ -116,20 +121,9 @@ def listen(shard: int) -> None:
             return
         receive_frame(pair, payload)
         if size == 0:
-            _obey(shard, load_u8(msg_data(payload)) if msg_size(payload) > 0 else 0)
+            obey(shard, msg_data(payload), msg_size(payload))
         else:
             _send_on(shard, identity, payload)
-
-
-@jit
-def _obey(shard: int, command: int) -> None:
-    if command == COMMAND_STOP and load_i64(shard + w.STATE) == w.RUNNING:
-        # Not unbound yet: in libzmq that ends the connections that came through the listener too,
-        # with all that is still to be said on them.
-        store_i64(shard + w.STOP_AT_NS, load_i64(shard + w.NOW_NS) + _STOP_WITHIN_NS)
-        store_i64(shard + w.STATE, w.STOPPING)
-    elif command == COMMAND_END:
-        store_i64(shard + w.STATE, w.ENDED)
 
 
 @jit
@@ -151,7 +145,9 @@ def _send_on(shard: int, identity: int, payload: int) -> None:
 
 @jit
 def sweep(shard: int) -> None:
-    """Close streams that have been idle for too long, a few at a time.
+    """Let go of streams that have been idle for too long, a few at a time.
+
+    With a state directory they are on disk, and come back at the next message.
 
     Parameters
     ----------
@@ -170,12 +166,10 @@ def sweep(shard: int) -> None:
     while place < last:
         slot = load_i64(model + w.FIRST_SLOT) + place
         header = header_of(shard, slot)
-        # Open, and neither waiting nor in a wave.
-        rests = load_u8(header + h.FLAGS) & (h.IS_OPEN | h.IS_READY) == h.IS_OPEN
-        if rests and now_s - load_i32(header + h.LAST_USED_S) > limit_s:
-            close_stream(shard, model, header)
-            free_slot(shard, slot)
-            count(shard, w.NUM_EVICTED_IDLE, 1)
+        if is_clean(header) and now_s - load_i32(header + h.LAST_USED_S) > limit_s:
+            let_go(shard, slot)
+            is_kept = load_i64(shard + w.CAN_LOOK_UP)
+            count(shard, w.NUM_SPILLED_IDLE if is_kept else w.NUM_EVICTED_IDLE, 1)
         place += 1
     if place >= load_i64(model + w.NUM_FRESH):
         place = 0

@@ -23,23 +23,36 @@ from streamrnn.kernels.memory import (
 )
 from streamrnn.kernels.plan import MAX_WAVE
 from streamrnn.state import slab as h
+from streamrnn.state.arena import allocate, release
+from streamrnn_client.protocol import ErrorCode
 from streamrnn_server import layout as w
 from streamrnn_server import requests as r
-from streamrnn_server.admit import free_slot, header_of, make_ready, model_of
 from streamrnn_server.finish import count, finish
+from streamrnn_server.placing import place_stream, roll_back
 from streamrnn_server.requests import first_waiting, pop_waiting
 from streamrnn_server.ring import digest_of, prefetch_place, remember
+from streamrnn_server.saved import mark_dirty
+from streamrnn_server.saving import entry_bytes, hold, write_entry
+from streamrnn_server.slots import free_slot, header_of, make_ready, model_of
 from streamrnn_server.streams import (
     close_stream,
+    note_durable,
     open_stream,
     prepare_step,
     reset_stream,
     row_of,
+    set_error,
 )
 
 __all__ = ["choose_model", "commit", "gather", "view"]
 
 _MAX_SLOTS_LOOKED_AT = 4 * MAX_WAVE
+_MAGNITUDE, _INFINITY = 0x7FFFFFFF, 0x7F800000  # of the bits of a float32
+_UNKNOWN, _BUSY, _QUARANTINED = (
+    int(ErrorCode.UNKNOWN),
+    int(ErrorCode.BUSY),
+    int(ErrorCode.QUARANTINED),
+)
 
 
 @intrinsic
@@ -144,25 +157,75 @@ def _next_step(shard: int, plan: Any, model: int, slot: int, header: int) -> int
             _rest(shard, slot, header)
             return 0
         kind = load_i64(request + r.KIND)
-        if kind == r.STEP:
+        is_frozen = load_u8(header + h.FLAGS) & h.IS_FROZEN != 0
+        if is_frozen and kind in (r.STEP, r.EXPORT, r.SNAPSHOT):
+            seq = load_i64(header + h.LAST_SEQ)
+            set_error(request, _QUARANTINED, seq, seq + 1 if seq > 0 else 0)
+        elif kind == r.STEP:
             if load_i64(request + r.NUM_STEPS) < 0:
                 prepare_step(shard, plan, model, slot, header, request)
             if load_i64(request + r.CODE) == 0 and load_i64(request + r.PROGRESS) < load_i64(
                 request + r.NUM_STEPS
             ):
                 return request
-        elif kind == r.OPEN:
-            open_stream(shard, model, slot, header, request)
-        elif kind == r.RESET:
-            reset_stream(shard, model, slot, header, request)
-        else:
-            was_open = close_stream(shard, model, header)
-            store_i64(request + r.LAST_SEQ, 1 if was_open else 0)
-            count(shard, w.NUM_CLOSED, 1 if was_open else 0)
+        elif _must_be_held(shard, model, slot, header, request, kind):
+            hold(shard, slot, header)
+            return 0
         if load_i64(request + r.CODE) != 0:
             count(shard, w.NUM_ERRORS, 1)
+        note_durable(header, request)
         pop_waiting(pool, header)
         finish(shard, request)
+
+
+@jit
+def _must_be_held(shard: int, model: int, slot: int, header: int, request: int, kind: int) -> bool:
+    """Do what is no step; tell whether its stream is held until it is on disk."""
+    has_disk = load_i64(shard + w.DISK) != 0
+    flags = load_u8(header + h.FLAGS)
+    if kind == r.OPEN:
+        if open_stream(shard, model, slot, header, request):
+            mark_dirty(shard, slot, header)
+        return False
+    if kind == r.RESET:
+        if reset_stream(shard, model, slot, header, request):
+            mark_dirty(shard, slot, header)
+        return False
+    if kind == r.CLOSE:
+        if has_disk and flags & h.IS_OPEN:
+            return True
+        was_open = close_stream(shard, model, header)
+        store_i64(request + r.LAST_SEQ, 1 if was_open else 0)
+        count(shard, w.NUM_CLOSED, 1 if was_open else 0)
+        return False
+    if kind == r.PLACE:
+        return place_stream(shard, model, slot, header, request) and has_disk
+    if flags & h.IS_OPEN == 0:
+        set_error(request, _UNKNOWN)
+        return False
+    if kind == r.ROLLBACK:
+        return roll_back(shard, model, slot, header, request) and has_disk
+    if kind == r.EXPORT:
+        _copy_out(shard, model, slot, header, request)
+        return False
+    # SNAPSHOT and SYNC. What is frozen is not written.
+    store_i64(request + r.LAST_SEQ, load_i64(header + h.LAST_SEQ))
+    return flags & h.IS_FROZEN == 0
+
+
+@jit
+def _copy_out(shard: int, model: int, slot: int, header: int, request: int) -> None:
+    """Copy a stream as it is now; Python makes a record of it."""
+    num_bytes = entry_bytes(model, header, 0)
+    block = allocate(load_i64(shard + w.ARENA), num_bytes)
+    if block == 0 or num_bytes > load_i64(shard + w.OUT_BYTES) // 2:
+        set_error(request, _BUSY)
+        release(load_i64(shard + w.ARENA), block)
+        return
+    write_entry(model, slot, header, 0, block)
+    store_i64(request + r.Y_BLOCK, block)
+    store_i64(request + r.Y, block)
+    store_i64(request + r.Y_COUNT, num_bytes)
 
 
 @jit
@@ -217,9 +280,13 @@ def commit(shard: int, model: int, num_rows: int) -> None:
             store_i64(header + h.LAST_SEQ, seq)
             digest = digest_of(load_i64(load_i64(shard + w.XS) + at), step_bytes)
             remember(header, seq, digest, load_i64(load_i64(shard + w.YS) + at), y_bytes)
+        mark_dirty(shard, slot, header)
+        if _has_nan(load_i64(load_i64(shard + w.YS) + at), y_bytes):
+            _freeze(shard, header, request)
         progress = load_i64(request + r.PROGRESS) + 1
         store_i64(request + r.PROGRESS, progress)
-        if progress == load_i64(request + r.NUM_STEPS):
+        if progress == load_i64(request + r.NUM_STEPS) or load_i64(request + r.CODE) != 0:
+            note_durable(header, request)
             pop_waiting(pool, header)
             finish(shard, request)
         if first_waiting(pool, header) != 0:
@@ -228,3 +295,22 @@ def commit(shard: int, model: int, num_rows: int) -> None:
             _rest(shard, slot, header)
     count(shard, w.NUM_STEPS_DONE, num_rows)
     count(shard, w.NUM_WAVES, 1)
+
+
+@jit
+def _has_nan(y: int, y_bytes: int) -> bool:
+    """Tell whether an output has a NaN: then so has the state, for each output sees all of it."""
+    largest = 0
+    for k in range(0, y_bytes, 4):
+        largest = max(largest, load_i32(y + k) & _MAGNITUDE)
+    return largest > _INFINITY
+
+
+@jit
+def _freeze(shard: int, header: int, request: int) -> None:
+    """Let nobody step a stream whose state has turned NaN; what is on disk stays as it is."""
+    store_u8(header + h.FLAGS, load_u8(header + h.FLAGS) | h.IS_FROZEN)
+    seq = load_i64(header + h.LAST_SEQ)
+    set_error(request, _QUARANTINED, seq, seq + 1 if seq > 0 else 0)
+    count(shard, w.NUM_QUARANTINED, 1)
+    count(shard, w.NUM_ERRORS, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,9 @@ from streamrnn_server import requests as r
 __all__ = ["Ask", "parse_ask", "stream_of", "word_error", "word_items"]
 
 
+KnownAbout = Callable[[ErrorCode, bytes], dict[str, Any]]
+
+
 class Ask(NamedTuple):
     """What a shard asks Python for: numbers, whom to answer, and a body."""
 
@@ -38,13 +41,15 @@ class Ask(NamedTuple):
     body: bytes
 
 
-def parse_ask(message: bytes) -> Ask:
+def parse_ask(message: bytes, payload: bytes | None = None) -> Ask:
     """Read what `streamrnn_server.reply` wrote.
 
     Parameters
     ----------
     message : bytes
-        One frame from the PAIR.
+        The first frame from the PAIR.
+    payload : bytes or None
+        The second, where there is one: the body.
 
     Returns
     -------
@@ -62,7 +67,7 @@ def parse_ask(message: bytes) -> Ask:
         form=numbers[w.ASK_FORM // 8],
         num_items=numbers[w.ASK_NUM_ITEMS // 8],
         identity=message[w.ASK_HEAD_BYTES : begin],
-        body=message[begin:],
+        body=message[begin:] if payload is None else payload,
     )
 
 
@@ -134,12 +139,14 @@ def _detail(
         named = {"seq": a}
     elif code is ErrorCode.WINDOW:
         named = {"num_steps": a, "window": b}
+    elif code is ErrorCode.QUARANTINED:
+        named = {"seq": a, "expected": b}
     if stream is not None:
         named["stream"] = stream
     return named
 
 
-def word_error(ask: Ask, models: Sequence[tuple[str, ModelSpec]]) -> bytes:
+def word_error(ask: Ask, models: Sequence[tuple[str, ModelSpec]], known_about: KnownAbout) -> bytes:
     """Word the error that a request ended with.
 
     Parameters
@@ -148,6 +155,8 @@ def word_error(ask: Ask, models: Sequence[tuple[str, ModelSpec]]) -> bytes:
         Its body is the canonical stream id, or empty.
     models : sequence of (str, ModelSpec)
         Names and descriptions, in the shard's order.
+    known_about : callable
+        Takes the code and the canonical stream id; returns details that the shard has not.
 
     Returns
     -------
@@ -156,11 +165,16 @@ def word_error(ask: Ask, models: Sequence[tuple[str, ModelSpec]]) -> bytes:
     """
     code = ErrorCode(ask.code)
     detail = _detail(code, ask.details, stream_of(ask.body), models)
+    detail |= known_about(code, ask.body)
     return encode_error(ask.msgid, error_reply(code, **detail))
 
 
 def word_items(
-    ask: Ask, models: Sequence[tuple[str, ModelSpec]], retry_after_ms: int, endpoints: Sequence[str]
+    ask: Ask,
+    models: Sequence[tuple[str, ModelSpec]],
+    retry_after_ms: int,
+    endpoints: Sequence[str],
+    known_about: KnownAbout,
 ) -> bytes:
     """Word a batch's reply, or that of an `open` of many streams, in which some items failed.
 
@@ -174,6 +188,8 @@ def word_items(
         What goes with `busy`.
     endpoints : sequence of str
         Where each shard is, for `moved`.
+    known_about : callable
+        As for `word_error`.
 
     Returns
     -------
@@ -185,7 +201,8 @@ def word_items(
     for _ in range(ask.num_items):
         numbers = struct.unpack_from(f"<{w.ITEM_RECORD_BYTES // 8}q", ask.body, at)
         at += w.ITEM_RECORD_BYTES
-        stream = stream_of(ask.body[at : at + numbers[w.ITEM_ID_BYTES // 8]])
+        canonical = ask.body[at : at + numbers[w.ITEM_ID_BYTES // 8]]
+        stream = stream_of(canonical)
         at += numbers[w.ITEM_ID_BYTES // 8]
         y = ask.body[at : at + numbers[w.ITEM_Y_BYTES // 8]]
         at += len(y)
@@ -195,7 +212,7 @@ def word_items(
             what: Any = numbers[w.ITEM_WINDOW // 8]
             if ask.kind == r.BATCH:
                 what = np.frombuffer(y, np.float32).tolist() if ask.form == r.FORM_ARRAY else y
-            items.append([None, [last_seq, 0, what]])
+            items.append([None, [last_seq, numbers[w.ITEM_DURABLE_SEQ // 8], what]])
             continue
         code = ErrorCode(numbers[w.ITEM_CODE // 8])
         if code is ErrorCode.BUSY:
@@ -203,6 +220,6 @@ def word_items(
         elif code is ErrorCode.MOVED:
             detail = {"endpoint": endpoints[details[0]]}
         else:
-            detail = _detail(code, details, stream, models)
+            detail = _detail(code, details, stream, models) | known_about(code, canonical)
         items.append([error_reply(code, **detail), None])
     return encode_response(ask.msgid, items)

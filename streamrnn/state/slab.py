@@ -43,9 +43,13 @@ __all__ = [
     "HEADER_BYTES",
     "ID",
     "ID_BYTES",
+    "IS_DIRTY",
+    "IS_FROZEN",
+    "IS_HELD",
     "IS_NUMBERED",
     "IS_OPEN",
     "IS_READY",
+    "IS_STAGED",
     "IS_UNNUMBERED",
     "LAST_SEQ",
     "LAST_USED_S",
@@ -73,6 +77,10 @@ IS_OPEN = 1  # a stream lives here; without it requests wait for an `open` that 
 IS_READY = 2  # in the list of slots that have work
 IS_NUMBERED = 4  # fixed by the stream's first step
 IS_UNNUMBERED = 8
+IS_DIRTY = 16  # in the list of slots that the next checkpoint writes
+IS_HELD = 32  # its requests wait, for the disk or for Python
+IS_FROZEN = 64  # its state turned NaN
+IS_STAGED = 128  # on its way to disk
 
 _MAP_NORESERVE = 0x4000  # Linux on all its usual machines; `mmap` names it from Python 3.13 on
 _HUGE_PAGE_BYTES = 2 * 2**20

@@ -1,0 +1,130 @@
+"""The state directory of a running server: the store, its clock, and the thread that writes."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import zmq
+
+from streamrnn.errors import StartError, StoreError
+from streamrnn.kernels.plan import Program
+from streamrnn.kernels.simd_width import WIDTH
+from streamrnn.model import Model
+from streamrnn.state.durable import STREAMS, StateStore
+from streamrnn.state.packing import Templates
+from streamrnn_server.config import ServerConfig
+from streamrnn_server.expiry import Expiry
+from streamrnn_server.logs import EventLog
+from streamrnn_server.saver import Saver
+from streamrnn_server.vault import ServedModel
+
+__all__ = ["ARITHMETIC", "Disk", "served_models", "templates_of"]
+
+ARITHMETIC = f"float32-cpu-{platform.machine()}-{WIDTH}"
+
+
+def served_models(
+    models: Mapping[str, Model], programs: Mapping[str, Program]
+) -> list[ServedModel]:
+    """Return what records must fit.
+
+    Parameters
+    ----------
+    models : mapping of str to Model
+        What is served, in the shards' order.
+    programs : mapping of str to Program
+        The same, as the kernels see them.
+
+    Returns
+    -------
+    list of ServedModel
+    """
+    return [
+        ServedModel(name, model.fingerprint, program.row_bytes, 4 * program.spec.output_size)
+        for (name, model), program in zip(models.items(), programs.values(), strict=True)
+    ]
+
+
+def templates_of(models: Sequence[ServedModel]) -> Templates:
+    """Return what the records of each model have in common.
+
+    Parameters
+    ----------
+    models : sequence of ServedModel
+        In the shards' order.
+
+    Returns
+    -------
+    Templates
+    """
+    return Templates([(model.name, model.fingerprint) for model in models], ARITHMETIC)
+
+
+class Disk:
+    """A state directory in use.
+
+    Parameters
+    ----------
+    config : ServerConfig
+        Names the directory.
+    models : mapping of str to Model
+        What is served, in the shards' order.
+    programs : mapping of str to Program
+        The same, as the kernels see them.
+    sockets : sequence of zmq.Socket
+        One end of a PAIR for each shard.
+    log : EventLog
+        Where failures go.
+
+    Attributes
+    ----------
+    store : StateStore
+    expiry : Expiry
+    saver : Saver
+
+    Raises
+    ------
+    StartError
+        If the directory cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        models: Mapping[str, Model],
+        programs: Mapping[str, Program],
+        sockets: Sequence[zmq.Socket[bytes]],
+        log: EventLog,
+    ) -> None:
+        assert config.state_dir is not None
+        try:
+            self.store = StateStore(config.state_dir, config.max_state_bytes)
+        except StoreError as error:
+            raise StartError(str(error)) from error
+        self.expiry = Expiry(self.store.clock_s, config.time_to_live_s)
+        templates = templates_of(served_models(models, programs))
+        self.saver = Saver(self.store, templates, sockets, self.expiry, log)
+
+    def stats(self) -> dict[str, Any]:
+        """Return what there is to say.
+
+        Returns
+        -------
+        dict
+            Plain types.
+        """
+        return {
+            "read_only": self.saver.read_only,
+            "num_streams_on_disk": self.store.num_items(STREAMS),
+            "num_commits": self.saver.num_commits,
+            "num_bytes_written": self.saver.num_bytes,
+            "last_commit_us": round(self.saver.last_commit_s * 1e6),
+            "num_expired": self.expiry.num_expired,
+        }
+
+    def close(self) -> None:
+        """End the thread and let go of the directory, after the shards have ended."""
+        self.saver.stop()
+        self.store.close()

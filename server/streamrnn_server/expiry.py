@@ -1,0 +1,95 @@
+"""The time that streams live on disk. It passes only while a server runs on the directory."""
+
+from __future__ import annotations
+
+import time
+
+from streamrnn.state.durable import STREAMS, TOMBSTONES, Change, StateStore
+from streamrnn.state.record import HEAD
+
+__all__ = ["Expiry"]
+
+_MAX_LOOKED_AT = 2_000
+_TOMBSTONE_LIVES = 10  # times as long as a stream
+
+
+class Expiry:
+    """Decides which streams have outlived ``--time-to-live``.
+
+    No wall clock is read anywhere: its jumps, and the time that a server was down, would kill
+    streams that nobody had a chance to step. The directory carries its own count of seconds.
+
+    Parameters
+    ----------
+    clock_s : int
+        The directory's clock when it was opened.
+    time_to_live_s : int
+        How long a stream may be unused; 0: for ever.
+    """
+
+    def __init__(self, clock_s: int, time_to_live_s: int) -> None:
+        self._offset_s = clock_s - time.monotonic()
+        self._time_to_live_s = time_to_live_s
+        self._places = {STREAMS: b"", TOMBSTONES: b""}
+        self.num_expired = 0
+
+    def now_s(self) -> int:
+        """Return the directory's clock.
+
+        Returns
+        -------
+        int
+            Seconds; it never goes back.
+        """
+        return int(time.monotonic() + self._offset_s)
+
+    def has_expired(self, clock_s: int) -> bool:
+        """Tell whether a stream has outlived its time.
+
+        Parameters
+        ----------
+        clock_s : int
+            When its record was written.
+
+        Returns
+        -------
+        bool
+        """
+        return 0 < self._time_to_live_s < self.now_s() - clock_s
+
+    def due(self, store: StateStore) -> list[Change]:
+        """Return what is to be deleted among the next few streams and tombstones.
+
+        Parameters
+        ----------
+        store : StateStore
+            The directory.
+
+        Returns
+        -------
+        list of change
+            Empty if nothing has expired.
+        """
+        if self._time_to_live_s == 0:
+            return []
+        changes: list[Change] = []
+        now_s = self.now_s()
+        for key, record in self._next(store, STREAMS):
+            clock_s = HEAD.unpack_from(record)[6] if len(record) >= HEAD.size else now_s
+            if self.has_expired(clock_s):
+                changes.append((STREAMS, key, None))
+                changes.append((TOMBSTONES, key, str(now_s).encode()))
+        self.num_expired += len(changes) // 2
+        for key, buried_s in self._next(store, TOMBSTONES):
+            if now_s - int(buried_s) > _TOMBSTONE_LIVES * self._time_to_live_s:
+                changes.append((TOMBSTONES, key, None))
+        return changes
+
+    def _next(self, store: StateStore, table: int) -> list[tuple[bytes, bytes]]:
+        found = []
+        for item in store.items(table, self._places[table]):
+            found.append(item)
+            if len(found) == _MAX_LOOKED_AT:
+                break
+        self._places[table] = found[-1][0] + b"\0" if len(found) == _MAX_LOOKED_AT else b""
+        return found

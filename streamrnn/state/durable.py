@@ -1,0 +1,276 @@
+"""Streams on disk: one LMDB environment in a state directory, written by one process at a time.
+
+Keys are canonical ids, so neither shards nor their number matter here. What is committed is synced
+before `commit` returns. A record is judged by whoever reads it (`streamrnn.state.record`); LMDB
+itself has no checksums, but a torn commit is never seen: the one before it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import lmdb
+
+from streamrnn.errors import StoreError
+
+__all__ = ["DATA_FILE", "SNAPSHOTS", "STREAMS", "TOMBSTONES", "StateStore", "snapshot_key"]
+
+# What a change is made in.
+STREAMS, SNAPSHOTS, TOMBSTONES = range(3)
+DATA_FILE = "data.mdb"
+_NAMES = (b"streams", b"snapshots", b"tombstones")
+_FORMAT = b"streamrnn state 1"
+_FORMAT_KEY, _CLOCK_KEY = b"format", b"clock_s"
+_DEFAULT_MAX_BYTES = 2**40  # of address space; the file grows as it is needed
+_LOCK_FILE = "owner.lock"
+
+Change = tuple[int, bytes, bytes | memoryview | None]
+
+
+def snapshot_key(stream: bytes, name: bytes) -> bytes:
+    """Return the key of a stream's snapshot.
+
+    Parameters
+    ----------
+    stream : bytes
+        The canonical id.
+    name : bytes
+        UTF-8, at most 128 bytes.
+
+    Returns
+    -------
+    bytes
+        All snapshots of a stream lie side by side.
+    """
+    return bytes([len(stream)]) + stream + name
+
+
+class StateStore:
+    """A state directory.
+
+    Reading is safe from any thread; writing is one thread's at a time.
+
+    Parameters
+    ----------
+    directory : Path
+        Made if it is not there, unless it is only to be read.
+    max_bytes : int
+        The most that it may hold.
+    read_only : bool
+        Whether to look at a directory that nobody is serving, and change nothing.
+
+    Attributes
+    ----------
+    directory : Path
+    clock_s : int
+        Seconds that servers had run on the directory at the last commit.
+
+    Raises
+    ------
+    StoreError
+        If somebody else is using the directory, it is none, or it is damaged.
+    """
+
+    def __init__(
+        self, directory: Path, max_bytes: int = _DEFAULT_MAX_BYTES, read_only: bool = False
+    ) -> None:
+        self.directory = directory
+        self._max_bytes = max_bytes
+        self._read_only = read_only
+        self._mutex = threading.Lock()  # held while the environment is opened anew
+        if read_only and not (directory / DATA_FILE).is_file():
+            raise StoreError(f"{directory} is no state directory: it holds no {DATA_FILE}")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._lock = open(directory / _LOCK_FILE, "ab")  # noqa: SIM115, held until close
+        except OSError as error:
+            raise StoreError(f"cannot use {directory} for state: {error.strerror}") from error
+        try:
+            self._take_lock()
+            self._open()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StoreError(
+                f"another process is using {self.directory}: stop it, or name another directory"
+            ) from error
+
+    def _open(self) -> None:
+        try:
+            self._env = lmdb.open(
+                str(self.directory),
+                map_size=self._max_bytes,
+                max_dbs=len(_NAMES) + 1,
+                readonly=self._read_only,
+                lock=not self._read_only,
+                max_readers=16,
+                readahead=False,
+            )
+            self._check_size()
+            create = not self._read_only
+            self._meta = self._env.open_db(b"meta", create=create)
+            self._tables = [self._env.open_db(name, create=create) for name in _NAMES]
+            with self._env.begin(write=create) as transaction:
+                form = transaction.get(_FORMAT_KEY, db=self._meta)
+                if form is None and create:
+                    transaction.put(_FORMAT_KEY, _FORMAT, db=self._meta)
+                elif form != _FORMAT:
+                    raise StoreError(
+                        f"{self.directory} says that it holds {bytes(form or b'')!r}; known is "
+                        f"{_FORMAT!r}"
+                    )
+                self.clock_s = int(transaction.get(_CLOCK_KEY, b"0", db=self._meta))
+        except (lmdb.Error, ValueError) as error:
+            raise StoreError(f"cannot open the state in {self.directory}: {error}") from error
+
+    def _check_size(self) -> None:
+        """Refuse a file that ends too early: to read beyond its end would kill the process."""
+        needed = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+        found = (self.directory / DATA_FILE).stat().st_size
+        if found < needed:
+            raise StoreError(
+                f"{self.directory / DATA_FILE} has {found} bytes, and what was committed needs "
+                f"{needed}: it was truncated; restore it from a copy"
+            )
+
+    def close(self) -> None:
+        """Let go of the directory. Safe to call twice."""
+        with self._mutex:
+            self._env.close()
+            self._lock.close()
+
+    def commit(self, changes: Iterable[Change], clock_s: int) -> None:
+        """Make changes durable, all of them or none.
+
+        Parameters
+        ----------
+        changes : iterable of (int, bytes, bytes or memoryview or None)
+            Table, key, and value; None deletes. In this order. Deleting a stream also deletes its
+            snapshots, and putting one its tombstone.
+        clock_s : int
+            The clock's time.
+
+        Raises
+        ------
+        StoreError
+            If they could not be written; nothing is changed, and the next commit may succeed.
+        """
+        try:
+            with self._env.begin(write=True) as transaction:
+                cursors = [transaction.cursor(db=table) for table in self._tables]
+                for table, key, value in changes:
+                    if value is not None:
+                        cursors[table].put(key, value)
+                        if table == STREAMS and cursors[TOMBSTONES].set_key(key):
+                            cursors[TOMBSTONES].delete()
+                    elif cursors[table].set_key(key):
+                        cursors[table].delete()
+                    if table == STREAMS and value is None:
+                        self._delete_snapshots(cursors[SNAPSHOTS], key)
+                transaction.put(_CLOCK_KEY, str(clock_s).encode(), db=self._meta)
+        except lmdb.Error as error:
+            self._recover(error)
+            raise StoreError(_reason(error)) from error
+        self.clock_s = clock_s
+
+    @staticmethod
+    def _delete_snapshots(cursor: lmdb.Cursor, stream: bytes) -> None:
+        prefix = snapshot_key(stream, b"")
+        while cursor.set_range(prefix) and bytes(cursor.key()).startswith(prefix):
+            cursor.delete()
+
+    def _recover(self, error: lmdb.Error) -> None:
+        """Open the environment anew after an error that LMDB calls fatal."""
+        if isinstance(error, lmdb.PanicError):
+            with self._mutex, contextlib.suppress(StoreError):
+                self._env.close()
+                self._open()
+
+    def get(self, table: int, key: bytes) -> bytes | None:
+        """Read one value as it was last committed.
+
+        Parameters
+        ----------
+        table : int
+            `STREAMS`, `SNAPSHOTS` or `TOMBSTONES`.
+        key : bytes
+            Its key.
+
+        Returns
+        -------
+        bytes or None
+
+        Raises
+        ------
+        StoreError
+            If it cannot be read.
+        """
+        try:
+            with self._mutex, self._env.begin() as transaction:
+                value: bytes | None = transaction.get(key, db=self._tables[table])
+                return value
+        except lmdb.Error as error:
+            raise StoreError(f"cannot read {self.directory}: {error}") from error
+
+    def items(self, table: int, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Yield keys and values in the keys' order, as of one commit.
+
+        Parameters
+        ----------
+        table : int
+            `STREAMS`, `SNAPSHOTS` or `TOMBSTONES`.
+        start : bytes
+            The first key to yield, or the one after it.
+
+        Yields
+        ------
+        key, value : bytes
+
+        Raises
+        ------
+        StoreError
+            If they cannot be read.
+        """
+        try:
+            with self._env.begin() as transaction:
+                cursor = transaction.cursor(db=self._tables[table])
+                if cursor.set_range(start):
+                    yield from cursor
+        except lmdb.Error as error:
+            raise StoreError(f"cannot read {self.directory}: {error}") from error
+
+    def num_items(self, table: int) -> int:
+        """Return the number of keys in a table.
+
+        Parameters
+        ----------
+        table : int
+            `STREAMS`, `SNAPSHOTS` or `TOMBSTONES`.
+
+        Returns
+        -------
+        int
+        """
+        with self._mutex, self._env.begin() as transaction:
+            return int(transaction.stat(self._tables[table])["entries"])
+
+
+def _reason(error: lmdb.Error) -> str:
+    """Say in few words why a commit failed."""
+    if isinstance(error, lmdb.MapFullError):
+        return "the state has reached its largest size"
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+        if os.strerror(number) in str(error):
+            return os.strerror(number)
+    return str(error)

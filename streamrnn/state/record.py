@@ -1,0 +1,264 @@
+"""The one byte format of a stream: on disk, exported, forked, moved. docs/STATE.md states it.
+
+This is the slow and obvious version, in which records are read everywhere and which judges the
+compiled one that packs thousands of them for a checkpoint (`streamrnn.state.packing`). Reading is
+strict: whatever is torn, changed or foreign is refused as a whole, with what is wrong and where.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.errors import RecordError
+
+__all__ = [
+    "FRESH",
+    "HEAD",
+    "MAGIC",
+    "NUMBERED",
+    "UNNUMBERED",
+    "VERSION",
+    "StreamRecord",
+    "decode_record",
+    "encode_record",
+]
+
+MAGIC = b"SRNN"
+VERSION = 1
+# magic, version, numbering, window_log2, num_bytes, last_seq, clock_s, fingerprint, row_bytes,
+# y_bytes, num_ring, and the lengths of id, model, arithmetic and owner.
+HEAD = struct.Struct("<4sHBBQqq32sIIIBBBB")
+FRESH, NUMBERED, UNNUMBERED = range(3)
+_MAX_WINDOW_LOG2 = 8
+_CHECKSUM_BYTES = 4
+
+
+@dataclass(frozen=True)
+class StreamRecord:
+    """A stream, wherever it lies.
+
+    Attributes
+    ----------
+    stream : bytes
+        The canonical id.
+    model : str
+        Name of the model, as the server that wrote it called it.
+    fingerprint : str
+        The model's own, 64 hexadecimal digits.
+    arithmetic : str
+        Which arithmetic computed it; steps repeat to the bit within one.
+    owner : str
+        Name of the user whose stream it is; may be empty.
+    numbering : int
+        `FRESH` before the first step, then `NUMBERED` or `UNNUMBERED`.
+    window : int
+        A power of two, at most 256.
+    last_seq : int
+        The last step applied; 0 unless numbered.
+    clock_s : int
+        Seconds that servers had run on the directory when it was written; never a wall clock.
+    row : bytes
+        The model's state, little-endian float32.
+    digests : ndarray of int64, shape (num_ring,)
+        Of the inputs of the last ``min(window, last_seq)`` steps, the oldest first.
+    outputs : ndarray of uint8, shape (num_ring, y_bytes)
+        Their outputs, little-endian float32; with window 1 y_bytes is 0.
+    """
+
+    stream: bytes
+    model: str
+    fingerprint: str
+    arithmetic: str
+    owner: str
+    numbering: int
+    window: int
+    last_seq: int
+    clock_s: int
+    row: bytes
+    digests: NDArray[np.int64]
+    outputs: NDArray[np.uint8]
+
+    def renamed(self, stream: bytes) -> StreamRecord:
+        """Return the same state under another id.
+
+        Parameters
+        ----------
+        stream : bytes
+            The canonical id.
+
+        Returns
+        -------
+        StreamRecord
+        """
+        return replace(self, stream=stream)
+
+    def begun_anew(self, window: int) -> StreamRecord:
+        """Return the same state before a first step: nothing is numbered or remembered.
+
+        Parameters
+        ----------
+        window : int
+            The new stream's.
+
+        Returns
+        -------
+        StreamRecord
+        """
+        return replace(
+            self,
+            numbering=FRESH,
+            window=window,
+            last_seq=0,
+            digests=np.zeros(0, np.int64),
+            outputs=np.zeros((0, 0), np.uint8),
+        )
+
+
+def encode_record(record: StreamRecord) -> bytes:
+    """Write a record.
+
+    Parameters
+    ----------
+    record : StreamRecord
+        As `decode_record` returns it.
+
+    Returns
+    -------
+    bytes
+    """
+    texts = [record.model.encode(), record.arithmetic.encode(), record.owner.encode()]
+    names = b"".join([record.stream, *texts])
+    num_ring = len(record.digests)
+    y_bytes = record.outputs.shape[1] if num_ring else 0
+    body = b"".join(
+        [
+            names,
+            bytes(-len(names) % 8),
+            record.row,
+            record.digests.astype("<i8").tobytes(),
+            record.outputs.tobytes(),
+        ]
+    )
+    head = HEAD.pack(
+        MAGIC,
+        VERSION,
+        record.numbering,
+        record.window.bit_length() - 1,
+        HEAD.size + len(body) + _CHECKSUM_BYTES,
+        record.last_seq,
+        record.clock_s,
+        bytes.fromhex(record.fingerprint),
+        len(record.row),
+        y_bytes,
+        num_ring,
+        len(record.stream),
+        *map(len, texts),
+    )
+    return head + body + zlib.crc32(body, zlib.crc32(head)).to_bytes(_CHECKSUM_BYTES, "little")
+
+
+def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
+    """Read a record, all of it or nothing.
+
+    Parameters
+    ----------
+    data : bytes, bytearray or memoryview
+        Exactly one record.
+
+    Returns
+    -------
+    StreamRecord
+
+    Raises
+    ------
+    RecordError
+        If it is not one whole record of this version, unchanged since it was written.
+    """
+    data = bytes(data)
+    if len(data) < HEAD.size + _CHECKSUM_BYTES:
+        raise RecordError(
+            f"the record has {len(data)} bytes, fewer than any has ({HEAD.size + _CHECKSUM_BYTES})"
+        )
+    (magic, version, numbering, window_log2, num_bytes, last_seq, clock_s, fingerprint, *rest) = (
+        HEAD.unpack_from(data)
+    )
+    row_bytes, y_bytes, num_ring, *lengths = rest
+    if magic != MAGIC:
+        raise RecordError(f"it begins with {magic!r}, not with {MAGIC!r}: this is no stream record")
+    if version != VERSION:
+        raise RecordError(f"the record has version {version}; version {VERSION} is known")
+    if num_bytes != len(data):
+        raise RecordError(f"the record says that it has {num_bytes} bytes, but it has {len(data)}")
+    stored = int.from_bytes(data[-_CHECKSUM_BYTES:], "little")
+    found = zlib.crc32(data[:-_CHECKSUM_BYTES])
+    if stored != found:
+        raise RecordError(
+            f"its checksum is {stored:08x}, its bytes give {found:08x}: it is torn or changed"
+        )
+    # From here on it is what somebody meant to write; it must still make sense.
+    at = HEAD.size + sum(lengths)
+    begin = at + -at % 8
+    expected = begin + row_bytes + num_ring * (8 + y_bytes) + _CHECKSUM_BYTES
+    if expected != num_bytes or any(data[at:begin]):
+        raise RecordError(f"its parts make {expected} bytes, not {num_bytes}")
+    if numbering > UNNUMBERED or window_log2 > _MAX_WINDOW_LOG2 or last_seq < 0 or clock_s < 0:
+        raise RecordError(
+            f"it has numbering {numbering}, window 2**{window_log2}, last step {last_seq}, clock "
+            f"{clock_s} s: there is no such stream"
+        )
+    window = 1 << window_log2
+    kept = min(window, last_seq) if numbering == NUMBERED else 0
+    if num_ring != kept or (numbering != NUMBERED and last_seq) or row_bytes % 64:
+        raise RecordError(
+            f"it keeps {num_ring} steps of {last_seq} with window {window}, and a row of "
+            f"{row_bytes} bytes: there is no such stream"
+        )
+    stream, *texts = _split(data[HEAD.size : at], lengths)
+    _check_id(stream)
+    try:
+        model, arithmetic, owner = (text.decode() for text in texts)
+    except UnicodeDecodeError as error:
+        raise RecordError(f"a name in it is not UTF-8: {error}") from error
+    ring = begin + row_bytes
+    outputs = np.frombuffer(data, np.uint8, num_ring * y_bytes, ring + 8 * num_ring)
+    return StreamRecord(
+        stream=stream,
+        model=model,
+        fingerprint=fingerprint.hex(),
+        arithmetic=arithmetic,
+        owner=owner,
+        numbering=numbering,
+        window=window,
+        last_seq=last_seq,
+        clock_s=clock_s,
+        row=data[begin:ring],
+        digests=np.frombuffer(data, "<i8", num_ring, ring),
+        outputs=outputs.reshape(num_ring, y_bytes),
+    )
+
+
+def _split(data: bytes, lengths: list[int]) -> list[bytes]:
+    parts = []
+    at = 0
+    for length in lengths:
+        parts.append(data[at : at + length])
+        at += length
+    return parts
+
+
+def _check_id(stream: bytes) -> None:
+    if stream[:1] == b"u" and len(stream) == 9:
+        return
+    if stream[:1] == b"s" and 2 <= len(stream) <= 129:
+        try:
+            stream.decode()
+        except UnicodeDecodeError:
+            pass
+        else:
+            return
+    raise RecordError(f"{stream[:16]!r} is no canonical stream id")
