@@ -131,6 +131,30 @@ def test_a_batch_is_replayed_stream_by_stream(num_shards):
     assert {known.last_seq for known in sim.server.streams.values()} == {6}
 
 
+def test_a_step_keeps_its_number_whatever_a_late_copy_of_it_does():
+    sim = simulate()
+    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ["a", "b"], "sum", None, True))
+    handle = sim.server.handle
+    copies: list[bytes] = []
+
+    def crash_and_apply_late(payload, shard):
+        if sim.server.requests[-1] == "batch" or copies:
+            return handle(payload, shard)
+        sim.server.crash("second")
+        reply = handle(payload, shard)
+        if sim.server.requests[-1] == "batch":
+            copies.append(payload)
+            sim.server._open_one("a", "sum", 16, 0)
+            handle(payload, shard)
+        return reply
+
+    sim.server.handle = crash_and_apply_late
+    x = draw(2)
+    assert sim.run(batching.batch(sim.core, sim.exchange, rows, x)).tolist() == x.tolist()
+    assert copies
+    assert rows.last_seqs == (1, 1)
+
+
 def test_step_many_is_replayed_and_a_loss_fails_itself_only():
     sim = simulate()
     for _ in range(3):

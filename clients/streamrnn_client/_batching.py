@@ -194,6 +194,8 @@ class _BatchStep:
         self.x = x
         self.outputs = outputs
         self.numbered = numbered
+        # Whatever is learned on the way: a step that is sent again keeps its number.
+        self.seqs = [state.last_seq + 1 for state in self.states]
 
     def apply(self, core: Core, ex: Exchange, groups: Groups) -> Operation[Errors]:
         sending = Scatter(
@@ -202,13 +204,13 @@ class _BatchStep:
         return sending.run(groups)
 
     def build(self, indices: Sequence[int]) -> tuple[Buffer, ...]:
-        states, x = self.states, self.x
-        if len(indices) != len(states):
+        seqs, x = self.seqs, self.x
+        if len(indices) != len(seqs) or not isinstance(indices, range):
             x = x[indices.start : indices.stop] if isinstance(indices, range) else x[indices]
-            states = [states[i] for i in indices]
-        seqs = msgpack.packb([state.last_seq + 1 for state in states] if self.numbered else None)
+            seqs = [seqs[i] for i in indices]
+        numbers = msgpack.packb(seqs if self.numbered else None)
         head = encode_bin_header(x.nbytes)
-        return _BATCH, self.rows.packed_ids(indices), seqs, head, x.data
+        return _BATCH, self.rows.packed_ids(indices), numbers, head, x.data
 
     def accept(self, indices: Sequence[int], results: Sequence[Any]) -> None:
         last_seqs, durable_seqs, ys = zip(*results, strict=True)

@@ -59,7 +59,7 @@ class Core(ServerView):
         num_steps = len(x)
         outputs = np.empty((num_steps, state.model.output_size), np.float32)
         yield Claim((state,))
-        in_flight: deque[tuple[Call, int, int]] = deque()
+        in_flight: deque[tuple[Call, int, int, str]] = deque()
         sent = done = 0
         try:
             first_seq = self.first_seq(state, seq, num_steps)
@@ -75,11 +75,13 @@ class Core(ServerView):
                         yield from self.make_room_for(ex, state, stop - sent)
                     number = first_seq + sent if first_seq else 0
                     call = self._submit(ex, state, number, x[sent:stop])
-                    in_flight.append((call, sent, stop))
+                    in_flight.append((call, sent, stop, state.instance))
                     sent = stop
-                call, start, stop = in_flight.popleft()
+                call, start, stop, instance = in_flight.popleft()
                 number = first_seq + start if first_seq else 0
                 result = yield from self.settle(ex, state, call, in_order=start == 0)
+                # It may have been answered before a crash that the chunk before it met.
+                state.instance = instance
                 y = self._accept(state, result, number, stop - start, x[start:stop])
                 outputs[start:stop] = y.reshape(stop - start, -1)
                 done = stop
@@ -87,7 +89,7 @@ class Core(ServerView):
         except errors.StreamRNNClientError as error:
             raise _in_whole(error, outputs, done) from error.__cause__
         finally:
-            for call, _, _ in in_flight:
+            for call, *_ in in_flight:
                 ex.abandon(call)
             self.release((state,))
 
@@ -131,7 +133,8 @@ class Core(ServerView):
         """Wait for a request's answer; send it again where that is right, else raise.
 
         With `in_order` False an earlier chunk was still under way when this one was sent. If that
-        one came late, this one met a gap that exists no longer.
+        one came late, or the server had to be brought to where it was, then this one met a gap
+        that exists no longer.
         """
         num_moves = num_replays = 0
         may_open = may_look = True
@@ -144,7 +147,7 @@ class Core(ServerView):
                 if isinstance(error, errors.Moved) and num_moves < MAX_MOVES:
                     num_moves += 1
                     self.note_moved(state, error.detail)
-                elif isinstance(error, errors.Gap) and not in_order:
+                elif not in_order and isinstance(error, errors.Gap | errors.UnknownStream):
                     in_order = True
                 elif isinstance(error, errors.UnknownStream) and state.is_pristine and may_open:
                     may_open = False
@@ -208,9 +211,12 @@ class Core(ServerView):
                 return {**failed, **{i: _frozen(states[i]) for i in full}}
             deadline = yield from self._pause(ex, delay_s, deadline)
             delay_s = min(max(2 * delay_s, _MIN_SYNC_S), _MAX_SYNC_S)
+            before = [states[i].durable_seq for i in full], self.info
             yield from sync_shards(self, ex, [states[i] for i in full])
             for i, error in (yield from open_states(self, ex, states, full)).items():
                 failed[i] = yield from self.judge(ex, states[i], error)
+            if before != ([states[i].durable_seq for i in full], self.info):
+                deadline = None  # it writes, or it was started again
         return failed
 
     def make_room_for(self, ex: Exchange, state: StreamState, num_steps: int) -> Operation[None]:

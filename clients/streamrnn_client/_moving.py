@@ -8,7 +8,7 @@ from typing import Any
 from streamrnn_client import errors
 from streamrnn_client._core import Core, Operation
 from streamrnn_client._exchange import Exchange
-from streamrnn_client._replay import open_states, sync_shards
+from streamrnn_client._replay import MAX_REPLAYS, open_states, sync_shards
 from streamrnn_client._state import Claim, StreamState
 from streamrnn_client.protocol import StreamId
 
@@ -96,15 +96,17 @@ def sync_all(core: Core, ex: Exchange) -> Operation[bool]:
     # The first shard stands for all where this client has no streams.
     if not states:
         return bool((yield from core.request(ex, "sync", [None])))
-    for _ in range(2):  # what a shard had lost is replayed, and then written too
-        yield from sync_shards(core, ex, states)
+    for _ in range(MAX_REPLAYS):  # what a shard had lost is replayed, and then written too
+        answer = yield from sync_shards(core, ex, states)
+        if answer is None:
+            yield from core.hello(ex)
         left: list[StreamState] = []
         for start in range(0, len(states), _NUM_TOGETHER):
             left += yield from _not_durable(core, ex, states[start : start + _NUM_TOGETHER], wanted)
         states = left
-        if not states:
-            return True
-    return False
+        if not states or answer is False:
+            break
+    return not states
 
 
 def _not_durable(

@@ -158,8 +158,10 @@ class _Replay:
         state, error = self.states[i], call.error
         if error is None:
             last_seq, durable_seq = call.result[:2]
-            self._next[i] = last_seq + 1
             state.note_durable(durable_seq)
+            assert state.kept is not None
+            # What was on its way since before the crash may have come there too, and to the disk.
+            self._next[i] = max(last_seq + 1, state.kept.first_seq(state.last_seq + 1))
             return
         if isinstance(error, errors.Moved) and self._num_moves < MAX_MOVES * len(self.states):
             self._num_moves += 1
