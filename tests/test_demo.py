@@ -96,10 +96,11 @@ def test_it_tells_its_story_and_ends_by_itself(tmp_path):
     streamed, trained = map(float, errors)
     assert abs(streamed - trained) <= 1e-4
     assert re.search(r"persistence: .* 0\.513 ", text)
-    assert (
-        f"each of the {NUM_STREAMS} streams: StateLost: the state of stream 'sensor-0000'" in text
-    )
-    assert "equals, to the bit" in text
+    assert f"all {NUM_STREAMS} streams in one call, and knows of nothing" in text
+    assert "StateLost" not in text
+    [(num_bits, num_differing)] = re.findall(r"of the ([\d,]+) bits .* crash, (\d+) differ", text)
+    assert int(num_bits.replace(",", "")) % (32 * NUM_STREAMS) == 0
+    assert num_differing == "0"
     for number in re.findall(r"[Pp]rocess (\d+)", text):
         assert not Path(f"/proc/{number}").exists()
     assert path.stat().st_size > 1000

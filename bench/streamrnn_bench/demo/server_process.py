@@ -54,6 +54,7 @@ class ServerProcess:
         self._command = [
             *(sys.executable, "-m", "streamrnn_server", "serve", str(model_path)),
             *("--bind", self.address, "--ready-file", str(self._ready_path)),
+            *("--state-dir", str(Path(self._directory.name) / "state")),
         ]
         self._process: subprocess.Popen[bytes] | None = None
 
