@@ -18,7 +18,8 @@ ROUNDING = 2.0**-24  # what rounding to float32 may change a number by, relative
 # Measured over three seeds a cell: the kernels' largest error is 1.1 to 2.1 times the reference's,
 # for a step rounds more often than once.
 MOST_TIMES_THE_REFERENCE = 4.0
-MOST_GROWTH = 2.0  # of a largest error over 50,000 steps; measured up to 1.2
+# From the first three tenths to the last: a walk at random would grow by 2.4, a drift by 5.7.
+MOST_GROWTH = 1.5
 
 
 def long_memory(rng, cell):
@@ -88,6 +89,5 @@ def test_the_error_does_not_grow_over_100_000_steps(rng, cell):
     )
     assert allowed.max() < 1e-6, "the reference itself must be well-conditioned"
     assert error.max() <= MOST_TIMES_THE_REFERENCE * allowed.max()
-    half = NUM_WINDOWS // 2
-    assert error[half:].max() <= MOST_GROWTH * error[:half].max()
+    assert error[-3:].mean() <= MOST_GROWTH * error[:3].mean()
     assert exact.std() > 0.1
