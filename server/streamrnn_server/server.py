@@ -32,6 +32,7 @@ from streamrnn_server.words import parse_ask
 __all__ = ["Server"]
 
 _WANTED_FILES = 65_536
+_FEW_FILES = 4096  # fewer are worth a warning
 _TELL_EVERY_S = 10.0
 _LINGER_MS = 2_000
 _TOLD_COUNTERS = (
@@ -263,7 +264,7 @@ def _raise_file_limit(log: EventLog) -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
-    if soft != resource.RLIM_INFINITY and soft < _WANTED_FILES:
+    if soft != resource.RLIM_INFINITY and soft < _FEW_FILES:
         log.write(
             "warning",
             "few open files are allowed: beyond them, new connections wait or fail",
