@@ -43,7 +43,7 @@ def test_idle_streams_are_spilled_and_come_back(models, tmp_path, x, expected):
     with served(models, tmp_path, idle_limit_s=1, checkpoint_interval_s=0.05) as peer:
         peer.ok("open", ["a", "b"], None, 8)
         step(peer, "a", 1, x[0])
-        stats = {}
+        stats: dict[str, int] = {}
 
         def are_gone():
             stats.update(

@@ -5,7 +5,7 @@
 One JSON object a line each way. ``{"drive_s": s, "num_round_trips": n}`` drives the streams so
 long; ``{"keep": path, "num_steps": T}``, only as the first command, does T steps of each stream
 and writes their outputs, float32 [T, N, O], as npy. Every answer has "num_replies" and
-"elapsed_s", with round trips also "p50_us" and "p99_us", or else "error". It ends with its input.
+"elapsed_s", with round trips also "p50_us", "p99_us" and "p99.9_us", or else "error". It ends with its input.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class Generator:
         N.
     is_echo : bool
         Whether nobody at the other end knows streams and numbers.
+    window : int
+        Of the streams; 0 for the server's default.
 
     Raises
     ------
@@ -52,13 +54,18 @@ class Generator:
     """
 
     def __init__(
-        self, socket: zmq.Socket[bytes], case: Case, num_streams: int, is_echo: bool
+        self,
+        socket: zmq.Socket[bytes],
+        case: Case,
+        num_streams: int,
+        is_echo: bool,
+        window: int = 0,
     ) -> None:
         self._socket, self._case, self._is_echo = socket, case, is_echo
         if not is_echo:
             names = stream_names(num_streams)
             for first in range(0, num_streams, MAX_BATCH):
-                self._open(names[first : first + MAX_BATCH])
+                self._open(names[first : first + MAX_BATCH], window)
         self._traffic = self._prepare(num_streams, 0, 0)
 
     def _prepare(self, num_streams: int, num_kept: int, num_round_trips: int) -> Traffic:
@@ -71,8 +78,8 @@ class Generator:
             num_round_trips,
         )
 
-    def _open(self, names: list[str]) -> None:
-        self._socket.send(encode_request(0, "open", [names, None, 0]))
+    def _open(self, names: list[str], window: int) -> None:
+        self._socket.send(encode_request(0, "open", [names, None, window]))
         if not self._socket.poll(_TIMEOUT_MS):
             raise BenchError("the server did not answer within 10 s")
         response = decode_response(self._socket.recv())
@@ -115,7 +122,7 @@ class Generator:
         found = {"num_replies": num_replies, "elapsed_s": elapsed_ns / 1e9}
         times_us = traffic.round_trips_ns[: min(num_replies, len(traffic.round_trips_ns))] / 1e3
         if len(times_us):
-            found |= {f"p{q}_us": float(np.percentile(times_us, q)) for q in (50, 99)}
+            found |= {f"p{q}_us": float(np.percentile(times_us, q)) for q in (50, 99, 99.9)}
         return found
 
     def _what_is_bad(self, traffic: Traffic) -> str:
@@ -146,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--case", required=True)
     parser.add_argument("--num-streams", type=int, required=True)
     parser.add_argument("--echo", action="store_true")
+    parser.add_argument("--window", type=int, default=0)
     args = parser.parse_args(argv)
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.set_hwm(0)
@@ -156,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 if generator is None:
                     case = parse_case(args.case)
-                    generator = Generator(dealer, case, args.num_streams, args.echo)
+                    generator = Generator(dealer, case, args.num_streams, args.echo, args.window)
                 found = generator.obey(json.loads(line))
             except BenchError as error:
                 found = {"error": str(error)}

@@ -39,6 +39,7 @@ COMMANDS = {
     "import": Command("streamrnn.importers.command", "turn another framework's file into a model"),
     "inspect": Command("streamrnn.inspect_command", "show what a model file holds"),
     "serve": Command("streamrnn_server.command", "serve models to streams"),
+    "state": Command("streamrnn.state.command", "look at a stopped server's streams, move them"),
     "status": Command("streamrnn_server.status_command", "ask a running server how it is"),
     "bench": Command("streamrnn_bench.command", "measure against peers and the machine's limits"),
     "demo": Command("streamrnn_bench.demo_command", "train, serve, stream and compare, by itself"),
