@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from streamrnn.cells.reference import ReferenceModel
 from streamrnn.model import Model
 
-__all__ = ["NUM_SAMPLE_STEPS", "PrecisionError", "measure_precisions", "sample_of"]
+__all__ = [
+    "NUM_SAMPLE_STEPS",
+    "PRECISION_NAMES",
+    "PrecisionError",
+    "measure_precisions",
+    "sample_of",
+]
 
 NUM_SAMPLE_STEPS = 256
 PRECISION_NAMES = ("float32", "bfloat16", "int8")

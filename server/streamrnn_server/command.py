@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from streamrnn.errors import StartError
+from streamrnn.precision import PRECISION_NAMES
 from streamrnn_client.protocol import DEFAULT_PORT, DURABILITIES
 from streamrnn_server.logs import FORMATS, LEVELS
 
@@ -50,6 +51,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="threads, each with a port of its own, counted up (%(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISION_NAMES,
+        default="float32",
+        help="how weights are stored (%(default)s); what fewer bits cost a model, "
+        "'streamrnn inspect --precision' says",
     )
     parser.add_argument(
         "--max-streams",
@@ -130,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
         max_streams=args.max_streams,
         idle_limit_s=args.idle_limit,
         insecure=args.insecure,
+        precision=args.precision,
         state_dir=args.state_dir,
         durability=args.durability or ("none" if args.state_dir is None else "checkpoint"),
         checkpoint_interval_s=args.checkpoint_interval,
@@ -155,11 +164,12 @@ def run(args: argparse.Namespace) -> int:
                 "endpoints": server.endpoints,
                 "instance": server.control.instance,
                 "durability": config.durability,
+                "precision": config.precision,
             },
         )
     print(
         f"streamrnn: ready at {' '.join(server.endpoints)} serving {names} "
-        f"(durability {config.durability}, {passed_s:.1f} s)",
+        f"(durability {config.durability}, {config.precision}, {passed_s:.1f} s)",
         flush=True,
     )
     log.write("info", "ready", endpoints=" ".join(server.endpoints), models=names, pid=os.getpid())

@@ -10,7 +10,7 @@ from typing import Any
 from numba.core import event, types
 
 from streamrnn.kernels.cover import cover_address
-from streamrnn.kernels.tiles import FLOAT32
+from streamrnn.kernels.plan import PRECISIONS
 from streamrnn.state.packing import pack_entries, record_bytes, table_of_entries
 from streamrnn_server.logs import EventLog
 from streamrnn_server.shard import serve
@@ -52,13 +52,15 @@ def _listening(listener: _Progress) -> Iterator[None]:
         event.unregister("numba:compile", listener)
 
 
-def compile_all(log: EventLog) -> float:
+def compile_all(log: EventLog, precision: str) -> float:
     """Compile the loop with all that it calls, and what makes records, or load them from the cache.
 
     Parameters
     ----------
     log : EventLog
         Where progress is told if it must be compiled.
+    precision : str
+        Of the weights.
 
     Returns
     -------
@@ -68,7 +70,7 @@ def compile_all(log: EventLog) -> float:
     began = time.monotonic()
     progress = _Progress(log)
     with _listening(progress):
-        cover_address(FLOAT32)
+        cover_address(PRECISIONS[precision])
         serve.compile((types.int64,))
         pack_entries.compile((types.int64,) * 5)
         record_bytes.compile((types.int64,) * 2)

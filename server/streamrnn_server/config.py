@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from streamrnn.errors import StartError
+from streamrnn.precision import PRECISION_NAMES
 from streamrnn_client.protocol import (
     DEFAULT_MAX_MESSAGE_BYTES,
     DEFAULT_PORT,
@@ -126,6 +127,8 @@ class ServerConfig:
         Streams on disk without a request for longer expire; 0: never.
     max_state_bytes : int
         The most that the state directory may hold.
+    precision : str
+        How all models' weights are stored: ``float32``, ``bfloat16`` or ``int8``.
     """
 
     bind: Endpoint = field(default_factory=lambda: Endpoint("127.0.0.1", DEFAULT_PORT))
@@ -143,6 +146,7 @@ class ServerConfig:
     checkpoint_interval_s: float = 1.0
     time_to_live_s: int = 0
     max_state_bytes: int = 2**40
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_shards <= _MAX_SHARDS:
@@ -151,6 +155,10 @@ class ServerConfig:
             raise StartError(f"--max-streams is {self.max_streams}; it must be at least 1")
         if self.idle_limit_s < 0:
             raise StartError(f"--idle-limit is {self.idle_limit_s}; it must be 0 s or more")
+        if self.precision not in PRECISION_NAMES:
+            raise StartError(
+                f"--precision is {self.precision!r}; it must be one of {', '.join(PRECISION_NAMES)}"
+            )
         if self.durability not in DURABILITIES:
             raise StartError(
                 f"--durability is {self.durability!r}; it must be one of {', '.join(DURABILITIES)}"

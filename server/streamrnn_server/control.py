@@ -31,7 +31,7 @@ from streamrnn_client.protocol import (
 from streamrnn_server import layout as w
 from streamrnn_server.cold import Caller, Cold, Order, command
 from streamrnn_server.config import ServerConfig
-from streamrnn_server.disk import ARITHMETIC, Disk, served_models, templates_of
+from streamrnn_server.disk import Disk, served_models, templates_of
 from streamrnn_server.logs import EventLog
 from streamrnn_server.memory import ShardMemory
 from streamrnn_server.metrics import latency_us, shard_stats, total_counters
@@ -52,6 +52,8 @@ class Control:
         What it serves, in the shards' order.
     programs : mapping of str to Program
         The same, as the kernels see them.
+    arithmetic : str
+        What computes their steps.
     endpoints : sequence of str
         Where clients find each shard.
     log : EventLog
@@ -74,6 +76,7 @@ class Control:
         config: ServerConfig,
         models: Mapping[str, Model],
         programs: Mapping[str, Program],
+        arithmetic: str,
         endpoints: Sequence[str],
         log: EventLog,
         disk: Disk | None = None,
@@ -85,6 +88,7 @@ class Control:
         self._models = dict(models)
         self._row_bytes = {name: program.row_bytes for name, program in programs.items()}
         self._specs = [(name, model.spec) for name, model in models.items()]
+        self._arithmetic = arithmetic
         self._endpoints = list(endpoints)
         self._log = log
         self._disk = disk
@@ -92,10 +96,9 @@ class Control:
         self._methods = {"hello": self._hello, "models": self._list_models, "stats": self.stats}
         served = served_models(models, programs)
         stored = (None, None) if disk is None else (disk.store, disk.expiry)
-        self._vault = Vault(served, ARITHMETIC, *stored)
-        self._cold = Cold(
-            self._vault, templates_of(served), list(models), config.num_shards, disk is not None
-        )
+        self._vault = Vault(served, arithmetic, *stored)
+        templates = templates_of(served, arithmetic)
+        self._cold = Cold(self._vault, templates, list(models), config.num_shards, disk is not None)
 
     def answer(self, shard: int, ask: Ask) -> list[Order]:
         """Answer what a shard asks.
@@ -196,7 +199,8 @@ class Control:
             "instance": self.instance,
             "durability": config.durability,
             "read_only": self._disk and self._disk.saver.read_only,
-            "arithmetic": ARITHMETIC,
+            "arithmetic": self._arithmetic,
+            "precision": config.precision,
             "endpoints": self._endpoints,
             "num_shards": config.num_shards,
             "default_window": DEFAULT_WINDOW,
@@ -214,6 +218,7 @@ class Control:
                 "fingerprint": model.fingerprint,
                 "spec": model.spec.to_dict(),
                 "row_bytes": self._row_bytes[name],
+                "precision": self._config.precision,
             }
             for name, model in self._models.items()
         ]

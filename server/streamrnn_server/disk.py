@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,6 @@ import zmq
 
 from streamrnn.errors import StartError, StoreError
 from streamrnn.kernels.plan import Program
-from streamrnn.kernels.simd_width import WIDTH
 from streamrnn.model import Model
 from streamrnn.state.durable import STREAMS, StateStore
 from streamrnn.state.packing import Templates
@@ -20,9 +18,7 @@ from streamrnn_server.logs import EventLog
 from streamrnn_server.saver import Saver
 from streamrnn_server.vault import ServedModel
 
-__all__ = ["ARITHMETIC", "Disk", "served_models", "templates_of"]
-
-ARITHMETIC = f"float32-cpu-{platform.machine()}-{WIDTH}"
+__all__ = ["Disk", "served_models", "templates_of"]
 
 
 def served_models(
@@ -47,19 +43,21 @@ def served_models(
     ]
 
 
-def templates_of(models: Sequence[ServedModel]) -> Templates:
+def templates_of(models: Sequence[ServedModel], arithmetic: str) -> Templates:
     """Return what the records of each model have in common.
 
     Parameters
     ----------
     models : sequence of ServedModel
         In the shards' order.
+    arithmetic : str
+        What computes their steps.
 
     Returns
     -------
     Templates
     """
-    return Templates([(model.name, model.fingerprint) for model in models], ARITHMETIC)
+    return Templates([(model.name, model.fingerprint) for model in models], arithmetic)
 
 
 class Disk:
@@ -73,6 +71,8 @@ class Disk:
         What is served, in the shards' order.
     programs : mapping of str to Program
         The same, as the kernels see them.
+    arithmetic : str
+        What computes their steps.
     sockets : sequence of zmq.Socket
         One end of a PAIR for each shard.
     log : EventLog
@@ -95,6 +95,7 @@ class Disk:
         config: ServerConfig,
         models: Mapping[str, Model],
         programs: Mapping[str, Program],
+        arithmetic: str,
         sockets: Sequence[zmq.Socket[bytes]],
         log: EventLog,
     ) -> None:
@@ -104,7 +105,7 @@ class Disk:
         except StoreError as error:
             raise StartError(str(error)) from error
         self.expiry = Expiry(self.store.clock_s, config.time_to_live_s)
-        templates = templates_of(served_models(models, programs))
+        templates = templates_of(served_models(models, programs), arithmetic)
         self.saver = Saver(self.store, templates, sockets, self.expiry, log)
 
     def stats(self) -> dict[str, Any]:

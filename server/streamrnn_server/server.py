@@ -79,7 +79,7 @@ class Server:
         if not models:
             raise StartError("there is no model to serve; name at least one weight file")
         self._config, self._log = config, log
-        self.compile_s = compile_all(log)
+        self.compile_s = compile_all(log, config.precision)
         _raise_file_limit(log)
         self._context = zmq.Context(io_threads=config.num_shards)
         self._woken, self._wake = socket.socketpair()
@@ -107,14 +107,17 @@ class Server:
             if advertised is None
             else [str(advertised.shard(k)) for k in range(config.num_shards)]
         )
-        programs = {name: Program(model) for name, model in models.items()}
+        programs = {name: Program(model, config.precision) for name, model in models.items()}
+        arithmetic = next(iter(programs.values())).arithmetic
         disks: list[zmq.Socket[bytes] | None] = [None] * config.num_shards
         if config.state_dir is not None:
             ends = [self._make_pair(f"disk-{k}") for k in range(config.num_shards)]
             disks = [theirs for _, theirs in ends]
             ours = [our for our, _ in ends]
-            self._disk = Disk(config, models, programs, ours, self._log)
-        self.control = Control(config, models, programs, self.endpoints, self._log, self._disk)
+            self._disk = Disk(config, models, programs, arithmetic, ours, self._log)
+        self.control = Control(
+            config, models, programs, arithmetic, self.endpoints, self._log, self._disk
+        )
         for k, router in enumerate(routers):
             our, pair = self._make_pair(f"shard-{k}")
             self._pairs.append(our)
