@@ -5,7 +5,8 @@
 One JSON object a line each way. ``{"drive_s": s, "num_round_trips": n}`` drives the streams so
 long; ``{"keep": path, "num_steps": T}``, only as the first command, does T steps of each stream
 and writes their outputs, float32 [T, N, O], as npy. Every answer has "num_replies" and
-"elapsed_s", with round trips also "p50_us", "p99_us" and "p99.9_us", or else "error". It ends with its input.
+"elapsed_s", with round trips also "p50_us", "p99_us" and "p99.9_us", or else "error". It ends with
+its input.
 """
 
 from __future__ import annotations
