@@ -12,7 +12,9 @@ from streamrnn.model import Model, parameter_shapes
 from streamrnn.spec import CELLS, InputSpec, LayerSpec, ModelSpec, OutputSpec
 from streamrnn_bench.results import BenchError
 
-__all__ = ["Case", "parse_case"]
+__all__ = ["BATCH_SIZES", "Case", "parse_case"]
+
+BATCH_SIZES = (1, 4, 8, 12, 16, 48, 192)  # streams stepped together
 
 _PATTERN = re.compile(r"\s*(\w+)[\s:]+(\d+)\s*(?:->|:)\s*(\d+)\s*")
 

@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from streamrnn_bench.cases import Case, parse_case
-from streamrnn_bench.results import Result, header, table, write_json
+from streamrnn_bench.cases import BATCH_SIZES, Case, parse_case
+from streamrnn_bench.results import BenchError, Result, header, table, write_json
 
 __all__ = ["BENCHMARKS", "configure", "run"]
 
@@ -42,6 +42,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("cpu", "cuda"), default="cpu", help="step: where (%(default)s)"
     )
     parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="step: beside PyTorch, onnxruntime and OpenVINO (the extra peers), called from Python",
+    )
+    parser.add_argument(
         "--streams",
         metavar="N",
         type=_positive,
@@ -62,6 +67,16 @@ def _positive(text: str) -> int:
 
 
 def _step(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
+    if args.peers:
+        if args.device != "cpu":
+            raise BenchError("--peers compares on the CPU; leave --device out")
+        from streamrnn_bench.peers import require_peers, versions
+        from streamrnn_bench.step_peers import PEER_CASES, measure_peers
+
+        require_peers()
+        print(versions())
+        return measure_peers(cases or PEER_CASES, args.batch_sizes or BATCH_SIZES, **_rounds(args))
+
     if args.device == "cuda":
         from streamrnn_bench.step_cuda import GPU_CASES, GpuCase, measure_gpu_steps
 
@@ -69,7 +84,7 @@ def _step(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
         given = [GpuCase(case, num_streams) for case in cases for num_streams in sizes]
         return measure_gpu_steps(given or GPU_CASES, **_rounds(args))
 
-    from streamrnn_bench.step import BATCH_SIZES, CASES, measure_steps
+    from streamrnn_bench.step import CASES, measure_steps
 
     return measure_steps(cases or CASES, args.batch_sizes or BATCH_SIZES, **_rounds(args))
 

@@ -22,7 +22,7 @@ from streamrnn.kernels.pack import aligned_floats
 from streamrnn.kernels.tiles import SHAPES, VECTOR_BYTES
 from streamrnn.model import Model
 from streamrnn.state.slab import reserve
-from streamrnn_bench.cases import Case
+from streamrnn_bench.cases import BATCH_SIZES, Case
 from streamrnn_bench.limits import (
     FLOPS_A_PEAK_ITERATION,
     READ_BLOCK_BYTES,
@@ -33,7 +33,7 @@ from streamrnn_bench.limits import (
 from streamrnn_bench.results import BenchError, Result
 from streamrnn_bench.timing import interleave
 
-__all__ = ["BATCH_SIZES", "CASES", "Streams", "measure_steps", "verify"]
+__all__ = ["CASES", "Streams", "measure_steps", "verify"]
 
 CASES = tuple(
     Case(*sizes)
@@ -45,7 +45,6 @@ CASES = tuple(
         ("gru", 16, 32),
     )
 )
-BATCH_SIZES = (1, 4, 8, 12, 16, 48, 192)
 TARGETS = {("lstm 64->128", 48): 0.70, ("lstm 64->128", 1): 0.60}
 TOLERANCE = 2e-6  # of float32 against float64, outputs of order 1
 _ENGINE_BATCH_SIZES = (1, 48)
