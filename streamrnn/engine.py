@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
+from numpy import empty, ndarray
 from numpy.typing import ArrayLike, NDArray
 
 from streamrnn.engine_cpu import (
     DONE,
     GENERATION_SHIFT,
     KIND_BITS,
+    MISFIT,
     ROW_TWICE,
     SLOT_MASK,
     STALE_ROW,
@@ -24,6 +26,8 @@ from streamrnn.model import Model
 from streamrnn.state.slab import reserve
 
 __all__ = ["Device", "Engine"]
+
+_INT64, _FLOAT32 = np.dtype(np.int64), np.dtype(np.float32)
 
 
 class Device(Protocol):
@@ -43,7 +47,7 @@ class Device(Protocol):
         x: NDArray[Any],
         y: NDArray[np.float32],
         num_steps: int,
-        marks: NDArray[np.int64],
+        /,
     ) -> int:
         """Check everything, then advance every row by ``num_steps``, or none.
 
@@ -54,17 +58,15 @@ class Device(Protocol):
         x : ndarray of float32 or uint32, shape (B * num_steps, num_inputs)
             Each row's inputs one after the other.
         y : ndarray of float32, shape (B * num_steps, output_size)
-            Filled.
+            Filled. Contiguous.
         num_steps : int
             T.
-        marks : ndarray of int64, shape (max_streams + 1, 2)
-            Each slot's generation and the call that it was last in; at the end the number of
-            calls.
 
         Returns
         -------
         int
-            `DONE`, or what is wrong (low bits) and with which row or element of x (high bits).
+            `DONE`, or what is wrong (low bits) and with which row or element of x (high bits);
+            `MISFIT` if x is not contiguous, or the shapes are not these.
         """
 
     def read_row(self, slot: int) -> NDArray[np.float32]:
@@ -151,10 +153,10 @@ class Engine:
         spec = model.spec
         self._dtype = np.dtype(np.uint32 if spec.is_token else np.float32)
         self._num_inputs, self._output_size = spec.num_inputs, spec.output_size
-        self._device = _make_device(model, device, max_streams, precision)
         # Each slot's generation, odd while a stream lives, and the call that it was last in.
         self._marks = reserve(16 * (max_streams + 1)).view(np.int64).reshape(-1, 2)
         self._generations = self._marks[:, 0]
+        self._device = _make_device(model, device, self._marks, precision)
         self._slots: dict[Hashable, int] = {}  # a stream's row number
         self._free: list[int] = []
         self._next_slot = 0
@@ -279,16 +281,17 @@ class Engine:
         StreamError
             If a row's stream has been closed since.
         """
+        # All that the compiled code cannot see for itself; it sees shapes and strides.
         if not (
-            type(x) is np.ndarray
+            type(x) is ndarray
             and x.dtype is self._dtype
             and x.ndim == 2
-            and x.shape[1] == self._num_inputs
-            and x.flags.c_contiguous
+            and type(rows) is ndarray
+            and rows.dtype is _INT64
+            and rows.ndim == 1
         ):
             x = self._as_input(x, (-1, self._num_inputs), "x")
-        if len(rows) != len(x):
-            raise InputError(f"{len(rows)} rows but {len(x)} inputs; give one x for each row")
+            rows = _as_rows(rows)
         return self._run(rows, x, 1)
 
     def reset(self, stream: Hashable) -> None:
@@ -380,14 +383,19 @@ class Engine:
 
     def _run(self, rows: NDArray[np.int64], x: NDArray[Any], num_steps: int) -> NDArray[np.float32]:
         """Advance every row by ``num_steps``, whose inputs stand one after the other in x."""
-        y = np.empty((len(x), self._output_size), dtype=np.float32)
+        y = empty((len(rows) * num_steps, self._output_size), _FLOAT32)
         with self._lock:
-            answer = self._device.advance(rows, x, y, num_steps, self._marks)
-        if answer != DONE:
+            answer = self._device.advance(rows, x, y, num_steps)
+        if answer == DONE:
+            return y
+        if answer != MISFIT:
             self._refuse(answer & (1 << KIND_BITS) - 1, answer >> KIND_BITS, rows, x)
-        return y
+        x = self._as_input(x, (-1, self._num_inputs), "x")
+        if len(rows) != len(x):
+            raise InputError(f"{len(rows)} rows but {len(x)} inputs; give one x for each row")
+        return self._run(rows, x, num_steps)
 
-    def _refuse(self, kind: int, item: int, rows: NDArray[np.int64], x: NDArray[Any]) -> None:
+    def _refuse(self, kind: int, item: int, rows: NDArray[np.int64], x: NDArray[Any]) -> NoReturn:
         if kind == STALE_ROW:
             raise StreamError(
                 f"row {item} ({rows[item]}) belongs to no stream now: it has been closed; "
@@ -410,13 +418,24 @@ class Engine:
         )
 
 
-def _make_device(model: Model, device: str, max_streams: int, precision: str) -> Device:
+def _as_rows(rows: object) -> NDArray[np.int64]:
+    """Return row numbers as an array of int64, or say what is wrong with them."""
+    given = np.asarray(rows)
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise InputError(
+            f"rows have shape {given.shape} and dtype {given.dtype}; expected (B,) and int64, "
+            "from rows()"
+        )
+    return given.astype(np.int64)
+
+
+def _make_device(model: Model, device: str, marks: NDArray[np.int64], precision: str) -> Device:
     if device == "cpu":
-        return CpuDevice(model, max_streams, precision)
+        return CpuDevice(model, marks, precision)
     if precision != "float32":
         raise InputError(f"precision is {precision!r}; on device {device!r} it must be 'float32'")
     if device == "cuda":
         from streamrnn.engine_cuda import CudaDevice  # needs the extra, and takes a while
 
-        return CudaDevice(model, max_streams)
+        return CudaDevice(model, marks)
     raise InputError(f"device is {device!r}; it must be 'cpu' or 'cuda'")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numba.core import types
 from numpy.typing import NDArray
 
 from streamrnn.kernels.cpu import check_input, step_chunk, step_rows
 from streamrnn.kernels.float_mode import enter_float_mode, leave_float_mode
 from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import int64_array, load_i64, store_i64
 from streamrnn.kernels.plan import (
     MAX_WAVE,
     NUM_INPUTS,
@@ -26,6 +30,7 @@ __all__ = [
     "DONE",
     "GENERATION_SHIFT",
     "KIND_BITS",
+    "MISFIT",
     "ROW_TWICE",
     "SLOT_MASK",
     "STALE_ROW",
@@ -38,8 +43,12 @@ GENERATION_SHIFT = 32  # a row's number is its slot, and above it the slot's gen
 SLOT_MASK = (1 << GENERATION_SHIFT) - 1
 
 # What a call answers: a kind, and above it the item it concerns.
-DONE, STALE_ROW, ROW_TWICE, BAD_INPUT = range(4)
-KIND_BITS = 2
+DONE, STALE_ROW, ROW_TWICE, BAD_INPUT, MISFIT = range(5)
+KIND_BITS = 3
+
+# Words behind those of the plan: all that a call needs comes with one address.
+(_SLAB, _MARKS, _MAX_STREAMS, _ADDRESSES) = range(PLAN_WORDS, PLAN_WORDS + 4)
+_CALL_WORDS = _ADDRESSES + 3 * MAX_WAVE
 
 
 class CpuDevice:
@@ -49,8 +58,8 @@ class CpuDevice:
     ----------
     model : Model
         What to run.
-    max_streams : int
-        Rows of the slab. Memory is taken only for those that are used.
+    marks : ndarray of int64, shape (max_streams + 1, 2)
+        See `check_call`. Memory of the slab is taken only for the slots that are used.
     precision : str
         How the weights are stored. See `Program`.
 
@@ -60,39 +69,28 @@ class CpuDevice:
         The model made ready.
     slab : ndarray of float32, shape (max_streams, row_bytes // 4)
         One row a slot, 64-byte aligned.
+    advance : callable
+        See `streamrnn.engine.Device.advance`. It is the compiled function's own entry, without
+        numba's dispatcher, which would ask every argument for its type.
     """
 
-    def __init__(self, model: Model, max_streams: int, precision: str = "float32") -> None:
+    def __init__(self, model: Model, marks: NDArray[np.int64], precision: str = "float32") -> None:
         self.program = Program(model, precision)
+        max_streams = len(marks) - 1
         row_bytes = self.program.row_bytes
         memory = reserve(max_streams * row_bytes + _ROW_ALIGNMENT_BYTES)
         start = -memory.ctypes.data % _ROW_ALIGNMENT_BYTES
         slab = memory[start:][: max_streams * row_bytes].view(np.float32)
         self.slab = slab.reshape(max_streams, row_bytes // 4)
-        # One array more to hand over costs 0.1 µs a call, so the slab's address rides on the plan.
-        self._plan = np.append(self.program.plan, slab.ctypes.data)
-
-    def advance(
-        self,
-        rows: NDArray[np.int64],
-        x: NDArray[Any],
-        y: NDArray[np.float32],
-        num_steps: int,
-        marks: NDArray[np.int64],
-    ) -> int:
-        """See `streamrnn.engine.Device.advance`.
-
-        Parameters
-        ----------
-        rows, x, y, num_steps, marks
-            As there.
-
-        Returns
-        -------
-        int
-        """
-        answer: int = _advance(self._plan, rows, x, y, num_steps, marks)
-        return answer
+        self._marks = marks
+        self._call = np.zeros(_CALL_WORDS, dtype=np.int64)
+        self._call[:PLAN_WORDS] = self.program.plan
+        self._call[_SLAB], self._call[_MARKS] = slab.ctypes.data, marks.ctypes.data
+        self._call[_MAX_STREAMS] = max_streams
+        entry = _entry(types.uint32 if model.spec.is_token else types.float32)
+        self.advance: Callable[[NDArray[Any], NDArray[Any], NDArray[np.float32], int], int] = (
+            functools.partial(entry, self._call.ctypes.data)
+        )
 
     def read_row(self, slot: int) -> NDArray[np.float32]:
         """See `streamrnn.engine.Device.read_row`.
@@ -129,33 +127,45 @@ class CpuDevice:
         self.slab[slot] = self.program.initial_row
 
 
-@jit
-def check_call(plan, rows, x, marks):  # type: ignore[no-untyped-def]
-    """Find what is wrong with a call before anything has changed.
+def _entry(element: types.Type) -> Callable[..., int]:
+    """Return the compiled `_advance` as Python calls it, for x of one type.
 
-    Parameters
-    ----------
-    plan : ndarray of int64, shape (PLAN_WORDS,)
-        Of the model.
-    rows, x, marks
-        See `streamrnn.engine.Device.advance`.
-
-    Returns
-    -------
-    int64
-        `DONE`, or what is wrong (low bits) and with which row or element of x (high bits).
+    It takes exact types only: a caller has made sure of them.
     """
-    max_streams = len(marks) - 1
-    this_call = marks[max_streams, 0] + 1
-    marks[max_streams, 0] = this_call
+    signature = (
+        types.int64,
+        types.Array(types.int64, 1, "A"),
+        types.Array(element, 2, "A"),
+        types.Array(types.float32, 2, "C"),
+        types.int64,
+    )
+    _advance.compile(signature)
+    entry: Callable[..., int] = _advance.overloads[signature].entry_point
+    return entry
+
+
+@jit
+def _check(plan, rows, x, num_steps, marks, max_streams):  # type: ignore[no-untyped-def]
+    """Do what `check_call` says; ``marks`` is an address."""
+    if (
+        len(rows) * num_steps != len(x)
+        or x.shape[1] != plan[NUM_INPUTS]
+        or (len(x) > 0 and x.shape[1] > 1 and x.strides[1] != 4)
+        or (len(x) > 1 and x.strides[0] != 4 * x.shape[1])
+    ):
+        return MISFIT
+    num_calls = marks + 16 * max_streams
+    this_call = load_i64(num_calls) + 1
+    store_i64(num_calls, this_call)
     for i in range(len(rows)):
         slot = rows[i] & SLOT_MASK
         generation = rows[i] >> GENERATION_SHIFT
-        if slot >= max_streams or marks[slot, 0] != generation or not generation & 1:
+        mark = marks + 16 * slot
+        if slot >= max_streams or load_i64(mark) != generation or not generation & 1:
             return i << KIND_BITS | STALE_ROW
-        if marks[slot, 1] == this_call:
+        if load_i64(mark + 8) == this_call:
             return i << KIND_BITS | ROW_TWICE
-        marks[slot, 1] = this_call
+        store_i64(mark + 8, this_call)
     bad = check_input(plan, x.ctypes.data, len(x))
     if bad >= 0:
         return bad << KIND_BITS | BAD_INPUT
@@ -163,7 +173,28 @@ def check_call(plan, rows, x, marks):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _advance(plan, rows, x, y, num_steps, marks):  # type: ignore[no-untyped-def]
+def check_call(plan, rows, x, num_steps, marks):  # type: ignore[no-untyped-def]
+    """Find what is wrong with a call before anything has changed.
+
+    Parameters
+    ----------
+    plan : ndarray of int64, shape (PLAN_WORDS,)
+        Of the model.
+    rows, x, num_steps
+        See `streamrnn.engine.Device.advance`.
+    marks : ndarray of int64, shape (max_streams + 1, 2)
+        Each slot's generation and the call that it was last in; at the end the number of calls.
+
+    Returns
+    -------
+    int64
+        `DONE`, or what is wrong (low bits) and with which row or element of x (high bits).
+    """
+    return _check(plan, rows, x, num_steps, marks.ctypes.data, len(marks) - 1)
+
+
+@jit
+def _advance(call, rows, x, y, num_steps):  # type: ignore[no-untyped-def]
     """Check everything, then step everything. See `Device.advance`.
 
     Returns
@@ -171,12 +202,13 @@ def _advance(plan, rows, x, y, num_steps, marks):  # type: ignore[no-untyped-def
     int64
         `DONE`, or what is wrong (low bits) and with which row or element of x (high bits).
     """
-    answer = check_call(plan, rows, x, marks)
+    plan = int64_array(call, _CALL_WORDS)
+    answer = _check(plan, rows, x, num_steps, plan[_MARKS], plan[_MAX_STREAMS])
     if answer != DONE:
         return answer
     before = enter_float_mode()
     x_bytes, y_bytes = 4 * plan[NUM_INPUTS], 4 * plan[OUTPUT_SIZE]
-    slab, row_bytes = plan[PLAN_WORDS], plan[ROW_BYTES]
+    slab, row_bytes = plan[_SLAB], plan[ROW_BYTES]
     if num_steps != 1:
         for i in range(len(rows)):
             step_chunk(
@@ -187,9 +219,10 @@ def _advance(plan, rows, x, y, num_steps, marks):  # type: ignore[no-untyped-def
                 num_steps,
             )
     else:
-        row_addresses = np.empty(MAX_WAVE, dtype=np.int64)
-        x_addresses = np.empty(MAX_WAVE, dtype=np.int64)
-        y_addresses = np.empty(MAX_WAVE, dtype=np.int64)
+        addresses = call + 8 * _ADDRESSES
+        row_addresses = int64_array(addresses, MAX_WAVE)
+        x_addresses = int64_array(addresses + 8 * MAX_WAVE, MAX_WAVE)
+        y_addresses = int64_array(addresses + 16 * MAX_WAVE, MAX_WAVE)
         for first in range(0, len(rows), MAX_WAVE):
             num_rows = min(MAX_WAVE, len(rows) - first)
             for i in range(num_rows):

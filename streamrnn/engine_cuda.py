@@ -34,8 +34,8 @@ class CudaDevice:
     ----------
     model : Model
         What to run.
-    max_streams : int
-        Rows of the slab. Memory is taken for all of them.
+    marks : ndarray of int64, shape (max_streams + 1, 2)
+        See `streamrnn.engine_cpu.check_call`. Memory of the slab is taken for all slots.
 
     Attributes
     ----------
@@ -48,8 +48,9 @@ class CudaDevice:
         If there is no GPU that can be used, or it has no room for so many streams.
     """
 
-    def __init__(self, model: Model, max_streams: int) -> None:
+    def __init__(self, model: Model, marks: NDArray[np.int64]) -> None:
         self._cuda = require_gpu()
+        self._marks, max_streams = marks, len(marks) - 1
         from streamrnn.kernels.cuda.network import TILING, Network
 
         self.program = Program(model)
@@ -83,13 +84,13 @@ class CudaDevice:
         x: NDArray[Any],
         y: NDArray[np.float32],
         num_steps: int,
-        marks: NDArray[np.int64],
+        /,
     ) -> int:
         """See `streamrnn.engine.Device.advance`.
 
         Parameters
         ----------
-        rows, x, y, num_steps, marks
+        rows, x, y, num_steps
             As there.
 
         Returns
@@ -101,7 +102,7 @@ class CudaDevice:
         DeviceError
             If the GPU has failed, now or before. The streams are lost then.
         """
-        answer: int = check_call(self.program.plan, rows, x, marks)
+        answer: int = check_call(self.program.plan, rows, x, num_steps, self._marks)
         if answer != DONE or not len(x):
             return answer
         slots = (rows & SLOT_MASK).astype(np.int32)

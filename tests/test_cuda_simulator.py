@@ -274,7 +274,7 @@ def test_too_many_streams_are_refused_with_how_many_would_fit(rng, monkeypatch):
         Engine(model, device="cuda", max_streams=10_000_000)
     fitting = int(str(info.value).rsplit("=", 1)[1])
     assert 1_000_000 < fitting < (1 << 30) // 512
-    engine_cuda.CudaDevice(model, 100)._check_room(fitting, 0)
+    engine_cuda.CudaDevice(model, np.zeros((101, 2), np.int64))._check_room(fitting, 0)
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -195,7 +195,7 @@ def test_a_nan_in_any_gate_comes_out(rng, name):
             engine = Engine(model, max_streams=2)
             # A Model refuses such parameters, so the device is made without one.
             fake: Any = SimpleNamespace(spec=model.spec, parameters=parameters)
-            engine._device = CpuDevice(fake, 2)
+            engine._device = CpuDevice(fake, engine._marks)
             is_nan = np.isnan(engine.step({"a": np.ones(5)})["a"])
             reaches_all = (
                 layer.projection_size > 0

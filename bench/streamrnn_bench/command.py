@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -86,7 +87,12 @@ def _step(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
 
     from streamrnn_bench.step import CASES, measure_steps
 
-    return measure_steps(cases or CASES, args.batch_sizes or BATCH_SIZES, **_rounds(args))
+    steps = measure_steps(cases or CASES, args.batch_sizes or BATCH_SIZES, **_rounds(args))
+    if cases or args.batch_sizes:
+        return steps
+    from streamrnn_bench.step_forms import measure_forms
+
+    return itertools.chain(steps, measure_forms(**_rounds(args)))
 
 
 def _roundtrip(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:

@@ -60,11 +60,13 @@ class Streams:
         What they run through.
     num_streams : int
         B.
+    precision : str
+        How the weights are stored.
     """
 
-    def __init__(self, model: Model, num_streams: int) -> None:
+    def __init__(self, model: Model, num_streams: int, precision: str = "float32") -> None:
         self.model = model
-        self.program = p.Program(model)
+        self.program = p.Program(model, precision)
         self.rows = aligned_floats(num_streams * self.program.row_bytes // 4)
         self.x = np.zeros((num_streams, model.spec.num_inputs), dtype=np.float32)
         self.y = np.zeros((num_streams, model.spec.output_size), dtype=np.float32)
@@ -107,7 +109,12 @@ def _step_repeatedly(
     leave_float_mode(before)
 
 
-def verify(streams: Streams, seed: int = 0, num_steps: int = _NUM_CHECKED_STEPS) -> None:
+def verify(
+    streams: Streams,
+    seed: int = 0,
+    num_steps: int = _NUM_CHECKED_STEPS,
+    tolerance: float = TOLERANCE,
+) -> None:
     """Compare the outputs of new streams with the float64 reference.
 
     Parameters
@@ -118,6 +125,8 @@ def verify(streams: Streams, seed: int = 0, num_steps: int = _NUM_CHECKED_STEPS)
         Of the inputs.
     num_steps : int
         How many steps.
+    tolerance : float
+        The most that an output may be off.
 
     Raises
     ------
@@ -132,10 +141,10 @@ def verify(streams: Streams, seed: int = 0, num_steps: int = _NUM_CHECKED_STEPS)
         expected, state = reference.step(state, streams.x)
         streams.run(1)
         error = float(np.max(np.abs(streams.y - expected)))
-        if not error <= TOLERANCE:
+        if not error <= tolerance:
             raise BenchError(
                 f"step {step} of {len(streams.x)} streams is off by {error:g} from the float64 "
-                f"reference, more than {TOLERANCE:g}; a wrong result is not timed"
+                f"reference, more than {tolerance:g}; a wrong result is not timed"
             )
 
 

@@ -18,7 +18,7 @@ from streamrnn.engine import Engine
 from streamrnn.model import Model
 from streamrnn_bench.cases import BATCH_SIZES, Case
 from streamrnn_bench.neighbours import Neighbours
-from streamrnn_bench.peers import PEERS, require_peers
+from streamrnn_bench.peers import PEERS, Peer, require_peers
 from streamrnn_bench.results import BenchError, Result
 from streamrnn_bench.timing import interleave
 
@@ -151,9 +151,7 @@ def check_outputs(cell: Cell, model: Model, engines: Mapping[str, Outputs], seed
         for name, outputs in engines.items():
             found = outputs(x)
             error = (
-                float(np.max(np.abs(found - expected)))
-                if found.shape == expected.shape
-                else np.inf
+                float(np.max(np.abs(found - expected))) if found.shape == expected.shape else np.inf
             )
             if not error <= TOLERANCE:
                 raise BenchError(
@@ -234,7 +232,7 @@ def measure_peers(
         for cell in [*cells, Cell(case, num_steps=CHUNK_STEPS)]:
             sizes = (model, cell.num_streams, cell.num_steps)
             peers = {name: make(*sizes) for name, make in PEERS.items()}
-            engines = {"streamrnn": EngineCalls(*sizes), **peers}
+            engines: dict[str, Peer | EngineCalls] = {"streamrnn": EngineCalls(*sizes), **peers}
             check_outputs(cell, model, {name: each.outputs for name, each in engines.items()})
             neighbours = Neighbours()
             best_s = interleave(

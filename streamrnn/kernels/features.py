@@ -20,7 +20,26 @@ from streamrnn.kernels.memory import (
 
 __all__ = ["check_input", "write_features"]
 
-_MAX_FINITE = float(np.finfo(np.float32).max)
+_EXPONENT = 0x7F800000  # of a float32; all of its bits are set in a NaN and in an infinity
+_BLOCK = 256
+
+
+@jit
+def _first_not_finite(x, size):
+    """Return the index of the first float32 that is NaN or infinite; -1 if none is.
+
+    Blocks without a way out in their middle are what the compiler makes vectors of.
+    """
+    for first in range(0, size, _BLOCK):
+        end = min(first + _BLOCK, size)
+        num_bad = 0
+        for i in range(first, end):
+            num_bad += (load_u32(x + 4 * i) & _EXPONENT) == _EXPONENT
+        if num_bad:
+            for i in range(first, end):
+                if (load_u32(x + 4 * i) & _EXPONENT) == _EXPONENT:
+                    return i
+    return -1
 
 
 @jit
@@ -44,10 +63,7 @@ def check_input(plan, x, num_steps):
     """
     num_inputs = plan[p.NUM_INPUTS]
     if plan[p.INPUTS_ARE_FEATURES]:
-        for i in range(num_steps * num_inputs):
-            if not abs(load_f32(x + 4 * i)) <= _MAX_FINITE:
-                return i
-        return -1
+        return _first_not_finite(x, num_steps * num_inputs)
     for i in range(num_steps * num_inputs):
         item = plan[p.INPUT_TABLE] + 8 * p.INPUT_WORDS * (i % num_inputs)
         kind = load_i64(item + 8 * p.INPUT_KIND)

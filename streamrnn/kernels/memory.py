@@ -12,10 +12,12 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+from numba.np import arrayobj
 
 __all__ = [
     "copy_bytes",
     "fill_bytes",
+    "int64_array",
     "load_f32",
     "load_f64",
     "load_i32",
@@ -78,6 +80,39 @@ store_i32 = _make_store(_I32, types.int64)
 store_i64 = _make_store(_I64, types.int64)
 store_f32 = _make_store(ir.FloatType(), types.float32)
 store_f64 = _make_store(ir.DoubleType(), types.float64)
+
+
+@intrinsic
+def int64_array(typingctx: Any, address: types.Type, size: types.Type) -> Any:
+    """Return memory that somebody else keeps alive as an array.
+
+    Parameters
+    ----------
+    address : int64
+        Of the first element, a multiple of 8.
+    size : int64
+        Number of elements.
+
+    Returns
+    -------
+    ndarray of int64, shape (size,)
+    """
+    kind = types.Array(types.int64, 1, "C")
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        array = context.make_array(kind)(context, builder)
+        item_bytes = context.get_constant(types.intp, 8)
+        arrayobj.populate_array(
+            array,
+            data=builder.inttoptr(args[0], array.data.type),
+            shape=cgutils.pack_array(builder, [args[1]]),
+            strides=cgutils.pack_array(builder, [item_bytes]),
+            itemsize=item_bytes,
+            meminfo=None,
+        )
+        return array._getvalue()
+
+    return kind(types.int64, types.int64), codegen
 
 
 @intrinsic
