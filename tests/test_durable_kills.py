@@ -42,6 +42,15 @@ class Program:
         self.command += ["--durability", durability, "--checkpoint-interval", "0.05"]
         self.process: subprocess.Popen[str] | None = None
 
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        """Leave nothing behind, whatever went wrong."""
+        if self.process is not None and self.process.poll() is None:
+            self.end(signal.SIGKILL)
+
     def start(self):
         self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
@@ -132,7 +141,11 @@ def kill_many_times(model, directory, durability, num_kills, seed):
     engine = Engine(model)
     expected = [engine.steps(k, x) for k, x in enumerate(inputs)]
     program = Program(path, directory, durability)
-    program.start()
+    with program:
+        return kill_and_compare(program, inputs, expected, durability, num_kills, rng)
+
+
+def kill_and_compare(program, inputs, expected, durability, num_kills, rng):
     client = Replaying(program.endpoint, inputs, expected)
     try:
         client.recover(False)
@@ -146,8 +159,7 @@ def kill_many_times(model, directory, durability, num_kills, seed):
         assert client.run(time.monotonic() + TIMEOUT_S)
     finally:
         client.socket.close()
-        code = program.end(signal.SIGTERM)
-    assert code == 0
+    assert program.end(signal.SIGTERM) == 0
     return client.num_lost
 
 
@@ -183,7 +195,11 @@ def test_a_clean_stop_loses_nothing(model, tmp_path):
     x = np.ones((20, NUM_INPUTS), np.float32)
     program = Program(path, tmp_path, "checkpoint")
     program.command[-1] = "3600"
-    program.start()
+    with program:
+        stop_and_go_on(model, program, x)
+
+
+def stop_and_go_on(model, program, x):
     client = Replaying(program.endpoint, [x] * 3, [Engine(model).steps("s", x)] * 3)
     client.recover(False)
     for k in range(3):
@@ -197,4 +213,3 @@ def test_a_clean_stop_loses_nothing(model, tmp_path):
     client.recover(True)
     assert client.durable == [WINDOW] * 3
     client.socket.close()
-    program.end(signal.SIGKILL)
