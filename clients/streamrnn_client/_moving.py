@@ -93,8 +93,8 @@ def sync_all(core: Core, ex: Exchange) -> Operation[bool]:
     yield from core.known_server(ex)
     states = [state for state in core.streams.values() if state.is_open and not state.lost]
     wanted = {id(state): state.last_seq for state in states}
-    # The first shard stands for all where this client has no streams.
-    if not states:
+    # The first shard stands for all where this client has no streams; without a disk it says so.
+    if not states or not core.is_durable:
         return bool((yield from core.request(ex, "sync", [None])))
     for _ in range(MAX_REPLAYS):  # what a shard had lost is replayed, and then written too
         answer = yield from sync_shards(core, ex, states)
