@@ -117,7 +117,17 @@ RECORD = struct.Struct("<q")
 
 def write(file: int, seq: int, y: np.ndarray) -> None:
     """Append outputs with one system call, so that a kill leaves all of it or nothing."""
-    os.write(file, RECORD.pack(seq) + RECORD.pack(len(y)) + y.tobytes())
+    last_seq = RECORD.pack(seq + len(y) - 1)
+    os.write(file, RECORD.pack(seq) + RECORD.pack(len(y)) + y.tobytes() + last_seq)
+
+
+def last_written(path: Path) -> int:
+    """Return the number of the output that was written last; 0 if there is none."""
+    if not path.exists() or not path.stat().st_size:
+        return 0
+    with path.open("rb") as file:
+        file.seek(-RECORD.size, os.SEEK_END)
+        return RECORD.unpack(file.read())[0]
 
 
 def read(path: Path, output_size: int) -> dict[int, bytes]:
@@ -132,6 +142,7 @@ def read(path: Path, output_size: int) -> dict[int, bytes]:
             y = data[at : at + 4 * output_size]
             assert outputs.setdefault(seq + k, y) == y, f"step {seq + k} was answered twice"
             at += 4 * output_size
+        at += RECORD.size
     return outputs
 
 
@@ -142,7 +153,7 @@ def main(address: str, outputs_path: str, name: str) -> None:
         stream = client.stream(name, window=64)
         cycle = Cycle(seed, len(stream.input_names))
         cycle.random.seed()
-        written = max(read(path, len(stream.output_names)), default=0)
+        written = last_written(path)
         written += written % ROUND == ROUND - 1  # a reset has no output
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         # What was applied, but not yet written when the end came: its outputs are asked for again.
