@@ -27,6 +27,7 @@ _NUM_HEAD_BYTES = len(_HEAD) + 4
 _BUSY = ErrorCode.BUSY.wire
 _MIN_BUSY_S, _MAX_BUSY_S = 0.001, 1.0
 _MIN_RETRY_S, _MAX_RETRY_S = 0.001, 0.05  # after a send that found no connection, or no room
+_MAX_RESEND_S = 2.0  # while the time between two repetitions doubles
 _NEVER = float("inf")
 
 Buffer = bytes | memoryview
@@ -313,7 +314,8 @@ class Exchange:
         call.num_sends += 1
         if call.may_resend:
             call.next_at = min(now + call.interval_s, call.deadline)
-            call.interval_s *= 2
+            # A server that is killed over and over must not be waited for longer and longer.
+            call.interval_s = max(call.interval_s, min(2 * call.interval_s, _MAX_RESEND_S))
         else:
             call.next_at = call.deadline
         self.outbox.append(call)

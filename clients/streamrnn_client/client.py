@@ -47,7 +47,7 @@ class Client:
         How long a request may take, all its repetitions counted.
     resend_s : float
         How long to wait for an answer before a request is sent again, under the same number;
-        doubles every time. Unnumbered steps are never sent again.
+        doubles every time, up to 2 s. Unnumbered steps are never sent again.
     max_kept_steps, max_kept_bytes : int
         How much of each stream's input is kept until the server has it on disk, so that a crash
         of the server costs nothing; at the bound a call waits for the disk. Of no effect where
