@@ -197,8 +197,8 @@ def beside_fastest(
 def measure_peers(
     cases: Iterable[Case] = PEER_CASES,
     batch_sizes: Sequence[int] = BATCH_SIZES,
-    num_rounds: int = 15,
-    round_s: float = 0.005,
+    num_rounds: int = 60,
+    round_s: float = 0.001,
 ) -> Iterator[Result]:
     """Measure calls of the Engine beside the peers' calls for the same work.
 
@@ -211,7 +211,8 @@ def measure_peers(
     num_rounds : int
         Turns of each engine.
     round_s : float
-        About how long a turn is.
+        About how long a turn is: shorter than the slices in which a busy machine's processes take
+        turns, so that some turns pass undisturbed.
 
     Yields
     ------
