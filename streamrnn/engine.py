@@ -37,9 +37,12 @@ class Device(Protocol):
     ----------
     program : Program
         The model as the CPU's kernels see it: the layout of a row, and what checks an input.
+    arithmetic : str
+        What decides the bits of an output besides model and inputs.
     """
 
     program: Program
+    arithmetic: str
 
     def advance(
         self,

@@ -67,6 +67,8 @@ class CpuDevice:
     ----------
     program : Program
         The model made ready.
+    arithmetic : str
+        See `Program.arithmetic`.
     slab : ndarray of float32, shape (max_streams, row_bytes // 4)
         One row a slot, 64-byte aligned.
     advance : callable
@@ -81,6 +83,7 @@ class CpuDevice:
         memory = reserve(max_streams * row_bytes + _ROW_ALIGNMENT_BYTES)
         start = -memory.ctypes.data % _ROW_ALIGNMENT_BYTES
         slab = memory[start:][: max_streams * row_bytes].view(np.float32)
+        self.arithmetic = self.program.arithmetic
         self.slab = slab.reshape(max_streams, row_bytes // 4)
         self._marks = marks
         self._call = np.zeros(_CALL_WORDS, dtype=np.int64)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from streamrnn.engine_cpu import DONE, SLOT_MASK, check_call
 from streamrnn.errors import DeviceError
-from streamrnn.kernels.cuda.support import gpu_errors, require_gpu
+from streamrnn.kernels.cuda.support import ARITHMETIC, gpu_errors, require_gpu
 from streamrnn.kernels.plan import Program
 from streamrnn.model import Model
 
@@ -41,6 +41,12 @@ class CudaDevice:
     ----------
     program : Program
         The same model on the CPU: the layout of a row, and what checks an input.
+    arithmetic : str
+        What decides the bits of an output besides model and inputs.
+    max_rows : int
+        Of a wave.
+    wave_x, wave_y : ndarray of float32
+        Pinned memory for `begin_wave` and `end_wave`.
 
     Raises
     ------
@@ -54,27 +60,29 @@ class CudaDevice:
         from streamrnn.kernels.cuda.network import TILING, Network
 
         self.program = Program(model)
+        self.arithmetic = ARITHMETIC
         spec = model.spec
         self._row_size = self.program.row_bytes // 4
         self._num_inputs, self._output_size = spec.num_inputs, spec.output_size
         self._max_streams = max_streams
         work_bytes = self.program.row_bytes + 4 * (spec.num_features + spec.output_size + 32)
-        self._max_rows = max(_MIN_ROWS, min(_MAX_ROWS, _MAX_WORK_BYTES // work_bytes, max_streams))
+        self.max_rows = max(_MIN_ROWS, min(_MAX_ROWS, _MAX_WORK_BYTES // work_bytes, max_streams))
         # Room for one step of all rows, or for more steps of fewer.
         buffer_size = _MAX_BUFFER_BYTES // 4
-        self._x_size = max(buffer_size, self._max_rows * (self._num_inputs + 1))
-        self._y_size = max(buffer_size, self._max_rows * self._output_size)
+        self._x_size = max(buffer_size, self.max_rows * (self._num_inputs + 1))
+        self._y_size = max(buffer_size, self.max_rows * self._output_size)
         self._failure: DeviceError | None = None
         self._started: list[int] = []  # slots whose rows are to be put into the initial state
         parameters_bytes = sum(value.nbytes for value in model.parameters.values())
-        fixed = 2 * parameters_bytes + self._max_rows * work_bytes
+        fixed = 2 * parameters_bytes + self.max_rows * work_bytes
         self._check_room(max_streams, fixed + 8 * (self._x_size + self._y_size))
         try:
-            self._network = Network(model, self.program, self._max_rows, TILING)
+            self._network = Network(model, self.program, self.max_rows, TILING)
             self._slab = self._cuda.device_array(max_streams * self._row_size, np.float32)
             self._lanes = [_Lane(self._cuda, self._x_size, self._y_size) for _ in range(2)]
         except gpu_errors() as error:
             raise DeviceError(f"the GPU has refused the memory that it showed: {error}") from error
+        self.wave_x, self.wave_y = self._lanes[0].x, self._lanes[0].y
         self._compute = self._cuda.stream()
         self._guard(self._warm_up)
 
@@ -121,8 +129,7 @@ class CudaDevice:
         -------
         ndarray of float32
         """
-        row: NDArray[np.float32] = self._guard(lambda: self._view(slot).copy_to_host())
-        return row
+        return self.read_rows(np.array([slot], dtype=np.int32))[0]
 
     def write_row(self, slot: int, row: NDArray[np.float32]) -> None:
         """See `streamrnn.engine.Device.write_row`.
@@ -132,8 +139,7 @@ class CudaDevice:
         slot, row
             As there.
         """
-        values = np.ascontiguousarray(row, dtype=np.float32)
-        self._guard(lambda: self._view(slot).copy_to_device(values))
+        self.write_rows(np.array([slot], dtype=np.int32), row[None])
 
     def start_row(self, slot: int) -> None:
         """See `streamrnn.engine.Device.start_row`. Done with others, before the next call.
@@ -144,6 +150,81 @@ class CudaDevice:
             As there.
         """
         self._started.append(slot)
+
+    def read_rows(self, slots: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Return copies of streams' rows.
+
+        Parameters
+        ----------
+        slots : ndarray of int32, shape (n,)
+            Below max_streams.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, row_bytes // 4)
+
+        Raises
+        ------
+        DeviceError
+            If the GPU has failed, now or before. The streams are lost then.
+        """
+        parts = [np.empty((0, self._row_size), dtype=np.float32)]
+        for first in range(0, len(slots), self.max_rows):
+            some = np.ascontiguousarray(slots[first : first + self.max_rows])
+            parts.append(self._guard(self._read, some))
+        return np.concatenate(parts)
+
+    def write_rows(self, slots: NDArray[np.int32], rows: NDArray[np.float32]) -> None:
+        """Replace streams' rows.
+
+        Parameters
+        ----------
+        slots : ndarray of int32, shape (n,)
+            Below max_streams, all different.
+        rows : ndarray of float32, shape (n, row_bytes // 4)
+            From `read_row` or `read_rows` of any device.
+
+        Raises
+        ------
+        DeviceError
+            If the GPU has failed, now or before. The streams are lost then.
+        """
+        for first in range(0, len(slots), self.max_rows):
+            some = np.ascontiguousarray(slots[first : first + self.max_rows])
+            values = np.ascontiguousarray(rows[first : first + self.max_rows], dtype=np.float32)
+            self._guard(self._write, some, values)
+
+    def begin_wave(self, num_rows: int) -> None:
+        """Start one step of some streams, for a caller that checks and packs by itself.
+
+        Parameters
+        ----------
+        num_rows : int
+            1 to max_rows. ``wave_x`` holds so many slots (int32, all different), and behind them
+            as many inputs. Both must stay as they are until `end_wave`.
+
+        Raises
+        ------
+        DeviceError
+            If the GPU has failed, now or before. The streams are lost then.
+        """
+        self._guard(self._begin_wave, num_rows)
+
+    def end_wave(self) -> None:
+        """Wait for the wave that was begun; its outputs are in ``wave_y`` then.
+
+        Raises
+        ------
+        DeviceError
+            If the GPU has failed, now or before. The streams are lost then.
+        """
+        self._guard(self._lanes[0].collect)
+
+    def _begin_wave(self, num_rows: int) -> None:
+        lane = self._lanes[0]
+        lane.send(num_rows * (1 + self._num_inputs), False, self._compute)
+        self._network.steps(self._slab, lane.wave, num_rows, 1, self._compute)
+        lane.receive(num_rows * self._output_size, None, False, self._compute)
 
     def _run(
         self, slots: NDArray[np.int32], x: NDArray[Any], y: NDArray[np.float32], num_steps: int
@@ -156,24 +237,25 @@ class CudaDevice:
         for number, (rows, steps) in enumerate(waves):
             lane = self._lanes[number % 2]
             lane.collect()
-            lane.send(slots[rows], x[rows, steps], len(waves) > 1, self._compute)
+            lane.send(lane.fill(slots[rows], x[rows, steps]), len(waves) > 1, self._compute)
             num_rows, num_wave_steps = x[rows, steps].shape[:2]
             self._network.steps(self._slab, lane.wave, num_rows, num_wave_steps, self._compute)
-            lane.receive(y[rows, steps], len(waves) > 1, self._compute)
+            target = y[rows, steps]
+            lane.receive(target.size, target, len(waves) > 1, self._compute)
         for lane in self._lanes:
             lane.collect()
 
     def _warm_up(self) -> None:
         """Compile what the model needs; the first row is spoilt, and no stream has it yet."""
         lane = self._lanes[0]
-        lane.send(np.zeros(1, np.int32), np.zeros(0, np.float32), False, self._compute)
+        lane.send(lane.fill(np.zeros(1, np.int32), np.zeros(0, np.float32)), False, self._compute)
         self._network.warm_up(self._slab, lane.wave, self._compute)
         self._compute.synchronize()
 
     def _waves(self, num_rows: int, num_steps: int) -> Iterator[tuple[slice, slice]]:
         """Yield rows and steps of each wave; a row's steps in their order."""
-        for first in range(0, num_rows, self._max_rows):
-            rows = slice(first, min(num_rows, first + self._max_rows))
+        for first in range(0, num_rows, self.max_rows):
+            rows = slice(first, min(num_rows, first + self.max_rows))
             wave_rows = rows.stop - first
             most = min(
                 (self._x_size - wave_rows) // (wave_rows * self._num_inputs),
@@ -189,9 +271,13 @@ class CudaDevice:
             self._network.start_rows(self._slab, slots)
             self._cuda.synchronize()
 
-    def _view(self, slot: int) -> Any:
+    def _read(self, slots: NDArray[np.int32]) -> NDArray[np.float32]:
         self._start_rows()
-        return self._slab[slot * self._row_size : (slot + 1) * self._row_size]
+        return self._network.read_rows(self._slab, slots)
+
+    def _write(self, slots: NDArray[np.int32], rows: NDArray[np.float32]) -> None:
+        self._start_rows()
+        self._network.write_rows(self._slab, slots, rows)
 
     def _guard(self, function: Any, *args: Any) -> Any:
         """Call a function; after an error of the GPU refuse everything, as after a crash."""
@@ -228,42 +314,50 @@ class _Lane:
     def __init__(self, cuda: Any, x_size: int, y_size: int) -> None:
         from streamrnn.kernels.cuda.network import Wave
 
-        self._x = cuda.pinned_array(x_size, np.float32)
-        self._y = cuda.pinned_array(y_size, np.float32)
+        self.x = cuda.pinned_array(x_size, np.float32)
+        self.y = cuda.pinned_array(y_size, np.float32)
         x = cuda.device_array(x_size, np.float32)
         self.wave = Wave(x.view(np.int32), x, cuda.device_array(y_size, np.float32))
         self._copies = cuda.stream()
         self._sent, self._computed, self._received = (cuda.event() for _ in range(3))
         self._target: NDArray[np.float32] | None = None
+        self._is_under_way = False
         self._driver = cuda.cudadrv.driver
 
-    def send(
-        self, slots: NDArray[np.int32], x: NDArray[np.float32], overlaps: bool, compute: Any
-    ) -> None:
-        """Start the copy of slots and inputs to the GPU; ``compute`` will wait for it."""
+    def fill(self, slots: NDArray[np.int32], x: NDArray[np.float32]) -> int:
+        """Put slots and inputs where `send` takes them from; return their size."""
         size = slots.size + x.size
-        self._x[: slots.size].view(np.int32)[:] = slots
-        self._x[slots.size : size].reshape(x.shape)[:] = x
+        self.x[: slots.size].view(np.int32)[:] = slots
+        self.x[slots.size : size].reshape(x.shape)[:] = x
+        return size
+
+    def send(self, size: int, overlaps: bool, compute: Any) -> None:
+        """Start the copy of slots and inputs to the GPU; ``compute`` will wait for it."""
         stream = self._copies if overlaps else compute
-        self._driver.host_to_device(self.wave.x, self._x, 4 * size, stream=stream)
+        self._driver.host_to_device(self.wave.x, self.x, 4 * size, stream=stream)
         if overlaps:
             self._sent.record(self._copies)
             self._sent.wait(compute)
 
-    def receive(self, y: NDArray[np.float32], overlaps: bool, compute: Any) -> None:
-        """Start the copy of the outputs to the host, for `collect` to put into ``y``."""
+    def receive(
+        self, size: int, target: NDArray[np.float32] | None, overlaps: bool, compute: Any
+    ) -> None:
+        """Start the copy of the outputs to the host, for `collect` to put into ``target``."""
         stream = compute
         if overlaps:
             stream = self._copies
             self._computed.record(compute)
             self._computed.wait(stream)
-        self._driver.device_to_host(self._y, self.wave.y, 4 * y.size, stream=stream)
+        self._driver.device_to_host(self.y, self.wave.y, 4 * size, stream=stream)
         self._received.record(stream)
-        self._target = y
+        self._target, self._is_under_way = target, True
 
     def collect(self) -> None:
         """Wait for this lane's outputs, if it is under way, and hand them over."""
+        if not self._is_under_way:
+            return
+        self._received.synchronize()
+        self._is_under_way = False
         if self._target is not None:
-            self._received.synchronize()
-            self._target[:] = self._y[: self._target.size].reshape(self._target.shape)
+            self._target[:] = self.y[: self._target.size].reshape(self._target.shape)
             self._target = None

@@ -63,6 +63,7 @@ def main(capability: tuple[int, int]) -> None:
     )
     kernels["fma rate"] = (benchmark._multiply_and_add, (float32, floats))
     kernels["start"] = (rows.make_start_kernel(threads), (floats, ints, floats))
+    kernels["move"] = (rows.make_move_kernel(threads), (floats, ints, floats, int64, int64))
     result = {}
     for name, (kernel, signature) in kernels.items():
         bounds = kernel.targetoptions["launch_bounds"]

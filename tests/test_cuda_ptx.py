@@ -15,7 +15,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamr
 pytest.importorskip("cuda.bindings.nvjitlink", reason="needs NVIDIA's linker: numba-cuda[cu13]")
 
 LAYERS = [f"{kind} {width}" for kind in ("dense", "gru", "lstm") for width in ("wide", "narrow")]
-KERNELS = [*LAYERS, "features", "finish", "softmax", "chunk", "fma rate", "start"]
+KERNELS = [*LAYERS, "features", "finish", "softmax", "chunk", "fma rate", "start", "move"]
 CAPABILITIES = [(8, 0), (9, 0)]
 # Sums of a thread, which is products of a thread for each k.
 NUM_PRODUCTS = {

@@ -19,6 +19,7 @@ from streamrnn.kernels.cuda.plan import GpuLayer, GpuPlan
 from streamrnn.kernels.cuda.rows import (
     make_features_kernel,
     make_finish_kernel,
+    make_move_kernel,
     make_softmax_kernel,
     make_start_kernel,
 )
@@ -83,6 +84,7 @@ def _row_kernels(num_threads: int) -> tuple[Any, ...]:
         make_features_kernel(num_threads),
         make_finish_kernel(num_threads),
         make_start_kernel(num_threads),
+        make_move_kernel(num_threads),
         make_softmax_kernel(num_threads),
         make_chunk_kernel(num_threads),
     )
@@ -120,6 +122,7 @@ class Network:
             self._write_features,
             self._finish,
             self._start_rows,
+            self._move_rows,
             self._softmax_rows,
             self._step_chunk,
         ) = _row_kernels(tiling.row_threads)
@@ -248,6 +251,9 @@ class Network:
         self._launch(self._finish, (1, 1), threads, stream)(
             words, weights, slab, work, slots, wave.y, 0, 0
         )
+        first = np.zeros(1, dtype=np.int32)
+        self.start_rows(slab, first)
+        self.write_rows(slab, first, self.read_rows(slab, first))
         if self._chunk is not None:
             self._launch_chunk(slab, wave, 0, stream)
 
@@ -263,6 +269,46 @@ class Network:
         """
         launch = self._launch(self._start_rows, (len(slots), 1), self._tiling.row_threads, 0)
         launch(slab, cuda.to_device(slots), self._initial_row)
+
+    def write_rows(
+        self, slab: Any, slots: NDArray[np.int32], rows: NDArray[np.float32]
+    ) -> None:
+        """Put rows of the host into the slab, and wait for it.
+
+        Parameters
+        ----------
+        slab : device array of float32
+            The streams' rows.
+        slots : ndarray of int32, shape (n,)
+            Where to, all different, n above 0.
+        rows : ndarray of float32, shape (n, row_size)
+            Contiguous.
+        """
+        self._move(slab, slots, cuda.to_device(rows.reshape(-1)), 1)
+        cuda.synchronize()
+
+    def read_rows(self, slab: Any, slots: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Copy rows of the slab to the host, and wait for it.
+
+        Parameters
+        ----------
+        slab : device array of float32
+            The streams' rows.
+        slots : ndarray of int32, shape (n,)
+            Which, n above 0.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, row_size)
+        """
+        rows = cuda.device_array(len(slots) * self.plan.row_size, np.float32)
+        self._move(slab, slots, rows, 0)
+        host: NDArray[np.float32] = rows.copy_to_host()
+        return host.reshape(len(slots), -1)
+
+    def _move(self, slab: Any, slots: NDArray[np.int32], rows: Any, inwards: int) -> None:
+        launch = self._launch(self._move_rows, (len(slots), 1), self._tiling.row_threads, 0)
+        launch(slab, cuda.to_device(slots), rows, self.plan.row_size, inwards)
 
     def _layer_launch(self, layer: GpuLayer, num_rows: int) -> tuple[Any, tuple[int, int], int]:
         """Choose the tile: it decides how fast, never what comes out."""

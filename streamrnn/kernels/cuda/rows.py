@@ -31,6 +31,7 @@ from streamrnn.kernels.plan import (
 __all__ = [
     "make_features_kernel",
     "make_finish_kernel",
+    "make_move_kernel",
     "make_softmax_kernel",
     "make_start_kernel",
     "softmax",
@@ -243,6 +244,34 @@ def make_start_kernel(num_threads: int) -> Any:
             slab[_index(stream + j)] = row[_index(j)]
 
     return start_rows
+
+
+def make_move_kernel(num_threads: int) -> Any:
+    """Return the kernel that takes rows out of the slab, or puts them there.
+
+    Parameters
+    ----------
+    num_threads : int
+        Of a block. One block for each row.
+
+    Returns
+    -------
+    numba dispatcher
+        Its arguments: ``slab``; ``slots`` int32[:]; ``rows`` float32[len(slots) * row_size];
+        ``row_size``; ``inwards``, 1 to write the slab, 0 to read it.
+    """
+
+    @kernel(num_threads)
+    def move_rows(slab, slots, rows, row_size, inwards):
+        row = int64(cuda.blockIdx.x)
+        stream = int64(slots[_index(row)]) * row_size
+        for j in range(int64(cuda.threadIdx.x), row_size, num_threads):
+            if inwards:
+                slab[_index(stream + j)] = rows[_index(row * row_size + j)]
+            else:
+                rows[_index(row * row_size + j)] = slab[_index(stream + j)]
+
+    return move_rows
 
 
 def make_softmax_kernel(num_threads: int) -> Any:

@@ -14,6 +14,7 @@ from numba import config
 from streamrnn.errors import DeviceError
 
 __all__ = [
+    "ARITHMETIC",
     "MIN_COMPUTE_CAPABILITY",
     "SIMULATED",
     "device_function",
@@ -27,6 +28,10 @@ MIN_COMPUTE_CAPABILITY = (8, 0)
 
 # NUMBA_ENABLE_CUDASIM=1: kernels run as Python, one Python thread for each of the GPU's.
 SIMULATED = bool(config.ENABLE_CUDASIM)
+
+# What decides the bits of an output besides model and inputs; the number is to be raised whenever
+# any output's bits change. The simulator rounds each product before it is added.
+ARITHMETIC = f"cuda{'-simulator' if SIMULATED else ''}-float32-1"
 
 
 def require_gpu() -> Any:
