@@ -83,7 +83,7 @@ def test_it_says_when_it_is_ready_and_answers_what_has_arrived(model, path, tmp_
     with Program(f"climate={path}", "--ready-file", ready_file, "--shards", 2) as program:
         assert program.endpoint is not None, program.process.stderr.read()
         assert "climate" in program.ready_line
-        assert "(durability none, float32, " in program.ready_line
+        assert "(durability none, float32 on cpu, " in program.ready_line
         told = json.loads(ready_file.read_text())
         assert told["precision"] == "float32"
         assert told["pid"] == program.process.pid

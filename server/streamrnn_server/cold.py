@@ -103,6 +103,8 @@ class Cold:
         How many there are.
     is_durable : bool
         Whether there is a state directory.
+    min_window : int
+        What is granted at least.
     """
 
     METHODS = ("export", "import", "fork", "snapshot", "rollback", "sync")
@@ -114,9 +116,11 @@ class Cold:
         names: Sequence[str],
         num_shards: int,
         is_durable: bool,
+        min_window: int,
     ) -> None:
         self._vault, self._templates = vault, templates
         self._names, self._num_shards, self._is_durable = list(names), num_shards, is_durable
+        self._min_window = min_window
         self._forks: dict[int, _Fork] = {}
         self._tokens = itertools.cycle(range(MAX_MSGID + 1))
         self._methods: dict[str, Callable[..., list[Order]]] = {
@@ -172,7 +176,7 @@ class Cold:
             If the record cannot be used.
         """
         index, record = self._judge(call.record, call.model, call.stream)
-        record = record.begun_anew(grant_window(call.window))
+        record = record.begun_anew(max(self._min_window, grant_window(call.window)))
         return [self._place(caller, call.stream, index, record)]
 
     def finish_export(self, caller: Caller, entry: bytes) -> list[Order]:

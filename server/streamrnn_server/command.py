@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from streamrnn.errors import StartError
+from streamrnn.errors import DeviceError, StartError
 from streamrnn.precision import PRECISION_NAMES
 from streamrnn_client.protocol import DEFAULT_PORT, DURABILITIES
+from streamrnn_server.config import DEVICES
 from streamrnn_server.logs import FORMATS, LEVELS
 
 __all__ = ["configure", "run"]
@@ -60,11 +61,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "'streamrnn inspect --precision' says",
     )
     parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="cpu",
+        help="what computes the steps (%(default)s); auto: what a short measurement finds faster",
+    )
+    parser.add_argument(
         "--max-streams",
         type=int,
         default=1 << 20,
         metavar="N",
-        help="most streams open at once (%(default)s); takes memory only for those that are",
+        help="most streams open at once (%(default)s); takes memory only for those that are, "
+        "but a GPU's for all of them",
     )
     parser.add_argument(
         "--idle-limit",
@@ -139,6 +147,7 @@ def run(args: argparse.Namespace) -> int:
         idle_limit_s=args.idle_limit,
         insecure=args.insecure,
         precision=args.precision,
+        device=args.device,
         state_dir=args.state_dir,
         durability=args.durability or ("none" if args.state_dir is None else "checkpoint"),
         checkpoint_interval_s=args.checkpoint_interval,
@@ -165,15 +174,23 @@ def run(args: argparse.Namespace) -> int:
                 "instance": server.control.instance,
                 "durability": config.durability,
                 "precision": config.precision,
+                "device": server.device,
             },
         )
+    how = f"durability {config.durability}, {config.precision} on {server.device}"
     print(
         f"streamrnn: ready at {' '.join(server.endpoints)} serving {names} "
-        f"(durability {config.durability}, {config.precision}, {passed_s:.1f} s)",
+        f"({how}, {passed_s:.1f} s)",
         flush=True,
     )
     log.write("info", "ready", endpoints=" ".join(server.endpoints), models=names, pid=os.getpid())
-    server.run()
+    try:
+        server.run()
+    except DeviceError as error:
+        # A crash: what was in the GPU's memory is gone, and must not be missed on disk.
+        log.write("error", str(error))
+        print(f"streamrnn: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
     signal.set_wakeup_fd(-1)
     server.close()
     log.write("info", "stopped")

@@ -12,6 +12,7 @@ from numba.core import event, types
 from streamrnn.kernels.cover import cover_address
 from streamrnn.kernels.plan import PRECISIONS
 from streamrnn.state.packing import pack_entries, record_bytes, table_of_entries
+from streamrnn_server.gpu import compile_for_gpu
 from streamrnn_server.logs import EventLog
 from streamrnn_server.shard import serve
 
@@ -52,7 +53,7 @@ def _listening(listener: _Progress) -> Iterator[None]:
         event.unregister("numba:compile", listener)
 
 
-def compile_all(log: EventLog, precision: str) -> float:
+def compile_all(log: EventLog, precision: str, device: str) -> float:
     """Compile the loop with all that it calls, and what makes records, or load them from the cache.
 
     Parameters
@@ -61,6 +62,8 @@ def compile_all(log: EventLog, precision: str) -> float:
         Where progress is told if it must be compiled.
     precision : str
         Of the weights.
+    device : str
+        What computes the steps: ``cpu`` or ``cuda``.
 
     Returns
     -------
@@ -71,7 +74,10 @@ def compile_all(log: EventLog, precision: str) -> float:
     progress = _Progress(log)
     with _listening(progress):
         cover_address(PRECISIONS[precision])
-        serve.compile((types.int64,))
+        if device == "cpu":
+            serve.compile((types.int64,))
+        else:
+            compile_for_gpu()
         pack_entries.compile((types.int64,) * 5)
         record_bytes.compile((types.int64,) * 2)
         table_of_entries.compile((*(types.int64,) * 3, types.int64[:, ::1]))

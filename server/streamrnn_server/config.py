@@ -17,10 +17,11 @@ from streamrnn_client.protocol import (
     MAX_BATCH,
 )
 
-__all__ = ["Endpoint", "ServerConfig", "parse_endpoint"]
+__all__ = ["DEVICES", "Endpoint", "ServerConfig", "parse_endpoint"]
 
 _ENDPOINT = re.compile(r"tcp://(\[[^\]]+\]|[^:/]+):(\d+|\*)")
 _MAX_SHARDS = 64
+DEVICES = ("cpu", "cuda", "auto")
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,8 @@ class ServerConfig:
         The most that the state directory may hold.
     precision : str
         How all models' weights are stored: ``float32``, ``bfloat16`` or ``int8``.
+    device : str
+        What computes the steps: ``cpu``, ``cuda``, or ``auto`` for the faster one.
     """
 
     bind: Endpoint = field(default_factory=lambda: Endpoint("127.0.0.1", DEFAULT_PORT))
@@ -147,6 +150,7 @@ class ServerConfig:
     time_to_live_s: int = 0
     max_state_bytes: int = 2**40
     precision: str = "float32"
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_shards <= _MAX_SHARDS:
@@ -158,6 +162,12 @@ class ServerConfig:
         if self.precision not in PRECISION_NAMES:
             raise StartError(
                 f"--precision is {self.precision!r}; it must be one of {', '.join(PRECISION_NAMES)}"
+            )
+        if self.device not in DEVICES:
+            raise StartError(f"--device is {self.device!r}; it must be one of {', '.join(DEVICES)}")
+        if self.device == "cuda" and self.precision != "float32":
+            raise StartError(
+                f"--precision is {self.precision!r}; with --device cuda it must be 'float32'"
             )
         if self.durability not in DURABILITIES:
             raise StartError(
@@ -186,3 +196,8 @@ class ServerConfig:
                 f"{self.bind} can be reached by other machines, and nothing keeps strangers out "
                 "yet; bind 127.0.0.1, or say --insecure if the network is yours alone"
             )
+
+    @property
+    def max_streams_of_a_shard(self) -> int:
+        """The most open streams of one shard."""
+        return -(-self.max_streams // self.num_shards)

@@ -53,7 +53,9 @@ class Control:
     programs : mapping of str to Program
         The same, as the kernels see them.
     arithmetic : str
-        What computes their steps.
+        What computes their steps, to the bit.
+    device : str
+        Where.
     endpoints : sequence of str
         Where clients find each shard.
     log : EventLog
@@ -77,6 +79,7 @@ class Control:
         models: Mapping[str, Model],
         programs: Mapping[str, Program],
         arithmetic: str,
+        device: str,
         endpoints: Sequence[str],
         log: EventLog,
         disk: Disk | None = None,
@@ -88,7 +91,7 @@ class Control:
         self._models = dict(models)
         self._row_bytes = {name: program.row_bytes for name, program in programs.items()}
         self._specs = [(name, model.spec) for name, model in models.items()]
-        self._arithmetic = arithmetic
+        self._arithmetic, self._device = arithmetic, device
         self._endpoints = list(endpoints)
         self._log = log
         self._disk = disk
@@ -98,7 +101,14 @@ class Control:
         stored = (None, None) if disk is None else (disk.store, disk.expiry)
         self._vault = Vault(served, arithmetic, *stored)
         templates = templates_of(served, arithmetic)
-        self._cold = Cold(self._vault, templates, list(models), config.num_shards, disk is not None)
+        self._cold = Cold(
+            self._vault,
+            templates,
+            list(models),
+            config.num_shards,
+            is_durable=disk is not None,
+            min_window=1 if device == "cpu" else 2,
+        )
 
     def answer(self, shard: int, ask: Ask) -> list[Order]:
         """Answer what a shard asks.
@@ -201,6 +211,7 @@ class Control:
             "read_only": self._disk and self._disk.saver.read_only,
             "arithmetic": self._arithmetic,
             "precision": config.precision,
+            "device": self._device,
             "endpoints": self._endpoints,
             "num_shards": config.num_shards,
             "default_window": DEFAULT_WINDOW,
@@ -219,6 +230,7 @@ class Control:
                 "spec": model.spec.to_dict(),
                 "row_bytes": self._row_bytes[name],
                 "precision": self._config.precision,
+                "device": self._device,
             }
             for name, model in self._models.items()
         ]

@@ -37,12 +37,13 @@ __all__ = ["COUNTERS", "MODEL_RECORD_BYTES", "NUM_BUCKETS", "SHARD_WORDS"]
     INLINE_X_BYTES,
     OUT,  # address of the reply being written
     OUT_BYTES,
-    ROWS,  # address of int64[MAX_WAVE]: what `step_rows` takes
+    MAX_ROWS,  # of a wave
+    ROWS,  # address of int64[MAX_ROWS]: what `step_rows` takes
     XS,
     YS,
-    WAVE_SLOTS,  # address of int64[MAX_WAVE]
+    WAVE_SLOTS,  # address of int64[MAX_ROWS]
     WAVE_REQUESTS,
-    WAVE_Y,  # address of MAX_WAVE places for one output each
+    WAVE_Y,  # address of MAX_ROWS places for one output each
     WAVE_Y_STRIDE,
     ARRIVED,  # two words: a list of requests decoded and not admitted
     _ARRIVED_LAST,
@@ -87,8 +88,16 @@ __all__ = ["COUNTERS", "MODEL_RECORD_BYTES", "NUM_BUCKETS", "SHARD_WORDS"]
     _COVERED_LAST,
     CAN_LOOK_UP,  # streams that are not in memory may be on disk
     SPILL_PLACE,  # where the search for a stream that can be spilled goes on
-) = range(0, 608, 8)
-SHARD_WORDS = 76
+    MIN_WINDOW_LOG2,  # what is granted at least
+    PLACES,  # address of uint8[number of slots]: where each row is; 0 without a GPU
+    WRITTEN,  # address of int32[number of slots]: those whose rows must go to the GPU
+    NUM_WRITTEN,
+    ASKED_FOR,  # address of int32[number of slots]: those that wait for their rows
+    NUM_ASKED_FOR,
+) = range(0, 664, 8)
+SHARD_WORDS = 83
+
+ROW_SAME, ROW_HERE, ROW_AWAY = range(3)  # on the host and the GPU, or newer on one of them
 
 RUNNING, STOPPING, DRAINED, ENDED = range(4)
 

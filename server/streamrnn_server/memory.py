@@ -48,6 +48,8 @@ class ShardMemory:
         Connected to the thread that writes, where there is a state directory.
     endpoints : sequence of str
         Where clients find each shard.
+    gpu_rows : int
+        The most rows of a wave that a GPU computes; 0 where the CPU does.
 
     Attributes
     ----------
@@ -57,6 +59,11 @@ class ShardMemory:
         Written by the shard, read by anybody.
     latencies : ndarray of int64, shape (NUM_BUCKETS,)
         Number of replies for each bucket of nanoseconds from receive to send.
+    rows : list of ndarray of float32, shape (max_streams, row_bytes // 4)
+        Each model's.
+    places : ndarray of uint8, shape (num_slots,)
+    written, asked_for, to_save : ndarray of int32, shape (num_slots,)
+        Where each slot's row is, and lists of slots; see `layout`. Empty without a GPU.
     """
 
     def __init__(
@@ -68,14 +75,16 @@ class ShardMemory:
         pair: zmq.Socket[bytes],
         disk: zmq.Socket[bytes] | None,
         endpoints: Sequence[str],
+        gpu_rows: int = 0,
     ) -> None:
-        max_streams = -(-config.max_streams // config.num_shards)
+        max_streams = config.max_streams_of_a_shard
         if max_streams * len(programs) > _MAX_SLOTS:
             raise StartError(
                 f"{max_streams} streams of each of {len(programs)} models are more than a shard "
                 f"can number ({_MAX_SLOTS}); allow fewer (--max-streams)"
             )
         self._owned: list[Any] = []
+        self.rows: list[NDArray[np.float32]] = []
         self.names = list(programs)
         num_slots = len(programs) * max_streams + _NUM_REQUESTS  # with the room's
         headers = reserve(num_slots * HEADER_BYTES, huge_pages=True)
@@ -94,6 +103,7 @@ class ShardMemory:
         self.address = address_of(self._words)
         y_stride = max(64 * -(-program.spec.output_size // 16) for program in programs.values())
         out_bytes = 4 * config.max_message_bytes + _OUT_SLACK_BYTES
+        max_rows = gpu_rows or MAX_WAVE
         out = reserve(out_bytes)
         touch(out)
         self._set(
@@ -117,12 +127,13 @@ class ShardMemory:
                 w.INLINE_X_BYTES: self._pool.inline_x_bytes,
                 w.OUT: self._own(out),
                 w.OUT_BYTES: out_bytes,
-                w.ROWS: self._zeros(8 * MAX_WAVE),
-                w.XS: self._zeros(8 * MAX_WAVE),
-                w.YS: self._zeros(8 * MAX_WAVE),
-                w.WAVE_SLOTS: self._zeros(8 * MAX_WAVE),
-                w.WAVE_REQUESTS: self._zeros(8 * MAX_WAVE),
-                w.WAVE_Y: self._zeros(y_stride * MAX_WAVE),
+                w.MAX_ROWS: max_rows,
+                w.ROWS: self._zeros(8 * max_rows),
+                w.XS: self._zeros(8 * max_rows),
+                w.YS: self._zeros(8 * max_rows),
+                w.WAVE_SLOTS: self._zeros(8 * max_rows),
+                w.WAVE_REQUESTS: self._zeros(8 * max_rows),
+                w.WAVE_Y: self._zeros(y_stride * max_rows),
                 w.WAVE_Y_STRIDE: y_stride,
                 w.IDLE_LIMIT_S: config.idle_limit_s,
                 w.WORDS_LEFT: MAX_WORDS,
@@ -135,10 +146,27 @@ class ShardMemory:
             }
         )
         self._models[-1, w.FIRST_SLOT // 8] = len(programs) * max_streams
+        self._add_places(num_slots if gpu_rows else 0)
         if disk is not None:
             self._add_disk(config, disk, num_slots, programs)
         for word in (w.IDENTITY_MESSAGE, w.PAYLOAD_MESSAGE):
             msg_init(int(self._words[word // 8]))
+
+    def _add_places(self, num_slots: int) -> None:
+        self.places = reserve(num_slots)[:num_slots]
+        self.written, self.asked_for, self.to_save = (
+            reserve(4 * num_slots)[: 4 * num_slots].view(np.int32) for _ in range(3)
+        )
+        if num_slots > 0:
+            self._set(
+                {
+                    w.PLACES: address_of(self.places),
+                    w.WRITTEN: address_of(self.written),
+                    w.ASKED_FOR: address_of(self.asked_for),
+                    # With window 1 an output is computed again from the row, which is away.
+                    w.MIN_WINDOW_LOG2: 1,
+                }
+            )
 
     def _add_disk(
         self,
@@ -191,6 +219,30 @@ class ShardMemory:
         """
         return int(self._words[word // 8])
 
+    def clear(self, word: int) -> None:
+        """Set one of the shard's numbers to 0; of its own thread only.
+
+        Parameters
+        ----------
+        word : int
+            One of the words of `layout`.
+        """
+        self._words[word // 8] = 0
+
+    def model_at(self, address: int) -> int:
+        """Return the index of a model by the address of its record.
+
+        Parameters
+        ----------
+        address : int
+            As `streamrnn_server.wave.choose_model` returns it.
+
+        Returns
+        -------
+        int
+        """
+        return (address - address_of(self._models)) // w.MODEL_RECORD_BYTES
+
     def num_open(self) -> dict[str, int]:
         """Return the number of open streams of each model.
 
@@ -209,6 +261,9 @@ class ShardMemory:
     def _add_model(self, k: int, name: str, program: Program, max_streams: int) -> None:
         rows = reserve(max_streams * program.row_bytes, huge_pages=True)
         touch(rows)
+        self.rows.append(
+            rows.view(np.float32)[: max_streams * program.row_bytes // 4].reshape(max_streams, -1)
+        )
         first_slot = k * max_streams
         text = np.frombuffer(name.encode(), np.uint8)
         self._owned.append(program)

@@ -22,6 +22,7 @@ from streamrnn_server import layout as w
 from streamrnn_server import requests as r
 from streamrnn_server.finish import count
 from streamrnn_server.ring import has_ring, remember
+from streamrnn_server.rows import note_written
 from streamrnn_server.streams import row_of, set_error, take_number
 
 __all__ = ["fill_slot", "place_stream", "roll_back"]
@@ -67,6 +68,7 @@ def fill_slot(shard: int, model: int, slot: int, header: int, record: int) -> bo
         return False
     row = row_in_record(record)
     copy_bytes(row_of(model, slot), row, row_bytes)
+    note_written(shard, slot)
     digests = row + row_bytes
     outputs = digests + 8 * num_ring
     for k in range(num_ring):
@@ -151,4 +153,5 @@ def roll_back(shard: int, model: int, slot: int, header: int, request: int) -> b
         return False
     row = row_in_record(load_i64(request + r.X))
     copy_bytes(row_of(model, slot), row, load_i64(model + w.ROW_BYTES))
+    note_written(shard, slot)
     return True

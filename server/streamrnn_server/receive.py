@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes, load_i64, store_i64
-from streamrnn.kernels.plan import MAX_WAVE
 from streamrnn.state.arena import allocate
 from streamrnn.state.index import equal_bytes, hash64, prefetch_entry
 from streamrnn_client.protocol import MAX_BATCH, ErrorCode
@@ -68,10 +67,10 @@ def receive(shard: int) -> int:
         return 0
     router, pool = load_i64(shard + w.ROUTER), load_i64(shard + w.POOL)
     identity = load_i64(shard + w.IDENTITY_MESSAGE)
-    num_messages = 0
+    num_messages, max_rows = 0, load_i64(shard + w.MAX_ROWS)
     # A message may need a record for each item. Without room it stays where it is: at last the
     # client's own socket holds it back.
-    while num_messages < MAX_WAVE and num_free(pool) > MAX_BATCH + _KEPT_FOR_PYTHON:
+    while num_messages < max_rows and num_free(pool) > MAX_BATCH + _KEPT_FOR_PYTHON:
         if receive_frame(router, identity) < 0:
             store_i64(shard + w.LAST_EMPTY_NS, now)
             break

@@ -35,6 +35,7 @@ from streamrnn_server.requests import (
     first_waiting,
     take_from_list,
 )
+from streamrnn_server.rows import is_away
 from streamrnn_server.saved import MAX_SLICE_SLOTS, mark_dirty, take_answers
 from streamrnn_server.slots import header_of, model_of
 from streamrnn_server.streams import row_of
@@ -252,6 +253,8 @@ def _copy_some(shard: int) -> None:
         is_held = flags & h.IS_HELD != 0
         is_good = flags & (h.IS_OPEN | h.IS_FROZEN) == h.IS_OPEN
         if flags & h.IS_DIRTY and (is_held or is_good):
+            if is_away(shard, slot):
+                break  # it is brought here before the next slice
             model = model_of(shard, load_u16(header + h.MODEL))
             request = first_waiting(load_i64(shard + w.POOL), header) if is_held else 0
             size = entry_bytes(model, header, request)

@@ -11,18 +11,22 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import zmq
 
-from streamrnn.errors import StartError
+from streamrnn.engine_cuda import CudaDevice
+from streamrnn.errors import DeviceError, StartError
 from streamrnn.kernels.plan import Program
 from streamrnn.model import Model
+from streamrnn_server.choosing import choose_device
 from streamrnn_server.cold import command
 from streamrnn_server.compiling import compile_all
 from streamrnn_server.config import Endpoint, ServerConfig
 from streamrnn_server.control import Control
 from streamrnn_server.disk import Disk
+from streamrnn_server.gpu import GpuShard, make_devices, rows_of_a_wave
 from streamrnn_server.layout import ASK_DRAINED, COMMAND_END, COMMAND_STOP
 from streamrnn_server.logs import EventLog
 from streamrnn_server.memory import ShardMemory
@@ -66,20 +70,24 @@ class Server:
         Where clients find each shard.
     control : Control
         Python's part.
+    device : str
+        What computes the steps: ``cpu`` or ``cuda``.
     compile_s : float
         Time that compiling took, or loading what was compiled before.
 
     Raises
     ------
     StartError
-        If the address cannot be bound, or there is not enough address space.
+        If the address cannot be bound, there is not enough address space, or the device cannot be
+        used.
     """
 
     def __init__(self, models: Mapping[str, Model], config: ServerConfig, log: EventLog) -> None:
         if not models:
             raise StartError("there is no model to serve; name at least one weight file")
         self._config, self._log = config, log
-        self.compile_s = compile_all(log, config.precision)
+        self.device = choose_device(models, config, log)
+        self.compile_s = compile_all(log, config.precision, self.device)
         _raise_file_limit(log)
         self._context = zmq.Context(io_threads=config.num_shards)
         self._woken, self._wake = socket.socketpair()
@@ -89,6 +97,7 @@ class Server:
         self._threads: list[threading.Thread] = []
         self._told: dict[str, int] = {}
         self._disk: Disk | None = None
+        self._failure: DeviceError | None = None
         try:
             self._start(models)
         except BaseException:
@@ -109,6 +118,11 @@ class Server:
         )
         programs = {name: Program(model, config.precision) for name, model in models.items()}
         arithmetic = next(iter(programs.values())).arithmetic
+        on_gpu: list[list[CudaDevice]] = []
+        if self.device == "cuda":
+            max_streams = config.max_streams_of_a_shard
+            on_gpu = [make_devices(models, max_streams) for _ in range(config.num_shards)]
+            arithmetic = on_gpu[0][0].arithmetic
         disks: list[zmq.Socket[bytes] | None] = [None] * config.num_shards
         if config.state_dir is not None:
             ends = [self._make_pair(f"disk-{k}") for k in range(config.num_shards)]
@@ -116,21 +130,32 @@ class Server:
             ours = [our for our, _ in ends]
             self._disk = Disk(config, models, programs, arithmetic, ours, self._log)
         self.control = Control(
-            config, models, programs, arithmetic, self.endpoints, self._log, self._disk
+            config,
+            models,
+            programs,
+            arithmetic,
+            self.device,
+            self.endpoints,
+            self._log,
+            self._disk,
         )
+        loops: list[tuple[Callable[..., None], Any]] = []
         for k, router in enumerate(routers):
             our, pair = self._make_pair(f"shard-{k}")
             self._pairs.append(our)
             own = {name: program.for_shard() for name, program in programs.items()}
-            self.control.shards.append(
-                ShardMemory(config, k, own, router, pair, disks[k], self.endpoints)
-            )
+            gpu_rows = rows_of_a_wave(on_gpu[k]) if on_gpu else 0
+            shard = ShardMemory(config, k, own, router, pair, disks[k], self.endpoints, gpu_rows)
+            self.control.shards.append(shard)
+            if on_gpu:
+                plans = [program.plan for program in own.values()]
+                loops.append((self._serve_on_gpu, GpuShard(shard, plans, on_gpu[k])))
+            else:
+                loops.append((serve, shard.address))
         if self._disk is not None:
             self._disk.saver.start()
-        for k, shard in enumerate(self.control.shards):
-            thread = threading.Thread(
-                target=_run_shard, args=(shard.address,), name=f"shard-{k}", daemon=True
-            )
+        for k, loop in enumerate(loops):
+            thread = threading.Thread(target=_run_shard, args=loop, name=f"shard-{k}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
@@ -187,8 +212,23 @@ class Server:
         """A file that ends `run` when something is written to it, for `signal.set_wakeup_fd`."""
         return self._wake.fileno()
 
+    def _serve_on_gpu(self, shard: GpuShard) -> None:
+        """Run a shard; a GPU that has failed ends the server."""
+        try:
+            shard.serve()
+        except DeviceError as error:
+            self._failure = error
+            self.stop()
+
     def run(self) -> None:
-        """Do Python's part until `stop`; then answer what has arrived, and end the shards."""
+        """Do Python's part until `stop`; then answer what has arrived, and end the shards.
+
+        Raises
+        ------
+        DeviceError
+            If a GPU has failed. Then nothing can be done but to end the process: its streams go on
+            from what is on disk.
+        """
         poller = zmq.Poller()
         poller.register(self._woken, zmq.POLLIN)
         for pair in self._pairs:
@@ -198,6 +238,8 @@ class Server:
         while running:
             timeout_s = max(0.0, tell_at_s - time.monotonic())
             ready = dict(poller.poll(math.ceil(timeout_s * 1e3)))
+            if self._failure is not None:
+                raise self._failure
             if self._woken.fileno() in ready:
                 poller.unregister(self._woken)
                 self._log.write("info", "stopping: answering what has arrived")
@@ -254,10 +296,10 @@ class Server:
         self._wake.close()
 
 
-def _run_shard(address: int) -> None:
+def _run_shard(loop: Callable[..., None], shard: Any) -> None:
     """Run a shard in this thread. Signals are the main thread's."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    serve(address)
+    loop(shard)
 
 
 def _raise_file_limit(log: EventLog) -> None:

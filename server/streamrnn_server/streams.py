@@ -37,6 +37,7 @@ from streamrnn_server.ring import (
     remember,
     remembered,
 )
+from streamrnn_server.rows import note_written
 
 __all__ = [
     "close_stream",
@@ -135,13 +136,15 @@ def open_stream(shard: int, model: int, slot: int, header: int, request: int) ->
             # is free as soon as its queue is empty.
             set_error(request, _BUSY)
             return False
-        store_u8(header + h.WINDOW_LOG2, _window_log2(load_i64(request + r.WINDOW)))
+        window_log2 = _window_log2(load_i64(request + r.WINDOW))
+        window_log2 = max(window_log2, load_i64(shard + w.MIN_WINDOW_LOG2))
+        store_u8(header + h.WINDOW_LOG2, window_log2)
         store_i64(header + h.RING, 0)
         store_i64(header + h.LAST_SEQ, 0)
         store_i64(header + h.DURABLE_SEQ, 0)
         store_i32(header + h.GENERATION, load_i32(header + h.GENERATION) + 1)
         store_u8(header + h.FLAGS, h.IS_OPEN | (flags & h.IS_READY))
-        _clear_row(model, slot)
+        _clear_row(shard, model, slot)
         store_i64(model + w.NUM_OPEN, load_i64(model + w.NUM_OPEN) + 1)
         count(shard, w.NUM_OPENED, 1)
     elif has != asked_for:
@@ -163,8 +166,9 @@ def _window_log2(asked: int) -> int:
 
 
 @jit
-def _clear_row(model: int, slot: int) -> None:
+def _clear_row(shard: int, model: int, slot: int) -> None:
     copy_bytes(row_of(model, slot), load_i64(model + w.INITIAL_ROW), load_i64(model + w.ROW_BYTES))
+    note_written(shard, slot)
 
 
 @jit
@@ -244,7 +248,7 @@ def reset_stream(shard: int, model: int, slot: int, header: int, request: int) -
     """
     if not take_number(shard, model, header, request, RESET_DIGEST):
         return False
-    _clear_row(model, slot)
+    _clear_row(shard, model, slot)
     count(shard, w.NUM_RESETS, 1)
     return True
 

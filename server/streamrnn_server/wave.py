@@ -21,7 +21,6 @@ from streamrnn.kernels.memory import (
     store_i64,
     store_u8,
 )
-from streamrnn.kernels.plan import MAX_WAVE
 from streamrnn.state import slab as h
 from streamrnn.state.arena import allocate, release
 from streamrnn_client.protocol import ErrorCode
@@ -31,6 +30,7 @@ from streamrnn_server.finish import count, finish
 from streamrnn_server.placing import place_stream, roll_back
 from streamrnn_server.requests import first_waiting, pop_waiting
 from streamrnn_server.ring import digest_of, prefetch_place, remember
+from streamrnn_server.rows import ask_for_row, is_away
 from streamrnn_server.saved import mark_dirty
 from streamrnn_server.saving import entry_bytes, hold, write_entry
 from streamrnn_server.slots import free_slot, header_of, make_ready, model_of
@@ -46,7 +46,7 @@ from streamrnn_server.streams import (
 
 __all__ = ["choose_model", "commit", "gather", "view"]
 
-_MAX_SLOTS_LOOKED_AT = 4 * MAX_WAVE
+_LOOKED_AT_A_ROW = 4  # slots, at most
 _MAGNITUDE, _INFINITY = 0x7FFFFFFF, 0x7F800000  # of the bits of a float32
 _UNKNOWN, _BUSY, _QUARANTINED = (
     int(ErrorCode.UNKNOWN),
@@ -130,10 +130,11 @@ def gather(shard: int, plan: Any, model: int) -> int:
         The number of rows.
     """
     y_bytes = load_i64(model + w.Y_BYTES)
+    max_rows = load_i64(shard + w.MAX_ROWS)
     num_rows = 0
-    for _ in range(_MAX_SLOTS_LOOKED_AT):
+    for _ in range(_LOOKED_AT_A_ROW * max_rows):
         slot = load_i64(model + w.READY) - 1
-        if slot < 0 or num_rows == MAX_WAVE:
+        if slot < 0 or num_rows == max_rows:
             break
         header = header_of(shard, slot)
         store_i64(model + w.READY, load_i32(header + h.NEXT))
@@ -168,6 +169,9 @@ def _next_step(shard: int, plan: Any, model: int, slot: int, header: int) -> int
                 request + r.NUM_STEPS
             ):
                 return request
+        elif kind == r.EXPORT and is_away(shard, slot):
+            ask_for_row(shard, slot)
+            return 0
         elif _must_be_held(shard, model, slot, header, request, kind):
             hold(shard, slot, header)
             return 0

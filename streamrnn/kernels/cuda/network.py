@@ -270,9 +270,7 @@ class Network:
         launch = self._launch(self._start_rows, (len(slots), 1), self._tiling.row_threads, 0)
         launch(slab, cuda.to_device(slots), self._initial_row)
 
-    def write_rows(
-        self, slab: Any, slots: NDArray[np.int32], rows: NDArray[np.float32]
-    ) -> None:
+    def write_rows(self, slab: Any, slots: NDArray[np.int32], rows: NDArray[np.float32]) -> None:
         """Put rows of the host into the slab, and wait for it.
 
         Parameters
