@@ -23,7 +23,9 @@ from streamrnn.engine_cpu import (
 from streamrnn.errors import InputError, StreamError
 from streamrnn.kernels.plan import Program
 from streamrnn.model import Model
+from streamrnn.state.moving import record_of_row, row_of_record
 from streamrnn.state.slab import reserve
+from streamrnn_client.protocol import ProtocolError, StreamId, canonical_id
 
 __all__ = ["Device", "Engine"]
 
@@ -331,6 +333,64 @@ class Engine:
             del self._slots[stream]
             self._generations[slot] += 1
             self._free.append(slot)
+
+    def export_state(self, stream: StreamId) -> bytes:
+        """Write a stream's record, for `import_state` here or elsewhere, or for a server.
+
+        Parameters
+        ----------
+        stream : str or int
+            Its id: one that a server's streams can have too.
+
+        Returns
+        -------
+        bytes
+            As docs/STATE.md describes it.
+
+        Raises
+        ------
+        StreamError
+            If it is unknown.
+        InputError
+            If a server's streams cannot have such an id.
+        """
+        try:
+            canonical_id(stream)
+        except ProtocolError as error:
+            raise InputError(f"stream {stream!r}: {error}") from error
+        with self._lock:
+            row = self._device.read_row(self._slot_of(stream))
+        return record_of_row(self.model, self._device.arithmetic, stream, row)
+
+    def import_state(
+        self, stream: Hashable, record: bytes, *, any_arithmetic: bool = False
+    ) -> None:
+        """Start a stream from a record.
+
+        Parameters
+        ----------
+        stream : hashable
+            Its id here, whichever the record's is.
+        record : bytes
+            From `export_state` of an engine with this model, or from a server.
+        any_arithmetic : bool
+            Whether another device or precision may have computed it. The outputs are then as
+            exact as ever, but not to the bit those that it would have given.
+
+        Raises
+        ------
+        RecordError
+            If it is damaged, of another model, or of another arithmetic without leave.
+        StreamError
+            If the stream exists, or there is no room for it.
+        """
+        device = self._device
+        wanted = None if any_arithmetic else device.arithmetic
+        row = row_of_record(self.model, wanted, device.program.row_bytes, record)
+        with self._lock:
+            if stream in self._slots:
+                raise StreamError(f"stream {stream!r} exists; close it first")
+            device.write_row(self._start(stream) & SLOT_MASK, row)
 
     def _slot_of(self, stream: Hashable) -> int:
         try:

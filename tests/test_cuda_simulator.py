@@ -16,7 +16,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamr
 
 from streamrnn import Engine, engine_cuda
 from streamrnn.cells.reference import ReferenceModel
-from streamrnn.errors import DeviceError
+from streamrnn.errors import DeviceError, RecordError
 from streamrnn.kernels.cuda import network, support
 from streamrnn.kernels.cuda.chunk import chunk_size
 from streamrnn.kernels.cuda.plan import GpuPlan
@@ -222,10 +222,13 @@ def test_a_streams_state_moves_between_devices(rng):
     expected = ReferenceModel(model).steps(x)
     cpu, gpu = Engine(model, max_streams=3), engine_on_gpu(model)
     y = [cpu.steps("s", x[:2])]
-    gpu.rows(["other", "s"])
-    gpu._device.write_row(1, cpu._device.read_row(0))
+    gpu.rows(["other"])
+    with pytest.raises(RecordError, match=f"'cpu-.*; here it is '{support.ARITHMETIC}'"):
+        gpu.import_state("s", cpu.export_state("s"))
+    gpu.import_state("s", cpu.export_state("s"), any_arithmetic=True)
     y.append(gpu.steps("s", x[2:4]))
-    cpu._device.write_row(0, gpu._device.read_row(1))
+    cpu.close("s")
+    cpu.import_state("s", gpu.export_state("s"), any_arithmetic=True)
     y.append(cpu.steps("s", x[4:]))
     assert np.max(np.abs(np.concatenate(y) - expected)) < KERNEL
 
