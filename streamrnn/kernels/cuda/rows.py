@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from numba import cuda, float32, int64
+from numba.cuda import libdevice
 
 from streamrnn.kernels.activations import SOFTMAX
 from streamrnn.kernels.cuda import plan as p
 from streamrnn.kernels.cuda.activations import activate, exp
-from streamrnn.kernels.cuda.support import device_function, kernel
+from streamrnn.kernels.cuda.support import SIMULATED, device_function, kernel
 from streamrnn.kernels.plan import (
     EMBEDDING,
     EMBEDDING_SIZE,
@@ -97,6 +98,17 @@ def transform_input(plan, weights, which, x, tokens, place, memory, stream, out,
 
 
 @device_function
+def _add(a, b):
+    """Add what was rounded: a product before a plain sum may be made one operation with it.
+
+    That would be the compiler's choice, in one kernel and perhaps not in another.
+    """
+    if SIMULATED:
+        return a + b
+    return libdevice.fadd_rn(a, b)
+
+
+@device_function
 def softmax(source, place, y, out, size, shared, tid, num_threads):
     """Write exp(x - max x) over its sum; all threads of a block for one row.
 
@@ -132,7 +144,7 @@ def softmax(source, place, y, out, size, shared, tid, num_threads):
     for j in range(tid, size, num_threads):
         value = exp(source[_index(place + j)] - largest)
         y[_index(out + j)] = value
-        total += value
+        total = _add(total, value)
     shared[_index(tid)] = total
     cuda.syncthreads()
     total = _ZERO
