@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from streamrnn.cells.reference import ReferenceModel
 from streamrnn.errors import DeviceError
 from streamrnn.kernels.cuda.support import SIMULATED, require_gpu
 from streamrnn.spec import OutputSpec
+from streamrnn_client import Client
+from streamrnn_server.testing import serving
 from tests.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
 from tests.tolerances import KERNEL_RELATIVE
 
@@ -153,3 +156,17 @@ def test_compute_sanitizer_finds_nothing():
             text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_server_answers_as_the_engine_does(rng, tmp_path):
+    model = random_model(rng, layers=[("lstm", 50), ("gru", 17)], inputs=5, outputs=3)
+    x = random_inputs(rng, model.spec, 600, 4)
+    expected = stepped(Engine(model, device="cuda", max_streams=600), x)
+    options: dict[str, Any] = {"device": "cuda", "max_streams": 700, "state_dir": tmp_path}
+    options["durability"] = "checkpoint"
+    for part in (x[:, :3], x[:, 3:]):  # the second after a restart
+        done = x.shape[1] - part.shape[1] if part.shape[1] == 1 else 0
+        with serving({"m": model}, **options) as server, Client(server.endpoints[0]) as client:
+            for t in range(part.shape[1]):
+                ys = client.step_many({k: part[k, t] for k in range(600)}, model="m")
+                assert_same_bits(np.stack([ys[k] for k in range(600)]), expected[:, done + t])
