@@ -64,7 +64,6 @@ class CudaDevice:
         spec = model.spec
         self._row_size = self.program.row_bytes // 4
         self._num_inputs, self._output_size = spec.num_inputs, spec.output_size
-        self._max_streams = max_streams
         work_bytes = self.program.row_bytes + 4 * (spec.num_features + spec.output_size + 32)
         self.max_rows = max(_MIN_ROWS, min(_MAX_ROWS, _MAX_WORK_BYTES // work_bytes, max_streams))
         # Room for one step of all rows, or for more steps of fewer.
