@@ -1,112 +1,32 @@
-"""The engine in process: a model, the rows of its streams, and the kernels."""
+"""The engine in process: a model, its streams, and the device that they live on and step on.
+
+`streamrnn.engine_streams` knows which row is whose, `streamrnn.engine_inputs` what an input must
+look like, and a `streamrnn.engine_device.Device` steps rows: `streamrnn.engine_cpu`'s or
+`streamrnn.engine_cuda`'s.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, Protocol
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy import empty, ndarray
 from numpy.typing import ArrayLike, NDArray
 
-from streamrnn.engine_cpu import (
-    DONE,
-    GENERATION_SHIFT,
-    KIND_BITS,
-    MISFIT,
-    ROW_TWICE,
-    SLOT_MASK,
-    STALE_ROW,
-    CpuDevice,
-)
+from streamrnn.engine_cpu import CpuDevice
+from streamrnn.engine_device import DONE, MISFIT, Device
+from streamrnn.engine_inputs import InputForm, as_rows
+from streamrnn.engine_streams import StreamTable
 from streamrnn.errors import InputError, StreamError
-from streamrnn.kernels.plan import Program
 from streamrnn.model import Model
 from streamrnn.state.moving import record_of_row, row_of_record
-from streamrnn.state.slab import reserve
 from streamrnn_client.protocol import ProtocolError, StreamId, canonical_id
 
-__all__ = ["Device", "Engine"]
+__all__ = ["Engine"]
 
 _INT64, _FLOAT32 = np.dtype(np.int64), np.dtype(np.float32)
-
-
-class Device(Protocol):
-    """Where a model's streams live and are stepped: all that an `Engine` knows of it.
-
-    Attributes
-    ----------
-    program : Program
-        The model as the CPU's kernels see it: the layout of a row, and what checks an input.
-    arithmetic : str
-        What decides the bits of an output besides model and inputs.
-    """
-
-    program: Program
-    arithmetic: str
-
-    def advance(
-        self,
-        rows: NDArray[np.int64],
-        x: NDArray[Any],
-        y: NDArray[np.float32],
-        num_steps: int,
-        /,
-    ) -> int:
-        """Check everything, then advance every row by ``num_steps``, or none.
-
-        Parameters
-        ----------
-        rows : ndarray of int64, shape (B,)
-            Row numbers, see `Engine.rows`.
-        x : ndarray of float32 or uint32, shape (B * num_steps, num_inputs)
-            Each row's inputs one after the other.
-        y : ndarray of float32, shape (B * num_steps, output_size)
-            Filled. Contiguous.
-        num_steps : int
-            T.
-
-        Returns
-        -------
-        int
-            `DONE`, or what is wrong (low bits) and with which row or element of x (high bits);
-            `MISFIT` if x is not contiguous, or the shapes are not these.
-        """
-
-    def read_row(self, slot: int) -> NDArray[np.float32]:
-        """Return a copy of a stream's row.
-
-        Parameters
-        ----------
-        slot : int
-            Below max_streams.
-
-        Returns
-        -------
-        ndarray of float32, shape (row_bytes // 4,)
-            The same layout on every device.
-        """
-
-    def write_row(self, slot: int, row: NDArray[np.float32]) -> None:
-        """Replace a stream's row.
-
-        Parameters
-        ----------
-        slot : int
-            Below max_streams.
-        row : ndarray of float32, shape (row_bytes // 4,)
-            From `read_row` of any device.
-        """
-
-    def start_row(self, slot: int) -> None:
-        """Put a stream's row into the initial state.
-
-        Parameters
-        ----------
-        slot : int
-            Below max_streams.
-        """
 
 
 class Engine:
@@ -155,26 +75,21 @@ class Engine:
             raise InputError(f"max_streams is {max_streams}; it must be from 1 to 2^31 - 1")
         self.model = model
         self.max_streams = max_streams
-        spec = model.spec
-        self._dtype = np.dtype(np.uint32 if spec.is_token else np.float32)
-        self._num_inputs, self._output_size = spec.num_inputs, spec.output_size
-        # Each slot's generation, odd while a stream lives, and the call that it was last in.
-        self._marks = reserve(16 * (max_streams + 1)).view(np.int64).reshape(-1, 2)
-        self._generations = self._marks[:, 0]
-        self._device = _make_device(model, device, self._marks, precision)
-        self._slots: dict[Hashable, int] = {}  # a stream's row number
-        self._free: list[int] = []
-        self._next_slot = 0
+        self._form = InputForm(model.spec)
+        self._dtype, self._num_inputs = self._form.dtype, self._form.num_inputs
+        self._output_size = model.spec.output_size
+        self._streams = StreamTable(max_streams)
+        self._device = _make_device(model, device, self._streams.marks, precision)
         self._lock = threading.Lock()
         self._run(np.empty(0, dtype=np.int64), np.empty((0, self._num_inputs), self._dtype), 1)
 
     def __len__(self) -> int:
         """Return the number of streams that have a state."""
-        return len(self._slots)
+        return len(self._streams)
 
     def __contains__(self, stream: Hashable) -> bool:
         """Return whether a stream has a state."""
-        return stream in self._slots
+        return stream in self._streams
 
     def step(self, inputs: Mapping[Hashable, ArrayLike]) -> dict[Hashable, NDArray[np.float32]]:
         """Advance streams by one time step each; unknown ones start from the initial state.
@@ -198,15 +113,15 @@ class Engine:
         """
         x = np.empty((len(inputs), self._num_inputs), dtype=self._dtype)
         for index, (stream, value) in enumerate(inputs.items()):
-            x[index] = self._as_input(value, (self._num_inputs,), f"stream {stream!r}: x")
+            x[index] = self._form.as_array(value, (self._num_inputs,), f"stream {stream!r}: x")
         streams = list(inputs)
-        known = [stream in self._slots for stream in streams]
+        known = [stream in self._streams for stream in streams]
         try:
             y = self.batch(self.rows(streams), x)
         except InputError:
             # A refused step leaves nothing behind, not even the stream that it would have begun.
             for stream, was_known in zip(streams, known, strict=True):
-                if not was_known and stream in self._slots:
+                if not was_known and stream in self._streams:
                     self.close(stream)
             raise
         return dict(zip(streams, y, strict=True))
@@ -232,8 +147,8 @@ class Engine:
         StreamError
             If there is no room for another stream.
         """
-        chunk = self._as_input(x, (-1, self._num_inputs), f"stream {stream!r}: x")
-        was_known = stream in self._slots
+        chunk = self._form.as_array(x, (-1, self._num_inputs), f"stream {stream!r}: x")
+        was_known = stream in self._streams
         try:
             return self._run(self.rows([stream]), chunk, len(chunk))
         except InputError:
@@ -257,13 +172,13 @@ class Engine:
         Raises
         ------
         StreamError
-            If there is no room for another stream.
+            If there is no room for all of them; none has been started then.
         """
         with self._lock:
-            slots = self._slots
-            return np.array(
-                [slots[s] if s in slots else self._start(s) for s in streams], dtype=np.int64
-            )
+            rows, started = self._streams.resolve(streams)
+            if started:
+                self._device.start_rows(self._streams.slots(started))
+            return rows
 
     def batch(self, rows: NDArray[np.int64], x: ArrayLike) -> NDArray[np.float32]:
         """Advance many streams by one time step each: the fast form of `step`.
@@ -295,8 +210,8 @@ class Engine:
             and rows.dtype is _INT64
             and rows.ndim == 1
         ):
-            x = self._as_input(x, (-1, self._num_inputs), "x")
-            rows = _as_rows(rows)
+            x = self._form.as_array(x, (-1, self._num_inputs), "x")
+            rows = as_rows(rows)
         return self._run(rows, x, 1)
 
     def reset(self, stream: Hashable) -> None:
@@ -313,7 +228,7 @@ class Engine:
             If it is unknown.
         """
         with self._lock:
-            self._device.start_row(self._slot_of(stream))
+            self._device.start_rows(self._streams.slots([stream]))
 
     def close(self, stream: Hashable) -> None:
         """Forget a stream.
@@ -329,10 +244,7 @@ class Engine:
             If it is unknown.
         """
         with self._lock:
-            slot = self._slot_of(stream)
-            del self._slots[stream]
-            self._generations[slot] += 1
-            self._free.append(slot)
+            self._streams.forget(stream)
 
     def export_state(self, stream: StreamId) -> bytes:
         """Write a stream's record, for `import_state` here or elsewhere, or for a server.
@@ -359,7 +271,7 @@ class Engine:
         except ProtocolError as error:
             raise InputError(f"stream {stream!r}: {error}") from error
         with self._lock:
-            row = self._device.read_row(self._slot_of(stream))
+            [row] = self._device.read_rows(self._streams.slots([stream]))
         return record_of_row(self.model, self._device.arithmetic, stream, row)
 
     def import_state(
@@ -388,61 +300,10 @@ class Engine:
         wanted = None if any_arithmetic else device.arithmetic
         row = row_of_record(self.model, wanted, device.program.row_bytes, record)
         with self._lock:
-            if stream in self._slots:
+            if stream in self._streams:
                 raise StreamError(f"stream {stream!r} exists; close it first")
-            device.write_row(self._start(stream) & SLOT_MASK, row)
-
-    def _slot_of(self, stream: Hashable) -> int:
-        try:
-            return self._slots[stream] & SLOT_MASK
-        except KeyError:
-            raise StreamError(
-                f"stream {stream!r} is unknown; it has not been stepped, or it has been closed"
-            ) from None
-
-    def _start(self, stream: Hashable) -> int:
-        """Give a stream a slot in the initial state, and return its row number."""
-        if self._free:
-            slot = self._free.pop()
-        elif self._next_slot < self.max_streams:
-            slot = self._next_slot
-            self._next_slot += 1
-        else:
-            raise StreamError(
-                f"no room for stream {stream!r}: all {self.max_streams} streams are in use; "
-                "close some, or make the engine with a larger max_streams"
-            )
-        self._device.start_row(slot)
-        self._generations[slot] += 1
-        row = int(self._generations[slot]) << GENERATION_SHIFT | slot
-        self._slots[stream] = row
-        return row
-
-    def _as_input(self, x: ArrayLike, shape: Sequence[int], what: str) -> NDArray[Any]:
-        """Return x as a contiguous array of the model's dtype, or say what is wrong with it."""
-        given = np.asarray(x)
-        if given.ndim == 1 and len(shape) == 2 and self._num_inputs == 1:
-            given = given[:, None]  # a plain series into a model with one input
-        expected = tuple(given.shape[0] if size < 0 and given.ndim else size for size in shape)
-        if given.shape != expected:
-            wanted = ", ".join("T" if size < 0 else str(size) for size in shape)
-            raise InputError(
-                f"{what} has shape {given.shape}, expected ({wanted}): one number for each of "
-                f"the model's inputs, {self._names()}"
-            )
-        if given.dtype == self._dtype:
-            return np.ascontiguousarray(given)
-        kinds = "ui" if self.model.spec.is_token else "fuib"
-        if given.dtype.kind not in kinds:
-            raise InputError(f"{what} has dtype {given.dtype}, expected {self._dtype}")
-        if self.model.spec.is_token and given.size and given.min() < 0:
-            raise InputError(f"{what} holds the token {given.min()}; tokens are 0 or more")
-        with np.errstate(over="ignore"):  # too large for float32: an infinity, refused as one
-            return np.ascontiguousarray(given, dtype=self._dtype)
-
-    def _names(self) -> str:
-        names = [item.name for item in self.model.spec.inputs]
-        return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            self._streams.resolve([stream])
+            device.write_rows(self._streams.slots([stream]), row[None])
 
     def _run(self, rows: NDArray[np.int64], x: NDArray[Any], num_steps: int) -> NDArray[np.float32]:
         """Advance every row by ``num_steps``, whose inputs stand one after the other in x."""
@@ -452,44 +313,11 @@ class Engine:
         if answer == DONE:
             return y
         if answer != MISFIT:
-            self._refuse(answer & (1 << KIND_BITS) - 1, answer >> KIND_BITS, rows, x)
-        x = self._as_input(x, (-1, self._num_inputs), "x")
+            self._form.refuse(answer, rows, x)
+        x = self._form.as_array(x, (-1, self._num_inputs), "x")
         if len(rows) != len(x):
             raise InputError(f"{len(rows)} rows but {len(x)} inputs; give one x for each row")
         return self._run(rows, x, num_steps)
-
-    def _refuse(self, kind: int, item: int, rows: NDArray[np.int64], x: NDArray[Any]) -> NoReturn:
-        if kind == STALE_ROW:
-            raise StreamError(
-                f"row {item} ({rows[item]}) belongs to no stream now: it has been closed; "
-                "resolve the names again with rows()"
-            )
-        if kind == ROW_TWICE:
-            raise InputError(
-                f"row {item} stands for a stream that is in this batch already; a batch holds "
-                "one step of each stream, so send the second one in another batch, or use steps()"
-            )
-        step, index = divmod(item, self._num_inputs)
-        given = self.model.spec.inputs[index]
-        if given.kind == "numeric":
-            wanted = "a finite number" + ("" if given.missing == "error" else " or NaN (missing)")
-        else:
-            wanted = f"a whole number from 0 to {given.num_categories - 1}"
-        raise InputError(
-            f"input {given.name!r} at index {step} of x is {x[step, index]}; expected {wanted}. "
-            "No stream has advanced"
-        )
-
-
-def _as_rows(rows: object) -> NDArray[np.int64]:
-    """Return row numbers as an array of int64, or say what is wrong with them."""
-    given = np.asarray(rows)
-    if given.ndim != 1 or given.dtype.kind not in "iu":
-        raise InputError(
-            f"rows have shape {given.shape} and dtype {given.dtype}; expected (B,) and int64, "
-            "from rows()"
-        )
-    return given.astype(np.int64)
 
 
 def _make_device(model: Model, device: str, marks: NDArray[np.int64], precision: str) -> Device:

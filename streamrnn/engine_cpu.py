@@ -10,10 +10,11 @@ import numpy as np
 from numba.core import types
 from numpy.typing import NDArray
 
-from streamrnn.kernels.cpu import check_input, step_chunk, step_rows
+from streamrnn.engine_device import DONE, SLOT_MASK, check_call
+from streamrnn.kernels.cpu import step_chunk, step_rows
 from streamrnn.kernels.float_mode import enter_float_mode, leave_float_mode
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import int64_array, load_i64, store_i64
+from streamrnn.kernels.memory import int64_array
 from streamrnn.kernels.plan import (
     MAX_WAVE,
     NUM_INPUTS,
@@ -25,26 +26,9 @@ from streamrnn.kernels.plan import (
 from streamrnn.model import Model
 from streamrnn.state.slab import reserve
 
-__all__ = [
-    "BAD_INPUT",
-    "DONE",
-    "GENERATION_SHIFT",
-    "KIND_BITS",
-    "MISFIT",
-    "ROW_TWICE",
-    "SLOT_MASK",
-    "STALE_ROW",
-    "CpuDevice",
-    "check_call",
-]
+__all__ = ["CpuDevice"]
 
 _ROW_ALIGNMENT_BYTES = 64
-GENERATION_SHIFT = 32  # a row's number is its slot, and above it the slot's generation
-SLOT_MASK = (1 << GENERATION_SHIFT) - 1
-
-# What a call answers: a kind, and above it the item it concerns.
-DONE, STALE_ROW, ROW_TWICE, BAD_INPUT, MISFIT = range(5)
-KIND_BITS = 3
 
 # Words behind those of the plan: all that a call needs comes with one address.
 (_SLAB, _MARKS, _MAX_STREAMS, _ADDRESSES) = range(PLAN_WORDS, PLAN_WORDS + 4)
@@ -52,7 +36,7 @@ _CALL_WORDS = _ADDRESSES + 3 * MAX_WAVE
 
 
 class CpuDevice:
-    """A slab in this process's memory, stepped by its kernels. See `streamrnn.engine.Device`.
+    """A slab in this process's memory, stepped by its kernels: a `streamrnn.engine_device.Device`.
 
     Parameters
     ----------
@@ -72,8 +56,8 @@ class CpuDevice:
     slab : ndarray of float32, shape (max_streams, row_bytes // 4)
         One row a slot, 64-byte aligned.
     advance : callable
-        See `streamrnn.engine.Device.advance`. It is the compiled function's own entry, without
-        numba's dispatcher, which would ask every argument for its type.
+        See `streamrnn.engine_device.Device.advance`. It is the compiled function's own entry,
+        without numba's dispatcher, which would ask every argument for its type.
     """
 
     def __init__(self, model: Model, marks: NDArray[np.int64], precision: str = "float32") -> None:
@@ -95,39 +79,39 @@ class CpuDevice:
             functools.partial(entry, self._call.ctypes.data)
         )
 
-    def read_row(self, slot: int) -> NDArray[np.float32]:
-        """See `streamrnn.engine.Device.read_row`.
+    def start_rows(self, slots: NDArray[np.int64]) -> None:
+        """See `streamrnn.engine_device.Device.start_rows`.
 
         Parameters
         ----------
-        slot : int
+        slots
+            As there.
+        """
+        self.slab[slots] = self.program.initial_row
+
+    def read_rows(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See `streamrnn.engine_device.Device.read_rows`.
+
+        Parameters
+        ----------
+        slots
             As there.
 
         Returns
         -------
         ndarray of float32
         """
-        return self.slab[slot].copy()
+        return self.slab[slots]
 
-    def write_row(self, slot: int, row: NDArray[np.float32]) -> None:
-        """See `streamrnn.engine.Device.write_row`.
-
-        Parameters
-        ----------
-        slot, row
-            As there.
-        """
-        self.slab[slot] = row
-
-    def start_row(self, slot: int) -> None:
-        """See `streamrnn.engine.Device.start_row`.
+    def write_rows(self, slots: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
+        """See `streamrnn.engine_device.Device.write_rows`.
 
         Parameters
         ----------
-        slot
+        slots, rows
             As there.
         """
-        self.slab[slot] = self.program.initial_row
+        self.slab[slots] = rows
 
 
 def _entry(element: types.Type) -> Callable[..., int]:
@@ -148,57 +132,8 @@ def _entry(element: types.Type) -> Callable[..., int]:
 
 
 @jit
-def _check(plan, rows, x, num_steps, marks, max_streams):  # type: ignore[no-untyped-def]
-    """Do what `check_call` says; ``marks`` is an address."""
-    if (
-        len(rows) * num_steps != len(x)
-        or x.shape[1] != plan[NUM_INPUTS]
-        or (len(x) > 0 and x.shape[1] > 1 and x.strides[1] != 4)
-        or (len(x) > 1 and x.strides[0] != 4 * x.shape[1])
-    ):
-        return MISFIT
-    num_calls = marks + 16 * max_streams
-    this_call = load_i64(num_calls) + 1
-    store_i64(num_calls, this_call)
-    for i in range(len(rows)):
-        slot = rows[i] & SLOT_MASK
-        generation = rows[i] >> GENERATION_SHIFT
-        mark = marks + 16 * slot
-        if slot >= max_streams or load_i64(mark) != generation or not generation & 1:
-            return i << KIND_BITS | STALE_ROW
-        if load_i64(mark + 8) == this_call:
-            return i << KIND_BITS | ROW_TWICE
-        store_i64(mark + 8, this_call)
-    bad = check_input(plan, x.ctypes.data, len(x))
-    if bad >= 0:
-        return bad << KIND_BITS | BAD_INPUT
-    return DONE
-
-
-@jit
-def check_call(plan, rows, x, num_steps, marks):  # type: ignore[no-untyped-def]
-    """Find what is wrong with a call before anything has changed.
-
-    Parameters
-    ----------
-    plan : ndarray of int64, shape (PLAN_WORDS,)
-        Of the model.
-    rows, x, num_steps
-        See `streamrnn.engine.Device.advance`.
-    marks : ndarray of int64, shape (max_streams + 1, 2)
-        Each slot's generation and the call that it was last in; at the end the number of calls.
-
-    Returns
-    -------
-    int64
-        `DONE`, or what is wrong (low bits) and with which row or element of x (high bits).
-    """
-    return _check(plan, rows, x, num_steps, marks.ctypes.data, len(marks) - 1)
-
-
-@jit
 def _advance(call, rows, x, y, num_steps):  # type: ignore[no-untyped-def]
-    """Check everything, then step everything. See `Device.advance`.
+    """Check everything, then step everything. See `streamrnn.engine_device.Device.advance`.
 
     Returns
     -------
@@ -206,7 +141,7 @@ def _advance(call, rows, x, y, num_steps):  # type: ignore[no-untyped-def]
         `DONE`, or what is wrong (low bits) and with which row or element of x (high bits).
     """
     plan = int64_array(call, _CALL_WORDS)
-    answer = _check(plan, rows, x, num_steps, plan[_MARKS], plan[_MAX_STREAMS])
+    answer = check_call(plan, rows, x, num_steps, plan[_MARKS], plan[_MAX_STREAMS])
     if answer != DONE:
         return answer
     before = enter_float_mode()

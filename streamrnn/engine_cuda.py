@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.engine_cpu import DONE, SLOT_MASK, check_call
+from streamrnn.engine_device import DONE, SLOT_MASK, check_call
 from streamrnn.errors import DeviceError
 from streamrnn.kernels.cuda.support import ARITHMETIC, gpu_errors, require_gpu
 from streamrnn.kernels.plan import Program
@@ -28,14 +28,14 @@ _SPARE_BYTES = 256 << 20  # for the driver, and for the code of the kernels
 
 
 class CudaDevice:
-    """A slab on a GPU, stepped by its kernels. See `streamrnn.engine.Device`.
+    """A slab on a GPU, stepped by its kernels. See `streamrnn.engine_device.Device`.
 
     Parameters
     ----------
     model : Model
         What to run.
     marks : ndarray of int64, shape (max_streams + 1, 2)
-        See `streamrnn.engine_cpu.check_call`. Memory of the slab is taken for all slots.
+        See `streamrnn.engine_device.check_call`. Memory of the slab is taken for all slots.
 
     Attributes
     ----------
@@ -93,7 +93,7 @@ class CudaDevice:
         num_steps: int,
         /,
     ) -> int:
-        """See `streamrnn.engine.Device.advance`.
+        """See `streamrnn.engine_device.Device.advance`.
 
         Parameters
         ----------
@@ -109,53 +109,31 @@ class CudaDevice:
         DeviceError
             If the GPU has failed, now or before. The streams are lost then.
         """
-        answer: int = check_call(self.program.plan, rows, x, num_steps, self._marks)
+        answer: int = check_call(
+            self.program.plan, rows, x, num_steps, self._marks.ctypes.data, len(self._marks) - 1
+        )
         if answer != DONE or not len(x):
             return answer
         slots = (rows & SLOT_MASK).astype(np.int32)
         self._guard(self._run, slots, x, y, num_steps)
         return DONE
 
-    def read_row(self, slot: int) -> NDArray[np.float32]:
-        """See `streamrnn.engine.Device.read_row`.
+    def start_rows(self, slots: NDArray[np.integer[Any]]) -> None:
+        """See `streamrnn.engine_device.Device.start_rows`. Done before the next call.
 
         Parameters
         ----------
-        slot : int
-            As there.
-
-        Returns
-        -------
-        ndarray of float32
-        """
-        return self.read_rows(np.array([slot], dtype=np.int32))[0]
-
-    def write_row(self, slot: int, row: NDArray[np.float32]) -> None:
-        """See `streamrnn.engine.Device.write_row`.
-
-        Parameters
-        ----------
-        slot, row
+        slots
             As there.
         """
-        self.write_rows(np.array([slot], dtype=np.int32), row[None])
+        self._started.extend(slots.tolist())
 
-    def start_row(self, slot: int) -> None:
-        """See `streamrnn.engine.Device.start_row`. Done with others, before the next call.
-
-        Parameters
-        ----------
-        slot
-            As there.
-        """
-        self._started.append(slot)
-
-    def read_rows(self, slots: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Return copies of streams' rows.
+    def read_rows(self, slots: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """See `streamrnn.engine_device.Device.read_rows`.
 
         Parameters
         ----------
-        slots : ndarray of int32, shape (n,)
+        slots : ndarray of integers, shape (n,)
             Below max_streams.
 
         Returns
@@ -169,19 +147,19 @@ class CudaDevice:
         """
         parts = [np.empty((0, self._row_size), dtype=np.float32)]
         for first in range(0, len(slots), self.max_rows):
-            some = np.ascontiguousarray(slots[first : first + self.max_rows])
+            some = slots[first : first + self.max_rows].astype(np.int32)
             parts.append(self._guard(self._read, some))
         return np.concatenate(parts)
 
-    def write_rows(self, slots: NDArray[np.int32], rows: NDArray[np.float32]) -> None:
-        """Replace streams' rows.
+    def write_rows(self, slots: NDArray[np.integer[Any]], rows: NDArray[np.float32]) -> None:
+        """See `streamrnn.engine_device.Device.write_rows`.
 
         Parameters
         ----------
-        slots : ndarray of int32, shape (n,)
+        slots : ndarray of integers, shape (n,)
             Below max_streams, all different.
         rows : ndarray of float32, shape (n, row_bytes // 4)
-            From `read_row` or `read_rows` of any device.
+            From `read_rows` of any device.
 
         Raises
         ------
@@ -189,7 +167,7 @@ class CudaDevice:
             If the GPU has failed, now or before. The streams are lost then.
         """
         for first in range(0, len(slots), self.max_rows):
-            some = np.ascontiguousarray(slots[first : first + self.max_rows])
+            some = slots[first : first + self.max_rows].astype(np.int32)
             values = np.ascontiguousarray(rows[first : first + self.max_rows], dtype=np.float32)
             self._guard(self._write, some, values)
 

@@ -196,7 +196,7 @@ def test_a_chunk_in_one_launch_is_its_steps_to_the_bit(rng, monkeypatch, options
         steps = [singly.steps("a", x_t[None])[0] for x_t in part]
         assert_same_bits(engine.steps("a", part), steps)
     assert launches.count(on_gpu._step_chunk) == 2
-    rows = [each._device.read_row(0) for each in (engine, singly)]
+    rows = [each._device.read_rows(np.array([0])) for each in (engine, singly)]
     assert_same_bits(*rows)
 
 
@@ -239,9 +239,9 @@ def test_a_nan_in_the_state_stays_in_its_own_stream(rng):
     x = random_inputs(rng, model.spec, 3, 1)
     clean = stepped(engine_on_gpu(model), x)
     engine.rows(range(3))
-    row = engine._device.read_row(1)
-    row[1] = np.nan
-    engine._device.write_row(1, row)
+    row = engine._device.read_rows(np.array([1]))
+    row[0, 1] = np.nan
+    engine._device.write_rows(np.array([1]), row)
     y = stepped(engine, x)
     assert np.isnan(y[1]).all()
     assert_same_bits(y[[0, 2]], clean[[0, 2]])

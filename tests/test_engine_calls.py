@@ -148,3 +148,13 @@ def test_threads_take_turns(model, x):
     for number in range(num_threads):
         expected = alone.steps(number, np.repeat(x[number : number + 1], num_calls, axis=0))[-1]
         np.testing.assert_array_equal(last[number][0], expected)
+
+
+def test_of_too_many_new_streams_none_is_started(model, x, expected):
+    engine = Engine(model, max_streams=NUM_STREAMS)
+    engine.rows(["a", "b"])
+    with pytest.raises(StreamError, match=f"'new 4': all {NUM_STREAMS} streams"):
+        engine.rows(["a", *(f"new {k}" for k in range(5)), "b"])
+    assert len(engine) == 2
+    rows = engine.rows(["new 3", "a", "new 2", "b", "new 1", "new 0"])
+    np.testing.assert_array_equal(engine.batch(rows, x), expected)

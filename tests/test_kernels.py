@@ -172,7 +172,7 @@ def test_a_nan_in_any_gate_comes_out(rng, cell):
         engine = Engine(model, max_streams=2)
         # A Model refuses such parameters, so the device is made without one.
         fake: Any = SimpleNamespace(spec=model.spec, parameters=parameters)
-        engine._device = CpuDevice(fake, engine._marks)
+        engine._device = CpuDevice(fake, engine._streams.marks)
         y = engine.step({"a": np.ones(5)})["a"]
         assert np.flatnonzero(np.isnan(y)).tolist() == [3], CELLS[cell].gates[gate]
 

@@ -152,7 +152,7 @@ def test_the_last_output_follows_from_the_state(rng, name):
     engine = Engine(model, max_streams=2)
     y = engine.steps("a", random_inputs(rng, model.spec, 1, 7)[0])
     h_size = model.spec.layers[0].output_size
-    row = engine._device.read_row(0)
+    [row] = engine._device.read_rows(np.array([0]))
     np.testing.assert_array_equal(row[:h_size], y[-1])
     assert not row[h_size : padded(h_size)].any(), "padding stays zero"
     assert not row[padded(h_size) + 20 : padded(h_size) + 32].any(), "padding stays zero"
@@ -195,7 +195,7 @@ def test_a_nan_in_any_gate_comes_out(rng, name):
             engine = Engine(model, max_streams=2)
             # A Model refuses such parameters, so the device is made without one.
             fake: Any = SimpleNamespace(spec=model.spec, parameters=parameters)
-            engine._device = CpuDevice(fake, engine._marks)
+            engine._device = CpuDevice(fake, engine._streams.marks)
             is_nan = np.isnan(engine.step({"a": np.ones(5)})["a"])
             reaches_all = (
                 layer.projection_size > 0
