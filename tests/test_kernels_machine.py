@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numba.core.caching import NullCache
 
 from streamrnn.errors import StartError
 from streamrnn.kernels import jit, simd_width
+from streamrnn.kernels.cover import _make_cover
+from streamrnn.kernels.jit import Linked
+from streamrnn.kernels.plan import PRECISIONS
+from streamrnn.kernels.tiles import _ALL_TILES, GRU, LSTM, MAX_ROWS
 
 ROOT = Path(jit.__file__).resolve().parent.parent.parent
 
@@ -54,6 +62,34 @@ def test_every_vector_width_gives_the_same_bits():
         digests.add(ran.stdout)
     assert len(digests) == 1
     assert len(digests.pop().strip()) == hashlib.sha256().digest_size * 2
+
+
+def loops_of_products(assembly):
+    """(function, text) of each innermost loop that multiplies."""
+    function = ""
+    for block in re.split(r"^(?=[.\w]+:|# %bb)", assembly, flags=re.MULTILINE):
+        label = block.partition(":")[0]
+        if label.startswith("streamrnn_tile"):
+            function = label
+        repeats = re.search(rf"\bj\w+\s+{re.escape(label)}$", block, re.MULTILINE)
+        if repeats and "vfmadd" in block:
+            yield function, block
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_loops_over_k_stay_in_registers(precision):
+    """LLVM once kept an accumulator of nearly every tile in memory."""
+    cover: Any = Linked(_make_cover(PRECISIONS[precision]), 17)
+    cover._cache = NullCache()  # the machine code that is kept has no text
+    cover.compile()
+    loops = list(loops_of_products(cover._library.get_asm_str()))
+    assert len(loops) > 2 * len(_ALL_TILES) * 3 / 4  # DENSE may have no h
+    widest = {f"streamrnn_tile_{PRECISIONS[precision]}_{kind}_{MAX_ROWS}x1" for kind in (GRU, LSTM)}
+    assert widest <= {name for name, _ in loops}
+    for name, loop in loops:
+        spilled = re.findall(r"mm\d.*\(%rsp\)|\(%rsp\).*mm\d", loop)
+        assert len(spilled) <= (0 if name in widest else 2), (name, loop)
 
 
 def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch):

@@ -267,17 +267,20 @@ class _Tile:
         ]
 
 
-# Rows and panels of the tiles that exist: as many accumulators as the registers hold (32 of AVX-512
-# and NEON, 16 of AVX2) beside a vector of weights a gate. Few rows take several panels together,
-# because the latency of an addition needs eight or more sums under way.
+# Rows and panels of the tiles that exist: as many as leave the loops over k in registers (32 of
+# AVX-512 and NEON, 16 of AVX2). Few rows take several panels together, because the latency of an
+# addition needs eight or more sums under way.
 MAX_ROWS = 3 if WIDTH == 8 else 6
-_NUM_ACCUMULATORS = 4 * MAX_ROWS
+_NUM_REGISTERS = 16 if WIDTH == 8 else 32
 
 
 def _max_panels(kind: int, num_rows: int) -> int:
-    gates = SHAPES[kind].num_accumulators
-    fitting = _NUM_ACCUMULATORS // (gates * num_rows)
-    return max(1, 2 ** min(fitting.bit_length() - 1, 1 if gates == 4 else 2))
+    shape = SHAPES[kind]
+    num_vectors = shape.num_accumulators * num_rows
+    if num_rows > 1:  # else weights are used once, straight from memory
+        num_vectors += len(shape.h_gates)
+    fitting = (_NUM_REGISTERS - 1) // num_vectors  # one holds the element of x or h
+    return max(1, min(2 ** (fitting.bit_length() - 1), 2 if shape.num_accumulators == 4 else 4))
 
 
 MAX_PANELS = np.array(
@@ -292,13 +295,39 @@ _ALL_TILES = [
 ]
 
 
+_GROUPS = (2, 3, 4, 6)  # words of the arguments of `tile`: weights, start, inputs, target
+
+
+def _tile_function(module: ir.Module, precision: int, shape: tuple[int, int, int]) -> ir.Function:
+    """Return one tile as a function of its own: ``args`` of `tile`, word by word.
+
+    Together in one function, the tiles' loops would share LLVM's register allocation, which then
+    keeps some accumulators in memory.
+    """
+    kind, num_rows, num_panels = shape
+    name = f"streamrnn_tile_{precision}_{kind}_{num_rows}x{num_panels}"
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT] * sum(_GROUPS)), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    function.attributes.add("nounwind")
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    ends = np.cumsum(_GROUPS)
+    groups = [list(function.args[end - n : end]) for n, end in zip(_GROUPS, ends, strict=True)]
+    _emit_tile(builder, precision, shape, *groups)
+    builder.ret_void()
+    return function
+
+
 def _emit_tile(
-    builder: ir.IRBuilder, precision: int, shape: tuple[int, int, int], args: Sequence[Any]
+    builder: ir.IRBuilder,
+    precision: int,
+    shape: tuple[int, int, int],
+    weights: Sequence[ir.Value],
+    start: Sequence[ir.Value],
+    inputs: Sequence[ir.Value],
+    target: Sequence[ir.Value],
 ) -> None:
-    """Emit one tile at the builder's place; ``args`` as in `tile`, from the weights on."""
-    weights, start, inputs, target = (
-        [builder.extract_value(group, i) for i in range(group.type.count)] for group in args
-    )
+    """Emit one tile at the builder's place."""
     x_table, num_x, h_table, num_h = inputs
     tile_ = _Tile(builder, precision, *shape)
     x_rows, h_rows = tile_.load_pointers(x_table), tile_.load_pointers(h_table)
@@ -368,16 +397,21 @@ def tile(
         key = builder.add(builder.mul(args[1], INT(8)), args[2])
         key = builder.add(builder.mul(key, INT(8)), args[3])
         done = builder.append_basic_block("tile_done")
+        words = [
+            builder.extract_value(group, i)
+            for group, count in zip(args[4:], _GROUPS, strict=True)
+            for i in range(count)
+        ]
         switch = builder.switch(key, done)
         for shape in _ALL_TILES:
             kind, rows, panels = shape
             block = builder.append_basic_block(f"tile_{kind}_{rows}x{panels}")
             switch.add_case(INT((kind * 8 + rows) * 8 + panels), block)
             builder.position_at_end(block)
-            _emit_tile(builder, chosen, shape, args[4:])
+            builder.call(_tile_function(builder.module, chosen, shape), words)
             builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    groups = [types.containers.UniTuple(types.int64, count) for count in (2, 3, 4, 6)]
+    groups = [types.containers.UniTuple(types.int64, count) for count in _GROUPS]
     return types.void(precision, *(types.int64,) * 3, *groups), codegen
