@@ -473,7 +473,10 @@ def test_beyond_the_bound_of_streams_open_is_busy(models):
 
 
 def test_a_full_arena_is_busy_and_everything_comes_back(models, x):
-    with serving({"lstm": models["lstm"]}, arena_bytes=3 * 2**20) as server:
+    with serving({"lstm": models["lstm"]}, max_streams=5000) as server:
+        least = server.control.stats()["memory_used_bytes"]
+    budget = least + 2 * 2**20
+    with serving({"lstm": models["lstm"]}, max_streams=5000, memory_budget_bytes=budget) as server:
         peer = Peer(server.endpoints[0])
         names = [f"{k:0>100}" for k in range(4000)]
         codes = [error and error[0] for error, _ in peer.ok("open", names, None, 256)]

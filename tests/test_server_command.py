@@ -123,10 +123,11 @@ def test_logs_can_be_json(path):
 
 
 def test_status_tells_how_a_server_is(path):
-    with Program(path) as program:
+    with Program(path, "--memory-budget", "1G") as program:
         status = streamrnn("status", program.endpoint)
         text = subprocess.run(status, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
         assert "small (0 open)" in text.stdout
+        assert "of at most 1 GiB for streams; made way: none" in text.stdout
         assert "trouble     none" in text.stdout
         whole = subprocess.run([*status, "--json"], capture_output=True, timeout=TIMEOUT_S)
         assert json.loads(whole.stdout)["num_streams"] == 0
@@ -141,6 +142,8 @@ def test_status_tells_how_a_server_is(path):
         (["--shards", "0"], "--shards"),
         (["--max-streams", "0"], "--max-streams"),
         (["--idle-limit", "-1"], "--idle-limit"),
+        (["--memory-budget", "much"], "--memory-budget"),
+        (["--memory-budget", "1M"], "allow more memory or fewer streams"),
         (["--bind", "tcp://127.0.0.1:65535", "--shards", "2"], "shard 1"),
     ],
 )

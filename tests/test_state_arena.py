@@ -43,7 +43,7 @@ def test_blocks_keep_what_was_written_until_they_are_released(actions):
         if take or not blocks:
             block = allocate(arena.address, size)
             if block == 0:
-                assert used_bytes(arena.address) + size > arena.budget_bytes // 4
+                assert used_bytes(arena.address) + size > arena.max_bytes // 4
                 continue
             assert block % 64 == 0
             byte = number % 251
@@ -70,7 +70,7 @@ def test_the_whole_budget_can_be_used_again_for_another_size(size):
             blocks.append(block)
         assert len(set(blocks)) == len(blocks)
         # A class wastes at most a fifth and the rest of each page; a run the rest of its pages.
-        assert len(blocks) * wanted >= 0.35 * arena.budget_bytes or wanted < 64
+        assert len(blocks) * wanted >= 0.35 * arena.max_bytes or wanted < 64
         order = np.random.default_rng(size).permutation(len(blocks))
         for k in order:
             release(arena.address, blocks[k])

@@ -21,7 +21,6 @@ from streamrnn.kernels.memory import (
     store_u8,
 )
 from streamrnn.state import slab as h
-from streamrnn.state.arena import allocate
 from streamrnn.state.index import find_slot, first_candidate
 from streamrnn_client.protocol import MAX_WINDOW, NUM_HASH_SLOTS, ErrorCode
 from streamrnn_server import layout as w
@@ -29,7 +28,9 @@ from streamrnn_server import requests as r
 from streamrnn_server.finish import count, fail, finish
 from streamrnn_server.libzmq import send_bytes
 from streamrnn_server.requests import push_waiting, record_of, take_from_list
-from streamrnn_server.slots import header_of, make_ready, model_of, take_named_slot
+from streamrnn_server.slots import header_of, make_ready, model_of
+from streamrnn_server.spilling import take_block
+from streamrnn_server.taking import take_named_slot
 
 __all__ = ["admit", "admit_one"]
 
@@ -199,7 +200,7 @@ def _prepare_batch(shard: int, parent: int) -> bool:
     if reply_bytes > load_i64(shard + w.OUT_BYTES):
         fail(shard, parent, _TOO_LARGE, reply_bytes, load_i64(shard + w.OUT_BYTES), 0, 0)
         return False
-    block = allocate(load_i64(shard + w.ARENA), num_items * y_bytes)
+    block = take_block(shard, num_items * y_bytes)
     if block == 0:
         fail(shard, parent, _BUSY, 0, 0, 0, 0)
         return False

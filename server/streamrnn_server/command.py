@@ -75,6 +75,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "but a GPU's for all of them",
     )
     parser.add_argument(
+        "--memory-budget",
+        metavar="BYTES",
+        help="most memory for streams, like 2G or 512M (half of the machine's or container's); "
+        "when it is reached, streams that rest and are on disk make way, or new ones are told busy",
+    )
+    parser.add_argument(
         "--idle-limit",
         type=int,
         default=0,
@@ -137,13 +143,17 @@ def run(args: argparse.Namespace) -> int:
     """
     began_s = time.monotonic()
     # What can be refused at once is refused before the compilers are loaded.
-    from streamrnn_server.config import ServerConfig, parse_endpoint
+    from streamrnn_server.config import ServerConfig, parse_bytes, parse_endpoint
 
+    budget = {}
+    if args.memory_budget is not None:
+        budget["memory_budget_bytes"] = parse_bytes(args.memory_budget, "--memory-budget")
     config = ServerConfig(
         bind=parse_endpoint(args.bind, "--bind"),
         advertise=parse_endpoint(args.advertise, "--advertise") if args.advertise else None,
         num_shards=args.shards,
         max_streams=args.max_streams,
+        **budget,
         idle_limit_s=args.idle_limit,
         insecure=args.insecure,
         precision=args.precision,

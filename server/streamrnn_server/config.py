@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
@@ -17,8 +18,20 @@ from streamrnn_client.protocol import (
     MAX_BATCH,
 )
 
-__all__ = ["DEVICES", "Endpoint", "ServerConfig", "parse_endpoint"]
+__all__ = [
+    "DEVICES",
+    "Endpoint",
+    "ServerConfig",
+    "format_bytes",
+    "parse_bytes",
+    "parse_endpoint",
+]
 
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)([KMGTkmgt]?)")
+_CONTAINER_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
 _ENDPOINT = re.compile(r"tcp://(\[[^\]]+\]|[^:/]+):(\d+|\*)")
 _MAX_SHARDS = 64
 DEVICES = ("cpu", "cuda", "auto")
@@ -88,8 +101,63 @@ def parse_endpoint(text: str, option: str) -> Endpoint:
     return Endpoint(match[1], port)
 
 
+def parse_bytes(text: str, option: str) -> int:
+    """Read a number of bytes.
+
+    Parameters
+    ----------
+    text : str
+        As ``2G``, ``512M``, ``1.5G`` or ``1000000``; K, M, G and T stand for powers of 1024.
+    option : str
+        Where it comes from, for the message.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    StartError
+        If it is no such number.
+    """
+    match = _BYTES.fullmatch(text)
+    num_bytes = (
+        int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else 0
+    )
+    if num_bytes == 0:
+        raise StartError(
+            f"{option} {text!r} is no number of bytes; it must be like 2G, 512M or 1000000"
+        )
+    return num_bytes
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Write a number of bytes for people.
+
+    Parameters
+    ----------
+    num_bytes : float
+        How many.
+
+    Returns
+    -------
+    str
+        As ``1.5 GiB``.
+    """
+    for unit in ("bytes", "KiB", "MiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.4g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.4g} GiB"
+
+
 def _half_of_the_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    """Return half of what this process may have: of the machine's memory, or of its container's."""
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in _CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no container, or without a limit ("max")
+            most = min(most, int(Path(file).read_text()))
+    return most // 2
 
 
 @dataclass(frozen=True)
@@ -114,8 +182,10 @@ class ServerConfig:
         Larger requests are refused with an error; far larger ones cut the connection.
     max_in_flight : int
         Replies that may wait for one client; those beyond are dropped and counted.
-    arena_bytes : int
-        Budget for rings, chunks and batches, all shards together.
+    memory_budget_bytes : int
+        The most memory for streams, all shards together: rows, replies kept, requests that wait,
+        index, what is on its way to disk. Models, the program itself and libzmq's buffers come on
+        top.
     retry_after_ms : int
         What a client that finds no room is told to wait.
     state_dir : Path or None
@@ -142,7 +212,7 @@ class ServerConfig:
     insecure: bool = False
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     max_in_flight: int = 2 * MAX_BATCH
-    arena_bytes: int = field(default_factory=_half_of_the_memory)
+    memory_budget_bytes: int = field(default_factory=_half_of_the_memory)
     retry_after_ms: int = 100
     state_dir: Path | None = None
     durability: str = "none"
@@ -196,6 +266,11 @@ class ServerConfig:
                 f"{self.bind} can be reached by other machines, and nothing keeps strangers out "
                 "yet; bind 127.0.0.1, or say --insecure if the network is yours alone"
             )
+
+    @property
+    def memory_budget_of_a_shard(self) -> int:
+        """The most bytes for the streams of one shard."""
+        return self.memory_budget_bytes // self.num_shards
 
     @property
     def max_streams_of_a_shard(self) -> int:

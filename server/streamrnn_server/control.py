@@ -253,6 +253,8 @@ class Control:
             **({} if self._disk is None else self._disk.stats()),
             "max_streams": self._config.max_streams,
             "num_streams": sum(shard.word(w.NUM_STREAMS) for shard in self.shards),
+            "memory_budget_bytes": self._config.memory_budget_bytes,
+            "memory_used_bytes": sum(shard.budget.used_bytes for shard in self.shards),
             **counters,
             "latency_us": latency_us(np.sum([shard.latencies for shard in self.shards], axis=0)),
             "models": {

@@ -94,8 +94,9 @@ __all__ = ["COUNTERS", "MODEL_RECORD_BYTES", "NUM_BUCKETS", "SHARD_WORDS"]
     NUM_WRITTEN,
     ASKED_FOR,  # address of int32[number of slots]: those that wait for their rows
     NUM_ASKED_FOR,
-) = range(0, 664, 8)
-SHARD_WORDS = 83
+    BUDGET,  # address of what rows, slots and the arena's pages count against
+) = range(0, 672, 8)
+SHARD_WORDS = 84
 
 ROW_SAME, ROW_HERE, ROW_AWAY = range(3)  # on the host and the GPU, or newer on one of them
 
@@ -131,8 +132,9 @@ STAGE_BYTES = 4 * 2**20
     NAME,  # address of the name's UTF-8
     NAME_BYTES,
     NUM_OPEN,
-) = range(0, 128, 8)  # after the models' records comes that of the room, which has no rows
-MODEL_RECORD_BYTES = 128
+    UNITS,  # address of uint8[]: which units of 2 MiB of its rows have memory; 0 of the room
+) = range(0, 136, 8)  # after the models' records comes that of the room, which has no rows
+MODEL_RECORD_BYTES = 136
 
 # What a shard counts, in bytes from COUNTERS_AT.
 COUNTERS = (
@@ -163,6 +165,8 @@ COUNTERS = (
     "num_restored",
     "num_spilled_idle",
     "num_spilled_for_room",
+    "num_spilled_for_memory",
+    "num_refused_for_room",
     "num_quarantined",
     "num_records_refused",
     "num_expired",
@@ -195,6 +199,8 @@ COUNTERS = (
     NUM_RESTORED,
     NUM_SPILLED_IDLE,
     NUM_SPILLED_FOR_ROOM,
+    NUM_SPILLED_FOR_MEMORY,
+    NUM_REFUSED_FOR_ROOM,
     NUM_QUARANTINED,
     NUM_RECORDS_REFUSED,
     NUM_EXPIRED,

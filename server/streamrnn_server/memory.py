@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from streamrnn.errors import StartError
 from streamrnn.kernels.plan import MAX_WAVE, Program
 from streamrnn.state.arena import Arena
+from streamrnn.state.budget import Budget, take_bytes
 from streamrnn.state.index import StreamIndex
-from streamrnn.state.slab import HEADER_BYTES, address_of, reserve, touch
+from streamrnn.state.slab import HEADER_BYTES, HUGE_PAGE_BYTES, address_of, reserve, touch
 from streamrnn_client.protocol import MAX_BATCH, MAX_WINDOW, ErrorCode, error_reply
 from streamrnn_server import layout as w
-from streamrnn_server.config import ServerConfig
+from streamrnn_server.config import ServerConfig, format_bytes
 from streamrnn_server.libzmq import MESSAGE_BYTES, POLL_BYTES, msg_close, msg_init
 from streamrnn_server.reply import MAX_WORDS
 from streamrnn_server.requests import RequestPool
@@ -61,6 +62,8 @@ class ShardMemory:
         Number of replies for each bucket of nanoseconds from receive to send.
     rows : list of ndarray of float32, shape (max_streams, row_bytes // 4)
         Each model's.
+    budget : Budget
+        What its memory counts against.
     places : ndarray of uint8, shape (num_slots,)
     written, asked_for, to_save : ndarray of int32, shape (num_slots,)
         Where each slot's row is, and lists of slots; see `layout`. Empty without a GPU.
@@ -92,8 +95,15 @@ class ShardMemory:
         self._pool = RequestPool(
             _NUM_REQUESTS, max(4 * program.spec.num_inputs for program in programs.values())
         )
-        self._arena = Arena(config.arena_bytes // config.num_shards)
+        self.budget = Budget(config.memory_budget_of_a_shard)
         self._index = StreamIndex(num_slots, self._own(headers))
+        largest = max(
+            program.row_bytes + MAX_WINDOW * (8 + 4 * program.spec.output_size)
+            for program in programs.values()
+        )
+        stage_bytes = w.STAGE_BYTES + largest + _ENTRY_SLACK_BYTES
+        self._take_always(config, disk is not None, stage_bytes, len(programs))
+        self._arena = Arena(self.budget.max_bytes, self.budget)
         self._models = np.zeros((len(programs) + 1, w.MODEL_RECORD_BYTES // 8), np.int64)
         for k, (name, program) in enumerate(programs.items()):
             self._add_model(k, name, program, max_streams)
@@ -114,6 +124,7 @@ class ShardMemory:
                 w.PAYLOAD_MESSAGE: self._zeros(MESSAGE_BYTES),
                 w.POLL_ITEMS: self._zeros(POLL_BYTES),
                 w.CLOCK: self._zeros(16),
+                w.BUDGET: self.budget.address,
                 w.POOL: self._pool.address,
                 w.ARENA: self._arena.address,
                 w.INDEX: self._index.address,
@@ -148,9 +159,25 @@ class ShardMemory:
         self._models[-1, w.FIRST_SLOT // 8] = len(programs) * max_streams
         self._add_places(num_slots if gpu_rows else 0)
         if disk is not None:
-            self._add_disk(config, disk, num_slots, programs)
+            self._add_disk(config, disk, num_slots, stage_bytes)
         for word in (w.IDENTITY_MESSAGE, w.PAYLOAD_MESSAGE):
             msg_init(int(self._words[word // 8]))
+
+    def _take_always(
+        self, config: ServerConfig, has_disk: bool, stage_bytes: int, num_models: int
+    ) -> None:
+        """Let count what is there however many streams there are."""
+        always = self._index.num_bytes + self._pool.num_bytes
+        always += w.NUM_STAGES * stage_bytes if has_disk else 0
+        least = always + (num_models + 1) * HUGE_PAGE_BYTES
+        if not take_bytes(self.budget.address, always) or least > self.budget.max_bytes:
+            each = f", {config.num_shards} shards" if config.num_shards > 1 else ""
+            raise StartError(
+                f"--memory-budget is {format_bytes(config.memory_budget_bytes)}; {num_models} "
+                f"models with --max-streams {config.max_streams}{each} need "
+                f"{format_bytes(least * config.num_shards)} before the first stream: allow more "
+                "memory or fewer streams"
+            )
 
     def _add_places(self, num_slots: int) -> None:
         self.places = reserve(num_slots)[:num_slots]
@@ -173,15 +200,11 @@ class ShardMemory:
         config: ServerConfig,
         disk: zmq.Socket[bytes],
         num_slots: int,
-        programs: Mapping[str, Program],
+        stage_bytes: int,
     ) -> None:
-        largest = max(
-            program.row_bytes + MAX_WINDOW * (8 + 4 * program.spec.output_size)
-            for program in programs.values()
-        )
         stages = np.zeros((w.NUM_STAGES, w.STAGE_RECORD_BYTES // 8), np.int64)
         for stage in stages:
-            memory = reserve(w.STAGE_BYTES + largest + _ENTRY_SLACK_BYTES, huge_pages=True)
+            memory = reserve(stage_bytes, huge_pages=True)
             stage[w.STAGE_AT // 8] = self._own(memory)
         interval_ns = round(config.checkpoint_interval_s * 1e9)
         self._set(
@@ -259,8 +282,12 @@ class ShardMemory:
         return self._arena
 
     def _add_model(self, k: int, name: str, program: Program, max_streams: int) -> None:
-        rows = reserve(max_streams * program.row_bytes, huge_pages=True)
-        touch(rows)
+        num_units = -(-max_streams * program.row_bytes // HUGE_PAGE_BYTES)
+        rows = reserve(num_units * HUGE_PAGE_BYTES, huge_pages=True)
+        units = np.zeros(num_units, np.uint8)
+        if take_bytes(self.budget.address, HUGE_PAGE_BYTES):
+            units[0] = 1
+            touch(rows)
         self.rows.append(
             rows.view(np.float32)[: max_streams * program.row_bytes // 4].reshape(max_streams, -1)
         )
@@ -279,6 +306,7 @@ class ShardMemory:
             w.FIRST_SLOT: first_slot,
             w.NAME: self._own(text),
             w.NAME_BYTES: len(text),
+            w.UNITS: self._own(units),
         }
         for word, value in record.items():
             self._models[k, word // 8] = value

@@ -85,6 +85,7 @@ def shard_stats(shard: ShardMemory, endpoint: str) -> dict[str, Any]:
         "num_streams": shard.word(w.NUM_STREAMS),
         "num_open": shard.num_open(),
         "arena_used_bytes": int(used_bytes(shard.arena.address)),
-        "arena_budget_bytes": shard.arena.budget_bytes,
+        "memory_used_bytes": shard.budget.used_bytes,
+        "memory_budget_bytes": shard.budget.max_bytes,
         "latency_us": latency_us(shard.latencies),
     }

@@ -11,7 +11,6 @@ from streamrnn.kernels.memory import (
     store_u8,
 )
 from streamrnn.state import slab as h
-from streamrnn.state.arena import allocate
 from streamrnn.state.index import hash64
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server import layout as w
@@ -27,7 +26,9 @@ from streamrnn_server.requests import (
 )
 from streamrnn_server.room import end_waiting, is_in_room, let_go_on, settle_without_record
 from streamrnn_server.saving import ask_for_checkpoint, hold
-from streamrnn_server.slots import free_slot, header_of, model_of, move_slot
+from streamrnn_server.slots import free_slot, header_of, model_of
+from streamrnn_server.spilling import take_block
+from streamrnn_server.taking import move_slot
 
 __all__ = ["obey"]
 
@@ -157,7 +158,7 @@ def _take_request_of_python(shard: int, command: int) -> None:
     store_i64(request + r.NUM_ITEMS, 0)
     store_i64(request + r.FORM, r.FORM_BIN)
     if data_bytes > 0:
-        block = allocate(load_i64(shard + w.ARENA), data_bytes)
+        block = take_block(shard, data_bytes)
         if block == 0:
             fail(shard, request, _BUSY, 0, 0, 0, 0)
             return

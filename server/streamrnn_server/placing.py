@@ -21,9 +21,11 @@ from streamrnn_client.protocol import ErrorCode
 from streamrnn_server import layout as w
 from streamrnn_server import requests as r
 from streamrnn_server.finish import count
-from streamrnn_server.ring import has_ring, remember
+from streamrnn_server.ring import remember
 from streamrnn_server.rows import note_written
-from streamrnn_server.streams import row_of, set_error, take_number
+from streamrnn_server.slots import row_of
+from streamrnn_server.spilling import take_ring
+from streamrnn_server.streams import set_error, take_number
 
 __all__ = ["fill_slot", "place_stream", "roll_back"]
 
@@ -64,7 +66,7 @@ def fill_slot(shard: int, model: int, slot: int, header: int, record: int) -> bo
     y_bytes, row_bytes = load_i64(model + w.Y_BYTES), load_i64(model + w.ROW_BYTES)
     store_u8(header + h.WINDOW_LOG2, window_log2)
     store_i64(header + h.RING, 0)
-    if num_ring > 0 and not has_ring(load_i64(shard + w.ARENA), header, y_bytes):
+    if num_ring > 0 and not take_ring(shard, header, y_bytes):
         return False
     row = row_in_record(record)
     copy_bytes(row_of(model, slot), row, row_bytes)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes, load_i64, store_i64
-from streamrnn.state.arena import allocate
 from streamrnn.state.index import equal_bytes, hash64, prefetch_entry
 from streamrnn_client.protocol import MAX_BATCH, ErrorCode
 from streamrnn_server import layout as w
@@ -30,6 +29,7 @@ from streamrnn_server.requests import (
     num_free,
     take_request,
 )
+from streamrnn_server.spilling import take_block
 
 __all__ = ["receive"]
 
@@ -170,7 +170,7 @@ def _keep_x(shard: int, request: int, end: int) -> bool:
     num_bytes = length if form == r.FORM_BIN else 8 * length
     target = request + r.INLINE_X
     if num_bytes > load_i64(shard + w.INLINE_X_BYTES):
-        target = allocate(load_i64(shard + w.ARENA), num_bytes)
+        target = take_block(shard, num_bytes)
         if target == 0:
             return False
         store_i64(request + r.X_BLOCK, target)

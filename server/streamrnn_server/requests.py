@@ -101,12 +101,15 @@ class RequestPool:
         What the compiled functions of this module take as ``pool``.
     inline_x_bytes : int
         As granted.
+    num_bytes : int
+        The size of all records.
     """
 
     def __init__(self, num_records: int, inline_x_bytes: int) -> None:
         self.inline_x_bytes = min(-(-inline_x_bytes // 64) * 64, MAX_INLINE_X_BYTES)
         stride = INLINE_X + self.inline_x_bytes
-        self._memory = reserve(num_records * stride, huge_pages=True)
+        self.num_bytes = num_records * stride
+        self._memory = reserve(self.num_bytes, huge_pages=True)
         touch(self._memory)
         memory = address_of(self._memory)
         self._words: NDArray[np.int64] = np.array(

@@ -1,8 +1,9 @@
 """What a numbered stream remembers of its last steps, to know a step that comes again.
 
 The ring of a stream with window W > 1 is one block: W digests of inputs (int64), then W outputs;
-the step ``seq`` has place ``seq % W``. It is taken at the stream's first numbered step. With window
-1 nothing but the digest is kept, in the header: y follows from the state.
+the step ``seq`` has place ``seq % W``. It is taken at the stream's first numbered step
+(`streamrnn_server.spilling`). With window 1 nothing but the digest is kept, in the header: y
+follows from the state.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import (
     copy_bytes,
-    fill_bytes,
     load_i64,
     load_u8,
     load_u32,
@@ -18,13 +18,12 @@ from streamrnn.kernels.memory import (
     store_i64,
 )
 from streamrnn.state import slab as h
-from streamrnn.state.arena import allocate, release
+from streamrnn.state.arena import release
 
 __all__ = [
     "RESET_DIGEST",
     "digest_of",
     "drop_ring",
-    "has_ring",
     "prefetch_place",
     "remember",
     "remembered",
@@ -70,35 +69,6 @@ def digest_of(x: int, num_bytes: int) -> int:
 
 
 @jit
-def has_ring(arena: int, header: int, y_bytes: int) -> bool:
-    """Take a ring for the stream, if it needs one and has none.
-
-    Parameters
-    ----------
-    arena : int
-        Address of the arena.
-    header : int
-        Address of the stream's header.
-    y_bytes : int
-        Bytes of one output.
-
-    Returns
-    -------
-    bool
-        False if there is no room.
-    """
-    window_log2 = load_u8(header + h.WINDOW_LOG2)
-    if window_log2 == 0 or load_i64(header + h.RING) != 0:
-        return True
-    num_bytes = (8 + y_bytes) << window_log2
-    ring = allocate(arena, num_bytes)
-    store_i64(header + h.RING, ring)
-    if ring != 0:  # what another stream left there must reach neither disk nor anybody
-        fill_bytes(ring, num_bytes, 0)
-    return ring != 0
-
-
-@jit
 def drop_ring(arena: int, header: int) -> None:
     """Give the stream's ring back.
 
@@ -121,7 +91,7 @@ def remember(header: int, seq: int, digest: int, y: int, y_bytes: int) -> None:
     Parameters
     ----------
     header : int
-        Address of the stream's header; `has_ring` was true.
+        Address of the stream's header; `take_ring` was true.
     seq : int
         The step's number.
     digest : int
@@ -147,7 +117,7 @@ def prefetch_place(header: int, seq: int, y_bytes: int) -> None:
     Parameters
     ----------
     header : int
-        Address of the stream's header; `has_ring` was true.
+        Address of the stream's header; `take_ring` was true.
     seq : int
         The step's number.
     y_bytes : int

@@ -10,8 +10,9 @@ from streamrnn_server import layout as w
 from streamrnn_server import requests as r
 from streamrnn_server.finish import count, finish
 from streamrnn_server.requests import first_waiting, pop_waiting
-from streamrnn_server.slots import free_slot, header_of, make_ready, model_of, move_slot
+from streamrnn_server.slots import free_slot, header_of, make_ready, model_of
 from streamrnn_server.streams import set_error
+from streamrnn_server.taking import move_slot
 
 __all__ = ["end_waiting", "is_in_room", "let_go_on", "settle_without_record"]
 

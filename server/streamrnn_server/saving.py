@@ -37,8 +37,7 @@ from streamrnn_server.requests import (
 )
 from streamrnn_server.rows import is_away
 from streamrnn_server.saved import MAX_SLICE_SLOTS, mark_dirty, take_answers
-from streamrnn_server.slots import header_of, model_of
-from streamrnn_server.streams import row_of
+from streamrnn_server.slots import header_of, model_of, row_of
 
 __all__ = [
     "ask_for_checkpoint",

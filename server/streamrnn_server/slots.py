@@ -1,45 +1,33 @@
-"""Slots: taking one for a stream, giving it back, moving a stream out of the room.
-
-With a state directory, a stream that is not in memory may be on disk, of any model: until Python
-has looked, it lives in the *room*, a model's record with headers and no rows.
-"""
+"""Slots: where they lie, the lists they are in, giving them back."""
 
 from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import (
-    copy_bytes,
-    load_i32,
     load_i64,
     load_u8,
     load_u16,
     store_i32,
     store_i64,
     store_u8,
-    store_u16,
 )
 from streamrnn.state import slab as h
-from streamrnn.state.arena import allocate, release
-from streamrnn.state.index import hash64, insert_slot, remove_slot
+from streamrnn.state.arena import release
+from streamrnn.state.index import hash64, remove_slot
 from streamrnn_server import layout as w
-from streamrnn_server import requests as r
-from streamrnn_server.finish import count
 from streamrnn_server.ring import drop_ring
 
 __all__ = [
     "free_slot",
+    "give_slot",
     "header_of",
     "is_clean",
     "let_go",
     "make_ready",
     "model_of",
-    "move_slot",
-    "spill_one",
-    "take_named_slot",
-    "take_slot",
+    "row_of",
 ]
 
-_NUM_SAMPLED = 32
 _AT_WORK = h.IS_READY | h.IS_HELD | h.IS_DIRTY | h.IS_STAGED
 
 
@@ -80,6 +68,24 @@ def model_of(shard: int, index: int) -> int:
 
 
 @jit
+def row_of(model: int, slot: int) -> int:
+    """Return where a slot's row lies.
+
+    Parameters
+    ----------
+    model : int
+        Address of the record of the slot's model.
+    slot : int
+        The slot.
+
+    Returns
+    -------
+    int
+    """
+    return load_i64(model + w.FIRST_ROW) + slot * load_i64(model + w.ROW_BYTES)
+
+
+@jit
 def make_ready(shard: int, model: int, slot: int, header: int) -> None:
     """Put a slot that has work at the end of its model's list.
 
@@ -104,87 +110,6 @@ def make_ready(shard: int, model: int, slot: int, header: int) -> None:
 
 
 @jit
-def take_named_slot(shard: int, index: int, request: int) -> int:
-    """Take a slot for a request's stream, and enter it in the index.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    index : int
-        The model's; the number of models stands for the room.
-    request : int
-        Address of the request's record.
-
-    Returns
-    -------
-    int
-        The slot; -1 if there is no room.
-    """
-    num_bytes = load_i64(request + r.STREAM_BYTES)
-    long_id = 0
-    if num_bytes > h.MAX_INLINE_ID_BYTES:
-        long_id = allocate(load_i64(shard + w.ARENA), num_bytes)
-        if long_id == 0:
-            return -1
-    slot = take_slot(shard, index)
-    if slot < 0:
-        release(load_i64(shard + w.ARENA), long_id)
-        return -1
-    header = header_of(shard, slot)
-    store_u8(header + h.ID_BYTES, num_bytes)
-    if long_id != 0:
-        copy_bytes(long_id, request + r.STREAM, num_bytes)
-        store_i64(header + h.ID, long_id)
-    else:
-        copy_bytes(header + h.ID, request + r.STREAM, h.MAX_INLINE_ID_BYTES)
-    insert_slot(load_i64(shard + w.INDEX), load_i64(request + r.HASH), slot)
-    return slot
-
-
-@jit
-def take_slot(shard: int, index: int) -> int:
-    """Take a slot that no stream has.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    index : int
-        The model's; the number of models stands for the room.
-
-    Returns
-    -------
-    int
-        The slot, without an id and not in the index; -1 if there is no room.
-    """
-    model = model_of(shard, index)
-    if index < load_i64(shard + w.NUM_MODELS):
-        num_streams = load_i64(shard + w.NUM_STREAMS)
-        if num_streams >= load_i64(shard + w.MAX_STREAMS) and not spill_one(shard):
-            return -1
-        store_i64(shard + w.NUM_STREAMS, load_i64(shard + w.NUM_STREAMS) + 1)
-    slot = load_i64(model + w.FREE_SLOT) - 1
-    if slot >= 0:
-        store_i64(model + w.FREE_SLOT, load_i32(header_of(shard, slot) + h.NEXT))
-    else:
-        num_fresh = load_i64(model + w.NUM_FRESH)
-        slot = load_i64(model + w.FIRST_SLOT) + num_fresh
-        store_i64(model + w.NUM_FRESH, num_fresh + 1)
-    header = header_of(shard, slot)
-    for k in range(0, h.LAST_USED_S, 8):
-        store_i64(header + k, 0)
-    store_i32(header + h.LAST_USED_S, 0)
-    store_i32(header + h.GENERATION, load_i32(header + h.GENERATION) + 1)
-    store_u16(header + h.NUM_WAITING, 0)
-    store_u16(header + h.MODEL, index)
-    store_u8(header + h.FLAGS, 0)
-    store_u8(header + h.ID_BYTES, 0)
-    store_u8(header + h.WINDOW_LOG2, 0)
-    return slot
-
-
-@jit
 def free_slot(shard: int, slot: int) -> None:
     """Free a slot that holds no open stream and for which nothing waits.
 
@@ -201,11 +126,20 @@ def free_slot(shard: int, slot: int) -> None:
     remove_slot(load_i64(shard + w.INDEX), hash_value, slot)
     if num_bytes > h.MAX_INLINE_ID_BYTES:
         release(load_i64(shard + w.ARENA), load_i64(header + h.ID))
-    _free(shard, slot)
+    give_slot(shard, slot)
 
 
 @jit
-def _free(shard: int, slot: int) -> None:
+def give_slot(shard: int, slot: int) -> None:
+    """Put a slot that is not in the index on its model's list of free ones.
+
+    Parameters
+    ----------
+    shard : int
+        Address of the shard.
+    slot : int
+        The slot, which is in no list.
+    """
     header = header_of(shard, slot)
     index = load_u16(header + h.MODEL)
     model = model_of(shard, index)
@@ -214,78 +148,6 @@ def _free(shard: int, slot: int) -> None:
     store_u8(header + h.FLAGS, 0)
     if index < load_i64(shard + w.NUM_MODELS):
         store_i64(shard + w.NUM_STREAMS, load_i64(shard + w.NUM_STREAMS) - 1)
-
-
-@jit
-def move_slot(shard: int, slot: int, index: int) -> int:
-    """Move a stream from the room to a slot of its model, with all that wait for it.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    slot : int
-        Its slot in the room, which is free afterwards.
-    index : int
-        The model's.
-
-    Returns
-    -------
-    int
-        The new slot; -1 if there is no room, and nothing has changed.
-    """
-    target = take_slot(shard, index)
-    if target < 0:
-        return -1
-    header, to = header_of(shard, slot), header_of(shard, target)
-    num_bytes = load_u8(header + h.ID_BYTES)
-    hash_value = hash64(h.id_address(header), num_bytes)
-    copy_bytes(to + h.ID, header + h.ID, h.MAX_INLINE_ID_BYTES)
-    store_u8(to + h.ID_BYTES, num_bytes)
-    store_i32(to + h.TAIL, load_i32(header + h.TAIL))
-    store_u16(to + h.NUM_WAITING, load_u16(header + h.NUM_WAITING))
-    store_i32(to + h.LAST_USED_S, load_i32(header + h.LAST_USED_S))
-    remove_slot(load_i64(shard + w.INDEX), hash_value, slot)
-    insert_slot(load_i64(shard + w.INDEX), hash_value, target)
-    store_u8(header + h.ID_BYTES, 0)
-    _free(shard, slot)
-    return target
-
-
-@jit
-def spill_one(shard: int) -> bool:
-    """Free the slot of a stream that is on disk as it is: of some, the one unused for longest.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-
-    Returns
-    -------
-    bool
-        Whether there is a free slot now. If not, a checkpoint begins soon that makes some clean.
-    """
-    if load_i64(shard + w.CAN_LOOK_UP) == 0:
-        return False
-    oldest, used_s = -1, 2**31
-    for index in range(load_i64(shard + w.NUM_MODELS)):
-        model = model_of(shard, index)
-        num_fresh = load_i64(model + w.NUM_FRESH)
-        place = load_i64(shard + w.SPILL_PLACE)
-        for _ in range(min(num_fresh, _NUM_SAMPLED)):
-            place = place + 1 if place + 1 < num_fresh else 0
-            slot = load_i64(model + w.FIRST_SLOT) + place
-            header = header_of(shard, slot)
-            if is_clean(header) and load_i32(header + h.LAST_USED_S) < used_s:
-                oldest, used_s = slot, load_i32(header + h.LAST_USED_S)
-        store_i64(shard + w.SPILL_PLACE, place)
-    if oldest < 0:
-        store_i64(shard + w.SAVE_NOW, 1)
-        return False
-    let_go(shard, oldest)
-    count(shard, w.NUM_SPILLED_FOR_ROOM, 1)
-    return True
 
 
 @jit

@@ -8,6 +8,7 @@ from typing import Any
 
 from streamrnn_client import Client
 from streamrnn_client.protocol import DEFAULT_PORT
+from streamrnn_server.config import format_bytes
 
 __all__ = ["configure", "run"]
 
@@ -58,6 +59,8 @@ def _lines(stats: dict[str, Any]) -> list[str]:
         f"up {stats['uptime_s']:.0f} s, durability {stats['durability']}",
         f"models      {models}",
         f"streams     {stats['num_streams']:,} of at most {stats['max_streams']:,}",
+        f"memory      {format_bytes(stats['memory_used_bytes'])} of at most "
+        f"{format_bytes(stats['memory_budget_bytes'])} for streams; made way: {_made_way(stats)}",
         f"work        {stats['num_steps']:,} steps in {stats['num_waves']:,} waves, "
         f"{stats['num_messages']:,} messages, {stats['num_messages'] / uptime_s:,.0f} a second",
     ]
@@ -74,7 +77,21 @@ def _lines(stats: dict[str, Any]) -> list[str]:
         name.removeprefix("num_").replace("_", " "): number
         for name, number in stats.items()
         if name.startswith(("num_errors", "num_dropped", "num_calls_ref", "num_too", "num_extra"))
+        or name in ("num_quarantined", "num_refused_for_room")
     }
     told = ", ".join(f"{name} {number:,}" for name, number in wrong.items() if number)
     lines.append(f"trouble     {told or 'none'}")
     return lines
+
+
+def _made_way(stats: dict[str, Any]) -> str:
+    """Say how many streams left memory, and why."""
+    reasons = {
+        "num_spilled_idle": "idle",
+        "num_spilled_for_room": "for --max-streams",
+        "num_spilled_for_memory": "for --memory-budget",
+        "num_evicted_idle": "idle and closed",
+        "num_expired": "expired",
+    }
+    told = [f"{stats[name]:,} {why}" for name, why in reasons.items() if stats.get(name)]
+    return ", ".join(told) or "none"

@@ -24,7 +24,6 @@ from streamrnn.kernels.memory import (
     store_u8,
 )
 from streamrnn.state import slab as h
-from streamrnn.state.arena import allocate
 from streamrnn_client.protocol import DEFAULT_WINDOW, MAX_WINDOW, ErrorCode
 from streamrnn_server import layout as w
 from streamrnn_server import requests as r
@@ -33,11 +32,12 @@ from streamrnn_server.ring import (
     RESET_DIGEST,
     digest_of,
     drop_ring,
-    has_ring,
     remember,
     remembered,
 )
 from streamrnn_server.rows import note_written
+from streamrnn_server.slots import row_of
+from streamrnn_server.spilling import take_block, take_ring
 
 __all__ = [
     "close_stream",
@@ -45,7 +45,6 @@ __all__ = [
     "open_stream",
     "prepare_step",
     "reset_stream",
-    "row_of",
     "set_error",
     "take_number",
 ]
@@ -86,24 +85,6 @@ def set_error(request: int, code: int, detail_0: int = 0, detail_1: int = 0) -> 
     store_i64(request + r.CODE, code)
     store_i64(request + r.DETAIL, detail_0)
     store_i64(request + r.DETAIL + 8, detail_1)
-
-
-@jit
-def row_of(model: int, slot: int) -> int:
-    """Return where a slot's row lies.
-
-    Parameters
-    ----------
-    model : int
-        Address of the record of the slot's model.
-    slot : int
-        The slot.
-
-    Returns
-    -------
-    int
-    """
-    return load_i64(model + w.FIRST_ROW) + slot * load_i64(model + w.ROW_BYTES)
 
 
 @jit
@@ -217,7 +198,7 @@ def _check_number(shard: int, header: int, request: int, y_bytes: int) -> bool:
         set_error(request, _GAP, last + 1, first)
     elif first <= last - window:
         set_error(request, _STALE, first, last - window + 1)
-    elif not has_ring(load_i64(shard + w.ARENA), header, y_bytes):
+    elif not take_ring(shard, header, y_bytes):
         set_error(request, _BUSY)
     else:
         return True
@@ -354,7 +335,7 @@ def prepare_step(shard: int, plan: Any, model: int, slot: int, header: int, requ
         store_i64(request + r.Y, load_i64(parent + r.Y) + place)
     elif num_steps > 1 or num_old > 0 or load_i64(shard + w.IS_ALWAYS):
         # Otherwise y lies in the wave's scratch, and is sent before the next wave.
-        block = allocate(load_i64(shard + w.ARENA), num_steps * y_bytes)
+        block = take_block(shard, num_steps * y_bytes)
         if block == 0:
             set_error(request, _BUSY)
             return

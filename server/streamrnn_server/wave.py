@@ -22,7 +22,7 @@ from streamrnn.kernels.memory import (
     store_u8,
 )
 from streamrnn.state import slab as h
-from streamrnn.state.arena import allocate, release
+from streamrnn.state.arena import release
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server import layout as w
 from streamrnn_server import requests as r
@@ -33,14 +33,14 @@ from streamrnn_server.ring import digest_of, prefetch_place, remember
 from streamrnn_server.rows import ask_for_row, is_away
 from streamrnn_server.saved import mark_dirty
 from streamrnn_server.saving import entry_bytes, hold, write_entry
-from streamrnn_server.slots import free_slot, header_of, make_ready, model_of
+from streamrnn_server.slots import free_slot, header_of, make_ready, model_of, row_of
+from streamrnn_server.spilling import take_block
 from streamrnn_server.streams import (
     close_stream,
     note_durable,
     open_stream,
     prepare_step,
     reset_stream,
-    row_of,
     set_error,
 )
 
@@ -221,7 +221,7 @@ def _must_be_held(shard: int, model: int, slot: int, header: int, request: int, 
 def _copy_out(shard: int, model: int, slot: int, header: int, request: int) -> None:
     """Copy a stream as it is now; Python makes a record of it."""
     num_bytes = entry_bytes(model, header, 0)
-    block = allocate(load_i64(shard + w.ARENA), num_bytes)
+    block = take_block(shard, num_bytes)
     if block == 0 or num_bytes > load_i64(shard + w.OUT_BYTES) // 2:
         set_error(request, _BUSY)
         release(load_i64(shard + w.ARENA), block)

@@ -54,11 +54,14 @@ class StreamIndex:
     ----------
     address : int
         What the compiled functions of this module take as ``index``.
+    num_bytes : int
+        The size of its table.
     """
 
     def __init__(self, max_slots: int, headers: int) -> None:
         num_entries = 1 << max(4, (2 * max_slots - 1).bit_length())
-        self._table = reserve(num_entries * _ENTRY_BYTES, huge_pages=True)
+        self.num_bytes = num_entries * _ENTRY_BYTES
+        self._table = reserve(self.num_bytes, huge_pages=True)
         touch(self._table, _MAX_TOUCHED_BYTES)  # its entries lie anywhere in it from the start on
         self._words: NDArray[np.int64] = np.array(
             [address_of(self._table), num_entries - 1, headers], np.int64

@@ -41,6 +41,7 @@ __all__ = [
     "FLAGS",
     "GENERATION",
     "HEADER_BYTES",
+    "HUGE_PAGE_BYTES",
     "ID",
     "ID_BYTES",
     "IS_DIRTY",
@@ -83,7 +84,7 @@ IS_FROZEN = 64  # its state turned NaN
 IS_STAGED = 128  # on its way to disk
 
 _MAP_NORESERVE = 0x4000  # Linux on all its usual machines; `mmap` names it from Python 3.13 on
-_HUGE_PAGE_BYTES = 2 * 2**20
+HUGE_PAGE_BYTES = 2 * 2**20
 
 
 def reserve(num_bytes: int, huge_pages: bool = False) -> NDArray[np.uint8]:
@@ -107,7 +108,7 @@ def reserve(num_bytes: int, huge_pages: bool = False) -> NDArray[np.uint8]:
     StartError
         If there is not so much address space.
     """
-    slack = _HUGE_PAGE_BYTES if huge_pages else 0
+    slack = HUGE_PAGE_BYTES if huge_pages else 0
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     if sys.platform == "linux":
         flags |= _MAP_NORESERVE
@@ -126,7 +127,7 @@ def reserve(num_bytes: int, huge_pages: bool = False) -> NDArray[np.uint8]:
     return whole[start : start + max(num_bytes, 1)]
 
 
-def touch(array: NDArray[np.uint8], max_bytes: int = _HUGE_PAGE_BYTES) -> None:
+def touch(array: NDArray[np.uint8], max_bytes: int = HUGE_PAGE_BYTES) -> None:
     """Have the system give the memory of an array's beginning now, and not at the first request.
 
     Parameters
