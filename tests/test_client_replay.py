@@ -6,7 +6,6 @@ import pytest
 from streamrnn_client import _batching as batching
 from streamrnn_client import _moving as moving
 from streamrnn_client import errors
-from streamrnn_client._kept import Kept, Piece
 from tests.simulation import Simulation, Weather
 
 
@@ -444,24 +443,3 @@ def test_a_fork_whose_answer_was_lost_says_that_it_may_be_its_own():
     with pytest.raises(errors.Exists, match="this call's own") as caught:
         sim.run(moving.fork(sim.core, sim.exchange, state, "b"))
     assert caught.value.detail["num_sends"] == 2
-
-
-def test_kept_pieces():
-    kept = Kept(8, 100, 1 << 20)
-    x = np.arange(20, dtype=np.float32).reshape(10, 2)
-    kept.note(1, 4, x[:4], 0)
-    kept.note(3, 4, x[2:6], 4)  # the first two once more
-    kept.note(7, 1, None, 6)
-    kept.note(8, 1, x[6], 7)
-    assert kept.num_steps == 8
-    assert kept.chunk(2, 3) == Piece(2, 4, x[1:4].tobytes())
-    assert kept.chunk(2, 99) == Piece(2, 6, x[1:6].tobytes())
-    assert kept.chunk(7, 99) == Piece(7, 7, None)
-    assert kept.chunk(8, 99) == Piece(8, 8, x[6].tobytes())
-    assert kept.missing(1, 8) is None
-    assert kept.missing(3, 9) == (9, 9)
-    kept.forget(5)
-    assert kept.num_steps == 4  # the piece that is on disk in part stays whole
-    assert kept.missing(1, 8) == (1, 4)
-    kept.note(12, 1, x[7], 11)
-    assert kept.missing(5, 12) == (9, 11)

@@ -12,8 +12,9 @@ from streamrnn_client import errors
 from streamrnn_client._core import Core, Operation
 from streamrnn_client._exchange import Buffer, Exchange
 from streamrnn_client._replay import MAX_REPLAYS, behind, open_states, recover
-from streamrnn_client._scatter import ITEM_BYTES, Errors, Groups, Scatter, group_by_endpoint
-from streamrnn_client._state import Claim, StreamState, as_ids, pack_ids
+from streamrnn_client._rows import Rows
+from streamrnn_client._scatter import Errors, Groups, Scatter, group_by_endpoint
+from streamrnn_client._state import Claim, StreamState, as_ids
 from streamrnn_client.inputs import FLOAT, Array, ModelInfo
 from streamrnn_client.protocol import StreamId, encode_bin_header
 
@@ -22,53 +23,6 @@ __all__ = ["Rows", "batch", "open_rows", "open_streams", "step_many"]
 Id = TypeVar("Id", bound=StreamId)
 
 _BATCH = msgpack.packb("batch") + b"\x93"
-
-
-class Rows:
-    """Streams of one model, resolved once and stepped together many times.
-
-    Attributes
-    ----------
-    ids : tuple of str or int
-        In the order of the rows of `X`.
-    model : ModelInfo
-        The model of all of them.
-    """
-
-    def __init__(self, states: Sequence[StreamState], model: ModelInfo) -> None:
-        self.ids = tuple(state.id for state in states)
-        self.model = model
-        self._states = list(states)
-        self._groups: Groups = []
-        self._packed: dict[int, bytes] = {}
-        self._map_version = -1
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def last_seqs(self) -> tuple[int, ...]:
-        """Number of each stream's last step."""
-        return tuple(state.last_seq for state in self._states)
-
-    def groups(self, core: Core) -> Groups:
-        """Return the streams of each request; worked out again when one may have moved."""
-        if self._map_version != core.map_version:
-            item_bytes = ITEM_BYTES + 4 * max(self.model.num_inputs, self.model.output_size)
-            indices = range(len(self._states))
-            self._groups = group_by_endpoint(core, self._states, indices, item_bytes)
-            self._packed = {id(group): b"" for _, group in self._groups}
-            self._map_version = core.map_version
-        return self._groups
-
-    def packed_ids(self, group: Sequence[int]) -> bytes:
-        """Return the array of a group's ids in MessagePack; those of `groups` are packed once."""
-        packed = self._packed.get(id(group))
-        if not packed:
-            packed = pack_ids([self._states[i] for i in group])
-            if id(group) in self._packed:
-                self._packed[id(group)] = packed
-        return packed
 
 
 def open_streams(
@@ -133,6 +87,14 @@ def step_many(
     if unseen:
         yield from open_streams(core, ex, unseen, model, None, True)
     states = [known[stream] for stream in inputs]
+    rows = core.last_rows
+    if rows is None or not rows.are_of(states, model):
+        rows = core.last_rows = _rows_of(states, model)
+    outputs = yield from batch(core, ex, rows, rows.model.row_arrays(inputs))
+    return dict(zip(inputs, outputs, strict=True))
+
+
+def _rows_of(states: Sequence[StreamState], model: str | None) -> Rows:
     info = states[0].model
     for state in states:
         if model not in (None, state.model.name) or state.model.name != info.name:
@@ -141,8 +103,7 @@ def step_many(
                 f"{model or info.name!r}; all streams of one call have one model",
                 {"stream": state.id, "model": model or info.name},
             )
-    outputs = yield from batch(core, ex, Rows(states, info), info.row_arrays(inputs))
-    return dict(zip(inputs, outputs, strict=True))
+    return Rows(states, info)
 
 
 def batch(core: Core, ex: Exchange, rows: Rows, x: Any) -> Operation[Array]:
@@ -165,7 +126,8 @@ def batch(core: Core, ex: Exchange, rows: Rows, x: Any) -> Operation[Array]:
         step = _BatchStep(rows, x, outputs, numbered)
         groups = rows.groups(core)
         unusable: Errors = {}
-        if numbered and core.is_durable:
+        if numbered and core.is_durable and not rows.has_room():
+            rows.forget_durable()
             unusable = yield from core.make_room(ex, states, 1)
         unusable.update(_unusable(core, states))
         if unusable:
@@ -195,7 +157,8 @@ class _BatchStep:
         self.outputs = outputs
         self.numbered = numbered
         # Whatever is learned on the way: a step that is sent again keeps its number.
-        self.seqs = [state.last_seq + 1 for state in self.states]
+        self.last_seqs = [state.last_seq for state in self.states]
+        self.seqs = [last_seq + 1 for last_seq in self.last_seqs]
 
     def apply(self, core: Core, ex: Exchange, groups: Groups) -> Operation[Errors]:
         sending = Scatter(
@@ -219,22 +182,19 @@ class _BatchStep:
             raise errors.NotSupported(
                 f"{y.size} outputs came for {len(indices)} streams of {self.outputs.shape[1]}"
             )
-        states, x, last = self.states, self.x, len(indices) - 1
+        states, x, before, seqs = self.states, self.x, self.last_seqs, self.seqs
         if isinstance(indices, range):
-            x = x[indices.start : indices.stop]
-            self.outputs[indices.start : indices.stop] = y.reshape(last + 1, -1)
-            states = states[indices.start : indices.stop]
+            part = slice(indices.start, indices.stop)
+            self.outputs[part] = y.reshape(len(indices), -1)
+            states, x, before, seqs = states[part], x[part], before[part], seqs[part]
         else:
-            x = x[list(indices)]
-            self.outputs[list(indices)] = y.reshape(last + 1, -1)
-            states = [states[i] for i in indices]
+            self.outputs[list(indices)] = y.reshape(len(indices), -1)
+            states, x = [states[i] for i in indices], x[list(indices)]
+            before, seqs = [before[i] for i in indices], [seqs[i] for i in indices]
+        if self.numbered and list(last_seqs) != seqs:
+            raise errors.NotSupported("the steps were answered with other numbers")
         if states[0].kept is not None:
-            for state, row, last_seq, durable_seq in zip(
-                states, x, last_seqs, durable_seqs, strict=True
-            ):
-                if state.kept is not None:
-                    state.kept.note(last_seq, 1, row, state.last_seq)
-                    state.kept.forget(durable_seq)
+            self.rows.keep(indices, x, before, seqs, durable_seqs)
         for state, last_seq, durable_seq in zip(states, last_seqs, durable_seqs, strict=True):
             state.last_seq = last_seq
             state.durable_seq = durable_seq

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import deque
 from typing import NamedTuple
 
+from streamrnn_client._shared import Column, Shared
 from streamrnn_client.inputs import Array
 
 __all__ = ["MAX_KEPT_BYTES", "MAX_KEPT_STEPS", "Kept", "Piece"]
@@ -21,6 +22,19 @@ class Piece(NamedTuple):
     last_seq: int
     x: bytes | None
 
+    @property
+    def num_steps(self) -> int:
+        """How many there are."""
+        return self.last_seq + 1 - self.first_seq
+
+    def inputs(self, first_seq: int, last_seq: int) -> bytes | None:
+        """Return the encoded inputs of some of them; None for a reset."""
+        if self.x is None:
+            return None
+        row_bytes = len(self.x) // self.num_steps
+        start, stop = first_seq - self.first_seq, last_seq + 1 - self.first_seq
+        return self.x[start * row_bytes : stop * row_bytes]
+
 
 class Kept:
     """The inputs of a stream's applied steps above `durable_seq`, in order.
@@ -31,23 +45,33 @@ class Kept:
         Encoded size of one step's input.
     max_steps, max_bytes : int
         The bound; whoever wants to apply a step beyond it has to wait until some are on disk.
+
+    Attributes
+    ----------
+    max_steps : int
+        The smaller bound of the two.
+    num_older : int
+        Number of steps in all pieces but an open column.
     """
 
-    __slots__ = ("_pieces", "_row_bytes", "max_bytes", "max_steps", "num_steps")
+    __slots__ = ("_column", "_pieces", "max_steps", "num_older")
 
     def __init__(self, row_bytes: int, max_steps: int, max_bytes: int) -> None:
-        self._pieces: deque[Piece] = deque()
-        self._row_bytes = row_bytes
-        self.num_steps = 0
-        self.max_steps = max_steps
-        self.max_bytes = max_bytes
+        self._pieces: deque[Piece | Column] = deque()
+        self._column: Column | None = None  # the last piece, while batches go on with it
+        self.num_older = 0
+        self.max_steps = min(max_steps, max_bytes // row_bytes)
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps are kept."""
+        column = self._column
+        return self.num_older + (column.last_seq + 1 - column.first_seq if column else 0)
 
     def is_full(self, num_more: int) -> bool:
         """Tell whether so many more steps would go beyond the bound; one chunk always fits."""
-        num_steps = self.num_steps + num_more
-        return self.num_steps > 0 and (
-            num_steps > self.max_steps or num_steps * self._row_bytes > self.max_bytes
-        )
+        num_steps = self.num_steps
+        return num_steps > 0 and num_steps + num_more > self.max_steps
 
     def note(self, first_seq: int, num_steps: int, x: Array | None, applied: int) -> None:
         """Keep steps that were applied, but for those up to `applied`, which came once more."""
@@ -57,19 +81,38 @@ class Kept:
         if first_seq <= applied and x is not None:
             x = x[applied + 1 - first_seq :]
             first_seq = applied + 1
+        self._finish_column()
         self._pieces.append(Piece(first_seq, last_seq, None if x is None else x.tobytes()))
-        self.num_steps += last_seq - first_seq + 1
+        self.num_older += last_seq - first_seq + 1
+
+    def join(self, shared: Shared, index: int, next_seq: int) -> None:
+        """Let what comes next be the row of a batch, and of every batch after it."""
+        column = self._column
+        if column and column.shared is shared and column.is_at(index, next_seq):
+            return
+        self._finish_column()
+        self._column = Column(shared, index, next_seq)
+        self._pieces.append(self._column)
+
+    def _finish_column(self) -> None:
+        column, self._column = self._column, None
+        if column:
+            column.finish()
+            self.num_older += column.num_steps
+            if not column.num_steps:
+                self._pieces.pop()
 
     def forget(self, durable_seq: int) -> None:
         """Drop what is on disk; a chunk that is there in part stays whole."""
         pieces = self._pieces
-        while pieces and pieces[0].last_seq <= durable_seq:
-            piece = pieces.popleft()
-            self.num_steps -= piece.last_seq - piece.first_seq + 1
+        while pieces and pieces[0].last_seq <= durable_seq and pieces[0] is not self._column:
+            self.num_older -= pieces.popleft().num_steps
+        if self._column:
+            self._column.forget(durable_seq)
 
     def first_seq(self, default: int) -> int:
         """Return the oldest number that is kept."""
-        return self._pieces[0].first_seq if self._pieces else default
+        return self._pieces[0].first_seq if self.num_steps else default
 
     def missing(self, first_seq: int, last_seq: int) -> tuple[int, int] | None:
         """Return the first range of those numbers that is not kept; None if all are."""
@@ -84,19 +127,21 @@ class Kept:
 
     def chunk(self, first_seq: int, max_steps: int) -> Piece:
         """Return kept steps from a number on: a reset, or steps up to the next one."""
-        pieces, row_bytes = self._pieces, self._row_bytes
+        pieces = self._pieces
         index = bisect_left(pieces, first_seq, key=lambda piece: piece.last_seq)
         last_seq = first_seq - 1
         parts: list[bytes] = []
         while last_seq - first_seq + 1 < max_steps and index < len(pieces):
             piece = pieces[index]
-            if piece.x is None and not parts:
-                return Piece(first_seq, first_seq, None)
-            if piece.x is None or piece.first_seq > last_seq + 1:
+            if piece.first_seq > last_seq + 1:
                 break
-            start = last_seq + 1 - piece.first_seq
-            stop = min(piece.last_seq, first_seq + max_steps - 1) - piece.first_seq + 1
-            parts.append(piece.x[start * row_bytes : stop * row_bytes])
-            last_seq = piece.first_seq + stop - 1
+            stop_seq = min(piece.last_seq, first_seq + max_steps - 1)
+            inputs = piece.inputs(last_seq + 1, stop_seq)
+            if inputs is None and not parts:
+                return Piece(first_seq, first_seq, None)
+            if inputs is None:
+                break
+            parts.append(inputs)
+            last_seq = stop_seq
             index += 1
         return Piece(first_seq, last_seq, b"".join(parts))

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import zmq
 
 from streamrnn_client import _batching, _moving
-from streamrnn_client._batching import Rows
 from streamrnn_client._core import Core, Operation
 from streamrnn_client._exchange import Call, Exchange
 from streamrnn_client._kept import MAX_KEPT_BYTES, MAX_KEPT_STEPS
 from streamrnn_client._options import Options, configure, is_connected
+from streamrnn_client._rows import Rows
 from streamrnn_client._state import Claim, ServerInfo, StreamState
 from streamrnn_client.errors import ClientClosed
 from streamrnn_client.inputs import ModelInfo
