@@ -15,7 +15,7 @@ import itertools
 import pickle
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,16 +131,7 @@ class FakeServer:
         self.instance = instance
 
     def answer(self, payload: bytes, shard: int = 0) -> bytes | None:
-        """Answer a request at once."""
-        working = self.work(payload, shard)
-        while True:
-            try:
-                next(working)
-            except StopIteration as stop:
-                return stop.value
-
-    def work(self, payload: bytes, shard: int = 0) -> Generator[None, None, bytes | None]:
-        """Answer a request wave by wave: yields after each step but the last of a chunk."""
+        """Answer a request."""
         asked = None
         try:
             asked, method, call = protocol.decode_request(
@@ -150,8 +141,6 @@ class FakeServer:
             )
             self.requests.append(method)
             result = getattr(self, "_" + method)(call, shard)
-            if isinstance(result, Generator):
-                result = yield from result
             return protocol.encode_response(asked, result)
         except ProtocolError as error:
             to = asked if error.msgid is None else error.msgid
@@ -293,7 +282,7 @@ class FakeServer:
 
     def _step(self, call, shard):
         known = self._known(call.stream, shard)
-        y = yield from self._apply(known, call.first_seq, self._values(call.x, known))
+        y = self._apply(known, call.first_seq, self._values(call.x, known))
         last = call.first_seq + len(y) - 1 if call.first_seq else 0
         return [last, known.durable_seq, self._answer(call.x, y)]
 
@@ -310,12 +299,8 @@ class FakeServer:
 
     def _batch_one(self, stream, seq, row, x, shard):
         known = self._known(stream, shard)
-        applying = self._apply(known, seq, self._values(row.tobytes(), known))
-        try:
-            while True:
-                next(applying)
-        except StopIteration as stop:
-            return [seq, known.durable_seq, self._answer(x, stop.value)]
+        y = self._apply(known, seq, self._values(row.tobytes(), known))
+        return [seq, known.durable_seq, self._answer(x, y)]
 
     # ---- rules --------------------------------------------------------------------------------
 
@@ -368,8 +353,6 @@ class FakeServer:
                 known.total = known.total + row
                 outputs[k] = known.total.astype("<f4").tobytes()
                 self._commit(known, number, row.tobytes(), outputs[k])
-                if k < len(rows) - 1:
-                    yield
         return np.frombuffer(b"".join(y for y in outputs if y is not None), "<f4").reshape(
             len(rows), -1
         )

@@ -28,15 +28,14 @@ class Weather:
     slowest_s: float = 0.02
 
 
-class Simulation:
-    """One client and one `FakeServer` of one or more shards."""
+class Network:
+    """One client, and what is on its way to a server of one or more shards and back."""
 
-    def __init__(self, seed: int, num_shards: int = 1, weather: Weather | None = None, **server):
+    def __init__(self, seed: int, num_shards: int = 1, weather: Weather | None = None):
         self.random = random.Random(seed)
         self.weather = weather or Weather()
         self.now = 0.0
         self.endpoints = [f"sim://{k}" for k in range(num_shards)]
-        self.server = FakeServer(endpoints=self.endpoints, **server)
         self.core = Core(self.endpoints[0], self._release)
         self.exchange = Exchange(lambda: self.now, timeout_s=5.0, resend_s=0.1)
         self._events: list[tuple[float, int, str, Any]] = []
@@ -78,13 +77,8 @@ class Simulation:
                 self.exchange.tick()
 
     def _deliver(self, kind: str, what: Any) -> None:
-        if kind == "reply":
-            self.exchange.receive(what)
-        else:
-            shard, payload = what
-            reply = self.server.handle(payload, shard)
-            if reply is not None:
-                self._ship("reply", reply)
+        """Let something arrive: ``request`` (shard, payload), or ``reply`` payload."""
+        raise NotImplementedError
 
     def _ship(self, kind: str, what: Any) -> None:
         chance = self.random.random()
@@ -96,3 +90,20 @@ class Simulation:
         for _ in range(copies):
             at = self.now + self.random.uniform(0.001, self.weather.slowest_s)
             heapq.heappush(self._events, (at, next(self._order), kind, what))
+
+
+class Simulation(Network):
+    """One client and one `FakeServer`, which answers everything at once."""
+
+    def __init__(self, seed: int, num_shards: int = 1, weather: Weather | None = None, **server):
+        super().__init__(seed, num_shards, weather)
+        self.server = FakeServer(endpoints=self.endpoints, **server)
+
+    def _deliver(self, kind: str, what: Any) -> None:
+        if kind == "reply":
+            self.exchange.receive(what)
+        else:
+            shard, payload = what
+            reply = self.server.handle(payload, shard)
+            if reply is not None:
+                self._ship("reply", reply)

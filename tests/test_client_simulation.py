@@ -406,6 +406,18 @@ def test_a_stale_map_is_corrected_by_moved():
     assert y[-1].tolist() == [50, 50]
 
 
+def test_streams_are_opened_where_shards_are_left():
+    sim = Simulation(3, num_shards=3)
+    ids = list(range(20))
+    sim.run(batching.open_streams(sim.core, sim.exchange, ids, "sum", None, True))
+    handle = sim.server.handle
+    sim.server.endpoints = sim.endpoints[:1]
+    sim.server.handle = lambda payload, shard: handle(payload, shard) if shard == 0 else None
+    more = [f"s{k}" for k in ids]
+    states = sim.run(batching.open_streams(sim.core, sim.exchange, more, "sum", None, True))[0]
+    assert [state.is_open for state in states] == [True] * 20
+
+
 def test_an_endless_move_ends():
     sim = Simulation(3, num_shards=2)
     state = open_one(sim, "a")

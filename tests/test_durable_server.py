@@ -188,6 +188,18 @@ def test_a_batch_of_streams_on_disk(models, tmp_path, x, expected):
         assert [result for _, result in opened] == [[2, 1, 4]] * 300
 
 
+def test_a_batch_of_streams_on_disk_finds_their_model(models, tmp_path, x):
+    expected = Engine(models["other"]).steps("s", x)
+    with served(models, tmp_path, ("m", "other")) as peer:
+        peer.ok("open", ["a", "b"], "other", 4)
+        peer.ok("batch", ["a", "b"], [1, 1], np.repeat(x[:1], 2, 0).tobytes())
+    with served(models, tmp_path, ("m", "other")) as peer:
+        rows = np.repeat(x[1:2], 2, 0).tobytes()
+        for error, result in peer.ok("batch", ["a", "b"], [2, 2], rows):
+            assert error is None
+            np.testing.assert_array_equal(np.frombuffer(result[2], np.float32), expected[1])
+
+
 def test_the_number_of_shards_may_change(models, tmp_path, x, expected):
     def one(peers, method, stream, *params):
         shard = shard_of(hash_slot(stream), len(peers))

@@ -49,6 +49,9 @@ def open_streams(
             if not state.is_open:
                 state.window = asked
         failed = yield from open_states(core, ex, states, range(len(states)))
+        if core.is_spread and (again := (yield from _moved(core, ex, states, failed))):
+            failed = {i: error for i, error in failed.items() if i not in again}
+            failed.update((yield from open_states(core, ex, states, again)))
     finally:
         core.release(states)
     for i, state in enumerate(states):

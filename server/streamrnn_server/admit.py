@@ -186,9 +186,15 @@ def _prepare_batch(shard: int, parent: int) -> bool:
     else:
         return True  # each item says so for itself
     model = model_of(shard, index)
-    store_i64(parent + r.MODEL, index)
     num_items, form = load_i64(parent + r.NUM_ITEMS), load_i64(parent + r.FORM)
     step_bytes, y_bytes = load_i64(model + w.STEP_BYTES), load_i64(model + w.Y_BYTES)
+    if slot >= 0:
+        store_i64(parent + r.MODEL, index)
+    else:  # known is how long its inputs are; the first stream that is found says the rest
+        store_i64(parent + r.MODEL, -1 - index)
+        for k in range(num_models):
+            if load_i64(model_of(shard, k) + w.STEP_BYTES) == step_bytes:
+                y_bytes = max(y_bytes, load_i64(model_of(shard, k) + w.Y_BYTES))
     expected = num_items * step_bytes
     came = load_i64(parent + r.X_COUNT)
     if form == r.FORM_ARRAY:

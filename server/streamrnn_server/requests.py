@@ -58,7 +58,7 @@ __all__ = [
     X_COUNT,  # bytes of x, or number of its elements in the array form
     X_BLOCK,  # what to give back to the arena, or 0
     Y_BLOCK,
-    MODEL,  # index; -1 not known yet
+    MODEL,  # index; negative: not known yet, in a batch -1 - that of one with as long inputs
     WINDOW,  # asked for, then granted
     ITEM,  # place among the parent's children
     NUM_ITEMS,  # number of children

@@ -89,6 +89,7 @@ class Saver:
         self.last_commit_s = 0.0
         self._store, self._templates, self._disks = store, templates, disks
         self._expiry, self._log = expiry, log
+        self._look_at_s = time.monotonic() + _EXPIRE_EVERY_S
         self._has_ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
         # The most that a commit packs at once: what one shard may have on its way, in one go.
@@ -112,15 +113,18 @@ class Saver:
         poller = zmq.Poller()
         for disk in self._disks:
             poller.register(disk, zmq.POLLIN)
-        look_at_s = time.monotonic() + _EXPIRE_EVERY_S
         while not self._has_ended.is_set():
             poller.poll(100)
-            parts = [part for k, disk in enumerate(self._disks) for part in _receive(k, disk)]
-            if parts:
-                self._write(parts)
-            elif time.monotonic() >= look_at_s:
-                look_at_s = time.monotonic() + _EXPIRE_EVERY_S
-                self._expire()
+            self.turn()
+
+    def turn(self) -> None:
+        """Write what has come; if nothing has, look now and then for what has expired."""
+        parts = [part for k, disk in enumerate(self._disks) for part in _receive(k, disk)]
+        if parts:
+            self._write(parts)
+        elif time.monotonic() >= self._look_at_s:
+            self._look_at_s = time.monotonic() + _EXPIRE_EVERY_S
+            self._expire()
 
     def _write(self, parts: list[_Part]) -> None:
         """Commit what has come; if it cannot be, say so to the shards, which keep it."""

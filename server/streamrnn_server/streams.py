@@ -36,7 +36,7 @@ from streamrnn_server.ring import (
     remembered,
 )
 from streamrnn_server.rows import note_written
-from streamrnn_server.slots import row_of
+from streamrnn_server.slots import model_of, row_of
 from streamrnn_server.spilling import take_block, take_ring
 
 __all__ = [
@@ -316,6 +316,12 @@ def prepare_step(shard: int, plan: Any, model: int, slot: int, header: int, requ
     parent = load_i64(request + r.PARENT)
     if parent != 0 and load_u8(header + h.FLAGS) & h.IS_OPEN:
         has, expected = load_u16(header + h.MODEL), load_i64(parent + r.MODEL)
+        if expected < 0:
+            expected = -1 - expected
+            like = model_of(shard, expected)
+            if load_i64(model + w.STEP_BYTES) == load_i64(like + w.STEP_BYTES):
+                expected = has
+                store_i64(parent + r.MODEL, has)
         if has != expected:
             set_error(request, _WRONG_MODEL, has, expected)
             return
