@@ -8,7 +8,7 @@ computes one wave, the host fills the other's inputs and empties its outputs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from streamrnn.errors import DeviceError
 from streamrnn.kernels.cuda.support import ARITHMETIC, gpu_errors, require_gpu
 from streamrnn.kernels.plan import Program
 from streamrnn.model import Model
+
+if TYPE_CHECKING:
+    from streamrnn.kernels.cuda.lane import Lane
 
 __all__ = ["CudaDevice"]
 
@@ -57,6 +60,7 @@ class CudaDevice:
     def __init__(self, model: Model, marks: NDArray[np.int64]) -> None:
         self._cuda = require_gpu()
         self._marks, max_streams = marks, len(marks) - 1
+        from streamrnn.kernels.cuda.lane import Lane
         from streamrnn.kernels.cuda.network import TILING, Network
 
         self.program = Program(model)
@@ -78,11 +82,12 @@ class CudaDevice:
         try:
             self._network = Network(model, self.program, self.max_rows, TILING)
             self._slab = self._cuda.device_array(max_streams * self._row_size, np.float32)
-            self._lanes = [_Lane(self._cuda, self._x_size, self._y_size) for _ in range(2)]
+            self._compute = self._cuda.stream()
+            sizes = (self._x_size, self._y_size)
+            self._lanes = [Lane(self._network, self._slab, *sizes, self._compute) for _ in range(2)]
         except gpu_errors() as error:
             raise DeviceError(f"the GPU has refused the memory that it showed: {error}") from error
         self.wave_x, self.wave_y = self._lanes[0].x, self._lanes[0].y
-        self._compute = self._cuda.stream()
         self._guard(self._warm_up)
 
     def advance(
@@ -171,21 +176,24 @@ class CudaDevice:
             values = np.ascontiguousarray(rows[first : first + self.max_rows], dtype=np.float32)
             self._guard(self._write, some, values)
 
-    def begin_wave(self, num_rows: int) -> None:
-        """Start one step of some streams, for a caller that checks and packs by itself.
+    def begin_wave(self, num_rows: int, num_steps: int = 1) -> None:
+        """Start some steps of some streams, for a caller that checks and packs by itself.
 
         Parameters
         ----------
         num_rows : int
             1 to max_rows. ``wave_x`` holds so many slots (int32, all different), and behind them
-            as many inputs. Both must stay as they are until `end_wave`.
+            the inputs [num_rows, num_steps, num_inputs]. Both must stay as they are until
+            `end_wave`.
+        num_steps : int
+            Of each stream. ``wave_y`` will hold the outputs [num_rows, num_steps, output_size].
 
         Raises
         ------
         DeviceError
             If the GPU has failed, now or before. The streams are lost then.
         """
-        self._guard(self._begin_wave, num_rows)
+        self._guard(self._lanes[0].begin, num_rows, num_steps, False)
 
     def end_wave(self) -> None:
         """Wait for the wave that was begun; its outputs are in ``wave_y`` then.
@@ -195,13 +203,7 @@ class CudaDevice:
         DeviceError
             If the GPU has failed, now or before. The streams are lost then.
         """
-        self._guard(self._lanes[0].collect)
-
-    def _begin_wave(self, num_rows: int) -> None:
-        lane = self._lanes[0]
-        lane.send(num_rows * (1 + self._num_inputs), False, self._compute)
-        self._network.steps(self._slab, lane.wave, num_rows, 1, self._compute)
-        lane.receive(num_rows * self._output_size, None, False, self._compute)
+        self._guard(self._lanes[0].end)
 
     def _run(
         self, slots: NDArray[np.int32], x: NDArray[Any], y: NDArray[np.float32], num_steps: int
@@ -211,23 +213,30 @@ class CudaDevice:
         waves = list(self._waves(len(slots), num_steps))
         x = x.view(np.float32).reshape(len(slots), num_steps, self._num_inputs)
         y = y.reshape(len(slots), num_steps, self._output_size)
+        under_way: list[tuple[Lane, NDArray[np.float32]]] = []
         for number, (rows, steps) in enumerate(waves):
             lane = self._lanes[number % 2]
-            lane.collect()
-            lane.send(lane.fill(slots[rows], x[rows, steps]), len(waves) > 1, self._compute)
-            num_rows, num_wave_steps = x[rows, steps].shape[:2]
-            self._network.steps(self._slab, lane.wave, num_rows, num_wave_steps, self._compute)
-            target = y[rows, steps]
-            lane.receive(target.size, target, len(waves) > 1, self._compute)
-        for lane in self._lanes:
-            lane.collect()
+            if len(under_way) == 2:
+                _end(*under_way.pop(0))
+            inputs = x[rows, steps]
+            num_rows, num_wave_steps = inputs.shape[:2]
+            lane.x[:num_rows].view(np.int32)[:] = slots[rows]
+            lane.x[num_rows : num_rows + inputs.size].reshape(inputs.shape)[:] = inputs
+            lane.begin(num_rows, num_wave_steps, len(waves) > 1)
+            under_way.append((lane, y[rows, steps]))
+        for each in under_way:
+            _end(*each)
 
     def _warm_up(self) -> None:
-        """Compile what the model needs; the first row is spoilt, and no stream has it yet."""
+        """Run what the model needs once; the first row is spoilt, and no stream has it yet."""
         lane = self._lanes[0]
-        lane.send(lane.fill(np.zeros(1, np.int32), np.zeros(0, np.float32)), False, self._compute)
-        self._network.warm_up(self._slab, lane.wave, self._compute)
-        self._compute.synchronize()
+        lane.x[: 1 + 2 * self._num_inputs] = 0
+        for num_steps in (1, 2):
+            lane.begin(1, num_steps, False)
+            lane.end()
+        first = np.zeros(1, dtype=np.int64)
+        self.start_rows(first)
+        self._write(first.astype(np.int32), self._read(first.astype(np.int32)))
 
     def _waves(self, num_rows: int, num_steps: int) -> Iterator[tuple[slice, slice]]:
         """Yield rows and steps of each wave; a row's steps in their order."""
@@ -243,6 +252,7 @@ class CudaDevice:
 
     def _start_rows(self) -> None:
         if self._started:
+            self._cuda.current_context()  # of this thread, which may be a new one
             slots = np.array(self._started, dtype=np.int32)
             self._started.clear()
             self._network.start_rows(self._slab, slots)
@@ -250,10 +260,12 @@ class CudaDevice:
 
     def _read(self, slots: NDArray[np.int32]) -> NDArray[np.float32]:
         self._start_rows()
+        self._cuda.current_context()
         return self._network.read_rows(self._slab, slots)
 
     def _write(self, slots: NDArray[np.int32], rows: NDArray[np.float32]) -> None:
         self._start_rows()
+        self._cuda.current_context()
         self._network.write_rows(self._slab, slots, rows)
 
     def _guard(self, function: Any, *args: Any) -> Any:
@@ -261,7 +273,6 @@ class CudaDevice:
         if self._failure is not None:
             raise self._failure
         try:
-            self._cuda.current_context()  # of this thread, which may be a new one
             return function(*args)
         except gpu_errors() as error:
             self._failure = DeviceError(
@@ -285,56 +296,7 @@ class CudaDevice:
         )
 
 
-class _Lane:
-    """One wave on its way: pinned buffers, their twins on the GPU, and where the outputs go."""
-
-    def __init__(self, cuda: Any, x_size: int, y_size: int) -> None:
-        from streamrnn.kernels.cuda.network import Wave
-
-        self.x = cuda.pinned_array(x_size, np.float32)
-        self.y = cuda.pinned_array(y_size, np.float32)
-        x = cuda.device_array(x_size, np.float32)
-        self.wave = Wave(x.view(np.int32), x, cuda.device_array(y_size, np.float32))
-        self._copies = cuda.stream()
-        self._sent, self._computed, self._received = (cuda.event() for _ in range(3))
-        self._target: NDArray[np.float32] | None = None
-        self._is_under_way = False
-        self._driver = cuda.cudadrv.driver
-
-    def fill(self, slots: NDArray[np.int32], x: NDArray[np.float32]) -> int:
-        """Put slots and inputs where `send` takes them from; return their size."""
-        size = slots.size + x.size
-        self.x[: slots.size].view(np.int32)[:] = slots
-        self.x[slots.size : size].reshape(x.shape)[:] = x
-        return size
-
-    def send(self, size: int, overlaps: bool, compute: Any) -> None:
-        """Start the copy of slots and inputs to the GPU; ``compute`` will wait for it."""
-        stream = self._copies if overlaps else compute
-        self._driver.host_to_device(self.wave.x, self.x, 4 * size, stream=stream)
-        if overlaps:
-            self._sent.record(self._copies)
-            self._sent.wait(compute)
-
-    def receive(
-        self, size: int, target: NDArray[np.float32] | None, overlaps: bool, compute: Any
-    ) -> None:
-        """Start the copy of the outputs to the host, for `collect` to put into ``target``."""
-        stream = compute
-        if overlaps:
-            stream = self._copies
-            self._computed.record(compute)
-            self._computed.wait(stream)
-        self._driver.device_to_host(self.y, self.wave.y, 4 * size, stream=stream)
-        self._received.record(stream)
-        self._target, self._is_under_way = target, True
-
-    def collect(self) -> None:
-        """Wait for this lane's outputs, if it is under way, and hand them over."""
-        if not self._is_under_way:
-            return
-        self._received.synchronize()
-        self._is_under_way = False
-        if self._target is not None:
-            self._target[:] = self.y[: self._target.size].reshape(self._target.shape)
-            self._target = None
+def _end(lane: Lane, target: NDArray[np.float32]) -> None:
+    """Wait for a wave, and hand its outputs over."""
+    lane.end()
+    target[:] = lane.y[: target.size].reshape(target.shape)

@@ -44,22 +44,22 @@ def main(capability: tuple[int, int]) -> None:
     words, ints, floats = int64[::1], int32[::1], float32[::1]
     tiling = network.TILING
     threads = tiling.row_threads
-    four, three = (int64,) * 4, (int64,) * 3
+    two, wave = (int64,) * 2, (int64,) * 3
     kernels: dict[str, tuple[Any, tuple[Any, ...]]] = {
         f"{kind} {width}": (
             tiles.make_layer_kernel(number, getattr(tiling, width)),
-            (words, floats, floats, floats, floats, ints, *four),
+            (words, floats, floats, floats, floats, ints, *wave, int64),
         )
         for kind, number in (("dense", DENSE), ("gru", GRU), ("lstm", LSTM))
         for width in ("wide", "narrow")
     }
     state = (words, floats, floats, floats, ints)
-    kernels["features"] = (rows.make_features_kernel(threads), (*state, floats, ints, *three))
-    kernels["finish"] = (rows.make_finish_kernel(threads), (*state, floats, int64, int64))
-    kernels["softmax"] = (rows.make_softmax_kernel(threads), (floats, int64))
+    kernels["features"] = (rows.make_features_kernel(threads), (*state, floats, ints, *wave))
+    kernels["finish"] = (rows.make_finish_kernel(threads), (*state, floats, *wave))
+    kernels["softmax"] = (rows.make_softmax_kernel(threads), (floats, int64, *wave))
     kernels["chunk"] = (
         chunk.make_chunk_kernel(threads),
-        (*state, floats, ints, int64, floats, *three),
+        (*state, floats, ints, floats, *two, *wave),
     )
     kernels["fma rate"] = (benchmark._multiply_and_add, (float32, floats))
     kernels["start"] = (rows.make_start_kernel(threads), (floats, ints, floats))

@@ -9,10 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamrnn[cuda]'")
 pytest.importorskip("cuda.bindings.nvjitlink", reason="needs NVIDIA's linker: numba-cuda[cu13]")
+
+from streamrnn.kernels.cuda.launches import parameters_of
 
 LAYERS = [f"{kind} {width}" for kind in ("dense", "gru", "lstm") for width in ("wide", "narrow")]
 KERNELS = [*LAYERS, "features", "finish", "softmax", "chunk", "fma rate", "start", "move"]
@@ -57,6 +60,20 @@ def test_every_kernel_compiles(kernels):
     for name, kernel in kernels.items():
         assert re.search(r"\.visible \.entry ", kernel["ptx"]), name
         assert re.search(r"used \d+ registers", kernel["log"]), kernel["log"]
+
+
+def test_arguments_are_words_as_they_are_packed(kernels):
+    """A table of launches holds seven words for an array and one for a number."""
+    num_numbers = {"features": 3, "finish": 3, "softmax": 4, "chunk": 5}
+    num_arrays = {"features": 7, "finish": 6, "softmax": 1, "chunk": 8}
+    for name in (*LAYERS, *num_arrays):
+        arguments = [np.zeros(3, np.float32)] * num_arrays.get(name, 6)
+        words = parameters_of(arguments, lambda array: 1 << 40)
+        entry = re.search(r"\.visible \.entry [^(]*\(([^)]*)\)", kernels[name]["ptx"])
+        assert entry
+        kinds = re.findall(r"\.param \.(\w+)", entry[1])
+        assert len(kinds) == len(words) + num_numbers.get(name, 4), name
+        assert set(kinds) <= {"u64", "s64", "b64"}, name
 
 
 def test_no_instruction_is_approximate(kernels):

@@ -5,9 +5,11 @@ The simulator has no fused multiply-add. Where bits are compared with the CPU's,
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamr
 from streamrnn import Engine, engine_cuda
 from streamrnn.cells.reference import ReferenceModel
 from streamrnn.errors import DeviceError, RecordError
-from streamrnn.kernels.cuda import network, support
+from streamrnn.kernels.cuda import lane, network, support
 from streamrnn.kernels.cuda.chunk import chunk_size
 from streamrnn.kernels.cuda.plan import GpuPlan
 from streamrnn.kernels.cuda.tiles import TileShape
@@ -54,8 +56,9 @@ def exact_fma(monkeypatch):
 
 def engine_on_gpu(model, max_streams=16, wide_from=1):
     """Make an engine; waves of at least ``wide_from`` blocks take the wide tile."""
-    engine: Any = Engine(model, device="cuda", max_streams=max_streams)
-    engine._device._network._num_multiprocessors = wide_from
+    tiling = dataclasses.replace(network.TILING, min_wide_blocks=wide_from)
+    with mock.patch.object(network, "TILING", tiling):
+        engine: Any = Engine(model, device="cuda", max_streams=max_streams)
     return engine
 
 
@@ -172,44 +175,79 @@ CHUNK_MODELS = {
 }
 
 
+class Together:
+    """A kernel whose blocks all run at once, which the simulator's own do not."""
+
+    def __init__(self, kernel):
+        self.kernel, self.num_launches = kernel, 0
+
+    def __getitem__(self, configuration):
+        grid, threads, _, shared_bytes = configuration
+
+        def run(*args):
+            self.num_launches += 1
+            run_together(self.kernel, grid[0], threads, shared_bytes, args)
+
+        return run
+
+
+def in_chunks(model, num_blocks, monkeypatch):
+    """Make an engine whose chunks are computed by so many blocks; return its kernel too."""
+    together = Together(network._row_kernels(network.TILING.row_threads)[-1])
+    kernels = (*network._row_kernels(network.TILING.row_threads)[:-1], together)
+    monkeypatch.setattr(network, "_row_kernels", lambda threads: kernels)
+    monkeypatch.setattr(network, "num_multiprocessors", lambda: num_blocks)
+    engine = engine_on_gpu(model)
+    together.num_launches = 0
+    return engine, together
+
+
 @pytest.mark.parametrize("options", CHUNK_MODELS.values(), ids=CHUNK_MODELS)
 @pytest.mark.parametrize("num_blocks", [1, 3])
 def test_a_chunk_in_one_launch_is_its_steps_to_the_bit(rng, monkeypatch, options, num_blocks):
     """However many blocks share its units: 16 or 32, padded, by threes."""
     model = random_model(rng, **options)
     x = random_inputs(rng, model.spec, 1, 5)[0]
-    engine, singly = engine_on_gpu(model), engine_on_gpu(model, wide_from=100)
-    on_gpu = engine._device._network
-    on_gpu._chunk = size = chunk_size(on_gpu.plan, num_blocks)
-    assert size is not None
-    assert size[0] == num_blocks
-    launches = []
-
-    def launch(kernel, grid, threads, stream, shared_bytes=0):
-        launches.append(kernel)
-        if kernel is not on_gpu._step_chunk:
-            return type(on_gpu)._launch(on_gpu, kernel, grid, threads, stream, shared_bytes)
-        return lambda *args: run_together(kernel, grid[0], threads, shared_bytes, args)
-
-    monkeypatch.setattr(on_gpu, "_launch", launch)
+    singly = engine_on_gpu(model, wide_from=100)
+    engine, kernel = in_chunks(model, num_blocks, monkeypatch)
     for part in (x[:3], x[3:]):
         steps = [singly.steps("a", x_t[None])[0] for x_t in part]
         assert_same_bits(engine.steps("a", part), steps)
-    assert launches.count(on_gpu._step_chunk) == 2
+    assert kernel.num_launches == 2
     rows = [each._device.read_rows(np.array([0])) for each in (engine, singly)]
     assert_same_bits(*rows)
 
 
-def test_a_model_too_large_for_shared_memory_goes_step_by_step(rng):
+@pytest.mark.parametrize("options", CHUNK_MODELS.values(), ids=CHUNK_MODELS)
+@pytest.mark.parametrize("num_rows", [3, 8])
+def test_a_chunk_of_a_few_streams_is_that_of_each_to_the_bit(rng, monkeypatch, options, num_rows):
+    """Eight threads a block: two lanes a stream, or one; with three streams two threads rest."""
+    model = random_model(rng, **options)
+    x = random_inputs(rng, model.spec, num_rows, 3)
+    singly = engine_on_gpu(model, wide_from=100)
+    expected = stepped(singly, x)
+    engine, kernel = in_chunks(model, 2, monkeypatch)
+    rows = engine.rows(range(num_rows))
+    y = np.empty((num_rows * 3, model.spec.output_size), np.float32)
+    flat = np.ascontiguousarray(x.reshape(num_rows * 3, -1)).astype(engine._form.dtype)
+    assert engine._device.advance(rows, flat, y, 3) == 0
+    assert kernel.num_launches == 1
+    assert_same_bits(y.reshape(expected.shape), expected)
+    rows = [each._device.read_rows(np.arange(num_rows)) for each in (engine, singly)]
+    assert_same_bits(*rows)
+
+
+def test_shared_memory_bounds_the_streams_of_a_chunk(rng):
     model = random_model(rng, layers=[("lstm", 512)], inputs=64, outputs=1)
     plan = GpuPlan(model, Program(model))
-    size = chunk_size(plan, 132)  # an H100 or H200
+    size = chunk_size(plan, 132, 47 << 10)  # an H100 or H200 that gives no more than any other
     assert size is not None
-    assert size[0] == 128
-    assert size[-1] < 48 << 10
-    assert chunk_size(plan, 100) is None
-    engine = engine_on_gpu(model)
-    assert engine._device._network._chunk is None
+    assert (size.num_blocks, size.max_rows) == (128, 3)
+    assert size.shared_bytes <= 47 << 10
+    whole = chunk_size(plan, 132, 227 << 10)
+    assert whole is not None
+    assert whole.max_rows == 8
+    assert chunk_size(plan, 100, 47 << 10) is None
 
 
 def test_a_streams_state_moves_between_devices(rng):
@@ -291,7 +329,7 @@ def test_a_gpu_that_failed_is_not_used_again(rng, monkeypatch, which):
     def fail(*args):
         raise failure
 
-    monkeypatch.setattr(engine._device._network, "steps", fail)
+    monkeypatch.setattr(lane.Lane, "begin", fail)
     with pytest.raises(DeviceError, match="ILLEGAL_ADDRESS"):
         engine.step({"a": [0.0, 0.0]})
     monkeypatch.undo()

@@ -14,7 +14,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamr
 
 from streamrnn import Engine
 from streamrnn.errors import DeviceError, StartError
-from streamrnn.kernels.cuda import network, support
+from streamrnn.kernels.cuda import lane, network, support
 from streamrnn.kernels.cuda.tiles import TileShape
 from streamrnn.spec import InputSpec
 from streamrnn_client import Client
@@ -176,7 +176,7 @@ def test_a_failed_gpu_ends_the_server_as_a_crash_does(models, rng, tmp_path, mon
     thread.start()
     peer = Peer(server.endpoints[0])
     peer.ok("open", "a", None, 4)
-    monkeypatch.setattr(network.Network, "steps", fail)
+    monkeypatch.setattr(lane.Lane, "begin", fail)
     peer.send("step", "a", 1, x[0].tobytes())
     thread.join(timeout=60)
     assert not thread.is_alive()

@@ -10,6 +10,7 @@ from numba import cuda, float32
 from numpy.typing import NDArray
 
 from streamrnn.kernels.cuda import network
+from streamrnn.kernels.cuda.lane import Lane
 from streamrnn.kernels.cuda.support import SIMULATED, kernel
 from streamrnn.kernels.plan import Program
 from streamrnn.model import Model
@@ -106,14 +107,14 @@ class ResidentStreams:
         self._output_size = model.spec.output_size
         program = Program(model)
         num_streams, num_steps, _ = x.shape
-        self._network = network.Network(model, program, num_streams, network.TILING)
+        streams = network.Network(model, program, num_streams, network.TILING)
         slots = np.arange(num_streams, dtype=np.int32)
-        inputs = cuda.to_device(np.concatenate([slots.view(np.float32), x.reshape(-1)]))
-        outputs = cuda.device_array(num_streams * num_steps * self._output_size, np.float32)
-        self._wave = network.Wave(inputs.view(np.int32), inputs, outputs)
-        self._slab = cuda.device_array(num_streams * program.row_bytes // 4, np.float32)
-        self._network.start_rows(self._slab, slots)
+        slab = cuda.device_array(num_streams * program.row_bytes // 4, np.float32)
+        streams.start_rows(slab, slots)
         self._stream = cuda.stream()
+        y_size = num_streams * num_steps * self._output_size
+        self._lane = Lane(streams, slab, num_streams + x.size, y_size, self._stream)
+        self._lane.wave.x.copy_to_device(np.concatenate([slots.view(np.float32), x.reshape(-1)]))
         cuda.synchronize()
 
     def run(self, num_repeats: int) -> None:
@@ -126,7 +127,7 @@ class ResidentStreams:
         """
         num_streams, num_steps, _ = self._shape
         for _ in range(num_repeats):
-            self._network.steps(self._slab, self._wave, num_streams, num_steps, self._stream)
+            self._lane.compute(num_streams, num_steps)
         self._stream.synchronize()
 
     def outputs(self) -> NDArray[np.float32]:
@@ -136,5 +137,5 @@ class ResidentStreams:
         -------
         ndarray of float32, shape (B, T, output_size)
         """
-        y: NDArray[np.float32] = self._wave.y.copy_to_host()
+        y: NDArray[np.float32] = self._lane.wave.y.copy_to_host()
         return y.reshape(*self._shape[:2], self._output_size)

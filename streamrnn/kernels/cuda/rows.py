@@ -30,6 +30,7 @@ from streamrnn.kernels.plan import (
 )
 
 __all__ = [
+    "features_rows",
     "make_features_kernel",
     "make_finish_kernel",
     "make_move_kernel",
@@ -154,33 +155,53 @@ def softmax(source, place, y, out, size, shared, tid, num_threads):
         y[_index(out + j)] = y[_index(out + j)] / total
 
 
+def features_rows(num_inputs: int, num_threads: int) -> int:
+    """Return how many rows a block of `make_features_kernel` takes.
+
+    Parameters
+    ----------
+    num_inputs : int
+        Of a row.
+    num_threads : int
+        Of a block.
+
+    Returns
+    -------
+    int
+    """
+    return max(1, num_threads // num_inputs)
+
+
 def make_features_kernel(num_threads: int) -> Any:
     """Return the kernel that turns x into the first layer's input and remembers what must be.
 
     Parameters
     ----------
     num_threads : int
-        Of a block. One thread for each row and input.
+        Of a block, each for an input of a row. Grid: (1, the rows over `features_rows`).
 
     Returns
     -------
     numba dispatcher
         Its arguments: ``plan``, ``weights``, ``slab``, ``work`` and ``slots`` as in
-        `make_layer_kernel`; ``x`` float32[:] and ``tokens`` int32[:], the same memory; ``x_start``
-        and ``x_stride``, where each row's input lies in it; ``num_rows``.
+        `make_layer_kernel`; ``x`` float32[:] and ``tokens`` int32[:], the wave's inputs, which
+        are the same memory; ``num_rows``, ``step`` and ``num_steps`` of the wave.
     """
 
     @kernel(num_threads)
-    def write_features(plan, weights, slab, work, slots, x, tokens, x_start, x_stride, num_rows):
+    def write_features(plan, weights, slab, work, slots, x, tokens, num_rows, step, num_steps):
         num_inputs = plan[p.NUM_INPUTS]
-        i = int64(cuda.blockIdx.x) * num_threads + int64(cuda.threadIdx.x)
-        if i >= num_rows * num_inputs:
-            return
-        row, which = i // num_inputs, i % num_inputs
-        place = x_start + row * x_stride + which
-        stream = int64(slots[_index(row)]) * plan[p.ROW_SIZE]
-        features = row * plan[p.WORK_SIZE] + plan[p.FEATURES]
-        transform_input(plan, weights, which, x, tokens, place, slab, stream, work, features)
+        block_rows = max(1, num_threads // num_inputs)
+        first_row = int64(cuda.blockIdx.y) * block_rows
+        for i in range(int64(cuda.threadIdx.x), block_rows * num_inputs, num_threads):
+            row, which = first_row + i // num_inputs, i % num_inputs
+            if row < num_rows:
+                place = num_rows + (row * num_steps + step) * num_inputs + which
+                stream = int64(slots[_index(row)]) * plan[p.ROW_SIZE]
+                features = row * plan[p.WORK_SIZE] + plan[p.FEATURES]
+                transform_input(
+                    plan, weights, which, x, tokens, place, slab, stream, work, features
+                )
 
     return write_features
 
@@ -191,24 +212,24 @@ def make_finish_kernel(num_threads: int) -> Any:
     Parameters
     ----------
     num_threads : int
-        Of a block. One block for each row.
+        Of a block. Grid: (1, rows).
 
     Returns
     -------
     numba dispatcher
         Its arguments: ``plan``, ``weights``, ``slab``, ``work`` and ``slots`` as in
-        `make_layer_kernel`; ``y`` float32[:]; ``y_start`` and ``y_stride``, where each row's
-        output goes.
+        `make_layer_kernel`; ``y`` float32[:], the wave's outputs; ``num_rows``, ``step`` and
+        ``num_steps`` of the wave.
     """
 
     @kernel(num_threads)
-    def finish(plan, weights, slab, work, slots, y, y_start, y_stride):
+    def finish(plan, weights, slab, work, slots, y, num_rows, step, num_steps):
         shared = cuda.shared.array(num_threads, float32)
-        row, tid = int64(cuda.blockIdx.x), int64(cuda.threadIdx.x)
+        row, tid = int64(cuda.blockIdx.y), int64(cuda.threadIdx.x)
         stream = int64(slots[_index(row)]) * plan[p.ROW_SIZE]
         scratch = row * plan[p.WORK_SIZE]
-        out = y_start + row * y_stride
         size = plan[p.OUTPUT_SIZE]
+        out = (row * num_steps + step) * size
         for i in range(plan[p.NUM_LAYERS]):
             layer = plan[p.LAYERS] + i * p.LAYER_WORDS
             state = plan[layer + p.STATE]
@@ -287,23 +308,26 @@ def make_move_kernel(num_threads: int) -> Any:
 
 
 def make_softmax_kernel(num_threads: int) -> Any:
-    """Return the kernel that replaces rows of y by their softmax.
+    """Return the kernel that replaces each output of a wave by its softmax.
 
     Parameters
     ----------
     num_threads : int
-        Of a block. One block for each row.
+        Of a block. Grid: any number of blocks in x.
 
     Returns
     -------
     numba dispatcher
-        Its arguments: ``y`` float32[num_rows * size]; ``size``.
+        Its arguments: ``y`` float32[:]; ``size`` of an output; ``num_rows``, ``step`` and
+        ``num_steps`` of the wave.
     """
 
     @kernel(num_threads)
-    def softmax_rows(y, size):
+    def softmax_rows(y, size, num_rows, step, num_steps):
         shared = cuda.shared.array(num_threads, float32)
-        place = int64(cuda.blockIdx.x) * size
-        softmax(y, place, y, place, size, shared, int64(cuda.threadIdx.x), num_threads)
+        tid = int64(cuda.threadIdx.x)
+        for row in range(int64(cuda.blockIdx.x), num_rows * num_steps, int64(cuda.gridDim.x)):
+            softmax(y, row * size, y, row * size, size, shared, tid, num_threads)
+            cuda.syncthreads()
 
     return softmax_rows

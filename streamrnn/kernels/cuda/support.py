@@ -20,6 +20,8 @@ __all__ = [
     "device_function",
     "gpu_errors",
     "kernel",
+    "max_shared_bytes",
+    "num_multiprocessors",
     "require_gpu",
 ]
 
@@ -32,6 +34,9 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 # What decides the bits of an output besides model and inputs; the number is to be raised whenever
 # any output's bits change. The simulator rounds each product before it is added.
 ARITHMETIC = f"cuda{'-simulator' if SIMULATED else ''}-float32-1"
+
+_SYSTEM_SHARED_BYTES = 1 << 10
+_SIMULATED_SHARED_BYTES = 47 << 10
 
 
 def require_gpu() -> Any:
@@ -88,6 +93,34 @@ def gpu_errors() -> tuple[type[Exception], ...]:
     except ImportError:  # not public, and so free to move
         return (CudaAPIError,)
     return (CudaAPIError, CUDAError)
+
+
+def num_multiprocessors() -> int:
+    """Return how many multiprocessors the GPU has. The simulator runs one block at a time.
+
+    Returns
+    -------
+    int
+    """
+    from numba import cuda
+
+    return 1 if SIMULATED else int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
+
+
+def max_shared_bytes() -> int:
+    """Return the shared memory that a block may have, where it asks for all.
+
+    Returns
+    -------
+    int
+        Less what the system keeps for itself.
+    """
+    from numba import cuda
+
+    if SIMULATED:
+        return _SIMULATED_SHARED_BYTES
+    gpu = cuda.get_current_device()
+    return int(gpu.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN) - _SYSTEM_SHARED_BYTES
 
 
 def kernel(max_threads: int, min_blocks: int = 1) -> Callable[[Callable[..., Any]], Any]:

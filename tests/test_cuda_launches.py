@@ -1,0 +1,168 @@
+"""The compiled launches of a wave beside the same in Python, on a driver that only takes notes."""
+
+from __future__ import annotations
+
+import ctypes
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamrnn.kernels.cuda.launches import (
+    DRIVER_FUNCTIONS,
+    Launch,
+    Launches,
+    Number,
+    begin_wave,
+    compute_wave,
+    end_wave,
+    launches_of_wave,
+    pack_launches,
+    parameters_of,
+)
+
+WORD, INT = ctypes.c_uint64, ctypes.c_uint32
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "cuCtxSetCurrent": (WORD,),
+    "cuMemcpyHtoDAsync": (WORD, WORD, WORD, WORD),
+    "cuMemcpyDtoHAsync": (WORD, WORD, WORD, WORD),
+    "cuEventRecord": (WORD, WORD),
+    "cuStreamWaitEvent": (WORD, WORD, INT),
+    "cuEventSynchronize": (WORD,),
+    "cuLaunchKernel": (WORD, *(INT,) * 7, WORD, WORD, WORD),
+    "cuLaunchCooperativeKernel": (WORD, *(INT,) * 7, WORD, WORD),
+}
+NAMES = (
+    *("context", "compute", "copies", "sent", "computed", "received"),
+    *("host_x", "device_x", "host_y", "device_y"),
+)
+HANDLES = {name: 1000 + number for number, name in enumerate(NAMES)}
+# 7 inputs and 3 outputs; the first two launches are two tiles of one layer.
+X, STRIDE, ROWS = Number.X_START, Number.X_STRIDE, Number.NUM_ROWS
+OF_WAVE = (ROWS, Number.STEP, Number.NUM_STEPS)
+ARRAY = SimpleNamespace(size=11, dtype=np.dtype(np.float32))
+STEP = (
+    Launch("wide", (X, ARRAY, ROWS, 5), 256, 4, block_rows=128, min_blocks=16, num_alternatives=1),
+    Launch("narrow", (6, X, STRIDE), 128, 8, block_rows=8),
+    Launch("finish", (ARRAY, ARRAY, *OF_WAVE), 64, 1, block_rows=1),
+)
+CHUNK = (
+    Launch("chunk", (9, ARRAY, *OF_WAVE), 128, 32, shared_bytes=60_000, is_cooperative=True),
+    Launch("softmax", (X, STRIDE), 32, 12),
+)
+LAUNCHES = Launches(STEP, CHUNK, max_chunk_rows=2, num_inputs=7)
+
+
+class Driver:
+    """Notes every call, and what the parameters of a launch are while it is made."""
+
+    def __init__(self):
+        self.calls: list[tuple[Any, ...]] = []
+        self.fails_at = ""
+        self.head = dict(HANDLES, output_size=3)
+        self._kept: list[Any] = []
+        for name in DRIVER_FUNCTIONS:
+            function = ctypes.CFUNCTYPE(ctypes.c_int32, *ARGUMENTS[name])(self._taker(name))
+            self._kept.append(function)
+            self.head[name] = ctypes.cast(function, ctypes.c_void_p).value or 0
+        self.kernels = {launch.kernel: 50 + k for k, launch in enumerate((*STEP, *CHUNK))}
+        self.table, kept = pack_launches(
+            LAUNCHES, lambda launch: self.kernels[launch.kernel], lambda array: 1 << 40, self.head
+        )
+        self._kept += kept
+
+    def _taker(self, name):
+        def take(*args):
+            if name.startswith("cuLaunch"):
+                launch = next(
+                    launch for launch in (*STEP, *CHUNK) if self.kernels[launch.kernel] == args[0]
+                )
+                num_words = len(parameters_of(launch.arguments, lambda array: 0))
+                pointers = ctypes.cast(args[9], ctypes.POINTER(ctypes.POINTER(ctypes.c_int64)))
+                words = tuple(pointers[k][0] for k in range(num_words))
+                self.calls.append((name, launch.kernel, *args[1:9], words, *args[10:]))
+            else:
+                self.calls.append((name, *args))
+            return 700 if name == self.fails_at else 0
+
+        return take
+
+
+@pytest.fixture
+def driver():
+    return Driver()
+
+
+def expected_launches(num_rows, num_steps):
+    calls: list[tuple[Any, ...]] = []
+    for launch, grid, arguments in launches_of_wave(LAUNCHES, num_rows, num_steps):
+        words = tuple(parameters_of(arguments, lambda array: 1 << 40))
+        shape = (*grid, 1, launch.threads, 1, 1, launch.shared_bytes, HANDLES["compute"])
+        if launch.is_cooperative:
+            calls.append(("cuLaunchCooperativeKernel", launch.kernel, *shape, words))
+        else:
+            calls.append(("cuLaunchKernel", launch.kernel, *shape, words, 0))
+    return calls
+
+
+@pytest.mark.parametrize(("num_rows", "num_steps"), [(1, 1), (2, 3), (3, 2), (385, 1), (512, 2)])
+def test_what_is_launched_is_what_is_said(driver, num_rows, num_steps):
+    assert compute_wave(driver.table.ctypes.data, num_rows, num_steps) == 0
+    context, *launches = driver.calls
+    assert context == ("cuCtxSetCurrent", HANDLES["context"])
+    assert launches == expected_launches(num_rows, num_steps)
+
+
+def test_the_tile_goes_by_the_number_of_blocks():
+    def kernels(*wave):
+        return [(launch.kernel, grid) for launch, grid, _ in launches_of_wave(LAUNCHES, *wave)]
+
+    assert kernels(384, 1) == [("narrow", (8, 48)), ("finish", (1, 384))]
+    assert kernels(385, 1) == [("wide", (4, 4)), ("finish", (1, 385))]
+    assert kernels(2, 1) == [("narrow", (8, 1)), ("finish", (1, 2))]
+    assert kernels(2, 9) == [("chunk", (32, 1)), ("softmax", (12, 1))]
+    assert kernels(3, 2) == 2 * [("narrow", (8, 1)), ("finish", (1, 3))]
+
+
+def test_a_wave_goes_over_is_computed_and_comes_back(driver):
+    table = driver.table.ctypes.data
+    assert begin_wave(table, 2, 1, 0) == 0
+    assert end_wave(table) == 0
+    h = HANDLES
+    assert driver.calls == [
+        ("cuCtxSetCurrent", h["context"]),
+        ("cuMemcpyHtoDAsync", h["device_x"], h["host_x"], 4 * 2 * (1 + 7), h["compute"]),
+        *expected_launches(2, 1),
+        ("cuMemcpyDtoHAsync", h["host_y"], h["device_y"], 4 * 2 * 3, h["compute"]),
+        ("cuEventRecord", h["received"], h["compute"]),
+        ("cuCtxSetCurrent", h["context"]),
+        ("cuEventSynchronize", h["received"]),
+    ]
+
+
+def test_copies_beside_another_wave_wait_for_what_they_must(driver):
+    assert begin_wave(driver.table.ctypes.data, 5, 4, 1) == 0
+    h = HANDLES
+    assert driver.calls == [
+        ("cuCtxSetCurrent", h["context"]),
+        ("cuMemcpyHtoDAsync", h["device_x"], h["host_x"], 4 * 5 * (1 + 4 * 7), h["copies"]),
+        ("cuEventRecord", h["sent"], h["copies"]),
+        ("cuStreamWaitEvent", h["compute"], h["sent"], 0),
+        *expected_launches(5, 4),
+        ("cuEventRecord", h["computed"], h["compute"]),
+        ("cuStreamWaitEvent", h["copies"], h["computed"], 0),
+        ("cuMemcpyDtoHAsync", h["host_y"], h["device_y"], 4 * 5 * 4 * 3, h["copies"]),
+        ("cuEventRecord", h["received"], h["copies"]),
+    ]
+
+
+@pytest.mark.parametrize("name", DRIVER_FUNCTIONS)
+def test_after_an_error_nothing_more_is_asked_of_the_driver(driver, name):
+    driver.fails_at = name
+    table = driver.table.ctypes.data
+    is_together = name == "cuLaunchCooperativeKernel"
+    error = begin_wave(table, 2 if is_together else 3, 2, 1) or end_wave(table)
+    assert error == 700
+    assert driver.calls[-1][0] == name
+    assert [call[0] for call in driver.calls].count(name) == 1
