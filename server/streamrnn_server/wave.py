@@ -21,6 +21,7 @@ from streamrnn.kernels.memory import (
     store_i64,
     store_u8,
 )
+from streamrnn.kernels.nans import has_nan
 from streamrnn.state import slab as h
 from streamrnn.state.arena import release
 from streamrnn_client.protocol import ErrorCode
@@ -47,7 +48,6 @@ from streamrnn_server.streams import (
 __all__ = ["choose_model", "commit", "gather", "view"]
 
 _LOOKED_AT_A_ROW = 4  # slots, at most
-_MAGNITUDE, _INFINITY = 0x7FFFFFFF, 0x7F800000  # of the bits of a float32
 _UNKNOWN, _BUSY, _QUARANTINED = (
     int(ErrorCode.UNKNOWN),
     int(ErrorCode.BUSY),
@@ -159,7 +159,7 @@ def _next_step(shard: int, plan: Any, model: int, slot: int, header: int) -> int
             return 0
         kind = load_i64(request + r.KIND)
         is_frozen = load_u8(header + h.FLAGS) & h.IS_FROZEN != 0
-        if is_frozen and kind in (r.STEP, r.EXPORT, r.SNAPSHOT):
+        if is_frozen and kind in (r.STEP, r.EXPORT, r.SNAPSHOT, r.SYNC):
             seq = load_i64(header + h.LAST_SEQ)
             set_error(request, _QUARANTINED, seq, seq + 1 if seq > 0 else 0)
         elif kind == r.STEP:
@@ -169,7 +169,7 @@ def _next_step(shard: int, plan: Any, model: int, slot: int, header: int) -> int
                 request + r.NUM_STEPS
             ):
                 return request
-        elif kind == r.EXPORT and is_away(shard, slot):
+        elif kind in (r.EXPORT, r.PLACE) and is_away(shard, slot):
             ask_for_row(shard, slot)
             return 0
         elif _must_be_held(shard, model, slot, header, request, kind):
@@ -212,9 +212,8 @@ def _must_be_held(shard: int, model: int, slot: int, header: int, request: int, 
     if kind == r.EXPORT:
         _copy_out(shard, model, slot, header, request)
         return False
-    # SNAPSHOT and SYNC. What is frozen is not written.
-    store_i64(request + r.LAST_SEQ, load_i64(header + h.LAST_SEQ))
-    return flags & h.IS_FROZEN == 0
+    store_i64(request + r.LAST_SEQ, load_i64(header + h.LAST_SEQ))  # SNAPSHOT and SYNC
+    return True
 
 
 @jit
@@ -285,7 +284,8 @@ def commit(shard: int, model: int, num_rows: int) -> None:
             digest = digest_of(load_i64(load_i64(shard + w.XS) + at), step_bytes)
             remember(header, seq, digest, load_i64(load_i64(shard + w.YS) + at), y_bytes)
         mark_dirty(shard, slot, header)
-        if _has_nan(load_i64(load_i64(shard + w.YS) + at), y_bytes):
+        # Each output sees all of the state: if it has no NaN, then neither has the state.
+        if has_nan(load_i64(load_i64(shard + w.YS) + at), y_bytes):
             _freeze(shard, header, request)
         progress = load_i64(request + r.PROGRESS) + 1
         store_i64(request + r.PROGRESS, progress)
@@ -299,15 +299,6 @@ def commit(shard: int, model: int, num_rows: int) -> None:
             _rest(shard, slot, header)
     count(shard, w.NUM_STEPS_DONE, num_rows)
     count(shard, w.NUM_WAVES, 1)
-
-
-@jit
-def _has_nan(y: int, y_bytes: int) -> bool:
-    """Tell whether an output has a NaN: then so has the state, for each output sees all of it."""
-    largest = 0
-    for k in range(0, y_bytes, 4):
-        largest = max(largest, load_i32(y + k) & _MAGNITUDE)
-    return largest > _INFINITY
 
 
 @jit
