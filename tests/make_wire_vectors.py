@@ -369,6 +369,7 @@ def responses() -> list[dict[str, Any]]:
     gap = b"\x82" + text("expected") + uint(4) + text("got") + uint(9)
     error = array(text("gap"), text("step 9 came"), gap)
     item = array(NIL, array(uint(4), uint(0), binary(X)))
+    expired = b"\x82" + text("stream") + text("a") + text("idle_s") + uint(600, 16)
     return [
         {"name": "step, y as bin", "hex": response(NIL, array(uint(4), uint(2), binary(X))).hex(),
          "msgid": 9, "error": None, "result": [4, 2, {"bin": x}]},
@@ -387,6 +388,9 @@ def responses() -> list[dict[str, Any]]:
         {"name": "an error without words, of a server under a flood of them",
          "hex": response(array(text("bad_params"), text(""), NIL), NIL).hex(), "msgid": 9,
          "error": ["bad_params", "", None], "result": None},
+        {"name": "a stream that has expired",
+         "hex": response(array(text("expired"), text(""), expired), NIL).hex(), "msgid": 9,
+         "error": ["expired", "", {"stream": "a", "idle_s": 600}], "result": None},
         {"name": "close", "hex": response(NIL, TRUE).hex(), "msgid": 9, "error": None,
          "result": True},
         {"name": "open", "hex": response(NIL, array(uint(12), uint(0), uint(16))).hex(),

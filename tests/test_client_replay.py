@@ -5,7 +5,7 @@ import pytest
 
 from streamrnn_client import _batching as batching
 from streamrnn_client import _moving as moving
-from streamrnn_client import errors
+from streamrnn_client import errors, protocol
 from tests.simulation import Simulation, Weather
 
 
@@ -414,6 +414,7 @@ def test_what_cannot_be_moved():
     record = run(moving.export_stream(core, ex, state))
     with pytest.raises(errors.Exists):
         run(moving.fork(core, ex, state, "a"))
+    step(sim, state, [1, 1])
     with pytest.raises(errors.Exists):
         run(moving.import_stream(core, ex, "a", record, "sum", True))
     with pytest.raises(errors.Damaged):
@@ -424,22 +425,59 @@ def test_what_cannot_be_moved():
         run(moving.import_stream(core, ex, "b", 7, "sum", True))  # type: ignore[arg-type]
     with pytest.raises(errors.UnknownSnapshot):
         run(moving.rollback(core, ex, state, "none"))
-    assert step(sim, state, [1, 1]) == [2, 2]
+    assert step(sim, state, [1, 1]) == [3, 3]
     sim.server.is_read_only = True
     with pytest.raises(errors.ReadOnly, match="older state"):
         run(moving.fork(core, ex, state, "c"))
     assert set(sim.core.streams) == {"a"}
 
 
-def test_a_fork_whose_answer_was_lost_says_that_it_may_be_its_own():
+def lose_answers(sim, num_answers, and_then=lambda: None):
+    handle = sim.server.handle
+    answers = iter([b"\xc1"] * num_answers)
+
+    def lossy(payload, shard):
+        reply = handle(payload, shard)
+        if (lost := next(answers, None)) is None:
+            return reply
+        and_then()
+        return lost
+
+    sim.server.handle = lossy
+
+
+@pytest.mark.parametrize("num_lost", [1, 2])
+def test_what_was_made_may_be_asked_for_again_when_the_answer_was_lost(num_lost):
+    sim = simulate(weather=Weather(slowest_s=0.002))
+    run, core, ex = sim.run, sim.core, sim.exchange
+    state = open_one(sim)
+    step(sim, state, [1, 1])
+    run(core.sync(ex, state))
+    lose_answers(sim, num_lost)
+    branch = run(moving.fork(core, ex, state, "b"))
+    assert (branch.last_seq, branch.window) == (1, 8)
+    record = run(moving.export_stream(core, ex, state))
+    lose_answers(sim, num_lost)
+    copied = run(moving.import_stream(core, ex, "c", record, "sum", True))
+    lose_answers(sim, num_lost)
+    anew = run(moving.open_with_state(core, ex, "d", record, "sum", 4, True))
+    assert (copied.last_seq, anew.last_seq, anew.window) == (1, 0, 4)
+    for each in (state, branch, copied, anew):
+        assert step(sim, each, [1, 1]) == [2, 2]
+    assert sim.server.requests.count("fork") == 1 + num_lost
+
+
+def test_a_fork_that_somebody_has_stepped_meanwhile_says_that_it_may_be_its_own():
     sim = simulate(weather=Weather(slowest_s=0.002))
     state = open_one(sim)
     sim.run(sim.core.sync(sim.exchange, state))
-    handle = sim.server.handle
-    answers = iter([b"\xc1"])
-    sim.server.handle = lambda payload, shard: (
-        next(answers, reply := handle(payload, shard)) or reply
-    )
+    lose_answers(sim, 1, lambda: step_elsewhere(sim, "b"))
     with pytest.raises(errors.Exists, match="this call's own") as caught:
         sim.run(moving.fork(sim.core, sim.exchange, state, "b"))
     assert caught.value.detail["num_sends"] == 2
+
+
+def step_elsewhere(sim, stream):
+    x = np.ones(2, "<f4").tobytes()
+    reply = sim.server.answer(protocol.encode_request(9, "step", [stream, 1, x]))
+    assert protocol.decode_response(reply).error is None

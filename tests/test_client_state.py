@@ -70,12 +70,51 @@ def test_an_export_goes_on_elsewhere(client, model, x, name):
     anew = client.stream(name + " anew", initial_state=record, window=4)
     assert (anew.last_seq, anew.window) == (0, 4)
     assert equal(anew.steps(x[20:]), expected[20:])
+    stream.step(x[20])
     with pytest.raises(errors.Exists):
         client.import_stream(name, record)
     with pytest.raises(errors.Damaged):
         client.import_stream(name + " torn", record[:-1])
     with pytest.raises(errors.BadParams):
         client.import_stream(name + " 7", 7)
+
+
+def lose_answers(client, monkeypatch, num_answers):
+    """Drop the next answers that come, as a broken connection would."""
+    client.hello()
+    exchange = client._exchange()
+    receive = exchange.receive
+    left = [None] * num_answers
+
+    def lossy(payload):
+        if left:
+            left.pop()
+        else:
+            receive(payload)
+
+    monkeypatch.setattr(exchange, "receive", lossy)
+    return left
+
+
+@pytest.mark.parametrize("method", ["fork", "import", "open"])
+def test_an_answer_that_was_lost_comes_again(address, model, x, name, method, monkeypatch):
+    expected = Engine(model).steps("s", x)
+    with Client(address, resend_s=0.01) as client:
+        stream = client.stream(name)
+        stream.steps(x[:20])
+        stream.sync()
+        record = stream.export()
+        left = lose_answers(client, monkeypatch, 1)
+        if method == "fork":
+            made = stream.fork(name + " made")
+        elif method == "import":
+            made = client.import_stream(name + " made", record)
+        else:
+            made = client.stream(name + " made", initial_state=record)
+        assert left == []
+        assert made.last_seq == (0 if method == "open" else 20)
+        assert equal(made.steps(x[20:]), expected[20:])
+        assert equal(stream.steps(x[20:]), expected[20:])
 
 
 def test_a_snapshot_is_brought_back(client, model, x, name):

@@ -124,6 +124,33 @@ def test_a_stream_that_somebody_closed_is_a_loss(server, model, stream):
         stream.step(draw(model))
 
 
+def test_a_stream_that_has_expired_is_a_loss_that_says_for_how_long_it_was_idle(model, tmp_path):
+    durable = {"state_dir": tmp_path, "durability": "checkpoint", "checkpoint_interval_s": 0.05}
+    with (
+        serving({"m": model}, **durable, time_to_live_s=1, idle_limit_s=1) as server,
+        Client(server.endpoints[0]) as client,
+    ):
+        stream = client.stream("a")
+        stream.step(draw(model))
+        stats = client.stats()
+        while stats["num_expired"] == 0 or stats["num_streams"] > 0:  # each question waits
+            stats = client.stats()
+        with pytest.raises(StateLost, match=r"idle for \d+ s, and has expired") as caught:
+            stream.step(draw(model))
+        assert caught.value.detail["idle_s"] >= 2
+        assert client.stream("a").last_seq == 0
+
+
+def test_the_expired_error_has_its_idle_time():
+    error = errors.from_wire(["expired", "", {"stream": "a", "idle_s": 600}])
+    assert isinstance(error, errors.Expired)
+    assert error.idle_s == 600
+    assert "idle for 600 s" in str(error)
+    without = errors.from_wire(["expired", "", None])
+    assert isinstance(without, errors.Expired)
+    assert without.idle_s is None
+
+
 def test_unnumbered_streams(model, client):
     x = draw(model, 40)
     stream = client.stream("unnumbered", numbered=False)

@@ -14,6 +14,7 @@ from tests.models import random_model
 from tests.test_durable_server import NUM_INPUTS, served, step
 
 MAX_TRIES = 100_000
+MAX_TEST_S = 300
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,9 @@ def test_streams_expire_by_the_directory_s_own_clock(models, tmp_path, x, monkey
     store.close()
     monkeypatch.undo()
     with served(models, tmp_path) as peer:
-        assert peer.error("step", "a", 2, x[1].tobytes())[0] == "expired"
+        code, detail = peer.error("step", "a", 2, x[1].tobytes())
+        assert (code, detail["stream"]) == ("expired", "a")
+        assert 101 <= detail["idle_s"] <= 101 + MAX_TEST_S
         assert peer.ok("open", "a", None, 8) == [0, 0, 8]
         assert step(peer, "a", 1, x[0])[0] == 1
         peer.ok("sync", "a")
@@ -151,10 +154,11 @@ def test_streams_expire_by_the_directory_s_own_clock(models, tmp_path, x, monkey
     assert store.num_items(TOMBSTONES) == 1
     clock = Clock(monkeypatch)
     expiry = Expiry(store.clock_s, 100)
-    clock.now_s += 1001
-    store.commit(expiry.due(store), expiry.now_s())
-    store.commit(expiry.due(store), expiry.now_s())
-    assert store.num_items(TOMBSTONES) == 1
+    for passed_s, num_tombstones in ((900, 2), (150, 1)):  # "b" is 101 s older, or some more
+        clock.now_s += passed_s
+        store.commit(expiry.due(store), expiry.now_s())
+        assert store.num_items(TOMBSTONES) == num_tombstones
+    assert store.get(TOMBSTONES, b"sb") is None
     store.close()
 
 

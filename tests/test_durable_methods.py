@@ -105,6 +105,39 @@ def test_a_fork_goes_its_own_way(peer, x, expected):
 
 
 @pytest.mark.parametrize("window", [1, 8])
+def test_what_was_made_is_answered_again_until_it_is_stepped(peer, x, expected, window):
+    begin(peer, x, window=window)
+    record = peer.ok("export", "a")
+    calls: list[list] = [
+        ["fork", "a", "b"],
+        ["import", "c", record, None],
+        ["open", "d", "m", 4, record],
+    ]
+    for call in calls:
+        first = peer.ok(*call)
+        assert peer.ok(*call)[::2] == first[::2]
+        assert peer.ok("stats")["num_opened"] == 2 + calls.index(call)
+    other = x[::-1].copy()
+    for call, target in zip(calls, "bcd", strict=True):
+        seq = 1 if target == "d" else 11
+        np.testing.assert_array_equal(step(peer, target, seq, x[10])[2], expected[10])
+        assert peer.error(*call)[0] == "exists"
+        peer.ok("close", target)
+        peer.ok(*call)
+        peer.ok("reset", target, seq)
+        assert peer.error(*call)[0] == "exists"
+    peer.ok("open", "e", "m", window)
+    run(peer, "e", other, 0, 10)  # as many steps, but others
+    assert peer.error("import", "e", record, None)[0] == "exists"
+    peer.ok("open", "f", "m", 2 * window)
+    run(peer, "f", x, 0, 10)  # the same steps, but more of them are remembered
+    assert peer.error("import", "f", record, None)[0] == "exists"
+    assert peer.error("fork", "a", "a")[0] == "exists"
+    step(peer, "a", 11, x[10])
+    assert peer.error("import", "a", record, None)[0] == "exists"
+
+
+@pytest.mark.parametrize("window", [1, 8])
 def test_a_snapshot_can_be_rolled_back_to(models, tmp_path, x, expected, window):
     with served(models, tmp_path) as peer:
         begin(peer, x, window=window)
@@ -177,6 +210,7 @@ def test_a_stream_that_turns_nan_is_frozen_and_can_be_rolled_back(exploding, tmp
         assert detail["expected"] == following
         assert peer.error("step", "a", following, x.tobytes())[0] == "quarantined"
         assert peer.error("export", "a")[0] == "quarantined"
+        assert peer.error("sync", "a")[0] == "quarantined"
         assert peer.error("snapshot", "a", "s")[0] == "quarantined"
         peer.ok("sync", None)
         assert peer.ok("stats")["num_quarantined"] == 1

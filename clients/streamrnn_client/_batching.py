@@ -294,7 +294,7 @@ def _judged(
     losses = {i: what for i, error in failed.items() if (what := core.loss(states[i], error))}
     silence = (yield from core.look_again(ex)) if losses else ""
     return {
-        i: core.mark_lost(states[i], losses[i], silence)
+        i: core.mark_lost(states[i], losses[i], silence, failed[i])
         if i in losses
         else core.note_failure(states[i], error)
         for i, error in failed.items()

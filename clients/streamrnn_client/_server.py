@@ -225,7 +225,7 @@ class ServerView:
         if not what:
             return self.note_failure(state, error)
         silence = yield from self.look_again(ex)
-        return self.mark_lost(state, what, silence)
+        return self.mark_lost(state, what, silence, error)
 
     def loss(self, state: StreamState, error: errors.StreamRNNClientError) -> str:
         """Say what a stream lost according to an error; nothing is the empty string."""
@@ -233,7 +233,10 @@ class ServerView:
         if isinstance(error, errors.Gap) and isinstance(expected, int):
             if expected <= state.last_seq:
                 return f"the server expects step {expected} next"
-        elif isinstance(error, errors.UnknownStream | errors.Expired):
+        elif isinstance(error, errors.Expired):
+            idle = "for too long" if error.idle_s is None else f"for {error.idle_s} s"
+            return f"it was idle {idle}, and has expired"
+        elif isinstance(error, errors.UnknownStream):
             return "the server does not know the stream"
         return ""
 
@@ -245,8 +248,17 @@ class ServerView:
             return error.code
         return ""
 
-    def mark_lost(self, state: StreamState, what: str, silence: str) -> errors.StateLost:
+    def mark_lost(
+        self,
+        state: StreamState,
+        what: str,
+        silence: str,
+        error: errors.StreamRNNClientError | None = None,
+    ) -> errors.StateLost:
         """Mark a stream as lost, for good, and say why as far as `look_again` found out."""
+        if isinstance(error, errors.Expired):  # which says why
+            state.lost = what
+            return errors.StateLost(state.id, state.last_seq, what, error.detail)
         instance = self.info.instance if self.info is not None else ""
         if silence:
             why = f"and it does not answer hello ({silence})"

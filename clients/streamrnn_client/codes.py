@@ -142,7 +142,7 @@ _TEXTS: Mapping[ErrorCode, tuple[str, ...]] = {
         "the stream lives at another endpoint: ask hello for the map",
     ),
     ErrorCode.EXPIRED: (
-        "the stream was idle for {idle_s} s and its state was dropped: open it anew",
+        "stream {stream!r} was idle for {idle_s} s and its state was dropped: open it anew",
         "the stream was idle for too long and its state was dropped: open it anew",
     ),
     ErrorCode.NOT_SUPPORTED: ("the server does not support this as it was started",),

@@ -198,9 +198,19 @@ class Moved(StreamRNNClientError):
 
 
 class Expired(StreamRNNClientError):
-    """The stream was idle for too long and its state was dropped."""
+    """The stream was idle for too long and its state was dropped.
+
+    Attributes
+    ----------
+    idle_s : float or None
+        How many seconds of serving ago it was last used, where the server knows it.
+    """
 
     code = "expired"
+
+    @property
+    def idle_s(self) -> float | None:  # noqa: D102 (an attribute, described above)
+        return self.detail.get("idle_s")
 
 
 class NotSupported(StreamRNNClientError):

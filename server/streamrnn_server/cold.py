@@ -248,7 +248,8 @@ class Cold:
         return [self._place(caller, stream, index, record, caller.shard)]
 
     def _fork(self, caller: Caller, source: StreamId, target: StreamId) -> list[Order]:
-        canonical_id(target)
+        if canonical_id(target) == canonical_id(source):
+            raise ProtocolError(ErrorCode.EXISTS, stream=target)
         waiting = self._wait(_Fork(caller, target))
         return [self._request(caller.shard, waiting, r.EXPORT, source)]
 

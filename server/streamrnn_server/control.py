@@ -158,6 +158,9 @@ class Control:
         """Return what a shard could not say about an error."""
         if code in (ErrorCode.MISMATCH, ErrorCode.DAMAGED):
             return self._vault.refusal(stream)
+        if code is ErrorCode.EXPIRED:
+            idle_s = self._vault.idle_s(stream)
+            return {} if idle_s is None else {"idle_s": idle_s}
         if code is ErrorCode.READ_ONLY and self._disk is not None:
             return {"reason": self._disk.saver.read_only or "it failed a moment ago"}
         return {}

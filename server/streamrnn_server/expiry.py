@@ -55,7 +55,22 @@ class Expiry:
         -------
         bool
         """
-        return 0 < self._time_to_live_s < self.now_s() - clock_s
+        return 0 < self._time_to_live_s < self.idle_s(clock_s)
+
+    def idle_s(self, clock_s: int) -> int:
+        """Return how long a stream has been unused.
+
+        Parameters
+        ----------
+        clock_s : int
+            When its record was written, the last time.
+
+        Returns
+        -------
+        int
+            Seconds of serving.
+        """
+        return self.now_s() - clock_s
 
     def due(self, store: StateStore) -> list[Change]:
         """Return what is to be deleted among the next few streams and tombstones.
@@ -78,10 +93,10 @@ class Expiry:
             clock_s = HEAD.unpack_from(record)[6] if len(record) >= HEAD.size else now_s
             if self.has_expired(clock_s):
                 changes.append((STREAMS, key, None))
-                changes.append((TOMBSTONES, key, str(now_s).encode()))
+                changes.append((TOMBSTONES, key, str(clock_s).encode()))
         self.num_expired += len(changes) // 2
-        for key, buried_s in self._next(store, TOMBSTONES):
-            if now_s - int(buried_s) > _TOMBSTONE_LIVES * self._time_to_live_s:
+        for key, clock_s_bytes in self._next(store, TOMBSTONES):
+            if self.idle_s(int(clock_s_bytes)) > (1 + _TOMBSTONE_LIVES) * self._time_to_live_s:
                 changes.append((TOMBSTONES, key, None))
         return changes
 

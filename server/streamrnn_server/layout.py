@@ -169,7 +169,6 @@ COUNTERS = (
     "num_refused_for_room",
     "num_quarantined",
     "num_records_refused",
-    "num_expired",
 )
 (
     NUM_MESSAGES,
@@ -203,7 +202,6 @@ COUNTERS = (
     NUM_REFUSED_FOR_ROOM,
     NUM_QUARANTINED,
     NUM_RECORDS_REFUSED,
-    NUM_EXPIRED,
 ) = range(0, 8 * len(COUNTERS), 8)
 
 # Latencies: eight buckets for each doubling of nanoseconds.

@@ -15,13 +15,14 @@ from streamrnn.kernels.memory import (
 )
 from streamrnn.state import packing as e
 from streamrnn.state import slab as h
+from streamrnn.state.index import equal_bytes
 from streamrnn.state.packing import row_in_record
 from streamrnn.state.record import NUMBERED, UNNUMBERED
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server import layout as w
 from streamrnn_server import requests as r
 from streamrnn_server.finish import count
-from streamrnn_server.ring import remember
+from streamrnn_server.ring import remember, remembered
 from streamrnn_server.rows import note_written
 from streamrnn_server.slots import row_of
 from streamrnn_server.spilling import take_ring
@@ -93,6 +94,9 @@ def fill_slot(shard: int, model: int, slot: int, header: int, record: int) -> bo
 def place_stream(shard: int, model: int, slot: int, header: int, request: int) -> bool:
     """Open a stream that does not exist yet with the state that a record holds.
 
+    If it exists and is just as the record says, it is as if it had been opened now: so the same
+    request may come again when its answer was lost.
+
     Parameters
     ----------
     shard : int
@@ -109,18 +113,48 @@ def place_stream(shard: int, model: int, slot: int, header: int, request: int) -
     Returns
     -------
     bool
-        Whether it was done.
+        Whether it is done.
     """
-    if load_u8(header + h.FLAGS) & h.IS_OPEN:
-        set_error(request, _EXISTS)
-        return False
     is_of_model = load_u16(header + h.MODEL) == load_i64(request + r.MODEL)
-    if not is_of_model or not fill_slot(shard, model, slot, header, load_i64(request + r.X)):
+    record = load_i64(request + r.X)
+    if load_u8(header + h.FLAGS) & h.IS_OPEN:
+        if not is_of_model or not _is_as_recorded(model, slot, header, record):
+            set_error(request, _EXISTS)
+            return False
+    elif is_of_model and fill_slot(shard, model, slot, header, record):
+        count(shard, w.NUM_OPENED, 1)
+    else:
         set_error(request, _BUSY)
         return False
     store_i64(request + r.LAST_SEQ, load_i64(header + h.LAST_SEQ))
     store_i64(request + r.WINDOW, 1 << load_u8(header + h.WINDOW_LOG2))
-    count(shard, w.NUM_OPENED, 1)
+    return True
+
+
+@jit
+def _is_as_recorded(model: int, slot: int, header: int, record: int) -> bool:
+    """Tell whether a stream has the state, the numbers and the last steps that a record holds."""
+    flags, numbering = load_u8(header + h.FLAGS), load_u8(record + e.RECORD_NUMBERING)
+    last_seq, num_ring = (
+        load_i64(record + e.RECORD_LAST_SEQ),
+        load_i32(record + e.RECORD_NUM_RING),
+    )
+    if (
+        flags & h.IS_FROZEN != 0
+        or (flags & h.IS_NUMBERED != 0) != (numbering == NUMBERED)
+        or (flags & h.IS_UNNUMBERED != 0) != (numbering == UNNUMBERED)
+        or load_u8(header + h.WINDOW_LOG2) != load_u8(record + e.RECORD_WINDOW_LOG2)
+        or load_i64(header + h.LAST_SEQ) != last_seq
+    ):
+        return False
+    row, row_bytes = row_in_record(record), load_i64(model + w.ROW_BYTES)
+    if not equal_bytes(row_of(model, slot), row, row_bytes):
+        return False
+    y_bytes = load_i64(model + w.Y_BYTES)
+    for k in range(num_ring):
+        digest = load_i64(row + row_bytes + 8 * k)
+        if remembered(header, last_seq - num_ring + 1 + k, digest, y_bytes) == 0:
+            return False
     return True
 
 

@@ -95,6 +95,30 @@ class Vault:
             return int(ErrorCode.EXPIRED), 0, b""
         return 0, index, data
 
+    def idle_s(self, stream: bytes) -> int | None:
+        """Return how long a stream that has expired had not been used.
+
+        Parameters
+        ----------
+        stream : bytes
+            The canonical id.
+
+        Returns
+        -------
+        int or None
+            Seconds of serving up to now; None if nothing is known of it any more.
+        """
+        if self._store is None or self._expiry is None:
+            return None
+        try:
+            clock_s = self._store.get(TOMBSTONES, stream)
+            if clock_s is not None:
+                return self._expiry.idle_s(int(clock_s))
+            data = self._store.get(STREAMS, stream)  # expired, and not deleted yet
+            return None if data is None else self._expiry.idle_s(decode_record(data).clock_s)
+        except (StoreError, RecordError):
+            return None
+
     def judge(self, data: bytes, stream: bytes | None = None) -> tuple[int, StreamRecord]:
         """Read a record and find its model.
 
