@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -40,6 +41,7 @@ class Program:
         self.command = [sys.executable, "-m", "streamrnn_server", "serve", str(path)]
         self.command += ["--bind", self.endpoint, "--state-dir", str(directory)]
         self.command += ["--durability", durability, "--checkpoint-interval", "0.05"]
+        self.options: dict[str, Any] = {}  # further ones of `subprocess.Popen`
         self.process: subprocess.Popen[str] | None = None
 
     def __enter__(self):
@@ -52,7 +54,9 @@ class Program:
             self.end(signal.SIGKILL)
 
     def start(self):
-        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            self.command, stdout=subprocess.PIPE, text=True, **self.options
+        )
         assert self.process.stdout is not None
         assert "ready" in self.process.stdout.readline()
 

@@ -116,9 +116,13 @@ class Disk:
         dict
             Plain types.
         """
+        try:
+            num_streams: int | None = self.store.num_items(STREAMS)
+        except StoreError:  # the disk has failed just now; `read_only` says how
+            num_streams = None
         return {
             "read_only": self.saver.read_only,
-            "num_streams_on_disk": self.store.num_items(STREAMS),
+            "num_streams_on_disk": num_streams,
             "num_commits": self.saver.num_commits,
             "num_bytes_written": self.saver.num_bytes,
             "last_commit_us": round(self.saver.last_commit_s * 1e6),

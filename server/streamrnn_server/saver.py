@@ -173,11 +173,10 @@ class Saver:
                 yield SNAPSHOTS, snapshot_key(key, name), record
 
     def _expire(self) -> None:
-        changes = self._expiry.due(self._store)
-        if not changes:
-            return
         try:
-            self._store.commit(changes, self._expiry.now_s())
+            changes = self._expiry.due(self._store)
+            if changes:
+                self._store.commit(changes, self._expiry.now_s())
         except StoreError as error:
             self._fail(str(error))
 

@@ -83,6 +83,7 @@ class StateStore:
         self.directory = directory
         self._max_bytes = max_bytes
         self._read_only = read_only
+        self._is_doubtful = False  # whether a commit has failed and what is on disk is not known
         self._mutex = threading.Lock()  # held while the environment is opened anew
         if read_only and not (directory / DATA_FILE).is_file():
             raise StoreError(f"{directory} is no state directory: it holds no {DATA_FILE}")
@@ -167,6 +168,8 @@ class StateStore:
             If they could not be written; nothing is changed, and the next commit may succeed.
         """
         try:
+            if self._is_doubtful:
+                self._recover()
             with self._env.begin(write=True) as transaction:
                 cursors = [transaction.cursor(db=table) for table in self._tables]
                 for table, key, value in changes:
@@ -180,7 +183,9 @@ class StateStore:
                         self._delete_snapshots(cursors[SNAPSHOTS], key)
                 transaction.put(_CLOCK_KEY, str(clock_s).encode(), db=self._meta)
         except lmdb.Error as error:
-            self._recover(error)
+            self._is_doubtful = True
+            with contextlib.suppress(StoreError, lmdb.Error):
+                self._recover()
             raise StoreError(_reason(error)) from error
         self.clock_s = clock_s
 
@@ -190,12 +195,23 @@ class StateStore:
         while cursor.set_range(prefix) and bytes(cursor.key()).startswith(prefix):
             cursor.delete()
 
-    def _recover(self, error: lmdb.Error) -> None:
-        """Open the environment anew after an error that LMDB calls fatal."""
-        if isinstance(error, lmdb.PanicError):
-            with self._mutex, contextlib.suppress(StoreError):
+    def _recover(self) -> None:
+        """Go on after a commit that failed; if that fails too, before the next one.
+
+        Nobody knows which of its pages are on disk: after an error of fsync, a later one that
+        succeeds says nothing of them. No page of it is used, and all that the next commit refers
+        to is written anew. But its meta page, by which it would count, may be on disk although the
+        write failed; LMDB has put the old one back into the cache only. So that must be on disk
+        before pages are written that the new one would point to.
+        """
+        with self._mutex:
+            try:
+                self._env.begin().abort()
+            except lmdb.Error:  # what LMDB calls fatal: the environment must be opened anew
                 self._env.close()
                 self._open()
+            self._env.sync(True)
+            self._is_doubtful = False
 
     def get(self, table: int, key: bytes) -> bytes | None:
         """Read one value as it was last committed.
@@ -261,9 +277,17 @@ class StateStore:
         Returns
         -------
         int
+
+        Raises
+        ------
+        StoreError
+            If it cannot be read.
         """
-        with self._mutex, self._env.begin() as transaction:
-            return int(transaction.stat(self._tables[table])["entries"])
+        try:
+            with self._mutex, self._env.begin() as transaction:
+                return int(transaction.stat(self._tables[table])["entries"])
+        except lmdb.Error as error:
+            raise StoreError(f"cannot read {self.directory}: {error}") from error
 
 
 def _reason(error: lmdb.Error) -> str:
