@@ -11,7 +11,6 @@ import argparse
 import collections
 import functools
 import json
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -123,20 +122,16 @@ class Story:
                 self.happened["losses told"] += 1
                 self._begin_again()
         self.sim.kill_client_in = None
-        self.sim.full_s = math.inf
+        self.sim.heal_the_disk()
         self._begin_again()
-        while not self._is_on_disk():
-            pass
         self._open_all()
         for source in self.sources.values():  # what was begun and killed is brought to its end
             self._catch_up(source)
             self._step(source)
-        assert self._is_on_disk()
+        while self._until_it_works(lambda core, ex: moving.sync_all(core, ex)) is not True:
+            pass  # a commit had failed before the disk was healed
         for source in self.sources.values():
             self._check_disk(source)
-
-    def _is_on_disk(self) -> bool:
-        return self._until_it_works(lambda core, ex: moving.sync_all(core, ex)) is True
 
     def _begin_again(self) -> None:
         self.sim.new_client()
@@ -356,7 +351,7 @@ class Story:
         for name in ("n0", "n1"):
             self.snapshots.pop((source.id, name), None)
         key = protocol.canonical_id(source.id)
-        self.sim.closed_at_s[key] = -1.0
+        self.sim.closed_at_s[key] = self.sim.now
         self._until_it_works(lambda core, ex: core.close(ex, state))
         self.sim.closed_at_s[key] = self.sim.now
         self.sources[source.id] = Source(source.id, source.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import signal
@@ -142,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
         If the server cannot start.
     """
     began_s = time.monotonic()
+    faulthandler.enable()  # a damaged state file may end the process: then the log says where
     # What can be refused at once is refused before the compilers are loaded.
     from streamrnn_server.config import ServerConfig, parse_bytes, parse_endpoint
 

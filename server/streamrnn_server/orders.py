@@ -59,7 +59,8 @@ def obey(shard: int, command: int, num_bytes: int) -> None:
         # with all that is still to be said on them.
         store_i64(shard + w.STOP_AT_NS, load_i64(shard + w.NOW_NS) + _STOP_WITHIN_NS)
         store_i64(shard + w.STATE, w.STOPPING)
-        store_i64(shard + w.NUM_FAILED_IN_A_ROW, 0)  # the last checkpoint is tried in any case
+        # The last checkpoint is tried in any case: one that has begun is not it, should it fail.
+        store_i64(shard + w.NUM_FAILED_IN_A_ROW, -load_i64(shard + w.IS_SAVING))
     elif what == w.COMMAND_END:
         store_i64(shard + w.STATE, w.ENDED)
     elif what == w.COMMAND_FOUND:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 from streamrnn.errors import RecordError, StateError
-from streamrnn.state.durable import SNAPSHOTS, STREAMS, TOMBSTONES, StateStore
+from streamrnn.state.durable import DATA_FILE, STREAMS, StateStore
 from streamrnn.state.record import StreamRecord, decode_record, encode_record
+from streamrnn.state.verify import EXIT_CANNOT_OPEN, id_text
 from streamrnn_client.protocol import StreamId, canonical_id
 
 __all__ = ["configure", "run"]
@@ -61,12 +64,12 @@ def run(args: argparse.Namespace) -> int:
     StateError
         If the directory or the record cannot be used.
     """
+    if args.action == "verify":
+        return _verify(args.directory)
     store = StateStore(args.directory, read_only=args.action != "import")
     try:
         if args.action == "list":
             return _list(store)
-        if args.action == "verify":
-            return _verify(store)
         if args.action == "import":
             return _import(store, args.stream, args.file)
         record = _read(store, args.stream)
@@ -85,12 +88,6 @@ def _parse_id(text: str) -> StreamId:
     return text
 
 
-def _id_text(stream: bytes) -> str:
-    if stream[:1] == b"u":
-        return f"int:{int.from_bytes(stream[1:], 'big')}"
-    return stream[1:].decode(errors="backslashreplace")
-
-
 def _read(store: StateStore, text: str) -> StreamRecord:
     data = store.get(STREAMS, canonical_id(_parse_id(text)))
     if data is None:
@@ -101,7 +98,7 @@ def _read(store: StateStore, text: str) -> StreamRecord:
 def _list(store: StateStore) -> int:
     print("stream\tmodel\tfingerprint\tlast_seq\twindow\tunused_s")
     for key, data in store.items(STREAMS):
-        name = _id_text(key)
+        name = id_text(key)
         try:
             record = decode_record(data)
         except RecordError as error:
@@ -116,7 +113,7 @@ def _list(store: StateStore) -> int:
 
 def _show(record: StreamRecord) -> None:
     shown = {
-        "stream": _id_text(record.stream),
+        "stream": id_text(record.stream),
         "model": record.model,
         "fingerprint": record.fingerprint,
         "arithmetic": record.arithmetic,
@@ -148,20 +145,19 @@ def _import(store: StateStore, text: str, path: Path) -> int:
     return 0
 
 
-def _verify(store: StateStore) -> int:
-    num_damaged = 0
-    for table, what in ((STREAMS, "stream"), (SNAPSHOTS, "snapshot")):
-        for key, data in store.items(table):
-            stream = key if table == STREAMS else key[1 : 1 + key[0]]
-            try:
-                record = decode_record(data)
-                if record.stream != stream:
-                    raise RecordError(f"it is the record of {_id_text(record.stream)!r}")
-            except RecordError as error:
-                num_damaged += 1
-                print(f"{what} {_id_text(stream)!r} is damaged: {error}")
-    print(
-        f"{store.num_items(STREAMS)} streams, {store.num_items(SNAPSHOTS)} snapshots, "
-        f"{store.num_items(TOMBSTONES)} tombstones, {num_damaged} damaged"
-    )
-    return 1 if num_damaged else 0
+def _verify(directory: Path) -> int:
+    """Let another process read everything: a damaged file may end the one that does."""
+    command = [sys.executable, "-m", "streamrnn.state.verify", str(directory)]
+    child = subprocess.run(command, capture_output=True, text=True)
+    print(child.stdout, end="")
+    if child.returncode == EXIT_CANNOT_OPEN:
+        raise StateError(child.stderr)
+    if child.returncode < 0:
+        print(
+            f"{directory / DATA_FILE} is damaged: who read it was ended by "
+            f"{signal.Signals(-child.returncode).name}. A server is ended too when it comes there: "
+            "restore the file from a copy, or export what can be read"
+        )
+        return 1
+    print(child.stderr, end="", file=sys.stderr)
+    return child.returncode

@@ -1,0 +1,38 @@
+"""Bits that flip in a state directory's file, and files that end too early."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from streamrnn_server.cli import main
+from tests.damaged_state import NUM_CASES
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("damaged")
+    command = [sys.executable, "-m", "tests.damaged_state", str(directory)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return directory, json.loads(run.stdout)
+
+
+def test_damage_is_refused_or_told_and_nothing_is_half_used(damaged):
+    outcomes = damaged[1]
+    assert sum(outcomes.values()) == NUM_CASES
+    assert not [words for words in outcomes if words.startswith("WRONG")], outcomes
+    assert "ended by SIGALRM" not in outcomes  # it would have read without an end
+    # It is a test only if all of it happens.
+    for words in ("refused at the start", "as it was", "records refused", "streams missing, told"):
+        assert outcomes[words] > 10
+
+
+def test_verify_survives_what_ends_the_process_that_reads(damaged, capsys):
+    directory, outcomes = damaged
+    assert sum(number for words, number in outcomes.items() if words.startswith("ended")) > 0
+    assert main(["state", "verify", str(directory / "fatal")]) == 1
+    assert "data.mdb is damaged: who read it was ended by SIG" in capsys.readouterr().out
