@@ -97,8 +97,10 @@ def test_on_a_full_disk_serving_goes_on_and_says_so(models, tmp_path, x, expecte
         stats = peer.ok("stats")
         assert "largest size" in stats["read_only"]
         assert stats["num_checkpoints_failed"] > 0
-        if durability == "always":
-            return  # what is not on disk is not answered
+        if durability == "always":  # what is not on disk is not answered
+            peer.send("step", "a", 2, x[1].tobytes())
+            assert peer.ok("sync", "a") == 1
+            return
         durable = peer.ok("open", "a", None, 4)[1]
         for k in range(1, 20):
             last, told, y = step(peer, "a", k + 1, x[k])

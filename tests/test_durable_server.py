@@ -200,6 +200,28 @@ def test_a_batch_of_streams_on_disk_finds_their_model(models, tmp_path, x):
             np.testing.assert_array_equal(np.frombuffer(result[2], np.float32), expected[1])
 
 
+@pytest.mark.parametrize("window", [2, 8])
+def test_of_two_clients_that_race_one_makes_each_step(models, tmp_path, x, window, rng):
+    """Both send the next step, each its own: one is applied, the other told, and nothing mixed."""
+    with served(models, tmp_path) as one:
+        two = Peer(one.ok("hello", {})["endpoints"][0])
+        one.ok("open", "a", None, window)
+        won = []
+        for seq in range(1, len(x)):
+            answers = []
+            for peer in rng.permutation(np.array([one, two])):
+                peer.send("step", "a", seq, x[seq - (peer is two)].tobytes())
+            for peer in (one, two):
+                _, error, result = peer.receive()
+                answers.append((None, peer, result[2]) if error is None else (error[0], peer, b""))
+            (error, winner, y), (lost, _, _) = sorted(answers, key=lambda each: each[0] or "")
+            assert (error, lost) == (None, "conflict")
+            won.append(x[seq - (winner is two)])
+            expected = Engine(models["m"]).steps("s", np.array(won))[-1]
+            np.testing.assert_array_equal(np.frombuffer(y, np.float32), expected)
+        two.socket.close()
+
+
 def test_the_number_of_shards_may_change(models, tmp_path, x, expected):
     def one(peers, method, stream, *params):
         shard = shard_of(hash_slot(stream), len(peers))

@@ -160,12 +160,12 @@ def check_outputs(model, written):
 
 
 def test_no_client_notices_a_kill_of_the_server(model, tmp_path):
-    last_seqs = kill_the_server(model, tmp_path, 12, seed=1)
+    last_seqs = kill_the_server(model, tmp_path, 9, seed=1)
     assert min(last_seqs) > 0, last_seqs  # each of them got on; how far is the machine's business
 
 
 def test_a_killed_client_goes_on_where_it_was(model, tmp_path):
-    check_outputs(model, kill_clients(model, tmp_path, 13, seed=2))
+    check_outputs(model, kill_clients(model, tmp_path, 8, seed=2))
 
 
 @pytest.mark.soak

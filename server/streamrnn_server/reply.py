@@ -186,8 +186,8 @@ def _write_result(shard: int, request: int, at: int) -> int:
     kind = load_i64(request + r.KIND)
     last_seq = load_i64(request + r.LAST_SEQ)
     durable_seq = load_i64(request + r.DURABLE_SEQ)
-    if load_i64(shard + w.IS_ALWAYS):
-        durable_seq = last_seq  # what is answered is on disk
+    if load_i64(shard + w.IS_ALWAYS) and kind != r.SYNC:
+        durable_seq = last_seq  # what is answered is on disk; but a sync is, if it cannot be, too
     if kind == r.CLOSE or kind == r.SYNC_ALL:
         store_u8(at, 0xC2 + last_seq)
         return at + 1
