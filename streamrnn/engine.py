@@ -21,6 +21,7 @@ from streamrnn.engine_inputs import InputForm, as_rows
 from streamrnn.engine_streams import StreamTable
 from streamrnn.errors import InputError, StreamError
 from streamrnn.model import Model
+from streamrnn.precision import DEVICE_PRECISIONS
 from streamrnn.state.moving import record_of_row, row_of_record
 from streamrnn_client.protocol import ProtocolError, StreamId, canonical_id
 
@@ -48,13 +49,15 @@ class Engine:
         The most streams at once. On the CPU memory is taken only for those that exist, on a GPU
         for all of them.
     precision : str
-        How the weights are stored: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (weight-only, a
-        scale a row). Sums and states are float32 with each of them.
+        On the CPU how the weights are stored: ``"float32"``, ``"bfloat16"`` or ``"int8"``
+        (weight-only, a scale a row). On a GPU how both factors of a product are rounded:
+        ``"float32"``, or ``"tf32"`` and ``"bfloat16"``, for its tensor cores. Sums and states are
+        float32 with each of them.
 
     Raises
     ------
     InputError
-        If the device is unknown.
+        If the device is unknown, or does not have the precision.
     DeviceError
         If the device cannot be used, or has no room for so many streams.
 
@@ -321,12 +324,15 @@ class Engine:
 
 
 def _make_device(model: Model, device: str, marks: NDArray[np.int64], precision: str) -> Device:
+    if device not in DEVICE_PRECISIONS:
+        raise InputError(f"device is {device!r}; it must be 'cpu' or 'cuda'")
+    if precision not in DEVICE_PRECISIONS[device]:
+        known = ", ".join(DEVICE_PRECISIONS[device])
+        raise InputError(
+            f"precision is {precision!r}; on device {device!r} it must be one of {known}"
+        )
     if device == "cpu":
         return CpuDevice(model, marks, precision)
-    if precision != "float32":
-        raise InputError(f"precision is {precision!r}; on device {device!r} it must be 'float32'")
-    if device == "cuda":
-        from streamrnn.engine_cuda import CudaDevice  # needs the extra, and takes a while
+    from streamrnn.engine_cuda import CudaDevice  # needs the extra, and takes a while
 
-        return CudaDevice(model, marks)
-    raise InputError(f"device is {device!r}; it must be 'cpu' or 'cuda'")
+    return CudaDevice(model, marks, precision)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from streamrnn.engine_device import DONE, SLOT_MASK, check_call
 from streamrnn.errors import DeviceError
-from streamrnn.kernels.cuda.support import ARITHMETIC, gpu_errors, require_gpu
+from streamrnn.kernels.cuda.support import arithmetic, gpu_errors, require_gpu
 from streamrnn.kernels.plan import Program
 from streamrnn.model import Model
 
@@ -39,6 +39,8 @@ class CudaDevice:
         What to run.
     marks : ndarray of int64, shape (max_streams + 1, 2)
         See `streamrnn.engine_device.check_call`. Memory of the slab is taken for all slots.
+    precision : str
+        Of the products, see `streamrnn.precision.DEVICE_PRECISIONS`.
 
     Attributes
     ----------
@@ -57,14 +59,14 @@ class CudaDevice:
         If there is no GPU that can be used, or it has no room for so many streams.
     """
 
-    def __init__(self, model: Model, marks: NDArray[np.int64]) -> None:
+    def __init__(self, model: Model, marks: NDArray[np.int64], precision: str = "float32") -> None:
         self._cuda = require_gpu()
         self._marks, max_streams = marks, len(marks) - 1
         from streamrnn.kernels.cuda.lane import Lane
-        from streamrnn.kernels.cuda.network import TILING, Network
+        from streamrnn.kernels.cuda.network import Network
 
         self.program = Program(model)
-        self.arithmetic = ARITHMETIC
+        self.arithmetic = arithmetic(precision)
         spec = model.spec
         self._row_size = self.program.row_bytes // 4
         self._num_inputs, self._output_size = spec.num_inputs, spec.output_size
@@ -80,7 +82,7 @@ class CudaDevice:
         fixed = 2 * parameters_bytes + self.max_rows * work_bytes
         self._check_room(max_streams, fixed + 8 * (self._x_size + self._y_size))
         try:
-            self._network = Network(model, self.program, self.max_rows, TILING)
+            self._network = Network(model, self.program, self.max_rows, precision)
             self._slab = self._cuda.device_array(max_streams * self._row_size, np.float32)
             self._compute = self._cuda.stream()
             sizes = (self._x_size, self._y_size)

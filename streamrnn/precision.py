@@ -12,6 +12,7 @@ from streamrnn.cells.reference import ReferenceModel
 from streamrnn.model import Model
 
 __all__ = [
+    "DEVICE_PRECISIONS",
     "NUM_SAMPLE_STEPS",
     "PRECISION_NAMES",
     "PrecisionError",
@@ -21,6 +22,10 @@ __all__ = [
 
 NUM_SAMPLE_STEPS = 256
 PRECISION_NAMES = ("float32", "bfloat16", "int8")
+"""How the CPU stores weights."""
+
+DEVICE_PRECISIONS = {"cpu": PRECISION_NAMES, "cuda": ("float32", "tf32", "bfloat16")}
+"""On a GPU tf32 and bfloat16 are of both factors of each product, on tensor cores."""
 
 
 @dataclass(frozen=True)

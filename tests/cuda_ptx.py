@@ -36,7 +36,7 @@ def main(capability: tuple[int, int]) -> None:
     from numba import cuda, float32, int32, int64
     from numba.cuda import dispatcher
 
-    from streamrnn.kernels.cuda import benchmark, chunk, network, rows, tiles
+    from streamrnn.kernels.cuda import benchmark, chunk, network, rows, tensor, tiles
     from streamrnn.kernels.tiles import DENSE, GRU, LSTM
 
     # Functions that kernels call are compiled for the GPU that is there; say which it would be.
@@ -50,6 +50,15 @@ def main(capability: tuple[int, int]) -> None:
             tiles.make_layer_kernel(number, getattr(tiling, width)),
             (words, floats, floats, floats, floats, ints, *wave, int64),
         )
+        for kind, number in (("dense", DENSE), ("gru", GRU), ("lstm", LSTM))
+        for width in ("wide", "narrow")
+    }
+    kernels |= {
+        f"{precision} {kind} {width}": (
+            tensor.make_tensor_kernel(number, getattr(network.TENSOR_TILING, width), precision),
+            (words, floats, floats, floats, floats, ints, *wave, int64),
+        )
+        for precision in ("tf32", "bfloat16")
         for kind, number in (("dense", DENSE), ("gru", GRU), ("lstm", LSTM))
         for width in ("wide", "narrow")
     }

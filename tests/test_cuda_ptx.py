@@ -18,7 +18,18 @@ pytest.importorskip("cuda.bindings.nvjitlink", reason="needs NVIDIA's linker: nu
 from streamrnn.kernels.cuda.launches import parameters_of
 
 LAYERS = [f"{kind} {width}" for kind in ("dense", "gru", "lstm") for width in ("wide", "narrow")]
-KERNELS = [*LAYERS, "features", "finish", "softmax", "chunk", "fma rate", "start", "move"]
+TENSOR_LAYERS = [f"{precision} {layer}" for precision in ("tf32", "bfloat16") for layer in LAYERS]
+KERNELS = [
+    *LAYERS,
+    *TENSOR_LAYERS,
+    "features",
+    "finish",
+    "softmax",
+    "chunk",
+    "fma rate",
+    "start",
+    "move",
+]
 CAPABILITIES = [(8, 0), (9, 0)]
 # Sums of a thread, which is products of a thread for each k.
 NUM_PRODUCTS = {
@@ -28,6 +39,13 @@ NUM_PRODUCTS = {
     "dense narrow": 4,
     "gru narrow": 3,
     "lstm narrow": 4,
+}
+
+# 16 sums a warp's product in x and in h, each twice for 16 words of k; GRU has three gates of four.
+NUM_MMAS = {
+    f"{kind} {width}": number * gates // 4
+    for kind, gates in (("dense", 4), ("gru", 3), ("lstm", 4))
+    for width, number in (("wide", 64), ("narrow", 16))
 }
 
 
@@ -66,7 +84,7 @@ def test_arguments_are_words_as_they_are_packed(kernels):
     """A table of launches holds seven words for an array and one for a number."""
     num_numbers = {"features": 3, "finish": 3, "softmax": 4, "chunk": 5}
     num_arrays = {"features": 7, "finish": 6, "softmax": 1, "chunk": 8}
-    for name in (*LAYERS, *num_arrays):
+    for name in (*LAYERS, *TENSOR_LAYERS, *num_arrays):
         arguments = [np.zeros(3, np.float32)] * num_arrays.get(name, 6)
         words = parameters_of(arguments, lambda array: 1 << 40)
         entry = re.search(r"\.visible \.entry [^(]*\(([^)]*)\)", kernels[name]["ptx"])
@@ -101,10 +119,26 @@ def test_no_sum_takes_a_product_that_may_be_rounded_or_not(kernels):
     Elsewhere it does no harm: an activation's product before the output's center, which is 0 with
     all activations that multiply.
     """
-    for name in (*LAYERS, "features", "softmax", "move", "start"):
+    for name in (*LAYERS, *TENSOR_LAYERS, "features", "softmax", "move", "start"):
         assert not fusible_sums(kernels[name]["ptx"]), name
     assert "add.rn.f32" in kernels["softmax"]["ptx"]
     assert "add.rn.f32" in kernels["finish"]["ptx"]
+
+
+def test_tensor_cores_multiply(kernels):
+    """Each product of a warp stands there for x and for h, and inputs are rounded by the GPU."""
+    mma = {
+        "tf32": "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
+        "bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+    }
+    word = {"tf32": "cvt.rna.tf32.f32", "bfloat16": "cvt.rn.bf16x2.f32"}
+    for name in TENSOR_LAYERS:
+        precision, _, layer = name.partition(" ")
+        ptx = kernels[name]["ptx"]
+        assert ptx.count(mma[precision]) == ptx.count("mma.sync") == NUM_MMAS[layer], name
+        assert word[precision] in ptx, name
+    for name in LAYERS:
+        assert "mma.sync" not in kernels[name]["ptx"]
 
 
 def test_wide_tiles_read_four_numbers_at_once(kernels):

@@ -261,7 +261,7 @@ def test_a_streams_state_moves_between_devices(rng):
     cpu, gpu = Engine(model, max_streams=3), engine_on_gpu(model)
     y = [cpu.steps("s", x[:2])]
     gpu.rows(["other"])
-    with pytest.raises(RecordError, match=f"'cpu-.*; here it is '{support.ARITHMETIC}'"):
+    with pytest.raises(RecordError, match=f"'cpu-.*; here it is '{support.arithmetic('float32')}'"):
         gpu.import_state("s", cpu.export_state("s"))
     gpu.import_state("s", cpu.export_state("s"), any_arithmetic=True)
     y.append(gpu.steps("s", x[2:4]))

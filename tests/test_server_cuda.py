@@ -15,6 +15,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamr
 from streamrnn import Engine
 from streamrnn.errors import DeviceError, StartError
 from streamrnn.kernels.cuda import lane, network, support
+from streamrnn.kernels.cuda.tensor import TensorShape
 from streamrnn.kernels.cuda.tiles import TileShape
 from streamrnn.spec import InputSpec
 from streamrnn_client import Client
@@ -37,6 +38,8 @@ def small_and_fast(monkeypatch):
     monkeypatch.setattr("numba.cuda.simulator.kernel.BlockManager.run", run_block)
     tiling = network.Tiling(TileShape(4, 4, 2, 4), TileShape(4, 4, 1, 4), 8)
     monkeypatch.setattr(network, "TILING", tiling)
+    tensor_tiling = network.Tiling(TensorShape(1, 1, 1, 4), TensorShape(1, 1, 1, 4), 8)
+    monkeypatch.setattr(network, "TENSOR_TILING", tensor_tiling)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def test_a_client_s_steps_are_the_engine_s_to_the_bit(models, rng):
         Client(server.endpoints[0]) as client,
     ):
         hello = client.hello()
-        assert hello.arithmetic == support.ARITHMETIC
+        assert hello.arithmetic == support.arithmetic("float32")
         a = client.stream("a", model="lstm")
         np.testing.assert_array_equal(a.step(x[0, 0]), expected[0][0])
         np.testing.assert_array_equal(a.steps(x[0, 1:]), expected[0][1:])
@@ -84,6 +87,19 @@ def test_a_client_s_steps_are_the_engine_s_to_the_bit(models, rng):
             np.testing.assert_array_equal(ys["c"], expected[2][t])
         ys = client.step_many({"d": z[0, 0], "e": z[1, 0]}, model="gru")
         np.testing.assert_array_equal([ys["d"], ys["e"]], [each[0] for each in words])
+
+
+def test_a_server_on_tensor_cores_names_its_arithmetic(models, rng):
+    x = random_inputs(rng, models["gru"].spec, 1, 2)[0]
+    engine = Engine(models["gru"], device="cuda", max_streams=1, precision="bfloat16")
+    options: dict[str, Any] = {"device": "cuda", "max_streams": 2, "precision": "bfloat16"}
+    with (
+        serving({"gru": models["gru"]}, **options) as server,
+        Client(server.endpoints[0]) as client,
+    ):
+        assert client.hello().arithmetic == support.arithmetic("bfloat16")
+        y = client.stream("a").steps(x)
+    np.testing.assert_array_equal(y, engine.steps("a", x))
 
 
 def test_rows_come_and_go(models, rng):
@@ -206,6 +222,8 @@ def test_auto_takes_the_faster_one_and_says_why(models, monkeypatch):
     device, log = start(models, device="auto", precision="int8")
     assert device == "cpu"
     assert "int8" in log
+    assert start(models, device="auto", precision="bfloat16")[0] == "cpu"
+    assert start(models, device="auto", precision="tf32")[0] == "cuda"
 
 
 def test_auto_measures(models):
@@ -240,7 +258,9 @@ def test_a_gpu_without_room_says_how_many_streams_would_fit(models, monkeypatch)
 
 
 def test_what_a_gpu_cannot_do_is_refused_at_once():
-    with pytest.raises(StartError, match=r"--precision is 'int8'; with --device cuda .* 'float32'"):
+    with pytest.raises(StartError, match=r"'int8'; with --device cuda .* float32, tf32, bfloat16"):
         ServerConfig(device="cuda", precision="int8")
+    with pytest.raises(StartError, match=r"'tf32'; with --device cpu .* float32, bfloat16, int8"):
+        ServerConfig(precision="tf32")
     with pytest.raises(StartError, match=r"--device is 'tpu'; it must be one of cpu, cuda, auto"):
         ServerConfig(device="tpu")

@@ -11,6 +11,7 @@ from streamrnn.engine import Engine
 from streamrnn.errors import DeviceError, StartError
 from streamrnn.kernels.cuda.support import require_gpu
 from streamrnn.model import Model
+from streamrnn.precision import DEVICE_PRECISIONS
 from streamrnn_server.config import ServerConfig
 from streamrnn_server.logs import EventLog
 
@@ -79,17 +80,23 @@ def choose_device(models: Mapping[str, Model], config: ServerConfig, log: EventL
     StartError
         If a GPU was asked for, and there is none that can be used.
     """
-    if config.device == "cuda":
+    device = _choose(models, config, log)
+    if device == "cuda":
         try:
             require_gpu()
         except DeviceError as error:
             raise StartError(str(error)) from error
+    return device
+
+
+def _choose(models: Mapping[str, Model], config: ServerConfig, log: EventLog) -> str:
     if config.device != "auto":
         return config.device
     if config.precision != "float32":
-        why = f"a GPU computes with float32 weights only, not with {config.precision}"
-        log.write("info", "device cpu", why=why)
-        return "cpu"
+        # Not the same thing on both: somebody who wants the GPU's bfloat16 says so.
+        device = "cpu" if config.precision in DEVICE_PRECISIONS["cpu"] else "cuda"
+        log.write("info", f"device {device}", why=f"its precision {config.precision} is asked for")
+        return device
     num_streams = min(_MAX_STREAMS, config.max_streams_of_a_shard)
     times_s = {"cpu": 0.0, "cuda": 0.0}  # of one step of each model, on all shards
     for name, model in models.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import itertools
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from streamrnn.errors import DeviceError, StartError
-from streamrnn.precision import PRECISION_NAMES
+from streamrnn.precision import DEVICE_PRECISIONS
 from streamrnn_client.protocol import DEFAULT_PORT, DURABILITIES
 from streamrnn_server.config import DEVICES
 from streamrnn_server.logs import FORMATS, LEVELS
@@ -56,10 +57,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=PRECISION_NAMES,
+        choices=tuple(dict.fromkeys(itertools.chain(*DEVICE_PRECISIONS.values()))),
         default="float32",
-        help="how weights are stored (%(default)s); what fewer bits cost a model, "
-        "'streamrnn inspect --precision' says",
+        help="how the CPU stores weights: float32, bfloat16, int8 ('streamrnn inspect --precision' "
+        "says what fewer bits cost a model); how a GPU rounds what it multiplies: float32, tf32, "
+        "bfloat16 (%(default)s)",
     )
     parser.add_argument(
         "--device",

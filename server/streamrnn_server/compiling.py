@@ -61,7 +61,7 @@ def compile_all(log: EventLog, precision: str, device: str) -> float:
     log : EventLog
         Where progress is told if it must be compiled.
     precision : str
-        Of the weights.
+        Of the weights, if the CPU computes the steps.
     device : str
         What computes the steps: ``cpu`` or ``cuda``.
 
@@ -73,8 +73,8 @@ def compile_all(log: EventLog, precision: str, device: str) -> float:
     began = time.monotonic()
     progress = _Progress(log)
     with _listening(progress):
-        cover_address(PRECISIONS[precision])
         if device == "cpu":
+            cover_address(PRECISIONS[precision])
             serve.compile((types.int64,))
         else:
             compile_for_gpu()

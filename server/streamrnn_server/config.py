@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from streamrnn.errors import StartError
-from streamrnn.precision import PRECISION_NAMES
+from streamrnn.precision import DEVICE_PRECISIONS
 from streamrnn_client.protocol import (
     DEFAULT_MAX_MESSAGE_BYTES,
     DEFAULT_PORT,
@@ -199,7 +199,8 @@ class ServerConfig:
     max_state_bytes : int
         The most that the state directory may hold.
     precision : str
-        How all models' weights are stored: ``float32``, ``bfloat16`` or ``int8``.
+        Of all models, see `streamrnn.precision.DEVICE_PRECISIONS`: of the weights (CPU), or of both
+        factors of each product (GPU).
     device : str
         What computes the steps: ``cpu``, ``cuda``, or ``auto`` for the faster one.
     """
@@ -229,15 +230,15 @@ class ServerConfig:
             raise StartError(f"--max-streams is {self.max_streams}; it must be at least 1")
         if self.idle_limit_s < 0:
             raise StartError(f"--idle-limit is {self.idle_limit_s}; it must be 0 s or more")
-        if self.precision not in PRECISION_NAMES:
-            raise StartError(
-                f"--precision is {self.precision!r}; it must be one of {', '.join(PRECISION_NAMES)}"
-            )
         if self.device not in DEVICES:
             raise StartError(f"--device is {self.device!r}; it must be one of {', '.join(DEVICES)}")
-        if self.device == "cuda" and self.precision != "float32":
+        known = DEVICE_PRECISIONS.get(self.device) or {
+            name: None for names in DEVICE_PRECISIONS.values() for name in names
+        }
+        if self.precision not in known:
             raise StartError(
-                f"--precision is {self.precision!r}; with --device cuda it must be 'float32'"
+                f"--precision is {self.precision!r}; with --device {self.device} it must be one of "
+                f"{', '.join(known)}"
             )
         if self.durability not in DURABILITIES:
             raise StartError(

@@ -31,7 +31,9 @@ __all__ = ["GpuShard", "compile_for_gpu", "make_devices", "rows_of_a_wave"]
 _MAX_ROWS = 4096  # of a wave
 
 
-def make_devices(models: Mapping[str, Model], max_streams: int) -> list[CudaDevice]:
+def make_devices(
+    models: Mapping[str, Model], max_streams: int, precision: str = "float32"
+) -> list[CudaDevice]:
     """Put models on the GPU, with room for the streams of one shard.
 
     Parameters
@@ -40,6 +42,8 @@ def make_devices(models: Mapping[str, Model], max_streams: int) -> list[CudaDevi
         What is served, in the shards' order.
     max_streams : int
         Of each model.
+    precision : str
+        Of the products.
 
     Returns
     -------
@@ -55,7 +59,7 @@ def make_devices(models: Mapping[str, Model], max_streams: int) -> list[CudaDevi
         try:
             # Marks are of an engine's calls; here the slots' headers tell the same.
             marks = np.zeros((max_streams + 1, 2), np.int64)
-            devices.append(CudaDevice(model, marks))
+            devices.append(CudaDevice(model, marks, precision))
         except DeviceError as error:
             raise StartError(
                 f"cannot serve model {name!r} with --max-streams {max_streams} a shard on a GPU: "

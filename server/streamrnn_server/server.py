@@ -116,12 +116,17 @@ class Server:
             if advertised is None
             else [str(advertised.shard(k)) for k in range(config.num_shards)]
         )
-        programs = {name: Program(model, config.precision) for name, model in models.items()}
+        # A GPU's precision is its own; here are the layout of a row and what checks an input.
+        precision = config.precision if self.device == "cpu" else "float32"
+        programs = {name: Program(model, precision) for name, model in models.items()}
         arithmetic = next(iter(programs.values())).arithmetic
         on_gpu: list[list[CudaDevice]] = []
         if self.device == "cuda":
             max_streams = config.max_streams_of_a_shard
-            on_gpu = [make_devices(models, max_streams) for _ in range(config.num_shards)]
+            on_gpu = [
+                make_devices(models, max_streams, config.precision)
+                for _ in range(config.num_shards)
+            ]
             arithmetic = on_gpu[0][0].arithmetic
         disks: list[zmq.Socket[bytes] | None] = [None] * config.num_shards
         if config.state_dir is not None:

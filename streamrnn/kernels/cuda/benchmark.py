@@ -100,14 +100,16 @@ class ResidentStreams:
         What they run through.
     x : ndarray of float32, shape (B, T, num_inputs)
         Their inputs of every run.
+    precision : str
+        Of the products.
     """
 
-    def __init__(self, model: Model, x: NDArray[np.float32]) -> None:
+    def __init__(self, model: Model, x: NDArray[np.float32], precision: str = "float32") -> None:
         self._shape = x.shape
         self._output_size = model.spec.output_size
         program = Program(model)
         num_streams, num_steps, _ = x.shape
-        streams = network.Network(model, program, num_streams, network.TILING)
+        streams = network.Network(model, program, num_streams, precision)
         slots = np.arange(num_streams, dtype=np.int32)
         slab = cuda.device_array(num_streams * program.row_bytes // 4, np.float32)
         streams.start_rows(slab, slots)

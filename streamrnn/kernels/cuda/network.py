@@ -26,11 +26,12 @@ from streamrnn.kernels.cuda.rows import (
     make_start_kernel,
 )
 from streamrnn.kernels.cuda.support import max_shared_bytes, num_multiprocessors
+from streamrnn.kernels.cuda.tensor import TensorShape, make_tensor_kernel
 from streamrnn.kernels.cuda.tiles import TileShape, make_layer_kernel
 from streamrnn.kernels.plan import Program
 from streamrnn.model import Model
 
-__all__ = ["TILING", "Network", "Tiling", "Wave"]
+__all__ = ["TENSOR_TILING", "TILING", "Network", "Tiling", "Wave"]
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Tiling:
 
     Attributes
     ----------
-    wide : TileShape
+    wide : TileShape or TensorShape
         For waves that fill the GPU with its blocks.
-    narrow : TileShape
+    narrow : TileShape or TensorShape
         For all others.
     row_threads : int
         Threads of a block where a block takes one row, or a thread one input.
@@ -49,14 +50,16 @@ class Tiling:
         Blocks of the wide shape that fill the GPU; 0: one a multiprocessor.
     """
 
-    wide: TileShape
-    narrow: TileShape
+    wide: TileShape | TensorShape
+    narrow: TileShape | TensorShape
     row_threads: int
     min_wide_blocks: int = 0
 
 
 # 128 streams and 32 LSTM units a block, 64 sums a thread in registers; or 8 streams and 16 units.
 TILING = Tiling(TileShape(16, 16, 8, 8, min_blocks=2), TileShape(16, 8, 1, 4), 128)
+# The same block by eight warps; or 16 streams and 32 units by four.
+TENSOR_TILING = Tiling(TensorShape(2, 4, 2, 8), TensorShape(4, 1, 1, 4), 128)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,9 @@ class Wave:
 
 
 @functools.cache
-def _layer_kernel(kind: int, shape: TileShape) -> Any:
+def _layer_kernel(kind: int, shape: TileShape | TensorShape, precision: str) -> Any:
+    if isinstance(shape, TensorShape):
+        return make_tensor_kernel(kind, shape, precision)
     return make_layer_kernel(kind, shape)
 
 
@@ -106,8 +111,8 @@ class Network:
         The same model on the CPU, whose row layout is taken over.
     max_rows : int
         Of a wave.
-    tiling : Tiling
-        Shapes of the launches.
+    precision : str
+        Of the products: ``"float32"``, or ``"tf32"`` and ``"bfloat16"``, which go by tensor cores.
 
     Attributes
     ----------
@@ -115,9 +120,12 @@ class Network:
         Sizes and places.
     """
 
-    def __init__(self, model: Model, program: Program, max_rows: int, tiling: Tiling) -> None:
-        self.plan = GpuPlan(model, program)
-        self._tiling = tiling
+    def __init__(
+        self, model: Model, program: Program, max_rows: int, precision: str = "float32"
+    ) -> None:
+        self.plan = GpuPlan(model, program, precision)
+        self._precision = precision
+        self._tiling = tiling = TILING if precision == "float32" else TENSOR_TILING
         self._words = cuda.to_device(self.plan.words)
         self._weights = cuda.to_device(self.plan.weights)
         self._initial_row = cuda.to_device(np.array(program.initial_row))
@@ -130,8 +138,13 @@ class Network:
             self._step_chunk,
         ) = _row_kernels(tiling.row_threads)
         self._num_multiprocessors = num_multiprocessors()
-        # Every multiprocessor has room for one block.
-        self._chunk = chunk_size(self.plan, self._num_multiprocessors, max_shared_bytes())
+        # Every multiprocessor has room for one block. A chunk has the bits of its steps, which
+        # tensor cores would not give it.
+        self._chunk = (
+            chunk_size(self.plan, self._num_multiprocessors, max_shared_bytes())
+            if precision == "float32"
+            else None
+        )
         # A chunk's streams take two rows each, in turn.
         num_work_rows = max(max_rows, 2 * self._chunk.max_rows if self._chunk else 0)
         self._work = cuda.device_array(num_work_rows * self.plan.work_size, np.float32)
@@ -180,7 +193,7 @@ class Network:
         """Return both tiles: which is taken decides how fast, never what comes out."""
         return [
             Launch(
-                _layer_kernel(layer.kind, shape),
+                _layer_kernel(layer.kind, shape, self._precision),
                 arguments,
                 shape.num_threads,
                 num_blocks=-(-layer.num_units // shape.block_units(layer.kind)),

@@ -4,7 +4,8 @@ The layout of a stream's row is that of the CPU's `Program`, so a stream's state
 CPU's plan holds addresses, this one holds places in arrays of float32.
 
 A matrix is packed as [k][gate][unit]: for every element of x or of h one run of units a gate,
-padded with zeros to a multiple of 16 units and of `DEPTH` elements. A row of scratch (*work*) holds
+padded with zeros to a multiple of 16 units and of `DEPTH` elements. In bfloat16 a word holds the
+weights of two neighbouring k, and `DEPTH` counts words. A row of scratch (*work*) holds
 the new h of every layer at its place in the stream's row, then features, then the head's output.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.kernels import plan as cpu
+from streamrnn.kernels.cuda.mma import NUM_PACKED, pack_words
 from streamrnn.kernels.pack import padded
 from streamrnn.kernels.tiles import DENSE, SHAPES
 from streamrnn.model import Model
@@ -94,6 +96,8 @@ class GpuPlan:
         Scales are folded into its first and last matrices, as on the CPU.
     program : streamrnn.kernels.plan.Program
         The same model on the CPU, whose row layout is taken over.
+    precision : str
+        Of the products: ``"float32"``, ``"tf32"`` or ``"bfloat16"``.
 
     Attributes
     ----------
@@ -109,8 +113,9 @@ class GpuPlan:
         Whether x can be read as it comes.
     """
 
-    def __init__(self, model: Model, program: cpu.Program) -> None:
+    def __init__(self, model: Model, program: cpu.Program, precision: str = "float32") -> None:
         spec = model.spec
+        self._precision = precision
         self._parts: list[NDArray[np.float32]] = []
         self._num_weights = 0
         parameters = {
@@ -199,10 +204,11 @@ class GpuPlan:
         ):
             num_k = weights.shape[1]
             by_gate = weights.reshape(len(gates), len(biases[0]), num_k)
-            packed = np.zeros((-(-num_k // DEPTH) * DEPTH, len(gates), num_units))
+            depth = DEPTH * NUM_PACKED[self._precision]
+            packed = np.zeros((-(-num_k // depth) * depth, len(gates), num_units))
             packed[:num_k, :, : len(biases[0])] = (
                 by_gate * factors[list(gates), None, None]
             ).transpose(2, 0, 1)
             row[size] = num_k
-            row[place] = self._add(packed)
+            row[place] = self._add(pack_words(packed, self._precision))
         return row

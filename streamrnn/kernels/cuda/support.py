@@ -14,9 +14,9 @@ from numba import config
 from streamrnn.errors import DeviceError
 
 __all__ = [
-    "ARITHMETIC",
     "MIN_COMPUTE_CAPABILITY",
     "SIMULATED",
+    "arithmetic",
     "device_function",
     "gpu_errors",
     "kernel",
@@ -31,9 +31,6 @@ MIN_COMPUTE_CAPABILITY = (8, 0)
 # NUMBA_ENABLE_CUDASIM=1: kernels run as Python, one Python thread for each of the GPU's.
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
-# What decides the bits of an output besides model and inputs; the number is to be raised whenever
-# any output's bits change. The simulator rounds each product before it is added.
-ARITHMETIC = f"cuda{'-simulator' if SIMULATED else ''}-float32-1"
 
 _SYSTEM_SHARED_BYTES = 1 << 10
 _SIMULATED_SHARED_BYTES = 47 << 10
@@ -93,6 +90,23 @@ def gpu_errors() -> tuple[type[Exception], ...]:
     except ImportError:  # not public, and so free to move
         return (CudaAPIError,)
     return (CudaAPIError, CUDAError)
+
+
+def arithmetic(precision: str) -> str:
+    """Return what decides the bits of an output besides model and inputs.
+
+    Parameters
+    ----------
+    precision : str
+        Of products.
+
+    Returns
+    -------
+    str
+        Its number is to be raised whenever any output's bits change. The simulator rounds each
+        product before it is added.
+    """
+    return f"cuda{'-simulator' if SIMULATED else ''}-{precision}-1"
 
 
 def num_multiprocessors() -> int:
