@@ -14,7 +14,7 @@ CO2 := streamrnn/data/co2_mauna_loa.csv
 # Two installations at once in one .venv would trip over each other.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test check bench soak clean
+.PHONY: help demo serve test check bench gpu soak clean
 
 help:
 	@echo "make demo    train, serve, stream and compare, by itself"
@@ -22,6 +22,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make check   lint, format, types, docstrings"
 	@echo "make bench   measure against peers and the machine's limits"
+	@echo "make gpu     on a machine with a GPU: its tests, then its benchmarks into bench/results"
 	@echo "make soak    run the tests that take long"
 	@echo "make clean   remove what was built, .venv too"
 
@@ -43,6 +44,13 @@ soak: $(VENV)/installed-test
 
 bench: $(VENV)/installed
 	$(BIN)/streamrnn bench $(ARGS)
+
+# Beside cuDNN too, if PyTorch with CUDA is in .venv (.venv/bin/pip install torch).
+gpu: $(VENV)/installed-test
+	mkdir -p bench/results
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+	$(BIN)/streamrnn bench step --device cuda --json bench/results
+	$(BIN)/streamrnn bench throughput --device cuda --streams 4000 --json bench/results
 
 check: $(VENV)/installed-check
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from streamrnn.spec import OutputSpec
 from streamrnn_client import Client
 from streamrnn_server.testing import serving
 from tests.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
-from tests.tolerances import KERNEL_RELATIVE
+from tests.tolerances import KERNEL_RELATIVE, TENSOR
 
 pytestmark = pytest.mark.gpu
 
@@ -115,6 +115,35 @@ def test_a_chunk_is_its_steps_to_the_bit(rng, layers):
     engine = Engine(model, device="cuda", max_streams=4)
     chunks = [engine.steps("a", part) for part in np.split(x[0], [1, 120])]
     assert_same_bits(np.concatenate(chunks), singly)
+
+
+@pytest.mark.parametrize("num_streams", [2, 3, 8])
+def test_a_chunk_of_a_few_streams_is_their_steps_to_the_bit(rng, num_streams):
+    model = random_model(rng, layers=[("lstm", 512), ("gru", 17)], inputs=9, head="softmax")
+    x = random_inputs(rng, model.spec, num_streams, 40)
+    expected = stepped(Engine(model, device="cuda", max_streams=8), x)
+    engine: Any = Engine(model, device="cuda", max_streams=8)
+    assert engine._device._network.max_chunk_rows >= 1
+    rows, y = engine.rows(range(num_streams)), np.empty(expected.shape, np.float32)
+    flat = np.ascontiguousarray(x.reshape(-1, x.shape[-1]), dtype=np.float32)
+    assert engine._device.advance(rows, flat, y.reshape(len(flat), -1), 40) == 0
+    assert_same_bits(y, expected)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+@pytest.mark.parametrize("layers", [[("lstm", 257)], [("gru", 40), ("rnn_tanh", 130)]])
+def test_tensor_cores_agree_with_the_reference_and_with_themselves(rng, precision, layers):
+    model = random_model(rng, layers=layers, inputs=9, outputs=4)
+    x = random_inputs(rng, model.spec, 3000, 4)
+    engine = Engine(model, device="cuda", max_streams=4096, precision=precision)
+    together = stepped(engine, x)
+    error = np.max(np.abs(together - ReferenceModel(model).steps(x)))
+    assert TENSOR[precision] / 1000 < error < 5 * TENSOR[precision]
+    engine = Engine(model, device="cuda", max_streams=4096, precision=precision)
+    rows, order = engine.rows(range(3000)), rng.permutation(3000)
+    for t in range(4):
+        for wave in np.split(order, [1, 2, 40, 300, 2500]):
+            assert_same_bits(engine.batch(rows[wave], x[wave, t]), together[wave, t])
 
 
 def test_100_000_streams(rng):

@@ -5,7 +5,9 @@ The simulator has no fused multiply-add. Where bits are compared with the CPU's,
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -368,14 +370,43 @@ def test_the_benchmark_verifies_and_measures(capsys):
     from streamrnn_bench.cases import Case
     from streamrnn_bench.step_cuda import GpuCase, measure_gpu_steps
 
-    cases = [GpuCase(Case("rnn_tanh", 1, 1), 2), GpuCase(Case("rnn_tanh", 1, 1), 1, 2)]
+    case = Case("rnn_tanh", 1, 1)
+    cases = [GpuCase(case, 2, target=0.6), GpuCase(case, 1, 2, wanted_us=6.0), GpuCase(case, 1)]
     results = list(measure_gpu_steps(cases, num_rounds=1, round_s=0.001))
-    assert [result.case for result in results] == [
-        f"rnn_tanh 1->1 {case} float32 cuda{way}"
-        for case in ("B=2 T=1", "B=1 T=2")
-        for way in ("", " Engine")
+    assert [(result.case.partition("1->1 ")[2], result.target) for result in results] == [
+        ("B=2 T=1 float32 cuda", 0.6),
+        ("B=2 T=1 float32 cuda Engine", None),
+        ("B=1 T=2 float32 cuda", None),
+        ("B=1 T=2 float32 cuda Engine", None),
+        ("B=1 T=2 float32 cuda", 1.0),
+        ("B=1 T=1 float32 cuda", None),
+        ("B=1 T=1 float32 cuda Engine", None),
+        ("B=1 T=1 float32 cuda wave", 1.0),
     ]
+    assert [r.reference_value for r in results if r.reference == "wanted"] == [6.0, 30.0]
     assert all(result.ratio > 0 for result in results)
+
+
+def test_the_benchmark_s_file_is_named_by_the_gpu(tmp_path, monkeypatch):
+    from streamrnn_bench import command, step_cuda
+    from streamrnn_bench.results import Result
+
+    given = []
+
+    def measure(cases, **rounds):
+        given.extend(cases)
+        yield Result("step", "a case", 1.0, "us", "wanted", 2.0)
+
+    monkeypatch.setattr(step_cuda, "measure_gpu_steps", measure)
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    words = ["step", "--device", "cuda", "--json", str(tmp_path), "--cases", "lstm:2:3"]
+    assert command.run(parser.parse_args([*words, "--precision", "tf32"])) == 0
+    [line] = (tmp_path / "simulator-step.jsonl").read_text().splitlines()
+    assert json.loads(line)["ratio"] == 2.0
+    assert [str(case) for case in given] == [
+        f"lstm 2->3 B={num_streams} T=1 tf32 cuda" for num_streams in (1, 4096)
+    ]
 
 
 def test_only_one_package_imports_numba_cuda():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from streamrnn_bench.cases import BATCH_SIZES, Case, parse_case
-from streamrnn_bench.results import BenchError, Result, header, table, write_json
+from streamrnn_bench.results import BenchError, Result, header, processor, table, write_json
 
 __all__ = ["BENCHMARKS", "configure", "run"]
 
@@ -25,7 +27,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name", metavar="NAME", nargs="?", choices=BENCHMARKS, help=", ".join(BENCHMARKS) + "; all"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write one JSON object a line")
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="also write one JSON object a line; into a directory: a file named by the processor "
+        "or the GPU, and by the benchmark",
+    )
     parser.add_argument(
         "--cases",
         metavar="CASE",
@@ -40,7 +47,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="step: streams stepped at once",
     )
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="step: where (%(default)s)"
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="step, throughput: where steps are computed (%(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "tf32", "bfloat16"),
+        default="float32",
+        help="step --device cuda --cases: how what is multiplied is rounded (%(default)s)",
     )
     parser.add_argument(
         "--peers",
@@ -82,7 +98,11 @@ def _step(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
         from streamrnn_bench.step_cuda import GPU_CASES, GpuCase, measure_gpu_steps
 
         sizes = args.batch_sizes or (1, 4096)
-        given = [GpuCase(case, num_streams) for case in cases for num_streams in sizes]
+        given = [
+            GpuCase(case, num_streams, precision=args.precision)
+            for case in cases
+            for num_streams in sizes
+        ]
         return measure_gpu_steps(given or GPU_CASES, **_rounds(args))
 
     from streamrnn_bench.step import CASES, measure_steps
@@ -104,7 +124,12 @@ def _roundtrip(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Resu
 def _throughput(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
     from streamrnn_bench.messages import THROUGHPUT_CASES, measure_throughput
 
-    return measure_throughput(cases or THROUGHPUT_CASES, num_streams=args.streams, **_rounds(args))
+    return measure_throughput(
+        cases or THROUGHPUT_CASES,
+        num_streams=args.streams,
+        device=args.device,
+        **_rounds(args),
+    )
 
 
 def _rounds(args: argparse.Namespace) -> dict[str, Any]:
@@ -119,6 +144,20 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, Sequence[Case]], Iterator[Re
     "roundtrip": _roundtrip,
     "throughput": _throughput,
 }
+
+
+def _json_path(args: argparse.Namespace) -> Path:
+    """Return the file to write: in a directory one named by what computes."""
+    path = Path(args.json)
+    if not path.is_dir():
+        return path
+    name = processor()
+    if args.device == "cuda":
+        from streamrnn.kernels.cuda.support import gpu_name
+
+        name = gpu_name()
+    words = re.sub(r"[^a-z0-9]+", "-", f"{name} {args.name or 'all'}".lower()).strip("-")
+    return path / f"{words}.jsonl"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -141,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
     """
     cases = [parse_case(text) for text in args.cases or ()]
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(args.json, "w")) if args.json else None
+        file = stack.enter_context(open(_json_path(args), "w")) if args.json else None
         print(header())
         for name in [args.name] if args.name else BENCHMARKS:
             results = list(BENCHMARKS[name](args, cases))

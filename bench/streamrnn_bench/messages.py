@@ -48,7 +48,7 @@ _WARM_UP_S = 0.2
 Found = dict[str, Any]
 
 
-def verify_outputs(case: Case, outputs: NDArray[np.float32]) -> None:
+def verify_outputs(case: Case, outputs: NDArray[np.float32], device: str = "cpu") -> None:
     """Compare what the load generator got for its first steps with what the Engine computes.
 
     Parameters
@@ -57,6 +57,8 @@ def verify_outputs(case: Case, outputs: NDArray[np.float32]) -> None:
         The model.
     outputs : ndarray of float32, shape (T, N, output_size)
         Outputs of step 1 to T of every stream.
+    device : str
+        Where the Engine computes.
 
     Raises
     ------
@@ -65,7 +67,7 @@ def verify_outputs(case: Case, outputs: NDArray[np.float32]) -> None:
     """
     num_steps, num_streams, _size = outputs.shape
     model = case.model()
-    engine = Engine(model, max_streams=num_streams)
+    engine = Engine(model, device, max_streams=num_streams)
     rows = engine.rows(range(num_streams))
     x = make_traffic(0, 1, case.input_size, case.hidden_size).x
     for step in range(num_steps):
@@ -80,30 +82,37 @@ def verify_outputs(case: Case, outputs: NDArray[np.float32]) -> None:
             )
 
 
-def _verify_server(generator: Load, case: Case, directory: Path) -> None:
+def _verify_server(generator: Load, case: Case, directory: Path, device: str = "cpu") -> None:
     path = directory / f"outputs-{time.monotonic_ns()}.npy"
     generator.ask(keep=str(path), num_steps=_NUM_CHECKED_STEPS)
-    verify_outputs(case, np.load(path))
+    verify_outputs(case, np.load(path), device)
 
 
 @contextlib.contextmanager
-def _two_loads(case: Case, num_streams: int) -> Iterator[tuple[str, Load, Load]]:
+def _two_loads(
+    case: Case, num_streams: int, device: str = "cpu"
+) -> Iterator[tuple[str, Load, Load]]:
     """Start the server, the echo, and a generator for each; verify the server's outputs."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopping_cleanly())
         model = stack.enter_context(temporary_model(case))
-        endpoint = stack.enter_context(serving(model))
+        room = ("--device", device, "--max-streams", str(num_streams + 1)) * (device != "cpu")
+        endpoint = stack.enter_context(serving(model, *room))
         echo_endpoint = stack.enter_context(echo(case, model.parent))
         ours = stack.enter_context(load(endpoint, case, num_streams))
         theirs = stack.enter_context(load(echo_endpoint, case, num_streams, is_echo=True))
-        _verify_server(ours, case, model.parent)
+        _verify_server(ours, case, model.parent, device)
         for generator in (ours, theirs):
             generator.ask(drive_s=_WARM_UP_S)
         yield endpoint, ours, theirs
 
 
 def measure_throughput(
-    cases: Iterable[Case], num_rounds: int = 16, round_s: float = 0.5, num_streams: int = 1_000
+    cases: Iterable[Case],
+    num_rounds: int = 16,
+    round_s: float = 0.5,
+    num_streams: int = 1_000,
+    device: str = "cpu",
 ) -> Iterator[Result]:
     """Measure steps a second with one step a message, and so many streams under way.
 
@@ -117,6 +126,8 @@ def measure_throughput(
         How long each is.
     num_streams : int
         Streams, each of which sends its next step when it has the reply to the one before.
+    device : str
+        What computes the server's steps.
 
     Yields
     ------
@@ -130,7 +141,7 @@ def measure_throughput(
     """
     for case in cases:
         rounds = []
-        with _two_loads(case, num_streams) as (_endpoint, to_server, to_echo):
+        with _two_loads(case, num_streams, device) as (_endpoint, to_server, to_echo):
             neighbours = Neighbours()
             for _ in range(num_rounds):
                 pair = tuple(
@@ -141,12 +152,12 @@ def measure_throughput(
         share, pairs = quieter_half(rounds)
         yield Result(
             benchmark="throughput",
-            case=f"{case} {num_streams} streams float32 cpu",
+            case=f"{case} {num_streams} streams float32 {device}",
             value=median(our for our, _ in pairs),
             unit="messages/s",
             reference="libzmq_echo",
             reference_value=median(their for _, their in pairs),
-            target=_THROUGHPUT_TARGETS.get(str(case)),
+            target=_THROUGHPUT_TARGETS.get(str(case)) if device == "cpu" else None,
             note=_note(share, [our / their for our, their in pairs]),
         )
 

@@ -144,13 +144,15 @@ def temporary_model(case: Case) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def serving(model: Path) -> Iterator[str]:
+def serving(model: Path, *options: str) -> Iterator[str]:
     """Run ``streamrnn serve``.
 
     Parameters
     ----------
     model : Path
         What to serve; its directory takes the ready file.
+    *options : str
+        More of the command line.
 
     Yields
     ------
@@ -164,7 +166,7 @@ def serving(model: Path) -> Iterator[str]:
     """
     ready = model.with_name("server.ready")
     words = ("serve", str(model), "--bind", "tcp://127.0.0.1:0", "--ready-file", str(ready))
-    with _process("streamrnn_server", *words) as process:
+    with _process("streamrnn_server", *words, *options) as process:
         yield json.loads(_wait_for(ready, process))["endpoints"][0]
 
 

@@ -17,7 +17,7 @@ import streamrnn
 from streamrnn.errors import StreamRNNError
 from streamrnn.kernels.simd_width import WIDTH
 
-__all__ = ["BenchError", "Result", "commit", "header", "table", "write_json"]
+__all__ = ["BenchError", "Result", "commit", "header", "processor", "table", "write_json"]
 
 
 class BenchError(StreamRNNError):
@@ -123,12 +123,18 @@ def header() -> str:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     now = datetime.datetime.now().astimezone().isoformat(" ", "minutes")
     return (
-        f"{_processor()}, {usable} cores, vectors of {WIDTH} float32; "
+        f"{processor()}, {usable} cores, vectors of {WIDTH} float32; "
         f"Python {platform.python_version()} on {platform.system()}; commit {commit()}; {now}"
     )
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the machine's processor.
+
+    Returns
+    -------
+    str
+    """
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -3,7 +3,8 @@
 Three kinds of measurement. Steps whose inputs are on the GPU already, beside the larger of two
 bounds: operations over the measured rate of fused multiply-adds, bytes over the measured rate of
 copies. A call of the Engine, copies included, beside the same step without them. And, where PyTorch
-with CUDA is installed, cuDNN's ``nn.LSTM`` and ``nn.GRU`` in float32 (TF32 off) for the same work.
+with CUDA is installed, cuDNN's ``nn.LSTM`` and ``nn.GRU`` for the same work: with TF32 off, except
+beside our own TF32.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,9 @@ from streamrnn_bench.timing import interleave
 
 __all__ = ["GPU_CASES", "GpuCase", "measure_gpu_steps"]
 
-TOLERANCE = 5e-6  # of float32 against float64, outputs of order 1
+# Against float64, outputs of order 1.
+TOLERANCES = {"float32": 5e-6, "tf32": 1e-3, "bfloat16": 1e-2}
+_WANTED_WAVE_US = 30.0  # of launches, copies and waiting
 _NUM_CHECKED_STREAMS, _NUM_CHECKED_STEPS = 16, 3
 
 
@@ -43,15 +47,21 @@ class GpuCase:
         T, of every stream in one call.
     target : float or None
         The ratio that the project wants to show beside the GPU's limits.
+    wanted_us : float or None
+        What it wants a step to take at most.
+    precision : str
+        Of the products.
     """
 
     case: Case
     num_streams: int
     num_steps: int = 1
     target: float | None = None
+    wanted_us: float | None = None
+    precision: str = "float32"
 
     def __str__(self) -> str:
-        return f"{self.case} B={self.num_streams} T={self.num_steps} float32 cuda"
+        return f"{self.case} B={self.num_streams} T={self.num_steps} {self.precision} cuda"
 
 
 GPU_CASES = (
@@ -59,7 +69,9 @@ GPU_CASES = (
     GpuCase(Case("lstm", 64, 128), 100_000, target=0.6),
     GpuCase(Case("gru", 64, 128), 100_000),
     GpuCase(Case("lstm", 256, 256), 48),
-    GpuCase(Case("lstm", 64, 512), 1, 1000),
+    GpuCase(Case("lstm", 64, 512), 1, 1000, wanted_us=6.0),
+    GpuCase(Case("lstm", 1024, 1024), 4096, precision="tf32"),
+    GpuCase(Case("lstm", 1024, 1024), 4096, precision="bfloat16"),
     GpuCase(Case("rnn_tanh", 1, 1), 1),  # all of it is launches, copies and waiting
 )
 
@@ -96,18 +108,19 @@ def measure_gpu_steps(
     rate = FmaRate()
     for item in cases:
         model = item.case.model()
-        engine = Engine(model, device="cuda", max_streams=item.num_streams)
+        engine = Engine(model, "cuda", item.num_streams, item.precision)
         _verify(item, engine)
         rng = np.random.default_rng(1)
         shape = (item.num_streams, item.num_steps, item.case.input_size)
         x = rng.standard_normal(shape, dtype=np.float32)
-        resident = ResidentStreams(model, x)
+        resident = ResidentStreams(model, x, item.precision)
         copy_bytes = _moved_bytes(item)
         runs: dict[str, Callable[[int], object]] = {
             "fma": rate.run,
             "copy": copy_runner(copy_bytes),
             "resident": resident.run,
             "engine": _engine_runner(item, engine, x),
+            "wave": _wave_runner(engine),
         }
         runs.update(_torch_runs(item))
         best_s = interleave(runs, num_rounds, round_s)
@@ -138,6 +151,20 @@ def measure_gpu_steps(
             target=None,
             note=f"copies and the host add {(step_s['engine'] - step_s['resident']) * 1e6:.1f} us",
         )
+        if item.wanted_us is not None:
+            yield dataclasses.replace(
+                result, reference="wanted", reference_value=item.wanted_us, target=1.0, note=""
+            )
+        if item.num_streams == item.num_steps == 1:
+            yield dataclasses.replace(
+                result,
+                case=f"{item} wave",
+                value=best_s["wave"] * 1e6,
+                reference="wanted",
+                reference_value=_WANTED_WAVE_US,
+                target=1.0,
+                note="launches, copies and waiting, as the server calls for them",
+            )
         for name in runs:
             if name.startswith("pytorch"):
                 yield dataclasses.replace(
@@ -171,10 +198,11 @@ def _verify(item: GpuCase, engine: Engine) -> None:
         x = rng.standard_normal(shape, dtype=np.float32)
         expected, state = reference.step(state, x[some])
         error = float(np.max(np.abs(engine.batch(rows, x)[some] - expected)))
-        if not error <= TOLERANCE:
+        tolerance = TOLERANCES[item.precision]
+        if not error <= tolerance:
             raise BenchError(
                 f"{item}: step {step} is off by {error:g} from the float64 reference, more than "
-                f"{TOLERANCE:g}; a wrong result is not timed"
+                f"{tolerance:g}; a wrong result is not timed"
             )
 
 
@@ -195,16 +223,31 @@ def _engine_runner(
     return call
 
 
+def _wave_runner(engine: Engine) -> Callable[[int], object]:
+    """Return what takes one stream's wave there and back, without the Engine's part."""
+    device: Any = engine._device
+    device.wave_x[: 1 + engine.model.spec.num_inputs] = 0
+
+    def run(num_repeats: int) -> None:
+        for _ in range(num_repeats):
+            device.begin_wave(1)
+            device.end_wave()
+
+    return run
+
+
 def _torch_runs(item: GpuCase) -> dict[str, Callable[[int], object]]:
     """Return cuDNN's ways to do the same, if PyTorch with CUDA is there."""
-    if item.case.cell not in ("lstm", "gru") or importlib.util.find_spec("torch") is None:
+    if item.precision == "bfloat16" or item.case.cell not in ("lstm", "gru"):
+        return {}
+    if importlib.util.find_spec("torch") is None:
         return {}
     import torch
 
     if not torch.cuda.is_available():
         return {}
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = item.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = item.precision == "tf32"
     is_lstm = item.case.cell == "lstm"
     sizes = (item.case.input_size, item.case.hidden_size)
     network = (torch.nn.LSTM if is_lstm else torch.nn.GRU)(*sizes).cuda().eval()

@@ -19,6 +19,7 @@ __all__ = [
     "arithmetic",
     "device_function",
     "gpu_errors",
+    "gpu_name",
     "kernel",
     "max_shared_bytes",
     "num_multiprocessors",
@@ -119,6 +120,24 @@ def num_multiprocessors() -> int:
     from numba import cuda
 
     return 1 if SIMULATED else int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
+
+
+def gpu_name() -> str:
+    """Return what NVIDIA calls the GPU that is used.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    DeviceError
+        If there is none that can be used.
+    """
+    gpu = require_gpu().get_current_device()
+    if SIMULATED:
+        return "simulator"
+    return gpu.name.decode() if isinstance(gpu.name, bytes) else str(gpu.name)
 
 
 def max_shared_bytes() -> int:
