@@ -50,8 +50,8 @@ class Program:
 
     def __exit__(self, kind, error, traceback):
         """Leave nothing behind, whatever went wrong."""
-        if self.process is not None and self.process.poll() is None:
-            self.end(signal.SIGKILL)
+        if self.process is not None:
+            self.end(signal.SIGKILL)  # does nothing to one that has ended
 
     def start(self):
         self.process = subprocess.Popen(

@@ -6,10 +6,15 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from streamrnn_client.protocol import encode_request
 from streamrnn_server.cli import main
-from tests.damaged_state import NUM_CASES
+from tests.damaged_state import KEYS, NUM_CASES
+from tests.models import random_model
+from tests.test_durable_kills import TIMEOUT_S, Program
+from tests.test_server import Peer
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +41,22 @@ def test_verify_survives_what_ends_the_process_that_reads(damaged, capsys):
     assert sum(number for words, number in outcomes.items() if words.startswith("ended")) > 0
     assert main(["state", "verify", str(directory / "fatal")]) == 1
     assert "data.mdb is damaged: who read it was ended by SIG" in capsys.readouterr().out
+
+
+def test_a_server_that_is_ended_by_damage_says_where(damaged, tmp_path):
+    path, log = tmp_path / "m.safetensors", tmp_path / "log"
+    random_model(np.random.default_rng(3)).save(path)
+    state = damaged[0] / "fatal"
+    before = (state / "data.mdb").read_bytes()
+    with log.open("wb") as errors:
+        program = Program(path, state, "checkpoint")
+        program.options = {"stderr": errors}
+        with program:
+            peer = Peer(program.endpoint)
+            for number, key in enumerate(KEYS):
+                peer.socket.send(encode_request(number, "sync", [key[1:].decode()]))
+            assert program.process is not None
+            assert program.process.wait(TIMEOUT_S) < 0
+            peer.socket.close()
+    assert "durable.py" in log.read_text()
+    assert (state / "data.mdb").read_bytes() == before  # nothing was made worse
