@@ -18,6 +18,7 @@ from streamrnn.kernels import plan as p
 from streamrnn.kernels.cpu import step_rows
 from streamrnn.kernels.float_mode import enter_float_mode, leave_float_mode
 from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import int64_array
 from streamrnn.kernels.pack import aligned_floats
 from streamrnn.kernels.tiles import SHAPES, VECTOR_BYTES
 from streamrnn.model import Model
@@ -89,23 +90,31 @@ class Streams:
         num_repeats : int
             Each with the same inputs.
         """
-        _step_repeatedly(self.program.plan, *self._addresses, num_repeats)
+        rows, xs, ys = (addresses.ctypes.data for addresses in self._addresses)
+        plan = self.program.plan.ctypes.data
+        _step_repeatedly(plan, rows, xs, ys, len(self._addresses[0]), num_repeats)
 
 
 @jit
 def _step_repeatedly(
-    plan: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    xs: NDArray[np.int64],
-    ys: NDArray[np.int64],
-    num_repeats: int,
+    plan_address: int, rows: int, xs: int, ys: int, num_rows: int, num_repeats: int
 ) -> None:
+    """Step as the server's loop does: from addresses, for numba would count whoever has an array.
+
+    Its counts are atomic, and took a third of a microsecond a step.
+    """
     before = enter_float_mode()
-    num_rows = len(rows)
+    plan = int64_array(plan_address, p.PLAN_WORDS)
     for _ in range(num_repeats):
         for first in range(0, num_rows, p.MAX_WAVE):
             size = min(p.MAX_WAVE, num_rows - first)
-            step_rows(plan, rows[first:], xs[first:], ys[first:], size)
+            step_rows(
+                plan,
+                int64_array(rows + 8 * first, size),
+                int64_array(xs + 8 * first, size),
+                int64_array(ys + 8 * first, size),
+                size,
+            )
     leave_float_mode(before)
 
 

@@ -17,6 +17,7 @@ from streamrnn.kernels.features import check_input, write_features
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import (
     copy_bytes,
+    copy_floats,
     load_f32,
     load_i64,
     store_f32,
@@ -169,8 +170,9 @@ def _step_layer(plan, words, x_pointers, h_pointers, num_rows):
     )
     for i in range(num_rows):
         new_h = plan[p.HIDDEN] + i * plan[p.HIDDEN_STRIDE]
-        activate(plan[words + p.ACTIVATION], new_h, plan[words + p.HIDDEN_SIZE])
-        copy_bytes(load_i64(h_pointers + 8 * i), new_h, num_panels * VECTOR_BYTES)
+        if plan[words + p.ACTIVATION]:
+            activate(plan[words + p.ACTIVATION], new_h, plan[words + p.HIDDEN_SIZE])
+        copy_floats(load_i64(h_pointers + 8 * i), new_h, num_panels * VECTOR_BYTES)
 
 
 @jit
@@ -207,8 +209,9 @@ def _run_layer(plan, words, row, x_pointers, num_steps):
             (h_pointers, 0, h_pointers, plan[words + p.HIDDEN_SIZE]),
             (new_h, 0, 0, num_panels * VECTOR_BYTES, 0, weights + _SUMS_BYTES[kind]),
         )
-        activate(plan[words + p.ACTIVATION], new_h, plan[words + p.HIDDEN_SIZE])
-        copy_bytes(h, new_h, num_panels * VECTOR_BYTES)
+        if plan[words + p.ACTIVATION]:
+            activate(plan[words + p.ACTIVATION], new_h, plan[words + p.HIDDEN_SIZE])
+        copy_floats(h, new_h, num_panels * VECTOR_BYTES)
 
 
 @jit
@@ -219,7 +222,7 @@ def _write_outputs(plan, h_pointers, level_pointers, y_pointers, num_rows):
     if not weights:
         for i in range(num_rows):
             y, h = load_i64(y_pointers + 8 * i), load_i64(h_pointers + 8 * i)
-            copy_bytes(y, h, 4 * output_size)
+            copy_floats(y, h, 4 * output_size)
         return
     panel_bytes = plan[p.HEAD_PANEL_BYTES]
     run_tiles(
@@ -242,4 +245,4 @@ def _write_outputs(plan, h_pointers, level_pointers, y_pointers, num_rows):
                 if level >= 0:
                     y += load_f32(load_i64(level_pointers + 8 * i) + level)
                 store_f32(out + 4 * j, y)
-        copy_bytes(load_i64(y_pointers + 8 * i), out, 4 * output_size)
+        copy_floats(load_i64(y_pointers + 8 * i), out, 4 * output_size)

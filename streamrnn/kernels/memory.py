@@ -7,6 +7,7 @@ no access needs to be aligned: the callers say why each address is valid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -16,6 +17,7 @@ from numba.np import arrayobj
 
 __all__ = [
     "copy_bytes",
+    "copy_floats",
     "fill_bytes",
     "int64_array",
     "load_f32",
@@ -137,6 +139,55 @@ def copy_bytes(
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), codegen
+
+
+_FLOATS = ir.VectorType(ir.FloatType(), 16)
+
+
+@intrinsic
+def copy_floats(
+    typingctx: Any, target: types.Type, source: types.Type, num_bytes: types.Type
+) -> Any:
+    """Copy a few float32, inline: what a call of memcpy costs would be felt at every step.
+
+    Parameters
+    ----------
+    target, source : int64
+        Addresses of memory that does not overlap.
+    num_bytes : int64
+        A multiple of 4.
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        place = _I64(0)
+        for kind, size in ((_FLOATS, 64), (ir.FloatType(), 4)):
+            place = _copy_by(builder, kind, size, args, place)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+def _copy_by(
+    builder: ir.IRBuilder, kind: ir.Type, size: int, args: Sequence[ir.Value], start: ir.Value
+) -> ir.Value:
+    """Copy in pieces of one type from ``start`` on, and return where less than one is left."""
+    target, source, num_bytes = args
+    before = builder.block
+    head, body, after = (builder.append_basic_block(f"copy_{name}") for name in "abc")
+    end = builder.sub(num_bytes, _I64(size))
+    builder.branch(head)
+    builder.position_at_end(head)
+    place = builder.phi(_I64)
+    place.add_incoming(start, before)
+    builder.cbranch(builder.icmp_signed("<=", place, end), body, after)
+    builder.position_at_end(body)
+    here = builder.inttoptr(builder.add(source, place), kind.as_pointer())
+    there = builder.inttoptr(builder.add(target, place), kind.as_pointer())
+    builder.store(builder.load(here, align=4), there, align=4)
+    place.add_incoming(builder.add(place, _I64(size)), body)
+    builder.branch(head)
+    builder.position_at_end(after)
+    return place
 
 
 @intrinsic

@@ -111,7 +111,7 @@ MISSING_ERROR, MISSING_HOLD, MISSING_MEAN, MISSING_MASK = range(4)
 
 PLAN_WORDS = FIRST_LAYER + MAX_LAYERS * LAYER_WORDS
 
-_ARITHMETIC_VERSION = 1  # to be raised whenever any output's bits change
+_ARITHMETIC_VERSION = 2  # to be raised whenever any output's bits change
 PRECISIONS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8}
 _INPUT_KINDS = {"numeric": NUMERIC, "categorical": CATEGORICAL, "token": TOKEN}
 _MISSING = {

@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils
 
 from streamrnn.kernels.simd_width import WIDTH
 
-__all__ = ["FLOAT", "INT", "VECTOR", "Emitter"]
+__all__ = ["FLOAT", "INT", "VECTOR", "Emitter", "keep_rolled"]
 
 FLOAT = ir.FloatType()
 INT = ir.IntType(64)
 VECTOR = ir.VectorType(FLOAT, WIDTH)
 _LANES = ir.VectorType(ir.IntType(32), WIDTH)
+
+
+class _LoopId(ir.MDValue):
+    """A distinct node that begins with itself, as LLVM wants a loop's options to be given."""
+
+    def descr(self, buf: Any) -> None:
+        operands = ", ".join(node.get_reference() for node in (self, *self.operands))
+        buf += (f"distinct !{{ {operands} }}", "\n")
+
+
+def keep_rolled(branch: ir.Instruction) -> None:
+    """Have LLVM not unroll a loop.
+
+    Parameters
+    ----------
+    branch : ir.Instruction
+        The one that jumps back to the loop's head.
+    """
+    module = branch.module
+    option = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+    branch.set_metadata("llvm.loop", _LoopId(module, [option], str(len(module.metadata))))
+
+
+def _indices(values: Sequence[int]) -> ir.Constant:
+    """Return which lanes a shuffle takes."""
+    kind = ir.VectorType(ir.IntType(32), len(values))
+    return ir.Constant(kind, [ir.Constant(ir.IntType(32), value) for value in values])
 
 
 class Emitter:
@@ -28,13 +56,20 @@ class Emitter:
     ----------
     builder : llvmlite.ir.IRBuilder
         Where to emit.
+    num_joined : int
+        How many vectors are worked on side by side, as one value: every operation becomes so many
+        instructions next to each other, and while one waits for its operands another runs. Loads,
+        stores and splats are of single vectors; see `join` and `split`.
     """
 
-    def __init__(self, builder: ir.IRBuilder) -> None:
+    def __init__(self, builder: ir.IRBuilder, num_joined: int = 1) -> None:
         self.builder = builder
+        self._size = WIDTH * num_joined
+        self._vector = ir.VectorType(FLOAT, self._size)
+        self._lanes = ir.VectorType(ir.IntType(32), self._size)
         # By name: llvmlite's declare_intrinsic refuses vector types.
-        kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
-        name = f"llvm.fma.v{WIDTH}f32"
+        kind = ir.FunctionType(self._vector, [self._vector] * 3)
+        name = f"llvm.fma.v{self._size}f32"
         self._fma = cgutils.get_or_insert_function(builder.module, kind, name)
 
     def constant(self, value: float) -> ir.Constant:
@@ -49,7 +84,7 @@ class Emitter:
         -------
         ir.Constant
         """
-        return ir.Constant(VECTOR, [ir.Constant(FLOAT, value)] * WIDTH)
+        return ir.Constant(self._vector, [ir.Constant(FLOAT, value)] * self._size)
 
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """Return ``a * b + c``, rounded once.
@@ -117,7 +152,7 @@ class Emitter:
         -------
         ir.Value
         """
-        return self.builder.bitcast(x, _LANES)
+        return self.builder.bitcast(x, self._lanes)
 
     def as_floats(self, lanes: ir.Value) -> ir.Value:
         """Return int32 lanes as the float32 vector that has these bits.
@@ -131,7 +166,7 @@ class Emitter:
         -------
         ir.Value
         """
-        return self.builder.bitcast(lanes, VECTOR)
+        return self.builder.bitcast(lanes, self._vector)
 
     def lanes(self, value: int) -> ir.Constant:
         """Return a vector with one int32 in every lane.
@@ -145,7 +180,43 @@ class Emitter:
         -------
         ir.Constant
         """
-        return ir.Constant(_LANES, [ir.Constant(ir.IntType(32), value)] * WIDTH)
+        return ir.Constant(self._lanes, [ir.Constant(ir.IntType(32), value)] * self._size)
+
+    def join(self, vectors: Sequence[ir.Value]) -> ir.Value:
+        """Return vectors as one value.
+
+        Parameters
+        ----------
+        vectors : sequence of ir.Value
+            Single vectors, ``num_joined`` of them: 1 or 2.
+
+        Returns
+        -------
+        ir.Value
+        """
+        if len(vectors) == 1:
+            return vectors[0]
+        return self.builder.shuffle_vector(*vectors, _indices(range(2 * WIDTH)))
+
+    def split(self, joined: ir.Value) -> list[ir.Value]:
+        """Return the single vectors of a value.
+
+        Parameters
+        ----------
+        joined : ir.Value
+            ``num_joined`` vectors.
+
+        Returns
+        -------
+        list of ir.Value
+        """
+        if self._size == WIDTH:
+            return [joined]
+        undefined = ir.Constant(self._vector, ir.Undefined)
+        return [
+            self.builder.shuffle_vector(joined, undefined, _indices(range(start, start + WIDTH)))
+            for start in range(0, self._size, WIDTH)
+        ]
 
     def splat(self, scalar: ir.Value) -> ir.Value:
         """Return a vector with a float32 scalar in every lane.
@@ -165,7 +236,7 @@ class Emitter:
         return self.builder.shuffle_vector(
             vector,
             ir.Constant(VECTOR, ir.Undefined),
-            ir.Constant(_LANES, [ir.Constant(ir.IntType(32), 0)] * WIDTH),
+            _indices([0] * WIDTH),
         )
 
     def load(self, address: ir.Value, align: int = 4 * WIDTH) -> ir.Value:

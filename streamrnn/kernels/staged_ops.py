@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from streamrnn.kernels.activations import emit_gate_parts, emit_reciprocal, emit_tanh_parts
+from streamrnn.kernels.activations import emit_gate_parts, emit_tanh_parts
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.simd import INT, VECTOR, Emitter
 from streamrnn.kernels.simd_width import WIDTH
@@ -29,7 +29,7 @@ _LANES = 16  # of a sum over a row
 def _emit_gate(e: Emitter, t: ir.Value, is_hard: bool) -> ir.Value:
     """Return a gate from its sum, which the weights have brought to the form it takes."""
     if not is_hard:
-        return emit_reciprocal(e, emit_gate_parts(e, t)[1])
+        return e.builder.fdiv(e.constant(1.0), emit_gate_parts(e, t)[1])
     b, zero, one = e.builder, e.constant(0.0), e.constant(1.0)
     t = b.select(b.fcmp_ordered(">", t, one), one, t)
     return b.select(b.fcmp_ordered("<", t, zero), zero, t)
@@ -69,13 +69,13 @@ def _emit_blend(e: Emitter, is_hard: bool, places: list[ir.Value]) -> None:
     h = e.load(before)
     p, q = emit_tanh_parts(e, e.load(candidate))
     if is_hard:
-        n = b.fmul(p, emit_reciprocal(e, q))
+        n = b.fdiv(p, q)
         e.store(e.fma(_emit_gate(e, e.load(t), True), b.fsub(h, n), n), out)
         return
-    # With n = p / q and z = 1 / (1 + u) it is (p u + h q) / (q (1 + u)): one reciprocal.
+    # With n = p / q and z = 1 / (1 + u) it is (p u + h q) / (q (1 + u)): one division.
     power, below = emit_gate_parts(e, e.load(t))
     above = e.fma(p, power, b.fmul(h, q))
-    e.store(b.fmul(above, emit_reciprocal(e, b.fmul(q, below))), out)
+    e.store(b.fdiv(above, b.fmul(q, below)), out)
 
 
 def _emit_enter(e: Emitter, is_hard: bool, places: list[ir.Value]) -> None:
@@ -85,7 +85,7 @@ def _emit_enter(e: Emitter, is_hard: bool, places: list[ir.Value]) -> None:
     i = _emit_gate(e, e.fma(e.load(peep_i), c, e.load(in_i)), is_hard)
     f = _emit_gate(e, e.fma(e.load(peep_f), c, e.load(in_f)), is_hard)
     p, q = emit_tanh_parts(e, e.load(in_g))
-    new_c = e.fma(f, c, b.fmul(i, b.fmul(p, emit_reciprocal(e, q))))
+    new_c = e.fma(f, c, b.fmul(i, b.fdiv(p, q)))
     e.store(new_c, cell)
     e.store(e.fma(e.load(peep_o), new_c, e.load(in_o)), in_o)
 
@@ -95,7 +95,7 @@ def _emit_leave(e: Emitter, is_hard: bool, places: list[ir.Value]) -> None:
     t, cell, out = places
     p, q = emit_tanh_parts(e, e.load(cell))
     gate = _emit_gate(e, e.load(t), is_hard)
-    e.store(b.fmul(gate, b.fmul(p, emit_reciprocal(e, q))), out)
+    e.store(b.fmul(gate, b.fdiv(p, q)), out)
 
 
 _add_gated = _vector_pass(_emit_add_gated, 4)

@@ -22,13 +22,9 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from streamrnn.kernels.activations import (
-    GATE_FACTOR,
-    emit_gate_parts,
-    emit_reciprocal,
-    emit_tanh_parts,
-)
-from streamrnn.kernels.simd import INT, VECTOR, Emitter
+from streamrnn.kernels.activations import GATE_FACTOR
+from streamrnn.kernels.cell_ends import emit_gru, emit_lstm
+from streamrnn.kernels.simd import INT, VECTOR, Emitter, keep_rolled
 from streamrnn.kernels.simd_width import WIDTH
 
 __all__ = [
@@ -79,34 +75,6 @@ SHAPES = {
     GRU: Shape(4, (0, 1, 2), (0, 1, 3), (_GATE, _GATE, 1.0, 1.0)),
     LSTM: Shape(4, (0, 1, 2, 3), (0, 1, 2, 3), (_GATE, _GATE, 1.0, _GATE)),
 }
-
-
-def _emit_gru(e: Emitter, sums: Sequence[ir.Value], h: ir.Value) -> ir.Value:
-    """Return h' = (1 - z) n + z h, with n = tanh(n_x + r n_h).
-
-    With ``n = p / q`` and ``z = 1 / (1 + u)`` it is ``(p u + h q) / (q (1 + u))``: two reciprocals
-    for three activations.
-    """
-    b = e.builder
-    _, reset_below = emit_gate_parts(e, sums[0])
-    reset = emit_reciprocal(e, reset_below)
-    power, update_below = emit_gate_parts(e, sums[1])
-    p, q = emit_tanh_parts(e, e.fma(reset, sums[3], sums[2]))
-    above = e.fma(p, power, b.fmul(h, q))
-    return b.fmul(above, emit_reciprocal(e, b.fmul(q, update_below)))
-
-
-def _emit_lstm(e: Emitter, sums: Sequence[ir.Value], c: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Return h' = o tanh(c') and c' = f c + i g: three reciprocals for five activations."""
-    b = e.builder
-    (_, enter_below), (_, keep_below), (_, out_below) = (
-        emit_gate_parts(e, sums[gate]) for gate in (0, 1, 3)
-    )
-    p, q = emit_tanh_parts(e, sums[2])
-    entering = b.fmul(p, emit_reciprocal(e, b.fmul(q, enter_below)))
-    new_c = e.fma(emit_reciprocal(e, keep_below), c, entering)
-    p, q = emit_tanh_parts(e, new_c)
-    return b.fmul(p, emit_reciprocal(e, b.fmul(q, out_below))), new_c
 
 
 class _Tile:
@@ -189,7 +157,7 @@ class _Tile:
         k.add_incoming(b.add(k, INT(1)), body)
         for r, p, g in self._each_accumulator():
             phis[r][p][g].add_incoming(current[r][p][g], body)
-        b.branch(head)
+        keep_rolled(b.branch(head))  # unrolled it is no faster, and the registers run out
 
         b.position_at_end(after)
         size = b.mul(count, INT(step))
@@ -242,21 +210,39 @@ class _Tile:
         h_rows: Sequence[ir.Value],
         target: Sequence[ir.Value],
     ) -> None:
-        """Turn the accumulators into the new h, and c."""
-        e, b = self.e, self.builder
+        """Turn the accumulators into the new h, and c.
+
+        Two vectors at a time: one would wait for itself, and more would not find room.
+        """
+        places = [(r, p) for r in range(self.num_rows) for p in range(self.num_panels)]
+        for i in range(0, len(places), 2):
+            self._finish_some(places[i : i + 2], sums, h_rows, target)
+
+    def _finish_some(
+        self,
+        places: Sequence[tuple[int, int]],
+        sums: list[list[list[ir.Value]]],
+        h_rows: Sequence[ir.Value],
+        target: Sequence[ir.Value],
+    ) -> None:
+        """Finish the vectors of some rows and panels, side by side."""
+        b, e = self.builder, Emitter(self.builder, len(places))
         out, stride, unit_offset, cell_offset = target[:4]
-        for r in range(self.num_rows):
-            out_row = b.add(out, b.mul(stride, INT(r)))
-            for p in range(self.num_panels):
-                offset = b.add(unit_offset, INT(p * VECTOR_BYTES))
-                h_address = b.add(h_rows[r], offset)
-                if self.kind == GRU:
-                    new_h = _emit_gru(e, sums[r][p], e.load(h_address))
-                else:
-                    c_address = b.add(h_address, cell_offset)
-                    new_h, new_c = _emit_lstm(e, sums[r][p], e.load(c_address))
-                    e.store(new_c, c_address)
-                e.store(new_h, b.add(out_row, offset))
+        offsets = [b.add(unit_offset, INT(p * VECTOR_BYTES)) for _, p in places]
+        rows = [(r, offset) for (r, _), offset in zip(places, offsets, strict=True)]
+        outs = [b.add(b.add(out, b.mul(stride, INT(r))), offset) for r, offset in rows]
+        hs = [b.add(h_rows[r], offset) for r, offset in rows]
+        gates = range(self.shape.num_accumulators)
+        joined = [e.join([sums[r][p][gate] for r, p in places]) for gate in gates]
+        if self.kind == GRU:
+            new_h = emit_gru(e, joined, e.join([e.load(h) for h in hs]))
+        else:
+            cells = [b.add(h, cell_offset) for h in hs]
+            new_h, new_c = emit_lstm(e, joined, e.join([e.load(cell) for cell in cells]))
+            for vector, cell in zip(e.split(new_c), cells, strict=True):
+                e.store(vector, cell)
+        for vector, place in zip(e.split(new_h), outs, strict=True):
+            e.store(vector, place)
 
     def _each_accumulator(self) -> list[tuple[int, int, int]]:
         return [
@@ -268,19 +254,17 @@ class _Tile:
 
 
 # Rows and panels of the tiles that exist: as many as leave the loops over k in registers (32 of
-# AVX-512 and NEON, 16 of AVX2). Few rows take several panels together, because the latency of an
-# addition needs eight or more sums under way.
+# AVX-512 and NEON, 16 of AVX2). Few rows take several panels together: the latency of an addition
+# needs eight or more sums under way, and a cache gives more to four places that are read at once
+# than to one or two.
 MAX_ROWS = 3 if WIDTH == 8 else 6
 _NUM_REGISTERS = 16 if WIDTH == 8 else 32
 
 
 def _max_panels(kind: int, num_rows: int) -> int:
-    shape = SHAPES[kind]
-    num_vectors = shape.num_accumulators * num_rows
-    if num_rows > 1:  # else weights are used once, straight from memory
-        num_vectors += len(shape.h_gates)
-    fitting = (_NUM_REGISTERS - 1) // num_vectors  # one holds the element of x or h
-    return max(1, min(2 ** (fitting.bit_length() - 1), 2 if shape.num_accumulators == 4 else 4))
+    # A single row uses each vector of weights once, straight from memory.
+    a_panel = len(SHAPES[kind].h_gates) * (num_rows + (num_rows > 1))
+    return max([1] + [panels for panels in (2, 4, 8) if panels * a_panel < _NUM_REGISTERS])
 
 
 MAX_PANELS = np.array(
@@ -290,7 +274,7 @@ _ALL_TILES = [
     (kind, rows, panels)
     for kind in sorted(SHAPES)
     for rows in range(1, MAX_ROWS + 1)
-    for panels in (1, 2, 4)
+    for panels in (1, 2, 4, 8)
     if panels <= MAX_PANELS[kind, rows]
 ]
 
@@ -395,7 +379,7 @@ def tile(
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         key = builder.add(builder.mul(args[1], INT(8)), args[2])
-        key = builder.add(builder.mul(key, INT(8)), args[3])
+        key = builder.add(builder.mul(key, INT(16)), args[3])
         done = builder.append_basic_block("tile_done")
         words = [
             builder.extract_value(group, i)
@@ -406,7 +390,7 @@ def tile(
         for shape in _ALL_TILES:
             kind, rows, panels = shape
             block = builder.append_basic_block(f"tile_{kind}_{rows}x{panels}")
-            switch.add_case(INT((kind * 8 + rows) * 8 + panels), block)
+            switch.add_case(INT((kind * 8 + rows) * 16 + panels), block)
             builder.position_at_end(block)
             builder.call(_tile_function(builder.module, chosen, shape), words)
             builder.branch(done)

@@ -1,4 +1,7 @@
-"""The activations, operation for operation those of the CPU (`streamrnn.kernels.activations`).
+"""The activations: those of the CPU (`streamrnn.kernels.activations`), but with reciprocals.
+
+A division rounded to nearest is a subroutine on a GPU; a guess from the bits and two steps of third
+order, ``y (1 + e + e^2)`` with ``e = 1 - d y``, are seven operations.
 
 The mathematics library of the GPU would be as accurate, but its exp and tanh go through
 approximate instructions whose bits NVIDIA does not promise from one architecture to the next.
