@@ -17,7 +17,7 @@ PATH = Path(__file__).with_name("wire_vectors.json")
 ERRORS = """
 malformed too_large unknown_method bad_params unknown unknown_model wrong_model wrong_length
 bad_value gap stale conflict mixed_numbering window busy moved expired not_supported internal
-mismatch quarantined exists read_only damaged unknown_snapshot
+mismatch quarantined exists read_only damaged unknown_snapshot forbidden
 """
 NIL, FALSE, TRUE = b"\xc0", b"\xc2", b"\xc3"
 

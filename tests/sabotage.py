@@ -35,9 +35,11 @@ def _bring_back(change: Callable[[Any], Any]) -> None:
     """Bring streams back from disk otherwise than they went there."""
     look_up = Vault.look_up
 
-    def look_up_changed(vault: Vault, stream: bytes) -> tuple[int, int, bytes]:
-        code, model, data = look_up(vault, stream)
-        return code, model, encode_record(change(decode_record(data))) if code == 0 else data
+    def look_up_changed(vault: Vault, stream: bytes) -> tuple[int, int, bytes, str | None]:
+        code, model, data, owner = look_up(vault, stream)
+        if code == 0:
+            data = encode_record(change(decode_record(data)))
+        return code, model, data, owner
 
     _replace(Vault, "look_up", look_up_changed)
 

@@ -354,7 +354,8 @@ class Exchange:
         if not self._is_connected(call.endpoint):
             return errors.ConnectionLost(
                 f"no connection to {call.endpoint} within {seconds:.3g} s ({call.method}): is a "
-                f"server running there, and is the address right? {doubt.capitalize()}",
+                "server running there, and are the address and the keys right? "
+                f"{doubt.capitalize()}",
                 detail,
             )
         unreadable = (

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -24,7 +25,7 @@ from streamrnn_client import _batching, _moving
 from streamrnn_client._core import Core, Operation
 from streamrnn_client._exchange import Call, Exchange
 from streamrnn_client._kept import MAX_KEPT_BYTES, MAX_KEPT_STEPS
-from streamrnn_client._options import Options, configure, is_connected
+from streamrnn_client._options import Options, configure, is_connected, load_keys
 from streamrnn_client._rows import Rows
 from streamrnn_client._state import Claim, ServerInfo, StreamState
 from streamrnn_client.errors import ClientClosed
@@ -146,6 +147,8 @@ class Client:
         How much of each stream's input is kept until the server has it on disk, so that a crash
         of the server costs nothing; at the bound a call waits for the disk. Of no effect where
         the server has none (``hello().durability``).
+    curve_key, server_key : str or path, optional
+        Where the server asks for keys, as in `streamrnn_client.Client`.
     """
 
     def __init__(
@@ -156,8 +159,11 @@ class Client:
         resend_s: float = 0.5,
         max_kept_steps: int = MAX_KEPT_STEPS,
         max_kept_bytes: int = MAX_KEPT_BYTES,
+        curve_key: str | PathLike[str] | None = None,
+        server_key: str | PathLike[str] | None = None,
     ) -> None:
-        self._options = Options(address, timeout_s, resend_s, max_kept_steps, max_kept_bytes)
+        keys = load_keys(curve_key, server_key)
+        self._options = Options(address, timeout_s, resend_s, max_kept_steps, max_kept_bytes, keys)
         self._core = Core(address, self._release, max_kept_steps, max_kept_bytes)
         self._hub: _Hub | None = None
         self._is_closed = False
@@ -358,6 +364,7 @@ class _Hub:
             resend_s=options.resend_s,
             is_connected=lambda endpoint: is_connected(self._sockets.get(endpoint)),
         )
+        self._keys = options.keys
         self._context = zmq.asyncio.Context.instance()
         self._sockets: dict[str, zmq.asyncio.Socket] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -428,6 +435,6 @@ class _Hub:
         if socket is None:
             socket = self._context.socket(zmq.DEALER)
             self._sockets[endpoint] = socket
-            configure(socket, endpoint)
+            configure(socket, endpoint, self._keys)
             self._tasks.append(asyncio.get_running_loop().create_task(self._read(socket)))
         return socket

@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from streamrnn_client import _batching, _moving
 from streamrnn_client._core import Core, Operation
 from streamrnn_client._exchange import Call, Exchange
 from streamrnn_client._kept import MAX_KEPT_BYTES, MAX_KEPT_STEPS
-from streamrnn_client._options import Options, configure, is_connected
+from streamrnn_client._options import Options, configure, is_connected, load_keys
 from streamrnn_client._rows import Rows
 from streamrnn_client._state import Claim, ServerInfo, StreamState
 from streamrnn_client.errors import ClientClosed
@@ -52,11 +53,14 @@ class Client:
         How much of each stream's input is kept until the server has it on disk, so that a crash
         of the server costs nothing; at the bound a call waits for the disk. Of no effect where
         the server has none (``hello().durability``).
+    curve_key, server_key : str or path, optional
+        Where the server asks for keys: your file NAME.key_secret (``streamrnn keys NAME`` makes
+        it), and the server's NAME.key, or the public key itself (40 characters).
 
     Raises
     ------
     BadParams
-        If the address or a time is none.
+        If the address, a time or a key is none.
     """
 
     def __init__(
@@ -67,8 +71,11 @@ class Client:
         resend_s: float = 0.5,
         max_kept_steps: int = MAX_KEPT_STEPS,
         max_kept_bytes: int = MAX_KEPT_BYTES,
+        curve_key: str | PathLike[str] | None = None,
+        server_key: str | PathLike[str] | None = None,
     ) -> None:
-        self._options = Options(address, timeout_s, resend_s, max_kept_steps, max_kept_bytes)
+        keys = load_keys(curve_key, server_key)
+        self._options = Options(address, timeout_s, resend_s, max_kept_steps, max_kept_bytes, keys)
         self._core = Core(address, self._release, max_kept_steps, max_kept_bytes)
         self._is_closed = False
         self._claims = threading.Condition(threading.Lock())
@@ -401,6 +408,7 @@ class _Link:
 
     def __init__(self, options: Options) -> None:
         sockets: dict[str, zmq.Socket[bytes]] = {}
+        self._keys = options.keys
         # The exchange must not refer to the link: a cycle would put off the closing of sockets.
         self.exchange = Exchange(
             time.monotonic,
@@ -456,7 +464,7 @@ class _Link:
         if socket is None:
             socket = self._context.socket(zmq.DEALER)
             self._sockets[endpoint] = socket
-            configure(socket, endpoint)
+            configure(socket, endpoint, self._keys)
             self._poller.register(socket, zmq.POLLIN)
             self._only = socket if len(self._sockets) == 1 else None
         return socket

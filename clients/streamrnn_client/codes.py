@@ -44,6 +44,7 @@ class ErrorCode(IntEnum):
     READ_ONLY = 23
     DAMAGED = 24
     UNKNOWN_SNAPSHOT = 25
+    FORBIDDEN = 26
 
     @property
     def wire(self) -> str:
@@ -183,6 +184,10 @@ _TEXTS: Mapping[ErrorCode, tuple[str, ...]] = {
         "stream {stream!r} has no snapshot named {name!r}",
         "stream {stream!r} has no state on disk yet to be rolled back to",
         "the stream has no such snapshot",
+    ),
+    ErrorCode.FORBIDDEN: (
+        "stream {stream!r} belongs to another user: take another stream id",
+        "the stream belongs to another user: take another stream id",
     ),
 }
 

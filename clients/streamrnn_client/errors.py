@@ -34,6 +34,7 @@ __all__ = [
     "Damaged",
     "Exists",
     "Expired",
+    "Forbidden",
     "Gap",
     "InputError",
     "InternalServerError",
@@ -261,6 +262,12 @@ class UnknownSnapshot(StreamRNNClientError, LookupError):
     code = "unknown_snapshot"
 
 
+class Forbidden(StreamRNNClientError, PermissionError):
+    """The stream, or the record of one, belongs to another user."""
+
+    code = "forbidden"
+
+
 class StateLost(StreamRNNClientError):
     """The server no longer has the state of a stream that was stepped before.
 
@@ -383,6 +390,7 @@ _CLASSES: dict[ErrorCode, type[StreamRNNClientError]] = {
     ErrorCode.READ_ONLY: ReadOnly,
     ErrorCode.DAMAGED: Damaged,
     ErrorCode.UNKNOWN_SNAPSHOT: UnknownSnapshot,
+    ErrorCode.FORBIDDEN: Forbidden,
 }
 
 

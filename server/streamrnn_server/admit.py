@@ -31,11 +31,13 @@ from streamrnn_server.requests import push_waiting, record_of, take_from_list
 from streamrnn_server.slots import header_of, make_ready, model_of
 from streamrnn_server.spilling import take_block
 from streamrnn_server.taking import take_named_slot
+from streamrnn_server.users import is_forbidden
 
 __all__ = ["admit", "admit_one"]
 
-_UNKNOWN, _BUSY, _MOVED, _TOO_LARGE, _WRONG_LENGTH = (
+_UNKNOWN, _FORBIDDEN, _BUSY, _MOVED, _TOO_LARGE, _WRONG_LENGTH = (
     int(ErrorCode.UNKNOWN),
+    int(ErrorCode.FORBIDDEN),
     int(ErrorCode.BUSY),
     int(ErrorCode.MOVED),
     int(ErrorCode.TOO_LARGE),
@@ -123,6 +125,9 @@ def admit_one(shard: int, request: int) -> None:
             return
     kind = load_i64(request + r.KIND)
     slot = _find(shard, request)
+    if slot >= 0 and is_forbidden(shard, slot, request):
+        fail(shard, request, _FORBIDDEN, 0, 0, 0, 0)
+        return
     if slot < 0:
         if load_i64(shard + w.CAN_LOOK_UP):
             slot = _take_in(shard, request)
@@ -179,6 +184,8 @@ def _prepare_batch(shard: int, parent: int) -> bool:
         link = load_i64(child + r.SIBLING)
         if slot >= 0 and load_u16(header_of(shard, slot) + h.MODEL) == num_models:
             slot = -1  # it is being looked up
+        if slot >= 0 and is_forbidden(shard, slot, child):
+            slot = -1
     if slot >= 0:
         index = load_u16(header_of(shard, slot) + h.MODEL)
     elif load_i64(shard + w.CAN_LOOK_UP):

@@ -40,6 +40,7 @@ COMMANDS = {
     "inspect": Command("streamrnn.inspect_command", "show what a model file holds"),
     "serve": Command("streamrnn_server.command", "serve models to streams"),
     "state": Command("streamrnn.state.command", "look at a stopped server's streams, move them"),
+    "keys": Command("streamrnn_server.keys_command", "make keys for a server or a user"),
     "status": Command("streamrnn_server.status_command", "ask a running server how it is"),
     "bench": Command("streamrnn_bench.command", "measure against peers and the machine's limits"),
     "demo": Command("streamrnn_bench.demo_command", "train, serve, stream and compare, by itself"),

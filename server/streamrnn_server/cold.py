@@ -32,7 +32,7 @@ from streamrnn_client.protocol import (
 )
 from streamrnn_server import layout as w
 from streamrnn_server import requests as r
-from streamrnn_server.vault import Vault
+from streamrnn_server.vault import Vault, may_use
 
 __all__ = ["Caller", "Cold", "Order", "command"]
 
@@ -53,6 +53,7 @@ class Caller(NamedTuple):
     shard: int
     identity: bytes
     msgid: int
+    user: str = ""  # his name, where there are users
 
 
 @dataclass
@@ -175,7 +176,7 @@ class Cold:
         ProtocolError
             If the record cannot be used.
         """
-        index, record = self._judge(call.record, call.model, call.stream)
+        index, record = self._judge(call.record, call.model, call.stream, caller.user)
         record = record.begun_anew(max(self._min_window, grant_window(call.window)))
         return [self._place(caller, call.stream, index, record)]
 
@@ -232,7 +233,7 @@ class Cold:
     def _wait(self, fork: _Fork) -> Caller:
         token = next(self._tokens)
         self._forks[token] = fork
-        return Caller(0, b"", token)
+        return Caller(0, b"", token, fork.caller.user)
 
     def _export(self, caller: Caller, stream: StreamId) -> list[Order]:
         return [self._request(caller.shard, caller, r.EXPORT, stream)]
@@ -244,7 +245,7 @@ class Cold:
             raise ProtocolError(
                 ErrorCode.BAD_PARAMS, "the record must be the bin that export returned"
             )
-        index, record = self._judge(data, model, stream)
+        index, record = self._judge(data, model, stream, caller.user)
         return [self._place(caller, stream, index, record, caller.shard)]
 
     def _fork(self, caller: Caller, source: StreamId, target: StreamId) -> list[Order]:
@@ -265,7 +266,7 @@ class Cold:
             raise ProtocolError(ErrorCode.BAD_PARAMS, f"seq is {seq!r}; it must be an integer")
         written = b"" if name is None else _name_bytes(name)
         try:
-            index, record = self._vault.snapshot(canonical_id(stream), name)
+            index, record = self._vault.snapshot(canonical_id(stream), name, caller.user)
         except ProtocolError as error:
             raise ProtocolError(error.code, stream=stream, **error.detail) from error
         values = {
@@ -288,11 +289,17 @@ class Cold:
                 "the server keeps nothing on disk; start it with --state-dir",
             )
 
-    def _judge(self, data: bytes, model: str | None, stream: StreamId) -> tuple[int, StreamRecord]:
+    def _judge(
+        self, data: bytes, model: str | None, stream: StreamId, user: str
+    ) -> tuple[int, StreamRecord]:
         try:
             index, record = self._vault.judge(data)
         except ProtocolError as error:
             raise ProtocolError(error.code, stream=stream, **error.detail) from error
+        if not may_use(record.owner, user):
+            raise ProtocolError(
+                ErrorCode.FORBIDDEN, "the record is of another user's stream", stream=stream
+            )
         if model is None or model == self._names[index]:
             return index, record
         if model not in self._names:
@@ -328,16 +335,17 @@ class Cold:
         values: dict[int, int] | None = None,
         data: bytes = b"",
     ) -> Order:
-        canonical = canonical_id(stream)
+        canonical, user = canonical_id(stream), caller.user.encode()
         words = {
             w.COMMAND_KIND: kind,
             w.COMMAND_MSGID: caller.msgid,
             w.COMMAND_IDENTITY_BYTES: len(caller.identity),
             w.COMMAND_STREAM_BYTES: len(canonical),
             w.COMMAND_DATA_BYTES: len(data),
+            w.COMMAND_OWNER_BYTES: len(user),
             **(values or {}),
         }
-        frames = command(w.COMMAND_REQUEST, words, caller.identity, canonical, data)
+        frames = command(w.COMMAND_REQUEST, words, caller.identity, canonical, data, user)
         return Order(shard, frames)
 
 

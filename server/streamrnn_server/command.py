@@ -115,6 +115,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="forget streams that nobody has used for so many seconds of serving (0: never)",
     )
     parser.add_argument(
+        "--curve-secret-key",
+        type=Path,
+        metavar="FILE",
+        help="this server's NAME.key_secret: connections are encrypted and need keys "
+        "('streamrnn keys')",
+    )
+    parser.add_argument(
+        "--curve-clients",
+        type=Path,
+        metavar="DIR",
+        help="the clients' public keys, USER.key each (or one such file); a stream belongs to the "
+        "user who opened it",
+    )
+    parser.add_argument(
         "--insecure",
         action="store_true",
         help="bind an address that other machines can reach, without keys",
@@ -160,6 +174,8 @@ def run(args: argparse.Namespace) -> int:
         **budget,
         idle_limit_s=args.idle_limit,
         insecure=args.insecure,
+        curve_secret_key=args.curve_secret_key,
+        curve_clients=args.curve_clients,
         precision=args.precision,
         device=args.device,
         state_dir=args.state_dir,
@@ -192,6 +208,7 @@ def run(args: argparse.Namespace) -> int:
             },
         )
     how = f"durability {config.durability}, {config.precision} on {server.device}"
+    how += ", clients need keys" * config.has_users
     print(
         f"streamrnn: ready at {' '.join(server.endpoints)} serving {names} "
         f"({how}, {passed_s:.1f} s)",

@@ -178,6 +178,10 @@ class ServerConfig:
         Streams without a request for longer are closed; 0: never.
     insecure : bool
         Whether an address other than loopback may be bound, without any authentication.
+    curve_secret_key : Path or None
+        The server's own key file; clients then need keys, and streams belong to users.
+    curve_clients : Path or None
+        Public keys of the clients: a directory, or one file.
     max_message_bytes : int
         Larger requests are refused with an error; far larger ones cut the connection.
     max_in_flight : int
@@ -211,6 +215,8 @@ class ServerConfig:
     max_streams: int = 1 << 20
     idle_limit_s: int = 0
     insecure: bool = False
+    curve_secret_key: Path | None = None
+    curve_clients: Path | None = None
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     max_in_flight: int = 2 * MAX_BATCH
     memory_budget_bytes: int = field(default_factory=_half_of_the_memory)
@@ -262,11 +268,22 @@ class ServerConfig:
         for endpoint in (self.bind, self.advertise):
             if endpoint is not None and endpoint.port + self.num_shards - 1 > 65535:
                 raise StartError(f"{endpoint} leaves no port for shard {self.num_shards - 1}")
-        if not self.bind.is_loopback and not self.insecure:
+        if (self.curve_secret_key is None) != (self.curve_clients is None):
             raise StartError(
-                f"{self.bind} can be reached by other machines, and nothing keeps strangers out "
-                "yet; bind 127.0.0.1, or say --insecure if the network is yours alone"
+                "--curve-secret-key and --curve-clients belong together: the one is the server's, "
+                "the other says who may connect; 'streamrnn keys NAME' makes both"
             )
+        if not self.bind.is_loopback and not self.insecure and not self.has_users:
+            raise StartError(
+                f"{self.bind} can be reached by other machines, and nothing keeps strangers out: "
+                "give keys (--curve-secret-key, --curve-clients), bind 127.0.0.1, or say "
+                "--insecure if the network is yours alone"
+            )
+
+    @property
+    def has_users(self) -> bool:
+        """Whether clients need keys, and streams belong to users."""
+        return self.curve_secret_key is not None
 
     @property
     def memory_budget_of_a_shard(self) -> int:

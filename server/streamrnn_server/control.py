@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -98,8 +99,8 @@ class Control:
         self._started_s = time.monotonic()
         self._methods = {"hello": self._hello, "models": self._list_models, "stats": self.stats}
         served = served_models(models, programs)
-        stored = (None, None) if disk is None else (disk.store, disk.expiry)
-        self._vault = Vault(served, arithmetic, *stored)
+        store, expiry = (None, None) if disk is None else (disk.store, disk.expiry)
+        self._vault = Vault(served, arithmetic, store, expiry, config.has_users)
         templates = templates_of(served, arithmetic)
         self._cold = Cold(
             self._vault,
@@ -128,38 +129,41 @@ class Control:
         caller = Caller(shard, ask.identity, ask.msgid)
         if ask.ask == w.ASK_LOOK_UP:
             return [Order(shard, self._look_up(ask))]
+        if ask.ask in (w.ASK_CALL, w.ASK_ERROR, w.ASK_ITEMS):
+            caller = caller._replace(user=self.shards[shard].user(ask.owner))
+        known_about = functools.partial(self._known_about, caller.user)
         if ask.ask == w.ASK_ENTRY:
             return self._cold.finish_export(caller, ask.body)
         if ask.ask == w.ASK_REPLY:
             return self._cold.deliver(caller, ask.body)
         if ask.ask == w.ASK_ERROR:
-            payload = word_error(ask, self._specs, self._known_about)
+            payload = word_error(ask, self._specs, known_about)
             return self._cold.deliver(caller, payload)
         if ask.ask == w.ASK_ITEMS:
             retry_after_ms = self._config.retry_after_ms
-            payload = word_items(
-                ask, self._specs, retry_after_ms, self._endpoints, self._known_about
-            )
+            payload = word_items(ask, self._specs, retry_after_ms, self._endpoints, known_about)
             return self._cold.deliver(caller, payload)
         return self._call(caller, ask.body)
 
     def _look_up(self, ask: Ask) -> list[bytes]:
-        code, model, record = self._vault.look_up(ask.body)
+        code, model, record, owner = self._vault.look_up(ask.body)
         slot, generation, *_ = ask.details
         values = {
             w.COMMAND_SLOT: slot,
             w.COMMAND_GENERATION: generation,
             w.COMMAND_CODE: code,
             w.COMMAND_MODEL: model,
+            w.COMMAND_DATA_BYTES: len(record),
+            w.COMMAND_OWNER_BYTES: -1 if owner is None else len(owner.encode()),
         }
-        return command(w.COMMAND_FOUND, values, record)
+        return command(w.COMMAND_FOUND, values, record, (owner or "").encode())
 
-    def _known_about(self, code: ErrorCode, stream: bytes) -> dict[str, Any]:
+    def _known_about(self, user: str, code: ErrorCode, stream: bytes) -> dict[str, Any]:
         """Return what a shard could not say about an error."""
         if code in (ErrorCode.MISMATCH, ErrorCode.DAMAGED):
             return self._vault.refusal(stream)
         if code is ErrorCode.EXPIRED:
-            idle_s = self._vault.idle_s(stream)
+            idle_s = self._vault.idle_s(stream, user)
             return {} if idle_s is None else {"idle_s": idle_s}
         if code is ErrorCode.READ_ONLY and self._disk is not None:
             return {"reason": self._disk.saver.read_only or "it failed a moment ago"}

@@ -4,13 +4,40 @@ from __future__ import annotations
 
 import time
 
+from streamrnn.errors import RecordError
 from streamrnn.state.durable import STREAMS, TOMBSTONES, Change, StateStore
-from streamrnn.state.record import HEAD
+from streamrnn.state.record import HEAD, decode_record
 
-__all__ = ["Expiry"]
+__all__ = ["Expiry", "read_tombstone"]
 
 _MAX_LOOKED_AT = 2_000
 _TOMBSTONE_LIVES = 10  # times as long as a stream
+
+
+def read_tombstone(tombstone: bytes) -> tuple[int, str]:
+    """Return what is still known of a stream that has expired.
+
+    Parameters
+    ----------
+    tombstone : bytes
+        As `Expiry.due` writes it.
+
+    Returns
+    -------
+    clock_s : int
+        When its record was written, the last time.
+    owner : str
+        Whose it was; empty if nobody's.
+    """
+    clock_s, _, owner = tombstone.decode().partition(" ")
+    return int(clock_s), owner
+
+
+def _owner_in(record: bytes) -> str:
+    try:
+        return decode_record(record).owner
+    except RecordError:
+        return ""
 
 
 class Expiry:
@@ -93,10 +120,13 @@ class Expiry:
             clock_s = HEAD.unpack_from(record)[6] if len(record) >= HEAD.size else now_s
             if self.has_expired(clock_s):
                 changes.append((STREAMS, key, None))
-                changes.append((TOMBSTONES, key, str(clock_s).encode()))
+                changes.append((TOMBSTONES, key, f"{clock_s} {_owner_in(record)}".encode()))
         self.num_expired += len(changes) // 2
-        for key, clock_s_bytes in self._next(store, TOMBSTONES):
-            if self.idle_s(int(clock_s_bytes)) > (1 + _TOMBSTONE_LIVES) * self._time_to_live_s:
+        for key, tombstone in self._next(store, TOMBSTONES):
+            if (
+                self.idle_s(read_tombstone(tombstone)[0])
+                > (1 + _TOMBSTONE_LIVES) * self._time_to_live_s
+            ):
                 changes.append((TOMBSTONES, key, None))
         return changes
 

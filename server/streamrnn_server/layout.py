@@ -95,8 +95,9 @@ __all__ = ["COUNTERS", "MODEL_RECORD_BYTES", "NUM_BUCKETS", "SHARD_WORDS"]
     ASKED_FOR,  # address of int32[number of slots]: those that wait for their rows
     NUM_ASKED_FOR,
     BUDGET,  # address of what rows, slots and the arena's pages count against
-) = range(0, 672, 8)
-SHARD_WORDS = 84
+    USERS,  # address of the users and of the streams' owners; 0 without keys
+) = range(0, 680, 8)
+SHARD_WORDS = 85
 
 ROW_SAME, ROW_HERE, ROW_AWAY = range(3)  # on the host and the GPU, or newer on one of them
 
@@ -223,8 +224,9 @@ NUM_BUCKETS = 64 << BUCKETS_LOG2
     ASK_NUM_ITEMS,
     ASK_IDENTITY_BYTES,
     ASK_BODY_BYTES,
-) = range(0, 104, 8)
-ASK_HEAD_BYTES = 104
+    ASK_OWNER,  # number of the user who asks
+) = range(0, 112, 8)
+ASK_HEAD_BYTES = 112
 # A call; an error; a batch's items; that nothing more comes; a stream that is not in memory; a
 # stream's entry that was asked for; the reply to a request of Python's own.
 ASK_CALL, ASK_ERROR, ASK_ITEMS, ASK_DRAINED, ASK_LOOK_UP, ASK_ENTRY, ASK_REPLY = range(1, 8)
@@ -258,6 +260,7 @@ ITEM_RECORD_BYTES = 80
     COMMAND_IDENTITY_BYTES,
     COMMAND_STREAM_BYTES,
     COMMAND_DATA_BYTES,  # a record; a snapshot's name
-) = range(0, 104, 8)
-COMMAND_HEAD_BYTES = 104
+    COMMAND_OWNER_BYTES,  # the user's name, last of all; -1 if it is not known
+) = range(0, 112, 8)
+COMMAND_HEAD_BYTES = 112
 COMMAND_STOP, COMMAND_END, COMMAND_FOUND, COMMAND_REQUEST, COMMAND_SYNC = range(1, 6)

@@ -33,6 +33,7 @@ __all__ = [
     "msg_data",
     "msg_init",
     "msg_more",
+    "msg_property",
     "msg_send",
     "msg_size",
     "poll_sockets",
@@ -88,6 +89,7 @@ _zmq_msg_recv = ExternalFunction("zmq_msg_recv", _int(_word, _word, _int))
 _zmq_msg_send = ExternalFunction("zmq_msg_send", _int(_word, _word, _int))
 _zmq_msg_data = ExternalFunction("zmq_msg_data", _word(_word))
 _zmq_msg_size = ExternalFunction("zmq_msg_size", _word(_word))
+_zmq_msg_gets = ExternalFunction("zmq_msg_gets", _word(_word, _word))
 _zmq_msg_more = ExternalFunction("zmq_msg_more", _int(_word))
 _zmq_send = ExternalFunction("zmq_send", _int(_word, _word, _word, _int))
 _zmq_poll = ExternalFunction("zmq_poll", _int(_word, _int, _word))
@@ -150,6 +152,25 @@ def msg_size(message: int) -> int:
     int
     """
     return _zmq_msg_size(message)
+
+
+@jit
+def msg_property(message: int, name: int) -> int:
+    """Return what libzmq knows of a message, of its connection above all.
+
+    Parameters
+    ----------
+    message : int
+        Its address.
+    name : int
+        Address of the property's name, which ends with a zero.
+
+    Returns
+    -------
+    int
+        Address of text that ends with a zero, valid as long as the message; 0 if there is none.
+    """
+    return _zmq_msg_gets(message, name)
 
 
 @jit

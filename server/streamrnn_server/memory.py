@@ -23,6 +23,7 @@ from streamrnn_server.config import ServerConfig, format_bytes
 from streamrnn_server.libzmq import MESSAGE_BYTES, POLL_BYTES, msg_close, msg_init
 from streamrnn_server.reply import MAX_WORDS
 from streamrnn_server.requests import RequestPool
+from streamrnn_server.users import Users
 
 __all__ = ["ShardMemory"]
 
@@ -104,6 +105,7 @@ class ShardMemory:
         stage_bytes = w.STAGE_BYTES + largest + _ENTRY_SLACK_BYTES
         self._take_always(config, disk is not None, stage_bytes, len(programs))
         self._arena = Arena(self.budget.max_bytes, self.budget)
+        self._users = Users(num_slots) if config.has_users else None
         self._models = np.zeros((len(programs) + 1, w.MODEL_RECORD_BYTES // 8), np.int64)
         for k, (name, program) in enumerate(programs.items()):
             self._add_model(k, name, program, max_streams)
@@ -125,6 +127,7 @@ class ShardMemory:
                 w.POLL_ITEMS: self._zeros(POLL_BYTES),
                 w.CLOCK: self._zeros(16),
                 w.BUDGET: self.budget.address,
+                w.USERS: self._users.address if self._users is not None else 0,
                 w.POOL: self._pool.address,
                 w.ARENA: self._arena.address,
                 w.INDEX: self._index.address,
@@ -241,6 +244,21 @@ class ShardMemory:
         int
         """
         return int(self._words[word // 8])
+
+    def user(self, number: int) -> str:
+        """Return a user's name.
+
+        Parameters
+        ----------
+        number : int
+            As it came with a message of this shard's.
+
+        Returns
+        -------
+        str
+            Empty where there are no users.
+        """
+        return self._users.name(number) if self._users is not None else ""
 
     def clear(self, word: int) -> None:
         """Set one of the shard's numbers to 0; of its own thread only.

@@ -25,15 +25,18 @@ from streamrnn_server.requests import (
     take_request,
 )
 from streamrnn_server.room import end_waiting, is_in_room, let_go_on, settle_without_record
+from streamrnn_server.saved import mark_dirty
 from streamrnn_server.saving import ask_for_checkpoint, hold
 from streamrnn_server.slots import free_slot, header_of, model_of
 from streamrnn_server.spilling import take_block
 from streamrnn_server.taking import move_slot
+from streamrnn_server.users import NOBODY, UNKNOWN, is_forbidden, number_of, owner_of, set_owner
 
 __all__ = ["obey"]
 
-_UNKNOWN, _EXPIRED, _BUSY = (
+_UNKNOWN, _FORBIDDEN, _EXPIRED, _BUSY = (
     int(ErrorCode.UNKNOWN),
+    int(ErrorCode.FORBIDDEN),
     int(ErrorCode.EXPIRED),
     int(ErrorCode.BUSY),
 )
@@ -79,14 +82,19 @@ def _take_found(shard: int, command: int) -> None:
     if not is_in_room(shard, header):
         return
     code = load_i64(command + w.COMMAND_CODE)
+    owner = _owner_in(shard, command)
     if code in (_UNKNOWN, _EXPIRED):
         settle_without_record(shard, slot, header, code)
         return
     if code != 0:
+        set_owner(shard, slot, owner)
         _settle_refused(shard, slot, header, code)
         return
     index = load_i64(command + w.COMMAND_MODEL)
-    target = move_slot(shard, slot, index)
+    is_adopted = owner == NOBODY and load_i64(shard + w.USERS) != 0
+    if is_adopted:  # it is of a time before there were keys
+        owner = load_i64(first_waiting(load_i64(shard + w.POOL), header) + r.OWNER)
+    target = move_slot(shard, slot, index, owner)
     if target < 0:
         _refuse_all(shard, slot, header, _BUSY)
         return
@@ -96,8 +104,23 @@ def _take_found(shard: int, command: int) -> None:
         _refuse_all(shard, target, header, _BUSY)
         return
     store_i64(header + h.DURABLE_SEQ, load_i64(header + h.LAST_SEQ))
+    if is_adopted:
+        mark_dirty(shard, target, header)
     count(shard, w.NUM_RESTORED, 1)
     let_go_on(shard, target)
+
+
+@jit
+def _owner_in(shard: int, command: int) -> int:
+    """Return the number of the user whom a command names."""
+    if load_i64(shard + w.USERS) == 0:
+        return NOBODY
+    num_bytes = load_i64(command + w.COMMAND_OWNER_BYTES)
+    if num_bytes < 0:
+        return UNKNOWN
+    at = command + w.COMMAND_HEAD_BYTES + load_i64(command + w.COMMAND_IDENTITY_BYTES)
+    at += load_i64(command + w.COMMAND_STREAM_BYTES) + load_i64(command + w.COMMAND_DATA_BYTES)
+    return number_of(shard, at, num_bytes)
 
 
 @jit
@@ -105,15 +128,19 @@ def _settle_refused(shard: int, slot: int, header: int, code: int) -> None:
     """Answer those who wait for a stream whose record cannot be used; `close` deletes it."""
     pool = load_i64(shard + w.POOL)
     count(shard, w.NUM_RECORDS_REFUSED, 1)
+    is_secret = owner_of(shard, slot) == UNKNOWN  # then nobody may delete it from here
     while True:
         request = first_waiting(pool, header)
         if request == 0:
             free_slot(shard, slot)
             return
-        if load_i64(request + r.KIND) == r.CLOSE:
+        if is_forbidden(shard, slot, request):
+            end_waiting(shard, header, request, _FORBIDDEN)
+        elif load_i64(request + r.KIND) == r.CLOSE and code != _FORBIDDEN and not is_secret:
             hold(shard, slot, header)
             return
-        end_waiting(shard, header, request, code)
+        else:
+            end_waiting(shard, header, request, code)
 
 
 @jit
@@ -146,6 +173,7 @@ def _take_request_of_python(shard: int, command: int) -> None:
     store_i64(request + r.MODEL, load_i64(command + w.COMMAND_MODEL))
     store_i64(request + r.DETAIL, load_i64(command + w.COMMAND_DIGEST))
     store_i64(request + r.RECEIVED_NS, load_i64(shard + w.NOW_NS))
+    store_i64(request + r.OWNER, _owner_in(shard, command))
     store_i64(request + r.IDENTITY_BYTES, identity_bytes)
     store_i64(request + r.STREAM_BYTES, stream_bytes)
     at = command + w.COMMAND_HEAD_BYTES

@@ -30,13 +30,15 @@ from streamrnn_server.requests import (
     take_request,
 )
 from streamrnn_server.spilling import take_block
+from streamrnn_server.users import NOBODY, user_of
 
 __all__ = ["receive"]
 
 # An empty receive costs 0.5 µs: while streams have work, look for messages only so often.
 _LOOK_AGAIN_NS = 20_000
-_MALFORMED, _TOO_LARGE, _BUSY = (
+_MALFORMED, _FORBIDDEN, _TOO_LARGE, _BUSY = (
     int(ErrorCode.MALFORMED),
+    int(ErrorCode.FORBIDDEN),
     int(ErrorCode.TOO_LARGE),
     int(ErrorCode.BUSY),
 )
@@ -97,6 +99,7 @@ def _take_message(shard: int, router: int, identity: int, pool: int) -> None:
     payload = load_i64(shard + w.PAYLOAD_MESSAGE)
     num_bytes = receive_frame(router, payload)
     data = msg_data(payload)
+    is_stranger = not _note_user(shard, payload, request)
     max_bytes = load_i64(shard + w.MAX_MESSAGE_BYTES)
     kind = decode_request(data, num_bytes if num_bytes <= max_bytes else _HEAD_BYTES, request)
     if msg_more(payload):
@@ -105,6 +108,8 @@ def _take_message(shard: int, router: int, identity: int, pool: int) -> None:
             num_frames += 1
         count(shard, w.NUM_EXTRA_FRAMES, 1)
         _refuse(shard, request, _MALFORMED, num_frames, 0)
+    elif is_stranger:
+        _refuse(shard, request, _FORBIDDEN, 0, 0)
     elif num_bytes > max_bytes:
         _refuse(shard, request, _TOO_LARGE, num_bytes, max_bytes)
     elif kind == r.COLD or (kind in (r.OPEN, r.OPEN_MANY) and not _find_model(shard, request)):
@@ -118,6 +123,16 @@ def _take_message(shard: int, router: int, identity: int, pool: int) -> None:
         finish(shard, request)
     else:
         append_to_list(pool, shard + w.ARRIVED, request)
+
+
+@jit
+def _note_user(shard: int, message: int, request: int) -> bool:
+    """Note who asks; False if there are users and this is none."""
+    if load_i64(shard + w.USERS) == 0:
+        return True
+    user = user_of(shard, message)
+    store_i64(request + r.OWNER, user)
+    return user != NOBODY
 
 
 @jit
@@ -209,6 +224,7 @@ def _make_children(shard: int, parent: int, kind: int, end: int) -> None:
         store_i64(child + r.STREAM_BYTES, num_bytes)
         store_i64(child + r.KIND, r.STEP if kind == r.BATCH else r.OPEN)
         store_i64(child + r.PARENT, parent)
+        store_i64(child + r.OWNER, load_i64(parent + r.OWNER))
         store_i64(child + r.ITEM, k)
         store_i64(child + r.FIRST_SEQ, seq)
         store_i64(child + r.FORM, load_i64(parent + r.FORM))

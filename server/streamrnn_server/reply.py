@@ -263,6 +263,7 @@ def _write_ask(shard: int, request: int, ask: int, body_bytes: int) -> int:
     store_i64(out + w.ASK_NUM_ITEMS, load_i64(request + r.NUM_ITEMS))
     store_i64(out + w.ASK_IDENTITY_BYTES, identity_bytes)
     store_i64(out + w.ASK_BODY_BYTES, body_bytes)
+    store_i64(out + w.ASK_OWNER, load_i64(request + r.OWNER))
     copy_bytes(out + w.ASK_HEAD_BYTES, request + r.IDENTITY, identity_bytes)
     return out + w.ASK_HEAD_BYTES + identity_bytes
 

@@ -76,6 +76,7 @@ Y_COUNT = STREAMS  # bytes of y, once x has been looked at
 DURABLE_SEQ = SEQS  # the answer's, once there is one
 IDENTITY = 256  # whom to answer: at most 255 bytes
 STREAM = 512  # canonical id: at most 129 bytes, zeros up to 16
+OWNER = 648  # int64: number of the user, where there are users
 INLINE_X = 704  # x, if it is small enough
 MAX_INLINE_X_BYTES = 4096
 

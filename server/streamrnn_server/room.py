@@ -98,7 +98,9 @@ def settle_without_record(shard: int, slot: int, header: int, code: int) -> None
             return
         kind = load_i64(request + r.KIND)
         if kind == r.OPEN or kind == r.PLACE:
-            target = move_slot(shard, slot, load_i64(request + r.MODEL))
+            target = move_slot(
+                shard, slot, load_i64(request + r.MODEL), load_i64(request + r.OWNER)
+            )
             if target >= 0:
                 store_u8(header_of(shard, target) + h.FLAGS, h.IS_READY)
                 let_go_on(shard, target)

@@ -38,6 +38,7 @@ from streamrnn_server.requests import (
 from streamrnn_server.rows import is_away
 from streamrnn_server.saved import MAX_SLICE_SLOTS, mark_dirty, take_answers
 from streamrnn_server.slots import header_of, model_of, row_of
+from streamrnn_server.users import name_of_owner
 
 __all__ = [
     "ask_for_checkpoint",
@@ -256,12 +257,13 @@ def _copy_some(shard: int) -> None:
                 break  # it is brought here before the next slice
             model = model_of(shard, load_u16(header + h.MODEL))
             request = first_waiting(load_i64(shard + w.POOL), header) if is_held else 0
-            size = entry_bytes(model, header, request)
+            size = entry_bytes(shard, model, slot, header, request)
             stage = _stage_with_room(shard, size)
             if stage == 0:
                 break
             used = load_i64(stage + w.STAGE_USED)
-            write_entry(model, slot, header, request, load_i64(stage + w.STAGE_AT) + used)
+            at = load_i64(stage + w.STAGE_AT) + used
+            write_entry(shard, model, slot, header, request, at)
             store_i64(stage + w.STAGE_USED, used + size)
             store_i64(stage + w.STAGE_ENTRIES, load_i64(stage + w.STAGE_ENTRIES) + 1)
             num_bytes += size
@@ -285,13 +287,17 @@ def _prefetch_slot(shard: int, slot: int) -> None:
 
 
 @jit
-def entry_bytes(model: int, header: int, request: int) -> int:
+def entry_bytes(shard: int, model: int, slot: int, header: int, request: int) -> int:
     """Return how large an entry is.
 
     Parameters
     ----------
+    shard : int
+        Address of the shard.
     model : int
         Address of the record of the slot's model.
+    slot : int
+        The slot.
     header : int
         Address of the slot's header.
     request : int
@@ -306,6 +312,8 @@ def entry_bytes(model: int, header: int, request: int) -> int:
     if kind == e.SNAPSHOT:
         num_bytes += part_bytes(load_i64(request + r.X_COUNT))
     if kind != e.DELETE:
+        owner = name_of_owner(shard, slot)
+        num_bytes += part_bytes(load_u8(owner)) if owner != 0 else 0
         num_bytes += load_i64(model + w.ROW_BYTES)
         window_log2 = load_u8(header + h.WINDOW_LOG2)
         if window_log2 > 0 and load_i64(header + h.RING) != 0:
@@ -322,11 +330,13 @@ def _kind_of(request: int) -> int:
 
 
 @jit
-def write_entry(model: int, slot: int, header: int, request: int, entry: int) -> None:
+def write_entry(shard: int, model: int, slot: int, header: int, request: int, entry: int) -> None:
     """Copy a stream as it is.
 
     Parameters
     ----------
+    shard : int
+        Address of the shard.
     model : int
         Address of the record of the slot's model.
     slot : int
@@ -344,7 +354,7 @@ def write_entry(model: int, slot: int, header: int, request: int, entry: int) ->
     last_seq, ring = load_i64(header + h.LAST_SEQ), load_i64(header + h.RING)
     name_bytes = load_i64(request + r.X_COUNT) if kind == e.SNAPSHOT else 0
     flags = load_u8(header + h.FLAGS)
-    store_i64(entry + e.ENTRY_BYTES, entry_bytes(model, header, request))
+    store_i64(entry + e.ENTRY_BYTES, entry_bytes(shard, model, slot, header, request))
     store_i64(entry + e.ENTRY_KIND, kind)
     store_i64(entry + e.ENTRY_SLOT, slot)
     store_i64(entry + e.ENTRY_GENERATION, load_i32(header + h.GENERATION))
@@ -358,6 +368,9 @@ def write_entry(model: int, slot: int, header: int, request: int, entry: int) ->
     store_i64(entry + e.ENTRY_Y_BYTES, y_bytes if window_log2 > 0 else 0)
     store_i64(entry + e.ENTRY_HAS_RING, 1 if flags & h.IS_NUMBERED else 0)
     store_i64(entry + e.ENTRY_DIGEST, ring if window_log2 == 0 else 0)
+    owner = name_of_owner(shard, slot)
+    owner_bytes = load_u8(owner) if owner != 0 else 0
+    store_i64(entry + e.ENTRY_OWNER_BYTES, owner_bytes)
     at = entry + e.ENTRY_HEAD_BYTES
     copy_bytes(at, h.id_address(header), id_bytes)
     at += part_bytes(id_bytes)
@@ -365,6 +378,8 @@ def write_entry(model: int, slot: int, header: int, request: int, entry: int) ->
         return
     copy_bytes(at, load_i64(request + r.X) if name_bytes > 0 else 0, name_bytes)
     at += part_bytes(name_bytes)
+    copy_bytes(at, owner + 1, owner_bytes)
+    at += part_bytes(owner_bytes)
     copy_bytes(at, row_of(model, slot), row_bytes)
     if window_log2 > 0 and ring != 0:
         copy_bytes(at + row_bytes, ring, (8 + y_bytes) << window_log2)

@@ -30,6 +30,7 @@ from streamrnn_server.gpu import GpuShard, make_devices, rows_of_a_wave
 from streamrnn_server.layout import ASK_DRAINED, COMMAND_END, COMMAND_STOP
 from streamrnn_server.logs import EventLog
 from streamrnn_server.memory import ShardMemory
+from streamrnn_server.security import Guard
 from streamrnn_server.shard import serve
 from streamrnn_server.words import parse_ask
 
@@ -98,7 +99,11 @@ class Server:
         self._told: dict[str, int] = {}
         self._disk: Disk | None = None
         self._failure: DeviceError | None = None
+        self._guard: Guard | None = None
         try:
+            if config.curve_secret_key is not None and config.curve_clients is not None:
+                args = (self._context, config.curve_secret_key, config.curve_clients, log)
+                self._guard = Guard(*args)
             self._start(models)
         except BaseException:
             if self._disk is not None:
@@ -187,6 +192,8 @@ class Server:
         }
         for option, value in options.items():
             router.setsockopt(option, value)
+        if self._guard is not None:
+            self._guard.protect(router)
         try:
             router.bind(str(endpoint))
         except zmq.ZMQError as error:
@@ -296,6 +303,8 @@ class Server:
     def _close_sockets(self, linger_ms: int | None = None) -> None:
         for each in self._sockets:
             each.close(linger_ms)
+        if self._guard is not None:
+            self._guard.stop()
         self._context.term()
         self._woken.close()
         self._wake.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from streamrnn_client import Client
@@ -28,6 +29,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="of a running server (%(default)s)",
     )
+    parser.add_argument(
+        "--curve-key", type=Path, metavar="FILE", help="your NAME.key_secret, if it asks for keys"
+    )
+    parser.add_argument("--server-key", type=Path, metavar="FILE", help="the server's NAME.key")
     parser.add_argument("--json", action="store_true", help="print all of it as one JSON object")
 
 
@@ -44,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     int
         0.
     """
-    with Client(args.address) as client:
+    with Client(args.address, curve_key=args.curve_key, server_key=args.server_key) as client:
         stats = client.stats()
     print(json.dumps(stats) if args.json else "\n".join(_lines(stats)))
     return 0

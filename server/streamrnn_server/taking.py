@@ -31,6 +31,7 @@ from streamrnn_server.spilling import (
     make_room_for_stream,
     take_block,
 )
+from streamrnn_server.users import UNKNOWN, set_owner
 
 __all__ = ["move_slot", "take_named_slot", "take_slot"]
 
@@ -63,6 +64,8 @@ def take_named_slot(shard: int, index: int, request: int) -> int:
     if slot < 0:
         release(load_i64(shard + w.ARENA), long_id)
         return -1
+    is_known = index < load_i64(shard + w.NUM_MODELS)
+    set_owner(shard, slot, load_i64(request + r.OWNER) if is_known else UNKNOWN)
     header = header_of(shard, slot)
     store_u8(header + h.ID_BYTES, num_bytes)
     if long_id != 0:
@@ -123,7 +126,7 @@ def take_slot(shard: int, index: int) -> int:
 
 
 @jit
-def move_slot(shard: int, slot: int, index: int) -> int:
+def move_slot(shard: int, slot: int, index: int, owner: int) -> int:
     """Move a stream from the room to a slot of its model, with all that wait for it.
 
     Parameters
@@ -134,6 +137,8 @@ def move_slot(shard: int, slot: int, index: int) -> int:
         Its slot in the room, which is free afterwards.
     index : int
         The model's.
+    owner : int
+        Number of the user whose stream it is.
 
     Returns
     -------
@@ -155,4 +160,5 @@ def move_slot(shard: int, slot: int, index: int) -> int:
     insert_slot(load_i64(shard + w.INDEX), hash_value, target)
     store_u8(header + h.ID_BYTES, 0)
     give_slot(shard, slot)
+    set_owner(shard, target, owner)
     return target

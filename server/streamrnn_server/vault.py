@@ -10,11 +10,28 @@ from streamrnn.errors import RecordError, StoreError
 from streamrnn.state.durable import SNAPSHOTS, STREAMS, TOMBSTONES, StateStore, snapshot_key
 from streamrnn.state.record import StreamRecord, decode_record
 from streamrnn_client.protocol import ErrorCode, ProtocolError
-from streamrnn_server.expiry import Expiry
+from streamrnn_server.expiry import Expiry, read_tombstone
 
-__all__ = ["ServedModel", "Vault"]
+__all__ = ["ServedModel", "Vault", "may_use"]
 
 _MAX_REFUSALS = 4096
+
+
+def may_use(owner: str, user: str) -> bool:
+    """Tell whether a user may use what an owner has left.
+
+    Parameters
+    ----------
+    owner : str
+        As a record names him; empty if it is nobody's.
+    user : str
+        Who asks; empty where there are no users.
+
+    Returns
+    -------
+    bool
+    """
+    return owner in ("", user)
 
 
 class ServedModel(NamedTuple):
@@ -47,6 +64,8 @@ class Vault:
         The state directory.
     expiry : Expiry or None
         What decides who has outlived its time.
+    has_users : bool
+        Whether streams belong to users. Without, what is somebody's cannot be used.
     """
 
     def __init__(
@@ -55,13 +74,14 @@ class Vault:
         arithmetic: str,
         store: StateStore | None,
         expiry: Expiry | None,
+        has_users: bool = False,
     ) -> None:
         self._models = list(models)
         self._arithmetic = arithmetic
-        self._store, self._expiry = store, expiry
+        self._store, self._expiry, self._has_users = store, expiry, has_users
         self._refusals: OrderedDict[bytes, dict[str, Any]] = OrderedDict()
 
-    def look_up(self, stream: bytes) -> tuple[int, int, bytes]:
+    def look_up(self, stream: bytes) -> tuple[int, int, bytes, str | None]:
         """Look for a stream on disk.
 
         Parameters
@@ -77,45 +97,59 @@ class Vault:
             Index of its model.
         record : bytes
             The stream's; empty with a code.
+        owner : str or None
+            Whose it is; empty if nobody's, None if it cannot be known.
         """
         assert self._store is not None
+        owner: str | None = None
         try:
             data = self._store.get(STREAMS, stream)
             if data is None:
                 is_buried = self._store.get(TOMBSTONES, stream) is not None
-                return int(ErrorCode.EXPIRED if is_buried else ErrorCode.UNKNOWN), 0, b""
-            index, record = self.judge(data, stream)
+                return int(ErrorCode.EXPIRED if is_buried else ErrorCode.UNKNOWN), 0, b"", ""
+            record = _read(data, stream)
+            owner = record.owner
+            if owner and not self._has_users:
+                raise ProtocolError(ErrorCode.FORBIDDEN)
+            index = self._model_of(record)
         except ProtocolError as error:
             self._refuse(stream, error.detail)
-            return int(error.code), 0, b""
+            return int(error.code), 0, b"", owner
         except StoreError as error:
             self._refuse(stream, {"reason": str(error)})
-            return int(ErrorCode.READ_ONLY), 0, b""
+            return int(ErrorCode.READ_ONLY), 0, b"", owner
         if self._expiry is not None and self._expiry.has_expired(record.clock_s):
-            return int(ErrorCode.EXPIRED), 0, b""
-        return 0, index, data
+            return int(ErrorCode.EXPIRED), 0, b"", owner
+        return 0, index, data, owner
 
-    def idle_s(self, stream: bytes) -> int | None:
+    def idle_s(self, stream: bytes, user: str) -> int | None:
         """Return how long a stream that has expired had not been used.
 
         Parameters
         ----------
         stream : bytes
             The canonical id.
+        user : str
+            Who asks.
 
         Returns
         -------
         int or None
-            Seconds of serving up to now; None if nothing is known of it any more.
+            Seconds of serving up to now; None if nothing is known of it any more, or it is none of
+            the user's business.
         """
         if self._store is None or self._expiry is None:
             return None
         try:
-            clock_s = self._store.get(TOMBSTONES, stream)
-            if clock_s is not None:
-                return self._expiry.idle_s(int(clock_s))
-            data = self._store.get(STREAMS, stream)  # expired, and not deleted yet
-            return None if data is None else self._expiry.idle_s(decode_record(data).clock_s)
+            tombstone, data = (self._store.get(k, stream) for k in (TOMBSTONES, STREAMS))
+            if tombstone is not None:
+                clock_s, owner = read_tombstone(tombstone)
+            elif data is not None:  # expired, and not deleted yet
+                record = decode_record(data)
+                clock_s, owner = record.clock_s, record.owner
+            else:
+                return None
+            return self._expiry.idle_s(clock_s) if may_use(owner, user) else None
         except (StoreError, RecordError):
             return None
 
@@ -140,12 +174,7 @@ class Vault:
         ProtocolError
             ``damaged`` or ``mismatch``.
         """
-        try:
-            record = decode_record(data)
-            if stream is not None and record.stream != stream:
-                raise RecordError(f"it is of stream {record.stream!r}")
-        except RecordError as error:
-            raise ProtocolError(ErrorCode.DAMAGED, reason=str(error)) from error
+        record = _read(data, stream)
         return self._model_of(record), record
 
     def _model_of(self, record: StreamRecord) -> int:
@@ -175,7 +204,7 @@ class Vault:
             )
         return index
 
-    def snapshot(self, stream: bytes, name: str | None) -> tuple[int, bytes]:
+    def snapshot(self, stream: bytes, name: str | None, user: str) -> tuple[int, bytes]:
         """Read what a stream is to be rolled back to.
 
         Parameters
@@ -184,6 +213,8 @@ class Vault:
             The canonical id.
         name : str or None
             The snapshot's; None for what is on disk.
+        user : str
+            Who asks.
 
         Returns
         -------
@@ -194,16 +225,18 @@ class Vault:
         Raises
         ------
         ProtocolError
-            ``unknown_snapshot``, ``damaged`` or ``mismatch``.
+            ``forbidden``, ``unknown_snapshot``, ``damaged`` or ``mismatch``.
         """
         assert self._store is not None
         try:
-            if name is None:
-                data = self._store.get(STREAMS, stream)
-            else:
+            newest = data = self._store.get(STREAMS, stream)
+            if name is not None:
                 data = self._store.get(SNAPSHOTS, snapshot_key(stream, name.encode()))
         except StoreError as error:
             raise ProtocolError(ErrorCode.READ_ONLY, reason=str(error)) from error
+        for each in (newest, data):  # of another user's, not even a name is told
+            if each is not None and not may_use(_read(each, stream).owner, user):
+                raise ProtocolError(ErrorCode.FORBIDDEN)
         if data is None:
             detail: dict[str, Any] = {} if name is None else {"name": name}
             raise ProtocolError(ErrorCode.UNKNOWN_SNAPSHOT, **detail)
@@ -229,3 +262,13 @@ class Vault:
         self._refusals.move_to_end(stream)
         if len(self._refusals) > _MAX_REFUSALS:
             self._refusals.popitem(last=False)
+
+
+def _read(data: bytes, stream: bytes | None) -> StreamRecord:
+    try:
+        record = decode_record(data)
+        if stream is not None and record.stream != stream:
+            raise RecordError(f"it is of stream {record.stream!r}")
+    except RecordError as error:
+        raise ProtocolError(ErrorCode.DAMAGED, reason=str(error)) from error
+    return record

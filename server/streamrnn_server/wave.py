@@ -44,12 +44,14 @@ from streamrnn_server.streams import (
     reset_stream,
     set_error,
 )
+from streamrnn_server.users import is_forbidden
 
 __all__ = ["choose_model", "commit", "gather", "view"]
 
 _LOOKED_AT_A_ROW = 4  # slots, at most
-_UNKNOWN, _BUSY, _QUARANTINED = (
+_UNKNOWN, _FORBIDDEN, _BUSY, _QUARANTINED = (
     int(ErrorCode.UNKNOWN),
+    int(ErrorCode.FORBIDDEN),
     int(ErrorCode.BUSY),
     int(ErrorCode.QUARANTINED),
 )
@@ -159,7 +161,9 @@ def _next_step(shard: int, plan: Any, model: int, slot: int, header: int) -> int
             return 0
         kind = load_i64(request + r.KIND)
         is_frozen = load_u8(header + h.FLAGS) & h.IS_FROZEN != 0
-        if is_frozen and kind in (r.STEP, r.EXPORT, r.SNAPSHOT, r.SYNC):
+        if is_forbidden(shard, slot, request):
+            set_error(request, _FORBIDDEN)
+        elif is_frozen and kind in (r.STEP, r.EXPORT, r.SNAPSHOT, r.SYNC):
             seq = load_i64(header + h.LAST_SEQ)
             set_error(request, _QUARANTINED, seq, seq + 1 if seq > 0 else 0)
         elif kind == r.STEP:
@@ -219,13 +223,13 @@ def _must_be_held(shard: int, model: int, slot: int, header: int, request: int, 
 @jit
 def _copy_out(shard: int, model: int, slot: int, header: int, request: int) -> None:
     """Copy a stream as it is now; Python makes a record of it."""
-    num_bytes = entry_bytes(model, header, 0)
+    num_bytes = entry_bytes(shard, model, slot, header, 0)
     block = take_block(shard, num_bytes)
     if block == 0 or num_bytes > load_i64(shard + w.OUT_BYTES) // 2:
         set_error(request, _BUSY)
         release(load_i64(shard + w.ARENA), block)
         return
-    write_entry(model, slot, header, 0, block)
+    write_entry(shard, model, slot, header, 0, block)
     store_i64(request + r.Y_BLOCK, block)
     store_i64(request + r.Y, block)
     store_i64(request + r.Y_COUNT, num_bytes)

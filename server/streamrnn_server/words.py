@@ -39,6 +39,7 @@ class Ask(NamedTuple):
     num_items: int
     identity: bytes
     body: bytes
+    owner: int = 0
 
 
 def parse_ask(message: bytes, payload: bytes | None = None) -> Ask:
@@ -68,6 +69,7 @@ def parse_ask(message: bytes, payload: bytes | None = None) -> Ask:
         num_items=numbers[w.ASK_NUM_ITEMS // 8],
         identity=message[w.ASK_HEAD_BYTES : begin],
         body=message[begin:] if payload is None else payload,
+        owner=numbers[w.ASK_OWNER // 8],
     )
 
 

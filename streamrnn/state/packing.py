@@ -4,8 +4,8 @@ The thread that steps streams copies a slot as it is, in a fraction of a microse
 puts the ring into order, adds names and the checksum, and so makes the record
 (`streamrnn.state.record`, which is also the judge of what is packed here).
 
-An entry is its words, then the canonical id, the name of the snapshot, the row, and the ring as it
-lies in the arena, each from a multiple of 8 bytes.
+An entry is its words, then the canonical id, the name of the snapshot, the owner's name, the row,
+and the ring as it lies in the arena, each from a multiple of 8 bytes.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -63,8 +63,9 @@ PUT, DELETE, SNAPSHOT = range(3)
     ENTRY_Y_BYTES,  # of one output in the ring; 0 with window 1
     ENTRY_HAS_RING,
     ENTRY_DIGEST,  # of the last input, with window 1
-) = range(0, 112, 8)
-ENTRY_HEAD_BYTES = 112
+    ENTRY_OWNER_BYTES,
+) = range(0, 120, 8)
+ENTRY_HEAD_BYTES = 120
 
 # Fields of a record, in bytes from its address.
 (RECORD_NUMBERING, RECORD_WINDOW_LOG2, RECORD_LAST_SEQ) = (6, 7, 16)
@@ -102,8 +103,6 @@ class Templates:
         Name and fingerprint of each model, in order.
     arithmetic : str
         What computes them.
-    owner : str
-        Whose streams they are.
 
     Attributes
     ----------
@@ -113,12 +112,12 @@ class Templates:
         The longest names that a record carries besides its id.
     """
 
-    def __init__(self, models: Sequence[tuple[str, str]], arithmetic: str, owner: str = "") -> None:
+    def __init__(self, models: Sequence[tuple[str, str]], arithmetic: str) -> None:
         self._words = np.zeros((len(models), _TEMPLATE_BYTES // 8), np.int64)
         self._owned: list[NDArray[np.uint8]] = []
         self.max_text_bytes = 0
         for words, (name, fingerprint) in zip(self._words, models, strict=True):
-            texts = [text.encode() for text in (name, arithmetic, owner)]
+            texts = [text.encode() for text in (name, arithmetic)]
             joined = b"".join(texts)
             words[:] = [
                 self._own(bytes.fromhex(fingerprint)),
@@ -168,6 +167,7 @@ def record_bytes(entry: int, templates: int) -> int:
     """
     template = templates + load_i64(entry + ENTRY_MODEL) * _TEMPLATE_BYTES
     names = load_i64(entry + ENTRY_ID_BYTES) + load_i64(template + _TEXT_BYTES)
+    names += load_i64(entry + ENTRY_OWNER_BYTES)
     return (
         part_bytes(_RECORD_HEAD_BYTES + names)
         + load_i64(entry + ENTRY_ROW_BYTES)
@@ -214,7 +214,7 @@ def _pack(entry: int, out: int, templates: int, clock_s: int) -> int:
     id_bytes, text_bytes = load_i64(entry + ENTRY_ID_BYTES), load_i64(template + _TEXT_BYTES)
     row_bytes, y_bytes = load_i64(entry + ENTRY_ROW_BYTES), load_i64(entry + ENTRY_Y_BYTES)
     window_log2, last_seq = load_i64(entry + ENTRY_WINDOW_LOG2), load_i64(entry + ENTRY_LAST_SEQ)
-    flags = load_i64(entry + ENTRY_FLAGS)
+    flags, owner_bytes = load_i64(entry + ENTRY_FLAGS), load_i64(entry + ENTRY_OWNER_BYTES)
     num_bytes, num_ring = record_bytes(entry, templates), _num_ring(entry)
     numbering = FRESH
     if flags & h.IS_NUMBERED:
@@ -233,15 +233,19 @@ def _pack(entry: int, out: int, templates: int, clock_s: int) -> int:
     store_i32(out + 68, y_bytes if num_ring > 0 else 0)
     store_i32(out + 72, num_ring)
     store_u8(out + 76, id_bytes)
-    copy_bytes(out + 77, load_i64(template + _TEXT_LENGTHS), 3)
+    copy_bytes(out + 77, load_i64(template + _TEXT_LENGTHS), 2)
+    store_u8(out + 79, owner_bytes)
     at = out + _RECORD_HEAD_BYTES
     copy_bytes(at, entry + ENTRY_HEAD_BYTES, id_bytes)
     copy_bytes(at + id_bytes, load_i64(template + _TEXTS), text_bytes)
     at += id_bytes + text_bytes
+    owner = entry + ENTRY_HEAD_BYTES + part_bytes(id_bytes)
+    owner += part_bytes(load_i64(entry + ENTRY_NAME_BYTES))
+    copy_bytes(at, owner, owner_bytes)
+    at += owner_bytes
     begin = out + part_bytes(at - out)
     fill_bytes(at, begin - at, 0)
-    row = entry + ENTRY_HEAD_BYTES + part_bytes(id_bytes)
-    row += part_bytes(load_i64(entry + ENTRY_NAME_BYTES))
+    row = owner + part_bytes(owner_bytes)
     copy_bytes(begin, row, row_bytes)
     at = begin + row_bytes
     if num_ring > 0 and window_log2 == 0:
