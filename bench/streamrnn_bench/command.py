@@ -67,8 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--streams",
         metavar="N",
         type=_positive,
-        default=1_000,
-        help="throughput: streams, one step of each under way (%(default)s)",
+        help="throughput: streams, one step of each under way (1000); scale: streams (1000000)",
     )
     parser.add_argument(
         "--rounds", metavar="N", type=_positive, help="turns of a measurement and its reference"
@@ -124,12 +123,17 @@ def _roundtrip(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Resu
 def _throughput(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
     from streamrnn_bench.messages import THROUGHPUT_CASES, measure_throughput
 
+    sizes = {"num_streams": args.streams} if args.streams else {}
     return measure_throughput(
-        cases or THROUGHPUT_CASES,
-        num_streams=args.streams,
-        device=args.device,
-        **_rounds(args),
+        cases or THROUGHPUT_CASES, device=args.device, **sizes, **_rounds(args)
     )
+
+
+def _scale(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
+    from streamrnn_bench.scale import SCALE_CASES, measure_scale
+
+    sizes = {"num_streams": args.streams} if args.streams else {}
+    return measure_scale(cases or SCALE_CASES, **sizes, **_rounds(args))
 
 
 def _rounds(args: argparse.Namespace) -> dict[str, Any]:
@@ -143,6 +147,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, Sequence[Case]], Iterator[Re
     "step": _step,
     "roundtrip": _roundtrip,
     "throughput": _throughput,
+    "scale": _scale,
 }
 
 

@@ -1,12 +1,13 @@
 """The load generator as a process of its own: commands in on stdin, findings out on stdout.
 
-``python -m streamrnn_bench.generator --endpoint ENDPOINT --case CASE --num-streams N``
+``python -m streamrnn_bench.generator --endpoint ENDPOINT --case CASE --num-streams N``, and with
+``--under-way n`` only so many steps under way, of streams in random order.
 
 One JSON object a line each way. ``{"drive_s": s, "num_round_trips": n}`` drives the streams so
 long; ``{"keep": path, "num_steps": T}``, only as the first command, does T steps of each stream
-and writes their outputs, float32 [T, N, O], as npy. Every answer has "num_replies" and
-"elapsed_s", with round trips also "p50_us", "p99_us" and "p99.9_us", or else "error". It ends with
-its input.
+and writes the outputs of the first n streams, at most 4096, float32 [T, n, O], as npy. Every
+answer has "num_replies", "elapsed_s" and "opened_s", which all streams took to open, with round
+trips also "p50_us", "p99_us" and "p99.9_us", or else "error". It ends with its input.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +49,8 @@ class Generator:
         Whether nobody at the other end knows streams and numbers.
     window : int
         Of the streams; 0 for the server's default.
+    num_under_way : int
+        Steps under way at once; 0 for one of each stream.
 
     Raises
     ------
@@ -61,12 +65,16 @@ class Generator:
         num_streams: int,
         is_echo: bool,
         window: int = 0,
+        num_under_way: int = 0,
     ) -> None:
         self._socket, self._case, self._is_echo = socket, case, is_echo
+        self._num_under_way = num_under_way
+        began_s = time.perf_counter()
         if not is_echo:
             names = stream_names(num_streams)
             for first in range(0, num_streams, MAX_BATCH):
                 self._open(names[first : first + MAX_BATCH], window)
+        self._opened_s = time.perf_counter() - began_s
         self._traffic = self._prepare(num_streams, 0, 0)
 
     def _prepare(self, num_streams: int, num_kept: int, num_round_trips: int) -> Traffic:
@@ -77,6 +85,7 @@ class Generator:
             self._case.hidden_size,
             num_kept,
             num_round_trips,
+            num_under_way=self._num_under_way,
         )
 
     def _open(self, names: list[str], window: int) -> None:
@@ -120,7 +129,11 @@ class Generator:
             raise BenchError(_WORDS.get(how) or self._what_is_bad(traffic))
         if num_kept:
             np.save(command["keep"], traffic.outputs)
-        found = {"num_replies": num_replies, "elapsed_s": elapsed_ns / 1e9}
+        found = {
+            "num_replies": num_replies,
+            "elapsed_s": elapsed_ns / 1e9,
+            "opened_s": self._opened_s,
+        }
         times_us = traffic.round_trips_ns[: min(num_replies, len(traffic.round_trips_ns))] / 1e3
         if len(times_us):
             found |= {f"p{q}_us": float(np.percentile(times_us, q)) for q in (50, 99, 99.9)}
@@ -155,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-streams", type=int, required=True)
     parser.add_argument("--echo", action="store_true")
     parser.add_argument("--window", type=int, default=0)
+    parser.add_argument("--under-way", type=int, default=0)
     args = parser.parse_args(argv)
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.set_hwm(0)
@@ -165,7 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 if generator is None:
                     case = parse_case(args.case)
-                    generator = Generator(dealer, case, args.num_streams, args.echo, args.window)
+                    words = (args.num_streams, args.echo, args.window, args.under_way)
+                    generator = Generator(dealer, case, *words)
                 found = generator.obey(json.loads(line))
             except BenchError as error:
                 found = {"error": str(error)}

@@ -31,6 +31,7 @@ from streamrnn_client import Client, Stream
 __all__ = [
     "ROUNDTRIP_CASES",
     "THROUGHPUT_CASES",
+    "describe_rounds",
     "measure_roundtrips",
     "measure_throughput",
     "verify_outputs",
@@ -158,11 +159,24 @@ def measure_throughput(
             reference="libzmq_echo",
             reference_value=median(their for _, their in pairs),
             target=_THROUGHPUT_TARGETS.get(str(case)) if device == "cpu" else None,
-            note=_note(share, [our / their for our, their in pairs]),
+            note=describe_rounds(share, [our / their for our, their in pairs]),
         )
 
 
-def _note(share: float, ratios: Sequence[float]) -> str:
+def describe_rounds(share: float, ratios: Sequence[float]) -> str:
+    """Say for a table how far rounds differ.
+
+    Parameters
+    ----------
+    share : float
+        What others took of the machine at most.
+    ratios : sequence of float
+        The rounds' ratios.
+
+    Returns
+    -------
+    str
+    """
     return (
         f"{len(ratios)} rounds, {min(ratios):.2f} to {max(ratios):.2f}; "
         f"others took up to {share:.0%} of the machine"
@@ -227,7 +241,7 @@ def _roundtrip(
         reference="libzmq_echo",
         reference_value=median(their[name] for _, their in pairs),
         target=target,
-        note=_note(share, [their[name] / our[name] for our, their in pairs]),
+        note=describe_rounds(share, [their[name] / our[name] for our, their in pairs]),
     )
 
 

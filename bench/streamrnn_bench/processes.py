@@ -12,12 +12,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from streamrnn_bench.cases import Case
 from streamrnn_bench.results import BenchError
 
-__all__ = ["Load", "echo", "load", "serving", "signals_held", "stopping_cleanly", "temporary_model"]
+__all__ = [
+    "Load",
+    "Server",
+    "anonymous_kib",
+    "echo",
+    "load",
+    "server",
+    "serving",
+    "signals_held",
+    "stopping_cleanly",
+    "temporary_model",
+]
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _START_WITHIN_S = 180.0  # the first time, all of the server is compiled
@@ -143,31 +154,70 @@ def temporary_model(case: Case) -> Iterator[Path]:
         yield path
 
 
+class Server(NamedTuple):
+    """A server's process that is ready.
+
+    Attributes
+    ----------
+    endpoint : str
+        Where it listens.
+    pid : int
+        Its process.
+    ready_s : float
+        Seconds from its start until it was ready, to about 0.02.
+    """
+
+    endpoint: str
+    pid: int
+    ready_s: float
+
+
 @contextlib.contextmanager
-def serving(model: Path, *options: str) -> Iterator[str]:
+def server(model: Path, *words: str) -> Iterator[Server]:
     """Run ``streamrnn serve``.
 
     Parameters
     ----------
     model : Path
         What to serve; its directory takes the ready file.
-    *options : str
+    *words : str
         More of the command line.
 
     Yields
     ------
-    str
-        Its endpoint.
+    Server
 
     Raises
     ------
     BenchError
         If it does not start.
     """
-    ready = model.with_name("server.ready")
-    words = ("serve", str(model), "--bind", "tcp://127.0.0.1:0", "--ready-file", str(ready))
-    with _process("streamrnn_server", *words, *options) as process:
-        yield json.loads(_wait_for(ready, process))["endpoints"][0]
+    began_s = time.monotonic()
+    ready = model.with_name(f"server-{time.monotonic_ns()}.ready")
+    always = ("serve", str(model), "--bind", "tcp://127.0.0.1:0", "--ready-file", str(ready))
+    with _process("streamrnn_server", *always, *words) as process:
+        told = json.loads(_wait_for(ready, process))
+        yield Server(told["endpoints"][0], told["pid"], time.monotonic() - began_s)
+
+
+@contextlib.contextmanager
+def serving(model: Path, *words: str) -> Iterator[str]:
+    """Run ``streamrnn serve``, as `server` does.
+
+    Parameters
+    ----------
+    model : Path
+        What to serve.
+    *words : str
+        More of the command line.
+
+    Yields
+    ------
+    str
+        Its endpoint.
+    """
+    with server(model, *words) as process:
+        yield process.endpoint
 
 
 @contextlib.contextmanager
@@ -242,7 +292,9 @@ class Load:
 
 
 @contextlib.contextmanager
-def load(endpoint: str, case: Case, num_streams: int, is_echo: bool = False) -> Iterator[Load]:
+def load(
+    endpoint: str, case: Case, num_streams: int, is_echo: bool = False, *words: str
+) -> Iterator[Load]:
     """Run a load generator.
 
     Parameters
@@ -255,11 +307,39 @@ def load(endpoint: str, case: Case, num_streams: int, is_echo: bool = False) -> 
         Streams with one step under way each.
     is_echo : bool
         Whether an echo is at the other end.
+    *words : str
+        More arguments of `streamrnn_bench.generator`.
 
     Yields
     ------
     Load
     """
-    words = ["--endpoint", endpoint, "--case", str(case), "--num-streams", str(num_streams)]
-    with _process("streamrnn_bench.generator", *words, *["--echo"] * is_echo) as process:
+    always = ["--endpoint", endpoint, "--case", str(case), "--num-streams", str(num_streams)]
+    always += ["--echo"] * is_echo
+    with _process("streamrnn_bench.generator", *always, *words) as process:
         yield Load(process)
+
+
+def anonymous_kib(pid: int) -> int:
+    """Return how much memory a process has that is no file's.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+
+    Returns
+    -------
+    int
+        KiB.
+
+    Raises
+    ------
+    BenchError
+        Where the system does not tell (it is not Linux).
+    """
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError as error:
+        raise BenchError(f"memory cannot be measured here: {error}") from error
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))

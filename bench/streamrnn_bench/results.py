@@ -31,13 +31,13 @@ class Result:
     Attributes
     ----------
     benchmark : str
-        ``step``, ``roundtrip`` or ``throughput``.
+        ``step``, ``roundtrip``, ``throughput`` or ``scale``.
     case : str
         What was measured, such as ``"lstm 64->128 B=48 float32 cpu"``.
     value, reference_value : float
         Both in `unit`.
     unit : str
-        Of a rate (``"GFLOP/s"``) or of a time (``"us"``).
+        Of a rate (``"GFLOP/s"``), or of a time or memory (``"us"``, ``"KiB"``).
     reference : str
         What it is compared with: ``fma_peak``, ``cache_bandwidth``, ``libzmq_echo``, ...
     target : float or None
@@ -57,8 +57,8 @@ class Result:
 
     @property
     def ratio(self) -> float:
-        """How many times better than the reference: of rates the quotient, of times its inverse."""
-        if self.unit in _UNITS_OF_TIME:
+        """How many times better than the reference: of rates the quotient, of costs its inverse."""
+        if self.unit in _UNITS_OF_COST:
             return self.reference_value / self.value
         return self.value / self.reference_value
 
@@ -82,7 +82,7 @@ class Result:
         }
 
 
-_UNITS_OF_TIME = ("s", "ms", "us", "ns")
+_UNITS_OF_COST = ("s", "ms", "us", "ns", "KiB")
 
 
 @cache

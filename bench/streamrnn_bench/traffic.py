@@ -1,4 +1,4 @@
-"""The load: many streams, each with one step under way, sent and received by compiled code.
+"""The load: many streams, at most one step of each under way, sent and received by compiled code.
 
 It speaks the wire through the server's own bindings and codec, so a client costs as little as it
 can, and what is left of the machine is the server's.
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes
+from streamrnn_bench.results import BenchError
 from streamrnn_client.protocol import encode_request
 from streamrnn_server.decode import BIN, NIL, read_array, read_head, read_uint
 from streamrnn_server.encode import write_bin, write_uint
@@ -30,11 +31,22 @@ from streamrnn_server.libzmq import (
     send_bytes,
 )
 
-__all__ = ["ALL_WELL", "FIRST_MSGID", "Traffic", "drive", "make_traffic", "stream_names"]
+__all__ = [
+    "ALL_WELL",
+    "FIRST_MSGID",
+    "MAX_LOOKED_AT",
+    "Traffic",
+    "drive",
+    "make_traffic",
+    "stream_names",
+    "stream_order",
+]
 
 # A stream's number is added: all msgids take five bytes, so an echo finds them blindly.
 FIRST_MSGID = 1 << 31
 NUM_X = 64  # inputs, a power of two; small, to leave the caches to the server
+MAX_LOOKED_AT = 4_096
+_NUM_DIGITS = 6
 _TIMEOUT_MS = 5_000
 _MAX_BAD_BYTES = 4096
 
@@ -59,10 +71,13 @@ class Traffic(NamedTuple):
         When.
     round_trips_ns : ndarray of int64
         Times from send to receive, as many as there is room for; if none, no clock is read.
-    outputs : ndarray of float32, shape (num_kept, N, output_size)
-        The outputs of the first steps.
+    outputs : ndarray of float32, shape (num_kept, num_looked_at, output_size)
+        The outputs of the first steps of the first streams.
     y_bytes : int
         4 * output_size.
+    num_under_way : int
+        Streams that have a step under way, a divisor of N. When stream s has its reply, stream
+        ``(s + num_under_way) % N`` sends its next step: if it is N, that is s itself.
     bad : ndarray of uint8
         The beginning of a reply that was not as it must be.
     num_bad_bytes : ndarray of int64, shape (1,)
@@ -79,9 +94,25 @@ class Traffic(NamedTuple):
     round_trips_ns: NDArray[np.int64]
     outputs: NDArray[np.float32]
     y_bytes: int
+    num_under_way: int
     bad: NDArray[np.uint8]
     num_bad_bytes: NDArray[np.int64]
     scratch: NDArray[np.uint8]
+
+    def input_of(self, stream: int, seq: int) -> NDArray[np.float32]:
+        """Return what a stream sends at a step.
+
+        Parameters
+        ----------
+        stream, seq : int
+            Which.
+
+        Returns
+        -------
+        ndarray of float32, shape (num_inputs,)
+        """
+        used: NDArray[np.float32] = self.x[(stream + 7 * seq) % NUM_X]
+        return used
 
 
 def stream_names(num_streams: int) -> list[str]:
@@ -96,7 +127,26 @@ def stream_names(num_streams: int) -> list[str]:
     -------
     list of str
     """
-    return [f"stream-{k:06d}" for k in range(num_streams)]
+    return [f"stream-{k:0{_NUM_DIGITS}d}" for k in range(num_streams)]
+
+
+def stream_order(num_streams: int, num_under_way: int = 0, seed: int = 0) -> NDArray[np.int64]:
+    """Return which of the streams are stream 0, 1, ... of a `Traffic`.
+
+    Parameters
+    ----------
+    num_streams, num_under_way, seed : int
+        As for `make_traffic`.
+
+    Returns
+    -------
+    ndarray of int64, shape (num_streams,)
+        Shuffled if not all have a step under way.
+    """
+    order = np.arange(num_streams)
+    if 0 < num_under_way < num_streams:
+        np.random.default_rng(seed + 1).shuffle(order)
+    return order
 
 
 def make_traffic(
@@ -107,6 +157,7 @@ def make_traffic(
     num_kept: int = 0,
     num_round_trips: int = 0,
     seed: int = 0,
+    num_under_way: int = 0,
 ) -> Traffic:
     """Prepare the load.
 
@@ -119,34 +170,57 @@ def make_traffic(
     num_inputs, output_size : int
         The model's.
     num_kept : int
-        Number of first steps whose outputs are kept.
+        Number of first steps whose outputs are kept, of at most `MAX_LOOKED_AT` streams.
     num_round_trips : int
         Number of round trips to be timed.
     seed : int
-        Of the inputs.
+        Of the inputs, and of the order of the streams where not all have a step under way.
+    num_under_way : int
+        See `Traffic`; 0 for all streams.
 
     Returns
     -------
     Traffic
+
+    Raises
+    ------
+    BenchError
+        If `num_under_way` does not divide N.
     """
+    num_under_way = num_under_way or num_streams
+    if num_streams % num_under_way:
+        raise BenchError(f"{num_under_way} steps under way do not divide {num_streams} streams")
     rng = np.random.default_rng(seed)
-    heads = []
-    for k, name in enumerate(stream_names(num_streams)):
-        whole = encode_request(FIRST_MSGID + k, "step", [name, 0, b""])
-        heads.append(np.frombuffer(whole[: whole.index(name.encode()) + len(name)], np.uint8))
+    heads = _make_heads(stream_order(num_streams, num_under_way, seed))
+    num_looked_at = min(num_streams, MAX_LOOKED_AT)
     return Traffic(
         socket=socket,
-        heads=np.stack(heads),
+        heads=heads,
         x=rng.standard_normal((NUM_X, num_inputs)).astype(np.float32),
         seqs=np.zeros(num_streams, dtype=np.int64),
         sent_ns=np.zeros(num_streams, dtype=np.int64),
         round_trips_ns=np.zeros(num_round_trips, dtype=np.int64),
-        outputs=np.zeros((num_kept, num_streams, output_size), dtype=np.float32),
+        outputs=np.zeros((num_kept, num_looked_at, output_size), dtype=np.float32),
         y_bytes=4 * output_size,
+        num_under_way=num_under_way,
         bad=np.zeros(_MAX_BAD_BYTES, dtype=np.uint8),
         num_bad_bytes=np.zeros(1, dtype=np.int64),
-        scratch=np.zeros(1024 + heads[0].size + 4 * num_inputs, dtype=np.uint8),
+        scratch=np.zeros(1024 + heads.shape[1] + 4 * num_inputs, dtype=np.uint8),
     )
+
+
+def _make_heads(numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return what requests begin with: that of stream 0, with other msgids and other digits."""
+    (name,) = stream_names(1)
+    whole = encode_request(FIRST_MSGID, "step", [name, 0, b""])
+    head = np.frombuffer(whole[: whole.index(name.encode()) + len(name)], np.uint8)
+    heads = np.tile(head, (len(numbers), 1))
+    at = whole.index(FIRST_MSGID.to_bytes(4, "big"))
+    msgids = (FIRST_MSGID + np.arange(len(numbers))).astype(">u4")
+    heads[:, at : at + 4] = msgids.view(np.uint8).reshape(-1, 4)
+    for k in range(1, _NUM_DIGITS + 1):
+        heads[:, -k] = ord("0") + numbers // 10 ** (k - 1) % 10
+    return heads
 
 
 # Places in the scratch.
@@ -160,7 +234,7 @@ _OUT = _CLOCK + 16
 def drive(
     traffic: Traffic, duration_ns: int, max_seq: int, checks_seq: bool
 ) -> tuple[int, int, int]:
-    """Keep one step of every stream under way, and check every reply's form.
+    """Keep steps of as many streams under way, and check every reply's form.
 
     Parameters
     ----------
@@ -192,9 +266,9 @@ def drive(
     start = now = monotonic_ns(clock)
     stopped_at = np.int64(0)
     how = ALL_WELL
-    for stream in range(num_streams):
+    for stream in range(traffic.num_under_way):
         how = max(how, _send_step(traffic, stream, now))
-    num_under_way = num_streams
+    num_under_way = traffic.num_under_way
     while num_under_way > 0 and how == ALL_WELL:
         size = receive_frame(traffic.socket, message)
         if size < 0:
@@ -215,6 +289,9 @@ def drive(
             num_timed += 1
         if stopped_at == 0 and now - start >= duration_ns:
             stopped_at, num_counted = now, num_replies
+        stream += traffic.num_under_way
+        if stream >= num_streams:
+            stream -= num_streams
         if stopped_at != 0 or traffic.seqs[stream] >= max_seq:
             num_under_way -= 1
         else:
@@ -264,6 +341,6 @@ def _check_reply(traffic: Traffic, data: int, num_bytes: int, checks_seq: bool) 
         copy_bytes(traffic.bad.ctypes.data, data, traffic.num_bad_bytes[0])
         return -1
     step = traffic.seqs[stream] - 1
-    if step < len(traffic.outputs):
+    if step < traffic.outputs.shape[0] and stream < traffic.outputs.shape[1]:
         copy_bytes(traffic.outputs[step, stream].ctypes.data, at, y_bytes)
     return stream

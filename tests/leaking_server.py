@@ -1,0 +1,25 @@
+"""The server with one deallocation less: a stream that ends never gives its ring of outputs back.
+
+It is compiled anew, so its machine code must go to a cache of its own (STREAMRNN_CACHE_DIR).
+"""
+
+import sys
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import store_i64
+from streamrnn.state import slab
+from streamrnn_server import ring
+
+
+@jit
+def forget_ring(arena, header):
+    store_i64(header + slab.RING, 0)
+
+
+assert "streamrnn_server.slots" not in sys.modules  # which calls it
+ring.drop_ring = forget_ring
+
+if __name__ == "__main__":
+    from streamrnn_server.cli import main
+
+    sys.exit(main())
