@@ -7,9 +7,8 @@ simulation) sends what stands in the `outbox`, hands over replies and calls `tic
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from streamrnn_client import errors
@@ -31,6 +30,12 @@ _MAX_RESEND_S = 2.0  # while the time between two repetitions doubles
 _NEVER = float("inf")
 
 Buffer = bytes | memoryview
+
+
+def _msgids() -> Iterator[int]:
+    """Give msgids, over and over; `itertools.cycle` would remember all that it ever gave."""
+    while True:
+        yield from range(1, MAX_MSGID + 1)
 
 
 class Call:
@@ -147,7 +152,7 @@ class Exchange:
         self._is_connected = is_connected
         self._pending: dict[int, Call] = {}
         self._backlog: deque[Call] = deque()
-        self._msgids = itertools.cycle(range(1, MAX_MSGID + 1))
+        self._msgids = _msgids()
         self.outbox: deque[Call] = deque()
         self.max_in_flight = MAX_MSGID
         self.num_unreadable = 0
