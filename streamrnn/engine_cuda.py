@@ -27,6 +27,7 @@ __all__ = ["CudaDevice"]
 _MAX_WORK_BYTES = 64 << 20  # scratch of a wave
 _MAX_BUFFER_BYTES = 8 << 20  # a wave's inputs, or its outputs
 _MIN_ROWS, _MAX_ROWS = 128, 16_384  # of a wave
+_MAX_CHUNK_STEPS = 32  # of a server's wave, while which others wait
 _SPARE_BYTES = 256 << 20  # for the driver, and for the code of the kernels
 
 
@@ -50,6 +51,8 @@ class CudaDevice:
         What decides the bits of an output besides model and inputs.
     max_rows : int
         Of a wave.
+    max_chunk_rows, max_chunk_steps : int
+        Of a wave whose steps are one launch; no rows if the model goes step by step.
     wave_x, wave_y : ndarray of float32
         Pinned memory for `begin_wave` and `end_wave`.
 
@@ -89,6 +92,12 @@ class CudaDevice:
             self._lanes = [Lane(self._network, self._slab, *sizes, self._compute) for _ in range(2)]
         except gpu_errors() as error:
             raise DeviceError(f"the GPU has refused the memory that it showed: {error}") from error
+        self.max_chunk_rows = rows = self._network.max_chunk_rows
+        self.max_chunk_steps = min(
+            _MAX_CHUNK_STEPS,
+            self._x_size // max(1, rows * (1 + self._num_inputs)),
+            self._y_size // max(1, rows * self._output_size),
+        )
         self.wave_x, self.wave_y = self._lanes[0].x, self._lanes[0].y
         self._guard(self._warm_up)
 

@@ -102,6 +102,52 @@ def test_a_server_on_tensor_cores_names_its_arithmetic(models, rng):
     np.testing.assert_array_equal(y, engine.steps("a", x))
 
 
+def test_a_chunk_is_one_launch_while_nobody_else_is_ready(models, rng, monkeypatch):
+    x = random_inputs(rng, models["lstm"].spec, 2, 40)
+    expected = [expected_of(models["lstm"], each) for each in x]
+    waves = []
+    begin = lane.Lane.begin
+
+    def noting(self, num_rows, num_steps, overlaps):
+        waves.append((num_rows, num_steps))
+        begin(self, num_rows, num_steps, overlaps)
+
+    with served({"lstm": models["lstm"]}) as peer:
+        for stream in "ab":
+            peer.ok("open", stream, None, 64)
+        monkeypatch.setattr(lane.Lane, "begin", noting)
+        last, _, y = peer.ok("step", "a", 1, x[0].tobytes())
+        assert (last, y) == (40, expected[0].tobytes())
+        assert waves == [(1, 32), (1, 8)]
+        # Each of the forty is remembered under its number.
+        assert peer.ok("step", "a", 39, x[0, 38].tobytes())[2] == expected[0][38].tobytes()
+        assert peer.ok("step", "a", 2, x[0, 1:4].tobytes())[2] == expected[0][1:4].tobytes()
+        assert len(waves) == 2
+        assert peer.ok("step", "b", 1, x[1, :1].tobytes())[2] == expected[1][:1].tobytes()
+        assert waves[2:] == [(1, 1)]
+
+
+def test_a_nan_within_a_chunk_ends_it_there(models, rng, monkeypatch):
+    x = random_inputs(rng, models["gru"].spec, 1, 5)[0]
+    expected = expected_of(models["gru"], x)
+    end = lane.Lane.end
+    poison = [False]
+
+    def ending(self):
+        end(self)
+        if poison[0]:
+            self.y[2 * 3] = np.nan  # the third step's first output
+
+    with served({"gru": models["gru"]}) as peer:
+        peer.ok("open", "a", None, 8)
+        monkeypatch.setattr(lane.Lane, "end", ending)
+        poison[0] = True
+        assert peer.error("step", "a", 1, x.tobytes())[0] == "quarantined"
+        poison[0] = False
+        assert peer.ok("reset", "a", 4) == [4, 0]
+        assert peer.ok("step", "a", 5, x[0].tobytes())[2] == expected[0].tobytes()
+
+
 def test_rows_come_and_go(models, rng):
     """Reset, close, a slot used again, a duplicate, a fork, an export and an import."""
     model = models["lstm"]

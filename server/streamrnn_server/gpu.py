@@ -21,10 +21,16 @@ from streamrnn_server.admit import admit
 from streamrnn_server.memory import ShardMemory
 from streamrnn_server.receive import receive
 from streamrnn_server.reply import reply
-from streamrnn_server.rows import empty_wave, fill_wave, find_rows_to_save, let_askers_go_on
+from streamrnn_server.rows import (
+    empty_wave,
+    fill_wave,
+    find_rows_to_save,
+    let_askers_go_on,
+    steps_together,
+)
 from streamrnn_server.saving import can_save_more, save
 from streamrnn_server.waiting import listen, read_clock, sweep, wait
-from streamrnn_server.wave import choose_model, commit, gather
+from streamrnn_server.wave import choose_model, commit, gather, note_all_but_last
 
 __all__ = ["GpuShard", "compile_for_gpu", "make_devices", "rows_of_a_wave"]
 
@@ -94,8 +100,10 @@ def compile_for_gpu() -> None:
     gather.compile((types.int64, types.int64[::1], types.int64))
     find_rows_to_save.compile(one * 2)
     commit.compile(one * 3)
-    fill_wave.compile(one * 4)
-    empty_wave.compile(one * 4)
+    for function in (note_all_but_last, steps_together):
+        function.compile(one * 4)
+    for function in (empty_wave, fill_wave):
+        function.compile(one * 5)
 
 
 class GpuShard:
@@ -139,14 +147,17 @@ class GpuShard:
                 self._bring_rows()
             if num_rows > 0:
                 device = self._devices[index]
-                fill_wave(shard, model, num_rows, address_of(device.wave_x))
-                device.begin_wave(num_rows)
+                most = (device.max_chunk_rows, device.max_chunk_steps)
+                num_steps = steps_together(shard, num_rows, *most)
+                fill_wave(shard, model, num_rows, num_steps, address_of(device.wave_x))
+                device.begin_wave(num_rows, num_steps)
             # While the GPU computes. What comes for a stream of the wave waits for its turn.
             num_messages = receive(shard)
             admit(shard)
             if num_rows > 0:
                 device.end_wave()
-                empty_wave(shard, model, num_rows, address_of(device.wave_y))
+                empty_wave(shard, model, num_rows, num_steps, address_of(device.wave_y))
+                note_all_but_last(shard, model, num_rows, num_steps)
                 commit(shard, model, num_rows)
             read_clock(shard)
             self._fetch(memory.to_save[: find_rows_to_save(shard, self._to_save)])

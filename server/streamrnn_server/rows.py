@@ -21,6 +21,7 @@ from streamrnn.kernels.memory import (
 )
 from streamrnn.state import slab as h
 from streamrnn_server import layout as w
+from streamrnn_server import requests as r
 from streamrnn_server.slots import header_of, make_ready, model_of
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "is_away",
     "let_askers_go_on",
     "note_written",
+    "steps_together",
 ]
 
 _MAX_LOOKED_AHEAD = 256
@@ -137,7 +139,36 @@ def find_rows_to_save(shard: int, slots: int) -> int:
 
 
 @jit
-def fill_wave(shard: int, model: int, num_rows: int, buffer: int) -> None:
+def steps_together(shard: int, num_rows: int, max_rows: int, max_steps: int) -> int:
+    """Tell how many steps of a wave's streams may be one launch: others join at every wave.
+
+    Parameters
+    ----------
+    shard : int
+        Address of the shard, whose WAVE_REQUESTS are filled.
+    num_rows : int
+        The number of rows.
+    max_rows, max_steps : int
+        The most that the GPU takes at once.
+
+    Returns
+    -------
+    int
+        1 as soon as another stream is ready, or one of these has but one step to go.
+    """
+    if num_rows > max_rows or load_i64(shard + w.NUM_READY) != 0:
+        return 1
+    requests = load_i64(shard + w.WAVE_REQUESTS)
+    num_steps = max_steps
+    for row in range(num_rows):
+        request = load_i64(requests + 8 * row)
+        left = load_i64(request + r.NUM_STEPS) - load_i64(request + r.PROGRESS)
+        num_steps = min(num_steps, left)
+    return num_steps
+
+
+@jit
+def fill_wave(shard: int, model: int, num_rows: int, num_steps: int, buffer: int) -> None:
     """Write a wave's slots and inputs one after the other.
 
     Parameters
@@ -146,24 +177,24 @@ def fill_wave(shard: int, model: int, num_rows: int, buffer: int) -> None:
         Address of the shard, whose WAVE_SLOTS and XS are filled.
     model : int
         Address of the record of the wave's model.
-    num_rows : int
-        The number of rows.
+    num_rows, num_steps : int
+        Of the wave.
     buffer : int
-        Address of int32[num_rows] and, behind it, of num_rows inputs.
+        Address of int32[num_rows] and, behind it, of num_rows * num_steps inputs.
     """
     places, first_slot = load_i64(shard + w.PLACES), load_i64(model + w.FIRST_SLOT)
     slots, xs = load_i64(shard + w.WAVE_SLOTS), load_i64(shard + w.XS)
-    step_bytes = load_i64(model + w.STEP_BYTES)
+    row_bytes = num_steps * load_i64(model + w.STEP_BYTES)
     inputs = buffer + 4 * num_rows
     for row in range(num_rows):
         slot = load_i64(slots + 8 * row)
         store_i32(buffer + 4 * row, slot - first_slot)
         store_u8(places + slot, w.ROW_AWAY)
-        copy_bytes(inputs + row * step_bytes, load_i64(xs + 8 * row), step_bytes)
+        copy_bytes(inputs + row * row_bytes, load_i64(xs + 8 * row), row_bytes)
 
 
 @jit
-def empty_wave(shard: int, model: int, num_rows: int, buffer: int) -> None:
+def empty_wave(shard: int, model: int, num_rows: int, num_steps: int, buffer: int) -> None:
     """Put a wave's outputs where their requests want them.
 
     Parameters
@@ -172,11 +203,11 @@ def empty_wave(shard: int, model: int, num_rows: int, buffer: int) -> None:
         Address of the shard, whose YS are filled.
     model : int
         Address of the record of the wave's model.
-    num_rows : int
-        The number of rows.
+    num_rows, num_steps : int
+        Of the wave.
     buffer : int
-        Address of num_rows outputs.
+        Address of num_rows * num_steps outputs.
     """
-    ys, y_bytes = load_i64(shard + w.YS), load_i64(model + w.Y_BYTES)
+    ys, y_bytes = load_i64(shard + w.YS), num_steps * load_i64(model + w.Y_BYTES)
     for row in range(num_rows):
         copy_bytes(load_i64(ys + 8 * row), buffer + row * y_bytes, y_bytes)

@@ -46,7 +46,7 @@ from streamrnn_server.streams import (
 )
 from streamrnn_server.users import is_forbidden
 
-__all__ = ["choose_model", "commit", "gather", "view"]
+__all__ = ["choose_model", "commit", "gather", "note_all_but_last", "note_step", "view"]
 
 _LOOKED_AT_A_ROW = 4  # slots, at most
 _UNKNOWN, _FORBIDDEN, _BUSY, _QUARANTINED = (
@@ -276,24 +276,14 @@ def commit(shard: int, model: int, num_rows: int) -> None:
         The number of rows computed.
     """
     pool = load_i64(shard + w.POOL)
-    step_bytes, y_bytes = load_i64(model + w.STEP_BYTES), load_i64(model + w.Y_BYTES)
     for row in range(num_rows):
         at = 8 * row
         slot = load_i64(load_i64(shard + w.WAVE_SLOTS) + at)
         request = load_i64(load_i64(shard + w.WAVE_REQUESTS) + at)
         header = header_of(shard, slot)
-        if load_i64(request + r.FIRST_SEQ) > 0:
-            seq = load_i64(header + h.LAST_SEQ) + 1
-            store_i64(header + h.LAST_SEQ, seq)
-            digest = digest_of(load_i64(load_i64(shard + w.XS) + at), step_bytes)
-            remember(header, seq, digest, load_i64(load_i64(shard + w.YS) + at), y_bytes)
-        mark_dirty(shard, slot, header)
-        # Each output sees all of the state: if it has no NaN, then neither has the state.
-        if has_nan(load_i64(load_i64(shard + w.YS) + at), y_bytes):
-            _freeze(shard, header, request)
-        progress = load_i64(request + r.PROGRESS) + 1
-        store_i64(request + r.PROGRESS, progress)
-        if progress == load_i64(request + r.NUM_STEPS) or load_i64(request + r.CODE) != 0:
+        note_step(shard, model, row)
+        is_done = load_i64(request + r.PROGRESS) == load_i64(request + r.NUM_STEPS)
+        if is_done or load_i64(request + r.CODE) != 0:
             note_durable(header, request)
             pop_waiting(pool, header)
             finish(shard, request)
@@ -303,6 +293,63 @@ def commit(shard: int, model: int, num_rows: int) -> None:
             _rest(shard, slot, header)
     count(shard, w.NUM_STEPS_DONE, num_rows)
     count(shard, w.NUM_WAVES, 1)
+
+
+@jit
+def note_step(shard: int, model: int, row: int) -> None:
+    """Give a step of a wave its number and remember it; after an error there is none.
+
+    Parameters
+    ----------
+    shard : int
+        Address of the shard.
+    model : int
+        Address of the record of the wave's model.
+    row : int
+        Of the wave.
+    """
+    at = 8 * row
+    slot = load_i64(load_i64(shard + w.WAVE_SLOTS) + at)
+    request = load_i64(load_i64(shard + w.WAVE_REQUESTS) + at)
+    if load_i64(request + r.CODE) != 0:
+        return
+    step_bytes, y_bytes = load_i64(model + w.STEP_BYTES), load_i64(model + w.Y_BYTES)
+    y = load_i64(load_i64(shard + w.YS) + at)
+    header = header_of(shard, slot)
+    if load_i64(request + r.FIRST_SEQ) > 0:
+        seq = load_i64(header + h.LAST_SEQ) + 1
+        store_i64(header + h.LAST_SEQ, seq)
+        digest = digest_of(load_i64(load_i64(shard + w.XS) + at), step_bytes)
+        remember(header, seq, digest, y, y_bytes)
+    mark_dirty(shard, slot, header)
+    # Each output sees all of the state: if it has no NaN, then neither has the state.
+    if has_nan(y, y_bytes):
+        _freeze(shard, header, request)
+    store_i64(request + r.PROGRESS, load_i64(request + r.PROGRESS) + 1)
+
+
+@jit
+def note_all_but_last(shard: int, model: int, num_rows: int, num_steps: int) -> None:
+    """Note the steps of a wave that took several of each stream, before `commit` notes the last.
+
+    Parameters
+    ----------
+    shard : int
+        Address of the shard. XS and YS point to each row's first step, and to its last then.
+    model : int
+        Address of the record of the wave's model.
+    num_rows, num_steps : int
+        Of the wave.
+    """
+    xs, ys = load_i64(shard + w.XS), load_i64(shard + w.YS)
+    step_bytes, y_bytes = load_i64(model + w.STEP_BYTES), load_i64(model + w.Y_BYTES)
+    for row in range(num_rows):
+        at = 8 * row
+        for _ in range(num_steps - 1):
+            note_step(shard, model, row)
+            store_i64(xs + at, load_i64(xs + at) + step_bytes)
+            store_i64(ys + at, load_i64(ys + at) + y_bytes)
+    count(shard, w.NUM_STEPS_DONE, num_rows * (num_steps - 1))
 
 
 @jit
