@@ -218,8 +218,11 @@ def test_two_shards_share_a_gpu(models, rng):
 
 
 def test_a_failed_gpu_ends_the_server_as_a_crash_does(models, rng, tmp_path, monkeypatch):
-    x = random_inputs(rng, models["gru"].spec, 1, 1)[0]
-    config = ServerConfig(bind=Endpoint("127.0.0.1", 0), device="cuda", max_streams=2)
+    """What was durable is in the next server, to the bit; the step that failed comes again."""
+    x = random_inputs(rng, models["gru"].spec, 1, 3)[0]
+    expected = expected_of(models["gru"], x)
+    options: dict[str, Any] = {"state_dir": tmp_path, "durability": "always"}
+    config = ServerConfig(bind=Endpoint("127.0.0.1", 0), device="cuda", max_streams=2, **options)
     server = Server({"gru": models["gru"]}, config, EventLog(stream=io.StringIO()))
     failures = []
 
@@ -238,13 +241,20 @@ def test_a_failed_gpu_ends_the_server_as_a_crash_does(models, rng, tmp_path, mon
     thread.start()
     peer = Peer(server.endpoints[0])
     peer.ok("open", "a", None, 4)
-    monkeypatch.setattr(lane.Lane, "begin", fail)
-    peer.send("step", "a", 1, x[0].tobytes())
-    thread.join(timeout=60)
+    assert peer.ok("step", "a", 1, x[:2].tobytes())[:2] == [2, 2]
+    with monkeypatch.context() as broken:
+        broken.setattr(lane.Lane, "begin", fail)
+        peer.send("step", "a", 3, x[2].tobytes())
+        thread.join(timeout=60)
     assert not thread.is_alive()
     peer.socket.close()
+    assert server._disk is not None
+    server._disk.close()
     server.close()
     assert "ILLEGAL_ADDRESS" in str(failures[0])
+    with served({"gru": models["gru"]}, **options) as again:
+        assert again.ok("open", "a", None, 4) == [2, 2, 4]
+        assert again.ok("step", "a", 3, x[2].tobytes())[2] == expected[2].tobytes()
 
 
 # ---------------------------------------------------------------------------------------------
