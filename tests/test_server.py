@@ -563,6 +563,26 @@ def test_a_reader_that_does_not_read_is_shed_and_nobody_waits(models, x):
             each.socket.close()
 
 
+def test_a_late_reader_within_its_bound_loses_no_reply():
+    wide = random_model(np.random.default_rng(0), [("rnn_tanh", 300)], inputs=1, head=None)
+    with serving({"wide": wide}, max_in_flight=256) as server:
+        late, other = Peer(server.endpoints[0]), Peer(server.endpoints[0])
+        late.socket.setsockopt(zmq.RCVHWM, 1)
+        names = [str(k) for k in range(256)]
+        late.ok("open", names, None, 256)
+        one, chunk = np.ones(1, np.float32).tobytes(), np.ones(200, np.float32).tobytes()
+        for name in names[:90]:  # read, but not so many that libzmq takes note
+            late.ok("step", name, 0, one)
+        for name in names:
+            late.send("step", name, 0, chunk)
+        while peer_stats(other)["num_steps"] < 90 + 256 * 200:
+            pass
+        assert peer_stats(other)["num_dropped_slow_reader"] == 0
+        assert all(late.receive()[1] is None for _ in names)
+        for each in (late, other):
+            each.socket.close()
+
+
 def test_hello_and_models_say_what_is_served(peer, models):
     hello = peer.ok("hello", {"client": "test"})
     assert hello["models"] == list(models)

@@ -179,7 +179,9 @@ class Server:
             # The second with the same routing id is refused: it might be somebody else.
             zmq.ROUTER_HANDOVER: 0,
             zmq.MAXMSGSIZE: 4 * config.max_message_bytes,
-            zmq.SNDHWM: config.max_in_flight,
+            # libzmq learns what has left a pipe after each half of a mark only. With a mark at what
+            # a client may have in flight, replies were dropped from half of that on.
+            zmq.SNDHWM: 2 * config.max_in_flight,
             zmq.RCVHWM: config.max_in_flight,
             zmq.HANDSHAKE_IVL: 10_000,
             zmq.HEARTBEAT_IVL: 10_000,
