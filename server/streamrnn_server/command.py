@@ -17,6 +17,7 @@ from types import FrameType
 from streamrnn.errors import DeviceError, StartError
 from streamrnn.precision import DEVICE_PRECISIONS
 from streamrnn_client.protocol import DEFAULT_PORT, DURABILITIES
+from streamrnn_server.allocator import keep_freed_memory
 from streamrnn_server.config import DEVICES
 from streamrnn_server.logs import FORMATS, LEVELS
 
@@ -190,6 +191,7 @@ def run(args: argparse.Namespace) -> int:
     models = load_models(args.model)
     from streamrnn_server.server import Server
 
+    keep_freed_memory()
     signals = _Signals()
     server = Server(models, config, log)
     signals.hand_over(server.wake_file, server.stop)

@@ -161,7 +161,7 @@ class GpuShard:
                 commit(shard, model, num_rows)
             read_clock(shard)
             self._fetch(memory.to_save[: find_rows_to_save(shard, self._to_save)])
-            save(shard)
+            save(shard, False)  # the rows were brought for it
             listen(shard)
             reply(shard)
             sweep(shard)

@@ -68,6 +68,7 @@ __all__ = ["COUNTERS", "MODEL_RECORD_BYTES", "NUM_BUCKETS", "SHARD_WORDS"]
     SAVE_AT_NS,  # when the next checkpoint is due, if anything is dirty
     SAVE_NOW,  # somebody waits for a checkpoint
     IS_SAVING,  # a checkpoint is being made
+    IS_PACED,  # it may take its time
     HAS_FAILED,  # a part of it could not be written
     NUM_FAILED_IN_A_ROW,
     DIRTY,  # address of int32[number of slots]: the slots that the next checkpoint writes
@@ -96,8 +97,8 @@ __all__ = ["COUNTERS", "MODEL_RECORD_BYTES", "NUM_BUCKETS", "SHARD_WORDS"]
     NUM_ASKED_FOR,
     BUDGET,  # address of what rows, slots and the arena's pages count against
     USERS,  # address of the users and of the streams' owners; 0 without keys
-) = range(0, 680, 8)
-SHARD_WORDS = 85
+) = range(0, 688, 8)
+SHARD_WORDS = 86
 
 ROW_SAME, ROW_HERE, ROW_AWAY = range(3)  # on the host and the GPU, or newer on one of them
 

@@ -55,6 +55,8 @@ __all__ = [
 _MAX_SLICE_BYTES = 96 * 1024
 _PREFETCHED_SLOTS = 8
 _MAX_PREFETCHED_BYTES = 1024
+_PACE = 4  # a checkpoint is copied in an interval less its fourth
+_MIN_SLICE_SLOTS = 8
 
 
 @jit
@@ -167,13 +169,15 @@ def is_all_saved(shard: int) -> bool:
 
 
 @jit
-def save(shard: int) -> None:
+def save(shard: int, is_busy: bool) -> None:
     """Do one slice of a checkpoint, if one is being made or due.
 
     Parameters
     ----------
     shard : int
         Address of the shard; no wave is being computed.
+    is_busy : bool
+        Whether messages are coming. Then a checkpoint that nobody waits for takes its time.
     """
     if load_i64(shard + w.DISK) == 0:
         return
@@ -183,14 +187,35 @@ def save(shard: int) -> None:
         if not _is_due(shard):
             return
         _begin(shard)
-    _copy_some(shard)
+    _copy_some(shard, _end_of_slice(shard) if is_busy else load_i64(shard + w.NUM_SAVED))
     is_copied = load_i64(shard + w.SAVED_PLACE) == load_i64(shard + w.NUM_SAVED)
     if is_copied and load_i64(shard + w.NUM_IN_FLIGHT) == 0:
         _end(shard)
 
 
 @jit
+def _end_of_slice(shard: int) -> int:
+    """Return how many slots may be copied by now, spread over most of the interval.
+
+    Copied in one go, streams are slowed down for as long as that and the disk take; and the longest
+    replies are of then.
+    """
+    num_saved = load_i64(shard + w.NUM_SAVED)
+    is_waited_for = load_i64(shard + w.SAVE_NOW) or load_i64(shard + w.UNCOVERED) != 0
+    if load_i64(shard + w.IS_PACED) == 0 or is_waited_for:
+        return num_saved
+    interval_ns = load_i64(shard + w.SAVE_EVERY_NS)
+    began_ns = load_i64(shard + w.SAVE_AT_NS) - interval_ns
+    passed_us = (load_i64(shard + w.NOW_NS) - began_ns) // 1000
+    num_slots = num_saved * passed_us * _PACE // (max(interval_ns // 1000, 1) * (_PACE - 1))
+    return min(num_saved, num_slots // _MIN_SLICE_SLOTS * _MIN_SLICE_SLOTS)
+
+
+@jit
 def _begin(shard: int) -> None:
+    is_waited_for = load_i64(shard + w.SAVE_NOW) or load_i64(shard + w.UNCOVERED) != 0
+    is_paced = not is_waited_for and load_i64(shard + w.IS_ALWAYS) == 0
+    store_i64(shard + w.IS_PACED, 1 if is_paced else 0)
     taken = load_i64(shard + w.DIRTY)
     store_i64(shard + w.DIRTY, load_i64(shard + w.SAVED))
     store_i64(shard + w.SAVED, taken)
@@ -237,13 +262,13 @@ def _end(shard: int) -> None:
 
 
 @jit
-def _copy_some(shard: int) -> None:
-    """Copy a slice of the slots that this checkpoint writes."""
+def _copy_some(shard: int, end: int) -> None:
+    """Copy a slice of the slots that this checkpoint writes, those before one of them."""
     slots = load_i64(shard + w.SAVED)
     place, last = load_i64(shard + w.SAVED_PLACE), load_i64(shard + w.NUM_SAVED)
     num_bytes = 0
     for _ in range(MAX_SLICE_SLOTS):
-        if place == last or num_bytes >= _MAX_SLICE_BYTES:
+        if place >= end or num_bytes >= _MAX_SLICE_BYTES:
             break
         if place + _PREFETCHED_SLOTS < last:
             _prefetch_slot(shard, load_i32(slots + 4 * (place + _PREFETCHED_SLOTS)))

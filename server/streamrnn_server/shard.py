@@ -62,7 +62,7 @@ def turn(shard: int) -> bool:
             step_rows(plan, rows, xs, ys, num_rows)
             commit(shard, model, num_rows)
         read_clock(shard)
-    save(shard)
+    save(shard, num_messages > 0)
     listen(shard)
     reply(shard)
     sweep(shard)

@@ -172,10 +172,15 @@ class StateStore:
                 self._recover()
             with self._env.begin(write=True) as transaction:
                 cursors = [transaction.cursor(db=table) for table in self._tables]
+                has_tombstones = transaction.stat(self._tables[TOMBSTONES])["entries"] > 0
                 for table, key, value in changes:
                     if value is not None:
                         cursors[table].put(key, value)
-                        if table == STREAMS and cursors[TOMBSTONES].set_key(key):
+                        if table == TOMBSTONES:
+                            has_tombstones = True
+                        elif (
+                            has_tombstones and table == STREAMS and cursors[TOMBSTONES].set_key(key)
+                        ):
                             cursors[TOMBSTONES].delete()
                     elif cursors[table].set_key(key):
                         cursors[table].delete()

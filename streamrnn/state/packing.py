@@ -11,7 +11,6 @@ and the ring as it lies in the arena, each from a multiple of 8 bytes.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +28,7 @@ from streamrnn.kernels.memory import (
     store_u16,
 )
 from streamrnn.state import slab as h
+from streamrnn.state.checksum import crc32
 from streamrnn.state.record import FRESH, HEAD, MAGIC, NUMBERED, UNNUMBERED, VERSION
 from streamrnn.state.slab import address_of
 
@@ -76,22 +76,6 @@ ENTRY_HEAD_BYTES = 120
 _TEMPLATE_BYTES = 32
 _RECORD_HEAD_BYTES = HEAD.size
 _MAGIC = int.from_bytes(MAGIC, "little")
-_LOW_32 = 0xFFFFFFFF
-
-
-def _crc_tables() -> NDArray[np.int64]:
-    """Return the tables of CRC-32 for eight bytes at a time, made with zlib's own."""
-    tables = np.zeros((8, 256), np.int64)
-    # zlib.crc32(x) of one byte is table[x ^ 0xff] ^ 0xff000000, turned around.
-    for byte in range(256):
-        tables[0, byte] = zlib.crc32(bytes([byte ^ 0xFF])) ^ 0xFF000000
-    tables[0] ^= tables[0, 0]
-    for k in range(1, 8):
-        tables[k] = (tables[k - 1] >> 8) ^ tables[0, tables[k - 1] & 0xFF]
-    return tables
-
-
-_CRC = _crc_tables()
 
 
 class Templates:
@@ -184,30 +168,6 @@ def _num_ring(entry: int) -> int:
 
 
 @jit
-def _crc32(data: int, num_bytes: int) -> int:
-    """Return the CRC-32 that zlib computes."""
-    crc = _LOW_32
-    k = 0
-    while k + 8 <= num_bytes:
-        word = load_i64(data + k) ^ crc
-        crc = (
-            _CRC[7, word & 0xFF]
-            ^ _CRC[6, (word >> 8) & 0xFF]
-            ^ _CRC[5, (word >> 16) & 0xFF]
-            ^ _CRC[4, (word >> 24) & 0xFF]
-            ^ _CRC[3, (word >> 32) & 0xFF]
-            ^ _CRC[2, (word >> 40) & 0xFF]
-            ^ _CRC[1, (word >> 48) & 0xFF]
-            ^ _CRC[0, (word >> 56) & 0xFF]
-        )
-        k += 8
-    while k < num_bytes:
-        crc = _CRC[0, (crc ^ load_u8(data + k)) & 0xFF] ^ (crc >> 8)
-        k += 1
-    return crc ^ _LOW_32
-
-
-@jit
 def _pack(entry: int, out: int, templates: int, clock_s: int) -> int:
     """Write one record; return its length."""
     template = templates + load_i64(entry + ENTRY_MODEL) * _TEMPLATE_BYTES
@@ -260,7 +220,7 @@ def _pack(entry: int, out: int, templates: int, clock_s: int) -> int:
             y = ring + 8 * window + place * y_bytes
             copy_bytes(at + 8 * num_ring + k * y_bytes, y, y_bytes)
         at += num_ring * (8 + y_bytes)
-    store_i32(at, _crc32(out, at - out))
+    store_i32(at, crc32(out, at - out))
     return num_bytes
 
 
