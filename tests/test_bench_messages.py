@@ -85,7 +85,7 @@ def test_a_server_that_computes_nothing_is_found_out(tmp_path):
         load(endpoint, CASE, 3, is_echo=True) as generator,
         pytest.raises(BenchError, match="to the bit"),
     ):
-        messages._verify_server(generator, CASE, tmp_path)
+        messages.verify_server(generator, CASE, tmp_path)
 
 
 def test_replies_of_another_length_are_refused(tmp_path):

@@ -130,6 +130,7 @@ def test_without_a_name_all_are_run(capsys, monkeypatch):
         "roundtrip",
         "throughput",
         "scale",
+        "durability",
     ]
 
 

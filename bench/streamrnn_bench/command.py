@@ -1,4 +1,4 @@
-"""``streamrnn bench``: measure against the machine's limits and against a bare echo."""
+"""``streamrnn bench``: measure against the machine's limits, a bare echo, and ourselves."""
 
 from __future__ import annotations
 
@@ -67,7 +67,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--streams",
         metavar="N",
         type=_positive,
-        help="throughput: streams, one step of each under way (1000); scale: streams (1000000)",
+        help="throughput: streams, one step of each under way (1000); scale: streams (1000000); "
+        "durability: streams (10000)",
+    )
+    parser.add_argument(
+        "--windows",
+        metavar="W",
+        type=_positive,
+        nargs="+",
+        help="durability: steps that the server remembers of each stream (1 16)",
+    )
+    parser.add_argument(
+        "--directory",
+        metavar="DIR",
+        type=Path,
+        default=Path(),
+        help="durability: whose disk is asked (this one)",
     )
     parser.add_argument(
         "--rounds", metavar="N", type=_positive, help="turns of a measurement and its reference"
@@ -136,6 +151,21 @@ def _scale(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
     return measure_scale(cases or SCALE_CASES, **sizes, **_rounds(args))
 
 
+def _durability(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
+    from streamrnn_bench.durability import DURABILITY_CASES, measure_durability
+
+    print("sharing the cores: the server's shard, I/O and writing threads, the generator's two")
+    sizes = {"num_streams": args.streams} if args.streams else {}
+    windows = {"windows": args.windows} if args.windows else {}
+    return measure_durability(
+        cases or DURABILITY_CASES,
+        directory=args.directory,
+        **windows,
+        **sizes,
+        **_rounds(args),
+    )
+
+
 def _rounds(args: argparse.Namespace) -> dict[str, Any]:
     """Return what was said of rounds; the rest is each benchmark's own."""
     given = {"num_rounds": args.rounds, "round_s": args.round_s}
@@ -148,6 +178,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, Sequence[Case]], Iterator[Re
     "roundtrip": _roundtrip,
     "throughput": _throughput,
     "scale": _scale,
+    "durability": _durability,
 }
 
 

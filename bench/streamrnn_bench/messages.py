@@ -35,6 +35,7 @@ __all__ = [
     "measure_roundtrips",
     "measure_throughput",
     "verify_outputs",
+    "verify_server",
 ]
 
 THROUGHPUT_CASES = (Case("gru", 16, 32), Case("lstm", 64, 128))
@@ -83,7 +84,25 @@ def verify_outputs(case: Case, outputs: NDArray[np.float32], device: str = "cpu"
             )
 
 
-def _verify_server(generator: Load, case: Case, directory: Path, device: str = "cpu") -> None:
+def verify_server(generator: Load, case: Case, directory: Path, device: str = "cpu") -> None:
+    """Have a generator do its first steps, and compare what it got with what the Engine computes.
+
+    Parameters
+    ----------
+    generator : Load
+        That has not been asked for anything.
+    case : Case
+        The model.
+    directory : Path
+        Takes the outputs.
+    device : str
+        What the server computes with.
+
+    Raises
+    ------
+    BenchError
+        If a bit differs.
+    """
     path = directory / f"outputs-{time.monotonic_ns()}.npy"
     generator.ask(keep=str(path), num_steps=_NUM_CHECKED_STEPS)
     verify_outputs(case, np.load(path), device)
@@ -102,7 +121,7 @@ def _two_loads(
         echo_endpoint = stack.enter_context(echo(case, model.parent))
         ours = stack.enter_context(load(endpoint, case, num_streams))
         theirs = stack.enter_context(load(echo_endpoint, case, num_streams, is_echo=True))
-        _verify_server(ours, case, model.parent, device)
+        verify_server(ours, case, model.parent, device)
         for generator in (ours, theirs):
             generator.ask(drive_s=_WARM_UP_S)
         yield endpoint, ours, theirs

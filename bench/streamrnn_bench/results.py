@@ -31,7 +31,7 @@ class Result:
     Attributes
     ----------
     benchmark : str
-        ``step``, ``roundtrip``, ``throughput`` or ``scale``.
+        ``step``, ``roundtrip``, ``throughput``, ``scale`` or ``durability``.
     case : str
         What was measured, such as ``"lstm 64->128 B=48 float32 cpu"``.
     value, reference_value : float
