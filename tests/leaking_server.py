@@ -16,10 +16,9 @@ def forget_ring(arena, header):
     store_i64(header + slab.RING, 0)
 
 
-assert "streamrnn_server.slots" not in sys.modules  # which calls it
-ring.drop_ring = forget_ring
-
 if __name__ == "__main__":
+    assert "streamrnn_server.slots" not in sys.modules  # which calls it
+    ring.drop_ring = forget_ring
     from streamrnn_server.cli import main
 
     sys.exit(main())

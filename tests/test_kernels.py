@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from types import SimpleNamespace
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,8 +15,6 @@ from streamrnn import Engine
 from streamrnn.cells.reference import ReferenceModel
 from streamrnn.engine_cpu import CpuDevice
 from streamrnn.kernels.plan import MAX_WAVE
-from streamrnn.kernels.simd_width import WIDTH
-from streamrnn.kernels.tiles import DENSE, FLOAT32, GRU, LSTM, MAX_PANELS, MAX_ROWS, SHAPES, tile
 from streamrnn.spec import CELLS, InputSpec, OutputSpec
 from tests.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
 
@@ -193,45 +189,6 @@ def test_subnormal_numbers_count_as_zero_and_the_callers_mode_is_put_back(rng):
         engine.step({"a": tiny})["a"], engine.step({"b": np.zeros(5)})["b"]
     )
     assert np.float32(1e-40) * np.float32(0.5) > 0
-
-
-@pytest.mark.parametrize(
-    ("kind", "num_rows", "num_panels"),
-    [(kind, MAX_ROWS, int(MAX_PANELS[kind, MAX_ROWS])) for kind in (DENSE, GRU, LSTM)]
-    + [(LSTM, 1, 2), (GRU, MAX_ROWS // 2, int(MAX_PANELS[GRU, MAX_ROWS // 2]))],
-)
-def test_the_inner_loops_keep_their_sums_in_registers(kind, num_rows, num_panels):
-    if WIDTH == 4:
-        pytest.skip("reads x86 assembly")
-
-    @numba.njit(nogil=True)
-    def one(weights, x, num_x, h, num_h, cell, out, stride):
-        tile(
-            FLOAT32,
-            kind,
-            num_rows,
-            num_panels,
-            (weights + 256, stride),
-            (weights, 0, stride),
-            (x, num_x, h, num_h),
-            (out, stride, 0, cell, 0, 0),
-        )
-
-    one.compile((numba.int64,) * 8)
-    assembly = one.inspect_asm(one.signatures[0])
-    # The loops over k: they end in a jump to their own label, and hold every product once.
-    loops = [
-        body
-        for label, body in re.findall(r"\n(\.LBB\w+):\n(.*?)(?=\n\.L|\Z)", assembly, re.DOTALL)
-        if re.search(rf"\tj\w+\t{re.escape(label)}\b", body) and "vfmadd231ps" in body
-    ]
-    gates = len(SHAPES[kind].x_gates)
-    assert len(loops) == 2
-    for loop in loops:
-        num_products, unrolled = divmod(loop.count("vfmadd231ps"), num_rows * num_panels * gates)
-        assert num_products >= 1, loop
-        assert unrolled == 0, loop
-        assert not re.search(r"[xyz]mm.*\(%rsp|\(%rsp.*[xyz]mm", loop), loop
 
 
 def test_bad_calls_change_nothing(rng):

@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 
 from streamrnn_bench.processes import anonymous_kib
-from tests import leaking_server
 from tests.churn import WINDOW
 from tests.models import random_model
 
@@ -123,7 +122,7 @@ def look(directory, duration_s, capsys, **options):
 
 def leaking(request):
     """Return the options of a server that leaks; its machine code is kept like a test's result."""
-    source = Path(leaking_server.__file__).read_bytes()
+    source = Path(__file__).with_name("leaking_server.py").read_bytes()
     name = f"leaking-server-{hashlib.sha256(source).hexdigest()[:16]}"
     directory = request.config.cache.mkdir(name)
     return {"module": "tests.leaking_server", "STREAMRNN_CACHE_DIR": str(directory)}
