@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_START_WITHIN_S = 180.0  # the first time, all of the server is compiled
+_START_WITHIN_S = 600.0  # the first time, all of the server is compiled, on a busy machine even so
 _STOP_WITHIN_S = 10.0
 _LOOK_EVERY_S = 0.02
 _TOLD_LINES = 5

@@ -101,7 +101,7 @@ def _step_repeatedly(
 ) -> None:
     """Step as the server's loop does: from addresses, for numba would count whoever has an array.
 
-    Its counts are atomic, and took a third of a microsecond a step.
+    Its counts are atomic, and took about 0.1 us a step.
     """
     before = enter_float_mode()
     plan = int64_array(plan_address, p.PLAN_WORDS)

@@ -1,10 +1,8 @@
-"""The activations: those of the CPU (`streamrnn.kernels.activations`), but with reciprocals.
+"""The activations: operation by operation those of the CPU, `activations` and `cell_ends`.
 
-A division rounded to nearest is a subroutine on a GPU; a guess from the bits and two steps of third
-order, ``y (1 + e + e^2)`` with ``e = 1 - d y``, are seven operations.
-
-The mathematics library of the GPU would be as accurate, but its exp and tanh go through
-approximate instructions whose bits NVIDIA does not promise from one architecture to the next.
+So both sides give the same bits wherever their sums have. The mathematics library of the GPU would
+be as accurate, but its exp and tanh go through approximate instructions whose bits NVIDIA does not
+promise from one architecture to the next; a division is rounded to nearest on all.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -41,16 +39,6 @@ def _clamp(x, bound):
     if x < -bound:
         return -bound
     return x
-
-
-@device_function
-def _reciprocal(d):
-    """Return 1/d for normal positive d."""
-    y = _int(0x7EF311C7 - d.view(_int)).view(_float)
-    error = cuda.fma(-d, y, _ONE)
-    y = cuda.fma(y, cuda.fma(error, error, error), y)
-    error = cuda.fma(-d, y, _ONE)
-    return cuda.fma(y, cuda.fma(error, error, error), y)
 
 
 @device_function
@@ -107,7 +95,7 @@ def sigmoid(x):
     shifted = cuda.fma(x, _MINUS_LOG2E, _ROUND)
     whole = shifted - _ROUND
     fraction = cuda.fma(x, _MINUS_LOG2E_REST, cuda.fma(x, _MINUS_LOG2E, -whole))
-    return _reciprocal(cuda.fma(_exp_fraction(fraction), _power_of_two(shifted), _ONE))
+    return _ONE / cuda.fma(_exp_fraction(fraction), _power_of_two(shifted), _ONE)
 
 
 @device_function
@@ -121,7 +109,7 @@ def _gate_power(t):
 
 @device_function
 def _gate_denominator(t):
-    """Return 1 + 2^t: the gate's sigmoid is its reciprocal."""
+    """Return 1 + 2^t: what the gate scales is divided by it."""
     t = _clamp(t, _MAX_GATE)
     shifted = t + _ROUND
     fraction = t - (shifted - _ROUND)
@@ -162,7 +150,7 @@ def tanh(x):
     float32
     """
     x = _clamp(x, _TANH_BOUND)
-    return _tanh_above(x) * _reciprocal(_tanh_below(x))
+    return _tanh_above(x) / _tanh_below(x)
 
 
 @device_function
@@ -182,8 +170,8 @@ def lstm_cell(enter, keep, candidate, c):
     """
     candidate = _clamp(candidate, _TANH_BOUND)
     below = _tanh_below(candidate) * _gate_denominator(enter)
-    entering = _tanh_above(candidate) * _reciprocal(below)
-    return cuda.fma(_reciprocal(_gate_denominator(keep)), c, entering)
+    entering = _tanh_above(candidate) / below
+    return c / _gate_denominator(keep) + entering
 
 
 @device_function
@@ -202,7 +190,7 @@ def lstm_output(out, new_c):
     float32
     """
     x = _clamp(new_c, _TANH_BOUND)
-    return _tanh_above(x) * _reciprocal(_tanh_below(x) * _gate_denominator(out))
+    return _tanh_above(x) / (_tanh_below(x) * _gate_denominator(out))
 
 
 @device_function
@@ -222,11 +210,10 @@ def gru_output(reset, update, from_x, from_h, h):
     -------
     float32
     """
-    r = _reciprocal(_gate_denominator(reset))
-    x = _clamp(cuda.fma(r, from_h, from_x), _TANH_BOUND)
+    x = _clamp(from_h / _gate_denominator(reset) + from_x, _TANH_BOUND)
     below = _tanh_below(x)
     above = cuda.fma(_tanh_above(x), _gate_power(update), h * below)
-    return above * _reciprocal(below * _gate_denominator(update))
+    return above / (below * _gate_denominator(update))
 
 
 @device_function

@@ -107,7 +107,7 @@ def arithmetic(precision: str) -> str:
         Its number is to be raised whenever any output's bits change. The simulator rounds each
         product before it is added.
     """
-    return f"cuda{'-simulator' if SIMULATED else ''}-{precision}-1"
+    return f"cuda{'-simulator' if SIMULATED else ''}-{precision}-2"
 
 
 def num_multiprocessors() -> int:
