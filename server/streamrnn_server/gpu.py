@@ -94,11 +94,12 @@ def compile_for_gpu() -> None:
     one = (types.int64,)
     for function in (
         *(admit, can_save_more, choose_model, let_askers_go_on, listen),
-        *(read_clock, receive, reply, save, sweep, wait),
+        *(read_clock, receive, reply, sweep, wait),
     ):
         function.compile(one)
     gather.compile((types.int64, types.int64[::1], types.int64))
     find_rows_to_save.compile(one * 2)
+    save.compile((types.int64, types.boolean))
     commit.compile(one * 3)
     for function in (note_all_but_last, steps_together):
         function.compile(one * 4)
