@@ -154,12 +154,13 @@ def test_sums_stay_in_registers(kernels):
         log = kernel["log"]
         spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log)
         assert spills, log
-        # One word outside the loops, where a division calls its rare cases.
-        assert max(map(int, spills)) <= 4, log
+        # Two blocks a multiprocessor leave it 128 registers: a word of it gives way to a division.
+        has_word = name == "lstm wide"
+        assert max(map(int, spills)) <= (4 if has_word else 0), log
         assert ".local" not in kernel["ptx"], name
         if name != "chunk":  # which calls a function of NVIDIA's, with a frame
             [frame] = re.findall(r"(\d+) bytes stack frame", log)
-            assert int(frame) <= 8, log
+            assert int(frame) <= (8 if has_word else 0), log
     for kind in ("gru", "lstm"):
         # 65,536 registers of a multiprocessor for two blocks of 256 threads.
         registers = re.findall(r"used (\d+) registers", kernels[f"{kind} wide"]["log"])
