@@ -24,7 +24,7 @@ import numpy as np
 from streamrnn.kernels.plan import Program
 from streamrnn.state import arena, index
 from streamrnn.state.durable import STREAMS, StateStore
-from streamrnn.state.record import HEAD
+from streamrnn.state.record import RecordHead
 from streamrnn_client import protocol
 from streamrnn_client._core import Core
 from streamrnn_client._exchange import Exchange
@@ -88,7 +88,7 @@ class CrashSimulation(Network):
         self.exchange = self._new_exchange()
         self.identity = b"client 0"
         self.kill_client_in: int | None = None  # so many events
-        self.counters: dict[str, int] = dict.fromkeys(w.COUNTERS, 0)
+        self.counters: dict[str, int] = dict.fromkeys(w.Counters.dtype.names or (), 0)
         self.num_crashes = self.num_torn_turns = self.num_stops = 0
         self.closed_at_s: dict[bytes, float] = {}
         self._asked: dict[tuple[bytes, int], protocol.Request] = {}
@@ -261,7 +261,9 @@ class CrashSimulation(Network):
     def seq_on_disk(self, stream: bytes) -> int:
         """Return the last step of a stream that would survive a crash now."""
         record = self.record(stream)
-        return 0 if record is None else int(HEAD.unpack_from(record)[5])
+        if record is None:
+            return 0
+        return int(np.frombuffer(record, RecordHead.dtype, 1)[0]["last_seq"])
 
     def _check_nothing_lost(self, life: Life) -> None:
         """A clean stop loses nothing, if the disk lets it."""

@@ -6,14 +6,12 @@ It is compiled anew, so its machine code must go to a cache of its own (STREAMRN
 import sys
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import store_i64
-from streamrnn.state import slab
 from streamrnn_server import ring
 
 
 @jit
 def forget_ring(arena, header):
-    store_i64(header + slab.RING, 0)
+    header.ring = 0
 
 
 if __name__ == "__main__":

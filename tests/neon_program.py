@@ -26,8 +26,8 @@ from numba.core.ccallback import CFunc  # noqa: E402
 from streamrnn.kernels import cpu, plan  # noqa: E402
 from streamrnn.kernels.cover import _make_cover  # noqa: E402
 from streamrnn.kernels.jit import jit  # noqa: E402
+from streamrnn.kernels.memory import int64_array as view  # noqa: E402
 from streamrnn.kernels.plan import PRECISIONS, Program  # noqa: E402
-from streamrnn_server.wave import view  # noqa: E402
 from tests.neon_cases import CASES, NUM_STEPS, NUM_STREAMS, model_of  # noqa: E402
 
 TRIPLE = "aarch64-unknown-linux-gnu"

@@ -207,7 +207,7 @@ class Life:
     @property
     def has_ended(self) -> bool:
         """Whether all shards have come to their clean end."""
-        return all(shard.memory.word(w.STATE) == w.ENDED for shard in self.shards)
+        return all(shard.memory.struct["state"] == w.ENDED for shard in self.shards)
 
     def _put(self, k: int, handle: int, frames: Frames) -> None:
         self._wire.put(handle, frames)
@@ -227,11 +227,11 @@ class Life:
     def turn(self, k: int, number: int) -> None:
         """Let a shard go once through its loop, and wait if it has nothing to do."""
         shard = self.shards[k]
-        if number != shard.num_calls or shard.memory.word(w.STATE) == w.ENDED:
+        if number != shard.num_calls or shard.memory.struct["state"] == w.ENDED:
             return
         self._wire.timeout_ms = None
-        if turn(shard.memory.address):
-            wait(shard.memory.address)
+        if turn(shard.memory.struct):
+            wait(shard.memory.struct)
         if self._wire.failure is not None:
             raise self._wire.failure
         timeout_ms = self._wire.timeout_ms

@@ -20,7 +20,6 @@ import pytest
 import streamrnn
 from streamrnn.errors import DataError, StartError
 from streamrnn_server import cli
-from tests import docstrings
 
 ROOT = Path(__file__).parents[1]
 
@@ -179,42 +178,6 @@ sys.exit(cli.main(["serve"]))
         os.close(writer)
     assert done.stderr == b""
     assert done.returncode == 1
-
-
-# The check of the docstrings
-
-
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        ("def f(a): ...", "f: Parameters does not name a"),
-        ("def f(a, *, b, **c):\n '''Sum.\n\n Parameters\n ----------\n a : int\n '''", "b, c"),
-        ("def f(a):\n '''Sum.\n\n Parameters\n ----------\n a, b : int\n '''", "names b, not an"),
-        ("def f(a):\n '''Sum.\n\n Returns\n -------\n a : int\n '''", "does not name a"),
-        ("class C:\n def __init__(self, a): ...", "C: Parameters does not name a"),
-        ("class C:\n def f(self, a): 'Do.'", "C.f: Parameters does not name a"),
-        ("try:\n def f(a): ...\nexcept E: ...", "f: Parameters does not name a"),
-    ],
-)
-def test_an_unnamed_argument_is_found(source, words):
-    [(line, found)] = docstrings.findings(source)
-    assert words in found
-    assert line > 0
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "def _f(a): ...",
-        "def f(): ...",
-        "def f(a, b):\n '''Sum.\n\n Parameters\n ----------\n a, b : int\n  Two.\n '''",
-        "def f(*a):\n '''Sum.\n\n Parameters\n ----------\n *a : int\n\n Returns\n ---\n x\n'''",
-        "class C:\n '''C.\n\n Parameters\n ----------\n a\n '''\n def __init__(self, a): ...",
-        "class C:\n a: int\n def f(self): ...",
-    ],
-)
-def test_a_named_argument_is_enough(source):
-    assert list(docstrings.findings(source)) == []
 
 
 # The data

@@ -55,47 +55,52 @@ class Guarded:
 
 
 GUARDED = Guarded()
-RECORD = np.zeros(r.INLINE_X // 8, np.int64)
+REQUEST = np.zeros(1, r.Request.dtype)
 
 
-def word(place):
-    return int(RECORD[place // 8])
+@jit
+def decode_at(data, num_bytes, request):
+    return decode_request(data, num_bytes, r.request_at(request))
+
+
+def field(name):
+    return int(REQUEST[name][0])
 
 
 def decode(message):
     """Return the kind that compiled code finds, and what the record then says."""
     at = GUARDED.put(message)
-    kind = decode_request(at, len(message), address_of(RECORD))
-    meaning = {"msgid": word(r.MSGID)}
+    kind = decode_at(at, len(message), address_of(REQUEST))
+    meaning = {"msgid": field("msgid")}
     if kind == r.COLD:
         return kind, meaning
     end = at + len(message)
     if kind in (r.BATCH, r.OPEN_MANY):
-        meaning["streams"], position = [], word(r.STREAMS)
+        meaning["streams"], position = [], field("streams")
         target = np.zeros(24, np.int64)
-        for _ in range(word(r.NUM_ITEMS)):
+        for _ in range(field("num_items")):
             num_bytes, position = read_stream(position, end, address_of(target))
             assert not target.view(np.uint8)[num_bytes:16].any()
             meaning["streams"].append(target.tobytes()[:num_bytes])
     else:
-        meaning["stream"] = RECORD.view(np.uint8)[r.STREAM :][: word(r.STREAM_BYTES)].tobytes()
+        meaning["stream"] = REQUEST["stream"][0][: field("stream_bytes")].tobytes()
     if kind in (r.OPEN, r.OPEN_MANY):
-        name = ctypes.string_at(word(r.X), word(r.X_COUNT)).decode() if word(r.X) else None
-        meaning |= {"model": name, "window": word(r.WINDOW)}
+        name = ctypes.string_at(field("x"), field("x_count")).decode() if field("x") else None
+        meaning |= {"model": name, "window": field("window")}
     if kind in (r.STEP, r.RESET):
-        meaning["first_seq"] = word(r.FIRST_SEQ)
+        meaning["first_seq"] = field("first_seq")
     if kind == r.BATCH:
-        position, seqs = word(r.SEQS), []
-        for _ in range(word(r.NUM_ITEMS) if position else 0):
+        position, seqs = field("seqs"), []
+        for _ in range(field("num_items") if position else 0):
             seq, position = read_uint(position, end)
             seqs.append(seq)
-        meaning["seqs"] = seqs if word(r.SEQS) else None
+        meaning["seqs"] = seqs if field("seqs") else None
     if kind in (r.STEP, r.BATCH):
-        if word(r.FORM) == r.FORM_BIN:
-            meaning["x"] = ctypes.string_at(word(r.X), word(r.X_COUNT))
+        if field("form") == r.FORM_BIN:
+            meaning["x"] = ctypes.string_at(field("x"), field("x_count"))
         else:
-            values = np.zeros(word(r.X_COUNT) + 1, np.float64)
-            assert read_numbers(word(r.X), end, word(r.X_COUNT), address_of(values)) == end
+            values = np.zeros(field("x_count") + 1, np.float64)
+            assert read_numbers(field("x"), end, field("x_count"), address_of(values)) == end
             meaning["x"] = values[:-1]
     return kind, meaning
 

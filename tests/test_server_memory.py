@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from streamrnn import Engine
 from streamrnn.errors import StartError
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import load_i64, load_u8, store_i32, store_i64, store_u8
+from streamrnn.kernels.memory import load_i64, store_i64
 from streamrnn.state import slab as h
-from streamrnn.state.arena import PAGE_BYTES, used_bytes
+from streamrnn.state.arena import PAGE_BYTES
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server import config as configs
-from streamrnn_server import layout as w
 from streamrnn_server.config import ServerConfig, format_bytes, parse_bytes
+from streamrnn_server.layout import shard_at
 from streamrnn_server.memory import ShardMemory
 from streamrnn_server.slots import header_of, let_go, model_of, row_of
 from streamrnn_server.spilling import SLOT_BYTES, take_ring
@@ -92,50 +92,52 @@ CLEAN, AT_WORK = h.IS_OPEN, h.IS_OPEN | h.IS_READY
 
 
 @jit
-def begin(shard, index, mark, used_s):
+def begin(address, index, mark, used_s):
+    shard = shard_at(address)
     slot = take_slot(shard, index)
     if slot < 0:
         return -1
     header, model = header_of(shard, slot), model_of(shard, index)
-    store_u8(header + h.FLAGS, h.IS_OPEN | h.IS_READY)
-    store_u8(header + h.WINDOW_LOG2, WINDOW_LOG2)
-    store_i32(header + h.LAST_USED_S, used_s)
+    header.flags = h.IS_OPEN | h.IS_READY
+    header.window_log2 = WINDOW_LOG2
+    header.last_used_s = used_s
     row = row_of(model, slot)
     store_i64(row, mark)
-    store_i64(row + load_i64(model + w.ROW_BYTES) - 8, mark)
+    store_i64(row + model.row_bytes - 8, mark)
     return slot
 
 
 @jit
-def ring_of(shard, slot):
+def ring_of(address, slot):
+    shard = shard_at(address)
     header = header_of(shard, slot)
-    flags = load_u8(header + h.FLAGS)
-    store_u8(header + h.FLAGS, flags | h.IS_READY)
+    flags = header.flags
+    header.flags = flags | h.IS_READY
     found = take_ring(shard, header, Y_BYTES)
-    store_u8(header + h.FLAGS, flags)
+    header.flags = flags
     return found
 
 
 @jit
-def set_flags(shard, slot, flags):
-    store_u8(header_of(shard, slot) + h.FLAGS, flags)
+def set_flags(address, slot, flags):
+    header_of(shard_at(address), slot).flags = flags
 
 
 @jit
-def flags_of(shard, slot):
-    return load_u8(header_of(shard, slot) + h.FLAGS)
+def flags_of(address, slot):
+    return header_of(shard_at(address), slot).flags
 
 
 @jit
-def marks(shard, index, slot):
-    model = model_of(shard, index)
+def marks(address, index, slot):
+    model = model_of(shard_at(address), index)
     row = row_of(model, slot)
-    return load_i64(row), load_i64(row + load_i64(model + w.ROW_BYTES) - 8)
+    return load_i64(row), load_i64(row + model.row_bytes - 8)
 
 
 @jit
-def end(shard, slot):
-    let_go(shard, slot)
+def end(address, slot):
+    let_go(shard_at(address), slot)
 
 
 class Shard:
@@ -160,7 +162,7 @@ class Shard:
             return ShardMemory(config, 0, programs, sockets[0], sockets[1], disk, ["there"])
 
         probe = make(2**30)
-        least = probe.budget.used_bytes
+        least = int(probe.struct["budget"]["used_bytes"])
         probe.close()
         self.memory = make(least + num_free_bytes)
         self.has_disk = has_disk
@@ -175,13 +177,14 @@ class Shard:
         self.context.term()
 
     def counter(self, name):
-        return int(self.memory.counters[w.COUNTERS.index(name)])
+        return int(self.memory.struct["counters"][name])
 
     def num_spilled(self):
         return self.counter("num_spilled_for_memory") + self.counter("num_spilled_for_room")
 
     def check(self):
-        assert self.memory.budget.used_bytes <= self.memory.budget.max_bytes
+        budget = self.memory.struct["budget"]
+        assert budget["used_bytes"] <= budget["max_bytes"]
         for slot, (index, mark) in self.streams.items():
             assert marks(self.address, index, slot) == (mark, mark)
 
@@ -224,7 +227,7 @@ def test_whatever_happens_the_budget_holds_and_no_state_is_touched(actions, num_
             assert shard.counter("num_spilled_for_memory") == 0
         for slot in shard.streams:
             end(shard.address, slot)
-        assert used_bytes(shard.memory.arena.address) == 0
+        assert shard.memory.struct["arena"]["used_bytes"] == 0
     finally:
         shard.close()
 
@@ -274,15 +277,16 @@ def act(shard, action, choice, now_s):
 
 def test_a_row_counts_once_and_for_as_long_as_it_has_memory(shards):
     shard = shards(8 * 2**20)
-    used = shard.memory.budget.used_bytes
+    budget = shard.memory.struct["budget"]
+    used = int(budget["used_bytes"])
     first = begin(shard.address, 0, 1, 1)
-    assert shard.memory.budget.used_bytes == used + SLOT_BYTES  # its unit was there from the start
+    assert budget["used_bytes"] == used + SLOT_BYTES  # its unit was there from the start
     end(shard.address, first)
     assert begin(shard.address, 0, 2, 1) == first
-    assert shard.memory.budget.used_bytes == used + SLOT_BYTES
+    assert shard.memory.struct["budget"]["used_bytes"] == used + SLOT_BYTES
     for k in range(6):
         begin(shard.address, 0, 3 + k, 1)
-    assert shard.memory.budget.used_bytes == used + 7 * SLOT_BYTES + h.HUGE_PAGE_BYTES
+    assert shard.memory.struct["budget"]["used_bytes"] == used + 7 * SLOT_BYTES + h.HUGE_PAGE_BYTES
 
 
 def test_a_model_without_memory_gets_that_of_streams_unused_for_longer(shards):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import fill_bytes, load_u8
-from streamrnn.state.arena import PAGE_BYTES, Arena, allocate, release, used_bytes
+from streamrnn.state.arena import PAGE_BYTES, Arena, allocate, release
 
 
 @jit
@@ -41,9 +41,9 @@ def test_blocks_keep_what_was_written_until_they_are_released(actions):
     blocks: list[tuple[int, int, int]] = []
     for number, (take, size, choice) in enumerate(actions):
         if take or not blocks:
-            block = allocate(arena.address, size)
+            block = allocate(arena.struct, size)
             if block == 0:
-                assert used_bytes(arena.address) + size > arena.max_bytes // 4
+                assert arena.struct["used_bytes"] + size > arena.max_bytes // 4
                 continue
             assert block % 64 == 0
             byte = number % 251
@@ -52,13 +52,13 @@ def test_blocks_keep_what_was_written_until_they_are_released(actions):
         else:
             block, size, byte = blocks.pop(choice % len(blocks))
             assert holds(block, size, byte)
-            release(arena.address, block)
+            release(arena.struct, block)
     spans = sorted((block, block + size) for block, size, _ in blocks)
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
     for block, size, byte in blocks:
         assert holds(block, size, byte)
-        release(arena.address, block)
-    assert used_bytes(arena.address) == 0
+        release(arena.struct, block)
+    assert arena.struct["used_bytes"] == 0
 
 
 @pytest.mark.parametrize("size", [1, 64, 65, 8320, PAGE_BYTES // 4, PAGE_BYTES, PAGE_BYTES + 1])
@@ -66,20 +66,20 @@ def test_the_whole_budget_can_be_used_again_for_another_size(size):
     arena = Arena(8 * PAGE_BYTES)
     for wanted in (size, 3000, size):
         blocks = []
-        while (block := allocate(arena.address, wanted)) != 0:
+        while (block := allocate(arena.struct, wanted)) != 0:
             blocks.append(block)
         assert len(set(blocks)) == len(blocks)
         # A class wastes at most a fifth and the rest of each page; a run the rest of its pages.
         assert len(blocks) * wanted >= 0.35 * arena.max_bytes or wanted < 64
         order = np.random.default_rng(size).permutation(len(blocks))
         for k in order:
-            release(arena.address, blocks[k])
-        assert used_bytes(arena.address) == 0
+            release(arena.struct, blocks[k])
+        assert arena.struct["used_bytes"] == 0
         # All but one page of each class come back, whatever the order of the releases.
-    assert allocate(arena.address, 2 * PAGE_BYTES) != 0
+    assert allocate(arena.struct, 2 * PAGE_BYTES) != 0
 
 
 def test_releasing_nothing_does_nothing():
     arena = Arena(PAGE_BYTES)
-    release(arena.address, 0)
-    assert used_bytes(arena.address) == 0
+    release(arena.struct, 0)
+    assert arena.struct["used_bytes"] == 0

@@ -24,7 +24,7 @@ class Streams:
     """A table of headers with its index; what the server's admission does, in Python."""
 
     def __init__(self, max_slots):
-        self.headers = np.zeros((max_slots, slab.HEADER_BYTES), np.uint8)
+        self.headers = np.zeros(max_slots, slab.Header.dtype)
         self.index = StreamIndex(max_slots, address_of(self.headers))
         self.kept = {}
 
@@ -34,21 +34,21 @@ class Streams:
 
     def find(self, name, hash_value):
         text = np.frombuffer(name, np.uint8)
-        return find_slot(self.index.address, hash_value, address_of(text), len(text))
+        return find_slot(self.index.struct, hash_value, address_of(text), len(text))
 
     def insert(self, name, hash_value, slot):
         header = self.headers[slot]
-        header[slab.ID_BYTES] = len(name)
+        header["id_bytes"] = len(name)
         text = np.frombuffer(name, np.uint8)
         if len(name) <= slab.MAX_INLINE_ID_BYTES:
-            header[slab.ID : slab.ID + len(name)] = text
+            header["id"][: len(name)] = text
         else:
             self.kept[slot] = text
-            header[slab.ID : slab.ID + 8].view(np.int64)[0] = address_of(text)
-        insert_slot(self.index.address, hash_value, slot)
+            header["id"][:8].view(np.int64)[0] = address_of(text)
+        insert_slot(self.index.struct, hash_value, slot)
 
     def remove(self, hash_value, slot):
-        return remove_slot(self.index.address, hash_value, slot)
+        return remove_slot(self.index.struct, hash_value, slot)
 
 
 STREAM_IDS = st.one_of(st.integers(0, 40), st.text("ab", min_size=1, max_size=128))
@@ -105,5 +105,5 @@ def test_thousands_of_streams_come_and_go():
     for k, name in enumerate(names):
         assert streams.find(name, hashes[k]) == known.get(k, -1)
         if k in known:
-            assert first_candidate(streams.index.address, hashes[k]) == known[k]
+            assert first_candidate(streams.index.struct, hashes[k]) == known[k]
     assert len(known) > 1000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import struct
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from streamrnn.state.packing import Templates, pack_entries, record_bytes
+from streamrnn.state.packing import Templates, pack_entries, table_of_entries
 from streamrnn.state.record import StreamRecord, encode_record
 from streamrnn.state.slab import address_of
 from streamrnn_client.protocol import (
@@ -36,7 +35,6 @@ from streamrnn_server.vault import Vault, may_use
 
 __all__ = ["Caller", "Cold", "Order", "command"]
 
-_HEAD = struct.Struct(f"<{w.COMMAND_HEAD_BYTES // 8}q")
 _ROLLBACK_DIGEST = 0x5EED_0F_B << 32  # and the CRC-32 of the snapshot's name below
 
 
@@ -65,15 +63,15 @@ class _Fork:
     is_exported: bool = False
 
 
-def command(what: int, values: dict[int, int] | None = None, *parts: bytes) -> list[bytes]:
+def command(what: int, values: dict[str, int] | None = None, *parts: bytes) -> list[bytes]:
     """Write a command.
 
     Parameters
     ----------
     what : int
         One of the commands of `layout`.
-    values : dict of int to int, optional
-        Its words, by their places.
+    values : dict of str to int, optional
+        Its fields.
     *parts : bytes
         What follows them.
 
@@ -82,11 +80,11 @@ def command(what: int, values: dict[int, int] | None = None, *parts: bytes) -> l
     list of bytes
         The frames.
     """
-    words = [0] * (w.COMMAND_HEAD_BYTES // 8)
-    words[w.COMMAND // 8] = what
-    for word, value in (values or {}).items():
-        words[word // 8] = value
-    return [b"", b"".join([_HEAD.pack(*words), *parts])]
+    head = w.Command.one()
+    head["what"] = what
+    for name, value in (values or {}).items():
+        head[name] = value
+    return [b"", b"".join([head.tobytes(), *parts])]
 
 
 class Cold:
@@ -194,11 +192,11 @@ class Cold:
         -------
         list of Order
         """
-        memory = np.frombuffer(entry, np.uint8)
-        templates = self._templates.address
-        record = np.zeros(record_bytes(address_of(memory), templates), np.uint8)
-        pack_entries(address_of(memory), 1, templates, 0, address_of(record))
-        return self.deliver(caller, encode_response(caller.msgid, record.tobytes()))
+        memory, table = np.frombuffer(entry, np.uint8), np.zeros((1, 6), np.int64)
+        entries, templates = address_of(memory), self._templates.address
+        record = np.zeros(table_of_entries(entries, 1, templates, table), np.uint8)
+        pack_entries(entries, 1, templates, 0, address_of(record))
+        return self.deliver(caller, encode_response(caller.msgid, record[: table[0, 5]].tobytes()))
 
     def deliver(self, caller: Caller, payload: bytes) -> list[Order]:
         """Send a reply, or go on with what has waited for it.
@@ -270,9 +268,9 @@ class Cold:
         except ProtocolError as error:
             raise ProtocolError(error.code, stream=stream, **error.detail) from error
         values = {
-            w.COMMAND_SEQ: seq,
-            w.COMMAND_MODEL: index,
-            w.COMMAND_DIGEST: _ROLLBACK_DIGEST + zlib.crc32(written),
+            "seq": seq,
+            "model": index,
+            "digest": _ROLLBACK_DIGEST + zlib.crc32(written),
         }
         return [self._request(caller.shard, caller, r.ROLLBACK, stream, values, record)]
 
@@ -324,7 +322,7 @@ class Cold:
         if shard is None:
             shard = shard_of(hash_slot(stream), self._num_shards)
         data = encode_record(record.renamed(canonical_id(stream)))
-        return self._request(shard, caller, r.PLACE, stream, {w.COMMAND_MODEL: index}, data)
+        return self._request(shard, caller, r.PLACE, stream, {"model": index}, data)
 
     @staticmethod
     def _request(
@@ -332,17 +330,17 @@ class Cold:
         caller: Caller,
         kind: int,
         stream: StreamId,
-        values: dict[int, int] | None = None,
+        values: dict[str, int] | None = None,
         data: bytes = b"",
     ) -> Order:
         canonical, user = canonical_id(stream), caller.user.encode()
         words = {
-            w.COMMAND_KIND: kind,
-            w.COMMAND_MSGID: caller.msgid,
-            w.COMMAND_IDENTITY_BYTES: len(caller.identity),
-            w.COMMAND_STREAM_BYTES: len(canonical),
-            w.COMMAND_DATA_BYTES: len(data),
-            w.COMMAND_OWNER_BYTES: len(user),
+            "kind": kind,
+            "msgid": caller.msgid,
+            "identity_bytes": len(caller.identity),
+            "stream_bytes": len(canonical),
+            "data_bytes": len(data),
+            "owner_bytes": len(user),
             **(values or {}),
         }
         frames = command(w.COMMAND_REQUEST, words, caller.identity, canonical, data, user)

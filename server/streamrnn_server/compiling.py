@@ -11,7 +11,7 @@ from numba.core import event, types
 
 from streamrnn.kernels.cover import cover_address
 from streamrnn.kernels.plan import PRECISIONS
-from streamrnn.state.packing import pack_entries, record_bytes, table_of_entries
+from streamrnn.state.packing import pack_entries, table_of_entries
 from streamrnn_server.gpu import compile_for_gpu
 from streamrnn_server.logs import EventLog
 from streamrnn_server.shard import serve
@@ -79,7 +79,6 @@ def compile_all(log: EventLog, precision: str, device: str) -> float:
         else:
             compile_for_gpu()
         pack_entries.compile((types.int64,) * 5)
-        record_bytes.compile((types.int64,) * 2)
         table_of_entries.compile((*(types.int64,) * 3, types.int64[:, ::1]))
     passed_s = time.monotonic() - began
     if progress.num_functions:

@@ -149,12 +149,12 @@ class Control:
         code, model, record, owner = self._vault.look_up(ask.body)
         slot, generation, *_ = ask.details
         values = {
-            w.COMMAND_SLOT: slot,
-            w.COMMAND_GENERATION: generation,
-            w.COMMAND_CODE: code,
-            w.COMMAND_MODEL: model,
-            w.COMMAND_DATA_BYTES: len(record),
-            w.COMMAND_OWNER_BYTES: -1 if owner is None else len(owner.encode()),
+            "slot": slot,
+            "generation": generation,
+            "code": code,
+            "model": model,
+            "data_bytes": len(record),
+            "owner_bytes": -1 if owner is None else len(owner.encode()),
         }
         return command(w.COMMAND_FOUND, values, record, (owner or "").encode())
 
@@ -259,11 +259,15 @@ class Control:
             "durability": self._config.durability,
             **({} if self._disk is None else self._disk.stats()),
             "max_streams": self._config.max_streams,
-            "num_streams": sum(shard.word(w.NUM_STREAMS) for shard in self.shards),
+            "num_streams": sum(int(shard.struct["num_streams"]) for shard in self.shards),
             "memory_budget_bytes": self._config.memory_budget_bytes,
-            "memory_used_bytes": sum(shard.budget.used_bytes for shard in self.shards),
+            "memory_used_bytes": sum(
+                int(shard.struct["budget"]["used_bytes"]) for shard in self.shards
+            ),
             **counters,
-            "latency_us": latency_us(np.sum([shard.latencies for shard in self.shards], axis=0)),
+            "latency_us": latency_us(
+                np.sum([shard.struct["latencies"] for shard in self.shards], axis=0)
+            ),
             "models": {
                 name: sum(shard.num_open()[name] for shard in self.shards) for name in self._models
             },

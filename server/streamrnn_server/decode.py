@@ -26,9 +26,11 @@ from streamrnn.kernels.memory import (
     store_i64,
     store_u8,
 )
+from streamrnn.kernels.pointers import field_address
 from streamrnn_client.protocol import MAX_BATCH, MAX_ID_BYTES, MAX_MSGID
 from streamrnn_server import requests as r
 from streamrnn_server.encode import reverse_bytes
+from streamrnn_server.requests import Request
 
 __all__ = [
     "decode_request",
@@ -318,17 +320,16 @@ def read_numbers(at: int, end: int, num_values: int, target: int) -> int:
 
 
 @jit
-def decode_request(data: int, num_bytes: int, request: int) -> int:
+def decode_request(data: int, num_bytes: int, request: Request) -> int:
     """Decode a request that compiled code serves.
 
     Parameters
     ----------
     data, num_bytes : int
         The payload frame.
-    request : int
-        Address of the record to fill: kind, msgid, stream and the method's own fields. x, streams,
-        numbers and the model's name stay in the message. The msgid is -1 where it could not be
-        read.
+    request : Request
+        Filled: kind, msgid, stream and the method's own fields. x, streams, numbers and the
+        model's name stay in the message. The msgid is -1 where it could not be read.
 
     Returns
     -------
@@ -336,14 +337,14 @@ def decode_request(data: int, num_bytes: int, request: int) -> int:
         The kind; `requests.COLD` for everything that Python must see.
     """
     end = data + num_bytes
-    store_i64(request + r.KIND, r.COLD)
-    store_i64(request + r.MSGID, -1)
+    request.kind = r.COLD
+    request.msgid = -1
     kind, length, at = read_head(data, end)
     message_type, at = read_uint(at if kind == ARRAY and length >= 2 else 0, end)
     msgid, at = read_uint(at if message_type == 0 else 0, end)
     if at == 0 or msgid > MAX_MSGID:
         return r.COLD
-    store_i64(request + r.MSGID, msgid)
+    request.msgid = msgid
     if length != 4:
         return r.COLD
     kind, length, at = read_head(at, end)
@@ -362,7 +363,7 @@ def decode_request(data: int, num_bytes: int, request: int) -> int:
     elif length == 4 and name == _OPEN:
         method = r.OPEN
         at = _decode_open(at, end, request)
-        if at != 0 and load_i64(request + r.STREAMS) != 0:
+        if at != 0 and request.streams != 0:
             method = r.OPEN_MANY
     elif length == 5 and name == _CLOS and last == _E:
         method = r.CLOSE
@@ -371,45 +372,45 @@ def decode_request(data: int, num_bytes: int, request: int) -> int:
         method = r.RESET
         at = _decode_stream(read_array(at, end, 2), end, request)
         seq, at = read_uint(at, end)
-        store_i64(request + r.FIRST_SEQ, seq)
+        request.first_seq = seq
     if at != end:
         return r.COLD
-    store_i64(request + r.KIND, method)
+    request.kind = method
     return method
 
 
 @jit
-def _decode_stream(at: int, end: int, request: int) -> int:
-    num_bytes, at = read_stream(at, end, request + r.STREAM)
-    store_i64(request + r.STREAM_BYTES, num_bytes)
+def _decode_stream(at: int, end: int, request: Request) -> int:
+    num_bytes, at = read_stream(at, end, field_address(request, "stream"))
+    request.stream_bytes = num_bytes
     return at
 
 
 @jit
-def _decode_step(at: int, end: int, request: int) -> int:
+def _decode_step(at: int, end: int, request: Request) -> int:
     at = _decode_stream(read_array(at, end, 3), end, request)
     seq, at = read_uint(at, end)
-    store_i64(request + r.FIRST_SEQ, seq)
+    request.first_seq = seq
     return _decode_x(at, end, request)
 
 
 @jit
-def _decode_x(at: int, end: int, request: int) -> int:
+def _decode_x(at: int, end: int, request: Request) -> int:
     kind, length, at = read_head(at, end)
-    store_i64(request + r.X, at)
-    store_i64(request + r.X_COUNT, length)
+    request.x = at
+    request.x_count = length
     if kind == BIN:
-        store_i64(request + r.FORM, r.FORM_BIN)
+        request.form = r.FORM_BIN
         return at + length
-    store_i64(request + r.FORM, r.FORM_ARRAY)
+    request.form = r.FORM_ARRAY
     return read_numbers(at, end, length, 0) if kind == ARRAY else 0
 
 
 @jit
-def _decode_streams(at: int, end: int, num_streams: int, request: int) -> int:
+def _decode_streams(at: int, end: int, num_streams: int, request: Request) -> int:
     """Check an array of stream ids; the last one is left in the record."""
-    store_i64(request + r.STREAMS, at)
-    store_i64(request + r.NUM_ITEMS, num_streams)
+    request.streams = at
+    request.num_items = num_streams
     if num_streams > MAX_BATCH:
         return 0
     for _ in range(num_streams):
@@ -418,15 +419,15 @@ def _decode_streams(at: int, end: int, num_streams: int, request: int) -> int:
 
 
 @jit
-def _decode_batch(at: int, end: int, request: int) -> int:
+def _decode_batch(at: int, end: int, request: Request) -> int:
     kind, num_streams, at = read_head(read_array(at, end, 3), end)
     if kind != ARRAY:
         return 0
     at = _decode_streams(at, end, num_streams, request)
     kind, num_seqs, at = read_head(at, end)
-    store_i64(request + r.SEQS, 0)
+    request.seqs = 0
     if kind == ARRAY and num_seqs == num_streams:
-        store_i64(request + r.SEQS, at)
+        request.seqs = at
         for _ in range(num_seqs):
             _seq, at = read_uint(at, end)
     elif kind != NIL:
@@ -435,11 +436,11 @@ def _decode_batch(at: int, end: int, request: int) -> int:
 
 
 @jit
-def _decode_open(at: int, end: int, request: int) -> int:
+def _decode_open(at: int, end: int, request: Request) -> int:
     """Read ``[stream or streams, model or nil, window]``; X and X_COUNT hold the model's name."""
     at = read_array(at, end, 3)
     kind, length, after = read_head(at, end)
-    store_i64(request + r.STREAMS, 0)
+    request.streams = 0
     if kind == ARRAY:
         at = _decode_streams(after, end, length, request)
     else:
@@ -448,14 +449,14 @@ def _decode_open(at: int, end: int, request: int) -> int:
     if kind == STR:
         if not _is_utf8(at, length):
             return 0
-        store_i64(request + r.X, at)
-        store_i64(request + r.X_COUNT, length)
+        request.x = at
+        request.x_count = length
         at += length
     else:
-        store_i64(request + r.X, 0)
-        store_i64(request + r.X_COUNT, 0)
+        request.x = 0
+        request.x_count = 0
         if kind != NIL:
             return 0
     window, at = read_uint(at, end)
-    store_i64(request + r.WINDOW, window)
+    request.window = window
     return at

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+
 from streamrnn.errors import RecordError
 from streamrnn.state.durable import STREAMS, TOMBSTONES, Change, StateStore
-from streamrnn.state.record import HEAD, decode_record
+from streamrnn.state.record import HEAD_BYTES, RecordHead, decode_record
 
 __all__ = ["Expiry", "read_tombstone"]
 
@@ -31,6 +33,12 @@ def read_tombstone(tombstone: bytes) -> tuple[int, str]:
     """
     clock_s, _, owner = tombstone.decode().partition(" ")
     return int(clock_s), owner
+
+
+def _clock_in(record: bytes, now_s: int) -> int:
+    if len(record) < HEAD_BYTES:
+        return now_s
+    return int(np.frombuffer(record, RecordHead.dtype, 1)["clock_s"][0])
 
 
 def _owner_in(record: bytes) -> str:
@@ -117,7 +125,7 @@ class Expiry:
         changes: list[Change] = []
         now_s = self.now_s()
         for key, record in self._next(store, STREAMS):
-            clock_s = HEAD.unpack_from(record)[6] if len(record) >= HEAD.size else now_s
+            clock_s = _clock_in(record, now_s)
             if self.has_expired(clock_s):
                 changes.append((STREAMS, key, None))
                 changes.append((TOMBSTONES, key, f"{clock_s} {_owner_in(record)}".encode()))

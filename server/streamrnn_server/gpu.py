@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 
 from streamrnn.engine_cuda import CudaDevice
 from streamrnn.errors import DeviceError, StartError
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import int64_array
 from streamrnn.model import Model
 from streamrnn.state.slab import address_of
 from streamrnn_server import layout as w
 from streamrnn_server.admit import admit
+from streamrnn_server.layout import shard_at
 from streamrnn_server.memory import ShardMemory
 from streamrnn_server.receive import receive
 from streamrnn_server.reply import reply
@@ -29,6 +32,7 @@ from streamrnn_server.rows import (
     steps_together,
 )
 from streamrnn_server.saving import can_save_more, save
+from streamrnn_server.slots import model_of
 from streamrnn_server.waiting import listen, read_clock, sweep, wait
 from streamrnn_server.wave import choose_model, commit, gather, note_all_but_last
 
@@ -89,22 +93,80 @@ def rows_of_a_wave(devices: Sequence[CudaDevice]) -> int:
     return min(_MAX_ROWS, *(device.max_rows for device in devices))
 
 
+# What the loop below calls, each with the shard's address: a struct of Python's would be looked at
+# anew at every call.
+
+
+@jit
+def _begin(address: int) -> int:
+    """Choose a model and gather its wave: return its index, -1 for none."""
+    shard = shard_at(address)
+    if not choose_model(shard):
+        return -1
+    # It has just had its turn.
+    index = (shard.next_model - 1 + shard.num_models) % shard.num_models
+    model = model_of(shard, index)
+    shard.wave_rows = gather(shard, int64_array(model.plan, model.plan_length), model)
+    return index
+
+
+@jit
+def _fill(address: int, index: int, max_rows: int, max_steps: int, buffer: int) -> int:
+    """Write a wave's slots and inputs for the GPU; return how many steps it takes together."""
+    shard = shard_at(address)
+    num_steps = steps_together(shard, shard.wave_rows, max_rows, max_steps)
+    fill_wave(shard, model_of(shard, index), shard.wave_rows, num_steps, buffer)
+    return num_steps
+
+
+@jit
+def _receive(address: int) -> int:
+    """Take what has arrived, while the GPU computes."""
+    shard = shard_at(address)
+    num_messages = receive(shard)
+    admit(shard)
+    return num_messages
+
+
+@jit
+def _commit(address: int, index: int, num_steps: int, buffer: int) -> None:
+    """Take a wave's outputs from the GPU's buffer, and commit it."""
+    shard = shard_at(address)
+    model, num_rows = model_of(shard, index), shard.wave_rows
+    empty_wave(shard, model, num_rows, num_steps, buffer)
+    note_all_but_last(shard, model, num_rows, num_steps)
+    commit(shard, model, num_rows)
+
+
+@jit
+def _find_to_save(address: int, slots: int) -> int:
+    shard = shard_at(address)
+    read_clock(shard)
+    return find_rows_to_save(shard, slots)
+
+
+@jit
+def _end(address: int, num_messages: int) -> None:
+    """Do what is left of a turn, and wait if there is nothing more to do."""
+    shard = shard_at(address)
+    save(shard, False)  # the rows were brought for it
+    listen(shard)
+    reply(shard)
+    sweep(shard)
+    if num_messages == 0 and shard.num_ready == 0 and not can_save_more(shard):
+        wait(shard)
+
+
+@jit
+def _let_askers_go_on(address: int) -> None:
+    let_askers_go_on(shard_at(address))
+
+
 def compile_for_gpu() -> None:
     """Compile what the loop calls, or load it from the cache."""
-    one = (types.int64,)
-    for function in (
-        *(admit, can_save_more, choose_model, let_askers_go_on, listen),
-        *(read_clock, receive, reply, sweep, wait),
-    ):
-        function.compile(one)
-    gather.compile((types.int64, types.int64[::1], types.int64))
-    find_rows_to_save.compile(one * 2)
-    save.compile((types.int64, types.boolean))
-    commit.compile(one * 3)
-    for function in (note_all_but_last, steps_together):
-        function.compile(one * 4)
-    for function in (empty_wave, fill_wave):
-        function.compile(one * 5)
+    functions = (_begin, _receive, _let_askers_go_on, _find_to_save, _end, _commit, _fill)
+    for function, num_arguments in zip(functions, (1, 1, 1, 2, 2, 4, 5), strict=True):
+        function.compile((types.int64,) * num_arguments)
 
 
 class GpuShard:
@@ -114,8 +176,6 @@ class GpuShard:
     ----------
     memory : ShardMemory
         All that it works on; its rows are written and read by what needs them here.
-    plans : sequence of ndarray of int64
-        Of its models, in order: what checks an input.
     devices : sequence of CudaDevice
         The same models on the GPU, where the newest rows are. Of this shard alone.
     """
@@ -123,10 +183,9 @@ class GpuShard:
     def __init__(
         self,
         memory: ShardMemory,
-        plans: Sequence[NDArray[np.int64]],
         devices: Sequence[CudaDevice],
     ) -> None:
-        self._memory, self._plans, self._devices = memory, list(plans), list(devices)
+        self._memory, self._devices = memory, list(devices)
         self._to_save = address_of(memory.to_save)
 
     def serve(self) -> None:
@@ -137,52 +196,37 @@ class GpuShard:
         DeviceError
             If the GPU has failed. The shard's streams are lost then.
         """
-        memory, shard = self._memory, self._memory.address
-        read_clock(shard)
-        while memory.word(w.STATE) != w.ENDED:
-            num_rows = 0
-            model = choose_model(shard)
-            if model != 0:
-                index = memory.model_at(model)
-                num_rows = gather(shard, self._plans[index], model)
-                self._bring_rows()
-            if num_rows > 0:
+        memory, address = self._memory, self._memory.address
+        while memory.struct["state"] != w.ENDED:
+            index = _begin(address)
+            self._bring_rows()
+            num_steps = 0
+            if index >= 0 and memory.struct["wave_rows"] > 0:
                 device = self._devices[index]
                 most = (device.max_chunk_rows, device.max_chunk_steps)
-                num_steps = steps_together(shard, num_rows, *most)
-                fill_wave(shard, model, num_rows, num_steps, address_of(device.wave_x))
-                device.begin_wave(num_rows, num_steps)
+                num_steps = _fill(address, index, *most, address_of(device.wave_x))
+                device.begin_wave(int(memory.struct["wave_rows"]), num_steps)
             # While the GPU computes. What comes for a stream of the wave waits for its turn.
-            num_messages = receive(shard)
-            admit(shard)
-            if num_rows > 0:
+            num_messages = _receive(address)
+            if num_steps > 0:
                 device.end_wave()
-                empty_wave(shard, model, num_rows, num_steps, address_of(device.wave_y))
-                note_all_but_last(shard, model, num_rows, num_steps)
-                commit(shard, model, num_rows)
-            read_clock(shard)
-            self._fetch(memory.to_save[: find_rows_to_save(shard, self._to_save)])
-            save(shard, False)  # the rows were brought for it
-            listen(shard)
-            reply(shard)
-            sweep(shard)
-            is_idle = num_messages == 0 and memory.word(w.NUM_READY) == 0
-            if is_idle and not can_save_more(shard):
-                wait(shard)
+                _commit(address, index, num_steps, address_of(device.wave_y))
+            self._fetch(memory.to_save[: _find_to_save(address, self._to_save)])
+            _end(address, num_messages)
 
     def _bring_rows(self) -> None:
         """Bring rows that were written here to the GPU, and those that were asked for here."""
         memory = self._memory
-        num_written, num_asked_for = memory.word(w.NUM_WRITTEN), memory.word(w.NUM_ASKED_FOR)
+        num_written, num_asked_for = memory.struct["num_written"], memory.struct["num_asked_for"]
         if num_written > 0:
             slots = memory.written[:num_written]
             for device, rows, own in self._by_model(slots):
                 device.write_rows(own, rows[own])
             memory.places[slots] = w.ROW_SAME
-            memory.clear(w.NUM_WRITTEN)
+            memory.struct["num_written"] = 0
         if num_asked_for > 0:
             self._fetch(memory.asked_for[:num_asked_for])
-            let_askers_go_on(memory.address)
+            _let_askers_go_on(memory.address)
 
     def _fetch(self, slots: NDArray[np.int32]) -> None:
         """Bring rows from the GPU."""

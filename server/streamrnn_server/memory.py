@@ -14,13 +14,21 @@ from numpy.typing import NDArray
 from streamrnn.errors import StartError
 from streamrnn.kernels.plan import MAX_WAVE, Program
 from streamrnn.state.arena import Arena
-from streamrnn.state.budget import Budget, take_bytes
+from streamrnn.state.budget import take_bytes
 from streamrnn.state.index import StreamIndex
-from streamrnn.state.slab import HEADER_BYTES, HUGE_PAGE_BYTES, address_of, reserve, touch
+from streamrnn.state.slab import (
+    HEADER_BYTES,
+    HUGE_PAGE_BYTES,
+    address_of,
+    reserve,
+    struct_address,
+    touch,
+)
 from streamrnn_client.protocol import MAX_BATCH, MAX_WINDOW, ErrorCode, error_reply
 from streamrnn_server import layout as w
 from streamrnn_server.config import ServerConfig, format_bytes
-from streamrnn_server.libzmq import MESSAGE_BYTES, POLL_BYTES, msg_close, msg_init
+from streamrnn_server.layout import Model, Shard, Stage
+from streamrnn_server.libzmq import msg_close, msg_init
 from streamrnn_server.reply import MAX_WORDS
 from streamrnn_server.requests import RequestPool
 from streamrnn_server.users import Users
@@ -55,16 +63,12 @@ class ShardMemory:
 
     Attributes
     ----------
+    struct : Shard
+        Written by the shard's thread, read by anybody.
     address : int
-        What `streamrnn_server.shard.serve` takes.
-    counters : ndarray of int64, shape (len(COUNTERS),)
-        Written by the shard, read by anybody.
-    latencies : ndarray of int64, shape (NUM_BUCKETS,)
-        Number of replies for each bucket of nanoseconds from receive to send.
+        Of the same; what `streamrnn_server.shard.serve` takes.
     rows : list of ndarray of float32, shape (max_streams, row_bytes // 4)
         Each model's.
-    budget : Budget
-        What its memory counts against.
     places : ndarray of uint8, shape (num_slots,)
     written, asked_for, to_save : ndarray of int32, shape (num_slots,)
         Where each slot's row is, and lists of slots; see `layout`. Empty without a GPU.
@@ -93,78 +97,65 @@ class ShardMemory:
         num_slots = len(programs) * max_streams + _NUM_REQUESTS  # with the room's
         headers = reserve(num_slots * HEADER_BYTES, huge_pages=True)
         touch(headers)
+        self.struct = Shard.one()
+        self.address = struct_address(self.struct)
         self._pool = RequestPool(
-            _NUM_REQUESTS, max(4 * program.spec.num_inputs for program in programs.values())
+            _NUM_REQUESTS,
+            max(4 * program.spec.num_inputs for program in programs.values()),
+            self.struct["pool"],
         )
-        self.budget = Budget(config.memory_budget_of_a_shard)
-        self._index = StreamIndex(num_slots, self._own(headers))
+        budget = self.struct["budget"]
+        budget["max_bytes"] = config.memory_budget_of_a_shard
+        self._index = StreamIndex(num_slots, self._own(headers), self.struct["index"])
         largest = max(
             program.row_bytes + MAX_WINDOW * (8 + 4 * program.spec.output_size)
             for program in programs.values()
         )
         stage_bytes = w.STAGE_BYTES + largest + _ENTRY_SLACK_BYTES
         self._take_always(config, disk is not None, stage_bytes, len(programs))
-        self._arena = Arena(self.budget.max_bytes, self.budget)
+        self._arena = Arena(int(budget["max_bytes"]), budget, self.struct["arena"])
         self._users = Users(num_slots) if config.has_users else None
-        self._models = np.zeros((len(programs) + 1, w.MODEL_RECORD_BYTES // 8), np.int64)
+        self._models = np.zeros(len(programs) + 1, Model.dtype)
         for k, (name, program) in enumerate(programs.items()):
             self._add_model(k, name, program, max_streams)
-        self.counters: NDArray[np.int64] = np.zeros(len(w.COUNTERS), np.int64)
-        self.latencies: NDArray[np.int64] = np.zeros(w.NUM_BUCKETS, np.int64)
-        self._words: NDArray[np.int64] = np.zeros(w.SHARD_WORDS, np.int64)
-        self.address = address_of(self._words)
         y_stride = max(64 * -(-program.spec.output_size // 16) for program in programs.values())
         out_bytes = 4 * config.max_message_bytes + _OUT_SLACK_BYTES
         max_rows = gpu_rows or MAX_WAVE
         out = reserve(out_bytes)
         touch(out)
         self._set(
-            {
-                w.ROUTER: router.underlying,
-                w.PAIR: pair.underlying,
-                w.IDENTITY_MESSAGE: self._zeros(MESSAGE_BYTES),
-                w.PAYLOAD_MESSAGE: self._zeros(MESSAGE_BYTES),
-                w.POLL_ITEMS: self._zeros(POLL_BYTES),
-                w.CLOCK: self._zeros(16),
-                w.BUDGET: self.budget.address,
-                w.USERS: self._users.address if self._users is not None else 0,
-                w.POOL: self._pool.address,
-                w.ARENA: self._arena.address,
-                w.INDEX: self._index.address,
-                w.HEADERS: address_of(headers),
-                w.MODELS: address_of(self._models),
-                w.NUM_MODELS: len(programs),
-                w.MAX_STREAMS: max_streams,
-                w.SHARD: shard,
-                w.NUM_SHARDS: config.num_shards,
-                w.MAX_MESSAGE_BYTES: config.max_message_bytes,
-                w.INLINE_X_BYTES: self._pool.inline_x_bytes,
-                w.OUT: self._own(out),
-                w.OUT_BYTES: out_bytes,
-                w.MAX_ROWS: max_rows,
-                w.ROWS: self._zeros(8 * max_rows),
-                w.XS: self._zeros(8 * max_rows),
-                w.YS: self._zeros(8 * max_rows),
-                w.WAVE_SLOTS: self._zeros(8 * max_rows),
-                w.WAVE_REQUESTS: self._zeros(8 * max_rows),
-                w.WAVE_Y: self._zeros(y_stride * max_rows),
-                w.WAVE_Y_STRIDE: y_stride,
-                w.IDLE_LIMIT_S: config.idle_limit_s,
-                w.WORDS_LEFT: MAX_WORDS,
-                w.CANNED: self._texts(self._canned_errors(config)),
-                w.MOVED: self._texts(
-                    [error_reply(ErrorCode.MOVED, endpoint=endpoint) for endpoint in endpoints]
-                ),
-                w.COUNTERS_AT: address_of(self.counters),
-                w.LATENCIES: address_of(self.latencies),
-            }
+            router=router.underlying,
+            pair=pair.underlying,
+            users=self._users.address if self._users is not None else 0,
+            headers=address_of(headers),
+            models=address_of(self._models),
+            num_models=len(programs),
+            max_streams=max_streams,
+            number=shard,
+            num_shards=config.num_shards,
+            max_message_bytes=config.max_message_bytes,
+            inline_x_bytes=self._pool.inline_x_bytes,
+            out=self._own(out),
+            out_bytes=out_bytes,
+            max_rows=max_rows,
+            rows=self._zeros(8 * max_rows),
+            xs=self._zeros(8 * max_rows),
+            ys=self._zeros(8 * max_rows),
+            wave_slots=self._zeros(8 * max_rows),
+            wave_requests=self._zeros(8 * max_rows),
+            wave_y=self._zeros(y_stride * max_rows),
+            wave_y_stride=y_stride,
+            idle_limit_s=config.idle_limit_s,
+            words_left=MAX_WORDS,
+            canned=self._texts(self._canned_errors(config)),
+            moved=self._texts([error_reply(ErrorCode.MOVED, endpoint=each) for each in endpoints]),
         )
-        self._models[-1, w.FIRST_SLOT // 8] = len(programs) * max_streams
+        self._models[-1]["first_slot"] = len(programs) * max_streams
         self._add_places(num_slots if gpu_rows else 0)
         if disk is not None:
             self._add_disk(config, disk, num_slots, stage_bytes)
-        for word in (w.IDENTITY_MESSAGE, w.PAYLOAD_MESSAGE):
-            msg_init(int(self._words[word // 8]))
+        for name in ("identity_message", "payload_message"):
+            msg_init(address_of(self.struct[name]))
 
     def _take_always(
         self, config: ServerConfig, has_disk: bool, stage_bytes: int, num_models: int
@@ -173,7 +164,8 @@ class ShardMemory:
         always = self._index.num_bytes + self._pool.num_bytes
         always += w.NUM_STAGES * stage_bytes if has_disk else 0
         least = always + (num_models + 1) * HUGE_PAGE_BYTES
-        if not take_bytes(self.budget.address, always) or least > self.budget.max_bytes:
+        budget = self.struct["budget"]
+        if not take_bytes(budget, always) or least > budget["max_bytes"]:
             each = f", {config.num_shards} shards" if config.num_shards > 1 else ""
             raise StartError(
                 f"--memory-budget is {format_bytes(config.memory_budget_bytes)}; {num_models} "
@@ -189,13 +181,11 @@ class ShardMemory:
         )
         if num_slots > 0:
             self._set(
-                {
-                    w.PLACES: address_of(self.places),
-                    w.WRITTEN: address_of(self.written),
-                    w.ASKED_FOR: address_of(self.asked_for),
-                    # With window 1 an output is computed again from the row, which is away.
-                    w.MIN_WINDOW_LOG2: 1,
-                }
+                places=address_of(self.places),
+                written=address_of(self.written),
+                asked_for=address_of(self.asked_for),
+                # With window 1 an output is computed again from the row, which is away.
+                min_window_log2=1,
             )
 
     def _add_disk(
@@ -205,45 +195,28 @@ class ShardMemory:
         num_slots: int,
         stage_bytes: int,
     ) -> None:
-        stages = np.zeros((w.NUM_STAGES, w.STAGE_RECORD_BYTES // 8), np.int64)
+        stages = np.zeros(w.NUM_STAGES, Stage.dtype)
         for stage in stages:
-            memory = reserve(stage_bytes, huge_pages=True)
-            stage[w.STAGE_AT // 8] = self._own(memory)
+            stage["at"] = self._own(reserve(stage_bytes, huge_pages=True))
         interval_ns = round(config.checkpoint_interval_s * 1e9)
         self._set(
-            {
-                w.DISK: disk.underlying,
-                w.IS_ALWAYS: config.durability == "always",
-                w.SAVE_EVERY_NS: interval_ns,
-                w.RETRY_NS: interval_ns,
-                w.SAVE_AT_NS: time.monotonic_ns() + interval_ns,
-                w.DIRTY: self._own(reserve(4 * num_slots)),
-                w.SAVED: self._own(reserve(4 * num_slots)),
-                w.STAGES: self._own(stages),
-                w.STAGE: -1,
-                w.ACKNOWLEDGED: -1,
-                w.CAN_LOOK_UP: 1,
-            }
+            disk=disk.underlying,
+            is_always=config.durability == "always",
+            save_every_ns=interval_ns,
+            retry_ns=interval_ns,
+            save_at_ns=time.monotonic_ns() + interval_ns,
+            dirty=self._own(reserve(4 * num_slots)),
+            saved=self._own(reserve(4 * num_slots)),
+            stages=self._own(stages),
+            stage=-1,
+            acknowledged=-1,
+            can_look_up=1,
         )
 
     def close(self) -> None:
         """Let go of libzmq's messages. The shard's thread has ended."""
-        for word in (w.IDENTITY_MESSAGE, w.PAYLOAD_MESSAGE):
-            msg_close(int(self._words[word // 8]))
-
-    def word(self, word: int) -> int:
-        """Return one of the shard's numbers, as it is just now.
-
-        Parameters
-        ----------
-        word : int
-            One of the words of `layout`.
-
-        Returns
-        -------
-        int
-        """
-        return int(self._words[word // 8])
+        for name in ("identity_message", "payload_message"):
+            msg_close(address_of(self.struct[name]))
 
     def user(self, number: int) -> str:
         """Return a user's name.
@@ -260,30 +233,6 @@ class ShardMemory:
         """
         return self._users.name(number) if self._users is not None else ""
 
-    def clear(self, word: int) -> None:
-        """Set one of the shard's numbers to 0; of its own thread only.
-
-        Parameters
-        ----------
-        word : int
-            One of the words of `layout`.
-        """
-        self._words[word // 8] = 0
-
-    def model_at(self, address: int) -> int:
-        """Return the index of a model by the address of its record.
-
-        Parameters
-        ----------
-        address : int
-            As `streamrnn_server.wave.choose_model` returns it.
-
-        Returns
-        -------
-        int
-        """
-        return (address - address_of(self._models)) // w.MODEL_RECORD_BYTES
-
     def num_open(self) -> dict[str, int]:
         """Return the number of open streams of each model.
 
@@ -291,19 +240,14 @@ class ShardMemory:
         -------
         dict of str to int
         """
-        column = self._models[:-1, w.NUM_OPEN // 8]
+        column = self._models[:-1]["num_open"]
         return {name: int(number) for name, number in zip(self.names, column, strict=True)}
-
-    @property
-    def arena(self) -> Arena:
-        """The shard's arena."""
-        return self._arena
 
     def _add_model(self, k: int, name: str, program: Program, max_streams: int) -> None:
         num_units = -(-max_streams * program.row_bytes // HUGE_PAGE_BYTES)
         rows = reserve(num_units * HUGE_PAGE_BYTES, huge_pages=True)
         units = np.zeros(num_units, np.uint8)
-        if take_bytes(self.budget.address, HUGE_PAGE_BYTES):
+        if take_bytes(self.struct["budget"], HUGE_PAGE_BYTES):
             units[0] = 1
             touch(rows)
         self.rows.append(
@@ -312,22 +256,22 @@ class ShardMemory:
         first_slot = k * max_streams
         text = np.frombuffer(name.encode(), np.uint8)
         self._owned.append(program)
-        record = {
-            w.PLAN: address_of(program.plan),
-            w.PLAN_LENGTH: len(program.plan),
-            w.FIRST_ROW: self._own(rows) - first_slot * program.row_bytes,
-            w.ROW_BYTES: program.row_bytes,
-            w.INITIAL_ROW: address_of(program.initial_row),
-            w.STEP_BYTES: 4 * program.spec.num_inputs,
-            w.Y_BYTES: 4 * program.spec.output_size,
-            w.IS_TOKEN: program.spec.is_token,
-            w.FIRST_SLOT: first_slot,
-            w.NAME: self._own(text),
-            w.NAME_BYTES: len(text),
-            w.UNITS: self._own(units),
+        values = {
+            "plan": address_of(program.plan),
+            "plan_length": len(program.plan),
+            "first_row": self._own(rows) - first_slot * program.row_bytes,
+            "row_bytes": program.row_bytes,
+            "initial_row": address_of(program.initial_row),
+            "step_bytes": 4 * program.spec.num_inputs,
+            "y_bytes": 4 * program.spec.output_size,
+            "is_token": program.spec.is_token,
+            "first_slot": first_slot,
+            "name": self._own(text),
+            "name_bytes": len(text),
+            "units": self._own(units),
         }
-        for word, value in record.items():
-            self._models[k, word // 8] = value
+        for field, value in values.items():
+            self._models[field][k] = value
 
     def _canned_errors(self, config: ServerConfig) -> list[list[Any]]:
         """Return an error for each code, with no detail but what is always the same."""
@@ -347,9 +291,9 @@ class ShardMemory:
             row[:] = self._own(text), len(text)
         return self._own(table)
 
-    def _set(self, values: Mapping[int, int]) -> None:
-        for word, value in values.items():
-            self._words[word // 8] = value
+    def _set(self, **values: int) -> None:
+        for name, value in values.items():
+            self.struct[name] = value
 
     def _own(self, array: NDArray[Any]) -> int:
         self._owned.append(array)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.state.arena import used_bytes
 from streamrnn_server import layout as w
 from streamrnn_server.memory import ShardMemory
 
@@ -50,18 +49,9 @@ def latency_us(histogram: NDArray[np.int64]) -> dict[str, float]:
 
 
 def total_counters(shards: Sequence[ShardMemory]) -> dict[str, int]:
-    """Return the counters, added up over all shards.
-
-    Parameters
-    ----------
-    shards : sequence of ShardMemory
-
-    Returns
-    -------
-    dict of str to int
-    """
-    sums = np.sum([shard.counters for shard in shards], axis=0)
-    return {name: int(value) for name, value in zip(w.COUNTERS, sums, strict=True)}
+    """Return the counters, added up over all shards."""
+    names = w.Counters.dtype.names or ()
+    return {name: sum(int(each.struct["counters"][name]) for each in shards) for name in names}
 
 
 def shard_stats(shard: ShardMemory, endpoint: str) -> dict[str, Any]:
@@ -81,11 +71,11 @@ def shard_stats(shard: ShardMemory, endpoint: str) -> dict[str, Any]:
     """
     return {
         "endpoint": endpoint,
-        **{name: int(value) for name, value in zip(w.COUNTERS, shard.counters, strict=True)},
-        "num_streams": shard.word(w.NUM_STREAMS),
+        **total_counters([shard]),
+        "num_streams": int(shard.struct["num_streams"]),
         "num_open": shard.num_open(),
-        "arena_used_bytes": int(used_bytes(shard.arena.address)),
-        "memory_used_bytes": shard.budget.used_bytes,
-        "memory_budget_bytes": shard.budget.max_bytes,
-        "latency_us": latency_us(shard.latencies),
+        "arena_used_bytes": int(shard.struct["arena"]["used_bytes"]),
+        "memory_used_bytes": int(shard.struct["budget"]["used_bytes"]),
+        "memory_budget_bytes": int(shard.struct["budget"]["max_bytes"]),
+        "latency_us": latency_us(shard.struct["latencies"]),
     }

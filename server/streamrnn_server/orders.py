@@ -5,23 +5,23 @@ from __future__ import annotations
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import (
     copy_bytes,
-    load_i32,
-    load_i64,
-    store_i64,
-    store_u8,
+    fill_bytes,
 )
+from streamrnn.kernels.pointers import address, field_address
 from streamrnn.state import slab as h
 from streamrnn.state.index import hash64
+from streamrnn.state.packing import record_at
+from streamrnn.state.slab import MAX_INLINE_ID_BYTES, Header
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server import layout as w
 from streamrnn_server import requests as r
 from streamrnn_server.admit import admit_one
-from streamrnn_server.finish import count, fail
+from streamrnn_server.finish import fail
+from streamrnn_server.layout import Command, Shard
 from streamrnn_server.placing import fill_slot
 from streamrnn_server.requests import (
-    append_to_list,
+    append,
     first_waiting,
-    num_free,
     take_request,
 )
 from streamrnn_server.room import end_waiting, is_in_room, let_go_on, settle_without_record
@@ -44,28 +44,18 @@ _STOP_WITHIN_NS = 2_000_000_000
 
 
 @jit
-def obey(shard: int, command: int, num_bytes: int) -> None:
-    """Do what Python says.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    command, num_bytes : int
-        The message: words of `layout`, and what belongs to them.
-    """
-    if num_bytes < w.COMMAND_HEAD_BYTES:
-        return
-    what = load_i64(command + w.COMMAND)
-    if what == w.COMMAND_STOP and load_i64(shard + w.STATE) == w.RUNNING:
+def obey(shard: Shard, command: Command) -> None:
+    """Do what Python says."""
+    what = command.what
+    if what == w.COMMAND_STOP and shard.state == w.RUNNING:
         # Not unbound yet: in libzmq that ends the connections that came through the listener too,
         # with all that is still to be said on them.
-        store_i64(shard + w.STOP_AT_NS, load_i64(shard + w.NOW_NS) + _STOP_WITHIN_NS)
-        store_i64(shard + w.STATE, w.STOPPING)
+        shard.stop_at_ns = shard.now_ns + _STOP_WITHIN_NS
+        shard.state = w.STOPPING
         # The last checkpoint is tried in any case: one that has begun is not it, should it fail.
-        store_i64(shard + w.NUM_FAILED_IN_A_ROW, -load_i64(shard + w.IS_SAVING))
+        shard.num_failed_in_a_row = -shard.is_saving
     elif what == w.COMMAND_END:
-        store_i64(shard + w.STATE, w.ENDED)
+        shard.state = w.ENDED
     elif what == w.COMMAND_FOUND:
         _take_found(shard, command)
     elif what == w.COMMAND_REQUEST:
@@ -73,15 +63,15 @@ def obey(shard: int, command: int, num_bytes: int) -> None:
 
 
 @jit
-def _take_found(shard: int, command: int) -> None:
+def _take_found(shard: Shard, command: Command) -> None:
     """Bring a stream back whose record was found, or answer those who wait for it."""
-    slot = load_i64(command + w.COMMAND_SLOT)
+    slot = command.slot
     header = header_of(shard, slot)
-    if load_i32(header + h.GENERATION) != load_i64(command + w.COMMAND_GENERATION):
+    if header.generation != command.generation:
         return
     if not is_in_room(shard, header):
         return
-    code = load_i64(command + w.COMMAND_CODE)
+    code = command.code
     owner = _owner_in(shard, command)
     if code in (_UNKNOWN, _EXPIRED):
         settle_without_record(shard, slot, header, code)
@@ -90,53 +80,54 @@ def _take_found(shard: int, command: int) -> None:
         set_owner(shard, slot, owner)
         _settle_refused(shard, slot, header, code)
         return
-    index = load_i64(command + w.COMMAND_MODEL)
-    is_adopted = owner == NOBODY and load_i64(shard + w.USERS) != 0
+    index = command.model
+    is_adopted = owner == NOBODY and shard.users != 0
     if is_adopted:  # it is of a time before there were keys
-        owner = load_i64(first_waiting(load_i64(shard + w.POOL), header) + r.OWNER)
+        owner = first_waiting(shard.pool, header).owner
     target = move_slot(shard, slot, index, owner)
     if target < 0:
         _refuse_all(shard, slot, header, _BUSY)
         return
     header = header_of(shard, target)
-    store_u8(header + h.FLAGS, h.IS_READY)
-    if not fill_slot(shard, model_of(shard, index), target, header, command + w.COMMAND_HEAD_BYTES):
+    header.flags = h.IS_READY
+    record = record_at(address(command) + w.COMMAND_BYTES)
+    if not fill_slot(shard, model_of(shard, index), target, header, record):
         _refuse_all(shard, target, header, _BUSY)
         return
-    store_i64(header + h.DURABLE_SEQ, load_i64(header + h.LAST_SEQ))
+    header.durable_seq = header.last_seq
     if is_adopted:
         mark_dirty(shard, target, header)
-    count(shard, w.NUM_RESTORED, 1)
+    shard.counters.num_restored += 1
     let_go_on(shard, target)
 
 
 @jit
-def _owner_in(shard: int, command: int) -> int:
+def _owner_in(shard: Shard, command: Command) -> int:
     """Return the number of the user whom a command names."""
-    if load_i64(shard + w.USERS) == 0:
+    if shard.users == 0:
         return NOBODY
-    num_bytes = load_i64(command + w.COMMAND_OWNER_BYTES)
+    num_bytes = command.owner_bytes
     if num_bytes < 0:
         return UNKNOWN
-    at = command + w.COMMAND_HEAD_BYTES + load_i64(command + w.COMMAND_IDENTITY_BYTES)
-    at += load_i64(command + w.COMMAND_STREAM_BYTES) + load_i64(command + w.COMMAND_DATA_BYTES)
+    at = address(command) + w.COMMAND_BYTES + command.identity_bytes
+    at += command.stream_bytes + command.data_bytes
     return number_of(shard, at, num_bytes)
 
 
 @jit
-def _settle_refused(shard: int, slot: int, header: int, code: int) -> None:
+def _settle_refused(shard: Shard, slot: int, header: Header, code: int) -> None:
     """Answer those who wait for a stream whose record cannot be used; `close` deletes it."""
-    pool = load_i64(shard + w.POOL)
-    count(shard, w.NUM_RECORDS_REFUSED, 1)
+    pool = shard.pool
+    shard.counters.num_records_refused += 1
     is_secret = owner_of(shard, slot) == UNKNOWN  # then nobody may delete it from here
     while True:
         request = first_waiting(pool, header)
-        if request == 0:
+        if not request:
             free_slot(shard, slot)
             return
         if is_forbidden(shard, slot, request):
             end_waiting(shard, header, request, _FORBIDDEN)
-        elif load_i64(request + r.KIND) == r.CLOSE and code != _FORBIDDEN and not is_secret:
+        elif request.kind == r.CLOSE and code != _FORBIDDEN and not is_secret:
             hold(shard, slot, header)
             return
         else:
@@ -144,59 +135,54 @@ def _settle_refused(shard: int, slot: int, header: int, code: int) -> None:
 
 
 @jit
-def _refuse_all(shard: int, slot: int, header: int, code: int) -> None:
-    pool = load_i64(shard + w.POOL)
+def _refuse_all(shard: Shard, slot: int, header: Header, code: int) -> None:
+    pool = shard.pool
     while True:
         request = first_waiting(pool, header)
-        if request == 0:
+        if not request:
             free_slot(shard, slot)
             return
         end_waiting(shard, header, request, code)
 
 
 @jit
-def _take_request_of_python(shard: int, command: int) -> None:
+def _take_request_of_python(shard: Shard, command: Command) -> None:
     """Let a request that Python has prepared have its turn like any other."""
-    pool = load_i64(shard + w.POOL)
-    if num_free(pool) == 0:
-        count(shard, w.NUM_CALLS_REFUSED, 1)
+    pool = shard.pool
+    if pool.num_free == 0:
+        shard.counters.num_calls_refused += 1
         return  # it is as if the message had been lost
     request = take_request(pool)
-    kind = load_i64(command + w.COMMAND_KIND)
-    identity_bytes = load_i64(command + w.COMMAND_IDENTITY_BYTES)
-    stream_bytes = load_i64(command + w.COMMAND_STREAM_BYTES)
-    data_bytes = load_i64(command + w.COMMAND_DATA_BYTES)
-    store_i64(request + r.KIND, kind)
-    store_i64(request + r.MSGID, load_i64(command + w.COMMAND_MSGID))
-    store_i64(request + r.FIRST_SEQ, load_i64(command + w.COMMAND_SEQ))
-    store_i64(request + r.WINDOW, load_i64(command + w.COMMAND_WINDOW))
-    store_i64(request + r.MODEL, load_i64(command + w.COMMAND_MODEL))
-    store_i64(request + r.DETAIL, load_i64(command + w.COMMAND_DIGEST))
-    store_i64(request + r.RECEIVED_NS, load_i64(shard + w.NOW_NS))
-    store_i64(request + r.OWNER, _owner_in(shard, command))
-    store_i64(request + r.IDENTITY_BYTES, identity_bytes)
-    store_i64(request + r.STREAM_BYTES, stream_bytes)
-    at = command + w.COMMAND_HEAD_BYTES
-    copy_bytes(request + r.IDENTITY, at, identity_bytes)
-    at += identity_bytes
-    store_i64(request + r.STREAM, 0)
-    store_i64(request + r.STREAM + 8, 0)
-    copy_bytes(request + r.STREAM, at, stream_bytes)
-    at += stream_bytes
-    store_i64(request + r.X_COUNT, data_bytes)
-    store_i64(request + r.NUM_ITEMS, 0)
-    store_i64(request + r.FORM, r.FORM_BIN)
+    request.kind = command.kind
+    request.msgid = command.msgid
+    request.first_seq = command.seq
+    request.window = command.window
+    request.model = command.model
+    request.detail[0] = command.digest
+    request.received_ns = shard.now_ns
+    request.owner = _owner_in(shard, command)
+    request.identity_bytes = command.identity_bytes
+    request.stream_bytes = command.stream_bytes
+    request.x_count = data_bytes = command.data_bytes
+    request.num_items = 0
+    request.form = r.FORM_BIN
+    at, stream = address(command) + w.COMMAND_BYTES, field_address(request, "stream")
+    copy_bytes(field_address(request, "identity"), at, command.identity_bytes)
+    at += command.identity_bytes
+    fill_bytes(stream, MAX_INLINE_ID_BYTES, 0)
+    copy_bytes(stream, at, command.stream_bytes)
+    at += command.stream_bytes
     if data_bytes > 0:
         block = take_block(shard, data_bytes)
         if block == 0:
-            fail(shard, request, _BUSY, 0, 0, 0, 0)
+            fail(shard, request, _BUSY)
             return
         copy_bytes(block, at, data_bytes)
-        store_i64(request + r.X_BLOCK, block)
-        store_i64(request + r.X, block)
-    if kind == r.SYNC_ALL:
-        append_to_list(pool, shard + w.UNCOVERED, request)
+        request.x_block = block
+        request.x = block
+    if request.kind == r.SYNC_ALL:
+        append(pool, shard.uncovered, request)
         ask_for_checkpoint(shard)
         return
-    store_i64(request + r.HASH, hash64(request + r.STREAM, stream_bytes))
+    request.hash = hash64(stream, request.stream_bytes)
     admit_one(shard, request)

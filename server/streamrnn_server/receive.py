@@ -7,13 +7,15 @@ request's record (a message that is held pins 8 KiB of libzmq's buffer).
 from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import copy_bytes, load_i64, store_i64
+from streamrnn.kernels.memory import copy_bytes
+from streamrnn.kernels.pointers import address, field_address
 from streamrnn.state.index import equal_bytes, hash64, prefetch_entry
 from streamrnn_client.protocol import MAX_BATCH, ErrorCode
 from streamrnn_server import layout as w
 from streamrnn_server import requests as r
 from streamrnn_server.decode import decode_request, read_numbers, read_stream, read_uint
-from streamrnn_server.finish import count, fail, finish
+from streamrnn_server.finish import fail, finish
+from streamrnn_server.layout import Shard
 from streamrnn_server.libzmq import (
     monotonic_ns,
     msg_data,
@@ -23,12 +25,15 @@ from streamrnn_server.libzmq import (
 )
 from streamrnn_server.reply import call_python
 from streamrnn_server.requests import (
-    append_to_list,
+    REQUEST_BYTES,
+    Pool,
+    Request,
+    append,
     give_request,
     link_of,
-    num_free,
     take_request,
 )
+from streamrnn_server.slots import model_of
 from streamrnn_server.spilling import take_block
 from streamrnn_server.users import NOBODY, user_of
 
@@ -47,66 +52,66 @@ _HEAD_BYTES = 32  # enough to find the msgid
 
 
 @jit
-def receive(shard: int) -> int:
+def receive(shard: Shard) -> int:
     """Take messages that have arrived, at most a wave of them, and decode them.
 
     Parameters
     ----------
-    shard : int
-        Address of the shard. Requests that a stream must serve are put on its list ARRIVED.
+    shard : Shard
+        Requests that a stream must serve are put on its list ARRIVED.
 
     Returns
     -------
     int
         The number of messages taken.
     """
-    now = load_i64(shard + w.NOW_NS)
-    just_looked = now - load_i64(shard + w.LAST_EMPTY_NS) < _LOOK_AGAIN_NS
-    if just_looked and load_i64(shard + w.NUM_READY) > 0:
+    now = shard.now_ns
+    just_looked = now - shard.last_empty_ns < _LOOK_AGAIN_NS
+    if just_looked and shard.num_ready > 0:
         return 0
-    state = load_i64(shard + w.STATE)
-    if state >= w.DRAINED or (state == w.STOPPING and now > load_i64(shard + w.STOP_AT_NS)):
+    state = shard.state
+    if state >= w.DRAINED or (state == w.STOPPING and now > shard.stop_at_ns):
         return 0
-    router, pool = load_i64(shard + w.ROUTER), load_i64(shard + w.POOL)
-    identity = load_i64(shard + w.IDENTITY_MESSAGE)
-    num_messages, max_rows = 0, load_i64(shard + w.MAX_ROWS)
+    router, pool = shard.router, shard.pool
+    identity = field_address(shard, "identity_message")
+    num_messages, max_rows = 0, shard.max_rows
     # A message may need a record for each item. Without room it stays where it is: at last the
     # client's own socket holds it back.
-    while num_messages < max_rows and num_free(pool) > MAX_BATCH + _KEPT_FOR_PYTHON:
+    while num_messages < max_rows and pool.num_free > MAX_BATCH + _KEPT_FOR_PYTHON:
         if receive_frame(router, identity) < 0:
-            store_i64(shard + w.LAST_EMPTY_NS, now)
+            shard.last_empty_ns = now
             break
         if num_messages == 0:
-            now = monotonic_ns(load_i64(shard + w.CLOCK))
-            store_i64(shard + w.NOW_NS, now)
+            now = monotonic_ns(field_address(shard, "clock"))
+            shard.now_ns = now
         num_messages += 1
         _take_message(shard, router, identity, pool)
-    count(shard, w.NUM_MESSAGES, num_messages)
+    shard.counters.num_messages += num_messages
     return num_messages
 
 
 @jit
-def _take_message(shard: int, router: int, identity: int, pool: int) -> None:
+def _take_message(shard: Shard, router: int, identity: int, pool: Pool) -> None:
     """Take the rest of the message whose identity frame is here."""
     if not msg_more(identity):
-        count(shard, w.NUM_WITHOUT_PAYLOAD, 1)
+        shard.counters.num_without_payload += 1
         return
     request = take_request(pool)
     num_bytes = msg_size(identity)
-    copy_bytes(request + r.IDENTITY, msg_data(identity), num_bytes)
-    store_i64(request + r.IDENTITY_BYTES, num_bytes)
-    store_i64(request + r.RECEIVED_NS, load_i64(shard + w.NOW_NS))
-    payload = load_i64(shard + w.PAYLOAD_MESSAGE)
+    copy_bytes(field_address(request, "identity"), msg_data(identity), num_bytes)
+    request.identity_bytes = num_bytes
+    request.received_ns = shard.now_ns
+    payload = field_address(shard, "payload_message")
     num_bytes = receive_frame(router, payload)
     data = msg_data(payload)
     is_stranger = not _note_user(shard, payload, request)
-    max_bytes = load_i64(shard + w.MAX_MESSAGE_BYTES)
+    max_bytes = shard.max_message_bytes
     kind = decode_request(data, num_bytes if num_bytes <= max_bytes else _HEAD_BYTES, request)
     if msg_more(payload):
         num_frames = 1
         while msg_more(payload) and receive_frame(router, payload) >= 0:
             num_frames += 1
-        count(shard, w.NUM_EXTRA_FRAMES, 1)
+        shard.counters.num_extra_frames += 1
         _refuse(shard, request, _MALFORMED, num_frames, 0)
     elif is_stranger:
         _refuse(shard, request, _FORBIDDEN, 0, 0)
@@ -118,57 +123,55 @@ def _take_message(shard: int, router: int, identity: int, pool: int) -> None:
         else:
             _refuse(shard, request, _BUSY, 0, 0)
     elif not _keep(shard, request, data + num_bytes):
-        fail(shard, request, _BUSY, 0, 0, 0, 0)
-    elif load_i64(request + r.FIRST_CHILD) == 0 and kind in (r.BATCH, r.OPEN_MANY):
+        fail(shard, request, _BUSY)
+    elif request.first_child == 0 and kind in (r.BATCH, r.OPEN_MANY):
         finish(shard, request)
     else:
-        append_to_list(pool, shard + w.ARRIVED, request)
+        append(pool, shard.arrived, request)
 
 
 @jit
-def _note_user(shard: int, message: int, request: int) -> bool:
+def _note_user(shard: Shard, message: int, request: Request) -> bool:
     """Note who asks; False if there are users and this is none."""
-    if load_i64(shard + w.USERS) == 0:
+    if shard.users == 0:
         return True
     user = user_of(shard, message)
-    store_i64(request + r.OWNER, user)
+    request.owner = user
     return user != NOBODY
 
 
 @jit
-def _refuse(shard: int, request: int, code: int, detail_0: int, detail_1: int) -> None:
+def _refuse(shard: Shard, request: Request, code: int, detail_0: int, detail_1: int) -> None:
     """Answer a message that nothing was kept of, or count it if nobody can be answered."""
-    store_i64(request + r.KIND, r.COLD)
-    store_i64(request + r.STREAM_BYTES, 0)
-    if load_i64(request + r.MSGID) < 0:
-        count(shard, w.NUM_TOO_BROKEN, 1)
-        give_request(load_i64(shard + w.POOL), request)
+    request.kind = r.COLD
+    request.stream_bytes = 0
+    if request.msgid < 0:
+        shard.counters.num_too_broken_to_answer += 1
+        give_request(shard.pool, request)
     else:
-        fail(shard, request, code, detail_0, detail_1, 0, 0)
+        fail(shard, request, code, detail_0, detail_1)
 
 
 @jit
-def _find_model(shard: int, request: int) -> bool:
+def _find_model(shard: Shard, request: Request) -> bool:
     """Find the model that an `open` names; nil is the only one."""
-    name, num_bytes = load_i64(request + r.X), load_i64(request + r.X_COUNT)
-    num_models = load_i64(shard + w.NUM_MODELS)
-    store_i64(request + r.MODEL, 0)
+    name, num_bytes = request.x, request.x_count
+    num_models = shard.num_models
+    request.model = 0
     if name == 0:
         return num_models == 1
     for k in range(num_models):
-        model = load_i64(shard + w.MODELS) + k * w.MODEL_RECORD_BYTES
-        if load_i64(model + w.NAME_BYTES) == num_bytes and equal_bytes(
-            load_i64(model + w.NAME), name, num_bytes
-        ):
-            store_i64(request + r.MODEL, k)
+        model = model_of(shard, k)
+        if model.name_bytes == num_bytes and equal_bytes(model.name, name, num_bytes):
+            request.model = k
             return True
     return False
 
 
 @jit
-def _keep(shard: int, request: int, end: int) -> bool:
+def _keep(shard: Shard, request: Request, end: int) -> bool:
     """Copy what is still in the message; tell whether there was room."""
-    kind = load_i64(request + r.KIND)
+    kind = request.kind
     if kind in (r.STEP, r.BATCH) and not _keep_x(shard, request, end):
         return False
     if kind in (r.BATCH, r.OPEN_MANY):
@@ -179,17 +182,17 @@ def _keep(shard: int, request: int, end: int) -> bool:
 
 
 @jit
-def _keep_x(shard: int, request: int, end: int) -> bool:
-    x, length = load_i64(request + r.X), load_i64(request + r.X_COUNT)
-    form = load_i64(request + r.FORM)
+def _keep_x(shard: Shard, request: Request, end: int) -> bool:
+    x, length = request.x, request.x_count
+    form = request.form
     num_bytes = length if form == r.FORM_BIN else 8 * length
-    target = request + r.INLINE_X
-    if num_bytes > load_i64(shard + w.INLINE_X_BYTES):
+    target = address(request) + REQUEST_BYTES
+    if num_bytes > shard.inline_x_bytes:
         target = take_block(shard, num_bytes)
         if target == 0:
             return False
-        store_i64(request + r.X_BLOCK, target)
-    store_i64(request + r.X, target)
+        request.x_block = target
+    request.x = target
     if form == r.FORM_BIN:
         copy_bytes(target, x, num_bytes)
     else:  # float64, until the model is known
@@ -198,38 +201,41 @@ def _keep_x(shard: int, request: int, end: int) -> bool:
 
 
 @jit
-def _set_hash(shard: int, request: int) -> None:
-    hash_value = hash64(request + r.STREAM, load_i64(request + r.STREAM_BYTES))
-    store_i64(request + r.HASH, hash_value)
-    prefetch_entry(load_i64(shard + w.INDEX), hash_value)
+def _set_hash(shard: Shard, request: Request) -> None:
+    hash_value = hash64(field_address(request, "stream"), request.stream_bytes)
+    request.hash = hash_value
+    prefetch_entry(shard.index, hash_value)
 
 
 @jit
-def _make_children(shard: int, parent: int, kind: int, end: int) -> None:
+def _make_children(shard: Shard, parent: Request, kind: int, end: int) -> None:
     """Give each stream of a batch, or of an `open` of many, a record of its own."""
-    pool = load_i64(shard + w.POOL)
-    num_items = load_i64(parent + r.NUM_ITEMS)
-    at = load_i64(parent + r.STREAMS)
-    seqs_at = load_i64(parent + r.SEQS) if kind == r.BATCH else 0
-    store_i64(parent + r.NUM_LEFT, num_items)
-    previous = parent + r.FIRST_CHILD
+    pool = shard.pool
+    num_items = parent.num_items
+    at = parent.streams
+    seqs_at = parent.seqs if kind == r.BATCH else 0
+    parent.num_left = num_items
+    previous = parent
     for k in range(num_items):
         child = take_request(pool)
-        store_i64(previous, link_of(pool, child))
-        previous = child + r.SIBLING
+        if k == 0:
+            parent.first_child = link_of(pool, child)
+        else:
+            previous.sibling = link_of(pool, child)
+        previous = child
         seq = 0
         if seqs_at != 0:
             seq, seqs_at = read_uint(seqs_at, end)
-        num_bytes, at = read_stream(at, end, child + r.STREAM)
-        store_i64(child + r.STREAM_BYTES, num_bytes)
-        store_i64(child + r.KIND, r.STEP if kind == r.BATCH else r.OPEN)
-        store_i64(child + r.PARENT, parent)
-        store_i64(child + r.OWNER, load_i64(parent + r.OWNER))
-        store_i64(child + r.ITEM, k)
-        store_i64(child + r.FIRST_SEQ, seq)
-        store_i64(child + r.FORM, load_i64(parent + r.FORM))
-        store_i64(child + r.MODEL, load_i64(parent + r.MODEL))
-        store_i64(child + r.WINDOW, load_i64(parent + r.WINDOW))
+        num_bytes, at = read_stream(at, end, field_address(child, "stream"))
+        child.stream_bytes = num_bytes
+        child.kind = r.STEP if kind == r.BATCH else r.OPEN
+        child.parent = address(parent)
+        child.owner = parent.owner
+        child.item = k
+        child.first_seq = seq
+        child.form = parent.form
+        child.model = parent.model
+        child.window = parent.window
         _set_hash(shard, child)
-    store_i64(previous, 0)
-    store_i64(parent + r.MODEL, -1)
+    previous.sibling = 0
+    parent.model = -1

@@ -16,7 +16,8 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import copy_bytes, load_i64, store_i64, store_u8
+from streamrnn.kernels.memory import copy_bytes, load_i64, store_u8
+from streamrnn.kernels.pointers import field_address
 from streamrnn.state.arena import release
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server import layout as w
@@ -29,9 +30,9 @@ from streamrnn_server.encode import (
     write_response,
     write_uint,
 )
-from streamrnn_server.finish import count
+from streamrnn_server.layout import Shard
 from streamrnn_server.libzmq import send_bytes
-from streamrnn_server.requests import give_request, record_of, take_from_list
+from streamrnn_server.requests import Pool, Request, give_request, pop_first, request_of
 
 __all__ = ["call_python", "count_unsent", "reply"]
 
@@ -57,95 +58,87 @@ def _floor_log2(typingctx: Any, value: types.Type) -> Any:
 
 
 @jit
-def reply(shard: int) -> None:
-    """Answer every request on the list FINISHED and give its record back.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    """
-    pool = load_i64(shard + w.POOL)
+def reply(shard: Shard) -> None:
+    """Answer every request on the list FINISHED and give its record back."""
+    pool = shard.pool
     while True:
-        request = take_from_list(pool, shard + w.FINISHED)
-        if request == 0:
+        request = pop_first(pool, shard.finished)
+        if not request:
             return
         if not _ask_python(shard, request):
             end = _encode(shard, request)
-            out = load_i64(shard + w.OUT)
+            out = shard.out
             _send(shard, request, out, end - out)
         _note_latency(shard, request)
         _give_back(shard, pool, request)
 
 
 @jit
-def _send(shard: int, request: int, data: int, num_bytes: int) -> None:
+def _send(shard: Shard, request: Request, data: int, num_bytes: int) -> None:
     """Send one reply, or count why it cannot be sent."""
-    if load_i64(request + r.IDENTITY_BYTES) == 0:
+    if request.identity_bytes == 0:
         _tell_python(shard, request, data, num_bytes)
         return
-    router = load_i64(shard + w.ROUTER)
-    error = send_bytes(router, request + r.IDENTITY, load_i64(request + r.IDENTITY_BYTES), True)
+    router = shard.router
+    error = send_bytes(router, field_address(request, "identity"), request.identity_bytes, True)
     # After a failed identity the payload would go out as an orphan.
     if error == 0:
         error = send_bytes(router, data, num_bytes, False)
     if error == 0:
-        count(shard, w.NUM_REPLIES, 1)
+        shard.counters.num_replies += 1
     else:
         count_unsent(shard, error)
 
 
 @jit
-def _tell_python(shard: int, request: int, data: int, num_bytes: int) -> None:
+def _tell_python(shard: Shard, request: Request, data: int, num_bytes: int) -> None:
     """Send the reply to a request that Python has made itself."""
-    pair = load_i64(shard + w.PAIR)
-    head = (data + num_bytes + 7) // 8 * 8
-    store_i64(head + w.ASK, w.ASK_REPLY)
-    store_i64(head + w.ASK_MSGID, load_i64(request + r.MSGID))
-    store_i64(head + w.ASK_IDENTITY_BYTES, 0)
-    if send_bytes(pair, head, w.ASK_HEAD_BYTES, True) == 0:
+    pair = shard.pair
+    head = data + num_bytes
+    ask = w.ask_at(head)
+    ask.what = w.ASK_REPLY
+    ask.msgid = request.msgid
+    ask.identity_bytes = 0
+    if send_bytes(pair, head, w.ASK_BYTES, True) == 0:
         send_bytes(pair, data, num_bytes, False)
 
 
 @jit
-def count_unsent(shard: int, error: int) -> None:
+def count_unsent(shard: Shard, error: int) -> None:
     """Count a reply that could not be sent, by its reason.
 
     Parameters
     ----------
-    shard : int
-        Address of the shard.
     error : int
         The error number.
     """
     if error == _EAGAIN:
-        count(shard, w.NUM_DROPPED_SLOW, 1)
+        shard.counters.num_dropped_slow_reader += 1
     elif error == _EHOSTUNREACH:
-        count(shard, w.NUM_DROPPED_GONE, 1)
+        shard.counters.num_dropped_peer_gone += 1
     else:
-        count(shard, w.NUM_DROPPED_OTHER, 1)
+        shard.counters.num_dropped_other += 1
 
 
 @jit
-def _note_latency(shard: int, request: int) -> None:
+def _note_latency(shard: Shard, request: Request) -> None:
     """Count the time from receive to send in its bucket: eight to each doubling."""
-    passed_ns = load_i64(shard + w.NOW_NS) - load_i64(request + r.RECEIVED_NS)
+    passed_ns = shard.now_ns - request.received_ns
     doublings = max(_floor_log2(passed_ns | 1) - w.BUCKETS_LOG2, 0)
     bucket = (doublings << w.BUCKETS_LOG2) + (passed_ns >> doublings)
-    at = load_i64(shard + w.LATENCIES) + 8 * bucket
-    store_i64(at, load_i64(at) + 1)
+    shard.latencies[bucket] += 1
 
 
 @jit
-def _give_back(shard: int, pool: int, request: int) -> None:
-    arena = load_i64(shard + w.ARENA)
-    link = load_i64(request + r.FIRST_CHILD)
+def _give_back(shard: Shard, pool: Pool, request: Request) -> None:
+    arena = shard.arena
+    link = request.first_child
     while link != 0:
-        child = record_of(pool, link)
-        link = load_i64(child + r.SIBLING)
+        child = request_of(pool, link)
+        link = child.sibling
         give_request(pool, child)
-    release(arena, load_i64(request + r.X_BLOCK))
-    release(arena, load_i64(request + r.Y_BLOCK))
+    release(arena, request.x_block)
+    release(arena, request.y_block)
     give_request(pool, request)
 
 
@@ -155,26 +148,26 @@ def _give_back(shard: int, pool: int, request: int) -> None:
 
 
 @jit
-def _encode(shard: int, request: int) -> int:
+def _encode(shard: Shard, request: Request) -> int:
     """Write the reply at OUT; return where it ends."""
-    out = load_i64(shard + w.OUT)
-    kind = load_i64(request + r.KIND)
-    if load_i64(request + r.CODE) != 0:
+    out = shard.out
+    kind = request.kind
+    if request.code != 0:
         store_u8(out, 0x94)
         store_u8(out + 1, 1)
-        at = write_uint(out + 2, load_i64(request + r.MSGID))
+        at = write_uint(out + 2, request.msgid)
         return write_nil(_write_error(shard, request, at))
-    at = write_response(out, load_i64(request + r.MSGID))
+    at = write_response(out, request.msgid)
     if kind != r.BATCH and kind != r.OPEN_MANY:
         return _write_result(shard, request, at)
-    pool = load_i64(shard + w.POOL)
-    at = write_array(at, load_i64(request + r.NUM_ITEMS))
-    link = load_i64(request + r.FIRST_CHILD)
+    pool = shard.pool
+    at = write_array(at, request.num_items)
+    link = request.first_child
     while link != 0:
-        child = record_of(pool, link)
-        link = load_i64(child + r.SIBLING)
+        child = request_of(pool, link)
+        link = child.sibling
         at = write_array(at, 2)
-        if load_i64(child + r.CODE) != 0:
+        if child.code != 0:
             at = write_nil(_write_error(shard, child, at))
         else:
             at = _write_result(shard, child, write_nil(at))
@@ -182,11 +175,11 @@ def _encode(shard: int, request: int) -> int:
 
 
 @jit
-def _write_result(shard: int, request: int, at: int) -> int:
-    kind = load_i64(request + r.KIND)
-    last_seq = load_i64(request + r.LAST_SEQ)
-    durable_seq = load_i64(request + r.DURABLE_SEQ)
-    if load_i64(shard + w.IS_ALWAYS) and kind != r.SYNC:
+def _write_result(shard: Shard, request: Request, at: int) -> int:
+    kind = request.kind
+    last_seq = request.last_seq
+    durable_seq = request.durable_seq
+    if shard.is_always and kind != r.SYNC:
         durable_seq = last_seq  # what is answered is on disk; but a sync is, if it cannot be, too
     if kind == r.CLOSE or kind == r.SYNC_ALL:
         store_u8(at, 0xC2 + last_seq)
@@ -197,11 +190,11 @@ def _write_result(shard: int, request: int, at: int) -> int:
     at = write_uint(at, last_seq)
     at = write_uint(at, durable_seq)
     if kind == r.OPEN or kind == r.PLACE:
-        at = write_uint(at, load_i64(request + r.WINDOW))
+        at = write_uint(at, request.window)
     elif kind == r.STEP:
-        y = load_i64(request + r.Y)
-        num_bytes = load_i64(request + r.Y_COUNT)
-        if load_i64(request + r.FORM) == r.FORM_BIN:
+        y = request.y
+        num_bytes = request.y_bytes
+        if request.form == r.FORM_BIN:
             at = write_bin(at, y, num_bytes)
         else:
             at = write_float_array(at, y, num_bytes // 4)
@@ -209,12 +202,12 @@ def _write_result(shard: int, request: int, at: int) -> int:
 
 
 @jit
-def _write_error(shard: int, request: int, at: int) -> int:
+def _write_error(shard: Shard, request: Request, at: int) -> int:
     """Write an error that was encoded beforehand."""
-    code = load_i64(request + r.CODE)
-    entry = load_i64(shard + w.CANNED) + 16 * code
+    code = request.code
+    entry = shard.canned + 16 * code
     if code == _MOVED:
-        entry = load_i64(shard + w.MOVED) + 16 * load_i64(request + r.DETAIL)
+        entry = shard.moved + 16 * request.detail[0]
     num_bytes = load_i64(entry + 8)
     copy_bytes(at, load_i64(entry), num_bytes)
     return at + num_bytes
@@ -226,64 +219,62 @@ def _write_error(shard: int, request: int, at: int) -> int:
 
 
 @jit
-def _needs_words(request: int) -> bool:
-    code = load_i64(request + r.CODE)
+def _needs_words(request: Request) -> bool:
+    code = request.code
     return code != 0 and code != _BUSY and code != _MOVED
 
 
 @jit
-def _may_ask(shard: int, num_words: int) -> bool:
+def _may_ask(shard: Shard, num_words: int) -> bool:
     """Take from the bucket that limits what goes to Python."""
-    now = load_i64(shard + w.NOW_NS)
-    passed = (now - load_i64(shard + w.WORDS_NS)) // _NS_PER_WORD
-    left = load_i64(shard + w.WORDS_LEFT)
+    now = shard.now_ns
+    passed = (now - shard.words_ns) // _NS_PER_WORD
+    left = shard.words_left
     if passed > 0:
         left = min(left + passed, MAX_WORDS)
-        store_i64(shard + w.WORDS_NS, now)
+        shard.words_ns = now
     if left < num_words:
-        store_i64(shard + w.WORDS_LEFT, left)
+        shard.words_left = left
         return False
-    store_i64(shard + w.WORDS_LEFT, left - num_words)
+    shard.words_left = left - num_words
     return True
 
 
 @jit
-def _write_ask(shard: int, request: int, ask: int, body_bytes: int) -> int:
+def _write_ask(shard: Shard, request: Request, what: int, body_bytes: int) -> int:
     """Write the numbers and the identity; return where the body goes."""
-    out = load_i64(shard + w.OUT)
-    identity_bytes = load_i64(request + r.IDENTITY_BYTES)
-    store_i64(out + w.ASK, ask)
-    store_i64(out + w.ASK_MSGID, load_i64(request + r.MSGID))
-    store_i64(out + w.ASK_CODE, load_i64(request + r.CODE))
+    ask = w.ask_at(shard.out)
+    ask.what = what
+    ask.msgid = request.msgid
+    ask.code = request.code
     for k in range(4):
-        store_i64(out + w.ASK_DETAIL + 8 * k, load_i64(request + r.DETAIL + 8 * k))
-    store_i64(out + w.ASK_MODEL, load_i64(request + r.MODEL))
-    store_i64(out + w.ASK_KIND, load_i64(request + r.KIND))
-    store_i64(out + w.ASK_FORM, load_i64(request + r.FORM))
-    store_i64(out + w.ASK_NUM_ITEMS, load_i64(request + r.NUM_ITEMS))
-    store_i64(out + w.ASK_IDENTITY_BYTES, identity_bytes)
-    store_i64(out + w.ASK_BODY_BYTES, body_bytes)
-    store_i64(out + w.ASK_OWNER, load_i64(request + r.OWNER))
-    copy_bytes(out + w.ASK_HEAD_BYTES, request + r.IDENTITY, identity_bytes)
-    return out + w.ASK_HEAD_BYTES + identity_bytes
+        ask.detail[k] = request.detail[k]
+    ask.model = request.model
+    ask.kind = request.kind
+    ask.form = request.form
+    ask.num_items = request.num_items
+    ask.identity_bytes = request.identity_bytes
+    ask.body_bytes = body_bytes
+    ask.owner = request.owner
+    identity = shard.out + w.ASK_BYTES
+    copy_bytes(identity, field_address(request, "identity"), request.identity_bytes)
+    return identity + request.identity_bytes
 
 
 @jit
-def _ask(shard: int, end: int) -> bool:
-    out = load_i64(shard + w.OUT)
-    return send_bytes(load_i64(shard + w.PAIR), out, end - out, False) == 0
+def _ask(shard: Shard, end: int) -> bool:
+    out = shard.out
+    return send_bytes(shard.pair, out, end - out, False) == 0
 
 
 @jit
-def call_python(shard: int, request: int, data: int, num_bytes: int) -> bool:
+def call_python(shard: Shard, request: Request, data: int, num_bytes: int) -> bool:
     """Hand a message over to Python, which answers it.
 
     Parameters
     ----------
-    shard : int
-        Address of the shard.
-    request : int
-        Address of the record that says whom to answer.
+    request : Request
+        That says whom to answer.
     data, num_bytes : int
         The payload frame.
 
@@ -294,68 +285,63 @@ def call_python(shard: int, request: int, data: int, num_bytes: int) -> bool:
     """
     num_words = min(1 + num_bytes // _BYTES_PER_WORD, _MAX_WORDS_PER_CALL)
     if not _may_ask(shard, num_words):
-        count(shard, w.NUM_CALLS_REFUSED, 1)
+        shard.counters.num_calls_refused += 1
         return False
-    count(shard, w.NUM_CALLS, 1)
+    shard.counters.num_calls += 1
     at = _write_ask(shard, request, w.ASK_CALL, num_bytes)
     copy_bytes(at, data, num_bytes)
     return _ask(shard, at + num_bytes)
 
 
 @jit
-def _ask_python(shard: int, request: int) -> bool:
+def _ask_python(shard: Shard, request: Request) -> bool:
     """Let Python word a reply, if it needs words and Python has time, or make a record."""
-    if load_i64(request + r.KIND) == r.EXPORT and load_i64(request + r.CODE) == 0:
-        at = _write_ask(shard, request, w.ASK_ENTRY, load_i64(request + r.Y_COUNT))
-        copy_bytes(at, load_i64(request + r.Y), load_i64(request + r.Y_COUNT))
-        return _ask(shard, at + load_i64(request + r.Y_COUNT))
+    if request.kind == r.EXPORT and request.code == 0:
+        at = _write_ask(shard, request, w.ASK_ENTRY, request.y_bytes)
+        copy_bytes(at, request.y, request.y_bytes)
+        return _ask(shard, at + request.y_bytes)
     num_words = 1 if _needs_words(request) else 0
-    if load_i64(request + r.CODE) == 0:
-        pool = load_i64(shard + w.POOL)
-        link = load_i64(request + r.FIRST_CHILD)
+    if request.code == 0:
+        pool = shard.pool
+        link = request.first_child
         while link != 0:
-            child = record_of(pool, link)
-            link = load_i64(child + r.SIBLING)
+            child = request_of(pool, link)
+            link = child.sibling
             num_words += 1 if _needs_words(child) else 0
     if num_words == 0:
         return False
     if not _may_ask(shard, min(num_words, _MAX_WORDS_PER_CALL)):
-        count(shard, w.NUM_ERRORS_WITHOUT_WORDS, num_words)
+        shard.counters.num_errors_without_words += num_words
         return False
-    if load_i64(request + r.CODE) != 0:
-        num_bytes = load_i64(request + r.STREAM_BYTES)
+    if request.code != 0:
+        num_bytes = request.stream_bytes
         at = _write_ask(shard, request, w.ASK_ERROR, num_bytes)
-        copy_bytes(at, request + r.STREAM, num_bytes)
+        copy_bytes(at, field_address(request, "stream"), num_bytes)
         return _ask(shard, at + num_bytes)
     return _ask(shard, _write_items(shard, request))
 
 
 @jit
-def _write_items(shard: int, parent: int) -> int:
+def _write_items(shard: Shard, parent: Request) -> int:
     """Write what became of each child: a record, its stream id, and its y, one after the other."""
-    pool = load_i64(shard + w.POOL)
+    pool = shard.pool
     at = _write_ask(shard, parent, w.ASK_ITEMS, 0)
-    link = load_i64(parent + r.FIRST_CHILD)
+    link = parent.first_child
     while link != 0:
-        child = record_of(pool, link)
-        link = load_i64(child + r.SIBLING)
-        code = load_i64(child + r.CODE)
-        id_bytes = load_i64(child + r.STREAM_BYTES)
-        y_bytes = 0
-        if code == 0 and load_i64(child + r.KIND) == r.STEP:
-            y_bytes = load_i64(child + r.Y_COUNT)
-        store_i64(at + w.ITEM_CODE, code)
+        child = request_of(pool, link)
+        link = child.sibling
+        item = w.item_at(at)
+        item.code = child.code
         for k in range(4):
-            store_i64(at + w.ITEM_DETAIL + 8 * k, load_i64(child + r.DETAIL + 8 * k))
-        store_i64(at + w.ITEM_LAST_SEQ, load_i64(child + r.LAST_SEQ))
-        durable = r.LAST_SEQ if load_i64(shard + w.IS_ALWAYS) else r.DURABLE_SEQ
-        store_i64(at + w.ITEM_DURABLE_SEQ, load_i64(child + durable))
-        store_i64(at + w.ITEM_WINDOW, load_i64(child + r.WINDOW))
-        store_i64(at + w.ITEM_ID_BYTES, id_bytes)
-        store_i64(at + w.ITEM_Y_BYTES, y_bytes)
-        at += w.ITEM_RECORD_BYTES
-        copy_bytes(at, child + r.STREAM, id_bytes)
-        at += id_bytes
-        copy_bytes(at, load_i64(child + r.Y), y_bytes)
-        at += y_bytes
+            item.detail[k] = child.detail[k]
+        item.last_seq = child.last_seq
+        item.durable_seq = child.last_seq if shard.is_always else child.durable_seq
+        item.window = child.window
+        item.id_bytes = child.stream_bytes
+        item.y_bytes = child.y_bytes if child.code == 0 and child.kind == r.STEP else 0
+        at += w.ITEM_BYTES
+        copy_bytes(at, field_address(child, "stream"), child.stream_bytes)
+        at += child.stream_bytes
+        copy_bytes(at, child.y, item.y_bytes)
+        at += item.y_bytes
     return at

@@ -9,21 +9,15 @@ follows from the state.
 from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import (
-    copy_bytes,
-    load_i64,
-    load_u8,
-    load_u32,
-    prefetch,
-    store_i64,
-)
-from streamrnn.state import slab as h
-from streamrnn.state.arena import release
+from streamrnn.kernels.memory import copy_bytes, load_i64, load_u32, prefetch, store_i64
+from streamrnn.state.arena import ArenaStruct, release
+from streamrnn.state.slab import Header
 
 __all__ = [
     "RESET_DIGEST",
     "digest_of",
     "drop_ring",
+    "output_place",
     "prefetch_place",
     "remember",
     "remembered",
@@ -69,29 +63,33 @@ def digest_of(x: int, num_bytes: int) -> int:
 
 
 @jit
-def drop_ring(arena: int, header: int) -> None:
-    """Give the stream's ring back.
-
-    Parameters
-    ----------
-    arena : int
-        Address of the arena.
-    header : int
-        Address of the stream's header.
-    """
-    if load_u8(header + h.WINDOW_LOG2) > 0:
-        release(arena, load_i64(header + h.RING))
-    store_i64(header + h.RING, 0)
+def drop_ring(arena: ArenaStruct, header: Header) -> None:
+    """Give a stream's ring back."""
+    if header.window_log2 > 0:
+        release(arena, header.ring)
+    header.ring = 0
 
 
 @jit
-def remember(header: int, seq: int, digest: int, y: int, y_bytes: int) -> None:
-    """Enter a step that was just applied.
+def _digest_place(header: Header, seq: int) -> int:
+    window = 1 << header.window_log2
+    return header.ring + 8 * (seq & (window - 1))
+
+
+@jit
+def output_place(header: Header, seq: int, y_bytes: int) -> int:
+    """Return where the output of a step lies in the ring of a stream with a window above 1."""
+    window = 1 << header.window_log2
+    return header.ring + 8 * window + (seq & (window - 1)) * y_bytes
+
+
+@jit
+def remember(header: Header, seq: int, digest: int, y: int, y_bytes: int) -> None:
+    """Enter a step that was just applied; its stream has a ring if it needs one.
 
     Parameters
     ----------
-    header : int
-        Address of the stream's header; `take_ring` was true.
+    header : Header
     seq : int
         The step's number.
     digest : int
@@ -99,68 +97,36 @@ def remember(header: int, seq: int, digest: int, y: int, y_bytes: int) -> None:
     y, y_bytes : int
         Its output; 0 bytes for a reset.
     """
-    window_log2 = load_u8(header + h.WINDOW_LOG2)
-    if window_log2 == 0:
-        store_i64(header + h.RING, digest)
+    if header.window_log2 == 0:
+        header.ring = digest
         return
-    ring = load_i64(header + h.RING)
-    window = 1 << window_log2
-    place = seq & (window - 1)
-    store_i64(ring + 8 * place, digest)
-    copy_bytes(ring + 8 * window + place * y_bytes, y, y_bytes)
+    store_i64(_digest_place(header, seq), digest)
+    copy_bytes(output_place(header, seq, y_bytes), y, y_bytes)
 
 
 @jit
-def prefetch_place(header: int, seq: int, y_bytes: int) -> None:
-    """Ask for the memory that `remember` will write, while the step is computed.
-
-    Parameters
-    ----------
-    header : int
-        Address of the stream's header; `take_ring` was true.
-    seq : int
-        The step's number.
-    y_bytes : int
-        Bytes of its output.
-    """
-    window_log2 = load_u8(header + h.WINDOW_LOG2)
-    if window_log2 == 0:
+def prefetch_place(header: Header, seq: int, y_bytes: int) -> None:
+    """Ask for the memory that `remember` will write, while the step is computed."""
+    if header.window_log2 == 0:
         return
-    ring = load_i64(header + h.RING)
-    window = 1 << window_log2
-    place = seq & (window - 1)
-    prefetch(ring + 8 * place)
-    y = ring + 8 * window + place * y_bytes
+    prefetch(_digest_place(header, seq))
+    y = output_place(header, seq, y_bytes)
     for k in range(0, min(y_bytes, _MAX_PREFETCHED_BYTES), 64):
         prefetch(y + k)
 
 
 @jit
-def remembered(header: int, seq: int, digest: int, y_bytes: int) -> int:
-    """Look up a step that was applied before.
+def remembered(header: Header, seq: int, digest: int) -> bool:
+    """Tell whether a step that was applied before had this digest.
 
     Parameters
     ----------
-    header : int
-        Address of the stream's header.
+    header : Header
     seq : int
         Above last_seq - window, not above last_seq.
     digest : int
         What came now.
-    y_bytes : int
-        Bytes of one output.
-
-    Returns
-    -------
-    int
-        Address of its output; 1 with window 1, where it must be computed; 0 if another input came.
     """
-    window_log2 = load_u8(header + h.WINDOW_LOG2)
-    ring = load_i64(header + h.RING)
-    if window_log2 == 0:
-        return 1 if ring == digest else 0
-    window = 1 << window_log2
-    place = seq & (window - 1)
-    if load_i64(ring + 8 * place) != digest:
-        return 0
-    return ring + 8 * window + place * y_bytes
+    if header.window_log2 == 0:
+        return header.ring == digest
+    return load_i64(_digest_place(header, seq)) == digest

@@ -14,14 +14,12 @@ from streamrnn.kernels.memory import (
     load_i32,
     load_i64,
     load_u8,
-    load_u16,
     store_i32,
-    store_i64,
     store_u8,
 )
-from streamrnn.state import slab as h
 from streamrnn_server import layout as w
-from streamrnn_server import requests as r
+from streamrnn_server.layout import Model, Shard
+from streamrnn_server.requests import request_at
 from streamrnn_server.slots import header_of, make_ready, model_of
 
 __all__ = [
@@ -39,85 +37,55 @@ _MAX_LOOKED_AHEAD = 256
 
 
 @jit
-def note_written(shard: int, slot: int) -> None:
-    """Note that the host's row of a stream is the newest.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    slot : int
-        The stream's slot.
-    """
-    places = load_i64(shard + w.PLACES)
+def note_written(shard: Shard, slot: int) -> None:
+    """Note that the host's row of a stream is the newest."""
+    places = shard.places
     if places == 0 or load_u8(places + slot) == w.ROW_HERE:
         return
     store_u8(places + slot, w.ROW_HERE)
-    number = load_i64(shard + w.NUM_WRITTEN)
-    store_i32(load_i64(shard + w.WRITTEN) + 4 * number, slot)
-    store_i64(shard + w.NUM_WRITTEN, number + 1)
+    number = shard.num_written
+    store_i32(shard.written + 4 * number, slot)
+    shard.num_written = number + 1
 
 
 @jit
-def is_away(shard: int, slot: int) -> bool:
-    """Tell whether the newest row of a stream is on the GPU alone.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    slot : int
-        The stream's slot.
-
-    Returns
-    -------
-    bool
-    """
-    places = load_i64(shard + w.PLACES)
+def is_away(shard: Shard, slot: int) -> bool:
+    """Tell whether the newest row of a stream is on the GPU alone."""
+    places = shard.places
     return places != 0 and load_u8(places + slot) == w.ROW_AWAY
 
 
 @jit
-def ask_for_row(shard: int, slot: int) -> None:
+def ask_for_row(shard: Shard, slot: int) -> None:
     """Have a stream wait until its row is here, before the next wave.
 
     Parameters
     ----------
-    shard : int
-        Address of the shard.
     slot : int
         The stream's slot, which is in no list.
     """
-    number = load_i64(shard + w.NUM_ASKED_FOR)
-    store_i32(load_i64(shard + w.ASKED_FOR) + 4 * number, slot)
-    store_i64(shard + w.NUM_ASKED_FOR, number + 1)
+    number = shard.num_asked_for
+    store_i32(shard.asked_for + 4 * number, slot)
+    shard.num_asked_for = number + 1
 
 
 @jit
-def let_askers_go_on(shard: int) -> None:
-    """Let the streams whose rows have been brought here have their turn.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    """
-    slots = load_i64(shard + w.ASKED_FOR)
-    for k in range(load_i64(shard + w.NUM_ASKED_FOR)):
+def let_askers_go_on(shard: Shard) -> None:
+    """Let the streams whose rows have been brought here have their turn."""
+    slots = shard.asked_for
+    for k in range(shard.num_asked_for):
         slot = load_i32(slots + 4 * k)
         header = header_of(shard, slot)
-        make_ready(shard, model_of(shard, load_u16(header + h.MODEL)), slot, header)
-    store_i64(shard + w.NUM_ASKED_FOR, 0)
+        make_ready(shard, model_of(shard, header.model), slot, header)
+    shard.num_asked_for = 0
 
 
 @jit
-def find_rows_to_save(shard: int, slots: int) -> int:
+def find_rows_to_save(shard: Shard, slots: int) -> int:
     """Find rows that the checkpoint being made copies next, and that are not here.
 
     Parameters
     ----------
-    shard : int
-        Address of the shard.
     slots : int
         Address of int32[num_slots], for their slots.
 
@@ -126,11 +94,11 @@ def find_rows_to_save(shard: int, slots: int) -> int:
     int
         How many there are.
     """
-    if load_i64(shard + w.IS_SAVING) == 0:
+    if shard.is_saving == 0:
         return 0
-    saved, place = load_i64(shard + w.SAVED), load_i64(shard + w.SAVED_PLACE)
+    saved, place = shard.saved, shard.saved_place
     num_rows = 0
-    for k in range(place, min(place + _MAX_LOOKED_AHEAD, load_i64(shard + w.NUM_SAVED))):
+    for k in range(place, min(place + _MAX_LOOKED_AHEAD, shard.num_saved)):
         slot = load_i32(saved + 4 * k)
         if is_away(shard, slot):
             store_i32(slots + 4 * num_rows, slot)
@@ -139,13 +107,13 @@ def find_rows_to_save(shard: int, slots: int) -> int:
 
 
 @jit
-def steps_together(shard: int, num_rows: int, max_rows: int, max_steps: int) -> int:
+def steps_together(shard: Shard, num_rows: int, max_rows: int, max_steps: int) -> int:
     """Tell how many steps of a wave's streams may be one launch: others join at every wave.
 
     Parameters
     ----------
-    shard : int
-        Address of the shard, whose WAVE_REQUESTS are filled.
+    shard : Shard
+        Whose WAVE_REQUESTS are filled.
     num_rows : int
         The number of rows.
     max_rows, max_steps : int
@@ -156,35 +124,33 @@ def steps_together(shard: int, num_rows: int, max_rows: int, max_steps: int) -> 
     int
         1 as soon as another stream is ready, or one of these has but one step to go.
     """
-    if num_rows > max_rows or load_i64(shard + w.NUM_READY) != 0:
+    if num_rows > max_rows or shard.num_ready != 0:
         return 1
-    requests = load_i64(shard + w.WAVE_REQUESTS)
+    requests = shard.wave_requests
     num_steps = max_steps
     for row in range(num_rows):
-        request = load_i64(requests + 8 * row)
-        left = load_i64(request + r.NUM_STEPS) - load_i64(request + r.PROGRESS)
+        request = request_at(load_i64(requests + 8 * row))
+        left = request.num_steps - request.progress
         num_steps = min(num_steps, left)
     return num_steps
 
 
 @jit
-def fill_wave(shard: int, model: int, num_rows: int, num_steps: int, buffer: int) -> None:
+def fill_wave(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
     """Write a wave's slots and inputs one after the other.
 
     Parameters
     ----------
-    shard : int
-        Address of the shard, whose WAVE_SLOTS and XS are filled.
-    model : int
-        Address of the record of the wave's model.
+    shard : Shard
+        Whose WAVE_SLOTS and XS are filled.
     num_rows, num_steps : int
         Of the wave.
     buffer : int
         Address of int32[num_rows] and, behind it, of num_rows * num_steps inputs.
     """
-    places, first_slot = load_i64(shard + w.PLACES), load_i64(model + w.FIRST_SLOT)
-    slots, xs = load_i64(shard + w.WAVE_SLOTS), load_i64(shard + w.XS)
-    row_bytes = num_steps * load_i64(model + w.STEP_BYTES)
+    places, first_slot = shard.places, model.first_slot
+    slots, xs = shard.wave_slots, shard.xs
+    row_bytes = num_steps * model.step_bytes
     inputs = buffer + 4 * num_rows
     for row in range(num_rows):
         slot = load_i64(slots + 8 * row)
@@ -194,20 +160,18 @@ def fill_wave(shard: int, model: int, num_rows: int, num_steps: int, buffer: int
 
 
 @jit
-def empty_wave(shard: int, model: int, num_rows: int, num_steps: int, buffer: int) -> None:
+def empty_wave(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
     """Put a wave's outputs where their requests want them.
 
     Parameters
     ----------
-    shard : int
-        Address of the shard, whose YS are filled.
-    model : int
-        Address of the record of the wave's model.
+    shard : Shard
+        Whose YS are filled.
     num_rows, num_steps : int
         Of the wave.
     buffer : int
         Address of num_rows * num_steps outputs.
     """
-    ys, y_bytes = load_i64(shard + w.YS), num_steps * load_i64(model + w.Y_BYTES)
+    ys, y_bytes = shard.ys, num_steps * model.y_bytes
     for row in range(num_rows):
         copy_bytes(load_i64(ys + 8 * row), buffer + row * y_bytes, y_bytes)

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import (
-    load_i32,
-    load_i64,
-    load_u8,
-    load_u16,
     prefetch,
     store_i32,
-    store_i64,
-    store_u8,
 )
+from streamrnn.kernels.pointers import address, field_address
 from streamrnn.state import packing as e
 from streamrnn.state import slab as h
+from streamrnn.state.packing import Entry, entry_at
+from streamrnn.state.slab import Header
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server import layout as w
 from streamrnn_server import requests as r
-from streamrnn_server.finish import count, finish
+from streamrnn_server.finish import finish, set_error
+from streamrnn_server.layout import Shard, answer_at
 from streamrnn_server.libzmq import msg_data, receive_frame
 from streamrnn_server.requests import first_waiting, pop_waiting
 from streamrnn_server.room import is_in_room, settle_without_record
-from streamrnn_server.slots import free_slot, header_of, make_ready, model_of
-from streamrnn_server.streams import close_stream, note_durable, set_error
+from streamrnn_server.slots import free_slot, header_of, make_ready, model_of, stage_of
+from streamrnn_server.streams import close_stream, note_durable
 
 __all__ = ["MAX_SLICE_SLOTS", "mark_dirty", "take_answers"]
 
@@ -32,106 +30,101 @@ _READ_ONLY, _UNKNOWN = int(ErrorCode.READ_ONLY), int(ErrorCode.UNKNOWN)
 
 
 @jit
-def mark_dirty(shard: int, slot: int, header: int) -> None:
+def mark_dirty(shard: Shard, slot: int, header: Header) -> None:
     """Note that a stream has changed.
 
     Parameters
     ----------
-    shard : int
-        Address of the shard. Nothing is done without a state directory.
-    slot : int
-        The stream's slot.
-    header : int
-        Address of its header.
+    shard : Shard
+        Nothing is done without a state directory.
     """
-    flags = load_u8(header + h.FLAGS)
-    if flags & h.IS_DIRTY or load_i64(shard + w.DISK) == 0:
+    flags = header.flags
+    if flags & h.IS_DIRTY or shard.disk == 0:
         return
-    store_u8(header + h.FLAGS, flags | h.IS_DIRTY)
-    number = load_i64(shard + w.NUM_DIRTY)
-    store_i32(load_i64(shard + w.DIRTY) + 4 * number, slot)
-    store_i64(shard + w.NUM_DIRTY, number + 1)
+    header.flags = flags | h.IS_DIRTY
+    number = shard.num_dirty
+    store_i32(shard.dirty + 4 * number, slot)
+    shard.num_dirty = number + 1
 
 
 @jit
-def take_answers(shard: int) -> None:
+def take_answers(shard: Shard) -> None:
     """Go through a slice of the entries of a stage that has come back.
 
     Parameters
     ----------
-    shard : int
-        Address of a shard that has stages on their way.
+    shard : Shard
+        That has stages on their way.
     """
-    number = load_i64(shard + w.ACKNOWLEDGED)
-    stages = load_i64(shard + w.STAGES)
+    number = shard.acknowledged
     if number < 0:
-        message = load_i64(shard + w.IDENTITY_MESSAGE)
-        if receive_frame(load_i64(shard + w.DISK), message) < 16:
+        message = field_address(shard, "identity_message")
+        if receive_frame(shard.disk, message) < 16:
             return
-        answer = msg_data(message)
-        number = load_i64(answer)
-        stage = stages + number * w.STAGE_RECORD_BYTES
-        store_i64(shard + w.ACKNOWLEDGED, number)
-        store_i64(shard + w.ACK_IS_GOOD, load_i64(answer + 8))
-        store_i64(shard + w.ACK_ENTRY, load_i64(stage + w.STAGE_AT))
-        store_i64(shard + w.ACK_LEFT, load_i64(stage + w.STAGE_ENTRIES))
-        if load_i64(answer + 8) == 0:
-            store_i64(shard + w.HAS_FAILED, 1)
-    entry, left = load_i64(shard + w.ACK_ENTRY), load_i64(shard + w.ACK_LEFT)
+        answer = answer_at(msg_data(message))
+        number = answer.number
+        stage = stage_of(shard, number)
+        shard.acknowledged = number
+        shard.ack_is_good = answer.is_good
+        shard.ack_entry = stage.at
+        shard.ack_left = stage.num_entries
+        if answer.is_good == 0:
+            shard.has_failed = 1
+    entry, left = entry_at(shard.ack_entry), shard.ack_left
     num_done = min(left, MAX_SLICE_SLOTS)
     for k in range(num_done):
-        following = entry + load_i64(entry + e.ENTRY_BYTES)
+        following = entry_at(address(entry) + entry.num_bytes)
         if k + 1 < num_done:
-            prefetch(header_of(shard, load_i64(following + e.ENTRY_SLOT)))
-        _take_answer(shard, entry, load_i64(shard + w.ACK_IS_GOOD))
+            prefetch(address(header_of(shard, following.slot)))
+        _take_answer(shard, entry, shard.ack_is_good)
         entry = following
-    store_i64(shard + w.ACK_ENTRY, entry)
-    store_i64(shard + w.ACK_LEFT, left - num_done)
+    shard.ack_entry = address(entry)
+    shard.ack_left = left - num_done
     if left == num_done:
-        store_i64(stages + number * w.STAGE_RECORD_BYTES + w.STAGE_STATE, w.STAGE_FREE)
-        store_i64(shard + w.ACKNOWLEDGED, -1)
-        store_i64(shard + w.NUM_IN_FLIGHT, load_i64(shard + w.NUM_IN_FLIGHT) - 1)
+        stage_of(shard, number).state = w.STAGE_FREE
+        shard.acknowledged = -1
+        shard.num_in_flight -= 1
 
 
 @jit
-def _take_answer(shard: int, entry: int, is_good: int) -> None:
-    slot = load_i64(entry + e.ENTRY_SLOT)
+def _take_answer(shard: Shard, entry: Entry, is_good: int) -> None:
+    slot = entry.slot
     header = header_of(shard, slot)
-    if load_i32(header + h.GENERATION) != load_i64(entry + e.ENTRY_GENERATION):
+    if header.generation != entry.generation:
         return
-    flags = load_u8(header + h.FLAGS)
-    store_u8(header + h.FLAGS, flags & ~h.IS_STAGED)
-    kind = load_i64(entry + e.ENTRY_KIND)
+    flags = header.flags
+    header.flags = flags & ~h.IS_STAGED
+    kind = entry.kind
     if is_good:
-        count(shard, w.NUM_SAVED_STREAMS, 1)
+        shard.counters.num_saved += 1
         if kind != e.DELETE:
-            store_i64(header + h.DURABLE_SEQ, load_i64(entry + e.ENTRY_LAST_SEQ))
+            header.durable_seq = entry.last_seq
     elif flags & h.IS_OPEN:
         mark_dirty(shard, slot, header)
-    if load_i64(entry + e.ENTRY_FLAGS) & h.IS_HELD:
+    if entry.flags & h.IS_HELD:
         _answer_held(shard, slot, header, is_good)
 
 
 @jit
-def _answer_held(shard: int, slot: int, header: int, is_good: int) -> None:
+def _answer_held(shard: Shard, slot: int, header: Header, is_good: int) -> None:
     """End the request that a stream was held for; let the others go on."""
-    pool = load_i64(shard + w.POOL)
+    pool = shard.pool
     request = first_waiting(pool, header)
-    kind = load_i64(request + r.KIND)
+    kind = request.kind
     if is_good == 0 and (kind == r.PLACE or kind == r.ROLLBACK):
         return  # it is dirty again, and still held
     note_durable(header, request)
     if is_good == 0 and kind != r.SYNC:
         set_error(request, _READ_ONLY)
-        count(shard, w.NUM_ERRORS, 1)
+        shard.counters.num_errors += 1
     elif kind == r.CLOSE:
-        model = model_of(shard, load_u16(header + h.MODEL))
+        model = model_of(shard, header.model)
         close_stream(shard, model, header)
-        count(shard, w.NUM_CLOSED, 1)
-        store_i64(request + r.LAST_SEQ, 1)
+        shard.counters.num_closed += 1
+        request.last_seq = 1
     else:
-        store_i64(request + r.LAST_SEQ, load_i64(header + h.LAST_SEQ))
-        store_i64(request + r.WINDOW, 1 << load_u8(header + h.WINDOW_LOG2))
+        request.last_seq = header.last_seq
+        request.window = 1 << header.window_log2
     pop_waiting(pool, header)
     finish(shard, request)
     if is_in_room(shard, header):
@@ -141,13 +134,13 @@ def _answer_held(shard: int, slot: int, header: int, is_good: int) -> None:
 
 
 @jit
-def _release_held(shard: int, slot: int, header: int) -> None:
+def _release_held(shard: Shard, slot: int, header: Header) -> None:
     """Let a stream's requests go on."""
-    flags = load_u8(header + h.FLAGS) & ~h.IS_HELD
-    if first_waiting(load_i64(shard + w.POOL), header) != 0:
-        store_u8(header + h.FLAGS, flags | h.IS_READY)
-        make_ready(shard, model_of(shard, load_u16(header + h.MODEL)), slot, header)
+    flags = header.flags & ~h.IS_HELD
+    if first_waiting(shard.pool, header):
+        header.flags = flags | h.IS_READY
+        make_ready(shard, model_of(shard, header.model), slot, header)
         return
-    store_u8(header + h.FLAGS, flags)
+    header.flags = flags
     if flags & h.IS_OPEN == 0:
         free_slot(shard, slot)

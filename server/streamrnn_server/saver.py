@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import signal
-import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -31,8 +30,6 @@ from streamrnn_server.logs import EventLog
 
 __all__ = ["Saver"]
 
-_STAGE = struct.Struct("<4q")  # number, address, bytes, entries
-_ANSWER = struct.Struct("<2q")  # number, whether it is on disk
 # Records are longer than their entries by no more than this, besides their names.
 _MAX_GROWTH_BYTES = 96
 _MIN_ENTRY_BYTES = 112
@@ -140,7 +137,8 @@ class Saver:
             self.last_commit_s = time.monotonic() - began_s
             self._succeed()
         for part in parts:
-            self._disks[part.shard].send(_ANSWER.pack(part.number, is_good))
+            answer = np.array([(part.number, is_good)], w.StageAnswer.dtype)
+            self._disks[part.shard].send(answer.tobytes())
 
     def _changes(self, parts: list[_Part]) -> Iterator[Change]:
         for part in parts:
@@ -198,6 +196,7 @@ class Saver:
 def _receive(shard: int, disk: zmq.Socket[bytes]) -> Iterator[_Part]:
     try:
         while True:
-            yield _Part(shard, *_STAGE.unpack(disk.recv(zmq.DONTWAIT)))
+            sent = np.frombuffer(disk.recv(zmq.DONTWAIT), w.SentStage.dtype, 1)
+            yield _Part(shard, *sent[0].item())
     except zmq.Again:
         return

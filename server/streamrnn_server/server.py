@@ -158,8 +158,7 @@ class Server:
             shard = ShardMemory(config, k, own, router, pair, disks[k], self.endpoints, gpu_rows)
             self.control.shards.append(shard)
             if on_gpu:
-                plans = [program.plan for program in own.values()]
-                loops.append((self._serve_on_gpu, GpuShard(shard, plans, on_gpu[k])))
+                loops.append((self._serve_on_gpu, GpuShard(shard, on_gpu[k])))
             else:
                 loops.append((serve, shard.address))
         if self._disk is not None:

@@ -11,12 +11,12 @@ whole unit must be emptied, which is then given back.
 from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import fill_bytes, load_i32, load_i64, load_u8, store_i64, store_u8
+from streamrnn.kernels.memory import fill_bytes, load_u8, store_u8
 from streamrnn.state import slab as h
 from streamrnn.state.arena import allocate, give_free_pages
 from streamrnn.state.budget import give_pages, take_bytes
-from streamrnn_server import layout as w
-from streamrnn_server.finish import count
+from streamrnn.state.slab import Header
+from streamrnn_server.layout import Model, Shard
 from streamrnn_server.slots import header_of, is_clean, let_go, model_of, row_of
 
 __all__ = [
@@ -37,51 +37,47 @@ _ANY_RING = -1
 
 
 @jit
-def make_room_for_stream(shard: int) -> bool:
+def make_room_for_stream(shard: Shard) -> bool:
     """Have one stream make way for another, of whatever model.
 
     Parameters
     ----------
-    shard : int
-        Address of a shard that has as many streams as it may have.
+    shard : Shard
+        That has as many streams as it may have.
 
     Returns
     -------
     bool
         False if there is none. Then a checkpoint begins soon, after which there may be one.
     """
-    return _spill(shard, _find_idle_of_all(shard, 0), w.NUM_SPILLED_FOR_ROOM)
+    is_done = _spill(shard, _find_idle_of_all(shard, 0))
+    shard.counters.num_spilled_for_room += is_done
+    return is_done
 
 
 @jit
-def has_row(shard: int, model: int) -> bool:
+def has_row(shard: Shard, model: Model) -> bool:
     """Tell whether a model's next slot has memory for its row, after taking what there is.
 
     Parameters
     ----------
-    shard : int
-        Address of the shard.
-    model : int
+    model : Model
         Address of the model's record, or of the room's.
-
-    Returns
-    -------
-    bool
     """
-    units = load_i64(model + w.UNITS)
+    units = model.units
     if units == 0:
         return True
-    row_bytes = load_i64(model + w.ROW_BYTES)
-    slot = load_i64(model + w.FREE_SLOT) - 1
+    row_bytes = model.row_bytes
+    slot = model.free_slot - 1
     is_fresh = slot < 0
-    place = load_i64(model + w.NUM_FRESH) if is_fresh else slot - load_i64(model + w.FIRST_SLOT)
+    place = model.num_fresh if is_fresh else slot - model.first_slot
     first = place * row_bytes // h.HUGE_PAGE_BYTES
     last = ((place + 1) * row_bytes - 1) // h.HUGE_PAGE_BYTES
     num_missing = 0
     for unit in range(first, last + 1):
         num_missing += 1 - load_u8(units + unit)
     wanted = num_missing * h.HUGE_PAGE_BYTES + (SLOT_BYTES if is_fresh else 0)
-    if not take_bytes(load_i64(shard + w.BUDGET), wanted):
+    if not take_bytes(shard.budget, wanted):
         return False
     for unit in range(first, last + 1):
         store_u8(units + unit, 1)
@@ -89,13 +85,11 @@ def has_row(shard: int, model: int) -> bool:
 
 
 @jit
-def make_room_for_row(shard: int, index: int) -> bool:
+def make_room_for_row(shard: Shard, index: int) -> bool:
     """Have others make way for the row of a new stream.
 
     Parameters
     ----------
-    shard : int
-        Address of the shard.
     index : int
         The index of the stream's model.
 
@@ -104,22 +98,20 @@ def make_room_for_row(shard: int, index: int) -> bool:
     bool
         Whether anything has made way; it may be necessary more than once.
     """
-    if give_free_pages(load_i64(shard + w.ARENA)):
+    if give_free_pages(shard.arena):
         return True
     own = _find_idle(shard, index, 0)
     if _empty_unit(shard, index, _last_used_s(shard, own)):
         return True
-    return _spill(shard, own, w.NUM_SPILLED_FOR_MEMORY)
+    return _spill_for_memory(shard, own)
 
 
 @jit
-def take_block(shard: int, num_bytes: int) -> int:
+def take_block(shard: Shard, num_bytes: int) -> int:
     """Take a block of the arena; if it is full, have streams make way.
 
     Parameters
     ----------
-    shard : int
-        Address of the shard.
     num_bytes : int
         How large.
 
@@ -128,27 +120,25 @@ def take_block(shard: int, num_bytes: int) -> int:
     int
         Its address; 0 if there is no room.
     """
-    arena = load_i64(shard + w.ARENA)
+    arena = shard.arena
     block = allocate(arena, num_bytes)
     for _ in range(_MAX_SPILLS):
         if block != 0 or not _make_room_for_block(shard, num_bytes):
             break
         block = allocate(arena, num_bytes)
     if block == 0:
-        count(shard, w.NUM_REFUSED_FOR_ROOM, 1)
+        shard.counters.num_refused_for_room += 1
     return block
 
 
 @jit
-def take_ring(shard: int, header: int, y_bytes: int) -> bool:
+def take_ring(shard: Shard, header: Header, y_bytes: int) -> bool:
     """Take a ring for a stream, if it needs one and has none.
 
     Parameters
     ----------
-    shard : int
-        Address of the shard.
-    header : int
-        Address of the stream's header. It does not rest, so it does not make way for itself.
+    header : Header
+        It does not rest, so it does not make way for itself.
     y_bytes : int
         Bytes of one output.
 
@@ -157,52 +147,58 @@ def take_ring(shard: int, header: int, y_bytes: int) -> bool:
     bool
         False if there is no room.
     """
-    window_log2 = load_u8(header + h.WINDOW_LOG2)
-    if window_log2 == 0 or load_i64(header + h.RING) != 0:
+    window_log2 = header.window_log2
+    if window_log2 == 0 or header.ring != 0:
         return True
     num_bytes = (8 + y_bytes) << window_log2
     ring = take_block(shard, num_bytes)
-    store_i64(header + h.RING, ring)
+    header.ring = ring
     if ring != 0:  # what another stream left there must reach neither disk nor anybody
         fill_bytes(ring, num_bytes, 0)
     return ring != 0
 
 
 @jit
-def _make_room_for_block(shard: int, num_bytes: int) -> bool:
+def _make_room_for_block(shard: Shard, num_bytes: int) -> bool:
     """Have a stream make way whose ring is as large, or else whoever does."""
     slot = _find_idle_of_all(shard, num_bytes)
     if slot < 0:
         if _empty_unit(shard, -1, _NEVER_S):
             return True
         slot = _find_idle_of_all(shard, _ANY_RING)
-    return _spill(shard, slot, w.NUM_SPILLED_FOR_MEMORY)
+    return _spill_for_memory(shard, slot)
 
 
 @jit
-def _spill(shard: int, slot: int, counter: int) -> bool:
+def _spill_for_memory(shard: Shard, slot: int) -> bool:
+    is_done = _spill(shard, slot)
+    shard.counters.num_spilled_for_memory += is_done
+    return is_done
+
+
+@jit
+def _spill(shard: Shard, slot: int) -> bool:
     if slot < 0:
-        store_i64(shard + w.SAVE_NOW, 1)
+        shard.save_now = 1
         return False
     let_go(shard, slot)
-    count(shard, counter, 1)
     return True
 
 
 @jit
-def _last_used_s(shard: int, slot: int) -> int:
-    return load_i32(header_of(shard, slot) + h.LAST_USED_S) if slot >= 0 else _NEVER_S
+def _last_used_s(shard: Shard, slot: int) -> int:
+    return header_of(shard, slot).last_used_s if slot >= 0 else _NEVER_S
 
 
 @jit
-def _can_spill(shard: int, header: int) -> bool:
-    return is_clean(header) and load_i64(shard + w.CAN_LOOK_UP) != 0
+def _can_spill(shard: Shard, header: Header) -> bool:
+    return is_clean(header) and shard.can_look_up != 0
 
 
 @jit
-def _find_idle_of_all(shard: int, ring_bytes: int) -> int:
+def _find_idle_of_all(shard: Shard, ring_bytes: int) -> int:
     oldest = -1
-    for index in range(load_i64(shard + w.NUM_MODELS)):
+    for index in range(shard.num_models):
         slot = _find_idle(shard, index, ring_bytes)
         if _last_used_s(shard, slot) < _last_used_s(shard, oldest):
             oldest = slot
@@ -210,14 +206,14 @@ def _find_idle_of_all(shard: int, ring_bytes: int) -> int:
 
 
 @jit
-def _find_idle(shard: int, index: int, ring_bytes: int) -> int:
+def _find_idle(shard: Shard, index: int, ring_bytes: int) -> int:
     """Return the oldest of some streams that can make way, or -1.
 
     ``ring_bytes`` is what the ring must have; 0: it may have none, `_ANY_RING`: it has one.
     """
     model = model_of(shard, index)
-    num_fresh, first_slot = load_i64(model + w.NUM_FRESH), load_i64(model + w.FIRST_SLOT)
-    place = load_i64(shard + w.SPILL_PLACE)
+    num_fresh, first_slot = model.num_fresh, model.first_slot
+    place = shard.spill_place
     oldest = -1
     for _ in range(min(num_fresh, _NUM_SAMPLED)):
         place = place + 1 if place + 1 < num_fresh else 0
@@ -225,64 +221,62 @@ def _find_idle(shard: int, index: int, ring_bytes: int) -> int:
         if not _can_spill(shard, header):
             continue
         if ring_bytes != 0:
-            has_ring = load_i64(header + h.RING) != 0 and load_u8(header + h.WINDOW_LOG2) > 0
-            size = (8 + load_i64(model + w.Y_BYTES)) << load_u8(header + h.WINDOW_LOG2)
+            has_ring = header.ring != 0 and header.window_log2 > 0
+            size = (8 + model.y_bytes) << header.window_log2
             if not has_ring or (ring_bytes != _ANY_RING and size != ring_bytes):
                 continue
-        if load_i32(header + h.LAST_USED_S) < _last_used_s(shard, oldest):
+        if header.last_used_s < _last_used_s(shard, oldest):
             oldest = first_slot + place
-    store_i64(shard + w.SPILL_PLACE, place)
+    shard.spill_place = place
     return oldest
 
 
 @jit
-def _empty_unit(shard: int, needing: int, before_s: int) -> bool:
+def _empty_unit(shard: Shard, needing: int, before_s: int) -> bool:
     """Give back a unit of another model than ``needing``, with all in it unused since then."""
     oldest, oldest_unit, used_s = -1, 0, before_s
     num_scans = 0
-    for index in range(load_i64(shard + w.NUM_MODELS)):
+    for index in range(shard.num_models):
         if index == needing:
             continue
         model = model_of(shard, index)
-        num_fresh, first_slot = load_i64(model + w.NUM_FRESH), load_i64(model + w.FIRST_SLOT)
-        place = load_i64(shard + w.SPILL_PLACE)
+        num_fresh, first_slot = model.num_fresh, model.first_slot
+        place = shard.spill_place
         for _ in range(min(num_fresh, _NUM_SAMPLED)):
             place = place + 1 if place + 1 < num_fresh else 0
-            unit = place * load_i64(model + w.ROW_BYTES) // h.HUGE_PAGE_BYTES
+            unit = place * model.row_bytes // h.HUGE_PAGE_BYTES
             slot_used_s = _unused_since_s(shard, first_slot + place)
-            has_memory = load_u8(load_i64(model + w.UNITS) + unit) != 0
+            has_memory = load_u8(model.units + unit) != 0
             if slot_used_s < used_s and has_memory and num_scans < _MAX_SCANS:
                 num_scans += 1
                 if _is_idle_unit(shard, model, unit, before_s):
                     oldest, oldest_unit, used_s = index, unit, slot_used_s
-        store_i64(shard + w.SPILL_PLACE, place)
+        shard.spill_place = place
     return oldest >= 0 and _give_unit(shard, model_of(shard, oldest), oldest_unit)
 
 
 @jit
-def _unused_since_s(shard: int, slot: int) -> int:
+def _unused_since_s(shard: Shard, slot: int) -> int:
     """Return when a slot was last used: -1 if nobody lives there, `_NEVER_S` if it is in use."""
     header = header_of(shard, slot)
-    if load_u8(header + h.FLAGS) == 0:
+    if header.flags == 0:
         return -1
-    return load_i32(header + h.LAST_USED_S) if _can_spill(shard, header) else _NEVER_S
+    return header.last_used_s if _can_spill(shard, header) else _NEVER_S
 
 
 @jit
-def _first_in_unit(model: int, unit: int) -> int:
-    return load_i64(model + w.FIRST_SLOT) + unit * h.HUGE_PAGE_BYTES // load_i64(
-        model + w.ROW_BYTES
-    )
+def _first_in_unit(model: Model, unit: int) -> int:
+    return model.first_slot + unit * h.HUGE_PAGE_BYTES // model.row_bytes
 
 
 @jit
-def _end_of_unit(model: int, unit: int) -> int:
-    last = ((unit + 1) * h.HUGE_PAGE_BYTES - 1) // load_i64(model + w.ROW_BYTES)
-    return load_i64(model + w.FIRST_SLOT) + min(last + 1, load_i64(model + w.NUM_FRESH))
+def _end_of_unit(model: Model, unit: int) -> int:
+    last = ((unit + 1) * h.HUGE_PAGE_BYTES - 1) // model.row_bytes
+    return model.first_slot + min(last + 1, model.num_fresh)
 
 
 @jit
-def _is_idle_unit(shard: int, model: int, unit: int, before_s: int) -> bool:
+def _is_idle_unit(shard: Shard, model: Model, unit: int, before_s: int) -> bool:
     for slot in range(_first_in_unit(model, unit), _end_of_unit(model, unit)):
         if _unused_since_s(shard, slot) >= before_s:
             return False
@@ -290,15 +284,15 @@ def _is_idle_unit(shard: int, model: int, unit: int, before_s: int) -> bool:
 
 
 @jit
-def _give_unit(shard: int, model: int, unit: int) -> bool:
+def _give_unit(shard: Shard, model: Model, unit: int) -> bool:
     """Let go of all streams of which a part lies in a unit, and give its memory back."""
     for slot in range(_first_in_unit(model, unit), _end_of_unit(model, unit)):
-        if load_u8(header_of(shard, slot) + h.FLAGS) != 0:
+        if header_of(shard, slot).flags != 0:
             let_go(shard, slot)
-            count(shard, w.NUM_SPILLED_FOR_MEMORY, 1)
-    rows = row_of(model, load_i64(model + w.FIRST_SLOT))
+            shard.counters.num_spilled_for_memory += 1
+    rows = row_of(model, model.first_slot)
     at = rows + unit * h.HUGE_PAGE_BYTES
-    if not give_pages(load_i64(shard + w.BUDGET), at, h.HUGE_PAGE_BYTES):
+    if not give_pages(shard.budget, at, h.HUGE_PAGE_BYTES):
         return False
-    store_u8(load_i64(model + w.UNITS) + unit, 0)
+    store_u8(model.units + unit, 0)
     return True

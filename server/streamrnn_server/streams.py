@@ -15,23 +15,21 @@ from streamrnn.kernels.memory import (
     copy_bytes,
     load_f64,
     load_i32,
-    load_i64,
-    load_u8,
-    load_u16,
     store_f32,
     store_i32,
-    store_i64,
-    store_u8,
 )
 from streamrnn.state import slab as h
+from streamrnn.state.slab import Header
 from streamrnn_client.protocol import DEFAULT_WINDOW, MAX_WINDOW, ErrorCode
-from streamrnn_server import layout as w
 from streamrnn_server import requests as r
-from streamrnn_server.finish import count
+from streamrnn_server.finish import set_error
+from streamrnn_server.layout import Model, Shard
+from streamrnn_server.requests import Request, request_at
 from streamrnn_server.ring import (
     RESET_DIGEST,
     digest_of,
     drop_ring,
+    output_place,
     remember,
     remembered,
 )
@@ -45,7 +43,6 @@ __all__ = [
     "open_stream",
     "prepare_step",
     "reset_stream",
-    "set_error",
     "take_number",
 ]
 
@@ -70,69 +67,38 @@ _MAX_WINDOW_LOG2 = MAX_WINDOW.bit_length() - 1
 
 
 @jit
-def set_error(request: int, code: int, detail_0: int = 0, detail_1: int = 0) -> None:
-    """Note a request's error; its caller ends it.
-
-    Parameters
-    ----------
-    request : int
-        Address of the record.
-    code : int
-        Number of the `ErrorCode`.
-    detail_0, detail_1 : int
-        Numbers for the error's words.
-    """
-    store_i64(request + r.CODE, code)
-    store_i64(request + r.DETAIL, detail_0)
-    store_i64(request + r.DETAIL + 8, detail_1)
-
-
-@jit
-def open_stream(shard: int, model: int, slot: int, header: int, request: int) -> bool:
+def open_stream(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> bool:
     """Open a stream, or find that it is open.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    model : int
-        Address of the record of the slot's model.
-    slot : int
-        The slot.
-    header : int
-        Address of its header.
-    request : int
-        Address of the record.
 
     Returns
     -------
     bool
         Whether it is a new one.
     """
-    has, asked_for = load_u16(header + h.MODEL), load_i64(request + r.MODEL)
-    flags = load_u8(header + h.FLAGS)
+    has, asked_for = header.model, request.model
+    flags = header.flags
     if flags & h.IS_OPEN == 0:
         if has != asked_for:
             # Closed and opened anew under another model without waiting for the answer: the slot
             # is free as soon as its queue is empty.
             set_error(request, _BUSY)
             return False
-        window_log2 = _window_log2(load_i64(request + r.WINDOW))
-        window_log2 = max(window_log2, load_i64(shard + w.MIN_WINDOW_LOG2))
-        store_u8(header + h.WINDOW_LOG2, window_log2)
-        store_i64(header + h.RING, 0)
-        store_i64(header + h.LAST_SEQ, 0)
-        store_i64(header + h.DURABLE_SEQ, 0)
-        store_i32(header + h.GENERATION, load_i32(header + h.GENERATION) + 1)
-        store_u8(header + h.FLAGS, h.IS_OPEN | (flags & h.IS_READY))
+        window_log2 = _window_log2(request.window)
+        window_log2 = max(window_log2, shard.min_window_log2)
+        header.window_log2 = window_log2
+        header.ring = 0
+        header.last_seq = 0
+        header.durable_seq = 0
+        header.generation += 1
+        header.flags = h.IS_OPEN | (flags & h.IS_READY)
         _clear_row(shard, model, slot)
-        store_i64(model + w.NUM_OPEN, load_i64(model + w.NUM_OPEN) + 1)
-        count(shard, w.NUM_OPENED, 1)
+        model.num_open += 1
+        shard.counters.num_opened += 1
     elif has != asked_for:
         set_error(request, _WRONG_MODEL, has, asked_for)
         return False
-    store_i64(request + r.LAST_SEQ, load_i64(header + h.LAST_SEQ))
-    store_i64(request + r.WINDOW, 1 << load_u8(header + h.WINDOW_LOG2))
+    request.last_seq = header.last_seq
+    request.window = 1 << header.window_log2
     return flags & h.IS_OPEN == 0
 
 
@@ -147,53 +113,44 @@ def _window_log2(asked: int) -> int:
 
 
 @jit
-def _clear_row(shard: int, model: int, slot: int) -> None:
-    copy_bytes(row_of(model, slot), load_i64(model + w.INITIAL_ROW), load_i64(model + w.ROW_BYTES))
+def _clear_row(shard: Shard, model: Model, slot: int) -> None:
+    copy_bytes(row_of(model, slot), model.initial_row, model.row_bytes)
     note_written(shard, slot)
 
 
 @jit
-def close_stream(shard: int, model: int, header: int) -> bool:
+def close_stream(shard: Shard, model: Model, header: Header) -> bool:
     """Close a stream. The slot stays until nothing waits for it.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    model : int
-        Address of the record of the slot's model.
-    header : int
-        Address of the slot's header.
 
     Returns
     -------
     bool
         Whether it was open.
     """
-    flags = load_u8(header + h.FLAGS)
+    flags = header.flags
     if flags & h.IS_OPEN == 0:
         return False
-    drop_ring(load_i64(shard + w.ARENA), header)
-    store_u8(header + h.FLAGS, flags & h.IS_READY)
-    store_i64(model + w.NUM_OPEN, load_i64(model + w.NUM_OPEN) - 1)
+    drop_ring(shard.arena, header)
+    header.flags = flags & h.IS_READY
+    model.num_open -= 1
     return True
 
 
 @jit
-def _check_number(shard: int, header: int, request: int, y_bytes: int) -> bool:
+def _check_number(shard: Shard, header: Header, request: Request, y_bytes: int) -> bool:
     """Look at what both a step and a reset must fulfil; fix the stream's numbering."""
-    flags = load_u8(header + h.FLAGS)
+    flags = header.flags
     if flags & h.IS_OPEN == 0:
         set_error(request, _UNKNOWN)
         return False
-    first = load_i64(request + r.FIRST_SEQ)
+    first = request.first_seq
     if flags & (h.IS_UNNUMBERED if first > 0 else h.IS_NUMBERED):
         set_error(request, _MIXED)
         return False
     if first == 0:
         return True
-    last = load_i64(header + h.LAST_SEQ)
-    window = 1 << load_u8(header + h.WINDOW_LOG2)
+    last = header.last_seq
+    window = 1 << header.window_log2
     if first > last + 1:
         set_error(request, _GAP, last + 1, first)
     elif first <= last - window:
@@ -206,21 +163,8 @@ def _check_number(shard: int, header: int, request: int, y_bytes: int) -> bool:
 
 
 @jit
-def reset_stream(shard: int, model: int, slot: int, header: int, request: int) -> bool:
+def reset_stream(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> bool:
     """Set a stream's state back to that of a new one.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    model : int
-        Address of the record of the slot's model.
-    slot : int
-        The slot.
-    header : int
-        Address of its header.
-    request : int
-        Address of the record.
 
     Returns
     -------
@@ -230,24 +174,16 @@ def reset_stream(shard: int, model: int, slot: int, header: int, request: int) -
     if not take_number(shard, model, header, request, RESET_DIGEST):
         return False
     _clear_row(shard, model, slot)
-    count(shard, w.NUM_RESETS, 1)
+    shard.counters.num_resets += 1
     return True
 
 
 @jit
-def take_number(shard: int, model: int, header: int, request: int, digest: int) -> bool:
+def take_number(shard: Shard, model: Model, header: Header, request: Request, digest: int) -> bool:
     """Give a change of state that is no step its number.
 
     Parameters
     ----------
-    shard : int
-        Address of the shard.
-    model : int
-        Address of the record of the slot's model.
-    header : int
-        Address of the slot's header.
-    request : int
-        Address of the record.
     digest : int
         What stands for the change in place of an input's digest.
 
@@ -256,42 +192,36 @@ def take_number(shard: int, model: int, header: int, request: int, digest: int) 
     bool
         False if it is refused, or was done before.
     """
-    y_bytes = load_i64(model + w.Y_BYTES)
+    y_bytes = model.y_bytes
     if not _check_number(shard, header, request, y_bytes):
         return False
-    seq = load_i64(request + r.FIRST_SEQ)
-    store_i64(request + r.LAST_SEQ, seq)
-    flags = load_u8(header + h.FLAGS)
-    if 0 < seq <= load_i64(header + h.LAST_SEQ):
-        if remembered(header, seq, digest, y_bytes) == 0:
+    seq = request.first_seq
+    request.last_seq = seq
+    flags = header.flags
+    if 0 < seq <= header.last_seq:
+        if not remembered(header, seq, digest):
             set_error(request, _CONFLICT, seq)
         else:
-            count(shard, w.NUM_DUPLICATES, 1)
+            shard.counters.num_duplicates += 1
         return False
     if seq > 0:
         flags |= h.IS_NUMBERED
-        store_i64(header + h.LAST_SEQ, seq)
+        header.last_seq = seq
         remember(header, seq, digest, 0, 0)
-    store_u8(header + h.FLAGS, flags & ~h.IS_FROZEN)
+    header.flags = flags & ~h.IS_FROZEN
     return True
 
 
 @jit
-def note_durable(header: int, request: int) -> None:
-    """Note for the answer which step is on disk.
-
-    Parameters
-    ----------
-    header : int
-        Address of the header of the request's stream.
-    request : int
-        Address of the record.
-    """
-    store_i64(request + r.DURABLE_SEQ, load_i64(header + h.DURABLE_SEQ))
+def note_durable(header: Header, request: Request) -> None:
+    """Note for the answer which step is on disk."""
+    request.durable_seq = header.durable_seq
 
 
 @jit
-def prepare_step(shard: int, plan: Any, model: int, slot: int, header: int, request: int) -> None:
+def prepare_step(
+    shard: Shard, plan: Any, model: Model, slot: int, header: Header, request: Request
+) -> None:
     """Look at all that a step, or a chunk of steps, must fulfil; answer what was done before.
 
     Afterwards the request has an error, or NUM_STEPS is known and PROGRESS tells how many of its
@@ -299,29 +229,19 @@ def prepare_step(shard: int, plan: Any, model: int, slot: int, header: int, requ
 
     Parameters
     ----------
-    shard : int
-        Address of the shard.
     plan : ndarray of int64
         The model's plan.
-    model : int
-        Address of the record of the slot's model.
-    slot : int
-        The slot.
-    header : int
-        Address of its header.
-    request : int
-        Address of the record.
     """
-    y_bytes = load_i64(model + w.Y_BYTES)
-    parent = load_i64(request + r.PARENT)
-    if parent != 0 and load_u8(header + h.FLAGS) & h.IS_OPEN:
-        has, expected = load_u16(header + h.MODEL), load_i64(parent + r.MODEL)
+    y_bytes = model.y_bytes
+    is_child, parent = request.parent != 0, request_at(request.parent)
+    if is_child and header.flags & h.IS_OPEN:
+        has, expected = header.model, parent.model
         if expected < 0:
             expected = -1 - expected
             like = model_of(shard, expected)
-            if load_i64(model + w.STEP_BYTES) == load_i64(like + w.STEP_BYTES):
+            if model.step_bytes == like.step_bytes:
                 expected = has
-                store_i64(parent + r.MODEL, has)
+                parent.model = has
         if has != expected:
             set_error(request, _WRONG_MODEL, has, expected)
             return
@@ -329,71 +249,66 @@ def prepare_step(shard: int, plan: Any, model: int, slot: int, header: int, requ
         shard, plan, model, header, request
     ):
         return
-    num_steps = load_i64(request + r.NUM_STEPS)
-    first = load_i64(request + r.FIRST_SEQ)
+    num_steps = request.num_steps
+    first = request.first_seq
     num_old = 0
     if first > 0:
-        num_old = min(num_steps, load_i64(header + h.LAST_SEQ) - first + 1)
+        num_old = min(num_steps, header.last_seq - first + 1)
     if not _are_the_same(model, header, request, first, num_old):
         return
-    if parent != 0:
-        place = load_i64(request + r.ITEM) * y_bytes
-        store_i64(request + r.Y, load_i64(parent + r.Y) + place)
-    elif num_steps > 1 or num_old > 0 or load_i64(shard + w.IS_ALWAYS):
+    if is_child:
+        request.y = parent.y + request.item * y_bytes
+    elif num_steps > 1 or num_old > 0 or shard.is_always:
         # Otherwise y lies in the wave's scratch, and is sent before the next wave.
         block = take_block(shard, num_steps * y_bytes)
         if block == 0:
             set_error(request, _BUSY)
             return
-        store_i64(request + r.Y_BLOCK, block)
-        store_i64(request + r.Y, block)
+        request.y_block = block
+        request.y = block
     kind = h.IS_NUMBERED if first > 0 else h.IS_UNNUMBERED
-    store_u8(header + h.FLAGS, load_u8(header + h.FLAGS) | kind)
-    store_i64(request + r.LAST_SEQ, first + num_steps - 1 if first > 0 else 0)
-    store_i64(request + r.PROGRESS, num_old)
+    header.flags |= kind
+    request.last_seq = first + num_steps - 1 if first > 0 else 0
+    request.progress = num_old
     if num_old > 0:
         _answer_old(plan, model, slot, header, request, first, num_old)
-        count(shard, w.NUM_DUPLICATES, num_old)
+        shard.counters.num_duplicates += num_old
 
 
 @jit
-def _check_x(shard: int, plan: Any, model: int, header: int, request: int) -> bool:
+def _check_x(shard: Shard, plan: Any, model: Model, header: Header, request: Request) -> bool:
     """Look at x's length and values; find NUM_STEPS."""
-    step_bytes = load_i64(model + w.STEP_BYTES)
-    form = load_i64(request + r.FORM)
-    num_bytes = load_i64(request + r.X_COUNT)
+    step_bytes = model.step_bytes
+    form = request.form
+    num_bytes = request.x_count
     if form == r.FORM_ARRAY:
         num_bytes *= 4
     num_steps = 1
     if num_bytes != step_bytes:  # a division costs more than all else here
         num_steps = num_bytes // step_bytes
     if num_steps == 0 or num_bytes != num_steps * step_bytes:
-        set_error(request, _WRONG_LENGTH, num_bytes, step_bytes)
-        store_i64(request + r.DETAIL + 16, 0)
-        store_i64(request + r.DETAIL + 24, form)
+        set_error(request, _WRONG_LENGTH, num_bytes, step_bytes, 0, form)
         return False
-    window = 1 << load_u8(header + h.WINDOW_LOG2)
+    window = 1 << header.window_log2
     if num_steps > window:
         set_error(request, _WINDOW, num_steps, window)
         return False
-    reply_bytes = 2 * num_steps * load_i64(model + w.Y_BYTES) + _REPLY_SLACK_BYTES
-    if reply_bytes > load_i64(shard + w.OUT_BYTES):
-        set_error(request, _TOO_LARGE, reply_bytes, load_i64(shard + w.OUT_BYTES))
+    reply_bytes = 2 * num_steps * model.y_bytes + _REPLY_SLACK_BYTES
+    if reply_bytes > shard.out_bytes:
+        set_error(request, _TOO_LARGE, reply_bytes, shard.out_bytes)
         return False
-    x = load_i64(request + r.X)
+    x = request.x
     bad = -1
     if form == r.FORM_ARRAY:
-        bad = _convert(x, num_bytes // 4, load_i64(model + w.IS_TOKEN))
+        bad = _convert(x, num_bytes // 4, model.is_token)
     if bad < 0:
         bad = check_input(plan, x, num_steps)
     if bad >= 0:
-        num_inputs = step_bytes // 4
-        set_error(request, _BAD_VALUE, bad // num_inputs, bad % num_inputs)
-        store_i64(request + r.DETAIL + 16, load_i32(x + 4 * bad))
-        store_i64(request + r.DETAIL + 24, load_u16(header + h.MODEL))
+        num_inputs, bits = step_bytes // 4, load_i32(x + 4 * bad)
+        set_error(request, _BAD_VALUE, bad // num_inputs, bad % num_inputs, bits, header.model)
         return False
-    store_i64(request + r.NUM_STEPS, num_steps)
-    store_i64(request + r.Y_COUNT, num_steps * load_i64(model + w.Y_BYTES))
+    request.num_steps = num_steps
+    request.y_bytes = num_steps * model.y_bytes
     return True
 
 
@@ -416,13 +331,12 @@ def _convert(x: int, num_values: int, is_token: int) -> int:
 
 
 @jit
-def _are_the_same(model: int, header: int, request: int, first: int, num_old: int) -> bool:
+def _are_the_same(model: Model, header: Header, request: Request, first: int, num_old: int) -> bool:
     """Compare the steps that were applied before with what came now."""
-    step_bytes, y_bytes = load_i64(model + w.STEP_BYTES), load_i64(model + w.Y_BYTES)
-    x = load_i64(request + r.X)
+    step_bytes, x = model.step_bytes, request.x
     for k in range(num_old):
         digest = digest_of(x + k * step_bytes, step_bytes)
-        if remembered(header, first + k, digest, y_bytes) == 0:
+        if not remembered(header, first + k, digest):
             set_error(request, _CONFLICT, first + k)
             return False
     return True
@@ -430,16 +344,13 @@ def _are_the_same(model: int, header: int, request: int, first: int, num_old: in
 
 @jit
 def _answer_old(
-    plan: Any, model: int, slot: int, header: int, request: int, first: int, num_old: int
+    plan: Any, model: Model, slot: int, header: Header, request: Request, first: int, num_old: int
 ) -> None:
     """Put the outputs of steps that were applied before into place."""
-    y_bytes = load_i64(model + w.Y_BYTES)
-    y = load_i64(request + r.Y)
-    if load_u8(header + h.WINDOW_LOG2) == 0:
+    y_bytes = model.y_bytes
+    y = request.y
+    if header.window_log2 == 0:
         output_of_row(plan, row_of(model, slot), y)
         return
-    ring = load_i64(header + h.RING)
-    window = 1 << load_u8(header + h.WINDOW_LOG2)
     for k in range(num_old):
-        place = (first + k) & (window - 1)
-        copy_bytes(y + k * y_bytes, ring + 8 * window + place * y_bytes, y_bytes)
+        copy_bytes(y + k * y_bytes, output_place(header, first + k, y_bytes), y_bytes)

@@ -11,23 +11,20 @@ there were keys: then it belongs to the first user who asks for it.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import (
     copy_bytes,
     load_i32,
-    load_i64,
     load_u8,
     store_i32,
-    store_i64,
     store_u8,
 )
 from streamrnn.state.index import equal_bytes, hash64
-from streamrnn.state.slab import address_of, reserve
-from streamrnn_server import layout as w
-from streamrnn_server import requests as r
+from streamrnn.state.slab import address_of, reserve, struct_address
+from streamrnn_server.layout import Shard, UsersStruct, users_at
 from streamrnn_server.libzmq import msg_property
+from streamrnn_server.requests import Request
 
 __all__ = [
     "MAX_NAME_BYTES",
@@ -48,9 +45,6 @@ _NAME_BYTES = 256  # a length, and the name
 _MAX_USERS = 1 << 16
 _TABLE_MASK = 2 * _MAX_USERS - 1
 
-# Words of the table of users, in bytes from its address.
-(_NUM_USERS, _NAMES, _TABLE, _OWNERS, _PROPERTY) = range(0, 40, 8)
-
 
 class Users:
     """A shard's users and the owners of its streams.
@@ -63,7 +57,7 @@ class Users:
     Attributes
     ----------
     address : int
-        What stands in the shard's word USERS.
+        What stands in ``users`` of the shard.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -71,9 +65,10 @@ class Users:
         self._table = reserve(4 * (_TABLE_MASK + 1))
         self._owners = reserve(4 * num_slots)
         self._property = np.frombuffer(b"User-Id\0", np.uint8)
-        arrays = (self._names, self._table, self._owners, self._property)
-        self._words: NDArray[np.int64] = np.array([0, *map(address_of, arrays)], np.int64)
-        self.address = address_of(self._words)
+        self.struct = UsersStruct.one()
+        for name in ("names", "table", "owners", "property"):
+            self.struct[name] = address_of(getattr(self, f"_{name}"))
+        self.address = struct_address(self.struct)
 
     def name(self, number: int) -> str:
         """Return a user's name.
@@ -93,13 +88,13 @@ class Users:
 
 
 @jit
-def user_of(shard: int, message: int) -> int:
+def user_of(shard: Shard, message: int) -> int:
     """Return the number of the user whose connection a message came through.
 
     Parameters
     ----------
-    shard : int
-        Address of a shard that has users.
+    shard : Shard
+        That has users.
     message : int
         Address of libzmq's message.
 
@@ -108,7 +103,7 @@ def user_of(shard: int, message: int) -> int:
     int
         From 1; `NOBODY` if it came from none, or there are too many users.
     """
-    name = msg_property(message, load_i64(load_i64(shard + w.USERS) + _PROPERTY))
+    name = msg_property(message, users_at(shard.users).property)
     num_bytes = 0
     while name != 0 and load_u8(name + num_bytes) != 0:
         num_bytes += 1
@@ -116,13 +111,13 @@ def user_of(shard: int, message: int) -> int:
 
 
 @jit
-def number_of(shard: int, name: int, num_bytes: int) -> int:
+def number_of(shard: Shard, name: int, num_bytes: int) -> int:
     """Return the number of a user, who gets one if he has none yet.
 
     Parameters
     ----------
-    shard : int
-        Address of a shard that has users.
+    shard : Shard
+        That has users.
     name, num_bytes : int
         The name's UTF-8, at most `MAX_NAME_BYTES`.
 
@@ -131,8 +126,8 @@ def number_of(shard: int, name: int, num_bytes: int) -> int:
     int
         From 1; `NOBODY` for no name, or if there are too many users.
     """
-    users = load_i64(shard + w.USERS)
-    names, table = load_i64(users + _NAMES), load_i64(users + _TABLE)
+    users = users_at(shard.users)
+    names, table = users.names, users.table
     if num_bytes == 0 or num_bytes > MAX_NAME_BYTES:
         return NOBODY
     place = hash64(name, num_bytes) & _TABLE_MASK
@@ -144,89 +139,61 @@ def number_of(shard: int, name: int, num_bytes: int) -> int:
         if load_u8(known) == num_bytes and equal_bytes(known + 1, name, num_bytes):
             return number
         place = (place + 1) & _TABLE_MASK
-    number = load_i64(users + _NUM_USERS) + 1
+    number = users.num_users + 1
     if number > _MAX_USERS:
         return NOBODY
     store_u8(names + number * _NAME_BYTES, num_bytes)
     copy_bytes(names + number * _NAME_BYTES + 1, name, num_bytes)
     store_i32(table + 4 * place, number)
-    store_i64(users + _NUM_USERS, number)
+    users.num_users = number
     return number
 
 
 @jit
-def set_owner(shard: int, slot: int, owner: int) -> None:
+def set_owner(shard: Shard, slot: int, owner: int) -> None:
     """Say whose the stream in a slot is.
 
     Parameters
     ----------
-    shard : int
-        Address of the shard. Nothing is done where there are no users.
-    slot : int
-        The slot.
+    shard : Shard
+        Nothing is done where there are no users.
     owner : int
         A user's number, `NOBODY` or `UNKNOWN`.
     """
-    users = load_i64(shard + w.USERS)
-    if users != 0:
-        store_i32(load_i64(users + _OWNERS) + 4 * slot, owner)
+    if shard.users != 0:
+        store_i32(users_at(shard.users).owners + 4 * slot, owner)
 
 
 @jit
-def is_forbidden(shard: int, slot: int, request: int) -> bool:
+def is_forbidden(shard: Shard, slot: int, request: Request) -> bool:
     """Tell whether a stream is another user's than a request's.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    slot : int
-        The stream's slot.
-    request : int
-        Address of the request's record.
 
     Returns
     -------
     bool
         False where there are no users; of a stream that is nobody's; and while nobody knows.
     """
-    users = load_i64(shard + w.USERS)
-    if users == 0:
-        return False
-    owner = load_i32(load_i64(users + _OWNERS) + 4 * slot)
-    return owner > 0 and owner != load_i64(request + r.OWNER)
+    owner = owner_of(shard, slot)
+    return owner > 0 and owner != request.owner
 
 
 @jit
-def owner_of(shard: int, slot: int) -> int:
+def owner_of(shard: Shard, slot: int) -> int:
     """Return whose the stream in a slot is.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    slot : int
-        The slot.
 
     Returns
     -------
     int
         A user's number, `NOBODY` or `UNKNOWN`; `NOBODY` where there are no users.
     """
-    users = load_i64(shard + w.USERS)
-    return load_i32(load_i64(users + _OWNERS) + 4 * slot) if users != 0 else NOBODY
+    if shard.users == 0:
+        return NOBODY
+    return load_i32(users_at(shard.users).owners + 4 * slot)
 
 
 @jit
-def name_of_owner(shard: int, slot: int) -> int:
+def name_of_owner(shard: Shard, slot: int) -> int:
     """Return where the name of a stream's owner stands.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    slot : int
-        The stream's slot.
 
     Returns
     -------
@@ -236,4 +203,4 @@ def name_of_owner(shard: int, slot: int) -> int:
     owner = owner_of(shard, slot)
     if owner <= 0:
         return 0
-    return load_i64(load_i64(shard + w.USERS) + _NAMES) + owner * _NAME_BYTES
+    return users_at(shard.users).names + owner * _NAME_BYTES

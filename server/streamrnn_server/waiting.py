@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import load_i32, load_i64, store_i64
-from streamrnn.state import slab as h
+from streamrnn.kernels.pointers import field_address
 from streamrnn_server import layout as w
-from streamrnn_server.finish import count
+from streamrnn_server.layout import Shard
 from streamrnn_server.libzmq import (
     monotonic_ns,
     msg_close,
@@ -33,54 +32,49 @@ _IDLE_POLL_MS = 20
 
 
 @jit
-def read_clock(shard: int) -> int:
+def read_clock(shard: Shard) -> int:
     """Read the clock and set NOW_NS.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
 
     Returns
     -------
     int
         Nanoseconds, monotonic.
     """
-    now = monotonic_ns(load_i64(shard + w.CLOCK))
-    store_i64(shard + w.NOW_NS, now)
+    now = monotonic_ns(field_address(shard, "clock"))
+    shard.now_ns = now
     return now
 
 
 @jit
-def wait(shard: int) -> None:
+def wait(shard: Shard) -> None:
     """Wait until a message or Python's word has come; end a stop when all is quiet.
 
     Parameters
     ----------
-    shard : int
-        Address of the shard, which has nothing to do.
+    shard : Shard
+        Which has nothing to do.
     """
-    state = load_i64(shard + w.STATE)
+    state = shard.state
     if state == w.ENDED:
         return
     timeout_ms = -1
     if state == w.STOPPING:
         timeout_ms = _QUIET_MS
-    elif load_i64(shard + w.IDLE_LIMIT_S) > 0:
+    elif shard.idle_limit_s > 0:
         timeout_ms = _IDLE_POLL_MS
     checkpoint_ms = ms_until_checkpoint(shard)
     if checkpoint_ms >= 0 and (timeout_ms < 0 or checkpoint_ms < timeout_ms):
         timeout_ms = checkpoint_ms
-    pair = load_i64(shard + w.PAIR)
+    pair = shard.pair
     # Without the router, once it is no longer listened to, or its messages would end every wait.
-    router = load_i64(shard + w.ROUTER) if state < w.DRAINED else pair
-    count(shard, w.NUM_POLLS, 1)
-    disk = load_i64(shard + w.DISK)
-    has_come = poll_sockets(load_i64(shard + w.POLL_ITEMS), router, pair, disk, timeout_ms)
+    router = shard.router if state < w.DRAINED else pair
+    shard.counters.num_polls += 1
+    disk = shard.disk
+    has_come = poll_sockets(field_address(shard, "poll_items"), router, pair, disk, timeout_ms)
     now = read_clock(shard)
     if has_come & 2:
-        store_i64(shard + w.LAST_PAIR_NS, 0)
-    is_quiet = has_come & 1 == 0 or now > load_i64(shard + w.STOP_AT_NS)
+        shard.last_pair_ns = 0
+    is_quiet = has_come & 1 == 0 or now > shard.stop_at_ns
     if state == w.STOPPING and is_quiet and has_come & 6 == 0:
         if is_all_saved(shard):
             _say_drained(shard, pair)
@@ -89,52 +83,47 @@ def wait(shard: int) -> None:
 
 
 @jit
-def _say_drained(shard: int, pair: int) -> None:
+def _say_drained(shard: Shard, pair: int) -> None:
     """Tell Python that no more will come; it answers with the end when it has no more either."""
-    out = load_i64(shard + w.OUT)
-    store_i64(out + w.ASK, w.ASK_DRAINED)
-    store_i64(out + w.ASK_IDENTITY_BYTES, 0)
-    store_i64(out + w.ASK_BODY_BYTES, 0)
-    if send_bytes(pair, out, w.ASK_HEAD_BYTES, False) == 0:
-        store_i64(shard + w.STATE, w.DRAINED)
+    ask = w.ask_at(shard.out)
+    ask.what = w.ASK_DRAINED
+    ask.identity_bytes = 0
+    ask.body_bytes = 0
+    if send_bytes(pair, shard.out, w.ASK_BYTES, False) == 0:
+        shard.state = w.DRAINED
 
 
 @jit
-def listen(shard: int) -> None:
-    """Take what Python has sent, if it is time to look: replies to send on, and commands.
-
-    Parameters
-    ----------
-    shard : int
-        Address of the shard.
-    """
-    now = load_i64(shard + w.NOW_NS)
-    if now - load_i64(shard + w.LAST_PAIR_NS) < _LISTEN_EVERY_NS:
+def listen(shard: Shard) -> None:
+    """Take what Python has sent, if it is time to look: replies to send on, and commands."""
+    now = shard.now_ns
+    if now - shard.last_pair_ns < _LISTEN_EVERY_NS:
         return
-    store_i64(shard + w.LAST_PAIR_NS, now)
-    pair = load_i64(shard + w.PAIR)
-    identity = load_i64(shard + w.IDENTITY_MESSAGE)
-    payload = load_i64(shard + w.PAYLOAD_MESSAGE)
+    shard.last_pair_ns = now
+    pair = shard.pair
+    identity = field_address(shard, "identity_message")
+    payload = field_address(shard, "payload_message")
     while True:
         size = receive_frame(pair, identity)
         if size < 0:
             return
         receive_frame(pair, payload)
         if size == 0:
-            obey(shard, msg_data(payload), msg_size(payload))
+            if msg_size(payload) >= w.COMMAND_BYTES:
+                obey(shard, w.command_at(msg_data(payload)))
         else:
             _send_on(shard, identity, payload)
 
 
 @jit
-def _send_on(shard: int, identity: int, payload: int) -> None:
+def _send_on(shard: Shard, identity: int, payload: int) -> None:
     """Send a reply of Python's; if it cannot be sent, let go of both frames."""
-    router = load_i64(shard + w.ROUTER)
+    router = shard.router
     error = msg_send(router, identity, True)
     if error == 0:
         error = msg_send(router, payload, False)
     if error == 0:
-        count(shard, w.NUM_REPLIES, 1)
+        shard.counters.num_replies += 1
         return
     count_unsent(shard, error)
     msg_close(identity)
@@ -144,37 +133,39 @@ def _send_on(shard: int, identity: int, payload: int) -> None:
 
 
 @jit
-def sweep(shard: int) -> None:
+def sweep(shard: Shard) -> None:
     """Let go of streams that have been idle for too long, a few at a time.
 
     With a state directory they are on disk, and come back at the next message.
 
     Parameters
     ----------
-    shard : int
-        Address of the shard. Nothing is done without an idle limit.
+    shard : Shard
+        Nothing is done without an idle limit.
     """
-    limit_s = load_i64(shard + w.IDLE_LIMIT_S)
-    now = load_i64(shard + w.NOW_NS)
-    if limit_s == 0 or now - load_i64(shard + w.SWEEP_NS) < _SWEEP_EVERY_NS:
+    limit_s = shard.idle_limit_s
+    now = shard.now_ns
+    if limit_s == 0 or now - shard.sweep_ns < _SWEEP_EVERY_NS:
         return
-    store_i64(shard + w.SWEEP_NS, now)
-    now_s = (now - load_i64(shard + w.STARTED_NS)) // 1_000_000_000
-    model = model_of(shard, load_i64(shard + w.SWEEP_MODEL))
-    place = load_i64(shard + w.SWEEP_PLACE)
-    last = min(place + _MAX_SWEPT, load_i64(model + w.NUM_FRESH))
+    shard.sweep_ns = now
+    now_s = (now - shard.started_ns) // 1_000_000_000
+    model = model_of(shard, shard.sweep_model)
+    place = shard.sweep_place
+    last = min(place + _MAX_SWEPT, model.num_fresh)
     while place < last:
-        slot = load_i64(model + w.FIRST_SLOT) + place
+        slot = model.first_slot + place
         header = header_of(shard, slot)
-        if is_clean(header) and now_s - load_i32(header + h.LAST_USED_S) > limit_s:
+        if is_clean(header) and now_s - header.last_used_s > limit_s:
             let_go(shard, slot)
-            is_kept = load_i64(shard + w.CAN_LOOK_UP)
-            count(shard, w.NUM_SPILLED_IDLE if is_kept else w.NUM_EVICTED_IDLE, 1)
+            if shard.can_look_up:
+                shard.counters.num_spilled_idle += 1
+            else:
+                shard.counters.num_evicted_idle += 1
         place += 1
-    if place >= load_i64(model + w.NUM_FRESH):
+    if place >= model.num_fresh:
         place = 0
-        following = load_i64(shard + w.SWEEP_MODEL) + 1
-        if following == load_i64(shard + w.NUM_MODELS):
+        following = shard.sweep_model + 1
+        if following == shard.num_models:
             following = 0
-        store_i64(shard + w.SWEEP_MODEL, following)
-    store_i64(shard + w.SWEEP_PLACE, place)
+        shard.sweep_model = following
+    shard.sweep_place = place

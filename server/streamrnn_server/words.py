@@ -56,20 +56,15 @@ def parse_ask(message: bytes, payload: bytes | None = None) -> Ask:
     -------
     Ask
     """
-    numbers = struct.unpack_from(f"<{w.ASK_HEAD_BYTES // 8}q", message)
-    begin = w.ASK_HEAD_BYTES + numbers[w.ASK_IDENTITY_BYTES // 8]
+    ask = np.frombuffer(message, w.Ask.dtype, 1)[0]
+    begin = w.ASK_BYTES + int(ask["identity_bytes"])
+    numbers = ("msgid", "code", "model", "kind", "form", "num_items", "owner")
     return Ask(
-        ask=numbers[w.ASK // 8],
-        msgid=numbers[w.ASK_MSGID // 8],
-        code=numbers[w.ASK_CODE // 8],
-        details=numbers[w.ASK_DETAIL // 8 :][:4],
-        model=numbers[w.ASK_MODEL // 8],
-        kind=numbers[w.ASK_KIND // 8],
-        form=numbers[w.ASK_FORM // 8],
-        num_items=numbers[w.ASK_NUM_ITEMS // 8],
-        identity=message[w.ASK_HEAD_BYTES : begin],
+        ask=int(ask["what"]),
+        details=tuple(ask["detail"].tolist()),
+        identity=message[w.ASK_BYTES : begin],
         body=message[begin:] if payload is None else payload,
-        owner=numbers[w.ASK_OWNER // 8],
+        **{name: int(ask[name]) for name in numbers},
     )
 
 
@@ -201,22 +196,21 @@ def word_items(
     items: list[list[Any]] = []
     at = 0
     for _ in range(ask.num_items):
-        numbers = struct.unpack_from(f"<{w.ITEM_RECORD_BYTES // 8}q", ask.body, at)
-        at += w.ITEM_RECORD_BYTES
-        canonical = ask.body[at : at + numbers[w.ITEM_ID_BYTES // 8]]
+        item = np.frombuffer(ask.body, w.Item.dtype, 1, at)[0]
+        at += w.ITEM_BYTES
+        canonical = ask.body[at : at + int(item["id_bytes"])]
         stream = stream_of(canonical)
-        at += numbers[w.ITEM_ID_BYTES // 8]
-        y = ask.body[at : at + numbers[w.ITEM_Y_BYTES // 8]]
+        at += len(canonical)
+        y = ask.body[at : at + int(item["y_bytes"])]
         at += len(y)
-        details = numbers[w.ITEM_DETAIL // 8 :][:4]
-        last_seq = numbers[w.ITEM_LAST_SEQ // 8]
-        if numbers[0] == 0:
-            what: Any = numbers[w.ITEM_WINDOW // 8]
+        details = item["detail"].tolist()
+        if item["code"] == 0:
+            what: Any = int(item["window"])
             if ask.kind == r.BATCH:
                 what = np.frombuffer(y, np.float32).tolist() if ask.form == r.FORM_ARRAY else y
-            items.append([None, [last_seq, numbers[w.ITEM_DURABLE_SEQ // 8], what]])
+            items.append([None, [int(item["last_seq"]), int(item["durable_seq"]), what]])
             continue
-        code = ErrorCode(numbers[w.ITEM_CODE // 8])
+        code = ErrorCode(int(item["code"]))
         if code is ErrorCode.BUSY:
             detail: dict[str, Any] = {"retry_after_ms": retry_after_ms}
         elif code is ErrorCode.MOVED:

@@ -8,94 +8,60 @@ a process stays below its budget whatever comes. One thread only.
 from __future__ import annotations
 
 import mmap
+from typing import Any
 
-import numpy as np
 from numba.core import types
 from numba.types import ExternalFunction
-from numpy.typing import NDArray
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import load_i64, store_i64
-from streamrnn.state.slab import address_of
+from streamrnn.kernels.pointers import pointer_to
+from streamrnn.kernels.structs import I64, Struct
 
-__all__ = ["Budget", "give_bytes", "give_pages", "take_bytes"]
+__all__ = ["BudgetStruct", "budget_at", "give_bytes", "give_pages", "new_budget", "take_bytes"]
 
-_MAX_BYTES, _USED_BYTES = 0, 8  # words of a budget, in bytes from its address
 _DONTNEED = int(getattr(mmap, "MADV_DONTNEED", 4))
 _madvise = ExternalFunction("madvise", types.int32(types.int64, types.int64, types.int32))
 
 
-class Budget:
-    """So many bytes, of which compiled code takes some and gives some back.
+class BudgetStruct(Struct):
+    """So many bytes, of which compiled code takes some and gives some back."""
 
-    Parameters
-    ----------
-    max_bytes : int
-        How many.
+    max_bytes: I64
+    used_bytes: I64
 
-    Attributes
-    ----------
-    address : int
-        What the compiled functions of this module take as ``budget``.
-    max_bytes : int
-    """
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self._words: NDArray[np.int64] = np.array([max_bytes, 0], np.int64)
-        self.address = address_of(self._words)
+budget_at = pointer_to(BudgetStruct)
 
-    @property
-    def used_bytes(self) -> int:
-        """How many are taken."""
-        return int(self._words[_USED_BYTES // 8])
+
+def new_budget(max_bytes: int) -> Any:
+    """Return a budget of so many bytes, none of them taken."""
+    budget = BudgetStruct.one()
+    budget["max_bytes"] = max_bytes
+    return budget
 
 
 @jit
-def take_bytes(budget: int, num_bytes: int) -> bool:
-    """Take from a budget.
-
-    Parameters
-    ----------
-    budget : int
-        Address of the budget.
-    num_bytes : int
-        How many.
-
-    Returns
-    -------
-    bool
-        False if so many are not left; then none is taken.
-    """
-    used = load_i64(budget + _USED_BYTES) + num_bytes
-    if used > load_i64(budget + _MAX_BYTES):
+def take_bytes(budget: BudgetStruct, num_bytes: int) -> bool:
+    """Take from a budget; false if so many are not left, and then none is taken."""
+    if budget.used_bytes + num_bytes > budget.max_bytes:
         return False
-    store_i64(budget + _USED_BYTES, used)
+    budget.used_bytes += num_bytes
     return True
 
 
 @jit
-def give_bytes(budget: int, num_bytes: int) -> None:
-    """Give back to a budget.
-
-    Parameters
-    ----------
-    budget : int
-        Address of the budget.
-    num_bytes : int
-        How many, taken before.
-    """
-    store_i64(budget + _USED_BYTES, load_i64(budget + _USED_BYTES) - num_bytes)
+def give_bytes(budget: BudgetStruct, num_bytes: int) -> None:
+    """Give back bytes that were taken before."""
+    budget.used_bytes -= num_bytes
 
 
 @jit
-def give_pages(budget: int, address: int, num_bytes: int) -> bool:
+def give_pages(budget: BudgetStruct, address: int, num_bytes: int) -> bool:
     """Give memory back to the system, and its bytes to the budget.
 
     Parameters
     ----------
-    budget : int
-        Address of the budget.
+    budget : BudgetStruct
     address, num_bytes : int
         Whole pages of a region from `streamrnn.state.slab.reserve`. They stay reserved; what is
         in them next is arbitrary.

@@ -8,19 +8,22 @@ Ids stand in the slots' headers and are compared in full.
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import load_i64, load_u8, prefetch, store_i64
-from streamrnn.state.slab import HEADER_BYTES, ID_BYTES, address_of, id_address, reserve, touch
+from streamrnn.kernels.memory import int64_array, load_i64, load_u8, prefetch
+from streamrnn.kernels.pointers import pointer_to
+from streamrnn.kernels.structs import I64, Struct
+from streamrnn.state.slab import HEADER_BYTES, address_of, header_at, id_address, reserve, touch
 
 __all__ = [
+    "IndexStruct",
     "StreamIndex",
     "equal_bytes",
     "find_slot",
     "first_candidate",
     "hash64",
+    "index_at",
     "insert_slot",
     "prefetch_entry",
     "remove_slot",
@@ -36,12 +39,20 @@ _FNV_PRIME = 0x100000001B3
 _FMIX_1 = 0xFF51AFD7ED558CCD - 2**64
 _FMIX_2 = 0xC4CEB9FE1A85EC53 - 2**64
 
-# Words of the index, in bytes from its address.
-(_TABLE, _MASK, _HEADERS) = range(0, 24, 8)
+
+class IndexStruct(Struct):
+    """What the compiled functions of this module take as ``index``."""
+
+    table: I64  # address of the entries
+    mask: I64  # their number, less 1
+    headers: I64  # address of the table of headers that the slots number
+
+
+index_at = pointer_to(IndexStruct)
 
 
 class StreamIndex:
-    """The memory of an index; compiled code works on it through ``address``.
+    """The memory of an index.
 
     Parameters
     ----------
@@ -49,24 +60,30 @@ class StreamIndex:
         The most slots that will be in the index at once, at most 2**31 - 1.
     headers : int
         Address of the table of headers that the slots number.
+    struct : IndexStruct, optional
+        Filled; by default one of its own.
 
     Attributes
     ----------
-    address : int
-        What the compiled functions of this module take as ``index``.
+    struct : IndexStruct
     num_bytes : int
         The size of its table.
     """
 
-    def __init__(self, max_slots: int, headers: int) -> None:
+    def __init__(self, max_slots: int, headers: int, struct: Any = None) -> None:
         num_entries = 1 << max(4, (2 * max_slots - 1).bit_length())
         self.num_bytes = num_entries * _ENTRY_BYTES
         self._table = reserve(self.num_bytes, huge_pages=True)
         touch(self._table, _MAX_TOUCHED_BYTES)  # its entries lie anywhere in it from the start on
-        self._words: NDArray[np.int64] = np.array(
-            [address_of(self._table), num_entries - 1, headers], np.int64
-        )
-        self.address = address_of(self._words)
+        self.struct = IndexStruct.one() if struct is None else struct
+        self.struct["table"] = address_of(self._table)
+        self.struct["mask"] = num_entries - 1
+        self.struct["headers"] = headers
+
+
+@jit
+def _table_of(index: IndexStruct) -> Any:
+    return int64_array(index.table, index.mask + 1)
 
 
 @jit
@@ -101,10 +118,6 @@ def equal_bytes(a: int, b: int, num_bytes: int) -> bool:
         Their addresses.
     num_bytes : int
         Their length.
-
-    Returns
-    -------
-    bool
     """
     k = 0
     while k + 8 <= num_bytes:
@@ -119,28 +132,24 @@ def equal_bytes(a: int, b: int, num_bytes: int) -> bool:
 
 
 @jit
-def prefetch_entry(index: int, hash_value: int) -> None:
+def prefetch_entry(index: IndexStruct, hash_value: int) -> None:
     """Ask for the cache line where a search begins.
 
     Parameters
     ----------
-    index : int
-        Address of the index.
     hash_value : int
         What `hash64` returned.
     """
-    place = hash_value & load_i64(index + _MASK)
-    prefetch(load_i64(index + _TABLE) + place * _ENTRY_BYTES)
+    place = hash_value & index.mask
+    prefetch(index.table + place * _ENTRY_BYTES)
 
 
 @jit
-def first_candidate(index: int, hash_value: int) -> int:
+def first_candidate(index: IndexStruct, hash_value: int) -> int:
     """Return the slot that an id very probably has, without looking at its header.
 
     Parameters
     ----------
-    index : int
-        Address of the index.
     hash_value : int
         What `hash64` returned.
 
@@ -149,11 +158,10 @@ def first_candidate(index: int, hash_value: int) -> int:
     int
         The slot; -1 if there is certainly none.
     """
-    table = load_i64(index + _TABLE)
-    mask = load_i64(index + _MASK)
+    table, mask = _table_of(index), index.mask
     place = hash_value & mask
     while True:
-        entry = load_i64(table + place * _ENTRY_BYTES)
+        entry = table[place]
         if entry == 0:
             return -1
         if (entry >> 32) & _LOW_32 == hash_value & _LOW_32:
@@ -162,13 +170,11 @@ def first_candidate(index: int, hash_value: int) -> int:
 
 
 @jit
-def find_slot(index: int, hash_value: int, id_at: int, num_bytes: int) -> int:
+def find_slot(index: IndexStruct, hash_value: int, id_at: int, num_bytes: int) -> int:
     """Return the slot of a stream.
 
     Parameters
     ----------
-    index : int
-        Address of the index.
     hash_value : int
         What `hash64` returned for the id.
     id_at, num_bytes : int
@@ -179,81 +185,71 @@ def find_slot(index: int, hash_value: int, id_at: int, num_bytes: int) -> int:
     int
         The slot; -1 if there is none.
     """
-    table = load_i64(index + _TABLE)
-    mask = load_i64(index + _MASK)
-    headers = load_i64(index + _HEADERS)
+    table, mask = _table_of(index), index.mask
     place = hash_value & mask
     while True:
-        entry = load_i64(table + place * _ENTRY_BYTES)
+        entry = table[place]
         if entry == 0:
             return -1
         if (entry >> 32) & _LOW_32 == hash_value & _LOW_32:
             slot = (entry & _LOW_32) - 1
-            header = headers + slot * HEADER_BYTES
-            if load_u8(header + ID_BYTES) == num_bytes and equal_bytes(
-                id_address(header), id_at, num_bytes
-            ):
+            header = header_at(index.headers + slot * HEADER_BYTES)
+            if header.id_bytes == num_bytes and equal_bytes(id_address(header), id_at, num_bytes):
                 return slot
         place = (place + 1) & mask
 
 
 @jit
-def insert_slot(index: int, hash_value: int, slot: int) -> None:
+def insert_slot(index: IndexStruct, hash_value: int, slot: int) -> None:
     """Enter a slot whose header holds its id already.
 
     Parameters
     ----------
-    index : int
+    index : IndexStruct
         Address of the index, which does not hold the id yet and has room.
     hash_value : int
         What `hash64` returned for the id.
     slot : int
         Its slot.
     """
-    table = load_i64(index + _TABLE)
-    mask = load_i64(index + _MASK)
+    table, mask = _table_of(index), index.mask
     place = hash_value & mask
-    while load_i64(table + place * _ENTRY_BYTES) != 0:
+    while table[place] != 0:
         place = (place + 1) & mask
-    store_i64(table + place * _ENTRY_BYTES, (hash_value << 32) | (slot + 1))
+    table[place] = (hash_value << 32) | (slot + 1)
 
 
 @jit
-def remove_slot(index: int, hash_value: int, slot: int) -> bool:
+def remove_slot(index: IndexStruct, hash_value: int, slot: int) -> bool:
     """Take a slot out of the index.
 
     Parameters
     ----------
-    index : int
-        Address of the index.
     hash_value : int
         What `hash64` returned for the slot's id.
-    slot : int
-        The slot.
 
     Returns
     -------
     bool
         Whether it was there.
     """
-    table = load_i64(index + _TABLE)
-    mask = load_i64(index + _MASK)
+    table, mask = _table_of(index), index.mask
     wanted = (hash_value << 32) | (slot + 1)
     hole = hash_value & mask
-    while load_i64(table + hole * _ENTRY_BYTES) != wanted:
-        if load_i64(table + hole * _ENTRY_BYTES) == 0:
+    while table[hole] != wanted:
+        if table[hole] == 0:
             return False
         hole = (hole + 1) & mask
     place = hole
     while True:
         place = (place + 1) & mask
-        entry = load_i64(table + place * _ENTRY_BYTES)
+        entry = table[place]
         if entry == 0:
             break
         home = (entry >> 32) & mask
         # An entry may move back to the hole unless it would then stand before its home.
         if (place - home) & mask >= (place - hole) & mask:
-            store_i64(table + hole * _ENTRY_BYTES, entry)
+            table[hole] = entry
             hole = place
-    store_i64(table + hole * _ENTRY_BYTES, 0)
+    table[hole] = 0
     return True

@@ -17,19 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import (
-    copy_bytes,
-    fill_bytes,
-    load_i64,
-    load_u8,
-    store_i32,
-    store_i64,
-    store_u8,
-    store_u16,
-)
+from streamrnn.kernels.memory import copy_bytes, fill_bytes, load_i64, store_i32, store_i64
+from streamrnn.kernels.pointers import address, field_address, pointer_to
+from streamrnn.kernels.structs import I64, Struct
 from streamrnn.state import slab as h
 from streamrnn.state.checksum import crc32
-from streamrnn.state.record import FRESH, HEAD, MAGIC, NUMBERED, UNNUMBERED, VERSION
+from streamrnn.state.record import (
+    FRESH,
+    HEAD_BYTES,
+    MAGIC,
+    NUMBERED,
+    UNNUMBERED,
+    VERSION,
+    RecordHead,
+)
 from streamrnn.state.slab import address_of
 
 __all__ = [
@@ -37,9 +38,12 @@ __all__ = [
     "ENTRY_HEAD_BYTES",
     "PUT",
     "SNAPSHOT",
+    "Entry",
     "Templates",
+    "entry_at",
     "pack_entries",
     "part_bytes",
+    "record_at",
     "record_bytes",
     "row_in_record",
     "table_of_entries",
@@ -47,34 +51,41 @@ __all__ = [
 
 # What is to be done with the stream on disk.
 PUT, DELETE, SNAPSHOT = range(3)
-# Words of an entry, in bytes from its address.
-(
-    ENTRY_BYTES,  # of the whole entry
-    ENTRY_KIND,
-    ENTRY_SLOT,
-    ENTRY_GENERATION,
-    ENTRY_LAST_SEQ,
-    ENTRY_MODEL,  # index
-    ENTRY_FLAGS,  # the header's
-    ENTRY_WINDOW_LOG2,
-    ENTRY_ID_BYTES,
-    ENTRY_NAME_BYTES,
-    ENTRY_ROW_BYTES,
-    ENTRY_Y_BYTES,  # of one output in the ring; 0 with window 1
-    ENTRY_HAS_RING,
-    ENTRY_DIGEST,  # of the last input, with window 1
-    ENTRY_OWNER_BYTES,
-) = range(0, 120, 8)
-ENTRY_HEAD_BYTES = 120
 
-# Fields of a record, in bytes from its address.
-(RECORD_NUMBERING, RECORD_WINDOW_LOG2, RECORD_LAST_SEQ) = (6, 7, 16)
-(RECORD_ROW_BYTES, RECORD_Y_BYTES, RECORD_NUM_RING, RECORD_ID_BYTES) = (64, 68, 72, 76)
 
-# Words of a model's template.
-(_FINGERPRINT, _TEXTS, _TEXT_LENGTHS, _TEXT_BYTES) = range(0, 32, 8)
-_TEMPLATE_BYTES = 32
-_RECORD_HEAD_BYTES = HEAD.size
+class Entry(Struct):
+    """What an entry begins with; then id, snapshot's name, owner, row and ring."""
+
+    num_bytes: I64  # of the whole entry
+    kind: I64
+    slot: I64
+    generation: I64
+    last_seq: I64
+    model: I64  # index
+    flags: I64  # the header's
+    window_log2: I64
+    id_bytes: I64
+    name_bytes: I64
+    row_bytes: I64
+    y_bytes: I64  # of one output in the ring; 0 with window 1
+    has_ring: I64
+    digest: I64  # of the last input, with window 1
+    owner_bytes: I64
+
+
+class Template(Struct):
+    """What all records of a model have in common."""
+
+    fingerprint: I64  # address of 32 bytes
+    texts: I64  # address of the model's name and the arithmetic
+    model_bytes: I64  # their lengths
+    arithmetic_bytes: I64
+
+
+ENTRY_HEAD_BYTES = Entry.dtype.itemsize
+entry_at, record_at = pointer_to(Entry), pointer_to(RecordHead)
+_template_at = pointer_to(Template)
+_TEMPLATE_BYTES = Template.dtype.itemsize
 _MAGIC = int.from_bytes(MAGIC, "little")
 
 
@@ -97,20 +108,16 @@ class Templates:
     """
 
     def __init__(self, models: Sequence[tuple[str, str]], arithmetic: str) -> None:
-        self._words = np.zeros((len(models), _TEMPLATE_BYTES // 8), np.int64)
+        self._structs = np.zeros(len(models), Template.dtype)
         self._owned: list[NDArray[np.uint8]] = []
         self.max_text_bytes = 0
-        for words, (name, fingerprint) in zip(self._words, models, strict=True):
+        for k, (name, fingerprint) in enumerate(models):
             texts = [text.encode() for text in (name, arithmetic)]
             joined = b"".join(texts)
-            words[:] = [
-                self._own(bytes.fromhex(fingerprint)),
-                self._own(joined),
-                self._own(bytes(map(len, texts))),
-                len(joined),
-            ]
+            places = self._own(bytes.fromhex(fingerprint)), self._own(joined)
+            self._structs[k] = (*places, *map(len, texts))
             self.max_text_bytes = max(self.max_text_bytes, len(joined))
-        self.address = address_of(self._words)
+        self.address = address_of(self._structs)
 
     def _own(self, data: bytes) -> int:
         self._owned.append(np.frombuffer(data or b"\0", np.uint8))
@@ -135,72 +142,57 @@ def part_bytes(num_bytes: int) -> int:
 
 
 @jit
-def record_bytes(entry: int, templates: int) -> int:
-    """Return the length of the record that an entry makes.
-
-    Parameters
-    ----------
-    entry : int
-        Address of the entry.
-    templates : int
-        Address of the models' templates.
-
-    Returns
-    -------
-    int
-    """
-    template = templates + load_i64(entry + ENTRY_MODEL) * _TEMPLATE_BYTES
-    names = load_i64(entry + ENTRY_ID_BYTES) + load_i64(template + _TEXT_BYTES)
-    names += load_i64(entry + ENTRY_OWNER_BYTES)
-    return (
-        part_bytes(_RECORD_HEAD_BYTES + names)
-        + load_i64(entry + ENTRY_ROW_BYTES)
-        + _num_ring(entry) * (8 + load_i64(entry + ENTRY_Y_BYTES))
-        + 4
-    )
+def _template_of(templates: int, entry: Entry) -> Template:
+    return _template_at(templates + entry.model * _TEMPLATE_BYTES)
 
 
 @jit
-def _num_ring(entry: int) -> int:
-    if load_i64(entry + ENTRY_HAS_RING) == 0:
+def record_bytes(entry: Entry, template: Template) -> int:
+    """Return the length of the record that an entry makes."""
+    names = entry.id_bytes + template.model_bytes + template.arithmetic_bytes + entry.owner_bytes
+    ring_bytes = _num_ring(entry) * (8 + entry.y_bytes)
+    return part_bytes(HEAD_BYTES + names) + entry.row_bytes + ring_bytes + 4
+
+
+@jit
+def _num_ring(entry: Entry) -> int:
+    if entry.has_ring == 0:
         return 0
-    return min(1 << load_i64(entry + ENTRY_WINDOW_LOG2), load_i64(entry + ENTRY_LAST_SEQ))
+    return min(1 << entry.window_log2, entry.last_seq)
 
 
 @jit
-def _pack(entry: int, out: int, templates: int, clock_s: int) -> int:
+def _pack(entry: Entry, out: int, template: Template, clock_s: int) -> int:
     """Write one record; return its length."""
-    template = templates + load_i64(entry + ENTRY_MODEL) * _TEMPLATE_BYTES
-    id_bytes, text_bytes = load_i64(entry + ENTRY_ID_BYTES), load_i64(template + _TEXT_BYTES)
-    row_bytes, y_bytes = load_i64(entry + ENTRY_ROW_BYTES), load_i64(entry + ENTRY_Y_BYTES)
-    window_log2, last_seq = load_i64(entry + ENTRY_WINDOW_LOG2), load_i64(entry + ENTRY_LAST_SEQ)
-    flags, owner_bytes = load_i64(entry + ENTRY_FLAGS), load_i64(entry + ENTRY_OWNER_BYTES)
-    num_bytes, num_ring = record_bytes(entry, templates), _num_ring(entry)
+    id_bytes, owner_bytes, row_bytes = entry.id_bytes, entry.owner_bytes, entry.row_bytes
+    window_log2, y_bytes, num_ring = entry.window_log2, entry.y_bytes, _num_ring(entry)
+    text_bytes = template.model_bytes + template.arithmetic_bytes
     numbering = FRESH
-    if flags & h.IS_NUMBERED:
+    if entry.flags & h.IS_NUMBERED:
         numbering = NUMBERED
-    elif flags & h.IS_UNNUMBERED:
+    elif entry.flags & h.IS_UNNUMBERED:
         numbering = UNNUMBERED
-    store_i32(out, _MAGIC)
-    store_u16(out + 4, VERSION)
-    store_u8(out + 6, numbering)
-    store_u8(out + 7, window_log2)
-    store_i64(out + 8, num_bytes)
-    store_i64(out + 16, last_seq)
-    store_i64(out + 24, clock_s)
-    copy_bytes(out + 32, load_i64(template + _FINGERPRINT), 32)
-    store_i32(out + 64, row_bytes)
-    store_i32(out + 68, y_bytes if num_ring > 0 else 0)
-    store_i32(out + 72, num_ring)
-    store_u8(out + 76, id_bytes)
-    copy_bytes(out + 77, load_i64(template + _TEXT_LENGTHS), 2)
-    store_u8(out + 79, owner_bytes)
-    at = out + _RECORD_HEAD_BYTES
-    copy_bytes(at, entry + ENTRY_HEAD_BYTES, id_bytes)
-    copy_bytes(at + id_bytes, load_i64(template + _TEXTS), text_bytes)
+    record = record_at(out)
+    record.magic = _MAGIC
+    record.version = VERSION
+    record.numbering = numbering
+    record.window_log2 = window_log2
+    record.num_bytes = record_bytes(entry, template)
+    record.last_seq = entry.last_seq
+    record.clock_s = clock_s
+    copy_bytes(field_address(record, "fingerprint"), template.fingerprint, 32)
+    record.row_bytes = row_bytes
+    record.y_bytes = y_bytes if num_ring > 0 else 0
+    record.num_ring = num_ring
+    record.id_bytes = id_bytes
+    record.model_bytes = template.model_bytes
+    record.arithmetic_bytes = template.arithmetic_bytes
+    record.owner_bytes = owner_bytes
+    source, at = address(entry) + ENTRY_HEAD_BYTES, out + HEAD_BYTES
+    copy_bytes(at, source, id_bytes)
+    copy_bytes(at + id_bytes, template.texts, text_bytes)
     at += id_bytes + text_bytes
-    owner = entry + ENTRY_HEAD_BYTES + part_bytes(id_bytes)
-    owner += part_bytes(load_i64(entry + ENTRY_NAME_BYTES))
+    owner = source + part_bytes(id_bytes) + part_bytes(entry.name_bytes)
     copy_bytes(at, owner, owner_bytes)
     at += owner_bytes
     begin = out + part_bytes(at - out)
@@ -209,38 +201,26 @@ def _pack(entry: int, out: int, templates: int, clock_s: int) -> int:
     copy_bytes(begin, row, row_bytes)
     at = begin + row_bytes
     if num_ring > 0 and window_log2 == 0:
-        store_i64(at, load_i64(entry + ENTRY_DIGEST))
+        store_i64(at, entry.digest)
         at += 8
     elif num_ring > 0:
         window = 1 << window_log2
         ring = row + row_bytes
         for k in range(num_ring):
-            place = (last_seq - num_ring + 1 + k) & (window - 1)
+            place = (entry.last_seq - num_ring + 1 + k) & (window - 1)
             store_i64(at + 8 * k, load_i64(ring + 8 * place))
             y = ring + 8 * window + place * y_bytes
             copy_bytes(at + 8 * num_ring + k * y_bytes, y, y_bytes)
         at += num_ring * (8 + y_bytes)
     store_i32(at, crc32(out, at - out))
-    return num_bytes
+    return record.num_bytes
 
 
 @jit
-def row_in_record(record: int) -> int:
-    """Return where the row lies in a record; the ring's digests follow it, then its outputs.
-
-    Parameters
-    ----------
-    record : int
-        Address of a record that `streamrnn.state.record` has accepted.
-
-    Returns
-    -------
-    int
-    """
-    num_bytes = _RECORD_HEAD_BYTES
-    for k in range(4):
-        num_bytes += load_u8(record + RECORD_ID_BYTES + k)
-    return record + part_bytes(num_bytes)
+def row_in_record(record: RecordHead) -> int:
+    """Return where the row lies in a record; the ring's digests follow it, then its outputs."""
+    names = record.id_bytes + record.model_bytes + record.arithmetic_bytes + record.owner_bytes
+    return address(record) + part_bytes(HEAD_BYTES + names)
 
 
 @jit
@@ -265,18 +245,20 @@ def table_of_entries(entries: int, num_entries: int, templates: int, table: NDAr
     int
         The records' length altogether.
     """
-    entry, total = entries, 0
+    at, total = entries, 0
     for k in range(num_entries):
-        kind = load_i64(entry + ENTRY_KIND)
-        num_bytes = 0 if kind == DELETE else record_bytes(entry, templates)
-        table[k, 0] = kind
-        table[k, 1] = entry + ENTRY_HEAD_BYTES - entries
-        table[k, 2] = load_i64(entry + ENTRY_ID_BYTES)
-        table[k, 3] = load_i64(entry + ENTRY_NAME_BYTES)
+        entry = entry_at(at)
+        num_bytes = 0
+        if entry.kind != DELETE:
+            num_bytes = record_bytes(entry, _template_of(templates, entry))
+        table[k, 0] = entry.kind
+        table[k, 1] = at + ENTRY_HEAD_BYTES - entries
+        table[k, 2] = entry.id_bytes
+        table[k, 3] = entry.name_bytes
         table[k, 4] = total
         table[k, 5] = num_bytes
         total += part_bytes(num_bytes)
-        entry += load_i64(entry + ENTRY_BYTES)
+        at += entry.num_bytes
     return total
 
 
@@ -297,8 +279,9 @@ def pack_entries(entries: int, num_entries: int, templates: int, clock_s: int, o
     out : int
         Address of enough room.
     """
-    entry = entries
+    at = entries
     for _ in range(num_entries):
-        if load_i64(entry + ENTRY_KIND) != DELETE:
-            out += part_bytes(_pack(entry, out, templates, clock_s))
-        entry += load_i64(entry + ENTRY_BYTES)
+        entry = entry_at(at)
+        if entry.kind != DELETE:
+            out += part_bytes(_pack(entry, out, _template_of(templates, entry), clock_s))
+        at += entry.num_bytes

@@ -7,22 +7,24 @@ strict: whatever is torn, changed or foreign is refused as a whole, with what is
 
 from __future__ import annotations
 
-import struct
 import zlib
 from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.errors import RecordError
+from streamrnn.kernels.structs import I16, I32, I64, U8, Struct
 
 __all__ = [
     "FRESH",
-    "HEAD",
+    "HEAD_BYTES",
     "MAGIC",
     "NUMBERED",
     "UNNUMBERED",
     "VERSION",
+    "RecordHead",
     "StreamRecord",
     "decode_record",
     "encode_record",
@@ -30,12 +32,32 @@ __all__ = [
 
 MAGIC = b"SRNN"
 VERSION = 1
-# magic, version, numbering, window_log2, num_bytes, last_seq, clock_s, fingerprint, row_bytes,
-# y_bytes, num_ring, and the lengths of id, model, arithmetic and owner.
-HEAD = struct.Struct("<4sHBBQqq32sIIIBBBB")
 FRESH, NUMBERED, UNNUMBERED = range(3)
 _MAX_WINDOW_LOG2 = 8
 _CHECKSUM_BYTES = 4
+
+
+class RecordHead(Struct, packed=True):
+    """What a record begins with; then id, names, row, ring and checksum."""
+
+    magic: I32
+    version: I16
+    numbering: U8
+    window_log2: U8
+    num_bytes: I64  # of the record, all of it
+    last_seq: I64
+    clock_s: I64
+    fingerprint: Annotated[Any, np.uint8, (32,)]
+    row_bytes: I32
+    y_bytes: I32  # of one output kept
+    num_ring: I32  # steps remembered
+    id_bytes: U8
+    model_bytes: U8
+    arithmetic_bytes: U8
+    owner_bytes: U8
+
+
+HEAD_BYTES = RecordHead.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -144,21 +166,22 @@ def encode_record(record: StreamRecord) -> bytes:
             record.outputs.tobytes(),
         ]
     )
-    head = HEAD.pack(
-        MAGIC,
+    values = (
+        int.from_bytes(MAGIC, "little"),
         VERSION,
         record.numbering,
         record.window.bit_length() - 1,
-        HEAD.size + len(body) + _CHECKSUM_BYTES,
+        HEAD_BYTES + len(body) + _CHECKSUM_BYTES,
         record.last_seq,
         record.clock_s,
-        bytes.fromhex(record.fingerprint),
+        list(bytes.fromhex(record.fingerprint)),
         len(record.row),
         y_bytes,
         num_ring,
         len(record.stream),
         *map(len, texts),
     )
+    head = np.array([values], RecordHead.dtype).tobytes()
     return head + body + zlib.crc32(body, zlib.crc32(head)).to_bytes(_CHECKSUM_BYTES, "little")
 
 
@@ -180,13 +203,14 @@ def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
         If it is not one whole record of this version, unchanged since it was written.
     """
     data = bytes(data)
-    if len(data) < HEAD.size + _CHECKSUM_BYTES:
+    if len(data) < HEAD_BYTES + _CHECKSUM_BYTES:
         raise RecordError(
-            f"the record has {len(data)} bytes, fewer than any has ({HEAD.size + _CHECKSUM_BYTES})"
+            f"the record has {len(data)} bytes, fewer than any has ({HEAD_BYTES + _CHECKSUM_BYTES})"
         )
-    (magic, version, numbering, window_log2, num_bytes, last_seq, clock_s, fingerprint, *rest) = (
-        HEAD.unpack_from(data)
+    _, version, numbering, window_log2, num_bytes, last_seq, clock_s, fingerprint, *rest = (
+        np.frombuffer(data, RecordHead.dtype, 1)[0].item()
     )
+    magic = data[: len(MAGIC)]
     row_bytes, y_bytes, num_ring, *lengths = rest
     if magic != MAGIC:
         raise RecordError(f"it begins with {magic!r}, not with {MAGIC!r}: this is no stream record")
@@ -201,7 +225,9 @@ def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
             f"its checksum is {stored:08x}, its bytes give {found:08x}: it is torn or changed"
         )
     # From here on it is what somebody meant to write; it must still make sense.
-    at = HEAD.size + sum(lengths)
+    if min(row_bytes, y_bytes, num_ring) < 0:
+        raise RecordError(f"it has a row of {row_bytes} bytes, {num_ring} outputs of {y_bytes}")
+    at = HEAD_BYTES + sum(lengths)
     begin = at + -at % 8
     expected = begin + row_bytes + num_ring * (8 + y_bytes) + _CHECKSUM_BYTES
     if expected != num_bytes or any(data[at:begin]):
@@ -218,7 +244,7 @@ def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
             f"it keeps {num_ring} steps of {last_seq} with window {window}, and a row of "
             f"{row_bytes} bytes: there is no such stream"
         )
-    stream, *texts = _split(data[HEAD.size : at], lengths)
+    stream, *texts = _split(data[HEAD_BYTES:at], lengths)
     _check_id(stream)
     try:
         model, arithmetic, owner = (text.decode() for text in texts)
@@ -229,7 +255,7 @@ def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
     return StreamRecord(
         stream=stream,
         model=model,
-        fingerprint=fingerprint.hex(),
+        fingerprint=bytes(fingerprint).hex(),
         arithmetic=arithmetic,
         owner=owner,
         numbering=numbering,

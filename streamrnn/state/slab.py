@@ -3,23 +3,6 @@
 Address space for all slots is reserved at once and costs memory only where it is touched. A slot
 is a number; the headers of all models lie in one table, the rows of each model in a slab of their
 own. Header and row are one cache miss each, and both can be asked for as soon as the slot is known.
-
-A header, in bytes from its address::
-
-     0  i64  LAST_SEQ     the last step applied; of an unnumbered stream 0
-     8  i64  DURABLE_SEQ  the last step that is on disk
-    16  i64  RING         address of the ring of replies; with window 1 the last input's digest
-    24  16 B ID           the canonical id if it has at most 16 bytes (the rest is 0), or else
-                          i64 address of a copy of it
-    40  i32  TAIL         index + 1 of the last waiting request, whose next one is the first; 0 none
-    44  i32  NEXT         next slot + 1 in the list this slot is in (ready, or free); 0 the last
-    48  i32  LAST_USED_S  the loop's clock when a request last came
-    52  i32  GENERATION   counts the streams that have lived in this slot
-    56  u16  NUM_WAITING  number of waiting requests
-    58  u16  MODEL
-    60  u8   FLAGS        see below
-    61  u8   ID_BYTES     length of the canonical id
-    62  u8   WINDOW_LOG2
 """
 
 from __future__ import annotations
@@ -27,23 +10,20 @@ from __future__ import annotations
 import contextlib
 import mmap
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.errors import StartError
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import load_i64, load_u8
+from streamrnn.kernels.memory import load_i64
+from streamrnn.kernels.pointers import field_address, pointer_to
+from streamrnn.kernels.structs import I8, I16, I32, I64, U8, Struct
 
 __all__ = [
-    "DURABLE_SEQ",
-    "FLAGS",
-    "GENERATION",
     "HEADER_BYTES",
     "HUGE_PAGE_BYTES",
-    "ID",
-    "ID_BYTES",
     "IS_DIRTY",
     "IS_FROZEN",
     "IS_HELD",
@@ -52,27 +32,41 @@ __all__ = [
     "IS_READY",
     "IS_STAGED",
     "IS_UNNUMBERED",
-    "LAST_SEQ",
-    "LAST_USED_S",
     "MAX_INLINE_ID_BYTES",
-    "MODEL",
-    "NEXT",
-    "NUM_WAITING",
-    "RING",
-    "TAIL",
-    "WINDOW_LOG2",
+    "Header",
     "address_of",
+    "header_at",
     "id_address",
     "reserve",
+    "struct_address",
     "touch",
 ]
 
-HEADER_BYTES = 64
 MAX_INLINE_ID_BYTES = 16
 
-(LAST_SEQ, DURABLE_SEQ, RING, ID) = (0, 8, 16, 24)
-(TAIL, NEXT, LAST_USED_S, GENERATION) = (40, 44, 48, 52)
-(NUM_WAITING, MODEL, FLAGS, ID_BYTES, WINDOW_LOG2) = (56, 58, 60, 61, 62)
+
+class Header(Struct):
+    """What a shard knows of a slot beside its row: one cache line."""
+
+    last_seq: I64  # the last step applied; of an unnumbered stream 0
+    durable_seq: I64  # the last step that is on disk
+    ring: I64  # address of the ring of replies; with window 1 the last input's digest
+    id: Annotated[
+        Any, np.uint8, (MAX_INLINE_ID_BYTES,)
+    ]  # zeros at its end; or a long one's address
+    tail: I32  # link of the last waiting request, whose next one is the first; 0 none
+    next: I32  # next slot + 1 in the list this slot is in (ready, or free); 0 the last
+    last_used_s: I32  # the loop's clock when a request last came
+    generation: I32  # counts the streams that have lived in this slot
+    num_waiting: I16
+    model: I16
+    id_bytes: I16  # length of the canonical id
+    flags: U8  # see below
+    window_log2: I8
+
+
+HEADER_BYTES = Header.dtype.itemsize
+header_at = pointer_to(Header)
 
 IS_OPEN = 1  # a stream lives here; without it requests wait for an `open` that waits before them
 IS_READY = 2  # in the list of slots that have work
@@ -155,20 +149,13 @@ def address_of(array: NDArray[Any]) -> int:
     return int(array.ctypes.data)
 
 
+def struct_address(struct: Any) -> int:
+    """Return where a struct lies that Python owns."""
+    return int(struct.__array_interface__["data"][0])
+
+
 @jit
-def id_address(header: int) -> int:
-    """Return where a slot's canonical id lies.
-
-    Parameters
-    ----------
-    header : int
-        Address of the slot's header, whose ``ID_BYTES`` is set.
-
-    Returns
-    -------
-    int
-        Address of ``ID_BYTES`` bytes.
-    """
-    if load_u8(header + ID_BYTES) <= MAX_INLINE_ID_BYTES:
-        return header + ID
-    return load_i64(header + ID)
+def id_address(header: Header) -> int:
+    """Return where a slot's canonical id lies: ``id_bytes`` bytes."""
+    inline = field_address(header, "id")
+    return inline if header.id_bytes <= MAX_INLINE_ID_BYTES else load_i64(inline)
