@@ -10,14 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from streamrnn.engine import Engine
-    from streamrnn.model import Model
+    from streamrnn.engine.engine import Engine
+    from streamrnn.model.model import Model
 
 __all__ = ["Engine", "Model", "__version__"]
 
 __version__ = "0.1.0"
 
-_HOMES = {"Engine": "streamrnn.engine", "Model": "streamrnn.model"}
+_HOMES = {"Engine": "streamrnn.engine.engine", "Model": "streamrnn.model.model"}
 
 
 def __getattr__(name: str) -> object:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from streamrnn.state.checksum import crc32
-from streamrnn.state.slab import address_of
+from streamrnn_server.shard.memory.header import address_of
 
 DATA = np.random.default_rng(0).integers(0, 256, 20_000, np.uint8)
 

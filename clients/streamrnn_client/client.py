@@ -15,15 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import zmq
 
-from streamrnn_client import _batching, _moving
-from streamrnn_client._core import Core, Operation
-from streamrnn_client._exchange import Call, Exchange
-from streamrnn_client._kept import MAX_KEPT_BYTES, MAX_KEPT_STEPS
-from streamrnn_client._options import Options, configure, is_connected, load_keys
-from streamrnn_client._rows import Rows
-from streamrnn_client._state import Claim, ServerInfo, StreamState
+from streamrnn_client._session import batch as _batching
+from streamrnn_client._session import transfer as _moving
+from streamrnn_client._session.exchange import Call, Exchange
+from streamrnn_client._session.replay_log import MAX_KEPT_BYTES, MAX_KEPT_STEPS
+from streamrnn_client._session.session import Core, Operation
+from streamrnn_client._session.stream_group import Rows
+from streamrnn_client._session.stream_state import Claim, ServerInfo, StreamState
 from streamrnn_client.errors import ClientClosed
 from streamrnn_client.inputs import ModelInfo
+from streamrnn_client.options import Options, configure, is_connected, load_keys
 from streamrnn_client.stream import Stream
 
 __all__ = ["Client"]

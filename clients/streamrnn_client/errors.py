@@ -20,8 +20,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streamrnn_client.codes import ErrorCode, error_message
-from streamrnn_client.identity import StreamId
+from streamrnn_client.protocol.codes import ErrorCode, error_message
+from streamrnn_client.protocol.identity import StreamId
 
 __all__ = [
     "BadName",

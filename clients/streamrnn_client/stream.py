@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from streamrnn_client import _moving
-from streamrnn_client._state import StreamState
+from streamrnn_client._session import transfer as _moving
+from streamrnn_client._session.stream_state import StreamState
 from streamrnn_client.inputs import ModelInfo
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class Stream(StreamView):
         Returns
         -------
         bytes
-            As of ``last_seq``. The format is that of docs/STATE.md.
+            As of ``last_seq``. The format is that of docs/state-format.md.
 
         Raises
         ------

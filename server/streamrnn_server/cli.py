@@ -34,16 +34,20 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command("streamrnn.training.command", "train a model on a table"),
-    "predict": Command("streamrnn.training.predict_command", "run a file through a model"),
-    "import": Command("streamrnn.importers.command", "turn another framework's file into a model"),
-    "inspect": Command("streamrnn.inspect_command", "show what a model file holds"),
-    "serve": Command("streamrnn_server.command", "serve models to streams"),
-    "state": Command("streamrnn.state.command", "look at a stopped server's streams, move them"),
-    "keys": Command("streamrnn_server.keys_command", "make keys for a server or a user"),
-    "status": Command("streamrnn_server.status_command", "ask a running server how it is"),
-    "bench": Command("streamrnn_bench.command", "measure against peers and the machine's limits"),
-    "demo": Command("streamrnn_bench.demo_command", "train, serve, stream and compare, by itself"),
+    "train": Command("streamrnn.commands.train", "train a model on a table"),
+    "predict": Command("streamrnn.commands.predict", "run a file through a model"),
+    "import": Command(
+        "streamrnn.commands.import_model", "turn another framework's file into a model"
+    ),
+    "inspect": Command("streamrnn.commands.inspect", "show what a model file holds"),
+    "serve": Command("streamrnn_server.commands.serve", "serve models to streams"),
+    "state": Command("streamrnn.commands.state", "look at a stopped server's streams, move them"),
+    "keys": Command("streamrnn_server.commands.keys", "make keys for a server or a user"),
+    "status": Command("streamrnn_server.commands.status", "ask a running server how it is"),
+    "bench": Command(
+        "streamrnn_bench.commands.bench", "measure against peers and the machine's limits"
+    ),
+    "demo": Command("streamrnn_bench.commands.demo", "train, serve, stream and compare, by itself"),
 }
 
 

@@ -16,23 +16,23 @@ from typing import Any
 
 import zmq
 
-from streamrnn.engine_cuda import CudaDevice
+from streamrnn.engine.cuda import CudaDevice
 from streamrnn.errors import DeviceError, StartError
-from streamrnn.kernels.plan import Program
-from streamrnn.model import Model
-from streamrnn_server.choosing import choose_device
-from streamrnn_server.cold import command
-from streamrnn_server.compiling import compile_all
+from streamrnn.kernels.cpu.plan import Program
+from streamrnn.model.model import Model
+from streamrnn_server.auth import Guard
 from streamrnn_server.config import Endpoint, ServerConfig
-from streamrnn_server.control import Control
-from streamrnn_server.disk import Disk
-from streamrnn_server.gpu import GpuShard, make_devices, rows_of_a_wave
-from streamrnn_server.layout import ASK_DRAINED, COMMAND_END, COMMAND_STOP
-from streamrnn_server.logs import EventLog
-from streamrnn_server.memory import ShardMemory
-from streamrnn_server.security import Guard
-from streamrnn_server.shard import serve
-from streamrnn_server.words import parse_ask
+from streamrnn_server.control.dispatcher import Control
+from streamrnn_server.control.error_text import parse_ask
+from streamrnn_server.control.state_methods import command
+from streamrnn_server.device import choose_device
+from streamrnn_server.event_log import EventLog
+from streamrnn_server.shard.gpu.loop import GpuShard, make_devices, rows_of_a_wave
+from streamrnn_server.shard.loop import serve
+from streamrnn_server.shard.setup import ShardMemory
+from streamrnn_server.shard.structs import ASK_DRAINED, COMMAND_END, COMMAND_STOP
+from streamrnn_server.storage.state_dir import Disk
+from streamrnn_server.warmup import compile_all
 
 __all__ = ["Server"]
 

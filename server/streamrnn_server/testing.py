@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from streamrnn.model import Model
+from streamrnn.model.model import Model
 from streamrnn_server.config import Endpoint, ServerConfig
-from streamrnn_server.logs import EventLog
+from streamrnn_server.event_log import EventLog
 from streamrnn_server.server import Server
 
 __all__ = ["serving"]

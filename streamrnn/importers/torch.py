@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from streamrnn.errors import ModelError, ModelFileError
 from streamrnn.importers.torch_layers import RECURRENT_NAME, RecurrentLayers, read_layers
-from streamrnn.model import Model
-from streamrnn.modelfile import METADATA_KEY
-from streamrnn.spec import HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
-from streamrnn.tensorfile import TensorFile, read_tensor_file
+from streamrnn.model.file import METADATA_KEY
+from streamrnn.model.model import Model
+from streamrnn.model.spec import HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
+from streamrnn.model.tensor_file import TensorFile, read_tensor_file
 
 __all__ = ["ImportedModel", "TorchOptions", "import_torch"]
 

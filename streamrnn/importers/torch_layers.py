@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from streamrnn.errors import ModelFileError
-from streamrnn.tensorfile import TensorFile
+from streamrnn.model.tensor_file import TensorFile
 
 __all__ = ["RECURRENT_NAME", "RecurrentLayers", "read_layers"]
 

@@ -1,1 +1,1 @@
-"""The step made fast: the mathematics of `streamrnn.cells` as compiled code."""
+"""The step made fast: the mathematics of `streamrnn.reference` as compiled code."""

@@ -27,14 +27,12 @@ from numba.core import event, types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.core.ccallback import CFunc
 
-from streamrnn.kernels import simd_width
+from streamrnn.kernels import vector_width
 
 __all__ = ["Linked", "cache_directory", "jit"]
 
-_PACKAGE = Path(__file__).resolve().parent.parent
-_SHARED_SOURCES = (_PACKAGE / "kernels", _PACKAGE / "state")
 _MAX_KEPT_GENERATIONS = 8
-_IMPORT = re.compile(rb"^(?:from|import) (streamrnn_\w+)", re.MULTILINE)
+_IMPORT = re.compile(rb"^(?:from|import) (streamrnn\w*)\.(\w+)", re.MULTILINE)
 
 
 def _cache_root() -> Path:
@@ -59,15 +57,14 @@ def _writable_root() -> Path:
 
 
 @functools.cache
-def cache_directory(source_directory: Path) -> Path:
-    """Return the directory that holds the machine code of one package's compiled functions.
+def cache_directory(folder: Path) -> Path:
+    """Return the directory that holds the machine code of one folder's compiled functions.
 
     Parameters
     ----------
-    source_directory : Path
-        The directory of the source file that holds the function. Its sources, those of the
-        sibling packages that they import (``streamrnn_server``, ...), and those of
-        ``streamrnn/kernels`` and ``streamrnn/state`` make up the name.
+    folder : Path
+        A folder right below a package, such as ``streamrnn/kernels``. The sources in it, and those
+        in the folders and modules that they import, make up the directory's name.
 
     Returns
     -------
@@ -76,31 +73,33 @@ def cache_directory(source_directory: Path) -> Path:
     """
     digest = hashlib.sha256()
     digest.update(repr((sys.version, numba.__version__, llvmlite.__version__)).encode())
-    digest.update(repr((simd_width.WIDTH, sys.platform)).encode())
-    for directory in sorted(_source_directories(source_directory)):
-        for path in sorted(directory.glob("*.py")):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    digest.update(repr((vector_width.WIDTH, sys.platform)).encode())
+    for path in _sources(folder):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     root = _writable_root()
-    directory = root / f"{source_directory.name}-{digest.hexdigest()[:20]}"
+    directory = root / f"{folder.name}-{digest.hexdigest()[:20]}"
     if not directory.exists():
-        _forget_old_generations(root, source_directory.name)
+        _forget_old_generations(root, folder.name)
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 
 
-def _source_directories(source_directory: Path) -> set[Path]:
-    """Return where everything lies that one package's compiled functions may be made from."""
-    found: set[Path] = set(_SHARED_SOURCES)
-    waiting = [source_directory]
+def _sources(folder: Path) -> list[Path]:
+    """Return every source that one folder's compiled functions may be made from, sorted."""
+    sources: dict[Path, list[Path]] = {}
+    waiting = [folder]
     while waiting:
-        directory = waiting.pop()
-        found.add(directory)
-        sources = b"".join(path.read_bytes() for path in directory.glob("*.py"))
-        for name in set(_IMPORT.findall(sources)):
-            package = find_spec(name.decode())
-            places = (package and package.submodule_search_locations) or ()
-            waiting += {Path(place) for place in places} - found
-    return found
+        place = waiting.pop()
+        if place in sources:
+            continue
+        sources[place] = list(place.rglob("*.py")) if place.is_dir() else [place]
+        text = b"".join(path.read_bytes() for path in sources[place])
+        for package, name in set(_IMPORT.findall(text)):
+            spec = find_spec(package.decode())
+            for home in (spec and spec.submodule_search_locations) or ():
+                imported = Path(home).resolve() / name.decode()
+                waiting.append(imported if imported.is_dir() else imported.with_suffix(".py"))
+    return sorted(path for paths in sources.values() for path in paths)
 
 
 def _forget_old_generations(root: Path, name: str) -> None:
@@ -118,7 +117,10 @@ class _Locator(_CacheLocator):
 
     def __init__(self, py_func: Callable[..., Any], py_file: str) -> None:
         self._line = py_func.__code__.co_firstlineno
-        self._path = cache_directory(Path(py_file).resolve().parent) / Path(py_file).stem
+        source = Path(py_file).resolve()
+        folder = source.parents[max(py_func.__module__.count(".") - 2, 0)]
+        module = source.relative_to(folder).with_suffix("")
+        self._path = cache_directory(folder) / "-".join(module.parts)
 
     def get_cache_path(self) -> str:
         return str(self._path)

@@ -1,8 +1,9 @@
-"""The one byte format of a stream: on disk, exported, forked, moved. docs/STATE.md states it.
+"""The one byte format of a stream, on disk or moved: docs/state-format.md states it.
 
 This is the slow and obvious version, in which records are read everywhere and which judges the
-compiled one that packs thousands of them for a checkpoint (`streamrnn.state.packing`). Reading is
-strict: whatever is torn, changed or foreign is refused as a whole, with what is wrong and where.
+compiled one that packs thousands of them for a checkpoint
+(`streamrnn_server.shard.checkpoint.packing`). Reading is strict: whatever is torn, changed or
+foreign is refused as a whole, with what is wrong and where.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from streamrnn.errors import RecordError, StateError, StoreError
-from streamrnn.state.durable import SNAPSHOTS, STREAMS, TOMBSTONES, StateStore
 from streamrnn.state.record import decode_record
+from streamrnn.state.store import SNAPSHOTS, STREAMS, TOMBSTONES, StateStore
 
 __all__ = ["EXIT_CANNOT_OPEN", "damages", "id_text"]
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from streamrnn.training.config import TrainingConfig
-from streamrnn.training.workflow import TrainingResult, train, train_to_file
+from streamrnn.training.train import TrainingResult, train, train_to_file
 
 __all__ = ["TrainingConfig", "TrainingResult", "train", "train_to_file"]

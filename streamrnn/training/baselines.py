@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.training.dataset import Dataset, Stream
+from streamrnn.training.data.dataset import Dataset, Stream
 from streamrnn.training.evaluate import score
 
 __all__ = ["MAX_LAGS", "baseline_errors"]

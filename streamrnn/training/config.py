@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from streamrnn.errors import StreamRNNError, TrainingError
-from streamrnn.spec import CELLS, MISSING, LayerSpec
-from streamrnn.training.losses import LOSSES
-from streamrnn.training.table import suggestion
+from streamrnn.model.spec import CELLS, MISSING, LayerSpec
+from streamrnn.training.data.table import suggestion
+from streamrnn.training.network.losses import LOSSES
 
 __all__ = ["TrainingConfig", "parse_layers"]
 
@@ -60,7 +60,7 @@ class TrainingConfig:
     Attributes
     ----------
     path : str
-        CSV with a header, or .npz (`streamrnn.training.table.read_table`).
+        CSV with a header, or .npz (`streamrnn.training.data.table.read_table`).
     predict : tuple of str
         Target columns: numbers, or one column of classes.
     time, group : str

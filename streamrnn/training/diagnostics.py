@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from streamrnn.training.dataset import Dataset, encode
-from streamrnn.training.network import Chunk, Network
-from streamrnn.training.stacking import stack_rows
+from streamrnn.training.data.dataset import Dataset, encode
+from streamrnn.training.data.stacking import stack_rows
+from streamrnn.training.network.network import Chunk, Network
 
 __all__ = ["Memory", "gradient_by_lag", "measure_memory"]
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from streamrnn.training.dataset import PARTS, Dataset
-from streamrnn.training.layers import Array
-from streamrnn.training.losses import activate, sum_of_losses
-from streamrnn.training.network import Chunk, Network
-from streamrnn.training.stacking import stack_rows
+from streamrnn.training.data.dataset import PARTS, Dataset
+from streamrnn.training.data.stacking import stack_rows
+from streamrnn.training.network.layers import Array
+from streamrnn.training.network.losses import activate, sum_of_losses
+from streamrnn.training.network.network import Chunk, Network
 
 __all__ = ["all_errors", "mean_loss", "score"]
 
@@ -76,7 +76,7 @@ def mean_loss(network: Network, dataset: Dataset, part: str) -> float:
     dataset : Dataset
         The data.
     part : str
-        One of `streamrnn.training.dataset.PARTS`.
+        One of `streamrnn.training.data.dataset.PARTS`.
 
     Returns
     -------

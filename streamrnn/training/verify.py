@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from streamrnn.errors import TrainingError
-from streamrnn.model import Model
-from streamrnn.training.dataset import Dataset, Stream
-from streamrnn.training.layers import Array
-from streamrnn.training.network import Chunk, Network
+from streamrnn.model.model import Model
+from streamrnn.training.data.dataset import Dataset, Stream
+from streamrnn.training.network.layers import Array
+from streamrnn.training.network.network import Chunk, Network
 
 __all__ = ["trainer_outputs", "verify"]
 
@@ -67,7 +67,7 @@ def verify(model: Model, dataset: Dataset) -> float:
     TrainingError
         If the engine says anything else than the trainer.
     """
-    from streamrnn.engine import Engine
+    from streamrnn.engine.engine import Engine
 
     engine = Engine(model)
     worst = 0.0

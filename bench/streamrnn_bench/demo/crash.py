@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from streamrnn.errors import StreamRNNError
 from streamrnn_bench.demo.many_streams import Crowd, check_bits
-from streamrnn_bench.demo.paper import Paper, duration
+from streamrnn_bench.demo.output import Paper, duration
 from streamrnn_bench.demo.server_process import ServerProcess
 from streamrnn_client import Client
 from streamrnn_client.errors import ConnectionLost, RequestTimeout

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.model import Model
+from streamrnn.model.model import Model
 from streamrnn.training.config import TrainingConfig
-from streamrnn.training.dataset import Dataset, make_dataset
-from streamrnn.training.loop import Epoch
+from streamrnn.training.data.dataset import Dataset, make_dataset
+from streamrnn.training.data.table import read_table
+from streamrnn.training.fit.loop import Epoch
 from streamrnn.training.progress import TrainingProgress
-from streamrnn.training.table import read_table
-from streamrnn.training.workflow import TrainingResult, train_to_file
-from streamrnn_bench.demo.paper import Paper, duration
+from streamrnn.training.train import TrainingResult, train_to_file
+from streamrnn_bench.demo.output import Paper, duration
 
 __all__ = ["Learned", "learn"]
 

@@ -14,7 +14,7 @@ from streamrnn import Engine
 from streamrnn.errors import StreamRNNError
 from streamrnn_bench.demo.learn import Learned
 from streamrnn_bench.demo.numpy_loop import NumpyLoop
-from streamrnn_bench.demo.paper import Paper, duration
+from streamrnn_bench.demo.output import Paper, duration
 from streamrnn_client import Client
 
 __all__ = ["Crowd", "Timed", "check_bits", "compare", "gather"]

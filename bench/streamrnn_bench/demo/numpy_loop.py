@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.errors import ModelError
-from streamrnn.model import Model
+from streamrnn.model.model import Model
 
 __all__ = ["NumpyLoop"]
 

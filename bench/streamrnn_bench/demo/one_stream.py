@@ -8,7 +8,7 @@ import numpy as np
 
 from streamrnn.errors import StreamRNNError
 from streamrnn_bench.demo.learn import Learned
-from streamrnn_bench.demo.paper import Paper, duration, sparkline
+from streamrnn_bench.demo.output import Paper, duration, sparkline
 from streamrnn_client import Client
 
 __all__ = ["stream_test_part"]

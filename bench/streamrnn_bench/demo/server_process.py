@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from streamrnn.errors import StartError
-from streamrnn_bench.processes import signals_held
+from streamrnn_bench.server.processes import signals_held
 
 __all__ = ["PREFERRED_PORT", "ServerProcess", "usable_port"]
 

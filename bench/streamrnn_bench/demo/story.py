@@ -11,7 +11,7 @@ from streamrnn_bench.demo.crash import crash
 from streamrnn_bench.demo.learn import learn
 from streamrnn_bench.demo.many_streams import compare, gather
 from streamrnn_bench.demo.one_stream import stream_test_part
-from streamrnn_bench.demo.paper import Paper, duration
+from streamrnn_bench.demo.output import Paper, duration
 from streamrnn_bench.demo.server_process import ServerProcess
 from streamrnn_client import Client
 

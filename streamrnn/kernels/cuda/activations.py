@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numba import cuda
 
-from streamrnn.kernels import activations as cpu
-from streamrnn.kernels.activations import RELU, SIGMOID, TANH
-from streamrnn.kernels.cuda.support import device_function
+from streamrnn.kernels.cpu import activations as cpu
+from streamrnn.kernels.cpu.activations import RELU, SIGMOID, TANH
+from streamrnn.kernels.cuda.compiler import device_function
 
 __all__ = ["activate", "exp", "gru_output", "lstm_cell", "lstm_output", "sigmoid", "tanh"]
 

@@ -23,7 +23,7 @@ from llvmlite import ir
 from numba import cuda, int32
 from numpy.typing import NDArray
 
-from streamrnn.kernels.cuda.support import SIMULATED, device_function
+from streamrnn.kernels.cuda.compiler import SIMULATED, device_function
 
 __all__ = ["NUM_PACKED", "mma_bfloat16", "mma_tf32", "pack_words", "word_bfloat16", "word_tf32"]
 

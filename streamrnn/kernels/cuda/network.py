@@ -12,12 +12,11 @@ from numba import cuda
 from numba.core.errors import NumbaPerformanceWarning
 from numpy.typing import NDArray
 
-from streamrnn.kernels.activations import SOFTMAX
+from streamrnn.kernels.cpu.activations import SOFTMAX
+from streamrnn.kernels.cpu.plan import Program
 from streamrnn.kernels.cuda import plan as plan_words
-from streamrnn.kernels.cuda.chunk import chunk_size, make_chunk_kernel
-from streamrnn.kernels.cuda.launches import Launch, Launches, Number
-from streamrnn.kernels.cuda.plan import GpuLayer, GpuPlan
-from streamrnn.kernels.cuda.rows import (
+from streamrnn.kernels.cuda.compiler import max_shared_bytes, num_multiprocessors
+from streamrnn.kernels.cuda.features import (
     features_rows,
     make_features_kernel,
     make_finish_kernel,
@@ -25,11 +24,12 @@ from streamrnn.kernels.cuda.rows import (
     make_softmax_kernel,
     make_start_kernel,
 )
-from streamrnn.kernels.cuda.support import max_shared_bytes, num_multiprocessors
-from streamrnn.kernels.cuda.tensor import TensorShape, make_tensor_kernel
+from streamrnn.kernels.cuda.launches import Launch, Launches, Number
+from streamrnn.kernels.cuda.persistent import chunk_size, make_chunk_kernel
+from streamrnn.kernels.cuda.plan import GpuLayer, GpuPlan
+from streamrnn.kernels.cuda.tensor_cores import TensorShape, make_tensor_kernel
 from streamrnn.kernels.cuda.tiles import TileShape, make_layer_kernel
-from streamrnn.kernels.plan import Program
-from streamrnn.model import Model
+from streamrnn.model.model import Model
 
 __all__ = ["TENSOR_TILING", "TILING", "Network", "Tiling", "Wave"]
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.kernels import plan as cpu
+from streamrnn.kernels.cpu import plan as cpu
+from streamrnn.kernels.cpu.pack import padded
+from streamrnn.kernels.cpu.tiles import DENSE, SHAPES
 from streamrnn.kernels.cuda.mma import NUM_PACKED, pack_words
-from streamrnn.kernels.pack import padded
-from streamrnn.kernels.tiles import DENSE, SHAPES
-from streamrnn.model import Model
+from streamrnn.model.model import Model
 
 __all__ = ["DEPTH", "GpuLayer", "GpuPlan"]
 
@@ -94,7 +94,7 @@ class GpuPlan:
     ----------
     model : Model
         Scales are folded into its first and last matrices, as on the CPU.
-    program : streamrnn.kernels.plan.Program
+    program : streamrnn.kernels.cpu.plan.Program
         The same model on the CPU, whose row layout is taken over.
     precision : str
         Of the products: ``"float32"``, ``"tf32"`` or ``"bfloat16"``.

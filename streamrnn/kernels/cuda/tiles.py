@@ -7,7 +7,7 @@ fused multiply-add. That is the order of every tile, and of the CPU's: the bits 
 neither on the tile nor on the wave.
 
 The new c replaces the old one in the stream's row, since nobody else reads it. The new h goes to
-scratch, since other blocks still read the old one; `streamrnn.kernels.cuda.rows` commits it.
+scratch, since other blocks still read the old one; `streamrnn.kernels.cuda.features` commits it.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32, int64
 
+from streamrnn.kernels.cpu.tiles import GRU, LSTM, SHAPES
 from streamrnn.kernels.cuda import plan as p
 from streamrnn.kernels.cuda.activations import activate, gru_output, lstm_cell, lstm_output
+from streamrnn.kernels.cuda.compiler import SIMULATED, device_function, kernel
 from streamrnn.kernels.cuda.plan import DEPTH
-from streamrnn.kernels.cuda.support import SIMULATED, device_function, kernel
-from streamrnn.kernels.tiles import GRU, LSTM, SHAPES
 
 __all__ = ["TileShape", "make_layer_kernel"]
 

@@ -1,0 +1,227 @@
+"""``streamrnn bench``: measure against the machine's limits, a bare echo, and ourselves."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from streamrnn_bench.report.results import BenchError, Result, header, processor, table, write_json
+from streamrnn_bench.step.cases import BATCH_SIZES, Case, parse_case
+
+__all__ = ["BENCHMARKS", "configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        The command's own parser.
+    """
+    parser.add_argument(
+        "name", metavar="NAME", nargs="?", choices=BENCHMARKS, help=", ".join(BENCHMARKS) + "; all"
+    )
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="also write one JSON object a line; into a directory: a file named by the processor "
+        "or the GPU, and by the benchmark",
+    )
+    parser.add_argument(
+        "--cases",
+        metavar="CASE",
+        nargs="+",
+        help="layers such as 'lstm 64->128' or gru:16:32, instead of the benchmark's own",
+    )
+    parser.add_argument(
+        "--batch-sizes",
+        metavar="B",
+        type=_positive,
+        nargs="+",
+        help="step: streams stepped at once",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="step, throughput: where steps are computed (%(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "tf32", "bfloat16"),
+        default="float32",
+        help="step --device cuda --cases: how what is multiplied is rounded (%(default)s)",
+    )
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="step: beside PyTorch, onnxruntime and OpenVINO (the extra peers), called from Python",
+    )
+    parser.add_argument(
+        "--streams",
+        metavar="N",
+        type=_positive,
+        help="throughput: streams, one step of each under way (1000); scale: streams (1000000); "
+        "durability: streams (10000)",
+    )
+    parser.add_argument(
+        "--windows",
+        metavar="W",
+        type=_positive,
+        nargs="+",
+        help="durability: steps that the server remembers of each stream (1 16)",
+    )
+    parser.add_argument(
+        "--directory",
+        metavar="DIR",
+        type=Path,
+        default=Path(),
+        help="durability: whose disk is asked (this one)",
+    )
+    parser.add_argument(
+        "--rounds", metavar="N", type=_positive, help="turns of a measurement and its reference"
+    )
+    parser.add_argument("--round-s", metavar="S", type=float, help="how long a turn is, in seconds")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _step(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
+    if args.peers:
+        if args.device != "cpu":
+            raise BenchError("--peers compares on the CPU; leave --device out")
+        from streamrnn_bench.step.other_engines import require_peers, versions
+        from streamrnn_bench.step.peers import PEER_CASES, measure_peers
+
+        require_peers()
+        print(versions())
+        return measure_peers(cases or PEER_CASES, args.batch_sizes or BATCH_SIZES, **_rounds(args))
+
+    if args.device == "cuda":
+        from streamrnn_bench.step.cuda import GPU_CASES, GpuCase, measure_gpu_steps
+
+        sizes = args.batch_sizes or (1, 4096)
+        given = [
+            GpuCase(case, num_streams, precision=args.precision)
+            for case in cases
+            for num_streams in sizes
+        ]
+        return measure_gpu_steps(given or GPU_CASES, **_rounds(args))
+
+    from streamrnn_bench.step.cpu import CASES, measure_steps
+
+    steps = measure_steps(cases or CASES, args.batch_sizes or BATCH_SIZES, **_rounds(args))
+    if cases or args.batch_sizes:
+        return steps
+    from streamrnn_bench.step.variants import measure_forms
+
+    return itertools.chain(steps, measure_forms(**_rounds(args)))
+
+
+def _roundtrip(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
+    from streamrnn_bench.server.throughput import ROUNDTRIP_CASES, measure_roundtrips
+
+    return measure_roundtrips(cases or ROUNDTRIP_CASES, **_rounds(args))
+
+
+def _throughput(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
+    from streamrnn_bench.server.throughput import THROUGHPUT_CASES, measure_throughput
+
+    sizes = {"num_streams": args.streams} if args.streams else {}
+    return measure_throughput(
+        cases or THROUGHPUT_CASES, device=args.device, **sizes, **_rounds(args)
+    )
+
+
+def _scale(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
+    from streamrnn_bench.server.scale import SCALE_CASES, measure_scale
+
+    sizes = {"num_streams": args.streams} if args.streams else {}
+    return measure_scale(cases or SCALE_CASES, **sizes, **_rounds(args))
+
+
+def _durability(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
+    from streamrnn_bench.server.durability import DURABILITY_CASES, measure_durability
+
+    print("sharing the cores: the server's shard, I/O and writing threads, the generator's two")
+    sizes = {"num_streams": args.streams} if args.streams else {}
+    windows = {"windows": args.windows} if args.windows else {}
+    return measure_durability(
+        cases or DURABILITY_CASES,
+        directory=args.directory,
+        **windows,
+        **sizes,
+        **_rounds(args),
+    )
+
+
+def _rounds(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was said of rounds; the rest is each benchmark's own."""
+    given = {"num_rounds": args.rounds, "round_s": args.round_s}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+# Imported when they run: who asks for help waits for no compiler.
+BENCHMARKS: dict[str, Callable[[argparse.Namespace, Sequence[Case]], Iterator[Result]]] = {
+    "step": _step,
+    "roundtrip": _roundtrip,
+    "throughput": _throughput,
+    "scale": _scale,
+    "durability": _durability,
+}
+
+
+def _json_path(args: argparse.Namespace) -> Path:
+    """Return the file to write: in a directory one named by what computes."""
+    path = Path(args.json)
+    if not path.is_dir():
+        return path
+    name = processor()
+    if args.device == "cuda":
+        from streamrnn.kernels.cuda.compiler import gpu_name
+
+        name = gpu_name()
+    words = re.sub(r"[^a-z0-9]+", "-", f"{name} {args.name or 'all'}".lower()).strip("-")
+    return path / f"{words}.jsonl"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, and print tables.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        As `configure` declared them.
+
+    Returns
+    -------
+    int
+        0, whatever the figures are.
+
+    Raises
+    ------
+    BenchError
+        If a measurement cannot be made, or what was to be measured gave wrong results.
+    """
+    cases = [parse_case(text) for text in args.cases or ()]
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(_json_path(args), "w")) if args.json else None
+        print(header())
+        for name in [args.name] if args.name else BENCHMARKS:
+            results = list(BENCHMARKS[name](args, cases))
+            print(f"\n{name}\n{table(results)}", flush=True)
+            if file is not None:
+                write_json(results, file)
+                file.flush()
+    return 0

@@ -1,0 +1,82 @@
+"""``streamrnn demo``: train, serve, stream and compare, by itself."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        The command's own parser.
+    """
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="MODEL", help="keep the trained model in this file"
+    )
+    parser.add_argument(
+        "--port", type=int, help="of the server, on 127.0.0.1 (default 7070 if it is free)"
+    )
+    parser.add_argument(
+        "--streams", type=_at_least_2, default=1000, metavar="B", help="at once (default 1000)"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=0, metavar="N", help="train less (default: as `train` does)"
+    )
+    ending = parser.add_mutually_exclusive_group()
+    ending.add_argument(
+        "--keep-running",
+        action="store_true",
+        default=None,
+        help="leave the server running until Ctrl-C (default on a terminal)",
+    )
+    ending.add_argument(
+        "--once",
+        dest="keep_running",
+        action="store_false",
+        default=None,
+        help="end by itself (default without a terminal)",
+    )
+
+
+def _at_least_2(text: str) -> int:
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError("at least 2 streams are needed")
+    return number
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demonstration.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        As `configure` declared them.
+
+    Returns
+    -------
+    int
+        0.
+    """
+    from streamrnn_bench.demo.output import Paper
+    from streamrnn_bench.demo.server_process import usable_port
+    from streamrnn_bench.demo.story import Options, tell
+    from streamrnn_bench.server.processes import stopping_cleanly
+
+    keep_running = args.keep_running
+    if keep_running is None:
+        keep_running = sys.stdin.isatty() and sys.stdout.isatty()
+    port = usable_port(args.port)
+    with stopping_cleanly(), tempfile.TemporaryDirectory(prefix="streamrnn-demo-") as scratch:
+        path = args.output or Path(scratch) / "co2.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tell(Options(path, port, args.streams, args.epochs, keep_running), Paper())
+    return 0

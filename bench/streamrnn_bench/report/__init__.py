@@ -1,0 +1,1 @@
+"""How results are timed, compared and written."""

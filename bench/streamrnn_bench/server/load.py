@@ -1,0 +1,346 @@
+"""The load: many streams, at most one step of each under way, sent and received by compiled code.
+
+It speaks the wire through the server's own bindings and codec, so a client costs as little as it
+can, and what is left of the machine is the server's.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import copy_bytes
+from streamrnn_bench.report.results import BenchError
+from streamrnn_client.protocol.messages import encode_request
+from streamrnn_server.shard.libzmq import (
+    FAILED,
+    MESSAGE_BYTES,
+    POLL_BYTES,
+    monotonic_ns,
+    msg_close,
+    msg_data,
+    msg_init,
+    msg_more,
+    poll_sockets,
+    receive_frame,
+    send_bytes,
+)
+from streamrnn_server.shard.wire.decode import BIN, NIL, read_array, read_head, read_uint
+from streamrnn_server.shard.wire.encode import write_bin, write_uint
+
+__all__ = [
+    "ALL_WELL",
+    "FIRST_MSGID",
+    "MAX_LOOKED_AT",
+    "Traffic",
+    "drive",
+    "make_traffic",
+    "stream_names",
+    "stream_order",
+]
+
+# A stream's number is added: all msgids take five bytes, so an echo finds them blindly.
+FIRST_MSGID = 1 << 31
+NUM_X = 64  # inputs, a power of two; small, to leave the caches to the server
+MAX_LOOKED_AT = 4_096
+_NUM_DIGITS = 6
+_TIMEOUT_MS = 5_000
+_MAX_BAD_BYTES = 4096
+
+# How a drive ended.
+(ALL_WELL, BAD_REPLY, NO_REPLY, NOT_SENT) = range(4)
+
+
+class Traffic(NamedTuple):
+    """N streams on one socket, and what is known about them.
+
+    Attributes
+    ----------
+    socket : int
+        A DEALER's handle, connected, without high water marks.
+    heads : ndarray of uint8, shape (N, head_bytes)
+        Each stream's requests up to the step number.
+    x : ndarray of float32, shape (NUM_X, num_inputs)
+        Stream s sends row ``(s + 7 * seq) % NUM_X``.
+    seqs : ndarray of int64, shape (N,)
+        The last step sent.
+    sent_ns : ndarray of int64, shape (N,)
+        When.
+    round_trips_ns : ndarray of int64
+        Times from send to receive, as many as there is room for; if none, no clock is read.
+    outputs : ndarray of float32, shape (num_kept, num_looked_at, output_size)
+        The outputs of the first steps of the first streams.
+    y_bytes : int
+        4 * output_size.
+    num_under_way : int
+        Streams that have a step under way, a divisor of N. When stream s has its reply, stream
+        ``(s + num_under_way) % N`` sends its next step: if it is N, that is s itself.
+    bad : ndarray of uint8
+        The beginning of a reply that was not as it must be.
+    num_bad_bytes : ndarray of int64, shape (1,)
+        How much of it there is.
+    scratch : ndarray of uint8
+        For messages.
+    """
+
+    socket: int
+    heads: NDArray[np.uint8]
+    x: NDArray[np.float32]
+    seqs: NDArray[np.int64]
+    sent_ns: NDArray[np.int64]
+    round_trips_ns: NDArray[np.int64]
+    outputs: NDArray[np.float32]
+    y_bytes: int
+    num_under_way: int
+    bad: NDArray[np.uint8]
+    num_bad_bytes: NDArray[np.int64]
+    scratch: NDArray[np.uint8]
+
+    def input_of(self, stream: int, seq: int) -> NDArray[np.float32]:
+        """Return what a stream sends at a step.
+
+        Parameters
+        ----------
+        stream, seq : int
+            Which.
+
+        Returns
+        -------
+        ndarray of float32, shape (num_inputs,)
+        """
+        used: NDArray[np.float32] = self.x[(stream + 7 * seq) % NUM_X]
+        return used
+
+
+def stream_names(num_streams: int) -> list[str]:
+    """Return the names of the streams, all of one length.
+
+    Parameters
+    ----------
+    num_streams : int
+        N, up to a million.
+
+    Returns
+    -------
+    list of str
+    """
+    return [f"stream-{k:0{_NUM_DIGITS}d}" for k in range(num_streams)]
+
+
+def stream_order(num_streams: int, num_under_way: int = 0, seed: int = 0) -> NDArray[np.int64]:
+    """Return which of the streams are stream 0, 1, ... of a `Traffic`.
+
+    Parameters
+    ----------
+    num_streams, num_under_way, seed : int
+        As for `make_traffic`.
+
+    Returns
+    -------
+    ndarray of int64, shape (num_streams,)
+        Shuffled if not all have a step under way.
+    """
+    order = np.arange(num_streams)
+    if 0 < num_under_way < num_streams:
+        np.random.default_rng(seed + 1).shuffle(order)
+    return order
+
+
+def make_traffic(
+    socket: int,
+    num_streams: int,
+    num_inputs: int,
+    output_size: int,
+    num_kept: int = 0,
+    num_round_trips: int = 0,
+    seed: int = 0,
+    num_under_way: int = 0,
+) -> Traffic:
+    """Prepare the load.
+
+    Parameters
+    ----------
+    socket : int
+        See `Traffic`.
+    num_streams : int
+        N; all are open already.
+    num_inputs, output_size : int
+        The model's.
+    num_kept : int
+        Number of first steps whose outputs are kept, of at most `MAX_LOOKED_AT` streams.
+    num_round_trips : int
+        Number of round trips to be timed.
+    seed : int
+        Of the inputs, and of the order of the streams where not all have a step under way.
+    num_under_way : int
+        See `Traffic`; 0 for all streams.
+
+    Returns
+    -------
+    Traffic
+
+    Raises
+    ------
+    BenchError
+        If `num_under_way` does not divide N.
+    """
+    num_under_way = num_under_way or num_streams
+    if num_streams % num_under_way:
+        raise BenchError(f"{num_under_way} steps under way do not divide {num_streams} streams")
+    rng = np.random.default_rng(seed)
+    heads = _make_heads(stream_order(num_streams, num_under_way, seed))
+    num_looked_at = min(num_streams, MAX_LOOKED_AT)
+    return Traffic(
+        socket=socket,
+        heads=heads,
+        x=rng.standard_normal((NUM_X, num_inputs)).astype(np.float32),
+        seqs=np.zeros(num_streams, dtype=np.int64),
+        sent_ns=np.zeros(num_streams, dtype=np.int64),
+        round_trips_ns=np.zeros(num_round_trips, dtype=np.int64),
+        outputs=np.zeros((num_kept, num_looked_at, output_size), dtype=np.float32),
+        y_bytes=4 * output_size,
+        num_under_way=num_under_way,
+        bad=np.zeros(_MAX_BAD_BYTES, dtype=np.uint8),
+        num_bad_bytes=np.zeros(1, dtype=np.int64),
+        scratch=np.zeros(1024 + heads.shape[1] + 4 * num_inputs, dtype=np.uint8),
+    )
+
+
+def _make_heads(numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return what requests begin with: that of stream 0, with other msgids and other digits."""
+    (name,) = stream_names(1)
+    whole = encode_request(FIRST_MSGID, "step", [name, 0, b""])
+    head = np.frombuffer(whole[: whole.index(name.encode()) + len(name)], np.uint8)
+    heads = np.tile(head, (len(numbers), 1))
+    at = whole.index(FIRST_MSGID.to_bytes(4, "big"))
+    msgids = (FIRST_MSGID + np.arange(len(numbers))).astype(">u4")
+    heads[:, at : at + 4] = msgids.view(np.uint8).reshape(-1, 4)
+    for k in range(1, _NUM_DIGITS + 1):
+        heads[:, -k] = ord("0") + numbers // 10 ** (k - 1) % 10
+    return heads
+
+
+# Places in the scratch.
+_MESSAGE = 0
+_POLL = _MESSAGE + MESSAGE_BYTES
+_CLOCK = _POLL + POLL_BYTES
+_OUT = _CLOCK + 16
+
+
+@jit
+def drive(
+    traffic: Traffic, duration_ns: int, max_seq: int, checks_seq: bool
+) -> tuple[int, int, int]:
+    """Keep steps of as many streams under way, and check every reply's form.
+
+    Parameters
+    ----------
+    traffic : Traffic
+        No other thread uses its socket.
+    duration_ns : int
+        After so long no more is sent, and what comes is not counted.
+    max_seq : int
+        Nor is anything sent to a stream after its step of this number.
+    checks_seq : bool
+        Whether a reply must carry the number of its step; that of an echo does not.
+
+    Returns
+    -------
+    how : int
+        `ALL_WELL` or one of its neighbours; otherwise replies may still be on their way.
+    num_replies : int
+        Those that came in time.
+    elapsed_ns : int
+        The time in which they came.
+    """
+    message = traffic.scratch.ctypes.data + _MESSAGE
+    poll_items = traffic.scratch.ctypes.data + _POLL
+    clock = traffic.scratch.ctypes.data + _CLOCK
+    num_streams = len(traffic.seqs)
+    num_timed, reads_clock = 0, len(traffic.round_trips_ns) > 0
+    msg_init(message)
+    num_replies = num_counted = 0
+    start = now = monotonic_ns(clock)
+    stopped_at = np.int64(0)
+    how = ALL_WELL
+    for stream in range(traffic.num_under_way):
+        how = max(how, _send_step(traffic, stream, now))
+    num_under_way = traffic.num_under_way
+    while num_under_way > 0 and how == ALL_WELL:
+        size = receive_frame(traffic.socket, message)
+        if size < 0:
+            if size == FAILED or not poll_sockets(
+                poll_items, traffic.socket, traffic.socket, 0, _TIMEOUT_MS
+            ):
+                how = NO_REPLY
+            continue
+        stream = _check_reply(traffic, msg_data(message), size, checks_seq)
+        if stream < 0 or msg_more(message):
+            how = BAD_REPLY
+            continue
+        num_replies += 1
+        if reads_clock or num_replies % 16 == 0:
+            now = monotonic_ns(clock)
+        if num_timed < len(traffic.round_trips_ns):
+            traffic.round_trips_ns[num_timed] = now - traffic.sent_ns[stream]
+            num_timed += 1
+        if stopped_at == 0 and now - start >= duration_ns:
+            stopped_at, num_counted = now, num_replies
+        stream += traffic.num_under_way
+        if stream >= num_streams:
+            stream -= num_streams
+        if stopped_at != 0 or traffic.seqs[stream] >= max_seq:
+            num_under_way -= 1
+        else:
+            how = _send_step(traffic, stream, now)
+    msg_close(message)
+    if stopped_at == 0:
+        stopped_at, num_counted = monotonic_ns(clock), num_replies
+    return how, num_counted, stopped_at - start
+
+
+@jit
+def _send_step(traffic: Traffic, stream: int, now: int) -> int:
+    """Send a stream's next step; return how it went."""
+    seq = traffic.seqs[stream] + 1
+    traffic.seqs[stream] = seq
+    traffic.sent_ns[stream] = now
+    out = traffic.scratch.ctypes.data + _OUT
+    head = traffic.heads[stream]
+    x = traffic.x[(stream + 7 * seq) % NUM_X]
+    copy_bytes(out, head.ctypes.data, len(head))
+    at = write_bin(write_uint(out + len(head), seq), x.ctypes.data, 4 * len(x))
+    return NOT_SENT if send_bytes(traffic.socket, out, at - out, False) != 0 else ALL_WELL
+
+
+@jit
+def _check_reply(traffic: Traffic, data: int, num_bytes: int, checks_seq: bool) -> int:
+    """Return the stream that a reply is for, and keep its output; -1 if the reply is not good."""
+    end = data + num_bytes
+    kind, at = read_uint(read_array(data, end, 4), end)
+    msgid, at = read_uint(at, end)
+    error, _nothing, at = read_head(at, end)
+    last_seq, at = read_uint(read_array(at, end, 3), end)
+    _durable_seq, at = read_uint(at, end)
+    form, y_bytes, at = read_head(at, end)
+    stream = msgid - FIRST_MSGID
+    if (
+        at == 0
+        or kind != 1
+        or error != NIL
+        or not 0 <= stream < len(traffic.seqs)
+        or (checks_seq and last_seq != traffic.seqs[stream])
+        or form != BIN
+        or y_bytes != traffic.y_bytes
+        or at + y_bytes != end
+    ):
+        traffic.num_bad_bytes[0] = min(num_bytes, len(traffic.bad))
+        copy_bytes(traffic.bad.ctypes.data, data, traffic.num_bad_bytes[0])
+        return -1
+    step = traffic.seqs[stream] - 1
+    if step < traffic.outputs.shape[0] and stream < traffic.outputs.shape[1]:
+        copy_bytes(traffic.outputs[step, stream].ctypes.data, at, y_bytes)
+    return stream

@@ -1,0 +1,194 @@
+"""The load generator as a process of its own: commands in on stdin, findings out on stdout.
+
+``python -m streamrnn_bench.server.load_generator --endpoint ENDPOINT --case CASE --num-streams N``,
+and with ``--under-way n`` only so many steps under way, of streams in random order.
+
+One JSON object a line each way. ``{"drive_s": s, "num_round_trips": n}`` drives the streams so
+long; ``{"keep": path, "num_steps": T}``, only as the first command, does T steps of each stream
+and writes the outputs of the first n streams, at most 4096, float32 [T, n, O], as npy. Every
+answer has "num_replies", "elapsed_s" and "opened_s", which all streams took to open, with round
+trips also "p50_us", "p99_us" and "p99.9_us", or else "error". It ends with its input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import zmq
+
+from streamrnn_bench.report.results import BenchError
+from streamrnn_bench.server.load import ALL_WELL, Traffic, drive, make_traffic, stream_names
+from streamrnn_bench.step.cases import Case, parse_case
+from streamrnn_client.protocol.messages import MAX_BATCH, decode_response, encode_request
+
+__all__ = ["Generator", "main"]
+
+_TIMEOUT_MS = 10_000
+_FOREVER = 2**62
+_WORDS = {2: "no reply for 5 s", 3: "a request could not be sent"}
+
+
+class Generator:
+    """N streams on one socket.
+
+    Parameters
+    ----------
+    socket : zmq.Socket
+        A DEALER, connected.
+    case : Case
+        The model's sizes.
+    num_streams : int
+        N.
+    is_echo : bool
+        Whether nobody at the other end knows streams and numbers.
+    window : int
+        Of the streams; 0 for the server's default.
+    num_under_way : int
+        Steps under way at once; 0 for one of each stream.
+
+    Raises
+    ------
+    BenchError
+        If the streams cannot be opened.
+    """
+
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        case: Case,
+        num_streams: int,
+        is_echo: bool,
+        window: int = 0,
+        num_under_way: int = 0,
+    ) -> None:
+        self._socket, self._case, self._is_echo = socket, case, is_echo
+        self._num_under_way = num_under_way
+        began_s = time.perf_counter()
+        if not is_echo:
+            names = stream_names(num_streams)
+            for first in range(0, num_streams, MAX_BATCH):
+                self._open(names[first : first + MAX_BATCH], window)
+        self._opened_s = time.perf_counter() - began_s
+        self._traffic = self._prepare(num_streams, 0, 0)
+
+    def _prepare(self, num_streams: int, num_kept: int, num_round_trips: int) -> Traffic:
+        return make_traffic(
+            self._socket.underlying,
+            num_streams,
+            self._case.input_size,
+            self._case.hidden_size,
+            num_kept,
+            num_round_trips,
+            num_under_way=self._num_under_way,
+        )
+
+    def _open(self, names: list[str], window: int) -> None:
+        self._socket.send(encode_request(0, "open", [names, None, window]))
+        if not self._socket.poll(_TIMEOUT_MS):
+            raise BenchError("the server did not answer within 10 s")
+        response = decode_response(self._socket.recv())
+        items = [[response.error, None]] if response.error else response.result
+        for error, _result in items:
+            if error:
+                raise BenchError(f"a stream cannot be opened: {error[1]}")
+
+    def obey(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Do one command.
+
+        Parameters
+        ----------
+        command : dict
+            See this module.
+
+        Returns
+        -------
+        dict
+            The findings.
+
+        Raises
+        ------
+        BenchError
+            If a reply is missing or wrong.
+        """
+        num_streams, seqs = len(self._traffic.seqs), self._traffic.seqs
+        num_kept = command.get("num_steps", 0)
+        traffic = self._prepare(num_streams, num_kept, command.get("num_round_trips", 0))
+        # The streams go on where they were.
+        traffic = self._traffic = traffic._replace(seqs=seqs)
+        duration_ns = int(command.get("drive_s", 0) * 1e9) or _FOREVER
+        how, num_replies, elapsed_ns = drive(
+            traffic, duration_ns, num_kept or _FOREVER, not self._is_echo
+        )
+        if how != ALL_WELL:
+            raise BenchError(_WORDS.get(how) or self._what_is_bad(traffic))
+        if num_kept:
+            np.save(command["keep"], traffic.outputs)
+        found = {
+            "num_replies": num_replies,
+            "elapsed_s": elapsed_ns / 1e9,
+            "opened_s": self._opened_s,
+        }
+        times_us = traffic.round_trips_ns[: min(num_replies, len(traffic.round_trips_ns))] / 1e3
+        if len(times_us):
+            found |= {f"p{q}_us": float(np.percentile(times_us, q)) for q in (50, 99, 99.9)}
+        return found
+
+    def _what_is_bad(self, traffic: Traffic) -> str:
+        try:
+            response = decode_response(traffic.bad[: traffic.num_bad_bytes[0]].tobytes())
+        except ValueError:
+            return "a reply is not what the protocol says"
+        if response.error:
+            return f"a step was refused: {response.error[1]}"
+        return "a reply carries another step number or length than its request"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Obey commands from stdin.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        0.
+    """
+    parser = argparse.ArgumentParser(
+        prog="streamrnn_bench.server.load_generator", allow_abbrev=False
+    )
+    parser.add_argument("--endpoint", required=True)
+    parser.add_argument("--case", required=True)
+    parser.add_argument("--num-streams", type=int, required=True)
+    parser.add_argument("--echo", action="store_true")
+    parser.add_argument("--window", type=int, default=0)
+    parser.add_argument("--under-way", type=int, default=0)
+    args = parser.parse_args(argv)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+        dealer.set_hwm(0)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.connect(args.endpoint)
+        generator = None
+        for line in sys.stdin:
+            try:
+                if generator is None:
+                    case = parse_case(args.case)
+                    words = (args.num_streams, args.echo, args.window, args.under_way)
+                    generator = Generator(dealer, case, *words)
+                found = generator.obey(json.loads(line))
+            except BenchError as error:
+                found = {"error": str(error)}
+            print(json.dumps(found), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,345 @@
+"""Servers, echoes and load generators as processes of their own, and their end in every case."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from streamrnn_bench.report.results import BenchError
+from streamrnn_bench.step.cases import Case
+
+__all__ = [
+    "Load",
+    "Server",
+    "anonymous_kib",
+    "echo",
+    "load",
+    "server",
+    "serving",
+    "signals_held",
+    "stopping_cleanly",
+    "temporary_model",
+]
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_START_WITHIN_S = 600.0  # the first time, all of the server is compiled, on a busy machine even so
+_STOP_WITHIN_S = 10.0
+_LOOK_EVERY_S = 0.02
+_TOLD_LINES = 5
+
+
+@contextlib.contextmanager
+def stopping_cleanly() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that no process is left behind.
+
+    Yields
+    ------
+    None
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    with contextlib.suppress(ValueError):  # not in the main thread: its owner sees to it
+        before = {n: signal.signal(n, leave) for n in _ENDING[1:]}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of the block: it starts or ends a process.
+
+    Yields
+    ------
+    None
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+
+    before = {}
+    with contextlib.suppress(ValueError):  # not in the main thread, where no signal comes
+        before = {n: signal.signal(n, note) for n in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for first in noted[:1]:
+            signal.raise_signal(first)
+
+
+@contextlib.contextmanager
+def _process(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a module; end it with the block, and say what it said if that goes wrong."""
+    process = None
+    with tempfile.TemporaryFile("w+") as said:
+        try:
+            with signals_held():
+                process = subprocess.Popen(
+                    [sys.executable, "-m", module, *words],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=said,
+                    text=True,
+                    # Ctrl-C is for us; we then end our processes in order.
+                    start_new_session=True,
+                )
+            yield process
+        except BenchError as error:
+            said.seek(0)
+            last = said.read().splitlines()[-_TOLD_LINES:]
+            if not last:
+                raise
+            raise BenchError(f"{error}; {module} said: {' | '.join(last)}") from error
+        finally:
+            if process is not None:
+                with signals_held():
+                    _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.communicate(timeout=_STOP_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str]) -> str:
+    """Return what a process wrote into its ready file."""
+    give_up_at_s = time.monotonic() + _START_WITHIN_S
+    while not path.exists():
+        if process.poll() is not None:
+            raise BenchError(f"a process ended with code {process.returncode} before it was ready")
+        if time.monotonic() > give_up_at_s:
+            raise BenchError(f"a process was not ready within {_START_WITHIN_S:.0f} s")
+        time.sleep(_LOOK_EVERY_S)
+    return path.read_text()
+
+
+@contextlib.contextmanager
+def temporary_model(case: Case) -> Iterator[Path]:
+    """Write a case's model into a file that goes with the block.
+
+    Parameters
+    ----------
+    case : Case
+        Which model.
+
+    Yields
+    ------
+    Path
+        The weight file.
+    """
+    with tempfile.TemporaryDirectory(prefix="streamrnn-bench-") as directory:
+        path = Path(directory) / "model.safetensors"
+        case.model().save(path)
+        yield path
+
+
+class Server(NamedTuple):
+    """A server's process that is ready.
+
+    Attributes
+    ----------
+    endpoint : str
+        Where it listens.
+    pid : int
+        Its process.
+    ready_s : float
+        Seconds from its start until it was ready, to about 0.02.
+    """
+
+    endpoint: str
+    pid: int
+    ready_s: float
+
+
+@contextlib.contextmanager
+def server(model: Path, *words: str) -> Iterator[Server]:
+    """Run ``streamrnn serve``.
+
+    Parameters
+    ----------
+    model : Path
+        What to serve; its directory takes the ready file.
+    *words : str
+        More of the command line.
+
+    Yields
+    ------
+    Server
+
+    Raises
+    ------
+    BenchError
+        If it does not start.
+    """
+    began_s = time.monotonic()
+    ready = model.with_name(f"server-{time.monotonic_ns()}.ready")
+    always = ("serve", str(model), "--bind", "tcp://127.0.0.1:0", "--ready-file", str(ready))
+    with _process("streamrnn_server", *always, *words) as process:
+        told = json.loads(_wait_for(ready, process))
+        yield Server(told["endpoints"][0], told["pid"], time.monotonic() - began_s)
+
+
+@contextlib.contextmanager
+def serving(model: Path, *words: str) -> Iterator[str]:
+    """Run ``streamrnn serve``, as `server` does.
+
+    Parameters
+    ----------
+    model : Path
+        What to serve.
+    *words : str
+        More of the command line.
+
+    Yields
+    ------
+    str
+        Its endpoint.
+    """
+    with server(model, *words) as process:
+        yield process.endpoint
+
+
+@contextlib.contextmanager
+def echo(case: Case, directory: Path) -> Iterator[str]:
+    """Run a bare echo whose replies are as long as the server's.
+
+    Parameters
+    ----------
+    case : Case
+        The model whose outputs' size it takes.
+    directory : Path
+        Takes the ready file.
+
+    Yields
+    ------
+    str
+        Its endpoint.
+
+    Raises
+    ------
+    BenchError
+        If it does not start.
+    """
+    ready = directory / "echo.ready"
+    words = ("--y-bytes", str(4 * case.hidden_size), "--ready-file", str(ready))
+    with _process("streamrnn_bench.server.echo", *words) as process:
+        yield _wait_for(ready, process)
+
+
+class Load:
+    """A load generator's process.
+
+    Parameters
+    ----------
+    process : subprocess.Popen
+        Runs `streamrnn_bench.server.load_generator`.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def ask(self, **command: Any) -> dict[str, Any]:
+        """Have a command done.
+
+        Parameters
+        ----------
+        **command
+            See `streamrnn_bench.server.load_generator`.
+
+        Returns
+        -------
+        dict
+            The findings.
+
+        Raises
+        ------
+        BenchError
+            If a reply was missing or wrong, or the process has ended.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise BenchError("the load generator has ended")
+        found: dict[str, Any] = json.loads(line)
+        if "error" in found:
+            raise BenchError(found["error"])
+        return found
+
+
+@contextlib.contextmanager
+def load(
+    endpoint: str, case: Case, num_streams: int, is_echo: bool = False, *words: str
+) -> Iterator[Load]:
+    """Run a load generator.
+
+    Parameters
+    ----------
+    endpoint : str
+        Whom it loads.
+    case : Case
+        The model's sizes.
+    num_streams : int
+        Streams with one step under way each.
+    is_echo : bool
+        Whether an echo is at the other end.
+    *words : str
+        More arguments of `streamrnn_bench.server.load_generator`.
+
+    Yields
+    ------
+    Load
+    """
+    always = ["--endpoint", endpoint, "--case", str(case), "--num-streams", str(num_streams)]
+    always += ["--echo"] * is_echo
+    with _process("streamrnn_bench.server.load_generator", *always, *words) as process:
+        yield Load(process)
+
+
+def anonymous_kib(pid: int) -> int:
+    """Return how much memory a process has that is no file's.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+
+    Returns
+    -------
+    int
+        KiB.
+
+    Raises
+    ------
+    BenchError
+        Where the system does not tell (it is not Linux).
+    """
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError as error:
+        raise BenchError(f"memory cannot be measured here: {error}") from error
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))

@@ -1,0 +1,301 @@
+"""``streamrnn bench throughput`` and ``roundtrip``: the whole way of a message, beside an echo.
+
+Three kinds of processes: the server, as users start it; a bare libzmq echo that takes requests and
+returns replies of the same sizes; and for each of them the same compiled load generator. They take
+turns on the machine, and those whose turn it is not wait for a message. Machines are shared: of
+all rounds that half counts in which other processes took the least.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.engine.engine import Engine
+from streamrnn_bench.report.machine_load import Neighbours, quieter_half
+from streamrnn_bench.report.results import BenchError, Result
+from streamrnn_bench.report.timing import interleave
+from streamrnn_bench.server.load import NUM_X, make_traffic
+from streamrnn_bench.server.processes import (
+    Load,
+    echo,
+    load,
+    serving,
+    stopping_cleanly,
+    temporary_model,
+)
+from streamrnn_bench.step.cases import Case
+from streamrnn_bench.step.cpu import Streams
+from streamrnn_client import Client, Stream
+
+__all__ = [
+    "ROUNDTRIP_CASES",
+    "THROUGHPUT_CASES",
+    "describe_rounds",
+    "measure_roundtrips",
+    "measure_throughput",
+    "verify_outputs",
+    "verify_server",
+]
+
+THROUGHPUT_CASES = (Case("gru", 16, 32), Case("lstm", 64, 128))
+ROUNDTRIP_CASES = (Case("lstm", 64, 128),)
+_THROUGHPUT_TARGETS = {"gru 16->32": 0.75, "lstm 64->128": 0.55}
+_ROUNDTRIP_TARGET = 0.87
+_MAX_INSIDE_US = 6.0
+_NUM_CHECKED_STEPS = 8
+_MAX_ROUND_TRIPS = 1_000_000
+_WARM_UP_S = 0.2
+
+Found = dict[str, Any]
+
+
+def verify_outputs(case: Case, outputs: NDArray[np.float32], device: str = "cpu") -> None:
+    """Compare what the load generator got for its first steps with what the Engine computes.
+
+    Parameters
+    ----------
+    case : Case
+        The model.
+    outputs : ndarray of float32, shape (T, N, output_size)
+        Outputs of step 1 to T of every stream.
+    device : str
+        Where the Engine computes.
+
+    Raises
+    ------
+    BenchError
+        If a bit differs.
+    """
+    num_steps, num_streams, _size = outputs.shape
+    model = case.model()
+    engine = Engine(model, device, max_streams=num_streams)
+    rows = engine.rows(range(num_streams))
+    x = make_traffic(0, 1, case.input_size, case.hidden_size).x
+    for step in range(num_steps):
+        # As `Traffic` says which input is whose.
+        used = (np.arange(num_streams) + 7 * (step + 1)) % NUM_X
+        expected = engine.batch(rows, x[used])
+        wrong = np.flatnonzero((expected.view(np.int32) != outputs[step].view(np.int32)).any(1))
+        if len(wrong):
+            raise BenchError(
+                f"{case}: step {step + 1} of stream {wrong[0]} (and of {len(wrong) - 1} more) is "
+                "not to the bit what the Engine computes; a wrong result is not timed"
+            )
+
+
+def verify_server(generator: Load, case: Case, directory: Path, device: str = "cpu") -> None:
+    """Have a generator do its first steps, and compare what it got with what the Engine computes.
+
+    Parameters
+    ----------
+    generator : Load
+        That has not been asked for anything.
+    case : Case
+        The model.
+    directory : Path
+        Takes the outputs.
+    device : str
+        What the server computes with.
+
+    Raises
+    ------
+    BenchError
+        If a bit differs.
+    """
+    path = directory / f"outputs-{time.monotonic_ns()}.npy"
+    generator.ask(keep=str(path), num_steps=_NUM_CHECKED_STEPS)
+    verify_outputs(case, np.load(path), device)
+
+
+@contextlib.contextmanager
+def _two_loads(
+    case: Case, num_streams: int, device: str = "cpu"
+) -> Iterator[tuple[str, Load, Load]]:
+    """Start the server, the echo, and a generator for each; verify the server's outputs."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stopping_cleanly())
+        model = stack.enter_context(temporary_model(case))
+        room = ("--device", device, "--max-streams", str(num_streams + 1)) * (device != "cpu")
+        endpoint = stack.enter_context(serving(model, *room))
+        echo_endpoint = stack.enter_context(echo(case, model.parent))
+        ours = stack.enter_context(load(endpoint, case, num_streams))
+        theirs = stack.enter_context(load(echo_endpoint, case, num_streams, is_echo=True))
+        verify_server(ours, case, model.parent, device)
+        for generator in (ours, theirs):
+            generator.ask(drive_s=_WARM_UP_S)
+        yield endpoint, ours, theirs
+
+
+def measure_throughput(
+    cases: Iterable[Case],
+    num_rounds: int = 16,
+    round_s: float = 0.5,
+    num_streams: int = 1_000,
+    device: str = "cpu",
+) -> Iterator[Result]:
+    """Measure steps a second with one step a message, and so many streams under way.
+
+    Parameters
+    ----------
+    cases : iterable of Case
+        Models.
+    num_rounds : int
+        Turns of the server and of the echo.
+    round_s : float
+        How long each is.
+    num_streams : int
+        Streams, each of which sends its next step when it has the reply to the one before.
+    device : str
+        What computes the server's steps.
+
+    Yields
+    ------
+    Result
+        Messages a second beside those of the echo, medians of the quieter half of the rounds.
+
+    Raises
+    ------
+    BenchError
+        If a reply is wrong or missing.
+    """
+    for case in cases:
+        rounds = []
+        with _two_loads(case, num_streams, device) as (_endpoint, to_server, to_echo):
+            neighbours = Neighbours()
+            for _ in range(num_rounds):
+                pair = tuple(
+                    found["num_replies"] / found["elapsed_s"]
+                    for found in (to_server.ask(drive_s=round_s), to_echo.ask(drive_s=round_s))
+                )
+                rounds.append((neighbours.share(), pair))
+        share, pairs = quieter_half(rounds)
+        yield Result(
+            benchmark="throughput",
+            case=f"{case} {num_streams} streams float32 {device}",
+            value=median(our for our, _ in pairs),
+            unit="messages/s",
+            reference="libzmq_echo",
+            reference_value=median(their for _, their in pairs),
+            target=_THROUGHPUT_TARGETS.get(str(case)) if device == "cpu" else None,
+            note=describe_rounds(share, [our / their for our, their in pairs]),
+        )
+
+
+def describe_rounds(share: float, ratios: Sequence[float]) -> str:
+    """Say for a table how far rounds differ.
+
+    Parameters
+    ----------
+    share : float
+        What others took of the machine at most.
+    ratios : sequence of float
+        The rounds' ratios.
+
+    Returns
+    -------
+    str
+    """
+    return (
+        f"{len(ratios)} rounds, {min(ratios):.2f} to {max(ratios):.2f}; "
+        f"others took up to {share:.0%} of the machine"
+    )
+
+
+def measure_roundtrips(
+    cases: Iterable[Case], num_rounds: int = 16, round_s: float = 0.3
+) -> Iterator[Result]:
+    """Measure the round trip of one message at a time.
+
+    Parameters
+    ----------
+    cases : iterable of Case
+        Models.
+    num_rounds : int
+        Turns of the server, of the echo, and of the client library.
+    round_s : float
+        How long each is.
+
+    Yields
+    ------
+    Result
+        p50 and p99 beside those of the echo; the Python client's p50; and the server's own time
+        from receive to send beside the step that is done in it. Medians of the quieter half of
+        the rounds.
+
+    Raises
+    ------
+    BenchError
+        If a reply is wrong or missing.
+    """
+    command = {"drive_s": round_s, "num_round_trips": _MAX_ROUND_TRIPS}
+    for case in cases:
+        compiled, python = [], []
+        with _two_loads(case, 1) as (endpoint, to_server, to_echo):
+            neighbours = Neighbours()
+            for _ in range(num_rounds):
+                pair = to_server.ask(**command), to_echo.ask(**command)
+                compiled.append((neighbours.share(), pair))
+            with Client(endpoint) as client:
+                inside_us = client.stats()["latency_us"]
+                stream = client.stream("python")
+                for _ in range(num_rounds):
+                    pair = _python_round_trips(stream, case, round_s), to_echo.ask(**command)
+                    python.append((neighbours.share(), pair))
+        yield _roundtrip(f"{case} p50", "p50_us", compiled, _ROUNDTRIP_TARGET)
+        yield _roundtrip(f"{case} p99", "p99_us", compiled, None)
+        yield _roundtrip(f"{case} p50 Python client", "p50_us", python, None)
+        yield _inside(case, inside_us)
+
+
+def _roundtrip(
+    case: str, name: str, rounds: Sequence[tuple[float, tuple[Found, Found]]], target: float | None
+) -> Result:
+    share, pairs = quieter_half(rounds)
+    return Result(
+        benchmark="roundtrip",
+        case=f"{case} float32 cpu",
+        value=median(our[name] for our, _ in pairs),
+        unit="us",
+        reference="libzmq_echo",
+        reference_value=median(their[name] for _, their in pairs),
+        target=target,
+        note=describe_rounds(share, [their[name] / our[name] for our, their in pairs]),
+    )
+
+
+def _python_round_trips(stream: Stream, case: Case, duration_s: float) -> Found:
+    """Step one stream from Python, as users do."""
+    x = np.random.default_rng(0).standard_normal((NUM_X, case.input_size)).astype(np.float32)
+    times_us: list[float] = []
+    now = time.perf_counter()
+    until = now + duration_s
+    while now < until:
+        sent = now
+        stream.step(x[len(times_us) % NUM_X])
+        now = time.perf_counter()
+        times_us.append((now - sent) * 1e6)
+    return {"p50_us": float(np.percentile(times_us, 50))}
+
+
+def _inside(case: Case, inside_us: Found) -> Result:
+    """Put the server's own time from receive to send beside the step that is done in it."""
+    streams = Streams(case.model(), 1)
+    step_us = interleave({"step": streams.run}, num_rounds=15, round_s=0.005)["step"] * 1e6
+    return Result(
+        benchmark="roundtrip",
+        case=f"{case} receive to send p50 float32 cpu",
+        value=inside_us["p50"],
+        unit="us",
+        reference="step_in_loop",
+        reference_value=step_us,
+        note=f"p99 {inside_us['p99']:.1f} us, in the server, to an eighth; wanted: at most "
+        f"{_MAX_INSIDE_US:.0f} us",
+    )

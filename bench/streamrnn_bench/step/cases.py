@@ -1,0 +1,99 @@
+"""The models that are measured: one layer, random weights, named by their sizes."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from streamrnn.model.model import Model, parameter_shapes
+from streamrnn.model.spec import CELLS, InputSpec, LayerSpec, ModelSpec, OutputSpec
+from streamrnn_bench.report.results import BenchError
+
+__all__ = ["BATCH_SIZES", "Case", "parse_case"]
+
+BATCH_SIZES = (1, 4, 8, 12, 16, 48, 192)  # streams stepped together
+
+_PATTERN = re.compile(r"\s*(\w+)[\s:]+(\d+)\s*(?:->|:)\s*(\d+)\s*")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer of one cell, from I inputs to H units that are its outputs.
+
+    Attributes
+    ----------
+    cell : str
+        A name in `streamrnn.model.spec.CELLS`.
+    input_size, hidden_size : int
+        I and H.
+    """
+
+    cell: str
+    input_size: int
+    hidden_size: int
+
+    def __str__(self) -> str:
+        return f"{self.cell} {self.input_size}->{self.hidden_size}"
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one step's products, the additions counted too."""
+        gates = CELLS[self.cell].gates
+        return 2 * len(gates) * self.hidden_size * (self.input_size + self.hidden_size)
+
+    def model(self, seed: int = 0) -> Model:
+        """Make the model with random weights.
+
+        Parameters
+        ----------
+        seed : int
+            The same weights for the same number.
+
+        Returns
+        -------
+        Model
+            Weights uniform in +-1/sqrt(H), as PyTorch draws them: no cell saturates.
+        """
+        spec = ModelSpec(
+            inputs=tuple(InputSpec(f"x{i}") for i in range(self.input_size)),
+            layers=(LayerSpec(self.cell, self.hidden_size),),
+            outputs=tuple(OutputSpec(f"y{o}") for o in range(self.hidden_size)),
+        )
+        rng = np.random.default_rng(seed)
+        bound = 1 / math.sqrt(self.hidden_size)
+        parameters = {
+            name: rng.uniform(-bound, bound, shape).astype(np.float32)
+            for name, shape in parameter_shapes(spec).items()
+        }
+        return Model(spec, parameters)
+
+
+def parse_case(text: str) -> Case:
+    """Read a case from a command line.
+
+    Parameters
+    ----------
+    text : str
+        ``"lstm 64->128"``, or ``lstm:64:128``, which no shell takes for a redirection.
+
+    Returns
+    -------
+    Case
+
+    Raises
+    ------
+    BenchError
+        If it is neither, or there is no such cell.
+    """
+    found = _PATTERN.fullmatch(text)
+    if not found:
+        raise BenchError(f"case {text!r} is not of the form 'lstm 64->128' (or lstm:64:128)")
+    cell, input_size, hidden_size = found[1], int(found[2]), int(found[3])
+    if cell not in CELLS:
+        raise BenchError(f"case {text!r}: there is no cell {cell!r}; cells are {', '.join(CELLS)}")
+    if not input_size or not hidden_size:
+        raise BenchError(f"case {text!r}: sizes begin at 1")
+    return Case(cell, input_size, hidden_size)

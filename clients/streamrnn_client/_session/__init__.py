@@ -1,0 +1,1 @@
+"""What both clients share: operations, replay, what is kept of each stream."""

@@ -1,0 +1,311 @@
+"""Operations on many streams at once: one request for each shard, not for each stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgpack
+import numpy as np
+
+from streamrnn_client import errors
+from streamrnn_client._session.exchange import Buffer, Exchange
+from streamrnn_client._session.per_shard import Errors, Groups, Scatter, group_by_endpoint
+from streamrnn_client._session.replay import MAX_REPLAYS, behind, open_states, recover
+from streamrnn_client._session.session import Core, Operation
+from streamrnn_client._session.stream_group import Rows
+from streamrnn_client._session.stream_state import Claim, StreamState, as_ids
+from streamrnn_client.inputs import FLOAT, Array, ModelInfo
+from streamrnn_client.protocol.messages import StreamId, encode_bin_header
+
+__all__ = ["Rows", "batch", "open_rows", "open_streams", "step_many"]
+
+Id = TypeVar("Id", bound=StreamId)
+
+_BATCH = msgpack.packb("batch") + b"\x93"
+
+
+def open_streams(
+    core: Core,
+    ex: Exchange,
+    streams: Iterable[StreamId],
+    model: str | None,
+    window: int | None,
+    numbered: bool,
+) -> Operation[tuple[list[StreamState], ModelInfo]]:
+    """Open streams, with one request a shard, whether the server knows them already or not."""
+    ids = as_ids(streams)
+    info = yield from core.known_server(ex)
+    model_info = yield from core.model_info(ex, model)
+    states = [_state_of(core, stream, model_info, numbered) for stream in ids]
+    asked = info.default_window if window is None else window
+    if not 1 <= asked < 2**31:
+        raise errors.BadParams(f"window is {window}; it must be a whole number from 1")
+    if not states:
+        return states, model_info
+    yield Claim(states)
+    try:
+        for state in states:
+            if not state.is_open:
+                state.window = asked
+        failed = yield from open_states(core, ex, states, range(len(states)))
+        if core.is_spread and (again := (yield from _moved(core, ex, states, failed))):
+            failed = {i: error for i, error in failed.items() if i not in again}
+            failed.update((yield from open_states(core, ex, states, again)))
+    finally:
+        core.release(states)
+    for i, state in enumerate(states):
+        if state.lost:
+            failed[i] = errors.StateLost(state.id, state.last_seq, state.lost)
+        if i not in failed:
+            core.streams[state.id] = state
+    if failed:
+        opened = {s.id: s.last_seq for i, s in enumerate(states) if i not in failed}
+        raise _failure(states, opened, failed)
+    return states, model_info
+
+
+def open_rows(
+    core: Core,
+    ex: Exchange,
+    streams: Iterable[StreamId],
+    model: str | None,
+    window: int | None,
+    numbered: bool,
+) -> Operation[Rows]:
+    """Open streams and resolve them for `batch`."""
+    states, model_info = yield from open_streams(core, ex, streams, model, window, numbered)
+    return Rows(states, model_info)
+
+
+def step_many(
+    core: Core, ex: Exchange, inputs: Mapping[Id, Any], model: str | None
+) -> Operation[dict[Id, Array]]:
+    """Apply one step of each of many streams; those not seen before are opened."""
+    as_ids(inputs.keys())
+    if not inputs:
+        return {}
+    known = core.streams
+    unseen = [stream for stream in inputs if stream not in known]
+    if unseen:
+        yield from open_streams(core, ex, unseen, model, None, True)
+    states = [known[stream] for stream in inputs]
+    rows = core.last_rows
+    if rows is None or not rows.are_of(states, model):
+        rows = core.last_rows = _rows_of(states, model)
+    outputs = yield from batch(core, ex, rows, rows.model.row_arrays(inputs))
+    return dict(zip(inputs, outputs, strict=True))
+
+
+def _rows_of(states: Sequence[StreamState], model: str | None) -> Rows:
+    info = states[0].model
+    for state in states:
+        if model not in (None, state.model.name) or state.model.name != info.name:
+            raise errors.WrongModel(
+                f"stream {state.id!r} belongs to model {state.model.name!r}, not to "
+                f"{model or info.name!r}; all streams of one call have one model",
+                {"stream": state.id, "model": model or info.name},
+            )
+    return Rows(states, info)
+
+
+def batch(core: Core, ex: Exchange, rows: Rows, x: Any) -> Operation[Array]:
+    """Apply one step of each of the rows' streams."""
+    states = rows._states
+    x = rows.model.steps_array(x, "B")
+    if len(x) != len(states):
+        raise errors.WrongLength(
+            f"X has {len(x)} rows for {len(states)} streams; give one row a stream",
+            {"num_rows": len(x), "num_streams": len(states)},
+        )
+    outputs = np.zeros((len(states), rows.model.output_size), np.float32)
+    if not states:
+        return outputs
+    yield Claim(states)
+    try:
+        numbered = states[0].numbered
+        if any(state.numbered != numbered for state in states):
+            raise errors.MixedNumbering("all streams of a batch are numbered, or none is")
+        step = _BatchStep(rows, x, outputs, numbered)
+        groups = rows.groups(core)
+        unusable: Errors = {}
+        if numbered and core.is_durable and not rows.has_room():
+            rows.forget_durable()
+            unusable = yield from core.make_room(ex, states, 1)
+        unusable.update(_unusable(core, states))
+        if unusable:
+            usable = [i for i in range(len(states)) if i not in unusable]
+            groups = group_by_endpoint(core, states, usable)
+        failed = yield from step.apply(core, ex, groups)
+        if failed:
+            failed = yield from _open_pristine(core, ex, step, failed)
+            failed = yield from _replayed(core, ex, step, failed)
+            failed = yield from _judged(core, ex, states, failed)
+        failed.update(unusable)
+        if failed:
+            done = {s.id: outputs[i] for i, s in enumerate(states) if i not in failed}
+            raise _failure(states, done, failed)
+        return outputs
+    finally:
+        core.release(states)
+
+
+class _BatchStep:
+    """One step of many streams: what is sent, and where the answers go."""
+
+    def __init__(self, rows: Rows, x: Array, outputs: Array, numbered: bool) -> None:
+        self.rows = rows
+        self.states = rows._states
+        self.x = x
+        self.outputs = outputs
+        self.numbered = numbered
+        # Whatever is learned on the way: a step that is sent again keeps its number.
+        self.last_seqs = [state.last_seq for state in self.states]
+        self.seqs = [last_seq + 1 for last_seq in self.last_seqs]
+
+    def apply(self, core: Core, ex: Exchange, groups: Groups) -> Operation[Errors]:
+        sending = Scatter(
+            core, ex, self.states, "batch", self.build, self.accept, may_resend=self.numbered
+        )
+        return sending.run(groups)
+
+    def build(self, indices: Sequence[int]) -> tuple[Buffer, ...]:
+        seqs, x = self.seqs, self.x
+        if len(indices) != len(seqs) or not isinstance(indices, range):
+            x = x[indices.start : indices.stop] if isinstance(indices, range) else x[indices]
+            seqs = [seqs[i] for i in indices]
+        numbers = msgpack.packb(seqs if self.numbered else None)
+        head = encode_bin_header(x.nbytes)
+        return _BATCH, self.rows.packed_ids(indices), numbers, head, x.data
+
+    def accept(self, indices: Sequence[int], results: Sequence[Any]) -> None:
+        last_seqs, durable_seqs, ys = zip(*results, strict=True)
+        y = np.frombuffer(b"".join(ys), FLOAT)
+        if y.size != len(indices) * self.outputs.shape[1]:
+            raise errors.NotSupported(
+                f"{y.size} outputs came for {len(indices)} streams of {self.outputs.shape[1]}"
+            )
+        states, x, before, seqs = self.states, self.x, self.last_seqs, self.seqs
+        if isinstance(indices, range):
+            part = slice(indices.start, indices.stop)
+            self.outputs[part] = y.reshape(len(indices), -1)
+            states, x, before, seqs = states[part], x[part], before[part], seqs[part]
+        else:
+            self.outputs[list(indices)] = y.reshape(len(indices), -1)
+            states, x = [states[i] for i in indices], x[list(indices)]
+            before, seqs = [before[i] for i in indices], [seqs[i] for i in indices]
+        if self.numbered and list(last_seqs) != seqs:
+            raise errors.NotSupported("the steps were answered with other numbers")
+        if states[0].kept is not None:
+            self.rows.keep(indices, x, before, seqs, durable_seqs)
+        for state, last_seq, durable_seq in zip(states, last_seqs, durable_seqs, strict=True):
+            state.last_seq = last_seq
+            state.durable_seq = durable_seq
+            state.in_doubt = False
+
+
+def _state_of(core: Core, stream: StreamId, model: ModelInfo, numbered: bool) -> StreamState:
+    """Return what is known of a stream that is to be opened, or begin to know it."""
+    state = core.streams.get(stream)
+    if state is None or state.lost:
+        return StreamState(stream, model, numbered=numbered)
+    if state.model.name != model.name:
+        raise errors.WrongModel(
+            f"stream {stream!r} belongs to model {state.model.name!r}, not to {model.name!r}; "
+            "close it first, or use another id",
+            {"stream": stream, "model": model.name},
+        )
+    if state.numbered != numbered:
+        raise errors.MixedNumbering(
+            f"stream {stream!r} was opened with numbered={state.numbered}; close it first",
+            {"stream": stream},
+        )
+    return state
+
+
+def _unusable(core: Core, states: Sequence[StreamState]) -> Errors:
+    failed: Errors = {}
+    for i, state in enumerate(states):
+        if state.is_open and not state.lost:
+            continue
+        try:
+            core.first_seq(state, None, 1)
+        except errors.StreamRNNClientError as error:
+            failed[i] = error
+    return failed
+
+
+def _open_pristine(core: Core, ex: Exchange, step: _BatchStep, failed: Errors) -> Operation[Errors]:
+    """Open again what the server does not know, where no step is lost by it, and step it."""
+    states = step.states
+    indices = [
+        i
+        for i, error in failed.items()
+        if isinstance(error, errors.UnknownStream) and states[i].is_pristine and states[i].is_open
+    ]
+    if not indices:
+        return failed
+    still = yield from open_states(core, ex, states, indices)
+    opened = [i for i in indices if i not in still and not states[i].lost]
+    stepped = yield from step.apply(core, ex, group_by_endpoint(core, states, opened))
+    kept = {i: error for i, error in failed.items() if i not in indices}
+    return {**kept, **still, **stepped}
+
+
+def _replayed(core: Core, ex: Exchange, step: _BatchStep, failed: Errors) -> Operation[Errors]:
+    """Bring the server to where it was, where it is behind, and step those streams then."""
+    states = step.states
+    for _ in range(MAX_REPLAYS):
+        found = {i: how for i, error in failed.items() if (how := behind(core, states[i], error))}
+        failed = {i: error for i, error in failed.items() if i not in found}
+        again = list(found)
+        if found:
+            lost = yield from recover(core, ex, states, found)
+            failed.update(lost)
+            again = [i for i in found if i not in lost]
+        elif core.is_spread and step.numbered:
+            again = yield from _moved(core, ex, states, failed)
+        if not again:
+            break
+        for i in again:
+            failed.pop(i, None)
+        failed.update((yield from step.apply(core, ex, group_by_endpoint(core, states, again))))
+    return failed
+
+
+def _moved(
+    core: Core, ex: Exchange, states: Sequence[StreamState], failed: Errors
+) -> Operation[list[int]]:
+    """Say which streams are not where nobody answered: with fewer shards that endpoint is gone."""
+    silent = {
+        i: error.detail.get("endpoint")
+        for i, error in failed.items()
+        if isinstance(error, TimeoutError | ConnectionError)
+    }
+    if not silent or (yield from core.look_again(ex)):
+        return []
+    return [i for i, endpoint in silent.items() if core.endpoint(states[i]) != endpoint]
+
+
+def _judged(
+    core: Core, ex: Exchange, states: Sequence[StreamState], failed: Errors
+) -> Operation[Errors]:
+    """Say what the errors mean; the server is asked once why streams were lost."""
+    losses = {i: what for i, error in failed.items() if (what := core.loss(states[i], error))}
+    silence = (yield from core.look_again(ex)) if losses else ""
+    return {
+        i: core.mark_lost(states[i], losses[i], silence, failed[i])
+        if i in losses
+        else core.note_failure(states[i], error)
+        for i, error in failed.items()
+    }
+
+
+def _failure(
+    states: Sequence[StreamState], done: Mapping[StreamId, Any], failed: Errors
+) -> errors.StreamRNNClientError:
+    """Make one exception of many: the common one if nothing succeeded, else `PartialFailure`."""
+    distinct = {id(error): error for error in failed.values()}
+    if len(distinct) == 1 and (not done or len(states) == 1):
+        return next(iter(distinct.values()))
+    return errors.PartialFailure(done, {states[i].id: failed[i] for i in sorted(failed)})

@@ -1,0 +1,370 @@
+"""Requests and their answers, without sockets and without a clock of their own.
+
+An `Exchange` gives requests their msgids, says what is to be sent when, takes what comes, and
+settles every call: with its result, its error, or a timeout. Whoever drives it (`client`, `aio`, a
+simulation) sends what stands in the `outbox`, hands over replies and calls `tick` when it is due.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from streamrnn_client import errors
+from streamrnn_client.protocol.messages import MAX_MSGID, ErrorCode, ProtocolError, decode_response
+
+__all__ = ["Call", "Exchange"]
+
+_HEAD = b"\x94\x00\xce"  # an array of four: 0 for a request, then the msgid as uint 32
+_NUM_HEAD_BYTES = len(_HEAD) + 4
+_BUSY = ErrorCode.BUSY.wire
+_MIN_BUSY_S, _MAX_BUSY_S = 0.001, 1.0
+_MIN_RETRY_S, _MAX_RETRY_S = 0.001, 0.05  # after a send that found no connection, or no room
+_MAX_RESEND_S = 2.0  # while the time between two repetitions doubles
+_NEVER = float("inf")
+
+Buffer = bytes | memoryview
+
+
+def _msgids() -> Iterator[int]:
+    """Give msgids, over and over; `itertools.cycle` would remember all that it ever gave."""
+    while True:
+        yield from range(1, MAX_MSGID + 1)
+
+
+class Call:
+    """One request until it is settled.
+
+    Attributes
+    ----------
+    endpoint : str
+        Where it goes.
+    method : str
+        For words.
+    payload : bytes
+        The whole message, the same bytes however often it is sent.
+    may_resend : bool
+        Whether sending it twice does no harm; False for unnumbered steps.
+    deadline, next_at : float
+        Seconds of the exchange's clock: when to give up, and when to look at it again.
+    num_sends : int
+        How often it was sent.
+    done : bool
+        Whether it is settled; then `error` is None or `result` is.
+    on_settled : callable or None
+        Called with the call once it is settled.
+    waiter : Any
+        The driver's own.
+    """
+
+    __slots__ = (
+        "deadline",
+        "done",
+        "endpoint",
+        "error",
+        "interval_s",
+        "may_resend",
+        "method",
+        "msgid",
+        "next_at",
+        "num_sends",
+        "on_settled",
+        "payload",
+        "result",
+        "retry_s",
+        "started",
+        "waiter",
+    )
+
+    def __init__(
+        self,
+        endpoint: str,
+        method: str,
+        payload: bytes,
+        msgid: int,
+        *,
+        may_resend: bool,
+        started: float,
+        deadline: float,
+    ) -> None:
+        self.endpoint = endpoint
+        self.method = method
+        self.payload = payload
+        self.msgid = msgid
+        self.may_resend = may_resend
+        self.started = started
+        self.deadline = deadline
+        self.next_at = deadline
+        self.interval_s = _NEVER
+        self.retry_s = _MIN_RETRY_S
+        self.num_sends = 0
+        self.done = False
+        self.result: Any = None
+        self.error: errors.StreamRNNClientError | None = None
+        self.on_settled: Callable[[Call], None] | None = None
+        self.waiter: Any = None
+
+
+class Exchange:
+    """All calls of one thread or one event loop.
+
+    Parameters
+    ----------
+    clock : callable
+        Returns monotonic seconds.
+    timeout_s : float
+        From the first try to the giving up.
+    resend_s : float
+        How long to wait for an answer before the request is sent again; doubles every time.
+    is_connected : callable
+        Tells of an endpoint whether there is a connection: for the words of a timeout.
+
+    Attributes
+    ----------
+    outbox : deque of Call
+        To be sent now, in this order.
+    max_in_flight : int
+        The most unanswered requests; what goes beyond waits its turn.
+    num_unreadable : int
+        Replies that were no replies of this protocol.
+    is_put_off : bool
+        Whether the last `receive` put a call off, so that `next_at` may have come nearer.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        *,
+        timeout_s: float,
+        resend_s: float,
+        is_connected: Callable[[str], bool] = lambda endpoint: True,
+    ) -> None:
+        self._clock = clock
+        self._timeout_s = timeout_s
+        self._resend_s = resend_s
+        self._answer_s = min(resend_s, timeout_s / 10)
+        self._is_connected = is_connected
+        self._pending: dict[int, Call] = {}
+        self._backlog: deque[Call] = deque()
+        self._msgids = _msgids()
+        self.outbox: deque[Call] = deque()
+        self.max_in_flight = MAX_MSGID
+        self.num_unreadable = 0
+        self.is_put_off = False
+
+    def submit(
+        self,
+        endpoint: str,
+        method: str,
+        parts: tuple[Buffer, ...],
+        *,
+        may_resend: bool = True,
+        delay_s: float = 0.0,
+        deadline: float | None = None,
+    ) -> Call:
+        """Take a request on.
+
+        Parameters
+        ----------
+        endpoint : str
+            Where it goes.
+        method : str
+            For words; `parts` begin with it, encoded.
+        parts : tuple of bytes or contiguous memoryview
+            What follows the msgid: method and parameters, encoded. Copied once, into the message.
+        may_resend : bool
+            Whether it may be sent again when no answer comes.
+        delay_s : float
+            How long to wait before it is sent.
+        deadline : float or None
+            Seconds of the clock; None for `timeout_s` from now.
+
+        Returns
+        -------
+        Call
+            To be waited for, or abandoned.
+        """
+        msgid = next(self._msgids)
+        while msgid in self._pending:
+            msgid = next(self._msgids)
+        now = self._clock()
+        call = Call(
+            endpoint,
+            method,
+            b"".join((_HEAD, msgid.to_bytes(4, "big"), *parts)),
+            msgid,
+            may_resend=may_resend,
+            started=now,
+            deadline=now + self._timeout_s if deadline is None else deadline,
+        )
+        call.interval_s = self._resend_s
+        self._pending[msgid] = call
+        if delay_s > 0:
+            call.next_at = now + delay_s
+        elif len(self._pending) > self.max_in_flight:
+            self._backlog.append(call)
+        else:
+            self._put_out(call, now)
+        return call
+
+    def repeat(self, call: Call, endpoint: str) -> Call:
+        """Take on a request like one that was settled, under a msgid of its own.
+
+        Parameters
+        ----------
+        call : Call
+            The one that was settled.
+        endpoint : str
+            Where the new one goes.
+
+        Returns
+        -------
+        Call
+        """
+        parts = (memoryview(call.payload)[_NUM_HEAD_BYTES:],)
+        return self.submit(endpoint, call.method, parts, may_resend=call.may_resend)
+
+    def receive(self, payload: bytes) -> None:
+        """Take what came from a server: an answer settles its call, anything else is dropped.
+
+        Parameters
+        ----------
+        payload : bytes
+            One whole message.
+        """
+        self.is_put_off = False
+        try:
+            msgid, error, result = decode_response(payload)
+        except ProtocolError:
+            self.num_unreadable += 1
+            return
+        call = self._pending.get(msgid)
+        if call is None:  # the second answer to a request that was sent twice
+            return
+        if error is None:
+            call.result = result
+            self._settle(call)
+        elif error[0] == _BUSY and self._wait_out(call, error):
+            return
+        else:
+            call.error = errors.from_wire(error)
+            self._settle(call)
+
+    def tick(self) -> None:
+        """Send again, give up, and send what was delayed, wherever it is due."""
+        now = self._clock()
+        for call in [call for call in self._pending.values() if call.next_at <= now]:
+            if now >= call.deadline:
+                call.error = self._timeout(call)
+                self._settle(call)
+            else:  # what must not be sent again is due at its deadline only
+                self._put_out(call, now)
+
+    def next_at(self) -> float:
+        """Return when `tick` is due, in seconds of the clock; infinity if nothing is pending."""
+        return min((call.next_at for call in self._pending.values()), default=_NEVER)
+
+    def has_time(self, delay_s: float, deadline: float | None) -> bool:
+        """Tell whether something put off by a delay would still be in time.
+
+        Parameters
+        ----------
+        delay_s : float
+            Counted from now.
+        deadline : float or None
+            Seconds of the clock; None is never too late.
+        """
+        # An answer needs time too: `busy` says more than the timeout of one last try.
+        return deadline is None or self._clock() + delay_s + self._answer_s < deadline
+
+    def not_sent(self, call: Call) -> None:
+        """Take back a call from the outbox that the socket did not take: it has no connection.
+
+        Parameters
+        ----------
+        call : Call
+            It stays pending and is tried again soon; it counts as never sent.
+        """
+        call.num_sends -= 1
+        if call.may_resend:
+            call.interval_s /= 2
+        call.next_at = min(self._clock() + call.retry_s, call.deadline)
+        call.retry_s = min(2 * call.retry_s, _MAX_RETRY_S)
+
+    def abandon(self, call: Call) -> None:
+        """Forget a call that nobody waits for any more.
+
+        Parameters
+        ----------
+        call : Call
+            Settled or not; what was sent cannot be taken back.
+        """
+        if not call.done:
+            call.error = errors.ClientClosed(f"{call.method} was abandoned")
+            self._settle(call)
+
+    def abandon_all(self) -> None:
+        """Settle all calls with `ClientClosed`."""
+        for call in list(self._pending.values()):
+            call.error = errors.ClientClosed("the client was closed while a call was under way")
+            self._settle(call)
+
+    def _put_out(self, call: Call, now: float) -> None:
+        call.num_sends += 1
+        if call.may_resend:
+            call.next_at = min(now + call.interval_s, call.deadline)
+            # A server that is killed over and over must not be waited for longer and longer.
+            call.interval_s = max(call.interval_s, min(2 * call.interval_s, _MAX_RESEND_S))
+        else:
+            call.next_at = call.deadline
+        self.outbox.append(call)
+
+    def _wait_out(self, call: Call, error: list[Any]) -> bool:
+        """Put a busy call off; it was not applied, so even an unnumbered one may come again."""
+        detail = error[2] if isinstance(error[2], dict) else {}
+        delay_s = float(detail.get("retry_after_ms", 10)) / 1000
+        delay_s = min(max(delay_s, _MIN_BUSY_S), _MAX_BUSY_S)
+        if not self.has_time(delay_s, call.deadline):
+            return False
+        call.num_sends = 0
+        call.next_at = self._clock() + delay_s
+        self.is_put_off = True
+        return True
+
+    def _settle(self, call: Call) -> None:
+        call.done = True
+        del self._pending[call.msgid]
+        if call.num_sends == 0 and call in self._backlog:
+            self._backlog.remove(call)
+        if call.on_settled is not None:
+            call.on_settled(call)
+        while self._backlog and len(self._pending) - len(self._backlog) < self.max_in_flight:
+            self._put_out(self._backlog.popleft(), self._clock())
+
+    def _timeout(self, call: Call) -> errors.StreamRNNClientError:
+        seconds = call.deadline - call.started
+        detail = {"endpoint": call.endpoint, "method": call.method, "num_sends": call.num_sends}
+        if call.num_sends == 0:
+            doubt = "nothing was sent, so nothing was applied"
+        elif call.may_resend:
+            doubt = f"it was sent {call.num_sends} times; to call again with the same input is safe"
+        else:
+            doubt = "it was sent once only, for it has no number, and may have been applied"
+        if not self._is_connected(call.endpoint):
+            return errors.ConnectionLost(
+                f"no connection to {call.endpoint} within {seconds:.3g} s ({call.method}): is a "
+                "server running there, and are the address and the keys right? "
+                f"{doubt.capitalize()}",
+                detail,
+            )
+        unreadable = (
+            f"; {self.num_unreadable} replies were not of this protocol: is it another service?"
+            if self.num_unreadable
+            else ""
+        )
+        return errors.RequestTimeout(
+            f"{call.endpoint} did not answer {call.method} within {seconds:.3g} s; "
+            f"{doubt}{unreadable}",
+            detail,
+        )

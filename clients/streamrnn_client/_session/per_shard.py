@@ -1,0 +1,153 @@
+"""One request for each shard instead of one for each stream, and what comes back, item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from streamrnn_client import errors
+from streamrnn_client._session.exchange import Buffer, Call, Exchange
+from streamrnn_client._session.server_info import MAX_MOVES, OVERHEAD_BYTES, Operation, ServerView
+from streamrnn_client._session.stream_state import StreamState
+from streamrnn_client.protocol.messages import MAX_BATCH
+
+__all__ = ["ITEM_BYTES", "Errors", "Groups", "Scatter", "group_by_endpoint"]
+
+Errors = dict[int, errors.StreamRNNClientError]
+Groups = list[tuple[str, Sequence[int]]]
+Build = Callable[[Sequence[int]], tuple[Buffer, ...]]
+Accept = Callable[[Sequence[int], Sequence[Any]], None]
+
+
+BUSY_MS = 10  # where the server names no time
+ITEM_BYTES = 160  # id, number and frame of one stream in a batch, at most
+
+
+class Scatter:
+    """Send every stream's item to its shard; an item that is moved or busy goes again by itself.
+
+    `build` makes the method and parameters of a group of items, `accept` takes their results.
+    """
+
+    def __init__(
+        self,
+        core: ServerView,
+        ex: Exchange,
+        states: Sequence[StreamState],
+        method: str,
+        build: Build,
+        accept: Accept,
+        *,
+        may_resend: bool = True,
+    ) -> None:
+        self.core = core
+        self.ex = ex
+        self.states = states
+        self.method = method
+        self.build = build
+        self.accept = accept
+        self.may_resend = may_resend
+        self.failed: Errors = {}
+        self.again: list[int] = []
+        self.delay_s = 0.0
+        self.deadline: float | None = None
+        self.num_moves = 0
+
+    def run(self, groups: Groups) -> Operation[Errors]:
+        """Settle all items of the groups; return those that failed."""
+        while groups:
+            yield from self._send(groups)
+            groups = group_by_endpoint(self.core, self.states, self.again)
+        return self.failed
+
+    def _send(self, groups: Groups) -> Operation[None]:
+        calls: list[Call] = []
+        try:
+            for endpoint, group in groups:
+                call = self.ex.submit(
+                    endpoint,
+                    self.method,
+                    self.build(group),
+                    may_resend=self.may_resend,
+                    delay_s=self.delay_s,
+                    deadline=self.deadline,
+                )
+                calls.append(call)
+            for call in calls:
+                yield call
+        except BaseException:
+            for state in self.states:
+                state.in_doubt = True
+            raise
+        finally:
+            for call in calls:
+                self.ex.abandon(call)
+        self.again = []
+        self.delay_s = 0.0
+        self.deadline = calls[0].deadline
+        version = self.core.map_version
+        for call, (_, group) in zip(calls, groups, strict=True):
+            self._take(call, group)
+        self.num_moves += self.core.map_version != version
+
+    def _take(self, call: Call, group: Sequence[int]) -> None:
+        if isinstance(call.error, errors.Moved) and self.num_moves < MAX_MOVES:
+            for i in group:
+                self.core.note_moved(self.states[i], call.error.detail)
+            self.again += group
+        elif call.error is not None:
+            self.failed.update(dict.fromkeys(group, call.error))
+        else:
+            self._take_items(call.result, group)
+
+    def _take_items(self, items: Sequence[Any], group: Sequence[int]) -> None:
+        if len(items) != len(group):
+            raise errors.NotSupported(f"{len(items)} answers came for {len(group)} streams")
+        item_errors, results = zip(*items, strict=True)
+        if not any(item_errors):
+            self.accept(group, results)
+            return
+        fine = [k for k, error in enumerate(item_errors) if error is None]
+        if fine:
+            self.accept([group[k] for k in fine], [results[k] for k in fine])
+        for i, error in zip(group, item_errors, strict=True):
+            if error is not None:
+                self._take_error(i, errors.from_wire(error, stream=self.states[i].id))
+
+    def _take_error(self, i: int, error: errors.StreamRNNClientError) -> None:
+        if isinstance(error, errors.Moved) and self.num_moves < MAX_MOVES:
+            self.core.note_moved(self.states[i], error.detail)
+            self.again.append(i)
+            return
+        if isinstance(error, errors.Busy):
+            wait_s = max(self.delay_s, error.detail.get("retry_after_ms", BUSY_MS) / 1000)
+            if self.ex.has_time(wait_s, self.deadline):
+                self.delay_s = wait_s
+                self.again.append(i)
+                return
+        self.failed[i] = error
+
+
+def group_by_endpoint(
+    core: ServerView,
+    states: Sequence[StreamState],
+    indices: Sequence[int],
+    item_bytes: int = ITEM_BYTES,
+) -> Groups:
+    """Split items by shard, and so that no request is larger than the server takes."""
+    info = core.info
+    room = max(1, (info.max_message_bytes - OVERHEAD_BYTES) // item_bytes) if info else MAX_BATCH
+    size = min(room, info.max_batch) if info else room
+    shards: dict[str, Sequence[int]] = {}
+    if not core.is_spread and len(indices):
+        shards[core.address] = indices
+    else:
+        lists: dict[str, list[int]] = {}
+        for i in indices:
+            lists.setdefault(core.endpoint(states[i]), []).append(i)
+        shards.update(lists)
+    return [
+        (endpoint, group[start : start + size])
+        for endpoint, group in shards.items()
+        for start in range(0, len(group), size)
+    ]

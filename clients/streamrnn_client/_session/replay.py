@@ -1,0 +1,241 @@
+"""Opening streams, and bringing a server that knows less of them than it did to where it was.
+
+A server that was started again may know a stream as it was some steps ago, or not at all. What it
+lacks was kept (`_kept`) and is sent again, under the same numbers; steps are deterministic, so the
+outputs are those that came before, and are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+
+from streamrnn_client import errors
+from streamrnn_client._session.exchange import Buffer, Call, Exchange
+from streamrnn_client._session.per_shard import Errors, Scatter, group_by_endpoint
+from streamrnn_client._session.server_info import MAX_MOVES, Operation, ServerView
+from streamrnn_client._session.stream_state import StreamState, pack_ids
+from streamrnn_client.protocol.messages import StreamId, encode_bin_header, encode_uint
+
+__all__ = ["MAX_REPLAYS", "Behind", "behind", "open_states", "recover", "sync_shards"]
+
+MAX_REPLAYS = 32  # of one call: more crashes than that are no accident
+
+_OPEN = msgpack.packb("open") + b"\x93"
+_RESET = msgpack.packb("reset")
+
+Results = dict[int, Sequence[int]]
+
+
+class Behind(NamedTuple):
+    """What a server said that knows less of a stream than it did: its next number, and words."""
+
+    expected: int
+    what: str
+
+
+def behind(
+    view: ServerView, state: StreamState, error: errors.StreamRNNClientError
+) -> Behind | None:
+    """Say how far the server is behind, if that is what an error means and can be made good."""
+    if state.kept is None or isinstance(error, errors.Expired):
+        return None
+    what = view.loss(state, error)
+    if not what:
+        return None
+    return Behind(error.detail["expected"] if isinstance(error, errors.Gap) else 1, what)
+
+
+def open_states(
+    view: ServerView, ex: Exchange, states: Sequence[StreamState], indices: Sequence[int]
+) -> Operation[Errors]:
+    """Open streams; replay those that the server knows less of than this client.
+
+    Steps that this client did not make and that are not on disk yet (its own, before it was
+    started again, or another client's) are made durable first: it could not repeat them.
+    """
+    results: Results = {}
+    instance = view.info.instance if view.info is not None else ""
+    failed = yield from _ask(view, ex, states, indices, results)
+    unsafe = [i for i, result in results.items() if _is_unsafe(view, states[i], result)]
+    if unsafe:
+        yield from sync_shards(view, ex, [states[i] for i in unsafe])
+        failed.update((yield from _ask(view, ex, states, unsafe, results)))
+    found: dict[int, Behind] = {}
+    for i, result in results.items():
+        if i not in failed and not view.opened(states[i], result, instance):
+            found[i] = Behind(result[0] + 1, f"the server knows of {result[0]} steps only")
+    if found:
+        failed.update((yield from recover(view, ex, states, found)))
+    return failed
+
+
+def recover(
+    view: ServerView, ex: Exchange, states: Sequence[StreamState], found: Mapping[int, Behind]
+) -> Operation[Errors]:
+    """Bring streams that the server is behind with to where this client has them."""
+    failed: Errors = {}
+    for _ in range(MAX_REPLAYS):
+        try:
+            info = yield from view.hello(ex)
+        except errors.StreamRNNClientError as error:
+            return {**failed, **{i: view.note_failure(states[i], error) for i in found}}
+        for i, (expected, what) in found.items():
+            state = states[i]
+            assert state.kept is not None
+            missing = state.kept.missing(expected, state.last_seq)
+            if expected <= state.last_seq and state.instance == info.instance:
+                failed[i] = view.mark_lost(state, what, "")  # it was not a crash
+            elif missing is not None:
+                first, last = missing
+                kept = f"this client keeps only {state.kept.num_steps} of the steps since"
+                what = f"{what}, and steps {first} to {last} cannot be sent again: {kept}"
+                failed[i] = view.mark_lost(state, what, "")
+                failed[i].detail["missing"] = [first, last]
+        todo = [i for i in found if i not in failed]
+        if not todo:
+            return failed
+        results: Results = {}
+        failed.update((yield from _ask(view, ex, states, todo, results)))
+        replay = _Replay(view, ex, states, info.instance)
+        yield from replay.run({i: results[i] for i in todo if i not in failed})
+        failed.update(replay.failed)
+        found = replay.found
+        if not found:
+            return failed
+    words = f"the server lost what was sent again, {MAX_REPLAYS} times"
+    return {**failed, **{i: view.mark_lost(states[i], words, "") for i in found}}
+
+
+class _Replay:
+    """Send the server what it lacks of many streams, one chunk of each at a time."""
+
+    def __init__(
+        self, view: ServerView, ex: Exchange, states: Sequence[StreamState], instance: str
+    ) -> None:
+        self.view = view
+        self.ex = ex
+        self.states = states
+        self.instance = instance
+        self.failed: Errors = {}
+        self.found: dict[int, Behind] = {}
+        self._next: dict[int, int] = {}
+        self._num_moves = 0
+
+    def run(self, results: Results) -> Operation[None]:
+        for i, (last_seq, _, window) in results.items():
+            state = self.states[i]
+            assert state.kept is not None
+            state.window, state.instance, state.is_open = window, self.instance, True
+            # The steps that the server still has outputs of are sent too: should another client
+            # have made others of the same numbers, then that is a conflict, never a mixture.
+            self._next[i] = max(state.kept.first_seq(last_seq + 1), last_seq + 1 - window, 1)
+        while todo := [i for i, seq in self._next.items() if seq <= self.states[i].last_seq]:
+            calls: list[Call] = []
+            try:
+                calls.extend(self._submit(self.states[i], self._next[i]) for i in todo)
+                for call in calls:
+                    yield call
+            finally:
+                for call in calls:
+                    self.ex.abandon(call)
+            for i, call in zip(todo, calls, strict=True):
+                self._take(i, call)
+
+    def _submit(self, state: StreamState, seq: int) -> Call:
+        assert state.kept is not None
+        num_steps = min(self.view.max_chunk(state), state.last_seq + 1 - seq)
+        _, _, x = state.kept.chunk(seq, num_steps)
+        endpoint = self.view.endpoint(state)
+        if x is None:
+            return self.ex.submit(endpoint, "reset", (_RESET, msgpack.packb([state.id, seq])))
+        head = (state.step_head, encode_uint(seq), encode_bin_header(len(x)))
+        return self.ex.submit(endpoint, "step", (*head, x))
+
+    def _take(self, i: int, call: Call) -> None:
+        state, error = self.states[i], call.error
+        if error is None:
+            last_seq, durable_seq = call.result[:2]
+            state.note_durable(durable_seq)
+            assert state.kept is not None
+            # What was on its way since before the crash may have come there too, and to the disk.
+            self._next[i] = max(last_seq + 1, state.kept.first_seq(state.last_seq + 1))
+            return
+        if isinstance(error, errors.Moved) and self._num_moves < MAX_MOVES * len(self.states):
+            self._num_moves += 1
+            self.view.note_moved(state, error.detail)
+            return
+        found = behind(self.view, state, error)
+        if isinstance(error, errors.Stale):  # it went on meanwhile; `open` tells how far
+            found = Behind(state.last_seq + 1, str(error))
+        if found is not None:
+            self.found[i] = found
+        else:
+            self.failed[i] = self.view.note_failure(state, error)
+        del self._next[i]
+
+
+def sync_shards(
+    view: ServerView, ex: Exchange, states: Sequence[StreamState]
+) -> Operation[bool | None]:
+    """Have the streams' shards write everything; None if one gave no answer.
+
+    What it says of single streams `open` tells: a shard that was started again answers too.
+    """
+    stream: StreamId | None
+    calls: list[Call] = []
+    answer: bool | None = True
+    try:
+        if len(states) == 1:
+            stream, endpoints = states[0].id, [view.endpoint(states[0])]
+        else:
+            stream, endpoints = None, list({view.endpoint(state): None for state in states})
+        parts = (msgpack.packb("sync"), msgpack.packb([stream]))
+        calls.extend(ex.submit(endpoint, "sync", parts) for endpoint in endpoints)
+        for call in calls:
+            yield call
+            if call.error is not None:
+                answer = None
+                view.is_stale |= isinstance(call.error, TimeoutError | ConnectionError)
+            elif call.result is False and answer:
+                answer = False
+    finally:
+        for call in calls:
+            ex.abandon(call)
+    return answer
+
+
+def _is_unsafe(view: ServerView, state: StreamState, result: Sequence[int]) -> bool:
+    last_seq, durable_seq, _ = result
+    if not view.is_durable or not state.numbered or last_seq <= durable_seq:
+        return False
+    kept = state.kept
+    return kept is None or kept.missing(durable_seq + 1, last_seq) is not None
+
+
+def _ask(
+    view: ServerView,
+    ex: Exchange,
+    states: Sequence[StreamState],
+    indices: Sequence[int],
+    results: Results,
+) -> Operation[Errors]:
+    """Send `open`, with one request a shard for all streams that ask for the same window."""
+    failed: Errors = {}
+    kinds: dict[tuple[str, int], list[int]] = {}
+    for i in indices:
+        kinds.setdefault((states[i].model.name, states[i].window), []).append(i)
+    for (model, window), members in kinds.items():
+        tail = msgpack.packb(model) + msgpack.packb(window)
+
+        def build(group: Sequence[int], tail: bytes = tail) -> tuple[Buffer, ...]:
+            return _OPEN, pack_ids([states[i] for i in group]), tail
+
+        def accept(group: Sequence[int], told: Sequence[Any]) -> None:
+            results.update(zip(group, told, strict=True))
+
+        opening = Scatter(view, ex, states, "open", build, accept)
+        failed.update((yield from opening.run(group_by_endpoint(view, states, members))))
+    return failed

@@ -1,0 +1,291 @@
+"""What a client knows of its server, and what it asks when it needs to know more."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgpack
+
+from streamrnn_client import errors
+from streamrnn_client._session.exchange import Call, Exchange
+from streamrnn_client._session.replay_log import MAX_KEPT_BYTES, MAX_KEPT_STEPS, Kept
+from streamrnn_client._session.stream_state import Claim, ServerInfo, StreamState
+from streamrnn_client.inputs import ModelInfo
+from streamrnn_client.protocol.messages import shard_of
+
+if TYPE_CHECKING:
+    from streamrnn_client._session.stream_group import Rows
+
+__all__ = ["MAX_MOVES", "OVERHEAD_BYTES", "Operation", "ServerView"]
+
+MAX_MOVES = 4
+OVERHEAD_BYTES = 1024  # what a message holds besides its streams and their x, generously
+
+T = TypeVar("T")
+Operation = Generator[Call | Claim, None, T]
+
+
+class ServerView:
+    """What all threads or tasks of one client share: the server, its models, the streams.
+
+    Parameters
+    ----------
+    address : str
+        Where the first shard is.
+    release : callable
+        Takes streams back from an operation that had claimed them.
+    max_kept_steps, max_kept_bytes : int
+        How much is kept of each stream for a replay.
+
+    Attributes
+    ----------
+    info : ServerInfo or None
+        What `hello` told last.
+    is_stale : bool
+        Whether `hello` should be asked again before anything else.
+    models : dict
+        Name -> `ModelInfo`.
+    streams : dict
+        Stream id -> `StreamState`.
+    last_rows : Rows or None
+        The streams of the last `step_many`: often they are those of the next one.
+    map_version : int
+        Changes whenever a stream may have got another endpoint.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        release: Callable[[Sequence[StreamState]], None],
+        max_kept_steps: int = MAX_KEPT_STEPS,
+        max_kept_bytes: int = MAX_KEPT_BYTES,
+    ) -> None:
+        self.address = address
+        self.max_kept_steps = max_kept_steps
+        self.max_kept_bytes = max_kept_bytes
+        self.release = release
+        self.info: ServerInfo | None = None
+        self.is_stale = False
+        self.models: dict[str, ModelInfo] = {}
+        self.streams: dict[Any, StreamState] = {}
+        self.last_rows: Rows | None = None
+        self.map_version = 0
+        self._moved: dict[int, str] = {}
+
+    # ---- the server ---------------------------------------------------------------------------
+
+    def request(self, ex: Exchange, method: str, params: Sequence[Any]) -> Operation[Any]:
+        """Ask the first shard for something that belongs to no stream; may be sent again."""
+        parts = (msgpack.packb(method), msgpack.packb(params))
+        call = ex.submit(self.address, method, parts)
+        try:
+            yield call
+        finally:
+            ex.abandon(call)
+        if call.error is not None:
+            self.is_stale |= isinstance(call.error, TimeoutError | ConnectionError)
+            raise call.error
+        return call.result
+
+    def hello(self, ex: Exchange) -> Operation[ServerInfo]:
+        """Ask who the server is and where its shards are."""
+        told = yield from self.request(ex, "hello", [{"client": "streamrnn-client"}])
+        info = ServerInfo.from_map(told)
+        if self.info is None or info.instance != self.info.instance:
+            self.models = {}
+        self.info = info
+        self.is_stale = False
+        self._moved = {}
+        self.map_version += 1
+        ex.max_in_flight = info.max_in_flight
+        return info
+
+    def known_server(self, ex: Exchange) -> Operation[ServerInfo]:
+        """Return what is known of the server; ask only where that is nothing, or doubtful."""
+        if self.info is None or self.is_stale:
+            return (yield from self.hello(ex))
+        ex.max_in_flight = self.info.max_in_flight
+        return self.info
+
+    def list_models(self, ex: Exchange) -> Operation[dict[str, ModelInfo]]:
+        """Ask for all models and their descriptions."""
+        yield from self.known_server(ex)
+        told = yield from self.request(ex, "models", [])
+        self.models = {entry["name"]: ModelInfo(entry) for entry in told}
+        return dict(self.models)
+
+    def stats(self, ex: Exchange) -> Operation[dict[str, Any]]:
+        """Ask for the server's counters."""
+        told: dict[str, Any] = yield from self.request(ex, "stats", [])
+        return told
+
+    def model_info(self, ex: Exchange, name: str | None) -> Operation[ModelInfo]:
+        """Return a model's description; None is the only model."""
+        if name not in self.models and not (name is None and len(self.models) == 1):
+            yield from self.list_models(ex)
+        if name is None and len(self.models) == 1:
+            return next(iter(self.models.values()))
+        if name in self.models:
+            return self.models[name]
+        served = sorted(self.models)
+        nearest = difflib.get_close_matches(str(name), served, 1)
+        raise errors.UnknownModel(
+            (
+                f"no model is named, and {len(served)} are served: name one of {served}"
+                if name is None
+                else f"there is no model {name!r}; served are {served}"
+            )
+            + (f"; did you mean {nearest[0]!r}?" if nearest else ""),
+            {"model": name, "models": served},
+        )
+
+    def endpoint(self, state: StreamState) -> str:
+        """Return where a stream's requests go."""
+        if not self.is_spread:
+            return self.address
+        moved = self._moved.get(state.slot)
+        if moved is not None:
+            return moved
+        info = self.info
+        # With one shard the user's own address is right even behind a tunnel or a NAT.
+        if info is None or info.num_shards == 1:
+            return self.address
+        return info.endpoints[shard_of(state.slot, info.num_shards)]
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether streams live at more than one endpoint."""
+        return bool(self._moved) or (self.info is not None and self.info.num_shards > 1)
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether the server keeps streams on disk, as far as it told."""
+        return self.info is not None and self.info.durability != "none"
+
+    def max_chunk(self, state: StreamState) -> int:
+        """Return the most steps of one message: by the window, and by its size."""
+        if self.info is None:
+            return state.window
+        room = self.info.max_message_bytes - OVERHEAD_BYTES
+        most = room // (4 * max(state.model.num_inputs, state.model.output_size))
+        return max(1, min(state.window, most))
+
+    def opened(self, state: StreamState, result: Sequence[int], instance: str) -> bool:
+        """Take what `open` returned; False if the server is behind and steps may be sent again.
+
+        Where nothing is kept, a step that the server no longer knows of is a loss.
+        """
+        last_seq, durable_seq, window = result
+        if last_seq < state.last_seq:
+            if state.kept is not None:
+                return False
+            state.lost = f"the server knows of {last_seq} steps only"
+            if self.info is not None and self.info.instance != state.instance:
+                state.lost += f"; it was started again (instance {self.info.instance})"
+            return True
+        state.last_seq, state.window = last_seq, window
+        # Of the time before the request was sent: should the server have been started again since,
+        # then a loss looks like one by a crash, which is the side to err on.
+        state.instance = instance
+        state.is_open = True
+        state.in_doubt = False
+        if not self.is_durable or not state.numbered:
+            state.kept = None
+        elif state.kept is None:
+            row_bytes = 4 * state.model.num_inputs
+            state.kept = Kept(row_bytes, self.max_kept_steps, self.max_kept_bytes)
+        state.note_durable(durable_seq)
+        return True
+
+    def note_moved(self, state: StreamState, detail: dict[str, Any]) -> None:
+        """Remember where a stream's hash slot lives, as the server told in `moved`."""
+        endpoint = detail.get("endpoint")
+        if isinstance(endpoint, str):
+            self._moved = {**self._moved, state.slot: endpoint}
+            self.map_version += 1
+
+    def has_moved(self, ex: Exchange, state: StreamState, call: Call) -> Operation[bool]:
+        """Tell whether a silent endpoint is not the stream's any more: a shard fewer, perhaps."""
+        if not isinstance(call.error, TimeoutError | ConnectionError):
+            return False
+        if not call.may_resend or call.endpoint == self.address:
+            return False
+        silence = yield from self.look_again(ex)
+        return not silence and self.endpoint(state) != call.endpoint
+
+    # ---- what went wrong ----------------------------------------------------------------------
+
+    def judge(
+        self, ex: Exchange, state: StreamState, error: errors.StreamRNNClientError
+    ) -> Operation[errors.StreamRNNClientError]:
+        """Say what an error means for a stream: a loss, a doubt, or just what it says."""
+        what = self.loss(state, error)
+        if not what:
+            return self.note_failure(state, error)
+        silence = yield from self.look_again(ex)
+        return self.mark_lost(state, what, silence, error)
+
+    def loss(self, state: StreamState, error: errors.StreamRNNClientError) -> str:
+        """Say what a stream lost according to an error; nothing is the empty string."""
+        expected = error.detail.get("expected")
+        if isinstance(error, errors.Gap) and isinstance(expected, int):
+            if expected <= state.last_seq:
+                return f"the server expects step {expected} next"
+        elif isinstance(error, errors.Expired):
+            idle = "for too long" if error.idle_s is None else f"for {error.idle_s} s"
+            return f"it was idle {idle}, and has expired"
+        elif isinstance(error, errors.UnknownStream):
+            return "the server does not know the stream"
+        return ""
+
+    def look_again(self, ex: Exchange) -> Operation[str]:
+        """Ask who the server is now; return why it did not say, empty if it did."""
+        try:
+            yield from self.hello(ex)
+        except errors.StreamRNNClientError as error:
+            return error.code
+        return ""
+
+    def mark_lost(
+        self,
+        state: StreamState,
+        what: str,
+        silence: str,
+        error: errors.StreamRNNClientError | None = None,
+    ) -> errors.StateLost:
+        """Mark a stream as lost, for good, and say why as far as `look_again` found out."""
+        if isinstance(error, errors.Expired):  # which says why
+            state.lost = what
+            return errors.StateLost(state.id, state.last_seq, what, error.detail)
+        instance = self.info.instance if self.info is not None else ""
+        if silence:
+            why = f"and it does not answer hello ({silence})"
+        elif instance != state.instance:
+            why = f"it was started again (instance {state.instance} before, {instance} now)"
+        else:
+            why = "it was not started again, so somebody closed the stream, or it was idle too long"
+        state.lost = f"{what}; {why}"
+        return errors.StateLost(state.id, state.last_seq, state.lost)
+
+    def note_failure(
+        self, state: StreamState, error: errors.StreamRNNClientError
+    ) -> errors.StreamRNNClientError:
+        """Remember what an error leaves in doubt; return it, with the stream's id in it."""
+        if isinstance(error, errors.RequestTimeout | errors.ConnectionLost):
+            state.in_doubt |= error.detail.get("num_sends") != 0
+            self.is_stale = True
+        elif isinstance(error, errors.Conflict) and state.in_doubt:
+            return errors.Conflict(
+                f"{error}. The call before this one on stream {state.id!r} got no answer, but its "
+                "step was applied: repeat it with its own input, or go on after it with resync()",
+                error.detail,
+            )
+        elif isinstance(error, errors.Quarantined):
+            # Of a chunk, the steps before the one that was refused were applied.
+            expected = error.detail.get("expected")
+            if isinstance(expected, int) and state.numbered:
+                state.last_seq = max(state.last_seq, expected - 1)
+        error.detail.setdefault("stream", state.id)
+        return error

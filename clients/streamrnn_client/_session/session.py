@@ -1,0 +1,344 @@
+"""What a client does, without sockets: operations that any driver can run.
+
+An operation is a generator. It submits requests to an `Exchange` and yields what it waits for: a
+`Call`, until it is settled, or a `Claim`, until it is granted. `client` drives operations with
+blocking sockets, `aio` with an event loop, the tests with a simulated network and clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from streamrnn_client import errors
+from streamrnn_client._session.exchange import Buffer, Call, Exchange
+from streamrnn_client._session.per_shard import Errors
+from streamrnn_client._session.replay import MAX_REPLAYS, behind, open_states, recover, sync_shards
+from streamrnn_client._session.server_info import MAX_MOVES, Operation, ServerView
+from streamrnn_client._session.stream_state import Claim, StreamState
+from streamrnn_client.inputs import Array
+from streamrnn_client.protocol.messages import (
+    MAX_SEQ,
+    ErrorCode,
+    encode_bin_header,
+    encode_uint,
+    error_message,
+)
+
+__all__ = ["Core", "Operation"]
+
+_MIN_SYNC_S, _MAX_SYNC_S = 0.01, 0.5  # between two tries to have a disk written
+
+
+class Core(ServerView):
+    """The operations on single streams; those on many are in `_batching`."""
+
+    # ---- steps --------------------------------------------------------------------------------
+
+    def step(self, ex: Exchange, state: StreamState, x: Any, seq: int | None) -> Operation[Array]:
+        """Apply one step and return its output."""
+        x = state.model.step_array(x)
+        yield Claim((state,))
+        try:
+            first_seq = self.first_seq(state, seq, 1)
+            if state.kept is not None and state.kept.is_full(1):
+                yield from self.make_room_for(ex, state, 1)
+            call = self._submit(ex, state, first_seq, x)
+            result = yield from self.settle(ex, state, call)
+            return self._accept(state, result, first_seq, 1, x)
+        finally:
+            self.release((state,))
+
+    def steps(self, ex: Exchange, state: StreamState, x: Any, seq: int | None) -> Operation[Array]:
+        """Apply many steps, in chunks, two of them under way, and return all outputs."""
+        x = state.model.steps_array(x)
+        num_steps = len(x)
+        outputs = np.empty((num_steps, state.model.output_size), np.float32)
+        yield Claim((state,))
+        in_flight: deque[tuple[Call, int, int, str]] = deque()
+        sent = done = 0
+        try:
+            first_seq = self.first_seq(state, seq, num_steps)
+            # Unnumbered chunks must not overtake each other, so only one is under way.
+            depth = 2 if state.numbered and state.window > 1 else 1
+            chunk = max(1, min(state.window // depth, self.max_chunk(state)))
+            while done < num_steps:
+                while sent < num_steps and len(in_flight) < depth:
+                    stop = min(sent + chunk, num_steps)
+                    if state.kept is not None and state.kept.is_full(stop - done):
+                        if in_flight:
+                            break  # what is under way is not kept yet
+                        yield from self.make_room_for(ex, state, stop - sent)
+                    number = first_seq + sent if first_seq else 0
+                    call = self._submit(ex, state, number, x[sent:stop])
+                    in_flight.append((call, sent, stop, state.instance))
+                    sent = stop
+                call, start, stop, instance = in_flight.popleft()
+                number = first_seq + start if first_seq else 0
+                result = yield from self.settle(ex, state, call, in_order=start == 0)
+                # It may have been answered before a crash that the chunk before it met.
+                state.instance = instance
+                y = self._accept(state, result, number, stop - start, x[start:stop])
+                outputs[start:stop] = y.reshape(stop - start, -1)
+                done = stop
+            return outputs
+        except errors.StreamRNNClientError as error:
+            raise _in_whole(error, outputs, done) from error.__cause__
+        finally:
+            for call, *_ in in_flight:
+                ex.abandon(call)
+            self.release((state,))
+
+    def first_seq(self, state: StreamState, seq: int | None, num_steps: int) -> int:
+        """Return the number of the next step, 0 on an unnumbered stream."""
+        if state.lost:
+            raise errors.StateLost(state.id, state.last_seq, state.lost)
+        if not state.is_open:
+            raise errors.UnknownStream(
+                f"stream {state.id!r} was closed by this client; open it again with "
+                "client.stream(...)",
+                {"stream": state.id},
+            )
+        if not state.numbered:
+            if seq:
+                raise errors.MixedNumbering(
+                    f"stream {state.id!r} was opened with numbered=False; leave seq out",
+                    {"stream": state.id},
+                )
+            return 0
+        if seq is None:
+            return state.last_seq + 1
+        if type(seq) is not int:
+            seq = int(seq)
+        if not 1 <= seq <= MAX_SEQ - num_steps:
+            raise errors.BadParams(f"seq is {seq}; steps are numbered from 1", {"seq": seq})
+        return seq
+
+    def _submit(self, ex: Exchange, state: StreamState, first_seq: int, x: Array) -> Call:
+        parts: tuple[Buffer, ...] = (
+            state.step_head,
+            encode_uint(first_seq),
+            encode_bin_header(x.nbytes),
+            x.data,
+        )
+        return ex.submit(self.endpoint(state), "step", parts, may_resend=state.numbered)
+
+    def settle(
+        self, ex: Exchange, state: StreamState, call: Call, *, in_order: bool = True
+    ) -> Operation[Any]:
+        """Wait for a request's answer; send it again where that is right, else raise.
+
+        With `in_order` False an earlier chunk was still under way when this one was sent. If that
+        one came late, or the server had to be brought to where it was, then this one met a gap
+        that exists no longer.
+        """
+        num_moves = num_replays = 0
+        may_open = may_look = True
+        try:
+            while True:
+                yield call
+                error = call.error
+                if error is None:
+                    return call.result
+                if isinstance(error, errors.Moved) and num_moves < MAX_MOVES:
+                    num_moves += 1
+                    self.note_moved(state, error.detail)
+                elif not in_order and isinstance(error, errors.Gap | errors.UnknownStream):
+                    in_order = True
+                elif isinstance(error, errors.UnknownStream) and state.is_pristine and may_open:
+                    may_open = False
+                    yield from self._open_again(ex, state)
+                elif num_replays < MAX_REPLAYS and (found := behind(self, state, error)):
+                    num_replays += 1
+                    failed = yield from recover(self, ex, (state,), {0: found})
+                    if failed:
+                        raise failed[0]
+                elif may_look and (yield from self.has_moved(ex, state, call)):
+                    may_look = False
+                else:
+                    if isinstance(error, errors.Exists) and call.num_sends > 1:
+                        error.detail["num_sends"] = call.num_sends
+                        error.args = (f"{error}. It may be this call's own: it was sent twice",)
+                    raise (yield from self.judge(ex, state, error))
+                call = ex.repeat(call, self.endpoint(state))
+        except BaseException as error:
+            # Whoever stops waiting does not know whether the step was applied.
+            state.in_doubt |= not isinstance(error, errors.StreamRNNClientError)
+            raise
+        finally:
+            ex.abandon(call)
+
+    def _accept(
+        self, state: StreamState, result: Any, first_seq: int, num_steps: int, x: Array
+    ) -> Array:
+        last_seq, durable_seq, y = result
+        outputs = state.model.outputs(y)
+        if outputs.size != num_steps * state.model.output_size:
+            raise errors.NotSupported(
+                f"{outputs.size} outputs came for {num_steps} steps of model {state.model.name!r}; "
+                f"expected were {num_steps * state.model.output_size}"
+            )
+        state.durable_seq = durable_seq
+        if state.kept is not None:
+            state.kept.note(first_seq, num_steps, x, state.last_seq)
+            state.kept.forget(durable_seq)
+        # An explicit seq may ask for an old step once more.
+        state.last_seq = max(state.last_seq, last_seq)
+        state.in_doubt = False
+        return outputs
+
+    # ---- what is on disk -----------------------------------------------------------------------
+
+    def make_room(
+        self, ex: Exchange, states: Sequence[StreamState], num_steps: int
+    ) -> Operation[Errors]:
+        """Wait until so many more steps of claimed streams may be kept: until others are on disk.
+
+        The errors of streams that it could not be done for are returned.
+        """
+        delay_s, deadline = 0.0, None
+        failed: Errors = {}
+        while full := [
+            i
+            for i, state in enumerate(states)
+            if state.kept is not None and state.kept.is_full(num_steps) and i not in failed
+        ]:
+            if delay_s and not ex.has_time(delay_s, deadline):
+                return {**failed, **{i: _frozen(states[i]) for i in full}}
+            deadline = yield from self._pause(ex, delay_s, deadline)
+            delay_s = min(max(2 * delay_s, _MIN_SYNC_S), _MAX_SYNC_S)
+            before = [states[i].durable_seq for i in full], self.info
+            yield from sync_shards(self, ex, [states[i] for i in full])
+            for i, error in (yield from open_states(self, ex, states, full)).items():
+                failed[i] = yield from self.judge(ex, states[i], error)
+            if before != ([states[i].durable_seq for i in full], self.info):
+                deadline = None  # it writes, or it was started again
+        return failed
+
+    def make_room_for(self, ex: Exchange, state: StreamState, num_steps: int) -> Operation[None]:
+        """Wait until so many more steps of one stream may be kept."""
+        for error in (yield from self.make_room(ex, (state,), num_steps)).values():
+            raise error
+
+    def sync(self, ex: Exchange, state: StreamState) -> Operation[int]:
+        """Have a stream's last step written to disk; return the last one that is."""
+        yield Claim((state,))
+        try:
+            self.first_seq(state, None, 1)
+            return (yield from self.make_durable(ex, state))
+        finally:
+            self.release((state,))
+
+    def make_durable(self, ex: Exchange, state: StreamState) -> Operation[int]:
+        for _ in range(MAX_REPLAYS):
+            call = self.call(ex, state, "sync", [state.id])
+            state.note_durable((yield from self.settle(ex, state, call)))
+            if state.durable_seq >= state.last_seq:
+                break
+            instance = state.instance
+            yield from self.open_claimed(ex, (state,))
+            if state.durable_seq >= state.last_seq or state.instance == instance:
+                break  # the disk cannot be written
+        return state.durable_seq
+
+    def _pause(self, ex: Exchange, delay_s: float, deadline: float | None) -> Operation[float]:
+        """Wait, with a question to the server that needs an answer anyway: who it is."""
+        parts = (msgpack.packb("hello"), msgpack.packb([{"client": "streamrnn-client"}]))
+        call = ex.submit(self.address, "hello", parts, delay_s=delay_s)
+        try:
+            yield call
+        finally:
+            ex.abandon(call)
+        return call.deadline if deadline is None else deadline
+
+    # ---- the life of a stream -----------------------------------------------------------------
+
+    def reset(self, ex: Exchange, state: StreamState) -> Operation[None]:
+        """Set a stream's state back to that of a new one; takes a number, like a step."""
+        yield Claim((state,))
+        try:
+            seq = self.first_seq(state, None, 1)
+            if state.kept is not None and state.kept.is_full(1):
+                yield from self.make_room_for(ex, state, 1)
+            call = self.call(ex, state, "reset", [state.id, seq], may_resend=seq > 0)
+            last_seq, durable_seq = yield from self.settle(ex, state, call)
+            if state.kept is not None:
+                state.kept.note(seq, 1, None, state.last_seq)
+            state.last_seq = last_seq
+            state.note_durable(durable_seq)
+            state.in_doubt = False
+        finally:
+            self.release((state,))
+
+    def close(self, ex: Exchange, state: StreamState) -> Operation[bool]:
+        """Close a stream: the server forgets its state. True if there was one."""
+        yield Claim((state,))
+        try:
+            existed = yield from self.settle(ex, state, self.call(ex, state, "close", [state.id]))
+            state.is_open = False
+            self.streams.pop(state.id, None)
+            return bool(existed)
+        finally:
+            self.release((state,))
+
+    def resync(self, ex: Exchange, state: StreamState) -> Operation[int]:
+        """Take the server's word for the last step applied."""
+        yield Claim((state,))
+        try:
+            self.first_seq(state, None, 1)
+            yield from self._open_again(ex, state)
+            return state.last_seq
+        finally:
+            self.release((state,))
+
+    def _open_again(self, ex: Exchange, state: StreamState) -> Operation[None]:
+        yield from self.open_claimed(ex, (state,))
+        if state.lost:
+            raise errors.StateLost(state.id, state.last_seq, state.lost)
+
+    def open_claimed(self, ex: Exchange, states: Sequence[StreamState]) -> Operation[None]:
+        """Open streams that were open; what the server lacks of them is replayed."""
+        failed = yield from open_states(self, ex, states, range(len(states)))
+        for i, error in failed.items():
+            raise (yield from self.judge(ex, states[i], error))
+
+    def call(
+        self,
+        ex: Exchange,
+        state: StreamState,
+        method: str,
+        params: list[Any],
+        *,
+        may_resend: bool = True,
+    ) -> Call:
+        parts = (msgpack.packb(method), msgpack.packb(params))
+        return ex.submit(self.endpoint(state), method, parts, may_resend=may_resend)
+
+
+def _frozen(state: StreamState) -> errors.ReadOnly:
+    return errors.ReadOnly(
+        f"the server writes nothing to its disk: durable_seq of stream {state.id!r} stands at "
+        f"{state.durable_seq}, and the steps since are as many as this client may keep "
+        "(max_kept_steps, max_kept_bytes); the next step was not sent: try again when the disk can "
+        "be written",
+        {"stream": state.id, "durable_seq": state.durable_seq},
+    )
+
+
+def _in_whole(
+    error: errors.StreamRNNClientError, outputs: Array, num_done: int
+) -> errors.StreamRNNClientError:
+    """Let a chunk's error speak about the whole call: the outputs so far, the step's position."""
+    step = error.detail.get("step")
+    if isinstance(error, errors.BadValue) and isinstance(step, int):
+        detail = {**error.detail, "step": step + num_done}
+        error = errors.BadValue(error_message(ErrorCode.BAD_VALUE, detail), detail)
+    if num_done:
+        words = f"{num_done} of the {len(outputs)} steps were applied: go on with X[{num_done}:]"
+        error.args = (f"{error} ({words})", *error.args[1:])
+    error.completed = outputs[:num_done]
+    return error

@@ -1,0 +1,263 @@
+"""What a client knows: the server, and each of its streams. No logic, no sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+
+from streamrnn_client._session.replay_log import Kept
+from streamrnn_client.errors import BadParams, NotSupported
+from streamrnn_client.inputs import ModelInfo
+from streamrnn_client.protocol.messages import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    DEFAULT_WINDOW,
+    MAX_BATCH,
+    MAX_WINDOW,
+    PROTOCOL_VERSION,
+    ProtocolError,
+    StreamId,
+    canonical_id,
+    hash_slot,
+)
+
+__all__ = ["Claim", "ServerInfo", "StreamState"]
+
+_STEP = msgpack.packb("step") + b"\x93"
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What `hello` told.
+
+    Attributes
+    ----------
+    server : str
+        The server's version.
+    instance : str
+        Another one after every start of the server.
+    durability : str
+        ``none``, ``checkpoint`` or ``always``.
+    arithmetic : str
+        Device, precision and kernel version: outputs are equal to the bit under one of them.
+    endpoints : tuple of str
+        One for each shard.
+    num_shards, default_window, max_window, max_message_bytes, max_in_flight, max_batch : int
+    models : tuple of str
+    """
+
+    server: str
+    instance: str
+    durability: str
+    arithmetic: str
+    endpoints: tuple[str, ...]
+    num_shards: int
+    default_window: int = DEFAULT_WINDOW
+    max_window: int = MAX_WINDOW
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    max_in_flight: int = 1000
+    max_batch: int = MAX_BATCH
+    models: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def from_map(cls, told: Any) -> ServerInfo:
+        """Read what `hello` returned.
+
+        Parameters
+        ----------
+        told : dict
+            The result of `hello`; keys that this client does not know are skipped.
+
+        Returns
+        -------
+        ServerInfo
+
+        Raises
+        ------
+        NotSupported
+            If the server speaks another protocol.
+        """
+        version = told.get("protocol") if isinstance(told, dict) else None
+        if version != PROTOCOL_VERSION:
+            raise NotSupported(
+                f"the server speaks protocol {version!r}, this client {PROTOCOL_VERSION}: "
+                "install streamrnn-client in the server's version",
+                {"protocol": version, "expected": PROTOCOL_VERSION},
+            )
+        known = {key: told[key] for key in cls.__dataclass_fields__ if key in told}
+        for key in ("endpoints", "models"):
+            known[key] = tuple(known.get(key, ()))
+        try:
+            info = cls(**known)
+        except TypeError as error:
+            raise NotSupported(f"hello lacks something that this client needs: {error}") from None
+        if info.num_shards != len(info.endpoints):
+            raise NotSupported(f"{info.num_shards} shards, but {len(info.endpoints)} endpoints")
+        return info
+
+
+class StreamState:
+    """What a client knows about one of its streams.
+
+    Parameters
+    ----------
+    stream : str or int
+        The stream's id.
+    model : ModelInfo
+        Its model.
+    numbered : bool
+        Whether its steps carry numbers.
+
+    Attributes
+    ----------
+    id : str or int
+    model : ModelInfo
+    numbered : bool
+    window : int
+        The most unacknowledged steps.
+    last_seq, durable_seq : int
+        The last step applied, and the last one that is safe on disk, as far as was told.
+    instance : str
+        The start of the server under which it was opened.
+    is_open, in_doubt, claimed : bool
+        Whether it was opened; whether a step's fate is unknown; whether a call is under way.
+    lost : str
+        Why its state is lost; empty while it is not.
+    kept : Kept or None
+        The steps that are not on disk yet; None where the server has no disk, or nothing has a
+        number.
+    packed_id, step_head : bytes
+        The id, and what begins a `step` request, in MessagePack.
+
+    Raises
+    ------
+    BadParams
+        If it is no stream id.
+    """
+
+    __slots__ = (
+        "_slot",
+        "claimed",
+        "durable_seq",
+        "id",
+        "in_doubt",
+        "instance",
+        "is_open",
+        "kept",
+        "last_seq",
+        "lost",
+        "model",
+        "numbered",
+        "packed_id",
+        "step_head",
+        "window",
+    )
+
+    def __init__(self, stream: StreamId, model: ModelInfo, *, numbered: bool) -> None:
+        try:
+            canonical_id(stream)
+        except ProtocolError as error:
+            raise BadParams(str(error), {"stream": stream}) from None
+        self.id = stream
+        self.model = model
+        self.numbered = numbered
+        self.window = 1
+        self.last_seq = 0
+        self.durable_seq = 0
+        self.instance = ""
+        self.is_open = False
+        self.in_doubt = False
+        self.claimed = False
+        self.lost = ""
+        self.kept: Kept | None = None
+        self.packed_id: bytes = msgpack.packb(stream)
+        self.step_head: bytes = _STEP + self.packed_id
+        self._slot = -1
+
+    @property
+    def slot(self) -> int:
+        """The hash slot, worked out when it is first asked for: with one shard it never is."""
+        if self._slot < 0:
+            self._slot = hash_slot(self.id)
+        return self._slot
+
+    def note_durable(self, durable_seq: int) -> None:
+        """Take note of what is on disk, and keep it no longer.
+
+        Parameters
+        ----------
+        durable_seq : int
+            As the server told.
+        """
+        self.durable_seq = durable_seq
+        if self.kept is not None:
+            self.kept.forget(durable_seq)
+
+    @property
+    def is_pristine(self) -> bool:
+        """Whether nothing is lost if the server does not know the stream."""
+        return self.numbered and self.last_seq == 0
+
+
+class Claim:
+    """What an operation waits for before it touches streams: that no other one does.
+
+    Parameters
+    ----------
+    states : sequence of StreamState
+        All of them are claimed at once, so that two operations cannot wait for each other.
+    """
+
+    __slots__ = ("states",)
+
+    def __init__(self, states: Sequence[StreamState]) -> None:
+        self.states = states
+
+
+def pack_ids(states: Sequence[StreamState]) -> bytes:
+    """Return the array of streams' ids in MessagePack.
+
+    Parameters
+    ----------
+    states : sequence of StreamState
+
+    Returns
+    -------
+    bytes
+    """
+    header = msgpack.Packer().pack_array_header(len(states))
+    return b"".join((header, *[state.packed_id for state in states]))
+
+
+def as_ids(streams: Any) -> list[StreamId]:
+    """Check that streams were given as a collection of ids without repetition.
+
+    Parameters
+    ----------
+    streams : iterable of str or int
+        Stream ids.
+
+    Returns
+    -------
+    list of str or int
+
+    Raises
+    ------
+    BadParams
+        If one comes twice, or a single str was given.
+    """
+    if isinstance(streams, str | bytes | int | Mapping):
+        raise BadParams(f"streams is {type(streams).__name__}; give a list of stream ids")
+    ids = [_plain(stream) for stream in streams]
+    if len(set(ids)) != len(ids):
+        twice = next(stream for stream in ids if ids.count(stream) > 1)
+        raise BadParams(f"stream {twice!r} is named twice; name each stream once")
+    return ids
+
+
+def _plain(stream: Any) -> StreamId:
+    """Turn a NumPy integer or str into Python's, which the wire knows; leave the rest alone."""
+    item = getattr(stream, "item", None)
+    return item() if item is not None and getattr(stream, "ndim", 1) == 0 else stream

@@ -1,0 +1,122 @@
+"""What a client is told when it is made, and the socket options that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from os.path import exists
+from typing import Any, NamedTuple
+
+import zmq
+from zmq.auth import load_certificate
+
+from streamrnn_client._session.replay_log import MAX_KEPT_BYTES, MAX_KEPT_STEPS
+from streamrnn_client.errors import BadParams
+
+__all__ = ["Keys", "Options", "configure", "is_connected", "load_keys"]
+
+_KEY_LENGTH = 40  # of a key in Z85
+
+
+class Keys(NamedTuple):
+    """CURVE keys, Z85 of 40 characters each."""
+
+    public: bytes
+    secret: bytes
+    server: bytes
+
+
+def load_keys(
+    curve_key: str | PathLike[str] | None, server_key: str | PathLike[str] | None
+) -> Keys | None:
+    """Read the keys that a client is given, both or none.
+
+    Parameters
+    ----------
+    curve_key : str, path or None
+        The client's own file, NAME.key_secret.
+    server_key : str, path or None
+        The server's file, NAME.key, or the key itself.
+
+    Returns
+    -------
+    Keys or None
+
+    Raises
+    ------
+    BadParams
+        If one is missing, or no such key.
+    """
+    if curve_key is None and server_key is None:
+        return None
+    if curve_key is None or server_key is None:
+        raise BadParams(
+            "curve_key and server_key belong together: the one is yours (NAME.key_secret), the "
+            "other the server's public one (NAME.key)"
+        )
+    public, secret = _load_file(curve_key)
+    if secret is None:
+        raise BadParams(f"{curve_key} holds no secret key; name the .key_secret file")
+    if isinstance(server_key, str) and len(server_key) == _KEY_LENGTH and not exists(server_key):
+        return Keys(public, secret, server_key.encode())
+    return Keys(public, secret, _load_file(server_key)[0])
+
+
+def _load_file(path: str | PathLike[str]) -> tuple[bytes, bytes | None]:
+    try:
+        return load_certificate(path)
+    except (OSError, ValueError) as error:
+        raise BadParams(f"{path} is no key file: {error}") from error
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked arguments of a client; seconds."""
+
+    address: str
+    timeout_s: float = 5.0
+    resend_s: float = 0.5
+    max_kept_steps: int = MAX_KEPT_STEPS
+    max_kept_bytes: int = MAX_KEPT_BYTES
+    keys: Keys | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.address, str) or "://" not in self.address:
+            raise BadParams(
+                f"the address is {self.address!r}; expected is for instance 'tcp://127.0.0.1:7070'"
+            )
+        for name in ("timeout_s", "resend_s"):
+            value = getattr(self, name)
+            if not 0 < value < 1e6:
+                raise BadParams(f"{name} is {value!r}; it must be a number of seconds above 0")
+        for name in ("max_kept_steps", "max_kept_bytes"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise BadParams(f"{name} is {value!r}; it must be a whole number from 1")
+
+
+def configure(socket: zmq.Socket[Any], endpoint: str, keys: Keys | None = None) -> None:
+    """Set all options whose default would hang or flood, then connect."""
+    socket.linger = 0  # every request has a reply, so nothing that matters waits at the end
+    socket.sndhwm = 10_000
+    socket.rcvhwm = 0  # bounded by what was asked
+    socket.ipv6 = "[" in endpoint
+    # Nothing waits in a queue for a connection: what cannot be sent now is not sent, and known not
+    # to be. An unnumbered step then cannot go out long after its caller has given up.
+    socket.immediate = True
+    socket.reconnect_ivl = 50
+    socket.reconnect_ivl_max = 1000
+    socket.heartbeat_ivl = 5000
+    socket.heartbeat_timeout = 15_000
+    if keys is not None:
+        socket.curve_publickey, socket.curve_secretkey = keys.public, keys.secret
+        socket.curve_serverkey = keys.server
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as error:
+        raise BadParams(f"cannot connect to {endpoint!r}: {error}; is it an address?") from None
+
+
+def is_connected(socket: zmq.Socket[Any] | None) -> bool:
+    """Tell whether a socket of ours has a connection: only then it takes messages."""
+    return socket is not None and bool(int(socket.get(zmq.EVENTS)) & zmq.POLLOUT)

@@ -1,0 +1,1 @@
+"""The wire protocol, in Python without sockets; the server uses it too."""

@@ -1,0 +1,102 @@
+"""``streamrnn status``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from streamrnn_client import Client
+from streamrnn_client.protocol.messages import DEFAULT_PORT
+from streamrnn_server.config import format_bytes
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        The subcommand's.
+    """
+    parser.add_argument(
+        "address",
+        nargs="?",
+        default=f"tcp://127.0.0.1:{DEFAULT_PORT}",
+        metavar="ADDRESS",
+        help="of a running server (%(default)s)",
+    )
+    parser.add_argument(
+        "--curve-key", type=Path, metavar="FILE", help="your NAME.key_secret, if it asks for keys"
+    )
+    parser.add_argument("--server-key", type=Path, metavar="FILE", help="the server's NAME.key")
+    parser.add_argument("--json", action="store_true", help="print all of it as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask a server how it is and print what it says.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        What `configure` asked for.
+
+    Returns
+    -------
+    int
+        0.
+    """
+    with Client(args.address, curve_key=args.curve_key, server_key=args.server_key) as client:
+        stats = client.stats()
+    print(json.dumps(stats) if args.json else "\n".join(_lines(stats)))
+    return 0
+
+
+def _lines(stats: dict[str, Any]) -> list[str]:
+    """Put into words what matters: who, how much, how fast, and what went wrong."""
+    uptime_s = max(stats["uptime_s"], 1e-9)
+    models = ", ".join(f"{name} ({number} open)" for name, number in stats["models"].items())
+    lines = [
+        f"server      streamrnn {stats['server']}, instance {stats['instance']}, "
+        f"up {stats['uptime_s']:.0f} s, durability {stats['durability']}",
+        f"models      {models}",
+        f"streams     {stats['num_streams']:,} of at most {stats['max_streams']:,}",
+        f"memory      {format_bytes(stats['memory_used_bytes'])} of at most "
+        f"{format_bytes(stats['memory_budget_bytes'])} for streams; made way: {_made_way(stats)}",
+        f"work        {stats['num_steps']:,} steps in {stats['num_waves']:,} waves, "
+        f"{stats['num_messages']:,} messages, {stats['num_messages'] / uptime_s:,.0f} a second",
+    ]
+    latency = stats["latency_us"]
+    if latency:
+        told = ", ".join(f"{name} {value:,.0f}" for name, value in latency.items())
+        lines.append(f"latency µs  {told} (inside the server, from receive to send)")
+    lines += [
+        f"shard {k}     {shard['endpoint']}: {shard['num_streams']:,} streams, "
+        f"{shard['num_messages']:,} messages"
+        for k, shard in enumerate(stats["shards"])
+    ]
+    wrong = {
+        name.removeprefix("num_").replace("_", " "): number
+        for name, number in stats.items()
+        if name.startswith(("num_errors", "num_dropped", "num_calls_ref", "num_too", "num_extra"))
+        or name in ("num_quarantined", "num_refused_for_room")
+    }
+    told = ", ".join(f"{name} {number:,}" for name, number in wrong.items() if number)
+    lines.append(f"trouble     {told or 'none'}")
+    return lines
+
+
+def _made_way(stats: dict[str, Any]) -> str:
+    """Say how many streams left memory, and why."""
+    reasons = {
+        "num_spilled_idle": "idle",
+        "num_spilled_for_room": "for --max-streams",
+        "num_spilled_for_memory": "for --memory-budget",
+        "num_evicted_idle": "idle and closed",
+        "num_expired": "expired",
+    }
+    told = [f"{stats[name]:,} {why}" for name, why in reasons.items() if stats.get(name)]
+    return ", ".join(told) or "none"

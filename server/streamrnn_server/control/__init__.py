@@ -1,0 +1,1 @@
+"""Python threads that answer what compiled code cannot."""

@@ -1,0 +1,278 @@
+"""What Python serves: hello, models, stats, what is not in memory, and the words of every error."""
+
+from __future__ import annotations
+
+import functools
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from streamrnn import __version__
+from streamrnn.kernels.cpu.plan import Program
+from streamrnn.model.model import Model
+from streamrnn_client.protocol.messages import (
+    DEFAULT_WINDOW,
+    MAX_BATCH,
+    MAX_WINDOW,
+    PROTOCOL_VERSION,
+    ColdRequest,
+    ErrorCode,
+    OpenRequest,
+    OpenWithStateRequest,
+    ProtocolError,
+    Request,
+    decode_request,
+    encode_error,
+    encode_response,
+    error_reply,
+)
+from streamrnn_server.config import ServerConfig
+from streamrnn_server.control.error_text import Ask, word_error, word_items
+from streamrnn_server.control.state_methods import Caller, Cold, Order, command
+from streamrnn_server.control.stats import latency_us, shard_stats, total_counters
+from streamrnn_server.event_log import EventLog
+from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.setup import ShardMemory
+from streamrnn_server.storage.record_lookup import Vault
+from streamrnn_server.storage.state_dir import Disk, served_models, templates_of
+
+__all__ = ["Control"]
+
+
+class Control:
+    """Answers what shards ask. Knows no sockets.
+
+    Parameters
+    ----------
+    config : ServerConfig
+        How the server runs.
+    models : mapping of str to Model
+        What it serves, in the shards' order.
+    programs : mapping of str to Program
+        The same, as the kernels see them.
+    arithmetic : str
+        What computes their steps, to the bit.
+    device : str
+        Where.
+    endpoints : sequence of str
+        Where clients find each shard.
+    log : EventLog
+        Where failures of our own go.
+    disk : Disk, optional
+        The state directory, where there is one.
+
+    Attributes
+    ----------
+    instance : str
+        Tells this start of the server from every other.
+    num_too_broken : int
+        Number of messages that could not even be answered.
+    shards : list of ShardMemory
+        Whose numbers `stats` tells; filled by the server.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        models: Mapping[str, Model],
+        programs: Mapping[str, Program],
+        arithmetic: str,
+        device: str,
+        endpoints: Sequence[str],
+        log: EventLog,
+        disk: Disk | None = None,
+    ) -> None:
+        self.instance = secrets.token_hex(8)
+        self.num_too_broken = 0
+        self.shards: list[ShardMemory] = []
+        self._config = config
+        self._models = dict(models)
+        self._row_bytes = {name: program.row_bytes for name, program in programs.items()}
+        self._specs = [(name, model.spec) for name, model in models.items()]
+        self._arithmetic, self._device = arithmetic, device
+        self._endpoints = list(endpoints)
+        self._log = log
+        self._disk = disk
+        self._started_s = time.monotonic()
+        self._methods = {"hello": self._hello, "models": self._list_models, "stats": self.stats}
+        served = served_models(models, programs)
+        store, expiry = (None, None) if disk is None else (disk.store, disk.expiry)
+        self._vault = Vault(served, arithmetic, store, expiry, config.has_users)
+        templates = templates_of(served, arithmetic)
+        self._cold = Cold(
+            self._vault,
+            templates,
+            list(models),
+            config.num_shards,
+            is_durable=disk is not None,
+            min_window=1 if device == "cpu" else 2,
+        )
+
+    def answer(self, shard: int, ask: Ask) -> list[Order]:
+        """Answer what a shard asks.
+
+        Parameters
+        ----------
+        shard : int
+            Which one.
+        ask : Ask
+            The numbers and the body.
+
+        Returns
+        -------
+        list of Order
+            What to send to which shard; nothing if nobody can be answered.
+        """
+        caller = Caller(shard, ask.identity, ask.msgid)
+        if ask.ask == w.ASK_LOOK_UP:
+            return [Order(shard, self._look_up(ask))]
+        if ask.ask in (w.ASK_CALL, w.ASK_ERROR, w.ASK_ITEMS):
+            caller = caller._replace(user=self.shards[shard].user(ask.owner))
+        known_about = functools.partial(self._known_about, caller.user)
+        if ask.ask == w.ASK_ENTRY:
+            return self._cold.finish_export(caller, ask.body)
+        if ask.ask == w.ASK_REPLY:
+            return self._cold.deliver(caller, ask.body)
+        if ask.ask == w.ASK_ERROR:
+            payload = word_error(ask, self._specs, known_about)
+            return self._cold.deliver(caller, payload)
+        if ask.ask == w.ASK_ITEMS:
+            retry_after_ms = self._config.retry_after_ms
+            payload = word_items(ask, self._specs, retry_after_ms, self._endpoints, known_about)
+            return self._cold.deliver(caller, payload)
+        return self._call(caller, ask.body)
+
+    def _look_up(self, ask: Ask) -> list[bytes]:
+        code, model, record, owner = self._vault.look_up(ask.body)
+        slot, generation, *_ = ask.details
+        values = {
+            "slot": slot,
+            "generation": generation,
+            "code": code,
+            "model": model,
+            "data_bytes": len(record),
+            "owner_bytes": -1 if owner is None else len(owner.encode()),
+        }
+        return command(w.COMMAND_FOUND, values, record, (owner or "").encode())
+
+    def _known_about(self, user: str, code: ErrorCode, stream: bytes) -> dict[str, Any]:
+        """Return what a shard could not say about an error."""
+        if code in (ErrorCode.MISMATCH, ErrorCode.DAMAGED):
+            return self._vault.refusal(stream)
+        if code is ErrorCode.EXPIRED:
+            idle_s = self._vault.idle_s(stream, user)
+            return {} if idle_s is None else {"idle_s": idle_s}
+        if code is ErrorCode.READ_ONLY and self._disk is not None:
+            return {"reason": self._disk.saver.read_only or "it failed a moment ago"}
+        return {}
+
+    def _call(self, caller: Caller, payload: bytes) -> list[Order]:
+        try:
+            request = decode_request(payload, max_batch=MAX_BATCH)
+        except ProtocolError as error:
+            if error.msgid is None:
+                self.num_too_broken += 1
+                return []
+            return self._cold.deliver(caller, encode_error(error.msgid, error.reply()))
+        caller = caller._replace(msgid=request.msgid)
+        try:
+            if isinstance(request.call, OpenWithStateRequest):
+                return self._cold.open_with_state(caller, request.call)
+            if request.method in Cold.METHODS and isinstance(request.call, ColdRequest):
+                return self._cold.call(caller, request.method, request.call.params)
+            if request.method in self._methods:
+                reply = encode_response(request.msgid, self._methods[request.method]())
+            else:
+                reply = encode_error(request.msgid, self._refusal(request))
+        except ProtocolError as error:
+            reply = encode_error(request.msgid, error.reply())
+        except Exception as error:  # a fault of ours must not end the server
+            self._log.write("error", "a call failed", method=request.method, error=repr(error))
+            reply = encode_error(request.msgid, error_reply(ErrorCode.INTERNAL))
+        return self._cold.deliver(caller, reply)
+
+    def _refusal(self, request: Request) -> list[Any]:
+        """Say why a well-formed request is not served."""
+        call, names = request.call, list(self._models)
+        if isinstance(call, ColdRequest):
+            return error_reply(ErrorCode.NOT_SUPPORTED)
+        if isinstance(call, OpenRequest) and call.model is not None:
+            return error_reply(ErrorCode.UNKNOWN_MODEL, model=call.model, models=names)
+        if isinstance(call, OpenRequest):
+            return error_reply(
+                ErrorCode.UNKNOWN_MODEL, model=None, models=names, num_models=len(names)
+            )
+        self._log.write("error", "the two codecs disagree", method=request.method)
+        return error_reply(ErrorCode.INTERNAL)
+
+    def _hello(self) -> dict[str, Any]:
+        config = self._config
+        return {
+            "protocol": PROTOCOL_VERSION,
+            "server": __version__,
+            "instance": self.instance,
+            "durability": config.durability,
+            "read_only": self._disk and self._disk.saver.read_only,
+            "arithmetic": self._arithmetic,
+            "precision": config.precision,
+            "device": self._device,
+            "endpoints": self._endpoints,
+            "num_shards": config.num_shards,
+            "default_window": DEFAULT_WINDOW,
+            "max_window": MAX_WINDOW,
+            "max_message_bytes": config.max_message_bytes,
+            "max_in_flight": config.max_in_flight,
+            "max_batch": MAX_BATCH,
+            "models": list(self._models),
+        }
+
+    def _list_models(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": name,
+                "fingerprint": model.fingerprint,
+                "spec": model.spec.to_dict(),
+                "row_bytes": self._row_bytes[name],
+                "precision": self._config.precision,
+                "device": self._device,
+            }
+            for name, model in self._models.items()
+        ]
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the server tells about itself.
+
+        Returns
+        -------
+        dict
+            Plain types; counters are named ``num_*``, units stand in names.
+        """
+        counters = total_counters(self.shards)
+        counters["num_too_broken_to_answer"] += self.num_too_broken
+        return {
+            "server": __version__,
+            "instance": self.instance,
+            "uptime_s": time.monotonic() - self._started_s,
+            "durability": self._config.durability,
+            **({} if self._disk is None else self._disk.stats()),
+            "max_streams": self._config.max_streams,
+            "num_streams": sum(int(shard.struct["num_streams"]) for shard in self.shards),
+            "memory_budget_bytes": self._config.memory_budget_bytes,
+            "memory_used_bytes": sum(
+                int(shard.struct["budget"]["used_bytes"]) for shard in self.shards
+            ),
+            **counters,
+            "latency_us": latency_us(
+                np.sum([shard.struct["latencies"] for shard in self.shards], axis=0)
+            ),
+            "models": {
+                name: sum(shard.num_open()[name] for shard in self.shards) for name in self._models
+            },
+            "shards": [
+                shard_stats(shard, endpoint)
+                for shard, endpoint in zip(self.shards, self._endpoints, strict=True)
+            ],
+        }

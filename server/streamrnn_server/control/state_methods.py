@@ -1,0 +1,379 @@
+"""Methods that Python prepares and a shard carries out in its stream's turn."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from streamrnn.state.record import StreamRecord, encode_record
+from streamrnn_client.protocol.messages import (
+    MAX_MSGID,
+    MAX_SEQ,
+    MAX_SNAPSHOT_NAME_BYTES,
+    ErrorCode,
+    OpenWithStateRequest,
+    ProtocolError,
+    StreamId,
+    canonical_id,
+    decode_response,
+    encode_error,
+    encode_response,
+    grant_window,
+    hash_slot,
+    shard_of,
+)
+from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.checkpoint.packing import Templates, pack_entries, table_of_entries
+from streamrnn_server.shard.memory.header import address_of
+from streamrnn_server.shard.requests import request as r
+from streamrnn_server.storage.record_lookup import Vault, may_use
+
+__all__ = ["Caller", "Cold", "Order", "command"]
+
+_ROLLBACK_DIGEST = 0x5EED_0F_B << 32  # and the CRC-32 of the snapshot's name below
+
+
+class Order(NamedTuple):
+    """Frames for a shard: a command, or a reply that it sends on."""
+
+    shard: int
+    frames: list[bytes]
+
+
+class Caller(NamedTuple):
+    """Whom to answer: a client of a shard; or, without an identity, a `_Fork`."""
+
+    shard: int
+    identity: bytes
+    msgid: int
+    user: str = ""  # his name, where there are users
+
+
+@dataclass
+class _Fork:
+    """A fork on its way: the source is exported, then the target is made."""
+
+    caller: Caller
+    target: StreamId
+    is_exported: bool = False
+
+
+def command(what: int, values: dict[str, int] | None = None, *parts: bytes) -> list[bytes]:
+    """Write a command.
+
+    Parameters
+    ----------
+    what : int
+        One of the commands of `layout`.
+    values : dict of str to int, optional
+        Its fields.
+    *parts : bytes
+        What follows them.
+
+    Returns
+    -------
+    list of bytes
+        The frames.
+    """
+    head = w.Command.one()
+    head["what"] = what
+    for name, value in (values or {}).items():
+        head[name] = value
+    return [b"", b"".join([head.tobytes(), *parts])]
+
+
+class Cold:
+    """Prepares what a shard then does in order. Knows no sockets.
+
+    Parameters
+    ----------
+    vault : Vault
+        What judges and reads records.
+    templates : Templates
+        What the records of each model have in common.
+    names : sequence of str
+        The models', in the shards' order.
+    num_shards : int
+        How many there are.
+    is_durable : bool
+        Whether there is a state directory.
+    min_window : int
+        What is granted at least.
+    """
+
+    METHODS = ("export", "import", "fork", "snapshot", "rollback", "sync")
+
+    def __init__(
+        self,
+        vault: Vault,
+        templates: Templates,
+        names: Sequence[str],
+        num_shards: int,
+        is_durable: bool,
+        min_window: int,
+    ) -> None:
+        self._vault, self._templates = vault, templates
+        self._names, self._num_shards, self._is_durable = list(names), num_shards, is_durable
+        self._min_window = min_window
+        self._forks: dict[int, _Fork] = {}
+        self._tokens = itertools.cycle(range(MAX_MSGID + 1))
+        self._methods: dict[str, Callable[..., list[Order]]] = {
+            "export": self._export,
+            "import": self._import,
+            "fork": self._fork,
+            "snapshot": self._snapshot,
+            "rollback": self._rollback,
+            "sync": self._sync,
+        }
+
+    def call(self, caller: Caller, method: str, params: list[Any]) -> list[Order]:
+        """Begin a method of `METHODS`.
+
+        Parameters
+        ----------
+        caller : Caller
+            Whom to answer.
+        method : str
+            The method.
+        params : list
+            As they came.
+
+        Returns
+        -------
+        list of Order
+            What to send.
+
+        Raises
+        ------
+        ProtocolError
+            If it cannot begin.
+        """
+        return self._methods[method](caller, *_take(method, params))
+
+    def open_with_state(self, caller: Caller, call: OpenWithStateRequest) -> list[Order]:
+        """Begin to open a stream with the state that a record holds.
+
+        Parameters
+        ----------
+        caller : Caller
+            Whom to answer.
+        call : OpenWithStateRequest
+            What to open.
+
+        Returns
+        -------
+        list of Order
+
+        Raises
+        ------
+        ProtocolError
+            If the record cannot be used.
+        """
+        index, record = self._judge(call.record, call.model, call.stream, caller.user)
+        record = record.begun_anew(max(self._min_window, grant_window(call.window)))
+        return [self._place(caller, call.stream, index, record)]
+
+    def finish_export(self, caller: Caller, entry: bytes) -> list[Order]:
+        """Make a record of the entry that a shard has copied out, and answer with it.
+
+        Parameters
+        ----------
+        caller : Caller
+            Whom to answer.
+        entry : bytes
+            As `streamrnn_server.shard.checkpoint.packing` describes it.
+
+        Returns
+        -------
+        list of Order
+        """
+        memory, table = np.frombuffer(entry, np.uint8), np.zeros((1, 6), np.int64)
+        entries, templates = address_of(memory), self._templates.address
+        record = np.zeros(table_of_entries(entries, 1, templates, table), np.uint8)
+        pack_entries(entries, 1, templates, 0, address_of(record))
+        return self.deliver(caller, encode_response(caller.msgid, record[: table[0, 5]].tobytes()))
+
+    def deliver(self, caller: Caller, payload: bytes) -> list[Order]:
+        """Send a reply, or go on with what has waited for it.
+
+        Parameters
+        ----------
+        caller : Caller
+            Whom to answer.
+        payload : bytes
+            The reply.
+
+        Returns
+        -------
+        list of Order
+        """
+        if caller.identity:
+            return [Order(caller.shard, [caller.identity, payload])]
+        fork = self._forks.pop(caller.msgid, None)
+        if fork is None:
+            return []
+        reply = decode_response(payload)
+        if reply.error is None and not fork.is_exported:
+            index, record = self._vault.judge(reply.result)
+            fork.is_exported = True
+            return [self._place(self._wait(fork), fork.target, index, record)]
+        if reply.error is not None:
+            payload = encode_error(fork.caller.msgid, reply.error)
+        else:
+            payload = encode_response(fork.caller.msgid, reply.result)
+        return [Order(fork.caller.shard, [fork.caller.identity, payload])]
+
+    def _wait(self, fork: _Fork) -> Caller:
+        token = next(self._tokens)
+        self._forks[token] = fork
+        return Caller(0, b"", token, fork.caller.user)
+
+    def _export(self, caller: Caller, stream: StreamId) -> list[Order]:
+        return [self._request(caller.shard, caller, r.EXPORT, stream)]
+
+    def _import(
+        self, caller: Caller, stream: StreamId, data: bytes, model: str | None
+    ) -> list[Order]:
+        if type(data) is not bytes:
+            raise ProtocolError(
+                ErrorCode.BAD_PARAMS, "the record must be the bin that export returned"
+            )
+        index, record = self._judge(data, model, stream, caller.user)
+        return [self._place(caller, stream, index, record, caller.shard)]
+
+    def _fork(self, caller: Caller, source: StreamId, target: StreamId) -> list[Order]:
+        if canonical_id(target) == canonical_id(source):
+            raise ProtocolError(ErrorCode.EXISTS, stream=target)
+        waiting = self._wait(_Fork(caller, target))
+        return [self._request(caller.shard, waiting, r.EXPORT, source)]
+
+    def _snapshot(self, caller: Caller, stream: StreamId, name: str) -> list[Order]:
+        self._need_disk()
+        return [self._request(caller.shard, caller, r.SNAPSHOT, stream, data=_name_bytes(name))]
+
+    def _rollback(
+        self, caller: Caller, stream: StreamId, seq: int, name: str | None
+    ) -> list[Order]:
+        self._need_disk()
+        if type(seq) is not int or not 0 <= seq <= MAX_SEQ:
+            raise ProtocolError(ErrorCode.BAD_PARAMS, f"seq is {seq!r}; it must be an integer")
+        written = b"" if name is None else _name_bytes(name)
+        try:
+            index, record = self._vault.snapshot(canonical_id(stream), name, caller.user)
+        except ProtocolError as error:
+            raise ProtocolError(error.code, stream=stream, **error.detail) from error
+        values = {
+            "seq": seq,
+            "model": index,
+            "digest": _ROLLBACK_DIGEST + zlib.crc32(written),
+        }
+        return [self._request(caller.shard, caller, r.ROLLBACK, stream, values, record)]
+
+    def _sync(self, caller: Caller, stream: StreamId | None) -> list[Order]:
+        self._need_disk()
+        if stream is None:
+            return [self._request(caller.shard, caller, r.SYNC_ALL, 0)]
+        return [self._request(caller.shard, caller, r.SYNC, stream)]
+
+    def _need_disk(self) -> None:
+        if not self._is_durable:
+            raise ProtocolError(
+                ErrorCode.NOT_SUPPORTED,
+                "the server keeps nothing on disk; start it with --state-dir",
+            )
+
+    def _judge(
+        self, data: bytes, model: str | None, stream: StreamId, user: str
+    ) -> tuple[int, StreamRecord]:
+        try:
+            index, record = self._vault.judge(data)
+        except ProtocolError as error:
+            raise ProtocolError(error.code, stream=stream, **error.detail) from error
+        if not may_use(record.owner, user):
+            raise ProtocolError(
+                ErrorCode.FORBIDDEN, "the record is of another user's stream", stream=stream
+            )
+        if model is None or model == self._names[index]:
+            return index, record
+        if model not in self._names:
+            raise ProtocolError(ErrorCode.UNKNOWN_MODEL, model=model, models=self._names)
+        raise ProtocolError(
+            ErrorCode.WRONG_MODEL,
+            f"the record is of model {self._names[index]!r}, not of {model!r}",
+            has=self._names[index],
+            model=model,
+            stream=stream,
+        )
+
+    def _place(
+        self,
+        caller: Caller,
+        stream: StreamId,
+        index: int,
+        record: StreamRecord,
+        shard: int | None = None,
+    ) -> Order:
+        """Make a stream of a record; by default in the shard that it belongs to."""
+        if shard is None:
+            shard = shard_of(hash_slot(stream), self._num_shards)
+        data = encode_record(record.renamed(canonical_id(stream)))
+        return self._request(shard, caller, r.PLACE, stream, {"model": index}, data)
+
+    @staticmethod
+    def _request(
+        shard: int,
+        caller: Caller,
+        kind: int,
+        stream: StreamId,
+        values: dict[str, int] | None = None,
+        data: bytes = b"",
+    ) -> Order:
+        canonical, user = canonical_id(stream), caller.user.encode()
+        words = {
+            "kind": kind,
+            "msgid": caller.msgid,
+            "identity_bytes": len(caller.identity),
+            "stream_bytes": len(canonical),
+            "data_bytes": len(data),
+            "owner_bytes": len(user),
+            **(values or {}),
+        }
+        frames = command(w.COMMAND_REQUEST, words, caller.identity, canonical, data, user)
+        return Order(shard, frames)
+
+
+_SCHEMAS = {
+    "export": ("[stream]", 1),
+    "import": ("[stream, record, model or nil]", 3),
+    "fork": ("[source, target]", 2),
+    "snapshot": ("[stream, name]", 2),
+    "rollback": ("[stream, seq, name or nil]", 3),
+    "sync": ("[stream or nil]", 1),
+}
+
+
+def _take(method: str, params: list[Any]) -> list[Any]:
+    schema, number = _SCHEMAS[method]
+    if len(params) != number:
+        raise ProtocolError(
+            ErrorCode.BAD_PARAMS, f"{len(params)} parameters; {method} takes {number}: {schema}"
+        )
+    return params
+
+
+def _name_bytes(name: object) -> bytes:
+    try:
+        written = name.encode() if isinstance(name, str) else b""
+    except UnicodeEncodeError:
+        written = b""
+    if not 1 <= len(written) <= MAX_SNAPSHOT_NAME_BYTES:
+        raise ProtocolError(
+            ErrorCode.BAD_PARAMS,
+            f"a snapshot's name must be a str of 1 to {MAX_SNAPSHOT_NAME_BYTES} bytes of UTF-8",
+        )
+    return written

@@ -1,0 +1,48 @@
+"""The models that a server serves, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from streamrnn.errors import ModelError, StartError
+from streamrnn.model.model import Model
+
+__all__ = ["load_models"]
+
+_MAX_NAME_BYTES = 128
+
+
+def load_models(arguments: Iterable[str]) -> dict[str, Model]:
+    """Load the models that a command line names.
+
+    Parameters
+    ----------
+    arguments : iterable of str
+        ``PATH`` or ``NAME=PATH``; without a name it is the file's, less its suffix.
+
+    Returns
+    -------
+    dict of str to Model
+        In the order of the arguments.
+
+    Raises
+    ------
+    StartError
+        If a file cannot be read or is no model, or two have the same name.
+    """
+    models: dict[str, Model] = {}
+    for argument in arguments:
+        before, separator, after = argument.partition("=")
+        # A path may hold "=" itself: then the whole of it is there, or give it a name.
+        named = bool(separator) and not Path(argument).exists()
+        name, path = (before, Path(after)) if named else (Path(argument).stem, Path(argument))
+        if not 1 <= len(name.encode()) <= _MAX_NAME_BYTES:
+            raise StartError(f"{argument!r}: a model's name has 1 to {_MAX_NAME_BYTES} bytes")
+        if name in models:
+            raise StartError(f"two models are named {name!r}; name one by {name}-2={path}")
+        try:
+            models[name] = Model.load(path)
+        except (ModelError, OSError) as error:
+            raise StartError(f"cannot load model {name!r}: {error}") from error
+    return models

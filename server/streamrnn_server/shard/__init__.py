@@ -1,0 +1,1 @@
+"""The shard: one compiled loop, from the socket to the reply."""

@@ -1,0 +1,1 @@
+"""Batches: at most one step of each of many streams, computed together."""

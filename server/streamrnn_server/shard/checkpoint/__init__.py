@@ -1,0 +1,1 @@
+"""Checkpoints: copies of changed streams on their way to the writer thread."""

@@ -1,0 +1,152 @@
+"""The other half of a checkpoint: what was written, or not, and who waits for it."""
+
+from __future__ import annotations
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import (
+    prefetch,
+    store_i32,
+)
+from streamrnn.kernels.pointers import address, field_address
+from streamrnn_client.protocol.messages import ErrorCode
+from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.checkpoint import packing as e
+from streamrnn_server.shard.checkpoint.packing import Entry, entry_at
+from streamrnn_server.shard.libzmq import msg_data, receive_frame
+from streamrnn_server.shard.memory import header as h
+from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.requests import request as r
+from streamrnn_server.shard.requests.finish import finish, set_error
+from streamrnn_server.shard.requests.request import first_waiting, pop_waiting
+from streamrnn_server.shard.streams.lookup import is_in_room, settle_without_record
+from streamrnn_server.shard.streams.operations import close_stream, note_durable
+from streamrnn_server.shard.streams.slots import (
+    free_slot,
+    header_of,
+    make_ready,
+    model_of,
+    stage_of,
+)
+from streamrnn_server.shard.structs import Shard, answer_at
+
+__all__ = ["MAX_SLICE_SLOTS", "mark_dirty", "take_answers"]
+
+MAX_SLICE_SLOTS = 128
+_READ_ONLY, _UNKNOWN = int(ErrorCode.READ_ONLY), int(ErrorCode.UNKNOWN)
+
+
+@jit
+def mark_dirty(shard: Shard, slot: int, header: Header) -> None:
+    """Note that a stream has changed.
+
+    Parameters
+    ----------
+    shard : Shard
+        Nothing is done without a state directory.
+    """
+    flags = header.flags
+    if flags & h.IS_DIRTY or shard.disk == 0:
+        return
+    header.flags = flags | h.IS_DIRTY
+    number = shard.num_dirty
+    store_i32(shard.dirty + 4 * number, slot)
+    shard.num_dirty = number + 1
+
+
+@jit
+def take_answers(shard: Shard) -> None:
+    """Go through a slice of the entries of a stage that has come back.
+
+    Parameters
+    ----------
+    shard : Shard
+        That has stages on their way.
+    """
+    number = shard.acknowledged
+    if number < 0:
+        message = field_address(shard, "identity_message")
+        if receive_frame(shard.disk, message) < 16:
+            return
+        answer = answer_at(msg_data(message))
+        number = answer.number
+        stage = stage_of(shard, number)
+        shard.acknowledged = number
+        shard.ack_is_good = answer.is_good
+        shard.ack_entry = stage.at
+        shard.ack_left = stage.num_entries
+        if answer.is_good == 0:
+            shard.has_failed = 1
+    entry, left = entry_at(shard.ack_entry), shard.ack_left
+    num_done = min(left, MAX_SLICE_SLOTS)
+    for k in range(num_done):
+        following = entry_at(address(entry) + entry.num_bytes)
+        if k + 1 < num_done:
+            prefetch(address(header_of(shard, following.slot)))
+        _take_answer(shard, entry, shard.ack_is_good)
+        entry = following
+    shard.ack_entry = address(entry)
+    shard.ack_left = left - num_done
+    if left == num_done:
+        stage_of(shard, number).state = w.STAGE_FREE
+        shard.acknowledged = -1
+        shard.num_in_flight -= 1
+
+
+@jit
+def _take_answer(shard: Shard, entry: Entry, is_good: int) -> None:
+    slot = entry.slot
+    header = header_of(shard, slot)
+    if header.generation != entry.generation:
+        return
+    flags = header.flags
+    header.flags = flags & ~h.IS_STAGED
+    kind = entry.kind
+    if is_good:
+        shard.counters.num_saved += 1
+        if kind != e.DELETE:
+            header.durable_seq = entry.last_seq
+    elif flags & h.IS_OPEN:
+        mark_dirty(shard, slot, header)
+    if entry.flags & h.IS_HELD:
+        _answer_held(shard, slot, header, is_good)
+
+
+@jit
+def _answer_held(shard: Shard, slot: int, header: Header, is_good: int) -> None:
+    """End the request that a stream was held for; let the others go on."""
+    pool = shard.pool
+    request = first_waiting(pool, header)
+    kind = request.kind
+    if is_good == 0 and (kind == r.PLACE or kind == r.ROLLBACK):
+        return  # it is dirty again, and still held
+    note_durable(header, request)
+    if is_good == 0 and kind != r.SYNC:
+        set_error(request, _READ_ONLY)
+        shard.counters.num_errors += 1
+    elif kind == r.CLOSE:
+        model = model_of(shard, header.model)
+        close_stream(shard, model, header)
+        shard.counters.num_closed += 1
+        request.last_seq = 1
+    else:
+        request.last_seq = header.last_seq
+        request.window = 1 << header.window_log2
+    pop_waiting(pool, header)
+    finish(shard, request)
+    if is_in_room(shard, header):
+        settle_without_record(shard, slot, header, _UNKNOWN)
+    else:
+        _release_held(shard, slot, header)
+
+
+@jit
+def _release_held(shard: Shard, slot: int, header: Header) -> None:
+    """Let a stream's requests go on."""
+    flags = header.flags & ~h.IS_HELD
+    if first_waiting(shard.pool, header):
+        header.flags = flags | h.IS_READY
+        make_ready(shard, model_of(shard, header.model), slot, header)
+        return
+    header.flags = flags
+    if flags & h.IS_OPEN == 0:
+        free_slot(shard, slot)

@@ -1,0 +1,393 @@
+"""Checkpoints: the shard's part of bringing streams to disk.
+
+A stream that changes enters the list DIRTY. A checkpoint takes the whole list and copies one slot
+after the other into a stage, a slice between two waves; a full stage goes to the thread that writes
+(`streamrnn_server.storage.writer`), which answers when its commit has returned. Streams are
+independent, so a checkpoint may be many commits, and each stream is as it was at the moment of its
+copy.
+
+A request that must be on disk before its reply either is *held*, at the head of its stream's queue,
+and answered when its entry comes back; or, where it was applied already, it waits on the list
+UNCOVERED for the next checkpoint that begins, and on COVERED for its end.
+"""
+
+from __future__ import annotations
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import (
+    copy_bytes,
+    load_i32,
+    load_u8,
+    prefetch,
+)
+from streamrnn.kernels.pointers import address
+from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.checkpoint import packing as e
+from streamrnn_server.shard.checkpoint.ack import MAX_SLICE_SLOTS, mark_dirty, take_answers
+from streamrnn_server.shard.checkpoint.packing import Entry, part_bytes
+from streamrnn_server.shard.gpu.write_buffer import is_away
+from streamrnn_server.shard.libzmq import send_bytes
+from streamrnn_server.shard.memory import header as h
+from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.requests import request as r
+from streamrnn_server.shard.requests.request import (
+    Request,
+    append,
+    first_waiting,
+    pop_first,
+    request_at,
+)
+from streamrnn_server.shard.streams.owners import name_of_owner
+from streamrnn_server.shard.streams.slots import header_of, model_of, row_of, stage_of
+from streamrnn_server.shard.structs import Model, Shard, Stage
+
+__all__ = [
+    "ask_for_checkpoint",
+    "can_save_more",
+    "entry_bytes",
+    "hold",
+    "is_all_saved",
+    "ms_until_checkpoint",
+    "save",
+    "write_entry",
+]
+
+# A slice takes about 25 µs.
+_MAX_SLICE_BYTES = 96 * 1024
+_PREFETCHED_SLOTS = 8
+_MAX_PREFETCHED_BYTES = 1024
+_PACE = 4  # a checkpoint is copied in an interval less its fourth
+_MIN_SLICE_SLOTS = 8
+
+
+@jit
+def hold(shard: Shard, slot: int, header: Header) -> None:
+    """Let a stream's requests wait until the one at their head is on disk.
+
+    Parameters
+    ----------
+    slot : int
+        The stream's slot, which is in no list.
+    """
+    flags = header.flags
+    header.flags = (flags | h.IS_HELD) & ~h.IS_READY
+    mark_dirty(shard, slot, header)
+    ask_for_checkpoint(shard)
+
+
+@jit
+def ask_for_checkpoint(shard: Shard) -> None:
+    """Let the next checkpoint begin at once."""
+    shard.save_now = 1
+
+
+@jit
+def _is_due(shard: Shard) -> bool:
+    has_work = shard.num_dirty > 0 or shard.uncovered.first != 0
+    if not has_work:
+        return False
+    if shard.num_failed_in_a_row == 0 and (shard.save_now or shard.is_always):
+        return True
+    return shard.now_ns >= shard.save_at_ns
+
+
+@jit
+def ms_until_checkpoint(shard: Shard) -> int:
+    """Return how long a shard with nothing else to do may wait.
+
+    Returns
+    -------
+    int
+        Milliseconds; -1 for no limit.
+    """
+    if shard.disk == 0 or shard.is_saving:
+        return -1  # the thread that writes will say when it is done
+    if shard.num_dirty == 0 and shard.uncovered.first == 0:
+        return -1
+    left_ns = shard.save_at_ns - shard.now_ns
+    return max(0, (left_ns + 999_999) // 1_000_000)
+
+
+@jit
+def can_save_more(shard: Shard) -> bool:
+    """Tell whether a checkpoint can go on without waiting for the disk."""
+    if shard.disk == 0:
+        return False
+    if shard.acknowledged >= 0:
+        return True
+    if shard.is_saving == 0:
+        return _is_due(shard)
+    is_copied = shard.saved_place == shard.num_saved
+    return not is_copied and shard.num_in_flight < w.NUM_STAGES
+
+
+@jit
+def is_all_saved(shard: Shard) -> bool:
+    """Tell whether nothing is left that a checkpoint would write, or that it may not succeed.
+
+    Parameters
+    ----------
+    shard : Shard
+        That is about to end.
+    """
+    if shard.disk == 0:
+        return True
+    if shard.is_saving:
+        return False
+    has_work = shard.num_dirty > 0 or shard.uncovered.first != 0
+    return not has_work or shard.num_failed_in_a_row > 0
+
+
+@jit
+def save(shard: Shard, is_busy: bool) -> None:
+    """Do one slice of a checkpoint, if one is being made or due.
+
+    Parameters
+    ----------
+    shard : Shard
+        No wave is being computed.
+    is_busy : bool
+        Whether messages are coming. Then a checkpoint that nobody waits for takes its time.
+    """
+    if shard.disk == 0:
+        return
+    if shard.num_in_flight > 0:
+        take_answers(shard)
+    if shard.is_saving == 0:
+        if not _is_due(shard):
+            return
+        _begin(shard)
+    _copy_some(shard, _end_of_slice(shard) if is_busy else shard.num_saved)
+    is_copied = shard.saved_place == shard.num_saved
+    if is_copied and shard.num_in_flight == 0:
+        _end(shard)
+
+
+@jit
+def _end_of_slice(shard: Shard) -> int:
+    """Return how many slots may be copied by now, spread over most of the interval.
+
+    Copied in one go, streams are slowed down for as long as that and the disk take; and the longest
+    replies are of then.
+    """
+    num_saved = shard.num_saved
+    is_waited_for = shard.save_now or shard.uncovered.first != 0
+    if shard.is_paced == 0 or is_waited_for:
+        return num_saved
+    interval_ns = shard.save_every_ns
+    began_ns = shard.save_at_ns - interval_ns
+    passed_us = (shard.now_ns - began_ns) // 1000
+    num_slots = num_saved * passed_us * _PACE // (max(interval_ns // 1000, 1) * (_PACE - 1))
+    return min(num_saved, num_slots // _MIN_SLICE_SLOTS * _MIN_SLICE_SLOTS)
+
+
+@jit
+def _begin(shard: Shard) -> None:
+    is_waited_for = shard.save_now or shard.uncovered.first != 0
+    is_paced = not is_waited_for and shard.is_always == 0
+    shard.is_paced = 1 if is_paced else 0
+    taken = shard.dirty
+    shard.dirty = shard.saved
+    shard.saved = taken
+    shard.num_saved = shard.num_dirty
+    shard.num_dirty = 0
+    shard.saved_place = 0
+    shard.save_now = 0
+    shard.has_failed = 0
+    shard.is_saving = 1
+    shard.save_at_ns = shard.now_ns + shard.save_every_ns
+    shard.covered.first, shard.covered.last = shard.uncovered.first, shard.uncovered.last
+    shard.uncovered.first = 0
+
+
+@jit
+def _end(shard: Shard) -> None:
+    """Answer what waited for this checkpoint; what it could not write waits for the next one."""
+    pool = shard.pool
+    has_failed = shard.has_failed
+    shard.is_saving = 0
+    if has_failed:
+        shard.counters.num_checkpoints_failed += 1
+        failed = shard.num_failed_in_a_row + 1
+        shard.num_failed_in_a_row = failed
+        shard.save_at_ns = shard.now_ns + shard.retry_ns
+    else:
+        shard.counters.num_checkpoints += 1
+        shard.num_failed_in_a_row = 0
+    while True:
+        request = pop_first(pool, shard.covered)
+        if not request:
+            return
+        is_done = has_failed == 0
+        if request.kind == r.SYNC_ALL:
+            request.last_seq = 1 if is_done else 0
+            is_done = True
+        append(pool, shard.finished if is_done else shard.uncovered, request)
+
+
+# ---------------------------------------------------------------------------------------------
+# Copying
+# ---------------------------------------------------------------------------------------------
+
+
+@jit
+def _copy_some(shard: Shard, end: int) -> None:
+    """Copy a slice of the slots that this checkpoint writes, those before one of them."""
+    slots = shard.saved
+    place, last = shard.saved_place, shard.num_saved
+    num_bytes = 0
+    for _ in range(MAX_SLICE_SLOTS):
+        if place >= end or num_bytes >= _MAX_SLICE_BYTES:
+            break
+        if place + _PREFETCHED_SLOTS < last:
+            _prefetch_slot(shard, load_i32(slots + 4 * (place + _PREFETCHED_SLOTS)))
+        slot = load_i32(slots + 4 * place)
+        header = header_of(shard, slot)
+        flags = header.flags
+        is_held = flags & h.IS_HELD != 0
+        is_good = flags & (h.IS_OPEN | h.IS_FROZEN) == h.IS_OPEN
+        if flags & h.IS_DIRTY and (is_held or is_good):
+            if is_away(shard, slot):
+                break  # it is brought here before the next slice
+            model = model_of(shard, header.model)
+            request = first_waiting(shard.pool, header) if is_held else request_at(0)
+            size = entry_bytes(shard, model, slot, header, request)
+            stage = _stage_with_room(shard, size)
+            if not stage:
+                break
+            entry = e.entry_at(stage.at + stage.used_bytes)
+            write_entry(shard, model, slot, header, request, entry)
+            stage.used_bytes += size
+            stage.num_entries += 1
+            num_bytes += size
+            flags |= h.IS_STAGED
+        header.flags = flags & ~h.IS_DIRTY
+        place += 1
+    shard.saved_place = place
+    if place == last:
+        _send_stage(shard)
+
+
+@jit
+def _prefetch_slot(shard: Shard, slot: int) -> None:
+    header = header_of(shard, slot)
+    prefetch(address(header))
+    # Its model is not known before the header is here. With several models this may be in vain.
+    model = model_of(shard, 0)
+    row = row_of(model, slot)
+    for k in range(0, min(model.row_bytes, _MAX_PREFETCHED_BYTES), 64):
+        prefetch(row + k)
+
+
+@jit
+def entry_bytes(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> int:
+    """Return how large an entry is.
+
+    Parameters
+    ----------
+    request : Request
+        That it is for, or a null one.
+    """
+    num_bytes = e.ENTRY_HEAD_BYTES + part_bytes(header.id_bytes)
+    kind = _kind_of(request)
+    if kind == e.SNAPSHOT:
+        num_bytes += part_bytes(request.x_count)
+    if kind != e.DELETE:
+        owner = name_of_owner(shard, slot)
+        num_bytes += part_bytes(load_u8(owner)) if owner != 0 else 0
+        num_bytes += model.row_bytes
+        window_log2 = header.window_log2
+        if window_log2 > 0 and header.ring != 0:
+            num_bytes += part_bytes((8 + model.y_bytes) << window_log2)
+    return num_bytes
+
+
+@jit
+def _kind_of(request: Request) -> int:
+    kind = request.kind if request else r.STEP
+    if kind == r.CLOSE:
+        return e.DELETE
+    return e.SNAPSHOT if kind == r.SNAPSHOT else e.PUT
+
+
+@jit
+def write_entry(
+    shard: Shard, model: Model, slot: int, header: Header, request: Request, entry: Entry
+) -> None:
+    """Copy a stream as it is.
+
+    Parameters
+    ----------
+    request : Request
+        As for `entry_bytes`.
+    entry : Entry
+        Where to write.
+    """
+    kind = _kind_of(request)
+    y_bytes, window_log2, ring = model.y_bytes, header.window_log2, header.ring
+    name_bytes = request.x_count if kind == e.SNAPSHOT else 0
+    entry.num_bytes = entry_bytes(shard, model, slot, header, request)
+    entry.kind = kind
+    entry.slot = slot
+    entry.generation = header.generation
+    entry.last_seq = header.last_seq
+    entry.model = header.model
+    entry.flags = header.flags
+    entry.window_log2 = window_log2
+    entry.id_bytes = header.id_bytes
+    entry.name_bytes = name_bytes
+    entry.row_bytes = model.row_bytes
+    entry.y_bytes = y_bytes if window_log2 > 0 else 0
+    entry.has_ring = 1 if header.flags & h.IS_NUMBERED else 0
+    entry.digest = ring if window_log2 == 0 else 0
+    owner = name_of_owner(shard, slot)
+    owner_bytes = load_u8(owner) if owner != 0 else 0
+    entry.owner_bytes = owner_bytes
+    at = address(entry) + e.ENTRY_HEAD_BYTES
+    copy_bytes(at, h.id_address(header), header.id_bytes)
+    at += part_bytes(header.id_bytes)
+    if kind == e.DELETE:
+        return
+    copy_bytes(at, request.x if name_bytes > 0 else 0, name_bytes)
+    at += part_bytes(name_bytes)
+    copy_bytes(at, owner + 1, owner_bytes)
+    at += part_bytes(owner_bytes)
+    copy_bytes(at, row_of(model, slot), model.row_bytes)
+    if window_log2 > 0 and ring != 0:
+        copy_bytes(at + model.row_bytes, ring, (8 + y_bytes) << window_log2)
+
+
+@jit
+def _stage_with_room(shard: Shard, num_bytes: int) -> Stage:
+    """Return the stage being filled, if so much fits; or else send it and begin another, if any."""
+    if shard.stage >= 0:
+        stage = stage_of(shard, shard.stage)
+        # An entry that is larger than a stage has one for itself; its memory is large enough.
+        if stage.used_bytes == 0 or stage.used_bytes + num_bytes <= w.STAGE_BYTES:
+            return stage
+        _send_stage(shard)
+    for k in range(w.NUM_STAGES):
+        stage = stage_of(shard, k)
+        if stage.state == w.STAGE_FREE:
+            stage.state = w.STAGE_FILLING
+            stage.used_bytes = 0
+            stage.num_entries = 0
+            shard.stage = k
+            return stage
+    return w.stage_at(0)
+
+
+@jit
+def _send_stage(shard: Shard) -> None:
+    """Give the stage being filled to the thread that writes."""
+    if shard.stage < 0:
+        return
+    stage, sent = stage_of(shard, shard.stage), w.sent_stage_at(shard.out)
+    sent.number = shard.stage
+    sent.at = stage.at
+    sent.num_bytes = stage.used_bytes
+    sent.num_entries = stage.num_entries
+    stage.state = w.STAGE_SENT
+    shard.stage = -1
+    shard.num_in_flight += 1
+    send_bytes(shard.disk, shard.out, w.SENT_STAGE_BYTES, False)

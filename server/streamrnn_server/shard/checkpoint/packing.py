@@ -1,0 +1,287 @@
+"""Streams on their way to disk: copied out of the slab as entries, packed into records off it.
+
+The thread that steps streams copies a slot as it is, in a fraction of a microsecond; another thread
+puts the ring into order, adds names and the checksum, and so makes the record
+(`streamrnn.state.record`, which is also the judge of what is packed here).
+
+An entry is its words, then the canonical id, the name of the snapshot, the owner's name, the row,
+and the ring as it lies in the arena, each from a multiple of 8 bytes.
+"""
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import copy_bytes, fill_bytes, load_i64, store_i32, store_i64
+from streamrnn.kernels.pointers import address, field_address, pointer_to
+from streamrnn.kernels.structs import I64, Struct
+from streamrnn.state.checksum import crc32
+from streamrnn.state.record import (
+    FRESH,
+    HEAD_BYTES,
+    MAGIC,
+    NUMBERED,
+    UNNUMBERED,
+    VERSION,
+    RecordHead,
+)
+from streamrnn_server.shard.memory import header as h
+from streamrnn_server.shard.memory.header import address_of
+
+__all__ = [
+    "DELETE",
+    "ENTRY_HEAD_BYTES",
+    "PUT",
+    "SNAPSHOT",
+    "Entry",
+    "Templates",
+    "entry_at",
+    "pack_entries",
+    "part_bytes",
+    "record_at",
+    "record_bytes",
+    "row_in_record",
+    "table_of_entries",
+]
+
+# What is to be done with the stream on disk.
+PUT, DELETE, SNAPSHOT = range(3)
+
+
+class Entry(Struct):
+    """What an entry begins with; then id, snapshot's name, owner, row and ring."""
+
+    num_bytes: I64  # of the whole entry
+    kind: I64
+    slot: I64
+    generation: I64
+    last_seq: I64
+    model: I64  # index
+    flags: I64  # the header's
+    window_log2: I64
+    id_bytes: I64
+    name_bytes: I64
+    row_bytes: I64
+    y_bytes: I64  # of one output in the ring; 0 with window 1
+    has_ring: I64
+    digest: I64  # of the last input, with window 1
+    owner_bytes: I64
+
+
+class Template(Struct):
+    """What all records of a model have in common."""
+
+    fingerprint: I64  # address of 32 bytes
+    texts: I64  # address of the model's name and the arithmetic
+    model_bytes: I64  # their lengths
+    arithmetic_bytes: I64
+
+
+ENTRY_HEAD_BYTES = Entry.dtype.itemsize
+entry_at, record_at = pointer_to(Entry), pointer_to(RecordHead)
+_template_at = pointer_to(Template)
+_TEMPLATE_BYTES = Template.dtype.itemsize
+_MAGIC = int.from_bytes(MAGIC, "little")
+
+
+class Templates:
+    """What all records of a model have in common.
+
+    Parameters
+    ----------
+    models : sequence of (str, str)
+        Name and fingerprint of each model, in order.
+    arithmetic : str
+        What computes them.
+
+    Attributes
+    ----------
+    address : int
+        What `pack_entries` takes as ``templates``.
+    max_text_bytes : int
+        The longest names that a record carries besides its id.
+    """
+
+    def __init__(self, models: Sequence[tuple[str, str]], arithmetic: str) -> None:
+        self._structs = np.zeros(len(models), Template.dtype)
+        self._owned: list[NDArray[np.uint8]] = []
+        self.max_text_bytes = 0
+        for k, (name, fingerprint) in enumerate(models):
+            texts = [text.encode() for text in (name, arithmetic)]
+            joined = b"".join(texts)
+            places = self._own(bytes.fromhex(fingerprint)), self._own(joined)
+            self._structs[k] = (*places, *map(len, texts))
+            self.max_text_bytes = max(self.max_text_bytes, len(joined))
+        self.address = address_of(self._structs)
+
+    def _own(self, data: bytes) -> int:
+        self._owned.append(np.frombuffer(data or b"\0", np.uint8))
+        return address_of(self._owned[-1])
+
+
+@jit
+def part_bytes(num_bytes: int) -> int:
+    """Return how much of an entry a part takes.
+
+    Parameters
+    ----------
+    num_bytes : int
+        The part's length.
+
+    Returns
+    -------
+    int
+        The next multiple of 8.
+    """
+    return (num_bytes + 7) // 8 * 8
+
+
+@jit
+def _template_of(templates: int, entry: Entry) -> Template:
+    return _template_at(templates + entry.model * _TEMPLATE_BYTES)
+
+
+@jit
+def record_bytes(entry: Entry, template: Template) -> int:
+    """Return the length of the record that an entry makes."""
+    names = entry.id_bytes + template.model_bytes + template.arithmetic_bytes + entry.owner_bytes
+    ring_bytes = _num_ring(entry) * (8 + entry.y_bytes)
+    return part_bytes(HEAD_BYTES + names) + entry.row_bytes + ring_bytes + 4
+
+
+@jit
+def _num_ring(entry: Entry) -> int:
+    if entry.has_ring == 0:
+        return 0
+    return min(1 << entry.window_log2, entry.last_seq)
+
+
+@jit
+def _pack(entry: Entry, out: int, template: Template, clock_s: int) -> int:
+    """Write one record; return its length."""
+    id_bytes, owner_bytes, row_bytes = entry.id_bytes, entry.owner_bytes, entry.row_bytes
+    window_log2, y_bytes, num_ring = entry.window_log2, entry.y_bytes, _num_ring(entry)
+    text_bytes = template.model_bytes + template.arithmetic_bytes
+    numbering = FRESH
+    if entry.flags & h.IS_NUMBERED:
+        numbering = NUMBERED
+    elif entry.flags & h.IS_UNNUMBERED:
+        numbering = UNNUMBERED
+    record = record_at(out)
+    record.magic = _MAGIC
+    record.version = VERSION
+    record.numbering = numbering
+    record.window_log2 = window_log2
+    record.num_bytes = record_bytes(entry, template)
+    record.last_seq = entry.last_seq
+    record.clock_s = clock_s
+    copy_bytes(field_address(record, "fingerprint"), template.fingerprint, 32)
+    record.row_bytes = row_bytes
+    record.y_bytes = y_bytes if num_ring > 0 else 0
+    record.num_ring = num_ring
+    record.id_bytes = id_bytes
+    record.model_bytes = template.model_bytes
+    record.arithmetic_bytes = template.arithmetic_bytes
+    record.owner_bytes = owner_bytes
+    source, at = address(entry) + ENTRY_HEAD_BYTES, out + HEAD_BYTES
+    copy_bytes(at, source, id_bytes)
+    copy_bytes(at + id_bytes, template.texts, text_bytes)
+    at += id_bytes + text_bytes
+    owner = source + part_bytes(id_bytes) + part_bytes(entry.name_bytes)
+    copy_bytes(at, owner, owner_bytes)
+    at += owner_bytes
+    begin = out + part_bytes(at - out)
+    fill_bytes(at, begin - at, 0)
+    row = owner + part_bytes(owner_bytes)
+    copy_bytes(begin, row, row_bytes)
+    at = begin + row_bytes
+    if num_ring > 0 and window_log2 == 0:
+        store_i64(at, entry.digest)
+        at += 8
+    elif num_ring > 0:
+        window = 1 << window_log2
+        ring = row + row_bytes
+        for k in range(num_ring):
+            place = (entry.last_seq - num_ring + 1 + k) & (window - 1)
+            store_i64(at + 8 * k, load_i64(ring + 8 * place))
+            y = ring + 8 * window + place * y_bytes
+            copy_bytes(at + 8 * num_ring + k * y_bytes, y, y_bytes)
+        at += num_ring * (8 + y_bytes)
+    store_i32(at, crc32(out, at - out))
+    return record.num_bytes
+
+
+@jit
+def row_in_record(record: RecordHead) -> int:
+    """Return where the row lies in a record; the ring's digests follow it, then its outputs."""
+    names = record.id_bytes + record.model_bytes + record.arithmetic_bytes + record.owner_bytes
+    return address(record) + part_bytes(HEAD_BYTES + names)
+
+
+@jit
+def table_of_entries(entries: int, num_entries: int, templates: int, table: NDArray[np.int64]):
+    """List entries: what to do, where id and name lie, how long their records are.
+
+    Parameters
+    ----------
+    entries : int
+        Address of the first of entries that follow each other.
+    num_entries : int
+        How many.
+    templates : int
+        Address of the models' templates.
+    table : ndarray of int64, shape (>= num_entries, 6)
+        Filled: kind, offset of the id from ``entries``, its length, the name's length (it
+        follows the id, from a multiple of 8), offset of the record in what `pack_entries`
+        writes, its length (0 for `DELETE`).
+
+    Returns
+    -------
+    int
+        The records' length altogether.
+    """
+    at, total = entries, 0
+    for k in range(num_entries):
+        entry = entry_at(at)
+        num_bytes = 0
+        if entry.kind != DELETE:
+            num_bytes = record_bytes(entry, _template_of(templates, entry))
+        table[k, 0] = entry.kind
+        table[k, 1] = at + ENTRY_HEAD_BYTES - entries
+        table[k, 2] = entry.id_bytes
+        table[k, 3] = entry.name_bytes
+        table[k, 4] = total
+        table[k, 5] = num_bytes
+        total += part_bytes(num_bytes)
+        at += entry.num_bytes
+    return total
+
+
+@jit
+def pack_entries(entries: int, num_entries: int, templates: int, clock_s: int, out: int) -> None:
+    """Write the records of entries, each from a multiple of 8 bytes, as `table_of_entries` says.
+
+    Parameters
+    ----------
+    entries : int
+        Address of the first of entries that follow each other.
+    num_entries : int
+        How many.
+    templates : int
+        Address of the models' templates.
+    clock_s : int
+        Time to write into them.
+    out : int
+        Address of enough room.
+    """
+    at = entries
+    for _ in range(num_entries):
+        entry = entry_at(at)
+        if entry.kind != DELETE:
+            out += part_bytes(_pack(entry, out, _template_of(templates, entry), clock_s))
+        at += entry.num_bytes

@@ -1,0 +1,1 @@
+"""The shard's loop and its transfers when a GPU computes."""

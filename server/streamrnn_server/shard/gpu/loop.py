@@ -1,0 +1,250 @@
+"""A shard whose waves a GPU computes: the loop of `streamrnn_server.shard.loop`, in Python.
+
+Only the step differs. All else is done by the same compiled functions, which do not hold the GIL;
+what Python adds is a call for each of them and the launches of a wave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numba.core import types
+from numpy.typing import NDArray
+
+from streamrnn.engine.cuda import CudaDevice
+from streamrnn.errors import DeviceError, StartError
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import int64_array
+from streamrnn.model.model import Model
+from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.batch.commit import choose_model, commit, gather, note_all_but_last
+from streamrnn_server.shard.checkpoint.copy import can_save_more, save
+from streamrnn_server.shard.gpu.write_buffer import (
+    empty_wave,
+    fill_wave,
+    find_rows_to_save,
+    let_askers_go_on,
+    steps_together,
+)
+from streamrnn_server.shard.memory.header import address_of
+from streamrnn_server.shard.poll import listen, read_clock, sweep, wait
+from streamrnn_server.shard.setup import ShardMemory
+from streamrnn_server.shard.streams.admit import admit
+from streamrnn_server.shard.streams.slots import model_of
+from streamrnn_server.shard.structs import shard_at
+from streamrnn_server.shard.wire.receive import receive
+from streamrnn_server.shard.wire.reply import reply
+
+__all__ = ["GpuShard", "compile_for_gpu", "make_devices", "rows_of_a_wave"]
+
+_MAX_ROWS = 4096  # of a wave
+
+
+def make_devices(
+    models: Mapping[str, Model], max_streams: int, precision: str = "float32"
+) -> list[CudaDevice]:
+    """Put models on the GPU, with room for the streams of one shard.
+
+    Parameters
+    ----------
+    models : mapping of str to Model
+        What is served, in the shards' order.
+    max_streams : int
+        Of each model.
+    precision : str
+        Of the products.
+
+    Returns
+    -------
+    list of CudaDevice
+
+    Raises
+    ------
+    StartError
+        If there is no GPU that can be used, or it has no room for so many streams.
+    """
+    devices = []
+    for name, model in models.items():
+        try:
+            # Marks are of an engine's calls; here the slots' headers tell the same.
+            marks = np.zeros((max_streams + 1, 2), np.int64)
+            devices.append(CudaDevice(model, marks, precision))
+        except DeviceError as error:
+            raise StartError(
+                f"cannot serve model {name!r} with --max-streams {max_streams} a shard on a GPU: "
+                f"{error}"
+            ) from error
+    return devices
+
+
+def rows_of_a_wave(devices: Sequence[CudaDevice]) -> int:
+    """Return the most rows of a wave, of any model.
+
+    Parameters
+    ----------
+    devices : sequence of CudaDevice
+        The models'.
+
+    Returns
+    -------
+    int
+    """
+    return min(_MAX_ROWS, *(device.max_rows for device in devices))
+
+
+# What the loop below calls, each with the shard's address: a struct of Python's would be looked at
+# anew at every call.
+
+
+@jit
+def _begin(address: int) -> int:
+    """Choose a model and gather its wave: return its index, -1 for none."""
+    shard = shard_at(address)
+    if not choose_model(shard):
+        return -1
+    # It has just had its turn.
+    index = (shard.next_model - 1 + shard.num_models) % shard.num_models
+    model = model_of(shard, index)
+    shard.wave_rows = gather(shard, int64_array(model.plan, model.plan_length), model)
+    return index
+
+
+@jit
+def _fill(address: int, index: int, max_rows: int, max_steps: int, buffer: int) -> int:
+    """Write a wave's slots and inputs for the GPU; return how many steps it takes together."""
+    shard = shard_at(address)
+    num_steps = steps_together(shard, shard.wave_rows, max_rows, max_steps)
+    fill_wave(shard, model_of(shard, index), shard.wave_rows, num_steps, buffer)
+    return num_steps
+
+
+@jit
+def _receive(address: int) -> int:
+    """Take what has arrived, while the GPU computes."""
+    shard = shard_at(address)
+    num_messages = receive(shard)
+    admit(shard)
+    return num_messages
+
+
+@jit
+def _commit(address: int, index: int, num_steps: int, buffer: int) -> None:
+    """Take a wave's outputs from the GPU's buffer, and commit it."""
+    shard = shard_at(address)
+    model, num_rows = model_of(shard, index), shard.wave_rows
+    empty_wave(shard, model, num_rows, num_steps, buffer)
+    note_all_but_last(shard, model, num_rows, num_steps)
+    commit(shard, model, num_rows)
+
+
+@jit
+def _find_to_save(address: int, slots: int) -> int:
+    shard = shard_at(address)
+    read_clock(shard)
+    return find_rows_to_save(shard, slots)
+
+
+@jit
+def _end(address: int, num_messages: int) -> None:
+    """Do what is left of a turn, and wait if there is nothing more to do."""
+    shard = shard_at(address)
+    save(shard, False)  # the rows were brought for it
+    listen(shard)
+    reply(shard)
+    sweep(shard)
+    if num_messages == 0 and shard.num_ready == 0 and not can_save_more(shard):
+        wait(shard)
+
+
+@jit
+def _let_askers_go_on(address: int) -> None:
+    let_askers_go_on(shard_at(address))
+
+
+def compile_for_gpu() -> None:
+    """Compile what the loop calls, or load it from the cache."""
+    functions = (_begin, _receive, _let_askers_go_on, _find_to_save, _end, _commit, _fill)
+    for function, num_arguments in zip(functions, (1, 1, 1, 2, 2, 4, 5), strict=True):
+        function.compile((types.int64,) * num_arguments)
+
+
+class GpuShard:
+    """The loop of one shard.
+
+    Parameters
+    ----------
+    memory : ShardMemory
+        All that it works on; its rows are written and read by what needs them here.
+    devices : sequence of CudaDevice
+        The same models on the GPU, where the newest rows are. Of this shard alone.
+    """
+
+    def __init__(
+        self,
+        memory: ShardMemory,
+        devices: Sequence[CudaDevice],
+    ) -> None:
+        self._memory, self._devices = memory, list(devices)
+        self._to_save = address_of(memory.to_save)
+
+    def serve(self) -> None:
+        """Serve until Python says that it is the end: see `streamrnn_server.shard.loop.serve`.
+
+        Raises
+        ------
+        DeviceError
+            If the GPU has failed. The shard's streams are lost then.
+        """
+        memory, address = self._memory, self._memory.address
+        while memory.struct["state"] != w.ENDED:
+            index = _begin(address)
+            self._bring_rows()
+            num_steps = 0
+            if index >= 0 and memory.struct["wave_rows"] > 0:
+                device = self._devices[index]
+                most = (device.max_chunk_rows, device.max_chunk_steps)
+                num_steps = _fill(address, index, *most, address_of(device.wave_x))
+                device.begin_wave(int(memory.struct["wave_rows"]), num_steps)
+            # While the GPU computes. What comes for a stream of the wave waits for its turn.
+            num_messages = _receive(address)
+            if num_steps > 0:
+                device.end_wave()
+                _commit(address, index, num_steps, address_of(device.wave_y))
+            self._fetch(memory.to_save[: _find_to_save(address, self._to_save)])
+            _end(address, num_messages)
+
+    def _bring_rows(self) -> None:
+        """Bring rows that were written here to the GPU, and those that were asked for here."""
+        memory = self._memory
+        num_written, num_asked_for = memory.struct["num_written"], memory.struct["num_asked_for"]
+        if num_written > 0:
+            slots = memory.written[:num_written]
+            for device, rows, own in self._by_model(slots):
+                device.write_rows(own, rows[own])
+            memory.places[slots] = w.ROW_SAME
+            memory.struct["num_written"] = 0
+        if num_asked_for > 0:
+            self._fetch(memory.asked_for[:num_asked_for])
+            _let_askers_go_on(memory.address)
+
+    def _fetch(self, slots: NDArray[np.int32]) -> None:
+        """Bring rows from the GPU."""
+        if len(slots) == 0:
+            return
+        for device, rows, own in self._by_model(slots):
+            rows[own] = device.read_rows(own)
+        self._memory.places[slots] = w.ROW_SAME
+
+    def _by_model(
+        self, slots: NDArray[np.int32]
+    ) -> list[tuple[CudaDevice, NDArray[np.float32], NDArray[np.int32]]]:
+        """Return, for each model with some of the slots, what it has: device, rows, and places."""
+        parts = []
+        first = 0
+        for device, rows in zip(self._devices, self._memory.rows, strict=True):
+            own = slots[(slots >= first) & (slots < first + len(rows))] - np.int32(first)
+            if len(own) > 0:
+                parts.append((device, rows, own))
+            first += len(rows)
+        return parts

@@ -1,0 +1,177 @@
+"""Where the newest row of a stream is, in a shard whose waves a GPU computes.
+
+The rows live there. What writes a row on the way of a request (an open, a reset, a record) writes
+the host's, as without a GPU, and notes it; before the next wave it goes over. What reads one (an
+export, a checkpoint) waits until it has been brought here. Without a GPU there is no table of
+places, and every row is here.
+"""
+
+from __future__ import annotations
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import (
+    copy_bytes,
+    load_i32,
+    load_i64,
+    load_u8,
+    store_i32,
+    store_u8,
+)
+from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.requests.request import request_at
+from streamrnn_server.shard.streams.slots import header_of, make_ready, model_of
+from streamrnn_server.shard.structs import Model, Shard
+
+__all__ = [
+    "ask_for_row",
+    "empty_wave",
+    "fill_wave",
+    "find_rows_to_save",
+    "is_away",
+    "let_askers_go_on",
+    "note_written",
+    "steps_together",
+]
+
+_MAX_LOOKED_AHEAD = 256
+
+
+@jit
+def note_written(shard: Shard, slot: int) -> None:
+    """Note that the host's row of a stream is the newest."""
+    places = shard.places
+    if places == 0 or load_u8(places + slot) == w.ROW_HERE:
+        return
+    store_u8(places + slot, w.ROW_HERE)
+    number = shard.num_written
+    store_i32(shard.written + 4 * number, slot)
+    shard.num_written = number + 1
+
+
+@jit
+def is_away(shard: Shard, slot: int) -> bool:
+    """Tell whether the newest row of a stream is on the GPU alone."""
+    places = shard.places
+    return places != 0 and load_u8(places + slot) == w.ROW_AWAY
+
+
+@jit
+def ask_for_row(shard: Shard, slot: int) -> None:
+    """Have a stream wait until its row is here, before the next wave.
+
+    Parameters
+    ----------
+    slot : int
+        The stream's slot, which is in no list.
+    """
+    number = shard.num_asked_for
+    store_i32(shard.asked_for + 4 * number, slot)
+    shard.num_asked_for = number + 1
+
+
+@jit
+def let_askers_go_on(shard: Shard) -> None:
+    """Let the streams whose rows have been brought here have their turn."""
+    slots = shard.asked_for
+    for k in range(shard.num_asked_for):
+        slot = load_i32(slots + 4 * k)
+        header = header_of(shard, slot)
+        make_ready(shard, model_of(shard, header.model), slot, header)
+    shard.num_asked_for = 0
+
+
+@jit
+def find_rows_to_save(shard: Shard, slots: int) -> int:
+    """Find rows that the checkpoint being made copies next, and that are not here.
+
+    Parameters
+    ----------
+    slots : int
+        Address of int32[num_slots], for their slots.
+
+    Returns
+    -------
+    int
+        How many there are.
+    """
+    if shard.is_saving == 0:
+        return 0
+    saved, place = shard.saved, shard.saved_place
+    num_rows = 0
+    for k in range(place, min(place + _MAX_LOOKED_AHEAD, shard.num_saved)):
+        slot = load_i32(saved + 4 * k)
+        if is_away(shard, slot):
+            store_i32(slots + 4 * num_rows, slot)
+            num_rows += 1
+    return num_rows
+
+
+@jit
+def steps_together(shard: Shard, num_rows: int, max_rows: int, max_steps: int) -> int:
+    """Tell how many steps of a wave's streams may be one launch: others join at every wave.
+
+    Parameters
+    ----------
+    shard : Shard
+        Whose WAVE_REQUESTS are filled.
+    num_rows : int
+        The number of rows.
+    max_rows, max_steps : int
+        The most that the GPU takes at once.
+
+    Returns
+    -------
+    int
+        1 as soon as another stream is ready, or one of these has but one step to go.
+    """
+    if num_rows > max_rows or shard.num_ready != 0:
+        return 1
+    requests = shard.wave_requests
+    num_steps = max_steps
+    for row in range(num_rows):
+        request = request_at(load_i64(requests + 8 * row))
+        left = request.num_steps - request.progress
+        num_steps = min(num_steps, left)
+    return num_steps
+
+
+@jit
+def fill_wave(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
+    """Write a wave's slots and inputs one after the other.
+
+    Parameters
+    ----------
+    shard : Shard
+        Whose WAVE_SLOTS and XS are filled.
+    num_rows, num_steps : int
+        Of the wave.
+    buffer : int
+        Address of int32[num_rows] and, behind it, of num_rows * num_steps inputs.
+    """
+    places, first_slot = shard.places, model.first_slot
+    slots, xs = shard.wave_slots, shard.xs
+    row_bytes = num_steps * model.step_bytes
+    inputs = buffer + 4 * num_rows
+    for row in range(num_rows):
+        slot = load_i64(slots + 8 * row)
+        store_i32(buffer + 4 * row, slot - first_slot)
+        store_u8(places + slot, w.ROW_AWAY)
+        copy_bytes(inputs + row * row_bytes, load_i64(xs + 8 * row), row_bytes)
+
+
+@jit
+def empty_wave(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
+    """Put a wave's outputs where their requests want them.
+
+    Parameters
+    ----------
+    shard : Shard
+        Whose YS are filled.
+    num_rows, num_steps : int
+        Of the wave.
+    buffer : int
+        Address of num_rows * num_steps outputs.
+    """
+    ys, y_bytes = shard.ys, num_steps * model.y_bytes
+    for row in range(num_rows):
+        copy_bytes(load_i64(ys + 8 * row), buffer + row * y_bytes, y_bytes)

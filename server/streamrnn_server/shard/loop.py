@@ -1,0 +1,62 @@
+"""The loop: one thread, one socket, one slab, from the socket to the reply without Python."""
+
+from __future__ import annotations
+
+from streamrnn.kernels.cpu.float_mode import enter_float_mode, leave_float_mode
+from streamrnn.kernels.cpu.step import step_rows
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import int64_array
+from streamrnn_server.shard.batch.commit import choose_model, commit, gather, wave_of
+from streamrnn_server.shard.checkpoint.copy import can_save_more, save
+from streamrnn_server.shard.poll import listen, read_clock, sweep, wait
+from streamrnn_server.shard.streams.admit import admit
+from streamrnn_server.shard.structs import ENDED, Shard, shard_at
+from streamrnn_server.shard.wire.receive import receive
+from streamrnn_server.shard.wire.reply import reply
+
+__all__ = ["serve", "turn"]
+
+
+@jit
+def serve(address: int) -> None:
+    """Serve until Python says that it is the end.
+
+    Parameters
+    ----------
+    address : int
+        Of the shard; no other thread touches it, its sockets or its memory meanwhile.
+    """
+    shard = shard_at(address)
+    float_mode = enter_float_mode()
+    read_clock(shard)
+    while shard.state != ENDED:
+        if turn(shard):
+            wait(shard)
+    leave_float_mode(float_mode)
+
+
+@jit(inline="always")
+def turn(shard: Shard) -> bool:
+    """Go once through the loop: take what has arrived, compute one wave, send what is done.
+
+    Returns
+    -------
+    bool
+        Whether there is nothing more to do before something comes, or it is time for something.
+    """
+    num_messages = receive(shard)
+    admit(shard)
+    model = choose_model(shard)
+    if model:
+        plan, wave = int64_array(model.plan, model.plan_length), wave_of(shard)
+        num_rows = gather(shard, plan, model)
+        if num_rows > 0:
+            step_rows(plan, wave.rows, wave.xs, wave.ys, num_rows)
+            commit(shard, model, num_rows)
+        read_clock(shard)
+    save(shard, num_messages > 0)
+    listen(shard)
+    reply(shard)
+    sweep(shard)
+    is_idle = num_messages == 0 and shard.num_ready == 0
+    return is_idle and not can_save_more(shard)

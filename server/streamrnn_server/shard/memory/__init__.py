@@ -1,0 +1,1 @@
+"""The shard's memory: headers, index of ids, arena, budget."""

@@ -1,0 +1,77 @@
+"""A limit in bytes that several kinds of memory share: rows of streams, rings, ids.
+
+What counts is memory that the system has given, whether something lies in it just now or not: then
+a process stays below its budget whatever comes. One thread only.
+"""
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+from numba.core import types
+from numba.types import ExternalFunction
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.pointers import pointer_to
+from streamrnn.kernels.structs import I64, Struct
+
+__all__ = ["BudgetStruct", "budget_at", "give_bytes", "give_pages", "new_budget", "take_bytes"]
+
+_DONTNEED = int(getattr(mmap, "MADV_DONTNEED", 4))
+_madvise = ExternalFunction("madvise", types.int32(types.int64, types.int64, types.int32))
+
+
+class BudgetStruct(Struct):
+    """So many bytes, of which compiled code takes some and gives some back."""
+
+    max_bytes: I64
+    used_bytes: I64
+
+
+budget_at = pointer_to(BudgetStruct)
+
+
+def new_budget(max_bytes: int) -> Any:
+    """Return a budget of so many bytes, none of them taken."""
+    budget = BudgetStruct.one()
+    budget["max_bytes"] = max_bytes
+    return budget
+
+
+@jit
+def take_bytes(budget: BudgetStruct, num_bytes: int) -> bool:
+    """Take from a budget; false if so many are not left, and then none is taken."""
+    if budget.used_bytes + num_bytes > budget.max_bytes:
+        return False
+    budget.used_bytes += num_bytes
+    return True
+
+
+@jit
+def give_bytes(budget: BudgetStruct, num_bytes: int) -> None:
+    """Give back bytes that were taken before."""
+    budget.used_bytes -= num_bytes
+
+
+@jit
+def give_pages(budget: BudgetStruct, address: int, num_bytes: int) -> bool:
+    """Give memory back to the system, and its bytes to the budget.
+
+    Parameters
+    ----------
+    budget : BudgetStruct
+    address, num_bytes : int
+        Whole pages of a region from `streamrnn_server.shard.memory.header.reserve`. They stay
+        reserved; what is in them next is arbitrary.
+
+    Returns
+    -------
+    bool
+        False if the system did not take it; then it still counts.
+    """
+    if _madvise(address, num_bytes, _DONTNEED) != 0:
+        return False
+    give_bytes(budget, num_bytes)
+    return True

@@ -1,0 +1,175 @@
+"""What a shard does between waves: wait, listen to Python, let go of idle streams."""
+
+from __future__ import annotations
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.pointers import field_address
+from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.checkpoint.copy import (
+    ask_for_checkpoint,
+    is_all_saved,
+    ms_until_checkpoint,
+)
+from streamrnn_server.shard.from_python import obey
+from streamrnn_server.shard.libzmq import (
+    monotonic_ns,
+    msg_close,
+    msg_data,
+    msg_init,
+    msg_send,
+    msg_size,
+    poll_sockets,
+    receive_frame,
+    send_bytes,
+)
+from streamrnn_server.shard.streams.slots import header_of, is_clean, let_go, model_of
+from streamrnn_server.shard.structs import Shard
+from streamrnn_server.shard.wire.reply import count_unsent
+
+__all__ = ["listen", "read_clock", "sweep", "wait"]
+
+_LISTEN_EVERY_NS = 200_000
+_QUIET_MS = 50  # after which a shard that stops takes it that nothing is on its way
+_SWEEP_EVERY_NS = 20_000_000
+_MAX_SWEPT = 512
+_IDLE_POLL_MS = 20
+
+
+@jit
+def read_clock(shard: Shard) -> int:
+    """Read the clock and set NOW_NS.
+
+    Returns
+    -------
+    int
+        Nanoseconds, monotonic.
+    """
+    now = monotonic_ns(field_address(shard, "clock"))
+    shard.now_ns = now
+    return now
+
+
+@jit
+def wait(shard: Shard) -> None:
+    """Wait until a message or Python's word has come; end a stop when all is quiet.
+
+    Parameters
+    ----------
+    shard : Shard
+        Which has nothing to do.
+    """
+    state = shard.state
+    if state == w.ENDED:
+        return
+    timeout_ms = -1
+    if state == w.STOPPING:
+        timeout_ms = _QUIET_MS
+    elif shard.idle_limit_s > 0:
+        timeout_ms = _IDLE_POLL_MS
+    checkpoint_ms = ms_until_checkpoint(shard)
+    if checkpoint_ms >= 0 and (timeout_ms < 0 or checkpoint_ms < timeout_ms):
+        timeout_ms = checkpoint_ms
+    pair = shard.pair
+    # Without the router, once it is no longer listened to, or its messages would end every wait.
+    router = shard.router if state < w.DRAINED else pair
+    shard.counters.num_polls += 1
+    disk = shard.disk
+    has_come = poll_sockets(field_address(shard, "poll_items"), router, pair, disk, timeout_ms)
+    now = read_clock(shard)
+    if has_come & 2:
+        shard.last_pair_ns = 0
+    is_quiet = has_come & 1 == 0 or now > shard.stop_at_ns
+    if state == w.STOPPING and is_quiet and has_come & 6 == 0:
+        if is_all_saved(shard):
+            _say_drained(shard, pair)
+        else:
+            ask_for_checkpoint(shard)
+
+
+@jit
+def _say_drained(shard: Shard, pair: int) -> None:
+    """Tell Python that no more will come; it answers with the end when it has no more either."""
+    ask = w.ask_at(shard.out)
+    ask.what = w.ASK_DRAINED
+    ask.identity_bytes = 0
+    ask.body_bytes = 0
+    if send_bytes(pair, shard.out, w.ASK_BYTES, False) == 0:
+        shard.state = w.DRAINED
+
+
+@jit
+def listen(shard: Shard) -> None:
+    """Take what Python has sent, if it is time to look: replies to send on, and commands."""
+    now = shard.now_ns
+    if now - shard.last_pair_ns < _LISTEN_EVERY_NS:
+        return
+    shard.last_pair_ns = now
+    pair = shard.pair
+    identity = field_address(shard, "identity_message")
+    payload = field_address(shard, "payload_message")
+    while True:
+        size = receive_frame(pair, identity)
+        if size < 0:
+            return
+        receive_frame(pair, payload)
+        if size == 0:
+            if msg_size(payload) >= w.COMMAND_BYTES:
+                obey(shard, w.command_at(msg_data(payload)))
+        else:
+            _send_on(shard, identity, payload)
+
+
+@jit
+def _send_on(shard: Shard, identity: int, payload: int) -> None:
+    """Send a reply of Python's; if it cannot be sent, let go of both frames."""
+    router = shard.router
+    error = msg_send(router, identity, True)
+    if error == 0:
+        error = msg_send(router, payload, False)
+    if error == 0:
+        shard.counters.num_replies += 1
+        return
+    count_unsent(shard, error)
+    msg_close(identity)
+    msg_close(payload)
+    msg_init(identity)
+    msg_init(payload)
+
+
+@jit
+def sweep(shard: Shard) -> None:
+    """Let go of streams that have been idle for too long, a few at a time.
+
+    With a state directory they are on disk, and come back at the next message.
+
+    Parameters
+    ----------
+    shard : Shard
+        Nothing is done without an idle limit.
+    """
+    limit_s = shard.idle_limit_s
+    now = shard.now_ns
+    if limit_s == 0 or now - shard.sweep_ns < _SWEEP_EVERY_NS:
+        return
+    shard.sweep_ns = now
+    now_s = (now - shard.started_ns) // 1_000_000_000
+    model = model_of(shard, shard.sweep_model)
+    place = shard.sweep_place
+    last = min(place + _MAX_SWEPT, model.num_fresh)
+    while place < last:
+        slot = model.first_slot + place
+        header = header_of(shard, slot)
+        if is_clean(header) and now_s - header.last_used_s > limit_s:
+            let_go(shard, slot)
+            if shard.can_look_up:
+                shard.counters.num_spilled_idle += 1
+            else:
+                shard.counters.num_evicted_idle += 1
+        place += 1
+    if place >= model.num_fresh:
+        place = 0
+        following = shard.sweep_model + 1
+        if following == shard.num_models:
+            following = 0
+        shard.sweep_model = following
+    shard.sweep_place = place

@@ -1,0 +1,46 @@
+"""What ends a request: it has an answer, or an error."""
+
+from __future__ import annotations
+
+from streamrnn.kernels.jit import jit
+from streamrnn_server.shard.requests import request as r
+from streamrnn_server.shard.requests.request import Request, append, request_at
+from streamrnn_server.shard.structs import Shard
+
+__all__ = ["fail", "finish", "set_error"]
+
+
+@jit
+def finish(shard: Shard, request: Request) -> None:
+    """Note that a request, which is in no queue, is done; a parent is done with its last child."""
+    if request.parent != 0:
+        request = request_at(request.parent)
+        request.num_left -= 1
+        if request.num_left > 0:
+            return
+    changes = request.kind in (r.STEP, r.RESET, r.OPEN, r.BATCH, r.OPEN_MANY)
+    if shard.is_always and request.code == 0 and changes:
+        # What it did to its stream must be on disk before anybody learns of it.
+        append(shard.pool, shard.uncovered, request)
+    else:
+        append(shard.pool, shard.finished, request)
+
+
+@jit
+def set_error(request: Request, code: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> None:
+    """Note a request's error, and numbers for its words; its caller ends it."""
+    request.code = code
+    request.detail[0] = a
+    request.detail[1] = b
+    request.detail[2] = c
+    request.detail[3] = d
+
+
+@jit
+def fail(
+    shard: Shard, request: Request, code: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0
+) -> None:
+    """End a request, which is in no queue, with an error."""
+    set_error(request, code, a, b, c, d)
+    shard.counters.num_errors += 1
+    finish(shard, request)

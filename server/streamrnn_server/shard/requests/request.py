@@ -1,0 +1,238 @@
+"""Requests on their way through a shard: fixed records, and the queues that they wait in.
+
+A record is taken when a message has arrived and given back when it has been answered. A link
+stands for a record in 32 bits: its distance from the pool's start in units of 64 bytes, plus 1
+(0 is nobody). A stream's waiting requests form a ring that its slot's header enters at the last
+one; a batch, and an `open` of many streams, is a record of its own with one child record for each
+stream.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import numpy as np
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.pointers import address, pointer_to
+from streamrnn.kernels.structs import I32, I64, Struct
+from streamrnn_server.shard.memory.header import Header, address_of, reserve, touch
+
+__all__ = [
+    "REQUEST_BYTES",
+    "Pool",
+    "Queue",
+    "Request",
+    "RequestPool",
+    "append",
+    "first_waiting",
+    "give_request",
+    "link_of",
+    "pop_first",
+    "pop_waiting",
+    "push_waiting",
+    "request_at",
+    "request_of",
+    "take_request",
+]
+
+# What a request asks for. COLD: Python's business.
+(COLD, STEP, RESET, OPEN, CLOSE, BATCH, OPEN_MANY) = range(7)
+# Only Python sends these, through the PAIR. PLACE: make a stream of a record.
+(EXPORT, SNAPSHOT, SYNC, PLACE, ROLLBACK, SYNC_ALL) = range(7, 13)
+# The form of x, and so of y.
+(FORM_BIN, FORM_ARRAY) = range(2)
+
+MAX_INLINE_X_BYTES = 4096
+
+
+class Request(Struct):
+    """A request from its arrival to its answer; behind it lies x, if it is small enough."""
+
+    next: I64  # link of the next request in the queue or ring that this one is in
+    kind: I32
+    form: I32
+    msgid: I64  # -1 where it could not be read
+    first_seq: I64  # number of the first step, of the reset; 0 unnumbered
+    num_steps: I64  # T; -1 until the request came to the head of its stream's queue
+    progress: I64  # number of steps done
+    x: I64  # address of x: in the message, then behind the request or in a block
+    y: I64  # address of y; 0 while there is none
+    y_bytes: I64  # of y, once x has been looked at
+    parent: I64  # address of the batch's request, or 0
+    received_ns: I64
+    hash: I64  # of the canonical id
+    stream_bytes: I64  # length of the canonical id
+    code: I32  # 0, or the error's number
+    identity_bytes: I32
+    last_seq: I64  # the answer's
+    durable_seq: I64
+    x_count: I64  # bytes of x, or number of its elements in the array form
+    x_block: I64  # what to give back to the arena, or 0
+    y_block: I64
+    model: I64  # index; negative: not known yet, in a batch -1 - that of one with as long inputs
+    window: I64  # asked for, then granted
+    item: I64  # place among the parent's children
+    num_items: I64  # number of children
+    num_left: I64  # number of children not done
+    detail: Annotated[Any, np.int64, (4,)]  # numbers for the error's words
+    first_child: I64  # link
+    sibling: I64  # link of the next child of the same parent
+    streams: I64  # address of the first stream id, in the message
+    seqs: I64  # address of the first number, in the message, or 0
+    identity: Annotated[Any, np.uint8, (256,)]  # whom to answer
+    stream: Annotated[Any, np.uint8, (136,)]  # canonical id: at most 129 bytes, zeros up to 16
+    owner: I64  # number of the user, where there are users
+    unused: Annotated[Any, np.int64, (6,)]
+
+
+class Queue(Struct):
+    """A list of requests: links of the first one, 0 if there is none, and of the last one."""
+
+    first: I64
+    last: I64
+
+
+class Pool(Struct):
+    """The requests of a shard."""
+
+    memory: I64  # address of the first
+    stride: I64  # bytes from one to the next
+    num_free: I64
+    free: I64  # link of the one that was given back last
+    fresh: I64  # address of the first one that was never taken
+
+
+REQUEST_BYTES = Request.dtype.itemsize
+_UNIT_LOG2 = 6
+_UNIT_BYTES = 1 << _UNIT_LOG2
+request_at = pointer_to(Request)
+
+
+class RequestPool:
+    """The memory of all requests.
+
+    Parameters
+    ----------
+    num_requests : int
+        How many can be on their way at once.
+    inline_x_bytes : int
+        Largest x that lies behind a request; at most `MAX_INLINE_X_BYTES` are granted.
+    struct : Pool
+        Filled.
+
+    Attributes
+    ----------
+    inline_x_bytes : int
+        As granted.
+    num_bytes : int
+        The size of all.
+    """
+
+    def __init__(self, num_requests: int, inline_x_bytes: int, struct: Any) -> None:
+        self.inline_x_bytes = min(-(-inline_x_bytes // 64) * 64, MAX_INLINE_X_BYTES)
+        stride = REQUEST_BYTES + self.inline_x_bytes
+        self.num_bytes = num_requests * stride
+        self._memory = reserve(self.num_bytes, huge_pages=True)
+        touch(self._memory)
+        struct["memory"] = struct["fresh"] = address_of(self._memory)
+        struct["stride"], struct["num_free"] = stride, num_requests
+
+
+@jit
+def take_request(pool: Pool) -> Request:
+    """Take a request from a pool that has a free one; nothing of it is done or known.
+
+    The last one given back comes first, for it is still in the cache.
+    """
+    if pool.free != 0:
+        request = request_of(pool, pool.free)
+        pool.free = request.next
+    else:
+        request = request_at(pool.fresh)
+        pool.fresh += pool.stride
+    pool.num_free -= 1
+    request.num_steps = -1
+    request.progress = 0
+    request.y = 0
+    request.parent = 0
+    request.code = 0
+    request.x_block = 0
+    request.y_block = 0
+    request.first_child = 0
+    return request
+
+
+@jit
+def give_request(pool: Pool, request: Request) -> None:
+    """Give a request back that is in no queue."""
+    request.next = pool.free
+    pool.free = link_of(pool, request)
+    pool.num_free += 1
+
+
+@jit
+def request_of(pool: Pool, link: int) -> Request:
+    """Return the request that a link stands for; a link is never 0."""
+    return request_at(pool.memory + (link - 1) * _UNIT_BYTES)
+
+
+@jit
+def link_of(pool: Pool, request: Request) -> int:
+    """Return the link that stands for a request; it fits in an i32."""
+    return ((address(request) - pool.memory) >> _UNIT_LOG2) + 1
+
+
+@jit
+def append(pool: Pool, queue: Queue, request: Request) -> None:
+    """Append a request, which is in no queue."""
+    link = link_of(pool, request)
+    request.next = 0
+    if queue.first == 0:
+        queue.first = link
+    else:
+        request_of(pool, queue.last).next = link
+    queue.last = link
+
+
+@jit
+def pop_first(pool: Pool, queue: Queue) -> Request:
+    """Take the first request of a queue; a null one if there is none."""
+    if queue.first == 0:
+        return request_at(0)
+    request = request_of(pool, queue.first)
+    queue.first = request.next
+    return request
+
+
+@jit
+def push_waiting(pool: Pool, header: Header, request: Request) -> None:
+    """Let a request wait behind the others of its stream."""
+    link = link_of(pool, request)
+    if header.tail == 0:
+        request.next = link
+    else:
+        last = request_of(pool, header.tail)
+        request.next = last.next
+        last.next = link
+    header.tail = link
+    header.num_waiting += 1
+
+
+@jit
+def first_waiting(pool: Pool, header: Header) -> Request:
+    """Return the request whose turn it is; a null one if none waits for the stream."""
+    if header.tail == 0:
+        return request_at(0)
+    return request_of(pool, request_of(pool, header.tail).next)
+
+
+@jit
+def pop_waiting(pool: Pool, header: Header) -> None:
+    """Take the request whose turn it is out of its stream's queue."""
+    last = request_of(pool, header.tail)
+    if last.next == header.tail:
+        header.tail = 0
+    else:
+        last.next = request_of(pool, last.next).next
+    header.num_waiting -= 1

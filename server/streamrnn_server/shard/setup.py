@@ -1,0 +1,305 @@
+"""A shard's memory, made and kept alive by Python."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from streamrnn.errors import StartError
+from streamrnn.kernels.cpu.plan import MAX_WAVE, Program
+from streamrnn_client.protocol.messages import MAX_BATCH, MAX_WINDOW, ErrorCode, error_reply
+from streamrnn_server.config import ServerConfig, format_bytes
+from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.libzmq import msg_close, msg_init
+from streamrnn_server.shard.memory.arena import Arena
+from streamrnn_server.shard.memory.budget import take_bytes
+from streamrnn_server.shard.memory.header import (
+    HEADER_BYTES,
+    HUGE_PAGE_BYTES,
+    address_of,
+    reserve,
+    struct_address,
+    touch,
+)
+from streamrnn_server.shard.memory.index import StreamIndex
+from streamrnn_server.shard.requests.request import RequestPool
+from streamrnn_server.shard.streams.owners import Users
+from streamrnn_server.shard.structs import Model, Shard, Stage
+from streamrnn_server.shard.wire.reply import MAX_WORDS
+
+__all__ = ["ShardMemory"]
+
+_NUM_REQUESTS = 8 * MAX_BATCH
+_MAX_SLOTS = 2**31 - 2
+_OUT_SLACK_BYTES = 64 * 2**20
+_ENTRY_SLACK_BYTES = 4096
+
+
+class ShardMemory:
+    """All that one shard works on.
+
+    Parameters
+    ----------
+    config : ServerConfig
+        Limits and the number of shards.
+    shard : int
+        Which shard it is.
+    programs : mapping of str to Program
+        The models, by name, in order; their scratch is used by this shard alone.
+    router, pair : zmq.Socket
+        Bound and connected; from now on the shard's thread alone uses them.
+    disk : zmq.Socket or None
+        Connected to the thread that writes, where there is a state directory.
+    endpoints : sequence of str
+        Where clients find each shard.
+    gpu_rows : int
+        The most rows of a wave that a GPU computes; 0 where the CPU does.
+
+    Attributes
+    ----------
+    struct : Shard
+        Written by the shard's thread, read by anybody.
+    address : int
+        Of the same; what `streamrnn_server.shard.loop.serve` takes.
+    rows : list of ndarray of float32, shape (max_streams, row_bytes // 4)
+        Each model's.
+    places : ndarray of uint8, shape (num_slots,)
+    written, asked_for, to_save : ndarray of int32, shape (num_slots,)
+        Where each slot's row is, and lists of slots; see `layout`. Empty without a GPU.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        shard: int,
+        programs: Mapping[str, Program],
+        router: zmq.Socket[bytes],
+        pair: zmq.Socket[bytes],
+        disk: zmq.Socket[bytes] | None,
+        endpoints: Sequence[str],
+        gpu_rows: int = 0,
+    ) -> None:
+        max_streams = config.max_streams_of_a_shard
+        if max_streams * len(programs) > _MAX_SLOTS:
+            raise StartError(
+                f"{max_streams} streams of each of {len(programs)} models are more than a shard "
+                f"can number ({_MAX_SLOTS}); allow fewer (--max-streams)"
+            )
+        self._owned: list[Any] = []
+        self.rows: list[NDArray[np.float32]] = []
+        self.names = list(programs)
+        num_slots = len(programs) * max_streams + _NUM_REQUESTS  # with the room's
+        headers = reserve(num_slots * HEADER_BYTES, huge_pages=True)
+        touch(headers)
+        self.struct = Shard.one()
+        self.address = struct_address(self.struct)
+        self._pool = RequestPool(
+            _NUM_REQUESTS,
+            max(4 * program.spec.num_inputs for program in programs.values()),
+            self.struct["pool"],
+        )
+        budget = self.struct["budget"]
+        budget["max_bytes"] = config.memory_budget_of_a_shard
+        self._index = StreamIndex(num_slots, self._own(headers), self.struct["index"])
+        largest = max(
+            program.row_bytes + MAX_WINDOW * (8 + 4 * program.spec.output_size)
+            for program in programs.values()
+        )
+        stage_bytes = w.STAGE_BYTES + largest + _ENTRY_SLACK_BYTES
+        self._take_always(config, disk is not None, stage_bytes, len(programs))
+        self._arena = Arena(int(budget["max_bytes"]), budget, self.struct["arena"])
+        self._users = Users(num_slots) if config.has_users else None
+        self._models = np.zeros(len(programs) + 1, Model.dtype)
+        for k, (name, program) in enumerate(programs.items()):
+            self._add_model(k, name, program, max_streams)
+        y_stride = max(64 * -(-program.spec.output_size // 16) for program in programs.values())
+        out_bytes = 4 * config.max_message_bytes + _OUT_SLACK_BYTES
+        max_rows = gpu_rows or MAX_WAVE
+        out = reserve(out_bytes)
+        touch(out)
+        self._set(
+            router=router.underlying,
+            pair=pair.underlying,
+            users=self._users.address if self._users is not None else 0,
+            headers=address_of(headers),
+            models=address_of(self._models),
+            num_models=len(programs),
+            max_streams=max_streams,
+            number=shard,
+            num_shards=config.num_shards,
+            max_message_bytes=config.max_message_bytes,
+            inline_x_bytes=self._pool.inline_x_bytes,
+            out=self._own(out),
+            out_bytes=out_bytes,
+            max_rows=max_rows,
+            rows=self._zeros(8 * max_rows),
+            xs=self._zeros(8 * max_rows),
+            ys=self._zeros(8 * max_rows),
+            wave_slots=self._zeros(8 * max_rows),
+            wave_requests=self._zeros(8 * max_rows),
+            wave_y=self._zeros(y_stride * max_rows),
+            wave_y_stride=y_stride,
+            idle_limit_s=config.idle_limit_s,
+            words_left=MAX_WORDS,
+            canned=self._texts(self._canned_errors(config)),
+            moved=self._texts([error_reply(ErrorCode.MOVED, endpoint=each) for each in endpoints]),
+        )
+        self._models[-1]["first_slot"] = len(programs) * max_streams
+        self._add_places(num_slots if gpu_rows else 0)
+        if disk is not None:
+            self._add_disk(config, disk, num_slots, stage_bytes)
+        for name in ("identity_message", "payload_message"):
+            msg_init(address_of(self.struct[name]))
+
+    def _take_always(
+        self, config: ServerConfig, has_disk: bool, stage_bytes: int, num_models: int
+    ) -> None:
+        """Let count what is there however many streams there are."""
+        always = self._index.num_bytes + self._pool.num_bytes
+        always += w.NUM_STAGES * stage_bytes if has_disk else 0
+        least = always + (num_models + 1) * HUGE_PAGE_BYTES
+        budget = self.struct["budget"]
+        if not take_bytes(budget, always) or least > budget["max_bytes"]:
+            each = f", {config.num_shards} shards" if config.num_shards > 1 else ""
+            raise StartError(
+                f"--memory-budget is {format_bytes(config.memory_budget_bytes)}; {num_models} "
+                f"models with --max-streams {config.max_streams}{each} need "
+                f"{format_bytes(least * config.num_shards)} before the first stream: allow more "
+                "memory or fewer streams"
+            )
+
+    def _add_places(self, num_slots: int) -> None:
+        self.places = reserve(num_slots)[:num_slots]
+        self.written, self.asked_for, self.to_save = (
+            reserve(4 * num_slots)[: 4 * num_slots].view(np.int32) for _ in range(3)
+        )
+        if num_slots > 0:
+            self._set(
+                places=address_of(self.places),
+                written=address_of(self.written),
+                asked_for=address_of(self.asked_for),
+                # With window 1 an output is computed again from the row, which is away.
+                min_window_log2=1,
+            )
+
+    def _add_disk(
+        self,
+        config: ServerConfig,
+        disk: zmq.Socket[bytes],
+        num_slots: int,
+        stage_bytes: int,
+    ) -> None:
+        stages = np.zeros(w.NUM_STAGES, Stage.dtype)
+        for stage in stages:
+            stage["at"] = self._own(reserve(stage_bytes, huge_pages=True))
+        interval_ns = round(config.checkpoint_interval_s * 1e9)
+        self._set(
+            disk=disk.underlying,
+            is_always=config.durability == "always",
+            save_every_ns=interval_ns,
+            retry_ns=interval_ns,
+            save_at_ns=time.monotonic_ns() + interval_ns,
+            dirty=self._own(reserve(4 * num_slots)),
+            saved=self._own(reserve(4 * num_slots)),
+            stages=self._own(stages),
+            stage=-1,
+            acknowledged=-1,
+            can_look_up=1,
+        )
+
+    def close(self) -> None:
+        """Let go of libzmq's messages. The shard's thread has ended."""
+        for name in ("identity_message", "payload_message"):
+            msg_close(address_of(self.struct[name]))
+
+    def user(self, number: int) -> str:
+        """Return a user's name.
+
+        Parameters
+        ----------
+        number : int
+            As it came with a message of this shard's.
+
+        Returns
+        -------
+        str
+            Empty where there are no users.
+        """
+        return self._users.name(number) if self._users is not None else ""
+
+    def num_open(self) -> dict[str, int]:
+        """Return the number of open streams of each model.
+
+        Returns
+        -------
+        dict of str to int
+        """
+        column = self._models[:-1]["num_open"]
+        return {name: int(number) for name, number in zip(self.names, column, strict=True)}
+
+    def _add_model(self, k: int, name: str, program: Program, max_streams: int) -> None:
+        num_units = -(-max_streams * program.row_bytes // HUGE_PAGE_BYTES)
+        rows = reserve(num_units * HUGE_PAGE_BYTES, huge_pages=True)
+        units = np.zeros(num_units, np.uint8)
+        if take_bytes(self.struct["budget"], HUGE_PAGE_BYTES):
+            units[0] = 1
+            touch(rows)
+        self.rows.append(
+            rows.view(np.float32)[: max_streams * program.row_bytes // 4].reshape(max_streams, -1)
+        )
+        first_slot = k * max_streams
+        text = np.frombuffer(name.encode(), np.uint8)
+        self._owned.append(program)
+        values = {
+            "plan": address_of(program.plan),
+            "plan_length": len(program.plan),
+            "first_row": self._own(rows) - first_slot * program.row_bytes,
+            "row_bytes": program.row_bytes,
+            "initial_row": address_of(program.initial_row),
+            "step_bytes": 4 * program.spec.num_inputs,
+            "y_bytes": 4 * program.spec.output_size,
+            "is_token": program.spec.is_token,
+            "first_slot": first_slot,
+            "name": self._own(text),
+            "name_bytes": len(text),
+            "units": self._own(units),
+        }
+        for field, value in values.items():
+            self._models[field][k] = value
+
+    def _canned_errors(self, config: ServerConfig) -> list[list[Any]]:
+        """Return an error for each code, with no detail but what is always the same."""
+        errors: list[list[Any]] = [[]]
+        for code in ErrorCode:
+            always: dict[str, Any] = (
+                {"retry_after_ms": config.retry_after_ms} if code is ErrorCode.BUSY else {}
+            )
+            errors.append(error_reply(code, **always))
+        return errors
+
+    def _texts(self, errors: Sequence[Sequence[Any]]) -> int:
+        """Encode errors; return the address of a table of their addresses and lengths."""
+        table = np.zeros((len(errors), 2), np.int64)
+        for row, error in zip(table, errors, strict=True):
+            text = np.frombuffer(msgpack.packb(error), np.uint8)
+            row[:] = self._own(text), len(text)
+        return self._own(table)
+
+    def _set(self, **values: int) -> None:
+        for name, value in values.items():
+            self.struct[name] = value
+
+    def _own(self, array: NDArray[Any]) -> int:
+        self._owned.append(array)
+        return address_of(array)
+
+    def _zeros(self, num_bytes: int) -> int:
+        """Return the address of zeroed memory at a multiple of 64."""
+        array = np.zeros(num_bytes + 64, np.uint8)
+        return -(-self._own(array) // 64) * 64

@@ -1,0 +1,1 @@
+"""Streams: slots, owners, what requests do to them, eviction and return."""

@@ -1,0 +1,147 @@
+"""Taking a slot for a stream; moving a stream out of the room.
+
+With a state directory, a stream that is not in memory may be on disk, of any model: until Python
+has looked, it lives in the *room*, a model's record with headers and no rows.
+"""
+
+from __future__ import annotations
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import (
+    copy_bytes,
+    fill_bytes,
+    store_i64,
+)
+from streamrnn.kernels.pointers import address, field_address
+from streamrnn_server.shard.memory import header as h
+from streamrnn_server.shard.memory.arena import release
+from streamrnn_server.shard.memory.index import hash64, insert_slot, remove_slot
+from streamrnn_server.shard.requests.request import Request
+from streamrnn_server.shard.streams.eviction import (
+    has_row,
+    make_room_for_row,
+    make_room_for_stream,
+    take_block,
+)
+from streamrnn_server.shard.streams.owners import UNKNOWN, set_owner
+from streamrnn_server.shard.streams.slots import give_slot, header_of, model_of
+from streamrnn_server.shard.structs import Shard
+
+__all__ = ["move_slot", "take_named_slot", "take_slot"]
+
+
+@jit
+def take_named_slot(shard: Shard, index: int, request: Request) -> int:
+    """Take a slot for a request's stream, and enter it in the index.
+
+    Parameters
+    ----------
+    index : int
+        The model's; the number of models stands for the room.
+
+    Returns
+    -------
+    int
+        The slot; -1 if there is no room.
+    """
+    num_bytes = request.stream_bytes
+    long_id = 0
+    if num_bytes > h.MAX_INLINE_ID_BYTES:
+        long_id = take_block(shard, num_bytes)
+        if long_id == 0:
+            return -1
+    slot = take_slot(shard, index)
+    if slot < 0:
+        release(shard.arena, long_id)
+        return -1
+    is_known = index < shard.num_models
+    set_owner(shard, slot, request.owner if is_known else UNKNOWN)
+    header = header_of(shard, slot)
+    header.id_bytes = num_bytes
+    if long_id != 0:
+        copy_bytes(long_id, field_address(request, "stream"), num_bytes)
+        store_i64(field_address(header, "id"), long_id)
+    else:
+        copy_bytes(
+            field_address(header, "id"), field_address(request, "stream"), h.MAX_INLINE_ID_BYTES
+        )
+    insert_slot(shard.index, request.hash, slot)
+    return slot
+
+
+@jit
+def take_slot(shard: Shard, index: int) -> int:
+    """Take a slot that no stream has.
+
+    Parameters
+    ----------
+    index : int
+        The model's; the number of models stands for the room.
+
+    Returns
+    -------
+    int
+        The slot, without an id and not in the index; -1 if there is no room.
+    """
+    model = model_of(shard, index)
+    if index < shard.num_models:
+        num_streams = shard.num_streams
+        if num_streams >= shard.max_streams and not make_room_for_stream(shard):
+            shard.counters.num_refused_for_room += 1
+            return -1
+    while not has_row(shard, model):
+        if not make_room_for_row(shard, index):
+            shard.counters.num_refused_for_room += 1
+            return -1
+    if index < shard.num_models:
+        shard.num_streams += 1
+    slot = model.free_slot - 1
+    if slot >= 0:
+        model.free_slot = header_of(shard, slot).next
+    else:
+        num_fresh = model.num_fresh
+        slot = model.first_slot + num_fresh
+        model.num_fresh = num_fresh + 1
+    header = header_of(shard, slot)
+    generation = header.generation + 1
+    fill_bytes(address(header), h.HEADER_BYTES, 0)
+    header.generation = generation
+    header.model = index
+    return slot
+
+
+@jit
+def move_slot(shard: Shard, slot: int, index: int, owner: int) -> int:
+    """Move a stream from the room to a slot of its model, with all that wait for it.
+
+    Parameters
+    ----------
+    slot : int
+        Its slot in the room, which is free afterwards.
+    index : int
+        The model's.
+    owner : int
+        Number of the user whose stream it is.
+
+    Returns
+    -------
+    int
+        The new slot; -1 if there is no room, and nothing has changed.
+    """
+    target = take_slot(shard, index)
+    if target < 0:
+        return -1
+    header, to = header_of(shard, slot), header_of(shard, target)
+    num_bytes = header.id_bytes
+    hash_value = hash64(h.id_address(header), num_bytes)
+    copy_bytes(field_address(to, "id"), field_address(header, "id"), h.MAX_INLINE_ID_BYTES)
+    to.id_bytes = num_bytes
+    to.tail = header.tail
+    to.num_waiting = header.num_waiting
+    to.last_used_s = header.last_used_s
+    remove_slot(shard.index, hash_value, slot)
+    insert_slot(shard.index, hash_value, target)
+    header.id_bytes = 0
+    give_slot(shard, slot)
+    set_owner(shard, target, owner)
+    return target

@@ -1,0 +1,298 @@
+"""Room: who makes way when there are too many streams, or as much memory is in use as may be.
+
+Streams that rest and are on disk as they are make way: of some that are looked at, the one unused
+for longest. They come back at the next message. If there is none, who needs room is told `busy`.
+
+The memory of rows counts in units of 2 MiB, the large pages in which the system gives it. A slot
+that is free keeps its memory, and the next stream of its model takes it over. For anything else a
+whole unit must be emptied, which is then given back.
+"""
+
+from __future__ import annotations
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import fill_bytes, load_u8, store_u8
+from streamrnn_server.shard.memory import header as h
+from streamrnn_server.shard.memory.arena import allocate, give_free_pages
+from streamrnn_server.shard.memory.budget import give_pages, take_bytes
+from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.streams.slots import header_of, is_clean, let_go, model_of, row_of
+from streamrnn_server.shard.structs import Model, Shard
+
+__all__ = [
+    "SLOT_BYTES",
+    "has_row",
+    "make_room_for_row",
+    "make_room_for_stream",
+    "take_block",
+    "take_ring",
+]
+
+SLOT_BYTES = h.HEADER_BYTES + 8  # what a slot takes besides its row: its places in the two lists
+_NUM_SAMPLED = 32
+_MAX_SPILLS = 8  # for one block
+_MAX_SCANS = 4  # units looked through for one that can be emptied
+_NEVER_S = 2**31
+_ANY_RING = -1
+
+
+@jit
+def make_room_for_stream(shard: Shard) -> bool:
+    """Have one stream make way for another, of whatever model.
+
+    Parameters
+    ----------
+    shard : Shard
+        That has as many streams as it may have.
+
+    Returns
+    -------
+    bool
+        False if there is none. Then a checkpoint begins soon, after which there may be one.
+    """
+    is_done = _spill(shard, _find_idle_of_all(shard, 0))
+    shard.counters.num_spilled_for_room += is_done
+    return is_done
+
+
+@jit
+def has_row(shard: Shard, model: Model) -> bool:
+    """Tell whether a model's next slot has memory for its row, after taking what there is.
+
+    Parameters
+    ----------
+    model : Model
+        Address of the model's record, or of the room's.
+    """
+    units = model.units
+    if units == 0:
+        return True
+    row_bytes = model.row_bytes
+    slot = model.free_slot - 1
+    is_fresh = slot < 0
+    place = model.num_fresh if is_fresh else slot - model.first_slot
+    first = place * row_bytes // h.HUGE_PAGE_BYTES
+    last = ((place + 1) * row_bytes - 1) // h.HUGE_PAGE_BYTES
+    num_missing = 0
+    for unit in range(first, last + 1):
+        num_missing += 1 - load_u8(units + unit)
+    wanted = num_missing * h.HUGE_PAGE_BYTES + (SLOT_BYTES if is_fresh else 0)
+    if not take_bytes(shard.budget, wanted):
+        return False
+    for unit in range(first, last + 1):
+        store_u8(units + unit, 1)
+    return True
+
+
+@jit
+def make_room_for_row(shard: Shard, index: int) -> bool:
+    """Have others make way for the row of a new stream.
+
+    Parameters
+    ----------
+    index : int
+        The index of the stream's model.
+
+    Returns
+    -------
+    bool
+        Whether anything has made way; it may be necessary more than once.
+    """
+    if give_free_pages(shard.arena):
+        return True
+    own = _find_idle(shard, index, 0)
+    if _empty_unit(shard, index, _last_used_s(shard, own)):
+        return True
+    return _spill_for_memory(shard, own)
+
+
+@jit
+def take_block(shard: Shard, num_bytes: int) -> int:
+    """Take a block of the arena; if it is full, have streams make way.
+
+    Parameters
+    ----------
+    num_bytes : int
+        How large.
+
+    Returns
+    -------
+    int
+        Its address; 0 if there is no room.
+    """
+    arena = shard.arena
+    block = allocate(arena, num_bytes)
+    for _ in range(_MAX_SPILLS):
+        if block != 0 or not _make_room_for_block(shard, num_bytes):
+            break
+        block = allocate(arena, num_bytes)
+    if block == 0:
+        shard.counters.num_refused_for_room += 1
+    return block
+
+
+@jit
+def take_ring(shard: Shard, header: Header, y_bytes: int) -> bool:
+    """Take a ring for a stream, if it needs one and has none.
+
+    Parameters
+    ----------
+    header : Header
+        It does not rest, so it does not make way for itself.
+    y_bytes : int
+        Bytes of one output.
+
+    Returns
+    -------
+    bool
+        False if there is no room.
+    """
+    window_log2 = header.window_log2
+    if window_log2 == 0 or header.ring != 0:
+        return True
+    num_bytes = (8 + y_bytes) << window_log2
+    ring = take_block(shard, num_bytes)
+    header.ring = ring
+    if ring != 0:  # what another stream left there must reach neither disk nor anybody
+        fill_bytes(ring, num_bytes, 0)
+    return ring != 0
+
+
+@jit
+def _make_room_for_block(shard: Shard, num_bytes: int) -> bool:
+    """Have a stream make way whose ring is as large, or else whoever does."""
+    slot = _find_idle_of_all(shard, num_bytes)
+    if slot < 0:
+        if _empty_unit(shard, -1, _NEVER_S):
+            return True
+        slot = _find_idle_of_all(shard, _ANY_RING)
+    return _spill_for_memory(shard, slot)
+
+
+@jit
+def _spill_for_memory(shard: Shard, slot: int) -> bool:
+    is_done = _spill(shard, slot)
+    shard.counters.num_spilled_for_memory += is_done
+    return is_done
+
+
+@jit
+def _spill(shard: Shard, slot: int) -> bool:
+    if slot < 0:
+        shard.save_now = 1
+        return False
+    let_go(shard, slot)
+    return True
+
+
+@jit
+def _last_used_s(shard: Shard, slot: int) -> int:
+    return header_of(shard, slot).last_used_s if slot >= 0 else _NEVER_S
+
+
+@jit
+def _can_spill(shard: Shard, header: Header) -> bool:
+    return is_clean(header) and shard.can_look_up != 0
+
+
+@jit
+def _find_idle_of_all(shard: Shard, ring_bytes: int) -> int:
+    oldest = -1
+    for index in range(shard.num_models):
+        slot = _find_idle(shard, index, ring_bytes)
+        if _last_used_s(shard, slot) < _last_used_s(shard, oldest):
+            oldest = slot
+    return oldest
+
+
+@jit
+def _find_idle(shard: Shard, index: int, ring_bytes: int) -> int:
+    """Return the oldest of some streams that can make way, or -1.
+
+    ``ring_bytes`` is what the ring must have; 0: it may have none, `_ANY_RING`: it has one.
+    """
+    model = model_of(shard, index)
+    num_fresh, first_slot = model.num_fresh, model.first_slot
+    place = shard.spill_place
+    oldest = -1
+    for _ in range(min(num_fresh, _NUM_SAMPLED)):
+        place = place + 1 if place + 1 < num_fresh else 0
+        header = header_of(shard, first_slot + place)
+        if not _can_spill(shard, header):
+            continue
+        if ring_bytes != 0:
+            has_ring = header.ring != 0 and header.window_log2 > 0
+            size = (8 + model.y_bytes) << header.window_log2
+            if not has_ring or (ring_bytes != _ANY_RING and size != ring_bytes):
+                continue
+        if header.last_used_s < _last_used_s(shard, oldest):
+            oldest = first_slot + place
+    shard.spill_place = place
+    return oldest
+
+
+@jit
+def _empty_unit(shard: Shard, needing: int, before_s: int) -> bool:
+    """Give back a unit of another model than ``needing``, with all in it unused since then."""
+    oldest, oldest_unit, used_s = -1, 0, before_s
+    num_scans = 0
+    for index in range(shard.num_models):
+        if index == needing:
+            continue
+        model = model_of(shard, index)
+        num_fresh, first_slot = model.num_fresh, model.first_slot
+        place = shard.spill_place
+        for _ in range(min(num_fresh, _NUM_SAMPLED)):
+            place = place + 1 if place + 1 < num_fresh else 0
+            unit = place * model.row_bytes // h.HUGE_PAGE_BYTES
+            slot_used_s = _unused_since_s(shard, first_slot + place)
+            has_memory = load_u8(model.units + unit) != 0
+            if slot_used_s < used_s and has_memory and num_scans < _MAX_SCANS:
+                num_scans += 1
+                if _is_idle_unit(shard, model, unit, before_s):
+                    oldest, oldest_unit, used_s = index, unit, slot_used_s
+        shard.spill_place = place
+    return oldest >= 0 and _give_unit(shard, model_of(shard, oldest), oldest_unit)
+
+
+@jit
+def _unused_since_s(shard: Shard, slot: int) -> int:
+    """Return when a slot was last used: -1 if nobody lives there, `_NEVER_S` if it is in use."""
+    header = header_of(shard, slot)
+    if header.flags == 0:
+        return -1
+    return header.last_used_s if _can_spill(shard, header) else _NEVER_S
+
+
+@jit
+def _first_in_unit(model: Model, unit: int) -> int:
+    return model.first_slot + unit * h.HUGE_PAGE_BYTES // model.row_bytes
+
+
+@jit
+def _end_of_unit(model: Model, unit: int) -> int:
+    last = ((unit + 1) * h.HUGE_PAGE_BYTES - 1) // model.row_bytes
+    return model.first_slot + min(last + 1, model.num_fresh)
+
+
+@jit
+def _is_idle_unit(shard: Shard, model: Model, unit: int, before_s: int) -> bool:
+    for slot in range(_first_in_unit(model, unit), _end_of_unit(model, unit)):
+        if _unused_since_s(shard, slot) >= before_s:
+            return False
+    return True
+
+
+@jit
+def _give_unit(shard: Shard, model: Model, unit: int) -> bool:
+    """Let go of all streams of which a part lies in a unit, and give its memory back."""
+    for slot in range(_first_in_unit(model, unit), _end_of_unit(model, unit)):
+        if header_of(shard, slot).flags != 0:
+            let_go(shard, slot)
+            shard.counters.num_spilled_for_memory += 1
+    rows = row_of(model, model.first_slot)
+    at = rows + unit * h.HUGE_PAGE_BYTES
+    if not give_pages(shard.budget, at, h.HUGE_PAGE_BYTES):
+        return False
+    store_u8(model.units + unit, 0)
+    return True

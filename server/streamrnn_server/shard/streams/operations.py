@@ -1,0 +1,356 @@
+"""What a request does to its stream when its turn has come.
+
+All rules are looked at before anything is changed, so that a refused request leaves no trace.
+Every function here is called with the request at the head of its stream's queue, and leaves taking
+it out of there to its caller.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamrnn.kernels.cpu.step import check_input, output_of_row
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import (
+    copy_bytes,
+    load_f64,
+    load_i32,
+    store_f32,
+    store_i32,
+)
+from streamrnn_client.protocol.messages import DEFAULT_WINDOW, MAX_WINDOW, ErrorCode
+from streamrnn_server.shard.gpu.write_buffer import note_written
+from streamrnn_server.shard.memory import header as h
+from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.requests import request as r
+from streamrnn_server.shard.requests.finish import set_error
+from streamrnn_server.shard.requests.request import Request, request_at
+from streamrnn_server.shard.streams.eviction import take_block, take_ring
+from streamrnn_server.shard.streams.replay_ring import (
+    RESET_DIGEST,
+    digest_of,
+    drop_ring,
+    output_place,
+    remember,
+    remembered,
+)
+from streamrnn_server.shard.streams.slots import model_of, row_of
+from streamrnn_server.shard.structs import Model, Shard
+
+__all__ = [
+    "close_stream",
+    "note_durable",
+    "open_stream",
+    "prepare_step",
+    "reset_stream",
+    "take_number",
+]
+
+(_UNKNOWN, _WRONG_MODEL, _WRONG_LENGTH, _BAD_VALUE, _GAP, _STALE, _CONFLICT) = (
+    int(ErrorCode.UNKNOWN),
+    int(ErrorCode.WRONG_MODEL),
+    int(ErrorCode.WRONG_LENGTH),
+    int(ErrorCode.BAD_VALUE),
+    int(ErrorCode.GAP),
+    int(ErrorCode.STALE),
+    int(ErrorCode.CONFLICT),
+)
+(_MIXED, _WINDOW, _BUSY, _TOO_LARGE, _EXISTS) = (
+    int(ErrorCode.MIXED_NUMBERING),
+    int(ErrorCode.WINDOW),
+    int(ErrorCode.BUSY),
+    int(ErrorCode.TOO_LARGE),
+    int(ErrorCode.EXISTS),
+)
+_REPLY_SLACK_BYTES = 4096
+_MAX_WINDOW_LOG2 = MAX_WINDOW.bit_length() - 1
+
+
+@jit
+def open_stream(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> bool:
+    """Open a stream, or find that it is open.
+
+    Returns
+    -------
+    bool
+        Whether it is a new one.
+    """
+    has, asked_for = header.model, request.model
+    flags = header.flags
+    if flags & h.IS_OPEN == 0:
+        if has != asked_for:
+            # Closed and opened anew under another model without waiting for the answer: the slot
+            # is free as soon as its queue is empty.
+            set_error(request, _BUSY)
+            return False
+        window_log2 = _window_log2(request.window)
+        window_log2 = max(window_log2, shard.min_window_log2)
+        header.window_log2 = window_log2
+        header.ring = 0
+        header.last_seq = 0
+        header.durable_seq = 0
+        header.generation += 1
+        header.flags = h.IS_OPEN | (flags & h.IS_READY)
+        _clear_row(shard, model, slot)
+        model.num_open += 1
+        shard.counters.num_opened += 1
+    elif has != asked_for:
+        set_error(request, _WRONG_MODEL, has, asked_for)
+        return False
+    request.last_seq = header.last_seq
+    request.window = 1 << header.window_log2
+    return flags & h.IS_OPEN == 0
+
+
+@jit
+def _window_log2(asked: int) -> int:
+    if asked == 0:
+        asked = DEFAULT_WINDOW
+    window_log2 = 0
+    while window_log2 < _MAX_WINDOW_LOG2 and asked >> (window_log2 + 1) > 0:
+        window_log2 += 1
+    return window_log2
+
+
+@jit
+def _clear_row(shard: Shard, model: Model, slot: int) -> None:
+    copy_bytes(row_of(model, slot), model.initial_row, model.row_bytes)
+    note_written(shard, slot)
+
+
+@jit
+def close_stream(shard: Shard, model: Model, header: Header) -> bool:
+    """Close a stream. The slot stays until nothing waits for it.
+
+    Returns
+    -------
+    bool
+        Whether it was open.
+    """
+    flags = header.flags
+    if flags & h.IS_OPEN == 0:
+        return False
+    drop_ring(shard.arena, header)
+    header.flags = flags & h.IS_READY
+    model.num_open -= 1
+    return True
+
+
+@jit
+def _check_number(shard: Shard, header: Header, request: Request, y_bytes: int) -> bool:
+    """Look at what both a step and a reset must fulfil; fix the stream's numbering."""
+    flags = header.flags
+    if flags & h.IS_OPEN == 0:
+        set_error(request, _UNKNOWN)
+        return False
+    first = request.first_seq
+    if flags & (h.IS_UNNUMBERED if first > 0 else h.IS_NUMBERED):
+        set_error(request, _MIXED)
+        return False
+    if first == 0:
+        return True
+    last = header.last_seq
+    window = 1 << header.window_log2
+    if first > last + 1:
+        set_error(request, _GAP, last + 1, first)
+    elif first <= last - window:
+        set_error(request, _STALE, first, last - window + 1)
+    elif not take_ring(shard, header, y_bytes):
+        set_error(request, _BUSY)
+    else:
+        return True
+    return False
+
+
+@jit
+def reset_stream(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> bool:
+    """Set a stream's state back to that of a new one.
+
+    Returns
+    -------
+    bool
+        Whether the state has changed.
+    """
+    if not take_number(shard, model, header, request, RESET_DIGEST):
+        return False
+    _clear_row(shard, model, slot)
+    shard.counters.num_resets += 1
+    return True
+
+
+@jit
+def take_number(shard: Shard, model: Model, header: Header, request: Request, digest: int) -> bool:
+    """Give a change of state that is no step its number.
+
+    Parameters
+    ----------
+    digest : int
+        What stands for the change in place of an input's digest.
+
+    Returns
+    -------
+    bool
+        False if it is refused, or was done before.
+    """
+    y_bytes = model.y_bytes
+    if not _check_number(shard, header, request, y_bytes):
+        return False
+    seq = request.first_seq
+    request.last_seq = seq
+    flags = header.flags
+    if 0 < seq <= header.last_seq:
+        if not remembered(header, seq, digest):
+            set_error(request, _CONFLICT, seq)
+        else:
+            shard.counters.num_duplicates += 1
+        return False
+    if seq > 0:
+        flags |= h.IS_NUMBERED
+        header.last_seq = seq
+        remember(header, seq, digest, 0, 0)
+    header.flags = flags & ~h.IS_FROZEN
+    return True
+
+
+@jit
+def note_durable(header: Header, request: Request) -> None:
+    """Note for the answer which step is on disk."""
+    request.durable_seq = header.durable_seq
+
+
+@jit
+def prepare_step(
+    shard: Shard, plan: Any, model: Model, slot: int, header: Header, request: Request
+) -> None:
+    """Look at all that a step, or a chunk of steps, must fulfil; answer what was done before.
+
+    Afterwards the request has an error, or NUM_STEPS is known and PROGRESS tells how many of its
+    first steps were duplicates, whose outputs are in place already.
+
+    Parameters
+    ----------
+    plan : ndarray of int64
+        The model's plan.
+    """
+    y_bytes = model.y_bytes
+    is_child, parent = request.parent != 0, request_at(request.parent)
+    if is_child and header.flags & h.IS_OPEN:
+        has, expected = header.model, parent.model
+        if expected < 0:
+            expected = -1 - expected
+            like = model_of(shard, expected)
+            if model.step_bytes == like.step_bytes:
+                expected = has
+                parent.model = has
+        if has != expected:
+            set_error(request, _WRONG_MODEL, has, expected)
+            return
+    if not _check_number(shard, header, request, y_bytes) or not _check_x(
+        shard, plan, model, header, request
+    ):
+        return
+    num_steps = request.num_steps
+    first = request.first_seq
+    num_old = 0
+    if first > 0:
+        num_old = min(num_steps, header.last_seq - first + 1)
+    if not _are_the_same(model, header, request, first, num_old):
+        return
+    if is_child:
+        request.y = parent.y + request.item * y_bytes
+    elif num_steps > 1 or num_old > 0 or shard.is_always:
+        # Otherwise y lies in the wave's scratch, and is sent before the next wave.
+        block = take_block(shard, num_steps * y_bytes)
+        if block == 0:
+            set_error(request, _BUSY)
+            return
+        request.y_block = block
+        request.y = block
+    kind = h.IS_NUMBERED if first > 0 else h.IS_UNNUMBERED
+    header.flags |= kind
+    request.last_seq = first + num_steps - 1 if first > 0 else 0
+    request.progress = num_old
+    if num_old > 0:
+        _answer_old(plan, model, slot, header, request, first, num_old)
+        shard.counters.num_duplicates += num_old
+
+
+@jit
+def _check_x(shard: Shard, plan: Any, model: Model, header: Header, request: Request) -> bool:
+    """Look at x's length and values; find NUM_STEPS."""
+    step_bytes = model.step_bytes
+    form = request.form
+    num_bytes = request.x_count
+    if form == r.FORM_ARRAY:
+        num_bytes *= 4
+    num_steps = 1
+    if num_bytes != step_bytes:  # a division costs more than all else here
+        num_steps = num_bytes // step_bytes
+    if num_steps == 0 or num_bytes != num_steps * step_bytes:
+        set_error(request, _WRONG_LENGTH, num_bytes, step_bytes, 0, form)
+        return False
+    window = 1 << header.window_log2
+    if num_steps > window:
+        set_error(request, _WINDOW, num_steps, window)
+        return False
+    reply_bytes = 2 * num_steps * model.y_bytes + _REPLY_SLACK_BYTES
+    if reply_bytes > shard.out_bytes:
+        set_error(request, _TOO_LARGE, reply_bytes, shard.out_bytes)
+        return False
+    x = request.x
+    bad = -1
+    if form == r.FORM_ARRAY:
+        bad = _convert(x, num_bytes // 4, model.is_token)
+    if bad < 0:
+        bad = check_input(plan, x, num_steps)
+    if bad >= 0:
+        num_inputs, bits = step_bytes // 4, load_i32(x + 4 * bad)
+        set_error(request, _BAD_VALUE, bad // num_inputs, bad % num_inputs, bits, header.model)
+        return False
+    request.num_steps = num_steps
+    request.y_bytes = num_steps * model.y_bytes
+    return True
+
+
+@jit
+def _convert(x: int, num_values: int, is_token: int) -> int:
+    """Turn float64 in place into what the model takes; return the first that does not fit, or -1.
+
+    The forms are of 8 and 4 bytes, so what is written never reaches what is still to be read.
+    """
+    for k in range(num_values):
+        value = load_f64(x + 8 * k)
+        if is_token:
+            if not (0.0 <= value <= 4294967295.0 and value == float(int(value))):
+                store_i32(x + 4 * k, -1)
+                return k
+            store_i32(x + 4 * k, int(value))
+        else:
+            store_f32(x + 4 * k, value)
+    return -1
+
+
+@jit
+def _are_the_same(model: Model, header: Header, request: Request, first: int, num_old: int) -> bool:
+    """Compare the steps that were applied before with what came now."""
+    step_bytes, x = model.step_bytes, request.x
+    for k in range(num_old):
+        digest = digest_of(x + k * step_bytes, step_bytes)
+        if not remembered(header, first + k, digest):
+            set_error(request, _CONFLICT, first + k)
+            return False
+    return True
+
+
+@jit
+def _answer_old(
+    plan: Any, model: Model, slot: int, header: Header, request: Request, first: int, num_old: int
+) -> None:
+    """Put the outputs of steps that were applied before into place."""
+    y_bytes = model.y_bytes
+    y = request.y
+    if header.window_log2 == 0:
+        output_of_row(plan, row_of(model, slot), y)
+        return
+    for k in range(num_old):
+        copy_bytes(y + k * y_bytes, output_place(header, first + k, y_bytes), y_bytes)

@@ -1,0 +1,206 @@
+"""Whose a stream is: users are numbered as they come, and streams carry the number.
+
+Without keys there are no users, no table, and nothing is looked at. With keys, libzmq says of each
+message whose connection it came through (`User-Id`, which the ZAP handler of
+`streamrnn_server.auth` has set); what a client says of itself counts for nothing.
+
+A stream's owner is `UNKNOWN` while its record is looked up, and `NOBODY` if it is of a time before
+there were keys: then it belongs to the first user who asks for it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import (
+    copy_bytes,
+    load_i32,
+    load_u8,
+    store_i32,
+    store_u8,
+)
+from streamrnn_server.shard.libzmq import msg_property
+from streamrnn_server.shard.memory.header import address_of, reserve, struct_address
+from streamrnn_server.shard.memory.index import equal_bytes, hash64
+from streamrnn_server.shard.requests.request import Request
+from streamrnn_server.shard.structs import Shard, UsersStruct, users_at
+
+__all__ = [
+    "MAX_NAME_BYTES",
+    "NOBODY",
+    "UNKNOWN",
+    "Users",
+    "is_forbidden",
+    "name_of_owner",
+    "number_of",
+    "owner_of",
+    "set_owner",
+    "user_of",
+]
+
+MAX_NAME_BYTES = 255  # so that the length fits in a byte, here and in a record
+NOBODY, UNKNOWN = 0, -1
+_NAME_BYTES = 256  # a length, and the name
+_MAX_USERS = 1 << 16
+_TABLE_MASK = 2 * _MAX_USERS - 1
+
+
+class Users:
+    """A shard's users and the owners of its streams.
+
+    Parameters
+    ----------
+    num_slots : int
+        How many slots there are, the room's too.
+
+    Attributes
+    ----------
+    address : int
+        What stands in ``users`` of the shard.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self._names = reserve((_MAX_USERS + 1) * _NAME_BYTES)
+        self._table = reserve(4 * (_TABLE_MASK + 1))
+        self._owners = reserve(4 * num_slots)
+        self._property = np.frombuffer(b"User-Id\0", np.uint8)
+        self.struct = UsersStruct.one()
+        for name in ("names", "table", "owners", "property"):
+            self.struct[name] = address_of(getattr(self, f"_{name}"))
+        self.address = struct_address(self.struct)
+
+    def name(self, number: int) -> str:
+        """Return a user's name.
+
+        Parameters
+        ----------
+        number : int
+            As the shard gave it; it stays the same.
+
+        Returns
+        -------
+        str
+            Empty for `NOBODY`.
+        """
+        at = number * _NAME_BYTES
+        return bytes(self._names[at + 1 : at + 1 + int(self._names[at])]).decode()
+
+
+@jit
+def user_of(shard: Shard, message: int) -> int:
+    """Return the number of the user whose connection a message came through.
+
+    Parameters
+    ----------
+    shard : Shard
+        That has users.
+    message : int
+        Address of libzmq's message.
+
+    Returns
+    -------
+    int
+        From 1; `NOBODY` if it came from none, or there are too many users.
+    """
+    name = msg_property(message, users_at(shard.users).property)
+    num_bytes = 0
+    while name != 0 and load_u8(name + num_bytes) != 0:
+        num_bytes += 1
+    return number_of(shard, name, num_bytes)
+
+
+@jit
+def number_of(shard: Shard, name: int, num_bytes: int) -> int:
+    """Return the number of a user, who gets one if he has none yet.
+
+    Parameters
+    ----------
+    shard : Shard
+        That has users.
+    name, num_bytes : int
+        The name's UTF-8, at most `MAX_NAME_BYTES`.
+
+    Returns
+    -------
+    int
+        From 1; `NOBODY` for no name, or if there are too many users.
+    """
+    users = users_at(shard.users)
+    names, table = users.names, users.table
+    if num_bytes == 0 or num_bytes > MAX_NAME_BYTES:
+        return NOBODY
+    place = hash64(name, num_bytes) & _TABLE_MASK
+    while True:
+        number = load_i32(table + 4 * place)
+        if number == 0:
+            break
+        known = names + number * _NAME_BYTES
+        if load_u8(known) == num_bytes and equal_bytes(known + 1, name, num_bytes):
+            return number
+        place = (place + 1) & _TABLE_MASK
+    number = users.num_users + 1
+    if number > _MAX_USERS:
+        return NOBODY
+    store_u8(names + number * _NAME_BYTES, num_bytes)
+    copy_bytes(names + number * _NAME_BYTES + 1, name, num_bytes)
+    store_i32(table + 4 * place, number)
+    users.num_users = number
+    return number
+
+
+@jit
+def set_owner(shard: Shard, slot: int, owner: int) -> None:
+    """Say whose the stream in a slot is.
+
+    Parameters
+    ----------
+    shard : Shard
+        Nothing is done where there are no users.
+    owner : int
+        A user's number, `NOBODY` or `UNKNOWN`.
+    """
+    if shard.users != 0:
+        store_i32(users_at(shard.users).owners + 4 * slot, owner)
+
+
+@jit
+def is_forbidden(shard: Shard, slot: int, request: Request) -> bool:
+    """Tell whether a stream is another user's than a request's.
+
+    Returns
+    -------
+    bool
+        False where there are no users; of a stream that is nobody's; and while nobody knows.
+    """
+    owner = owner_of(shard, slot)
+    return owner > 0 and owner != request.owner
+
+
+@jit
+def owner_of(shard: Shard, slot: int) -> int:
+    """Return whose the stream in a slot is.
+
+    Returns
+    -------
+    int
+        A user's number, `NOBODY` or `UNKNOWN`; `NOBODY` where there are no users.
+    """
+    if shard.users == 0:
+        return NOBODY
+    return load_i32(users_at(shard.users).owners + 4 * slot)
+
+
+@jit
+def name_of_owner(shard: Shard, slot: int) -> int:
+    """Return where the name of a stream's owner stands.
+
+    Returns
+    -------
+    int
+        Address of a byte with the name's length, and then the name; 0 if there is none.
+    """
+    owner = owner_of(shard, slot)
+    if owner <= 0:
+        return 0
+    return users_at(shard.users).names + owner * _NAME_BYTES

@@ -1,0 +1,157 @@
+"""Streams made of records, or set back to one."""
+
+from __future__ import annotations
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import (
+    copy_bytes,
+    load_i64,
+)
+from streamrnn.state.record import NUMBERED, UNNUMBERED, RecordHead
+from streamrnn_client.protocol.messages import ErrorCode
+from streamrnn_server.shard.checkpoint.packing import record_at, row_in_record
+from streamrnn_server.shard.gpu.write_buffer import note_written
+from streamrnn_server.shard.memory import header as h
+from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.memory.index import equal_bytes
+from streamrnn_server.shard.requests.finish import set_error
+from streamrnn_server.shard.requests.request import Request
+from streamrnn_server.shard.streams.eviction import take_ring
+from streamrnn_server.shard.streams.operations import take_number
+from streamrnn_server.shard.streams.replay_ring import remember, remembered
+from streamrnn_server.shard.streams.slots import row_of
+from streamrnn_server.shard.structs import Model, Shard
+
+__all__ = ["fill_slot", "place_stream", "roll_back"]
+
+_BUSY, _EXISTS, _WRONG_MODEL = (
+    int(ErrorCode.BUSY),
+    int(ErrorCode.EXISTS),
+    int(ErrorCode.WRONG_MODEL),
+)
+
+
+@jit
+def fill_slot(shard: Shard, model: Model, slot: int, header: Header, record: RecordHead) -> bool:
+    """Make the stream in a slot the one that a record holds.
+
+    Parameters
+    ----------
+    slot : int
+        The slot, in which no stream is open.
+    record : RecordHead
+        Of a stream, which Python has accepted for this model.
+
+    Returns
+    -------
+    bool
+        False if there is no room for its ring; then nothing has changed.
+    """
+    numbering, num_ring = record.numbering, record.num_ring
+    y_bytes, row_bytes = model.y_bytes, model.row_bytes
+    header.window_log2 = record.window_log2
+    header.ring = 0
+    if num_ring > 0 and not take_ring(shard, header, y_bytes):
+        return False
+    row = row_in_record(record)
+    copy_bytes(row_of(model, slot), row, row_bytes)
+    note_written(shard, slot)
+    digests = row + row_bytes
+    outputs = digests + 8 * num_ring
+    for k in range(num_ring):
+        seq = record.last_seq - num_ring + 1 + k
+        remember(header, seq, load_i64(digests + 8 * k), outputs + k * y_bytes, y_bytes)
+    header.last_seq = record.last_seq
+    header.durable_seq = 0
+    flags = header.flags & (h.IS_READY | h.IS_HELD)
+    if numbering == NUMBERED:
+        flags |= h.IS_NUMBERED
+    elif numbering == UNNUMBERED:
+        flags |= h.IS_UNNUMBERED
+    header.flags = flags | h.IS_OPEN
+    header.generation += 1
+    model.num_open += 1
+    return True
+
+
+@jit
+def place_stream(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> bool:
+    """Open a stream that does not exist yet with the state that a record holds.
+
+    If it exists and is just as the record says, it is as if it had been opened now: so the same
+    request may come again when its answer was lost.
+
+    Parameters
+    ----------
+    request : Request
+        Whose X is the stream's.
+
+    Returns
+    -------
+    bool
+        Whether it is done.
+    """
+    is_of_model = header.model == request.model
+    record = record_at(request.x)
+    if header.flags & h.IS_OPEN:
+        if not is_of_model or not _is_as_recorded(model, slot, header, record):
+            set_error(request, _EXISTS)
+            return False
+    elif is_of_model and fill_slot(shard, model, slot, header, record):
+        shard.counters.num_opened += 1
+    else:
+        set_error(request, _BUSY)
+        return False
+    request.last_seq = header.last_seq
+    request.window = 1 << header.window_log2
+    return True
+
+
+@jit
+def _is_as_recorded(model: Model, slot: int, header: Header, record: RecordHead) -> bool:
+    """Tell whether a stream has the state, the numbers and the last steps that a record holds."""
+    flags, numbering = header.flags, record.numbering
+    last_seq, num_ring = record.last_seq, record.num_ring
+    if (
+        flags & h.IS_FROZEN != 0
+        or (flags & h.IS_NUMBERED != 0) != (numbering == NUMBERED)
+        or (flags & h.IS_UNNUMBERED != 0) != (numbering == UNNUMBERED)
+        or header.window_log2 != record.window_log2
+        or header.last_seq != last_seq
+    ):
+        return False
+    row, row_bytes = row_in_record(record), model.row_bytes
+    if not equal_bytes(row_of(model, slot), row, row_bytes):
+        return False
+    for k in range(num_ring):
+        digest = load_i64(row + row_bytes + 8 * k)
+        if not remembered(header, last_seq - num_ring + 1 + k, digest):
+            return False
+    return True
+
+
+@jit
+def roll_back(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> bool:
+    """Set a stream's state back to that of a record; its numbers go on.
+
+    Parameters
+    ----------
+    request : Request
+        Whose X is the stream's, and whose digest stands for it.
+
+    Returns
+    -------
+    bool
+        Whether the state has changed.
+    """
+    digest = request.detail[0]
+    is_open = header.flags & h.IS_OPEN
+    if is_open and header.model != request.model:
+        set_error(request, _WRONG_MODEL, header.model, request.model)
+        return False
+    if not take_number(shard, model, header, request, digest):
+        return False
+    row = row_in_record(record_at(request.x))
+    copy_bytes(row_of(model, slot), row, model.row_bytes)
+    note_written(shard, slot)
+    return True

@@ -1,0 +1,110 @@
+"""Slots: where they lie, the lists they are in, giving them back."""
+
+from __future__ import annotations
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import load_i64
+from streamrnn.kernels.pointers import field_address
+from streamrnn_server.shard.memory import header as h
+from streamrnn_server.shard.memory.arena import release
+from streamrnn_server.shard.memory.header import Header, header_at
+from streamrnn_server.shard.memory.index import hash64, remove_slot
+from streamrnn_server.shard.streams.replay_ring import drop_ring
+from streamrnn_server.shard.structs import (
+    STAGE_RECORD_BYTES,
+    Model,
+    Shard,
+    Stage,
+    model_at,
+    stage_at,
+)
+
+__all__ = [
+    "MODEL_BYTES",
+    "free_slot",
+    "give_slot",
+    "header_of",
+    "is_clean",
+    "let_go",
+    "make_ready",
+    "model_of",
+    "row_of",
+    "stage_of",
+]
+
+MODEL_BYTES = Model.dtype.itemsize
+_AT_WORK = h.IS_READY | h.IS_HELD | h.IS_DIRTY | h.IS_STAGED
+
+
+@jit
+def header_of(shard: Shard, slot: int) -> Header:
+    """Return a slot's header."""
+    return header_at(shard.headers + slot * h.HEADER_BYTES)
+
+
+@jit
+def model_of(shard: Shard, index: int) -> Model:
+    """Return a model by its index; the number of models stands for the room."""
+    return model_at(shard.models + index * MODEL_BYTES)
+
+
+@jit
+def stage_of(shard: Shard, number: int) -> Stage:
+    """Return a stage by its number."""
+    return stage_at(shard.stages + number * STAGE_RECORD_BYTES)
+
+
+@jit
+def row_of(model: Model, slot: int) -> int:
+    """Return where a slot's row lies."""
+    return model.first_row + slot * model.row_bytes
+
+
+@jit
+def make_ready(shard: Shard, model: Model, slot: int, header: Header) -> None:
+    """Put a slot, which is in no list, at the end of its model's list of those that have work."""
+    header.next = 0
+    if model.ready.first == 0:
+        model.ready.first = slot + 1
+    else:
+        header_of(shard, model.ready.last - 1).next = slot + 1
+    model.ready.last = slot + 1
+    shard.num_ready += 1
+
+
+@jit
+def free_slot(shard: Shard, slot: int) -> None:
+    """Free a slot that is in no list, holds no open stream, and for which nothing waits."""
+    header = header_of(shard, slot)
+    hash_value = hash64(h.id_address(header), header.id_bytes)
+    remove_slot(shard.index, hash_value, slot)
+    if header.id_bytes > h.MAX_INLINE_ID_BYTES:
+        release(shard.arena, load_i64(field_address(header, "id")))
+    give_slot(shard, slot)
+
+
+@jit
+def give_slot(shard: Shard, slot: int) -> None:
+    """Put a slot that is neither in the index nor in a list on its model's list of free ones."""
+    header = header_of(shard, slot)
+    model = model_of(shard, header.model)
+    header.next = model.free_slot
+    model.free_slot = slot + 1
+    header.flags = 0
+    if header.model < shard.num_models:
+        shard.num_streams -= 1
+
+
+@jit
+def is_clean(header: Header) -> bool:
+    """Tell whether a stream is at rest, and nothing of it is on its way to disk."""
+    return header.flags & (_AT_WORK | h.IS_OPEN) == h.IS_OPEN
+
+
+@jit
+def let_go(shard: Shard, slot: int) -> None:
+    """Forget an open stream that rests; what is on disk stays there."""
+    header = header_of(shard, slot)
+    drop_ring(shard.arena, header)
+    model_of(shard, header.model).num_open -= 1
+    free_slot(shard, slot)

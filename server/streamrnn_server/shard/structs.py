@@ -1,0 +1,300 @@
+"""The structs of a shard, as its compiled functions and Python see them.
+
+A shard is one struct. In it stand the handles of sockets, the addresses of tables and of scratch,
+limits, and what changes from wave to wave; pool, arena, index and budget lie inside.
+`streamrnn_server.shard.setup` makes it and keeps alive what it points to.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import numpy as np
+
+from streamrnn.kernels.pointers import pointer_to
+from streamrnn.kernels.structs import I64, Struct
+from streamrnn_server.shard.memory.arena import ArenaStruct
+from streamrnn_server.shard.memory.budget import BudgetStruct
+from streamrnn_server.shard.memory.index import IndexStruct
+from streamrnn_server.shard.requests.request import Pool, Queue
+
+__all__ = [
+    "NUM_BUCKETS",
+    "Ask",
+    "Command",
+    "Counters",
+    "Item",
+    "Model",
+    "Shard",
+    "Stage",
+    "UsersStruct",
+    "ask_at",
+    "command_at",
+    "item_at",
+    "model_at",
+    "shard_at",
+    "stage_at",
+    "users_at",
+]
+
+ROW_SAME, ROW_HERE, ROW_AWAY = range(3)  # on the host and the GPU, or newer on one of them
+
+RUNNING, STOPPING, DRAINED, ENDED = range(4)
+
+STAGE_FREE, STAGE_FILLING, STAGE_SENT = range(3)
+NUM_STAGES = 4
+STAGE_BYTES = 4 * 2**20
+
+# Latencies: eight buckets for each doubling of nanoseconds.
+BUCKETS_LOG2 = 3
+NUM_BUCKETS = 64 << BUCKETS_LOG2
+
+
+class Counters(Struct):
+    """What a shard counts."""
+
+    num_messages: I64
+    num_steps: I64
+    num_waves: I64
+    num_duplicates: I64
+    num_replies: I64
+    num_opened: I64
+    num_closed: I64
+    num_evicted_idle: I64
+    num_resets: I64
+    num_errors: I64
+    num_errors_without_words: I64
+    num_calls: I64
+    num_calls_refused: I64
+    num_too_broken_to_answer: I64
+    num_extra_frames: I64
+    num_without_payload: I64
+    num_dropped_slow_reader: I64
+    num_dropped_peer_gone: I64
+    num_dropped_other: I64
+    num_polls: I64
+    num_checkpoints: I64
+    num_checkpoints_failed: I64
+    num_saved: I64
+    num_looked_up: I64
+    num_restored: I64
+    num_spilled_idle: I64
+    num_spilled_for_room: I64
+    num_spilled_for_memory: I64
+    num_refused_for_room: I64
+    num_quarantined: I64
+    num_records_refused: I64
+
+
+class Shard(Struct):
+    """All that one thread works on."""
+
+    router: I64  # socket handles
+    pair: I64
+    identity_message: Annotated[Any, np.int64, (8,)]  # zmq_msg_t
+    payload_message: Annotated[Any, np.int64, (8,)]
+    poll_items: Annotated[Any, np.int64, (6,)]  # scratch of libzmq.poll_sockets
+    clock: Annotated[Any, np.int64, (2,)]  # scratch of libzmq.monotonic_ns
+    now_ns: I64  # the loop's clock: read when messages were received, and after a wave
+    started_ns: I64
+    state: I64  # one of the states below
+    stop_at_ns: I64  # when to stop waiting for messages on their way
+    pool: Pool
+    arena: ArenaStruct
+    index: IndexStruct
+    headers: I64  # of all models' slots
+    models: I64  # address of the models' records
+    num_models: I64
+    next_model: I64  # index of the model whose turn a wave is first
+    num_ready: I64  # number of slots that have work, of all models
+    num_streams: I64  # number of slots taken
+    max_streams: I64
+    number: I64
+    num_shards: I64
+    max_message_bytes: I64
+    inline_x_bytes: I64
+    out: I64  # address of the reply being written
+    out_bytes: I64
+    max_rows: I64  # of a wave
+    rows: I64  # address of int64[MAX_ROWS]: what `step_rows` takes
+    xs: I64
+    ys: I64
+    wave_slots: I64  # address of int64[MAX_ROWS]
+    wave_requests: I64
+    wave_y: I64  # address of MAX_ROWS places for one output each
+    wave_y_stride: I64
+    wave_rows: I64  # how many a wave has that a GPU computes
+    arrived: Queue  # requests decoded and not admitted
+    finished: Queue  # requests done and not answered
+    last_empty_ns: I64  # when the router last had nothing
+    last_pair_ns: I64  # when the pair was last looked at
+    idle_limit_s: I64  # 0: none
+    sweep_place: I64  # where the search for idle streams goes on, among the slots of SWEEP_MODEL
+    sweep_model: I64
+    sweep_ns: I64  # when it last looked
+    words_left: I64  # requests that may still go to Python, a token bucket
+    words_ns: I64  # when the bucket was last filled
+    canned: I64  # address of int64[NUM_CODES, 2]: address and length of errors without words
+    moved: I64  # address of int64[num_shards, 2]: the error that names a shard's endpoint
+    counters: Counters
+    latencies: Annotated[Any, np.int64, (NUM_BUCKETS,)]
+    disk: I64  # socket handle of the PAIR to the thread that writes; 0 without a state directory
+    is_always: I64  # replies wait for the disk
+    save_every_ns: I64
+    retry_ns: I64  # how long to wait after the disk has failed
+    save_at_ns: I64  # when the next checkpoint is due, if anything is dirty
+    save_now: I64  # somebody waits for a checkpoint
+    is_saving: I64  # a checkpoint is being made
+    is_paced: I64  # it may take its time
+    has_failed: I64  # a part of it could not be written
+    num_failed_in_a_row: I64
+    dirty: I64  # address of int32[number of slots]: the slots that the next checkpoint writes
+    num_dirty: I64
+    saved: I64  # the same of the checkpoint that is being made
+    num_saved: I64
+    saved_place: I64  # how many of them are copied
+    stages: I64  # address of the stages' records
+    stage: I64  # number of the one being filled; -1 none
+    num_in_flight: I64  # number of stages sent to be written
+    acknowledged: I64  # number of the stage whose entries are being gone through; -1 none
+    ack_entry: I64  # address of its next entry
+    ack_left: I64
+    ack_is_good: I64
+    uncovered: Queue  # requests that the next checkpoint must cover
+    covered: Queue  # requests that wait for the one that is being made
+    can_look_up: I64  # streams that are not in memory may be on disk
+    spill_place: I64  # where the search for a stream that can be spilled goes on
+    min_window_log2: I64  # what is granted at least
+    places: I64  # address of uint8[number of slots]: where each row is; 0 without a GPU
+    written: I64  # address of int32[number of slots]: those whose rows must go to the GPU
+    num_written: I64
+    asked_for: I64  # address of int32[number of slots]: those that wait for their rows
+    num_asked_for: I64
+    budget: BudgetStruct  # what rows, slots and the arena's pages count against
+    users: I64  # address of the users and of the streams' owners; 0 without keys
+
+
+class Stage(Struct):
+    """Memory in which entries are on their way to disk."""
+
+    at: I64  # address of its memory
+    used_bytes: I64
+    num_entries: I64
+    state: I64  # `STAGE_FREE` and its kin
+
+
+class SentStage(Struct, packed=True):
+    """What the thread that writes is told of a stage."""
+
+    number: I64
+    at: I64
+    num_bytes: I64
+    num_entries: I64
+
+
+class StageAnswer(Struct, packed=True):
+    """What it says when its commit has returned."""
+
+    number: I64
+    is_good: I64  # whether the stage is on disk
+
+
+class Model(Struct):
+    """A model in a shard; after the models comes the room, which has no rows."""
+
+    plan: I64  # address of its plan
+    plan_length: I64
+    first_row: I64  # where row 0 would lie: row = FIRST_ROW + slot * ROW_BYTES
+    row_bytes: I64
+    initial_row: I64
+    step_bytes: I64  # of x
+    y_bytes: I64
+    is_token: I64
+    first_slot: I64
+    num_fresh: I64  # number of slots ever taken
+    free_slot: I64  # slot + 1 of the first one given back
+    ready: Queue  # two words: slot + 1 of the first and the last slot that has work
+    name: I64  # address of the name's UTF-8
+    name_bytes: I64
+    num_open: I64
+    units: I64  # address of uint8[]: which units of 2 MiB of its rows have memory; 0 of the room
+
+
+class Ask(Struct, packed=True):
+    """Numbers that go to Python before identity and body, and what they ask for."""
+
+    what: I64
+    msgid: I64
+    code: I64
+    detail: Annotated[Any, np.int64, (4,)]
+    model: I64
+    kind: I64
+    form: I64
+    num_items: I64
+    identity_bytes: I64
+    body_bytes: I64
+    owner: I64  # number of the user who asks
+
+
+# A call; an error; a batch's items; that nothing more comes; a stream that is not in memory; a
+# stream's entry that was asked for; the reply to a request of Python's own.
+ASK_CALL, ASK_ERROR, ASK_ITEMS, ASK_DRAINED, ASK_LOOK_UP, ASK_ENTRY, ASK_REPLY = range(1, 8)
+
+
+class Item(Struct, packed=True):
+    """One child of a batch on its way to Python."""
+
+    code: I64
+    detail: Annotated[Any, np.int64, (4,)]
+    last_seq: I64
+    durable_seq: I64
+    window: I64
+    id_bytes: I64
+    y_bytes: I64
+
+
+class Command(Struct, packed=True):
+    """A command of Python's: a message whose first frame is empty, and these numbers."""
+
+    what: I64
+    slot: I64  # COMMAND_FOUND: which stream was looked up
+    generation: I64
+    code: I64  # COMMAND_FOUND: 0, or why there is no record
+    model: I64
+    kind: I64  # COMMAND_REQUEST: what is asked for
+    msgid: I64
+    seq: I64
+    window: I64
+    digest: I64
+    identity_bytes: I64
+    stream_bytes: I64
+    data_bytes: I64  # a record; a snapshot's name
+    owner_bytes: I64  # the user's name, last of all; -1 if it is not known
+
+
+COMMAND_STOP, COMMAND_END, COMMAND_FOUND, COMMAND_REQUEST, COMMAND_SYNC = range(1, 6)
+
+
+class UsersStruct(Struct):
+    """The users of a shard and the owners of its streams (`shard.streams.owners`)."""
+
+    num_users: I64
+    names: I64
+    table: I64
+    owners: I64
+    property: I64
+
+
+ASK_BYTES, ITEM_BYTES = Ask.dtype.itemsize, Item.dtype.itemsize
+COMMAND_BYTES, STAGE_RECORD_BYTES = Command.dtype.itemsize, Stage.dtype.itemsize
+SENT_STAGE_BYTES = SentStage.dtype.itemsize
+
+shard_at = pointer_to(Shard)
+model_at = pointer_to(Model)
+stage_at = pointer_to(Stage)
+sent_stage_at = pointer_to(SentStage)
+answer_at = pointer_to(StageAnswer)
+ask_at = pointer_to(Ask)
+item_at = pointer_to(Item)
+command_at = pointer_to(Command)
+users_at = pointer_to(UsersStruct)

@@ -1,0 +1,235 @@
+"""The loop's first half: receive what has arrived, decode it, and let it wait for its stream.
+
+Nothing of a message is needed after `receive`: identity, stream id and x are copied into the
+request's record (a message that is held pins 8 KiB of libzmq's buffer).
+"""
+
+from __future__ import annotations
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import copy_bytes
+from streamrnn.kernels.pointers import address, field_address
+from streamrnn_client.protocol.messages import MAX_BATCH, ErrorCode
+from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.libzmq import monotonic_ns, msg_data, msg_more, msg_size, receive_frame
+from streamrnn_server.shard.memory.index import equal_bytes, hash64, prefetch_entry
+from streamrnn_server.shard.requests import request as r
+from streamrnn_server.shard.requests.finish import fail, finish
+from streamrnn_server.shard.requests.request import (
+    REQUEST_BYTES,
+    Pool,
+    Request,
+    append,
+    give_request,
+    link_of,
+    take_request,
+)
+from streamrnn_server.shard.streams.eviction import take_block
+from streamrnn_server.shard.streams.owners import NOBODY, user_of
+from streamrnn_server.shard.streams.slots import model_of
+from streamrnn_server.shard.structs import Shard
+from streamrnn_server.shard.wire.decode import decode_request, read_numbers, read_stream, read_uint
+from streamrnn_server.shard.wire.reply import call_python
+
+__all__ = ["receive"]
+
+# An empty receive costs 0.5 µs: while streams have work, look for messages only so often.
+_LOOK_AGAIN_NS = 20_000
+_MALFORMED, _FORBIDDEN, _TOO_LARGE, _BUSY = (
+    int(ErrorCode.MALFORMED),
+    int(ErrorCode.FORBIDDEN),
+    int(ErrorCode.TOO_LARGE),
+    int(ErrorCode.BUSY),
+)
+_KEPT_FOR_PYTHON = 1024  # records for requests that Python makes
+_HEAD_BYTES = 32  # enough to find the msgid
+
+
+@jit
+def receive(shard: Shard) -> int:
+    """Take messages that have arrived, at most a wave of them, and decode them.
+
+    Parameters
+    ----------
+    shard : Shard
+        Requests that a stream must serve are put on its list ARRIVED.
+
+    Returns
+    -------
+    int
+        The number of messages taken.
+    """
+    now = shard.now_ns
+    just_looked = now - shard.last_empty_ns < _LOOK_AGAIN_NS
+    if just_looked and shard.num_ready > 0:
+        return 0
+    state = shard.state
+    if state >= w.DRAINED or (state == w.STOPPING and now > shard.stop_at_ns):
+        return 0
+    router, pool = shard.router, shard.pool
+    identity = field_address(shard, "identity_message")
+    num_messages, max_rows = 0, shard.max_rows
+    # A message may need a record for each item. Without room it stays where it is: at last the
+    # client's own socket holds it back.
+    while num_messages < max_rows and pool.num_free > MAX_BATCH + _KEPT_FOR_PYTHON:
+        if receive_frame(router, identity) < 0:
+            shard.last_empty_ns = now
+            break
+        if num_messages == 0:
+            now = monotonic_ns(field_address(shard, "clock"))
+            shard.now_ns = now
+        num_messages += 1
+        _take_message(shard, router, identity, pool)
+    shard.counters.num_messages += num_messages
+    return num_messages
+
+
+@jit
+def _take_message(shard: Shard, router: int, identity: int, pool: Pool) -> None:
+    """Take the rest of the message whose identity frame is here."""
+    if not msg_more(identity):
+        shard.counters.num_without_payload += 1
+        return
+    request = take_request(pool)
+    num_bytes = msg_size(identity)
+    copy_bytes(field_address(request, "identity"), msg_data(identity), num_bytes)
+    request.identity_bytes = num_bytes
+    request.received_ns = shard.now_ns
+    payload = field_address(shard, "payload_message")
+    num_bytes = receive_frame(router, payload)
+    data = msg_data(payload)
+    is_stranger = not _note_user(shard, payload, request)
+    max_bytes = shard.max_message_bytes
+    kind = decode_request(data, num_bytes if num_bytes <= max_bytes else _HEAD_BYTES, request)
+    if msg_more(payload):
+        num_frames = 1
+        while msg_more(payload) and receive_frame(router, payload) >= 0:
+            num_frames += 1
+        shard.counters.num_extra_frames += 1
+        _refuse(shard, request, _MALFORMED, num_frames, 0)
+    elif is_stranger:
+        _refuse(shard, request, _FORBIDDEN, 0, 0)
+    elif num_bytes > max_bytes:
+        _refuse(shard, request, _TOO_LARGE, num_bytes, max_bytes)
+    elif kind == r.COLD or (kind in (r.OPEN, r.OPEN_MANY) and not _find_model(shard, request)):
+        if call_python(shard, request, data, num_bytes):
+            give_request(pool, request)
+        else:
+            _refuse(shard, request, _BUSY, 0, 0)
+    elif not _keep(shard, request, data + num_bytes):
+        fail(shard, request, _BUSY)
+    elif request.first_child == 0 and kind in (r.BATCH, r.OPEN_MANY):
+        finish(shard, request)
+    else:
+        append(pool, shard.arrived, request)
+
+
+@jit
+def _note_user(shard: Shard, message: int, request: Request) -> bool:
+    """Note who asks; False if there are users and this is none."""
+    if shard.users == 0:
+        return True
+    user = user_of(shard, message)
+    request.owner = user
+    return user != NOBODY
+
+
+@jit
+def _refuse(shard: Shard, request: Request, code: int, detail_0: int, detail_1: int) -> None:
+    """Answer a message that nothing was kept of, or count it if nobody can be answered."""
+    request.kind = r.COLD
+    request.stream_bytes = 0
+    if request.msgid < 0:
+        shard.counters.num_too_broken_to_answer += 1
+        give_request(shard.pool, request)
+    else:
+        fail(shard, request, code, detail_0, detail_1)
+
+
+@jit
+def _find_model(shard: Shard, request: Request) -> bool:
+    """Find the model that an `open` names; nil is the only one."""
+    name, num_bytes = request.x, request.x_count
+    num_models = shard.num_models
+    request.model = 0
+    if name == 0:
+        return num_models == 1
+    for k in range(num_models):
+        model = model_of(shard, k)
+        if model.name_bytes == num_bytes and equal_bytes(model.name, name, num_bytes):
+            request.model = k
+            return True
+    return False
+
+
+@jit
+def _keep(shard: Shard, request: Request, end: int) -> bool:
+    """Copy what is still in the message; tell whether there was room."""
+    kind = request.kind
+    if kind in (r.STEP, r.BATCH) and not _keep_x(shard, request, end):
+        return False
+    if kind in (r.BATCH, r.OPEN_MANY):
+        _make_children(shard, request, kind, end)
+        return True
+    _set_hash(shard, request)
+    return True
+
+
+@jit
+def _keep_x(shard: Shard, request: Request, end: int) -> bool:
+    x, length = request.x, request.x_count
+    form = request.form
+    num_bytes = length if form == r.FORM_BIN else 8 * length
+    target = address(request) + REQUEST_BYTES
+    if num_bytes > shard.inline_x_bytes:
+        target = take_block(shard, num_bytes)
+        if target == 0:
+            return False
+        request.x_block = target
+    request.x = target
+    if form == r.FORM_BIN:
+        copy_bytes(target, x, num_bytes)
+    else:  # float64, until the model is known
+        read_numbers(x, end, length, target)
+    return True
+
+
+@jit
+def _set_hash(shard: Shard, request: Request) -> None:
+    hash_value = hash64(field_address(request, "stream"), request.stream_bytes)
+    request.hash = hash_value
+    prefetch_entry(shard.index, hash_value)
+
+
+@jit
+def _make_children(shard: Shard, parent: Request, kind: int, end: int) -> None:
+    """Give each stream of a batch, or of an `open` of many, a record of its own."""
+    pool = shard.pool
+    num_items = parent.num_items
+    at = parent.streams
+    seqs_at = parent.seqs if kind == r.BATCH else 0
+    parent.num_left = num_items
+    previous = parent
+    for k in range(num_items):
+        child = take_request(pool)
+        if k == 0:
+            parent.first_child = link_of(pool, child)
+        else:
+            previous.sibling = link_of(pool, child)
+        previous = child
+        seq = 0
+        if seqs_at != 0:
+            seq, seqs_at = read_uint(seqs_at, end)
+        num_bytes, at = read_stream(at, end, field_address(child, "stream"))
+        child.stream_bytes = num_bytes
+        child.kind = r.STEP if kind == r.BATCH else r.OPEN
+        child.parent = address(parent)
+        child.owner = parent.owner
+        child.item = k
+        child.first_seq = seq
+        child.form = parent.form
+        child.model = parent.model
+        child.window = parent.window
+        _set_hash(shard, child)
+    previous.sibling = 0
+    parent.model = -1

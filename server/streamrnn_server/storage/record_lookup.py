@@ -1,0 +1,274 @@
+"""What Python knows of streams that are not in memory: what is found, and what is refused."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from streamrnn.errors import RecordError, StoreError
+from streamrnn.state.record import StreamRecord, decode_record
+from streamrnn.state.store import SNAPSHOTS, STREAMS, TOMBSTONES, StateStore, snapshot_key
+from streamrnn_client.protocol.messages import ErrorCode, ProtocolError
+from streamrnn_server.storage.expiry import Expiry, read_tombstone
+
+__all__ = ["ServedModel", "Vault", "may_use"]
+
+_MAX_REFUSALS = 4096
+
+
+def may_use(owner: str, user: str) -> bool:
+    """Tell whether a user may use what an owner has left.
+
+    Parameters
+    ----------
+    owner : str
+        As a record names him; empty if it is nobody's.
+    user : str
+        Who asks; empty where there are no users.
+
+    Returns
+    -------
+    bool
+    """
+    return owner in ("", user)
+
+
+class ServedModel(NamedTuple):
+    """What a record must fit.
+
+    Attributes
+    ----------
+    name, fingerprint : str
+    row_bytes : int
+    y_bytes : int
+        Bytes of one output.
+    """
+
+    name: str
+    fingerprint: str
+    row_bytes: int
+    y_bytes: int
+
+
+class Vault:
+    """Reads records, and judges whether they can go on here.
+
+    Parameters
+    ----------
+    models : sequence of ServedModel
+        In the shards' order.
+    arithmetic : str
+        What this server computes with.
+    store : StateStore or None
+        The state directory.
+    expiry : Expiry or None
+        What decides who has outlived its time.
+    has_users : bool
+        Whether streams belong to users. Without, what is somebody's cannot be used.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        arithmetic: str,
+        store: StateStore | None,
+        expiry: Expiry | None,
+        has_users: bool = False,
+    ) -> None:
+        self._models = list(models)
+        self._arithmetic = arithmetic
+        self._store, self._expiry, self._has_users = store, expiry, has_users
+        self._refusals: OrderedDict[bytes, dict[str, Any]] = OrderedDict()
+
+    def look_up(self, stream: bytes) -> tuple[int, int, bytes, str | None]:
+        """Look for a stream on disk.
+
+        Parameters
+        ----------
+        stream : bytes
+            The canonical id.
+
+        Returns
+        -------
+        code : int
+            0, or the `ErrorCode` that says why there is none.
+        model : int
+            Index of its model.
+        record : bytes
+            The stream's; empty with a code.
+        owner : str or None
+            Whose it is; empty if nobody's, None if it cannot be known.
+        """
+        assert self._store is not None
+        owner: str | None = None
+        try:
+            data = self._store.get(STREAMS, stream)
+            if data is None:
+                is_buried = self._store.get(TOMBSTONES, stream) is not None
+                return int(ErrorCode.EXPIRED if is_buried else ErrorCode.UNKNOWN), 0, b"", ""
+            record = _read(data, stream)
+            owner = record.owner
+            if owner and not self._has_users:
+                raise ProtocolError(ErrorCode.FORBIDDEN)
+            index = self._model_of(record)
+        except ProtocolError as error:
+            self._refuse(stream, error.detail)
+            return int(error.code), 0, b"", owner
+        except StoreError as error:
+            self._refuse(stream, {"reason": str(error)})
+            return int(ErrorCode.READ_ONLY), 0, b"", owner
+        if self._expiry is not None and self._expiry.has_expired(record.clock_s):
+            return int(ErrorCode.EXPIRED), 0, b"", owner
+        return 0, index, data, owner
+
+    def idle_s(self, stream: bytes, user: str) -> int | None:
+        """Return how long a stream that has expired had not been used.
+
+        Parameters
+        ----------
+        stream : bytes
+            The canonical id.
+        user : str
+            Who asks.
+
+        Returns
+        -------
+        int or None
+            Seconds of serving up to now; None if nothing is known of it any more, or it is none of
+            the user's business.
+        """
+        if self._store is None or self._expiry is None:
+            return None
+        try:
+            tombstone, data = (self._store.get(k, stream) for k in (TOMBSTONES, STREAMS))
+            if tombstone is not None:
+                clock_s, owner = read_tombstone(tombstone)
+            elif data is not None:  # expired, and not deleted yet
+                record = decode_record(data)
+                clock_s, owner = record.clock_s, record.owner
+            else:
+                return None
+            return self._expiry.idle_s(clock_s) if may_use(owner, user) else None
+        except (StoreError, RecordError):
+            return None
+
+    def judge(self, data: bytes, stream: bytes | None = None) -> tuple[int, StreamRecord]:
+        """Read a record and find its model.
+
+        Parameters
+        ----------
+        data : bytes
+            The record.
+        stream : bytes or None
+            The canonical id that it must be of.
+
+        Returns
+        -------
+        index : int
+            The model's.
+        record : StreamRecord
+
+        Raises
+        ------
+        ProtocolError
+            ``damaged`` or ``mismatch``.
+        """
+        record = _read(data, stream)
+        return self._model_of(record), record
+
+    def _model_of(self, record: StreamRecord) -> int:
+        fitting = [
+            k for k, each in enumerate(self._models) if each.fingerprint == record.fingerprint
+        ]
+        if not fitting:
+            raise ProtocolError(
+                ErrorCode.MISMATCH,
+                stored_model=record.model,
+                stored=record.fingerprint,
+                served=[f"{each.name} {each.fingerprint}" for each in self._models],
+            )
+        if record.arithmetic != self._arithmetic:
+            raise ProtocolError(
+                ErrorCode.MISMATCH,
+                stored_arithmetic=record.arithmetic,
+                arithmetic=self._arithmetic,
+            )
+        index = next((k for k in fitting if self._models[k].name == record.model), fitting[0])
+        model = self._models[index]
+        y_bytes = record.outputs.shape[1]
+        if len(record.row) != model.row_bytes or y_bytes not in (0, model.y_bytes):
+            raise ProtocolError(
+                ErrorCode.DAMAGED,
+                reason=f"a row of {len(record.row)} bytes; the model's have {model.row_bytes}",
+            )
+        return index
+
+    def snapshot(self, stream: bytes, name: str | None, user: str) -> tuple[int, bytes]:
+        """Read what a stream is to be rolled back to.
+
+        Parameters
+        ----------
+        stream : bytes
+            The canonical id.
+        name : str or None
+            The snapshot's; None for what is on disk.
+        user : str
+            Who asks.
+
+        Returns
+        -------
+        index : int
+            The model's.
+        record : bytes
+
+        Raises
+        ------
+        ProtocolError
+            ``forbidden``, ``unknown_snapshot``, ``damaged`` or ``mismatch``.
+        """
+        assert self._store is not None
+        try:
+            newest = data = self._store.get(STREAMS, stream)
+            if name is not None:
+                data = self._store.get(SNAPSHOTS, snapshot_key(stream, name.encode()))
+        except StoreError as error:
+            raise ProtocolError(ErrorCode.READ_ONLY, reason=str(error)) from error
+        for each in (newest, data):  # of another user's, not even a name is told
+            if each is not None and not may_use(_read(each, stream).owner, user):
+                raise ProtocolError(ErrorCode.FORBIDDEN)
+        if data is None:
+            detail: dict[str, Any] = {} if name is None else {"name": name}
+            raise ProtocolError(ErrorCode.UNKNOWN_SNAPSHOT, **detail)
+        return self.judge(data, stream)[0], data
+
+    def refusal(self, stream: bytes) -> dict[str, Any]:
+        """Return what is known about why a stream's record was refused.
+
+        Parameters
+        ----------
+        stream : bytes
+            The canonical id.
+
+        Returns
+        -------
+        dict
+            The error's detail; empty if it was too long ago.
+        """
+        return self._refusals.get(stream, {})
+
+    def _refuse(self, stream: bytes, detail: dict[str, Any]) -> None:
+        self._refusals[stream] = detail
+        self._refusals.move_to_end(stream)
+        if len(self._refusals) > _MAX_REFUSALS:
+            self._refusals.popitem(last=False)
+
+
+def _read(data: bytes, stream: bytes | None) -> StreamRecord:
+    try:
+        record = decode_record(data)
+        if stream is not None and record.stream != stream:
+            raise RecordError(f"it is of stream {record.stream!r}")
+    except RecordError as error:
+        raise ProtocolError(ErrorCode.DAMAGED, reason=str(error)) from error
+    return record

@@ -1,0 +1,135 @@
+"""The state directory of a running server: the store, its clock, and the thread that writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import zmq
+
+from streamrnn.errors import StartError, StoreError
+from streamrnn.kernels.cpu.plan import Program
+from streamrnn.model.model import Model
+from streamrnn.state.store import STREAMS, StateStore
+from streamrnn_server.config import ServerConfig
+from streamrnn_server.event_log import EventLog
+from streamrnn_server.shard.checkpoint.packing import Templates
+from streamrnn_server.storage.expiry import Expiry
+from streamrnn_server.storage.record_lookup import ServedModel
+from streamrnn_server.storage.writer import Saver
+
+__all__ = ["Disk", "served_models", "templates_of"]
+
+
+def served_models(
+    models: Mapping[str, Model], programs: Mapping[str, Program]
+) -> list[ServedModel]:
+    """Return what records must fit.
+
+    Parameters
+    ----------
+    models : mapping of str to Model
+        What is served, in the shards' order.
+    programs : mapping of str to Program
+        The same, as the kernels see them.
+
+    Returns
+    -------
+    list of ServedModel
+    """
+    return [
+        ServedModel(name, model.fingerprint, program.row_bytes, 4 * program.spec.output_size)
+        for (name, model), program in zip(models.items(), programs.values(), strict=True)
+    ]
+
+
+def templates_of(models: Sequence[ServedModel], arithmetic: str) -> Templates:
+    """Return what the records of each model have in common.
+
+    Parameters
+    ----------
+    models : sequence of ServedModel
+        In the shards' order.
+    arithmetic : str
+        What computes their steps.
+
+    Returns
+    -------
+    Templates
+    """
+    return Templates([(model.name, model.fingerprint) for model in models], arithmetic)
+
+
+class Disk:
+    """A state directory in use.
+
+    Parameters
+    ----------
+    config : ServerConfig
+        Names the directory.
+    models : mapping of str to Model
+        What is served, in the shards' order.
+    programs : mapping of str to Program
+        The same, as the kernels see them.
+    arithmetic : str
+        What computes their steps.
+    sockets : sequence of zmq.Socket
+        One end of a PAIR for each shard.
+    log : EventLog
+        Where failures go.
+
+    Attributes
+    ----------
+    store : StateStore
+    expiry : Expiry
+    saver : Saver
+
+    Raises
+    ------
+    StartError
+        If the directory cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        models: Mapping[str, Model],
+        programs: Mapping[str, Program],
+        arithmetic: str,
+        sockets: Sequence[zmq.Socket[bytes]],
+        log: EventLog,
+    ) -> None:
+        assert config.state_dir is not None
+        try:
+            self.store = StateStore(config.state_dir, config.max_state_bytes)
+        except StoreError as error:
+            raise StartError(str(error)) from error
+        self.expiry = Expiry(self.store.clock_s, config.time_to_live_s)
+        templates = templates_of(served_models(models, programs), arithmetic)
+        self.saver = Saver(self.store, templates, sockets, self.expiry, log)
+
+    def stats(self) -> dict[str, Any]:
+        """Return what there is to say.
+
+        Returns
+        -------
+        dict
+            Plain types.
+        """
+        try:
+            num_streams: int | None = self.store.num_items(STREAMS)
+        except StoreError:  # the disk has failed just now; `read_only` says how
+            num_streams = None
+        return {
+            "read_only": self.saver.read_only,
+            "num_streams_on_disk": num_streams,
+            "num_commits": self.saver.num_commits,
+            "num_bytes_written": self.saver.num_bytes,
+            "last_commit_us": round(self.saver.last_commit_s * 1e6),
+            "num_expired": self.expiry.num_expired,
+        }
+
+    def close(self) -> None:
+        """End the thread and let go of the directory, after the shards have ended."""
+        self.saver.stop()
+        self.store.close()

@@ -1,0 +1,202 @@
+"""The thread that writes: entries from the shards become records in the state directory."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from streamrnn.errors import StoreError
+from streamrnn.state.store import SNAPSHOTS, STREAMS, Change, StateStore, snapshot_key
+from streamrnn_server.event_log import EventLog
+from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.checkpoint.packing import (
+    DELETE,
+    SNAPSHOT,
+    Templates,
+    pack_entries,
+    part_bytes,
+    table_of_entries,
+)
+from streamrnn_server.shard.memory.header import address_of, reserve
+from streamrnn_server.storage.expiry import Expiry
+
+__all__ = ["Saver"]
+
+# Records are longer than their entries by no more than this, besides their names.
+_MAX_GROWTH_BYTES = 96
+_MIN_ENTRY_BYTES = 112
+_EXPIRE_EVERY_S = 1.0
+
+
+class _Part(NamedTuple):
+    """A stage that a shard has sent."""
+
+    shard: int
+    number: int
+    address: int
+    num_bytes: int
+    num_entries: int
+
+
+class Saver:
+    """Writes what the shards send, a commit for all that has come, and tells them when it is done.
+
+    Parameters
+    ----------
+    store : StateStore
+        Where to.
+    templates : Templates
+        What the records of each model have in common.
+    disks : sequence of zmq.Socket
+        One end of a PAIR for each shard; from `start` on the thread's own.
+    expiry : Expiry
+        What decides which streams have outlived their time.
+    log : EventLog
+        Where failures go.
+
+    Attributes
+    ----------
+    read_only : str or None
+        Why the directory cannot be written just now.
+    num_commits, num_bytes : int
+        What has been written.
+    last_commit_s : float
+        How long the last commit took, from its first record to the disk.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        templates: Templates,
+        disks: Sequence[zmq.Socket[bytes]],
+        expiry: Expiry,
+        log: EventLog,
+    ) -> None:
+        self.read_only: str | None = None
+        self.num_commits = 0
+        self.num_bytes = 0
+        self.last_commit_s = 0.0
+        self._store, self._templates, self._disks = store, templates, disks
+        self._expiry, self._log = expiry, log
+        self._look_at_s = time.monotonic() + _EXPIRE_EVERY_S
+        self._has_ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
+        # The most that a commit packs at once: what one shard may have on its way, in one go.
+        growth = _MAX_GROWTH_BYTES + templates.max_text_bytes
+        most = w.NUM_STAGES * w.STAGE_BYTES
+        self._records = reserve(most + most // _MIN_ENTRY_BYTES * growth)
+        self._table: NDArray[np.int64] = np.zeros((0, 6), np.int64)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, when the shards have ended and nothing is on its way."""
+        self._has_ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        poller = zmq.Poller()
+        for disk in self._disks:
+            poller.register(disk, zmq.POLLIN)
+        while not self._has_ended.is_set():
+            poller.poll(100)
+            self.turn()
+
+    def turn(self) -> None:
+        """Write what has come; if nothing has, look now and then for what has expired."""
+        parts = [part for k, disk in enumerate(self._disks) for part in _receive(k, disk)]
+        if parts:
+            self._write(parts)
+        elif time.monotonic() >= self._look_at_s:
+            self._look_at_s = time.monotonic() + _EXPIRE_EVERY_S
+            self._expire()
+
+    def _write(self, parts: list[_Part]) -> None:
+        """Commit what has come; if it cannot be, say so to the shards, which keep it."""
+        began_s = time.monotonic()
+        is_good = True
+        try:
+            self._store.commit(self._changes(parts), self._expiry.now_s())
+        except StoreError as error:
+            is_good = False
+            self._fail(str(error))
+        else:
+            self.num_commits += 1
+            self.last_commit_s = time.monotonic() - began_s
+            self._succeed()
+        for part in parts:
+            answer = np.array([(part.number, is_good)], w.StageAnswer.dtype)
+            self._disks[part.shard].send(answer.tobytes())
+
+    def _changes(self, parts: list[_Part]) -> Iterator[Change]:
+        for part in parts:
+            yield from self._changes_of(part)
+
+    def _changes_of(self, part: _Part) -> Iterator[Change]:
+        if len(self._table) < part.num_entries:
+            self._table = np.zeros((part.num_entries, 6), np.int64)
+        templates = self._templates.address
+        total = table_of_entries(part.address, part.num_entries, templates, self._table)
+        if total > len(self._records):
+            self._records = reserve(total)
+        out = address_of(self._records)
+        pack_entries(part.address, part.num_entries, templates, self._expiry.now_s(), out)
+        self.num_bytes += total
+        entries = memoryview((ctypes.c_char * part.num_bytes).from_address(part.address)).cast("B")
+        records = self._records.data
+        for kind, at, id_bytes, name_bytes, begin, length in self._table[
+            : part.num_entries
+        ].tolist():
+            key = bytes(entries[at : at + id_bytes])
+            if kind == DELETE:
+                yield STREAMS, key, None
+                continue
+            record = records[begin : begin + length]
+            yield STREAMS, key, record
+            if kind == SNAPSHOT:
+                at += part_bytes(id_bytes)
+                name = bytes(entries[at : at + name_bytes])
+                yield SNAPSHOTS, snapshot_key(key, name), record
+
+    def _expire(self) -> None:
+        try:
+            changes = self._expiry.due(self._store)
+            if changes:
+                self._store.commit(changes, self._expiry.now_s())
+        except StoreError as error:
+            self._fail(str(error))
+
+    def _fail(self, reason: str) -> None:
+        self.read_only = reason
+        self._log.write(
+            "error",
+            "the state cannot be written: serving goes on, durable_seq stands still",
+            directory=self._store.directory,
+            reason=reason,
+        )
+
+    def _succeed(self) -> None:
+        if self.read_only is not None:
+            self.read_only = None
+            self._log.write("info", "the state can be written again")
+
+
+def _receive(shard: int, disk: zmq.Socket[bytes]) -> Iterator[_Part]:
+    try:
+        while True:
+            sent = np.frombuffer(disk.recv(zmq.DONTWAIT), w.SentStage.dtype, 1)
+            yield _Part(shard, *sent[0].item())
+    except zmq.Again:
+        return

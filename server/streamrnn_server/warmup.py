@@ -1,0 +1,86 @@
+"""Have everything compiled before the server says that it is ready."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from numba.core import event, types
+
+from streamrnn.kernels.cpu.plan import PRECISIONS
+from streamrnn.kernels.cpu.tiling import cover_address
+from streamrnn_server.event_log import EventLog
+from streamrnn_server.shard.checkpoint.packing import pack_entries, table_of_entries
+from streamrnn_server.shard.gpu.loop import compile_for_gpu
+from streamrnn_server.shard.loop import serve
+
+__all__ = ["compile_all"]
+
+_SAY_EVERY_S = 2.0
+
+
+class _Progress(event.Listener):
+    """Tells what is being compiled, but not every function of a hundred small ones."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self._began = self._said = time.monotonic()
+        self.num_functions = 0
+
+    def on_start(self, event: Any) -> None:
+        now = time.monotonic()
+        if self.num_functions == 0:
+            self._began, self._said = now, now
+            self._log.write("info", "compiling, for the first time on this machine: up to a minute")
+        elif now - self._said >= _SAY_EVERY_S:
+            self._said = now
+            name = event.data["dispatcher"].py_func.__name__
+            self._log.write("info", f"compiling {name}", elapsed_s=round(now - self._began, 1))
+        self.num_functions += 1
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+@contextmanager
+def _listening(listener: _Progress) -> Iterator[None]:
+    event.register("numba:compile", listener)
+    try:
+        yield
+    finally:
+        event.unregister("numba:compile", listener)
+
+
+def compile_all(log: EventLog, precision: str, device: str) -> float:
+    """Compile the loop with all that it calls, and what makes records, or load them from the cache.
+
+    Parameters
+    ----------
+    log : EventLog
+        Where progress is told if it must be compiled.
+    precision : str
+        Of the weights, if the CPU computes the steps.
+    device : str
+        What computes the steps: ``cpu`` or ``cuda``.
+
+    Returns
+    -------
+    float
+        How long it took, in seconds.
+    """
+    began = time.monotonic()
+    progress = _Progress(log)
+    with _listening(progress):
+        if device == "cpu":
+            cover_address(PRECISIONS[precision])
+            serve.compile((types.int64,))
+        else:
+            compile_for_gpu()
+        pack_entries.compile((types.int64,) * 5)
+        table_of_entries.compile((*(types.int64,) * 3, types.int64[:, ::1]))
+    passed_s = time.monotonic() - began
+    if progress.num_functions:
+        log.write("info", "compiled", elapsed_s=round(passed_s, 1))
+    return passed_s

@@ -1,0 +1,1 @@
+"""The subcommands of the engine and the trainer, one file each."""

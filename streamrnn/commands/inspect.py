@@ -1,0 +1,213 @@
+"""``streamrnn inspect``: show what a model file holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+from streamrnn.engine.precision import measure_precisions
+from streamrnn.model.model import Model
+from streamrnn.model.spec import InputSpec, ModelSpec, OutputSpec
+from streamrnn.training.report import report_lines
+
+__all__ = ["configure", "describe", "run", "state_bytes"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        The command's own parser.
+    """
+    parser.add_argument("model", metavar="MODEL", help="weight file")
+    parser.add_argument(
+        "--precision",
+        action="store_true",
+        help="run the model's stored sample in every precision and show each output's error",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show a model.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        As `configure` declared them.
+
+    Returns
+    -------
+    int
+        0.
+    """
+    model = Model.load(args.model)
+    facts = describe(model) | {"file": args.model, "file_bytes": os.path.getsize(args.model)}
+    if args.precision:
+        facts["precision"] = _precision_facts(model)
+    if args.json:
+        print(json.dumps(facts, sort_keys=True))
+    else:
+        print("\n".join(_lines(model.spec, facts)))
+    return 0
+
+
+def state_bytes(spec: ModelSpec) -> int:
+    """Count what a stream must remember between two steps.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        What is fixed about the model.
+
+    Returns
+    -------
+    int
+        Bytes of float32 states and input memories; a row in memory is padded to full vectors.
+    """
+    num_values = sum(sum(layer.state_sizes) for layer in spec.layers)
+    return 4 * (num_values + sum(item.has_memory for item in spec.inputs))
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """Collect the facts about a model.
+
+    Parameters
+    ----------
+    model : Model
+        The model.
+
+    Returns
+    -------
+    dict
+        JSON types: fingerprint, num_parameters, parameter_bytes, state_bytes, spec.
+    """
+    return {
+        "fingerprint": model.fingerprint,
+        "num_parameters": model.num_parameters,
+        "parameter_bytes": sum(value.nbytes for value in model.parameters.values()),
+        "state_bytes": state_bytes(model.spec),
+        "spec": model.spec.to_dict(),
+    }
+
+
+def _lines(spec: ModelSpec, facts: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{facts['file']}  ({facts['file_bytes']:,} bytes)",
+        f"fingerprint  {facts['fingerprint']}",
+        f"parameters   {facts['num_parameters']:,}  ({facts['parameter_bytes']:,} bytes)",
+        f"state        {facts['state_bytes']:,} bytes a stream",
+        f"warm-up      {spec.warmup_steps:,} steps",
+        f"inputs       {spec.num_inputs}",
+        *_shortened([_input_line(item) for item in spec.inputs]),
+        "layers",
+        *_layer_lines(spec),
+        f"outputs      {spec.output_size}",
+        *_shortened([_output_line(item) for item in spec.outputs]),
+    ]
+    if spec.training:
+        lines.append("training")
+        lines += [f"  {line}" for line in _training_lines(spec.training)]
+    if "precision" in facts:
+        lines += _precision_lines(spec, facts["precision"])
+    return lines
+
+
+def _training_lines(training: dict[str, Any]) -> list[str]:
+    """Say it as the trainer did; of a training elsewhere, list the facts."""
+    try:
+        return list(report_lines(training))
+    except (KeyError, TypeError, StopIteration, RuntimeError):
+        return _tree({key: value for key, value in training.items() if key != "sample"})
+
+
+def _precision_facts(model: Model) -> dict[str, Any]:
+    errors, num_steps, is_own = measure_precisions(model)
+    return {
+        "num_steps": num_steps,
+        "is_own_sample": is_own,
+        "errors": {
+            error.precision: {
+                output.name: {"largest": float(largest), "root_mean_square": float(rms)}
+                for output, largest, rms in zip(
+                    model.spec.outputs, error.largest, error.root_mean_square, strict=True
+                )
+            }
+            for error in errors
+        },
+    }
+
+
+def _precision_lines(spec: ModelSpec, facts: dict[str, Any]) -> list[str]:
+    whose = "the model's own sample" if facts["is_own_sample"] else "made-up inputs (no sample)"
+    lines = [f"precision    largest error of an output, over {facts['num_steps']} steps of {whose}"]
+    lines.append("  " + "".join(f"{name:>12}" for name in facts["errors"]))
+    rows = []
+    for output in spec.outputs:
+        cells = (found[output.name]["largest"] for found in facts["errors"].values())
+        rows.append("".join(f"{cell:>12.3g}" for cell in cells) + f"  {_named(output)}")
+    return lines + _shortened(rows)
+
+
+def _shortened(lines: list[str], at_most: int = 24) -> list[str]:
+    shown = [f"  {line}" for line in lines[:at_most]]
+    if len(lines) > at_most:
+        shown.append(f"  ... and {len(lines) - at_most} more (--json shows all)")
+    return shown
+
+
+def _named(item: InputSpec | OutputSpec) -> str:
+    return f"{item.name} [{item.unit}]" if item.unit else item.name
+
+
+def _input_line(item: InputSpec) -> str:
+    words = [_named(item), item.kind]
+    if item.num_categories:
+        shown = ", ".join(item.categories[:12]) + ", ..." * (len(item.categories) > 12)
+        names = f": {shown}" if shown else ""
+        words.append(f"{item.num_categories} categories{names}")
+        words.append(f"embedding {item.embedding_size}" if item.embedding_size else "one-hot")
+    if item.difference:
+        words.append("difference")
+    if item.center != 0 or item.scale != 1:
+        words.append(f"center {item.center:g}, scale {item.scale:g}")
+    if item.missing != "error":
+        words.append(f"missing: {item.missing} (fill {item.fill:g})")
+    return "  ".join(words)
+
+
+def _output_line(item: OutputSpec) -> str:
+    words = [_named(item)]
+    if item.center != 0 or item.scale != 1:
+        words.append(f"center {item.center:g}, scale {item.scale:g}")
+    if item.difference_of is not None:
+        words.append(f"added to the level of {item.difference_of}")
+    return "  ".join(words)
+
+
+def _layer_lines(spec: ModelSpec) -> list[str]:
+    lines = []
+    size = spec.num_features
+    for layer in spec.layers:
+        form = layer.describe().removeprefix(layer.cell)
+        lines.append(f"  {layer.cell}  {size} -> {layer.hidden_size}{form}")
+        size = layer.output_size
+    if spec.head is not None:
+        lines.append(f"  linear  {size} -> {spec.output_size}  {spec.head.activation}")
+    return lines
+
+
+def _tree(value: dict[str, Any], indent: str = "") -> list[str]:
+    """Write nested facts, one a line."""
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, dict):
+            lines.append(f"{indent}{key}")
+            lines += _tree(item, indent + "  ")
+        else:
+            lines.append(f"{indent}{key}: {item}")
+    return lines

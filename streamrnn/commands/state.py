@@ -1,0 +1,163 @@
+"""``streamrnn state``: look at a stopped server's streams, and move them."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from streamrnn.errors import RecordError, StateError
+from streamrnn.state.record import StreamRecord, decode_record, encode_record
+from streamrnn.state.store import DATA_FILE, STREAMS, StateStore
+from streamrnn.state.verify import EXIT_CANNOT_OPEN, id_text
+from streamrnn_client.protocol.messages import StreamId, canonical_id
+
+__all__ = ["configure", "run"]
+
+_NUMBERINGS = ("no step yet", "numbered", "unnumbered")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        The subcommand's.
+    """
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    lines = {
+        "list": "one line for each stream",
+        "show": "all about one stream",
+        "export": "write a stream's record to a file",
+        "import": "make a stream of a record",
+        "verify": "read every record, and say which are damaged",
+    }
+    for name, line in lines.items():
+        action = actions.add_parser(name, help=line, description=line, allow_abbrev=False)
+        action.add_argument("directory", type=Path, metavar="DIR", help="of a stopped server")
+        if name in ("show", "export", "import"):
+            action.add_argument(
+                "stream", metavar="STREAM", help="its id; an integer as int:7, for 7 means '7'"
+            )
+        if name in ("export", "import"):
+            action.add_argument("file", type=Path, metavar="FILE", help="the record's; - for stdio")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do one action.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        What `configure` asked for.
+
+    Returns
+    -------
+    int
+        0; 1 if `verify` found damage.
+
+    Raises
+    ------
+    StateError
+        If the directory or the record cannot be used.
+    """
+    if args.action == "verify":
+        return _verify(args.directory)
+    store = StateStore(args.directory, read_only=args.action != "import")
+    try:
+        if args.action == "list":
+            return _list(store)
+        if args.action == "import":
+            return _import(store, args.stream, args.file)
+        record = _read(store, args.stream)
+        if args.action == "show":
+            _show(record)
+        else:
+            _write(args.file, encode_record(record))
+        return 0
+    finally:
+        store.close()
+
+
+def _parse_id(text: str) -> StreamId:
+    if text.startswith("int:") and text[4:].isdecimal():
+        return int(text[4:])
+    return text
+
+
+def _read(store: StateStore, text: str) -> StreamRecord:
+    data = store.get(STREAMS, canonical_id(_parse_id(text)))
+    if data is None:
+        raise StateError(f"there is no stream {text!r} in {store.directory}")
+    return decode_record(data)
+
+
+def _list(store: StateStore) -> int:
+    print("stream\tmodel\tfingerprint\tlast_seq\twindow\tunused_s")
+    for key, data in store.items(STREAMS):
+        name = id_text(key)
+        try:
+            record = decode_record(data)
+        except RecordError as error:
+            print(f"{name}\tdamaged: {error}")
+            continue
+        last = record.last_seq if record.numbering == 1 else _NUMBERINGS[record.numbering]
+        unused_s = store.clock_s - record.clock_s
+        shown = (name, record.model, record.fingerprint[:12], last, record.window, unused_s)
+        print("\t".join(map(str, shown)))
+    return 0
+
+
+def _show(record: StreamRecord) -> None:
+    shown = {
+        "stream": id_text(record.stream),
+        "model": record.model,
+        "fingerprint": record.fingerprint,
+        "arithmetic": record.arithmetic,
+        "owner": record.owner or "(nobody)",
+        "numbering": _NUMBERINGS[record.numbering],
+        "last_seq": record.last_seq,
+        "window": record.window,
+        "outputs kept": len(record.digests),
+        "row bytes": len(record.row),
+        "written at": f"{record.clock_s} s of serving",
+    }
+    for name, value in shown.items():
+        print(f"{name:14}{value}")
+
+
+def _write(path: Path, data: bytes) -> None:
+    if str(path) == "-":
+        sys.stdout.buffer.write(data)
+    else:
+        path.write_bytes(data)
+
+
+def _import(store: StateStore, text: str, path: Path) -> int:
+    record = decode_record(sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes())
+    stream = canonical_id(_parse_id(text))
+    if store.get(STREAMS, stream) is not None:
+        raise StateError(f"stream {text!r} is in {store.directory} already")
+    store.commit([(STREAMS, stream, encode_record(record.renamed(stream)))], store.clock_s)
+    return 0
+
+
+def _verify(directory: Path) -> int:
+    """Let another process read everything: a damaged file may end the one that does."""
+    command = [sys.executable, "-m", "streamrnn.state.verify", str(directory)]
+    child = subprocess.run(command, capture_output=True, text=True)
+    print(child.stdout, end="")
+    if child.returncode == EXIT_CANNOT_OPEN:
+        raise StateError(child.stderr)
+    if child.returncode < 0:
+        print(
+            f"{directory / DATA_FILE} is damaged: who read it was ended by "
+            f"{signal.Signals(-child.returncode).name}. A server is ended too when it comes there: "
+            "restore the file from a copy, or export what can be read"
+        )
+        return 1
+    print(child.stderr, end="", file=sys.stderr)
+    return child.returncode

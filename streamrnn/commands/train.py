@@ -1,0 +1,119 @@
+"""``streamrnn train``: a table, or a configuration, in; a model out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from streamrnn.errors import TrainingError
+from streamrnn.training.config import TrainingConfig
+from streamrnn.training.progress import TrainingProgress
+from streamrnn.training.report import report_lines
+from streamrnn.training.train import train_to_file
+
+__all__ = ["configure", "make_config", "run"]
+
+# Options that set one value of the configuration: name, type, metavar, help.
+VALUES: tuple[tuple[str, type, str, str], ...] = (
+    ("time", str, "COLUMN", "orders the rows (ISO dates or numbers)"),
+    ("group", str, "COLUMN", "tells the streams of one long table apart"),
+    ("horizon", int, "ROWS", "how many rows ahead (default 1)"),
+    ("loss", str, "LOSS", "mse, cross_entropy or binary_cross_entropy (default: by the target)"),
+    ("epochs", int, "N", "at most (default 200, fewer for long data)"),
+    ("batch-size", int, "B", "rows trained at once (default: by the data)"),
+    ("truncation-steps", int, "N", "steps that a gradient goes back (default 64)"),
+    ("learning-rate", float, "RATE", "peak (default 0.003)"),
+    ("clip-norm", float, "NORM", "bound on the gradient's norm (default 1)"),
+    ("patience", int, "N", "epochs without improvement before stopping (default 60)"),
+    ("seed", int, "N", "of all chance (default 0)"),
+)
+# Options that take a list, separated by commas.
+LISTS: tuple[tuple[str, str, str], ...] = (
+    ("predict", "COLUMN,...", "target columns"),
+    ("inputs", "COLUMN,...", "columns the network sees (default: all but time and group)"),
+    ("categorical", "COLUMN,...", "columns of numbers that are names of categories"),
+    ("difference", "COLUMN,...", "inputs seen as changes (default: those that drift; none: '')"),
+    ("layers", "CELL:SIZE,...", "such as lstm:32,gru:16 (default lstm:32)"),
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        The command's own parser.
+    """
+    parser.add_argument("input", metavar="DATA|CONFIG.toml", help=".csv, .npz or .toml")
+    parser.add_argument("-o", "--output", required=True, metavar="MODEL", help="weight file")
+    for name, metavar, words in LISTS:
+        parser.add_argument(f"--{name}", metavar=metavar, help=words)
+    for name, kind, metavar, words in VALUES:
+        parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=words)
+    parser.add_argument(
+        "--missing",
+        action="append",
+        metavar="COLUMN=POLICY",
+        help="error, hold, mean or mask (default: hold where values are missing); repeatable",
+    )
+
+
+def make_config(args: argparse.Namespace) -> TrainingConfig:
+    """Turn the arguments into a configuration; options override what a TOML file says.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        As `configure` declared them.
+
+    Returns
+    -------
+    TrainingConfig
+
+    Raises
+    ------
+    TrainingError
+        If a value is not allowed.
+    """
+    given: dict[str, Any] = {}
+    for name, _, _ in LISTS:
+        text = getattr(args, name)
+        if text is not None:
+            given[name] = tuple(item.strip() for item in text.split(",") if item.strip())
+    for name, _, _, _ in VALUES:
+        value = getattr(args, name.replace("-", "_"))
+        if value is not None:
+            given[name.replace("-", "_")] = value
+    for text in args.missing or ():
+        column, equals, policy = text.rpartition("=")
+        if not equals:
+            raise TrainingError(f"--missing {text!r}: write COLUMN=POLICY, such as co2=hold")
+        given.setdefault("missing", {})[column] = policy
+    if Path(args.input).suffix.lower() == ".toml":
+        return TrainingConfig.read(args.input).replace(**given)
+    return TrainingConfig(path=args.input, **given)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, report, and say where the files are.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        As `configure` declared them.
+
+    Returns
+    -------
+    int
+        0.
+    """
+    config = make_config(args)
+    with TrainingProgress() as progress:
+        result = train_to_file(config, args.output, progress)
+    for line in report_lines(result.report):
+        print(line)
+    print(f"{args.output}: the model; the engine reproduces the trainer's outputs")
+    print(f"{Path(args.output).with_suffix('.toml')}: the configuration that repeats it")
+    return 0

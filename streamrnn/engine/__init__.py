@@ -1,0 +1,1 @@
+"""The engine: a model, its streams' rows and the kernels, in process."""

@@ -1,0 +1,313 @@
+"""A GPU as an engine's device: the slab and the weights there, a wave over and back in one copy.
+
+A call is cut into waves of some rows and some of their steps. Inputs and slot numbers of a wave go
+over in one pinned buffer, its outputs come back in one. There are two such pairs: while the GPU
+computes one wave, the host fills the other's inputs and empties its outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.engine.device import DONE, SLOT_MASK, check_call
+from streamrnn.errors import DeviceError
+from streamrnn.kernels.cpu.plan import Program
+from streamrnn.kernels.cuda.compiler import arithmetic, gpu_errors, require_gpu
+from streamrnn.model.model import Model
+
+if TYPE_CHECKING:
+    from streamrnn.kernels.cuda.transfer import Lane
+
+__all__ = ["CudaDevice"]
+
+_MAX_WORK_BYTES = 64 << 20  # scratch of a wave
+_MAX_BUFFER_BYTES = 8 << 20  # a wave's inputs, or its outputs
+_MIN_ROWS, _MAX_ROWS = 128, 16_384  # of a wave
+_MAX_CHUNK_STEPS = 32  # of a server's wave, while which others wait
+_SPARE_BYTES = 256 << 20  # for the driver, and for the code of the kernels
+
+
+class CudaDevice:
+    """A slab on a GPU, stepped by its kernels. See `streamrnn.engine.device.Device`.
+
+    Parameters
+    ----------
+    model : Model
+        What to run.
+    marks : ndarray of int64, shape (max_streams + 1, 2)
+        See `streamrnn.engine.device.check_call`. Memory of the slab is taken for all slots.
+    precision : str
+        Of the products, see `streamrnn.engine.precision.DEVICE_PRECISIONS`.
+
+    Attributes
+    ----------
+    program : Program
+        The same model on the CPU: the layout of a row, and what checks an input.
+    arithmetic : str
+        What decides the bits of an output besides model and inputs.
+    max_rows : int
+        Of a wave.
+    max_chunk_rows, max_chunk_steps : int
+        Of a wave whose steps are one launch; no rows if the model goes step by step.
+    wave_x, wave_y : ndarray of float32
+        Pinned memory for `begin_wave` and `end_wave`.
+
+    Raises
+    ------
+    DeviceError
+        If there is no GPU that can be used, or it has no room for so many streams.
+    """
+
+    def __init__(self, model: Model, marks: NDArray[np.int64], precision: str = "float32") -> None:
+        self._cuda = require_gpu()
+        self._marks, max_streams = marks, len(marks) - 1
+        from streamrnn.kernels.cuda.network import Network
+        from streamrnn.kernels.cuda.transfer import Lane
+
+        self.program = Program(model)
+        self.arithmetic = arithmetic(precision)
+        spec = model.spec
+        self._row_size = self.program.row_bytes // 4
+        self._num_inputs, self._output_size = spec.num_inputs, spec.output_size
+        work_bytes = self.program.row_bytes + 4 * (spec.num_features + spec.output_size + 32)
+        self.max_rows = max(_MIN_ROWS, min(_MAX_ROWS, _MAX_WORK_BYTES // work_bytes, max_streams))
+        # Room for one step of all rows, or for more steps of fewer.
+        buffer_size = _MAX_BUFFER_BYTES // 4
+        self._x_size = max(buffer_size, self.max_rows * (self._num_inputs + 1))
+        self._y_size = max(buffer_size, self.max_rows * self._output_size)
+        self._failure: DeviceError | None = None
+        self._started: list[int] = []  # slots whose rows are to be put into the initial state
+        parameters_bytes = sum(value.nbytes for value in model.parameters.values())
+        fixed = 2 * parameters_bytes + self.max_rows * work_bytes
+        self._check_room(max_streams, fixed + 8 * (self._x_size + self._y_size))
+        try:
+            self._network = Network(model, self.program, self.max_rows, precision)
+            self._slab = self._cuda.device_array(max_streams * self._row_size, np.float32)
+            self._compute = self._cuda.stream()
+            sizes = (self._x_size, self._y_size)
+            self._lanes = [Lane(self._network, self._slab, *sizes, self._compute) for _ in range(2)]
+        except gpu_errors() as error:
+            raise DeviceError(f"the GPU has refused the memory that it showed: {error}") from error
+        self.max_chunk_rows = rows = self._network.max_chunk_rows
+        self.max_chunk_steps = min(
+            _MAX_CHUNK_STEPS,
+            self._x_size // max(1, rows * (1 + self._num_inputs)),
+            self._y_size // max(1, rows * self._output_size),
+        )
+        self.wave_x, self.wave_y = self._lanes[0].x, self._lanes[0].y
+        self._guard(self._warm_up)
+
+    def advance(
+        self,
+        rows: NDArray[np.int64],
+        x: NDArray[Any],
+        y: NDArray[np.float32],
+        num_steps: int,
+        /,
+    ) -> int:
+        """See `streamrnn.engine.device.Device.advance`.
+
+        Parameters
+        ----------
+        rows, x, y, num_steps
+            As there.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        DeviceError
+            If the GPU has failed, now or before. The streams are lost then.
+        """
+        answer: int = check_call(
+            self.program.plan, rows, x, num_steps, self._marks.ctypes.data, len(self._marks) - 1
+        )
+        if answer != DONE or not len(x):
+            return answer
+        slots = (rows & SLOT_MASK).astype(np.int32)
+        self._guard(self._run, slots, x, y, num_steps)
+        return DONE
+
+    def start_rows(self, slots: NDArray[np.integer[Any]]) -> None:
+        """See `streamrnn.engine.device.Device.start_rows`. Done before the next call.
+
+        Parameters
+        ----------
+        slots
+            As there.
+        """
+        self._started.extend(slots.tolist())
+
+    def read_rows(self, slots: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """See `streamrnn.engine.device.Device.read_rows`.
+
+        Parameters
+        ----------
+        slots : ndarray of integers, shape (n,)
+            Below max_streams.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, row_bytes // 4)
+
+        Raises
+        ------
+        DeviceError
+            If the GPU has failed, now or before. The streams are lost then.
+        """
+        parts = [np.empty((0, self._row_size), dtype=np.float32)]
+        for first in range(0, len(slots), self.max_rows):
+            some = slots[first : first + self.max_rows].astype(np.int32)
+            parts.append(self._guard(self._read, some))
+        return np.concatenate(parts)
+
+    def write_rows(self, slots: NDArray[np.integer[Any]], rows: NDArray[np.float32]) -> None:
+        """See `streamrnn.engine.device.Device.write_rows`.
+
+        Parameters
+        ----------
+        slots : ndarray of integers, shape (n,)
+            Below max_streams, all different.
+        rows : ndarray of float32, shape (n, row_bytes // 4)
+            From `read_rows` of any device.
+
+        Raises
+        ------
+        DeviceError
+            If the GPU has failed, now or before. The streams are lost then.
+        """
+        for first in range(0, len(slots), self.max_rows):
+            some = slots[first : first + self.max_rows].astype(np.int32)
+            values = np.ascontiguousarray(rows[first : first + self.max_rows], dtype=np.float32)
+            self._guard(self._write, some, values)
+
+    def begin_wave(self, num_rows: int, num_steps: int = 1) -> None:
+        """Start some steps of some streams, for a caller that checks and packs by itself.
+
+        Parameters
+        ----------
+        num_rows : int
+            1 to max_rows. ``wave_x`` holds so many slots (int32, all different), and behind them
+            the inputs [num_rows, num_steps, num_inputs]. Both must stay as they are until
+            `end_wave`.
+        num_steps : int
+            Of each stream. ``wave_y`` will hold the outputs [num_rows, num_steps, output_size].
+
+        Raises
+        ------
+        DeviceError
+            If the GPU has failed, now or before. The streams are lost then.
+        """
+        self._guard(self._lanes[0].begin, num_rows, num_steps, False)
+
+    def end_wave(self) -> None:
+        """Wait for the wave that was begun; its outputs are in ``wave_y`` then.
+
+        Raises
+        ------
+        DeviceError
+            If the GPU has failed, now or before. The streams are lost then.
+        """
+        self._guard(self._lanes[0].end)
+
+    def _run(
+        self, slots: NDArray[np.int32], x: NDArray[Any], y: NDArray[np.float32], num_steps: int
+    ) -> None:
+        """Cut a call into waves, and keep two of them under way."""
+        self._start_rows()
+        waves = list(self._waves(len(slots), num_steps))
+        x = x.view(np.float32).reshape(len(slots), num_steps, self._num_inputs)
+        y = y.reshape(len(slots), num_steps, self._output_size)
+        under_way: list[tuple[Lane, NDArray[np.float32]]] = []
+        for number, (rows, steps) in enumerate(waves):
+            lane = self._lanes[number % 2]
+            if len(under_way) == 2:
+                _end(*under_way.pop(0))
+            inputs = x[rows, steps]
+            num_rows, num_wave_steps = inputs.shape[:2]
+            lane.x[:num_rows].view(np.int32)[:] = slots[rows]
+            lane.x[num_rows : num_rows + inputs.size].reshape(inputs.shape)[:] = inputs
+            lane.begin(num_rows, num_wave_steps, len(waves) > 1)
+            under_way.append((lane, y[rows, steps]))
+        for each in under_way:
+            _end(*each)
+
+    def _warm_up(self) -> None:
+        """Run what the model needs once; the first row is spoilt, and no stream has it yet."""
+        lane = self._lanes[0]
+        lane.x[: 1 + 2 * self._num_inputs] = 0
+        for num_steps in (1, 2):
+            lane.begin(1, num_steps, False)
+            lane.end()
+        first = np.zeros(1, dtype=np.int64)
+        self.start_rows(first)
+        self._write(first.astype(np.int32), self._read(first.astype(np.int32)))
+
+    def _waves(self, num_rows: int, num_steps: int) -> Iterator[tuple[slice, slice]]:
+        """Yield rows and steps of each wave; a row's steps in their order."""
+        for first in range(0, num_rows, self.max_rows):
+            rows = slice(first, min(num_rows, first + self.max_rows))
+            wave_rows = rows.stop - first
+            most = min(
+                (self._x_size - wave_rows) // (wave_rows * self._num_inputs),
+                self._y_size // (wave_rows * self._output_size),
+            )
+            for step in range(0, num_steps, most):
+                yield rows, slice(step, min(num_steps, step + most))
+
+    def _start_rows(self) -> None:
+        if self._started:
+            self._cuda.current_context()  # of this thread, which may be a new one
+            slots = np.array(self._started, dtype=np.int32)
+            self._started.clear()
+            self._network.start_rows(self._slab, slots)
+            self._cuda.synchronize()
+
+    def _read(self, slots: NDArray[np.int32]) -> NDArray[np.float32]:
+        self._start_rows()
+        self._cuda.current_context()
+        return self._network.read_rows(self._slab, slots)
+
+    def _write(self, slots: NDArray[np.int32], rows: NDArray[np.float32]) -> None:
+        self._start_rows()
+        self._cuda.current_context()
+        self._network.write_rows(self._slab, slots, rows)
+
+    def _guard(self, function: Any, *args: Any) -> Any:
+        """Call a function; after an error of the GPU refuse everything, as after a crash."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return function(*args)
+        except gpu_errors() as error:
+            self._failure = DeviceError(
+                f"the GPU has failed: {error}. The streams of this engine are lost: start a new "
+                "process, restore their states there, and replay"
+            )
+            raise self._failure from error
+
+    def _check_room(self, max_streams: int, fixed_bytes: int) -> None:
+        """Refuse more streams than fit, and say how many would."""
+        free = self._cuda.current_context().get_memory_info().free - _SPARE_BYTES - fixed_bytes
+        row_bytes = self.program.row_bytes
+        if max_streams * row_bytes <= free:
+            return
+        fitting = max(0, int(free // row_bytes))
+        hint = f"make the engine with max_streams={fitting}" if fitting else "use device 'cpu'"
+        raise DeviceError(
+            f"{max_streams:,} streams of {row_bytes:,} bytes need "
+            f"{max_streams * row_bytes / 2**30:.1f} GiB of the GPU's memory, where {fitting:,} "
+            f"would fit; {hint}"
+        )
+
+
+def _end(lane: Lane, target: NDArray[np.float32]) -> None:
+    """Wait for a wave, and hand its outputs over."""
+    lane.end()
+    target[:] = lane.y[: target.size].reshape(target.shape)

@@ -1,0 +1,160 @@
+"""What an `Engine` and the device that its streams live on know of each other.
+
+A row's number is its slot and, above it, the slot's generation: odd while a stream lives there,
+raised when one comes or goes. So the number of a stream that has been closed fits nothing more.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.kernels.cpu.plan import NUM_INPUTS, Program
+from streamrnn.kernels.cpu.step import check_input
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import load_i64, store_i64
+
+__all__ = [
+    "BAD_INPUT",
+    "DONE",
+    "GENERATION_SHIFT",
+    "KIND_BITS",
+    "MISFIT",
+    "ROW_TWICE",
+    "SLOT_MASK",
+    "STALE_ROW",
+    "Device",
+    "check_call",
+]
+
+GENERATION_SHIFT = 32
+SLOT_MASK = (1 << GENERATION_SHIFT) - 1
+
+# What a call answers: a kind, and above it the item it concerns.
+DONE, STALE_ROW, ROW_TWICE, BAD_INPUT, MISFIT = range(5)
+KIND_BITS = 3
+
+
+class Device(Protocol):
+    """Where a model's streams live and are stepped: all that an `Engine` knows of it.
+
+    Attributes
+    ----------
+    program : Program
+        The model as the CPU's kernels see it: the layout of a row, and what checks an input.
+    arithmetic : str
+        What decides the bits of an output besides model and inputs.
+    """
+
+    program: Program
+    arithmetic: str
+
+    def advance(
+        self,
+        rows: NDArray[np.int64],
+        x: NDArray[Any],
+        y: NDArray[np.float32],
+        num_steps: int,
+        /,
+    ) -> int:
+        """Check everything, then advance every row by ``num_steps``, or none.
+
+        Parameters
+        ----------
+        rows : ndarray of int64, shape (B,)
+            Row numbers, see `streamrnn.Engine.rows`.
+        x : ndarray of float32 or uint32, shape (B * num_steps, num_inputs)
+            Each row's inputs one after the other.
+        y : ndarray of float32, shape (B * num_steps, output_size)
+            Filled. Contiguous.
+        num_steps : int
+            T.
+
+        Returns
+        -------
+        int
+            `DONE`, or what is wrong (low bits) and with which row or element of x (high bits);
+            `MISFIT` if x is not contiguous, or the shapes are not these.
+        """
+
+    def start_rows(self, slots: NDArray[np.int64]) -> None:
+        """Put streams' rows into the initial state.
+
+        Parameters
+        ----------
+        slots : ndarray of int64, shape (n,)
+            Below max_streams, all different.
+        """
+
+    def read_rows(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return copies of streams' rows.
+
+        Parameters
+        ----------
+        slots : ndarray of int64, shape (n,)
+            Below max_streams.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, row_bytes // 4)
+            The same layout on every device.
+        """
+
+    def write_rows(self, slots: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
+        """Replace streams' rows.
+
+        Parameters
+        ----------
+        slots : ndarray of int64, shape (n,)
+            Below max_streams, all different.
+        rows : ndarray of float32, shape (n, row_bytes // 4)
+            From `read_rows` of any device.
+        """
+
+
+@jit
+def check_call(plan, rows, x, num_steps, marks, max_streams):  # type: ignore[no-untyped-def]
+    """Find what is wrong with a call before anything has changed.
+
+    Parameters
+    ----------
+    plan : ndarray of int64, shape (at least PLAN_WORDS,)
+        Of the model.
+    rows, x, num_steps
+        See `Device.advance`.
+    marks : int64
+        Address of int64[max_streams + 1, 2]: each slot's generation and the call that it was last
+        in; at the end the number of calls.
+    max_streams : int64
+        Number of slots.
+
+    Returns
+    -------
+    int64
+        As of `Device.advance`.
+    """
+    if (
+        len(rows) * num_steps != len(x)
+        or x.shape[1] != plan[NUM_INPUTS]
+        or (len(x) > 0 and x.shape[1] > 1 and x.strides[1] != 4)
+        or (len(x) > 1 and x.strides[0] != 4 * x.shape[1])
+    ):
+        return MISFIT
+    num_calls = marks + 16 * max_streams
+    this_call = load_i64(num_calls) + 1
+    store_i64(num_calls, this_call)
+    for i in range(len(rows)):
+        slot = rows[i] & SLOT_MASK
+        generation = rows[i] >> GENERATION_SHIFT
+        mark = marks + 16 * slot
+        if slot >= max_streams or load_i64(mark) != generation or not generation & 1:
+            return i << KIND_BITS | STALE_ROW
+        if load_i64(mark + 8) == this_call:
+            return i << KIND_BITS | ROW_TWICE
+        store_i64(mark + 8, this_call)
+    bad = check_input(plan, x.ctypes.data, len(x))
+    if bad >= 0:
+        return bad << KIND_BITS | BAD_INPUT
+    return DONE

@@ -1,0 +1,147 @@
+"""What an engine takes for inputs and rows, and its words for what it does not take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streamrnn.engine.device import KIND_BITS, ROW_TWICE, STALE_ROW
+from streamrnn.errors import InputError, StreamError
+from streamrnn.model.spec import ModelSpec
+
+__all__ = ["InputForm", "as_rows"]
+
+
+class InputForm:
+    """The inputs of one model.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model's.
+
+    Attributes
+    ----------
+    dtype : numpy dtype
+        float32, or uint32 for a token model.
+    num_inputs : int
+        Of a step.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self.dtype = np.dtype(np.uint32 if spec.is_token else np.float32)
+        self.num_inputs = spec.num_inputs
+
+    def as_array(self, x: ArrayLike, shape: Sequence[int], what: str) -> NDArray[Any]:
+        """Return x as a contiguous array of the model's dtype, or say what is wrong with it.
+
+        Parameters
+        ----------
+        x : array_like
+            What came.
+        shape : sequence of int
+            What is expected; -1 for a number of steps.
+        what : str
+            How to name it.
+
+        Returns
+        -------
+        ndarray
+
+        Raises
+        ------
+        InputError
+            If its shape, its dtype or a token does not fit.
+        """
+        given = np.asarray(x)
+        if given.ndim == 1 and len(shape) == 2 and self.num_inputs == 1:
+            given = given[:, None]  # a plain series into a model with one input
+        expected = tuple(given.shape[0] if size < 0 and given.ndim else size for size in shape)
+        if given.shape != expected:
+            wanted = ", ".join("T" if size < 0 else str(size) for size in shape)
+            raise InputError(
+                f"{what} has shape {given.shape}, expected ({wanted}): one number for each of "
+                f"the model's inputs, {self._names()}"
+            )
+        if given.dtype == self.dtype:
+            return np.ascontiguousarray(given)
+        is_token = self._spec.is_token
+        if given.dtype.kind not in ("ui" if is_token else "fuib"):
+            raise InputError(f"{what} has dtype {given.dtype}, expected {self.dtype}")
+        if is_token and given.size and given.min() < 0:
+            raise InputError(f"{what} holds the token {given.min()}; tokens are 0 or more")
+        with np.errstate(over="ignore"):  # too large for float32: an infinity, refused as one
+            return np.ascontiguousarray(given, dtype=self.dtype)
+
+    def refuse(self, answer: int, rows: NDArray[np.int64], x: NDArray[Any]) -> NoReturn:
+        """Say what a device has found wrong with a call.
+
+        Parameters
+        ----------
+        answer : int
+            Of `streamrnn.engine.device.Device.advance`: neither `DONE` nor `MISFIT`.
+        rows, x : ndarray
+            Of the call.
+
+        Raises
+        ------
+        InputError
+            If an input does not fit the model, or a stream stands twice.
+        StreamError
+            If a row's stream has been closed since.
+        """
+        kind, item = answer & (1 << KIND_BITS) - 1, answer >> KIND_BITS
+        if kind == STALE_ROW:
+            raise StreamError(
+                f"row {item} ({rows[item]}) belongs to no stream now: it has been closed; "
+                "resolve the names again with rows()"
+            )
+        if kind == ROW_TWICE:
+            raise InputError(
+                f"row {item} stands for a stream that is in this batch already; a batch holds "
+                "one step of each stream, so send the second one in another batch, or use steps()"
+            )
+        step, index = divmod(item, self.num_inputs)
+        given = self._spec.inputs[index]
+        if given.kind == "numeric":
+            wanted = "a finite number" + ("" if given.missing == "error" else " or NaN (missing)")
+        else:
+            wanted = f"a whole number from 0 to {given.num_categories - 1}"
+        raise InputError(
+            f"input {given.name!r} at index {step} of x is {x[step, index]}; expected {wanted}. "
+            "No stream has advanced"
+        )
+
+    def _names(self) -> str:
+        names = [item.name for item in self._spec.inputs]
+        return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def as_rows(rows: object) -> NDArray[np.int64]:
+    """Return row numbers as an array of int64, or say what is wrong with them.
+
+    Parameters
+    ----------
+    rows : array_like of integers, shape (B,)
+        What came.
+
+    Returns
+    -------
+    ndarray of int64, shape (B,)
+
+    Raises
+    ------
+    InputError
+        If their shape or dtype does not fit.
+    """
+    given = np.asarray(rows)
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise InputError(
+            f"rows have shape {given.shape} and dtype {given.dtype}; expected (B,) and int64, "
+            "from rows()"
+        )
+    return given.astype(np.int64)

@@ -1,0 +1,106 @@
+"""What fewer bits for the weights cost a model: its outputs beside the float64 reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.model.model import Model
+from streamrnn.reference.model import ReferenceModel
+
+__all__ = [
+    "DEVICE_PRECISIONS",
+    "NUM_SAMPLE_STEPS",
+    "PRECISION_NAMES",
+    "PrecisionError",
+    "measure_precisions",
+    "sample_of",
+]
+
+NUM_SAMPLE_STEPS = 256
+PRECISION_NAMES = ("float32", "bfloat16", "int8")
+"""How the CPU stores weights."""
+
+DEVICE_PRECISIONS = {"cpu": PRECISION_NAMES, "cuda": ("float32", "tf32", "bfloat16")}
+"""On a GPU tf32 and bfloat16 are of both factors of each product, on tensor cores."""
+
+
+@dataclass(frozen=True)
+class PrecisionError:
+    """How far one precision's outputs are from the reference's, over a sample.
+
+    Attributes
+    ----------
+    precision : str
+        Of the weights.
+    largest, root_mean_square : ndarray of float64, shape (output_size,)
+        In each output's unit.
+    """
+
+    precision: str
+    largest: NDArray[np.float64]
+    root_mean_square: NDArray[np.float64]
+
+
+def sample_of(model: Model) -> tuple[NDArray[Any], bool]:
+    """Return inputs to try a model with.
+
+    Parameters
+    ----------
+    model : Model
+        Trained here, its file holds steps of its own data.
+
+    Returns
+    -------
+    x : ndarray of float32 or, for a token model, uint32, shape (T, num_inputs)
+    is_own : bool
+        False if there is no such sample, and x is made up: standard normal numbers around each
+        input's center, uniform categories.
+    """
+    spec = model.spec
+    dtype = np.uint32 if spec.is_token else np.float32
+    rows = spec.training.get("sample")
+    if rows:
+        filled = [[np.nan if value is None else value for value in row] for row in rows]
+        return np.array(filled).astype(dtype), True
+    rng = np.random.default_rng(0)
+    columns = [
+        rng.integers(0, item.num_categories, NUM_SAMPLE_STEPS)
+        if item.num_categories
+        else item.center + item.scale * rng.standard_normal(NUM_SAMPLE_STEPS)
+        for item in spec.inputs
+    ]
+    return np.stack(columns, axis=1).astype(dtype), False
+
+
+def measure_precisions(model: Model) -> tuple[list[PrecisionError], int, bool]:
+    """Run the sample in every precision.
+
+    Parameters
+    ----------
+    model : Model
+        What to run.
+
+    Returns
+    -------
+    errors : list of PrecisionError
+        One for each precision, the widest first.
+    num_steps : int
+        T of the sample.
+    is_own : bool
+        As of `sample_of`.
+    """
+    from streamrnn.engine.engine import Engine
+
+    x, is_own = sample_of(model)
+    exact = ReferenceModel(model).steps(x)
+    errors = []
+    for precision in PRECISION_NAMES:
+        y = Engine(model, max_streams=1, precision=precision).steps("sample", x)
+        difference = np.abs(y - exact)
+        rms = np.sqrt(np.mean(difference**2, axis=0))
+        errors.append(PrecisionError(precision, difference.max(axis=0), rms))
+    return errors, len(x), is_own

@@ -1,0 +1,135 @@
+"""Which streams an engine has, and which row of the device is whose."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.engine.device import GENERATION_SHIFT, SLOT_MASK
+from streamrnn.errors import StreamError
+from streamrnn_server.shard.memory.header import reserve
+
+__all__ = ["StreamTable"]
+
+
+class StreamTable:
+    """Names, and their row numbers. Not for several threads at once.
+
+    Parameters
+    ----------
+    max_streams : int
+        The most at once.
+
+    Attributes
+    ----------
+    marks : ndarray of int64, shape (max_streams + 1, 2)
+        Each slot's generation and the call that it was last in; at the end the number of calls.
+        See `streamrnn.engine.device.check_call`.
+    """
+
+    def __init__(self, max_streams: int) -> None:
+        self.marks = reserve(16 * (max_streams + 1)).view(np.int64).reshape(-1, 2)
+        self._generations = self.marks[:, 0]
+        self._max_streams = max_streams
+        self._rows: dict[Hashable, int] = {}
+        self._free: list[int] = []
+        self._next_slot = 0
+
+    def __len__(self) -> int:
+        """Return the number of streams."""
+        return len(self._rows)
+
+    def __contains__(self, stream: Hashable) -> bool:
+        """Return whether there is such a stream."""
+        return stream in self._rows
+
+    def resolve(self, streams: Iterable[Hashable]) -> tuple[NDArray[np.int64], list[Hashable]]:
+        """Return the row numbers of streams, and give rows to those that have none.
+
+        Parameters
+        ----------
+        streams : iterable of hashable
+            Names.
+
+        Returns
+        -------
+        rows : ndarray of int64, shape (B,)
+        started : list of hashable
+            Those that had none; their rows hold whatever was there before.
+
+        Raises
+        ------
+        StreamError
+            If there is no room for all of them. None of them has been given a row then.
+        """
+        rows, started = self._rows, list[Hashable]()
+        try:
+            numbers = [rows[s] if s in rows else self._start(s, started) for s in streams]
+        except StreamError:
+            for stream in started:
+                self.forget(stream)
+            raise
+        return np.array(numbers, dtype=np.int64), started
+
+    def slots(self, streams: Iterable[Hashable]) -> NDArray[np.int64]:
+        """Return where the rows of streams are.
+
+        Parameters
+        ----------
+        streams : iterable of hashable
+            Names.
+
+        Returns
+        -------
+        ndarray of int64, shape (B,)
+
+        Raises
+        ------
+        StreamError
+            If one is unknown.
+        """
+        rows = self._rows
+        try:
+            return np.array([rows[s] & SLOT_MASK for s in streams], dtype=np.int64)
+        except KeyError as error:
+            raise StreamError(
+                f"stream {error.args[0]!r} is unknown; it has not been stepped, or it has been "
+                "closed"
+            ) from None
+
+    def forget(self, stream: Hashable) -> None:
+        """Take a stream's row away.
+
+        Parameters
+        ----------
+        stream : hashable
+            Its name.
+
+        Raises
+        ------
+        StreamError
+            If it is unknown.
+        """
+        slot = int(self.slots([stream])[0])
+        del self._rows[stream]
+        self._generations[slot] += 1
+        self._free.append(slot)
+
+    def _start(self, stream: Hashable, started: list[Hashable]) -> int:
+        if self._free:
+            slot = self._free.pop()
+        elif self._next_slot < self._max_streams:
+            slot = self._next_slot
+            self._next_slot += 1
+        else:
+            raise StreamError(
+                f"no room for stream {stream!r}: all {self._max_streams} streams are in use; "
+                "close some, or make the engine with a larger max_streams"
+            )
+        self._generations[slot] += 1
+        row = int(self._generations[slot]) << GENERATION_SHIFT | slot
+        self._rows[stream] = row
+        started.append(stream)
+        return row

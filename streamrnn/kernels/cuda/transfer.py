@@ -1,0 +1,188 @@
+"""One wave on its way: pinned buffers, their twins on the GPU, and what is launched on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import cuda, float32, int32, int64
+from numpy.typing import NDArray
+
+from streamrnn.kernels.cuda.compiler import SIMULATED
+from streamrnn.kernels.cuda.launches import (
+    DRIVER_FUNCTIONS,
+    Launch,
+    begin_wave,
+    compute_wave,
+    end_wave,
+    launches_of_wave,
+    pack_launches,
+)
+from streamrnn.kernels.cuda.network import Network, Wave
+from streamrnn.kernels.cuda.plan import OUTPUT_SIZE
+
+__all__ = ["Lane", "signature_of"]
+
+_DRIVER_VERSION = 12_000  # whose form of the driver's functions is called
+_SHARED_BYTES_OF_ALL = 48 << 10  # more has to be asked for
+
+
+class Lane:
+    """Buffers of a wave, and the way through them. For one wave at a time.
+
+    Parameters
+    ----------
+    network : Network
+        What is stepped.
+    slab : device array of float32
+        The streams' rows.
+    x_size, y_size : int
+        Numbers that the buffers hold: slots and inputs, and outputs.
+    compute : cuda stream
+        Where all lanes of an engine compute.
+
+    Attributes
+    ----------
+    wave : Wave
+        The buffers on the GPU.
+    x : ndarray of float32, shape (x_size,)
+        Pinned: a wave's slots (int32), then its inputs [num_rows, num_steps, num_inputs].
+    y : ndarray of float32, shape (y_size,)
+        Pinned: its outputs [num_rows, num_steps, output_size], after `end`.
+    """
+
+    def __init__(self, network: Network, slab: Any, x_size: int, y_size: int, compute: Any) -> None:
+        self.x: NDArray[np.float32] = cuda.pinned_array(x_size, np.float32)
+        self.y: NDArray[np.float32] = cuda.pinned_array(y_size, np.float32)
+        x = cuda.device_array(x_size, np.float32)
+        self.wave = Wave(x.view(np.int32), x, cuda.device_array(y_size, np.float32))
+        self._launches = network.launches(slab, self.wave)
+        self._num_inputs = self._launches.num_inputs
+        self._output_size = int(network.plan.words[OUTPUT_SIZE])
+        # Whatever the driver knows by number must live as long as the lane.
+        self._kept: list[Any] = [network, slab, compute]
+        self._table = 0 if SIMULATED else self._pack(compute)
+
+    def begin(self, num_rows: int, num_steps: int, overlaps: bool) -> None:
+        """Start the wave whose slots and inputs are in ``x``.
+
+        Parameters
+        ----------
+        num_rows, num_steps : int
+            Of the wave.
+        overlaps : bool
+            Whether another lane's wave may be under way meanwhile.
+
+        Raises
+        ------
+        CudaAPIError
+            If the GPU has failed.
+        """
+        if SIMULATED:
+            self._simulate(num_rows, num_steps)
+        else:
+            _check(begin_wave(self._table, num_rows, num_steps, int(overlaps)))
+
+    def end(self) -> None:
+        """Wait for the wave; its outputs are in ``y`` then.
+
+        Raises
+        ------
+        CudaAPIError
+            If the GPU has failed.
+        """
+        if not SIMULATED:
+            _check(end_wave(self._table))
+
+    def compute(self, num_rows: int, num_steps: int) -> None:
+        """Start the launches of a wave, without its copies.
+
+        Parameters
+        ----------
+        num_rows, num_steps : int
+            Of the wave.
+
+        Raises
+        ------
+        CudaAPIError
+            If the GPU has failed.
+        """
+        if not SIMULATED:
+            _check(compute_wave(self._table, num_rows, num_steps))
+            return
+        for launch, grid, arguments in launches_of_wave(self._launches, num_rows, num_steps):
+            launch.kernel[grid, launch.threads, 0, launch.shared_bytes](*arguments)
+
+    def _simulate(self, num_rows: int, num_steps: int) -> None:
+        """Do what `begin_wave` does, in Python."""
+        size = num_rows * (1 + num_steps * self._num_inputs)
+        self.wave.x[:size].copy_to_device(self.x[:size])
+        self.compute(num_rows, num_steps)
+        size = num_rows * num_steps * self._output_size
+        self.y[:size] = self.wave.y[:size].copy_to_host()
+
+    def _pack(self, compute: Any) -> int:
+        from cuda.bindings import driver
+
+        copies = cuda.stream()
+        events = {name: cuda.event(timing=False) for name in ("sent", "computed", "received")}
+        head = {"output_size": self._output_size}
+        for name in DRIVER_FUNCTIONS:
+            error, address, _ = driver.cuGetProcAddress(name.encode(), _DRIVER_VERSION, 0)
+            _check(int(error))
+            head[name] = int(address)
+        error, context = driver.cuCtxGetCurrent()
+        _check(int(error))
+        head |= {"context": int(context), "compute": int(compute), "copies": int(copies)}
+        head |= {name: int(event.handle) for name, event in events.items()}
+        head |= {"host_x": self.x.ctypes.data, "host_y": self.y.ctypes.data}
+        head |= {"device_x": _pointer(self.wave.x), "device_y": _pointer(self.wave.y)}
+        table, kept = pack_launches(self._launches, _function, _pointer, head)
+        self._kept += [copies, events, table, kept]
+        return int(table.ctypes.data)
+
+
+def signature_of(launch: Launch) -> tuple[Any, ...]:
+    """Return the types of a kernel's arguments.
+
+    Parameters
+    ----------
+    launch : Launch
+        Of the kernel.
+
+    Returns
+    -------
+    tuple of numba type
+    """
+    arrays = {np.dtype(np.int64): int64, np.dtype(np.float32): float32, np.dtype(np.int32): int32}
+    return tuple(int64 if isinstance(a, int) else arrays[a.dtype][::1] for a in launch.arguments)
+
+
+def _pointer(array: Any) -> int:
+    return int(array.__cuda_array_interface__["data"][0])
+
+
+def _function(launch: Launch) -> int:
+    """Compile a kernel, and return the driver's handle of it."""
+    from cuda.bindings import driver
+
+    function = launch.kernel.compile(signature_of(launch)).library.get_cufunc()
+    if launch.shared_bytes > _SHARED_BYTES_OF_ALL:
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        gpu = cuda.get_current_device()
+        [error] = driver.cuKernelSetAttribute(
+            attribute, launch.shared_bytes, function.handle, gpu.id
+        )
+        _check(int(error))
+    return int(function.handle)
+
+
+def _check(error: int) -> None:
+    """Raise what numba raises for an error of the driver."""
+    if error == 0:
+        return
+    from cuda.bindings import driver
+    from numba.cuda.cudadrv.driver import CudaAPIError
+
+    _, name = driver.cuGetErrorName(driver.CUresult(error))
+    raise CudaAPIError(error, name.decode() if name else "unknown error")

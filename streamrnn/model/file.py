@@ -1,0 +1,166 @@
+"""The weight file: a model as one safetensors file that notices every flipped bit.
+
+The metadata holds one entry, ``streamrnn``, a JSON text in canonical form (sorted, compact)::
+
+    {"format": 1,                     version of this layout
+     "sha256": "...",                 the model's fingerprint, which covers all that follows
+     "spec": {...},                   ModelSpec without the fields that have their default
+     "tensors": {"head.bias": "..."}} SHA-256 of every tensor's bytes: says which one is damaged
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from streamrnn.errors import ModelError, ModelFileError
+from streamrnn.model.model import (
+    FORMAT_VERSION,
+    Model,
+    canonical_spec,
+    fingerprint_of,
+    tensor_digest,
+)
+from streamrnn.model.spec import ModelSpec
+from streamrnn.model.tensor_file import TensorFile, read_tensor_file, write_tensor_file
+
+__all__ = ["METADATA_KEY", "load_model", "save_model"]
+
+METADATA_KEY = "streamrnn"
+
+
+def save_model(model: Model, path: str | os.PathLike[str]) -> None:
+    """Write a model to a weight file, all or nothing.
+
+    The same model always makes the same bytes.
+
+    Parameters
+    ----------
+    model : Model
+        What to write.
+    path : str or path
+        Replaced if it exists.
+
+    Raises
+    ------
+    ModelFileError
+        If the file cannot be written.
+    """
+    description = {
+        "format": FORMAT_VERSION,
+        "sha256": model.fingerprint,
+        "spec": json.loads(canonical_spec(model.spec)),
+        "tensors": {name: tensor_digest(value) for name, value in model.parameters.items()},
+    }
+    write_tensor_file(path, model.parameters, {METADATA_KEY: _canonical(description)})
+
+
+def load_model(path: str | os.PathLike[str]) -> Model:
+    """Read a weight file.
+
+    Parameters
+    ----------
+    path : str or path
+        A file that `save_model` wrote.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    ModelFileError
+        If the file is damaged, of another kind, or holds a model that does not fit its own
+        description.
+    """
+    file = read_tensor_file(path)
+    description = _read_description(file)
+    _check_digests(file, description)
+    try:
+        spec = ModelSpec.from_dict(description["spec"])
+        model = Model(spec, {name: stored.array() for name, stored in file.tensors.items()})
+    except ModelError as error:
+        raise ModelFileError(f"{file.path}: {error}") from error
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise ModelFileError(f"{file.path}: the description cannot be read: {error}") from error
+    if model.fingerprint != description["sha256"]:
+        raise ModelFileError(
+            f"{file.path}: the description is not in the form that this version writes "
+            f"(fingerprint {model.fingerprint}, the file says {description['sha256']})"
+        )
+    return model
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _read_description(file: TensorFile) -> dict[str, Any]:
+    """Parse our entry of the metadata and check its form; what it says is not believed yet."""
+    text = file.metadata.get(METADATA_KEY)
+    header = f"the header (bytes 8 to {8 + file.header_bytes})"
+    if text is None:
+        raise ModelFileError(
+            f"{file.path} is a safetensors file, but holds no model of StreamRNN ({header} has no "
+            f"{METADATA_KEY!r} in its __metadata__); if it is a PyTorch state dict, run "
+            f"`streamrnn import {file.path} -o MODEL`"
+        )
+    if len(file.metadata) != 1:
+        raise ModelFileError(f"{file.path}: unknown metadata {sorted(file.metadata)} in {header}")
+    try:
+        description = json.loads(text)
+        same = _canonical(description) == text
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(
+            f"{file.path}: the model's description in {header} is damaged: {error}"
+        ) from error
+    if not isinstance(description, dict) or "format" not in description:
+        raise ModelFileError(
+            f"{file.path}: the model's description in {header} is damaged: it has no format version"
+        )
+    if description["format"] != FORMAT_VERSION:
+        raise ModelFileError(
+            f"{file.path} has format version {description['format']!r}; this StreamRNN reads "
+            f"version {FORMAT_VERSION}. Update StreamRNN, or write the file again with this version"
+        )
+    if not (file.is_compact and same) or set(description) != {
+        "format",
+        "sha256",
+        "spec",
+        "tensors",
+    }:
+        raise ModelFileError(
+            f"{file.path}: the model's description in {header} is damaged or was edited: it is "
+            "not in the form that StreamRNN writes"
+        )
+    return description
+
+
+def _check_digests(file: TensorFile, description: dict[str, Any]) -> None:
+    """Compare every byte of the file with what its digests say, tensors first."""
+    digests = description["tensors"]
+    if not isinstance(digests, dict):
+        raise ModelFileError(f"{file.path}: the list of tensors in the header is damaged")
+    for name in digests:
+        if name not in file.tensors:
+            raise ModelFileError(f"{file.path}: tensor {name!r} is missing; copy the file again")
+    for name, stored in file.tensors.items():
+        if name not in digests:
+            raise ModelFileError(
+                f"{file.path}: tensor {name!r} ({stored.place}) does not belong to the model"
+            )
+        digest = tensor_digest(stored.array())
+        if digest != digests[name]:
+            raise ModelFileError(
+                f"{file.path}: tensor {name!r} ({stored.place}) or its digest is damaged: "
+                f"its SHA-256 is {digest}, expected {digests[name]}; copy the file again"
+            )
+    listed = {name: (t.dtype, t.shape, digests[name]) for name, t in file.tensors.items()}
+    fingerprint = fingerprint_of(_canonical(description["spec"]), listed)
+    if fingerprint != description["sha256"]:
+        raise ModelFileError(
+            f"{file.path}: the header (bytes 8 to {8 + file.header_bytes}) is damaged or was "
+            f"edited: its SHA-256 is {fingerprint}, expected {description['sha256']}; copy the "
+            "file again"
+        )

@@ -1,0 +1,109 @@
+"""The long short-term memory with a forget gate and its published forms, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.reference.activations import sigmoid
+from streamrnn.reference.norm import CellNorm, normalised
+
+__all__ = ["lstm_step"]
+
+Array = NDArray[np.float64]
+
+
+def lstm_step(
+    x: Array,
+    h: Array,
+    c: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array,
+    bias_hh: Array,
+    *,
+    gate: Callable[[Array], Array] = sigmoid,
+    weight_hr: Array | None = None,
+    peepholes: tuple[Array, Array, Array] | None = None,
+    norm: CellNorm | None = None,
+) -> tuple[Array, Array]:
+    """Advance a layer by one time step.
+
+    ::
+
+        i  = sigmoid(W_ii x + b_ii + W_hi h + b_hi)
+        f  = sigmoid(W_if x + b_if + W_hf h + b_hf)
+        g  = tanh(W_ig x + b_ig + W_hg h + b_hg)
+        o  = sigmoid(W_io x + b_io + W_ho h + b_ho)
+        c' = f * c + i * g
+        h' = o * tanh(c')
+
+    Source: S. Hochreiter and J. Schmidhuber, "Long short-term memory", Neural Computation 9
+    (1997), 1735-1780, with the forget gate of F. A. Gers, J. Schmidhuber and F. Cummins,
+    "Learning to forget: continual prediction with LSTM", Neural Computation 12 (2000),
+    2451-2471; two biases, as in PyTorch's ``nn.LSTM``.
+
+    With ``peepholes`` the gates see the cell state, o the new one::
+
+        i = sigmoid(... + w_ci * c),  f = sigmoid(... + w_cf * c),  o = sigmoid(... + w_co * c')
+
+    Source: F. A. Gers and J. Schmidhuber, "Recurrent nets that time and count", IJCNN 2000; the
+    input P of ONNX's LSTM.
+
+    With ``weight_hr`` h is R wide, a projection: ``h' = W_hr (o * tanh(c'))``. Source: H. Sak,
+    A. Senior and F. Beaufays, "Long short-term memory recurrent neural network architectures for
+    large scale acoustic modeling", Interspeech 2014; ``proj_size`` of PyTorch's ``nn.LSTM``.
+
+    With ``norm``, N being `normalised`, over the 4 H sums of all gates together, and a a gain::
+
+        sums of i, f, g, o = a_ih N(W_ih x) + b_ih + a_hh N(W_hh h) + b_hh
+        h'                 = o * tanh(a_c N(c') + b_c)
+
+    and c' itself goes on as it is. Source: J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer
+    normalization", arXiv:1607.06450 (2016), the layer-normalised LSTM of the supplement, whose
+    three constants beta_1, beta_2 and b are the two biases here.
+
+    Parameters
+    ----------
+    x : ndarray of float64, [B, I]
+        Input of the layer.
+    h : ndarray of float64, [B, H], or [B, R] with a projection
+        Hidden state after the previous step.
+    c : ndarray of float64, [B, H]
+        Cell state after the previous step.
+    weight_ih : ndarray of float64, [4*H, I]
+        Input weights; row blocks i, f, g, o.
+    weight_hh : ndarray of float64, [4*H, H], or [4*H, R]
+        Recurrent weights; row blocks i, f, g, o.
+    bias_ih, bias_hh : ndarray of float64, [4*H]
+        Biases; blocks i, f, g, o.
+    gate : callable
+        In place of the sigmoid of i, f and o.
+    weight_hr : ndarray of float64, [R, H], or None
+        Projection.
+    peepholes : tuple of three ndarray of float64, [H], or None
+        w_ci, w_cf, w_co.
+    norm : CellNorm or None
+        Layer normalisation.
+
+    Returns
+    -------
+    h : ndarray of float64, [B, H], or [B, R] with a projection
+        The new hidden state, which is also the layer's output.
+    c : ndarray of float64, [B, H]
+        The new cell state.
+    """
+    a, b = x @ weight_ih.T, h @ weight_hh.T
+    if norm is not None:
+        a = norm.gain_ih * normalised(a, norm.epsilon)
+        b = norm.gain_hh * normalised(b, norm.epsilon)
+    a_i, a_f, a_g, a_o = np.split(a + bias_ih + b + bias_hh, 4, axis=1)
+    w_ci, w_cf, w_co = np.zeros((3, 1)) if peepholes is None else peepholes
+    c = gate(a_f + w_cf * c) * c + gate(a_i + w_ci * c) * np.tanh(a_g)
+    shown = c
+    if norm is not None:
+        shown = norm.gain_c * normalised(c, norm.epsilon) + norm.shift_c
+    m = gate(a_o + w_co * c) * np.tanh(shown)
+    return (m if weight_hr is None else m @ weight_hr.T), c

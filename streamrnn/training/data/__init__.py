@@ -1,0 +1,1 @@
+"""Training data: tables, columns, groups, segments."""

@@ -1,0 +1,394 @@
+"""From columns to a model's inputs and outputs: which ones, of what kind, with which transforms.
+
+Everything that is measured here (centres, scales, whether a series drifts) is measured on the
+training part only.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.errors import DataError, TrainingError
+from streamrnn.model.spec import InputSpec, OutputSpec
+from streamrnn.training.config import TrainingConfig
+from streamrnn.training.data.table import Column, Table, parse_time, suggestion
+
+__all__ = [
+    "categorical_input",
+    "choose_columns",
+    "choose_loss",
+    "drifts",
+    "held",
+    "is_named",
+    "numeric_input",
+    "output_names",
+    "regression_output",
+]
+
+Floats = NDArray[np.float32]
+
+MAX_ONE_HOT = 8  # more categories than this get an embedding
+MAX_CATEGORIES = 1000
+# How far a level must leave its own past, in that past's standard deviations, to count as drift.
+DRIFT = 1.5
+
+
+def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
+    """Fill in which columns are targets, inputs, time and group, and check that they exist.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+        As the user gave it.
+    table : Table
+        The data.
+
+    Returns
+    -------
+    TrainingConfig
+        With ``predict``, ``inputs``, ``time``, ``group`` and ``horizon`` chosen.
+
+    Raises
+    ------
+    DataError
+        If a column does not exist, or no target is named.
+    TrainingError
+        If choices contradict each other.
+    """
+    predict = config.predict or table.targets
+    if not predict and len(table.columns) == 1:
+        predict = tuple(table.columns)
+    if not predict:
+        raise DataError(
+            f"which column of {table.path} shall be predicted? Name it with --predict (predict = "
+            f"[...] in a configuration); there are {', '.join(table.columns)}"
+        )
+    group = config.group or table.group
+    horizon = config.horizon if config.horizon >= 0 else (0 if table.targets else 1)
+    used = (*predict, *config.inputs, *config.categorical, *filter(None, (config.time, group)))
+    for name in used:
+        table.column(name)
+    time = config.time or _only_dates(table, exclude={group, *predict, *config.inputs})
+    hidden = {time, group, *(predict if horizon == 0 else ()), *table.targets}
+    inputs = config.inputs or tuple(name for name in table.columns if name not in hidden)
+    if not inputs:
+        raise DataError(f"{table.path} has no column left for the network to see; name --inputs")
+    both = sorted(set(inputs) & set(predict))
+    if horizon == 0 and both:
+        raise TrainingError(
+            f"column {both[0]!r} is input and target of the same row (horizon 0), which there is "
+            "nothing to learn from; leave it out of the inputs or predict rows ahead"
+        )
+    for what, names in (("predict", predict), ("inputs", inputs)):
+        if len(set(names)) != len(names):
+            raise TrainingError(f"{what} names a column twice: {', '.join(names)}")
+    for what, named in (("missing", config.missing), ("difference", config.difference)):
+        for name in named:
+            if name not in inputs and name != "auto":
+                raise TrainingError(
+                    f"{what} names {name!r}, which is no input{suggestion(name, inputs)}; inputs "
+                    f"are {', '.join(inputs)}"
+                )
+    return config.replace(predict=predict, inputs=inputs, time=time, group=group, horizon=horizon)
+
+
+def _only_dates(table: Table, exclude: set[str]) -> str:
+    """Return the one column of text that holds nothing but ISO dates, if there is exactly one."""
+    found = []
+    for column in table.columns.values():
+        if column.numbers is not None or column.name in exclude:
+            continue
+        try:
+            for cell in column.cells or ():
+                parse_time(cell)
+        except DataError:
+            continue
+        found.append(column.name)
+    return found[0] if len(found) == 1 else ""
+
+
+def is_named(column: Column, config: TrainingConfig) -> bool:
+    """Tell whether a column holds names (or tokens) and not quantities.
+
+    Parameters
+    ----------
+    column : Column
+        Of the table.
+    config : TrainingConfig
+        Says which columns of numbers are names.
+
+    Returns
+    -------
+    bool
+    """
+    return column.numbers is None or bool(column.num_tokens) or column.name in config.categorical
+
+
+def choose_loss(config: TrainingConfig, table: Table) -> str:
+    """Return the loss that fits the targets.
+
+    One column of text (or of names written as numbers): cross-entropy over its classes. Columns
+    that hold only 0 and 1: binary cross-entropy. Other numbers: mean squared error.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+        With its columns chosen.
+    table : Table
+        The data.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    TrainingError
+        If the loss asked for does not fit.
+    """
+    targets = [table.column(name) for name in config.predict]
+    names = [column.name for column in targets if is_named(column, config)]
+    if config.loss == "cross_entropy" or (config.loss == "auto" and names):
+        if len(targets) > 1:
+            raise TrainingError(
+                f"cross_entropy predicts one column of classes, but {len(targets)} are named "
+                f"({', '.join(config.predict)}); train one model for each"
+            )
+        return "cross_entropy"
+    if names:
+        raise TrainingError(
+            f"column {names[0]!r} holds names, not numbers; {config.loss} cannot predict it, use "
+            "cross_entropy"
+        )
+    binary = all(
+        set(np.unique(column.numbers[~np.isnan(column.numbers)])) == {0.0, 1.0}
+        for column in targets
+        if column.numbers is not None
+    )
+    if config.loss == "binary_cross_entropy" and not binary:
+        raise TrainingError("binary_cross_entropy needs targets that hold 0 and 1, and only those")
+    if config.loss == "auto":
+        return "binary_cross_entropy" if binary else "mse"
+    return config.loss
+
+
+def output_names(config: TrainingConfig, table: Table) -> tuple[str, ...]:
+    """Name the outputs: the classes, or the targets, with how many rows ahead they lie.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+        With its columns chosen.
+    table : Table
+        The data.
+
+    Returns
+    -------
+    tuple of str
+        ``co2+1`` is column ``co2``, one row ahead of the input.
+
+    Raises
+    ------
+    DataError
+        If there are not at least two classes, or too many.
+    """
+    if config.loss != "cross_entropy":
+        ahead = f"+{config.horizon}" if config.horizon else ""
+        return tuple(name + ahead for name in config.predict)
+    return _categories(table.column(config.predict[0]), table.path, least=2)
+
+
+def _categories(column: Column, path: str, least: int = 1) -> tuple[str, ...]:
+    if column.num_tokens:
+        names = tuple(str(k) for k in range(column.num_tokens))
+    else:
+        names = column.categories()
+    if not least <= len(names) <= max(MAX_CATEGORIES, column.num_tokens):
+        raise DataError(
+            f"column {column.name!r} of {path} has {len(names)} different values; as names of "
+            f"categories from {least} to {MAX_CATEGORIES} are useful. Choose other columns "
+            "(--inputs), or say what it is (--time, --group)"
+        )
+    return names
+
+
+def categorical_input(column: Column, config: TrainingConfig, path: str) -> InputSpec:
+    """Describe an input of names or tokens.
+
+    Parameters
+    ----------
+    column : Column
+        Text, tokens, or numbers that are names.
+    config : TrainingConfig
+        For the size of the embedding.
+    path : str
+        For messages.
+
+    Returns
+    -------
+    InputSpec
+
+    Raises
+    ------
+    DataError
+        If a cell is missing, or there are too many categories.
+    """
+    names = _categories(column, path)
+    if np.isnan(column.codes(None if column.num_tokens else names)).any():
+        raise DataError(
+            f"column {column.name!r} of {path} holds names, and some cells are empty; give the "
+            "empty ones a name of their own, such as none-known"
+        )
+    embedding_size = config.embedding_size
+    if embedding_size == 0 and (len(names) > MAX_ONE_HOT or column.num_tokens):
+        embedding_size = min(32, math.ceil(2 * len(names) ** 0.5))
+    if len(names) <= MAX_ONE_HOT and not column.num_tokens:
+        embedding_size = 0
+    if column.num_tokens and embedding_size < 0:
+        embedding_size = min(32, math.ceil(2 * len(names) ** 0.5))
+    return InputSpec(
+        column.name,
+        kind="token" if column.num_tokens else "categorical",
+        categories=() if column.num_tokens else names,
+        num_categories=len(names),
+        embedding_size=max(embedding_size, 0),
+    )
+
+
+def held(values: Floats, fill: float) -> Floats:
+    """Return a series with each missing value replaced by the one before it.
+
+    Parameters
+    ----------
+    values : ndarray [T] of float32
+        NaN where missing.
+    fill : float
+        Stands before the first value.
+
+    Returns
+    -------
+    ndarray [T] of float32
+    """
+    last = np.where(np.isnan(values), -1, np.arange(len(values)))
+    np.maximum.accumulate(last, out=last)
+    return np.where(last < 0, np.float32(fill), values[last])
+
+
+def drifts(series: list[Floats]) -> bool:
+    """Tell whether the level of a series leaves its own past, so that its changes should be used.
+
+    The mean of the first two thirds is used to predict the last third. The series drifts if that
+    error is more than `DRIFT` times the spread of the first two thirds about their own mean, and if
+    the last value seen (persistence) predicts better. A season alone, however smooth, passes for
+    stationary; a trend or a random walk does not. It is a rule of thumb, not a test with a p-value.
+
+    Parameters
+    ----------
+    series : list of ndarray [T] of float32
+        The training part of every stream, NaN where missing; taken together.
+
+    Returns
+    -------
+    bool
+    """
+    spread = error = persistence = 0.0
+    num_early = num_late = 0
+    for values in series:
+        known = values[~np.isnan(values)].astype(np.float64)
+        cut = 2 * len(known) // 3
+        if cut < 3 or len(known) == cut:
+            continue
+        early, late = known[:cut], known[cut:]
+        spread += float(np.sum((early - early.mean()) ** 2))
+        error += float(np.sum((late - early.mean()) ** 2))
+        persistence += float(np.sum((late - known[cut - 1 : -1]) ** 2))
+        num_early, num_late = num_early + len(early), num_late + len(late)
+    if num_early == 0:
+        return False
+    beyond = error / num_late > DRIFT**2 * spread / num_early
+    return beyond and persistence < error
+
+
+def numeric_input(
+    name: str, series: list[Floats], policy: str, differenced: tuple[str, ...]
+) -> InputSpec:
+    """Describe an input of numbers, with the transforms that suit its training part.
+
+    Parameters
+    ----------
+    name : str
+        Of the column.
+    series : list of ndarray of float32
+        The training part of every stream, NaN where missing.
+    policy : str
+        What a missing value means.
+    differenced : tuple of str
+        Names of the inputs seen as changes, or ``("auto",)``.
+
+    Returns
+    -------
+    InputSpec
+
+    Raises
+    ------
+    DataError
+        If the training part holds no value.
+    """
+    known = np.concatenate([values[~np.isnan(values)] for values in series]).astype(np.float64)
+    if not len(known):
+        raise DataError(f"column {name!r} holds no number in its training part")
+    fill = float(np.float32(known.mean()))
+    if differenced == ("auto",):
+        difference = policy != "mean" and drifts(series)
+    else:
+        difference = name in differenced
+    if difference:
+        known = np.concatenate([np.diff(held(values, fill)) for values in series])
+    center, scale = _center_and_scale(known)
+    return InputSpec(
+        name, difference=difference, center=center, scale=scale, missing=policy, fill=fill
+    )
+
+
+def regression_output(name: str, values: list[Floats], difference_of: str | None) -> OutputSpec:
+    """Describe an output of numbers, centred and scaled by its training part.
+
+    Parameters
+    ----------
+    name : str
+        Of the output.
+    values : list of ndarray of float32
+        What the head shall say, in the training part of every stream; NaN where missing.
+    difference_of : str or None
+        Name of the input whose level is added to it.
+
+    Returns
+    -------
+    OutputSpec
+
+    Raises
+    ------
+    DataError
+        If there is no target.
+    """
+    known = np.concatenate(values)
+    known = known[~np.isnan(known)]
+    if not len(known):
+        raise DataError(f"there is no value of {name!r} in the training part")
+    center, scale = _center_and_scale(known)
+    return OutputSpec(name, center=center, scale=scale, difference_of=difference_of)
+
+
+def _center_and_scale(values: NDArray[Any]) -> tuple[float, float]:
+    """Return mean and standard deviation, 1 for a constant, as float32 values."""
+    if not len(values):
+        return 0.0, 1.0
+    values = values.astype(np.float64)
+    center, scale = float(values.mean()), float(values.std())
+    if scale <= 1e-6 * float(np.abs(values).max()):
+        scale = 1.0
+    return float(np.float32(center)), float(np.float32(scale))

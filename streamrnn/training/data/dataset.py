@@ -1,0 +1,334 @@
+"""Streams ready for training: three parts in time order, features and targets in network units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.errors import DataError
+from streamrnn.model.spec import HeadSpec, InputSpec, ModelSpec, OutputSpec
+from streamrnn.training.config import TrainingConfig, parse_layers
+from streamrnn.training.data.columns import (
+    categorical_input,
+    choose_columns,
+    choose_loss,
+    held,
+    is_named,
+    numeric_input,
+    output_names,
+    regression_output,
+)
+from streamrnn.training.data.table import Table, parse_time
+from streamrnn.training.network.losses import LOSSES
+from streamrnn.training.network.network import Chunk
+
+__all__ = ["PARTS", "Dataset", "Stream", "encode", "make_dataset"]
+
+Floats = NDArray[np.float32]
+Index = NDArray[np.intp]
+Stops = tuple[int, int, int]
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stream: T rows in time order.
+
+    Attributes
+    ----------
+    name : str
+        Its value in the group column; empty if there is only one stream.
+    x : ndarray [T, I] of float32
+        Raw inputs, as they would be sent to a server (categories by index).
+    chunk : Chunk
+        The same as features and codes, [T, 1, ...].
+    target : ndarray [T, O] of float32, or [T, 1] with classes
+        In network units; NaN where missing or beyond the end.
+    level : ndarray [T, O] of float32
+        What the transforms of the outputs add back; 0 without difference.
+    stops : tuple of int
+        Rows before which the targets of the training, validation and test part end.
+    """
+
+    name: str
+    x: Floats
+    chunk: Chunk
+    target: Floats
+    level: Floats
+    stops: Stops
+
+    def rows(self, part: str) -> slice:
+        """Return the rows whose targets lie in a part.
+
+        Parameters
+        ----------
+        part : str
+            One of `PARTS`.
+
+        Returns
+        -------
+        slice
+        """
+        k = PARTS.index(part)
+        return slice(self.stops[k - 1] if k else 0, self.stops[k])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What there is to learn from, and what the model will look like.
+
+    Attributes
+    ----------
+    config : TrainingConfig
+        With every choice made that depends on the data.
+    spec : ModelSpec
+        Of the model to be trained.
+    streams : tuple of Stream
+        All of them.
+    table : Table
+        Where they came from.
+    """
+
+    config: TrainingConfig
+    spec: ModelSpec
+    streams: tuple[Stream, ...]
+    table: Table
+
+    @property
+    def loss(self) -> str:
+        """The loss, never ``auto``."""
+        return self.config.loss
+
+
+def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
+    """Choose inputs, outputs and transforms, and cut the streams into their parts.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+        As the user gave it.
+    table : Table
+        The data.
+
+    Returns
+    -------
+    Dataset
+
+    Raises
+    ------
+    DataError
+        If a column is unknown or cannot be used, or a part holds no target.
+    TrainingError
+        If the configuration contradicts itself.
+    """
+    config = choose_columns(config, table)
+    config = config.replace(loss=choose_loss(config, table))
+    rows = _rows_of_streams(config, table)
+    stops = {name: _stops(len(index), config) for name, index in rows.items()}
+    inputs, raw = [], []
+    for name in config.inputs:
+        item, values = _input(name, config, table, rows, stops)
+        inputs.append(item)
+        raw.append(values)
+    x = {name: np.stack([v[index] for v in raw], axis=1) for name, index in rows.items()}
+    targets = {name: _ahead(config, table, index) for name, index in rows.items()}
+    outputs, levels = _outputs(config, table, tuple(inputs), x, targets, stops)
+    spec = ModelSpec(
+        inputs=tuple(inputs),
+        layers=parse_layers(config.layers),
+        outputs=outputs,
+        head=HeadSpec(LOSSES[config.loss]),
+    )
+    streams = tuple(
+        Stream(name, x[name], encode(spec, x[name]), targets[name], levels[name], stops[name])
+        for name in rows
+    )
+    config = config.replace(
+        difference=tuple(item.name for item in inputs if item.difference),
+        missing={item.name: item.missing for item in inputs if item.kind == "numeric"},
+    )
+    dataset = Dataset(config, spec, streams, table)
+    _check_parts(dataset)
+    return dataset
+
+
+def _input(
+    name: str,
+    config: TrainingConfig,
+    table: Table,
+    rows: dict[str, Index],
+    stops: dict[str, Stops],
+) -> tuple[InputSpec, Floats]:
+    """Describe an input and return its raw values, [num_rows]."""
+    column = table.column(name)
+    if is_named(column, config):
+        item = categorical_input(column, config, table.path)
+        return item, column.codes(item.categories or None).astype(np.float32)
+    assert column.numbers is not None  # is_named has seen to it
+    values = column.numbers.astype(np.float32)
+    gaps = bool(np.isnan(values).any())
+    policy = config.missing.get(name, "hold" if gaps else "error")
+    if gaps and policy == "error":
+        row = int(np.argmax(np.isnan(values))) + 1
+        raise DataError(
+            f"{table.path}: row {row} of column {name!r} is missing, and missing of {name!r} is "
+            "'error'; choose 'hold', 'mean' or 'mask'"
+        )
+    training = [values[index[: stops[key][0] + config.horizon]] for key, index in rows.items()]
+    return numeric_input(name, training, policy, config.difference), values
+
+
+def _outputs(
+    config: TrainingConfig,
+    table: Table,
+    inputs: tuple[InputSpec, ...],
+    x: dict[str, Floats],
+    targets: dict[str, Floats],
+    stops: dict[str, Stops],
+) -> tuple[tuple[OutputSpec, ...], dict[str, Floats]]:
+    """Describe the outputs, bring the targets into network units, and return the levels."""
+    names = output_names(config, table)
+    levels = {key: np.zeros_like(target) for key, target in targets.items()}
+    if config.loss != "mse":
+        return tuple(OutputSpec(name) for name in names), levels
+    outputs = []
+    for o, column in enumerate(config.predict):
+        source = next((k for k, item in enumerate(inputs) if item.name == column), None)
+        item = inputs[source] if source is not None else None
+        if item is not None and item.difference:
+            for key, level in levels.items():
+                level[:, o] = current_level(item, x[key][:, source])
+        changes = {key: target[:, o] - levels[key][:, o] for key, target in targets.items()}
+        training = [change[: stops[key][0]] for key, change in changes.items()]
+        is_change = item is not None and item.difference
+        outputs.append(regression_output(names[o], training, column if is_change else None))
+        for key, change in changes.items():
+            targets[key][:, o] = (change - outputs[o].center) / outputs[o].scale
+    return tuple(outputs), levels
+
+
+def _rows_of_streams(config: TrainingConfig, table: Table) -> dict[str, Index]:
+    """Return the rows of every stream, by its name, in time order."""
+    order = np.arange(table.num_rows)
+    if config.time:
+        column = table.column(config.time)
+        if column.numbers is not None:
+            times = column.numbers
+        else:
+            times = np.array([parse_time(cell) for cell in column.cells or ()])
+        if np.isnan(times).any():
+            row = int(np.argmax(np.isnan(times))) + 1
+            raise DataError(
+                f"{table.path}: row {row} has no {config.time!r}, which orders the rows"
+            )
+        order = np.argsort(times, kind="stable")
+    if not config.group:
+        return {"": order}
+    column = table.column(config.group)
+    names = column.categories()
+    codes = column.codes(names)
+    if np.isnan(codes).any():
+        row = int(np.argmax(np.isnan(codes))) + 1
+        raise DataError(f"{table.path}: row {row} has no {config.group!r}, which names its stream")
+    order = order[np.argsort(codes[order], kind="stable")]
+    starts = np.searchsorted(codes[order], np.arange(len(names) + 1))
+    return {name: order[starts[k] : starts[k + 1]] for k, name in enumerate(names)}
+
+
+def _stops(num_rows: int, config: TrainingConfig) -> Stops:
+    first = round(config.split[0] * num_rows)
+    second = round((config.split[0] + config.split[1]) * num_rows)
+    first, second, last = (max(0, stop - config.horizon) for stop in (first, second, num_rows))
+    return first, second, last
+
+
+def _ahead(config: TrainingConfig, table: Table, index: Index) -> Floats:
+    """Return the targets of a stream's rows: the values `horizon` rows later, [T, columns]."""
+    target = np.full((len(index), len(config.predict)), np.nan, np.float32)
+    num_known = len(index) - config.horizon
+    if num_known > 0:
+        later = index[config.horizon :]
+        for k, name in enumerate(config.predict):
+            column = table.column(name)
+            if config.loss == "cross_entropy" and not column.num_tokens:
+                target[:num_known, k] = column.codes(column.categories())[later]
+            elif column.numbers is not None:
+                target[:num_known, k] = column.numbers[later]
+    return target
+
+
+def _check_parts(dataset: Dataset) -> None:
+    for part in PARTS:
+        count = sum(
+            int(np.count_nonzero(~np.isnan(stream.target[stream.rows(part)])))
+            for stream in dataset.streams
+        )
+        least = 8 if part == "train" else 1
+        if count < least:
+            raise DataError(
+                f"the {part} part of {dataset.table.path} holds {count} targets, at least {least} "
+                f"are needed; {dataset.table.num_rows} rows in {len(dataset.streams)} streams are "
+                "split by time within each stream"
+            )
+
+
+def encode(spec: ModelSpec, x: Floats) -> Chunk:
+    """Apply the transforms of the inputs to a whole stream, from its first step.
+
+    The same as what runs inside the step (`streamrnn.reference.transforms`), for all steps at once.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The inputs.
+    x : ndarray [T, I] of float32
+        Raw inputs of one stream.
+
+    Returns
+    -------
+    Chunk
+        Of one row: [T, 1, F].
+    """
+    num_steps = len(x)
+    features = np.zeros((num_steps, 1, spec.num_features), np.float32)
+    codes = {}
+    start = 0
+    for i, item in enumerate(spec.inputs):
+        values = x[:, i]
+        if item.kind != "numeric":
+            index = values.astype(np.int64)
+            if item.embedding_size:
+                codes[item.name] = index[:, None]
+            else:
+                features[np.arange(num_steps), 0, start + index] = 1.0
+        else:
+            missing = np.isnan(values)
+            values = current_level(item, values)
+            if item.difference:
+                values = np.diff(values, prepend=values[:1])
+            features[:, 0, start] = (values - np.float32(item.center)) / np.float32(item.scale)
+            if item.missing == "mask":
+                features[:, 0, start + 1] = missing
+        start += item.num_features
+    return Chunk(features, codes)
+
+
+def current_level(item: InputSpec, values: Floats) -> Floats:
+    """Return a numeric input's values with what stands for the missing ones.
+
+    Parameters
+    ----------
+    item : InputSpec
+        The input.
+    values : ndarray [T] of float32
+        One stream from its first step, NaN where missing.
+
+    Returns
+    -------
+    ndarray [T] of float32
+    """
+    if item.has_memory:
+        return held(values, item.fill)
+    return np.where(np.isnan(values), np.float32(item.fill), values)

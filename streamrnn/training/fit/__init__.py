@@ -1,0 +1,1 @@
+"""Fitting: the loop over epochs, and the optimisers."""

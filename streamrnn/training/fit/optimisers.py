@@ -1,0 +1,142 @@
+"""The optimiser, the clipping of gradients and the learning-rate schedule.
+
+Sources: Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1;
+Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019; Pascanu, Mikolov and
+Bengio, "On the difficulty of training recurrent neural networks", ICML 2013, section 3.2 (clipping
+by the global norm); Loshchilov and Hutter, "SGDR", ICLR 2017 (cosine, here without restarts).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from streamrnn.errors import TrainingError
+from streamrnn.training.network.layers import Array
+
+__all__ = ["Adam", "clip_by_global_norm", "cosine_rate"]
+
+
+class Adam:
+    """Adam with bias correction and decoupled weight decay, on one flat vector of parameters.
+
+    Parameters
+    ----------
+    size : int
+        Number of parameters.
+    dtype : numpy.dtype
+        Type of the parameters.
+    beta1, beta2, epsilon : float
+        As in the paper.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        dtype: np.dtype[Any],
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+    ) -> None:
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
+        self.num_updates = 0
+        self.mean = np.zeros(size, dtype)
+        self.square = np.zeros(size, dtype)
+        self._part = np.empty(size, dtype)
+
+    def update(
+        self, parameters: Array, gradient: Array, rate: float, decay: Array | float = 0.0
+    ) -> None:
+        """Change the parameters by one step.
+
+        Parameters
+        ----------
+        parameters : ndarray [size]
+            Changed in place.
+        gradient : ndarray [size]
+            Read only.
+        rate : float
+            Learning rate of this step.
+        decay : ndarray [size] or float
+            Weight decay of each parameter, times the rate.
+        """
+        self.num_updates += 1
+        part = self._part
+        np.subtract(gradient, self.mean, out=part)
+        part *= 1.0 - self.beta1
+        self.mean += part
+        self.square *= self.beta2
+        np.multiply(gradient, gradient, out=part)
+        part *= 1.0 - self.beta2
+        self.square += part
+        np.sqrt(self.square, out=part)
+        part /= math.sqrt(1.0 - self.beta2**self.num_updates)
+        part += self.epsilon
+        np.divide(self.mean, part, out=part)
+        part *= rate / (1.0 - self.beta1**self.num_updates)
+        parameters *= 1.0 - rate * decay
+        parameters -= part
+
+
+def clip_by_global_norm(gradient: Array, max_norm: float) -> tuple[float, bool]:
+    """Shorten the gradient of all parameters together to `max_norm`, keeping its direction.
+
+    Parameters
+    ----------
+    gradient : ndarray [size]
+        Of all parameters; changed in place.
+    max_norm : float
+        Largest norm allowed; above 0.
+
+    Returns
+    -------
+    norm : float
+        Before clipping.
+    clipped : bool
+        Whether it was shortened.
+
+    Raises
+    ------
+    TrainingError
+        If the gradient holds NaN or Inf.
+    """
+    norm = float(np.sqrt(np.dot(gradient, gradient)))
+    if not math.isfinite(norm):
+        # Squares overflow in float32 well before the gradient itself does.
+        norm = float(np.linalg.norm(gradient.astype(np.float64)))
+    if not math.isfinite(norm):
+        raise TrainingError(
+            "the gradient is not finite: training diverged. Lower learning_rate (to a third) or "
+            "clip_norm; with rnn_relu also consider rnn_tanh, gru or lstm, whose activations are "
+            "bounded"
+        )
+    if norm <= max_norm:
+        return norm, False
+    gradient *= max_norm / norm
+    return norm, True
+
+
+def cosine_rate(rate: float, progress: float, warmup: float = 0.02, floor: float = 0.01) -> float:
+    """Return the learning rate after a share of the training: linear warm-up, then half a cosine.
+
+    Parameters
+    ----------
+    rate : float
+        The peak.
+    progress : float
+        From 0 (start) to 1 (end).
+    warmup : float
+        Share of the training over which the rate rises.
+    floor : float
+        Share of the peak that is left at the end.
+
+    Returns
+    -------
+    float
+    """
+    if progress < warmup:
+        return rate * max(progress / warmup, 0.01)
+    turn = math.pi * min(1.0, (progress - warmup) / (1.0 - warmup))
+    return rate * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(turn)))

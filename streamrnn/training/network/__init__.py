@@ -1,0 +1,1 @@
+"""The trainer's network: layers with their gradients, and losses."""

@@ -1,0 +1,130 @@
+"""Losses on the outputs of the head, with masks for missing targets.
+
+Each pairs with one activation, so that its gradient by the pre-activations is a plain difference
+(the canonical links; Bishop, "Pattern Recognition and Machine Learning", 2006, section 4.3.6).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from streamrnn.errors import TrainingError
+from streamrnn.training.network.layers import Array
+
+__all__ = ["LOSSES", "activate", "loss_and_gradient", "sum_of_losses"]
+
+# Loss -> the activation that the head gets.
+LOSSES = {"mse": "identity", "cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
+
+
+def activate(z: Array, activation: str) -> Array:
+    """Apply the head's activation.
+
+    Parameters
+    ----------
+    z : ndarray [..., O]
+        Pre-activations; not changed.
+    activation : str
+        One of `streamrnn.model.spec.ACTIVATIONS`.
+
+    Returns
+    -------
+    ndarray [..., O]
+    """
+    if activation == "tanh":
+        return np.asarray(np.tanh(z))
+    if activation == "sigmoid":
+        return np.asarray(0.5 * np.tanh(0.5 * z) + 0.5)
+    if activation == "softmax":
+        powers = np.exp(z - z.max(axis=-1, keepdims=True))
+        return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+    return z
+
+
+def loss_and_gradient(loss: str, activation: str, z: Array, target: Array) -> tuple[float, Array]:
+    """Return the mean loss over the targets that are present, and its gradient by z.
+
+    Parameters
+    ----------
+    loss : str
+        ``mse``: mean of squares, behind any activation but softmax. ``cross_entropy``: behind
+        softmax. ``binary_cross_entropy``: behind sigmoid.
+    activation : str
+        Of the head.
+    z : ndarray [T, B, O]
+        Pre-activations of the head.
+    target : ndarray [T, B, O], for ``cross_entropy`` [T, B, 1] with the class's index
+        NaN where it is missing: no loss, no gradient.
+
+    Returns
+    -------
+    loss : float
+        0 if all targets are missing.
+    gradient : ndarray [T, B, O]
+
+    Raises
+    ------
+    TrainingError
+        If the loss is not finite, or loss and activation do not go together.
+    """
+    total, count, gradient = _total(loss, activation, z, target)
+    if not math.isfinite(total):
+        raise TrainingError(
+            "the loss is not finite: training diverged. Lower learning_rate (to a third) or "
+            "clip_norm, and look for extreme values in the data"
+        )
+    share = 1.0 / max(count, 1)
+    gradient *= share
+    return total * share, gradient
+
+
+def sum_of_losses(loss: str, activation: str, z: Array, target: Array) -> tuple[float, int]:
+    """Return the sum of the loss over the targets that are present, and their number.
+
+    Parameters
+    ----------
+    loss, activation : str
+        As in `loss_and_gradient`.
+    z, target : ndarray
+        As in `loss_and_gradient`.
+
+    Returns
+    -------
+    total : float
+    count : int
+    """
+    total, count, _ = _total(loss, activation, z, target)
+    return total, count
+
+
+def _total(loss: str, activation: str, z: Array, target: Array) -> tuple[float, int, Array]:
+    present = ~np.isnan(target)
+    count = int(np.count_nonzero(present))
+    known = np.where(present, target, 0.0).astype(z.dtype)
+    if loss == "mse" and activation != "softmax":
+        y = activate(z, activation)
+        error = np.where(present, y - known, 0.0).astype(z.dtype)
+        slope = 2.0 * error
+        if activation == "tanh":
+            slope *= 1.0 - y * y
+        elif activation == "sigmoid":
+            slope *= y * (1.0 - y)
+        return float(np.vdot(error, error)), count, slope
+    if loss == "binary_cross_entropy" and activation == "sigmoid":
+        # log(1 + exp(z)) - target z, without overflow.
+        terms = np.logaddexp(0.0, z) - known * z
+        gradient = np.where(present, activate(z, activation) - known, 0.0).astype(z.dtype)
+        return float(terms[present].sum()), count, gradient
+    if loss == "cross_entropy" and activation == "softmax":
+        shifted = z - z.max(axis=-1, keepdims=True)
+        log_sum = np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+        index = known.astype(np.int64)
+        terms = log_sum - np.take_along_axis(shifted, index, axis=-1)
+        gradient = np.exp(shifted - log_sum)
+        chosen = np.take_along_axis(gradient, index, axis=-1)
+        np.put_along_axis(gradient, index, chosen - 1.0, axis=-1)
+        gradient *= present
+        return float(terms[present].sum()), count, gradient
+    raise TrainingError(f"loss {loss!r} does not go with the activation {activation!r}")

@@ -1,0 +1,162 @@
+"""A training from its configuration to its model, with an honest report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import streamrnn
+from streamrnn.engine.precision import NUM_SAMPLE_STEPS
+from streamrnn.errors import TrainingError
+from streamrnn.model.model import Model
+from streamrnn.training.baselines import baseline_errors
+from streamrnn.training.config import TrainingConfig
+from streamrnn.training.data.dataset import Dataset, make_dataset
+from streamrnn.training.data.table import read_table
+from streamrnn.training.diagnostics import measure_memory
+from streamrnn.training.evaluate import all_errors
+from streamrnn.training.fit.loop import Epoch, choose_sizes, fit
+from streamrnn.training.verify import verify
+
+__all__ = ["TrainingResult", "train", "train_to_file"]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training gives.
+
+    Attributes
+    ----------
+    model : Model
+        Trained; ``model.spec.training`` is the report.
+    report : dict
+        JSON types: ``data``, ``config``, ``versions``, ``errors`` (part -> target -> measure),
+        ``baselines`` (name -> target -> measure, on the test part), ``memory``, ``updates``.
+    config : TrainingConfig
+        With every choice made; it repeats the training to the bit.
+    dataset : Dataset
+        Streams, features and targets.
+    """
+
+    model: Model
+    report: dict[str, Any]
+    config: TrainingConfig
+    dataset: Dataset
+
+
+def train(
+    config: TrainingConfig, progress: Callable[[Epoch], None] | None = None
+) -> TrainingResult:
+    """Train a model.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+        What to learn from which data, and how.
+    progress : callable or None
+        Called after each epoch.
+
+    Returns
+    -------
+    TrainingResult
+        The same to the bit for the same configuration, data, versions and machine.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be used.
+    TrainingError
+        If the configuration cannot be used, or the training diverges.
+    """
+    dataset = make_dataset(config, read_table(config.path))
+    batch_size, _, num_epochs = choose_sizes(dataset)
+    dataset = replace(
+        dataset, config=dataset.config.replace(batch_size=batch_size, epochs=num_epochs)
+    )
+    found = fit(dataset, progress)
+    memory = measure_memory(found.network, dataset)
+    rows = [stream.stops[2] + dataset.config.horizon for stream in dataset.streams]
+    report = {
+        "data": {
+            "file": Path(config.path).name,
+            "sha256": dataset.table.sha256,
+            "num_rows": int(sum(rows)),
+            "num_streams": len(rows),
+        },
+        "config": dataset.config.to_dict(),
+        "versions": {"streamrnn": streamrnn.__version__, "numpy": np.__version__},
+        "errors": all_errors(found.network, dataset),
+        "baselines": baseline_errors(dataset),
+        "memory": memory.to_dict(),
+        "sample": _sample(dataset),
+        "updates": {
+            "num_epochs": found.num_epochs,
+            "best_epoch": found.best_epoch,
+            "num_updates": found.num_updates,
+            "clipped_share": found.clipped_share,
+            "max_gradient_norm": found.max_gradient_norm,
+        },
+    }
+    spec = replace(dataset.spec, warmup_steps=memory.horizon_steps, training=report)
+    model = Model(spec, found.network.parameters)
+    return TrainingResult(model, report, dataset.config, dataset)
+
+
+def _sample(dataset: Dataset) -> list[list[float | None]]:
+    """Return some steps of the validation part, to try a model with: null where x is missing."""
+    stream = dataset.streams[0]
+    x = stream.x[stream.rows("validation")][:NUM_SAMPLE_STEPS]
+    return [[None if np.isnan(value) else float(value) for value in row] for row in x]
+
+
+def train_to_file(
+    config: TrainingConfig,
+    path: str | os.PathLike[str],
+    progress: Callable[[Epoch], None] | None = None,
+) -> TrainingResult:
+    """Train, save, load again, and let the engine reproduce the trainer's outputs.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+        What to learn from which data, and how.
+    path : str or path
+        Of the weight file. The full configuration goes beside it, with the suffix ``.toml``.
+    progress : callable or None
+        Called after each epoch.
+
+    Returns
+    -------
+    TrainingResult
+        Its model is the one that was loaded.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be used.
+    TrainingError
+        If the training fails, or the engine does not reproduce it; no file is left then.
+    ModelFileError
+        If the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix == ".toml":
+        raise TrainingError(f"{path} is the model's file; .toml is kept for its configuration")
+    if not path.parent.is_dir():
+        raise TrainingError(f"the directory {path.parent} does not exist; make it first")
+    result = train(config, progress)
+    unverified = path.with_name(path.name + ".unverified")
+    try:
+        result.model.save(unverified)
+        model = Model.load(unverified)
+        verify(model, result.dataset)
+        result.config.write(path.with_suffix(".toml"))
+        os.replace(unverified, path)
+    finally:
+        unverified.unlink(missing_ok=True)
+    return replace(result, model=model)

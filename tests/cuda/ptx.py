@@ -1,0 +1,100 @@
+"""Compile every kernel of the GPU to PTX and to machine code, where there is no GPU.
+
+``python -m tests.cuda.ptx 9 0`` prints JSON: for each kernel its PTX and what the assembler says.
+A process of its own: in the tests' process numba's simulator takes the compiler's place.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+
+def assemble(ptx: str, capability: tuple[int, int]) -> str:
+    """Return what the assembler says about registers, memory and spills."""
+    from cuda import pathfinder
+    from cuda.bindings import nvjitlink
+
+    options = ["-arch=sm_{}{}".format(*capability), "-Xptxas=-v", "-verbose"]
+    linker = nvjitlink.create(len(options), options)
+    code = ptx.encode()
+    nvjitlink.add_data(linker, nvjitlink.InputType.PTX, code, len(code), "kernel")
+    if "cudaCG" in ptx:  # blocks that wait for each other: of NVIDIA's device runtime
+        library = pathfinder.find_static_lib("cudadevrt")
+        nvjitlink.add_file(linker, nvjitlink.InputType.LIBRARY, library)
+    nvjitlink.complete(linker)
+    log = bytearray(nvjitlink.get_info_log_size(linker))
+    nvjitlink.get_info_log(linker, log)
+    nvjitlink.destroy(linker)
+    return log.decode(errors="replace")
+
+
+def main(capability: tuple[int, int]) -> None:
+    """Print every kernel's PTX and the assembler's words."""
+    from numba import cuda, float32, int32, int64
+    from numba.cuda import dispatcher
+
+    from streamrnn.kernels.cpu.tiles import DENSE, GRU, LSTM
+    from streamrnn.kernels.cuda import (
+        features as rows,
+    )
+    from streamrnn.kernels.cuda import (
+        network,
+        tiles,
+    )
+    from streamrnn.kernels.cuda import (
+        persistent as chunk,
+    )
+    from streamrnn.kernels.cuda import (
+        roofline as benchmark,
+    )
+    from streamrnn.kernels.cuda import (
+        tensor_cores as tensor,
+    )
+
+    # Functions that kernels call are compiled for the GPU that is there; say which it would be.
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    words, ints, floats = int64[::1], int32[::1], float32[::1]
+    tiling = network.TILING
+    threads = tiling.row_threads
+    two, wave = (int64,) * 2, (int64,) * 3
+    kernels: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        f"{kind} {width}": (
+            tiles.make_layer_kernel(number, getattr(tiling, width)),
+            (words, floats, floats, floats, floats, ints, *wave, int64),
+        )
+        for kind, number in (("dense", DENSE), ("gru", GRU), ("lstm", LSTM))
+        for width in ("wide", "narrow")
+    }
+    kernels |= {
+        f"{precision} {kind} {width}": (
+            tensor.make_tensor_kernel(number, getattr(network.TENSOR_TILING, width), precision),
+            (words, floats, floats, floats, floats, ints, *wave, int64),
+        )
+        for precision in ("tf32", "bfloat16")
+        for kind, number in (("dense", DENSE), ("gru", GRU), ("lstm", LSTM))
+        for width in ("wide", "narrow")
+    }
+    state = (words, floats, floats, floats, ints)
+    kernels["features"] = (rows.make_features_kernel(threads), (*state, floats, ints, *wave))
+    kernels["finish"] = (rows.make_finish_kernel(threads), (*state, floats, *wave))
+    kernels["softmax"] = (rows.make_softmax_kernel(threads), (floats, int64, *wave))
+    kernels["chunk"] = (
+        chunk.make_chunk_kernel(threads),
+        (*state, floats, ints, floats, *two, *wave),
+    )
+    kernels["fma rate"] = (benchmark._multiply_and_add, (float32, floats))
+    kernels["start"] = (rows.make_start_kernel(threads), (floats, ints, floats))
+    kernels["move"] = (rows.make_move_kernel(threads), (floats, ints, floats, int64, int64))
+    result = {}
+    for name, (kernel, signature) in kernels.items():
+        bounds = kernel.targetoptions["launch_bounds"]
+        ptx, _ = cuda.compile_ptx(kernel.py_func, signature, cc=capability, launch_bounds=bounds)
+        result[name] = {"ptx": ptx, "log": assemble(ptx, capability)}
+    json.dump(result, sys.stdout)
+
+
+if __name__ == "__main__":
+    main((int(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,203 @@
+"""What the compiler makes of the GPU's kernels: read where there is no GPU to run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamrnn[cuda]'")
+pytest.importorskip("cuda.bindings.nvjitlink", reason="needs NVIDIA's linker: numba-cuda[cu13]")
+
+from streamrnn.kernels.cuda.launches import parameters_of
+
+LAYERS = [f"{kind} {width}" for kind in ("dense", "gru", "lstm") for width in ("wide", "narrow")]
+TENSOR_LAYERS = [f"{precision} {layer}" for precision in ("tf32", "bfloat16") for layer in LAYERS]
+KERNELS = [
+    *LAYERS,
+    *TENSOR_LAYERS,
+    "features",
+    "finish",
+    "softmax",
+    "chunk",
+    "fma rate",
+    "start",
+    "move",
+]
+CAPABILITIES = [(8, 0), (9, 0)]
+# Sums of a thread, which is products of a thread for each k.
+NUM_PRODUCTS = {
+    "dense wide": 64,
+    "gru wide": 48,
+    "lstm wide": 64,
+    "dense narrow": 4,
+    "gru narrow": 3,
+    "lstm narrow": 4,
+}
+
+# 16 sums a warp's product in x and in h, each twice for 16 words of k; GRU has three gates of four.
+NUM_MMAS = {
+    f"{kind} {width}": number * gates // 4
+    for kind, gates in (("dense", 4), ("gru", 3), ("lstm", 4))
+    for width, number in (("wide", 64), ("narrow", 16))
+}
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Every kernel for every capability, compiled side by side in processes of their own."""
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
+    processes = {
+        capability: subprocess.Popen(
+            [sys.executable, "-m", "tests.cuda.ptx", *map(str, capability)],
+            cwd=Path(__file__).parents[2],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for capability in CAPABILITIES
+    }
+    outputs = {capability: process.communicate()[0] for capability, process in processes.items()}
+    assert all(process.returncode == 0 for process in processes.values())
+    return {capability: json.loads(output) for capability, output in outputs.items()}
+
+
+@pytest.fixture(params=CAPABILITIES, ids=lambda capability: "sm_{}{}".format(*capability))
+def kernels(request, compiled):
+    return compiled[request.param]
+
+
+def test_every_kernel_compiles(kernels):
+    assert list(kernels) == KERNELS
+    for name, kernel in kernels.items():
+        assert re.search(r"\.visible \.entry ", kernel["ptx"]), name
+        assert re.search(r"used \d+ registers", kernel["log"]), kernel["log"]
+
+
+def test_arguments_are_words_as_they_are_packed(kernels):
+    """A table of launches holds seven words for an array and one for a number."""
+    num_numbers = {"features": 3, "finish": 3, "softmax": 4, "chunk": 5}
+    num_arrays = {"features": 7, "finish": 6, "softmax": 1, "chunk": 8}
+    for name in (*LAYERS, *TENSOR_LAYERS, *num_arrays):
+        arguments = [np.zeros(3, np.float32)] * num_arrays.get(name, 6)
+        words = parameters_of(arguments, lambda array: 1 << 40)
+        entry = re.search(r"\.visible \.entry [^(]*\(([^)]*)\)", kernels[name]["ptx"])
+        assert entry
+        kinds = re.findall(r"\.param \.(\w+)", entry[1])
+        assert len(kinds) == len(words) + num_numbers.get(name, 4), name
+        assert set(kinds) <= {"u64", "s64", "b64"}, name
+
+
+def test_no_instruction_is_approximate(kernels):
+    """Nor flushes small numbers to zero: both would be signs of fast-math."""
+    for name, kernel in kernels.items():
+        assert not re.findall(r"[\w.]*(?:approx|\.ftz|\.full)[\w.]*", kernel["ptx"]), name
+
+
+def test_every_sum_is_rounded_once(kernels):
+    """Each k adds one fused multiply-add to each sum; no product is rounded before it is added."""
+    for name in LAYERS:
+        ptx = kernels[name]["ptx"]
+        loops = inner_loops(ptx)
+        assert len(loops) == 2, f"{name}: x and h"
+        for loop in loops:
+            num_products, rest = divmod(loop.count("fma.rn.f32"), NUM_PRODUCTS[name])
+            assert num_products >= 1, name
+            assert rest == 0, name
+            assert not re.search(r"(mul|add|sub)(\.rn)?\.f32", loop), name
+
+
+def test_no_sum_takes_a_product_that_may_be_rounded_or_not(kernels):
+    """The assembler may fuse a plain sum with the product before it, here and not there.
+
+    Elsewhere it does no harm: an activation's product before the output's center, which is 0 with
+    all activations that multiply.
+    """
+    for name in (*LAYERS, *TENSOR_LAYERS, "features", "softmax", "move", "start"):
+        assert not fusible_sums(kernels[name]["ptx"]), name
+    assert "add.rn.f32" in kernels["softmax"]["ptx"]
+    assert "add.rn.f32" in kernels["finish"]["ptx"]
+
+
+def test_tensor_cores_multiply(kernels):
+    """Each product of a warp stands there for x and for h, and inputs are rounded by the GPU."""
+    mma = {
+        "tf32": "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
+        "bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+    }
+    word = {"tf32": "cvt.rna.tf32.f32", "bfloat16": "cvt.rn.bf16x2.f32"}
+    for name in TENSOR_LAYERS:
+        precision, _, layer = name.partition(" ")
+        ptx = kernels[name]["ptx"]
+        assert ptx.count(mma[precision]) == ptx.count("mma.sync") == NUM_MMAS[layer], name
+        assert word[precision] in ptx, name
+    for name in LAYERS:
+        assert "mma.sync" not in kernels[name]["ptx"]
+
+
+def test_wide_tiles_read_four_numbers_at_once(kernels):
+    for kind in ("dense", "gru", "lstm"):
+        loops = inner_loops(kernels[f"{kind} wide"]["ptx"])
+        assert loops
+        assert all("ld.shared.v4.f32" in loop for loop in loops), kind
+        assert not any("ld.shared.f32" in loop for loop in loops), kind
+
+
+def test_sums_stay_in_registers(kernels):
+    for name, kernel in kernels.items():
+        log = kernel["log"]
+        spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log)
+        assert spills, log
+        # Two blocks a multiprocessor leave it 128 registers: a word of it gives way to a division.
+        has_word = name == "lstm wide"
+        assert max(map(int, spills)) <= (4 if has_word else 0), log
+        assert ".local" not in kernel["ptx"], name
+        if name != "chunk":  # which calls a function of NVIDIA's, with a frame
+            [frame] = re.findall(r"(\d+) bytes stack frame", log)
+            assert int(frame) <= (8 if has_word else 0), log
+    for kind in ("gru", "lstm"):
+        # 65,536 registers of a multiprocessor for two blocks of 256 threads.
+        registers = re.findall(r"used (\d+) registers", kernels[f"{kind} wide"]["log"])
+        assert max(map(int, registers)) <= 128
+
+
+def test_the_benchmarks_limit_is_multiply_and_add(kernels):
+    """Sixteen sums that the compiler has not made fewer, and nothing else of weight."""
+    loops = re.findall(
+        r"^(?=(\$L__BB\d+_\d+):(.*?)^\s+@%p\d+ bra\s+\1;)",
+        kernels["fma rate"]["ptx"],
+        re.M | re.S,
+    )
+    assert len(loops) == 1
+    body = loops[0][1]
+    assert body.count("fma.rn.f32") >= 16
+    assert body.count("fma.rn.f32") % 16 == 0
+    assert len(body.splitlines()) < 1.25 * body.count("fma.rn.f32")
+
+
+def fusible_sums(ptx):
+    """Return the sums without a rounding of their own that take the result of a product."""
+    products, sums = set(), []
+    for operation, target in re.findall(r"(\w+)(?:\.rn)?\.f32\s+(%f\d+),", ptx):
+        if operation == "mul":
+            products.add(target)
+    for target, rest in re.findall(r"(?:add|sub)\.f32\s+(%f\d+), (.*);", ptx):
+        if products & set(rest.split(", ")):
+            sums.append((target, rest))
+    return sums
+
+
+def inner_loops(ptx):
+    """Return the bodies of the loops over k: from a label to the jump back to it."""
+    loops = []
+    for match in re.finditer(r"^(?=(\$L__BB\d+_\d+):(.*?)^\s+@%p\d+ bra\s+\1;)", ptx, re.M | re.S):
+        body = match[2]
+        if "fma.rn.f32" in body and "ld.shared" in body and "bar.sync" not in body:
+            loops.append(body)
+    return loops

@@ -1,0 +1,424 @@
+"""The GPU's kernels in numba's simulator: one Python thread for each of the GPU's, so all is small.
+
+The simulator has no fused multiply-add. Where bits are compared with the CPU's, it is given one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamrnn[cuda]'")
+
+from streamrnn import Engine
+from streamrnn.engine import cuda as engine_cuda
+from streamrnn.errors import DeviceError, RecordError
+from streamrnn.kernels.cpu.plan import Program
+from streamrnn.kernels.cuda import compiler as support
+from streamrnn.kernels.cuda import network
+from streamrnn.kernels.cuda import transfer as lane
+from streamrnn.kernels.cuda.persistent import chunk_size
+from streamrnn.kernels.cuda.plan import GpuPlan
+from streamrnn.kernels.cuda.tiles import TileShape
+from streamrnn.model.spec import InputSpec, OutputSpec
+from streamrnn.reference.model import ReferenceModel
+from tests.cuda.grid import run_block, run_together
+from tests.support.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
+from tests.tolerances import KERNEL
+
+pytestmark = pytest.mark.skipif(not support.SIMULATED, reason="runs in the simulator")
+
+# The shapes of the real tiling made small. The wide tile has two streams a thread.
+WIDE, NARROW = TileShape(4, 4, 2, 4), TileShape(4, 4, 1, 4)
+
+
+@pytest.fixture(autouse=True)
+def small_and_fast(monkeypatch):
+    monkeypatch.setattr("numba.cuda.simulator.kernel.BlockManager.run", run_block)
+    monkeypatch.setattr(network, "TILING", network.Tiling(WIDE, NARROW, 8))
+
+
+@pytest.fixture
+def exact_fma(monkeypatch):
+    """Round once: 64 bits hold the product of two float32 exactly, and nearly always the sum."""
+    from numba.cuda.simulator import kernelapi
+
+    def fma(self, a, b, c):
+        return np.float32(np.longdouble(a) * np.longdouble(b) + np.longdouble(c))
+
+    if np.finfo(np.longdouble).nmant < 63:
+        pytest.skip("no 80-bit numbers here")
+    monkeypatch.setattr(kernelapi.FakeCUDAModule, "fma", fma)
+
+
+def engine_on_gpu(model, max_streams=16, wide_from=1):
+    """Make an engine; waves of at least ``wide_from`` blocks take the wide tile."""
+    tiling = dataclasses.replace(network.TILING, min_wide_blocks=wide_from)
+    with mock.patch.object(network, "TILING", tiling):
+        engine: Any = Engine(model, device="cuda", max_streams=max_streams)
+    return engine
+
+
+def stepped(engine, x):
+    """Step streams 0..B-1 together over x [B, T, I]."""
+    rows = engine.rows(range(len(x)))
+    return np.stack([engine.batch(rows, x[:, t]) for t in range(x.shape[1])], axis=1)
+
+
+def assert_same_bits(a, b):
+    np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32))
+
+
+@pytest.mark.parametrize(
+    ("layers", "head", "num_streams"),
+    [
+        ([("lstm", 50)], None, 3),
+        ([("gru", 17)], "identity", 5),
+        ([("rnn_tanh", 3), ("lstm", 1)], "softmax", 9),
+        ([("rnn_relu", 17), ("gru", 3)], "tanh", 2),
+    ],
+)
+def test_agrees_with_the_reference(rng, layers, head, num_streams):
+    model = random_model(rng, layers=layers, inputs=5, outputs=3, head=head)
+    x = random_inputs(rng, model.spec, num_streams, 3)
+    y = stepped(engine_on_gpu(model), x)
+    assert np.max(np.abs(y - ReferenceModel(model).steps(x))) < KERNEL
+
+
+def test_the_shapes_of_a_real_gpu_agree_with_the_reference(rng, monkeypatch):
+    tiling = network.Tiling(TileShape(16, 16, 8, 8, 2), TileShape(16, 8, 1, 4), 128)
+    monkeypatch.setattr(network, "TILING", tiling)
+    model = random_model(rng, layers=[("lstm", 2)], inputs=1, outputs=1)
+    x = random_inputs(rng, model.spec, 2, 1)
+    expected = ReferenceModel(model).steps(x)
+    for wide_from in (1, 100):
+        y = stepped(engine_on_gpu(model, wide_from=wide_from), x)
+        assert np.max(np.abs(y - expected)) < KERNEL
+
+
+def test_transforms_agree_with_the_reference(rng):
+    outputs = [OutputSpec("plain"), OutputSpec("scaled", center=3.0, scale=2.5)]
+    outputs += [
+        OutputSpec(f"next {item.name}", scale=0.5, difference_of=item.name)
+        for item in EVERY_KIND_OF_INPUT
+        if item.difference
+    ]
+    model = random_model(rng, layers=[("gru", 3)], inputs=EVERY_KIND_OF_INPUT, outputs=outputs)
+    x = random_inputs(rng, model.spec, 3, 6)
+    y = stepped(engine_on_gpu(model), x)
+    np.testing.assert_allclose(y, ReferenceModel(model).steps(x), rtol=1e-6, atol=3e-6)
+
+
+def test_tokens_agree_with_the_reference(rng):
+    token = InputSpec("word", kind="token", num_categories=11, embedding_size=5)
+    model = random_model(rng, layers=[("lstm", 3)], inputs=[token], outputs=11, head="softmax")
+    x = random_inputs(rng, model.spec, 3, 4)
+    y = stepped(engine_on_gpu(model), x)
+    assert np.max(np.abs(y - ReferenceModel(model).steps(x))) < KERNEL
+
+
+@pytest.mark.parametrize(
+    ("layers", "head"),
+    [([("lstm", 17)], "identity"), ([("gru", 18), ("rnn_tanh", 3), ("rnn_relu", 5)], "sigmoid")],
+)
+def test_the_bits_are_those_of_the_cpu(rng, exact_fma, layers, head):
+    model = random_model(rng, layers=layers, inputs=5, outputs=3, head=head)
+    x = random_inputs(rng, model.spec, 3, 3)
+    assert_same_bits(stepped(engine_on_gpu(model), x), stepped(Engine(model, max_streams=4), x))
+
+
+@pytest.mark.parametrize("layers", [[("lstm", 5)], [("gru", 5), ("rnn_tanh", 3)]])
+def test_bits_do_not_depend_on_the_wave_nor_on_the_tile(rng, layers):
+    model = random_model(rng, layers=layers, inputs=3, outputs=2, head="softmax")
+    x = random_inputs(rng, model.spec, 9, 2)
+    together = stepped(engine_on_gpu(model), x)
+    apart = engine_on_gpu(model, wide_from=3)
+    rows = apart.rows(range(9))
+    order = rng.permutation(9)
+    for t in range(2):
+        for wave in (order[:1], order[1:8], order[8:]):
+            assert_same_bits(apart.batch(rows[wave], x[wave, t]), together[wave, t])
+
+
+def test_a_chunk_is_its_steps_to_the_bit_wherever_it_is_cut(rng, monkeypatch):
+    model = random_model(rng, layers=[("rnn_tanh", 3)], inputs=2, outputs=1)
+    x = random_inputs(rng, model.spec, 1, 7)
+    singly = stepped(engine_on_gpu(model, wide_from=100), x)[0]
+    assert_same_bits(engine_on_gpu(model, wide_from=100).steps("a", x[0]), singly)
+    # Waves of few rows and steps, so that both pairs of buffers are used again and again.
+    monkeypatch.setattr(engine_cuda, "_MAX_BUFFER_BYTES", 4 * 7)
+    monkeypatch.setattr(engine_cuda, "_MIN_ROWS", 2)
+    monkeypatch.setattr(engine_cuda, "_MAX_ROWS", 2)
+    engine = engine_on_gpu(model, wide_from=100)
+    assert len(list(engine._device._waves(1, 7))) > 2
+    assert_same_bits(engine.steps("a", x[0]), singly)
+    many = random_inputs(rng, model.spec, 5, 1)
+    assert len(list(engine._device._waves(5, 1))) == 3
+    assert_same_bits(stepped(engine, many), stepped(Engine(model, "cuda", 16), many))
+
+
+CHUNK_MODELS = {
+    "lstm": {"layers": [("lstm", 17)], "head": None},
+    "gru": {"layers": [("gru", 5), ("rnn_tanh", 18)], "outputs": 3, "head": "softmax"},
+    "transforms": {
+        "layers": [("gru", 3), ("lstm", 2)],
+        "inputs": EVERY_KIND_OF_INPUT,
+        "outputs": [OutputSpec("a", center=2.0), OutputSpec("b", difference_of="masked_change")],
+    },
+    "tokens": {
+        "layers": [("rnn_relu", 3)],
+        "inputs": [InputSpec("word", kind="token", num_categories=5, embedding_size=4)],
+    },
+}
+
+
+class Together:
+    """A kernel whose blocks all run at once, which the simulator's own do not."""
+
+    def __init__(self, kernel):
+        self.kernel, self.num_launches = kernel, 0
+
+    def __getitem__(self, configuration):
+        grid, threads, _, shared_bytes = configuration
+
+        def run(*args):
+            self.num_launches += 1
+            run_together(self.kernel, grid[0], threads, shared_bytes, args)
+
+        return run
+
+
+def in_chunks(model, num_blocks, monkeypatch):
+    """Make an engine whose chunks are computed by so many blocks; return its kernel too."""
+    together = Together(network._row_kernels(network.TILING.row_threads)[-1])
+    kernels = (*network._row_kernels(network.TILING.row_threads)[:-1], together)
+    monkeypatch.setattr(network, "_row_kernels", lambda threads: kernels)
+    monkeypatch.setattr(network, "num_multiprocessors", lambda: num_blocks)
+    engine = engine_on_gpu(model)
+    together.num_launches = 0
+    return engine, together
+
+
+@pytest.mark.parametrize("options", CHUNK_MODELS.values(), ids=CHUNK_MODELS)
+@pytest.mark.parametrize("num_blocks", [1, 3])
+def test_a_chunk_in_one_launch_is_its_steps_to_the_bit(rng, monkeypatch, options, num_blocks):
+    """However many blocks share its units: 16 or 32, padded, by threes."""
+    model = random_model(rng, **options)
+    x = random_inputs(rng, model.spec, 1, 5)[0]
+    singly = engine_on_gpu(model, wide_from=100)
+    engine, kernel = in_chunks(model, num_blocks, monkeypatch)
+    for part in (x[:3], x[3:]):
+        steps = [singly.steps("a", x_t[None])[0] for x_t in part]
+        assert_same_bits(engine.steps("a", part), steps)
+    assert kernel.num_launches == 2
+    rows = [each._device.read_rows(np.array([0])) for each in (engine, singly)]
+    assert_same_bits(*rows)
+
+
+@pytest.mark.parametrize("options", CHUNK_MODELS.values(), ids=CHUNK_MODELS)
+@pytest.mark.parametrize("num_rows", [3, 8])
+def test_a_chunk_of_a_few_streams_is_that_of_each_to_the_bit(rng, monkeypatch, options, num_rows):
+    """Eight threads a block: two lanes a stream, or one; with three streams two threads rest."""
+    model = random_model(rng, **options)
+    x = random_inputs(rng, model.spec, num_rows, 3)
+    singly = engine_on_gpu(model, wide_from=100)
+    expected = stepped(singly, x)
+    engine, kernel = in_chunks(model, 2, monkeypatch)
+    rows = engine.rows(range(num_rows))
+    y = np.empty((num_rows * 3, model.spec.output_size), np.float32)
+    flat = np.ascontiguousarray(x.reshape(num_rows * 3, -1)).astype(engine._form.dtype)
+    assert engine._device.advance(rows, flat, y, 3) == 0
+    assert kernel.num_launches == 1
+    assert_same_bits(y.reshape(expected.shape), expected)
+    rows = [each._device.read_rows(np.arange(num_rows)) for each in (engine, singly)]
+    assert_same_bits(*rows)
+
+
+def test_shared_memory_bounds_the_streams_of_a_chunk(rng):
+    model = random_model(rng, layers=[("lstm", 512)], inputs=64, outputs=1)
+    plan = GpuPlan(model, Program(model))
+    size = chunk_size(plan, 132, 47 << 10)  # an H100 or H200 that gives no more than any other
+    assert size is not None
+    assert (size.num_blocks, size.max_rows) == (128, 3)
+    assert size.shared_bytes <= 47 << 10
+    whole = chunk_size(plan, 132, 227 << 10)
+    assert whole is not None
+    assert whole.max_rows == 8
+    assert chunk_size(plan, 100, 47 << 10) is None
+
+
+def test_a_streams_state_moves_between_devices(rng):
+    model = random_model(
+        rng,
+        layers=[("lstm", 3), ("gru", 2)],
+        inputs=[InputSpec("a", difference=True), InputSpec("b")],
+    )
+    x = random_inputs(rng, model.spec, 1, 6)[0]
+    expected = ReferenceModel(model).steps(x)
+    cpu, gpu = Engine(model, max_streams=3), engine_on_gpu(model)
+    y = [cpu.steps("s", x[:2])]
+    gpu.rows(["other"])
+    with pytest.raises(RecordError, match=f"'cpu-.*; here it is '{support.arithmetic('float32')}'"):
+        gpu.import_state("s", cpu.export_state("s"))
+    gpu.import_state("s", cpu.export_state("s"), any_arithmetic=True)
+    y.append(gpu.steps("s", x[2:4]))
+    cpu.close("s")
+    cpu.import_state("s", gpu.export_state("s"), any_arithmetic=True)
+    y.append(cpu.steps("s", x[4:]))
+    assert np.max(np.abs(np.concatenate(y) - expected)) < KERNEL
+
+
+def test_a_nan_in_the_state_stays_in_its_own_stream(rng):
+    model = random_model(rng, layers=[("lstm", 3)], inputs=2, head=None)
+    engine = engine_on_gpu(model)
+    x = random_inputs(rng, model.spec, 3, 1)
+    clean = stepped(engine_on_gpu(model), x)
+    engine.rows(range(3))
+    row = engine._device.read_rows(np.array([1]))
+    row[0, 1] = np.nan
+    engine._device.write_rows(np.array([1]), row)
+    y = stepped(engine, x)
+    assert np.isnan(y[1]).all()
+    assert_same_bits(y[[0, 2]], clean[[0, 2]])
+
+
+def test_streams_come_and_go(rng):
+    model = random_model(rng, layers=[("gru", 2)], inputs=2)
+    engine = engine_on_gpu(model, max_streams=2)
+    x = random_inputs(rng, model.spec, 1, 2)[0]
+    first = engine.step({"a": x[0]})["a"]
+    engine.step({"b": x[1]})
+    with pytest.raises(KeyError, match="no room"):
+        engine.step({"c": x[0]})
+    engine.close("a")
+    assert_same_bits(engine.step({"c": x[0]})["c"], first)  # the slot starts anew
+    engine.reset("b")
+    assert_same_bits(engine.step({"b": x[0]})["b"], first)
+    with pytest.raises(ValueError, match="nan"):
+        engine.step({"b": [np.nan, 0]})
+    assert engine.batch(engine.rows([]), np.empty((0, 2))).shape == (0, 2)
+
+
+def test_too_many_streams_are_refused_with_how_many_would_fit(rng, monkeypatch):
+    from numba.cuda.simulator.cudadrv import devices
+
+    model = random_model(rng, layers=[("lstm", 64)])
+    monkeypatch.setattr(
+        devices.FakeCUDAContext,
+        "get_memory_info",
+        lambda self: devices._MemoryInfo(free=1 << 30, total=1 << 30),
+    )
+    with pytest.raises(DeviceError, match=r"10,000,000 streams of 512 bytes need 4\.8 GiB") as info:
+        Engine(model, device="cuda", max_streams=10_000_000)
+    fitting = int(str(info.value).rsplit("=", 1)[1])
+    assert 1_000_000 < fitting < (1 << 30) // 512
+    engine_cuda.CudaDevice(model, np.zeros((101, 2), np.int64))._check_room(fitting, 0)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_gpu_that_failed_is_not_used_again(rng, monkeypatch, which):
+    """Numba's copies raise one kind of error, the launches of cuda-core another."""
+    model = random_model(rng, layers=[("gru", 2)], inputs=2)
+    engine = engine_on_gpu(model)
+    kind: Any = support.gpu_errors()[which]
+    failure = kind("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    def fail(*args):
+        raise failure
+
+    monkeypatch.setattr(lane.Lane, "begin", fail)
+    with pytest.raises(DeviceError, match="ILLEGAL_ADDRESS"):
+        engine.step({"a": [0.0, 0.0]})
+    monkeypatch.undo()
+    with pytest.raises(DeviceError, match="restore their states"):
+        engine.step({"a": [0.0, 0.0]})
+
+
+def test_an_old_gpu_is_named(monkeypatch):
+    from types import SimpleNamespace
+
+    from numba import cuda
+
+    gpu = SimpleNamespace(compute_capability=(6, 1), name=b"GeForce GTX 1080")
+    monkeypatch.setattr(support, "SIMULATED", False)
+    monkeypatch.setattr(cuda, "get_current_device", lambda: gpu)
+    with pytest.raises(DeviceError, match=r"GeForce GTX 1080 has compute capability 6\.1.* 8\.0"):
+        support.require_gpu()
+
+
+def test_without_numba_cuda_the_extra_is_named(rng, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DeviceError, match=r"pip install 'streamrnn\[cuda\]'"):
+        Engine(random_model(rng), device="cuda")
+
+
+def test_without_a_driver_its_words_are_passed_on(monkeypatch):
+    from numba import cuda
+
+    monkeypatch.setattr(cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cuda, "cuda_error", lambda: "\nCUDA driver library\ncannot be found.\n:")
+    with pytest.raises(DeviceError, match=r"used: CUDA driver library cannot be found; check what"):
+        support.require_gpu()
+
+
+def test_the_benchmark_verifies_and_measures(capsys):
+    from streamrnn_bench.step.cases import Case
+    from streamrnn_bench.step.cuda import GpuCase, measure_gpu_steps
+
+    case = Case("rnn_tanh", 1, 1)
+    cases = [GpuCase(case, 2, target=0.6), GpuCase(case, 1, 2, wanted_us=6.0), GpuCase(case, 1)]
+    results = list(measure_gpu_steps(cases, num_rounds=1, round_s=0.001))
+    assert [(result.case.partition("1->1 ")[2], result.target) for result in results] == [
+        ("B=2 T=1 float32 cuda", 0.6),
+        ("B=2 T=1 float32 cuda Engine", None),
+        ("B=1 T=2 float32 cuda", None),
+        ("B=1 T=2 float32 cuda Engine", None),
+        ("B=1 T=2 float32 cuda", 1.0),
+        ("B=1 T=1 float32 cuda", None),
+        ("B=1 T=1 float32 cuda Engine", None),
+        ("B=1 T=1 float32 cuda wave", 1.0),
+    ]
+    assert [r.reference_value for r in results if r.reference == "wanted"] == [6.0, 30.0]
+    assert all(result.ratio > 0 for result in results)
+
+
+def test_the_benchmark_s_file_is_named_by_the_gpu(tmp_path, monkeypatch):
+    from streamrnn_bench.commands import bench as command
+    from streamrnn_bench.report.results import Result
+    from streamrnn_bench.step import cuda as step_cuda
+
+    given = []
+
+    def measure(cases, **rounds):
+        given.extend(cases)
+        yield Result("step", "a case", 1.0, "us", "wanted", 2.0)
+
+    monkeypatch.setattr(step_cuda, "measure_gpu_steps", measure)
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    words = ["step", "--device", "cuda", "--json", str(tmp_path), "--cases", "lstm:2:3"]
+    assert command.run(parser.parse_args([*words, "--precision", "tf32"])) == 0
+    [line] = (tmp_path / "simulator-step.jsonl").read_text().splitlines()
+    assert json.loads(line)["ratio"] == 2.0
+    assert [str(case) for case in given] == [
+        f"lstm 2->3 B={num_streams} T=1 tf32 cuda" for num_streams in (1, 4096)
+    ]
+
+
+def test_only_one_package_imports_numba_cuda():
+    root = Path(support.__file__).parents[3]
+    package = Path(support.__file__).parent
+    paths = [*root.glob("streamrnn/**/*.py"), *root.glob("server/**/*.py")]
+    outside = [path for path in paths if package not in path.parents]
+    assert len(outside) > 10
+    importing = re.compile(r"^\s*(from numba import .*\bcuda\b|(from|import) numba\.cuda)", re.M)
+    assert importing.search((package / "tiles.py").read_text())
+    assert not [path for path in outside if importing.search(path.read_text())]

@@ -1,0 +1,1 @@
+"""Tests with failing disks, killed servers, damaged files and leaks."""

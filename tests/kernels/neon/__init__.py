@@ -1,0 +1,1 @@
+"""The kernels for ARM, run in an emulator."""

@@ -1,0 +1,30 @@
+"""What `test_kernels_neon` steps: the models and inputs of both sides, ARM's and this machine's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.model.model import Model
+from streamrnn.model.spec import LayerSpec
+from tests.support.forms import FORMS, form_of
+from tests.support.models import random_inputs, random_model
+
+__all__ = ["CASES", "NUM_STEPS", "NUM_STREAMS", "model_of"]
+
+NUM_STREAMS, NUM_STEPS = 7, 6  # a full tile and a single row
+CASES: dict[str, Sequence[tuple[str, int] | LayerSpec]] = {
+    "lstm": [("lstm", 37), ("lstm", 20)],
+    "gru": [("gru", 37), ("gru", 20)],
+    "rnn": [("rnn_tanh", 19), ("rnn_relu", 33)],
+    **{name: [form_of(name, 21)] for name in FORMS},
+}
+
+
+def model_of(case: str) -> tuple[Model, NDArray[np.float32]]:
+    """Return a model, and inputs [streams, steps, inputs], the same at every call."""
+    rng = np.random.default_rng(5)
+    model = random_model(rng, CASES[case], inputs=5, head="softmax", outputs=9)
+    return model, random_inputs(rng, model.spec, NUM_STREAMS, NUM_STEPS)

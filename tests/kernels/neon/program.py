@@ -1,0 +1,167 @@
+"""Builds the step for 64-bit ARM on any machine: `test_kernels_neon` runs it in an emulator.
+
+The vectors are NEON's, four floats wide; numba compiles as ever, and LLVM makes ARM code of the
+result. Everything that a `Program` owns goes into one image, in which each word that is an address
+counts from the image's start; `harness.c` adds where the image lies, and calls.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from streamrnn.kernels import vector_width
+
+vector_width.WIDTH = vector_width.WIDTHS["neon"]  # before anything that is made of vectors
+
+from numba.core import types  # noqa: E402
+from numba.core.ccallback import CFunc  # noqa: E402
+
+from streamrnn.kernels.cpu import plan  # noqa: E402
+from streamrnn.kernels.cpu import step as cpu  # noqa: E402
+from streamrnn.kernels.cpu.plan import PRECISIONS, Program  # noqa: E402
+from streamrnn.kernels.cpu.tiling import _make_cover  # noqa: E402
+from streamrnn.kernels.jit import jit  # noqa: E402
+from streamrnn.kernels.memory import int64_array as view  # noqa: E402
+from tests.kernels.neon.cases import CASES, NUM_STEPS, NUM_STREAMS, model_of  # noqa: E402
+
+TRIPLE = "aarch64-unknown-linux-gnu"
+COVER_ARGUMENTS = 17
+
+
+@jit
+def step(table, rows, xs, ys, num_rows):
+    """`step_rows`, on addresses."""
+    words = view(table, plan.PLAN_WORDS)
+    cpu.step_rows(words, view(rows, num_rows), view(xs, num_rows), view(ys, num_rows), num_rows)
+    return 0
+
+
+@jit
+def chunk(table, row, x, y, num_steps):
+    """`step_chunk`, on addresses."""
+    cpu.step_chunk(view(table, plan.PLAN_WORDS), row, x, y, num_steps)
+    return 0
+
+
+def ir_of(function, num_arguments: int, symbol: str) -> str:
+    """LLVM's text of a function of int64 for ARM, under a name of our own."""
+    compiled: Any = CFunc(
+        function,
+        ((types.int64,) * num_arguments, types.int64),
+        locals={},
+        options={"nopython": True, "error_model": "numpy"},
+    )
+    compiled.compile()
+    text = compiled._library.get_llvm_str()
+    (name,) = re.findall(r"^define i64 @(cfunc\.\w+)\(", text, re.MULTILINE)
+    text = text.replace(f"@{name}", f"@{symbol}")
+    text = re.sub(r"^target (datalayout|triple).*\n", "", text, flags=re.MULTILINE)
+    # Reference counts of views that nobody owns; their body has an operation of x86.
+    body = r"^define linkonce_odr void @(NRT_\w+)\(.*?^}\n"
+    text = re.sub(body, r"declare void @\1(ptr)\n", text, flags=re.MULTILINE | re.DOTALL)
+    return f'target triple = "{TRIPLE}"\n{text}'
+
+
+def target_machine() -> llvm.TargetMachine:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    target = llvm.Target.from_triple(TRIPLE)
+    return target.create_target_machine(cpu="neoverse-n1", opt=3, reloc="pic", codemodel="default")
+
+
+class Image:
+    """Arrays one after the other, and where addresses stand in them."""
+
+    def __init__(self) -> None:
+        self.arrays: list[np.ndarray] = []
+        self.places: list[int] = []
+        self.size = 0
+
+    def add(self, array: np.ndarray) -> int:
+        """Take an array in, as it is when `write` is called; return where it begins."""
+        place = -(-self.size // 64) * 64
+        self.arrays.append(array)
+        self.places.append(place)
+        self.size = place + array.nbytes
+        return place
+
+    def find(self, address: int) -> int | None:
+        """Return the place of what lies at an address of this process."""
+        for array, place in zip(self.arrays, self.places, strict=True):
+            if array.ctypes.data <= address < array.ctypes.data + max(array.nbytes, 1):
+                return place + address - array.ctypes.data
+        return None
+
+    def write(self, path: Path, calls: list[tuple[int, ...]], cover: tuple[int, int]) -> None:
+        """Write the image, the places of its addresses, and what is to be called."""
+        memory = bytearray(self.size)
+        moved = []
+        for array, place in zip(self.arrays, self.places, strict=True):
+            content = array.copy()
+            if content.dtype == np.int64:
+                for index, word in enumerate(content.reshape(-1)):
+                    target = self.find(int(word))
+                    if target is not None and int(word) != 0:
+                        content.reshape(-1)[index] = target
+                        moved.append(place + 8 * index)
+            memory[place : place + content.nbytes] = content.tobytes()
+        words = [self.size, len(moved), len(calls), *cover, *moved]
+        for call in calls:
+            words += call
+        path.write_bytes(struct.pack(f"<{len(words)}q", *words) + memory)
+
+
+def write_case(case: str, precision: str, path: Path) -> None:
+    """Write the image that steps every stream, one wave a step, and then one as a chunk."""
+    model, x = model_of(case)
+    program = Program(model, precision)
+    outputs = np.zeros((NUM_STREAMS + 1, NUM_STEPS, model.spec.output_size), np.float32)
+    rows = np.tile(program.initial_row, (NUM_STREAMS + 1, 1))
+    tables = np.zeros((NUM_STEPS, 3, NUM_STREAMS), np.int64)
+    for t in range(NUM_STEPS):
+        tables[t, 0] = [row.ctypes.data for row in rows[:-1]]
+        tables[t, 1] = [values[t].ctypes.data for values in x]
+        tables[t, 2] = [values[t].ctypes.data for values in outputs[:-1]]
+    image = Image()
+    image.add(outputs)  # first: that is what the harness writes back
+    places = [image.add(array) for array in (program.plan, rows, x, tables)]
+    for array in program._owned:
+        image.add(array)
+    table_place, row_place, x_place, tables_place = places
+    calls = []
+    for t in range(NUM_STEPS):
+        pointers = [tables_place + tables[t, i].ctypes.data - tables.ctypes.data for i in range(3)]
+        calls.append((0, table_place, *pointers, NUM_STREAMS))
+    last_row = row_place + rows[-1].ctypes.data - rows.ctypes.data
+    last_output = outputs[-1].ctypes.data - outputs.ctypes.data
+    calls.append((1, table_place, last_row, x_place, last_output, NUM_STEPS))
+    cover = (table_place + 8 * plan.COVER, PRECISIONS[precision])
+    image.write(path, calls, cover)
+
+
+def main(directory: Path) -> None:
+    """Write the objects, and one image for each case and precision."""
+    machine = target_machine()
+    functions = [(step.py_func, 5, "srnn_step"), (chunk.py_func, 5, "srnn_chunk")]
+    functions += [
+        (_make_cover(precision), COVER_ARGUMENTS, f"srnn_cover_{precision}")
+        for precision in PRECISIONS.values()
+    ]
+    for function, num_arguments, symbol in functions:
+        module = llvm.parse_assembly(ir_of(function, num_arguments, symbol))
+        module.data_layout = str(machine.target_data)
+        (directory / f"{symbol}.o").write_bytes(machine.emit_object(module))
+    for case in CASES:
+        for precision in PRECISIONS:
+            write_case(case, precision, directory / f"{case}-{precision}.image")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,167 @@
+"""What the machine code depends on: the vector width, and the sources in the cache's name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numba.core.caching import NullCache
+
+from streamrnn.errors import StartError
+from streamrnn.kernels import jit, vector_width
+from streamrnn.kernels.cpu.plan import PRECISIONS
+from streamrnn.kernels.cpu.tiles import _ALL_TILES
+from streamrnn.kernels.cpu.tiling import _make_cover
+from streamrnn.kernels.jit import Linked
+
+ROOT = Path(jit.__file__).resolve().parents[2]
+
+DIGEST_OF_OUTPUTS = """
+import hashlib
+import numpy as np
+from streamrnn import Engine
+from tests.support.models import random_inputs, random_model
+digest = hashlib.sha256()
+for seed, cell in enumerate(("rnn_tanh", "rnn_relu", "gru", "lstm")):
+    rng = np.random.default_rng(seed)
+    model = random_model(rng, layers=[(cell, 37), (cell, 20)], inputs=5, head="softmax", outputs=9)
+    engine = Engine(model, max_streams=32)
+    x = random_inputs(rng, model.spec, 29, 20)
+    for t in range(20):
+        digest.update(engine.batch(engine.rows(range(29)), x[:, t]).tobytes())
+print(digest.hexdigest())
+"""
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_vector_width_gives_the_same_bits():
+    available = vector_width._available()
+    digests = set()
+    for name in available:
+        ran = run_python(DIGEST_OF_OUTPUTS, STREAMRNN_SIMD=name)
+        assert ran.returncode == 0, ran.stderr
+        digests.add(ran.stdout)
+    assert len(digests) == 1
+    assert len(digests.pop().strip()) == hashlib.sha256().digest_size * 2
+
+
+def loops_of_products(assembly):
+    """(function, text) of each innermost loop that multiplies."""
+    function = ""
+    for block in re.split(r"^(?=[.\w]+:|# %bb)", assembly, flags=re.MULTILINE):
+        label = block.partition(":")[0]
+        if label.startswith("streamrnn_tile"):
+            function = label
+        repeats = re.search(rf"\bj\w+\s+{re.escape(label)}$", block, re.MULTILINE)
+        if repeats and "vfmadd" in block:
+            yield function, block
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_loops_over_k_stay_in_registers(precision):
+    """LLVM once kept an accumulator of nearly every tile in memory."""
+    cover: Any = Linked(_make_cover(PRECISIONS[precision]), 17)
+    cover._cache = NullCache()  # the machine code that is kept has no text
+    cover.compile()
+    loops = list(loops_of_products(cover._library.get_asm_str()))
+    names = {name for name, _ in loops}
+    assert len(names) == len(_ALL_TILES)
+    for name, loop in loops:
+        assert not re.search(r"mm\d.*\(%rsp\)|\(%rsp\).*mm\d", loop), (name, loop)
+
+
+def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setenv("STREAMRNN_SIMD", "avx9000")
+    with pytest.raises(StartError, match="avx9000"):
+        vector_width._choose()
+
+
+def test_an_edit_in_another_file_is_noticed(tmp_path):
+    """Numba's own cache would run the old machine code here."""
+    (tmp_path / "inner.py").write_text(
+        "from streamrnn.kernels.jit import jit\n@jit\ndef inner(x):\n    return x + 1\n"
+    )
+    (tmp_path / "outer.py").write_text(
+        "from streamrnn.kernels.jit import jit\nfrom inner import inner\n"
+        "@jit\ndef outer(x):\n    return inner(x) * 10\n"
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from outer import outer; "
+        "print(outer(1), sum(outer.stats.cache_hits.values()))"
+    )
+    environment = {"STREAMRNN_CACHE_DIR": str(tmp_path / "cache")}
+    assert run_python(code, **environment).stdout.split() == ["20", "0"]
+    assert run_python(code, **environment).stdout.split() == ["20", "1"]
+    inner = tmp_path / "inner.py"
+    inner.write_text(inner.read_text().replace("x + 1", "x + 2"))
+    assert run_python(code, **environment).stdout.split() == ["30", "0"]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    code = (
+        "from streamrnn.kernels.jit import cache_directory; from pathlib import Path; "
+        f"print(cache_directory(Path({str(tmp_path)!r})))"
+    )
+    ran = run_python(code, STREAMRNN_CACHE_DIR=str(blocked / "under"))
+    assert ran.returncode == 0, ran.stderr
+    place = Path(ran.stdout.strip()).parent
+    assert place.is_dir()
+    assert place.stat().st_mode & 0o077 == 0
+    shutil.rmtree(place)
+
+
+def test_old_machine_code_is_forgotten(tmp_path):
+    for i in range(20):
+        (tmp_path / f"kernels-{i}").mkdir()
+        os.utime(tmp_path / f"kernels-{i}", (i, i))
+    (tmp_path / "state-1").mkdir()
+    jit._forget_old_generations(tmp_path, "kernels")
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept == {"state-1", *(f"kernels-{i}" for i in range(13, 20))}
+
+
+def test_loads_and_stores():
+    from streamrnn.kernels import memory
+
+    @jit.jit
+    def moved(a, b):
+        memory.copy_bytes(b, a, 16)
+        memory.prefetch(b)
+        memory.store_u8(b, 255)
+        memory.store_i32(b + 16, memory.load_i32(a + 4))
+        memory.fill_bytes(b + 20, 4, 7)
+        return memory.load_u16(a), memory.load_u32(a), memory.load_u8(b), memory.load_i64(b + 8)
+
+    a = np.frombuffer(bytes(range(248, 256)) + bytes(range(8)), np.uint8).copy()
+    b = np.zeros(24, np.uint8)
+    read = moved(a.ctypes.data, b.ctypes.data)
+    whole = bytes(a)
+    assert read == (
+        int.from_bytes(whole[:2], "little"),
+        int.from_bytes(whole[:4], "little"),
+        255,
+        int.from_bytes(whole[8:], "little"),
+    )
+    assert bytes(b) == b"\xff" + whole[1:] + whole[4:8] + b"\x07" * 4

@@ -1,0 +1,40 @@
+"""How far a checkpoint may have come while messages are coming."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamrnn_server.shard.checkpoint.copy import _end_of_slice
+from streamrnn_server.shard.structs import Shard
+
+NUM_SAVED = 1_000
+PACED = {
+    "num_saved": NUM_SAVED,
+    "is_paced": 1,
+    "save_every_ns": 2_000_000_000,
+    "save_at_ns": 7_000_000_000,  # so it began at 5 s
+}
+
+
+def end_of_slice(fields):
+    shard = Shard.one()
+    for name, value in fields.items():
+        shard[name] = value
+    return _end_of_slice(shard)
+
+
+@pytest.mark.parametrize(
+    ("now_s", "expected"), [(5, 0), (5.75, 496), (6.25, 832), (6.5, NUM_SAVED), (60, NUM_SAVED)]
+)
+def test_it_is_spread_over_three_quarters_of_the_interval(now_s, expected):
+    assert end_of_slice(PACED | {"now_ns": int(now_s * 1e9)}) == expected
+
+
+@pytest.mark.parametrize("change", [{"is_paced": 0}, {"save_now": 1}, {"uncovered": (64, 64)}])
+def test_whoever_waits_for_it_does_not_wait_for_that(change):
+    assert end_of_slice(PACED | {"now_ns": 5_000_000_000} | change) == NUM_SAVED
+
+
+def test_no_interval_is_too_short_to_come_to_an_end():
+    words = PACED | {"save_every_ns": 1, "now_ns": 7_000_001_000}
+    assert end_of_slice(words) == NUM_SAVED

@@ -1,0 +1,189 @@
+"""Spilling, expiry, a full disk, a disk that fails: nothing is lost in silence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from streamrnn import Engine
+from streamrnn.errors import StartError
+from streamrnn.state.store import STREAMS, TOMBSTONES, StateStore
+from streamrnn_server.config import ServerConfig
+from streamrnn_server.storage.expiry import Expiry
+from tests.server.test_restart import NUM_INPUTS, served, step
+from tests.support.models import random_model
+
+MAX_TRIES = 100_000
+MAX_TEST_S = 300
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {"m": random_model(np.random.default_rng(7), [("lstm", 24)], NUM_INPUTS, 2)}
+
+
+@pytest.fixture
+def x(rng):
+    return rng.standard_normal((40, NUM_INPUTS)).astype(np.float32)
+
+
+@pytest.fixture
+def expected(models, x):
+    return Engine(models["m"]).steps("s", x)
+
+
+def until(condition):
+    """Ask the server until something is so. Each question is an answer, so nobody sleeps."""
+    for _ in range(MAX_TRIES):
+        if condition():
+            return
+    pytest.fail("it never came")
+
+
+def test_idle_streams_are_spilled_and_come_back(models, tmp_path, x, expected):
+    with served(models, tmp_path, idle_limit_s=1, checkpoint_interval_s=0.05) as peer:
+        peer.ok("open", ["a", "b"], None, 8)
+        step(peer, "a", 1, x[0])
+        stats: dict[str, int] = {}
+
+        def are_gone():
+            stats.update(
+                peer.call("stats")[1] or {"num_streams": -1}
+            )  # or busy, if asked too often
+            return stats["num_streams"] == 0
+
+        until(are_gone)
+        assert stats["num_spilled_idle"] == 2
+        assert stats["num_evicted_idle"] == 0
+        np.testing.assert_array_equal(step(peer, "a", 2, x[1])[2], expected[1])
+        assert peer.ok("stats")["num_restored"] == 1
+
+
+def test_more_streams_than_memory_takes_take_turns(models, tmp_path, x, expected):
+    names = [f"s{k}" for k in range(40)]
+    with served(models, tmp_path, max_streams=8, checkpoint_interval_s=0.01) as peer:
+        for seq in (1, 2, 3):
+            for name in names:
+                if seq == 1:
+                    until(lambda name=name: peer.call("open", name, None, 4)[0] is None)
+                until(lambda name=name, seq=seq: answered(peer, name, seq, x, expected))
+        stats = peer.ok("stats")
+        assert stats["num_streams"] <= 8
+        assert stats["num_spilled_for_room"] > 32
+
+
+def answered(peer, name, seq, x, expected):
+    error, result = peer.call("step", name, seq, x[seq - 1].tobytes())
+    if error is not None:
+        assert error[0] == "busy"
+        assert error[2]["retry_after_ms"] > 0
+        return False
+    np.testing.assert_array_equal(np.frombuffer(result[2], np.float32), expected[seq - 1])
+    return True
+
+
+@pytest.mark.parametrize("durability", ["checkpoint", "always"])
+def test_on_a_full_disk_serving_goes_on_and_says_so(models, tmp_path, x, expected, durability):
+    options = {"checkpoint_interval_s": 0.02, "max_state_bytes": 2**18, "durability": durability}
+    with served(models, tmp_path, **options) as peer:
+        peer.ok("open", "a", None, 4)
+        step(peer, "a", 1, x[0])
+        peer.ok("sync", "a")
+        # Far more than there is room for, in one commit with whatever else changes.
+        peer.send("open", list(range(4096)), None, 4)
+        if durability == "checkpoint":
+            peer.receive()
+        until(lambda: (peer.call("hello", {})[1] or {}).get("read_only"))
+        stats = peer.ok("stats")
+        assert "largest size" in stats["read_only"]
+        assert stats["num_checkpoints_failed"] > 0
+        if durability == "always":  # what is not on disk is not answered
+            peer.send("step", "a", 2, x[1].tobytes())
+            assert peer.ok("sync", "a") == 1
+            return
+        durable = peer.ok("open", "a", None, 4)[1]
+        for k in range(1, 20):
+            last, told, y = step(peer, "a", k + 1, x[k])
+            assert (last, told) == (k + 1, durable)
+            np.testing.assert_array_equal(y, expected[k])
+        assert peer.ok("sync", "a") == durable
+        assert peer.ok("sync", None) is False
+        code, detail = peer.error("snapshot", "a", "s")
+        assert (code, "largest size" in detail["reason"]) == ("read_only", True)
+        assert peer.ok("stats")["num_streams_on_disk"] < 4097  # how many fitted is chance
+    with served(models, tmp_path) as peer:  # a larger limit: what was committed is there
+        last = peer.ok("open", "a", None, 4)[0]
+        assert last >= durable
+        np.testing.assert_array_equal(step(peer, "a", last + 1, x[last])[2], expected[last])
+
+
+class Clock:
+    """The time, as a test sets it."""
+
+    def __init__(self, monkeypatch):
+        self.now_s = 1000.0
+        monkeypatch.setattr("time.monotonic", lambda: self.now_s)
+
+
+def test_streams_expire_by_the_directory_s_own_clock(models, tmp_path, x, monkeypatch):
+    with served(models, tmp_path) as peer:
+        peer.ok("open", ["a", "b"], None, 8)
+        step(peer, "a", 1, x[0])
+    store = StateStore(tmp_path)
+    monkeypatch.setattr("time.time", lambda: 4e9)  # a wall clock that jumps changes nothing
+    clock = Clock(monkeypatch)
+    expiry = Expiry(store.clock_s, 100)
+    clock.now_s += 100
+    assert expiry.due(store) == []
+    clock.now_s += 1
+    changes = expiry.due(store)
+    assert len(changes) == 4
+    store.commit(changes, expiry.now_s())
+    assert store.num_items(STREAMS) == 0
+    assert store.num_items(TOMBSTONES) == 2
+    assert expiry.due(store) == []
+    store.close()
+    monkeypatch.undo()
+    with served(models, tmp_path) as peer:
+        code, detail = peer.error("step", "a", 2, x[1].tobytes())
+        assert (code, detail["stream"]) == ("expired", "a")
+        assert 101 <= detail["idle_s"] <= 101 + MAX_TEST_S
+        assert peer.ok("open", "a", None, 8) == [0, 0, 8]
+        assert step(peer, "a", 1, x[0])[0] == 1
+        peer.ok("sync", "a")
+        assert peer.error("step", "b", 1, x[1].tobytes())[0] == "expired"
+    store = StateStore(tmp_path)
+    assert store.num_items(TOMBSTONES) == 1
+    clock = Clock(monkeypatch)
+    expiry = Expiry(store.clock_s, 100)
+    for passed_s, num_tombstones in ((900, 2), (150, 1)):  # "b" is 101 s older, or some more
+        clock.now_s += passed_s
+        store.commit(expiry.due(store), expiry.now_s())
+        assert store.num_items(TOMBSTONES) == num_tombstones
+    assert store.get(TOMBSTONES, b"sb") is None
+    store.close()
+
+
+def test_the_clock_goes_on_where_it_was(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    expiry = Expiry(50, 10)
+    assert expiry.now_s() == 50
+    clock.now_s += 7
+    assert expiry.now_s() == 57
+    assert not expiry.has_expired(47)
+    assert expiry.has_expired(46)
+    assert not Expiry(50, 0).has_expired(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"durability": "sometimes"}, "--durability"),
+        ({"durability": "always"}, "--state-dir"),
+        ({"time_to_live_s": 5}, "--time-to-live"),
+        ({"checkpoint_interval_s": 0}, "--checkpoint-interval"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, words):
+    with pytest.raises(StartError, match=words):
+        ServerConfig(**options)

@@ -1,0 +1,1 @@
+"""The seeded simulations: networks, clocks, crashes."""

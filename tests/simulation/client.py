@@ -1,0 +1,109 @@
+"""A client's operations over a network and a clock that are only numbers: no socket, no waiting.
+
+Messages take random time, are lost, come twice and overtake each other; the server is started
+again. A seed makes every run repeat.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from streamrnn_client._session.exchange import Call, Exchange
+from streamrnn_client._session.session import Core, Operation
+from streamrnn_client._session.stream_state import Claim, StreamState
+from tests.support.fake_server import FakeServer
+
+
+@dataclass
+class Weather:
+    """How bad the network is; probabilities of one message, seconds."""
+
+    lost: float = 0.0
+    twice: float = 0.0
+    slowest_s: float = 0.02
+
+
+class Network:
+    """One client, and what is on its way to a server of one or more shards and back."""
+
+    def __init__(self, seed: int, num_shards: int = 1, weather: Weather | None = None):
+        self.random = random.Random(seed)
+        self.weather = weather or Weather()
+        self.now = 0.0
+        self.endpoints = [f"sim://{k}" for k in range(num_shards)]
+        self.core = Core(self.endpoints[0], self._release)
+        self.exchange = Exchange(lambda: self.now, timeout_s=5.0, resend_s=0.1)
+        self._events: list[tuple[float, int, str, Any]] = []
+        self._order = itertools.count()
+        self.num_sends = 0
+
+    def run(self, operation: Operation[Any]) -> Any:
+        """Run an operation to its end; its exceptions come out."""
+        try:
+            wanted = next(operation)
+            while True:
+                if isinstance(wanted, Claim):
+                    assert not any(state.claimed for state in wanted.states)
+                    for state in wanted.states:
+                        state.claimed = True
+                else:
+                    self._wait(wanted)
+                wanted = operation.send(None)
+        except StopIteration as stop:
+            return stop.value
+
+    def _release(self, states: Sequence[StreamState]) -> None:
+        for state in states:
+            state.claimed = False
+
+    def _wait(self, call: Call) -> None:
+        while not call.done:
+            outbox = self.exchange.outbox
+            while outbox:
+                out = outbox.popleft()
+                self.num_sends += 1
+                self._ship("request", (self.endpoints.index(out.endpoint), out.payload))
+            due = self.exchange.next_at()
+            if self._events and self._events[0][0] <= due:
+                self.now, _, kind, what = heapq.heappop(self._events)
+                self._deliver(kind, what)
+            else:
+                self.now = max(self.now, due)
+                self.exchange.tick()
+
+    def _deliver(self, kind: str, what: Any) -> None:
+        """Let something arrive: ``request`` (shard, payload), or ``reply`` payload."""
+        raise NotImplementedError
+
+    def _ship(self, kind: str, what: Any) -> None:
+        chance = self.random.random()
+        copies = 1
+        if chance < self.weather.lost:
+            copies = 0
+        elif chance < self.weather.lost + self.weather.twice:
+            copies = 2
+        for _ in range(copies):
+            at = self.now + self.random.uniform(0.001, self.weather.slowest_s)
+            heapq.heappush(self._events, (at, next(self._order), kind, what))
+
+
+class Simulation(Network):
+    """One client and one `FakeServer`, which answers everything at once."""
+
+    def __init__(self, seed: int, num_shards: int = 1, weather: Weather | None = None, **server):
+        super().__init__(seed, num_shards, weather)
+        self.server = FakeServer(endpoints=self.endpoints, **server)
+
+    def _deliver(self, kind: str, what: Any) -> None:
+        if kind == "reply":
+            self.exchange.receive(what)
+        else:
+            shard, payload = what
+            reply = self.server.handle(payload, shard)
+            if reply is not None:
+                self._ship("reply", reply)

@@ -1,0 +1,85 @@
+"""Ways to break a promise, for tests that show that the simulation would notice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from streamrnn.state.record import NUMBERED, decode_record, encode_record
+from streamrnn_client._session.replay_log import Kept
+from streamrnn_server.storage.record_lookup import Vault
+from tests.simulation.server import SimulatedDisk
+
+
+def _replace(owner: type, name: str, function: Callable[..., Any]) -> None:
+    setattr(owner, name, function)
+
+
+def _tell_too_early() -> None:
+    """Say that a commit is done when it is only about to be."""
+    commit = SimulatedDisk.commit
+    late: dict[SimulatedDisk, list[Any]] = {}
+
+    def commit_the_one_before(disk: SimulatedDisk, changes: Iterable[Any], clock_s: int) -> None:
+        copies = [
+            (table, key, None if value is None else bytes(value)) for table, key, value in changes
+        ]
+        commit(disk, late.get(disk, []), clock_s)
+        late[disk] = copies
+
+    _replace(SimulatedDisk, "commit", commit_the_one_before)
+
+
+def _bring_back(change: Callable[[Any], Any]) -> None:
+    """Bring streams back from disk otherwise than they went there."""
+    look_up = Vault.look_up
+
+    def look_up_changed(vault: Vault, stream: bytes) -> tuple[int, int, bytes, str | None]:
+        code, model, data, owner = look_up(vault, stream)
+        if code == 0:
+            data = encode_record(change(decode_record(data)))
+        return code, model, data, owner
+
+    _replace(Vault, "look_up", look_up_changed)
+
+
+def _forget_a_step(record: Any) -> Any:
+    """Forget that the last step was applied: it is applied once more."""
+    if record.numbering != NUMBERED:
+        return record
+    kept = min(len(record.digests), record.last_seq - 1)
+    return dataclasses.replace(
+        record,
+        last_seq=record.last_seq - 1,
+        numbering=NUMBERED if record.last_seq > 1 else 0,
+        digests=record.digests[:-1][:kept],
+        outputs=record.outputs[:-1][:kept],
+    )
+
+
+def _flip_a_bit(record: Any) -> Any:
+    return dataclasses.replace(record, row=bytes([record.row[0] ^ 1]) + record.row[1:])
+
+
+def _replay_other_inputs() -> None:
+    note = Kept.note
+
+    def note_changed(kept: Any, first_seq: int, num_steps: int, x: Any, applied: int) -> None:
+        note(kept, first_seq, num_steps, None if x is None else x + 1, applied)
+
+    _replace(Kept, "note", note_changed)
+
+
+def _forget_too_early() -> None:
+    forget = Kept.forget
+    _replace(Kept, "forget", lambda kept, seq: forget(kept, seq + 1))
+
+
+SABOTAGES: dict[str, Callable[[], None]] = {
+    "disk-told-too-early": _tell_too_early,
+    "disk-forgets-a-step": lambda: _bring_back(_forget_a_step),
+    "disk-flips-a-bit": lambda: _bring_back(_flip_a_bit),
+    "client-replays-other-inputs": _replay_other_inputs,
+    "client-forgets-too-early": _forget_too_early,
+}

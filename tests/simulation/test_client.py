@@ -1,0 +1,463 @@
+"""What the client promises, over a network that loses, repeats and reorders: one effect a step."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamrnn_client import errors
+from streamrnn_client._session import batch as batching
+from tests.simulation.client import Simulation, Weather
+
+ROUGH = Weather(lost=0.25, twice=0.2, slowest_s=0.3)
+
+
+def open_one(sim, stream="a", window=8, numbered=True):
+    operation = batching.open_streams(sim.core, sim.exchange, [stream], "sum", window, numbered)
+    return sim.run(operation)[0][0]
+
+
+def until_it_works(make, sim, tries=20):
+    """Call again, as a user would, after a timeout; the numbers make that safe."""
+    for _ in range(tries):
+        try:
+            return sim.run(make())
+        except (errors.RequestTimeout, errors.PartialFailure) as error:
+            failures = getattr(error, "errors", {None: error}).values()
+            if any(type(failure) is not errors.RequestTimeout for failure in failures):
+                raise
+    raise AssertionError(f"{tries} calls got no answer")
+
+
+def steps_until_they_work(sim, state, x):
+    outputs = np.empty_like(x)
+    done = 0
+    while done < len(x):
+        try:
+            outputs[done:] = sim.run(sim.core.steps(sim.exchange, state, x[done:], None))
+            return outputs
+        except errors.RequestTimeout as error:
+            outputs[done : done + len(error.completed)] = error.completed
+            done += len(error.completed)
+    return outputs
+
+
+def batch_until_it_works(sim, rows, x):
+    """Repeat for those streams only that got no answer."""
+    done: dict[str | int, np.ndarray] = {}
+    left = dict(zip(rows.ids, x, strict=True))
+    while left:
+        try:
+            if len(left) == len(rows):
+                y = sim.run(batching.batch(sim.core, sim.exchange, rows, x))
+                done.update(zip(left, y, strict=True))
+            else:
+                done.update(sim.run(batching.step_many(sim.core, sim.exchange, left, "sum")))
+            left = {}
+        except errors.RequestTimeout:
+            continue
+        except errors.PartialFailure as failure:
+            if {type(e) for e in failure.errors.values()} - {errors.RequestTimeout, errors.Busy}:
+                raise
+            done.update(failure.results)
+            left = {stream: left[stream] for stream in failure.errors}
+    return np.array([done[stream] for stream in rows.ids])
+
+
+actions = st.lists(
+    st.one_of(
+        st.tuples(st.just("step"), st.integers(1, 100)),
+        st.tuples(st.just("steps"), st.integers(1, 40)),
+        st.tuples(st.just("batch"), st.integers(1, 100)),
+        st.tuples(st.just("reset"), st.just(0)),
+        st.tuples(st.just("busy"), st.integers(1, 3)),
+        st.tuples(st.just("resync"), st.just(0)),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    num_shards=st.integers(1, 3),
+    window=st.sampled_from([1, 2, 8, 16]),
+    actions=actions,
+)
+def test_every_numbered_step_has_one_effect(seed, num_shards, window, actions):
+    sim = Simulation(seed, num_shards, replace(ROUGH))
+    ids: list[str | int] = ["a", 7, "b"]
+    states = until_it_works(
+        lambda: batching.open_streams(sim.core, sim.exchange, ids, "sum", window, True), sim
+    )[0]
+    rows = batching.Rows(states, states[0].model)
+    totals = np.zeros((3, 2), np.float32)
+    num_applied = 0
+    ex, core = sim.exchange, sim.core
+    for action, amount in actions:
+        x = np.arange(2 * amount, dtype=np.float32).reshape(amount, 2)
+        if action == "step":
+            y = until_it_works(lambda x=x: core.step(ex, states[0], x[-1], None), sim)
+            totals[0] += x[-1]
+            num_applied += 1
+            assert y.tolist() == totals[0].tolist()
+        elif action == "steps":
+            y = steps_until_they_work(sim, states[1], x)
+            expected = totals[1] + np.cumsum(x, axis=0, dtype=np.float32)
+            totals[1] = expected[-1]
+            num_applied += amount
+            assert y.tolist() == expected.tolist()
+        elif action == "batch":
+            x = np.full((3, 2), amount, np.float32)
+            y = batch_until_it_works(sim, rows, x)
+            totals += x
+            num_applied += 3
+            assert y.tolist() == totals.tolist()
+        elif action == "reset":
+            until_it_works(lambda: core.reset(ex, states[2]), sim)
+            totals[2] = 0
+            num_applied += 1
+        elif action == "resync":
+            before = states[0].last_seq
+            assert until_it_works(lambda: core.resync(ex, states[0]), sim) == before
+        else:
+            sim.server.busy_for = amount
+    assert sim.server.num_applied == num_applied
+    assert not any(state.claimed for state in states)
+
+
+def loses_its_state(feed):
+    try:
+        feed()
+    except errors.StateLost:
+        return True
+    return False
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    restart_after=st.integers(0, 30),
+    numbered=st.booleans(),
+    rough=st.booleans(),
+)
+def test_a_restart_is_never_silent(seed, restart_after, numbered, rough):
+    """Either every output is that of one unbroken sequence, or StateLost names the stream."""
+    sim = Simulation(seed, weather=replace(ROUGH) if numbered and rough else Weather())
+    state = until_it_works(
+        lambda: batching.open_streams(sim.core, sim.exchange, ["a"], "sum", 4, numbered), sim
+    )[0][0]
+    total = 0.0
+    handle = sim.server.handle
+    num_handled = acknowledged = 0
+
+    def handle_and_restart(payload, shard=0):
+        nonlocal num_handled, acknowledged
+        num_handled += 1
+        if num_handled == restart_after:
+            acknowledged = state.last_seq
+            sim.server.restart("second")
+        return handle(payload, shard)
+
+    sim.server.handle = handle_and_restart
+
+    def feed():
+        nonlocal total
+        for k in range(1, 25):
+            x = np.array([k, 0], np.float32)
+            y = until_it_works(lambda x=x: sim.core.step(sim.exchange, state, x, None), sim)
+            total += k
+            assert y[0] == total
+
+    # While no step is acknowledged there is nothing to lose, and a numbered stream just goes on.
+    # (Where messages come twice, late ones may even bring a lost state back, step by step.)
+    if not loses_its_state(feed):
+        assert total == sum(range(1, 25))
+        assert acknowledged == 0 or rough
+        assert numbered or num_handled < restart_after or restart_after == 0
+        return
+    assert num_handled >= restart_after > 0
+    with pytest.raises(errors.StateLost) as caught:
+        sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+    lost = caught.value
+    assert lost.stream == "a"
+    assert lost.last_seq == state.last_seq
+    assert lost.last_seq > 0 or not numbered
+    assert "instance first before, second now" in str(lost) or "answer hello" in str(lost)
+
+
+def test_an_unnumbered_step_is_never_sent_twice():
+    sim = Simulation(1)
+    state = open_one(sim, numbered=False)
+    sim.weather.lost = 1.0
+    sim.num_sends = 0
+    with pytest.raises(errors.RequestTimeout, match="once only"):
+        sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+    assert sim.num_sends == 1
+
+
+def test_an_unnumbered_batch_is_never_sent_twice():
+    sim = Simulation(1)
+    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ["a", "b"], "sum", None, False))
+    sim.weather.lost = 1.0
+    sim.num_sends = 0
+    with pytest.raises(errors.RequestTimeout, match="once only"):
+        sim.run(batching.batch(sim.core, sim.exchange, rows, np.ones((2, 2), np.float32)))
+    assert sim.num_sends == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_unnumbered_steps_do_not_overtake_each_other(seed):
+    sim = Simulation(seed, weather=Weather(slowest_s=0.3))
+    state = open_one(sim, window=8, numbered=False)
+    x = np.arange(80, dtype=np.float32).reshape(40, 2)
+    sim.server.busy_for = 2
+    y = sim.run(sim.core.steps(sim.exchange, state, x, None))
+    assert y.tolist() == np.cumsum(x, axis=0).tolist()
+
+
+def test_a_numbered_step_is_sent_again_until_the_deadline():
+    sim = Simulation(1)
+    state = open_one(sim)
+    sim.weather.lost = 1.0
+    sim.num_sends = 0
+    before = sim.now
+    with pytest.raises(errors.RequestTimeout, match="same input is safe"):
+        sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+    assert sim.now - before == pytest.approx(5.0)
+    assert sim.num_sends == 6  # at 0, 0.1, 0.3, 0.7, 1.5 and 3.1 s
+
+
+def test_going_on_with_other_input_after_a_timeout_says_what_to_do():
+    sim = Simulation(1)
+    state = open_one(sim)
+    handle = sim.server.handle
+    sim.server.handle = lambda payload, shard: handle(payload, shard) and b"\xc1"
+    with pytest.raises(errors.RequestTimeout, match="another service"):
+        sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+    sim.server.handle = handle
+    with pytest.raises(errors.Conflict, match="resync"):
+        sim.run(sim.core.step(sim.exchange, state, [3, 4], None))
+    assert sim.run(sim.core.step(sim.exchange, state, [1, 2], None)).tolist() == [1, 2]
+    assert sim.run(sim.core.resync(sim.exchange, state)) == 1
+
+
+def test_steps_keep_to_the_window_and_keep_two_chunks_under_way():
+    sim = Simulation(1)
+    state = open_one(sim, window=8)
+    sizes, handle = [], sim.server.handle
+    unanswered = most = 0
+
+    def count(payload, shard):
+        nonlocal unanswered, most
+        unanswered = max(len(sim.exchange._pending), unanswered)
+        most = max(most, len(sim.exchange._pending))
+        sizes.append(len(payload))
+        return handle(payload, shard)
+
+    sim.server.handle = count
+    y = sim.run(sim.core.steps(sim.exchange, state, np.ones((20, 2), np.float32), None))
+    assert y[:, 0].tolist() == list(range(1, 21))
+    assert len(sizes) >= 5  # chunks of half the window
+    assert most == 2
+    assert state.last_seq == 20
+
+
+def test_a_bad_step_in_a_long_call_keeps_what_was_done():
+    sim = Simulation(1)
+    state = open_one(sim, window=8)
+    x = np.ones((20, 2), np.float32)
+    x[13, 1] = np.nan
+    with pytest.raises(errors.BadValue, match=r"'b'.*of step 13") as caught:
+        sim.run(sim.core.steps(sim.exchange, state, x, None))
+    assert caught.value.completed[:, 0].tolist() == list(range(1, 13))
+    assert caught.value.detail["step"] == 13
+    assert state.last_seq == 12
+    x[13, 1] = 1
+    y = sim.run(sim.core.steps(sim.exchange, state, x[12:], None))
+    assert y[:, 0].tolist() == list(range(13, 21))
+
+
+def test_numbers_of_the_users_own():
+    sim = Simulation(1)
+    state = open_one(sim, window=4)
+    run, ex = sim.run, sim.exchange
+    assert run(sim.core.steps(ex, state, np.ones((3, 2), np.float32), 1))[:, 0].tolist() == [
+        1,
+        2,
+        3,
+    ]
+    assert run(sim.core.step(ex, state, [1, 1], 2)).tolist() == [2, 2]  # once more
+    assert state.last_seq == 3
+    with pytest.raises(errors.Conflict):
+        run(sim.core.step(ex, state, [9, 9], 2))
+    with pytest.raises(errors.Gap) as caught:
+        run(sim.core.step(ex, state, [1, 1], 9))
+    assert caught.value.detail["expected"] == 4
+    run(sim.core.steps(ex, state, np.ones((4, 2), np.float32), 4))
+    with pytest.raises(errors.Stale):
+        run(sim.core.step(ex, state, [1, 1], 1))
+    with pytest.raises(errors.BadParams):
+        run(sim.core.step(ex, state, [1, 1], 0))
+
+
+def test_a_batch_loses_nobodys_good_item():
+    sim = Simulation(1, num_shards=3)
+    ids = [f"s{k}" for k in range(30)]
+    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ids, "sum", None, True))
+    x = np.ones((30, 2), np.float32)
+    sim.run(batching.batch(sim.core, sim.exchange, rows, x))
+    x[4] = np.inf
+    del sim.server.streams[b"ss9"]
+    with pytest.raises(errors.PartialFailure, match="2 of 30") as caught:
+        sim.run(batching.batch(sim.core, sim.exchange, rows, x))
+    assert set(caught.value.errors) == {"s4", "s9"}
+    assert isinstance(caught.value.errors["s4"], errors.BadValue)
+    lost = caught.value.errors["s9"]
+    assert isinstance(lost, errors.StateLost)
+    assert (lost.stream, lost.last_seq) == ("s9", 1)
+    assert "not started again" in str(lost)
+    assert {tuple(y) for y in caught.value.results.values()} == {(2.0, 2.0)}
+    assert len(caught.value.results) == 28
+    # What was rejected took no number; what is lost stays lost, without a word to the server.
+    x[4] = 1
+    with pytest.raises(errors.PartialFailure) as caught:
+        sim.run(batching.batch(sim.core, sim.exchange, rows, x))
+    assert set(caught.value.errors) == {"s9"}
+    assert caught.value.results["s4"].tolist() == [2, 2]
+
+
+def test_a_stream_that_was_never_stepped_is_opened_again():
+    sim = Simulation(1)
+    ids = ["a", "b"]
+    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ids, "sum", None, True))
+    sim.server.restart("second")
+    y = sim.run(batching.batch(sim.core, sim.exchange, rows, np.ones((2, 2), np.float32)))
+    assert y.tolist() == [[1, 1], [1, 1]]
+
+
+def test_opening_anew_after_a_loss_is_explicit():
+    sim = Simulation(1)
+    many = {"a": [1, 2], "b": [3, 4]}
+    sim.run(batching.step_many(sim.core, sim.exchange, many, "sum"))
+    sim.server.restart("second")
+    for _ in range(2):
+        with pytest.raises(errors.PartialFailure, match=r"2 StateLost.*first before, second now"):
+            sim.run(batching.step_many(sim.core, sim.exchange, many, "sum"))
+    assert open_one(sim, "a").last_seq == 0
+    assert open_one(sim, "b").last_seq == 0
+    result = sim.run(batching.step_many(sim.core, sim.exchange, many, "sum"))
+    assert result["b"].tolist() == [3, 4]
+
+
+def test_opening_a_stream_that_went_back_is_a_loss():
+    sim = Simulation(1)
+    state = open_one(sim, "a")
+    sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+    sim.server.restart("second")
+    with pytest.raises(errors.StateLost, match="0 steps"):
+        open_one(sim, "a")
+    assert open_one(sim, "a").last_seq == 0
+
+
+def test_somebody_else_opening_the_stream_after_a_restart_hides_no_loss():
+    sim = Simulation(1)
+    state = open_one(sim, "a")
+    rows = batching.Rows([state], state.model)
+    sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+    sim.server.restart("second")
+    sim.server._open_one("a", "sum", 16, 0)
+    with pytest.raises(errors.StateLost, match=r"expects step 1 next.*first before, second"):
+        sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+    with pytest.raises(errors.StateLost):
+        sim.run(batching.batch(sim.core, sim.exchange, rows, np.ones((1, 2), np.float32)))
+
+
+def test_rows_know_which_of_their_streams_was_closed():
+    sim = Simulation(1)
+    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ["a", "b"], "sum", None, True))
+    sim.run(batching.batch(sim.core, sim.exchange, rows, np.ones((2, 2), np.float32)))
+    assert sim.run(sim.core.close(sim.exchange, sim.core.streams["a"]))
+    with pytest.raises(errors.PartialFailure, match="closed by this client") as caught:
+        sim.run(batching.batch(sim.core, sim.exchange, rows, np.ones((2, 2), np.float32)))
+    assert caught.value.results["b"].tolist() == [2, 2]
+
+
+def test_a_stale_map_is_corrected_by_moved():
+    sim = Simulation(3, num_shards=3)
+    core, ids = sim.core, list(range(20))
+    rows = sim.run(batching.open_rows(core, sim.exchange, ids, "sum", None, True))
+    state = open_one(sim, "another")
+    assert core.info is not None
+    core.info = replace(core.info, endpoints=(*sim.endpoints[1:], sim.endpoints[0]))
+    core.map_version += 1
+    for total in (1, 2):
+        sim.server.requests.clear()
+        y = sim.run(batching.batch(core, sim.exchange, rows, np.ones((20, 2), np.float32)))
+        assert y.tolist() == [[total, total]] * 20
+    assert sim.server.requests == ["batch"] * 3  # what was learned is kept
+    core._moved = {}
+    sim.run(core.reset(sim.exchange, state))
+    core._moved = {}
+    y = sim.run(core.steps(sim.exchange, state, np.ones((50, 2)), None))
+    assert y[-1].tolist() == [50, 50]
+
+
+def test_streams_are_opened_where_shards_are_left():
+    sim = Simulation(3, num_shards=3)
+    ids = list(range(20))
+    sim.run(batching.open_streams(sim.core, sim.exchange, ids, "sum", None, True))
+    handle = sim.server.handle
+    sim.server.endpoints = sim.endpoints[:1]
+    sim.server.handle = lambda payload, shard: handle(payload, shard) if shard == 0 else None
+    more = [f"s{k}" for k in ids]
+    states = sim.run(batching.open_streams(sim.core, sim.exchange, more, "sum", None, True))[0]
+    assert [state.is_open for state in states] == [True] * 20
+
+
+def test_an_endless_move_ends():
+    sim = Simulation(3, num_shards=2)
+    state = open_one(sim, "a")
+    wrong = {0: 1, 1: 0}
+    handle = sim.server.handle
+    sim.server.handle = lambda payload, shard: handle(payload, wrong[shard])
+    sim.server.endpoints = sim.endpoints
+    with pytest.raises(errors.Moved):
+        sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+
+
+def test_busy_beyond_the_deadline_is_an_error_and_changes_nothing():
+    sim = Simulation(1)
+    state = open_one(sim, numbered=False)
+    sim.server.busy_for = 10**9
+    with pytest.raises(errors.Busy):
+        sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+    sim.server.busy_for = 3
+    assert sim.run(sim.core.step(sim.exchange, state, [1, 2], None)).tolist() == [1, 2]
+
+
+def test_a_large_batch_is_split_by_the_servers_limits():
+    sim = Simulation(1, max_batch=7, max_message_bytes=3000)
+    ids = list(range(40))
+    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ids, "sum", None, True))
+    y = sim.run(batching.batch(sim.core, sim.exchange, rows, np.ones((40, 2), np.float32)))
+    assert y.tolist() == [[1, 1]] * 40
+    assert sim.server.requests.count("batch") == 6
+
+
+def test_no_more_requests_under_way_than_the_server_allows():
+    sim = Simulation(1)
+    states = sim.run(
+        batching.open_streams(sim.core, sim.exchange, list(range(20)), "sum", None, True)
+    )[0]
+    sim.exchange.max_in_flight = 3
+    calls = [sim.core._submit(sim.exchange, state, 1, np.ones(2, np.float32)) for state in states]
+    assert len(sim.exchange.outbox) == 3
+    sim.exchange.abandon(calls[10])
+    for call in calls:
+        sim._wait(call)
+        assert len(sim.exchange.outbox) <= 3
+    assert sim.server.num_applied == 19

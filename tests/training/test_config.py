@@ -1,0 +1,123 @@
+"""Configurations: TOML there and back, and what is refused."""
+
+import argparse
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamrnn.commands.train import configure, make_config
+from streamrnn.errors import TrainingError
+from streamrnn.model.spec import LayerSpec
+from streamrnn.training.config import SECTIONS, TrainingConfig, parse_layers
+
+
+def read(tmp_path, text):
+    path = tmp_path / "config.toml"
+    path.write_text(text, encoding="utf-8")
+    return TrainingConfig.read(path)
+
+
+def test_every_setting_has_its_place_and_words():
+    named = [name for section in SECTIONS.values() for name in section]
+    assert sorted(named) == sorted(TrainingConfig.__dataclass_fields__)
+
+
+def test_toml_there_and_back(tmp_path):
+    config = TrainingConfig(
+        path=str(tmp_path / "data" / "x.csv"),
+        predict=("a b", 'with "quotes" and \\'),
+        missing={"a.b": "hold", "ü": "mask"},
+        layers=("lstm:32", "gru:16"),
+        learning_rate=1e-05,
+        split=(0.5, 0.25, 0.25),
+        difference=(),
+        seed=2**40,
+    )
+    config.write(tmp_path / "config.toml")
+    text = (tmp_path / "config.toml").read_text(encoding="utf-8")
+    assert 'path = "data/x.csv"' in text
+    again = TrainingConfig.read(tmp_path / "config.toml")
+    assert again == config
+
+
+@given(st.text(max_size=20), st.floats(1e-9, 10.0), st.integers(0, 2**63 - 1))
+def test_any_name_and_number_survive_toml(tmp_path_factory, name, rate, seed):
+    path = tmp_path_factory.mktemp("toml") / "config.toml"
+    config = TrainingConfig(
+        path=str(path.parent / "x.csv"),
+        predict=(name,),
+        missing={name: "hold"},
+        learning_rate=rate,
+        seed=seed,
+    )
+    config.write(path)
+    assert TrainingConfig.read(path) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[data", "not valid TOML"),
+        ("[dta]\npath='x'", r"'dta' \(did you mean 'data'\?\)"),
+        ("path = 'x'", "unknown section or key 'path'"),
+        ("[data]\npth = 'x'", "'pth' in .*did you mean 'path'"),
+        ("[data]\nepochs = 3", r"belongs into \[training\]"),
+        ("[training]\nepochs = 3", "names no data"),
+        ("[data]\npath = 'x'\n[training]\nepochs = 'many'", "epochs is 'many'.*a whole number"),
+        ("[data]\npath = 'x'\n[training]\nepochs = true", "a whole number"),
+        ("[data]\npath = 'x'\npredict = [1]", "a list of strings"),
+        ("[data]\npath = 'x'\nsplit = [0.5, 0.5]", "three shares"),
+        ("[data]\npath = 'x'\nsplit = [0.9, 0.2, -0.1]", "three shares"),
+        ("[data]\npath = 'x'\n[data.missing]\na = 'held'", "did you mean 'hold'"),
+        ("[data]\npath = 'x'\n[training]\nloss = 'mae'", "did you mean 'mse'"),
+        ("[data]\npath = 'x'\n[training]\nlearning_rate = nan", "must be from"),
+        ("[data]\npath = 'x'\n[training]\nclip_norm = 0.0", "must be from"),
+        ("[data]\npath = 'x'\n[model]\nlayers = ['lsmt:3']", "did you mean 'lstm'"),
+        ("[data]\npath = 'x'\n[model]\nlayers = ['lstm']", "such as lstm:32"),
+        ("[data]\npath = 'x'\n[model]\nlayers = []", "at least one"),
+    ],
+)
+def test_bad_configurations_say_what_is_wrong(tmp_path, text, words):
+    with pytest.raises(TrainingError, match=words):
+        read(tmp_path, text)
+
+
+def test_an_absent_file(tmp_path):
+    with pytest.raises(TrainingError, match="cannot be opened"):
+        TrainingConfig.read(tmp_path / "absent.toml")
+
+
+def test_layers():
+    assert parse_layers(("lstm:32", " gru:16")) == (LayerSpec("lstm", 32), LayerSpec("gru", 16))
+
+
+def arguments(*words):
+    parser = argparse.ArgumentParser()
+    configure(parser)
+    return make_config(parser.parse_args([*words, "-o", "m.safetensors"]))
+
+
+def test_options_make_a_configuration():
+    config = arguments(
+        *("x.csv", "--predict", "a, b", "--layers", "gru:8,lstm:4", "--epochs", "3", "--seed", "5"),
+        *("--batch-size", "4", "--missing", "a=b=mask", "--difference", ""),
+    )
+    assert config == TrainingConfig(
+        path="x.csv",
+        predict=("a", "b"),
+        layers=("gru:8", "lstm:4"),
+        epochs=3,
+        seed=5,
+        batch_size=4,
+        missing={"a=b": "mask"},
+        difference=(),
+    )
+    with pytest.raises(TrainingError, match="COLUMN=POLICY"):
+        arguments("x.csv", "--missing", "hold")
+
+
+def test_options_override_a_file(tmp_path):
+    TrainingConfig(path=str(tmp_path / "x.csv"), epochs=7, seed=3).write(tmp_path / "c.toml")
+    config = arguments(str(tmp_path / "c.toml"), "--seed", "4")
+    assert (config.epochs, config.seed, config.path) == (7, 4, str(tmp_path / "x.csv"))

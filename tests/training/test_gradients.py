@@ -1,0 +1,198 @@
+"""Gradients of whole networks against central differences, in float64."""
+
+import numpy as np
+import pytest
+
+from streamrnn.errors import TrainingError
+from streamrnn.model.spec import CELLS, HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
+from streamrnn.training.network.losses import LOSSES, activate, loss_and_gradient
+from streamrnn.training.network.network import Chunk, Network, initial_parameters
+from tests.tolerances import GRADIENT
+
+STEP = 1e-5
+
+STACKS = [[(cell, 5)] for cell in CELLS] + [
+    [("lstm", 4), ("gru", 6)],
+    [("gru", 5), ("rnn_tanh", 3), ("lstm", 4)],
+    [("rnn_relu", 4), ("lstm", 6)],
+]
+HEADS = [
+    ("mse", "identity"),
+    ("mse", "tanh"),
+    ("mse", "sigmoid"),
+    ("mse", None),
+    ("cross_entropy", "softmax"),
+    ("binary_cross_entropy", "sigmoid"),
+]
+
+
+def make_case(rng, stack, loss, activation, inputs):
+    num_outputs = stack[-1][1] if activation is None else 3
+    spec = ModelSpec(
+        inputs=inputs,
+        layers=tuple(LayerSpec(*layer) for layer in stack),
+        outputs=tuple(OutputSpec(f"y{o}") for o in range(num_outputs)),
+        head=HeadSpec(activation) if activation else None,
+    )
+    network = Network(spec, initial_parameters(spec, rng), np.float64)
+    network.flat += rng.normal(0.0, 0.3, network.flat.shape)
+    shape = (7, 4)
+    codes = {
+        item.name: rng.integers(0, item.num_categories, shape)
+        for item in inputs
+        if item.embedding_size
+    }
+    chunk = Chunk(rng.normal(size=(*shape, spec.num_features)), codes)
+    if loss == "cross_entropy":
+        target = rng.integers(0, num_outputs, (*shape, 1)).astype(float)
+    elif loss == "binary_cross_entropy":
+        target = rng.integers(0, 2, (*shape, num_outputs)).astype(float)
+    else:
+        target = rng.normal(size=(*shape, num_outputs))
+    target[rng.random(target.shape) < 0.2] = np.nan
+    state = [
+        tuple(rng.normal(0.0, 0.5, s.shape) for s in layer)
+        for layer in network.initial_state(shape[1])
+    ]
+    return network, chunk, target, state
+
+
+def numeric_gradient(network, chunk, target, state, loss):
+    gradient = np.empty_like(network.flat)
+    for k in range(len(gradient)):
+        before = network.flat[k]
+        values = []
+        for change in (STEP, -STEP):
+            network.flat[k] = before + change
+            z, _ = network.forward(chunk, state)
+            values.append(loss_and_gradient(loss, network.activation, z, target)[0])
+        network.flat[k] = before
+        gradient[k] = (values[0] - values[1]) / (2 * STEP)
+    return gradient
+
+
+def assert_gradient(loss, case):
+    network, chunk, target, state = case
+    network.loss(chunk, target, state, loss)
+    analytic = {name: view.copy() for name, view in network.gradients.items()}
+    assert np.linalg.norm(network.gradient) > 1e-3
+    expected = numeric_gradient(network, chunk, target, state, loss)
+    network.gradient[:] = expected
+    for name, view in network.gradients.items():
+        scale = float(np.linalg.norm(view))
+        assert scale > 1e-5, name
+        assert np.linalg.norm(analytic[name] - view) <= GRADIENT * max(scale, 0.01), name
+
+
+@pytest.mark.parametrize("stack", STACKS, ids=lambda s: "-".join(cell for cell, _ in s))
+def test_gradient_of_every_cell(stack):
+    rng = np.random.default_rng(len(stack))
+    inputs = (InputSpec("a"), InputSpec("b", missing="mask"))
+    assert_gradient("mse", make_case(rng, stack, "mse", "identity", inputs))
+
+
+@pytest.mark.parametrize(("loss", "activation"), HEADS)
+def test_gradient_of_every_head_and_loss(loss, activation):
+    rng = np.random.default_rng(7)
+    inputs = (InputSpec("a"), InputSpec("b"))
+    assert_gradient(loss, make_case(rng, [("gru", 4)], loss, activation, inputs))
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        (InputSpec("t", kind="token", num_categories=4, embedding_size=3),),
+        (
+            InputSpec("a"),
+            InputSpec("c", kind="categorical", num_categories=3, embedding_size=2),
+            InputSpec("d", kind="categorical", num_categories=3),
+            InputSpec("e", kind="categorical", num_categories=5, embedding_size=3),
+        ),
+    ],
+    ids=["token", "mixed"],
+)
+def test_gradient_of_embeddings(inputs):
+    rng = np.random.default_rng(3)
+    stack = [("lstm", 4), ("rnn_tanh", 3)]
+    assert_gradient("cross_entropy", make_case(rng, stack, "cross_entropy", "softmax", inputs))
+
+
+def test_gradient_by_the_features():
+    rng = np.random.default_rng(5)
+    network, chunk, target, state = make_case(
+        rng, [("lstm", 4), ("gru", 3)], "mse", "identity", (InputSpec("a"), InputSpec("b"))
+    )
+    z, _ = network.forward(chunk, state)
+    _, grad_z = loss_and_gradient("mse", "identity", z, target)
+    analytic = network.backward(grad_z, need_grad_x=True).copy()
+    expected = np.empty_like(analytic)
+    for index in np.ndindex(*expected.shape):
+        before, values = chunk.features[index], []
+        for change in (STEP, -STEP):
+            chunk.features[index] = before + change
+            z, _ = network.forward(chunk, state)
+            values.append(loss_and_gradient("mse", "identity", z, target)[0])
+        chunk.features[index] = before
+        expected[index] = (values[0] - values[1]) / (2 * STEP)
+    assert np.linalg.norm(analytic - expected) <= GRADIENT * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_chunks_carry_the_state(cell):
+    rng = np.random.default_rng(11)
+    network, chunk, _, state = make_case(
+        rng, [(cell, 6), ("gru", 3)], "mse", "identity", (InputSpec("a"),)
+    )
+    whole, _ = network.outputs(chunk, state)
+    parts, _ = network.outputs(chunk, state, max_steps=2)
+    single, _ = network.outputs(chunk, state, max_steps=1)
+    np.testing.assert_allclose(parts, whole, rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(single, whole, rtol=1e-13, atol=1e-14)
+
+
+def test_smaller_chunks_reuse_the_buffers_correctly():
+    rng = np.random.default_rng(13)
+    inputs = (InputSpec("c", kind="categorical", num_categories=3, embedding_size=2),)
+    network, chunk, target, state = make_case(
+        rng, [("lstm", 4), ("gru", 3)], "mse", "identity", inputs
+    )
+    few = Chunk(chunk.features[:3, :2].copy(), {"c": chunk.codes["c"][:3, :2]})
+    few_state = [tuple(s[:2] for s in layer) for layer in state]
+    before = network.loss(few, target[:3, :2], few_state, "mse")[0], network.gradient.copy()
+    network.loss(chunk, target, state, "mse")
+    after = network.loss(few, target[:3, :2], few_state, "mse")[0], network.gradient
+    assert before[0] == after[0]
+    np.testing.assert_array_equal(before[1], after[1])
+
+
+def test_missing_targets_have_no_loss_and_no_gradient():
+    z = np.array([[[0.3, -0.2]]])
+    for loss, activation in LOSSES.items():
+        width = 1 if loss == "cross_entropy" else 2
+        value, gradient = loss_and_gradient(loss, activation, z, np.full((1, 1, width), np.nan))
+        assert value == 0.0
+        np.testing.assert_array_equal(gradient, np.zeros_like(z))
+
+
+def test_losses_by_hand():
+    z = np.array([[[0.0, np.log(3.0)]]])
+    value, _ = loss_and_gradient("cross_entropy", "softmax", z, np.array([[[1.0]]]))
+    assert value == pytest.approx(-np.log(0.75))
+    value, _ = loss_and_gradient("binary_cross_entropy", "sigmoid", z, np.array([[[1.0, 0.0]]]))
+    assert value == pytest.approx((np.log(2.0) + np.log(4.0)) / 2)
+    value, _ = loss_and_gradient("mse", "identity", z, np.array([[[1.0, np.nan]]]))
+    assert value == 1.0
+    np.testing.assert_allclose(activate(z, "softmax"), [[[0.25, 0.75]]])
+    np.testing.assert_allclose(activate(z, "sigmoid"), [[[0.5, 0.75]]])
+
+
+def test_extreme_values_neither_overflow_nor_pass_as_finite():
+    z = np.array([[[800.0, -800.0]]], np.float32)
+    assert loss_and_gradient("cross_entropy", "softmax", z, np.array([[[1.0]]]))[0] == 1600.0
+    assert np.isfinite(
+        loss_and_gradient("binary_cross_entropy", "sigmoid", z, np.array([[[0.0, 1.0]]]))[0]
+    )
+    with pytest.raises(TrainingError, match="diverged"):
+        loss_and_gradient("mse", "identity", z * np.float32(np.inf), np.zeros((1, 1, 2)))
+    with pytest.raises(TrainingError, match="does not go with"):
+        loss_and_gradient("cross_entropy", "sigmoid", z, np.array([[[1.0]]]))

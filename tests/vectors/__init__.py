@@ -1,0 +1,1 @@
+"""The wire vectors, and the codecs that must pass them."""
