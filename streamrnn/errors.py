@@ -21,6 +21,9 @@ A message says what came, what was expected and what to do.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "DataError",
     "DeviceError",
@@ -35,6 +38,7 @@ __all__ = [
     "StreamError",
     "StreamRNNError",
     "TrainingError",
+    "suggestion",
 ]
 
 
@@ -92,3 +96,10 @@ class DeviceError(StreamRNNError):
 
 class StartError(StreamRNNError):
     """A server could not start: the address is taken, a model is missing, and the like."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` if a known name is near, else nothing."""
+    by_lower = {item.lower(): item for item in known}
+    near = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.5)
+    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import DataError
+from streamrnn.errors import DataError, suggestion
 from streamrnn.model.model import Model
 from streamrnn.model.spec import InputSpec, ModelSpec
-from streamrnn.training.data.table import CsvReader, number, open_csv, parse_time, suggestion
+from streamrnn.training.data.csv_file import CsvReader, number, open_csv, parse_time
 
 if TYPE_CHECKING:
     from streamrnn.engine.engine import Engine

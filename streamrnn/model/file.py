@@ -1,4 +1,4 @@
-"""The weight file: a model as one safetensors file that notices every flipped bit.
+"""The weight file: a model as one safetensors file in which every flipped bit is noticed.
 
 The metadata holds one entry, ``streamrnn``, a JSON text in canonical form (sorted, compact)::
 
@@ -6,6 +6,8 @@ The metadata holds one entry, ``streamrnn``, a JSON text in canonical form (sort
      "sha256": "...",                 the model's fingerprint, which covers all that follows
      "spec": {...},                   ModelSpec without the fields that have their default
      "tensors": {"head.bias": "..."}} SHA-256 of every tensor's bytes: says which one is damaged
+
+This module knows specifications and tensors; `streamrnn.model.model` makes models of them.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import json
 import os
 from typing import Any
 
+from numpy.typing import NDArray
+
 from streamrnn.errors import ModelError, ModelFileError
-from streamrnn.model.model import (
+from streamrnn.model.parameters import (
     FORMAT_VERSION,
-    Model,
+    Parameters,
     canonical_spec,
     fingerprint_of,
     tensor_digest,
@@ -25,71 +29,50 @@ from streamrnn.model.model import (
 from streamrnn.model.spec import ModelSpec
 from streamrnn.model.tensor_file import TensorFile, read_tensor_file, write_tensor_file
 
-__all__ = ["METADATA_KEY", "load_model", "save_model"]
+__all__ = ["METADATA_KEY", "read_model_file", "write_model_file"]
 
 METADATA_KEY = "streamrnn"
 
 
-def save_model(model: Model, path: str | os.PathLike[str]) -> None:
-    """Write a model to a weight file, all or nothing.
+def write_model_file(path: str | os.PathLike[str], spec: ModelSpec, parameters: Parameters) -> None:
+    """Write a weight file, all or nothing; the same model always makes the same bytes.
 
-    The same model always makes the same bytes.
-
-    Parameters
-    ----------
-    model : Model
-        What to write.
-    path : str or path
-        Replaced if it exists.
-
-    Raises
-    ------
-    ModelFileError
-        If the file cannot be written.
+    Raises `ModelFileError` if the file cannot be written.
     """
+    spec_text = canonical_spec(spec)
+    digests = {name: tensor_digest(value) for name, value in parameters.items()}
+    listed = {name: ("F32", value.shape, digests[name]) for name, value in parameters.items()}
     description = {
         "format": FORMAT_VERSION,
-        "sha256": model.fingerprint,
-        "spec": json.loads(canonical_spec(model.spec)),
-        "tensors": {name: tensor_digest(value) for name, value in model.parameters.items()},
+        "sha256": fingerprint_of(spec_text, listed),
+        "spec": json.loads(spec_text),
+        "tensors": digests,
     }
-    write_tensor_file(path, model.parameters, {METADATA_KEY: _canonical(description)})
+    write_tensor_file(path, parameters, {METADATA_KEY: _canonical(description)})
 
 
-def load_model(path: str | os.PathLike[str]) -> Model:
-    """Read a weight file.
+def read_model_file(path: str | os.PathLike[str]) -> tuple[ModelSpec, dict[str, NDArray[Any]]]:
+    """Read a weight file that `write_model_file` wrote: its description and its tensors.
 
-    Parameters
-    ----------
-    path : str or path
-        A file that `save_model` wrote.
-
-    Returns
-    -------
-    Model
-
-    Raises
-    ------
-    ModelFileError
-        If the file is damaged, of another kind, or holds a model that does not fit its own
-        description.
+    Whether the tensors are those that the description asks for is not checked here. Raises
+    `ModelFileError` if the file is damaged, of another kind, or its description is not valid.
     """
     file = read_tensor_file(path)
     description = _read_description(file)
-    _check_digests(file, description)
+    listed = _check_digests(file, description)
     try:
         spec = ModelSpec.from_dict(description["spec"])
-        model = Model(spec, {name: stored.array() for name, stored in file.tensors.items()})
+        fingerprint = fingerprint_of(canonical_spec(spec), listed)
     except ModelError as error:
         raise ModelFileError(f"{file.path}: {error}") from error
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ModelFileError(f"{file.path}: the description cannot be read: {error}") from error
-    if model.fingerprint != description["sha256"]:
+    if fingerprint != description["sha256"]:
         raise ModelFileError(
             f"{file.path}: the description is not in the form that this version writes "
-            f"(fingerprint {model.fingerprint}, the file says {description['sha256']})"
+            f"(fingerprint {fingerprint}, the file says {description['sha256']})"
         )
-    return model
+    return spec, {name: stored.array() for name, stored in file.tensors.items()}
 
 
 def _canonical(value: Any) -> str:
@@ -137,8 +120,10 @@ def _read_description(file: TensorFile) -> dict[str, Any]:
     return description
 
 
-def _check_digests(file: TensorFile, description: dict[str, Any]) -> None:
-    """Compare every byte of the file with what its digests say, tensors first."""
+def _check_digests(
+    file: TensorFile, description: dict[str, Any]
+) -> dict[str, tuple[str, tuple[int, ...], str]]:
+    """Compare every byte with its digest, tensors first; return what a fingerprint covers."""
     digests = description["tensors"]
     if not isinstance(digests, dict):
         raise ModelFileError(f"{file.path}: the list of tensors in the header is damaged")
@@ -164,3 +149,4 @@ def _check_digests(file: TensorFile, description: dict[str, Any]) -> None:
             f"edited: its SHA-256 is {fingerprint}, expected {description['sha256']}; copy the "
             "file again"
         )
+    return listed

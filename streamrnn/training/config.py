@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from streamrnn.errors import StreamRNNError, TrainingError
+from streamrnn.errors import StreamRNNError, TrainingError, suggestion
 from streamrnn.model.spec import CELLS, MISSING, LayerSpec
-from streamrnn.training.data.table import suggestion
 from streamrnn.training.network.losses import LOSSES
 
 __all__ = ["TrainingConfig", "parse_layers"]
@@ -60,7 +59,7 @@ class TrainingConfig:
     Attributes
     ----------
     path : str
-        CSV with a header, or .npz (`streamrnn.training.data.table.read_table`).
+        CSV with a header, or .npz (`streamrnn.training.data.read.read_table`).
     predict : tuple of str
         Target columns: numbers, or one column of classes.
     time, group : str

@@ -17,7 +17,7 @@ from streamrnn.model.model import Model
 from streamrnn.training.baselines import baseline_errors
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import Dataset, make_dataset
-from streamrnn.training.data.table import read_table
+from streamrnn.training.data.read import read_table
 from streamrnn.training.diagnostics import measure_memory
 from streamrnn.training.evaluate import all_errors
 from streamrnn.training.fit.loop import Epoch, choose_sizes, fit

@@ -11,7 +11,8 @@ import pytest
 
 from streamrnn.errors import InputError
 from streamrnn.importers.torch import TorchOptions, import_torch
-from streamrnn.model.model import Model, parameter_shapes
+from streamrnn.model.model import Model
+from streamrnn.model.parameters import parameter_shapes
 from streamrnn.model.spec import ACTIVATIONS, HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
 from streamrnn.reference.activations import HEAD_ACTIVATIONS, relu, sigmoid, softmax
 from streamrnn.reference.model import ReferenceModel

@@ -18,7 +18,12 @@ from hypothesis import strategies as st
 
 from streamrnn import Model
 from streamrnn.errors import ModelFileError
-from streamrnn.model.model import FORMAT_VERSION, canonical_spec, fingerprint_of, tensor_digest
+from streamrnn.model.parameters import (
+    FORMAT_VERSION,
+    canonical_spec,
+    fingerprint_of,
+    tensor_digest,
+)
 from streamrnn.model.spec import InputSpec
 from streamrnn.model.tensor_file import MAX_HEADER_BYTES, read_tensor_file, write_tensor_file
 from tests.support.models import EVERY_KIND_OF_INPUT, random_model

@@ -10,7 +10,8 @@ import pytest
 
 from streamrnn.commands.inspect import state_bytes
 from streamrnn.errors import SpecError, TrainingError
-from streamrnn.model.model import Model, canonical_spec, parameter_shapes
+from streamrnn.model.model import Model
+from streamrnn.model.parameters import canonical_spec, parameter_shapes
 from streamrnn.model.spec import GATE_ACTIVATIONS, InputSpec, LayerSpec, ModelSpec, OutputSpec
 from streamrnn.reference.activations import GATE_FUNCTIONS
 from streamrnn.reference.model import ReferenceModel

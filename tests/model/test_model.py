@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from streamrnn.errors import ModelError
-from streamrnn.model.model import Model, canonical_spec, parameter_shapes
+from streamrnn.model.model import Model
+from streamrnn.model.parameters import canonical_spec, parameter_shapes
 from streamrnn.model.spec import LayerSpec, ModelSpec, OutputSpec
 from tests.support.models import EVERY_KIND_OF_INPUT, random_model
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.model.model import Model, parameter_shapes
+from streamrnn.model.model import Model
+from streamrnn.model.parameters import parameter_shapes
 from streamrnn.model.spec import HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
 
 __all__ = ["EVERY_KIND_OF_INPUT", "random_inputs", "random_model", "random_parameters"]

@@ -9,8 +9,9 @@ from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.columns import drifts, held
+from streamrnn.training.data.csv_file import parse_time
 from streamrnn.training.data.dataset import encode, make_dataset
-from streamrnn.training.data.table import parse_time, read_table
+from streamrnn.training.data.read import read_table
 from streamrnn.training.network.network import Chunk, Network
 from tests.support.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
 from tests.tolerances import REFERENCE_FLOAT32

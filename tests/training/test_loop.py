@@ -10,8 +10,8 @@ from streamrnn.model.spec import CELLS
 from streamrnn.training import TrainingConfig, train
 from streamrnn.training.baselines import baseline_errors
 from streamrnn.training.data.dataset import make_dataset
+from streamrnn.training.data.read import read_table
 from streamrnn.training.data.stacking import stack_rows
-from streamrnn.training.data.table import read_table
 from streamrnn.training.diagnostics import gradient_by_lag, measure_memory
 from streamrnn.training.evaluate import all_errors, mean_loss
 from streamrnn.training.fit.loop import choose_sizes, cut_segments, fit

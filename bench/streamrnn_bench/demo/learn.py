@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from streamrnn.model.model import Model
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import Dataset, make_dataset
-from streamrnn.training.data.table import read_table
+from streamrnn.training.data.read import read_table
 from streamrnn.training.fit.loop import Epoch
 from streamrnn.training.progress import TrainingProgress
 from streamrnn.training.train import TrainingResult, train_to_file

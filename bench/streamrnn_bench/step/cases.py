@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamrnn.model.model import Model, parameter_shapes
+from streamrnn.model.model import Model
+from streamrnn.model.parameters import parameter_shapes
 from streamrnn.model.spec import CELLS, InputSpec, LayerSpec, ModelSpec, OutputSpec
 from streamrnn_bench.report.results import BenchError
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import DataError, TrainingError
+from streamrnn.errors import DataError, TrainingError, suggestion
 from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.training.config import TrainingConfig
-from streamrnn.training.data.table import Column, Table, parse_time, suggestion
+from streamrnn.training.data.csv_file import parse_time
+from streamrnn.training.data.table import Column, Table
 
 __all__ = [
     "categorical_input",

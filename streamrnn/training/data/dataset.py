@@ -20,7 +20,8 @@ from streamrnn.training.data.columns import (
     output_names,
     regression_output,
 )
-from streamrnn.training.data.table import Table, parse_time
+from streamrnn.training.data.csv_file import parse_time
+from streamrnn.training.data.table import Table
 from streamrnn.training.network.losses import LOSSES
 from streamrnn.training.network.network import Chunk
 

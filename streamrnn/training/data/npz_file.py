@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import DataError
-from streamrnn.training.data.table import Column, Table, suggestion
+from streamrnn.errors import DataError, suggestion
+from streamrnn.training.data.table import Column, Table
 
 __all__ = ["read_npz"]
 
@@ -19,7 +19,7 @@ STREAM = "stream"  # name of the column that tells the streams apart
 
 
 def read_npz(path: str | os.PathLike[str], sha256: str) -> Table:
-    """Read arrays as a table; `streamrnn.training.data.table.read_table` says which keys there are.
+    """Read arrays as a table; `streamrnn.training.data.read.read_table` says which keys there are.
 
     Parameters
     ----------

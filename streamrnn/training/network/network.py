@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from streamrnn.model.model import parameter_shapes
+from streamrnn.model.parameters import parameter_shapes
 from streamrnn.model.spec import CELLS, ModelSpec
 from streamrnn.training.network.layers import Array, Scratch, State, make_layer
 from streamrnn.training.network.losses import activate, loss_and_gradient

@@ -1,0 +1,173 @@
+"""Parameters of a model: names, shapes, checks, and the fingerprint over them and the description.
+
+They carry PyTorch's names, shapes and gate orders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.errors import ModelError
+from streamrnn.model.spec import CELLS, ModelSpec
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Parameters",
+    "canonical_spec",
+    "check_parameters",
+    "fingerprint_of",
+    "parameter_shapes",
+    "tensor_digest",
+]
+
+FORMAT_VERSION = 1  # of the weight file, and of what a fingerprint covers
+
+Parameters = Mapping[str, NDArray[np.float32]]
+
+
+def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Name every parameter of a model, with its shape, in the canonical order.
+
+    ``embedding.{input}.weight`` [num_categories, E] for every embedded input; for every layer
+    ``weight_ih_l{k}`` [G*H, F or H of layer k-1], ``weight_hh_l{k}`` [G*H, H], ``bias_ih_l{k}`` and
+    ``bias_hh_l{k}`` [G*H]; ``head.weight`` [O, H] and ``head.bias`` [O] with a head.
+
+    A layer's form adds to its own: ``weight_hr_l{k}`` [R, H] (projection; h, and with it every
+    matrix that it enters, is R wide then); ``weight_ci_l{k}``, ``weight_cf_l{k}`` and
+    ``weight_co_l{k}`` [H] (peepholes); ``norm_weight_ih_l{k}`` and ``norm_weight_hh_l{k}`` [G*H]
+    (the gains of a layer normalisation, whose shifts are the two biases), and for an LSTM
+    ``norm_weight_c_l{k}`` and ``norm_bias_c_l{k}`` [H].
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for item in spec.inputs:
+        if item.embedding_size:
+            shapes[f"embedding.{item.name}.weight"] = (item.num_categories, item.embedding_size)
+    num_columns = spec.num_features
+    for k, layer in enumerate(spec.layers):
+        num_units, num_outputs = layer.hidden_size, layer.output_size
+        num_rows = len(CELLS[layer.cell].gates) * num_units
+        shapes[f"weight_ih_l{k}"] = (num_rows, num_columns)
+        shapes[f"weight_hh_l{k}"] = (num_rows, num_outputs)
+        shapes[f"bias_ih_l{k}"] = (num_rows,)
+        shapes[f"bias_hh_l{k}"] = (num_rows,)
+        if layer.projection_size:
+            shapes[f"weight_hr_l{k}"] = (num_outputs, num_units)
+        if layer.peepholes:
+            for gate in "ifo":
+                shapes[f"weight_c{gate}_l{k}"] = (num_units,)
+        if layer.layer_norm:
+            shapes[f"norm_weight_ih_l{k}"] = (num_rows,)
+            shapes[f"norm_weight_hh_l{k}"] = (num_rows,)
+            if layer.cell == "lstm":
+                shapes[f"norm_weight_c_l{k}"] = (num_units,)
+                shapes[f"norm_bias_c_l{k}"] = (num_units,)
+        num_columns = num_outputs
+    if spec.head is not None:
+        shapes["head.weight"] = (spec.output_size, num_columns)
+        shapes["head.bias"] = (spec.output_size,)
+    return shapes
+
+
+def check_parameters(spec: ModelSpec, parameters: Mapping[str, NDArray[Any]]) -> Parameters:
+    """Copy a model's parameters, or raise `ModelError` with what is wrong with them.
+
+    The copies are read-only, in C order, and come in the order of `parameter_shapes`.
+    """
+    shapes = parameter_shapes(spec)
+    missing = [name for name in shapes if name not in parameters]
+    if missing:
+        raise ModelError(
+            f"parameter {missing[0]} {list(shapes[missing[0]])} is missing"
+            + (f", and {len(missing) - 1} more: {missing[1:]}" if missing[1:] else "")
+        )
+    unknown = [name for name in parameters if name not in shapes]
+    if unknown:
+        raise ModelError(
+            f"unknown parameter {unknown[0]!r}; the model's description asks for "
+            f"{', '.join(shapes)}"
+        )
+    return MappingProxyType(
+        {name: _checked(name, parameters[name], shape) for name, shape in shapes.items()}
+    )
+
+
+def _checked(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    if not isinstance(value, np.ndarray) or value.dtype != np.float32:
+        got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise ModelError(f"parameter {name} is {got}; it must be a NumPy array of float32")
+    if value.shape != shape:
+        raise ModelError(
+            f"parameter {name} has shape {list(value.shape)}; the model's description asks for "
+            f"{list(shape)}"
+        )
+    finite = np.isfinite(value)
+    if not finite.all():
+        index = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise ModelError(
+            f"parameter {name}{list(index)} is {value[index]} ({value.size - finite.sum()} of "
+            f"{value.size} elements are not finite); such a model answers NaN for ever, train it "
+            "again or take an earlier checkpoint"
+        )
+    owned = np.array(value, dtype=np.float32, order="C", copy=True)
+    owned.setflags(write=False)
+    return owned
+
+
+def canonical_spec(spec: ModelSpec) -> str:
+    """Write a description as the one JSON text that a fingerprint covers.
+
+    Keys are sorted, nothing is indented, all is ASCII, and fields that have their default value
+    are left out: a field that a later version adds does not change the fingerprint of a model
+    that makes no use of it, and so its streams' saved states stay valid. The price: the defaults
+    are part of the file format and must never change.
+
+    Raises `ModelError` if ``spec.training`` holds something that JSON cannot express.
+    """
+    try:
+        return json.dumps(
+            _without_defaults(spec), sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"the model's description cannot be written as JSON: {error}; training may hold only "
+            "plain dicts, lists, strings, finite numbers, booleans and None"
+        ) from error
+
+
+def _without_defaults(item: Any) -> Any:
+    """Turn a dataclass into plain types, leaving out what has its default value."""
+    if is_dataclass(item):
+        plain = {}
+        for entry in fields(item):
+            value = getattr(item, entry.name)
+            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+            if value != default:
+                plain[entry.name] = _without_defaults(value)
+        return plain
+    if isinstance(item, tuple):
+        return [_without_defaults(element) for element in item]
+    return item
+
+
+def tensor_digest(value: NDArray[Any]) -> str:
+    """Hex SHA-256 of the bytes of a tensor in C order, little-endian."""
+    return hashlib.sha256(value.reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def fingerprint_of(spec_text: str, tensors: Mapping[str, tuple[str, tuple[int, ...], str]]) -> str:
+    """Hex SHA-256 of all of a model: its description and every tensor.
+
+    ``spec_text`` is the description as JSON; ``tensors`` maps each name to safetensors' name of its
+    dtype, its shape and its `tensor_digest`.
+    """
+    listed = [[name, *entry] for name, entry in sorted(tensors.items())]
+    text = json.dumps([FORMAT_VERSION, spec_text, listed], separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
