@@ -14,7 +14,7 @@ CO2 := streamrnn/data/co2_mauna_loa.csv
 # Two installations at once in one .venv would trip over each other.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test check bench gpu soak clean
+.PHONY: help demo serve test check bench docs gpu soak clean
 
 help:
 	@echo "make demo    train, serve, stream and compare, by itself"
@@ -22,6 +22,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make check   lint, format, types, docstrings"
 	@echo "make bench   measure against peers and the machine's limits"
+	@echo "make docs    build the documentation into build/docs"
 	@echo "make gpu     on a machine with a GPU: its tests, then its benchmarks into bench/results"
 	@echo "make soak    run the tests that take long"
 	@echo "make clean   remove what was built, .venv too"
@@ -57,6 +58,11 @@ check: $(VENV)/installed-check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A link that leads nowhere fails it.
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+	@echo "build/docs/index.html"
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -77,3 +83,7 @@ $(VENV)/installed-test: $(PROJECTS) | $(VENV)/bin/python
 $(VENV)/installed-check: $(PROJECTS) | $(VENV)/bin/python
 	$(INSTALL) -e '.[check,test]'
 	touch $@ $(VENV)/installed $(VENV)/installed-test
+
+$(VENV)/installed-docs: $(PROJECTS) | $(VENV)/bin/python
+	$(INSTALL) -e '.[docs]'
+	touch $@ $(VENV)/installed
