@@ -2,8 +2,10 @@
 
 The layout is small (https://huggingface.co/docs/safetensors): 8 bytes N, little-endian; N bytes
 of JSON that give every tensor's dtype, shape and offsets, padded with spaces; the tensors' bytes.
-We read it ourselves, because a refusal should say where the damage is, a size should be looked at
-before memory is taken for it, and bfloat16, which NumPy does not have, should be readable.
+The package ``safetensors`` writes our files but does not read them: it takes a header that names a
+tensor twice (the last entry wins), or has further keys in an entry, and its refusals do not say
+where the damage is; closing that takes the header's parse and checks, which are most of this reader
+(docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 
-# What people hand over instead, by its first bytes.
+# Files of other kinds, by their first bytes.
 _SAVE_AS_SAFETENSORS = (
     "it can run code when it is read, so it never is. Save the tensors where the model was made: "
     "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
@@ -70,38 +72,20 @@ _OTHER_KINDS = (
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor as it lies in a file.
+    """One tensor as it lies in a file."""
 
-    Attributes
-    ----------
-    dtype : str
-        safetensors' name of it: ``F32``, ``BF16``, ...
-    shape : tuple of int
-        As stored.
-    offset_bytes : int
-        Where its bytes begin, counted from the start of the file.
-    data : memoryview
-        Its bytes, read-only.
-    """
-
-    dtype: str
+    dtype: str  # safetensors' name of it: F32, BF16, ...
     shape: tuple[int, ...]
-    offset_bytes: int
-    data: memoryview
+    offset_bytes: int  # from the start of the file
+    data: memoryview  # read-only
 
     @property
     def place(self) -> str:
-        """Where it lies, in words."""
+        """Position in the file, for error messages."""
         return f"bytes {self.offset_bytes} to {self.offset_bytes + len(self.data)}"
 
     def array(self) -> NDArray[Any]:
-        """Return the tensor as an array.
-
-        Returns
-        -------
-        ndarray
-            Read-only, a view on the file's bytes where NumPy has the dtype; bfloat16 as float32.
-        """
+        """Return a read-only view on the file's bytes; bfloat16 comes as a float32 copy."""
         raw: NDArray[Any] = np.frombuffer(self.data, dtype=_DTYPES[self.dtype])
         if self.dtype == "BF16":  # the upper half of a float32
             raw = (raw.astype(np.uint32) << 16).view(np.float32)
@@ -110,46 +94,22 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a safetensors file holds.
+    """Contents of a safetensors file."""
 
-    Attributes
-    ----------
-    path : str
-        Where it was read from, for messages.
-    header_bytes : int
-        Length of the JSON, padding included; it begins at byte 8.
-    metadata : dict of str to str
-        The ``__metadata__``; empty if there is none.
-    tensors : dict of str to StoredTensor
-        In the order of the header.
-    is_compact : bool
-        Whether the header's JSON is in the one form that safetensors' own writer produces. If
-        not, another program wrote it, or a bit flipped in a blank.
-    """
-
-    path: str
-    header_bytes: int
+    path: str  # for error messages
+    header_bytes: int  # of the JSON, padding included; it begins at byte 8
     metadata: dict[str, str]
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, StoredTensor]  # in the order of the header
+    # Whether the header's JSON is in the one form that safetensors' own writer produces. If not,
+    # another program wrote it, or a bit flipped in a blank.
     is_compact: bool
 
 
 def read_tensor_file(path: str | os.PathLike[str]) -> TensorFile:
     """Read a safetensors file.
 
-    Parameters
-    ----------
-    path : str or path
-        A regular file.
-
-    Returns
-    -------
-    TensorFile
-
-    Raises
-    ------
-    ModelFileError
-        If it cannot be read, is of another kind, or departs from the layout.
+    Raises `ModelFileError` if it cannot be read, is no regular file or no safetensors file, or
+    departs from the layout.
     """
     name = os.fspath(path)
     try:
@@ -174,9 +134,9 @@ def _read(name: str, file: BinaryIO, file_bytes: int) -> TensorFile:
     start = file.read(32)
     if start[8:9] != b"{":
         # Only now: the length of a header may begin with any byte, also with a pickle's.
-        for magic, words in _OTHER_KINDS:
+        for magic, text in _OTHER_KINDS:
             if start.startswith(magic):
-                raise ModelFileError(f"{name} {words}")
+                raise ModelFileError(f"{name} {text}")
         raise ModelFileError(
             f"{name} is not a safetensors file, or has lost its beginning: byte 8 is "
             f"{start[8:9]!r}, where the header's '{{' belongs"
@@ -216,10 +176,10 @@ def _read(name: str, file: BinaryIO, file_bytes: int) -> TensorFile:
 
 
 def _parse_header(name: str, raw: bytes) -> tuple[dict[str, Any], bool]:
-    """Read the header's JSON; also say whether it is as compact as safetensors writes it."""
+    """Parse the header's JSON; also return whether it is as compact as safetensors writes it."""
     try:
         text = raw.rstrip(b" ").decode()
-        header = json.loads(text, object_pairs_hook=_without_twins)
+        header = json.loads(text, object_pairs_hook=_without_duplicates)
         is_compact = json.dumps(header, separators=(",", ":"), ensure_ascii=False) == text
     except (ValueError, RecursionError) as error:
         raise ModelFileError(
@@ -230,7 +190,7 @@ def _parse_header(name: str, raw: bytes) -> tuple[dict[str, Any], bool]:
     return header, is_compact
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("a name is there twice")
@@ -288,21 +248,10 @@ def write_tensor_file(
     tensors: Mapping[str, NDArray[Any]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file: afterwards there is all of it or what was there before.
+    """Write a safetensors file atomically: afterwards there is all of it or the old file.
 
-    Parameters
-    ----------
-    path : str or path
-        Replaced if it exists; a symbolic link is followed.
-    tensors : mapping of str to ndarray
-        In C order.
-    metadata : mapping of str to str
-        The ``__metadata__``.
-
-    Raises
-    ------
-    ModelFileError
-        If the header would be too large to be read back, or the file cannot be written.
+    Tensors must be in C order; a symbolic link is followed. Raises `ModelFileError` if the header
+    would be too large to be read back, or the file cannot be written.
     """
     data = safetensors.numpy.save(dict(tensors), metadata=dict(metadata))
     header_bytes = int.from_bytes(data[:8], "little")

@@ -189,7 +189,13 @@ def test_a_description_that_says_the_same_in_other_letters_is_refused(good_bytes
         (lambda h: h.replace("[0,32]", "[32,0]", 1), "impossible offsets [32, 0]"),
         (lambda h: h.replace("[0,32]", "[0]", 1), "impossible offsets [0]"),
         (lambda h: h.replace("[0,32]", "[1,33]", 1), "begins at data offset 1; expected 0"),
+        # The package safetensors accepts these six.
         (lambda h: h[:-1] + ',"head.bias":1}', "a name is there twice"),
+        (lambda h: h.replace('{"streamrnn"', '{"streamrnn":"","streamrnn"'), "is there twice"),
+        (lambda h: h.replace('"F32"', '"F32","x":1', 1), "does not consist of dtype"),
+        (lambda h: h.replace('"F32"', '{"F32":null}', 1), "has dtype {'F32': None}"),
+        (lambda h: h.replace("[8]", "[" + "1," * 32 + "8]", 1), "impossible shape"),
+        (lambda h: '{"__metadata__":null}', "__metadata__ in the header is not a map"),
         (lambda h: "{" + "[" * 100_000, "is damaged"),
         (lambda h: '{"a":' * 100_000, "is damaged"),
         (lambda h: '{"__metadata__":{"streamrnn":{}}}', "__metadata__ in the header is not a map"),
