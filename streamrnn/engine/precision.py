@@ -9,18 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.model.model import Model
+from streamrnn.model.spec import NUM_SAMPLE_STEPS
 from streamrnn.reference.model import ReferenceModel
 
 __all__ = [
     "DEVICE_PRECISIONS",
-    "NUM_SAMPLE_STEPS",
     "PRECISION_NAMES",
     "PrecisionError",
     "measure_precisions",
     "sample_of",
 ]
 
-NUM_SAMPLE_STEPS = 256
 PRECISION_NAMES = ("float32", "bfloat16", "int8")
 """How the CPU stores weights."""
 

@@ -20,6 +20,7 @@ __all__ = [
     "ACTIVATIONS",
     "CELLS",
     "GATE_ACTIVATIONS",
+    "NUM_SAMPLE_STEPS",
     "CellKind",
     "HeadSpec",
     "InputSpec",
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 MAX_LAYERS = 16
-
+NUM_SAMPLE_STEPS = 256  # most steps of real inputs that a trained model carries to be tried with
 
 ACTIVATIONS = ("identity", "tanh", "sigmoid", "softmax")
 INPUT_KINDS = ("numeric", "categorical", "token")

@@ -1,4 +1,7 @@
-"""Training of models from tables: NumPy only, no framework, no numba."""
+"""Training of models from tables: NumPy only, no framework, no numba.
+
+``verify`` alone imports the engine, when it is called: the engine must reproduce the trainer.
+"""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 import streamrnn
-from streamrnn.engine.precision import NUM_SAMPLE_STEPS
 from streamrnn.errors import TrainingError
 from streamrnn.model.model import Model
+from streamrnn.model.spec import NUM_SAMPLE_STEPS
 from streamrnn.training.baselines import baseline_errors
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import Dataset, make_dataset
