@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import math
-import threading
-import time
-import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import zmq
 
-from streamrnn_client._session import batch as _batching
-from streamrnn_client._session import transfer as _moving
-from streamrnn_client._session.exchange import Call, Exchange
+from streamrnn_client._drivers.blocking import BlockingDriver
+from streamrnn_client._session import batch, transfer
 from streamrnn_client._session.replay_log import MAX_KEPT_BYTES, MAX_KEPT_STEPS
-from streamrnn_client._session.session import Core, Operation
+from streamrnn_client._session.session import Session
 from streamrnn_client._session.stream_group import Rows
-from streamrnn_client._session.stream_state import Claim, ServerInfo, StreamState
-from streamrnn_client.errors import ClientClosed
+from streamrnn_client._session.stream_state import ServerInfo
 from streamrnn_client.inputs import ModelInfo
-from streamrnn_client.options import Options, configure, is_connected, load_keys
+from streamrnn_client.options import Options, load_keys
 from streamrnn_client.stream import Stream
 
 __all__ = ["Client"]
 
-T = TypeVar("T")
 Id = TypeVar("Id", bound=str | int)
-_MAX_POLL_S = 0.25  # so that a thread notices that another one has closed the client
 
 
 class Client:
@@ -76,13 +67,8 @@ class Client:
         server_key: str | PathLike[str] | None = None,
     ) -> None:
         keys = load_keys(curve_key, server_key)
-        self._options = Options(address, timeout_s, resend_s, max_kept_steps, max_kept_bytes, keys)
-        self._core = Core(address, self._release, max_kept_steps, max_kept_bytes)
-        self._is_closed = False
-        self._claims = threading.Condition(threading.Lock())
-        self._num_waiting = 0
-        self._local = threading.local()
-        self._links: weakref.WeakSet[_Link] = weakref.WeakSet()
+        options = Options(address, timeout_s, resend_s, max_kept_steps, max_kept_bytes, keys)
+        self._driver = BlockingDriver(options)
 
     def __enter__(self) -> Client:
         return self
@@ -96,13 +82,12 @@ class Client:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Client of {self._options.address}{', closed' if self._is_closed else ''}>"
+        closed = ", closed" if self._driver.is_closed else ""
+        return f"<Client of {self._driver.options.address}{closed}>"
 
     def close(self) -> None:
         """Close the connection; streams stay open in the server. Safe to call twice."""
-        self._is_closed = True
-        for link in list(self._links):
-            link.close_when_idle()
+        self._driver.close()
 
     def hello(self) -> ServerInfo:
         """Ask the server who it is: versions, instance, durability, shards, limits.
@@ -111,7 +96,7 @@ class Client:
         -------
         ServerInfo
         """
-        return self._run(self._core.hello(self._exchange()))
+        return self._driver.run(Session.hello)
 
     def models(self) -> dict[str, ModelInfo]:
         """Ask for the models that are served.
@@ -121,7 +106,7 @@ class Client:
         dict
             Name -> `ModelInfo`, with the names of inputs and outputs and the whole spec.
         """
-        return self._run(self._core.list_models(self._exchange()))
+        return self._driver.run(Session.list_models)
 
     def stats(self) -> dict[str, Any]:
         """Ask for the server's counters.
@@ -130,7 +115,7 @@ class Client:
         -------
         dict
         """
-        return self._run(self._core.stats(self._exchange()))
+        return self._driver.run(Session.stats)
 
     def stream(
         self,
@@ -175,8 +160,7 @@ class Client:
         """
         if initial_state is not None:
             args = (stream, initial_state, model, window, numbered)
-            operation = _moving.open_with_state(self._core, self._exchange(), *args)
-            return Stream(self, self._run(operation))
+            return Stream(self._driver, self._driver.run(transfer.open_with_state, *args))
         return self.streams([stream], model, window=window, numbered=numbered)[0]
 
     def streams(
@@ -209,10 +193,9 @@ class Client:
         PartialFailure
             If some could not be opened; the others are open.
         """
-        states, _ = self._run(
-            _batching.open_streams(self._core, self._exchange(), streams, model, window, numbered)
-        )
-        return [Stream(self, state) for state in states]
+        args = (streams, model, window, numbered)
+        states, _ = self._driver.run(batch.open_streams, *args)
+        return [Stream(self._driver, state) for state in states]
 
     def rows(
         self,
@@ -239,9 +222,7 @@ class Client:
         -------
         Rows
         """
-        return self._run(
-            _batching.open_rows(self._core, self._exchange(), streams, model, window, numbered)
-        )
+        return self._driver.run(batch.open_rows, streams, model, window, numbered)
 
     def batch(self, rows: Rows, x: Any) -> npt.NDArray[np.float32]:
         """Apply one step of each of many streams: the fast form.
@@ -264,7 +245,7 @@ class Client:
         RequestTimeout, ConnectionLost
             If nothing was answered; the same call again is safe on numbered streams.
         """
-        return self._run(_batching.batch(self._core, self._exchange(), rows, x))
+        return self._driver.run(batch.step_rows, rows, x)
 
     def step_many(
         self, inputs: Mapping[Id, Any], model: str | None = None
@@ -289,7 +270,7 @@ class Client:
             If some streams failed: ``.results`` holds what succeeded, ``.errors`` why not. A
             stream whose state was lost stays lost until `stream` opens it anew.
         """
-        return self._run(_batching.step_many(self._core, self._exchange(), inputs, model))
+        return self._driver.run(batch.step_many, inputs, model)
 
     def import_stream(
         self,
@@ -325,8 +306,7 @@ class Client:
             If the record is of another model or arithmetic, or torn; nothing was changed.
         """
         args = (stream, record, model, numbered)
-        operation = _moving.import_stream(self._core, self._exchange(), *args)
-        return Stream(self, self._run(operation))
+        return Stream(self._driver, self._driver.run(transfer.import_stream, *args))
 
     def sync(self) -> bool:
         """Have all that was applied to this client's streams written to disk.
@@ -341,131 +321,4 @@ class Client:
         NotSupported
             If the server keeps nothing on disk.
         """
-        return self._run(_moving.sync_all(self._core, self._exchange()))
-
-    # ---- driving operations -------------------------------------------------------------------
-
-    def _exchange(self) -> Exchange:
-        link: _Link | None = getattr(self._local, "link", None)
-        if link is None or link.is_closed:
-            if self._is_closed:
-                raise ClientClosed("this client was closed; make a new one")
-            link = self._local.link = _Link(self._options)
-            self._links.add(link)
-        return link.exchange
-
-    def _run(self, operation: Operation[T]) -> T:
-        link: _Link = self._local.link
-        try:
-            with link.in_use:
-                return self._drive(link, operation)
-        finally:
-            if self._is_closed:
-                link.close_when_idle()
-
-    def _drive(self, link: _Link, operation: Operation[T]) -> T:
-        try:
-            wanted = next(operation)
-            while True:
-                try:
-                    if isinstance(wanted, Call):
-                        self._wait(link, wanted)
-                    else:
-                        self._claim(wanted)
-                except BaseException as error:
-                    operation.throw(error)  # which lets go of what it holds
-                    raise
-                wanted = operation.send(None)
-        except StopIteration as stop:
-            return stop.value
-
-    def _wait(self, link: _Link, call: Call) -> None:
-        while not call.done:
-            if self._is_closed or link.is_closed:
-                raise ClientClosed("the client was closed while a call was under way")
-            link.work()
-
-    def _claim(self, claim: Claim) -> None:
-        with self._claims:
-            while any(state.claimed for state in claim.states):
-                self._num_waiting += 1
-                self._claims.wait()
-                self._num_waiting -= 1
-                if self._is_closed:
-                    raise ClientClosed("the client was closed while a call waited for its stream")
-            for state in claim.states:
-                state.claimed = True
-
-    def _release(self, states: Sequence[StreamState]) -> None:
-        with self._claims:
-            for state in states:
-                state.claimed = False
-            if self._num_waiting:
-                self._claims.notify_all()
-
-
-class _Link:
-    """The sockets of one thread; a ZeroMQ socket must not be shared."""
-
-    def __init__(self, options: Options) -> None:
-        sockets: dict[str, zmq.Socket[bytes]] = {}
-        self._keys = options.keys
-        # The exchange must not refer to the link: a cycle would put off the closing of sockets.
-        self.exchange = Exchange(
-            time.monotonic,
-            timeout_s=options.timeout_s,
-            resend_s=options.resend_s,
-            is_connected=lambda endpoint: is_connected(sockets.get(endpoint)),
-        )
-        self.in_use = threading.Lock()
-        self.is_closed = False
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._sockets = sockets
-        self._poller = zmq.Poller()
-        self._only: zmq.Socket[bytes] | None = None
-
-    def work(self) -> None:
-        """Send what is to be sent, wait for the next event, and take it."""
-        exchange = self.exchange
-        while exchange.outbox:
-            call = exchange.outbox.popleft()
-            try:
-                self._socket(call.endpoint).send(call.payload, zmq.NOBLOCK)
-            except zmq.Again:
-                exchange.not_sent(call)
-        remaining_s = exchange.next_at() - time.monotonic()
-        if remaining_s <= 0:
-            exchange.tick()
-            return
-        timeout_ms = math.ceil(1000 * min(remaining_s, _MAX_POLL_S))
-        if self._only is not None:
-            if self._only.poll(timeout_ms):
-                exchange.receive(self._only.recv(zmq.NOBLOCK))
-            return
-        for socket, _ in self._poller.poll(timeout_ms):
-            exchange.receive(socket.recv(zmq.NOBLOCK))
-
-    def close_when_idle(self) -> None:
-        """Close, unless a call is under way: then its thread does it at the call's end."""
-        if not self.in_use.acquire(blocking=False):
-            return
-        try:
-            self.is_closed = True
-            for socket in self._sockets.values():
-                socket.close()
-            self._sockets.clear()
-        finally:
-            self.in_use.release()
-
-    def __del__(self) -> None:
-        self.close_when_idle()
-
-    def _socket(self, endpoint: str) -> zmq.Socket[bytes]:
-        socket = self._sockets.get(endpoint)
-        if socket is None:
-            socket = self._context.socket(zmq.DEALER)
-            self._sockets[endpoint] = socket
-            configure(socket, endpoint, self._keys)
-            self._poller.register(socket, zmq.POLLIN)
-            self._only = socket if len(self._sockets) == 1 else None
-        return socket
+        return self._driver.run(transfer.sync_all)

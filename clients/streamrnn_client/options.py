@@ -1,19 +1,18 @@
-"""What a client is told when it is made, and the socket options that follow from it."""
+"""The options of a client, checked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from os import PathLike
 from os.path import exists
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import zmq
 from zmq.auth import load_certificate
 
 from streamrnn_client._session.replay_log import MAX_KEPT_BYTES, MAX_KEPT_STEPS
 from streamrnn_client.errors import BadParams
 
-__all__ = ["Keys", "Options", "configure", "is_connected", "load_keys"]
+__all__ = ["Keys", "Options", "load_keys"]
 
 _KEY_LENGTH = 40  # of a key in Z85
 
@@ -93,30 +92,3 @@ class Options:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise BadParams(f"{name} is {value!r}; it must be a whole number from 1")
-
-
-def configure(socket: zmq.Socket[Any], endpoint: str, keys: Keys | None = None) -> None:
-    """Set all options whose default would hang or flood, then connect."""
-    socket.linger = 0  # every request has a reply, so nothing that matters waits at the end
-    socket.sndhwm = 10_000
-    socket.rcvhwm = 0  # bounded by what was asked
-    socket.ipv6 = "[" in endpoint
-    # Nothing waits in a queue for a connection: what cannot be sent now is not sent, and known not
-    # to be. An unnumbered step then cannot go out long after its caller has given up.
-    socket.immediate = True
-    socket.reconnect_ivl = 50
-    socket.reconnect_ivl_max = 1000
-    socket.heartbeat_ivl = 5000
-    socket.heartbeat_timeout = 15_000
-    if keys is not None:
-        socket.curve_publickey, socket.curve_secretkey = keys.public, keys.secret
-        socket.curve_serverkey = keys.server
-    try:
-        socket.connect(endpoint)
-    except zmq.ZMQError as error:
-        raise BadParams(f"cannot connect to {endpoint!r}: {error}; is it an address?") from None
-
-
-def is_connected(socket: zmq.Socket[Any] | None) -> bool:
-    """Tell whether a socket of ours has a connection: only then it takes messages."""
-    return socket is not None and bool(int(socket.get(zmq.EVENTS)) & zmq.POLLOUT)

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from streamrnn_client._session import transfer as _moving
+from streamrnn_client._drivers.blocking import BlockingDriver
+from streamrnn_client._session import transfer
+from streamrnn_client._session.session import Session
 from streamrnn_client._session.stream_state import StreamState
 from streamrnn_client.inputs import ModelInfo
-
-if TYPE_CHECKING:
-    from streamrnn_client.client import Client
 
 __all__ = ["Stream", "StreamView"]
 
 
 class StreamView:
-    """What a client knows of a stream; `Client.stream` makes it.
+    """What a client knows of a stream; `Client.stream` makes it."""
 
-    Parameters
-    ----------
-    client : Client
-        That opened it.
-    state : StreamState
-        The client's own record, which all objects of one stream share.
-    """
+    __slots__ = ("_driver", "_state")
 
-    __slots__ = ("_client", "_state")
-
-    def __init__(self, client: Any, state: StreamState) -> None:
-        self._client = client
+    def __init__(self, driver: Any, state: StreamState) -> None:
+        self._driver = driver
         self._state = state
 
     @property
@@ -87,7 +78,7 @@ class Stream(StreamView):
     """
 
     __slots__ = ()
-    _client: Client
+    _driver: BlockingDriver
 
     def step(self, x: Any, seq: int | None = None) -> npt.NDArray[np.float32]:
         """Apply one step and return its output.
@@ -120,8 +111,7 @@ class Stream(StreamView):
         Gap, Conflict, Stale
             If the number does not fit.
         """
-        client = self._client
-        return client._run(client._core.step(client._exchange(), self._state, x, seq))
+        return self._driver.run(Session.step, self._state, x, seq)
 
     def steps(self, x: Any, seq: int | None = None) -> npt.NDArray[np.float32]:
         """Apply many steps, split by the window, and return all outputs.
@@ -143,26 +133,22 @@ class Stream(StreamView):
             As `step`; ``.completed`` holds the outputs of the steps before the one that failed,
             and ``last_seq`` tells how far the stream is.
         """
-        client = self._client
-        return client._run(client._core.steps(client._exchange(), self._state, x, seq))
+        return self._driver.run(Session.steps, self._state, x, seq)
 
     def reset(self) -> None:
         """Set the state back to that of a new stream; takes a number, like a step."""
-        client = self._client
-        client._run(client._core.reset(client._exchange(), self._state))
+        self._driver.run(Session.reset, self._state)
 
     def close(self) -> bool:
         """Close the stream: the server forgets its state. True if there was one."""
-        client = self._client
-        return client._run(client._core.close(client._exchange(), self._state))
+        return self._driver.run(Session.close, self._state)
 
     def resync(self) -> int:
         """Take the server's word for the last step applied, and return it.
 
         For going on with other input after a call that got no answer.
         """
-        client = self._client
-        return client._run(client._core.resync(client._exchange(), self._state))
+        return self._driver.run(Session.resync, self._state)
 
     def sync(self) -> int:
         """Have the stream's last step written to disk.
@@ -177,8 +163,7 @@ class Stream(StreamView):
         NotSupported
             If the server keeps nothing on disk.
         """
-        client = self._client
-        return client._run(client._core.sync(client._exchange(), self._state))
+        return self._driver.run(Session.sync, self._state)
 
     def export(self) -> bytes:
         """Return the stream's whole state as a record, to keep or to import elsewhere.
@@ -193,9 +178,7 @@ class Stream(StreamView):
         StreamRNNClientError
             As the server says; StateLost as in `step`.
         """
-        client = self._client
-        operation = _moving.export_stream(client._core, client._exchange(), self._state)
-        return client._run(operation)
+        return self._driver.run(transfer.export_stream, self._state)
 
     def fork(self, stream: str | int) -> Stream:
         """Make another stream with the same state and the same numbers, to try a continuation.
@@ -216,9 +199,7 @@ class Stream(StreamView):
         ReadOnly
             If the server cannot write its disk now; nothing was changed.
         """
-        client = self._client
-        operation = _moving.fork(client._core, client._exchange(), self._state, stream)
-        return Stream(client, client._run(operation))
+        return Stream(self._driver, self._driver.run(transfer.fork, self._state, stream))
 
     def snapshot(self, name: str) -> int:
         """Keep the present state under a name, for `rollback`.
@@ -238,9 +219,7 @@ class Stream(StreamView):
         NotSupported
             If the server keeps nothing on disk.
         """
-        client = self._client
-        operation = _moving.snapshot(client._core, client._exchange(), self._state, name)
-        return client._run(operation)
+        return self._driver.run(transfer.snapshot, self._state, name)
 
     def rollback(self, name: str | None = None) -> int:
         """Bring back the state of a snapshot; numbers go on, for this takes one, like a step.
@@ -262,6 +241,4 @@ class Stream(StreamView):
         NotSupported
             If the server keeps nothing on disk.
         """
-        client = self._client
-        operation = _moving.rollback(client._core, client._exchange(), self._state, name)
-        return client._run(operation)
+        return self._driver.run(transfer.rollback, self._state, name)

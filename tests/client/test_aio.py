@@ -29,6 +29,9 @@ def test_both_clients_have_the_same_methods(blocking, awaitable):
         assert inspect.iscoroutinefunction(method)
         ours, theirs = (inspect.signature(c) for c in (method, public(blocking)[name]))
         assert str(ours).replace("aio.", "") == str(theirs)
+        assert method.__doc__ == f"Await `streamrnn_client.{blocking.__name__}.{name}`." or (
+            method.__doc__ == public(blocking)[name].__doc__
+        )
     ours, theirs = inspect.signature(aio.Client), inspect.signature(Client)
     assert ours.parameters == theirs.parameters
 

@@ -15,16 +15,16 @@ def simulate(seed=1, **options):
 
 
 def open_one(sim, stream="a", window=8, numbered=True):
-    operation = batching.open_streams(sim.core, sim.exchange, [stream], "sum", window, numbered)
+    operation = batching.open_streams(sim.session, sim.exchange, [stream], "sum", window, numbered)
     return sim.run(operation)[0][0]
 
 
 def step(sim, state, x, seq=None):
-    return sim.run(sim.core.step(sim.exchange, state, x, seq)).tolist()
+    return sim.run(sim.session.step(sim.exchange, state, x, seq)).tolist()
 
 
 def steps(sim, state, x):
-    return sim.run(sim.core.steps(sim.exchange, state, np.array(x, np.float32), None)).tolist()
+    return sim.run(sim.session.steps(sim.exchange, state, np.array(x, np.float32), None)).tolist()
 
 
 def checkpoint(sim):
@@ -90,11 +90,11 @@ def test_resets_are_replayed_in_order():
     state = open_one(sim)
     for x in ([1, 1], None, [2, 2], [3, 3], None, [4, 4]):
         if x is None:
-            sim.run(sim.core.reset(sim.exchange, state))
+            sim.run(sim.session.reset(sim.exchange, state))
         else:
             step(sim, state, x)
     sim.server.crash("second")
-    sim.run(sim.core.reset(sim.exchange, state))
+    sim.run(sim.session.reset(sim.exchange, state))
     assert step(sim, state, [5, 5]) == [5, 5]
     sim.server.crash("third")
     assert step(sim, state, [5, 5]) == [10, 10]
@@ -107,7 +107,7 @@ def test_inputs_are_kept_as_they_were_when_they_were_applied():
     state = open_one(sim)
     x = draw(20)
     expected = np.cumsum(x, axis=0).tolist()
-    steps_of_x = sim.run(sim.core.steps(sim.exchange, state, x, None)).tolist()
+    steps_of_x = sim.run(sim.session.steps(sim.exchange, state, x, None)).tolist()
     assert steps_of_x == expected
     x[:] = 0
     sim.server.crash("second")
@@ -118,13 +118,13 @@ def test_inputs_are_kept_as_they_were_when_they_were_applied():
 def test_a_batch_is_replayed_stream_by_stream(num_shards):
     sim = simulate(num_shards=num_shards)
     ids = [f"s{k}" for k in range(40)]
-    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ids, "sum", None, True))
+    rows = sim.run(batching.open_rows(sim.session, sim.exchange, ids, "sum", None, True))
     x = draw(6, 40)
     expected = np.cumsum(x, axis=0)
     for k in range(6):
         if k in (2, 5):
             sim.server.crash(f"instance {k}")
-        y = sim.run(batching.batch(sim.core, sim.exchange, rows, x[k]))
+        y = sim.run(batching.step_rows(sim.session, sim.exchange, rows, x[k]))
         assert y.tolist() == expected[k].tolist()
         if k == 3:
             checkpoint(sim)
@@ -133,7 +133,7 @@ def test_a_batch_is_replayed_stream_by_stream(num_shards):
 
 def test_a_step_keeps_its_number_whatever_a_late_copy_of_it_does():
     sim = simulate()
-    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ["a", "b"], "sum", None, True))
+    rows = sim.run(batching.open_rows(sim.session, sim.exchange, ["a", "b"], "sum", None, True))
     handle = sim.server.handle
     copies: list[bytes] = []
 
@@ -150,7 +150,7 @@ def test_a_step_keeps_its_number_whatever_a_late_copy_of_it_does():
 
     sim.server.handle = crash_and_apply_late
     x = draw(2)
-    assert sim.run(batching.batch(sim.core, sim.exchange, rows, x)).tolist() == x.tolist()
+    assert sim.run(batching.step_rows(sim.session, sim.exchange, rows, x)).tolist() == x.tolist()
     assert copies
     assert rows.last_seqs == (1, 1)
 
@@ -158,11 +158,11 @@ def test_a_step_keeps_its_number_whatever_a_late_copy_of_it_does():
 def test_step_many_is_replayed_and_a_loss_fails_itself_only():
     sim = simulate()
     for _ in range(3):
-        sim.run(batching.step_many(sim.core, sim.exchange, {"a": [1, 2], "b": [3, 4]}, "sum"))
+        sim.run(batching.step_many(sim.session, sim.exchange, {"a": [1, 2], "b": [3, 4]}, "sum"))
     sim.server.crash("second")
-    sim.core.streams["a"].kept.forget(1)
+    sim.session.streams["a"].kept.forget(1)
     with pytest.raises(errors.PartialFailure, match="1 of 2") as caught:
-        sim.run(batching.step_many(sim.core, sim.exchange, {"a": [1, 2], "b": [3, 4]}, "sum"))
+        sim.run(batching.step_many(sim.session, sim.exchange, {"a": [1, 2], "b": [3, 4]}, "sum"))
     assert caught.value.results["b"].tolist() == [12, 16]
     assert isinstance(caught.value.errors["a"], errors.StateLost)
 
@@ -192,7 +192,7 @@ def test_a_stream_that_somebody_closed_is_not_brought_back():
 
 def test_at_the_bound_a_call_waits_for_the_disk():
     sim = simulate()
-    sim.core.max_kept_steps = 10
+    sim.session.max_kept_steps = 10
     state = open_one(sim, window=4)
     x = draw(100)
     assert steps(sim, state, x) == np.cumsum(x, axis=0).tolist()
@@ -207,17 +207,17 @@ def test_at_the_bound_a_call_waits_for_the_disk():
 
 def test_the_bound_counts_bytes_too():
     sim = simulate()
-    sim.core.max_kept_bytes = 80
-    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ["a", "b"], "sum", None, True))
+    sim.session.max_kept_bytes = 80
+    rows = sim.run(batching.open_rows(sim.session, sim.exchange, ["a", "b"], "sum", None, True))
     for _ in range(25):
-        sim.run(batching.batch(sim.core, sim.exchange, rows, draw(2)))
+        sim.run(batching.step_rows(sim.session, sim.exchange, rows, draw(2)))
         assert all(state.kept.num_steps <= 10 for state in rows._states)
     assert sim.server.requests.count("sync") == 2
 
 
 def test_a_disk_that_cannot_be_written_drops_nothing_and_is_loud_at_the_bound():
     sim = simulate()
-    sim.core.max_kept_steps = 10
+    sim.session.max_kept_steps = 10
     state = open_one(sim, window=4)
     sim.server.is_read_only = True
     for _ in range(10):
@@ -228,7 +228,7 @@ def test_a_disk_that_cannot_be_written_drops_nothing_and_is_loud_at_the_bound():
         steps(sim, state, draw(4))
     assert len(caught.value.completed) == 0
     with pytest.raises(errors.ReadOnly):
-        sim.run(batching.step_many(sim.core, sim.exchange, {"a": [1, 1]}, "sum"))
+        sim.run(batching.step_many(sim.session, sim.exchange, {"a": [1, 1]}, "sum"))
     assert state.last_seq == 10
     sim.server.crash("second")
     with pytest.raises(errors.ReadOnly):
@@ -292,7 +292,7 @@ def test_a_step_in_doubt_is_applied_once():
     with pytest.raises(errors.RequestTimeout):
         step(sim, state, [4, 4])
     sim.server.handle = handle
-    assert sim.run(sim.core.resync(sim.exchange, state)) == 3
+    assert sim.run(sim.session.resync(sim.exchange, state)) == 3
     assert state.durable_seq == 3  # its input is not kept
     sim.server.crash("third")
     assert step(sim, state, [5, 5]) == [12, 12]
@@ -323,16 +323,16 @@ def test_the_number_of_shards_may_change(before, after):
     handle = sim.server.handle
     sim.server.endpoints = endpoints[:before]
     ids = list(range(30))
-    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ids, "sum", None, True))
+    rows = sim.run(batching.open_rows(sim.session, sim.exchange, ids, "sum", None, True))
     state = open_one(sim, "another")
     x = draw(30)
-    sim.run(batching.batch(sim.core, sim.exchange, rows, x))
+    sim.run(batching.step_rows(sim.session, sim.exchange, rows, x))
     step(sim, state, [1, 1])
     sim.server.crash("second")
     sim.server.endpoints = endpoints[:after]
     sim.server.handle = lambda payload, shard: handle(payload, shard) if shard < after else None
     assert step(sim, state, [1, 1]) == [2, 2]
-    y = sim.run(batching.batch(sim.core, sim.exchange, rows, x))
+    y = sim.run(batching.step_rows(sim.session, sim.exchange, rows, x))
     assert y.tolist() == (2 * x).tolist()
 
 
@@ -348,7 +348,7 @@ def test_a_server_that_came_back_without_its_disk():
     sim.server.durability = "none"
     with pytest.raises(errors.StateLost, match="steps 1 to 1"):
         step(sim, old, [1, 1])
-    sim.core.max_kept_steps = 1
+    sim.session.max_kept_steps = 1
     for total in (2, 3, 4):
         assert step(sim, young, [1, 1]) == [total, total]
 
@@ -357,80 +357,80 @@ def test_sync_says_what_is_on_disk():
     sim = simulate()
     state, other = open_one(sim, "a"), open_one(sim, "b")
     steps(sim, state, draw(20))
-    assert sim.run(sim.core.sync(sim.exchange, state)) == 20
+    assert sim.run(sim.session.sync(sim.exchange, state)) == 20
     step(sim, other, [1, 2])
     step(sim, state, [1, 2])
     sim.server.crash("second")  # what it lost is replayed, and then written
-    assert sim.run(moving.sync_all(sim.core, sim.exchange)) is True
+    assert sim.run(moving.sync_all(sim.session, sim.exchange)) is True
     assert sim.server.disk[b"sa"].last_seq == state.durable_seq == 21
     assert sim.server.disk[b"sb"].last_seq == other.durable_seq == 1
     sim.server.is_read_only = True
-    assert sim.run(moving.sync_all(sim.core, sim.exchange)) is True
+    assert sim.run(moving.sync_all(sim.session, sim.exchange)) is True
     step(sim, state, [1, 2])
-    assert sim.run(moving.sync_all(sim.core, sim.exchange)) is False
-    assert sim.run(sim.core.sync(sim.exchange, state)) == 21
+    assert sim.run(moving.sync_all(sim.session, sim.exchange)) is False
+    assert sim.run(sim.session.sync(sim.exchange, state)) == 21
     sim = simulate(durability="none")
     state = open_one(sim)
     with pytest.raises(errors.NotSupported):
-        sim.run(sim.core.sync(sim.exchange, state))
+        sim.run(sim.session.sync(sim.exchange, state))
 
 
 def test_forks_exports_and_snapshots_are_of_the_last_step_even_after_a_crash():
     sim = simulate()
-    run, core, ex = sim.run, sim.core, sim.exchange
+    run, session, ex = sim.run, sim.session, sim.exchange
     state = open_one(sim)
     steps(sim, state, np.ones((20, 2)))
     sim.server.crash("second")
-    branch = run(moving.fork(core, ex, state, "branch"))
+    branch = run(moving.fork(session, ex, state, "branch"))
     assert (branch.last_seq, branch.durable_seq) == (20, 20)
     assert step(sim, branch, [9, 9]) == [29, 29]
     assert step(sim, state, [1, 1]) == [21, 21]
     sim.server.crash("third")
-    record = run(moving.export_stream(core, ex, state))
-    copied = run(moving.import_stream(core, ex, "copied", record, "sum", True))
+    record = run(moving.export_stream(session, ex, state))
+    copied = run(moving.import_stream(session, ex, "copied", record, "sum", True))
     assert step(sim, copied, [1, 1]) == [22, 22]
     assert copied.last_seq == 22
-    anew = run(moving.open_with_state(core, ex, "anew", record, "sum", 4, True))
+    anew = run(moving.open_with_state(session, ex, "anew", record, "sum", 4, True))
     assert step(sim, anew, [1, 1]) == [22, 22]
     assert (anew.last_seq, anew.window) == (1, 4)
     sim.server.crash("fourth")
-    assert run(moving.snapshot(core, ex, state, "best")) == 21
+    assert run(moving.snapshot(session, ex, state, "best")) == 21
     assert steps(sim, state, [[5, 5]] * 3)[-1] == [36, 36]
     sim.server.crash("fifth")
-    assert run(moving.rollback(core, ex, state, "best")) == 25
+    assert run(moving.rollback(session, ex, state, "best")) == 25
     assert step(sim, state, [1, 1]) == [22, 22]
     sim.server.crash("sixth")
     assert step(sim, state, [1, 1]) == [23, 23]
-    run(core.sync(ex, state))
+    run(session.sync(ex, state))
     step(sim, state, [1, 1])
-    run(moving.rollback(core, ex, state, None))
+    run(moving.rollback(session, ex, state, None))
     assert step(sim, state, [1, 1]) == [24, 24]
 
 
 def test_what_cannot_be_moved():
     sim = simulate()
-    run, core, ex = sim.run, sim.core, sim.exchange
+    run, session, ex = sim.run, sim.session, sim.exchange
     state = open_one(sim)
     step(sim, state, [1, 1])
-    record = run(moving.export_stream(core, ex, state))
+    record = run(moving.export_stream(session, ex, state))
     with pytest.raises(errors.Exists):
-        run(moving.fork(core, ex, state, "a"))
+        run(moving.fork(session, ex, state, "a"))
     step(sim, state, [1, 1])
     with pytest.raises(errors.Exists):
-        run(moving.import_stream(core, ex, "a", record, "sum", True))
+        run(moving.import_stream(session, ex, "a", record, "sum", True))
     with pytest.raises(errors.Damaged):
-        run(moving.import_stream(core, ex, "b", record[:-9], "sum", True))
+        run(moving.import_stream(session, ex, "b", record[:-9], "sum", True))
     with pytest.raises(errors.Mismatch):
-        run(moving.import_stream(core, ex, "b", record, "sum3", True))
+        run(moving.import_stream(session, ex, "b", record, "sum3", True))
     with pytest.raises(errors.BadParams):
-        run(moving.import_stream(core, ex, "b", 7, "sum", True))  # type: ignore[arg-type]
+        run(moving.import_stream(session, ex, "b", 7, "sum", True))  # type: ignore[arg-type]
     with pytest.raises(errors.UnknownSnapshot):
-        run(moving.rollback(core, ex, state, "none"))
+        run(moving.rollback(session, ex, state, "none"))
     assert step(sim, state, [1, 1]) == [3, 3]
     sim.server.is_read_only = True
     with pytest.raises(errors.ReadOnly, match="older state"):
-        run(moving.fork(core, ex, state, "c"))
-    assert set(sim.core.streams) == {"a"}
+        run(moving.fork(session, ex, state, "c"))
+    assert set(sim.session.streams) == {"a"}
 
 
 def lose_answers(sim, num_answers, and_then=lambda: None):
@@ -450,18 +450,18 @@ def lose_answers(sim, num_answers, and_then=lambda: None):
 @pytest.mark.parametrize("num_lost", [1, 2])
 def test_what_was_made_may_be_asked_for_again_when_the_answer_was_lost(num_lost):
     sim = simulate(weather=Weather(slowest_s=0.002))
-    run, core, ex = sim.run, sim.core, sim.exchange
+    run, session, ex = sim.run, sim.session, sim.exchange
     state = open_one(sim)
     step(sim, state, [1, 1])
-    run(core.sync(ex, state))
+    run(session.sync(ex, state))
     lose_answers(sim, num_lost)
-    branch = run(moving.fork(core, ex, state, "b"))
+    branch = run(moving.fork(session, ex, state, "b"))
     assert (branch.last_seq, branch.window) == (1, 8)
-    record = run(moving.export_stream(core, ex, state))
+    record = run(moving.export_stream(session, ex, state))
     lose_answers(sim, num_lost)
-    copied = run(moving.import_stream(core, ex, "c", record, "sum", True))
+    copied = run(moving.import_stream(session, ex, "c", record, "sum", True))
     lose_answers(sim, num_lost)
-    anew = run(moving.open_with_state(core, ex, "d", record, "sum", 4, True))
+    anew = run(moving.open_with_state(session, ex, "d", record, "sum", 4, True))
     assert (copied.last_seq, anew.last_seq, anew.window) == (1, 0, 4)
     for each in (state, branch, copied, anew):
         assert step(sim, each, [1, 1]) == [2, 2]
@@ -471,10 +471,10 @@ def test_what_was_made_may_be_asked_for_again_when_the_answer_was_lost(num_lost)
 def test_a_fork_that_somebody_has_stepped_meanwhile_says_that_it_may_be_its_own():
     sim = simulate(weather=Weather(slowest_s=0.002))
     state = open_one(sim)
-    sim.run(sim.core.sync(sim.exchange, state))
+    sim.run(sim.session.sync(sim.exchange, state))
     lose_answers(sim, 1, lambda: step_elsewhere(sim, "b"))
     with pytest.raises(errors.Exists, match="this call's own") as caught:
-        sim.run(moving.fork(sim.core, sim.exchange, state, "b"))
+        sim.run(moving.fork(sim.session, sim.exchange, state, "b"))
     assert caught.value.detail["num_sends"] == 2
 
 

@@ -19,15 +19,15 @@ def simulate(**options):
 
 
 def rows_of(sim, ids=IDS, window=None):
-    return sim.run(batching.open_rows(sim.core, sim.exchange, ids, "sum", window, True))
+    return sim.run(batching.open_rows(sim.session, sim.exchange, ids, "sum", window, True))
 
 
 def batch(sim, rows, x):
-    return sim.run(batching.batch(sim.core, sim.exchange, rows, np.asarray(x))).tolist()
+    return sim.run(batching.step_rows(sim.session, sim.exchange, rows, np.asarray(x))).tolist()
 
 
 def step(sim, state, x):
-    return sim.run(sim.core.step(sim.exchange, state, x, None)).tolist()
+    return sim.run(sim.session.step(sim.exchange, state, x, None)).tolist()
 
 
 def checkpoint(sim):
@@ -147,17 +147,17 @@ def test_batches_single_steps_and_crashes_in_any_order(num_shards):
             num_shared += all(shared.is_whole for shared in these._shared.values())
         elif kind == "many":
             inputs = dict(zip(rng.permutation(IDS)[:5].tolist(), x, strict=False))
-            y = sim.run(batching.step_many(sim.core, sim.exchange, inputs, "sum"))
+            y = sim.run(batching.step_many(sim.session, sim.exchange, inputs, "sum"))
             for name, row in inputs.items():
                 total[name] = total[name] + row
                 assert y[name].tolist() == total[name].tolist()
         elif kind == "one":
             name = str(rng.choice(IDS))
             total[name] = total[name] + x[0]
-            assert step(sim, sim.core.streams[name], x[0]) == total[name].tolist()
+            assert step(sim, sim.session.streams[name], x[0]) == total[name].tolist()
         elif kind == "reset":
             name = str(rng.choice(IDS))
-            sim.run(sim.core.reset(sim.exchange, sim.core.streams[name]))
+            sim.run(sim.session.reset(sim.exchange, sim.session.streams[name]))
             total[name][:] = 0
         elif kind == "disk":
             checkpoint(sim)
@@ -170,19 +170,19 @@ def test_step_many_of_the_same_streams_shares_too():
     sim = simulate()
     inputs = dict(zip(IDS, draw(len(IDS)), strict=True))
     for _ in range(3):
-        sim.run(batching.step_many(sim.core, sim.exchange, inputs, "sum"))
-    (shared,) = sim.core.last_rows._shared.values()
+        sim.run(batching.step_many(sim.session, sim.exchange, inputs, "sum"))
+    (shared,) = sim.session.last_rows._shared.values()
     assert shared.end == 3
     del inputs["s0"]
-    sim.run(batching.step_many(sim.core, sim.exchange, inputs, "sum"))
-    assert "s0" not in sim.core.last_rows.ids
+    sim.run(batching.step_many(sim.session, sim.exchange, inputs, "sum"))
+    assert "s0" not in sim.session.last_rows.ids
 
 
 def test_the_bound_holds_for_each_stream_of_a_batch():
     sim = simulate()
-    sim.core.max_kept_steps = 5
+    sim.session.max_kept_steps = 5
     rows = rows_of(sim)
-    state = sim.core.streams["s1"]
+    state = sim.session.streams["s1"]
     for k in range(30):
         batch(sim, rows, draw(len(IDS)))
         if k % 7 == 0:
@@ -201,7 +201,7 @@ def test_what_is_kept_goes_with_the_streams():
     assert len(shared._part[1]) == 1
     del rows
     for name in IDS:
-        sim.run(sim.core.close(sim.exchange, sim.core.streams[name]))
+        sim.run(sim.session.close(sim.exchange, sim.session.streams[name]))
     gc.collect()
     assert not any(shared._held)
 
@@ -220,11 +220,11 @@ def test_inputs_of_a_batch_are_kept_as_they_were_when_they_were_applied():
 def test_a_number_that_was_taken_by_no_step_ends_a_column():
     sim = simulate()
     rows, x = rows_of(sim), draw(5, len(IDS))
-    state = sim.core.streams["s1"]
+    state = sim.session.streams["s1"]
     batch(sim, rows, x[0])
     checkpoint(sim)
     batch(sim, rows, x[1])
-    assert sim.run(moving.rollback(sim.core, sim.exchange, state, None)) == 3
+    assert sim.run(moving.rollback(sim.session, sim.exchange, state, None)) == 3
     batch(sim, rows, x[2])
     assert batch(sim, rows, x[3])[1] == (x[0] + x[2] + x[3])[1].tolist()
     sim.server.crash("second")

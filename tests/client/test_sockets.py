@@ -140,7 +140,7 @@ def test_three_shards_are_one_server():
             assert y[:, 0].tolist() == [factor * k for k in range(60)]
         assert rows.last_seqs == (3,) * 60
         # An own idea of the map is corrected by the server.
-        client._core._moved = dict.fromkeys(range(16384), server.endpoints[2])
+        client._driver.session._moved = dict.fromkeys(range(16384), server.endpoints[2])
         assert streams[5].step([1, 0]).tolist() == [16, 0]
         assert client.step_many({"new": [1, 1], "other": [2, 2]}, "sum")["other"].tolist() == [2, 2]
 
@@ -291,7 +291,7 @@ def test_a_thread_that_ends_leaves_no_socket_behind(server):
     with Client(server.address) as client:
         in_threads(3, lambda k: client.stream(k, "sum"))
         gc.collect()
-        assert len(list(client._links)) == 0
+        assert len(list(client._driver._links)) == 0
 
 
 def test_what_is_no_server_is_named_as_such():

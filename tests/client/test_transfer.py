@@ -82,7 +82,7 @@ def test_an_export_goes_on_elsewhere(client, model, x, name):
 def lose_answers(client, monkeypatch, num_answers):
     """Drop the next answers that come, as a broken connection would."""
     client.hello()
-    exchange = client._exchange()
+    exchange = client._driver._link().exchange
     receive = exchange.receive
     left = [None] * num_answers
 

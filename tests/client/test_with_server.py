@@ -167,7 +167,7 @@ def test_shards_are_one_server(model):
         stats = client.stats()
         assert stats["num_streams"] == 100
         assert all(shard["num_streams"] > 0 for shard in stats["shards"])
-        client._core._moved = dict.fromkeys(range(16384), server.endpoints[1])
+        client._driver.session._moved = dict.fromkeys(range(16384), server.endpoints[1])
         again = client.step_many(dict(zip(ids, x, strict=True)))
         assert np.array_equal(np.array(list(again.values())), engine.batch(engine.rows(ids), x))
 

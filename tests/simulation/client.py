@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamrnn_client._session.exchange import Call, Exchange
-from streamrnn_client._session.session import Core, Operation
+from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.stream_state import Claim, StreamState
 from tests.support.fake_server import FakeServer
 
@@ -36,7 +36,7 @@ class Network:
         self.weather = weather or Weather()
         self.now = 0.0
         self.endpoints = [f"sim://{k}" for k in range(num_shards)]
-        self.core = Core(self.endpoints[0], self._release)
+        self.session = Session(self.endpoints[0], self._release)
         self.exchange = Exchange(lambda: self.now, timeout_s=5.0, resend_s=0.1)
         self._events: list[tuple[float, int, str, Any]] = []
         self._order = itertools.count()

@@ -24,7 +24,7 @@ from streamrnn_client import errors
 from streamrnn_client._session import batch as batching
 from streamrnn_client._session import transfer as moving
 from streamrnn_client._session.exchange import Exchange
-from streamrnn_client._session.session import Core, Operation
+from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.stream_state import StreamState
 from streamrnn_client.protocol import messages as protocol
 from tests.simulation.crash import MODELS, NUM_INPUTS, ClientKilled, CrashSimulation
@@ -129,7 +129,7 @@ class Story:
         for source in self.sources.values():  # what was begun and killed is brought to its end
             self._catch_up(source)
             self._step(source)
-        while self._until_it_works(lambda core, ex: moving.sync_all(core, ex)) is not True:
+        while self._until_it_works(lambda session, ex: moving.sync_all(session, ex)) is not True:
             pass  # a commit had failed before the disk was healed
         for source in self.sources.values():
             self._check_disk(source)
@@ -146,10 +146,10 @@ class Story:
         expected = decode_record(ENGINES[source.model].export_state(source.run))
         assert record.row == expected.row, f"the state of {source.id} differs"
 
-    def _until_it_works(self, make: Callable[[Core, Exchange], Operation[Any]]) -> Any:
+    def _until_it_works(self, make: Callable[[Session, Exchange], Operation[Any]]) -> Any:
         for _ in range(200):
             try:
-                return self.sim.run(make(self.sim.core, self.sim.exchange))
+                return self.sim.run(make(self.sim.session, self.sim.exchange))
             except errors.PartialFailure as failure:
                 if any(not isinstance(error, TROUBLE) for error in failure.errors.values()):
                     raise
@@ -165,7 +165,7 @@ class Story:
 
     def _open(self, ids: list[str], model: str) -> None:
         states, _ = self._until_it_works(
-            lambda core, ex: batching.open_streams(core, ex, ids, model, self.window, True)
+            lambda session, ex: batching.open_streams(session, ex, ids, model, self.window, True)
         )
         for state in states:
             self.states[state.id] = state
@@ -214,7 +214,7 @@ class Story:
 
     def _send_step(self, source: Source, x: np.ndarray) -> None:
         state = self.states[source.id]
-        y = self._until_it_works(lambda core, ex: core.step(ex, state, x, None))
+        y = self._until_it_works(lambda session, ex: session.step(ex, state, x, None))
         source.num_done += 1
         assert state.last_seq == source.num_done
         self._check(source, source.num_done, y)
@@ -227,7 +227,7 @@ class Story:
         done = 0
         while done < len(x):
             try:
-                y = self.sim.run(self.sim.core.steps(self.sim.exchange, state, x[done:], None))
+                y = self.sim.run(self.sim.session.steps(self.sim.exchange, state, x[done:], None))
             except TROUBLE as trouble:
                 y = getattr(trouble, "completed", ())
             for row in y:
@@ -247,7 +247,7 @@ class Story:
         model = chosen[0].model
         while left:
             try:
-                operation = batching.step_many(self.sim.core, self.sim.exchange, left, model)
+                operation = batching.step_many(self.sim.session, self.sim.exchange, left, model)
                 done = self.sim.run(operation)
             except errors.PartialFailure as failure:
                 if any(not isinstance(error, TROUBLE) for error in failure.errors.values()):
@@ -267,12 +267,12 @@ class Story:
         if not seq or source.ops[seq - 1][0] != "step":
             return
         state, x = self.states[source.id], source.ops[seq - 1][1]
-        y = self._until_it_works(lambda core, ex: core.step(ex, state, x, seq))
+        y = self._until_it_works(lambda session, ex: session.step(ex, state, x, seq))
         self._check(source, seq, y)
         if state.durable_seq < seq:
             return  # a crash may make it unmade, and then another is as good
         try:  # as another client would that makes a step of its own
-            self._until_it_works(lambda core, ex: core.step(ex, state, x + 1, seq))
+            self._until_it_works(lambda session, ex: session.step(ex, state, x + 1, seq))
         except errors.Conflict:
             self.happened["conflicts"] += 1
         else:
@@ -284,7 +284,7 @@ class Story:
 
     def _send_reset(self, source: Source) -> None:
         state = self.states[source.id]
-        self._until_it_works(lambda core, ex: core.reset(ex, state))
+        self._until_it_works(lambda session, ex: session.reset(ex, state))
         source.num_done += 1
 
     def _branch(self, source: Source) -> None:
@@ -297,20 +297,24 @@ class Story:
         at = source.num_done
         assert state.last_seq == at
         if self._num_branches % 2:
-            make = lambda core, ex: moving.fork(core, ex, state, name)  # noqa: E731
+            make = lambda session, ex: moving.fork(session, ex, state, name)  # noqa: E731
         else:
-            record = self._until_it_works(lambda core, ex: moving.export_stream(core, ex, state))
-            make = lambda core, ex: moving.import_stream(  # noqa: E731
-                core, ex, name, record, source.model, True
+            record = self._until_it_works(
+                lambda session, ex: moving.export_stream(session, ex, state)
+            )
+            make = lambda session, ex: moving.import_stream(  # noqa: E731
+                session, ex, name, record, source.model, True
             )
         branch = source.branch(name)
         try:
             self._until_it_works(make)
         except errors.Exists:  # its answer was lost
             self._until_it_works(
-                lambda core, ex: batching.open_streams(core, ex, [name], branch.model, None, True)
+                lambda session, ex: batching.open_streams(
+                    session, ex, [name], branch.model, None, True
+                )
             )
-        made = self.sim.core.streams[name]
+        made = self.sim.session.streams[name]
         assert made.last_seq == at == made.durable_seq
         self.sources[name] = branch
         self.states[name] = made
@@ -320,7 +324,7 @@ class Story:
         state, name = self.states[source.id], f"n{self.sim.random.randint(0, 1)}"
         # Until its answer it may be the old one or the new one.
         self.snapshots.pop((source.id, name), None)
-        at = self._until_it_works(lambda core, ex: moving.snapshot(core, ex, state, name))
+        at = self._until_it_works(lambda session, ex: moving.snapshot(session, ex, state, name))
         assert at == source.num_done
         self.snapshots[source.id, name] = source.state()
 
@@ -335,13 +339,13 @@ class Story:
     def _send_rollback(self, source: Source) -> None:
         state, (kind, _) = self.states[source.id], source.ops[source.num_done]
         name = kind.split()[1]
-        seq = self._until_it_works(lambda core, ex: moving.rollback(core, ex, state, name))
+        seq = self._until_it_works(lambda session, ex: moving.rollback(session, ex, state, name))
         source.num_done += 1
         assert seq == source.num_done
 
     def _sync(self, source: Source) -> None:
         state = self.states[source.id]
-        assert self._until_it_works(lambda core, ex: core.sync(ex, state)) <= source.num_done
+        assert self._until_it_works(lambda session, ex: session.sync(ex, state)) <= source.num_done
 
     def _close(self, source: Source) -> None:
         """Close a branch, and open it anew: nothing of it may come back."""
@@ -353,7 +357,7 @@ class Story:
             self.snapshots.pop((source.id, name), None)
         key = protocol.canonical_id(source.id)
         self.sim.closed_at_s[key] = self.sim.now
-        self._until_it_works(lambda core, ex: core.close(ex, state))
+        self._until_it_works(lambda session, ex: session.close(ex, state))
         self.sim.closed_at_s[key] = self.sim.now
         self.sources[source.id] = Source(source.id, source.model)
         self._open([source.id], source.model)
@@ -364,7 +368,7 @@ def run_story(seed: int, num_actions: int = 40) -> collections.Counter[str]:
     """Run one story and count what happened; whatever fails names the seed."""
     sim = CrashSimulation(seed)
     if seed % 4 == 0:
-        sim.core.max_kept_steps = 5
+        sim.session.max_kept_steps = 5
     story = Story(sim)
     try:
         story.run(num_actions)

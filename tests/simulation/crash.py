@@ -25,7 +25,7 @@ from streamrnn.kernels.cpu.plan import Program
 from streamrnn.state.record import RecordHead
 from streamrnn.state.store import STREAMS, StateStore
 from streamrnn_client._session.exchange import Exchange
-from streamrnn_client._session.session import Core
+from streamrnn_client._session.session import Session
 from streamrnn_client.protocol import messages as protocol
 from streamrnn_server.config import ServerConfig
 from streamrnn_server.control.stats import total_counters
@@ -109,8 +109,10 @@ class CrashSimulation(Network):
 
     def new_client(self) -> None:
         """Start the client again: nothing of the old one is left but its messages on their way."""
-        old = self.core
-        self.core = Core(self.endpoints[0], self._release, old.max_kept_steps, old.max_kept_bytes)
+        old = self.session
+        self.session = Session(
+            self.endpoints[0], self._release, old.max_kept_steps, old.max_kept_bytes
+        )
         self.exchange = self._new_exchange()
         self.identity = b"client %d" % self.random.randrange(2**32)
 

@@ -15,7 +15,7 @@ ROUGH = Weather(lost=0.25, twice=0.2, slowest_s=0.3)
 
 
 def open_one(sim, stream="a", window=8, numbered=True):
-    operation = batching.open_streams(sim.core, sim.exchange, [stream], "sum", window, numbered)
+    operation = batching.open_streams(sim.session, sim.exchange, [stream], "sum", window, numbered)
     return sim.run(operation)[0][0]
 
 
@@ -36,7 +36,7 @@ def steps_until_they_work(sim, state, x):
     done = 0
     while done < len(x):
         try:
-            outputs[done:] = sim.run(sim.core.steps(sim.exchange, state, x[done:], None))
+            outputs[done:] = sim.run(sim.session.steps(sim.exchange, state, x[done:], None))
             return outputs
         except errors.RequestTimeout as error:
             outputs[done : done + len(error.completed)] = error.completed
@@ -51,10 +51,10 @@ def batch_until_it_works(sim, rows, x):
     while left:
         try:
             if len(left) == len(rows):
-                y = sim.run(batching.batch(sim.core, sim.exchange, rows, x))
+                y = sim.run(batching.step_rows(sim.session, sim.exchange, rows, x))
                 done.update(zip(left, y, strict=True))
             else:
-                done.update(sim.run(batching.step_many(sim.core, sim.exchange, left, "sum")))
+                done.update(sim.run(batching.step_many(sim.session, sim.exchange, left, "sum")))
             left = {}
         except errors.RequestTimeout:
             continue
@@ -91,16 +91,16 @@ def test_every_numbered_step_has_one_effect(seed, num_shards, window, actions):
     sim = Simulation(seed, num_shards, replace(ROUGH))
     ids: list[str | int] = ["a", 7, "b"]
     states = until_it_works(
-        lambda: batching.open_streams(sim.core, sim.exchange, ids, "sum", window, True), sim
+        lambda: batching.open_streams(sim.session, sim.exchange, ids, "sum", window, True), sim
     )[0]
     rows = batching.Rows(states, states[0].model)
     totals = np.zeros((3, 2), np.float32)
     num_applied = 0
-    ex, core = sim.exchange, sim.core
+    ex, session = sim.exchange, sim.session
     for action, amount in actions:
         x = np.arange(2 * amount, dtype=np.float32).reshape(amount, 2)
         if action == "step":
-            y = until_it_works(lambda x=x: core.step(ex, states[0], x[-1], None), sim)
+            y = until_it_works(lambda x=x: session.step(ex, states[0], x[-1], None), sim)
             totals[0] += x[-1]
             num_applied += 1
             assert y.tolist() == totals[0].tolist()
@@ -117,12 +117,12 @@ def test_every_numbered_step_has_one_effect(seed, num_shards, window, actions):
             num_applied += 3
             assert y.tolist() == totals.tolist()
         elif action == "reset":
-            until_it_works(lambda: core.reset(ex, states[2]), sim)
+            until_it_works(lambda: session.reset(ex, states[2]), sim)
             totals[2] = 0
             num_applied += 1
         elif action == "resync":
             before = states[0].last_seq
-            assert until_it_works(lambda: core.resync(ex, states[0]), sim) == before
+            assert until_it_works(lambda: session.resync(ex, states[0]), sim) == before
         else:
             sim.server.busy_for = amount
     assert sim.server.num_applied == num_applied
@@ -148,7 +148,7 @@ def test_a_restart_is_never_silent(seed, restart_after, numbered, rough):
     """Either every output is that of one unbroken sequence, or StateLost names the stream."""
     sim = Simulation(seed, weather=replace(ROUGH) if numbered and rough else Weather())
     state = until_it_works(
-        lambda: batching.open_streams(sim.core, sim.exchange, ["a"], "sum", 4, numbered), sim
+        lambda: batching.open_streams(sim.session, sim.exchange, ["a"], "sum", 4, numbered), sim
     )[0][0]
     total = 0.0
     handle = sim.server.handle
@@ -168,7 +168,7 @@ def test_a_restart_is_never_silent(seed, restart_after, numbered, rough):
         nonlocal total
         for k in range(1, 25):
             x = np.array([k, 0], np.float32)
-            y = until_it_works(lambda x=x: sim.core.step(sim.exchange, state, x, None), sim)
+            y = until_it_works(lambda x=x: sim.session.step(sim.exchange, state, x, None), sim)
             total += k
             assert y[0] == total
 
@@ -181,7 +181,7 @@ def test_a_restart_is_never_silent(seed, restart_after, numbered, rough):
         return
     assert num_handled >= restart_after > 0
     with pytest.raises(errors.StateLost) as caught:
-        sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+        sim.run(sim.session.step(sim.exchange, state, [1, 2], None))
     lost = caught.value
     assert lost.stream == "a"
     assert lost.last_seq == state.last_seq
@@ -195,17 +195,17 @@ def test_an_unnumbered_step_is_never_sent_twice():
     sim.weather.lost = 1.0
     sim.num_sends = 0
     with pytest.raises(errors.RequestTimeout, match="once only"):
-        sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+        sim.run(sim.session.step(sim.exchange, state, [1, 2], None))
     assert sim.num_sends == 1
 
 
 def test_an_unnumbered_batch_is_never_sent_twice():
     sim = Simulation(1)
-    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ["a", "b"], "sum", None, False))
+    rows = sim.run(batching.open_rows(sim.session, sim.exchange, ["a", "b"], "sum", None, False))
     sim.weather.lost = 1.0
     sim.num_sends = 0
     with pytest.raises(errors.RequestTimeout, match="once only"):
-        sim.run(batching.batch(sim.core, sim.exchange, rows, np.ones((2, 2), np.float32)))
+        sim.run(batching.step_rows(sim.session, sim.exchange, rows, np.ones((2, 2), np.float32)))
     assert sim.num_sends == 1
 
 
@@ -215,7 +215,7 @@ def test_unnumbered_steps_do_not_overtake_each_other(seed):
     state = open_one(sim, window=8, numbered=False)
     x = np.arange(80, dtype=np.float32).reshape(40, 2)
     sim.server.busy_for = 2
-    y = sim.run(sim.core.steps(sim.exchange, state, x, None))
+    y = sim.run(sim.session.steps(sim.exchange, state, x, None))
     assert y.tolist() == np.cumsum(x, axis=0).tolist()
 
 
@@ -226,7 +226,7 @@ def test_a_numbered_step_is_sent_again_until_the_deadline():
     sim.num_sends = 0
     before = sim.now
     with pytest.raises(errors.RequestTimeout, match="same input is safe"):
-        sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+        sim.run(sim.session.step(sim.exchange, state, [1, 2], None))
     assert sim.now - before == pytest.approx(5.0)
     assert sim.num_sends == 6  # at 0, 0.1, 0.3, 0.7, 1.5 and 3.1 s
 
@@ -237,12 +237,12 @@ def test_going_on_with_other_input_after_a_timeout_says_what_to_do():
     handle = sim.server.handle
     sim.server.handle = lambda payload, shard: handle(payload, shard) and b"\xc1"
     with pytest.raises(errors.RequestTimeout, match="another service"):
-        sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+        sim.run(sim.session.step(sim.exchange, state, [1, 2], None))
     sim.server.handle = handle
     with pytest.raises(errors.Conflict, match="resync"):
-        sim.run(sim.core.step(sim.exchange, state, [3, 4], None))
-    assert sim.run(sim.core.step(sim.exchange, state, [1, 2], None)).tolist() == [1, 2]
-    assert sim.run(sim.core.resync(sim.exchange, state)) == 1
+        sim.run(sim.session.step(sim.exchange, state, [3, 4], None))
+    assert sim.run(sim.session.step(sim.exchange, state, [1, 2], None)).tolist() == [1, 2]
+    assert sim.run(sim.session.resync(sim.exchange, state)) == 1
 
 
 def test_steps_keep_to_the_window_and_keep_two_chunks_under_way():
@@ -259,7 +259,7 @@ def test_steps_keep_to_the_window_and_keep_two_chunks_under_way():
         return handle(payload, shard)
 
     sim.server.handle = count
-    y = sim.run(sim.core.steps(sim.exchange, state, np.ones((20, 2), np.float32), None))
+    y = sim.run(sim.session.steps(sim.exchange, state, np.ones((20, 2), np.float32), None))
     assert y[:, 0].tolist() == list(range(1, 21))
     assert len(sizes) >= 5  # chunks of half the window
     assert most == 2
@@ -272,12 +272,12 @@ def test_a_bad_step_in_a_long_call_keeps_what_was_done():
     x = np.ones((20, 2), np.float32)
     x[13, 1] = np.nan
     with pytest.raises(errors.BadValue, match=r"'b'.*of step 13") as caught:
-        sim.run(sim.core.steps(sim.exchange, state, x, None))
+        sim.run(sim.session.steps(sim.exchange, state, x, None))
     assert caught.value.completed[:, 0].tolist() == list(range(1, 13))
     assert caught.value.detail["step"] == 13
     assert state.last_seq == 12
     x[13, 1] = 1
-    y = sim.run(sim.core.steps(sim.exchange, state, x[12:], None))
+    y = sim.run(sim.session.steps(sim.exchange, state, x[12:], None))
     assert y[:, 0].tolist() == list(range(13, 21))
 
 
@@ -285,35 +285,35 @@ def test_numbers_of_the_users_own():
     sim = Simulation(1)
     state = open_one(sim, window=4)
     run, ex = sim.run, sim.exchange
-    assert run(sim.core.steps(ex, state, np.ones((3, 2), np.float32), 1))[:, 0].tolist() == [
+    assert run(sim.session.steps(ex, state, np.ones((3, 2), np.float32), 1))[:, 0].tolist() == [
         1,
         2,
         3,
     ]
-    assert run(sim.core.step(ex, state, [1, 1], 2)).tolist() == [2, 2]  # once more
+    assert run(sim.session.step(ex, state, [1, 1], 2)).tolist() == [2, 2]  # once more
     assert state.last_seq == 3
     with pytest.raises(errors.Conflict):
-        run(sim.core.step(ex, state, [9, 9], 2))
+        run(sim.session.step(ex, state, [9, 9], 2))
     with pytest.raises(errors.Gap) as caught:
-        run(sim.core.step(ex, state, [1, 1], 9))
+        run(sim.session.step(ex, state, [1, 1], 9))
     assert caught.value.detail["expected"] == 4
-    run(sim.core.steps(ex, state, np.ones((4, 2), np.float32), 4))
+    run(sim.session.steps(ex, state, np.ones((4, 2), np.float32), 4))
     with pytest.raises(errors.Stale):
-        run(sim.core.step(ex, state, [1, 1], 1))
+        run(sim.session.step(ex, state, [1, 1], 1))
     with pytest.raises(errors.BadParams):
-        run(sim.core.step(ex, state, [1, 1], 0))
+        run(sim.session.step(ex, state, [1, 1], 0))
 
 
 def test_a_batch_loses_nobodys_good_item():
     sim = Simulation(1, num_shards=3)
     ids = [f"s{k}" for k in range(30)]
-    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ids, "sum", None, True))
+    rows = sim.run(batching.open_rows(sim.session, sim.exchange, ids, "sum", None, True))
     x = np.ones((30, 2), np.float32)
-    sim.run(batching.batch(sim.core, sim.exchange, rows, x))
+    sim.run(batching.step_rows(sim.session, sim.exchange, rows, x))
     x[4] = np.inf
     del sim.server.streams[b"ss9"]
     with pytest.raises(errors.PartialFailure, match="2 of 30") as caught:
-        sim.run(batching.batch(sim.core, sim.exchange, rows, x))
+        sim.run(batching.step_rows(sim.session, sim.exchange, rows, x))
     assert set(caught.value.errors) == {"s4", "s9"}
     assert isinstance(caught.value.errors["s4"], errors.BadValue)
     lost = caught.value.errors["s9"]
@@ -325,7 +325,7 @@ def test_a_batch_loses_nobodys_good_item():
     # What was rejected took no number; what is lost stays lost, without a word to the server.
     x[4] = 1
     with pytest.raises(errors.PartialFailure) as caught:
-        sim.run(batching.batch(sim.core, sim.exchange, rows, x))
+        sim.run(batching.step_rows(sim.session, sim.exchange, rows, x))
     assert set(caught.value.errors) == {"s9"}
     assert caught.value.results["s4"].tolist() == [2, 2]
 
@@ -333,30 +333,30 @@ def test_a_batch_loses_nobodys_good_item():
 def test_a_stream_that_was_never_stepped_is_opened_again():
     sim = Simulation(1)
     ids = ["a", "b"]
-    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ids, "sum", None, True))
+    rows = sim.run(batching.open_rows(sim.session, sim.exchange, ids, "sum", None, True))
     sim.server.restart("second")
-    y = sim.run(batching.batch(sim.core, sim.exchange, rows, np.ones((2, 2), np.float32)))
+    y = sim.run(batching.step_rows(sim.session, sim.exchange, rows, np.ones((2, 2), np.float32)))
     assert y.tolist() == [[1, 1], [1, 1]]
 
 
 def test_opening_anew_after_a_loss_is_explicit():
     sim = Simulation(1)
     many = {"a": [1, 2], "b": [3, 4]}
-    sim.run(batching.step_many(sim.core, sim.exchange, many, "sum"))
+    sim.run(batching.step_many(sim.session, sim.exchange, many, "sum"))
     sim.server.restart("second")
     for _ in range(2):
         with pytest.raises(errors.PartialFailure, match=r"2 StateLost.*first before, second now"):
-            sim.run(batching.step_many(sim.core, sim.exchange, many, "sum"))
+            sim.run(batching.step_many(sim.session, sim.exchange, many, "sum"))
     assert open_one(sim, "a").last_seq == 0
     assert open_one(sim, "b").last_seq == 0
-    result = sim.run(batching.step_many(sim.core, sim.exchange, many, "sum"))
+    result = sim.run(batching.step_many(sim.session, sim.exchange, many, "sum"))
     assert result["b"].tolist() == [3, 4]
 
 
 def test_opening_a_stream_that_went_back_is_a_loss():
     sim = Simulation(1)
     state = open_one(sim, "a")
-    sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+    sim.run(sim.session.step(sim.exchange, state, [1, 2], None))
     sim.server.restart("second")
     with pytest.raises(errors.StateLost, match="0 steps"):
         open_one(sim, "a")
@@ -367,54 +367,54 @@ def test_somebody_else_opening_the_stream_after_a_restart_hides_no_loss():
     sim = Simulation(1)
     state = open_one(sim, "a")
     rows = batching.Rows([state], state.model)
-    sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+    sim.run(sim.session.step(sim.exchange, state, [1, 2], None))
     sim.server.restart("second")
     sim.server._open_one("a", "sum", 16, 0)
     with pytest.raises(errors.StateLost, match=r"expects step 1 next.*first before, second"):
-        sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+        sim.run(sim.session.step(sim.exchange, state, [1, 2], None))
     with pytest.raises(errors.StateLost):
-        sim.run(batching.batch(sim.core, sim.exchange, rows, np.ones((1, 2), np.float32)))
+        sim.run(batching.step_rows(sim.session, sim.exchange, rows, np.ones((1, 2), np.float32)))
 
 
 def test_rows_know_which_of_their_streams_was_closed():
     sim = Simulation(1)
-    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ["a", "b"], "sum", None, True))
-    sim.run(batching.batch(sim.core, sim.exchange, rows, np.ones((2, 2), np.float32)))
-    assert sim.run(sim.core.close(sim.exchange, sim.core.streams["a"]))
+    rows = sim.run(batching.open_rows(sim.session, sim.exchange, ["a", "b"], "sum", None, True))
+    sim.run(batching.step_rows(sim.session, sim.exchange, rows, np.ones((2, 2), np.float32)))
+    assert sim.run(sim.session.close(sim.exchange, sim.session.streams["a"]))
     with pytest.raises(errors.PartialFailure, match="closed by this client") as caught:
-        sim.run(batching.batch(sim.core, sim.exchange, rows, np.ones((2, 2), np.float32)))
+        sim.run(batching.step_rows(sim.session, sim.exchange, rows, np.ones((2, 2), np.float32)))
     assert caught.value.results["b"].tolist() == [2, 2]
 
 
 def test_a_stale_map_is_corrected_by_moved():
     sim = Simulation(3, num_shards=3)
-    core, ids = sim.core, list(range(20))
-    rows = sim.run(batching.open_rows(core, sim.exchange, ids, "sum", None, True))
+    session, ids = sim.session, list(range(20))
+    rows = sim.run(batching.open_rows(session, sim.exchange, ids, "sum", None, True))
     state = open_one(sim, "another")
-    assert core.info is not None
-    core.info = replace(core.info, endpoints=(*sim.endpoints[1:], sim.endpoints[0]))
-    core.map_version += 1
+    assert session.info is not None
+    session.info = replace(session.info, endpoints=(*sim.endpoints[1:], sim.endpoints[0]))
+    session.map_version += 1
     for total in (1, 2):
         sim.server.requests.clear()
-        y = sim.run(batching.batch(core, sim.exchange, rows, np.ones((20, 2), np.float32)))
+        y = sim.run(batching.step_rows(session, sim.exchange, rows, np.ones((20, 2), np.float32)))
         assert y.tolist() == [[total, total]] * 20
     assert sim.server.requests == ["batch"] * 3  # what was learned is kept
-    core._moved = {}
-    sim.run(core.reset(sim.exchange, state))
-    core._moved = {}
-    y = sim.run(core.steps(sim.exchange, state, np.ones((50, 2)), None))
+    session._moved = {}
+    sim.run(session.reset(sim.exchange, state))
+    session._moved = {}
+    y = sim.run(session.steps(sim.exchange, state, np.ones((50, 2)), None))
     assert y[-1].tolist() == [50, 50]
 
 
 def test_streams_are_opened_where_shards_are_left():
     sim = Simulation(3, num_shards=3)
     ids = list(range(20))
-    sim.run(batching.open_streams(sim.core, sim.exchange, ids, "sum", None, True))
+    sim.run(batching.open_streams(sim.session, sim.exchange, ids, "sum", None, True))
     handle = sim.server.handle
     sim.server.endpoints = sim.endpoints[:1]
     sim.server.handle = lambda payload, shard: handle(payload, shard) if shard == 0 else None
     more = [f"s{k}" for k in ids]
-    states = sim.run(batching.open_streams(sim.core, sim.exchange, more, "sum", None, True))[0]
+    states = sim.run(batching.open_streams(sim.session, sim.exchange, more, "sum", None, True))[0]
     assert [state.is_open for state in states] == [True] * 20
 
 
@@ -426,7 +426,7 @@ def test_an_endless_move_ends():
     sim.server.handle = lambda payload, shard: handle(payload, wrong[shard])
     sim.server.endpoints = sim.endpoints
     with pytest.raises(errors.Moved):
-        sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+        sim.run(sim.session.step(sim.exchange, state, [1, 2], None))
 
 
 def test_busy_beyond_the_deadline_is_an_error_and_changes_nothing():
@@ -434,16 +434,16 @@ def test_busy_beyond_the_deadline_is_an_error_and_changes_nothing():
     state = open_one(sim, numbered=False)
     sim.server.busy_for = 10**9
     with pytest.raises(errors.Busy):
-        sim.run(sim.core.step(sim.exchange, state, [1, 2], None))
+        sim.run(sim.session.step(sim.exchange, state, [1, 2], None))
     sim.server.busy_for = 3
-    assert sim.run(sim.core.step(sim.exchange, state, [1, 2], None)).tolist() == [1, 2]
+    assert sim.run(sim.session.step(sim.exchange, state, [1, 2], None)).tolist() == [1, 2]
 
 
 def test_a_large_batch_is_split_by_the_servers_limits():
     sim = Simulation(1, max_batch=7, max_message_bytes=3000)
     ids = list(range(40))
-    rows = sim.run(batching.open_rows(sim.core, sim.exchange, ids, "sum", None, True))
-    y = sim.run(batching.batch(sim.core, sim.exchange, rows, np.ones((40, 2), np.float32)))
+    rows = sim.run(batching.open_rows(sim.session, sim.exchange, ids, "sum", None, True))
+    y = sim.run(batching.step_rows(sim.session, sim.exchange, rows, np.ones((40, 2), np.float32)))
     assert y.tolist() == [[1, 1]] * 40
     assert sim.server.requests.count("batch") == 6
 
@@ -451,10 +451,12 @@ def test_a_large_batch_is_split_by_the_servers_limits():
 def test_no_more_requests_under_way_than_the_server_allows():
     sim = Simulation(1)
     states = sim.run(
-        batching.open_streams(sim.core, sim.exchange, list(range(20)), "sum", None, True)
+        batching.open_streams(sim.session, sim.exchange, list(range(20)), "sum", None, True)
     )[0]
     sim.exchange.max_in_flight = 3
-    calls = [sim.core._submit(sim.exchange, state, 1, np.ones(2, np.float32)) for state in states]
+    calls = [
+        sim.session._submit(sim.exchange, state, 1, np.ones(2, np.float32)) for state in states
+    ]
     assert len(sim.exchange.outbox) == 3
     sim.exchange.abandon(calls[10])
     for call in calls:

@@ -12,13 +12,13 @@ from streamrnn_client import errors
 from streamrnn_client._session.exchange import Buffer, Exchange
 from streamrnn_client._session.per_shard import Errors, Groups, Scatter, group_by_endpoint
 from streamrnn_client._session.replay import MAX_REPLAYS, behind, open_states, recover
-from streamrnn_client._session.session import Core, Operation
+from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.stream_group import Rows
 from streamrnn_client._session.stream_state import Claim, StreamState, as_ids
 from streamrnn_client.inputs import FLOAT, Array, ModelInfo
 from streamrnn_client.protocol.messages import StreamId, encode_bin_header
 
-__all__ = ["Rows", "batch", "open_rows", "open_streams", "step_many"]
+__all__ = ["Rows", "open_rows", "open_streams", "step_many", "step_rows"]
 
 Id = TypeVar("Id", bound=StreamId)
 
@@ -26,7 +26,7 @@ _BATCH = msgpack.packb("batch") + b"\x93"
 
 
 def open_streams(
-    core: Core,
+    session: Session,
     ex: Exchange,
     streams: Iterable[StreamId],
     model: str | None,
@@ -35,9 +35,9 @@ def open_streams(
 ) -> Operation[tuple[list[StreamState], ModelInfo]]:
     """Open streams, with one request a shard, whether the server knows them already or not."""
     ids = as_ids(streams)
-    info = yield from core.known_server(ex)
-    model_info = yield from core.model_info(ex, model)
-    states = [_state_of(core, stream, model_info, numbered) for stream in ids]
+    info = yield from session.known_server(ex)
+    model_info = yield from session.model_info(ex, model)
+    states = [_state_of(session, stream, model_info, numbered) for stream in ids]
     asked = info.default_window if window is None else window
     if not 1 <= asked < 2**31:
         raise errors.BadParams(f"window is {window}; it must be a whole number from 1")
@@ -48,17 +48,17 @@ def open_streams(
         for state in states:
             if not state.is_open:
                 state.window = asked
-        failed = yield from open_states(core, ex, states, range(len(states)))
-        if core.is_spread and (again := (yield from _moved(core, ex, states, failed))):
+        failed = yield from open_states(session, ex, states, range(len(states)))
+        if session.is_spread and (again := (yield from _moved(session, ex, states, failed))):
             failed = {i: error for i, error in failed.items() if i not in again}
-            failed.update((yield from open_states(core, ex, states, again)))
+            failed.update((yield from open_states(session, ex, states, again)))
     finally:
-        core.release(states)
+        session.release(states)
     for i, state in enumerate(states):
         if state.lost:
             failed[i] = errors.StateLost(state.id, state.last_seq, state.lost)
         if i not in failed:
-            core.streams[state.id] = state
+            session.streams[state.id] = state
     if failed:
         opened = {s.id: s.last_seq for i, s in enumerate(states) if i not in failed}
         raise _failure(states, opened, failed)
@@ -66,7 +66,7 @@ def open_streams(
 
 
 def open_rows(
-    core: Core,
+    session: Session,
     ex: Exchange,
     streams: Iterable[StreamId],
     model: str | None,
@@ -74,26 +74,26 @@ def open_rows(
     numbered: bool,
 ) -> Operation[Rows]:
     """Open streams and resolve them for `batch`."""
-    states, model_info = yield from open_streams(core, ex, streams, model, window, numbered)
+    states, model_info = yield from open_streams(session, ex, streams, model, window, numbered)
     return Rows(states, model_info)
 
 
 def step_many(
-    core: Core, ex: Exchange, inputs: Mapping[Id, Any], model: str | None
+    session: Session, ex: Exchange, inputs: Mapping[Id, Any], model: str | None
 ) -> Operation[dict[Id, Array]]:
     """Apply one step of each of many streams; those not seen before are opened."""
     as_ids(inputs.keys())
     if not inputs:
         return {}
-    known = core.streams
+    known = session.streams
     unseen = [stream for stream in inputs if stream not in known]
     if unseen:
-        yield from open_streams(core, ex, unseen, model, None, True)
+        yield from open_streams(session, ex, unseen, model, None, True)
     states = [known[stream] for stream in inputs]
-    rows = core.last_rows
+    rows = session.last_rows
     if rows is None or not rows.are_of(states, model):
-        rows = core.last_rows = _rows_of(states, model)
-    outputs = yield from batch(core, ex, rows, rows.model.row_arrays(inputs))
+        rows = session.last_rows = _rows_of(states, model)
+    outputs = yield from step_rows(session, ex, rows, rows.model.row_arrays(inputs))
     return dict(zip(inputs, outputs, strict=True))
 
 
@@ -109,7 +109,7 @@ def _rows_of(states: Sequence[StreamState], model: str | None) -> Rows:
     return Rows(states, info)
 
 
-def batch(core: Core, ex: Exchange, rows: Rows, x: Any) -> Operation[Array]:
+def step_rows(session: Session, ex: Exchange, rows: Rows, x: Any) -> Operation[Array]:
     """Apply one step of each of the rows' streams."""
     states = rows._states
     x = rows.model.steps_array(x, "B")
@@ -127,27 +127,27 @@ def batch(core: Core, ex: Exchange, rows: Rows, x: Any) -> Operation[Array]:
         if any(state.numbered != numbered for state in states):
             raise errors.MixedNumbering("all streams of a batch are numbered, or none is")
         step = _BatchStep(rows, x, outputs, numbered)
-        groups = rows.groups(core)
+        groups = rows.groups(session)
         unusable: Errors = {}
-        if numbered and core.is_durable and not rows.has_room():
+        if numbered and session.is_durable and not rows.has_room():
             rows.forget_durable()
-            unusable = yield from core.make_room(ex, states, 1)
-        unusable.update(_unusable(core, states))
+            unusable = yield from session.make_room(ex, states, 1)
+        unusable.update(_unusable(session, states))
         if unusable:
             usable = [i for i in range(len(states)) if i not in unusable]
-            groups = group_by_endpoint(core, states, usable)
-        failed = yield from step.apply(core, ex, groups)
+            groups = group_by_endpoint(session, states, usable)
+        failed = yield from step.apply(session, ex, groups)
         if failed:
-            failed = yield from _open_pristine(core, ex, step, failed)
-            failed = yield from _replayed(core, ex, step, failed)
-            failed = yield from _judged(core, ex, states, failed)
+            failed = yield from _open_pristine(session, ex, step, failed)
+            failed = yield from _replayed(session, ex, step, failed)
+            failed = yield from _judged(session, ex, states, failed)
         failed.update(unusable)
         if failed:
             done = {s.id: outputs[i] for i, s in enumerate(states) if i not in failed}
             raise _failure(states, done, failed)
         return outputs
     finally:
-        core.release(states)
+        session.release(states)
 
 
 class _BatchStep:
@@ -163,9 +163,9 @@ class _BatchStep:
         self.last_seqs = [state.last_seq for state in self.states]
         self.seqs = [last_seq + 1 for last_seq in self.last_seqs]
 
-    def apply(self, core: Core, ex: Exchange, groups: Groups) -> Operation[Errors]:
+    def apply(self, session: Session, ex: Exchange, groups: Groups) -> Operation[Errors]:
         sending = Scatter(
-            core, ex, self.states, "batch", self.build, self.accept, may_resend=self.numbered
+            session, ex, self.states, "batch", self.build, self.accept, may_resend=self.numbered
         )
         return sending.run(groups)
 
@@ -204,9 +204,9 @@ class _BatchStep:
             state.in_doubt = False
 
 
-def _state_of(core: Core, stream: StreamId, model: ModelInfo, numbered: bool) -> StreamState:
+def _state_of(session: Session, stream: StreamId, model: ModelInfo, numbered: bool) -> StreamState:
     """Return what is known of a stream that is to be opened, or begin to know it."""
-    state = core.streams.get(stream)
+    state = session.streams.get(stream)
     if state is None or state.lost:
         return StreamState(stream, model, numbered=numbered)
     if state.model.name != model.name:
@@ -223,19 +223,21 @@ def _state_of(core: Core, stream: StreamId, model: ModelInfo, numbered: bool) ->
     return state
 
 
-def _unusable(core: Core, states: Sequence[StreamState]) -> Errors:
+def _unusable(session: Session, states: Sequence[StreamState]) -> Errors:
     failed: Errors = {}
     for i, state in enumerate(states):
         if state.is_open and not state.lost:
             continue
         try:
-            core.first_seq(state, None, 1)
+            session.first_seq(state, None, 1)
         except errors.StreamRNNClientError as error:
             failed[i] = error
     return failed
 
 
-def _open_pristine(core: Core, ex: Exchange, step: _BatchStep, failed: Errors) -> Operation[Errors]:
+def _open_pristine(
+    session: Session, ex: Exchange, step: _BatchStep, failed: Errors
+) -> Operation[Errors]:
     """Open again what the server does not know, where no step is lost by it, and step it."""
     states = step.states
     indices = [
@@ -245,36 +247,42 @@ def _open_pristine(core: Core, ex: Exchange, step: _BatchStep, failed: Errors) -
     ]
     if not indices:
         return failed
-    still = yield from open_states(core, ex, states, indices)
+    still = yield from open_states(session, ex, states, indices)
     opened = [i for i in indices if i not in still and not states[i].lost]
-    stepped = yield from step.apply(core, ex, group_by_endpoint(core, states, opened))
+    stepped = yield from step.apply(session, ex, group_by_endpoint(session, states, opened))
     kept = {i: error for i, error in failed.items() if i not in indices}
     return {**kept, **still, **stepped}
 
 
-def _replayed(core: Core, ex: Exchange, step: _BatchStep, failed: Errors) -> Operation[Errors]:
+def _replayed(
+    session: Session, ex: Exchange, step: _BatchStep, failed: Errors
+) -> Operation[Errors]:
     """Bring the server to where it was, where it is behind, and step those streams then."""
     states = step.states
     for _ in range(MAX_REPLAYS):
-        found = {i: how for i, error in failed.items() if (how := behind(core, states[i], error))}
+        found = {
+            i: how for i, error in failed.items() if (how := behind(session, states[i], error))
+        }
         failed = {i: error for i, error in failed.items() if i not in found}
         again = list(found)
         if found:
-            lost = yield from recover(core, ex, states, found)
+            lost = yield from recover(session, ex, states, found)
             failed.update(lost)
             again = [i for i in found if i not in lost]
-        elif core.is_spread and step.numbered:
-            again = yield from _moved(core, ex, states, failed)
+        elif session.is_spread and step.numbered:
+            again = yield from _moved(session, ex, states, failed)
         if not again:
             break
         for i in again:
             failed.pop(i, None)
-        failed.update((yield from step.apply(core, ex, group_by_endpoint(core, states, again))))
+        failed.update(
+            (yield from step.apply(session, ex, group_by_endpoint(session, states, again)))
+        )
     return failed
 
 
 def _moved(
-    core: Core, ex: Exchange, states: Sequence[StreamState], failed: Errors
+    session: Session, ex: Exchange, states: Sequence[StreamState], failed: Errors
 ) -> Operation[list[int]]:
     """Say which streams are not where nobody answered: with fewer shards that endpoint is gone."""
     silent = {
@@ -282,21 +290,21 @@ def _moved(
         for i, error in failed.items()
         if isinstance(error, TimeoutError | ConnectionError)
     }
-    if not silent or (yield from core.look_again(ex)):
+    if not silent or (yield from session.look_again(ex)):
         return []
-    return [i for i, endpoint in silent.items() if core.endpoint(states[i]) != endpoint]
+    return [i for i, endpoint in silent.items() if session.endpoint(states[i]) != endpoint]
 
 
 def _judged(
-    core: Core, ex: Exchange, states: Sequence[StreamState], failed: Errors
+    session: Session, ex: Exchange, states: Sequence[StreamState], failed: Errors
 ) -> Operation[Errors]:
     """Say what the errors mean; the server is asked once why streams were lost."""
-    losses = {i: what for i, error in failed.items() if (what := core.loss(states[i], error))}
-    silence = (yield from core.look_again(ex)) if losses else ""
+    losses = {i: what for i, error in failed.items() if (what := session.loss(states[i], error))}
+    silence = (yield from session.look_again(ex)) if losses else ""
     return {
-        i: core.mark_lost(states[i], losses[i], silence, failed[i])
+        i: session.mark_lost(states[i], losses[i], silence, failed[i])
         if i in losses
-        else core.note_failure(states[i], error)
+        else session.note_failure(states[i], error)
         for i, error in failed.items()
     }
 

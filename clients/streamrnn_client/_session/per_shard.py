@@ -31,7 +31,7 @@ class Scatter:
 
     def __init__(
         self,
-        core: ServerView,
+        view: ServerView,
         ex: Exchange,
         states: Sequence[StreamState],
         method: str,
@@ -40,7 +40,7 @@ class Scatter:
         *,
         may_resend: bool = True,
     ) -> None:
-        self.core = core
+        self.view = view
         self.ex = ex
         self.states = states
         self.method = method
@@ -57,7 +57,7 @@ class Scatter:
         """Settle all items of the groups; return those that failed."""
         while groups:
             yield from self._send(groups)
-            groups = group_by_endpoint(self.core, self.states, self.again)
+            groups = group_by_endpoint(self.view, self.states, self.again)
         return self.failed
 
     def _send(self, groups: Groups) -> Operation[None]:
@@ -85,15 +85,15 @@ class Scatter:
         self.again = []
         self.delay_s = 0.0
         self.deadline = calls[0].deadline
-        version = self.core.map_version
+        version = self.view.map_version
         for call, (_, group) in zip(calls, groups, strict=True):
             self._take(call, group)
-        self.num_moves += self.core.map_version != version
+        self.num_moves += self.view.map_version != version
 
     def _take(self, call: Call, group: Sequence[int]) -> None:
         if isinstance(call.error, errors.Moved) and self.num_moves < MAX_MOVES:
             for i in group:
-                self.core.note_moved(self.states[i], call.error.detail)
+                self.view.note_moved(self.states[i], call.error.detail)
             self.again += group
         elif call.error is not None:
             self.failed.update(dict.fromkeys(group, call.error))
@@ -116,7 +116,7 @@ class Scatter:
 
     def _take_error(self, i: int, error: errors.StreamRNNClientError) -> None:
         if isinstance(error, errors.Moved) and self.num_moves < MAX_MOVES:
-            self.core.note_moved(self.states[i], error.detail)
+            self.view.note_moved(self.states[i], error.detail)
             self.again.append(i)
             return
         if isinstance(error, errors.Busy):
@@ -129,22 +129,22 @@ class Scatter:
 
 
 def group_by_endpoint(
-    core: ServerView,
+    view: ServerView,
     states: Sequence[StreamState],
     indices: Sequence[int],
     item_bytes: int = ITEM_BYTES,
 ) -> Groups:
     """Split items by shard, and so that no request is larger than the server takes."""
-    info = core.info
+    info = view.info
     room = max(1, (info.max_message_bytes - OVERHEAD_BYTES) // item_bytes) if info else MAX_BATCH
     size = min(room, info.max_batch) if info else room
     shards: dict[str, Sequence[int]] = {}
-    if not core.is_spread and len(indices):
-        shards[core.address] = indices
+    if not view.is_spread and len(indices):
+        shards[view.address] = indices
     else:
         lists: dict[str, list[int]] = {}
         for i in indices:
-            lists.setdefault(core.endpoint(states[i]), []).append(i)
+            lists.setdefault(view.endpoint(states[i]), []).append(i)
         shards.update(lists)
     return [
         (endpoint, group[start : start + size])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgpack
 
@@ -14,9 +14,6 @@ from streamrnn_client._session.replay_log import MAX_KEPT_BYTES, MAX_KEPT_STEPS,
 from streamrnn_client._session.stream_state import Claim, ServerInfo, StreamState
 from streamrnn_client.inputs import ModelInfo
 from streamrnn_client.protocol.messages import shard_of
-
-if TYPE_CHECKING:
-    from streamrnn_client._session.stream_group import Rows
 
 __all__ = ["MAX_MOVES", "OVERHEAD_BYTES", "Operation", "ServerView"]
 
@@ -49,8 +46,6 @@ class ServerView:
         Name -> `ModelInfo`.
     streams : dict
         Stream id -> `StreamState`.
-    last_rows : Rows or None
-        The streams of the last `step_many`: often they are those of the next one.
     map_version : int
         Changes whenever a stream may have got another endpoint.
     """
@@ -70,7 +65,6 @@ class ServerView:
         self.is_stale = False
         self.models: dict[str, ModelInfo] = {}
         self.streams: dict[Any, StreamState] = {}
-        self.last_rows: Rows | None = None
         self.map_version = 0
         self._moved: dict[int, str] = {}
 

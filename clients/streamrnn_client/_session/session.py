@@ -1,8 +1,8 @@
 """What a client does, without sockets: operations that any driver can run.
 
 An operation is a generator. It submits requests to an `Exchange` and yields what it waits for: a
-`Call`, until it is settled, or a `Claim`, until it is granted. `client` drives operations with
-blocking sockets, `aio` with an event loop, the tests with a simulated network and clock.
+`Call`, until it is settled, or a `Claim`, until it is granted. `_drivers` run operations with
+blocking sockets or an event loop, the tests with a simulated network and clock.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from streamrnn_client._session.exchange import Buffer, Call, Exchange
 from streamrnn_client._session.per_shard import Errors
 from streamrnn_client._session.replay import MAX_REPLAYS, behind, open_states, recover, sync_shards
 from streamrnn_client._session.server_info import MAX_MOVES, Operation, ServerView
+from streamrnn_client._session.stream_group import Rows
 from streamrnn_client._session.stream_state import Claim, StreamState
 from streamrnn_client.inputs import Array
 from streamrnn_client.protocol.messages import (
@@ -29,13 +30,15 @@ from streamrnn_client.protocol.messages import (
     error_message,
 )
 
-__all__ = ["Core", "Operation"]
+__all__ = ["Operation", "Session"]
 
 _MIN_SYNC_S, _MAX_SYNC_S = 0.01, 0.5  # between two tries to have a disk written
 
 
-class Core(ServerView):
-    """The operations on single streams; those on many are in `_batching`."""
+class Session(ServerView):
+    """What one client knows, and the operations on single streams; `batch` has those on many."""
+
+    last_rows: Rows | None = None  # of the last `step_many`: often they are those of the next one
 
     # ---- steps --------------------------------------------------------------------------------
 

@@ -45,15 +45,15 @@ class Rows:
         """Tell whether these are all streams, in this order, and their model is the one named."""
         return self._states == states and model in (None, self.model.name)
 
-    def groups(self, core: ServerView) -> Groups:
+    def groups(self, view: ServerView) -> Groups:
         """Return the streams of each request; worked out again when one may have moved."""
-        if self._map_version != core.map_version:
+        if self._map_version != view.map_version:
             item_bytes = ITEM_BYTES + 4 * max(self.model.num_inputs, self.model.output_size)
             indices = range(len(self._states))
-            self._groups = group_by_endpoint(core, self._states, indices, item_bytes)
+            self._groups = group_by_endpoint(view, self._states, indices, item_bytes)
             self._packed = {id(group): b"" for _, group in self._groups}
             self._shared = {id(group): Shared(len(group)) for _, group in self._groups}
-            self._map_version = core.map_version
+            self._map_version = view.map_version
         return self._groups
 
     def packed_ids(self, group: Sequence[int]) -> bytes:

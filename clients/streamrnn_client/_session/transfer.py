@@ -8,7 +8,7 @@ from typing import Any
 from streamrnn_client import errors
 from streamrnn_client._session.exchange import Exchange
 from streamrnn_client._session.replay import MAX_REPLAYS, open_states, sync_shards
-from streamrnn_client._session.session import Core, Operation
+from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.stream_state import Claim, StreamState
 from streamrnn_client.protocol.messages import StreamId
 
@@ -25,42 +25,46 @@ __all__ = [
 _NUM_TOGETHER = 256  # streams that are claimed at once, so that others need not stand still long
 
 
-def export_stream(core: Core, ex: Exchange, state: StreamState) -> Operation[bytes]:
+def export_stream(session: Session, ex: Exchange, state: StreamState) -> Operation[bytes]:
     """Return a stream's record, as of the last step that this client knows."""
-    record = yield from _as_it_is(core, ex, state, "export", [state.id])
+    record = yield from _as_it_is(session, ex, state, "export", [state.id])
     return bytes(record)
 
 
-def fork(core: Core, ex: Exchange, state: StreamState, target: StreamId) -> Operation[StreamState]:
+def fork(
+    session: Session, ex: Exchange, state: StreamState, target: StreamId
+) -> Operation[StreamState]:
     """Make another stream with the same state and number; return what is known of it."""
     branch = StreamState(target, state.model, numbered=state.numbered)
-    result = yield from _as_it_is(core, ex, state, "fork", [state.id, target])
-    return _made(core, branch, result)
+    result = yield from _as_it_is(session, ex, state, "fork", [state.id, target])
+    return _made(session, branch, result)
 
 
-def snapshot(core: Core, ex: Exchange, state: StreamState, name: str) -> Operation[int]:
+def snapshot(session: Session, ex: Exchange, state: StreamState, name: str) -> Operation[int]:
     """Keep a stream's state under a name; return the number of its last step."""
-    result = yield from _as_it_is(core, ex, state, "snapshot", [state.id, name])
+    result = yield from _as_it_is(session, ex, state, "snapshot", [state.id, name])
     return int(result[0])
 
 
-def rollback(core: Core, ex: Exchange, state: StreamState, name: str | None) -> Operation[int]:
+def rollback(
+    session: Session, ex: Exchange, state: StreamState, name: str | None
+) -> Operation[int]:
     """Bring a snapshot's state back, or the last one on disk; takes a number, like a step."""
     yield Claim((state,))
     try:
-        seq = core.first_seq(state, None, 1)
-        call = core.call(ex, state, "rollback", [state.id, seq, name], may_resend=seq > 0)
-        last_seq, durable_seq = yield from core.settle(ex, state, call)
+        seq = session.first_seq(state, None, 1)
+        call = session.call(ex, state, "rollback", [state.id, seq, name], may_resend=seq > 0)
+        last_seq, durable_seq = yield from session.settle(ex, state, call)
         state.last_seq = max(state.last_seq, last_seq)
         state.note_durable(durable_seq)
         state.in_doubt = False
         return state.last_seq
     finally:
-        core.release((state,))
+        session.release((state,))
 
 
 def import_stream(
-    core: Core,
+    session: Session,
     ex: Exchange,
     stream: StreamId,
     record: bytes,
@@ -68,13 +72,13 @@ def import_stream(
     numbered: bool,
 ) -> Operation[StreamState]:
     """Make a stream from a record; it goes on after the record's last step."""
-    state = yield from _new(core, ex, stream, record, model, numbered)
+    state = yield from _new(session, ex, stream, record, model, numbered)
     params = [state.id, bytes(record), state.model.name]
-    return (yield from _make(core, ex, state, "import", params))
+    return (yield from _make(session, ex, state, "import", params))
 
 
 def open_with_state(
-    core: Core,
+    session: Session,
     ex: Exchange,
     stream: StreamId,
     record: bytes,
@@ -83,26 +87,28 @@ def open_with_state(
     numbered: bool,
 ) -> Operation[StreamState]:
     """Make a stream whose first step is number 1 and whose initial state is that of a record."""
-    state = yield from _new(core, ex, stream, record, model, numbered)
+    state = yield from _new(session, ex, stream, record, model, numbered)
     params = [state.id, state.model.name, window or 0, bytes(record)]
-    return (yield from _make(core, ex, state, "open", params))
+    return (yield from _make(session, ex, state, "open", params))
 
 
-def sync_all(core: Core, ex: Exchange) -> Operation[bool]:
+def sync_all(session: Session, ex: Exchange) -> Operation[bool]:
     """Have everything that was applied written to disk; False if the disk cannot be written."""
-    yield from core.known_server(ex)
-    states = [state for state in core.streams.values() if state.is_open and not state.lost]
+    yield from session.known_server(ex)
+    states = [state for state in session.streams.values() if state.is_open and not state.lost]
     wanted = {id(state): state.last_seq for state in states}
     # The first shard stands for all where this client has no streams; without a disk it says so.
-    if not states or not core.is_durable:
-        return bool((yield from core.request(ex, "sync", [None])))
+    if not states or not session.is_durable:
+        return bool((yield from session.request(ex, "sync", [None])))
     for _ in range(MAX_REPLAYS):  # what a shard had lost is replayed, and then written too
-        answer = yield from sync_shards(core, ex, states)
+        answer = yield from sync_shards(session, ex, states)
         if answer is None:
-            yield from core.hello(ex)
+            yield from session.hello(ex)
         left: list[StreamState] = []
         for start in range(0, len(states), _NUM_TOGETHER):
-            left += yield from _not_durable(core, ex, states[start : start + _NUM_TOGETHER], wanted)
+            left += yield from _not_durable(
+                session, ex, states[start : start + _NUM_TOGETHER], wanted
+            )
         states = left
         if not states or answer is False:
             break
@@ -110,20 +116,20 @@ def sync_all(core: Core, ex: Exchange) -> Operation[bool]:
 
 
 def _not_durable(
-    core: Core, ex: Exchange, states: Sequence[StreamState], wanted: dict[int, int]
+    session: Session, ex: Exchange, states: Sequence[StreamState], wanted: dict[int, int]
 ) -> Operation[list[StreamState]]:
     yield Claim(states)
     try:
-        failed = yield from open_states(core, ex, states, range(len(states)))
+        failed = yield from open_states(session, ex, states, range(len(states)))
     finally:
-        core.release(states)
+        session.release(states)
     for i, error in failed.items():
-        raise core.note_failure(states[i], error)
+        raise session.note_failure(states[i], error)
     return [state for state in states if state.durable_seq < wanted[id(state)]]
 
 
 def _as_it_is(
-    core: Core, ex: Exchange, state: StreamState, method: str, params: list[Any]
+    session: Session, ex: Exchange, state: StreamState, method: str, params: list[Any]
 ) -> Operation[Any]:
     """Ask for something that is done with a stream's present state.
 
@@ -131,9 +137,9 @@ def _as_it_is(
     """
     yield Claim((state,))
     try:
-        core.first_seq(state, None, 1)
+        session.first_seq(state, None, 1)
         if state.kept is not None and state.durable_seq < state.last_seq:
-            durable_seq = yield from core.make_durable(ex, state)
+            durable_seq = yield from session.make_durable(ex, state)
             if durable_seq < state.last_seq:
                 raise errors.ReadOnly(
                     f"the server cannot write its disk now, so {method} might act on an older "
@@ -141,35 +147,35 @@ def _as_it_is(
                     "done: try again when the disk can be written",
                     {"stream": state.id, "durable_seq": durable_seq},
                 )
-        return (yield from core.settle(ex, state, core.call(ex, state, method, params)))
+        return (yield from session.settle(ex, state, session.call(ex, state, method, params)))
     finally:
-        core.release((state,))
+        session.release((state,))
 
 
 def _new(
-    core: Core, ex: Exchange, stream: StreamId, record: Any, model: str | None, numbered: bool
+    session: Session, ex: Exchange, stream: StreamId, record: Any, model: str | None, numbered: bool
 ) -> Operation[StreamState]:
     if not isinstance(record, bytes | bytearray | memoryview):
         raise errors.BadParams(
             f"the record is {type(record).__name__}; give the bytes that export() returned"
         )
-    yield from core.known_server(ex)
-    info = yield from core.model_info(ex, model)
+    yield from session.known_server(ex)
+    info = yield from session.model_info(ex, model)
     return StreamState(stream, info, numbered=numbered)
 
 
 def _make(
-    core: Core, ex: Exchange, state: StreamState, method: str, params: list[Any]
+    session: Session, ex: Exchange, state: StreamState, method: str, params: list[Any]
 ) -> Operation[StreamState]:
     yield Claim((state,))
     try:
-        result = yield from core.settle(ex, state, core.call(ex, state, method, params))
+        result = yield from session.settle(ex, state, session.call(ex, state, method, params))
     finally:
-        core.release((state,))
-    return _made(core, state, result)
+        session.release((state,))
+    return _made(session, state, result)
 
 
-def _made(core: Core, state: StreamState, result: Sequence[int]) -> StreamState:
-    core.opened(state, result, core.info.instance if core.info is not None else "")
-    core.streams[state.id] = state
+def _made(session: Session, state: StreamState, result: Sequence[int]) -> StreamState:
+    session.opened(state, result, session.info.instance if session.info is not None else "")
+    session.streams[state.id] = state
     return state

@@ -1,0 +1,1 @@
+"""What runs a session's operations: sockets, threads, an event loop."""
