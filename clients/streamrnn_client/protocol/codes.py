@@ -1,7 +1,4 @@
-"""The error codes of the wire and the words that go with them.
-
-`streamrnn_client.protocol.messages` hands these on; import them from there.
-"""
+"""The error codes of the wire and their messages."""
 
 from __future__ import annotations
 
@@ -10,13 +7,20 @@ from enum import IntEnum
 from string import Formatter
 from typing import Any
 
-__all__ = ["ErrorCode", "ProtocolError", "error_message", "error_reply", "kind_of"]
+__all__ = [
+    "ErrorCode",
+    "ProtocolError",
+    "bad_params",
+    "error_message",
+    "error_reply",
+    "kind_of",
+]
 
 
 class ErrorCode(IntEnum):
     """Every error a server answers with; the number is for compiled code, 0 means no error.
 
-    On the wire stands the name in lower case (`wire`); the number never travels.
+    The wire carries the name in lower case (`wire`), never the number.
     """
 
     MALFORMED = 1
@@ -200,19 +204,9 @@ _CHOICES = {code: tuple((_fields(text), text) for text in texts) for code, texts
 
 
 def error_message(code: ErrorCode, detail: Mapping[str, Any] | None = None) -> str:
-    """Put an error into words: what came, what was expected, what to do.
+    """Return an error's text: what came, what was expected, what to do.
 
-    Parameters
-    ----------
-    code : ErrorCode
-        The error.
-    detail : mapping or None
-        Names and numbers; the more there are, the more the words say. None is needed.
-
-    Returns
-    -------
-    str
-        One sentence or two, without a full stop at the end.
+    The more of the text's names and numbers `detail` holds, the more it says; none is needed.
     """
     known = {
         key: ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
@@ -225,44 +219,15 @@ def error_message(code: ErrorCode, detail: Mapping[str, Any] | None = None) -> s
 
 
 def error_reply(code: ErrorCode, what: str = "", **detail: Any) -> list[Any]:
-    """Return the error element of a response.
-
-    Parameters
-    ----------
-    code : ErrorCode
-        The error.
-    what : str
-        The whole message; empty for the code's own words.
-    **detail : Any
-        Names and numbers for programs and for the words; plain MessagePack types.
-
-    Returns
-    -------
-    list
-        ``[code, message, detail]``.
-    """
+    """Return a response's error, ``[code, message, detail]``; `what` replaces the code's text."""
     return [code.wire, what or error_message(code, detail), detail]
 
 
 class ProtocolError(ValueError):
-    """A message that its sender must change: its code, its words, and whom to answer.
+    """A mistake of a message's sender.
 
-    Parameters
-    ----------
-    code : ErrorCode
-        What kind of mistake it is.
-    what : str
-        The whole message; empty for the code's own words.
-    msgid : int or None
-        Whom to answer; None where it could not be read: then nobody can be answered.
-    **detail : Any
-        Numbers and names for programs, and for the code's own words.
-
-    Attributes
-    ----------
-    code : ErrorCode
-    detail : dict
-    msgid : int or None
+    `what` replaces the code's own text. `msgid` is None where it could not be read: then there is
+    no request to answer. `detail` holds plain MessagePack types, for programs.
     """
 
     def __init__(
@@ -278,19 +243,13 @@ class ProtocolError(ValueError):
         return [self.code.wire, str(self), self.detail]
 
 
+def bad_params(what: str) -> ProtocolError:
+    """Return the error of parameters that do not have a method's form."""
+    return ProtocolError(ErrorCode.BAD_PARAMS, what)
+
+
 def kind_of(value: object) -> str:
-    """Say what came, in the words of MessagePack; never a whole long value.
-
-    Parameters
-    ----------
-    value : object
-        As it was decoded.
-
-    Returns
-    -------
-    str
-        For instance ``a str of 5``.
-    """
+    """Describe a decoded value by its MessagePack type, for instance ``a str of 5``."""
     if value is None:
         return "nil"
     if isinstance(value, bool | int | float):

@@ -1,7 +1,4 @@
-"""Messages to bytes.
-
-`streamrnn_client.protocol.messages` hands these on; import them from there.
-"""
+"""Messages to bytes, each one payload frame."""
 
 from __future__ import annotations
 
@@ -25,90 +22,27 @@ REQUEST, RESPONSE, NOTIFICATION = 0, 1, 2
 
 
 def encode_request(msgid: int, method: str, params: Sequence[Any]) -> bytes:
-    """Encode a request.
-
-    Parameters
-    ----------
-    msgid : int
-        0 to 2**32 - 1; the response carries it.
-    method : str
-        One of `HOT_METHODS` or `COLD_METHODS`.
-    params : sequence
-        As the method's schema says; x as bytes or as a contiguous memoryview becomes ``bin``.
-
-    Returns
-    -------
-    bytes
-        The payload frame.
-    """
+    """Encode a request; x as bytes or as a contiguous memoryview becomes ``bin``."""
     return msgpack.packb((REQUEST, msgid, method, params))
 
 
 def encode_response(msgid: int, result: Any) -> bytes:
-    """Encode a response that carries a result.
-
-    Parameters
-    ----------
-    msgid : int
-        The request's.
-    result : Any
-        As the method's schema says.
-
-    Returns
-    -------
-    bytes
-        The payload frame.
-    """
+    """Encode a response that carries a result."""
     return msgpack.packb((RESPONSE, msgid, None, result))
 
 
 def encode_error(msgid: int, error: Sequence[Any]) -> bytes:
-    """Encode a response that carries an error.
-
-    Parameters
-    ----------
-    msgid : int
-        The request's.
-    error : sequence
-        ``[code, message, detail]``, from `error_reply` or `ProtocolError.reply`.
-
-    Returns
-    -------
-    bytes
-        The payload frame.
-    """
+    """Encode a response that carries an error, ``[code, message, detail]``."""
     return msgpack.packb((RESPONSE, msgid, error, None))
 
 
 def encode_uint(value: int) -> bytes:
-    """Encode an unsigned integer in the one width that is fastest to write from Python.
-
-    Parameters
-    ----------
-    value : int
-        0 to 2**64 - 1.
-
-    Returns
-    -------
-    bytes
-        ``uint 64``: 9 bytes, whatever the value.
-    """
+    """Encode an unsigned integer as ``uint 64``, the width that Python writes fastest."""
     return b"\xcf" + value.to_bytes(8, "big")
 
 
 def encode_bin_header(num_bytes: int) -> bytes:
-    """Encode what stands before the bytes of a bin, so that they need not be copied into one.
-
-    Parameters
-    ----------
-    num_bytes : int
-        Length of the bin.
-
-    Returns
-    -------
-    bytes
-        ``bin 8``, ``bin 16`` or ``bin 32``.
-    """
+    """Encode the header of a ``bin``, so that its bytes need not be copied into one."""
     if num_bytes < 2**8:
         return b"\xc4" + num_bytes.to_bytes(1, "big")
     if num_bytes < 2**16:

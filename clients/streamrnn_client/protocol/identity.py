@@ -1,11 +1,8 @@
-"""Stream ids, their canonical bytes, and the shard they belong to.
-
-`streamrnn_client.protocol.messages` hands these on; import them from there.
-"""
+"""Stream ids, their canonical bytes, and the shard they belong to."""
 
 from __future__ import annotations
 
-from streamrnn_client.protocol.codes import ErrorCode, ProtocolError, kind_of
+from streamrnn_client.protocol.codes import bad_params, kind_of
 
 __all__ = [
     "MAX_ID_BYTES",
@@ -31,61 +28,38 @@ StreamId = str | int
 
 
 def canonical_id(stream: StreamId) -> bytes:
-    """Return the bytes that a stream's id is known by, so that 7 and "7" are two streams.
+    """Return the canonical bytes of a stream id; 7 and "7" are two streams.
 
-    Parameters
-    ----------
-    stream : str or int
-        1 to 128 bytes of UTF-8, or 0 to 2**64 - 1.
-
-    Returns
-    -------
-    bytes
-        ``b"s"`` and the UTF-8, or ``b"u"`` and 8 bytes big-endian.
-
-    Raises
-    ------
-    ProtocolError
-        ``bad_params``, if it is no stream id.
+    ``b"s"`` and 1 to 128 bytes of UTF-8, or ``b"u"`` and 8 bytes big-endian. Raises
+    `ProtocolError` (``bad_params``) if it is no stream id.
     """
     if type(stream) is str:
         try:
             text = stream.encode()
         except UnicodeEncodeError:
-            raise _bad_params(
+            raise bad_params(
                 "the stream id is a str that is not valid UTF-8; use UTF-8, or a uint"
             ) from None
         if not 1 <= len(text) <= MAX_ID_BYTES:
-            raise _bad_params(
+            raise bad_params(
                 f"the stream id is a str of {len(text)} bytes; "
                 f"it must have 1 to {MAX_ID_BYTES} bytes of UTF-8"
             )
         return b"s" + text
     if type(stream) is int:
         if not 0 <= stream <= MAX_UINT_ID:
-            raise _bad_params(
+            raise bad_params(
                 f"the stream id is {stream}; a number must be from 0 to 2**64 - 1, or use a str"
             )
         return b"u" + stream.to_bytes(8, "big")
-    raise _bad_params(
+    raise bad_params(
         f"the stream id is {kind_of(stream)}; it must be a str of 1 to {MAX_ID_BYTES} bytes of "
         "UTF-8, or an unsigned integer"
     )
 
 
 def hash64(data: bytes) -> int:
-    """Hash canonical id bytes: FNV-1a (64 bits), then the fmix64 finaliser of MurmurHash3.
-
-    Parameters
-    ----------
-    data : bytes
-        What `canonical_id` returned.
-
-    Returns
-    -------
-    int
-        0 to 2**64 - 1.
-    """
+    """Hash canonical id bytes: 64-bit FNV-1a, then MurmurHash3's finaliser fmix64."""
     value = _FNV_OFFSET
     for byte in data:
         value = ((value ^ byte) * _FNV_PRIME) & _MASK64
@@ -95,38 +69,10 @@ def hash64(data: bytes) -> int:
 
 
 def hash_slot(stream: StreamId) -> int:
-    """Return the stream's hash slot, 0 to 16383.
-
-    Parameters
-    ----------
-    stream : str or int
-        The stream's id.
-
-    Returns
-    -------
-    int
-        The 14 highest bits of the hash.
-    """
+    """Return the stream's hash slot: the 14 highest bits of the hash."""
     return hash64(canonical_id(stream)) >> _HASH_SLOT_SHIFT
 
 
 def shard_of(slot: int, num_shards: int) -> int:
-    """Return the shard that a hash slot belongs to.
-
-    Parameters
-    ----------
-    slot : int
-        What `hash_slot` returned.
-    num_shards : int
-        Number of shards, from `hello`.
-
-    Returns
-    -------
-    int
-        0 to ``num_shards - 1``.
-    """
+    """Return the shard that a hash slot belongs to."""
     return slot * num_shards // NUM_HASH_SLOTS
-
-
-def _bad_params(what: str) -> ProtocolError:
-    return ProtocolError(ErrorCode.BAD_PARAMS, what)

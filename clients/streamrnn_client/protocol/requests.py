@@ -1,0 +1,202 @@
+"""Requests by method, and the check of each method's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from streamrnn_client.protocol.codes import ErrorCode, ProtocolError, bad_params, kind_of
+from streamrnn_client.protocol.identity import StreamId, canonical_id
+from streamrnn_client.protocol.limits import MAX_SEQ
+
+__all__ = [
+    "PARSERS",
+    "BatchRequest",
+    "CloseRequest",
+    "ColdRequest",
+    "OpenRequest",
+    "OpenWithStateRequest",
+    "Request",
+    "ResetRequest",
+    "StepRequest",
+]
+
+
+class StepRequest(NamedTuple):
+    """One or several steps of one stream; ``first_seq`` 0 means unnumbered."""
+
+    stream: StreamId
+    first_seq: int
+    x: bytes | list[float]
+
+
+class BatchRequest(NamedTuple):
+    """One step each of many streams; ``seqs`` None means unnumbered."""
+
+    streams: list[StreamId]
+    seqs: list[int] | None
+    x: bytes | list[float]
+
+
+class OpenRequest(NamedTuple):
+    """Open one stream, or, with ``many``, a list of them; ``model`` None means the only one."""
+
+    streams: list[StreamId]
+    many: bool
+    model: str | None
+    window: int
+
+
+class OpenWithStateRequest(NamedTuple):
+    """Open a stream that does not exist yet, with the state that an exported record holds."""
+
+    stream: StreamId
+    model: str | None
+    window: int
+    record: bytes
+
+
+class CloseRequest(NamedTuple):
+    """Close one stream and forget its state."""
+
+    stream: StreamId
+
+
+class ResetRequest(NamedTuple):
+    """Set one stream's state back to that of a new one; ``seq`` 0 on an unnumbered stream."""
+
+    stream: StreamId
+    seq: int
+
+
+class ColdRequest(NamedTuple):
+    """A request that is answered in Python, where its parameters are checked."""
+
+    params: list[Any]
+
+
+class Request(NamedTuple):
+    """A well-formed request: the msgid to answer, the method's name, its parameters."""
+
+    msgid: int
+    method: str
+    call: (
+        StepRequest
+        | BatchRequest
+        | OpenRequest
+        | OpenWithStateRequest
+        | CloseRequest
+        | ResetRequest
+        | ColdRequest
+    )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _expect_params(params: list[Any], schema: str, num_params: int) -> None:
+    if len(params) != num_params:
+        raise bad_params(f"{len(params)} parameters; the method takes {num_params}: {schema}")
+
+
+def _parse_uint(value: object, what: str, max_value: int = MAX_SEQ) -> int:
+    if type(value) is not int or not 0 <= value <= max_value:
+        raise bad_params(f"{what} is {kind_of(value)}; it must be an integer from 0 to {max_value}")
+    return value
+
+
+def _parse_x(x: object) -> bytes | list[float]:
+    if type(x) is bytes:
+        return x
+    if type(x) is list:
+        for position, value in enumerate(x):
+            if type(value) is not float and type(value) is not int:
+                raise bad_params(
+                    f"element {position} of x is {kind_of(value)}; x must hold numbers only, "
+                    "in one flat array"
+                )
+        return x
+    hint = " (does your MessagePack library write bytes as str? switch bin on)" * (type(x) is str)
+    raise bad_params(
+        f"x is {kind_of(x)}{hint}; it must be a bin of little-endian float32 (uint32 for tokens) "
+        "or a flat array of numbers"
+    )
+
+
+def _parse_streams(streams: object, max_batch: int) -> list[StreamId]:
+    if type(streams) is not list:
+        raise bad_params(f"streams is {kind_of(streams)}; it must be an array of stream ids")
+    if len(streams) > max_batch:
+        raise ProtocolError(ErrorCode.TOO_LARGE, num_items=len(streams), max=max_batch)
+    for stream in streams:
+        canonical_id(stream)
+    return streams
+
+
+def _parse_step(params: list[Any], _max_batch: int) -> StepRequest:
+    _expect_params(params, "[stream, first_seq, x]", 3)
+    stream, first_seq, x = params
+    canonical_id(stream)
+    return StepRequest(stream, _parse_uint(first_seq, "first_seq"), _parse_x(x))
+
+
+def _parse_batch(params: list[Any], max_batch: int) -> BatchRequest:
+    _expect_params(params, "[streams, seqs, X]", 3)
+    streams, seqs, x = params
+    _parse_streams(streams, max_batch)
+    if seqs is not None:
+        if type(seqs) is not list or len(seqs) != len(streams):
+            raise bad_params(
+                f"seqs is {kind_of(seqs)}; it must be nil or an array of {len(streams)} numbers, "
+                "one for each stream"
+            )
+        for seq in seqs:
+            _parse_uint(seq, "a number in seqs")
+    return BatchRequest(streams, seqs, _parse_x(x))
+
+
+def _parse_open(params: list[Any], max_batch: int) -> OpenRequest | OpenWithStateRequest:
+    if len(params) != 4:
+        _expect_params(params, "[stream or array of streams, model, window]", 3)
+    streams, model, window = params[:3]
+    many = type(streams) is list
+    streams = _parse_streams(streams if many else [streams], max_batch)
+    if model is not None and type(model) is not str:
+        raise bad_params(f"model is {kind_of(model)}; it must be a str, or nil for the only model")
+    if model is not None and not _is_utf8(model):
+        raise bad_params("model is a str that is not valid UTF-8")
+    window = _parse_uint(window, "window")
+    if len(params) == 3:
+        return OpenRequest(streams, many, model, window)
+    if many or type(params[3]) is not bytes:
+        raise bad_params(
+            f"the initial state is {kind_of(params[3])}; it must be the bin that export returned, "
+            "for one stream"
+        )
+    return OpenWithStateRequest(streams[0], model, window, params[3])
+
+
+def _parse_close(params: list[Any], _max_batch: int) -> CloseRequest:
+    _expect_params(params, "[stream]", 1)
+    canonical_id(params[0])
+    return CloseRequest(params[0])
+
+
+def _parse_reset(params: list[Any], _max_batch: int) -> ResetRequest:
+    _expect_params(params, "[stream, seq]", 2)
+    canonical_id(params[0])
+    return ResetRequest(params[0], _parse_uint(params[1], "seq"))
+
+
+PARSERS: Mapping[str, Callable[[list[Any], int], Any]] = {  # (params, max_batch) -> request
+    "step": _parse_step,
+    "batch": _parse_batch,
+    "open": _parse_open,
+    "close": _parse_close,
+    "reset": _parse_reset,
+}
