@@ -19,6 +19,7 @@ from streamrnn.errors import RecordError
 from streamrnn.kernels.structs import I16, I32, I64, U8, Struct
 
 __all__ = [
+    "CHECKSUM_BYTES",
     "FRESH",
     "HEAD_BYTES",
     "MAGIC",
@@ -35,7 +36,7 @@ MAGIC = b"SRNN"
 VERSION = 1
 FRESH, NUMBERED, UNNUMBERED = range(3)
 _MAX_WINDOW_LOG2 = 8
-_CHECKSUM_BYTES = 4
+CHECKSUM_BYTES = 4
 
 
 class RecordHead(Struct, packed=True):
@@ -172,7 +173,7 @@ def encode_record(record: StreamRecord) -> bytes:
         VERSION,
         record.numbering,
         record.window.bit_length() - 1,
-        HEAD_BYTES + len(body) + _CHECKSUM_BYTES,
+        HEAD_BYTES + len(body) + CHECKSUM_BYTES,
         record.last_seq,
         record.clock_s,
         list(bytes.fromhex(record.fingerprint)),
@@ -183,7 +184,7 @@ def encode_record(record: StreamRecord) -> bytes:
         *map(len, texts),
     )
     head = np.array([values], RecordHead.dtype).tobytes()
-    return head + body + zlib.crc32(body, zlib.crc32(head)).to_bytes(_CHECKSUM_BYTES, "little")
+    return head + body + zlib.crc32(body, zlib.crc32(head)).to_bytes(CHECKSUM_BYTES, "little")
 
 
 def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
@@ -204,9 +205,9 @@ def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
         If it is not one whole record of this version, unchanged since it was written.
     """
     data = bytes(data)
-    if len(data) < HEAD_BYTES + _CHECKSUM_BYTES:
+    if len(data) < HEAD_BYTES + CHECKSUM_BYTES:
         raise RecordError(
-            f"the record has {len(data)} bytes, fewer than any has ({HEAD_BYTES + _CHECKSUM_BYTES})"
+            f"the record has {len(data)} bytes, fewer than any has ({HEAD_BYTES + CHECKSUM_BYTES})"
         )
     _, version, numbering, window_log2, num_bytes, last_seq, clock_s, fingerprint, *rest = (
         np.frombuffer(data, RecordHead.dtype, 1)[0].item()
@@ -219,8 +220,8 @@ def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
         raise RecordError(f"the record has version {version}; version {VERSION} is known")
     if num_bytes != len(data):
         raise RecordError(f"the record says that it has {num_bytes} bytes, but it has {len(data)}")
-    stored = int.from_bytes(data[-_CHECKSUM_BYTES:], "little")
-    found = zlib.crc32(data[:-_CHECKSUM_BYTES])
+    stored = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
+    found = zlib.crc32(data[:-CHECKSUM_BYTES])
     if stored != found:
         raise RecordError(
             f"its checksum is {stored:08x}, its bytes give {found:08x}: it is torn or changed"
@@ -230,7 +231,7 @@ def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
         raise RecordError(f"it has a row of {row_bytes} bytes, {num_ring} outputs of {y_bytes}")
     at = HEAD_BYTES + sum(lengths)
     begin = at + -at % 8
-    expected = begin + row_bytes + num_ring * (8 + y_bytes) + _CHECKSUM_BYTES
+    expected = begin + row_bytes + num_ring * (8 + y_bytes) + CHECKSUM_BYTES
     if expected != num_bytes or any(data[at:begin]):
         raise RecordError(f"its parts make {expected} bytes, not {num_bytes}")
     if numbering > UNNUMBERED or window_log2 > _MAX_WINDOW_LOG2 or last_seq < 0 or clock_s < 0:

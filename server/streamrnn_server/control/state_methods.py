@@ -28,7 +28,12 @@ from streamrnn_client.protocol.messages import (
     shard_of,
 )
 from streamrnn_server.shard import structs as w
-from streamrnn_server.shard.checkpoint.packing import Templates, pack_entries, table_of_entries
+from streamrnn_server.shard.checkpoint.packing import (
+    Templates,
+    pack_entries,
+    seal,
+    table_of_entries,
+)
 from streamrnn_server.shard.memory.header import address_of
 from streamrnn_server.shard.requests import request as r
 from streamrnn_server.storage.record_lookup import Vault, may_use
@@ -196,7 +201,9 @@ class Cold:
         entries, templates = address_of(memory), self._templates.address
         record = np.zeros(table_of_entries(entries, 1, templates, table), np.uint8)
         pack_entries(entries, 1, templates, 0, address_of(record))
-        return self.deliver(caller, encode_response(caller.msgid, record[: table[0, 5]].tobytes()))
+        record = record[: table[0, 5]]
+        seal(record.data)
+        return self.deliver(caller, encode_response(caller.msgid, record.tobytes()))
 
     def deliver(self, caller: Caller, payload: bytes) -> list[Order]:
         """Send a reply, or go on with what has waited for it.

@@ -23,6 +23,7 @@ from streamrnn_server.shard.checkpoint.packing import (
     Templates,
     pack_entries,
     part_bytes,
+    seal,
     table_of_entries,
 )
 from streamrnn_server.shard.memory.header import address_of, reserve
@@ -164,6 +165,7 @@ class Saver:
                 yield STREAMS, key, None
                 continue
             record = records[begin : begin + length]
+            seal(record)
             yield STREAMS, key, record
             if kind == SNAPSHOT:
                 at += part_bytes(id_bytes)

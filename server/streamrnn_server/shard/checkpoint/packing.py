@@ -11,17 +11,19 @@ and the ring as it lies in the arena, each from a multiple of 8 bytes.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 import numpy as np
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import copy_bytes, fill_bytes, load_i64, store_i32, store_i64
+from streamrnn.kernels.memory import copy_bytes, fill_bytes, load_i64, store_i64
 from streamrnn.kernels.pointers import address, field_address, pointer_to
 from streamrnn.kernels.structs import I64, Struct
-from streamrnn.state.checksum import crc32
 from streamrnn.state.record import (
+    CHECKSUM_BYTES,
     FRESH,
     HEAD_BYTES,
     MAGIC,
@@ -46,6 +48,7 @@ __all__ = [
     "record_at",
     "record_bytes",
     "row_in_record",
+    "seal",
     "table_of_entries",
 ]
 
@@ -87,6 +90,7 @@ entry_at, record_at = pointer_to(Entry), pointer_to(RecordHead)
 _template_at = pointer_to(Template)
 _TEMPLATE_BYTES = Template.dtype.itemsize
 _MAGIC = int.from_bytes(MAGIC, "little")
+_put_checksum = struct.Struct("<I").pack_into
 
 
 class Templates:
@@ -151,7 +155,7 @@ def record_bytes(entry: Entry, template: Template) -> int:
     """Return the length of the record that an entry makes."""
     names = entry.id_bytes + template.model_bytes + template.arithmetic_bytes + entry.owner_bytes
     ring_bytes = _num_ring(entry) * (8 + entry.y_bytes)
-    return part_bytes(HEAD_BYTES + names) + entry.row_bytes + ring_bytes + 4
+    return part_bytes(HEAD_BYTES + names) + entry.row_bytes + ring_bytes + CHECKSUM_BYTES
 
 
 @jit
@@ -163,7 +167,7 @@ def _num_ring(entry: Entry) -> int:
 
 @jit
 def _pack(entry: Entry, out: int, template: Template, clock_s: int) -> int:
-    """Write one record; return its length."""
+    """Write one record but for its checksum; return its length."""
     id_bytes, owner_bytes, row_bytes = entry.id_bytes, entry.owner_bytes, entry.row_bytes
     window_log2, y_bytes, num_ring = entry.window_log2, entry.y_bytes, _num_ring(entry)
     text_bytes = template.model_bytes + template.arithmetic_bytes
@@ -211,8 +215,6 @@ def _pack(entry: Entry, out: int, template: Template, clock_s: int) -> int:
             store_i64(at + 8 * k, load_i64(ring + 8 * place))
             y = ring + 8 * window + place * y_bytes
             copy_bytes(at + 8 * num_ring + k * y_bytes, y, y_bytes)
-        at += num_ring * (8 + y_bytes)
-    store_i32(at, crc32(out, at - out))
     return record.num_bytes
 
 
@@ -264,7 +266,7 @@ def table_of_entries(entries: int, num_entries: int, templates: int, table: NDAr
 
 @jit
 def pack_entries(entries: int, num_entries: int, templates: int, clock_s: int, out: int) -> None:
-    """Write the records of entries, each from a multiple of 8 bytes, as `table_of_entries` says.
+    """Write the records of entries where `table_of_entries` says, but for their checksums.
 
     Parameters
     ----------
@@ -285,3 +287,9 @@ def pack_entries(entries: int, num_entries: int, templates: int, clock_s: int, o
         if entry.kind != DELETE:
             out += part_bytes(_pack(entry, out, _template_of(templates, entry), clock_s))
         at += entry.num_bytes
+
+
+def seal(record: memoryview) -> None:
+    """Write the checksum of a packed record, its last bytes."""
+    begin = len(record) - CHECKSUM_BYTES
+    _put_checksum(record, begin, crc32(record[:begin]))
