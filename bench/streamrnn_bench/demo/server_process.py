@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from streamrnn.errors import StartError
+from streamrnn_bench.child_process import start_child
 from streamrnn_bench.server.processes import signals_held
 
 __all__ = ["PREFERRED_PORT", "ServerProcess", "usable_port"]
@@ -97,7 +98,7 @@ class ServerProcess:
         began = time.perf_counter()
         # Nobody would stop a process that a signal left without a name.
         with open(self.log_path, "ab") as log, signals_held():
-            self._process = subprocess.Popen(
+            self._process = start_child(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         while not self._ready_path.exists():

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+from streamrnn_bench.child_process import start_child
 from streamrnn_bench.report.results import BenchError
 from streamrnn_bench.step.cases import Case
 
@@ -91,7 +92,7 @@ def _process(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
     with tempfile.TemporaryFile("w+") as said:
         try:
             with signals_held():
-                process = subprocess.Popen(
+                process = start_child(
                     [sys.executable, "-m", module, *words],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
