@@ -17,6 +17,7 @@ import pytest
 from streamrnn.errors import ModelError, StartError, StreamRNNError
 from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
+from streamrnn_bench.child_process import start_child
 from streamrnn_bench.demo.many_streams import check_bits
 from streamrnn_bench.demo.numpy_loop import NumpyLoop
 from streamrnn_bench.demo.output import Paper, duration, sparkline
@@ -34,7 +35,7 @@ class Demo:
     def __init__(self, *arguments) -> None:
         port = usable_port(None if "--port" in arguments else free_port())
         command = ["-m", "streamrnn_server", "demo", "--port", port, "--streams", NUM_STREAMS]
-        self.process = subprocess.Popen(
+        self.process = start_child(
             [sys.executable, *(str(word) for word in (*command, "--epochs", 2, *arguments))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

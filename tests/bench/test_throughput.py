@@ -14,6 +14,7 @@ import pytest
 import zmq
 
 from streamrnn.engine.engine import Engine
+from streamrnn_bench.child_process import start_child
 from streamrnn_bench.report.results import BenchError
 from streamrnn_bench.server import throughput as messages
 from streamrnn_bench.server.echo import canned_reply
@@ -134,7 +135,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_left_behind(number):
     words = ("bench", "throughput", "--cases", "gru:3:8", "--rounds", "100000", "--streams", "5")
-    bench = subprocess.Popen(
+    bench = start_child(
         [sys.executable, "-m", "streamrnn_server", *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -21,6 +21,7 @@ from streamrnn.model.spec import OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from streamrnn_client import Client
 from streamrnn_server.testing import serving
+from tests.support.engines import assert_same_bits, stepped
 from tests.support.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
 from tests.tolerances import KERNEL_RELATIVE, TENSOR
 
@@ -35,16 +36,6 @@ def gpu():
         require_gpu()
     except DeviceError as error:
         pytest.skip(str(error))
-
-
-def stepped(engine, x):
-    """Step streams 0..B-1 together over x [B, T, I]."""
-    rows = engine.rows(range(len(x)))
-    return np.stack([engine.batch(rows, x[:, t]) for t in range(x.shape[1])], axis=1)
-
-
-def assert_same_bits(a, b):
-    np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32))
 
 
 # Sizes that divide neither tile, one that divides both, and one that needs more than one block.

@@ -31,6 +31,7 @@ from streamrnn.kernels.cuda.tiles import TileShape
 from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from tests.cuda.grid import run_block, run_together
+from tests.support.engines import assert_same_bits, stepped
 from tests.support.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
 from tests.tolerances import KERNEL
 
@@ -65,16 +66,6 @@ def engine_on_gpu(model, max_streams=16, wide_from=1):
     with mock.patch.object(network, "TILING", tiling):
         engine: Any = Engine(model, device="cuda", max_streams=max_streams)
     return engine
-
-
-def stepped(engine, x):
-    """Step streams 0..B-1 together over x [B, T, I]."""
-    rows = engine.rows(range(len(x)))
-    return np.stack([engine.batch(rows, x[:, t]) for t in range(x.shape[1])], axis=1)
-
-
-def assert_same_bits(a, b):
-    np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32))
 
 
 @pytest.mark.parametrize(

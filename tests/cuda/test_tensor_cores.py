@@ -19,7 +19,7 @@ from streamrnn.kernels.cuda.mma import pack_words
 from streamrnn.kernels.cuda.tensor_cores import TensorShape
 from streamrnn.reference.model import ReferenceModel
 from tests.cuda.grid import run_block
-from tests.cuda.test_simulator import assert_same_bits, stepped
+from tests.support.engines import assert_same_bits, stepped
 from tests.support.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
 from tests.tolerances import TENSOR
 

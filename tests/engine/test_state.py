@@ -9,8 +9,8 @@ from streamrnn import Engine
 from streamrnn.errors import InputError, RecordError, StreamError
 from streamrnn.model.spec import InputSpec
 from streamrnn_server.testing import serving
-from tests.server.test_requests import Peer
 from tests.support.models import random_inputs, random_model
+from tests.support.peer import Peer
 
 
 @pytest.fixture

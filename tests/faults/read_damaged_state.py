@@ -22,7 +22,7 @@ from streamrnn.errors import RecordError, StoreError
 from streamrnn.state.record import decode_record, encode_record
 from streamrnn.state.store import DATA_FILE, STREAMS, StateStore
 from streamrnn.state.verify import damages
-from tests.state.test_record import EXAMPLE
+from tests.support.records import EXAMPLE
 
 NUM_STREAMS, NUM_CASES, PAGE_BYTES = 150, 400, 4096
 MAX_BYTES, WITHIN_S = 2**24, 10

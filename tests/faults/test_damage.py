@@ -12,9 +12,9 @@ import pytest
 from streamrnn_client.protocol.messages import encode_request
 from streamrnn_server.cli import main
 from tests.faults.read_damaged_state import KEYS, NUM_CASES
-from tests.faults.test_kill_durable import TIMEOUT_S, Program
-from tests.server.test_requests import Peer
 from tests.support.models import random_model
+from tests.support.peer import Peer
+from tests.support.program import TIMEOUT_S, DurableProgram
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +48,13 @@ def test_a_server_that_is_ended_by_damage_says_where(damaged, tmp_path):
     random_model(np.random.default_rng(3)).save(path)
     state = damaged[0] / "fatal"
     before = (state / "data.mdb").read_bytes()
-    with log.open("wb") as errors:
-        program = Program(path, state, "checkpoint")
-        program.options = {"stderr": errors}
-        with program:
-            peer = Peer(program.endpoint)
-            for number, key in enumerate(KEYS):
-                peer.socket.send(encode_request(number, "sync", [key[1:].decode()]))
-            assert program.process is not None
-            assert program.process.wait(TIMEOUT_S) < 0
-            peer.socket.close()
+    with log.open("wb") as errors, DurableProgram(path, state, stderr=errors) as program:
+        program.start()
+        peer = Peer(program.endpoint)
+        for number, key in enumerate(KEYS):
+            peer.socket.send(encode_request(number, "sync", [key[1:].decode()]))
+        assert program.process is not None
+        assert program.process.wait(TIMEOUT_S) < 0
+        peer.socket.close()
     assert "store.py" in log.read_text()
     assert (state / "data.mdb").read_bytes() == before  # nothing was made worse

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +21,9 @@ from streamrnn import Engine
 from streamrnn.state.record import decode_record
 from streamrnn.state.store import DATA_FILE, STREAMS, StateStore
 from streamrnn_client.protocol.messages import canonical_id
-from tests.faults.test_kill_durable import Program
-from tests.server.test_eviction import until
-from tests.server.test_requests import Peer
 from tests.support.models import random_model
+from tests.support.peer import Peer, until
+from tests.support.program import DurableProgram
 
 NUM_INPUTS, WINDOW = 3, 8
 FAULTS = [
@@ -109,7 +107,7 @@ def is_read_only(peer):
 @contextlib.contextmanager
 def faulty(path, directory, durability, library, log):
     """A server whose disk fails while the file that is yielded is there."""
-    program = Program(path, directory / "state", durability)
+    program = DurableProgram(path, directory / "state", durability)
     control = directory / "fault"
     with log.open("wb") as errors:
         program.options = {
@@ -117,6 +115,7 @@ def faulty(path, directory, durability, library, log):
             "stderr": errors,
         }
         with program:
+            program.start()
             yield program, control
 
 
@@ -143,7 +142,8 @@ def fill(path):
 def test_a_full_disk_is_told_and_got_over(model, small_disk, tmp_path):
     model, path = model
     state = small_disk / "state"
-    with Program(path, state, "checkpoint") as program:
+    with DurableProgram(path, state) as program:
+        program.start()
         peer = Peer(program.endpoint)
         walk = Walk(model, peer)
         walk.step(3)
@@ -158,7 +158,7 @@ def test_a_full_disk_is_told_and_got_over(model, small_disk, tmp_path):
         until(lambda: is_read_only(peer) is None)
         assert peer.ok("sync", "a") == walk.last_seq
         walk.step()
-        program.end(signal.SIGKILL)
+        program.kill()
         program.start()
         survived = Walk(model, peer)
         assert survived.last_seq >= walk.durable_seq
@@ -196,7 +196,7 @@ def test_a_disk_that_fails_is_told_and_gets_over(model, library, tmp_path, durab
             assert peer.ok("sync", "a") == walk.last_seq
             assert walk.seq_on_disk(tmp_path / "state", tmp_path / "copy") == walk.last_seq
             walk.step()
-            program.end(signal.SIGKILL)
+            program.kill()
             program.start()
             survived = Walk(model, peer)
             assert survived.last_seq >= walk.durable_seq

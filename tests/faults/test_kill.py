@@ -2,17 +2,15 @@
 
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from streamrnn_bench.child_process import start_child
 from streamrnn_client import Client, errors
 from tests.support.endless import (
     RESEND_S,
@@ -25,9 +23,10 @@ from tests.support.endless import (
     walk_tasks,
 )
 from tests.support.models import random_model
+from tests.support.peer import RARELY_S
+from tests.support.program import DurableProgram
 
 NUM_INPUTS = 3
-START_WITHIN_S = 180.0
 
 
 @pytest.fixture(scope="module")
@@ -38,57 +37,6 @@ def model(tmp_path_factory):
     return model, path
 
 
-class KilledServer:
-    """The server as users run it, always at the same address; ends with its ``with`` block."""
-
-    def __init__(self, model_path: Path, directory: Path, checkpoint_interval_s=0.05):
-        self.port = free_ports(3)
-        self.address = f"tcp://127.0.0.1:{self.port}"
-        self.ready = directory / "ready"
-        self.command = [sys.executable, "-m", "streamrnn_server", "serve", str(model_path)]
-        self.command += ["--bind", self.address, "--state-dir", str(directory / "state")]
-        self.command += ["--checkpoint-interval", str(checkpoint_interval_s)]
-        self.command += ["--ready-file", str(self.ready), "--log-level", "error"]
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, num_shards=1) -> None:
-        self.ready.unlink(missing_ok=True)
-        command = [*self.command, "--shards", str(num_shards)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        until = time.monotonic() + START_WITHIN_S
-        while not self.ready.exists():
-            assert self.process.poll() is None, "the server did not start"
-            assert time.monotonic() < until, "the server was not ready in time"
-            time.sleep(0.01)
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.process is not None:
-            self.kill()
-
-
-def free_ports(num: int) -> int:
-    """Return the first of ports that follow each other and are free."""
-    while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            try:
-                for k in range(1, num):
-                    with socket.socket() as another:
-                        another.bind(("127.0.0.1", port + k))
-            except (OSError, OverflowError):
-                continue
-            return port
-
-
 def kill_the_server(model, directory, num_kills, seed):
     """Kill it while threads and tasks step, chunk, batch and reset; all outputs are checked."""
     model, path = model
@@ -97,18 +45,18 @@ def kill_the_server(model, directory, num_kills, seed):
     cycles = [Cycle(k, NUM_INPUTS, model) for k in range(16)]
 
     def walk_one(k: int) -> int:
-        with Client(server.address, timeout_s=TIMEOUT_S, resend_s=RESEND_S) as client:
+        with Client(server.endpoint, timeout_s=TIMEOUT_S, resend_s=RESEND_S) as client:
             # With window 1 the server has nothing but the state; few kept steps means waiting.
             stream = client.stream(f"one-{k}", window=(1, 32)[k])
             return walk(stream, cycles[k], lambda: not stop.is_set())
 
-    with KilledServer(path, directory) as server, ThreadPoolExecutor(4) as pool:
+    with DurableProgram(path, directory / "state") as server, ThreadPoolExecutor(4) as pool:
         try:
             server.start(2)
             goes_on = lambda: not stop.is_set()  # noqa: E731
             walkers = [pool.submit(walk_one, 0), pool.submit(walk_one, 1)]
-            walkers.append(pool.submit(walk_many, server.address, cycles[:16], goes_on))
-            walkers.append(pool.submit(walk_tasks, server.address, cycles[:4], goes_on))
+            walkers.append(pool.submit(walk_many, server.endpoint, cycles[:16], goes_on))
+            walkers.append(pool.submit(walk_tasks, server.endpoint, cycles[:4], goes_on))
             for _ in range(num_kills):
                 stop.wait(rng.uniform(0, 0.4))
                 server.kill()
@@ -127,13 +75,12 @@ def kill_clients(model, directory, num_kills, seed):
     names = ["killed-1", "killed-2"]
     clients: dict[str, subprocess.Popen[bytes]] = {}
     stop = threading.Event()
-    with KilledServer(path, directory) as server:
+    with DurableProgram(path, directory / "state") as server:
         server.start()
 
         def start(name: str) -> None:
-            outputs = str(directory / name)
-            command = [sys.executable, "-m", "tests.support.endless", server.address, outputs, name]
-            clients[name] = subprocess.Popen(command)
+            words = ["tests.support.endless", server.endpoint, str(directory / name), name]
+            clients[name] = start_child([sys.executable, "-m", *words])
 
         try:
             for name in names:
@@ -190,9 +137,9 @@ def test_a_thousand_kills(model, tmp_path):
 def test_two_clients_on_one_stream_are_told(model, tmp_path):
     _, path = model
     x = [Cycle(k, NUM_INPUTS).x for k in range(2)]
-    with KilledServer(path, tmp_path, checkpoint_interval_s=3600) as server:
+    with DurableProgram(path, tmp_path / "state", interval_s=RARELY_S) as server:
         server.start()
-        with Client(server.address) as one, Client(server.address) as two:
+        with Client(server.endpoint) as one, Client(server.endpoint) as two:
             mine, theirs = one.stream("s", window=4), two.stream("s", window=4)
             mine.step(x[0][0])
             with pytest.raises(errors.Conflict):
@@ -203,7 +150,7 @@ def test_two_clients_on_one_stream_are_told(model, tmp_path):
             # The one's steps are lost and the other is first to make new ones: no mixture of both.
             server.kill()
             server.start()
-            with Client(server.address) as three:
+            with Client(server.endpoint) as three:
                 fresh = three.stream("s")
                 assert fresh.last_seq == 0
                 fresh.steps(x[1][:19])
@@ -220,8 +167,8 @@ def test_the_number_of_shards_may_change(model, tmp_path, numbers):
     cycles = [Cycle(k, NUM_INPUTS, model) for k in range(20)]
     # That an endpoint is gone for good is found out when the time of a request is up.
     with (
-        KilledServer(path, tmp_path) as server,
-        Client(server.address, timeout_s=4.0, resend_s=RESEND_S) as client,
+        DurableProgram(path, tmp_path / "state") as server,
+        Client(server.endpoint, timeout_s=4.0, resend_s=RESEND_S) as client,
     ):
         server.start(numbers[0])
         rows = client.rows(list(range(20)))

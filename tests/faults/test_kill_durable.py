@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from typing import Any
 
 import msgpack
 import numpy as np
@@ -18,9 +14,10 @@ import zmq
 from streamrnn import Engine
 from streamrnn_client.protocol.messages import encode_request
 from tests.support.models import random_model
+from tests.support.peer import RARELY_S
+from tests.support.program import TIMEOUT_S, DurableProgram
 
 NUM_INPUTS, NUM_STREAMS, WINDOW, NUM_STEPS = 3, 8, 8, 400
-TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -29,44 +26,6 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "m.safetensors"
     model.save(path)
     return model, path
-
-
-class Program:
-    """The server as users run it, always at the same address."""
-
-    def __init__(self, path, directory, durability):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.endpoint = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-        self.command = [sys.executable, "-m", "streamrnn_server", "serve", str(path)]
-        self.command += ["--bind", self.endpoint, "--state-dir", str(directory)]
-        self.command += ["--durability", durability, "--checkpoint-interval", "0.05"]
-        self.options: dict[str, Any] = {}  # further ones of `subprocess.Popen`
-        self.process: subprocess.Popen[str] | None = None
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        """Leave nothing behind, whatever went wrong."""
-        if self.process is not None:
-            self.end(signal.SIGKILL)  # does nothing to one that has ended
-
-    def start(self):
-        self.process = subprocess.Popen(
-            self.command, stdout=subprocess.PIPE, text=True, **self.options
-        )
-        assert self.process.stdout is not None
-        assert "ready" in self.process.stdout.readline()
-
-    def end(self, number):
-        assert self.process is not None
-        assert self.process.stdout is not None
-        self.process.send_signal(number)
-        self.process.wait(TIMEOUT_S)
-        self.process.stdout.close()
-        return self.process.returncode
 
 
 class Replaying:
@@ -144,8 +103,8 @@ def kill_many_times(model, directory, durability, num_kills, seed):
     inputs = rng.standard_normal(shape).astype(np.float32)
     engine = Engine(model)
     expected = [engine.steps(k, x) for k, x in enumerate(inputs)]
-    program = Program(path, directory, durability)
-    with program:
+    with DurableProgram(path, directory, durability) as program:
+        program.start()
         return kill_and_compare(program, inputs, expected, durability, num_kills, rng)
 
 
@@ -155,7 +114,7 @@ def kill_and_compare(program, inputs, expected, durability, num_kills, rng):
         client.recover(False)
         for _ in range(num_kills):
             client.run(time.monotonic() + rng.uniform(0, 0.15))
-            program.end(signal.SIGKILL)
+            program.kill()
             program.start()
             client.recover(durability == "always")
             if min(client.acknowledged) == NUM_STEPS:  # all over again, as other streams would be
@@ -197,9 +156,8 @@ def test_a_thousand_kills_change_no_bit(model, tmp_path, durability):
 def test_a_clean_stop_loses_nothing(model, tmp_path):
     model, path = model
     x = np.ones((20, NUM_INPUTS), np.float32)
-    program = Program(path, tmp_path, "checkpoint")
-    program.command[-1] = "3600"
-    with program:
+    with DurableProgram(path, tmp_path, interval_s=RARELY_S) as program:
+        program.start()
         stop_and_go_on(model, program, x)
 
 

@@ -21,6 +21,7 @@ from statistics import median
 import numpy as np
 import pytest
 
+from streamrnn_bench.child_process import start_child
 from streamrnn_bench.server.processes import anonymous_kib
 from tests.support.churn import WINDOW
 from tests.support.models import random_model
@@ -43,7 +44,7 @@ READY_WITHIN_S, STOP_WITHIN_S = 900, 60  # a cache of its own: all is compiled
 
 @contextlib.contextmanager
 def running(*words, **environment):
-    process = subprocess.Popen(
+    process = start_child(
         [sys.executable, "-m", *words],
         stdout=subprocess.PIPE,
         text=True,

@@ -21,11 +21,11 @@ from streamrnn.kernels.cpu.staged.passes import add_gated, blend, normalise
 from streamrnn.kernels.cuda.plan import GpuPlan
 from streamrnn.model.spec import CELLS, LayerSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
-from tests.kernels.test_machine_code import run_python
-from tests.kernels.test_precision import FACTOR, rounded_to_bfloat16
-from tests.kernels.test_step import stepped
+from tests.support.engines import stepped
 from tests.support.forms import FORMS, form_of
 from tests.support.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
+from tests.support.precision import SIGMOID_FACTOR, rounded_to_bfloat16
+from tests.support.program import run_python
 from tests.tolerances import KERNEL
 
 SIZES = [1, 3, 17, 50, 100, 127]
@@ -105,7 +105,7 @@ def quantised(model, precision):
     a candidate whose half r scales, nor where each product is normalised.
     """
     (layer,) = model.spec.layers
-    slope = {"sigmoid": FACTOR, "hard_sigmoid_fifth": 1 / 5, "hard_sigmoid_sixth": 1 / 6}
+    slope = {"sigmoid": SIGMOID_FACTOR, "hard_sigmoid_fifth": 1 / 5, "hard_sigmoid_sixth": 1 / 6}
     gates = CELLS[layer.cell].gates
     of_gate = 1.0 if layer.layer_norm else slope[layer.gate_activation]
     is_apart = [layer.layer_norm or (gate == "n" and layer.reset_after) for gate in gates]
@@ -220,8 +220,11 @@ DIGEST_OF_OUTPUTS = """
 import hashlib
 import numpy as np
 from streamrnn import Engine
+from tests.support.engines import stepped
 from tests.support.forms import FORMS, form_of
 from tests.support.models import random_inputs, random_model
+from tests.support.precision import SIGMOID_FACTOR, rounded_to_bfloat16
+from tests.support.program import run_python
 digest = hashlib.sha256()
 for seed, name in enumerate(FORMS):
     rng = np.random.default_rng(seed)

@@ -7,8 +7,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,7 @@ from streamrnn.kernels.cpu.plan import PRECISIONS
 from streamrnn.kernels.cpu.tiles import _ALL_TILES
 from streamrnn.kernels.cpu.tiling import _make_cover
 from streamrnn.kernels.jit import Linked
-
-ROOT = Path(jit.__file__).resolve().parents[2]
+from tests.support.program import run_python
 
 DIGEST_OF_OUTPUTS = """
 import hashlib
@@ -40,17 +37,6 @@ for seed, cell in enumerate(("rnn_tanh", "rnn_relu", "gru", "lstm")):
         digest.update(engine.batch(engine.rows(range(29)), x[:, t]).tobytes())
 print(digest.hexdigest())
 """
-
-
-def run_python(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_every_vector_width_gives_the_same_bits():

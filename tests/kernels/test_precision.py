@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from streamrnn import Engine, Model
 from streamrnn.errors import InputError
@@ -18,21 +15,15 @@ from streamrnn.kernels.cpu.tiles import BFLOAT16, DENSE, GRU, INT8, LSTM, SHAPES
 from streamrnn.model.spec import CELLS
 from streamrnn.reference.model import ReferenceModel
 from tests.support.models import random_inputs, random_model
+from tests.support.precision import SIGMOID_FACTOR, rounded_to_bfloat16
 from tests.tolerances import KERNEL
 
-FACTOR = -math.log2(math.e)  # of gates that end in a sigmoid
 GATE_FACTORS = {
     "rnn_tanh": [1.0],
     "rnn_relu": [1.0],
-    "gru": [FACTOR, FACTOR, 1.0],
-    "lstm": [FACTOR, FACTOR, 1.0, FACTOR],
+    "gru": [SIGMOID_FACTOR, SIGMOID_FACTOR, 1.0],
+    "lstm": [SIGMOID_FACTOR, SIGMOID_FACTOR, 1.0, SIGMOID_FACTOR],
 }
-
-
-def rounded_to_bfloat16(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Round to the nearest of eight significant bits, ties to even: slow and obvious."""
-    mantissa, exponent = np.frexp(values.astype(np.float32).astype(np.float64))
-    return np.ldexp(np.rint(mantissa * 256) / 256, exponent)
 
 
 def quantised(model: Model, precision: str) -> Model:

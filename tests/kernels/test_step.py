@@ -16,6 +16,7 @@ from streamrnn.engine.cpu import CpuDevice
 from streamrnn.kernels.cpu.plan import MAX_WAVE
 from streamrnn.model.spec import CELLS, InputSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
+from tests.support.engines import stepped
 from tests.support.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
 
 # float32 rounds each sum to 6e-8; what a well-conditioned cell forgets keeps that from growing.
@@ -30,17 +31,6 @@ heads = st.sampled_from([None, "identity", "tanh", "sigmoid", "softmax"])
 def draw_model(rng, layers, head, num_inputs=5, num_outputs=3):
     outputs = num_outputs if head else layers[-1][1]
     return random_model(rng, layers=layers, inputs=num_inputs, outputs=outputs, head=head)
-
-
-def stepped(engine, x, waves):
-    """Step streams 0..B-1 of x [B, T, I] where ``waves`` says who goes together."""
-    num_streams, num_steps = x.shape[:2]
-    rows = engine.rows(range(num_streams))
-    y = np.empty((num_streams, num_steps, engine.model.spec.output_size), np.float32)
-    for t in range(num_steps):
-        for wave in waves:
-            y[wave, t] = engine.batch(rows[wave], x[wave, t])
-    return y
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from streamrnn_client.protocol.messages import canonical_id
 from streamrnn_server.cli import main
 from streamrnn_server.config import Endpoint, ServerConfig
 from streamrnn_server.testing import serving
-from tests.server.test_commands import Program, streamrnn
-from tests.server.test_requests import Peer
 from tests.support.models import random_model
+from tests.support.peer import Peer
+from tests.support.program import Program, streamrnn
 
 NUM_INPUTS = 3
 USERS = ("alice", "bob")

@@ -6,7 +6,6 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 from typing import Any
 
 import msgpack
@@ -17,8 +16,8 @@ import zmq
 from streamrnn import Engine
 from streamrnn_client.protocol.messages import encode_request
 from tests.support.models import random_model
+from tests.support.program import TIMEOUT_S, Program, streamrnn
 
-TIMEOUT_S = 120
 ROW = np.ones(3, np.float32)
 
 
@@ -32,37 +31,6 @@ def path(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "small.safetensors"
     model.save(path)
     return path
-
-
-def streamrnn(*arguments):
-    return [sys.executable, "-m", "streamrnn_server", *map(str, arguments)]
-
-
-class Program:
-    """A server process, ready when the block begins, killed if the block leaves it running."""
-
-    def __init__(self, *arguments):
-        self.command = streamrnn("serve", *arguments, "--bind", "tcp://127.0.0.1:0")
-
-    def __enter__(self):
-        pipe = subprocess.PIPE
-        process: Any = subprocess.Popen(self.command, stdout=pipe, stderr=pipe, text=True)
-        self.process = process
-        self.ready_line = self.process.stdout.readline()
-        self.endpoint = next(
-            (word for word in self.ready_line.split() if word.startswith("tcp://")), None
-        )
-        return self
-
-    def end(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=TIMEOUT_S)
-        return self.process.returncode, out, err
-
-    def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.communicate()
 
 
 def dealer(endpoint):

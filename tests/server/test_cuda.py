@@ -28,12 +28,10 @@ from streamrnn_server.server import Server
 from streamrnn_server.shard.gpu import loop as gpu
 from streamrnn_server.testing import serving
 from tests.cuda.grid import run_block
-from tests.server.test_requests import Peer
 from tests.support.models import random_inputs, random_model
+from tests.support.peer import RARELY_S, Peer, step
 
 pytestmark = pytest.mark.skipif(not support.SIMULATED, reason="runs in the simulator")
-
-RARELY_S = 3600.0
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +158,7 @@ def test_rows_come_and_go(models, rng):
         assert peer.ok("hello", {})["device"] == "cuda"
 
         def y(stream, seq, t):
-            return peer.y("step", stream, seq, x[t].tobytes()).tolist()
+            return step(peer, stream, seq, x[t])[2].tolist()
 
         # With window 1 an output would be computed again from the row.
         assert peer.ok("open", "a", None, 1) == [0, 0, 2]

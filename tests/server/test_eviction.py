@@ -10,10 +10,10 @@ from streamrnn.errors import StartError
 from streamrnn.state.store import STREAMS, TOMBSTONES, StateStore
 from streamrnn_server.config import ServerConfig
 from streamrnn_server.storage.expiry import Expiry
-from tests.server.test_restart import NUM_INPUTS, served, step
 from tests.support.models import random_model
+from tests.support.peer import served, step, step_or_busy, until
 
-MAX_TRIES = 100_000
+NUM_INPUTS = 3
 MAX_TEST_S = 300
 
 
@@ -30,14 +30,6 @@ def x(rng):
 @pytest.fixture
 def expected(models, x):
     return Engine(models["m"]).steps("s", x)
-
-
-def until(condition):
-    """Ask the server until something is so. Each question is an answer, so nobody sleeps."""
-    for _ in range(MAX_TRIES):
-        if condition():
-            return
-    pytest.fail("it never came")
 
 
 def test_idle_streams_are_spilled_and_come_back(models, tmp_path, x, expected):
@@ -66,20 +58,10 @@ def test_more_streams_than_memory_takes_take_turns(models, tmp_path, x, expected
             for name in names:
                 if seq == 1:
                     until(lambda name=name: peer.call("open", name, None, 4)[0] is None)
-                until(lambda name=name, seq=seq: answered(peer, name, seq, x, expected))
+                until(lambda name=name, seq=seq: step_or_busy(peer, name, seq, x, expected))
         stats = peer.ok("stats")
         assert stats["num_streams"] <= 8
         assert stats["num_spilled_for_room"] > 32
-
-
-def answered(peer, name, seq, x, expected):
-    error, result = peer.call("step", name, seq, x[seq - 1].tobytes())
-    if error is not None:
-        assert error[0] == "busy"
-        assert error[2]["retry_after_ms"] > 0
-        return False
-    np.testing.assert_array_equal(np.frombuffer(result[2], np.float32), expected[seq - 1])
-    return True
 
 
 @pytest.mark.parametrize("durability", ["checkpoint", "always"])

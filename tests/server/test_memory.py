@@ -26,10 +26,10 @@ from streamrnn_server.shard.streams.eviction import SLOT_BYTES, take_ring
 from streamrnn_server.shard.streams.slots import header_of, let_go, model_of, row_of
 from streamrnn_server.shard.structs import shard_at
 from streamrnn_server.testing import serving
-from tests.server.test_eviction import answered, until
-from tests.server.test_requests import Peer
-from tests.server.test_restart import NUM_INPUTS, served
 from tests.support.models import random_model
+from tests.support.peer import Peer, served, step_or_busy, until
+
+NUM_INPUTS = 3
 
 BUSY = ErrorCode.BUSY.wire
 
@@ -373,7 +373,7 @@ def test_more_streams_with_replies_than_memory_take_turns(models, tmp_path, x):
             for name in names:
                 if seq == 1:
                     until(lambda name=name: peer.call("open", name, None, 256)[0] is None)
-                until(lambda name=name, seq=seq: answered(peer, name, seq, x, expected))
+                until(lambda name=name, seq=seq: step_or_busy(peer, name, seq, x, expected))
         stats: dict[str, int] = {}
         until(lambda: stats.update(peer.call("stats")[1] or {}) or stats)
         assert stats["num_spilled_for_memory"] > 400

@@ -11,8 +11,8 @@ from streamrnn.errors import StartError
 from streamrnn.kernels.cpu.plan import PRECISIONS, Program
 from streamrnn_server.config import ServerConfig
 from streamrnn_server.testing import serving
-from tests.server.test_requests import Peer
 from tests.support.models import random_model
+from tests.support.peer import Peer
 
 NUM_INPUTS = 3
 

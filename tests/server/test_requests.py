@@ -11,56 +11,12 @@ import zmq
 
 from streamrnn import Engine
 from streamrnn.model.spec import InputSpec
-from streamrnn_client.protocol.messages import MAX_BATCH, ErrorCode, encode_request, hash_slot
+from streamrnn_client.protocol.messages import MAX_BATCH, encode_request, hash_slot
 from streamrnn_server.testing import serving
 from tests.support.models import random_model
+from tests.support.peer import Peer
 
-TIMEOUT_MS = 20_000
 NUM_INPUTS, WINDOW = 3, 16
-
-
-class Peer:
-    """A client that sends exactly what it is told to."""
-
-    def __init__(self, endpoint):
-        self.socket: Any = zmq.Context.instance().socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.connect(endpoint)
-        self.msgid = 0
-
-    def send(self, method, *params):
-        self.msgid += 1
-        self.socket.send(encode_request(self.msgid, method, params))
-        return self.msgid
-
-    def receive(self):
-        assert self.socket.poll(TIMEOUT_MS), "no reply came"
-        kind, msgid, error, result = msgpack.unpackb(self.socket.recv())
-        assert kind == 1
-        assert error is None or result is None
-        return msgid, error, result
-
-    def call(self, method, *params):
-        sent = self.send(method, *params)
-        msgid, error, result = self.receive()
-        assert msgid == sent
-        return error, result
-
-    def ok(self, method, *params):
-        error, result = self.call(method, *params)
-        assert error is None
-        return result
-
-    def error(self, method, *params):
-        error, result = self.call(method, *params)
-        assert result is None
-        code, message, detail = error
-        assert code in {each.wire for each in ErrorCode}
-        assert message
-        return code, detail
-
-    def y(self, method, *params):
-        return np.frombuffer(self.ok(method, *params)[2], np.float32)
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,10 @@ from streamrnn.errors import StartError
 from streamrnn.state.record import decode_record, encode_record
 from streamrnn.state.store import STREAMS, StateStore
 from streamrnn_client.protocol.messages import canonical_id, hash_slot, shard_of
-from streamrnn_server.testing import serving
-from tests.server.test_requests import Peer
 from tests.support.models import random_model
+from tests.support.peer import Peer, served, step
 
 NUM_INPUTS = 3
-RARELY_S = 3600.0  # no checkpoint but those that are asked for
 
 
 @pytest.fixture(scope="module")
@@ -37,24 +35,6 @@ def x(rng):
 @pytest.fixture
 def expected(models, x):
     return Engine(models["m"]).steps("s", x)
-
-
-@contextlib.contextmanager
-def served(models, directory, names=("m",), **options):
-    options = {"durability": "checkpoint", "checkpoint_interval_s": RARELY_S, **options}
-    chosen = {name: models[name] for name in names}
-    with serving(chosen, state_dir=directory, **options) as server:
-        peer = Peer(server.endpoints[0])
-        try:
-            yield peer
-        finally:
-            peer.socket.close()
-
-
-def step(peer, stream, seq, x):
-    """Return [last_seq, durable_seq, y]."""
-    last, durable, y = peer.ok("step", stream, seq, x.tobytes())
-    return last, durable, np.frombuffer(y, np.float32)
 
 
 STREAMS_USED = ["a", "a stream with an id that does not fit in a header", 7]

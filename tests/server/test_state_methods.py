@@ -11,9 +11,10 @@ from streamrnn import Engine
 from streamrnn.model.model import Model
 from streamrnn.state.record import decode_record, encode_record
 from streamrnn_server.testing import serving
-from tests.server.test_requests import Peer
-from tests.server.test_restart import NUM_INPUTS, served, step
 from tests.support.models import random_model
+from tests.support.peer import Peer, served, step
+
+NUM_INPUTS = 3
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from streamrnn.state.record import decode_record, encode_record
 from streamrnn.state.store import STREAMS, StateStore
 from streamrnn_server.cli import main
-from tests.state.test_record import EXAMPLE
+from tests.support.records import EXAMPLE
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from streamrnn.state.record import (
     decode_record,
     encode_record,
 )
+from tests.support.records import EXAMPLE
 
 
 @st.composite
@@ -53,22 +54,6 @@ def same(a: StreamRecord, b: StreamRecord) -> bool:
         np.array_equal(getattr(a, field.name), getattr(b, field.name))
         for field in dataclasses.fields(a)
     )
-
-
-EXAMPLE = StreamRecord(
-    stream=b"sa",
-    model="co2",
-    fingerprint="ab" * 32,
-    arithmetic="float32-cpu",
-    owner="eve",
-    numbering=NUMBERED,
-    window=4,
-    last_seq=3,
-    clock_s=5,
-    row=bytes(range(64)),
-    digests=np.arange(3),
-    outputs=np.arange(24, dtype=np.uint8).reshape(3, 8),
-)
 
 
 @given(records())

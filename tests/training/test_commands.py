@@ -18,7 +18,7 @@ from streamrnn.training import TrainingConfig, train_to_file
 from streamrnn.training.fit.loop import Epoch
 from streamrnn.training.progress import TrainingProgress
 from streamrnn.training.verify import verify
-from tests.training.test_loop import table, waves
+from tests.support.tables import noisy_sine, write_csv
 
 CO2 = Path(streamrnn.__file__).parent / "data" / "co2_mauna_loa.csv"
 
@@ -68,7 +68,7 @@ def test_predicting_the_file_gives_the_reported_error(co2, tmp_path, capsys):
 
 
 def test_the_written_configuration_repeats_the_file_to_the_bit(tmp_path, capsys):
-    path = table(tmp_path, y=waves(200), colour=np.tile(["red", "blue"], 100))
+    path = write_csv(tmp_path, y=noisy_sine(200), colour=np.tile(["red", "blue"], 100))
     first, second = tmp_path / "a.safetensors", tmp_path / "sub" / "b.safetensors"
     second.parent.mkdir()
     options = ("--layers", "lstm:6,gru:4", "--epochs", 3, "--seed", 9)
@@ -84,7 +84,7 @@ def test_the_written_configuration_repeats_the_file_to_the_bit(tmp_path, capsys)
 def test_groups_are_streams_of_their_own(tmp_path, monkeypatch):
     rng = np.random.default_rng(1)
     rows = [(day, g) for day in range(60) for g in rng.permutation(["a", "b", "c"])]
-    path = table(
+    path = write_csv(
         tmp_path,
         day=[f"2000-{1 + d // 28:02}-{1 + d % 28:02}" for d, _ in rows],
         g=[g for _, g in rows],
@@ -111,7 +111,7 @@ def test_groups_are_streams_of_their_own(tmp_path, monkeypatch):
 def test_predict_refuses_what_does_not_fit(tmp_path):
     rng = np.random.default_rng(2)
     colours = rng.choice(["red", "green"], 60)
-    path = table(tmp_path, t=range(60), y=rng.normal(size=60), colour=colours)
+    path = write_csv(tmp_path, t=range(60), y=rng.normal(size=60), colour=colours)
     config = TrainingConfig(path=path, predict=("y",), time="t", epochs=1, layers=("gru:3",))
     model = train_to_file(config, tmp_path / "m.safetensors").model
     for text, words in [
@@ -131,7 +131,7 @@ def test_predict_refuses_what_does_not_fit(tmp_path):
 
 
 def test_a_model_that_the_engine_does_not_reproduce_is_an_error(tmp_path, monkeypatch):
-    path = table(tmp_path, y=waves(120))
+    path = write_csv(tmp_path, y=noisy_sine(120))
     config = TrainingConfig(path=path, predict=("y",), epochs=2, layers=("gru:5",))
     result = train_to_file(config, tmp_path / "good.safetensors")
     assert verify(result.model, result.dataset) < 1e-5

@@ -17,27 +17,15 @@ from streamrnn.training.evaluate import all_errors, mean_loss
 from streamrnn.training.fit.loop import choose_sizes, cut_segments, fit
 from streamrnn.training.fit.optimisers import Adam
 from streamrnn.training.network.network import Network, initial_parameters
-
-
-def table(tmp_path, **columns):
-    path = tmp_path / "data.csv"
-    rows = zip(*columns.values(), strict=True)
-    lines = [",".join(columns), *(",".join(str(cell) for cell in row) for row in rows)]
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return str(path)
+from tests.support.tables import noisy_sine, write_csv
 
 
 def dataset_of(path, **options):
     return make_dataset(TrainingConfig(path=path, **options), read_table(path))
 
 
-def waves(num_rows, seed=0):
-    t = np.arange(num_rows)
-    return np.sin(t / 3) + 0.1 * np.random.default_rng(seed).normal(size=num_rows)
-
-
 def test_a_seed_repeats_to_the_bit(tmp_path):
-    path = table(tmp_path, y=waves(300), g=np.repeat(["a", "b", "c"], 100))
+    path = write_csv(tmp_path, y=noisy_sine(300), g=np.repeat(["a", "b", "c"], 100))
     config = TrainingConfig(path=path, predict=("y",), group="g", epochs=5, layers=("gru:6",))
     first, second = train(config), train(config)
     assert first.model.fingerprint == second.model.fingerprint
@@ -50,7 +38,7 @@ def test_a_seed_repeats_to_the_bit(tmp_path):
 
 @pytest.mark.parametrize("cell", list(CELLS))
 def test_every_cell_learns_a_season(tmp_path, cell):
-    path = table(tmp_path, y=waves(600))
+    path = write_csv(tmp_path, y=noisy_sine(600))
     result = train(TrainingConfig(path=path, predict=("y",), layers=(f"{cell}:12",), epochs=100))
     own = result.report["errors"]["test"]["y+1"]["rmse"]
     assert 0.09 < own < 0.16  # the noise alone is 0.1
@@ -63,7 +51,7 @@ def test_classes_that_need_memory(tmp_path):
     letters = list(rng.integers(0, 3, 2))
     for _ in range(900):
         letters.append((letters[-2] + 1) % 3 if rng.random() < 0.95 else rng.integers(0, 3))
-    path = table(tmp_path, letter=["xyz"[k] for k in letters])
+    path = write_csv(tmp_path, letter=["xyz"[k] for k in letters])
     result = train(TrainingConfig(path=path, predict=("letter",), layers=("gru:12",), epochs=120))
     errors = result.report["errors"]["test"]["letter"]
     assert errors["accuracy"] > 0.9
@@ -75,7 +63,7 @@ def test_two_outputs_of_yes_and_no(tmp_path):
     rng = np.random.default_rng(4)
     x = rng.normal(size=500)
     up = (np.concatenate([[0], x[:-1]]) > 0).astype(int)
-    path = table(tmp_path, x=x, up=up, now=(x > 0.3).astype(int))
+    path = write_csv(tmp_path, x=x, up=up, now=(x > 0.3).astype(int))
     result = train(
         TrainingConfig(path=path, predict=("up", "now"), horizon=0, layers=("lstm:12",), epochs=150)
     )
@@ -92,8 +80,8 @@ def test_tokens(tmp_path):
 
 
 def test_missing_targets_do_not_spread(tmp_path):
-    values = waves(200)
-    clean = dataset_of(table(tmp_path, y=values), predict=("y",), epochs=2)
+    values = noisy_sine(200)
+    clean = dataset_of(write_csv(tmp_path, y=values), predict=("y",), epochs=2)
     stream = clean.streams[0]
     target = stream.target.copy()
     target[30:40] = np.nan
@@ -109,7 +97,7 @@ def test_missing_targets_do_not_spread(tmp_path):
 
 def test_segments_cover_each_training_part_once_and_know_their_predecessor(tmp_path):
     group = np.repeat(["a", "b"], [70, 30])
-    dataset = dataset_of(table(tmp_path, y=waves(100), g=group), predict=("y",), group="g")
+    dataset = dataset_of(write_csv(tmp_path, y=noisy_sine(100), g=group), predict=("y",), group="g")
     segments = cut_segments(dataset.streams, 16)
     for k, stream in enumerate(dataset.streams):
         own = [s for s in segments if s.stream == k]
@@ -122,7 +110,11 @@ def test_segments_cover_each_training_part_once_and_know_their_predecessor(tmp_p
 def test_a_segment_starts_from_the_state_that_its_predecessor_ended_with(tmp_path, monkeypatch):
     """With the weights held still, the last epoch sees exactly the states of one long run."""
     dataset = dataset_of(
-        table(tmp_path, y=waves(200)), predict=("y",), batch_size=4, epochs=4, averaging=0.0
+        write_csv(tmp_path, y=noisy_sine(200)),
+        predict=("y",),
+        batch_size=4,
+        epochs=4,
+        averaging=0.0,
     )
     monkeypatch.setattr("streamrnn.training.fit.loop.Adam.update", lambda *a: None)
     seen = []
@@ -156,7 +148,7 @@ def test_a_segment_starts_from_the_state_that_its_predecessor_ended_with(tmp_pat
 
 
 def test_the_state_is_carried_from_part_to_part(tmp_path):
-    dataset = dataset_of(table(tmp_path, y=waves(300)), predict=("y",))
+    dataset = dataset_of(write_csv(tmp_path, y=noisy_sine(300)), predict=("y",))
     network = Network(dataset.spec, initial_parameters(dataset.spec, np.random.default_rng(0)))
     stream = dataset.streams[0]
     chunk, _ = stack_rows(dataset.streams, [(0, 0, len(stream.x))])
@@ -176,7 +168,7 @@ def test_the_baselines_are_what_they_say(tmp_path):
     y = np.zeros(800)
     for t in range(2, 800):
         y[t] = 1.2 * y[t - 1] - 0.6 * y[t - 2] + rng.normal()
-    dataset = dataset_of(table(tmp_path, y=y), predict=("y",), difference=())
+    dataset = dataset_of(write_csv(tmp_path, y=y), predict=("y",), difference=())
     found = baseline_errors(dataset)
     error = np.diff(y)[639:]
     assert found["persistence"]["y+1"]["rmse"] == pytest.approx(
@@ -190,7 +182,7 @@ def test_the_baselines_are_what_they_say(tmp_path):
 
 
 def test_divergence_is_an_error_with_advice(tmp_path):
-    path = table(tmp_path, y=waves(300))
+    path = write_csv(tmp_path, y=noisy_sine(300))
     config = TrainingConfig(
         path=path,
         predict=("y",),
@@ -208,7 +200,7 @@ def test_the_weights_with_the_best_validation_error_are_kept(tmp_path):
     """Pure noise: the network soon learns it by heart, and validation says when to stop."""
     noise = np.random.default_rng(5).normal(size=200)
     dataset = dataset_of(
-        table(tmp_path, y=noise), predict=("y",), learning_rate=0.02, epochs=100, patience=20
+        write_csv(tmp_path, y=noise), predict=("y",), learning_rate=0.02, epochs=100, patience=20
     )
     found = fit(dataset)
     losses = [epoch.validation for epoch in found.history]
@@ -220,7 +212,11 @@ def test_the_weights_with_the_best_validation_error_are_kept(tmp_path):
 
 def test_what_is_validated_is_the_average_of_the_weights(tmp_path, monkeypatch):
     dataset = dataset_of(
-        table(tmp_path, y=waves(200)), predict=("y",), batch_size=1, epochs=9, averaging=0.8
+        write_csv(tmp_path, y=noisy_sine(200)),
+        predict=("y",),
+        batch_size=1,
+        epochs=9,
+        averaging=0.8,
     )
     weights, validated = [], []
     update = Adam.update
@@ -251,7 +247,9 @@ def test_what_is_validated_is_the_average_of_the_weights(tmp_path, monkeypatch):
 
 def test_memory_is_measured(tmp_path):
     """A network that forgets by 0.5 a step: the gradient halves with every lag."""
-    dataset = dataset_of(table(tmp_path, y=waves(400)), predict=("y",), layers=("rnn_relu:1",))
+    dataset = dataset_of(
+        write_csv(tmp_path, y=noisy_sine(400)), predict=("y",), layers=("rnn_relu:1",)
+    )
     parameters = initial_parameters(dataset.spec, np.random.default_rng(0))
     for name, value in {
         "weight_ih_l0": 1.0,
@@ -274,7 +272,9 @@ def test_memory_is_measured(tmp_path):
 
 
 def test_the_report_says_what_a_reader_needs(tmp_path):
-    result = train(TrainingConfig(path=table(tmp_path, y=waves(200)), predict=("y",), epochs=3))
+    result = train(
+        TrainingConfig(path=write_csv(tmp_path, y=noisy_sine(200)), predict=("y",), epochs=3)
+    )
     report = result.model.spec.training
     assert set(report) == {
         "data", "config", "versions", "errors", "baselines", "memory", "sample", "updates",
