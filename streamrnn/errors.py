@@ -1,15 +1,15 @@
-"""Every error that StreamRNN raises for its users.
+"""Errors that StreamRNN raises for its users.
 
-The tree follows the way of the data::
+The tree names the part that cannot be used::
 
     StreamRNNError
-    ├── ModelError            a model is not what it must be
+    ├── ModelError            a model is not valid
     │   ├── SpecError         its description contradicts itself
     │   └── ModelFileError    its file is damaged, or no weight file at all
-    ├── InputError            an input does not fit the model (whose fault: the caller's)
+    ├── InputError            an input does not fit the model (the caller's fault)
     ├── DataError             a table or a training file cannot be used
     ├── TrainingError         training went wrong (diverged, nothing to train on)
-    ├── StreamError           a stream is unknown, or there is no room for it
+    ├── StreamError           a stream is unknown, or the capacity is used up
     ├── StateError            stored state cannot be used
     │   ├── RecordError           a stream's record is torn, changed, foreign or of another version
     │   └── StoreError            its directory cannot be read or written
@@ -47,7 +47,7 @@ class StreamRNNError(Exception):
 
 
 class ModelError(StreamRNNError):
-    """A model is not what it must be: shapes, names or values do not fit."""
+    """A model is not valid: shapes, names or values do not fit."""
 
 
 class SpecError(ModelError):
@@ -71,7 +71,7 @@ class TrainingError(StreamRNNError):
 
 
 class StreamError(StreamRNNError, KeyError):
-    """A stream is unknown, or there is no room for another one."""
+    """A stream is unknown, or there is no capacity for another one."""
 
     def __str__(self) -> str:
         # KeyError would print the message in quotes, as it prints keys.
@@ -87,15 +87,15 @@ class RecordError(StateError):
 
 
 class StoreError(StateError):
-    """A state directory cannot be read, or not be written: the disk is full, or it fails."""
+    """A state directory cannot be read or written: the disk is full, or it fails."""
 
 
 class DeviceError(StreamRNNError):
-    """A GPU cannot be used: no driver, none there, too old, too little memory; or it has failed."""
+    """A GPU has failed, or cannot be used: none, no driver, too old, too small."""
 
 
 class StartError(StreamRNNError):
-    """A server could not start: the address is taken, a model is missing, and the like."""
+    """A server could not start: its address is taken, a model is missing, and so on."""
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

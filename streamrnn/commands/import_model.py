@@ -1,4 +1,4 @@
-"""``streamrnn import``: turn another framework's file into a model, and prove it."""
+"""``streamrnn import``: convert another framework's file to a model, and check it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,7 @@ CHECK_TOLERANCE = 1e-5
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments.
-
-    Parameters
-    ----------
-    parser : argparse.ArgumentParser
-        The command's own parser.
-    """
+    """Declare the command's arguments."""
     parser.description = (
         "Read a PyTorch state dict, saved with safetensors.torch.save_file, that holds an nn.RNN, "
         "nn.GRU or nn.LSTM of any depth, perhaps an nn.Embedding before it and an nn.Linear after "
@@ -70,18 +64,7 @@ def _names(text: str) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import a file.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        As `configure` declared them.
-
-    Returns
-    -------
-    int
-        0, or 1 if the check failed.
-    """
+    """Import a file; return the exit code, 1 if the check failed."""
     imported = import_torch(
         args.file,
         TorchOptions(
@@ -122,7 +105,7 @@ def _summary(model: Model) -> str:
 
 
 def _check(model: Model, input_path: str, output_path: str) -> bool:
-    """Compare reference and engine with recorded outputs; say what came of it."""
+    """Compare reference and engine with recorded outputs, and print the result."""
     expected = _load(output_path).astype(np.float64)
     x = _as_batch(model, _load(input_path), expected, input_path, output_path)
     expected = expected.reshape(-1, *expected.shape[-2:])
@@ -165,7 +148,7 @@ def _engine_steps(model: Model) -> Callable[[NDArray[Any]], NDArray[np.float32]]
 
 
 def _first_beyond(y: NDArray[Any], expected: NDArray[Any]) -> tuple[int, int, int] | None:
-    """Find the earliest step that is beyond the tolerance (NaN is): stream, step, output."""
+    """Return the earliest step beyond the tolerance (or NaN): stream, step, output."""
     beyond = ~(np.abs(y - expected) <= CHECK_TOLERANCE)
     if not beyond.any():
         return None

@@ -16,13 +16,7 @@ __all__ = ["configure", "describe", "run", "state_bytes"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments.
-
-    Parameters
-    ----------
-    parser : argparse.ArgumentParser
-        The command's own parser.
-    """
+    """Declare the command's arguments."""
     parser.add_argument("model", metavar="MODEL", help="weight file")
     parser.add_argument(
         "--precision",
@@ -33,18 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show a model.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        As `configure` declared them.
-
-    Returns
-    -------
-    int
-        0.
-    """
+    """Show a model; return the exit code."""
     model = Model.load(args.model)
     facts = describe(model) | {"file": args.model, "file_bytes": os.path.getsize(args.model)}
     if args.precision:
@@ -57,35 +40,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def state_bytes(spec: ModelSpec) -> int:
-    """Count what a stream must remember between two steps.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        What is fixed about the model.
-
-    Returns
-    -------
-    int
-        Bytes of float32 states and input memories; a row in memory is padded to full vectors.
-    """
+    """Count the bytes of a stream's float32 states and input memories, unpadded."""
     num_values = sum(sum(layer.state_sizes) for layer in spec.layers)
     return 4 * (num_values + sum(item.has_memory for item in spec.inputs))
 
 
 def describe(model: Model) -> dict[str, Any]:
-    """Collect the facts about a model.
-
-    Parameters
-    ----------
-    model : Model
-        The model.
-
-    Returns
-    -------
-    dict
-        JSON types: fingerprint, num_parameters, parameter_bytes, state_bytes, spec.
-    """
+    """Collect the facts about a model as JSON types."""
     return {
         "fingerprint": model.fingerprint,
         "num_parameters": model.num_parameters,
@@ -118,7 +79,7 @@ def _lines(spec: ModelSpec, facts: dict[str, Any]) -> list[str]:
 
 
 def _training_lines(training: dict[str, Any]) -> list[str]:
-    """Say it as the trainer did; of a training elsewhere, list the facts."""
+    """Format it as the trainer did; list the facts of a training elsewhere."""
     try:
         return list(report_lines(training))
     except (KeyError, TypeError, StopIteration, RuntimeError):
@@ -202,7 +163,7 @@ def _layer_lines(spec: ModelSpec) -> list[str]:
 
 
 def _tree(value: dict[str, Any], indent: str = "") -> list[str]:
-    """Write nested facts, one a line."""
+    """Format nested facts, one a line."""
     lines = []
     for key, item in value.items():
         if isinstance(item, dict):

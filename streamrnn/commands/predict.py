@@ -1,4 +1,4 @@
-"""``streamrnn predict``: run a CSV file through a model, in memory that does not grow with it."""
+"""``streamrnn predict``: run a CSV file through a model, in bounded memory."""
 
 from __future__ import annotations
 
@@ -28,13 +28,7 @@ Line = tuple[int, list[str]]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments.
-
-    Parameters
-    ----------
-    parser : argparse.ArgumentParser
-        The command's own parser.
-    """
+    """Declare the command's arguments."""
     parser.add_argument("model", metavar="MODEL", help="weight file")
     parser.add_argument("data", metavar="DATA.csv", help="with a header and the model's inputs")
     parser.add_argument("-o", "--output", required=True, metavar="OUT.csv", help="- for stdout")
@@ -43,18 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict a file.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        As `configure` declared them.
-
-    Returns
-    -------
-    int
-        0.
-    """
+    """Predict a file; return the exit code."""
     model = Model.load(args.model)
     num_rows, num_streams = predict_file(model, args.data, args.output, args.time, args.group)
     streams = f"{num_streams} stream{'' if num_streams == 1 else 's'}"
@@ -71,26 +54,12 @@ def predict_file(
 ) -> tuple[int, int]:
     """Run every row of a CSV file through a model, each group as a stream of its own.
 
-    Parameters
-    ----------
-    model : Model
-        Which inputs there are, and what missing values mean.
-    data : str or path
-        CSV with a column for every input, by name; rows in time order within each group.
-    output : str or path
-        CSV: the time and group columns, then one column for each output. ``-`` is stdout.
-    time, group : str or None
-        Columns; None: those that the model was trained with, as far as the file has them.
+    ``data`` needs a column for every input, by name, and rows in time order within each group.
+    ``output`` gets the time and group columns, then one column for each output; ``-`` is stdout.
+    ``time`` and ``group`` None mean the columns of the training, as far as the file has them.
 
-    Returns
-    -------
-    num_rows, num_streams : int
-
-    Raises
-    ------
-    DataError
-        If a column is absent, a cell cannot be read, or rows are out of order. What was written
-        until then stays.
+    Returns the number of rows and of streams. Raises `DataError` if a column is absent, a cell
+    cannot be read, or rows are out of order; what was written until then stays.
     """
     from streamrnn.engine.engine import Engine
 
@@ -125,7 +94,7 @@ def _predict(engine: Engine, rows: _Rows, write: Callable[[list[str]], object]) 
 
 
 class _Rows:
-    """The rows of a file, read as a model's inputs."""
+    """Rows of a file, read as a model's inputs."""
 
     def __init__(
         self, spec: ModelSpec, reader: CsvReader, time: str | None, group: str | None
@@ -156,7 +125,7 @@ class _Rows:
         return self._names.index(name)
 
     def _told(self, name: str | None, what: str) -> int | None:
-        """Return the column that was told, or the one of the training if the file has it."""
+        """Return the column named, or the one of the training if the file has it."""
         if name:
             return self._place(name)
         trained = self.spec.training.get("config", {}).get(what, "") if name is None else ""
@@ -211,6 +180,6 @@ class _Rows:
 
 
 def _as_category(cell: str, categories: dict[str, float]) -> float | None:
-    """Find a category that was written as a number, in another spelling (``7.0`` for ``7``)."""
+    """Look up a category written as a number in another spelling (``7.0`` for ``7``)."""
     value = number(cell)
     return None if value is None else categories.get(f"{value:.15g}")

@@ -1,4 +1,4 @@
-"""``streamrnn train``: a table, or a configuration, in; a model out."""
+"""``streamrnn train``: train a model on a table, or as a configuration says."""
 
 from __future__ import annotations
 
@@ -39,13 +39,7 @@ LISTS: tuple[tuple[str, str, str], ...] = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments.
-
-    Parameters
-    ----------
-    parser : argparse.ArgumentParser
-        The command's own parser.
-    """
+    """Declare the command's arguments."""
     parser.add_argument("input", metavar="DATA|CONFIG.toml", help=".csv, .npz or .toml")
     parser.add_argument("-o", "--output", required=True, metavar="MODEL", help="weight file")
     for name, metavar, words in LISTS:
@@ -61,22 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def make_config(args: argparse.Namespace) -> TrainingConfig:
-    """Turn the arguments into a configuration; options override what a TOML file says.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        As `configure` declared them.
-
-    Returns
-    -------
-    TrainingConfig
-
-    Raises
-    ------
-    TrainingError
-        If a value is not allowed.
-    """
+    """Turn the arguments into a configuration; options override a TOML file."""
     given: dict[str, Any] = {}
     for name, _, _ in LISTS:
         text = getattr(args, name)
@@ -97,18 +76,7 @@ def make_config(args: argparse.Namespace) -> TrainingConfig:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, report, and say where the files are.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        As `configure` declared them.
-
-    Returns
-    -------
-    int
-        0.
-    """
+    """Train, report, and print where the files are; return the exit code."""
     config = make_config(args)
     with TrainingProgress() as progress:
         result = train_to_file(config, args.output, progress)

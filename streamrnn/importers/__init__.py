@@ -1,1 +1,1 @@
-"""Models of other frameworks, turned into ours."""
+"""Importers of other frameworks' models, one file a format."""

@@ -31,7 +31,7 @@ _FLOATS = ("F32", "F16", "BF16", "F64")
 
 @dataclass(frozen=True)
 class TorchOptions:
-    """What a state dict cannot tell.
+    """Options for what a state dict does not hold.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class TorchOptions:
     embedding : str or None
         Name of the embedding, ``none`` for no embedding; None finds it.
     activation : str
-        What follows the linear layer.
+        Activation after the linear layer.
     nonlinearity : str or None
         ``tanh`` or ``relu`` for ``nn.RNN``; None is tanh, PyTorch's default.
     inputs, outputs : sequence of str or None
@@ -61,23 +61,16 @@ class TorchOptions:
 
 @dataclass
 class ImportedModel:
-    """A model, and what its owner should know about the way it was read.
+    """An imported model, and notes for its user."""
 
-    Attributes
-    ----------
-    model : Model
-        Ready to be saved.
-    notes : list of str
-        What was converted, assumed or left out, one sentence each.
-    """
-
-    model: Model
+    model: Model  # ready to be saved
+    # what was converted, assumed or left out, one sentence each
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Roles:
-    """Which tensors are what; names end before ``.weight``."""
+    """Roles of the tensors; names end before ``.weight``."""
 
     embedding: str | None
     head: str | None
@@ -224,7 +217,7 @@ def _candidates(
     size: int,
     file: TensorFile,
 ) -> list[str | None]:
-    """List the modules that can play a role; None stands for nobody."""
+    """List the modules that can play a role; None stands for none."""
     fitting = [name for name, tensors in modules.items() if fits(tensors, size)]
     if wanted is None:
         return [None, *fitting]
@@ -254,7 +247,7 @@ def _is_embedding(tensors: Mapping[str, tuple[int, ...]], input_size: int) -> bo
 def _read_parameters(
     file: TensorFile, prefix: str, recurrent: RecurrentLayers, roles: _Roles, notes: list[str]
 ) -> dict[str, NDArray[np.float32]]:
-    """Read the tensors under our names; ``embedding.weight`` has no input's name yet."""
+    """Read the tensors under our names; ``embedding.weight`` is renamed later."""
     names: dict[str, str] = {}
     if roles.embedding is not None:
         names["embedding.weight"] = _joined(roles.embedding, "weight")

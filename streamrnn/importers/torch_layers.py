@@ -1,4 +1,4 @@
-"""The recurrent layers of a PyTorch state dict, read off its names and shapes."""
+"""Recurrent layers of a PyTorch state dict, inferred from names and shapes."""
 
 from __future__ import annotations
 
@@ -19,22 +19,12 @@ _CELL_OF_GATES = {1: "rnn", 3: "gru", 4: "lstm"}
 
 @dataclass(frozen=True)
 class RecurrentLayers:
-    """The recurrent layers of a state dict, all alike.
+    """Recurrent layers of a state dict, all alike."""
 
-    Attributes
-    ----------
-    cell : str
-        ``rnn``, ``gru`` or ``lstm``.
-    hidden_size, projection_size : int
-        H and R; 0 for no projection.
-    sizes : list of int
-        I, and the size of every layer's h.
-    """
-
-    cell: str
+    cell: str  # rnn, gru or lstm
     hidden_size: int
-    projection_size: int
-    sizes: list[int]
+    projection_size: int  # 0 for no projection
+    sizes: list[int]  # I, and the size of every layer's h
 
 
 def _shape(file: TensorFile, name: str) -> tuple[int, ...]:
@@ -52,23 +42,9 @@ def _expect(file: TensorFile, name: str, shape: tuple[int, ...], why: str) -> No
 
 
 def read_layers(file: TensorFile, prefix: str) -> RecurrentLayers:
-    """Read kind and sizes off the shapes.
+    """Infer cell and sizes of the recurrent layers under a prefix.
 
-    Parameters
-    ----------
-    file : TensorFile
-        A state dict.
-    prefix : str
-        Of the recurrent network's names.
-
-    Returns
-    -------
-    RecurrentLayers
-
-    Raises
-    ------
-    ModelFileError
-        If the shapes do not fit together, or it is bidirectional.
+    Raises `ModelFileError` if the shapes do not fit together, or the network is bidirectional.
     """
     matches = [
         m for m in map(RECURRENT_NAME.fullmatch, file.tensors) if m and m["prefix"] == prefix
@@ -113,7 +89,7 @@ def read_layers(file: TensorFile, prefix: str) -> RecurrentLayers:
 
 
 def _read_cell(file: TensorFile, name: str) -> tuple[str, int, int]:
-    """Read cell, number of gates and H off the shape of the first ``weight_hh``."""
+    """Return cell, number of gates and H from the shape of the first ``weight_hh``."""
     shape = _shape(file, name)
     if len(shape) != 2 or shape[1] == 0 or shape[0] not in {g * shape[1] for g in _CELL_OF_GATES}:
         raise ModelFileError(

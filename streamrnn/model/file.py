@@ -1,4 +1,4 @@
-"""The weight file: a model as one safetensors file in which every flipped bit is noticed.
+"""Weight file: a model as one safetensors file in which no flipped bit passes.
 
 The metadata holds one entry, ``streamrnn``, a JSON text in canonical form (sorted, compact)::
 
@@ -52,7 +52,7 @@ def write_model_file(path: str | os.PathLike[str], spec: ModelSpec, parameters: 
 
 
 def read_model_file(path: str | os.PathLike[str]) -> tuple[ModelSpec, dict[str, NDArray[Any]]]:
-    """Read a weight file that `write_model_file` wrote: its description and its tensors.
+    """Read the description and the tensors of a weight file.
 
     Whether the tensors are those that the description asks for is not checked here. Raises
     `ModelFileError` if the file is damaged, of another kind, or its description is not valid.
@@ -80,7 +80,7 @@ def _canonical(value: Any) -> str:
 
 
 def _read_description(file: TensorFile) -> dict[str, Any]:
-    """Parse our entry of the metadata and check its form; what it says is not believed yet."""
+    """Parse our entry of the metadata and check its form, not yet its contents."""
     text = file.metadata.get(METADATA_KEY)
     header = f"the header (bytes 8 to {8 + file.header_bytes})"
     if text is None:
@@ -123,7 +123,7 @@ def _read_description(file: TensorFile) -> dict[str, Any]:
 def _check_digests(
     file: TensorFile, description: dict[str, Any]
 ) -> dict[str, tuple[str, tuple[int, ...], str]]:
-    """Compare every byte with its digest, tensors first; return what a fingerprint covers."""
+    """Compare every byte with its digest; return the tensors as `fingerprint_of` wants."""
     digests = description["tensors"]
     if not isinstance(digests, dict):
         raise ModelFileError(f"{file.path}: the list of tensors in the header is damaged")

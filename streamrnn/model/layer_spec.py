@@ -1,4 +1,4 @@
-"""What is fixed about one recurrent layer: its cell, its size and its form.
+"""Specification of one recurrent layer: its cell, its size and its form.
 
 The gate orders are stated once, in `CELLS`; the equations of every form in docs/cells.md.
 """
@@ -17,18 +17,11 @@ MAX_SIZE = 65_536  # of any one axis: far above any recurrent network, far below
 
 @dataclass(frozen=True)
 class CellKind:
-    """One kind of cell: its gates in the order of the rows of its matrices, and its state.
+    """Gates and state of one kind of cell."""
 
-    Attributes
-    ----------
-    gates : tuple of str
-        Row blocks of ``weight_ih`` and ``weight_hh``, each of H rows, in PyTorch's order.
-    states : tuple of str
-        Vectors of H floats that a stream keeps between two steps.
-    """
-
+    # row blocks of weight_ih and weight_hh, each of H rows, in PyTorch's order
     gates: tuple[str, ...]
-    states: tuple[str, ...]
+    states: tuple[str, ...]  # vectors of H floats that a stream keeps between two steps
 
 
 CELLS: Mapping[str, CellKind] = {
@@ -43,27 +36,14 @@ GATE_ACTIVATIONS = ("sigmoid", "hard_sigmoid_fifth", "hard_sigmoid_sixth")
 
 
 def check_size(value: object, what: str) -> None:
-    """Refuse a size that is no whole number from 1 to `MAX_SIZE`.
-
-    Parameters
-    ----------
-    value : object
-        The size.
-    what : str
-        What it is the size of, for the message.
-
-    Raises
-    ------
-    SpecError
-        If it is refused.
-    """
+    """Raise `SpecError` unless a size is a whole number from 1 to `MAX_SIZE`."""
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
         raise SpecError(f"{what} is {value!r}; it must be a whole number from 1 to {MAX_SIZE}")
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One recurrent layer. With the defaults it is PyTorch's; docs/cells.md has every form.
+    """One recurrent layer, with the defaults PyTorch's; docs/cells.md has every form.
 
     Attributes
     ----------
@@ -148,13 +128,7 @@ class LayerSpec:
         return (self.output_size, self.hidden_size)[: len(CELLS[self.cell].states)]
 
     def describe(self) -> str:
-        """Name the cell and what differs from PyTorch's default form of it.
-
-        Returns
-        -------
-        str
-            Such as ``lstm with projection to 8 and peepholes``.
-        """
+        """Name the cell and what differs from PyTorch's default form of it."""
         parts = {
             "reset before the product": not self.reset_after,
             f"projection to {self.projection_size}": self.projection_size,

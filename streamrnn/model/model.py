@@ -1,4 +1,4 @@
-"""A model: what is fixed about it (`ModelSpec`) together with what is loaded (its parameters).
+"""A model: its specification together with its parameters.
 
 The parameters are float32, read-only and owned by the model, so a model never changes once it
 exists and its fingerprint stays true.

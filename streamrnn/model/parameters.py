@@ -1,4 +1,4 @@
-"""Parameters of a model: names, shapes, checks, and the fingerprint over them and the description.
+"""Parameters of a model: names, shapes, checks, and the model's fingerprint.
 
 They carry PyTorch's names, shapes and gate orders.
 """

@@ -1,4 +1,4 @@
-"""What is fixed about a model: sizes, cell kinds, gate orders, names, units and transforms.
+"""Specification of a model: sizes, cell kinds, names, units and transforms.
 
 Three kinds of data never mix: what is fixed (`ModelSpec`, here), what is loaded (parameters) and
 what changes (state). Layers are described in `streamrnn.model.layer_spec`.
@@ -38,7 +38,7 @@ MISSING = ("error", "hold", "mean", "mask")
 
 
 def _float32(value: float, what: str) -> float:
-    """Round to a float32 value, so that the kernel and the reference use the same number."""
+    """Round to float32, so that the kernels and the reference use the same number."""
     with np.errstate(over="ignore"):  # beyond float32 it is Inf, which is refused below
         rounded = float(np.float32(value))
     if not math.isfinite(rounded):
@@ -282,19 +282,7 @@ class ModelSpec:
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
         """Build a description from what `to_dict` returned.
 
-        Parameters
-        ----------
-        data : mapping
-            Plain JSON types; unknown keys are refused.
-
-        Returns
-        -------
-        ModelSpec
-
-        Raises
-        ------
-        SpecError
-            If a key is unknown or absent, or a value is not allowed.
+        Raises `SpecError` if a key is unknown or absent, or a value is not allowed.
         """
         data = dict(data)
         parts: tuple[tuple[str, type], ...] = (

@@ -176,7 +176,7 @@ def _read(name: str, file: BinaryIO, file_bytes: int) -> TensorFile:
 
 
 def _parse_header(name: str, raw: bytes) -> tuple[dict[str, Any], bool]:
-    """Parse the header's JSON; also return whether it is as compact as safetensors writes it."""
+    """Parse the header's JSON; also return whether it is as compact as ours."""
     try:
         text = raw.rstrip(b" ").decode()
         header = json.loads(text, object_pairs_hook=_without_duplicates)
@@ -232,7 +232,7 @@ def _place(name: str, tensor: str, entry: Any) -> tuple[str, tuple[int, ...], in
 
 
 def _check_tiling(name: str, places: Mapping[str, tuple[str, tuple[int, ...], int, int]]) -> int:
-    """Check that tensors follow one another with no gap; return where the last one ends."""
+    """Check that tensors follow one another with no gap; return the end of the last."""
     expected = 0
     for tensor, (_, _, begin, end) in sorted(places.items(), key=lambda item: item[1][2:]):
         if begin != expected:
@@ -248,10 +248,11 @@ def write_tensor_file(
     tensors: Mapping[str, NDArray[Any]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file atomically: afterwards there is all of it or the old file.
+    """Write a safetensors file atomically.
 
-    Tensors must be in C order; a symbolic link is followed. Raises `ModelFileError` if the header
-    would be too large to be read back, or the file cannot be written.
+    Afterwards there is all of it or the old file; a symbolic link is followed. Tensors must be in C
+    order. Raises `ModelFileError` if the header would be too large to be read back, or the file
+    cannot be written.
     """
     data = safetensors.numpy.save(dict(tensors), metadata=dict(metadata))
     header_bytes = int.from_bytes(data[:8], "little")

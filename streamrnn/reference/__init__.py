@@ -1,1 +1,1 @@
-"""The equations of every cell in float64, slow and obvious; no code shared with the kernels."""
+"""Equations of every cell in float64, sharing no code with the kernels."""

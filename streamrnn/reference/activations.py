@@ -1,4 +1,4 @@
-"""Activation functions in float64."""
+"""Activation functions in float64, element by element; NaN stays NaN."""
 
 from __future__ import annotations
 
@@ -21,89 +21,36 @@ Array = NDArray[np.float64]
 
 
 def sigmoid(x: Array) -> Array:
-    """Compute ``1 / (1 + exp(-x))`` without overflow; NaN stays NaN.
-
-    Parameters
-    ----------
-    x : ndarray of float64
-        Any shape.
-
-    Returns
-    -------
-    ndarray of float64
-        The same shape.
-    """
+    """Compute ``1 / (1 + exp(-x))`` without overflow."""
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1.0 / (1.0 + e), e / (1.0 + e))
 
 
 def hard_sigmoid_fifth(x: Array) -> Array:
-    """Compute ``max(0, min(1, x / 5 + 1/2))``; NaN stays NaN.
+    """Compute ``max(0, min(1, x / 5 + 1/2))``.
 
     Source: the definition of Theano and of Keras 2, and ONNX's ``HardSigmoid`` with its default
     ``alpha=0.2, beta=0.5``.
-
-    Parameters
-    ----------
-    x : ndarray of float64
-        Any shape.
-
-    Returns
-    -------
-    ndarray of float64
-        The same shape.
     """
     return np.clip(0.2 * x + 0.5, 0.0, 1.0)
 
 
 def hard_sigmoid_sixth(x: Array) -> Array:
-    """Compute ``relu6(x + 3) / 6``; NaN stays NaN.
+    """Compute ``relu6(x + 3) / 6``.
 
     Source: A. Howard et al., "Searching for MobileNetV3", ICCV 2019, section 5.2; PyTorch's
     ``hardsigmoid`` and Keras 3's ``hard_sigmoid``.
-
-    Parameters
-    ----------
-    x : ndarray of float64
-        Any shape.
-
-    Returns
-    -------
-    ndarray of float64
-        The same shape.
     """
     return np.clip(x + 3.0, 0.0, 6.0) / 6.0
 
 
 def relu(x: Array) -> Array:
-    """Compute ``max(x, 0)``; NaN stays NaN.
-
-    Parameters
-    ----------
-    x : ndarray of float64
-        Any shape.
-
-    Returns
-    -------
-    ndarray of float64
-        The same shape.
-    """
+    """Compute ``max(x, 0)``."""
     return np.maximum(x, 0.0)
 
 
 def softmax(x: Array) -> Array:
-    """Compute ``exp(x) / sum(exp(x))`` over the last axis without overflow.
-
-    Parameters
-    ----------
-    x : ndarray of float64, [..., O]
-        Scores.
-
-    Returns
-    -------
-    ndarray of float64, [..., O]
-        Probabilities; each row sums to 1.
-    """
+    """Compute ``exp(x) / sum(exp(x))`` over the last axis without overflow."""
     e: Array = np.exp(x - x.max(axis=-1, keepdims=True))
     y: Array = e / e.sum(axis=-1, keepdims=True)
     return y

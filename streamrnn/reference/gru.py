@@ -27,7 +27,7 @@ def gru_step(
     reset_after: bool = True,
     norm: CellNorm | None = None,
 ) -> Array:
-    """Advance a layer by one time step.
+    """Advance a GRU layer by one time step; return the new h, its output.
 
     ::
 
@@ -35,6 +35,9 @@ def gru_step(
         z  = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
         n  = tanh(W_in x + b_in + r * (W_hn h + b_hn))
         h' = (1 - z) * n + z * h
+
+    Shapes: x [B, I], h [B, H], weight_ih [3*H, I], weight_hh [3*H, H], biases [3*H]; row blocks
+    r, z, n. ``gate`` stands in place of the sigmoid of r and z.
 
     Source: K. Cho et al., "Learning phrase representations using RNN encoder-decoder for
     statistical machine translation", EMNLP 2014, equations 5 to 8. This is the variant of
@@ -44,8 +47,8 @@ def gru_step(
 
         n  = tanh(W_in x + b_in + W_hn (r * h) + b_hn)
 
-    With ``norm``, N being `normalised` over all units of all gates that it is applied to, and a a
-    gain::
+    With ``norm`` (only with ``reset_after``), N being `normalised` over all units of all gates that
+    it is applied to, and a a gain::
 
         (r, z) = sigmoid(a_ih N((W_ir, W_iz) x) + b_ih + a_hh N((W_hr, W_hz) h) + b_hh)
         n      = tanh(a_in N(W_in x) + b_in + r * (a_hn N(W_hn h) + b_hn))
@@ -53,30 +56,6 @@ def gru_step(
     Source: J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer normalization", arXiv:1607.06450 (2016),
     the layer-normalised GRU of the supplement. r and z are normalised together, n by itself. The
     new h is as above, as in the authors' program; the paper's text exchanges z and 1 - z.
-
-    Parameters
-    ----------
-    x : ndarray of float64, [B, I]
-        Input of the layer.
-    h : ndarray of float64, [B, H]
-        Hidden state after the previous step.
-    weight_ih : ndarray of float64, [3*H, I]
-        Input weights; row blocks r, z, n.
-    weight_hh : ndarray of float64, [3*H, H]
-        Recurrent weights; row blocks r, z, n.
-    bias_ih, bias_hh : ndarray of float64, [3*H]
-        Biases; blocks r, z, n.
-    gate : callable
-        In place of the sigmoid of r and z.
-    reset_after : bool
-        Whether r multiplies after the product with h or before it.
-    norm : CellNorm or None
-        Layer normalisation; only with ``reset_after``.
-
-    Returns
-    -------
-    ndarray of float64, [B, H]
-        The new hidden state, which is also the layer's output.
     """
     a, b = x @ weight_ih.T, h @ weight_hh.T
     if norm is not None:

@@ -1,4 +1,4 @@
-"""The long short-term memory with a forget gate and its published forms, in float64."""
+"""Long short-term memory with a forget gate and its published forms, in float64."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def lstm_step(
     peepholes: tuple[Array, Array, Array] | None = None,
     norm: CellNorm | None = None,
 ) -> tuple[Array, Array]:
-    """Advance a layer by one time step.
+    """Advance an LSTM layer by one time step; return the new h, its output, and c.
 
     ::
 
@@ -40,21 +40,25 @@ def lstm_step(
         c' = f * c + i * g
         h' = o * tanh(c')
 
+    Shapes: x [B, I], h [B, H] (with a projection [B, R]), c [B, H], weight_ih [4*H, I], weight_hh
+    [4*H, H] (or [4*H, R]), biases [4*H]; row blocks i, f, g, o. ``gate`` stands in place of the
+    sigmoid of i, f and o.
+
     Source: S. Hochreiter and J. Schmidhuber, "Long short-term memory", Neural Computation 9
     (1997), 1735-1780, with the forget gate of F. A. Gers, J. Schmidhuber and F. Cummins,
     "Learning to forget: continual prediction with LSTM", Neural Computation 12 (2000),
     2451-2471; two biases, as in PyTorch's ``nn.LSTM``.
 
-    With ``peepholes`` the gates see the cell state, o the new one::
+    With ``peepholes`` (w_ci, w_cf, w_co, each [H]) the gates see the cell state, o the new one::
 
         i = sigmoid(... + w_ci * c),  f = sigmoid(... + w_cf * c),  o = sigmoid(... + w_co * c')
 
     Source: F. A. Gers and J. Schmidhuber, "Recurrent nets that time and count", IJCNN 2000; the
     input P of ONNX's LSTM.
 
-    With ``weight_hr`` h is R wide, a projection: ``h' = W_hr (o * tanh(c'))``. Source: H. Sak,
-    A. Senior and F. Beaufays, "Long short-term memory recurrent neural network architectures for
-    large scale acoustic modeling", Interspeech 2014; ``proj_size`` of PyTorch's ``nn.LSTM``.
+    With ``weight_hr`` [R, H] h is R wide, a projection: ``h' = W_hr (o * tanh(c'))``. Source: H.
+    Sak, A. Senior and F. Beaufays, "Long short-term memory recurrent neural network architectures
+    for large scale acoustic modeling", Interspeech 2014; ``proj_size`` of PyTorch's ``nn.LSTM``.
 
     With ``norm``, N being `normalised`, over the 4 H sums of all gates together, and a a gain::
 
@@ -64,36 +68,6 @@ def lstm_step(
     and c' itself goes on as it is. Source: J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer
     normalization", arXiv:1607.06450 (2016), the layer-normalised LSTM of the supplement, whose
     three constants beta_1, beta_2 and b are the two biases here.
-
-    Parameters
-    ----------
-    x : ndarray of float64, [B, I]
-        Input of the layer.
-    h : ndarray of float64, [B, H], or [B, R] with a projection
-        Hidden state after the previous step.
-    c : ndarray of float64, [B, H]
-        Cell state after the previous step.
-    weight_ih : ndarray of float64, [4*H, I]
-        Input weights; row blocks i, f, g, o.
-    weight_hh : ndarray of float64, [4*H, H], or [4*H, R]
-        Recurrent weights; row blocks i, f, g, o.
-    bias_ih, bias_hh : ndarray of float64, [4*H]
-        Biases; blocks i, f, g, o.
-    gate : callable
-        In place of the sigmoid of i, f and o.
-    weight_hr : ndarray of float64, [R, H], or None
-        Projection.
-    peepholes : tuple of three ndarray of float64, [H], or None
-        w_ci, w_cf, w_co.
-    norm : CellNorm or None
-        Layer normalisation.
-
-    Returns
-    -------
-    h : ndarray of float64, [B, H], or [B, R] with a projection
-        The new hidden state, which is also the layer's output.
-    c : ndarray of float64, [B, H]
-        The new cell state.
     """
     a, b = x @ weight_ih.T, h @ weight_hh.T
     if norm is not None:

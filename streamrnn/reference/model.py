@@ -1,4 +1,4 @@
-"""The whole model in float64: slow, obvious, and the judge of everything that is fast."""
+"""The whole model in float64: slow, obvious, the oracle of every faster engine."""
 
 from __future__ import annotations
 
@@ -25,28 +25,18 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ReferenceState:
-    """What B streams remember between two steps.
+    """State of B streams between two steps."""
 
-    Attributes
-    ----------
-    layers : tuple of tuple of ndarray of float64, [B, H]
-        For every layer its state vectors, in the order of `CELLS`: (h,) or (h, c); an h that is a
-        projection is R wide.
-    memory : ndarray of float64, [B, num_inputs]
-        Last value of every input that has a memory; NaN where there is none.
-    """
-
+    # Of every layer its state vectors, [B, H], in the order of `CELLS`: (h,) or (h, c); an h that
+    # is a projection is [B, R].
     layers: tuple[tuple[Array, ...], ...]
-    memory: Array
+    memory: Array  # [B, num_inputs]: the last value of every input that has a memory, else NaN
 
 
 class ReferenceModel:
     """A model computed in float64, step by step.
 
-    Parameters
-    ----------
-    model : Model
-        Its float32 parameters are widened, nothing is folded or rounded.
+    Its float32 parameters are widened; nothing is folded or rounded.
     """
 
     def __init__(self, model: Model) -> None:
@@ -56,18 +46,7 @@ class ReferenceModel:
         }
 
     def initial_state(self, num_streams: int) -> ReferenceState:
-        """Return the state of new streams.
-
-        Parameters
-        ----------
-        num_streams : int
-            B.
-
-        Returns
-        -------
-        ReferenceState
-            Zeros, and an empty memory.
-        """
+        """Return the state of new streams: zeros, and an empty memory."""
         return ReferenceState(
             layers=tuple(
                 tuple(np.zeros((num_streams, size)) for size in layer.state_sizes)
@@ -77,12 +56,12 @@ class ReferenceModel:
         )
 
     def step(self, state: ReferenceState, x: NDArray[Any]) -> tuple[Array, ReferenceState]:
-        """Advance B streams by one time step.
+        """Advance B streams by one time step; ``state`` is not changed.
 
         Parameters
         ----------
         state : ReferenceState
-            Left as it is.
+            Before the step.
         x : ndarray, [B, num_inputs]
             Raw inputs: float32, or whole numbers for a token model.
 
@@ -110,22 +89,9 @@ class ReferenceModel:
         return y, ReferenceState(tuple(layers), memory)
 
     def steps(self, x: NDArray[Any]) -> Array:
-        """Run new streams through many time steps.
+        """Run new streams through many steps: x [B, T, I] to y [B, T, O], or without B.
 
-        Parameters
-        ----------
-        x : ndarray, [B, T, num_inputs] or [T, num_inputs]
-            Raw inputs.
-
-        Returns
-        -------
-        ndarray of float64, [B, T, O] or [T, O]
-            Outputs in the user's units.
-
-        Raises
-        ------
-        InputError
-            If the model does not take such an input.
+        Raises `InputError` if the model does not take such an input.
         """
         x = np.asarray(x)
         if x.ndim == 2:

@@ -21,32 +21,14 @@ def rnn_step(
     bias_hh: Array,
     nonlinearity: str,
 ) -> Array:
-    """Advance a layer by one time step.
+    """Advance a simple recurrent layer by one time step; return the new h, its output.
 
     ``h' = f(W_ih x + b_ih + W_hh h + b_hh)``
 
+    Shapes: x [B, I], h [B, H], weight_ih [H, I], weight_hh [H, H], biases [H].
+
     Source: J. L. Elman, "Finding structure in time", Cognitive Science 14 (1990), 179-211;
     with two biases, and f = tanh or ReLU, as in PyTorch's ``nn.RNN``.
-
-    Parameters
-    ----------
-    x : ndarray of float64, [B, I]
-        Input of the layer.
-    h : ndarray of float64, [B, H]
-        Hidden state after the previous step.
-    weight_ih : ndarray of float64, [H, I]
-        Input weights.
-    weight_hh : ndarray of float64, [H, H]
-        Recurrent weights.
-    bias_ih, bias_hh : ndarray of float64, [H]
-        Biases.
-    nonlinearity : str
-        ``tanh`` or ``relu``.
-
-    Returns
-    -------
-    ndarray of float64, [B, H]
-        The new hidden state, which is also the layer's output.
     """
     a = x @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh
     return relu(a) if nonlinearity == "relu" else np.tanh(a)

@@ -1,8 +1,8 @@
-"""What happens to an input before the first layer and to an output after the head, in float64.
+"""Transforms before the first layer and after the head, in float64.
 
 The memory of a stream is one value for every input, NaN where nothing has been seen yet (or
-where the input needs no memory). All functions work on B streams at once and change nothing that
-they are given.
+where the input needs no memory). All functions work on B streams at once and change none of
+their arguments.
 """
 
 from __future__ import annotations
@@ -22,26 +22,10 @@ Array = NDArray[np.float64]
 
 
 def check_inputs(spec: ModelSpec, x: NDArray[Any]) -> Array:
-    """Refuse an input that the model does not take.
+    """Check one step of B streams, [B, num_inputs], and return it as float64.
 
-    Parameters
-    ----------
-    spec : ModelSpec
-        What is fixed about the model.
-    x : ndarray, [B, num_inputs]
-        One step of B streams: float32 (other floats are rounded to it), or whole numbers for a
-        token model.
-
-    Returns
-    -------
-    ndarray of float64, [B, num_inputs]
-        The same values.
-
-    Raises
-    ------
-    InputError
-        If the shape is another one, a value is infinite, missing where it may not be, or no
-        category of its input.
+    Floats are rounded to float32; a token model takes whole numbers. Raises `InputError` if the
+    shape is another one, a value is infinite, missing where it may not be, or no category.
     """
     x = np.asarray(x)
     if x.ndim != 2 or x.shape[1] != spec.num_inputs:
@@ -88,25 +72,8 @@ def encode_inputs(
     - ``mask`` appends a feature: 1 where the value is missing, else 0.
     - A category is one-hot, or its row of the embedding.
 
-    Parameters
-    ----------
-    spec : ModelSpec
-        What is fixed about the model.
-    parameters : mapping of str to ndarray
-        Of which the embeddings are used.
-    memory : ndarray of float64, [B, num_inputs]
-        Last value of every input that has a memory; NaN where there is none.
-    x : ndarray of float64, [B, num_inputs]
-        One step, as `check_inputs` returned it.
-
-    Returns
-    -------
-    features : ndarray of float64, [B, F]
-        Input of the first layer.
-    memory : ndarray of float64, [B, num_inputs]
-        The new memory.
-    values : ndarray of float64, [B, num_inputs]
-        v, the current level of every input.
+    Takes ``memory`` and ``x`` [B, num_inputs]; returns the features [B, F], the new memory and v,
+    both [B, num_inputs].
     """
     columns: list[Array] = []
     new_memory = memory.copy()
@@ -137,22 +104,10 @@ def _encode_category(item: InputSpec, parameters: Mapping[str, NDArray[Any]], x:
 
 
 def transform_outputs(spec: ModelSpec, y: Array, values: Array) -> Array:
-    """Turn what the head says into the user's units.
+    """Turn the head's outputs, [B, O], into the user's units.
 
-    ``y * scale + center``, and for the inverse of a difference plus the input's current level.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        What is fixed about the model.
-    y : ndarray of float64, [B, O]
-        The head's outputs, activation included.
-    values : ndarray of float64, [B, num_inputs]
-        The inputs' current levels, as `encode_inputs` returned them.
-
-    Returns
-    -------
-    ndarray of float64, [B, O]
+    ``y * scale + center``, and for the inverse of a difference plus the input's current level, from
+    ``values`` [B, num_inputs] as `encode_inputs` returned them.
     """
     y = y * [item.scale for item in spec.outputs] + [item.center for item in spec.outputs]
     names = [item.name for item in spec.inputs]

@@ -1,4 +1,4 @@
-"""What a network has to beat: persistence, and a linear autoregression on the same transforms."""
+"""Baselines: persistence, and a linear autoregression on the same transforms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCK_ROWS = 65_536
 
 
 def baseline_errors(dataset: Dataset) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure simple predictors on the test part.
+    """Measure simple predictors on the test part: by baseline, what `score` returns.
 
     - ``persistence``: the target's last known value, if the target is also an input.
     - ``autoregression``: least squares on the last `MAX_LAGS` values of the target's own column
@@ -26,19 +26,8 @@ def baseline_errors(dataset: Dataset) -> dict[str, dict[str, dict[str, float]]]:
       validation part to fit, for it needs no validation. Numbers only.
     - ``constant``: the mean, or the frequency of each class, in the training part.
 
-    Missing values are treated as the network treats them (held, for example), and targets that are
-    missing count for nobody.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        The data.
-
-    Returns
-    -------
-    dict of str to dict
-        By baseline, what `streamrnn.training.evaluate.score` returns. Targets for which a baseline
-        does not exist are left out.
+    Missing values are treated as the network treats them (held, for example); missing targets are
+    not counted. Targets for which a baseline does not exist are left out.
     """
     target = np.concatenate([s.target[s.rows("test")] for s in dataset.streams])
     if dataset.loss == "mse":
@@ -85,7 +74,7 @@ def _of_numbers(
 
 
 def _level(stream: Stream, column: int, output: int) -> Doubles:
-    """Return what persistence says of an output before its level is added, [T]."""
+    """Return what persistence predicts of an output before its level is added, [T]."""
     values = stream.x[:, column].astype(np.float64)
     last = np.maximum.accumulate(np.where(np.isnan(values), 0, np.arange(len(values))))
     return np.nan_to_num(values[last]) - stream.level[:, output]
@@ -94,7 +83,7 @@ def _level(stream: Stream, column: int, output: int) -> Doubles:
 def _lagged(
     dataset: Dataset, column: int, output: int, lags: int, parts: tuple[str, ...]
 ) -> Iterator[tuple[Doubles, NDArray[np.float32]]]:
-    """Yield blocks of lagged features with a constant, [N, lags + 1], and their targets, [N]."""
+    """Yield blocks of lagged features and a constant, [N, lags + 1], and targets, [N]."""
     feature = sum(item.num_features for item in dataset.spec.inputs[:column])
     for stream in dataset.streams:
         series = stream.chunk.features[:, 0, feature].astype(np.float64)

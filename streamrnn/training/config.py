@@ -1,4 +1,4 @@
-"""The configuration of a training: what may be set, its defaults, and its TOML form."""
+"""Configuration of a training: settings, defaults, and the TOML form."""
 
 from __future__ import annotations
 
@@ -189,37 +189,16 @@ class TrainingConfig:
         }
 
     def replace(self, **changes: Any) -> TrainingConfig:
-        """Return a copy with some values changed.
-
-        Parameters
-        ----------
-        **changes : Any
-            New values by name.
-
-        Returns
-        -------
-        TrainingConfig
-        """
+        """Return a copy with some values changed."""
         return replace(self, **changes)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> TrainingConfig:
         """Read a TOML file, such as `write` has written.
 
-        Parameters
-        ----------
-        path : str or path
-            Sections ``[data]``, ``[model]`` and ``[training]``; absent keys have their defaults.
-
-        Returns
-        -------
-        TrainingConfig
-            The data's path is taken relative to the file.
-
-        Raises
-        ------
-        TrainingError
-            If it is no TOML, or a section, key or value is not known.
+        Sections are ``[data]``, ``[model]`` and ``[training]``; absent keys have their defaults,
+        and the data's path is taken relative to the file. Raises `TrainingError` if it is no TOML,
+        or a section, key or value is not known.
         """
         try:
             with open(path, "rb") as file:
@@ -235,17 +214,9 @@ class TrainingConfig:
         return config.replace(path=os.path.join(os.path.dirname(path), config.path))
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write a TOML file that `read` understands.
+        """Write a TOML file that `read` understands, with the data's path relative to it.
 
-        Parameters
-        ----------
-        path : str or path
-            Replaced if it exists. The data's path is written relative to it.
-
-        Raises
-        ------
-        TrainingError
-            If it cannot be written.
+        Raises `TrainingError` if it cannot be written.
         """
         lines = ["# All of a training: `streamrnn train THIS_FILE -o MODEL` repeats it to the bit."]
         data_path = os.path.relpath(self.path, os.path.dirname(os.path.abspath(path)))
@@ -268,21 +239,9 @@ class TrainingConfig:
 
 
 def parse_layers(layers: tuple[str, ...]) -> tuple[LayerSpec, ...]:
-    """Read a stack such as ``("lstm:32", "gru:16")``.
+    """Parse a stack such as ``("lstm:32", "gru:16")``, from the input to the output.
 
-    Parameters
-    ----------
-    layers : tuple of str
-        Cell and hidden size, from the input to the output.
-
-    Returns
-    -------
-    tuple of LayerSpec
-
-    Raises
-    ------
-    TrainingError
-        If one cannot be read.
+    Raises `TrainingError` if one cannot be read.
     """
     stack = []
     for text in layers:
@@ -322,7 +281,7 @@ def _flatten(sections: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked(name: str, value: Any, kind: Any) -> Any:
-    """Return a value in its proper type, or say what was expected."""
+    """Return a value in its proper type, or raise with what was expected."""
     if kind.startswith("tuple"):
         element = float if "float" in kind else str
         items = [value] if isinstance(value, str) else value
@@ -348,7 +307,7 @@ def _is_a(value: Any, kind: type) -> bool:
 
 
 def _toml(value: Any) -> str:
-    """Write one value as TOML."""
+    """Format one value as TOML."""
     if isinstance(value, tuple):
         return f"[{', '.join(_toml(item) for item in value)}]"
     if isinstance(value, str):

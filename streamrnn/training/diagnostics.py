@@ -1,4 +1,4 @@
-"""How far back a trained network looks, and how long a new stream takes to warm up.
+"""Memory of a trained network, and the warm-up that a new stream needs.
 
 Vanishing gradients (Bengio, Simard and Frasconi 1994; Pascanu et al. 2013) are measured, not
 guessed: the norm of the gradient of an output by the input some steps earlier.
@@ -25,28 +25,17 @@ SAME = 0.01  # outputs closer than this share of their spread count as the same
 
 @dataclass(frozen=True)
 class Memory:
-    """What a network remembers.
+    """Memory of a trained network."""
 
-    Attributes
-    ----------
-    horizon_steps : int
-        Steps after which a new stream's outputs are within 1 % (of their spread) of those of a
-        stream that has seen everything; the most that was tried if they never are.
-    forgets : bool
-        Whether they ever were.
-    tried_steps : int
-        Number of steps that were tried.
-    gradient_by_lag : dict of str to float
-        Norm of the gradient of an output by the input so many steps earlier, relative to lag 0.
-    """
-
+    # Steps after which a new stream's outputs are within 1 % (of their spread) of those of a stream
+    # that has seen everything; `tried_steps` if they never are.
     horizon_steps: int
-    forgets: bool
-    tried_steps: int
-    gradient_by_lag: dict[str, float]
+    forgets: bool  # whether they ever were
+    tried_steps: int  # number of steps that were tried
+    gradient_by_lag: dict[str, float]  # relative to lag 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON types."""
+        """Return plain JSON types."""
         return asdict(self)
 
 
@@ -64,18 +53,9 @@ def _windows(dataset: Dataset, num_steps: int) -> list[tuple[int, int]]:
 def gradient_by_lag(network: Network, dataset: Dataset) -> dict[str, float]:
     """Measure how the influence of an input on the outputs fades.
 
-    Parameters
-    ----------
-    network : Network
-        Trained.
-    dataset : Dataset
-        Windows are taken from its training part.
-
-    Returns
-    -------
-    dict of str to float
-        For the lags 0, 1, 2, 4, ...: root mean square over windows of the norm of the gradient of
-        the sum of the pre-activations by the features of the step `lag` earlier, relative to lag 0.
+    For the lags 0, 1, 2, 4, ...: root mean square over windows of the norm of the gradient of the
+    sum of the pre-activations by the features of the step `lag` earlier, in the training part,
+    relative to lag 0.
     """
     longest = max(stream.stops[0] for stream in dataset.streams)
     num_steps = max(1, min(MAX_LAG + 1, longest // 2))
@@ -95,19 +75,7 @@ def gradient_by_lag(network: Network, dataset: Dataset) -> dict[str, float]:
 
 
 def measure_memory(network: Network, dataset: Dataset) -> Memory:
-    """Compare new streams with streams that have seen what came before.
-
-    Parameters
-    ----------
-    network : Network
-        Trained.
-    dataset : Dataset
-        Windows are taken from its training part.
-
-    Returns
-    -------
-    Memory
-    """
+    """Compare new streams with warmed-up ones, over windows of the training part."""
     longest = max(stream.stops[0] for stream in dataset.streams)
     num_steps = max(1, min(MAX_HORIZON, longest // 2))
     windows = _windows(dataset, num_steps)

@@ -29,7 +29,7 @@ Piece = tuple[int, int, int, int]
 
 
 def _pieces(dataset: Dataset, part: str) -> list[Piece]:
-    """Cut a part into pieces that can run side by side, each with some history before it."""
+    """Cut a part into pieces to run side by side, each with some history before it."""
     pieces = []
     for k, stream in enumerate(dataset.streams):
         rows = stream.rows(part)
@@ -67,21 +67,9 @@ def _length(piece: Piece) -> int:
 
 
 def mean_loss(network: Network, dataset: Dataset, part: str) -> float:
-    """Return the mean loss over a part, each stream warmed up by its last rows before it.
+    """Mean loss over a part in network units; may be Inf or NaN.
 
-    Parameters
-    ----------
-    network : Network
-        The weights to use.
-    dataset : Dataset
-        The data.
-    part : str
-        One of `streamrnn.training.data.dataset.PARTS`.
-
-    Returns
-    -------
-    float
-        In network units; may be Inf or NaN.
+    Each stream is warmed up by the rows before the part.
     """
     total, count = 0.0, 0
     for (k, _, start, stop), z in _outputs(network, dataset, _pieces(dataset, part)):
@@ -92,20 +80,7 @@ def mean_loss(network: Network, dataset: Dataset, part: str) -> float:
 
 
 def all_errors(network: Network, dataset: Dataset) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the errors of every part, each stream run from its first row to its last.
-
-    Parameters
-    ----------
-    network : Network
-        The weights to use.
-    dataset : Dataset
-        The data.
-
-    Returns
-    -------
-    dict of str to dict
-        By part, what `score` returns.
-    """
+    """Errors of every part, each stream run from its first row: by part, `score`."""
     whole = [(k, 0, 0, stream.stops[2]) for k, stream in enumerate(dataset.streams)]
     z = {piece[0]: out.copy() for piece, out in _outputs(network, dataset, whole) if len(out)}
     errors = {}
@@ -120,22 +95,10 @@ def all_errors(network: Network, dataset: Dataset) -> dict[str, dict[str, dict[s
 
 
 def score(dataset: Dataset, z: Array, target: Array) -> dict[str, dict[str, float]]:
-    """Measure predictions against targets.
+    """Measure pre-activations of the head, [N, O], against targets.
 
-    Parameters
-    ----------
-    dataset : Dataset
-        For the loss and the outputs' names and scales.
-    z : ndarray [N, O]
-        Pre-activations of the head.
-    target : ndarray [N, O], or [N, 1] with classes
-        NaN where missing.
-
-    Returns
-    -------
-    dict of str to dict of str to float
-        For every target: ``rmse`` and ``mae`` in its units, or the mean loss in nats and
-        ``accuracy``.
+    Targets are [N, O], or [N, 1] with classes, and NaN where missing. Returns for every target
+    ``rmse`` and ``mae`` in its units, or the mean loss in nats and ``accuracy``.
     """
     if dataset.loss == "cross_entropy":
         present = ~np.isnan(target[:, 0])

@@ -1,4 +1,4 @@
-"""How a training goes on, shown on stderr: a bar on a terminal, a few plain lines elsewhere."""
+"""Progress of a training on stderr: a bar on a terminal, else a few plain lines."""
 
 from __future__ import annotations
 
@@ -16,13 +16,7 @@ NUM_LINES = 10
 
 
 class TrainingProgress:
-    """A progress display to be used in a ``with`` block and called after each epoch.
-
-    Parameters
-    ----------
-    console : rich.console.Console or None
-        Where to; stderr by default.
-    """
+    """Progress display: a context manager, called after each epoch."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr)
@@ -51,13 +45,7 @@ class TrainingProgress:
             self.bar.stop()
 
     def __call__(self, epoch: Epoch) -> None:
-        """Show an epoch.
-
-        Parameters
-        ----------
-        epoch : Epoch
-            The one that has just ended.
-        """
+        """Show an epoch that has just ended."""
         words = (
             f"epoch {epoch.epoch}/{epoch.num_epochs}  loss: train {epoch.train:.4g}, "
             f"validation {epoch.validation:.4g}, best {epoch.best:.4g}"

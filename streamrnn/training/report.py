@@ -1,4 +1,4 @@
-"""The report of a training, for people to read."""
+"""Report of a training as text."""
 
 from __future__ import annotations
 
@@ -17,18 +17,7 @@ NAMES = {
 
 
 def report_lines(report: dict[str, Any]) -> Iterator[str]:
-    """Say what came out of a training.
-
-    Parameters
-    ----------
-    report : dict
-        ``TrainingResult.report``, or ``model.spec.training``.
-
-    Yields
-    ------
-    str
-        Lines, without line ends.
-    """
+    """Format ``TrainingResult.report`` (or ``model.spec.training``) as lines of text."""
     data, config, updates = report["data"], report["config"], report["updates"]
     streams = f" in {data['num_streams']} streams" if data["num_streams"] > 1 else ""
     yield f"{data['file']}: {data['num_rows']} rows{streams}; {', '.join(config['layers'])}"

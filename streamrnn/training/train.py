@@ -1,4 +1,4 @@
-"""A training from its configuration to its model, with an honest report."""
+"""A training from its configuration to its verified model and its report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["TrainingResult", "train", "train_to_file"]
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training gives.
+    """Result of a training.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ def train(
 
 
 def _sample(dataset: Dataset) -> list[list[float | None]]:
-    """Return some steps of the validation part, to try a model with: null where x is missing."""
+    """Return some steps of the validation part as a sample; None where x is missing."""
     stream = dataset.streams[0]
     x = stream.x[stream.rows("validation")][:NUM_SAMPLE_STEPS]
     return [[None if np.isnan(value) else float(value) for value in row] for row in x]

@@ -1,4 +1,7 @@
-"""After training: what was saved, run by the engine, must say what the trainer says."""
+"""Check of a saved model: the engine must reproduce the trainer's outputs.
+
+The only module of the training that imports the engine, and only when it runs.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +22,10 @@ TOLERANCE = 1e-4
 
 
 def trainer_outputs(model: Model, dataset: Dataset, stream: Stream, dtype: type) -> Array:
-    """Return the outputs of a stream in the user's units, as the trainer computes them.
+    """Compute a stream's outputs as the trainer does, in the user's units.
 
-    Parameters
-    ----------
-    model : Model
-        Trained on the dataset.
-    dataset : Dataset
-        For the levels of the outputs.
-    stream : Stream
-        One of its streams.
-    dtype : type
-        ``np.float32`` or ``np.float64``: what is computed in.
-
-    Returns
-    -------
-    ndarray [T, O] of float64
-        Of the first `MAX_STEPS` rows.
+    ``dtype`` is what is computed in, float32 or float64; returns [T, O] of float64, at most
+    `MAX_STEPS` rows.
     """
     network = Network(model.spec, model.parameters, dtype)
     codes = {name: code[:MAX_STEPS] for name, code in stream.chunk.codes.items()}
@@ -48,24 +38,9 @@ def trainer_outputs(model: Model, dataset: Dataset, stream: Stream, dtype: type)
 
 
 def verify(model: Model, dataset: Dataset) -> float:
-    """Run streams through the engine and compare.
+    """Compare the engine's outputs with the trainer's; return the largest difference.
 
-    Parameters
-    ----------
-    model : Model
-        As loaded from its file.
-    dataset : Dataset
-        What it was trained on.
-
-    Returns
-    -------
-    float
-        Largest difference, as a share of the output's scale.
-
-    Raises
-    ------
-    TrainingError
-        If the engine says anything else than the trainer.
+    It is a share of the output's scale. Raises `TrainingError` if one is too large.
     """
     from streamrnn.engine.engine import Engine
 

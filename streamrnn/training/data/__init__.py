@@ -1,1 +1,1 @@
-"""Training data: tables, columns, groups, segments."""
+"""Training data: files, tables, and streams cut into parts."""

@@ -1,4 +1,4 @@
-"""From columns to a model's inputs and outputs: which ones, of what kind, with which transforms.
+"""Choice of a model's inputs and outputs from columns, and of their transforms.
 
 Everything that is measured here (centres, scales, whether a series drifts) is measured on the
 training part only.
@@ -39,26 +39,10 @@ DRIFT = 1.5
 
 
 def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
-    """Fill in which columns are targets, inputs, time and group, and check that they exist.
+    """Fill in targets, inputs, time, group and horizon; check that columns exist.
 
-    Parameters
-    ----------
-    config : TrainingConfig
-        As the user gave it.
-    table : Table
-        The data.
-
-    Returns
-    -------
-    TrainingConfig
-        With ``predict``, ``inputs``, ``time``, ``group`` and ``horizon`` chosen.
-
-    Raises
-    ------
-    DataError
-        If a column does not exist, or no target is named.
-    TrainingError
-        If choices contradict each other.
+    Raises `DataError` if a column does not exist or no target is named, `TrainingError` if choices
+    contradict each other.
     """
     predict = config.predict or table.targets
     if not predict and len(table.columns) == 1:
@@ -98,7 +82,7 @@ def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
 
 
 def _only_dates(table: Table, exclude: set[str]) -> str:
-    """Return the one column of text that holds nothing but ISO dates, if there is exactly one."""
+    """Return the column of text that holds only ISO dates, if there is exactly one."""
     found = []
     for column in table.columns.values():
         if column.numbers is not None or column.name in exclude:
@@ -113,19 +97,7 @@ def _only_dates(table: Table, exclude: set[str]) -> str:
 
 
 def is_named(column: Column, config: TrainingConfig) -> bool:
-    """Tell whether a column holds names (or tokens) and not quantities.
-
-    Parameters
-    ----------
-    column : Column
-        Of the table.
-    config : TrainingConfig
-        Says which columns of numbers are names.
-
-    Returns
-    -------
-    bool
-    """
+    """Tell whether a column holds names (or tokens) and not quantities."""
     return column.numbers is None or bool(column.num_tokens) or column.name in config.categorical
 
 
@@ -133,23 +105,8 @@ def choose_loss(config: TrainingConfig, table: Table) -> str:
     """Return the loss that fits the targets.
 
     One column of text (or of names written as numbers): cross-entropy over its classes. Columns
-    that hold only 0 and 1: binary cross-entropy. Other numbers: mean squared error.
-
-    Parameters
-    ----------
-    config : TrainingConfig
-        With its columns chosen.
-    table : Table
-        The data.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    TrainingError
-        If the loss asked for does not fit.
+    that hold only 0 and 1: binary cross-entropy. Other numbers: mean squared error. Raises
+    `TrainingError` if the loss asked for does not fit.
     """
     targets = [table.column(name) for name in config.predict]
     names = [column.name for column in targets if is_named(column, config)]
@@ -178,24 +135,10 @@ def choose_loss(config: TrainingConfig, table: Table) -> str:
 
 
 def output_names(config: TrainingConfig, table: Table) -> tuple[str, ...]:
-    """Name the outputs: the classes, or the targets, with how many rows ahead they lie.
+    """Name the outputs: the classes, or the targets with their horizon.
 
-    Parameters
-    ----------
-    config : TrainingConfig
-        With its columns chosen.
-    table : Table
-        The data.
-
-    Returns
-    -------
-    tuple of str
-        ``co2+1`` is column ``co2``, one row ahead of the input.
-
-    Raises
-    ------
-    DataError
-        If there are not at least two classes, or too many.
+    ``co2+1`` is column ``co2``, one row ahead of the input. Raises `DataError` if there are not at
+    least two classes, or too many.
     """
     if config.loss != "cross_entropy":
         ahead = f"+{config.horizon}" if config.horizon else ""
@@ -220,23 +163,7 @@ def _categories(column: Column, path: str, least: int = 1) -> tuple[str, ...]:
 def categorical_input(column: Column, config: TrainingConfig, path: str) -> InputSpec:
     """Describe an input of names or tokens.
 
-    Parameters
-    ----------
-    column : Column
-        Text, tokens, or numbers that are names.
-    config : TrainingConfig
-        For the size of the embedding.
-    path : str
-        For messages.
-
-    Returns
-    -------
-    InputSpec
-
-    Raises
-    ------
-    DataError
-        If a cell is missing, or there are too many categories.
+    Raises `DataError` if a cell is missing, or there are too many categories.
     """
     names = _categories(column, path)
     if np.isnan(column.codes(None if column.num_tokens else names)).any():
@@ -261,40 +188,20 @@ def categorical_input(column: Column, config: TrainingConfig, path: str) -> Inpu
 
 
 def held(values: Floats, fill: float) -> Floats:
-    """Return a series with each missing value replaced by the one before it.
-
-    Parameters
-    ----------
-    values : ndarray [T] of float32
-        NaN where missing.
-    fill : float
-        Stands before the first value.
-
-    Returns
-    -------
-    ndarray [T] of float32
-    """
+    """Replace each missing value of a series, [T], by the one before, at first `fill`."""
     last = np.where(np.isnan(values), -1, np.arange(len(values)))
     np.maximum.accumulate(last, out=last)
     return np.where(last < 0, np.float32(fill), values[last])
 
 
 def drifts(series: list[Floats]) -> bool:
-    """Tell whether the level of a series leaves its own past, so that its changes should be used.
+    """Tell whether the level of a series leaves its own past (use its changes then).
 
     The mean of the first two thirds is used to predict the last third. The series drifts if that
     error is more than `DRIFT` times the spread of the first two thirds about their own mean, and if
     the last value seen (persistence) predicts better. A season alone, however smooth, passes for
     stationary; a trend or a random walk does not. It is a rule of thumb, not a test with a p-value.
-
-    Parameters
-    ----------
-    series : list of ndarray [T] of float32
-        The training part of every stream, NaN where missing; taken together.
-
-    Returns
-    -------
-    bool
+    The training parts of all streams, [T] with NaN where missing, are taken together.
     """
     spread = error = persistence = 0.0
     num_early = num_late = 0
@@ -319,25 +226,9 @@ def numeric_input(
 ) -> InputSpec:
     """Describe an input of numbers, with the transforms that suit its training part.
 
-    Parameters
-    ----------
-    name : str
-        Of the column.
-    series : list of ndarray of float32
-        The training part of every stream, NaN where missing.
-    policy : str
-        What a missing value means.
-    differenced : tuple of str
-        Names of the inputs seen as changes, or ``("auto",)``.
-
-    Returns
-    -------
-    InputSpec
-
-    Raises
-    ------
-    DataError
-        If the training part holds no value.
+    ``series`` is the training part of every stream, NaN where missing; ``policy`` is what a missing
+    value means; ``differenced`` names the inputs seen as changes, or is ``("auto",)``. Raises
+    `DataError` if the training part holds no value.
     """
     known = np.concatenate([values[~np.isnan(values)] for values in series]).astype(np.float64)
     if not len(known):
@@ -358,23 +249,9 @@ def numeric_input(
 def regression_output(name: str, values: list[Floats], difference_of: str | None) -> OutputSpec:
     """Describe an output of numbers, centred and scaled by its training part.
 
-    Parameters
-    ----------
-    name : str
-        Of the output.
-    values : list of ndarray of float32
-        What the head shall say, in the training part of every stream; NaN where missing.
-    difference_of : str or None
-        Name of the input whose level is added to it.
-
-    Returns
-    -------
-    OutputSpec
-
-    Raises
-    ------
-    DataError
-        If there is no target.
+    ``values`` are the head's targets in the training part of every stream, NaN where missing;
+    ``difference_of`` names the input whose level is added. Raises `DataError` if there is no
+    target.
     """
     known = np.concatenate(values)
     known = known[~np.isnan(known)]

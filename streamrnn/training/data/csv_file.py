@@ -1,4 +1,4 @@
-"""CSV files with a header: their rows, checked, and their cells as numbers or times.
+"""CSV files with a header: checked rows, and cells as numbers or times.
 
 A cell that is empty, or says NaN, NA, N/A, null or none, is missing. A column whose other cells are
 all numbers is numeric; any other column is text.
@@ -25,18 +25,7 @@ MISSING_CELLS = frozenset({"", "nan", "na", "n/a", "null", "none"})
 
 
 def number(cell: str) -> float | None:
-    """Read a cell as a number.
-
-    Parameters
-    ----------
-    cell : str
-        Without blanks around it.
-
-    Returns
-    -------
-    float or None
-        NaN for a missing cell, None for text.
-    """
+    """Read a stripped cell as a number: NaN if it is missing, None if it is text."""
     try:
         return float(cell)
     except ValueError:
@@ -44,22 +33,9 @@ def number(cell: str) -> float | None:
 
 
 def parse_time(cell: str) -> float:
-    """Turn a number or an ISO 8601 date into something that sorts.
+    """Turn a number or an ISO 8601 date (``2001-12-29T10:00:00+02:00``) into a float.
 
-    Parameters
-    ----------
-    cell : str
-        ``2001-12-29``, ``2001-12-29T10:00:00+02:00`` or a number. Without a zone UTC is taken.
-
-    Returns
-    -------
-    float
-        The number, or seconds since 1970.
-
-    Raises
-    ------
-    DataError
-        If it is neither.
+    That is the number, or seconds since 1970; without a zone UTC is taken. Raises `DataError`.
     """
     value = number(cell)
     if value is not None and value == value:
@@ -76,26 +52,11 @@ def parse_time(cell: str) -> float:
 
 
 class CsvReader:
-    """The header of a CSV file, and then its rows one by one, checked.
+    """The header of a CSV file, then its rows one by one, checked.
 
-    The delimiter is the one of comma, semicolon and tab that the header has most of.
-
-    Parameters
-    ----------
-    file : text file
-        Opened with ``newline=""``.
-    path : str
-        For messages.
-
-    Attributes
-    ----------
-    header : list of str
-        Names of the columns.
-
-    Raises
-    ------
-    DataError
-        If there is no header, or it names a column twice or not at all.
+    The file must be opened with ``newline=""``. The delimiter is the one of comma, semicolon and
+    tab that the header has most of. Raises `DataError` if there is no header, or it names a column
+    twice or not at all.
     """
 
     def __init__(self, file: IO[str], path: str) -> None:
@@ -119,22 +80,10 @@ class CsvReader:
         self._reader = csv.reader(file, delimiter=delimiter)
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield the number of each line and its cells.
+        """Yield the number of each line, from 2, and its stripped cells.
 
         Blank lines are left out; but in a file of one column they are missing values, save at its
-        end.
-
-        Yields
-        ------
-        line : int
-            From 2.
-        cells : list of str
-            As many as the header has, without blanks around them.
-
-        Raises
-        ------
-        DataError
-            If a line has more or fewer cells than the header.
+        end. Raises `DataError` if a line has more or fewer cells than the header.
         """
         try:
             blank_lines: list[int] = []
@@ -158,21 +107,9 @@ class CsvReader:
 
 @contextmanager
 def open_csv(path: str | os.PathLike[str]) -> Iterator[CsvReader]:
-    """Open a CSV file.
+    """Open a CSV file: UTF-8, with or without a byte order mark.
 
-    Parameters
-    ----------
-    path : str or path
-        UTF-8, with or without a byte order mark.
-
-    Yields
-    ------
-    CsvReader
-
-    Raises
-    ------
-    DataError
-        If it cannot be opened or has no good header.
+    Raises `DataError` if it cannot be opened or has no good header.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:

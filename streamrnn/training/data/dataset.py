@@ -1,4 +1,4 @@
-"""Streams ready for training: three parts in time order, features and targets in network units."""
+"""Streams ready for training: three parts in time order, in network units."""
 
 from __future__ import annotations
 
@@ -35,65 +35,28 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream: T rows in time order.
+    """One stream: T rows in time order."""
 
-    Attributes
-    ----------
-    name : str
-        Its value in the group column; empty if there is only one stream.
-    x : ndarray [T, I] of float32
-        Raw inputs, as they would be sent to a server (categories by index).
-    chunk : Chunk
-        The same as features and codes, [T, 1, ...].
-    target : ndarray [T, O] of float32, or [T, 1] with classes
-        In network units; NaN where missing or beyond the end.
-    level : ndarray [T, O] of float32
-        What the transforms of the outputs add back; 0 without difference.
-    stops : tuple of int
-        Rows before which the targets of the training, validation and test part end.
-    """
-
-    name: str
-    x: Floats
-    chunk: Chunk
+    name: str  # its value in the group column; empty if there is only one stream
+    x: Floats  # [T, I], raw inputs as they would be sent to a server (categories by index)
+    chunk: Chunk  # the same as features and codes, [T, 1, ...]
+    # [T, O] or, with classes, [T, 1], in network units; NaN where missing or beyond the end
     target: Floats
-    level: Floats
-    stops: Stops
+    level: Floats  # [T, O], what the transforms of the outputs add back; 0 without difference
+    stops: Stops  # rows before which the targets of the training, validation and test part end
 
     def rows(self, part: str) -> slice:
-        """Return the rows whose targets lie in a part.
-
-        Parameters
-        ----------
-        part : str
-            One of `PARTS`.
-
-        Returns
-        -------
-        slice
-        """
+        """Return the rows whose targets lie in a part, one of `PARTS`."""
         k = PARTS.index(part)
         return slice(self.stops[k - 1] if k else 0, self.stops[k])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What there is to learn from, and what the model will look like.
+    """Streams to learn from, and the specification of the model to be trained."""
 
-    Attributes
-    ----------
-    config : TrainingConfig
-        With every choice made that depends on the data.
-    spec : ModelSpec
-        Of the model to be trained.
-    streams : tuple of Stream
-        All of them.
-    table : Table
-        Where they came from.
-    """
-
-    config: TrainingConfig
-    spec: ModelSpec
+    config: TrainingConfig  # with every choice made that depends on the data
+    spec: ModelSpec  # of the model to be trained
     streams: tuple[Stream, ...]
     table: Table
 
@@ -106,23 +69,8 @@ class Dataset:
 def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
     """Choose inputs, outputs and transforms, and cut the streams into their parts.
 
-    Parameters
-    ----------
-    config : TrainingConfig
-        As the user gave it.
-    table : Table
-        The data.
-
-    Returns
-    -------
-    Dataset
-
-    Raises
-    ------
-    DataError
-        If a column is unknown or cannot be used, or a part holds no target.
-    TrainingError
-        If the configuration contradicts itself.
+    Raises `DataError` if a column is unknown or cannot be used, or a part holds no target, and
+    `TrainingError` if the configuration contradicts itself.
     """
     config = choose_columns(config, table)
     config = config.replace(loss=choose_loss(config, table))
@@ -189,7 +137,7 @@ def _outputs(
     targets: dict[str, Floats],
     stops: dict[str, Stops],
 ) -> tuple[tuple[OutputSpec, ...], dict[str, Floats]]:
-    """Describe the outputs, bring the targets into network units, and return the levels."""
+    """Describe the outputs, convert the targets to network units, return the levels."""
     names = output_names(config, table)
     levels = {key: np.zeros_like(target) for key, target in targets.items()}
     if config.loss != "mse":
@@ -246,7 +194,7 @@ def _stops(num_rows: int, config: TrainingConfig) -> Stops:
 
 
 def _ahead(config: TrainingConfig, table: Table, index: Index) -> Floats:
-    """Return the targets of a stream's rows: the values `horizon` rows later, [T, columns]."""
+    """Return a stream's targets: the values `horizon` rows later, [T, columns]."""
     target = np.full((len(index), len(config.predict)), np.nan, np.float32)
     num_known = len(index) - config.horizon
     if num_known > 0:
@@ -276,21 +224,10 @@ def _check_parts(dataset: Dataset) -> None:
 
 
 def encode(spec: ModelSpec, x: Floats) -> Chunk:
-    """Apply the transforms of the inputs to a whole stream, from its first step.
+    """Apply the transforms of the inputs to a whole stream, [T, I].
 
-    The same as what runs inside the step (`streamrnn.reference.transforms`), for all steps at once.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        The inputs.
-    x : ndarray [T, I] of float32
-        Raw inputs of one stream.
-
-    Returns
-    -------
-    Chunk
-        Of one row: [T, 1, F].
+    The same as what runs inside the step (`streamrnn.reference.transforms`), for all steps from the
+    first. Returns a chunk of one row: [T, 1, F].
     """
     num_steps = len(x)
     features = np.zeros((num_steps, 1, spec.num_features), np.float32)
@@ -317,19 +254,7 @@ def encode(spec: ModelSpec, x: Floats) -> Chunk:
 
 
 def current_level(item: InputSpec, values: Floats) -> Floats:
-    """Return a numeric input's values with what stands for the missing ones.
-
-    Parameters
-    ----------
-    item : InputSpec
-        The input.
-    values : ndarray [T] of float32
-        One stream from its first step, NaN where missing.
-
-    Returns
-    -------
-    ndarray [T] of float32
-    """
+    """Return a numeric input's values, [T], with what stands for the missing ones."""
     if item.has_memory:
         return held(values, item.fill)
     return np.where(np.isnan(values), np.float32(item.fill), values)

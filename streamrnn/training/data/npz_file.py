@@ -1,4 +1,4 @@
-"""Training data as arrays: .npz files become the same tables as CSV files."""
+"""NumPy .npz files as tables."""
 
 from __future__ import annotations
 
@@ -19,24 +19,10 @@ STREAM = "stream"  # name of the column that tells the streams apart
 
 
 def read_npz(path: str | os.PathLike[str], sha256: str) -> Table:
-    """Read arrays as a table; `streamrnn.training.data.read.read_table` says which keys there are.
+    """Read arrays as a table; `read_table` documents the keys.
 
-    Parameters
-    ----------
-    path : str or path
-        The file. Pickled objects in it are refused.
-    sha256 : str
-        Hex digest of its bytes.
-
-    Returns
-    -------
-    Table
-        With a column ``stream`` as its group if X holds several streams.
-
-    Raises
-    ------
-    DataError
-        If it is no such file, a key is unknown or absent, or shapes do not fit.
+    Pickled objects are refused. ``sha256`` is the hex digest of the file's bytes. With several
+    streams the table has a column ``stream`` as its group. Raises `DataError`.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:

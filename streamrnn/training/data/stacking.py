@@ -1,4 +1,4 @@
-"""Rows of several streams side by side."""
+"""Batches of rows from several streams."""
 
 from __future__ import annotations
 
@@ -16,19 +16,8 @@ def stack_rows(
 ) -> tuple[Chunk, Array]:
     """Put rows of several streams side by side, padded at their ends.
 
-    Parameters
-    ----------
-    streams : tuple of Stream
-        All streams.
-    rows : list of (int, int, int)
-        Stream, start and stop of each row of the batch.
-
-    Returns
-    -------
-    chunk : Chunk
-        [T, B, ...]; zeros in the padding.
-    target : ndarray [T, B, O]
-        NaN in the padding.
+    ``rows`` holds stream, start and stop of each row of the batch. Returns a chunk [T, B, ...],
+    zeros in the padding, and targets [T, B, O], NaN in the padding.
     """
     first = streams[0]
     num_steps = max(stop - start for _, start, stop in rows)

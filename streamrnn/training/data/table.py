@@ -17,24 +17,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
-
-    Attributes
-    ----------
-    name : str
-        As in the header.
-    numbers : ndarray [num_rows] of float64, or None
-        NaN where missing; None if a cell is no number. Tokens and classes are whole numbers.
-    cells : list of str, or None
-        The text, without blanks around it; None for columns of an .npz file.
-    num_tokens : int
-        Above 0 for token ids (0 to num_tokens - 1), else 0.
-    """
+    """One column of a table."""
 
     name: str
+    # [num_rows], NaN where missing; None if a cell is no number. Tokens and classes are whole
+    # numbers.
     numbers: Floats | None
-    cells: list[str] | None = None
-    num_tokens: int = 0
+    cells: list[str] | None = None  # the text, stripped; None for columns of an .npz file
+    num_tokens: int = 0  # above 0 for token ids (0 to num_tokens - 1), else 0
 
     @property
     def num_rows(self) -> int:
@@ -42,7 +32,7 @@ class Column:
         return len(self.numbers) if self.numbers is not None else len(self.cells or ())
 
     def categories(self) -> tuple[str, ...]:
-        """Return the different values as text, sorted (numbers by size); missing ones left out."""
+        """Return the different values as text, sorted (numbers by size)."""
         if self.numbers is not None:
             values = np.unique(self.numbers[~np.isnan(self.numbers)])
             return tuple(f"{value:.15g}" for value in values)
@@ -51,14 +41,7 @@ class Column:
     def codes(self, categories: tuple[str, ...] | None) -> Floats:
         """Return the index of each row's category, NaN where the cell is missing.
 
-        Parameters
-        ----------
-        categories : tuple of str or None
-            As `categories` returns them; None if the numbers are the indices (tokens).
-
-        Returns
-        -------
-        ndarray [num_rows] of float64
+        Without categories the numbers are the indices (tokens).
         """
         if categories is None:
             return np.asarray(self.numbers, np.float64)
@@ -72,48 +55,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A file's columns.
+    """Columns of a file."""
 
-    Attributes
-    ----------
-    path : str
-        Where it came from.
-    columns : dict of str to Column
-        By name, in the file's order.
-    num_rows : int
-        Number of rows.
-    sha256 : str
-        Hex digest of the file's bytes.
-    group : str
-        Column that tells streams apart, if the file's form says so (.npz), else empty.
-    targets : tuple of str
-        Columns that hold targets, if the file's form says so (.npz with y), else empty.
-    """
-
-    path: str
-    columns: dict[str, Column]
+    path: str  # for error messages
+    columns: dict[str, Column]  # by name, in the file's order
     num_rows: int
-    sha256: str
+    sha256: str  # hex digest of the file's bytes
+    # column that tells streams apart, if the file's form says so (.npz), else empty
     group: str = ""
+    # columns that hold targets, if the file's form says so (.npz with y), else empty
     targets: tuple[str, ...] = ()
 
     def column(self, name: str) -> Column:
-        """Return a column, or say which ones there are.
-
-        Parameters
-        ----------
-        name : str
-            As in the header.
-
-        Returns
-        -------
-        Column
-
-        Raises
-        ------
-        DataError
-            If there is none of that name.
-        """
+        """Return a column, or raise `DataError` with the names there are."""
         if name not in self.columns:
             raise DataError(
                 f"{self.path} has no column {name!r}{suggestion(name, self.columns)}; its columns "

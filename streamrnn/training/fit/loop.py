@@ -1,4 +1,4 @@
-"""The training loop: epochs over segments of streams, and the choice of the weights.
+"""Training loop: epochs over segments of streams, and the choice of the weights.
 
 Every stream's training part is cut into contiguous segments, so that a single long series fills a
 batch too. A segment is gone through in chunks of ``truncation_steps``; its state is carried from
@@ -38,89 +38,42 @@ MIN_EPOCHS, MAX_EPOCHS = 20, 200
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows of one stream that are trained as one row of a batch.
+    """Rows of one stream that are trained as one row of a batch."""
 
-    Attributes
-    ----------
-    stream : int
-        Index of the stream.
-    start, stop : int
-        Its rows.
-    before : int
-        Index of the segment whose last state it starts from; -1 for a stream's first.
-    """
-
-    stream: int
+    stream: int  # index of the stream
     start: int
     stop: int
-    before: int
+    before: int  # index of the segment whose last state it starts from; -1 for a stream's first
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What a progress display gets after each epoch.
+    """Losses of an epoch in network units, for a progress display."""
 
-    Attributes
-    ----------
-    epoch, num_epochs : int
-        From 1, and how many there may be.
-    train, validation, best : float
-        Mean losses in network units: of the epoch's chunks, of the validation part now, and the
-        smallest of the latter so far.
-    """
-
-    epoch: int
-    num_epochs: int
-    train: float
-    validation: float
-    best: float
+    epoch: int  # from 1
+    num_epochs: int  # at most
+    train: float  # mean over the epoch's chunks
+    validation: float  # of the validation part, now
+    best: float  # smallest `validation` so far
 
 
 @dataclass
 class Fit:
-    """What the loop has found.
+    """Result of the training loop."""
 
-    Attributes
-    ----------
-    network : Network
-        With the best weights.
-    best_epoch, num_epochs : int
-        From 1; how many were run.
-    num_updates : int
-        Of the weights.
-    clipped_share : float
-        Share of the updates whose gradient was clipped.
-    max_gradient_norm : float
-        Largest norm before clipping.
-    history : list of Epoch
-        All epochs.
-    """
-
-    network: Network
-    best_epoch: int = 0
+    network: Network  # with the best weights
+    best_epoch: int = 0  # from 1
     num_epochs: int = 0
     num_updates: int = 0
-    clipped_share: float = 0.0
-    max_gradient_norm: float = 0.0
+    clipped_share: float = 0.0  # share of the updates whose gradient was clipped
+    max_gradient_norm: float = 0.0  # before clipping
     history: list[Epoch] = field(default_factory=list)
 
 
 def choose_sizes(dataset: Dataset) -> tuple[int, int, int]:
-    """Return batch size, segment length and number of epochs.
+    """Return batch size B, segment length and the most epochs.
 
-    Parameters
-    ----------
-    dataset : Dataset
-        For its sizes and its configuration; what is set there is kept.
-
-    Returns
-    -------
-    batch_size : int
-        B.
-    segment_steps : int
-        So long that one long stream fills a batch.
-    num_epochs : int
-        At most.
+    What the configuration sets is kept; segments are so long that one long stream fills a batch.
     """
     config = dataset.config
     num_steps = sum(stream.stops[0] for stream in dataset.streams)
@@ -134,19 +87,7 @@ def choose_sizes(dataset: Dataset) -> tuple[int, int, int]:
 
 
 def cut_segments(streams: tuple[Stream, ...], segment_steps: int) -> list[Segment]:
-    """Cut the training part of every stream.
-
-    Parameters
-    ----------
-    streams : tuple of Stream
-        All streams.
-    segment_steps : int
-        Length of all segments but each stream's last.
-
-    Returns
-    -------
-    list of Segment
-    """
+    """Cut the training part of every stream into segments of `segment_steps` or fewer."""
     segments: list[Segment] = []
     for k, stream in enumerate(streams):
         before = -1
@@ -158,24 +99,7 @@ def cut_segments(streams: tuple[Stream, ...], segment_steps: int) -> list[Segmen
 
 
 def fit(dataset: Dataset, progress: Callable[[Epoch], None] | None = None) -> Fit:
-    """Train a network.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        Data and configuration; all chance comes from the latter's seed.
-    progress : callable or None
-        Called after each epoch.
-
-    Returns
-    -------
-    Fit
-
-    Raises
-    ------
-    TrainingError
-        If it diverges.
-    """
+    """Train a network, repeatable by its seed; raise `TrainingError` if it diverges."""
     config = dataset.config
     rng = np.random.default_rng(config.seed)
     batch_size, segment_steps, num_epochs = choose_sizes(dataset)
@@ -286,7 +210,7 @@ class _Trainer:
         self.average += np.float32(weight) * (network.flat - self.average)
 
     def averaged(self) -> _Swapped:
-        """Put the average into the network, for a while."""
+        """Put the average into the network until the end of a block."""
         return _Swapped(self.network, self.average)
 
 

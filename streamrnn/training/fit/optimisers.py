@@ -20,17 +20,7 @@ __all__ = ["Adam", "clip_by_global_norm", "cosine_rate"]
 
 
 class Adam:
-    """Adam with bias correction and decoupled weight decay, on one flat vector of parameters.
-
-    Parameters
-    ----------
-    size : int
-        Number of parameters.
-    dtype : numpy.dtype
-        Type of the parameters.
-    beta1, beta2, epsilon : float
-        As in the paper.
-    """
+    """Adam with bias correction and decoupled weight decay, on one flat vector."""
 
     def __init__(
         self,
@@ -49,18 +39,10 @@ class Adam:
     def update(
         self, parameters: Array, gradient: Array, rate: float, decay: Array | float = 0.0
     ) -> None:
-        """Change the parameters by one step.
+        """Change the parameters, [size], in place by one step.
 
-        Parameters
-        ----------
-        parameters : ndarray [size]
-            Changed in place.
-        gradient : ndarray [size]
-            Read only.
-        rate : float
-            Learning rate of this step.
-        decay : ndarray [size] or float
-            Weight decay of each parameter, times the rate.
+        ``rate`` is this step's learning rate; ``decay`` the weight decay of each parameter, times
+        the rate.
         """
         self.num_updates += 1
         part = self._part
@@ -81,26 +63,10 @@ class Adam:
 
 
 def clip_by_global_norm(gradient: Array, max_norm: float) -> tuple[float, bool]:
-    """Shorten the gradient of all parameters together to `max_norm`, keeping its direction.
+    """Shorten the gradient of all parameters to `max_norm`, in place.
 
-    Parameters
-    ----------
-    gradient : ndarray [size]
-        Of all parameters; changed in place.
-    max_norm : float
-        Largest norm allowed; above 0.
-
-    Returns
-    -------
-    norm : float
-        Before clipping.
-    clipped : bool
-        Whether it was shortened.
-
-    Raises
-    ------
-    TrainingError
-        If the gradient holds NaN or Inf.
+    Returns its norm before, and whether it was shortened. Raises `TrainingError` if it holds NaN or
+    Inf.
     """
     norm = float(np.sqrt(np.dot(gradient, gradient)))
     if not math.isfinite(norm):
@@ -119,22 +85,10 @@ def clip_by_global_norm(gradient: Array, max_norm: float) -> tuple[float, bool]:
 
 
 def cosine_rate(rate: float, progress: float, warmup: float = 0.02, floor: float = 0.01) -> float:
-    """Return the learning rate after a share of the training: linear warm-up, then half a cosine.
+    """Learning rate after a share of the training: linear warm-up, then half a cosine.
 
-    Parameters
-    ----------
-    rate : float
-        The peak.
-    progress : float
-        From 0 (start) to 1 (end).
-    warmup : float
-        Share of the training over which the rate rises.
-    floor : float
-        Share of the peak that is left at the end.
-
-    Returns
-    -------
-    float
+    ``rate`` is the peak, ``progress`` runs from 0 to 1, ``warmup`` is the share of the training
+    over which the rate rises, ``floor`` the share of the peak that is left at the end.
     """
     if progress < warmup:
         return rate * max(progress / warmup, 0.01)

@@ -1,1 +1,1 @@
-"""The trainer's network: layers with their gradients, and losses."""
+"""The network in training: layers, losses, and their gradients."""

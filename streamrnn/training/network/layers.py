@@ -1,4 +1,4 @@
-"""Recurrent layers, forward over a chunk of time and backward through it, for a whole batch.
+"""Recurrent layers, forward over a chunk of time and backward, for a whole batch.
 
 Backpropagation through time after Werbos, "Backpropagation through time: what it does and how to do
 it", Proc. IEEE 78(10), 1990; truncated at the start of each chunk after Williams and Peng, "An
@@ -29,32 +29,16 @@ State = tuple[Array, ...]
 
 
 class Scratch:
-    """Named buffers that grow to the largest chunk seen and are then reused.
-
-    Parameters
-    ----------
-    dtype : numpy.dtype
-        Type of every buffer.
-    """
+    """Named buffers that grow to the largest chunk seen and are then reused."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
         self._buffers: dict[str, Array] = {}
 
     def get(self, name: str, *shape: int) -> Array:
-        """Return a contiguous array of this shape; what it holds is left over from its last use.
+        """Return a contiguous array whose contents are left over from its last use.
 
-        Parameters
-        ----------
-        name : str
-            Two live arrays must not share a name.
-        *shape : int
-            Any shape.
-
-        Returns
-        -------
-        ndarray
-            Valid until the next call with the same name.
+        It is valid until the next call with the same name.
         """
         size = 1
         for length in shape:
@@ -66,16 +50,10 @@ class Scratch:
 
 
 class Layer:
-    """What the layers share: the products over the whole chunk.
+    """Products over the whole chunk, which all kinds of layers share.
 
-    Parameters
-    ----------
-    spec : LayerSpec
-        Cell and H.
-    index : int
-        k, the layer's place in the stack and in its parameters' names.
-    parameters, gradients : mapping of str to ndarray
-        Views by name (``weight_ih_l{k}`` and so on); read, and added to, never replaced.
+    ``parameters`` and ``gradients`` are views by name (``weight_ih_l{index}`` and so on): read, and
+    added to, never replaced.
     """
 
     def __init__(
@@ -99,36 +77,15 @@ class Layer:
         self.x = self.h = self.h_before = np.empty((0, 0, 0), self.weight_ih.dtype)
 
     def initial_state(self, num_rows: int) -> State:
-        """Return zeros: the state of new streams.
-
-        Parameters
-        ----------
-        num_rows : int
-            B.
-
-        Returns
-        -------
-        tuple of ndarray [B, H]
-        """
+        """Return zeros, [B, H] each: the state of B new streams."""
         shape = (num_rows, self.hidden_size)
         return tuple(np.zeros(shape, self.weight_ih.dtype) for _ in range(self.num_states))
 
     def forward(self, x: Array, state: State) -> tuple[Array, State]:
-        """Run a chunk and keep what `backward` needs.
+        """Run a chunk x, [T, B, I], and keep what `backward` needs.
 
-        Parameters
-        ----------
-        x : ndarray [T, B, I]
-            Kept by reference: do not change it before `backward`.
-        state : tuple of ndarray [B, H]
-            Not changed.
-
-        Returns
-        -------
-        h : ndarray [T, B, H]
-            Valid until the next `forward`.
-        state : tuple of ndarray [B, H]
-            After the last step; the caller's own.
+        x is kept by reference: do not change it before `backward`. Returns h, [T, B, H], valid
+        until the next `forward`, and the state after the last step, which is the caller's own.
         """
         num_steps, num_rows, _ = x.shape
         self.x = x
@@ -140,16 +97,8 @@ class Layer:
     def backward(self, grad_h: Array, need_grad_x: bool = True) -> Array | None:
         """Go back through the last chunk and add to the gradients of the parameters.
 
-        Parameters
-        ----------
-        grad_h : ndarray [T, B, H]
-            Of the loss, by every h that `forward` returned; overwritten.
-        need_grad_x : bool
-            Whether the gradient by x is wanted.
-
-        Returns
-        -------
-        ndarray [T, B, I] or None
+        ``grad_h`` [T, B, H] is the loss's gradient by every h that `forward` returned, and is
+        overwritten. Returns the gradient by x, [T, B, I], if it is wanted.
         """
         x_side, h_side = self._backward(grad_h)
         return self._add_gradients(x_side, h_side, need_grad_x)
@@ -188,16 +137,9 @@ class Layer:
 
 
 class RnnLayer(Layer):
-    """Elman's network (Elman 1990), ``h' = f(W_ih x + b_ih + W_hh h + b_hh)``, f tanh or relu.
+    """Elman's network (Elman 1990).
 
-    Parameters
-    ----------
-    spec : LayerSpec
-        ``rnn_tanh`` or ``rnn_relu``, and H.
-    index : int
-        k, the layer's place in the stack.
-    parameters, gradients : mapping of str to ndarray
-        As in `Layer`.
+    ``h' = f(W_ih x + b_ih + W_hh h + b_hh)``, f tanh or relu.
     """
 
     def __init__(
@@ -243,15 +185,6 @@ class GruLayer(Layer):
 
     ``r, z = sigmoid(...)``, ``n = tanh(W_in x + b_in + r (W_hn h + b_hn))`` and
     ``h' = (1 - z) n + z h``.
-
-    Parameters
-    ----------
-    spec : LayerSpec
-        ``gru`` and H.
-    index : int
-        k, the layer's place in the stack.
-    parameters, gradients : mapping of str to ndarray
-        As in `Layer`.
     """
 
     def _forward(self, state: State) -> State:
@@ -310,18 +243,10 @@ class GruLayer(Layer):
 
 
 class LstmLayer(Layer):
-    """LSTM with forget gate (Hochreiter and Schmidhuber 1997; Gers et al. 2000), PyTorch's form.
+    """LSTM with forget gate in PyTorch's form.
 
-    ``c' = f c + i g``, ``h' = o tanh(c')``; the rows of the matrices are i, f, g, o.
-
-    Parameters
-    ----------
-    spec : LayerSpec
-        ``lstm`` and H.
-    index : int
-        k, the layer's place in the stack.
-    parameters, gradients : mapping of str to ndarray
-        As in `Layer`.
+    Hochreiter and Schmidhuber 1997; Gers et al. 2000. ``c' = f c + i g``, ``h' = o tanh(c')``; the
+    rows of the matrices are i, f, g, o.
     """
 
     def _forward(self, state: State) -> State:
@@ -386,26 +311,7 @@ class LstmLayer(Layer):
 def make_layer(
     spec: LayerSpec, index: int, parameters: Mapping[str, Array], gradients: Mapping[str, Array]
 ) -> Layer:
-    """Build the layer of a spec.
-
-    Parameters
-    ----------
-    spec : LayerSpec
-        Cell and H.
-    index : int
-        k, the layer's place in the stack.
-    parameters, gradients : mapping of str to ndarray
-        As in `Layer`.
-
-    Returns
-    -------
-    Layer
-
-    Raises
-    ------
-    TrainingError
-        If the layer has a form that only inference knows.
-    """
+    """Build a spec's layer; raise `TrainingError` for a form that is only served."""
     if not spec.is_plain:
         raise TrainingError(
             f"layer {index} is {spec.describe()}; such a layer can be served but not trained here, "

@@ -20,19 +20,7 @@ LOSSES = {"mse": "identity", "cross_entropy": "softmax", "binary_cross_entropy":
 
 
 def activate(z: Array, activation: str) -> Array:
-    """Apply the head's activation.
-
-    Parameters
-    ----------
-    z : ndarray [..., O]
-        Pre-activations; not changed.
-    activation : str
-        One of `streamrnn.model.spec.ACTIVATIONS`.
-
-    Returns
-    -------
-    ndarray [..., O]
-    """
+    """Apply the head's activation to pre-activations, [..., O]."""
     if activation == "tanh":
         return np.asarray(np.tanh(z))
     if activation == "sigmoid":
@@ -44,30 +32,13 @@ def activate(z: Array, activation: str) -> Array:
 
 
 def loss_and_gradient(loss: str, activation: str, z: Array, target: Array) -> tuple[float, Array]:
-    """Return the mean loss over the targets that are present, and its gradient by z.
+    """Mean loss over the targets that are present, and its gradient by z, [T, B, O].
 
-    Parameters
-    ----------
-    loss : str
-        ``mse``: mean of squares, behind any activation but softmax. ``cross_entropy``: behind
-        softmax. ``binary_cross_entropy``: behind sigmoid.
-    activation : str
-        Of the head.
-    z : ndarray [T, B, O]
-        Pre-activations of the head.
-    target : ndarray [T, B, O], for ``cross_entropy`` [T, B, 1] with the class's index
-        NaN where it is missing: no loss, no gradient.
+    ``mse`` is the mean of squares, behind any activation but softmax; ``cross_entropy`` goes behind
+    softmax, with targets [T, B, 1] of class indices; ``binary_cross_entropy`` behind sigmoid. A
+    target that is NaN is missing: no loss, no gradient. The loss is 0 if all are missing.
 
-    Returns
-    -------
-    loss : float
-        0 if all targets are missing.
-    gradient : ndarray [T, B, O]
-
-    Raises
-    ------
-    TrainingError
-        If the loss is not finite, or loss and activation do not go together.
+    Raises `TrainingError` if the loss is not finite, or loss and activation do not go together.
     """
     total, count, gradient = _total(loss, activation, z, target)
     if not math.isfinite(total):
@@ -81,20 +52,7 @@ def loss_and_gradient(loss: str, activation: str, z: Array, target: Array) -> tu
 
 
 def sum_of_losses(loss: str, activation: str, z: Array, target: Array) -> tuple[float, int]:
-    """Return the sum of the loss over the targets that are present, and their number.
-
-    Parameters
-    ----------
-    loss, activation : str
-        As in `loss_and_gradient`.
-    z, target : ndarray
-        As in `loss_and_gradient`.
-
-    Returns
-    -------
-    total : float
-    count : int
-    """
+    """Sum of the loss over the targets that are present, and their number."""
     total, count, _ = _total(loss, activation, z, target)
     return total, count
 

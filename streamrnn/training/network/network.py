@@ -1,4 +1,4 @@
-"""A whole network in training: embeddings, layers, head, and the gradients of all of them.
+"""A whole network in training: embeddings, layers, head, and all their gradients.
 
 Parameters and gradients each lie in one flat vector, with a view for every name: so the optimiser,
 the clipping and the copy of the best weights are each one operation.
@@ -23,36 +23,17 @@ __all__ = ["Chunk", "Network", "flat_views", "initial_parameters"]
 
 @dataclass
 class Chunk:
-    """Some steps of some rows, as the network sees them.
+    """Some steps of some rows, as the network sees them."""
 
-    Attributes
-    ----------
-    features : ndarray [T, B, F]
-        Of the parameters' type, transforms applied; the columns of embeddings hold anything.
-    codes : dict of str to ndarray [T, B] of int64
-        Categories or tokens of every input that has an embedding, by its name.
-    """
-
+    # [T, B, F], of the parameters' type, transforms applied; columns of embeddings hold anything
     features: Array
-    codes: dict[str, Array]
+    codes: dict[str, Array]  # [T, B] of int64 by input that has an embedding: categories or tokens
 
 
 def flat_views(spec: ModelSpec, dtype: DTypeLike) -> tuple[Array, dict[str, Array]]:
-    """Allocate all parameters of a model in one vector.
+    """Allocate all parameters of a model in one vector of zeros.
 
-    Parameters
-    ----------
-    spec : ModelSpec
-        Which parameters there are.
-    dtype : dtype
-        float32 or float64.
-
-    Returns
-    -------
-    flat : ndarray [num_parameters]
-        Zeros.
-    views : dict of str to ndarray
-        By the canonical names, in their canonical order; they share memory with `flat`.
+    Returns it, [num_parameters], and views of it by the canonical names in their order.
     """
     shapes = parameter_shapes(spec)
     sizes = [int(np.prod(shape)) for shape in shapes.values()]
@@ -65,21 +46,10 @@ def flat_views(spec: ModelSpec, dtype: DTypeLike) -> tuple[Array, dict[str, Arra
 
 
 def initial_parameters(spec: ModelSpec, rng: np.random.Generator) -> dict[str, Array]:
-    """Draw the weights that training starts from.
+    """Draw the weights that training starts from, as float64.
 
     Input weights and the head: Glorot and Bengio 2010; recurrent weights: orthogonal, each gate by
     itself (Saxe et al. 2014); forget gates open (Jozefowicz et al. 2015); other biases 0.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        Which parameters there are.
-    rng : numpy.random.Generator
-        Where all chance comes from.
-
-    Returns
-    -------
-    dict of str to ndarray, float64
     """
     _, views = flat_views(spec, np.float64)
     for name, view in views.items():
@@ -107,21 +77,10 @@ def _glorot(rng: np.random.Generator, num_out: int, num_in: int) -> Array:
 class Network:
     """Parameters, their gradients, and the way forward and backward.
 
-    Parameters
-    ----------
-    spec : ModelSpec
-        Transforms of inputs and outputs are not applied here, the head's activation is.
-    parameters : mapping of str to ndarray
-        By the canonical names; copied.
-    dtype : dtype
-        float32 or float64: what is computed in.
-
-    Attributes
-    ----------
-    flat, gradient : ndarray [num_parameters]
-        All parameters, and the gradient that `loss` has left.
-    parameters, gradients : dict of str to ndarray
-        Views of them by name.
+    The given parameters are copied; ``dtype`` is float32 or float64. The transforms of inputs and
+    outputs are not applied here, the head's activation is. ``flat`` and ``gradient``
+    [num_parameters] hold all parameters and the gradient that `loss` left; ``parameters`` and
+    ``gradients`` are views of them by name. A state holds for each layer a tuple of arrays [B, H].
     """
 
     def __init__(
@@ -148,36 +107,14 @@ class Network:
         self._codes: dict[str, Array] = {}
 
     def initial_state(self, num_rows: int) -> list[State]:
-        """Return the state of new streams.
-
-        Parameters
-        ----------
-        num_rows : int
-            B.
-
-        Returns
-        -------
-        list of tuple of ndarray [B, H]
-            One tuple a layer.
-        """
+        """Return the state of B new streams."""
         return [layer.initial_state(num_rows) for layer in self.layers]
 
     def forward(self, chunk: Chunk, state: list[State]) -> tuple[Array, list[State]]:
-        """Run a chunk up to the head's pre-activations.
+        """Run a chunk up to the head's pre-activations, [T, B, O].
 
-        Parameters
-        ----------
-        chunk : Chunk
-            Kept by reference until `backward`.
-        state : list of tuple of ndarray [B, H]
-            Not changed.
-
-        Returns
-        -------
-        z : ndarray [T, B, O]
-            Before the activation; valid until the next call.
-        state : list of tuple of ndarray [B, H]
-            After the last step.
+        Returns them and the new state. The chunk is kept by reference until `backward`; the result
+        is valid until the next call; the given state is not changed.
         """
         x = chunk.features
         if self._embedded:
@@ -200,16 +137,9 @@ class Network:
     def backward(self, grad_z: Array, need_grad_x: bool = False) -> Array | None:
         """Go back through the last chunk; `gradients` are set, not added to.
 
-        Parameters
-        ----------
-        grad_z : ndarray [T, B, O]
-            Of the loss by what `forward` returned; may be overwritten.
-        need_grad_x : bool
-            Whether the gradient by the features of the first layer is wanted.
-
-        Returns
-        -------
-        ndarray [T, B, F] or None
+        ``grad_z`` [T, B, O] is the loss's gradient by what `forward` returned, and may be
+        overwritten. Returns the gradient by the features of the first layer, [T, B, F], if it is
+        wanted.
         """
         self.gradient[:] = 0.0
         grad = grad_z
@@ -238,29 +168,10 @@ class Network:
     def loss(
         self, chunk: Chunk, target: Array, state: list[State], loss: str
     ) -> tuple[float, list[State]]:
-        """Return the mean loss of a chunk and leave its gradient in `gradient`.
+        """Return a chunk's mean loss and the new state; set `gradient`.
 
-        Parameters
-        ----------
-        chunk : Chunk
-            Inputs.
-        target : ndarray [T, B, O], for ``cross_entropy`` [T, B, 1]
-            NaN where missing.
-        state : list of tuple of ndarray [B, H]
-            Carried from the chunk before; its gradient is cut here.
-        loss : str
-            One of `streamrnn.training.network.losses.LOSSES`.
-
-        Returns
-        -------
-        loss : float
-        state : list of tuple of ndarray [B, H]
-            After the last step.
-
-        Raises
-        ------
-        TrainingError
-            If the loss is not finite.
+        Targets are as in `loss_and_gradient`. The state is carried from the chunk before; its
+        gradient is cut here. Raises `TrainingError` if the loss is not finite.
         """
         z, after = self.forward(chunk, state)
         value, grad_z = loss_and_gradient(loss, self.activation, z, target)
@@ -272,20 +183,8 @@ class Network:
     ) -> tuple[Array, list[State]]:
         """Return the head's outputs of arbitrarily many steps, in bounded memory.
 
-        Parameters
-        ----------
-        chunk : Chunk
-            Inputs.
-        state : list of tuple of ndarray [B, H]
-            Not changed.
-        max_steps : int
-            Number of steps computed at once.
-
-        Returns
-        -------
-        y : ndarray [T, B, O]
-            After the activation, before the outputs' transforms; the caller's own.
-        state : list of tuple of ndarray [B, H]
+        They are [T, B, O], after the activation, before the outputs' transforms, and the caller's
+        own; with them comes the new state. ``max_steps`` are computed at once.
         """
         num_steps, num_rows, _ = chunk.features.shape
         y = np.empty((num_steps, num_rows, self.spec.output_size), self.dtype)
