@@ -126,28 +126,28 @@ def _named(item: InputSpec | OutputSpec) -> str:
 
 
 def _input_line(item: InputSpec) -> str:
-    words = [_named(item), item.kind]
+    parts = [_named(item), item.kind]
     if item.num_categories:
         shown = ", ".join(item.categories[:12]) + ", ..." * (len(item.categories) > 12)
         names = f": {shown}" if shown else ""
-        words.append(f"{item.num_categories} categories{names}")
-        words.append(f"embedding {item.embedding_size}" if item.embedding_size else "one-hot")
+        parts.append(f"{item.num_categories} categories{names}")
+        parts.append(f"embedding {item.embedding_size}" if item.embedding_size else "one-hot")
     if item.difference:
-        words.append("difference")
+        parts.append("difference")
     if item.center != 0 or item.scale != 1:
-        words.append(f"center {item.center:g}, scale {item.scale:g}")
+        parts.append(f"center {item.center:g}, scale {item.scale:g}")
     if item.missing != "error":
-        words.append(f"missing: {item.missing} (fill {item.fill:g})")
-    return "  ".join(words)
+        parts.append(f"missing: {item.missing} (fill {item.fill:g})")
+    return "  ".join(parts)
 
 
 def _output_line(item: OutputSpec) -> str:
-    words = [_named(item)]
+    parts = [_named(item)]
     if item.center != 0 or item.scale != 1:
-        words.append(f"center {item.center:g}, scale {item.scale:g}")
+        parts.append(f"center {item.center:g}, scale {item.scale:g}")
     if item.difference_of is not None:
-        words.append(f"added to the level of {item.difference_of}")
-    return "  ".join(words)
+        parts.append(f"added to the level of {item.difference_of}")
+    return "  ".join(parts)
 
 
 def _layer_lines(spec: ModelSpec) -> list[str]:

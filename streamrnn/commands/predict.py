@@ -85,11 +85,11 @@ def _predict(engine: Engine, rows: _Rows, write: Callable[[list[str]], object]) 
         num_rows += len(block)
         x = rows.inputs(block)
         y = np.empty((len(block), engine.model.spec.output_size), np.float32)
-        for stream, places in rows.streams(block).items():
-            y[places] = engine.steps(stream, x[places])
+        for stream, indices in rows.streams(block).items():
+            y[indices] = engine.steps(stream, x[indices])
         for (_, cells), outputs in zip(block, y, strict=True):
-            kept = [cells[k] for k in rows.kept]
-            write([*kept, *(format(value, ".9g") for value in outputs.tolist())])
+            copied = [cells[k] for k in rows.copied_columns]
+            write([*copied, *(format(value, ".9g") for value in outputs.tolist())])
     return num_rows, len(engine)
 
 
@@ -102,21 +102,22 @@ class _Rows:
         self.spec, self.path = spec, reader.path
         self.lines: Iterator[Line] = reader.rows()
         self._names = reader.header
-        self._places = [self._place(item.name) for item in spec.inputs]
-        self._time, self._group = self._told(time, "time"), self._told(group, "group")
-        self.kept = [k for k in (self._time, self._group) if k is not None]
-        taken = {reader.header[k] for k in self.kept}
+        self._columns = [self._column(item.name) for item in spec.inputs]
+        self._time = self._named_or_trained(time, "time")
+        self._group = self._named_or_trained(group, "group")
+        self.copied_columns = [k for k in (self._time, self._group) if k is not None]
+        taken = {reader.header[k] for k in self.copied_columns}
         outputs = [
             f"{item.name} predicted" if item.name in taken else item.name for item in spec.outputs
         ]
-        self.header = [*(reader.header[k] for k in self.kept), *outputs]
+        self.header = [*(reader.header[k] for k in self.copied_columns), *outputs]
         self._categories = {
             item.name: {name: float(k) for k, name in enumerate(item.categories)}
             for item in spec.inputs
         }
         self._last_time: dict[str, float] = {}
 
-    def _place(self, name: str) -> int:
+    def _column(self, name: str) -> int:
         if name not in self._names:
             raise DataError(
                 f"{self.path} has no column {name!r}, which the model needs"
@@ -124,10 +125,10 @@ class _Rows:
             )
         return self._names.index(name)
 
-    def _told(self, name: str | None, what: str) -> int | None:
+    def _named_or_trained(self, name: str | None, what: str) -> int | None:
         """Return the column named, or the one of the training if the file has it."""
         if name:
-            return self._place(name)
+            return self._column(name)
         trained = self.spec.training.get("config", {}).get(what, "") if name is None else ""
         if trained in self._names:
             return self._names.index(trained)
@@ -141,10 +142,10 @@ class _Rows:
     def inputs(self, block: list[Line]) -> NDArray[np.generic]:
         """Return x, [rows, num_inputs]."""
         x = np.empty((len(block), self.spec.num_inputs))
-        for i, (item, place) in enumerate(zip(self.spec.inputs, self._places, strict=True)):
+        for i, (item, column) in enumerate(zip(self.spec.inputs, self._columns, strict=True)):
             categories = self._categories[item.name]
             for row, (line, cells) in enumerate(block):
-                cell = cells[place]
+                cell = cells[column]
                 value = categories.get(cell) if categories else number(cell)
                 if value is None and categories:
                     value = _as_category(cell, categories)

@@ -42,10 +42,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("input", metavar="DATA|CONFIG.toml", help=".csv, .npz or .toml")
     parser.add_argument("-o", "--output", required=True, metavar="MODEL", help="weight file")
-    for name, metavar, words in LISTS:
-        parser.add_argument(f"--{name}", metavar=metavar, help=words)
-    for name, kind, metavar, words in VALUES:
-        parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=words)
+    for name, metavar, description in LISTS:
+        parser.add_argument(f"--{name}", metavar=metavar, help=description)
+    for name, kind, metavar, description in VALUES:
+        parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=description)
     parser.add_argument(
         "--missing",
         action="append",

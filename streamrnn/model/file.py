@@ -123,7 +123,7 @@ def _read_description(file: TensorFile) -> dict[str, Any]:
 def _check_digests(
     file: TensorFile, description: dict[str, Any]
 ) -> dict[str, tuple[str, tuple[int, ...], str]]:
-    """Compare every byte with its digest; return the tensors as `fingerprint_of` wants."""
+    """Compare every byte with its digest; list the tensors for `fingerprint_of`."""
     digests = description["tensors"]
     if not isinstance(digests, dict):
         raise ModelFileError(f"{file.path}: the list of tensors in the header is damaged")

@@ -136,8 +136,8 @@ class LayerSpec:
             f"layer norm (epsilon {self.norm_epsilon:g})": self.layer_norm,
             f"{self.gate_activation} gates": self.gate_activation != LayerSpec.gate_activation,
         }
-        words = [part for part, is_there in parts.items() if is_there]
-        return f"{self.cell} with {' and '.join(words)}" if words else self.cell
+        present = [part for part, is_present in parts.items() if is_present]
+        return f"{self.cell} with {' and '.join(present)}" if present else self.cell
 
     @property
     def is_plain(self) -> bool:

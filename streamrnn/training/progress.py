@@ -27,11 +27,11 @@ class TrainingProgress:
             self.bar = Progress(
                 TextColumn("training"),
                 BarColumn(),
-                TextColumn("{task.fields[words]}"),
+                TextColumn("{task.fields[text]}"),
                 TimeElapsedColumn(),
                 console=self.console,
             )
-            self.task = self.bar.add_task("training", total=None, words="reading the data")
+            self.task = self.bar.add_task("training", total=None, text="reading the data")
             self.bar.start()
         return self
 
@@ -46,11 +46,11 @@ class TrainingProgress:
 
     def __call__(self, epoch: Epoch) -> None:
         """Show an epoch that has just ended."""
-        words = (
+        text = (
             f"epoch {epoch.epoch}/{epoch.num_epochs}  loss: train {epoch.train:.4g}, "
             f"validation {epoch.validation:.4g}, best {epoch.best:.4g}"
         )
         if self.bar:
-            self.bar.update(self.task, completed=epoch.epoch, total=epoch.num_epochs, words=words)
+            self.bar.update(self.task, completed=epoch.epoch, total=epoch.num_epochs, text=text)
         elif epoch.epoch == 1 or epoch.epoch % max(1, epoch.num_epochs // NUM_LINES) == 0:
-            self.console.print(words, highlight=False, soft_wrap=True)
+            self.console.print(text, highlight=False, soft_wrap=True)

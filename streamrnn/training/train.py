@@ -18,9 +18,9 @@ from streamrnn.training.baselines import baseline_errors
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import Dataset, make_dataset
 from streamrnn.training.data.read import read_table
-from streamrnn.training.diagnostics import measure_memory
+from streamrnn.training.diagnostics import Memory, measure_memory
 from streamrnn.training.evaluate import all_errors
-from streamrnn.training.fit.loop import Epoch, choose_sizes, fit
+from streamrnn.training.fit.loop import Epoch, Fit, choose_sizes, fit
 from streamrnn.training.verify import verify
 
 __all__ = ["TrainingResult", "train", "train_to_file"]
@@ -78,33 +78,37 @@ def train(
     dataset = replace(
         dataset, config=dataset.config.replace(batch_size=batch_size, epochs=num_epochs)
     )
-    found = fit(dataset, progress)
-    memory = measure_memory(found.network, dataset)
+    fitted = fit(dataset, progress)
+    memory = measure_memory(fitted.network, dataset)
+    report = _report(dataset, fitted, memory)
+    spec = replace(dataset.spec, warmup_steps=memory.horizon_steps, training=report)
+    model = Model(spec, fitted.network.parameters)
+    return TrainingResult(model, report, dataset.config, dataset)
+
+
+def _report(dataset: Dataset, fitted: Fit, memory: Memory) -> dict[str, Any]:
     rows = [stream.stops[2] + dataset.config.horizon for stream in dataset.streams]
-    report = {
+    return {
         "data": {
-            "file": Path(config.path).name,
+            "file": Path(dataset.config.path).name,
             "sha256": dataset.table.sha256,
             "num_rows": int(sum(rows)),
             "num_streams": len(rows),
         },
         "config": dataset.config.to_dict(),
         "versions": {"streamrnn": streamrnn.__version__, "numpy": np.__version__},
-        "errors": all_errors(found.network, dataset),
+        "errors": all_errors(fitted.network, dataset),
         "baselines": baseline_errors(dataset),
         "memory": memory.to_dict(),
         "sample": _sample(dataset),
         "updates": {
-            "num_epochs": found.num_epochs,
-            "best_epoch": found.best_epoch,
-            "num_updates": found.num_updates,
-            "clipped_share": found.clipped_share,
-            "max_gradient_norm": found.max_gradient_norm,
+            "num_epochs": fitted.num_epochs,
+            "best_epoch": fitted.best_epoch,
+            "num_updates": fitted.num_updates,
+            "clipped_share": fitted.clipped_share,
+            "max_gradient_norm": fitted.max_gradient_norm,
         },
     }
-    spec = replace(dataset.spec, warmup_steps=memory.horizon_steps, training=report)
-    model = Model(spec, found.network.parameters)
-    return TrainingResult(model, report, dataset.config, dataset)
 
 
 def _sample(dataset: Dataset) -> list[list[float | None]]:

@@ -8,7 +8,7 @@ from streamrnn.model.model import Model
 from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from streamrnn.training.config import TrainingConfig
-from streamrnn.training.data.columns import drifts, held
+from streamrnn.training.data.columns import drifts, fill_forward
 from streamrnn.training.data.csv_file import parse_time
 from streamrnn.training.data.dataset import encode, make_dataset
 from streamrnn.training.data.read import read_table
@@ -244,7 +244,7 @@ def test_npz_never_unpickles(tmp_path):
 
 def test_held_fills_from_the_last_value():
     values = np.array([np.nan, 1, np.nan, np.nan, 2], np.float32)
-    np.testing.assert_array_equal(held(values, 7.0), [7, 1, 1, 1, 2])
+    np.testing.assert_array_equal(fill_forward(values, 7.0), [7, 1, 1, 1, 2])
 
 
 def test_drift_is_a_trend_or_a_walk_but_no_season():
@@ -281,7 +281,7 @@ def test_the_trainer_computes_what_the_reference_computes(rng, head):
     scaled = y[:, 0] * [o.scale for o in model.spec.outputs]
     scaled += [o.center for o in model.spec.outputs]
     if head == "identity":
-        scaled[:, 1] += held(x[:, 1], 0.0)
+        scaled[:, 1] += fill_forward(x[:, 1], 0.0)
     np.testing.assert_allclose(scaled, ReferenceModel(model).steps(x), atol=REFERENCE_FLOAT32 * 3)
 
 

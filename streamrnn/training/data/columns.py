@@ -23,7 +23,7 @@ __all__ = [
     "choose_columns",
     "choose_loss",
     "drifts",
-    "held",
+    "fill_forward",
     "is_named",
     "numeric_input",
     "output_names",
@@ -187,7 +187,7 @@ def categorical_input(column: Column, config: TrainingConfig, path: str) -> Inpu
     )
 
 
-def held(values: Floats, fill: float) -> Floats:
+def fill_forward(values: Floats, fill: float) -> Floats:
     """Replace each missing value of a series, [T], by the one before, at first `fill`."""
     last = np.where(np.isnan(values), -1, np.arange(len(values)))
     np.maximum.accumulate(last, out=last)
@@ -239,7 +239,7 @@ def numeric_input(
     else:
         difference = name in differenced
     if difference:
-        known = np.concatenate([np.diff(held(values, fill)) for values in series])
+        known = np.concatenate([np.diff(fill_forward(values, fill)) for values in series])
     center, scale = _center_and_scale(known)
     return InputSpec(
         name, difference=difference, center=center, scale=scale, missing=policy, fill=fill

@@ -14,7 +14,7 @@ from streamrnn.training.data.columns import (
     categorical_input,
     choose_columns,
     choose_loss,
-    held,
+    fill_forward,
     is_named,
     numeric_input,
     output_names,
@@ -256,5 +256,5 @@ def encode(spec: ModelSpec, x: Floats) -> Chunk:
 def current_level(item: InputSpec, values: Floats) -> Floats:
     """Return a numeric input's values, [T], with what stands for the missing ones."""
     if item.has_memory:
-        return held(values, item.fill)
+        return fill_forward(values, item.fill)
     return np.where(np.isnan(values), np.float32(item.fill), values)

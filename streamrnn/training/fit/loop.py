@@ -183,8 +183,8 @@ class _Trainer:
                 self._update(progress)
                 start, stop = stop, min(stop + length, num_steps)
             for layer, after in zip(self.ends, state, strict=True):
-                for kept, new in zip(layer, after, strict=True):
-                    kept[batch] = new
+                for end, new in zip(layer, after, strict=True):
+                    end[batch] = new
         return float(np.mean(losses))
 
     def _batches(self, rng: np.random.Generator, batch_size: int) -> Iterator[NDArray[np.int64]]:
