@@ -207,7 +207,7 @@ def test_the_activation_needs_a_linear_layer(importing):
 
 
 @pytest.mark.parametrize(
-    ("tensors", "words"),
+    ("tensors", "message"),
     [
         (recurrent() | {"rnn.weight_ih_l0_reverse": matrix(20, 3)}, "bidirectional.*be streamed"),
         (
@@ -259,8 +259,8 @@ def test_the_activation_needs_a_linear_layer(importing):
         ),
     ],
 )
-def test_what_cannot_be_imported_is_refused(importing, tensors, words):
-    with pytest.raises(ModelFileError, match=words):
+def test_what_cannot_be_imported_is_refused(importing, tensors, message):
+    with pytest.raises(ModelFileError, match=message):
         importing(tensors)
 
 
@@ -340,10 +340,10 @@ def test_a_failed_check_says_where_and_writes_nothing(tmp_path, capsys):
         return x, y
 
     assert run_check(tmp_path, record("lstm_2_linear", tmp_path, bend)) == 1
-    words = capsys.readouterr().err
-    assert "beyond 1e-05 first at stream 1, step 30, output 'y2': got" in words
-    assert "The first 30 steps agree" in words
-    assert "was not written" in words
+    message = capsys.readouterr().err
+    assert "beyond 1e-05 first at stream 1, step 30, output 'y2': got" in message
+    assert "The first 30 steps agree" in message
+    assert "was not written" in message
 
 
 def test_a_nan_in_the_recording_is_a_difference(tmp_path):
@@ -361,7 +361,7 @@ def test_a_wrong_activation_fails_the_check(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda x, y: (x[..., :5], y), r"in.npy has shape [2, 40, 5]; with outputs"),
         (lambda x, y: (x[:, :-1], y), r"expected [2, 40, 6]"),
@@ -372,9 +372,9 @@ def test_a_wrong_activation_fails_the_check(tmp_path, capsys):
         (lambda x, y: (x, y.astype(object)), "no array in NumPy's .npy format"),
     ],
 )
-def test_recordings_that_do_not_fit_are_refused(tmp_path, capsys, change, words):
+def test_recordings_that_do_not_fit_are_refused(tmp_path, capsys, change, message):
     assert run_check(tmp_path, record("lstm_2_linear", tmp_path, change)) == 1
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_one_stream_needs_no_batch_axis_and_one_token_no_input_axis(tmp_path):

@@ -201,7 +201,7 @@ def test_a_step_leaves_the_given_state_alone(rng):
 
 
 @pytest.mark.parametrize(
-    ("position", "value", "words"),
+    ("position", "value", "message"),
     [
         (0, math.inf, "step 1: input 'plain' of stream 1 is inf; expected a finite number"),
         (0, NAN, "input 'plain' of stream 1 is nan"),
@@ -213,11 +213,11 @@ def test_a_step_leaves_the_given_state_alone(rng):
         (8, math.inf, "input 'place' of stream 1 is inf"),
     ],
 )
-def test_a_bad_value_is_refused_by_name(rng, position, value, words):
+def test_a_bad_value_is_refused_by_name(rng, position, value, message):
     reference = ReferenceModel(random_model(rng, inputs=EVERY_KIND_OF_INPUT))
     x = random_inputs(rng, reference.spec, 3, 2)
     x[1, 1, position] = value
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         reference.steps(x)
 
 

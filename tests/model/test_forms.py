@@ -85,7 +85,7 @@ def test_peepholes_of_zero_are_none_and_a_projection_by_one_is_none(rng):
 
 
 @pytest.mark.parametrize(
-    ("form", "words"),
+    ("form", "message"),
     [
         ({"cell": "lstm", "reset_after": False}, "a lstm layer has no reset_after; it is for gru"),
         ({"cell": "gru", "projection_size": 2}, "has no projection_size; it is for lstm"),
@@ -106,8 +106,8 @@ def test_peepholes_of_zero_are_none_and_a_projection_by_one_is_none(rng):
         ({"cell": "gru", "layer_norm": True, "reset_after": False}, "leave reset_after at true"),
     ],
 )
-def test_what_is_no_form_of_a_cell_is_refused(form, words):
-    with pytest.raises(SpecError, match=words):
+def test_what_is_no_form_of_a_cell_is_refused(form, message):
+    with pytest.raises(SpecError, match=message):
         LayerSpec(hidden_size=4, **form)
 
 

@@ -85,7 +85,7 @@ def test_long_lists_are_shortened(rng, tmp_path, capsys):
     assert "  y24" not in lines
 
 
-def test_a_damaged_file_is_told_in_one_line(saved, capsys):
+def test_a_damaged_file_is_reported_in_one_line(saved, capsys):
     _, path = saved
     path.write_bytes(path.read_bytes()[:-1])
     assert main(["inspect", str(path)]) == 1

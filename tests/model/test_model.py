@@ -67,7 +67,7 @@ def _planted(index, value):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"bias_hh_l0": lambda v: v[:-1]}, r"bias_hh_l0 has shape \[95\].*asks for \[96\]"),
         ({"weight_ih_l0": lambda v: v.T}, r"weight_ih_l0 has shape \[3, 96\].*asks for \[96, 3\]"),
@@ -79,9 +79,9 @@ def _planted(index, value):
         ({"weight_hh_l0": _planted(7, np.inf)}, r"\[7, 0\] is inf \(24 of 2304"),
     ],
 )
-def test_a_wrong_parameter_is_refused_by_name(rng, changes, words):
+def test_a_wrong_parameter_is_refused_by_name(rng, changes, message):
     model = random_model(rng)
-    with pytest.raises(ModelError, match=words):
+    with pytest.raises(ModelError, match=message):
         Model(model.spec, _with(model, **changes))
 
 

@@ -18,7 +18,7 @@ def read(tmp_path, text):
     return TrainingConfig.read(path)
 
 
-def test_every_setting_has_its_place_and_words():
+def test_every_setting_has_its_section_and_comment():
     named = [name for section in SECTIONS.values() for name in section]
     assert sorted(named) == sorted(TrainingConfig.__dataclass_fields__)
 
@@ -56,7 +56,7 @@ def test_any_name_and_number_survive_toml(tmp_path_factory, name, rate, seed):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("[data", "not valid TOML"),
         ("[dta]\npath='x'", r"'dta' \(did you mean 'data'\?\)"),
@@ -78,24 +78,24 @@ def test_any_name_and_number_survive_toml(tmp_path_factory, name, rate, seed):
         ("[data]\npath = 'x'\n[model]\nlayers = []", "at least one"),
     ],
 )
-def test_bad_configurations_say_what_is_wrong(tmp_path, text, words):
-    with pytest.raises(TrainingError, match=words):
+def test_bad_configurations_say_what_is_wrong(tmp_path, text, message):
+    with pytest.raises(TrainingError, match=message):
         read(tmp_path, text)
 
 
-def test_an_absent_file(tmp_path):
+def test_an_absent_file_is_refused(tmp_path):
     with pytest.raises(TrainingError, match="cannot be opened"):
         TrainingConfig.read(tmp_path / "absent.toml")
 
 
-def test_layers():
+def test_layers_are_parsed():
     assert parse_layers(("lstm:32", " gru:16")) == (LayerSpec("lstm", 32), LayerSpec("gru", 16))
 
 
-def arguments(*words):
+def arguments(*options):
     parser = argparse.ArgumentParser()
     configure(parser)
-    return make_config(parser.parse_args([*words, "-o", "m.safetensors"]))
+    return make_config(parser.parse_args([*options, "-o", "m.safetensors"]))
 
 
 def test_options_make_a_configuration():

@@ -48,7 +48,7 @@ def test_semicolons_and_quotes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("", "is empty"),
         ("a,b\n", "no rows"),
@@ -60,12 +60,12 @@ def test_semicolons_and_quotes(tmp_path):
         ("a\n1e300\n", "not finite as float32"),
     ],
 )
-def test_bad_csv_says_what_and_where(tmp_path, text, words):
-    with pytest.raises(DataError, match=words):
+def test_bad_csv_says_what_and_where(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
         read_table(write(tmp_path, text))
 
 
-def test_a_file_that_is_no_text(tmp_path):
+def test_a_file_that_is_no_text_is_refused(tmp_path):
     path = tmp_path / "data.csv"
     path.write_bytes(b"a,b\n\xff\xfe,1\n")
     with pytest.raises(DataError, match="UTF-8"):
@@ -132,13 +132,13 @@ def test_differences_speak_the_users_units(tmp_path):
     assert stream.level[10, 0] == np.float32(values[9])
 
 
-def test_missing_values_that_are_not_allowed(tmp_path):
+def test_missing_values_that_are_not_allowed_are_refused(tmp_path):
     path = series(tmp_path, [1, 2, np.nan, *range(30)])
     with pytest.raises(DataError, match="row 3 of column 'y' is missing"):
         dataset_of(path, predict=("y",), missing={"y": "error"})
 
 
-def test_horizons(tmp_path):
+def test_the_horizon_shifts_the_target(tmp_path):
     values = np.random.default_rng(2).normal(size=50)
     dataset = dataset_of(series(tmp_path, values), predict=("y",), horizon=3)
     output = dataset.spec.outputs[0]
@@ -183,7 +183,7 @@ def test_text_columns_become_categories(tmp_path):
         dataset_of(path, predict=("y",), loss="binary_cross_entropy")
 
 
-def test_too_little_data(tmp_path):
+def test_too_little_data_is_refused(tmp_path):
     with pytest.raises(DataError, match="the train part"):
         dataset_of(series(tmp_path, range(6)), predict=("y",))
 
@@ -214,7 +214,7 @@ def test_npz_tokens_predict_the_next_token(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arrays", "words"),
+    ("arrays", "message"),
     [
         ({"x": np.zeros(3)}, r"unknown key 'x' \(did you mean 'X'\?\)"),
         ({"y": np.zeros(3)}, "no key 'X'"),
@@ -225,10 +225,10 @@ def test_npz_tokens_predict_the_next_token(tmp_path):
         ({"X": np.full((5, 1), np.inf)}, "holds Inf"),
     ],
 )
-def test_bad_npz(tmp_path, arrays, words):
+def test_bad_npz_says_what_is_wrong(tmp_path, arrays, message):
     path = tmp_path / "data.npz"
     np.savez(path, **arrays)
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=message):
         read_table(path)
 
 
@@ -242,7 +242,7 @@ def test_npz_never_unpickles(tmp_path):
         read_table(path)
 
 
-def test_held_fills_from_the_last_value():
+def test_fill_forward_repeats_the_last_value():
     values = np.array([np.nan, 1, np.nan, np.nan, 2], np.float32)
     np.testing.assert_array_equal(fill_forward(values, 7.0), [7, 1, 1, 1, 2])
 
@@ -265,7 +265,7 @@ def test_drift_is_a_trend_or_a_walk_but_no_season():
 
 @pytest.mark.parametrize("head", ["identity", "softmax", None])
 def test_the_trainer_computes_what_the_reference_computes(rng, head):
-    """Encoding, network and output transforms, for every kind of input, against `cells/`."""
+    """Encoding, network and output transforms, for every kind of input, against the reference."""
     outputs = (
         [OutputSpec("plain", center=0.5, scale=3.0), OutputSpec("level", difference_of="change")]
         if head == "identity"
