@@ -22,9 +22,11 @@ from streamrnn.errors import ModelError, ModelFileError
 from streamrnn.model.parameters import (
     FORMAT_VERSION,
     Parameters,
+    TensorEntries,
     canonical_spec,
     fingerprint_of,
     tensor_digest,
+    tensor_entries,
 )
 from streamrnn.model.spec import ModelSpec
 from streamrnn.model.tensor_file import TensorFile, read_tensor_file, write_tensor_file
@@ -40,13 +42,12 @@ def write_model_file(path: str | os.PathLike[str], spec: ModelSpec, parameters: 
     Raises `ModelFileError` if the file cannot be written.
     """
     spec_text = canonical_spec(spec)
-    digests = {name: tensor_digest(value) for name, value in parameters.items()}
-    listed = {name: ("F32", value.shape, digests[name]) for name, value in parameters.items()}
+    entries = tensor_entries(parameters)
     description = {
         "format": FORMAT_VERSION,
-        "sha256": fingerprint_of(spec_text, listed),
+        "sha256": fingerprint_of(spec_text, entries),
         "spec": json.loads(spec_text),
-        "tensors": digests,
+        "tensors": {name: digest for name, (_, _, digest) in entries.items()},
     }
     write_tensor_file(path, parameters, {METADATA_KEY: _canonical(description)})
 
@@ -59,10 +60,10 @@ def read_model_file(path: str | os.PathLike[str]) -> tuple[ModelSpec, dict[str, 
     """
     file = read_tensor_file(path)
     description = _read_description(file)
-    listed = _check_digests(file, description)
+    entries = _check_digests(file, description)
     try:
         spec = ModelSpec.from_dict(description["spec"])
-        fingerprint = fingerprint_of(canonical_spec(spec), listed)
+        fingerprint = fingerprint_of(canonical_spec(spec), entries)
     except ModelError as error:
         raise ModelFileError(f"{file.path}: {error}") from error
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
@@ -120,9 +121,7 @@ def _read_description(file: TensorFile) -> dict[str, Any]:
     return description
 
 
-def _check_digests(
-    file: TensorFile, description: dict[str, Any]
-) -> dict[str, tuple[str, tuple[int, ...], str]]:
+def _check_digests(file: TensorFile, description: dict[str, Any]) -> TensorEntries:
     """Compare every byte with its digest; list the tensors for `fingerprint_of`."""
     digests = description["tensors"]
     if not isinstance(digests, dict):
@@ -141,12 +140,12 @@ def _check_digests(
                 f"{file.path}: tensor {name!r} ({stored.place}) or its digest is damaged: "
                 f"its SHA-256 is {digest}, expected {digests[name]}; copy the file again"
             )
-    listed = {name: (t.dtype, t.shape, digests[name]) for name, t in file.tensors.items()}
-    fingerprint = fingerprint_of(_canonical(description["spec"]), listed)
+    entries = {name: (t.dtype, t.shape, digests[name]) for name, t in file.tensors.items()}
+    fingerprint = fingerprint_of(_canonical(description["spec"]), entries)
     if fingerprint != description["sha256"]:
         raise ModelFileError(
             f"{file.path}: the header (bytes 8 to {8 + file.header_bytes}) is damaged or was "
             f"edited: its SHA-256 is {fingerprint}, expected {description['sha256']}; copy the "
             "file again"
         )
-    return listed
+    return entries

@@ -19,7 +19,7 @@ from streamrnn.model.parameters import (
     canonical_spec,
     check_parameters,
     fingerprint_of,
-    tensor_digest,
+    tensor_entries,
 )
 from streamrnn.model.spec import ModelSpec
 
@@ -58,13 +58,7 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """Hex SHA-256 over the description and every parameter."""
-        return fingerprint_of(
-            canonical_spec(self.spec),
-            {
-                name: ("F32", value.shape, tensor_digest(value))
-                for name, value in self.parameters.items()
-            },
-        )
+        return fingerprint_of(canonical_spec(self.spec), tensor_entries(self.parameters))
 
     @property
     def num_parameters(self) -> int:

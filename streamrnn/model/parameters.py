@@ -21,16 +21,20 @@ from streamrnn.model.spec import CELLS, ModelSpec
 __all__ = [
     "FORMAT_VERSION",
     "Parameters",
+    "TensorEntries",
     "canonical_spec",
     "check_parameters",
     "fingerprint_of",
     "parameter_shapes",
     "tensor_digest",
+    "tensor_entries",
 ]
 
 FORMAT_VERSION = 1  # of the weight file, and of what a fingerprint covers
 
 Parameters = Mapping[str, NDArray[np.float32]]
+# By name: safetensors' name of the dtype, the shape and the `tensor_digest`.
+TensorEntries = Mapping[str, tuple[str, tuple[int, ...], str]]
 
 
 def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -162,12 +166,13 @@ def tensor_digest(value: NDArray[Any]) -> str:
     return hashlib.sha256(value.reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def fingerprint_of(spec_text: str, tensors: Mapping[str, tuple[str, tuple[int, ...], str]]) -> str:
-    """Hex SHA-256 of all of a model: its description and every tensor.
+def tensor_entries(parameters: Parameters) -> TensorEntries:
+    """Return what a fingerprint covers of each parameter."""
+    return {name: ("F32", value.shape, tensor_digest(value)) for name, value in parameters.items()}
 
-    ``spec_text`` is the description as JSON; ``tensors`` maps each name to safetensors' name of its
-    dtype, its shape and its `tensor_digest`.
-    """
+
+def fingerprint_of(spec_text: str, tensors: TensorEntries) -> str:
+    """Hex SHA-256 of all of a model: its description as JSON, and every tensor."""
     listed = [[name, *entry] for name, entry in sorted(tensors.items())]
     text = json.dumps([FORMAT_VERSION, spec_text, listed], separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
