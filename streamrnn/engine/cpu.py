@@ -23,8 +23,8 @@ from streamrnn.kernels.cpu.plan import (
 from streamrnn.kernels.cpu.step import step_chunk, step_rows
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import int64_array
+from streamrnn.kernels.virtual_memory import reserve
 from streamrnn.model.model import Model
-from streamrnn_server.shard.memory.header import reserve
 
 __all__ = ["CpuDevice"]
 

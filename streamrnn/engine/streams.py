@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from streamrnn.engine.device import GENERATION_SHIFT, SLOT_MASK
 from streamrnn.errors import StreamError
-from streamrnn_server.shard.memory.header import reserve
+from streamrnn.kernels.virtual_memory import reserve
 
 __all__ = ["StreamTable"]
 

@@ -7,7 +7,7 @@ import pytest
 
 from streamrnn.kernels.cpu.nan_scan import has_nan
 from streamrnn.kernels.jit import jit
-from streamrnn_server.shard.memory.header import address_of
+from streamrnn.kernels.virtual_memory import address_of
 
 NANS = np.array([0x7FC00000, 0xFFC00000, 0x7F800001, 0xFFFFFFFF], np.uint32).view(np.float32)
 NO_NANS = np.array([0x7F800000, 0xFF800000, 0x7F7FFFFF, 0x00000001, 0x80000000], np.uint32)

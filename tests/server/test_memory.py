@@ -15,6 +15,7 @@ from streamrnn import Engine
 from streamrnn.errors import StartError
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import load_i64, store_i64
+from streamrnn.kernels.virtual_memory import HUGE_PAGE_BYTES
 from streamrnn_client.protocol.messages import ErrorCode
 from streamrnn_server import config as configs
 from streamrnn_server.config import ServerConfig, format_bytes, parse_bytes
@@ -286,7 +287,7 @@ def test_a_row_counts_once_and_for_as_long_as_it_has_memory(shards):
     assert shard.memory.struct["budget"]["used_bytes"] == used + SLOT_BYTES
     for k in range(6):
         begin(shard.address, 0, 3 + k, 1)
-    assert shard.memory.struct["budget"]["used_bytes"] == used + 7 * SLOT_BYTES + h.HUGE_PAGE_BYTES
+    assert shard.memory.struct["budget"]["used_bytes"] == used + 7 * SLOT_BYTES + HUGE_PAGE_BYTES
 
 
 def test_a_model_without_memory_gets_that_of_streams_unused_for_longer(shards):
@@ -298,7 +299,7 @@ def test_a_model_without_memory_gets_that_of_streams_unused_for_longer(shards):
     others = []
     while (slot := begin(shard.address, 1, 2, 20)) >= 0:
         others.append(slot)  # as many as lie in the unit that each model has
-    assert len(others) == h.HUGE_PAGE_BYTES // ROW_BYTES[1]
+    assert len(others) == HUGE_PAGE_BYTES // ROW_BYTES[1]
     for slot in slots:
         set_flags(shard.address, slot, CLEAN)
     assert begin(shard.address, 1, 3, 30) >= 0
@@ -316,7 +317,7 @@ def test_closed_streams_of_another_model_leave_their_memory_to_others(shards):
     num_others = 0
     while begin(shard.address, 1, 2, 20) >= 0:
         num_others += 1
-    assert num_others > 2 * (h.HUGE_PAGE_BYTES // ROW_BYTES[1])
+    assert num_others > 2 * (HUGE_PAGE_BYTES // ROW_BYTES[1])
     assert shard.counter("num_spilled_for_memory") == 0
 
 

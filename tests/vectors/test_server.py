@@ -17,9 +17,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamrnn.kernels.jit import jit
+from streamrnn.kernels.virtual_memory import address_of
 from streamrnn_client.protocol import messages as protocol
 from streamrnn_client.protocol.messages import ProtocolError, canonical_id
-from streamrnn_server.shard.memory.header import address_of
 from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.wire.decode import decode_request, read_numbers, read_stream, read_uint
 from streamrnn_server.shard.wire.encode import (

@@ -20,6 +20,7 @@ from streamrnn.kernels.cpu.step import step_rows
 from streamrnn.kernels.cpu.tiles import SHAPES, VECTOR_BYTES
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import int64_array
+from streamrnn.kernels.virtual_memory import reserve
 from streamrnn.model.model import Model
 from streamrnn.reference.model import ReferenceModel
 from streamrnn_bench.report.results import BenchError, Result
@@ -32,7 +33,6 @@ from streamrnn_bench.step.roofline import (
     read_memory,
     run_peak,
 )
-from streamrnn_server.shard.memory.header import reserve
 
 __all__ = ["CASES", "Streams", "measure_steps", "verify"]
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from streamrnn.kernels.virtual_memory import address_of
 from streamrnn.state.record import StreamRecord, encode_record
 from streamrnn_client.protocol.messages import (
     MAX_MSGID,
@@ -34,7 +35,6 @@ from streamrnn_server.shard.checkpoint.packing import (
     seal,
     table_of_entries,
 )
-from streamrnn_server.shard.memory.header import address_of
 from streamrnn_server.shard.requests import request as r
 from streamrnn_server.storage.record_lookup import Vault, may_use
 

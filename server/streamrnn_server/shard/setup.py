@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 
 from streamrnn.errors import StartError
 from streamrnn.kernels.cpu.plan import MAX_WAVE, Program
-from streamrnn_client.protocol.messages import MAX_BATCH, MAX_WINDOW, ErrorCode, error_reply
-from streamrnn_server.config import ServerConfig, format_bytes
-from streamrnn_server.shard import structs as w
-from streamrnn_server.shard.libzmq import msg_close, msg_init
-from streamrnn_server.shard.memory.arena import Arena
-from streamrnn_server.shard.memory.budget import take_bytes
-from streamrnn_server.shard.memory.header import (
-    HEADER_BYTES,
+from streamrnn.kernels.virtual_memory import (
     HUGE_PAGE_BYTES,
     address_of,
     reserve,
     struct_address,
     touch,
 )
+from streamrnn_client.protocol.messages import MAX_BATCH, MAX_WINDOW, ErrorCode, error_reply
+from streamrnn_server.config import ServerConfig, format_bytes
+from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.libzmq import msg_close, msg_init
+from streamrnn_server.shard.memory.arena import Arena
+from streamrnn_server.shard.memory.budget import take_bytes
+from streamrnn_server.shard.memory.header import HEADER_BYTES
 from streamrnn_server.shard.memory.index import StreamIndex
 from streamrnn_server.shard.requests.request import RequestPool
 from streamrnn_server.shard.streams.owners import Users

@@ -14,6 +14,7 @@ import zmq
 from numpy.typing import NDArray
 
 from streamrnn.errors import StoreError
+from streamrnn.kernels.virtual_memory import address_of, reserve
 from streamrnn.state.store import SNAPSHOTS, STREAMS, Change, StateStore, snapshot_key
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard import structs as w
@@ -26,7 +27,6 @@ from streamrnn_server.shard.checkpoint.packing import (
     seal,
     table_of_entries,
 )
-from streamrnn_server.shard.memory.header import address_of, reserve
 from streamrnn_server.storage.expiry import Expiry
 
 __all__ = ["Saver"]

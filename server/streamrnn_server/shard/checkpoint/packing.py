@@ -22,6 +22,7 @@ from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes, fill_bytes, load_i64, store_i64
 from streamrnn.kernels.pointers import address, field_address, pointer_to
 from streamrnn.kernels.structs import I64, Struct
+from streamrnn.kernels.virtual_memory import address_of
 from streamrnn.state.record import (
     CHECKSUM_BYTES,
     FRESH,
@@ -33,7 +34,6 @@ from streamrnn.state.record import (
     RecordHead,
 )
 from streamrnn_server.shard.memory import header as h
-from streamrnn_server.shard.memory.header import address_of
 
 __all__ = [
     "DELETE",

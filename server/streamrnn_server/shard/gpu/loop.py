@@ -16,6 +16,7 @@ from streamrnn.engine.cuda import CudaDevice
 from streamrnn.errors import DeviceError, StartError
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import int64_array
+from streamrnn.kernels.virtual_memory import address_of
 from streamrnn.model.model import Model
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.batch.commit import choose_model, commit, gather, note_all_but_last
@@ -27,7 +28,6 @@ from streamrnn_server.shard.gpu.write_buffer import (
     let_askers_go_on,
     steps_together,
 )
-from streamrnn_server.shard.memory.header import address_of
 from streamrnn_server.shard.poll import listen, read_clock, sweep, wait
 from streamrnn_server.shard.setup import ShardMemory
 from streamrnn_server.shard.streams.admit import admit

@@ -16,8 +16,8 @@ from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import load_i64, load_u8, store_i64, store_u8
 from streamrnn.kernels.pointers import pointer_to
 from streamrnn.kernels.structs import I64, Struct
+from streamrnn.kernels.virtual_memory import address_of, reserve, struct_address, touch
 from streamrnn_server.shard.memory.budget import budget_at, give_pages, new_budget, take_bytes
-from streamrnn_server.shard.memory.header import address_of, reserve, struct_address, touch
 
 __all__ = ["PAGE_BYTES", "Arena", "ArenaStruct", "allocate", "give_free_pages", "release"]
 

@@ -63,7 +63,7 @@ def give_pages(budget: BudgetStruct, address: int, num_bytes: int) -> bool:
     ----------
     budget : BudgetStruct
     address, num_bytes : int
-        Whole pages of a region from `streamrnn_server.shard.memory.header.reserve`. They stay
+        Whole pages of a region from `streamrnn.kernels.virtual_memory.reserve`. They stay
         reserved; what is in them next is arbitrary.
 
     Returns

@@ -7,15 +7,10 @@ own. Header and row are one cache miss each, and both can be asked for as soon a
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-import sys
 from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from streamrnn.errors import StartError
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import load_i64
 from streamrnn.kernels.pointers import field_address, pointer_to
@@ -23,7 +18,6 @@ from streamrnn.kernels.structs import I8, I16, I32, I64, U8, Struct
 
 __all__ = [
     "HEADER_BYTES",
-    "HUGE_PAGE_BYTES",
     "IS_DIRTY",
     "IS_FROZEN",
     "IS_HELD",
@@ -34,12 +28,8 @@ __all__ = [
     "IS_UNNUMBERED",
     "MAX_INLINE_ID_BYTES",
     "Header",
-    "address_of",
     "header_at",
     "id_address",
-    "reserve",
-    "struct_address",
-    "touch",
 ]
 
 MAX_INLINE_ID_BYTES = 16
@@ -76,82 +66,6 @@ IS_DIRTY = 16  # in the list of slots that the next checkpoint writes
 IS_HELD = 32  # its requests wait, for the disk or for Python
 IS_FROZEN = 64  # its state turned NaN
 IS_STAGED = 128  # on its way to disk
-
-_MAP_NORESERVE = 0x4000  # Linux on all its usual machines; `mmap` names it from Python 3.13 on
-HUGE_PAGE_BYTES = 2 * 2**20
-
-
-def reserve(num_bytes: int, huge_pages: bool = False) -> NDArray[np.uint8]:
-    """Reserve address space, zeroed, that takes memory only where it is touched.
-
-    Parameters
-    ----------
-    num_bytes : int
-        How much; 0 is taken as 1.
-    huge_pages : bool
-        Whether to ask for pages of 2 MiB: fewer TLB misses, but memory comes in larger pieces.
-
-    Returns
-    -------
-    ndarray of uint8
-        Shape ``[num_bytes]``, starting at a multiple of 4 KiB (2 MiB with huge pages), owned by
-        the array.
-
-    Raises
-    ------
-    StartError
-        If there is not so much address space.
-    """
-    slack = HUGE_PAGE_BYTES if huge_pages else 0
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    if sys.platform == "linux":
-        flags |= _MAP_NORESERVE
-    try:
-        region = mmap.mmap(-1, max(num_bytes, 1) + slack, flags=flags)
-    except (OSError, OverflowError, ValueError) as error:
-        raise StartError(
-            f"cannot reserve {num_bytes / 2**30:.1f} GiB of address space ({error}); "
-            "allow fewer streams (--max-streams)"
-        ) from error
-    if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them: slower, not wrong
-            region.madvise(mmap.MADV_HUGEPAGE)
-    whole = np.frombuffer(region, np.uint8)
-    start = -address_of(whole) % slack if slack else 0
-    return whole[start : start + max(num_bytes, 1)]
-
-
-def touch(array: NDArray[np.uint8], max_bytes: int = HUGE_PAGE_BYTES) -> None:
-    """Have the system give the memory of an array's beginning now, and not at the first request.
-
-    Parameters
-    ----------
-    array : ndarray of uint8
-        From `reserve`, not yet used.
-    max_bytes : int
-        How much of it.
-    """
-    array[: max_bytes : mmap.PAGESIZE] = 0
-
-
-def address_of(array: NDArray[Any]) -> int:
-    """Return the address of an array's first element, for compiled code.
-
-    Parameters
-    ----------
-    array : ndarray
-        Any; the caller keeps it alive for as long as the address is used.
-
-    Returns
-    -------
-    int
-    """
-    return int(array.ctypes.data)
-
-
-def struct_address(struct: Any) -> int:
-    """Return where a struct lies that Python owns."""
-    return int(struct.__array_interface__["data"][0])
 
 
 @jit

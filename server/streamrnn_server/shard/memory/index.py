@@ -14,14 +14,8 @@ from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import int64_array, load_i64, load_u8, prefetch
 from streamrnn.kernels.pointers import pointer_to
 from streamrnn.kernels.structs import I64, Struct
-from streamrnn_server.shard.memory.header import (
-    HEADER_BYTES,
-    address_of,
-    header_at,
-    id_address,
-    reserve,
-    touch,
-)
+from streamrnn.kernels.virtual_memory import address_of, reserve, touch
+from streamrnn_server.shard.memory.header import HEADER_BYTES, header_at, id_address
 
 __all__ = [
     "IndexStruct",

@@ -16,7 +16,8 @@ import numpy as np
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.pointers import address, pointer_to
 from streamrnn.kernels.structs import I32, I64, Struct
-from streamrnn_server.shard.memory.header import Header, address_of, reserve, touch
+from streamrnn.kernels.virtual_memory import address_of, reserve, touch
+from streamrnn_server.shard.memory.header import Header
 
 __all__ = [
     "REQUEST_BYTES",

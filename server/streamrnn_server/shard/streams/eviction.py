@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import fill_bytes, load_u8, store_u8
+from streamrnn.kernels.virtual_memory import HUGE_PAGE_BYTES
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.arena import allocate, give_free_pages
 from streamrnn_server.shard.memory.budget import give_pages, take_bytes
@@ -71,12 +72,12 @@ def has_row(shard: Shard, model: Model) -> bool:
     slot = model.free_slot - 1
     is_fresh = slot < 0
     place = model.num_fresh if is_fresh else slot - model.first_slot
-    first = place * row_bytes // h.HUGE_PAGE_BYTES
-    last = ((place + 1) * row_bytes - 1) // h.HUGE_PAGE_BYTES
+    first = place * row_bytes // HUGE_PAGE_BYTES
+    last = ((place + 1) * row_bytes - 1) // HUGE_PAGE_BYTES
     num_missing = 0
     for unit in range(first, last + 1):
         num_missing += 1 - load_u8(units + unit)
-    wanted = num_missing * h.HUGE_PAGE_BYTES + (SLOT_BYTES if is_fresh else 0)
+    wanted = num_missing * HUGE_PAGE_BYTES + (SLOT_BYTES if is_fresh else 0)
     if not take_bytes(shard.budget, wanted):
         return False
     for unit in range(first, last + 1):
@@ -244,7 +245,7 @@ def _empty_unit(shard: Shard, needing: int, before_s: int) -> bool:
         place = shard.spill_place
         for _ in range(min(num_fresh, _NUM_SAMPLED)):
             place = place + 1 if place + 1 < num_fresh else 0
-            unit = place * model.row_bytes // h.HUGE_PAGE_BYTES
+            unit = place * model.row_bytes // HUGE_PAGE_BYTES
             slot_used_s = _unused_since_s(shard, first_slot + place)
             has_memory = load_u8(model.units + unit) != 0
             if slot_used_s < used_s and has_memory and num_scans < _MAX_SCANS:
@@ -266,12 +267,12 @@ def _unused_since_s(shard: Shard, slot: int) -> int:
 
 @jit
 def _first_in_unit(model: Model, unit: int) -> int:
-    return model.first_slot + unit * h.HUGE_PAGE_BYTES // model.row_bytes
+    return model.first_slot + unit * HUGE_PAGE_BYTES // model.row_bytes
 
 
 @jit
 def _end_of_unit(model: Model, unit: int) -> int:
-    last = ((unit + 1) * h.HUGE_PAGE_BYTES - 1) // model.row_bytes
+    last = ((unit + 1) * HUGE_PAGE_BYTES - 1) // model.row_bytes
     return model.first_slot + min(last + 1, model.num_fresh)
 
 
@@ -291,8 +292,8 @@ def _give_unit(shard: Shard, model: Model, unit: int) -> bool:
             let_go(shard, slot)
             shard.counters.num_spilled_for_memory += 1
     rows = row_of(model, model.first_slot)
-    at = rows + unit * h.HUGE_PAGE_BYTES
-    if not give_pages(shard.budget, at, h.HUGE_PAGE_BYTES):
+    at = rows + unit * HUGE_PAGE_BYTES
+    if not give_pages(shard.budget, at, HUGE_PAGE_BYTES):
         return False
     store_u8(model.units + unit, 0)
     return True

@@ -20,8 +20,8 @@ from streamrnn.kernels.memory import (
     store_i32,
     store_u8,
 )
+from streamrnn.kernels.virtual_memory import address_of, reserve, struct_address
 from streamrnn_server.shard.libzmq import msg_property
-from streamrnn_server.shard.memory.header import address_of, reserve, struct_address
 from streamrnn_server.shard.memory.index import equal_bytes, hash64
 from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.structs import Shard, UsersStruct, users_at
