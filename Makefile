@@ -10,16 +10,21 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -e c
 # with `make serve MODEL=mine.safetensors`. ARGS are passed on (`make serve ARGS="--shards 2"`).
 MODEL ?= build/demo/co2.safetensors
 CO2 := streamrnn/data/co2_mauna_loa.csv
+# Pinned, so that it is always the same that we are compared with. For Linux on x86-64, PyPI's build
+# brings CUDA (gigabytes); pip prefers a build for the CPU alone (2.13.0+cpu) where an index that it
+# knows has one (PIP_EXTRA_INDEX_URL).
+TORCH ?= torch==2.13.0
 
 # Two installations at once in one .venv would trip over each other.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test check bench docs gpu soak clean
+.PHONY: help demo serve test peers check bench docs gpu soak clean
 
 help:
 	@echo "make demo    train, serve, stream and compare, by itself"
 	@echo "make serve   serve MODEL ($(MODEL))"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests on all cores and say what they cover"
+	@echo "make peers   install what the comparisons need: PyTorch, ONNX Runtime, OpenVINO"
 	@echo "make check   lint, format, types, docstrings"
 	@echo "make bench   measure against peers and the machine's limits"
 	@echo "make docs    build the documentation into build/docs"
@@ -37,8 +42,11 @@ build/demo/co2.safetensors: | $(VENV)/installed
 	mkdir -p $(@D)
 	$(BIN)/streamrnn train $(CO2) --predict co2 --time date -o $@
 
+# A worker a core; a file's tests stay together, for they share servers. The order is conftest's.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov $(ARGS)
+
+peers: $(VENV)/installed-peers
 
 soak: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m soak --timeout=0 $(ARGS)
@@ -79,6 +87,10 @@ $(VENV)/installed: $(PROJECTS) | $(VENV)/bin/python
 $(VENV)/installed-test: $(PROJECTS) | $(VENV)/bin/python
 	$(INSTALL) -e '.[test]'
 	touch $@ $(VENV)/installed
+
+$(VENV)/installed-peers: $(PROJECTS) | $(VENV)/bin/python
+	$(INSTALL) -e '.[peers,test]' '$(TORCH)'
+	touch $@ $(VENV)/installed $(VENV)/installed-test
 
 $(VENV)/installed-check: $(PROJECTS) | $(VENV)/bin/python
 	$(INSTALL) -e '.[check,test]'

@@ -50,6 +50,7 @@ def has_ended(pid: int) -> bool:
     return state in "ZX"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("starter", STARTERS)
 def test_a_server_ends_when_its_starter_is_killed(starter, tmp_path):
     path = tmp_path / "m.safetensors"

@@ -82,6 +82,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_it_tells_its_story_and_ends_by_itself(tmp_path):
     path = tmp_path / "made-on-the-way" / "co2.safetensors"
     with Demo("-o", path) as demo:
@@ -107,6 +108,7 @@ def test_it_tells_its_story_and_ends_by_itself(tmp_path):
     assert path.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_it_runs_on_until_ctrl_c_and_its_client_works():
     with Demo("--keep-running") as demo:
         demo.read_until("until Ctrl-C")
@@ -127,6 +129,7 @@ def test_it_runs_on_until_ctrl_c_and_its_client_works():
         assert not demo.group_lives()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_it_leaves_nothing_behind_when_it_is_stopped(number):
     with Demo() as demo:

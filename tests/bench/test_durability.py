@@ -11,6 +11,7 @@ from streamrnn_bench.step.cases import Case
 CASE = Case("gru", 3, 8)
 
 
+@pytest.mark.slow
 def test_all_three_with_the_real_server(tmp_path):
     results = durability.measure_durability(
         [CASE], num_rounds=1, round_s=1, num_streams=20, windows=(4,), directory=tmp_path

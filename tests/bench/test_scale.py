@@ -37,6 +37,7 @@ def test_a_cost_is_better_the_less_it_is():
     assert result.ratio == 0.5
 
 
+@pytest.mark.slow
 def test_all_of_it_with_the_real_server():
     results = list(scale.measure_scale([CASE], num_streams=5_000, num_rounds=2, round_s=0.05))
     name = "gru 3->8 5000 streams float32 cpu"
@@ -49,6 +50,7 @@ def test_all_of_it_with_the_real_server():
     assert all(each.reference_value > 0 for each in results)
 
 
+@pytest.mark.slow
 def test_a_stream_that_returns_otherwise_is_found(monkeypatch):
     real = scale._next_steps
 

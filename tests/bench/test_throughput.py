@@ -79,6 +79,7 @@ def test_an_echo_is_a_good_reply_with_the_msgid_in_its_place(tmp_path):
     assert len(response.result[2]) == 4 * CASE.hidden_size
 
 
+@pytest.mark.slow
 def test_a_server_that_computes_nothing_is_found_out(tmp_path):
     # An echo's replies have the right form, and are checked as the server's are.
     with (
@@ -108,6 +109,7 @@ def test_a_step_that_is_refused_is_told():
         generator.ask(drive_s=0.01)
 
 
+@pytest.mark.slow
 def test_throughput_and_roundtrip_with_the_real_server():
     results = [
         *messages.measure_throughput([CASE], num_rounds=2, round_s=0.02, num_streams=5),
@@ -131,6 +133,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_left_behind(number):

@@ -17,6 +17,8 @@ pytest.importorskip("cuda.bindings.nvjitlink", reason="needs NVIDIA's linker: nu
 
 from streamrnn.kernels.cuda.launches import parameters_of
 
+pytestmark = pytest.mark.slow
+
 LAYERS = [f"{kind} {width}" for kind in ("dense", "gru", "lstm") for width in ("wide", "narrow")]
 TENSOR_LAYERS = [f"{precision} {layer}" for precision in ("tf32", "bfloat16") for layer in LAYERS]
 KERNELS = [

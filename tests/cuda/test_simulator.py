@@ -84,6 +84,7 @@ def test_agrees_with_the_reference(rng, layers, head, num_streams):
     assert np.max(np.abs(y - ReferenceModel(model).steps(x))) < KERNEL
 
 
+@pytest.mark.slow
 def test_the_shapes_of_a_real_gpu_agree_with_the_reference(rng, monkeypatch):
     tiling = network.Tiling(TileShape(16, 16, 8, 8, 2), TileShape(16, 8, 1, 4), 128)
     monkeypatch.setattr(network, "TILING", tiling)
@@ -116,6 +117,7 @@ def test_tokens_agree_with_the_reference(rng):
     assert np.max(np.abs(y - ReferenceModel(model).steps(x))) < KERNEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "head"),
     [([("lstm", 17)], "identity"), ([("gru", 18), ("rnn_tanh", 3), ("rnn_relu", 5)], "sigmoid")],
@@ -126,6 +128,7 @@ def test_the_bits_are_those_of_the_cpu(rng, exact_fma, layers, head):
     assert_same_bits(stepped(engine_on_gpu(model), x), stepped(Engine(model, max_streams=4), x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [[("lstm", 5)], [("gru", 5), ("rnn_tanh", 3)]])
 def test_bits_do_not_depend_on_the_wave_nor_on_the_tile(rng, layers):
     model = random_model(rng, layers=layers, inputs=3, outputs=2, head="softmax")
@@ -198,6 +201,7 @@ def in_chunks(model, num_blocks, monkeypatch):
     return engine, together
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", CHUNK_MODELS.values(), ids=CHUNK_MODELS)
 @pytest.mark.parametrize("num_blocks", [1, 3])
 def test_a_chunk_in_one_launch_is_its_steps_to_the_bit(rng, monkeypatch, options, num_blocks):
@@ -214,6 +218,7 @@ def test_a_chunk_in_one_launch_is_its_steps_to_the_bit(rng, monkeypatch, options
     assert_same_bits(*rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", CHUNK_MODELS.values(), ids=CHUNK_MODELS)
 @pytest.mark.parametrize("num_rows", [3, 8])
 def test_a_chunk_of_a_few_streams_is_that_of_each_to_the_bit(rng, monkeypatch, options, num_rows):

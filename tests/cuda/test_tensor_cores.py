@@ -43,6 +43,7 @@ def engine_of(model, precision, wide_from=1):
     return engine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     ("layers", "head", "num_streams"),
@@ -61,6 +62,7 @@ def test_agrees_with_the_reference(rng, layers, head, num_streams, precision):
     assert TENSOR[precision] / 200 < error < TENSOR[precision]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_bits_do_not_depend_on_the_wave_nor_on_the_tile_nor_on_chunks(rng, precision):
     model = random_model(rng, layers=[("lstm", 9), ("gru", 3)], inputs=3, outputs=2)
@@ -74,6 +76,7 @@ def test_bits_do_not_depend_on_the_wave_nor_on_the_tile_nor_on_chunks(rng, preci
     assert_same_bits(engine_of(model, precision).steps("a", x[5]), together[5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_transforms_are_not_rounded(rng, precision):
     """Nor embeddings: only what is multiplied is."""
@@ -94,6 +97,7 @@ def test_numbers_are_rounded_to_the_nearest():
     assert words.tolist() == halves.tolist()
 
 
+@pytest.mark.slow
 def test_a_nan_stays_in_its_own_stream(rng):
     model = random_model(rng, layers=[("lstm", 3)], inputs=2, head=None)
     x = random_inputs(rng, model.spec, 3, 1)

@@ -16,6 +16,8 @@ from tests.support.models import random_model
 from tests.support.peer import Peer
 from tests.support.program import TIMEOUT_S, DurableProgram
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory):

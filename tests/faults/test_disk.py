@@ -25,6 +25,8 @@ from tests.support.models import random_model
 from tests.support.peer import Peer, until
 from tests.support.program import DurableProgram
 
+pytestmark = pytest.mark.slow
+
 NUM_INPUTS, WINDOW = 3, 8
 FAULTS = [
     ("write", errno.ENOSPC),

@@ -26,6 +26,8 @@ from tests.support.models import random_model
 from tests.support.peer import RARELY_S
 from tests.support.program import DurableProgram
 
+pytestmark = pytest.mark.slow
+
 NUM_INPUTS = 3
 
 

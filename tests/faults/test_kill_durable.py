@@ -17,6 +17,8 @@ from tests.support.models import random_model
 from tests.support.peer import RARELY_S
 from tests.support.program import TIMEOUT_S, DurableProgram
 
+pytestmark = pytest.mark.slow
+
 NUM_INPUTS, NUM_STREAMS, WINDOW, NUM_STEPS = 3, 8, 8, 400
 
 

@@ -131,6 +131,7 @@ def leaking(request):
     return {"module": "tests.faults.leaking_server", "STREAMRNN_CACHE_DIR": str(directory)}
 
 
+@pytest.mark.slow
 def test_memory_stays_flat(tmp_path, capsys):
     assert look(tmp_path, SHORT_S, capsys) == {"server": True, "client": True}
 

@@ -237,6 +237,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_every_vector_width_gives_the_same_bits():
     digests = set()
     for name in vector_width._available():

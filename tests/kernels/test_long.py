@@ -77,6 +77,7 @@ def reference_and_its_rounding(rng, model, x):
     return y[:, :NUM_UNITS], y[:, NUM_UNITS:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
 def test_the_error_does_not_grow_over_100_000_steps(rng, cell):
     model = long_memory(rng, cell)

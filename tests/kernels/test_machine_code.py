@@ -39,6 +39,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_every_vector_width_gives_the_same_bits():
     available = vector_width._available()
     digests = set()
@@ -62,6 +63,7 @@ def loops_of_products(assembly):
             yield function, block
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_loops_over_k_stay_in_registers(precision):

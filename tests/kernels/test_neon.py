@@ -18,6 +18,8 @@ from streamrnn import Engine
 from streamrnn.kernels.cpu.plan import PRECISIONS
 from tests.kernels.neon.cases import CASES, NUM_STEPS, NUM_STREAMS, model_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 

@@ -132,6 +132,7 @@ def test_versions_agree(wheels):
     assert re.search(f"^Requires-Dist: streamrnn-client<[0-9.]+,>={major}.{minor}$", metadata, re.M)
 
 
+@pytest.mark.slow
 def test_each_distribution_installs_and_goes_alone(wheels, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path], check=True)
     interpreter = tmp_path / "bin" / "python"

@@ -405,6 +405,7 @@ def test_a_client_s_keys_that_cannot_be_used_say_why(keys):
                 kind("tcp://127.0.0.1:7070", **options)
 
 
+@pytest.mark.slow
 def test_the_program_from_keys_to_status(model, tmp_path, capsys):
     path = tmp_path / "small.safetensors"
     model.save(path)

@@ -31,7 +31,10 @@ from tests.cuda.grid import run_block
 from tests.support.models import random_inputs, random_model
 from tests.support.peer import RARELY_S, Peer, step
 
-pytestmark = pytest.mark.skipif(not support.SIMULATED, reason="runs in the simulator")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not support.SIMULATED, reason="runs in the simulator"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 NUM_SEEDS, NUM_PROCESSES = 240, 2
 
 
