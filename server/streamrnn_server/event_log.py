@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import logging
 import threading
 import time
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ _PERIOD_S = 10.0
 
 
 class EventLog:
-    """Writes events; the same one at most ten times in ten seconds.
+    """Writes events to a stream, the same one at most ten times in ten seconds.
 
     Parameters
     ----------
@@ -33,45 +33,59 @@ class EventLog:
     def __init__(
         self, form: str = "text", level: str = "info", stream: TextIO | None = None
     ) -> None:
-        self._form = form
-        self._least = LEVELS.index(level)
-        self._stream = sys.stderr if stream is None else stream
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
+        # Not from `getLogger`: two servers of one process do not share a log.
+        self._logger = logging.Logger("streamrnn_server", level.upper())
+        self._logger.addFilter(_RateFilter())
+        self._logger.addHandler(handler)
+
+    def write(self, level: str, event: str, **fields: Any) -> None:
+        """Write an event, named by a few constant words, with the numbers that go with it."""
+        number = logging.getLevelNamesMapping()[level.upper()]
+        self._logger.log(number, event, extra={"fields": fields})
+
+
+class _RateFilter(logging.Filter):
+    """Passes an event a few times a period; the next period says how many were not written."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._lock = threading.Lock()
         self._periods: dict[str, tuple[float, int]] = {}  # event -> when it began, how many
 
-    def write(self, level: str, event: str, **fields: Any) -> None:
-        """Write an event, unless there were too many like it.
-
-        Parameters
-        ----------
-        level : str
-            One of `LEVELS`.
-        event : str
-            What happened, in few constant words.
-        **fields : Any
-            Numbers and names that go with it.
-        """
-        if LEVELS.index(level) < self._least:
-            return
+    def filter(self, record: logging.LogRecord) -> bool:
+        event = record.getMessage()
         with self._lock:
             began, number = self._periods.get(event, (-_PERIOD_S, 0))
             now = time.monotonic()
             if now - began >= _PERIOD_S:
                 if number > _MAX_PER_PERIOD:
-                    fields["num_not_written"] = number - _MAX_PER_PERIOD
+                    _fields(record)["num_not_written"] = number - _MAX_PER_PERIOD
                 began, number = now, 0
             self._periods[event] = (began, number + 1)
-            if number < _MAX_PER_PERIOD:
-                self._stream.write(self._line(level, event, fields) + "\n")
-                self._stream.flush()
+        return number < _MAX_PER_PERIOD
 
-    def _line(self, level: str, event: str, fields: dict[str, Any]) -> str:
-        when = datetime.now(UTC).isoformat(timespec="milliseconds")
-        if self._form == "json":
-            record = {"time": when, "level": level, "event": event, **fields}
-            return json.dumps(record, default=str)
-        rest = " ".join(f"{key}={_text(value)}" for key, value in fields.items())
-        return f"{when} {level:7} {event}{' ' if rest else ''}{rest}"
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        rest = "".join(f" {key}={_text(value)}" for key, value in _fields(record).items())
+        return f"{_time(record)} {record.levelname.lower():7} {record.getMessage()}{rest}"
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        head = {"time": _time(record), "level": record.levelname.lower()}
+        return json.dumps(head | {"event": record.getMessage()} | _fields(record), default=str)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = record.__dict__["fields"]
+    return fields
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 
 
 def _text(value: Any) -> str:
