@@ -21,7 +21,7 @@ from streamrnn.kernels.virtual_memory import address_of
 from streamrnn_client.protocol import messages as protocol
 from streamrnn_client.protocol.messages import ProtocolError, canonical_id
 from streamrnn_server.shard.requests import request as r
-from streamrnn_server.shard.wire.decode import decode_request, read_numbers, read_stream, read_uint
+from streamrnn_server.shard.wire.decode import decode_request
 from streamrnn_server.shard.wire.encode import (
     write_array,
     write_bin,
@@ -30,6 +30,7 @@ from streamrnn_server.shard.wire.encode import (
     write_response,
     write_uint,
 )
+from streamrnn_server.shard.wire.values import read_numbers, read_stream, read_uint
 from tests.vectors import make as make_wire_vectors
 
 VECTORS = json.loads(make_wire_vectors.PATH.read_text(encoding="ascii"))

@@ -28,8 +28,8 @@ from streamrnn_server.shard.libzmq import (
     receive_frame,
     send_bytes,
 )
-from streamrnn_server.shard.wire.decode import BIN, NIL, read_array, read_head, read_uint
 from streamrnn_server.shard.wire.encode import write_bin, write_uint
+from streamrnn_server.shard.wire.values import BIN, NIL, read_array, read_head, read_uint
 
 __all__ = [
     "ALL_WELL",

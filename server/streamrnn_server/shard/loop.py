@@ -6,7 +6,8 @@ from streamrnn.kernels.cpu.float_mode import enter_float_mode, leave_float_mode
 from streamrnn.kernels.cpu.step import step_rows
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import int64_array
-from streamrnn_server.shard.batch.commit import choose_model, commit, gather, wave_of
+from streamrnn_server.shard.batch.commit import commit
+from streamrnn_server.shard.batch.schedule import choose_model, gather, wave_of
 from streamrnn_server.shard.checkpoint.copy import can_save_more, save
 from streamrnn_server.shard.poll import listen, read_clock, sweep, wait
 from streamrnn_server.shard.streams.admit import admit

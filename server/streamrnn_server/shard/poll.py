@@ -20,10 +20,10 @@ from streamrnn_server.shard.libzmq import (
     msg_size,
     poll_sockets,
     receive_frame,
-    send_bytes,
 )
 from streamrnn_server.shard.streams.slots import header_of, is_clean, let_go, model_of
 from streamrnn_server.shard.structs import Shard
+from streamrnn_server.shard.to_python import tell_drained
 from streamrnn_server.shard.wire.reply import count_unsent
 
 __all__ = ["listen", "read_clock", "sweep", "wait"]
@@ -81,20 +81,10 @@ def wait(shard: Shard) -> None:
     is_quiet = has_come & 1 == 0 or now > shard.stop_at_ns
     if state == w.STOPPING and is_quiet and has_come & 6 == 0:
         if is_all_saved(shard):
-            _say_drained(shard, pair)
+            if tell_drained(shard):
+                shard.state = w.DRAINED
         else:
             ask_for_checkpoint(shard)
-
-
-@jit
-def _say_drained(shard: Shard, pair: int) -> None:
-    """Tell Python that no more will come; it answers with the end when it has no more either."""
-    ask = w.ask_at(shard.out)
-    ask.what = w.ASK_DRAINED
-    ask.identity_bytes = 0
-    ask.body_bytes = 0
-    if send_bytes(pair, shard.out, w.ASK_BYTES, False) == 0:
-        shard.state = w.DRAINED
 
 
 @jit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -31,7 +31,7 @@ from streamrnn_server.shard.memory.index import StreamIndex
 from streamrnn_server.shard.requests.request import RequestPool
 from streamrnn_server.shard.streams.owners import Users
 from streamrnn_server.shard.structs import Model, Shard, Stage
-from streamrnn_server.shard.wire.reply import MAX_WORDS
+from streamrnn_server.shard.to_python import MAX_WORDS
 
 __all__ = ["ShardMemory"]
 
@@ -94,49 +94,60 @@ class ShardMemory:
         self._owned: list[Any] = []
         self.rows: list[NDArray[np.float32]] = []
         self.names = list(programs)
-        num_slots = len(programs) * max_streams + _NUM_REQUESTS  # with the room's
-        headers = reserve(num_slots * HEADER_BYTES, huge_pages=True)
-        touch(headers)
         self.struct = Shard.one()
         self.address = struct_address(self.struct)
-        self._pool = RequestPool(
-            _NUM_REQUESTS,
-            max(4 * program.spec.num_inputs for program in programs.values()),
-            self.struct["pool"],
-        )
-        budget = self.struct["budget"]
-        budget["max_bytes"] = config.memory_budget_of_a_shard
-        self._index = StreamIndex(num_slots, self._own(headers), self.struct["index"])
-        largest = max(
-            program.row_bytes + MAX_WINDOW * (8 + 4 * program.spec.output_size)
-            for program in programs.values()
-        )
-        stage_bytes = w.STAGE_BYTES + largest + _ENTRY_SLACK_BYTES
+        num_slots = len(programs) * max_streams + _NUM_REQUESTS  # with those of the lookup
+        stage_bytes = _stage_bytes(programs.values())
+        self._add_tables(config, list(programs.values()), num_slots)
         self._take_always(config, disk is not None, stage_bytes, len(programs))
+        budget = self.struct["budget"]
         self._arena = Arena(int(budget["max_bytes"]), budget, self.struct["arena"])
-        self._users = Users(num_slots) if config.has_users else None
-        self._models = np.zeros(len(programs) + 1, Model.dtype)
-        for k, (name, program) in enumerate(programs.items()):
-            self._add_model(k, name, program, max_streams)
-        y_stride = max(64 * -(-program.spec.output_size // 16) for program in programs.values())
-        out_bytes = 4 * config.max_message_bytes + _OUT_SLACK_BYTES
-        max_rows = gpu_rows or MAX_WAVE
-        out = reserve(out_bytes)
-        touch(out)
+        self._add_models(programs, max_streams)
+        self._add_batch(list(programs.values()), gpu_rows or MAX_WAVE)
+        self._add_output(config, endpoints)
+        self._add_places(num_slots if gpu_rows else 0)
         self._set(
             router=router.underlying,
             pair=pair.underlying,
-            users=self._users.address if self._users is not None else 0,
-            headers=address_of(headers),
-            models=address_of(self._models),
-            num_models=len(programs),
-            max_streams=max_streams,
             number=shard,
             num_shards=config.num_shards,
             max_message_bytes=config.max_message_bytes,
+            idle_limit_s=config.idle_limit_s,
+        )
+        if disk is not None:
+            self._add_disk(config, disk, num_slots, stage_bytes)
+        for name in ("identity_message", "payload_message"):
+            msg_init(address_of(self.struct[name]))
+
+    def _add_tables(
+        self, config: ServerConfig, programs: Sequence[Program], num_slots: int
+    ) -> None:
+        """Add the requests' pool, the slots' headers, the index and the users."""
+        headers = reserve(num_slots * HEADER_BYTES, huge_pages=True)
+        touch(headers)
+        most_inputs = max(program.spec.num_inputs for program in programs)
+        self._pool = RequestPool(_NUM_REQUESTS, 4 * most_inputs, self.struct["pool"])
+        self._index = StreamIndex(num_slots, self._own(headers), self.struct["index"])
+        self._users = Users(num_slots) if config.has_users else None
+        self.struct["budget"]["max_bytes"] = config.memory_budget_of_a_shard
+        self._set(
+            headers=address_of(headers),
             inline_x_bytes=self._pool.inline_x_bytes,
-            out=self._own(out),
-            out_bytes=out_bytes,
+            users=self._users.address if self._users is not None else 0,
+        )
+
+    def _add_models(self, programs: Mapping[str, Program], max_streams: int) -> None:
+        self._models = np.zeros(len(programs) + 1, Model.dtype)
+        for k, (name, program) in enumerate(programs.items()):
+            self._add_model(k, name, program, max_streams)
+        self._models[-1]["first_slot"] = len(programs) * max_streams
+        self._set(
+            models=address_of(self._models), num_models=len(programs), max_streams=max_streams
+        )
+
+    def _add_batch(self, programs: Sequence[Program], max_rows: int) -> None:
+        y_stride = max(64 * -(-program.spec.output_size // 16) for program in programs)
+        self._set(
             max_rows=max_rows,
             rows=self._zeros(8 * max_rows),
             xs=self._zeros(8 * max_rows),
@@ -145,17 +156,20 @@ class ShardMemory:
             wave_requests=self._zeros(8 * max_rows),
             wave_y=self._zeros(y_stride * max_rows),
             wave_y_stride=y_stride,
-            idle_limit_s=config.idle_limit_s,
+        )
+
+    def _add_output(self, config: ServerConfig, endpoints: Sequence[str]) -> None:
+        """Add memory for the reply being written, and the errors encoded beforehand."""
+        out_bytes = 4 * config.max_message_bytes + _OUT_SLACK_BYTES
+        out = reserve(out_bytes)
+        touch(out)
+        self._set(
+            out=self._own(out),
+            out_bytes=out_bytes,
             words_left=MAX_WORDS,
-            canned=self._texts(self._canned_errors(config)),
+            canned=self._texts(_canned_errors(config)),
             moved=self._texts([error_reply(ErrorCode.MOVED, endpoint=each) for each in endpoints]),
         )
-        self._models[-1]["first_slot"] = len(programs) * max_streams
-        self._add_places(num_slots if gpu_rows else 0)
-        if disk is not None:
-            self._add_disk(config, disk, num_slots, stage_bytes)
-        for name in ("identity_message", "payload_message"):
-            msg_init(address_of(self.struct[name]))
 
     def _take_always(
         self, config: ServerConfig, has_disk: bool, stage_bytes: int, num_models: int
@@ -273,16 +287,6 @@ class ShardMemory:
         for field, value in values.items():
             self._models[field][k] = value
 
-    def _canned_errors(self, config: ServerConfig) -> list[list[Any]]:
-        """Return an error for each code, with no detail but what is always the same."""
-        errors: list[list[Any]] = [[]]
-        for code in ErrorCode:
-            always: dict[str, Any] = (
-                {"retry_after_ms": config.retry_after_ms} if code is ErrorCode.BUSY else {}
-            )
-            errors.append(error_reply(code, **always))
-        return errors
-
     def _texts(self, errors: Sequence[Sequence[Any]]) -> int:
         """Encode errors; return the address of a table of their addresses and lengths."""
         table = np.zeros((len(errors), 2), np.int64)
@@ -303,3 +307,22 @@ class ShardMemory:
         """Return the address of zeroed memory at a multiple of 64."""
         array = np.zeros(num_bytes + 64, np.uint8)
         return -(-self._own(array) // 64) * 64
+
+
+def _stage_bytes(programs: Iterable[Program]) -> int:
+    """Return the size of a stage: the largest entry fits behind one that is nearly full."""
+    largest = max(
+        program.row_bytes + MAX_WINDOW * (8 + 4 * program.spec.output_size) for program in programs
+    )
+    return w.STAGE_BYTES + largest + _ENTRY_SLACK_BYTES
+
+
+def _canned_errors(config: ServerConfig) -> list[list[Any]]:
+    """Return an error for each code, with no detail but what is always the same."""
+    errors: list[list[Any]] = [[]]
+    for code in ErrorCode:
+        always: dict[str, Any] = (
+            {"retry_after_ms": config.retry_after_ms} if code is ErrorCode.BUSY else {}
+        )
+        errors.append(error_reply(code, **always))
+    return errors

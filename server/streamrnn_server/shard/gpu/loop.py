@@ -19,7 +19,8 @@ from streamrnn.kernels.memory import int64_array
 from streamrnn.kernels.virtual_memory import address_of
 from streamrnn.model.model import Model
 from streamrnn_server.shard import structs as w
-from streamrnn_server.shard.batch.commit import choose_model, commit, gather, note_all_but_last
+from streamrnn_server.shard.batch.commit import commit, note_all_but_last
+from streamrnn_server.shard.batch.schedule import choose_model, gather
 from streamrnn_server.shard.checkpoint.copy import can_save_more, save
 from streamrnn_server.shard.gpu.write_buffer import (
     empty_wave,

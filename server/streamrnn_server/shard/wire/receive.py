@@ -28,8 +28,9 @@ from streamrnn_server.shard.streams.eviction import take_block
 from streamrnn_server.shard.streams.owners import NOBODY, user_of
 from streamrnn_server.shard.streams.slots import model_of
 from streamrnn_server.shard.structs import Shard
-from streamrnn_server.shard.wire.decode import decode_request, read_numbers, read_stream, read_uint
-from streamrnn_server.shard.wire.reply import call_python
+from streamrnn_server.shard.to_python import call_python
+from streamrnn_server.shard.wire.decode import decode_request
+from streamrnn_server.shard.wire.values import read_numbers, read_stream, read_uint
 
 __all__ = ["receive"]
 

@@ -1,0 +1,231 @@
+"""Choose the rows of a wave: at most one step of each stream, of one model.
+
+A chunk's stream stays in for as many waves as it has steps, and every wave others come and go.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import int64_array
+from streamrnn.kernels.pointers import address
+from streamrnn_client.protocol.messages import ErrorCode
+from streamrnn_server.shard.checkpoint.ack import mark_dirty
+from streamrnn_server.shard.checkpoint.copy import entry_bytes, hold, write_entry
+from streamrnn_server.shard.checkpoint.packing import entry_at
+from streamrnn_server.shard.gpu.write_buffer import ask_for_row, is_away
+from streamrnn_server.shard.memory import header as h
+from streamrnn_server.shard.memory.arena import release
+from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.requests import request as r
+from streamrnn_server.shard.requests.finish import finish, set_error
+from streamrnn_server.shard.requests.request import Request, first_waiting, pop_waiting, request_at
+from streamrnn_server.shard.streams.eviction import take_block
+from streamrnn_server.shard.streams.operations import (
+    close_stream,
+    note_durable,
+    open_stream,
+    prepare_step,
+    reset_stream,
+)
+from streamrnn_server.shard.streams.owners import is_forbidden
+from streamrnn_server.shard.streams.replay_ring import prefetch_place
+from streamrnn_server.shard.streams.restore import place_stream, roll_back
+from streamrnn_server.shard.streams.slots import free_slot, header_of, model_of, row_of
+from streamrnn_server.shard.structs import Model, Shard, model_at
+
+__all__ = ["choose_model", "gather", "rest", "wave_of"]
+
+_LOOKED_AT_A_ROW = 4  # slots, at most
+_UNKNOWN, _FORBIDDEN, _BUSY, _QUARANTINED = (
+    int(ErrorCode.UNKNOWN),
+    int(ErrorCode.FORBIDDEN),
+    int(ErrorCode.BUSY),
+    int(ErrorCode.QUARANTINED),
+)
+
+
+class Wave(NamedTuple):
+    """The rows of a wave, one step of a stream each; arrays of int64, shape (max_rows,)."""
+
+    rows: Any  # addresses of the streams' rows
+    xs: Any  # of the inputs
+    ys: Any  # of the outputs
+    slots: Any
+    requests: Any  # addresses
+
+
+@jit
+def wave_of(shard: Shard) -> Wave:
+    """Return the arrays of a shard's wave."""
+    return Wave(
+        int64_array(shard.rows, shard.max_rows),
+        int64_array(shard.xs, shard.max_rows),
+        int64_array(shard.ys, shard.max_rows),
+        int64_array(shard.wave_slots, shard.max_rows),
+        int64_array(shard.wave_requests, shard.max_rows),
+    )
+
+
+@jit
+def choose_model(shard: Shard) -> Model:
+    """Choose whose wave is next, in turn; a null model if no stream has work."""
+    if shard.num_ready == 0:
+        return model_at(0)
+    index = shard.next_model
+    while True:
+        model = model_of(shard, index)
+        index += 1
+        if index == shard.num_models:
+            index = 0
+        if model.ready.first != 0:
+            shard.next_model = index
+            return model
+
+
+@jit
+def gather(shard: Shard, plan: Any, model: Model) -> int:
+    """Take streams from a model's list until the wave is full or the list empty.
+
+    What needs no row (an open, a close, a reset, a duplicate, an error) is done on the way.
+
+    Parameters
+    ----------
+    shard : Shard
+        ROWS, XS, YS, WAVE_SLOTS and WAVE_REQUESTS are filled.
+    plan : ndarray of int64
+        The model's plan.
+
+    Returns
+    -------
+    int
+        The number of rows.
+    """
+    y_bytes = model.y_bytes
+    max_rows = shard.max_rows
+    num_rows = 0
+    for _ in range(_LOOKED_AT_A_ROW * max_rows):
+        slot = model.ready.first - 1
+        if slot < 0 or num_rows == max_rows:
+            break
+        header = header_of(shard, slot)
+        model.ready.first = header.next
+        shard.num_ready -= 1
+        request = _next_step(shard, plan, model, slot, header)
+        if request:
+            _place(shard, model, slot, request, num_rows)
+            if request.first_seq > 0:
+                prefetch_place(header, header.last_seq + 1, y_bytes)
+            num_rows += 1
+    return num_rows
+
+
+@jit
+def _next_step(shard: Shard, plan: Any, model: Model, slot: int, header: Header) -> Request:
+    """Do what waits for a stream up to its next step to compute; return that, or a null request."""
+    pool = shard.pool
+    while True:
+        request = first_waiting(pool, header)
+        if not request:
+            rest(shard, slot, header)
+            return request
+        kind = request.kind
+        is_frozen = header.flags & h.IS_FROZEN != 0
+        if is_forbidden(shard, slot, request):
+            set_error(request, _FORBIDDEN)
+        elif is_frozen and kind in (r.STEP, r.EXPORT, r.SNAPSHOT, r.SYNC):
+            seq = header.last_seq
+            set_error(request, _QUARANTINED, seq, seq + 1 if seq > 0 else 0)
+        elif kind == r.STEP:
+            if request.num_steps < 0:
+                prepare_step(shard, plan, model, slot, header, request)
+            if request.code == 0 and request.progress < request.num_steps:
+                return request
+        elif kind in (r.EXPORT, r.PLACE) and is_away(shard, slot):
+            ask_for_row(shard, slot)
+            return request_at(0)
+        elif _must_be_held(shard, model, slot, header, request, kind):
+            hold(shard, slot, header)
+            return request_at(0)
+        if request.code != 0:
+            shard.counters.num_errors += 1
+        note_durable(header, request)
+        pop_waiting(pool, header)
+        finish(shard, request)
+
+
+@jit
+def _must_be_held(
+    shard: Shard, model: Model, slot: int, header: Header, request: Request, kind: int
+) -> bool:
+    """Do what is no step; tell whether its stream is held until it is on disk."""
+    has_disk = shard.disk != 0
+    flags = header.flags
+    if kind == r.OPEN:
+        if open_stream(shard, model, slot, header, request):
+            mark_dirty(shard, slot, header)
+        return False
+    if kind == r.RESET:
+        if reset_stream(shard, model, slot, header, request):
+            mark_dirty(shard, slot, header)
+        return False
+    if kind == r.CLOSE:
+        if has_disk and flags & h.IS_OPEN:
+            return True
+        was_open = close_stream(shard, model, header)
+        request.last_seq = 1 if was_open else 0
+        shard.counters.num_closed += 1 if was_open else 0
+        return False
+    if kind == r.PLACE:
+        return place_stream(shard, model, slot, header, request) and has_disk
+    if flags & h.IS_OPEN == 0:
+        set_error(request, _UNKNOWN)
+        return False
+    if kind == r.ROLLBACK:
+        return roll_back(shard, model, slot, header, request) and has_disk
+    if kind == r.EXPORT:
+        _copy_out(shard, model, slot, header, request)
+        return False
+    request.last_seq = header.last_seq  # SNAPSHOT and SYNC
+    return True
+
+
+@jit
+def _copy_out(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> None:
+    """Copy a stream as it is now; Python makes a record of it."""
+    nobody = request_at(0)
+    num_bytes = entry_bytes(shard, model, slot, header, nobody)
+    block = take_block(shard, num_bytes)
+    if block == 0 or num_bytes > shard.out_bytes // 2:
+        set_error(request, _BUSY)
+        release(shard.arena, block)
+        return
+    write_entry(shard, model, slot, header, nobody, entry_at(block))
+    request.y_block = block
+    request.y = block
+    request.y_bytes = num_bytes
+
+
+@jit
+def rest(shard: Shard, slot: int, header: Header) -> None:
+    """Leave a stream for which nothing waits alone; free its slot if it is not open."""
+    flags = header.flags
+    header.flags = flags & ~h.IS_READY
+    if flags & h.IS_OPEN == 0:
+        free_slot(shard, slot)
+
+
+@jit
+def _place(shard: Shard, model: Model, slot: int, request: Request, row: int) -> None:
+    progress = request.progress
+    x = request.x + progress * model.step_bytes
+    y = request.y
+    if y == 0:
+        y = shard.wave_y + row * shard.wave_y_stride
+        request.y = y
+    else:
+        y += progress * model.y_bytes
+    wave = wave_of(shard)
+    wave.rows[row], wave.xs[row], wave.ys[row] = row_of(model, slot), x, y
+    wave.slots[row], wave.requests[row] = slot, address(request)

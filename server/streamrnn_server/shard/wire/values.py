@@ -1,0 +1,296 @@
+"""MessagePack values for compiled code: read at an address, within a message.
+
+Readers take and return positions (addresses). Position 0 means that what was to be read is not
+there, and every reader hands it on, so a chain of them needs one check at its end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import (
+    copy_bytes,
+    load_i64,
+    load_u8,
+    load_u16,
+    load_u32,
+    store_f64,
+    store_i64,
+    store_u8,
+)
+from streamrnn_client.protocol.messages import MAX_ID_BYTES
+from streamrnn_server.shard.wire.encode import reverse_bytes
+
+__all__ = ["is_utf8", "read_array", "read_head", "read_numbers", "read_stream", "read_uint"]
+
+# What a head announces. A UINT above 2**63 - 1 is BIG: its value is then the bits.
+(_NOTHING, UINT, BIG, NEGATIVE, NIL, BOOL, FLOAT, STR, BIN, ARRAY, MAP, EXT) = range(12)
+_LOW_32 = 0xFFFFFFFF
+_HIGH_BITS = 0x8080808080808080 - 2**64
+
+
+@intrinsic
+def _double_of_bits(typingctx: Any, value: types.Type) -> Any:
+    """Take 64 bits for a float64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.int64), codegen
+
+
+@intrinsic
+def _double_of_single_bits(typingctx: Any, value: types.Type) -> Any:
+    """Take the low 32 bits for a float32, and widen it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        single = builder.bitcast(builder.trunc(args[0], ir.IntType(32)), ir.FloatType())
+        return builder.fpext(single, ir.DoubleType())
+
+    return types.float64(types.int64), codegen
+
+
+@intrinsic
+def _bits_of_double(typingctx: Any, value: types.Type) -> Any:
+    """Take a float64 for its 64 bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(64))
+
+    return types.int64(types.float64), codegen
+
+
+@jit
+def _load_big(at: int, num_bytes: int) -> int:
+    """Read an unsigned big-endian number of 1, 2, 4 or 8 bytes."""
+    if num_bytes == 1:
+        return load_u8(at)
+    if num_bytes == 2:
+        return (reverse_bytes(load_u16(at)) >> 48) & 0xFFFF
+    if num_bytes == 4:
+        return (reverse_bytes(load_u32(at)) >> 32) & _LOW_32
+    return reverse_bytes(load_i64(at))
+
+
+@jit
+def read_head(at: int, end: int) -> tuple[int, int, int]:
+    """Read what one value is, and for a number its value, for the rest its length.
+
+    Parameters
+    ----------
+    at, end : int
+        Where to read, and where the message ends.
+
+    Returns
+    -------
+    kind : int
+        One of this module's kinds.
+    value : int
+        The number, or the bits of a float64; bytes of a str, bin or ext, which lie in the message;
+        elements of an array, pairs of a map, not more than bytes are left.
+    at : int
+        After the head, where the content begins; 0 if there is no such value.
+    """
+    if at == 0 or at >= end:
+        return _NOTHING, 0, 0
+    first = load_u8(at)
+    at += 1
+    if first < 0x80:
+        return UINT, first, at
+    if first >= 0xE0:
+        return NEGATIVE, first - 0x100, at
+    kind, length = STR, first & 0x1F
+    if first < 0xA0:
+        kind, length = (MAP if first < 0x90 else ARRAY), first & 0x0F
+    elif first >= 0xC0:
+        kind, length, at = _read_long_head(first, at, end)
+        if at == 0 or kind < STR:
+            return kind, length, at
+    # Each element has at least one byte, so a false length cannot make anybody count for long.
+    if length > end - at:
+        return _NOTHING, 0, 0
+    return kind, length, at
+
+
+@jit
+def _read_long_head(first: int, at: int, end: int) -> tuple[int, int, int]:
+    """Read the rest of a head whose first byte is 0xc0 to 0xdf."""
+    kind, width = _NOTHING, 0
+    if first == 0xC0:
+        return NIL, 0, at
+    if first == 0xC2 or first == 0xC3:
+        return BOOL, first & 1, at
+    if 0xC4 <= first <= 0xC6:
+        kind, width = BIN, 1 << (first - 0xC4)
+    elif 0xC7 <= first <= 0xC9:
+        kind, width = EXT, 1 << (first - 0xC7)
+    elif first == 0xCA or first == 0xCB:
+        kind, width = FLOAT, 4 << (first - 0xCA)
+    elif 0xCC <= first <= 0xCF:
+        kind, width = UINT, 1 << (first - 0xCC)
+    elif 0xD0 <= first <= 0xD3:
+        kind, width = NEGATIVE, 1 << (first - 0xD0)
+    elif 0xD9 <= first <= 0xDB:
+        kind, width = STR, 1 << (first - 0xD9)
+    elif 0xDC <= first <= 0xDD:
+        kind, width = ARRAY, 2 << (first - 0xDC)
+    elif 0xDE <= first <= 0xDF:
+        kind, width = MAP, 2 << (first - 0xDE)
+    if kind == _NOTHING or width > end - at:  # 0xc1, and fixext: nothing we know has one
+        return _NOTHING, 0, 0
+    value = _load_big(at, width)
+    at += width
+    if kind == UINT and value < 0:
+        kind = BIG
+    elif kind == NEGATIVE:
+        shift = 64 - 8 * width
+        value = (value << shift) >> shift
+        if value >= 0:
+            kind = UINT
+    elif kind == FLOAT and width == 4:
+        value = _bits_of_double(_double_of_single_bits(value))
+    return kind, value, at
+
+
+@jit
+def read_uint(at: int, end: int) -> tuple[int, int]:
+    """Read an integer from 0 to 2**63 - 1.
+
+    Parameters
+    ----------
+    at, end : int
+        Where to read, and where the message ends.
+
+    Returns
+    -------
+    value : int
+    at : int
+        After it; 0 if it is something else.
+    """
+    kind, value, at = read_head(at, end)
+    return value, at if kind == UINT else 0
+
+
+@jit
+def read_array(at: int, end: int, length: int) -> int:
+    """Read the head of an array of a certain length.
+
+    Parameters
+    ----------
+    at, end : int
+        Where to read, and where the message ends.
+    length : int
+        The number of elements expected.
+
+    Returns
+    -------
+    int
+        Position of the first element; 0 if it is something else.
+    """
+    kind, value, at = read_head(at, end)
+    return at if kind == ARRAY and value == length else 0
+
+
+@jit
+def read_stream(at: int, end: int, target: int) -> tuple[int, int]:
+    """Read a stream id and write its canonical bytes.
+
+    Parameters
+    ----------
+    at, end : int
+        Where to read, and where the message ends.
+    target : int
+        Address of at least 136 bytes; zeros follow the id up to byte 16.
+
+    Returns
+    -------
+    num_bytes : int
+        Length of the canonical id.
+    at : int
+        After it; 0 if it is no stream id.
+    """
+    kind, value, at = read_head(at, end)
+    store_i64(target, 0)
+    store_i64(target + 8, 0)
+    if kind == STR and 1 <= value <= MAX_ID_BYTES and is_utf8(at, value):
+        store_u8(target, 0x73)
+        copy_bytes(target + 1, at, value)
+        return value + 1, at + value
+    if kind in (UINT, BIG):
+        store_u8(target, 0x75)
+        store_i64(target + 1, reverse_bytes(value))
+        return 9, at
+    return 0, 0
+
+
+@jit
+def is_utf8(at: int, num_bytes: int) -> bool:
+    """Tell whether a text is valid UTF-8 (Unicode 15, table 3-7)."""
+    k = 0
+    while k + 8 <= num_bytes and load_i64(at + k) & _HIGH_BITS == 0:
+        k += 8
+    while k < num_bytes:
+        first = load_u8(at + k)
+        k += 1
+        if first < 0x80:
+            continue
+        low, high = 0x80, 0xBF
+        if 0xC2 <= first <= 0xDF:
+            num_following = 1
+        elif 0xE0 <= first <= 0xEF:
+            num_following = 2
+            low = 0xA0 if first == 0xE0 else 0x80
+            high = 0x9F if first == 0xED else 0xBF
+        elif 0xF0 <= first <= 0xF4:
+            num_following = 3
+            low = 0x90 if first == 0xF0 else 0x80
+            high = 0x8F if first == 0xF4 else 0xBF
+        else:
+            return False
+        if num_following > num_bytes - k:
+            return False
+        for _ in range(num_following):
+            byte = load_u8(at + k)
+            if byte < low or byte > high:
+                return False
+            low, high = 0x80, 0xBF
+            k += 1
+    return True
+
+
+@jit
+def read_numbers(at: int, end: int, num_values: int, target: int) -> int:
+    """Read numbers of any kind as float64.
+
+    Parameters
+    ----------
+    at, end : int
+        Where to read, and where the message ends.
+    num_values : int
+        How many.
+    target : int
+        Address of so many float64; 0 to check them only.
+
+    Returns
+    -------
+    int
+        Position after them; 0 if one of them is no number.
+    """
+    for k in range(num_values):
+        kind, value, at = read_head(at, end)
+        if kind in (UINT, NEGATIVE):
+            number = float(value)
+        elif kind == BIG:
+            number = float(value) + 18446744073709551616.0
+        elif kind == FLOAT:
+            number = _double_of_bits(value)
+        else:
+            return 0
+        if target != 0:
+            store_f64(target + 8 * k, number)
+    return at
