@@ -1,4 +1,4 @@
-"""Servers that tests, demo and benchmarks start end with the process that started them."""
+"""Child processes of tests, demo and benchmarks end with their parent."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def has_ended(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("starter", STARTERS)
-def test_a_server_ends_when_its_starter_is_killed(starter, tmp_path):
+def test_a_server_ends_when_its_parent_is_killed(starter, tmp_path):
     path = tmp_path / "m.safetensors"
     random_model(np.random.default_rng(3), [("gru", 8)]).save(path)
     code = f"import sys\nfrom pathlib import Path\nmodel = Path({str(path)!r})\n{STARTERS[starter]}"
@@ -70,7 +70,7 @@ def test_a_server_ends_when_its_starter_is_killed(starter, tmp_path):
         time.sleep(0.01)
 
 
-def test_a_command_does_not_run_if_its_starter_has_ended_before():
+def test_a_command_is_not_run_if_its_parent_has_already_ended():
     words = [sys.executable, child_process.__file__, "0", "echo", "it runs"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")

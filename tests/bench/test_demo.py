@@ -1,4 +1,4 @@
-"""The demonstration: its numbers come from a real run, and it leaves no process behind."""
+"""The demonstration as a program, and its parts."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-def test_it_tells_its_story_and_ends_by_itself(tmp_path):
+def test_the_demo_runs_all_sections_and_ends(tmp_path):
     path = tmp_path / "made-on-the-way" / "co2.safetensors"
     with Demo("-o", path) as demo:
         out, err = demo.rest()
@@ -109,7 +109,7 @@ def test_it_tells_its_story_and_ends_by_itself(tmp_path):
 
 
 @pytest.mark.slow
-def test_it_runs_on_until_ctrl_c_and_its_client_works():
+def test_with_keep_running_the_demo_serves_until_ctrl_c():
     with Demo("--keep-running") as demo:
         demo.read_until("until Ctrl-C")
         demo.read_until("print(")
@@ -131,7 +131,7 @@ def test_it_runs_on_until_ctrl_c_and_its_client_works():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_it_leaves_nothing_behind_when_it_is_stopped(number):
+def test_a_stopped_demo_leaves_no_process_behind(number):
     with Demo() as demo:
         demo.read_until("Streamed error")
         os.kill(demo.process.pid, number)  # to it alone: the server learns of it from nobody else
@@ -183,7 +183,7 @@ def test_numpy_loop_refuses_what_it_does_not_know(rng):
         NumpyLoop(random_model(rng, [("gru", 4)]), 1)
 
 
-def test_one_wrong_bit_is_noticed():
+def test_one_wrong_bit_is_reported():
     y = np.ones(4, np.float32)
     check_bits(y, y.copy())
     with pytest.raises(StreamRNNError, match="1 of 4 outputs"):
@@ -207,7 +207,7 @@ def test_duration(seconds, words):
     assert duration(seconds) == words
 
 
-def test_a_number_stays_with_its_unit(capsys):
+def test_lines_are_not_broken_between_number_and_unit(capsys):
     Paper().say("a" * 80 + " in 223 ms, and on.")
     assert capsys.readouterr().out.splitlines() == ["a" * 80 + " in", "223 ms, and on."]
 

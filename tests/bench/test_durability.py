@@ -1,4 +1,4 @@
-"""The benchmark of durability: it measures what it says, and nothing that was not written."""
+"""The benchmark of durability."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CASE = Case("gru", 3, 8)
 
 
 @pytest.mark.slow
-def test_all_three_with_the_real_server(tmp_path):
+def test_durability_is_measured_in_all_three_modes(tmp_path):
     results = durability.measure_durability(
         [CASE], num_rounds=1, round_s=1, num_streams=20, windows=(4,), directory=tmp_path
     )

@@ -1,4 +1,4 @@
-"""The comparison with other engines: what it calls fastest, and that it times no wrong result."""
+"""The comparison with other engines: ratios, and refusal of wrong outputs."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def forgetting(case):
     return outputs
 
 
-def test_who_forgets_the_state_is_found_out():
+def test_a_peer_that_forgets_its_state_is_not_timed():
     cell = Cell(CASES[0], num_streams=3)
     with pytest.raises(BenchError, match=r"forgetful is off by .*not timed"):
         check_outputs(cell, CASES[0].model(), {"forgetful": forgetting(CASES[0])})
 
 
 @pytest.mark.parametrize("wrong", [np.full((1, 3, 19), np.nan), np.zeros((3, 19))])
-def test_no_number_and_a_wrong_shape_are_found_out(wrong):
+def test_nan_and_a_wrong_shape_are_not_timed(wrong):
     cell = Cell(CASES[0], num_streams=3)
     with pytest.raises(BenchError, match="not timed"):
         check_outputs(cell, CASES[0].model(), {"broken": lambda x: wrong})

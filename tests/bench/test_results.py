@@ -1,4 +1,4 @@
-"""What a benchmark writes: the ratio's meaning, the JSON that programs read, names of cases."""
+"""Results of benchmarks: ratios, JSON, tables, names of cases."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_case_can_be_written_for_people_and_for_shells(text):
         ("gru 0->3", "sizes begin at 1"),
     ],
 )
-def test_a_case_that_is_none_is_refused(text, words):
+def test_a_malformed_case_is_refused(text, words):
     with pytest.raises(BenchError, match=words):
         parse_case(text)
 
@@ -102,7 +102,7 @@ def test_the_quieter_half_counts():
     assert quieter_half([(0.7, "only")]) == (0.7, ["only"])
 
 
-def test_our_own_work_is_nobody_elses():
+def test_machine_load_is_a_share():
     neighbours = Neighbours()
     alone = neighbours.share()
     assert 0.0 <= alone <= 1.0

@@ -1,4 +1,4 @@
-"""Many streams: their order, what is measured of them, and that a wrong return is found."""
+"""The benchmark with many streams."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from streamrnn_client.protocol.messages import decode_request
 CASE = Case("gru", 3, 8)
 
 
-def test_few_under_way_are_of_streams_in_random_order():
+def test_a_small_window_steps_streams_in_random_order():
     traffic = make_traffic(0, 1_000, 2, 4, num_under_way=10)
     names = [
         decode_request(head.tobytes() + b"\x07\xc4\x08" + bytes(8)).call[0]
@@ -32,13 +32,13 @@ def test_few_under_way_are_of_streams_in_random_order():
         make_traffic(0, 1_000, 2, 4, num_under_way=300)
 
 
-def test_a_cost_is_better_the_less_it_is():
+def test_a_lower_cost_gives_a_higher_ratio():
     result = Result("scale", "c", value=2.0, unit="KiB", reference="row", reference_value=1.0)
     assert result.ratio == 0.5
 
 
 @pytest.mark.slow
-def test_all_of_it_with_the_real_server():
+def test_scale_is_measured_with_a_real_server():
     results = list(scale.measure_scale([CASE], num_streams=5_000, num_rounds=2, round_s=0.05))
     name = "gru 3->8 5000 streams float32 cpu"
     assert [(each.benchmark, each.case, each.unit, each.reference) for each in results] == [
@@ -51,7 +51,7 @@ def test_all_of_it_with_the_real_server():
 
 
 @pytest.mark.slow
-def test_a_stream_that_returns_otherwise_is_found(monkeypatch):
+def test_verification_finds_a_stream_restored_with_other_outputs(monkeypatch):
     real = scale._next_steps
 
     def other(*args):
@@ -64,7 +64,7 @@ def test_a_stream_that_returns_otherwise_is_found(monkeypatch):
         list(scale._returning(CASE, "name", 5_000))
 
 
-def test_memory_is_told_for_a_process_and_not_for_none():
+def test_memory_of_a_process_is_reported_and_a_missing_process_refused():
     before = anonymous_kib(os.getpid())
     # A mapping of its own: an array may lie in memory that an earlier test has given back.
     with mmap.mmap(-1, 8 * 2**20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:

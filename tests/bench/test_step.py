@@ -1,4 +1,4 @@
-"""The step's benchmark: its limits do what they say, and it times no wrong result."""
+"""The benchmark of a step, and the limits that it is compared with."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_verify_finds_a_stream_that_was_left_out():
         step.verify(streams)
 
 
-def test_more_streams_than_a_wave():
+def test_more_streams_than_one_batch_are_split():
     step.verify(step.Streams(Case("gru", 3, 8).model(), MAX_WAVE + 5))
 
 
@@ -89,7 +89,7 @@ def test_rows_of_a_tiny_run():
     assert all(each.value > 0 and each.reference_value > 0 for each in results)
 
 
-def test_the_best_turn_counts(monkeypatch):
+def test_the_fastest_round_counts(monkeypatch):
     now = iter(range(1_000_000))
     monkeypatch.setattr("streamrnn_bench.report.timing.time.perf_counter", lambda: float(next(now)))
     calls: list[int] = []

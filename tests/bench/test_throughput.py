@@ -1,4 +1,4 @@
-"""The whole way of a message: load generator, echo and server as processes, and what is refused."""
+"""The benchmark of throughput: load generator, echo and server as processes."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_an_echo_is_a_good_reply_with_the_msgid_in_its_place(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_server_that_computes_nothing_is_found_out(tmp_path):
+def test_verification_rejects_a_server_that_computes_nothing(tmp_path):
     # An echo's replies have the right form, and are checked as the server's are.
     with (
         echo(CASE, tmp_path) as endpoint,
@@ -136,7 +136,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_nothing_is_left_behind(number):
+def test_a_stopped_benchmark_leaves_no_process_behind(number):
     words = ("bench", "throughput", "--cases", "gru:3:8", "--rounds", "100000", "--streams", "5")
     bench = start_child(
         [sys.executable, "-m", "streamrnn_server", *words],

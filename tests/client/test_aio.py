@@ -1,4 +1,4 @@
-"""The asyncio client: the same operations, many tasks, one loop."""
+"""The asyncio client."""
 
 import asyncio
 import inspect
@@ -36,7 +36,7 @@ def test_both_clients_have_the_same_methods(blocking, awaitable):
     assert ours.parameters == theirs.parameters
 
 
-def test_the_whole_face():
+def test_every_public_method_works():
     async def main(address):
         async with aio.Client(address) as client:
             stream = await client.stream("a", model="sum")
@@ -126,7 +126,7 @@ def test_a_cancelled_step_frees_its_stream_and_keeps_its_number():
         run(main(server))
 
 
-def test_closing_wakes_whoever_waits():
+def test_closing_a_client_wakes_waiting_calls():
     async def main(server):
         client = aio.Client(server.address)
         stream = await client.stream("a", "sum")

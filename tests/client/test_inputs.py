@@ -1,4 +1,4 @@
-"""Names, categories and shapes: what becomes an array, and what is refused with which words."""
+"""Inputs by name, category and shape: arrays, and errors."""
 
 import numpy as np
 import pytest
@@ -100,7 +100,7 @@ def test_tokens_are_whole_numbers(x):
         TOKENS.step_array(x)
 
 
-def test_many_streams_name_the_one_that_is_wrong():
+def test_an_error_among_many_streams_names_the_stream():
     assert MIXED.row_arrays({"a": [1, 2], "b": {"co2": 3, "day": "mon"}}).tolist() == [
         [1, 2],
         [3, 0],

@@ -1,4 +1,4 @@
-"""A state that turns NaN, as the user of the Python client sees it, with the real server."""
+"""Streams whose state turns NaN, with client and real server."""
 
 import numpy as np
 import pytest
@@ -93,7 +93,7 @@ def test_the_error_names_the_step_and_others_go_on(client, expected, nan_at):
 
 
 @pytest.mark.parametrize("cure", ["reset", "close", "rollback"])
-def test_it_can_be_cured(client, expected, nan_at, cure):
+def test_a_quarantined_stream_works_again_after_rollback(client, expected, nan_at, cure):
     durable = client.hello().durability != "none"
     rows = client.rows(NAMES)
     for seq in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""What a client does when the server is behind: it sends again what was not on disk."""
+"""Replay of steps that a restarted server has lost, in the simulated network."""
 
 import numpy as np
 import pytest
@@ -180,7 +180,7 @@ def test_a_loss_names_the_steps_that_are_missing_and_makes_no_new_stream():
         step(sim, state, [1, 2])
 
 
-def test_a_stream_that_somebody_closed_is_not_brought_back():
+def test_a_stream_closed_by_another_client_is_not_reopened():
     sim = simulate()
     state = open_one(sim)
     step(sim, state, [1, 2])
@@ -336,7 +336,7 @@ def test_the_number_of_shards_may_change(before, after):
     assert y.tolist() == (2 * x).tolist()
 
 
-def test_a_server_that_came_back_without_its_disk():
+def test_a_server_restarted_without_its_disk_raises_state_lost():
     sim = simulate()
     young, old = open_one(sim, "young"), open_one(sim, "old")
     step(sim, old, [1, 1])
@@ -407,7 +407,7 @@ def test_forks_exports_and_snapshots_are_of_the_last_step_even_after_a_crash():
     assert step(sim, state, [1, 1]) == [24, 24]
 
 
-def test_what_cannot_be_moved():
+def test_refused_forks_imports_and_exports_raise_their_errors():
     sim = simulate()
     run, session, ex = sim.run, sim.session, sim.exchange
     state = open_one(sim)
@@ -448,7 +448,7 @@ def lose_answers(sim, num_answers, and_then=lambda: None):
 
 
 @pytest.mark.parametrize("num_lost", [1, 2])
-def test_what_was_made_may_be_asked_for_again_when_the_answer_was_lost(num_lost):
+def test_fork_and_import_are_retried_when_the_reply_was_lost(num_lost):
     sim = simulate(weather=Weather(slowest_s=0.002))
     run, session, ex = sim.run, sim.session, sim.exchange
     state = open_one(sim)
@@ -468,7 +468,7 @@ def test_what_was_made_may_be_asked_for_again_when_the_answer_was_lost(num_lost)
     assert sim.server.requests.count("fork") == 1 + num_lost
 
 
-def test_a_fork_that_somebody_has_stepped_meanwhile_says_that_it_may_be_its_own():
+def test_a_fork_stepped_meanwhile_raises_exists_and_says_it_may_be_the_own():
     sim = simulate(weather=Weather(slowest_s=0.002))
     state = open_one(sim)
     sim.run(sim.session.sync(sim.exchange, state))

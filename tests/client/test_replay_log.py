@@ -1,4 +1,4 @@
-"""What a client keeps for a replay: pieces of a stream, and arrays that many streams share."""
+"""The log of steps kept for a replay: single streams and batches."""
 
 import gc
 
@@ -38,7 +38,7 @@ def draw(*shape):
     return np.random.default_rng(3).integers(0, 100, (*shape, 2)).astype(np.float32)
 
 
-def test_kept_pieces():
+def test_the_log_keeps_pieces_of_a_batch():
     kept = Kept(8, 100, 1 << 20)
     x = np.arange(20, dtype=np.float32).reshape(10, 2)
     kept.note(1, 4, x[:4], 0)
@@ -112,7 +112,7 @@ def test_an_old_column_is_counted_as_often_as_it_was_added():
     assert kept[0].num_steps == 0
 
 
-def test_a_stream_at_rest_does_not_hold_what_others_have_let_go():
+def test_an_idle_stream_does_not_keep_inputs_that_others_have_released():
     x = draw(3, 8)
     shared = Shared(8)
     kept = kept_in(shared, 8)

@@ -1,4 +1,4 @@
-"""The blocking client over real sockets: what the simulation cannot show."""
+"""The blocking client over real sockets."""
 
 import gc
 import subprocess
@@ -96,7 +96,7 @@ def test_a_restart_is_reported_loudly(server):
             stream.step([1, 1])
 
 
-def test_nobody_there_and_nobody_answering_are_two_errors(server):
+def test_an_unreachable_server_and_a_silent_one_raise_different_errors(server):
     with Client(server.address, timeout_s=0.2, resend_s=0.05) as client:
         stream = client.stream("a", "sum")
         server.is_mute = True
@@ -181,7 +181,7 @@ def test_the_errors_of_the_server_have_their_classes(server):
 
 
 @pytest.mark.parametrize("stream", ["", "x" * 129, -1, 2**64, 1.5, None, b"a", True, "\ud800"])
-def test_what_is_no_stream_id_is_refused(server, stream):
+def test_an_invalid_stream_id_is_refused(server, stream):
     with Client(server.address) as client, pytest.raises(errors.BadParams):
         client.stream(stream, "sum")
 
@@ -216,13 +216,13 @@ def test_a_closed_stream_and_a_closed_client_say_so(server):
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1:7070", None, "tcp://", "nonsense://a"])
-def test_what_is_no_address_is_refused(address):
+def test_an_invalid_address_is_refused(address):
     with pytest.raises(errors.BadParams, match=r"address|connect"), Client(address) as client:
         client.hello()
 
 
 @pytest.mark.parametrize("times", [{"timeout_s": 0}, {"resend_s": -1}, {"timeout_s": float("nan")}])
-def test_what_is_no_time_is_refused(times):
+def test_invalid_times_are_refused(times):
     with pytest.raises(errors.BadParams, match="seconds above 0"):
         Client("tcp://127.0.0.1:1", **times)
 
@@ -264,7 +264,7 @@ def test_threads_share_a_client_and_even_a_stream(server):
         assert rows.last_seqs == (120, 120)
 
 
-def test_closing_wakes_whoever_waits(server):
+def test_closing_a_client_wakes_waiting_calls(server):
     client = Client(server.address, timeout_s=60)
     stream = client.stream("a", "sum")
     server.is_mute = True
@@ -294,7 +294,7 @@ def test_a_thread_that_ends_leaves_no_socket_behind(server):
         assert len(list(client._driver._links)) == 0
 
 
-def test_what_is_no_server_is_named_as_such():
+def test_a_peer_that_is_no_streamrnn_server_is_named():
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
     with context.socket(zmq.ROUTER) as router:
         router.linger = 0

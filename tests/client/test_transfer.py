@@ -1,4 +1,4 @@
-"""Moving, branching and bringing back states with the real server, from both clients."""
+"""Export, import, fork, snapshot and rollback, with clients and real server."""
 
 import asyncio
 
@@ -44,7 +44,7 @@ def equal(y, expected):
     return np.array_equal(np.asarray(y), np.asarray(expected))
 
 
-def test_a_fork_goes_its_own_way(client, model, x, name):
+def test_steps_of_a_fork_do_not_change_the_original(client, model, x, name):
     expected = Engine(model).steps("s", x)
     stream = client.stream(name)
     stream.steps(x[:20])
@@ -159,7 +159,7 @@ def test_the_next_client_can_survive_what_the_first_left(address, x, name):
         assert stream.last_seq == stream.durable_seq == 20
 
 
-def test_all_of_it_with_asyncio(address, model, x, name):
+def test_every_method_works_with_asyncio(address, model, x, name):
     expected = Engine(model).steps("s", x)
 
     async def main():
@@ -183,7 +183,7 @@ def test_all_of_it_with_asyncio(address, model, x, name):
         assert equal(outputs, expected[20:])
 
 
-def test_without_a_disk(model, x):
+def test_durability_methods_need_a_state_directory(model, x):
     with serving({"m": model}) as server, Client(server.endpoints[0]) as client:
         stream = client.stream("s")
         expected = Engine(model).steps("s", x)

@@ -1,4 +1,4 @@
-"""Both halves together: the client of `streamrnn_client` with the server of `streamrnn_server`."""
+"""The Python client with the real server."""
 
 import asyncio
 import itertools
@@ -58,7 +58,7 @@ def test_step_steps_and_reset_are_the_engines(model, stream):
     )
 
 
-def test_many_streams_are_the_engines(model, client):
+def test_many_streams_agree_with_the_engine(model, client):
     ids = [f"many-{k}" for k in range(300)] + list(range(300))
     x = draw(model, 600)
     engine = Engine(model)
@@ -69,7 +69,7 @@ def test_many_streams_are_the_engines(model, client):
     assert np.array_equal(np.array(list(again.values())), engine.batch(engine.rows(ids), x))
 
 
-def test_the_rules_of_the_numbers(model, stream):
+def test_step_numbers_follow_the_protocol_s_rules(model, stream):
     x = draw(model, 40)
     outputs = stream.steps(x)
     assert np.array_equal(stream.step(x[39], seq=40), outputs[39])
@@ -114,7 +114,7 @@ def test_a_bad_item_fails_itself_only(model, client):
     assert rows.last_seqs == (1, 0, 1)
 
 
-def test_a_stream_that_somebody_closed_is_a_loss(server, model, stream):
+def test_a_stream_closed_by_another_client_raises_state_lost(server, model, stream):
     stream.step(draw(model))
     with Client(server.endpoints[0]) as another:
         known = another.stream(stream.id)

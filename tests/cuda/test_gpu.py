@@ -1,4 +1,4 @@
-"""The GPU's kernels on a GPU: ``pytest -m gpu``. Without one, or in the simulator, nothing runs."""
+"""The CUDA kernels on a GPU: ``pytest -m gpu``."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_bits_are_those_of_the_cpu(rng, cell):
 
 
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
-def test_bits_depend_neither_on_the_wave_nor_on_the_run(rng, cell):
+def test_bits_depend_neither_on_the_batch_nor_on_the_run(rng, cell):
     model = random_model(rng, layers=[(cell, 200)], inputs=9, outputs=4, head="softmax")
     x = random_inputs(rng, model.spec, 3000, 4)
     together = stepped(Engine(model, device="cuda", max_streams=4096), x)

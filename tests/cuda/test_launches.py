@@ -1,4 +1,4 @@
-"""The compiled launches of a wave beside the same in Python, on a driver that only takes notes."""
+"""The compiled launches of a batch, on a fake driver that records calls."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def expected_launches(num_rows, num_steps):
 
 
 @pytest.mark.parametrize(("num_rows", "num_steps"), [(1, 1), (2, 3), (3, 2), (385, 1), (512, 2)])
-def test_what_is_launched_is_what_is_said(driver, num_rows, num_steps):
+def test_launches_pass_the_declared_arguments(driver, num_rows, num_steps):
     assert compute_wave(driver.table.ctypes.data, num_rows, num_steps) == 0
     context, *launches = driver.calls
     assert context == ("cuCtxSetCurrent", HANDLES["context"])
@@ -125,7 +125,7 @@ def test_the_tile_goes_by_the_number_of_blocks():
     assert kernels(3, 2) == 2 * [("narrow", (8, 1)), ("finish", (1, 3))]
 
 
-def test_a_wave_goes_over_is_computed_and_comes_back(driver):
+def test_a_batch_is_copied_computed_and_copied_back(driver):
     table = driver.table.ctypes.data
     assert begin_wave(table, 2, 1, 0) == 0
     assert end_wave(table) == 0
@@ -141,7 +141,7 @@ def test_a_wave_goes_over_is_computed_and_comes_back(driver):
     ]
 
 
-def test_copies_beside_another_wave_wait_for_what_they_must(driver):
+def test_copies_wait_for_the_kernels_whose_buffers_they_use(driver):
     assert begin_wave(driver.table.ctypes.data, 5, 4, 1) == 0
     h = HANDLES
     assert driver.calls == [

@@ -1,4 +1,4 @@
-"""What the compiler makes of the GPU's kernels: read where there is no GPU to run them."""
+"""The PTX and machine code of the CUDA kernels, compiled without a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU's kernels in numba's simulator: one Python thread for each of the GPU's, so all is small.
+"""The CUDA kernels in numba's simulator: a Python thread for each GPU thread.
 
 The simulator has no fused multiply-add. Where bits are compared with the CPU's, it is given one.
 """
@@ -130,7 +130,7 @@ def test_the_bits_are_those_of_the_cpu(rng, exact_fma, layers, head):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layers", [[("lstm", 5)], [("gru", 5), ("rnn_tanh", 3)]])
-def test_bits_do_not_depend_on_the_wave_nor_on_the_tile(rng, layers):
+def test_bits_do_not_depend_on_the_batch_nor_on_the_tile(rng, layers):
     model = random_model(rng, layers=layers, inputs=3, outputs=2, head="softmax")
     x = random_inputs(rng, model.spec, 9, 2)
     together = stepped(engine_on_gpu(model), x)
@@ -286,7 +286,7 @@ def test_a_nan_in_the_state_stays_in_its_own_stream(rng):
     assert_same_bits(y[[0, 2]], clean[[0, 2]])
 
 
-def test_streams_come_and_go(rng):
+def test_slots_of_closed_streams_are_reused(rng):
     model = random_model(rng, layers=[("gru", 2)], inputs=2)
     engine = engine_on_gpu(model, max_streams=2)
     x = random_inputs(rng, model.spec, 1, 2)[0]

@@ -1,4 +1,4 @@
-"""Products on tensor cores, in the simulator: words, layouts, and how far the rounding goes."""
+"""Products on tensor cores, in the simulator."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_agrees_with_the_reference(rng, layers, head, num_streams, precision):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_bits_do_not_depend_on_the_wave_nor_on_the_tile_nor_on_chunks(rng, precision):
+def test_bits_do_not_depend_on_the_batch_nor_on_the_tile_nor_on_chunks(rng, precision):
     model = random_model(rng, layers=[("lstm", 9), ("gru", 3)], inputs=3, outputs=2)
     x = random_inputs(rng, model.spec, 18, 2)
     together = stepped(engine_of(model, precision), x)

@@ -1,4 +1,4 @@
-"""What `Engine.batch` takes and refuses: its fast way trusts nothing that it has not looked at."""
+"""`Engine.batch`: results, and refused arguments."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_any_form_of_rows_gives_the_same_bits(model, x, expected, form):
         (lambda rows, x: (rows, np.where(x == x[3, 2], np.inf, x)), "index 3 of x is inf"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_changes_nothing(model, x, expected, change, words):
+def test_misfitting_input_is_refused_and_changes_nothing(model, x, expected, change, words):
     engine = Engine(model, max_streams=NUM_STREAMS)
     rows = engine.rows(range(NUM_STREAMS))
     with pytest.raises(InputError, match=words):
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(model, x, expected, ch
 @pytest.mark.parametrize(
     "number", [-1, 0, 1, 1 << 32 | NUM_STREAMS, 2 << 32, 3 << 32, -(1 << 63), (1 << 63) - 1]
 )
-def test_a_number_that_is_no_row_is_refused(model, x, number):
+def test_an_invalid_row_number_is_refused(model, x, number):
     engine = Engine(model, max_streams=NUM_STREAMS)
     rows = engine.rows(range(NUM_STREAMS))
     rows[4] = number
@@ -114,7 +114,7 @@ def test_a_number_that_is_no_row_is_refused(model, x, number):
         engine.batch(rows, x)
 
 
-def test_nothing_at_all_is_a_batch(model):
+def test_an_empty_batch_is_accepted(model):
     engine = Engine(model, max_streams=NUM_STREAMS)
     assert engine.batch(engine.rows([]), np.empty((0, NUM_INPUTS))).shape == (0, 2)
 
@@ -150,7 +150,7 @@ def test_threads_take_turns(model, x):
         np.testing.assert_array_equal(last[number][0], expected)
 
 
-def test_of_too_many_new_streams_none_is_started(model, x, expected):
+def test_a_batch_with_too_many_new_streams_starts_none(model, x, expected):
     engine = Engine(model, max_streams=NUM_STREAMS)
     engine.rows(["a", "b"])
     with pytest.raises(StreamError, match=f"'new 4': all {NUM_STREAMS} streams"):

@@ -1,4 +1,4 @@
-"""A stream's state out of an engine and into another, as the record that servers keep."""
+"""Export and import of a stream's state between engines and servers."""
 
 from __future__ import annotations
 

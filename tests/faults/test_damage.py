@@ -1,4 +1,4 @@
-"""Bits that flip in a state directory's file, and files that end too early."""
+"""Flipped bits and truncation in a state directory's file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_damage_is_refused_or_told_and_nothing_is_half_used(damaged):
         assert outcomes[words] > 10
 
 
-def test_verify_survives_what_ends_the_process_that_reads(damaged, capsys):
+def test_verify_survives_files_that_crash_the_reader(damaged, capsys):
     directory, outcomes = damaged
     assert sum(number for words, number in outcomes.items() if words.startswith("ended")) > 0
     assert main(["state", "verify", str(directory / "fatal")]) == 1

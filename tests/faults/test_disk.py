@@ -1,4 +1,4 @@
-"""A disk that is full, and a disk that fails: serving goes on, nothing is claimed, nothing torn.
+"""Full and failing disks: serving goes on, and nothing is claimed durable or torn.
 
 The fault is a real one: the server is the program that users run, with a library preloaded that
 lets its writes fail on command (`faulty_disk.c`), or with a small file system that is full.
@@ -141,7 +141,7 @@ def fill(path):
             file.flush()
 
 
-def test_a_full_disk_is_told_and_got_over(model, small_disk, tmp_path):
+def test_a_full_disk_is_reported_and_recovered_from(model, small_disk, tmp_path):
     model, path = model
     state = small_disk / "state"
     with DurableProgram(path, state) as program:
@@ -170,7 +170,7 @@ def test_a_full_disk_is_told_and_got_over(model, small_disk, tmp_path):
 
 
 @pytest.mark.parametrize("durability", ["checkpoint", "always"])
-def test_a_disk_that_fails_is_told_and_gets_over(model, library, tmp_path, durability):
+def test_a_failing_disk_is_reported_and_recovered_from(model, library, tmp_path, durability):
     model, path = model
     log = tmp_path / "log"
     with faulty(path, tmp_path, durability, library, log) as (program, control):

@@ -1,4 +1,4 @@
-"""kill -9 of the real server and of real clients: nobody who goes on can tell."""
+"""kill -9 of servers and of clients of `streamrnn_client`."""
 
 import random
 import signal
@@ -117,7 +117,7 @@ def check_outputs(model, written):
             cycle.check(seq, np.frombuffer(y, np.float32)[np.newaxis])
 
 
-def test_no_client_notices_a_kill_of_the_server(model, tmp_path):
+def test_a_kill_of_the_server_changes_no_output(model, tmp_path):
     last_seqs = kill_the_server(model, tmp_path, 9, seed=1)
     assert min(last_seqs) > 0, last_seqs  # each of them got on; how far is the machine's business
 

@@ -1,4 +1,4 @@
-"""kill -9 of the real server at random moments: every output is that of an uninterrupted run."""
+"""kill -9 of the server under a minimal replaying client."""
 
 from __future__ import annotations
 

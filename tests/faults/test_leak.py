@@ -1,4 +1,4 @@
-"""Memory stays flat while streams open, step, rest and close; a leak as small is noticed.
+"""The memory of server and client while streams open, step, rest and close.
 
 The server runs with a state directory and checkpoints, the client is a process of its own. The
 same look at both finds a server out that keeps the outputs of every closed stream. `make test` does
@@ -142,12 +142,12 @@ def test_memory_stays_flat_for_long(tmp_path, capsys):
 
 
 @pytest.mark.soak
-def test_a_server_that_leaks_is_found_out(tmp_path, capsys, request):
+def test_a_leaking_server_is_detected(tmp_path, capsys, request):
     is_flat = look(tmp_path, SHORT_S, capsys, **leaking(request))
     assert is_flat == {"server": False, "client": True}
 
 
-def test_an_estimate_is_not_misled_by_a_step_or_a_spike():
+def test_growth_estimates_ignore_steps_and_spikes():
     rng = np.random.default_rng(2)
     time_s = np.linspace(0, 10, 100)
     flat = 1000 + 50 * (rng.random(100) < 0.1) + rng.normal(0, 1, 100)

@@ -1,4 +1,4 @@
-"""`streamrnn import`: what a state dict holds, what it cannot tell, and the proof."""
+"""`streamrnn import` of PyTorch state dicts."""
 
 from __future__ import annotations
 
@@ -311,7 +311,7 @@ def record(case, tmp_path, change=None, dtype=None):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_command_proves_what_it_imports(case, tmp_path, capsys):
+def test_import_verifies_the_outputs_it_recorded(case, tmp_path, capsys):
     output = tmp_path / "model.safetensors"
     options = [f"--{key}={value}" for key, value in CASES[case].items()]
     arguments = ["import", str(GOLDEN / f"{case}.safetensors"), "-o", str(output), *options]

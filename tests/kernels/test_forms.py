@@ -1,4 +1,4 @@
-"""The staged path: every form against the float64 reference, and against itself to the bit."""
+"""The staged path against the float64 reference, and bit for bit."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_agrees_with_the_reference_on_random_stacks(layers, head, num_streams, s
 
 @settings(max_examples=40)
 @given(stacks, st.integers(1, 2 * MAX_WAVE + 5), st.data())
-def test_bits_do_not_depend_on_who_is_in_the_wave(layers, num_streams, data):
+def test_bits_do_not_depend_on_the_other_streams_of_the_batch(layers, num_streams, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     model = random_model(rng, layers, inputs=5, outputs=3)
     x = random_inputs(rng, model.spec, num_streams, 3)

@@ -1,4 +1,4 @@
-"""What the machine code depends on: the vector width, and the sources in the cache's name."""
+"""Vector widths, register use and the cache of machine code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding NaNs: any of them, in any place, and nothing else."""
+"""The search for NaN."""
 
 from __future__ import annotations
 

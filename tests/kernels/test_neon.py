@@ -1,4 +1,4 @@
-"""The kernels on 64-bit ARM, without one: compiled for NEON here, and run by an emulator.
+"""The kernels compiled for 64-bit ARM (NEON) and run in an emulator.
 
 Needs ``qemu-aarch64`` and ``aarch64-linux-gnu-gcc`` (Debian: qemu-user, gcc-aarch64-linux-gnu).
 """

@@ -1,4 +1,4 @@
-"""Weights in fewer bits: what is stored, what is computed with it, and the same bit rules."""
+"""Weights in bfloat16 and int8: rounding, outputs, bit rules."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_computes_with_the_rounded_weights(rng, precision, cell, size):
     st.integers(1, 25),
     st.integers(0, 2**32 - 1),
 )
-def test_the_bit_rules_hold(precision, layers, head, num_streams, seed):
+def test_bits_depend_neither_on_the_batch_nor_on_chunks(precision, layers, head, num_streams, seed):
     rng = np.random.default_rng(seed)
     outputs = 3 if head else layers[-1][1]
     model = random_model(rng, layers=layers, inputs=4, outputs=outputs, head=head)

@@ -1,4 +1,4 @@
-"""The kernels against the float64 reference, and against themselves to the bit."""
+"""The kernels against the float64 reference, and bit for bit."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_tokens_agree_with_the_reference(rng):
 
 
 @given(stacks, heads, st.integers(1, 2 * MAX_WAVE + 5), st.data())
-def test_bits_do_not_depend_on_who_is_in_the_wave(layers, head, num_streams, data):
+def test_bits_do_not_depend_on_the_other_streams_of_the_batch(layers, head, num_streams, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     model = draw_model(rng, layers, head)
     x = random_inputs(rng, model.spec, num_streams, 3)
@@ -211,7 +211,7 @@ def test_bad_calls_change_nothing(rng):
     )
 
 
-def test_streams_come_and_go(rng):
+def test_slots_of_closed_streams_are_reused(rng):
     model = draw_model(rng, [("lstm", 20)], "identity")
     engine = Engine(model, max_streams=2)
     x = random_inputs(rng, model.spec, 1, 2)[0]

@@ -1,4 +1,4 @@
-"""The float64 reference: against PyTorch's recorded answers, and the transforms by hand."""
+"""The float64 reference against PyTorch's recorded outputs."""
 
 from __future__ import annotations
 

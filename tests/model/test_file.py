@@ -1,4 +1,4 @@
-"""Weight files: round trip, other kinds of files, and atomic saving."""
+"""The weight file: round trips, and refusal of damage."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_no_length_of_the_header_is_taken_for_another_kind_of_file(rng, tmp_path
     assert first_bytes == set(range(0, 256, 8))
 
 
-def test_what_is_no_file_is_refused(tmp_path):
+def test_a_path_that_is_no_regular_file_is_refused(tmp_path):
     for path, message in (
         (tmp_path, "is a directory"),
         (tmp_path / "absent", "there is no such file"),
@@ -156,7 +156,7 @@ def test_saving_follows_a_link_and_the_umask(rng, tmp_path):
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
 
 
-def test_a_place_that_cannot_be_written_is_named(rng, tmp_path):
+def test_an_unwritable_output_path_is_named(rng, tmp_path):
     path = tmp_path / "absent" / "model.safetensors"
     with pytest.raises(ModelFileError, match=f"{path} cannot be written: No such file"):
         random_model(rng).save(path)

@@ -1,4 +1,4 @@
-"""The cells' other forms: the description, and the reference against the frameworks' answers."""
+"""The cells' variants: description, and the reference against other frameworks."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_peepholes_of_zero_are_none_and_a_projection_by_one_is_none(rng):
         ({"cell": "gru", "layer_norm": True, "reset_after": False}, "leave reset_after at true"),
     ],
 )
-def test_what_is_no_form_of_a_cell_is_refused(form, message):
+def test_an_invalid_cell_variant_is_refused(form, message):
     with pytest.raises(SpecError, match=message):
         LayerSpec(hidden_size=4, **form)
 

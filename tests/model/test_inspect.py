@@ -1,4 +1,4 @@
-"""`streamrnn inspect`: what a model file holds, for people and for programs."""
+"""`streamrnn inspect`, as text and as JSON."""
 
 from __future__ import annotations
 

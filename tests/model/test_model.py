@@ -1,4 +1,4 @@
-"""Model: what it accepts, owns and identifies itself by."""
+"""Models: validation, ownership of parameters, fingerprints."""
 
 from __future__ import annotations
 

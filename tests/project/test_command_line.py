@@ -64,7 +64,7 @@ def test_debug_shows_the_traceback(command, capsys, arguments):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_defect_of_ours_is_not_dressed_up(command):
+def test_an_unexpected_exception_keeps_its_traceback(command):
     command.run = raising(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
         cli.main(["serve", "model"])
@@ -109,7 +109,7 @@ def test_the_module_is_the_program():
     assert printed == f"streamrnn {streamrnn.__version__}\n"
 
 
-def test_a_reader_that_goes_away_is_no_traceback():
+def test_a_closed_output_pipe_gives_no_traceback():
     """As in `streamrnn inspect MODEL | head -1`."""
     code = """
 import sys, types

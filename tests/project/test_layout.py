@@ -1,4 +1,4 @@
-"""The tree: how large folders and files may be, and that test modules do not need each other."""
+"""Sizes of folders and files, and imports between tests."""
 
 from __future__ import annotations
 

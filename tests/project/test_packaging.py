@@ -1,4 +1,4 @@
-"""The house: what an import loads, the command line's promises, the two distributions."""
+"""What imports load, the packaged data, and the two distributions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arena against the obvious: blocks that never overlap, from a budget that comes back."""
+"""The arena: blocks never overlap, and freed memory is reused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys and users: who may connect, and whose a stream is."""
+"""Keys, users, and the ownership of streams."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_one_user_cannot_touch_another_s_streams(model, keys, x, expected, optio
             ]
         for call in calls:
             code, detail = bob.error(*call)
-            # He learns whose it is not, and nothing else: no number, no model, no snapshot.
+            # The error tells that it is another's, and no number, model or snapshot.
             assert (call, code, detail) == (
                 call,
                 "forbidden",
@@ -137,7 +137,7 @@ def test_one_user_cannot_touch_another_s_streams(model, keys, x, expected, optio
         assert results[0][0][0] == "forbidden"
         assert results[1][0] is None
         assert bob.error("step", "b", 1, x[0].tobytes())[0] == "unknown"
-        # Nothing was changed, and he kept nobody waiting.
+        # Nothing was changed, and no stream is left waiting.
         assert alice.ok("step", "a", 1, x[0].tobytes())[2] == expected[0].tobytes()
         assert alice.ok("step", "a", 2, x[1].tobytes())[2] == expected[1].tobytes()
         assert alice.ok("fork", "a", "branch")[0] == 2
@@ -181,7 +181,7 @@ def test_the_owner_survives_a_restart_and_spilling(model, keys, x, expected, tmp
         assert decode_record(alice.ok("export", "a0")).owner == "alice"
         for peer in (alice, bob):
             peer.socket.close()
-    with serving({"m": model}, **durable) as server:  # without keys it is nobody's business
+    with serving({"m": model}, **durable) as server:  # without keys there are no owners
         stranger = Peer(server.endpoints[0])
         for call in (["step", "a0", 3, x[2].tobytes()], ["close", "a0"], ["open", "a0", None, 8]):
             assert stranger.error(*call)[0] == "forbidden"
@@ -210,7 +210,7 @@ def busy_or_error(peer, *call):
     raise AssertionError("it stayed busy")
 
 
-def test_streams_of_a_time_before_keys_belong_to_the_first_who_asks(
+def test_streams_without_owner_belong_to_the_first_user_that_asks(
     model, keys, x, expected, tmp_path
 ):
     durable = {"state_dir": tmp_path, "durability": "checkpoint", "checkpoint_interval_s": 3600.0}
@@ -263,7 +263,7 @@ def test_the_client_with_keys(model, keys, x, expected):
         assert asyncio.run(main()) == len(x)
 
 
-def test_who_has_no_key_or_a_wrong_one_cannot_connect(model, keys):
+def test_a_client_without_a_valid_key_cannot_connect(model, keys):
     with guarded(model, keys) as server:
         short: Any = {"timeout_s": 1.0}
         for user in ("mallory", "server"):
@@ -316,7 +316,7 @@ def test_one_file_is_one_user(model, keys):
             client.hello()
 
 
-def test_a_damaged_record_is_deleted_by_nobody_and_another_s_mismatch_told_to_nobody(
+def test_a_damaged_record_cannot_be_deleted_nor_another_user_s_mismatch_seen(
     model, keys, x, tmp_path
 ):
     durable = {"state_dir": tmp_path, "durability": "checkpoint", "checkpoint_interval_s": 3600.0}

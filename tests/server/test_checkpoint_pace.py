@@ -1,4 +1,4 @@
-"""How far a checkpoint may have come while messages are coming."""
+"""The pace of a checkpoint while messages come."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def end_of_slice(fields):
 @pytest.mark.parametrize(
     ("now_s", "expected"), [(5, 0), (5.75, 496), (6.25, 832), (6.5, NUM_SAVED), (60, NUM_SAVED)]
 )
-def test_it_is_spread_over_three_quarters_of_the_interval(now_s, expected):
+def test_a_checkpoint_is_spread_over_three_quarters_of_the_interval(now_s, expected):
     assert end_of_slice(PACED | {"now_ns": int(now_s * 1e9)}) == expected
 
 
 @pytest.mark.parametrize("change", [{"is_paced": 0}, {"save_now": 1}, {"uncovered": (64, 64)}])
-def test_whoever_waits_for_it_does_not_wait_for_that(change):
+def test_sync_and_eviction_do_not_wait_for_the_pace(change):
     assert end_of_slice(PACED | {"now_ns": 5_000_000_000} | change) == NUM_SAVED
 
 

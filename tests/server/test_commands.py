@@ -46,7 +46,7 @@ def reply_to(peer):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_says_when_it_is_ready_and_answers_what_has_arrived(model, path, tmp_path, number):
+def test_serve_reports_ready_and_answers_pending_steps_when_stopped(model, path, tmp_path, number):
     ready_file = tmp_path / "ready.json"
     with Program(f"climate={path}", "--ready-file", ready_file, "--shards", 2) as program:
         assert program.endpoint is not None, program.process.stderr.read()
@@ -115,7 +115,7 @@ def test_status_tells_how_a_server_is(path):
         (["--bind", "tcp://127.0.0.1:65535", "--shards", "2"], "shard 1"),
     ],
 )
-def test_what_cannot_start_says_why(path, arguments, told):
+def test_serve_says_why_it_cannot_start(path, arguments, told):
     ended = subprocess.run(
         streamrnn("serve", path, *arguments), capture_output=True, text=True, timeout=TIMEOUT_S
     )

@@ -1,4 +1,4 @@
-"""The server with a GPU, in numba's simulator: all the way from a message to its reply."""
+"""The server with a GPU, in numba's simulator."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_server_on_tensor_cores_names_its_arithmetic(models, rng):
     np.testing.assert_array_equal(y, engine.steps("a", x))
 
 
-def test_a_chunk_is_one_launch_while_nobody_else_is_ready(models, rng, monkeypatch):
+def test_a_chunk_is_one_launch_while_no_other_stream_is_ready(models, rng, monkeypatch):
     x = random_inputs(rng, models["lstm"].spec, 2, 40)
     expected = [expected_of(models["lstm"], each) for each in x]
     waves = []
@@ -152,7 +152,7 @@ def test_a_nan_within_a_chunk_ends_it_there(models, rng, monkeypatch):
         assert peer.ok("step", "a", 5, x[0].tobytes())[2] == expected[0].tobytes()
 
 
-def test_rows_come_and_go(models, rng):
+def test_rows_of_closed_streams_are_reused(models, rng):
     """Reset, close, a slot used again, a duplicate, a fork, an export and an import."""
     model = models["lstm"]
     x = random_inputs(rng, model.spec, 1, 4)[0]
@@ -317,7 +317,7 @@ def test_a_gpu_without_room_says_how_many_streams_would_fit(models, monkeypatch)
         gpu.make_devices(models, 90_000_000)
 
 
-def test_what_a_gpu_cannot_do_is_refused_at_once():
+def test_unknown_devices_and_precisions_are_refused():
     with pytest.raises(StartError, match=r"'int8'; with --device cuda .* float32, tf32, bfloat16"):
         ServerConfig(device="cuda", precision="int8")
     with pytest.raises(StartError, match=r"'tf32'; with --device cpu .* float32, bfloat16, int8"):

@@ -1,4 +1,4 @@
-"""Spilling, expiry, a full disk, a disk that fails: nothing is lost in silence."""
+"""Eviction, expiry and full disks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_idle_streams_are_spilled_and_come_back(models, tmp_path, x, expected):
         assert peer.ok("stats")["num_restored"] == 1
 
 
-def test_more_streams_than_memory_takes_take_turns(models, tmp_path, x, expected):
+def test_more_streams_than_max_streams_are_evicted_in_turn(models, tmp_path, x, expected):
     names = [f"s{k}" for k in range(40)]
     with served(models, tmp_path, max_streams=8, checkpoint_interval_s=0.01) as peer:
         for seq in (1, 2, 3):

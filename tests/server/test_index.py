@@ -1,4 +1,4 @@
-"""The index against a dict, with ids that collide, long ids, and a life of insertions."""
+"""The index of streams, against a dict."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_hash_is_the_protocol_s(stream):
 @given(
     st.lists(st.tuples(st.integers(0, 2), STREAM_IDS), max_size=150), st.sampled_from([64, 3, 1])
 )
-def test_it_does_what_a_dict_does(actions, num_hashes):
+def test_an_index_agrees_with_a_dict(actions, num_hashes):
     """With few hash values every search walks through others' entries, and deletions shift."""
     streams = Streams(200)
     known: dict[bytes, int] = {}
@@ -87,7 +87,7 @@ def test_it_does_what_a_dict_does(actions, num_hashes):
             assert streams.find(other, value) == known.get(other, -1)
 
 
-def test_thousands_of_streams_come_and_go():
+def test_thousands_of_streams_are_inserted_and_removed():
     streams = Streams(4096)
     rng = np.random.default_rng(0)
     names = [canonical_id(f"stream-{k}" * (1 + k % 3)) for k in range(6000)]

@@ -1,4 +1,4 @@
-"""The memory budget: what counts, who makes way, and that nobody's state is touched by it."""
+"""The memory budget: accounting and eviction."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_bytes_have_suffixes(text, num_bytes):
 
 
 @pytest.mark.parametrize("text", ["", "0", "G", "2 G", "2GB", "-1", "1e9", "0.1", "much"])
-def test_what_is_no_number_of_bytes_is_refused(text):
+def test_an_invalid_number_of_bytes_is_refused(text):
     with pytest.raises(StartError, match=r"--memory-budget .* like 2G"):
         parse_bytes(text, "--memory-budget")
 
@@ -62,7 +62,7 @@ def test_bytes_are_written_for_people():
     ]
 
 
-def test_a_budget_that_cannot_be_is_refused_with_what_is_needed():
+def test_a_budget_too_small_to_start_is_refused_with_the_least_that_works():
     model = random_model(np.random.default_rng(7), [("lstm", 24)], NUM_INPUTS, 2)
     with (
         pytest.raises(StartError, match=r"--memory-budget is 3 MiB.* need .*MiB before the first"),
@@ -142,7 +142,7 @@ def end(address, slot):
 
 
 class Shard:
-    """A shard's memory without its loop, and a record of who lives in it."""
+    """A shard's memory without its loop, and a record of its streams."""
 
     def __init__(self, num_free_bytes, has_disk=True):
         programs: Any = {
@@ -217,7 +217,7 @@ ACTIONS = st.lists(
 
 @settings(max_examples=100)
 @given(actions=ACTIONS, num_free_mib=st.integers(0, 4), has_disk=st.booleans())
-def test_whatever_happens_the_budget_holds_and_no_state_is_touched(actions, num_free_mib, has_disk):
+def test_after_any_actions_the_budget_holds_and_states_are_kept(actions, num_free_mib, has_disk):
     shard = Shard(num_free_mib * 2**20, has_disk)
     try:
         for number, (action, first, how_many) in enumerate(actions, 1):
@@ -321,7 +321,7 @@ def test_closed_streams_of_another_model_leave_their_memory_to_others(shards):
     assert shard.counter("num_spilled_for_memory") == 0
 
 
-def test_a_ring_is_taken_from_who_was_unused_for_longest(shards):
+def test_a_ring_is_taken_from_the_least_recently_used_stream(shards):
     shard = shards(PAGE_BYTES + 2**14)
     slots: list[int] = []
     while True:
@@ -363,7 +363,7 @@ def least_bytes(models, directory, **options):
         return peer.ok("stats")["memory_used_bytes"]
 
 
-def test_more_streams_with_replies_than_memory_take_turns(models, tmp_path, x):
+def test_more_rings_than_memory_are_evicted_in_turn(models, tmp_path, x):
     options = {"max_streams": 8000, "checkpoint_interval_s": 0.01}
     models = {"m": models["m"]}
     least = least_bytes(models, tmp_path, **options)
@@ -382,7 +382,7 @@ def test_more_streams_with_replies_than_memory_take_turns(models, tmp_path, x):
         assert stats["memory_used_bytes"] <= stats["memory_budget_bytes"] == least + 2**20
 
 
-def test_streams_that_cannot_make_way_make_new_ones_busy(models, x):
+def test_without_evictable_streams_open_is_busy(models, x):
     models = {"m": models["m"]}
     with serving(models, max_streams=40_000) as server:
         least = server.control.stats()["memory_used_bytes"]

@@ -1,4 +1,4 @@
-"""A server whose weights are stored in fewer bits: the engine's outputs, by another arithmetic."""
+"""A server with weights in bfloat16 and int8."""
 
 from __future__ import annotations
 

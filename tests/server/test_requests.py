@@ -1,4 +1,4 @@
-"""The server from end to end, through a raw DEALER socket: results, rules, bad input."""
+"""The server's methods over a raw DEALER socket: results, rules, bad input."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def test_tokens_come_as_uint32_or_as_numbers(peer, models, stream):
     assert (code, detail["step"], detail["name"]) == ("bad_value", 1, "word")
 
 
-def test_many_streams_at_once_are_each_its_own(peer, engine, stream, x):
-    """Waves of every size: whoever else is in them, the bits are the same."""
+def test_streams_stepped_together_keep_their_own_states(peer, engine, stream, x):
+    """In batches of any size and composition the bits are the same."""
     ids = [f"{stream}-{k}" for k in range(300)]
     results = peer.ok("open", ids, "lstm", 4)
     assert results == [[None, [0, 0, 4]]] * 300
@@ -357,7 +357,7 @@ def test_bad_input_has_its_own_code_and_touches_nothing(peer, engine, stream, x,
         assert peer.ok("step", name, 2, x[1].tobytes()) == [2, 0, expected]
 
 
-def test_what_cannot_be_read(peer, server):
+def test_undecodable_messages_are_answered_or_dropped(peer, server):
     for message in (b"\x94\x00\x07", b"\xc1", b"", msgpack.packb([0, 7]), b"\x94\x00\x07\xa4step"):
         peer.socket.send(message)
     msgid, error, _ = peer.receive()
@@ -415,7 +415,7 @@ def test_a_stream_s_queue_is_bounded(peer, stream, x):
     assert last == codes.count("done")
 
 
-def test_beyond_the_bound_of_streams_open_is_busy(models):
+def test_open_beyond_max_streams_is_busy(models):
     with serving({"lstm": models["lstm"]}, max_streams=3) as server:
         peer = Peer(server.endpoints[0])
         results = peer.ok("open", ["a", "b", "c", "d"], None, 0)
@@ -481,7 +481,7 @@ def test_idle_streams_are_closed(models, x):
         peer.socket.close()
 
 
-def test_a_flood_of_errors_is_answered_without_words(models, x):
+def test_a_flood_of_errors_is_answered_with_codes_alone(models, x):
     with serving({"lstm": models["lstm"]}) as server:
         peer, other = Peer(server.endpoints[0]), Peer(server.endpoints[0])
         other.ok("open", "a", None, 0)
@@ -501,7 +501,7 @@ def test_a_flood_of_errors_is_answered_without_words(models, x):
             each.socket.close()
 
 
-def test_a_reader_that_does_not_read_is_shed_and_nobody_waits(models, x):
+def test_a_slow_reader_loses_replies_and_delays_no_other_client(models, x):
     wide = random_model(np.random.default_rng(0), [("rnn_tanh", 300)], inputs=1, head=None)
     with serving({"wide": wide}, max_in_flight=64) as server:
         slow, other = Peer(server.endpoints[0]), Peer(server.endpoints[0])
@@ -549,7 +549,7 @@ def test_hello_and_models_say_what_is_served(peer, models):
         assert told[name]["spec"] == msgpack.unpackb(msgpack.packb(model.spec.to_dict()))
 
 
-def test_latencies_are_told(peer, stream, x):
+def test_stats_report_latencies(peer, stream, x):
     peer.ok("open", stream, "lstm", 0)
     for k in range(100):
         peer.ok("step", stream, k + 1, x[k % 64].tobytes())

@@ -1,4 +1,4 @@
-"""A server with a state directory: what survives, and what is refused."""
+"""A server with a state directory: restarts, and records that do not fit."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_a_batch_of_streams_on_disk_finds_their_model(models, tmp_path, x):
 
 
 @pytest.mark.parametrize("window", [2, 8])
-def test_of_two_clients_that_race_one_makes_each_step(models, tmp_path, x, window, rng):
+def test_of_two_racing_clients_one_makes_each_step(models, tmp_path, x, window, rng):
     """Both send the next step, each its own: one is applied, the other told, and nothing mixed."""
     with served(models, tmp_path) as one:
         two = Peer(one.ok("hello", {})["endpoints"][0])

@@ -1,4 +1,4 @@
-"""Moving and branching: export, import, fork, snapshot, rollback, an initial state; quarantine."""
+"""export, import, fork, snapshot, rollback and quarantine over a raw socket."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_stream_may_begin_with_another_one_s_state(peer, x, expected):
     assert peer.error("open", "b", "m", 4, record)[0] == "exists"
 
 
-def test_a_fork_goes_its_own_way(peer, x, expected):
+def test_steps_of_a_fork_do_not_change_the_original(peer, x, expected):
     begin(peer, x)
     assert peer.ok("fork", "a", "b")[::2] == [10, 8]
     for k in range(10, 20):
@@ -106,7 +106,7 @@ def test_a_fork_goes_its_own_way(peer, x, expected):
 
 
 @pytest.mark.parametrize("window", [1, 8])
-def test_what_was_made_is_answered_again_until_it_is_stepped(peer, x, expected, window):
+def test_fork_and_import_are_idempotent_until_the_stream_is_stepped(peer, x, expected, window):
     begin(peer, x, window=window)
     record = peer.ok("export", "a")
     calls: list[list] = [
@@ -161,7 +161,7 @@ def test_a_snapshot_can_be_rolled_back_to(models, tmp_path, x, expected, window)
         np.testing.assert_array_equal(step(peer, "a", 24, x[10])[2], expected[10])
 
 
-def test_without_a_name_it_is_the_last_state_on_disk(models, tmp_path, x, expected):
+def test_rollback_without_a_name_goes_to_the_last_state_on_disk(models, tmp_path, x, expected):
     with served(models, tmp_path) as peer:
         begin(peer, x)
         assert peer.error("rollback", "a", 11, None)[0] == "unknown_snapshot"
@@ -171,7 +171,7 @@ def test_without_a_name_it_is_the_last_state_on_disk(models, tmp_path, x, expect
         np.testing.assert_array_equal(step(peer, "a", 17, x[10])[2], expected[10])
 
 
-def test_without_a_disk_it_is_not_supported(models, x):
+def test_without_a_state_directory_sync_and_snapshots_are_not_supported(models, x):
     with serving({"m": models["m"]}) as server:
         peer = Peer(server.endpoints[0])
         begin(peer, x)

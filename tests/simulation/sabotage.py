@@ -1,4 +1,4 @@
-"""Ways to break a promise, for tests that show that the simulation would notice."""
+"""Planted faults that the crash simulation must detect."""
 
 from __future__ import annotations
 

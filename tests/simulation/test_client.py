@@ -1,4 +1,4 @@
-"""What the client promises, over a network that loses, repeats and reorders: one effect a step."""
+"""The client over a network that loses, repeats and reorders messages."""
 
 from dataclasses import replace
 
@@ -304,7 +304,7 @@ def test_numbers_of_the_users_own():
         run(sim.session.step(ex, state, [1, 1], 0))
 
 
-def test_a_batch_loses_nobodys_good_item():
+def test_a_failed_item_of_a_batch_leaves_the_others_their_results():
     sim = Simulation(1, num_shards=3)
     ids = [f"s{k}" for k in range(30)]
     rows = sim.run(batching.open_rows(sim.session, sim.exchange, ids, "sum", None, True))
@@ -363,7 +363,7 @@ def test_opening_a_stream_that_went_back_is_a_loss():
     assert open_one(sim, "a").last_seq == 0
 
 
-def test_somebody_else_opening_the_stream_after_a_restart_hides_no_loss():
+def test_a_stream_reopened_by_another_client_after_a_restart_is_still_lost():
     sim = Simulation(1)
     state = open_one(sim, "a")
     rows = batching.Rows([state], state.model)

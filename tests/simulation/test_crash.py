@@ -1,4 +1,4 @@
-"""Crashes of server and client at any point, by the seed: nothing lost, nothing applied twice.
+"""Crashes of server and client at points that a seed chooses.
 
 The server's part is its own machine code, linked to a simulated libzmq, so it runs in processes of
 its own (`tests.simulation.client_life`).
@@ -85,7 +85,7 @@ def test_many_crashes_change_nothing():
         ("client-forgets-too-early", "StateLost"),
     ],
 )
-def test_it_would_notice(broken, words):
+def test_planted_faults_are_detected(broken, words):
     run = tell(1, 100, "--break", broken)  # the seeds whose disk is simulated
     assert run.returncode == 1
     assert words in run.stderr

@@ -1,4 +1,4 @@
-"""The record of a stream: what is written is read, and nothing else is."""
+"""The record of a stream: round trips, and refusal of damage."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_torn_write_is_refused():
 
 
 @given(st.binary(max_size=400))
-def test_anything_else_is_refused(data):
+def test_other_formats_are_refused(data):
     with pytest.raises(RecordError):
         decode_record(data)
 

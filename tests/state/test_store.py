@@ -1,4 +1,4 @@
-"""The state directory: what is committed is there, what is not is not, and it is one process's."""
+"""The state directory: commits, locking, errors."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_truncated_file_is_refused(tmp_path):
     StateStore(tmp_path, max_bytes=2**24).close()
 
 
-def test_what_is_no_state_directory_is_refused(tmp_path):
+def test_an_invalid_state_directory_is_refused(tmp_path):
     with pytest.raises(StoreError, match="no state directory"):
         StateStore(tmp_path, read_only=True)
     (tmp_path / "file").write_text("x")

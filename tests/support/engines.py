@@ -1,4 +1,4 @@
-"""How tests run an engine and compare what it says."""
+"""Runs of an engine, and comparison of their bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every form of a cell that takes the staged path, for the tests of references and kernels."""
+"""Every cell variant that takes the staged path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random models and inputs for tests: well-conditioned, and the same for the same generator."""
+"""Random models and inputs, the same for the same generator."""
 
 from __future__ import annotations
 

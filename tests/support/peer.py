@@ -1,4 +1,4 @@
-"""A client that sends exactly what it is told to, and servers for it in this process."""
+"""A raw client, and servers for it in this process."""
 
 from __future__ import annotations
 

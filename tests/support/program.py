@@ -1,4 +1,4 @@
-"""The server and other code as processes of their own, which never outlive the tests."""
+"""The server and other code as child processes."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def test_a_model_that_the_engine_does_not_reproduce_is_an_error(tmp_path, monkey
 from streamrnn.training.verify import trainer_outputs as original  # noqa: E402
 
 
-def test_where_a_model_may_not_be_written(tmp_path):
+def test_an_invalid_output_path_is_refused(tmp_path):
     config = TrainingConfig(path=str(CO2), predict=("co2",))
     with pytest.raises(TrainingError, match="kept for its configuration"):
         train_to_file(config, tmp_path / "model.toml")

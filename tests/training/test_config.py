@@ -1,4 +1,4 @@
-"""Configurations: TOML there and back, and what is refused."""
+"""Training configurations: TOML round trips, and refused values."""
 
 import argparse
 

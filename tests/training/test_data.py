@@ -1,4 +1,4 @@
-"""Tables, the choice of columns and transforms, and the three parts."""
+"""Tables, columns, transforms and the split into parts."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Gradients of whole networks against central differences, in float64."""
+"""Gradients against central differences, in float64."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Trainings from table to model: what they learn, repeat, carry, measure and refuse."""
+"""Trainings from table to model."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The Python codec against the vectors that every codec of the protocol must pass."""
+"""The Python codec against the wire vectors."""
 
 import json
 
@@ -136,7 +136,7 @@ def test_a_damaged_request_is_decoded_or_refused_never_a_crash(vector, damage):
 
 
 @given(st.binary(max_size=80))
-def test_a_client_never_trips_over_random_replies(data):
+def test_random_replies_never_break_a_client(data):
     exchange = Exchange(lambda: 0.0, timeout_s=1, resend_s=1)
     call = exchange.submit("e", "stats", (b"\xa5stats", b"\x90"))
     exchange.receive(data)
@@ -179,7 +179,7 @@ def test_every_code_has_words_with_and_without_detail(code):
     assert "{" not in protocol.error_message(code)
 
 
-def test_words_say_what_came_and_what_was_expected():
+def test_errors_say_what_came_and_what_was_expected():
     words = protocol.error_message
     assert "step 9 came, but step 4" in words(ErrorCode.GAP, {"expected": 4, "got": 9})
     assert "co2, gru" in words(ErrorCode.UNKNOWN_MODEL, {"model": "c", "models": ["co2", "gru"]})

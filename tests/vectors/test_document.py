@@ -1,4 +1,4 @@
-"""What docs/protocol.md shows is what the codec does."""
+"""The examples of docs/protocol.md against the codec."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ def shown(value):
 
 
 @pytest.mark.parametrize(("direction", "digits", "meaning"), EXAMPLES)
-def test_an_example_is_what_it_says(direction, digits, meaning):
+def test_examples_of_the_document_decode_as_described(direction, digits, meaning):
     message = bytes.fromhex(digits)
     assert shown(msgpack.unpackb(message)) == meaning
     if direction == ">":

@@ -39,7 +39,7 @@ ROOM = 64 * mmap.PAGESIZE
 
 
 class Guarded:
-    """Memory whose end nobody can read beyond."""
+    """Memory that ends at a guard page."""
 
     def __init__(self):
         self.region = mmap.mmap(-1, ROOM + mmap.PAGESIZE)

@@ -1,4 +1,4 @@
-"""What `test_kernels_neon` steps: the models and inputs of both sides, ARM's and this machine's."""
+"""Models and inputs that `test_neon` steps, on ARM and on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds the step for 64-bit ARM on any machine: `test_kernels_neon` runs it in an emulator.
+"""Builds the step for 64-bit ARM on any machine: `test_neon` runs it in an emulator.
 
 The vectors are NEON's, four floats wide; numba compiles as ever, and LLVM makes ARM code of the
 result. Everything that a `Program` owns goes into one image, in which each word that is an address
