@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,9 @@ settings.load_profile("streamrnn")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell's background job ignores Ctrl-C, and so would the programs that tests interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Numba reads this when it is imported: without a GPU its kernels run in the simulator.
     if config.getoption("markexpr") != "gpu":
         os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
