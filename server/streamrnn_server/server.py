@@ -30,7 +30,7 @@ from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.gpu.loop import GpuShard, make_devices, rows_of_a_wave
 from streamrnn_server.shard.loop import serve
 from streamrnn_server.shard.setup import ShardMemory
-from streamrnn_server.shard.structs import ASK_DRAINED, COMMAND_END, COMMAND_STOP
+from streamrnn_server.shard.structs import AskKind, CommandKind
 from streamrnn_server.storage.state_dir import Disk
 from streamrnn_server.warmup import compile_all
 
@@ -257,7 +257,7 @@ class Server:
                 poller.unregister(self._woken)
                 self._log.write("info", "stopping: answering what has arrived")
                 for pair in self._pairs:
-                    pair.send_multipart(command(COMMAND_STOP))
+                    pair.send_multipart(command(CommandKind.STOP))
             for pair in [pair for pair in self._pairs if pair in ready]:
                 if not self._serve_pair(pair):
                     running.discard(pair)
@@ -275,8 +275,8 @@ class Server:
         try:
             while True:
                 ask = parse_ask(*pair.recv_multipart(zmq.DONTWAIT))
-                if ask.ask == ASK_DRAINED:
-                    pair.send_multipart(command(COMMAND_END))
+                if ask.ask == AskKind.DRAINED:
+                    pair.send_multipart(command(CommandKind.END))
                     return False
                 for order in self.control.answer(shard, ask):
                     self._pairs[order.shard].send_multipart(order.frames)

@@ -11,7 +11,7 @@ from streamrnn_server.shard.batch.schedule import choose_model, gather, wave_of
 from streamrnn_server.shard.checkpoint.copy import can_save_more, save
 from streamrnn_server.shard.poll import listen, read_clock, sweep, wait
 from streamrnn_server.shard.streams.admit import admit
-from streamrnn_server.shard.structs import ENDED, Shard, shard_at
+from streamrnn_server.shard.structs import Shard, ShardState, shard_at
 from streamrnn_server.shard.wire.receive import receive
 from streamrnn_server.shard.wire.reply import reply
 
@@ -30,7 +30,7 @@ def serve(address: int) -> None:
     shard = shard_at(address)
     float_mode = enter_float_mode()
     read_clock(shard)
-    while shard.state != ENDED:
+    while shard.state != ShardState.ENDED:
         if turn(shard):
             wait(shard)
     leave_float_mode(float_mode)

@@ -20,8 +20,6 @@ from streamrnn_server.shard.structs import Model, Shard
 
 __all__ = ["commit", "note_all_but_last", "note_step"]
 
-_QUARANTINED = int(ErrorCode.QUARANTINED)
-
 
 @jit
 def commit(shard: Shard, model: Model, num_rows: int) -> None:
@@ -100,6 +98,6 @@ def _freeze(shard: Shard, header: Header, request: Request) -> None:
     """Let nobody step a stream whose state has turned NaN; what is on disk stays as it is."""
     header.flags |= h.IS_FROZEN
     seq = header.last_seq
-    set_error(request, _QUARANTINED, seq, seq + 1 if seq > 0 else 0)
+    set_error(request, ErrorCode.QUARANTINED, seq, seq + 1 if seq > 0 else 0)
     shard.counters.num_quarantined += 1
     shard.counters.num_errors += 1

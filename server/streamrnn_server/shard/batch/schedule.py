@@ -18,9 +18,14 @@ from streamrnn_server.shard.gpu.write_buffer import ask_for_row, is_away
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.arena import release
 from streamrnn_server.shard.memory.header import Header
-from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.finish import finish, set_error
-from streamrnn_server.shard.requests.request import Request, first_waiting, pop_waiting, request_at
+from streamrnn_server.shard.requests.request import (
+    Kind,
+    Request,
+    first_waiting,
+    pop_waiting,
+    request_at,
+)
 from streamrnn_server.shard.streams.eviction import take_block
 from streamrnn_server.shard.streams.operations import (
     close_stream,
@@ -38,12 +43,6 @@ from streamrnn_server.shard.structs import Model, Shard, model_at
 __all__ = ["choose_model", "gather", "rest", "wave_of"]
 
 _LOOKED_AT_A_ROW = 4  # slots, at most
-_UNKNOWN, _FORBIDDEN, _BUSY, _QUARANTINED = (
-    int(ErrorCode.UNKNOWN),
-    int(ErrorCode.FORBIDDEN),
-    int(ErrorCode.BUSY),
-    int(ErrorCode.QUARANTINED),
-)
 
 
 class Wave(NamedTuple):
@@ -133,16 +132,16 @@ def _next_step(shard: Shard, plan: Any, model: Model, slot: int, header: Header)
         kind = request.kind
         is_frozen = header.flags & h.IS_FROZEN != 0
         if is_forbidden(shard, slot, request):
-            set_error(request, _FORBIDDEN)
-        elif is_frozen and kind in (r.STEP, r.EXPORT, r.SNAPSHOT, r.SYNC):
+            set_error(request, ErrorCode.FORBIDDEN)
+        elif is_frozen and kind in (Kind.STEP, Kind.EXPORT, Kind.SNAPSHOT, Kind.SYNC):
             seq = header.last_seq
-            set_error(request, _QUARANTINED, seq, seq + 1 if seq > 0 else 0)
-        elif kind == r.STEP:
+            set_error(request, ErrorCode.QUARANTINED, seq, seq + 1 if seq > 0 else 0)
+        elif kind == Kind.STEP:
             if request.num_steps < 0:
                 prepare_step(shard, plan, model, slot, header, request)
             if request.code == 0 and request.progress < request.num_steps:
                 return request
-        elif kind in (r.EXPORT, r.PLACE) and is_away(shard, slot):
+        elif kind in (Kind.EXPORT, Kind.RESTORE) and is_away(shard, slot):
             ask_for_row(shard, slot)
             return request_at(0)
         elif _must_be_held(shard, model, slot, header, request, kind):
@@ -162,29 +161,29 @@ def _must_be_held(
     """Do what is no step; tell whether its stream is held until it is on disk."""
     has_disk = shard.disk != 0
     flags = header.flags
-    if kind == r.OPEN:
+    if kind == Kind.OPEN:
         if open_stream(shard, model, slot, header, request):
             mark_dirty(shard, slot, header)
         return False
-    if kind == r.RESET:
+    if kind == Kind.RESET:
         if reset_stream(shard, model, slot, header, request):
             mark_dirty(shard, slot, header)
         return False
-    if kind == r.CLOSE:
+    if kind == Kind.CLOSE:
         if has_disk and flags & h.IS_OPEN:
             return True
         was_open = close_stream(shard, model, header)
         request.last_seq = 1 if was_open else 0
         shard.counters.num_closed += 1 if was_open else 0
         return False
-    if kind == r.PLACE:
+    if kind == Kind.RESTORE:
         return place_stream(shard, model, slot, header, request) and has_disk
     if flags & h.IS_OPEN == 0:
-        set_error(request, _UNKNOWN)
+        set_error(request, ErrorCode.UNKNOWN)
         return False
-    if kind == r.ROLLBACK:
+    if kind == Kind.ROLLBACK:
         return roll_back(shard, model, slot, header, request) and has_disk
-    if kind == r.EXPORT:
+    if kind == Kind.EXPORT:
         _copy_out(shard, model, slot, header, request)
         return False
     request.last_seq = header.last_seq  # SNAPSHOT and SYNC
@@ -198,7 +197,7 @@ def _copy_out(shard: Shard, model: Model, slot: int, header: Header, request: Re
     num_bytes = entry_bytes(shard, model, slot, header, nobody)
     block = take_block(shard, num_bytes)
     if block == 0 or num_bytes > shard.out_bytes // 2:
-        set_error(request, _BUSY)
+        set_error(request, ErrorCode.BUSY)
         release(shard.arena, block)
         return
     write_entry(shard, model, slot, header, nobody, entry_at(block))

@@ -24,13 +24,13 @@ from streamrnn.kernels.pointers import address
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.checkpoint import packing as e
 from streamrnn_server.shard.checkpoint.ack import MAX_SLICE_SLOTS, mark_dirty, take_answers
-from streamrnn_server.shard.checkpoint.packing import Entry, part_bytes
+from streamrnn_server.shard.checkpoint.packing import Entry, EntryKind, part_bytes
 from streamrnn_server.shard.gpu.write_buffer import is_away
 from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
-from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.request import (
+    Kind,
     Request,
     append,
     first_waiting,
@@ -39,7 +39,7 @@ from streamrnn_server.shard.requests.request import (
 )
 from streamrnn_server.shard.streams.owners import name_of_owner
 from streamrnn_server.shard.streams.slots import header_of, model_of, row_of, stage_of
-from streamrnn_server.shard.structs import Model, Shard, Stage
+from streamrnn_server.shard.structs import Model, Shard, Stage, StageState
 
 __all__ = [
     "ask_for_checkpoint",
@@ -219,7 +219,7 @@ def _end(shard: Shard) -> None:
         if not request:
             return
         is_done = has_failed == 0
-        if request.kind == r.SYNC_ALL:
+        if request.kind == Kind.SYNC_ALL:
             request.last_seq = 1 if is_done else 0
             is_done = True
         append(pool, shard.finished if is_done else shard.uncovered, request)
@@ -290,9 +290,9 @@ def entry_bytes(shard: Shard, model: Model, slot: int, header: Header, request: 
     """
     num_bytes = e.ENTRY_HEAD_BYTES + part_bytes(header.id_bytes)
     kind = _kind_of(request)
-    if kind == e.SNAPSHOT:
+    if kind == EntryKind.SNAPSHOT:
         num_bytes += part_bytes(request.x_count)
-    if kind != e.DELETE:
+    if kind != EntryKind.DELETE:
         owner = name_of_owner(shard, slot)
         num_bytes += part_bytes(load_u8(owner)) if owner != 0 else 0
         num_bytes += model.row_bytes
@@ -304,10 +304,11 @@ def entry_bytes(shard: Shard, model: Model, slot: int, header: Header, request: 
 
 @jit
 def _kind_of(request: Request) -> int:
-    kind = request.kind if request else r.STEP
-    if kind == r.CLOSE:
-        return e.DELETE
-    return e.SNAPSHOT if kind == r.SNAPSHOT else e.PUT
+    if request and request.kind == Kind.CLOSE:
+        return EntryKind.DELETE
+    if request and request.kind == Kind.SNAPSHOT:
+        return EntryKind.SNAPSHOT
+    return EntryKind.PUT
 
 
 @jit
@@ -325,7 +326,7 @@ def write_entry(
     """
     kind = _kind_of(request)
     y_bytes, window_log2, ring = model.y_bytes, header.window_log2, header.ring
-    name_bytes = request.x_count if kind == e.SNAPSHOT else 0
+    name_bytes = request.x_count if kind == EntryKind.SNAPSHOT else 0
     entry.num_bytes = entry_bytes(shard, model, slot, header, request)
     entry.kind = kind
     entry.slot = slot
@@ -346,7 +347,7 @@ def write_entry(
     at = address(entry) + e.ENTRY_HEAD_BYTES
     copy_bytes(at, h.id_address(header), header.id_bytes)
     at += part_bytes(header.id_bytes)
-    if kind == e.DELETE:
+    if kind == EntryKind.DELETE:
         return
     copy_bytes(at, request.x if name_bytes > 0 else 0, name_bytes)
     at += part_bytes(name_bytes)
@@ -368,8 +369,8 @@ def _stage_with_room(shard: Shard, num_bytes: int) -> Stage:
         _send_stage(shard)
     for k in range(w.NUM_STAGES):
         stage = stage_of(shard, k)
-        if stage.state == w.STAGE_FREE:
-            stage.state = w.STAGE_FILLING
+        if stage.state == StageState.FREE:
+            stage.state = StageState.FILLING
             stage.used_bytes = 0
             stage.num_entries = 0
             shard.stage = k
@@ -387,7 +388,7 @@ def _send_stage(shard: Shard) -> None:
     sent.at = stage.at
     sent.num_bytes = stage.used_bytes
     sent.num_entries = stage.num_entries
-    stage.state = w.STAGE_SENT
+    stage.state = StageState.SENT
     shard.stage = -1
     shard.num_in_flight += 1
     send_bytes(shard.disk, shard.out, w.SENT_STAGE_BYTES, False)

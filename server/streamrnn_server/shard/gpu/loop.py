@@ -18,7 +18,6 @@ from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import int64_array
 from streamrnn.kernels.virtual_memory import address_of
 from streamrnn.model.model import Model
-from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.batch.commit import commit, note_all_but_last
 from streamrnn_server.shard.batch.schedule import choose_model, gather
 from streamrnn_server.shard.checkpoint.copy import can_save_more, save
@@ -33,7 +32,7 @@ from streamrnn_server.shard.poll import listen, read_clock, sweep, wait
 from streamrnn_server.shard.setup import ShardMemory
 from streamrnn_server.shard.streams.admit import admit
 from streamrnn_server.shard.streams.slots import model_of
-from streamrnn_server.shard.structs import shard_at
+from streamrnn_server.shard.structs import RowLocation, ShardState, shard_at
 from streamrnn_server.shard.wire.receive import receive
 from streamrnn_server.shard.wire.reply import reply
 
@@ -198,7 +197,7 @@ class GpuShard:
             If the GPU has failed. The shard's streams are lost then.
         """
         memory, address = self._memory, self._memory.address
-        while memory.struct["state"] != w.ENDED:
+        while memory.struct["state"] != ShardState.ENDED:
             index = _begin(address)
             self._bring_rows()
             num_steps = 0
@@ -223,7 +222,7 @@ class GpuShard:
             slots = memory.written[:num_written]
             for device, rows, own in self._by_model(slots):
                 device.write_rows(own, rows[own])
-            memory.places[slots] = w.ROW_SAME
+            memory.places[slots] = RowLocation.BOTH
             memory.struct["num_written"] = 0
         if num_asked_for > 0:
             self._fetch(memory.asked_for[:num_asked_for])
@@ -235,7 +234,7 @@ class GpuShard:
             return
         for device, rows, own in self._by_model(slots):
             rows[own] = device.read_rows(own)
-        self._memory.places[slots] = w.ROW_SAME
+        self._memory.places[slots] = RowLocation.BOTH
 
     def _by_model(
         self, slots: NDArray[np.int32]

@@ -17,10 +17,9 @@ from streamrnn.kernels.memory import (
     store_i32,
     store_u8,
 )
-from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.requests.request import request_at
 from streamrnn_server.shard.streams.slots import header_of, make_ready, model_of
-from streamrnn_server.shard.structs import Model, Shard
+from streamrnn_server.shard.structs import Model, RowLocation, Shard
 
 __all__ = [
     "ask_for_row",
@@ -40,9 +39,9 @@ _MAX_LOOKED_AHEAD = 256
 def note_written(shard: Shard, slot: int) -> None:
     """Note that the host's row of a stream is the newest."""
     places = shard.places
-    if places == 0 or load_u8(places + slot) == w.ROW_HERE:
+    if places == 0 or load_u8(places + slot) == RowLocation.HOST:
         return
-    store_u8(places + slot, w.ROW_HERE)
+    store_u8(places + slot, RowLocation.HOST)
     number = shard.num_written
     store_i32(shard.written + 4 * number, slot)
     shard.num_written = number + 1
@@ -52,7 +51,7 @@ def note_written(shard: Shard, slot: int) -> None:
 def is_away(shard: Shard, slot: int) -> bool:
     """Tell whether the newest row of a stream is on the GPU alone."""
     places = shard.places
-    return places != 0 and load_u8(places + slot) == w.ROW_AWAY
+    return places != 0 and load_u8(places + slot) == RowLocation.GPU
 
 
 @jit
@@ -155,7 +154,7 @@ def fill_wave(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer:
     for row in range(num_rows):
         slot = load_i64(slots + 8 * row)
         store_i32(buffer + 4 * row, slot - first_slot)
-        store_u8(places + slot, w.ROW_AWAY)
+        store_u8(places + slot, RowLocation.GPU)
         copy_bytes(inputs + row * row_bytes, load_i64(xs + 8 * row), row_bytes)
 
 
