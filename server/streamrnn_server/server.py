@@ -27,7 +27,7 @@ from streamrnn_server.control.error_text import parse_ask
 from streamrnn_server.control.state_methods import command
 from streamrnn_server.device import choose_device
 from streamrnn_server.event_log import EventLog
-from streamrnn_server.shard.gpu.loop import GpuShard, make_devices, rows_of_a_wave
+from streamrnn_server.shard.gpu.loop import GpuShard, make_devices, max_batch_rows
 from streamrnn_server.shard.loop import serve
 from streamrnn_server.shard.setup import ShardMemory
 from streamrnn_server.shard.structs import AskKind, CommandKind
@@ -154,7 +154,7 @@ class Server:
             our, pair = self._make_pair(f"shard-{k}")
             self._pairs.append(our)
             own = {name: program.for_shard() for name, program in programs.items()}
-            gpu_rows = rows_of_a_wave(on_gpu[k]) if on_gpu else 0
+            gpu_rows = max_batch_rows(on_gpu[k]) if on_gpu else 0
             shard = ShardMemory(config, k, own, router, pair, disks[k], self.endpoints, gpu_rows)
             self.control.shards.append(shard)
             if on_gpu:

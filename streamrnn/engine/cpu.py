@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from streamrnn.engine.device import DONE, SLOT_MASK, check_call
 from streamrnn.kernels.cpu.float_mode import enter_float_mode, leave_float_mode
 from streamrnn.kernels.cpu.plan import (
-    MAX_WAVE,
+    MAX_BATCH_ROWS,
     NUM_INPUTS,
     OUTPUT_SIZE,
     PLAN_WORDS,
@@ -32,7 +32,7 @@ _ROW_ALIGNMENT_BYTES = 64
 
 # Words behind those of the plan: all that a call needs comes with one address.
 (_SLAB, _MARKS, _MAX_STREAMS, _ADDRESSES) = range(PLAN_WORDS, PLAN_WORDS + 4)
-_CALL_WORDS = _ADDRESSES + 3 * MAX_WAVE
+_CALL_WORDS = _ADDRESSES + 3 * MAX_BATCH_ROWS
 
 
 class CpuDevice:
@@ -158,11 +158,11 @@ def _advance(call, rows, x, y, num_steps):  # type: ignore[no-untyped-def]
             )
     else:
         addresses = call + 8 * _ADDRESSES
-        row_addresses = int64_array(addresses, MAX_WAVE)
-        x_addresses = int64_array(addresses + 8 * MAX_WAVE, MAX_WAVE)
-        y_addresses = int64_array(addresses + 16 * MAX_WAVE, MAX_WAVE)
-        for first in range(0, len(rows), MAX_WAVE):
-            num_rows = min(MAX_WAVE, len(rows) - first)
+        row_addresses = int64_array(addresses, MAX_BATCH_ROWS)
+        x_addresses = int64_array(addresses + 8 * MAX_BATCH_ROWS, MAX_BATCH_ROWS)
+        y_addresses = int64_array(addresses + 16 * MAX_BATCH_ROWS, MAX_BATCH_ROWS)
+        for first in range(0, len(rows), MAX_BATCH_ROWS):
+            num_rows = min(MAX_BATCH_ROWS, len(rows) - first)
             for i in range(num_rows):
                 slot = rows[first + i] & SLOT_MASK
                 row_addresses[i] = slab + slot * row_bytes

@@ -59,11 +59,11 @@ def main(capability: tuple[int, int]) -> None:
     words, ints, floats = int64[::1], int32[::1], float32[::1]
     tiling = network.TILING
     threads = tiling.row_threads
-    two, wave = (int64,) * 2, (int64,) * 3
+    two, batch = (int64,) * 2, (int64,) * 3
     kernels: dict[str, tuple[Any, tuple[Any, ...]]] = {
         f"{kind} {width}": (
             tiles.make_layer_kernel(number, getattr(tiling, width)),
-            (words, floats, floats, floats, floats, ints, *wave, int64),
+            (words, floats, floats, floats, floats, ints, *batch, int64),
         )
         for kind, number in (("dense", DENSE), ("gru", GRU), ("lstm", LSTM))
         for width in ("wide", "narrow")
@@ -71,19 +71,19 @@ def main(capability: tuple[int, int]) -> None:
     kernels |= {
         f"{precision} {kind} {width}": (
             tensor.make_tensor_kernel(number, getattr(network.TENSOR_TILING, width), precision),
-            (words, floats, floats, floats, floats, ints, *wave, int64),
+            (words, floats, floats, floats, floats, ints, *batch, int64),
         )
         for precision in ("tf32", "bfloat16")
         for kind, number in (("dense", DENSE), ("gru", GRU), ("lstm", LSTM))
         for width in ("wide", "narrow")
     }
     state = (words, floats, floats, floats, ints)
-    kernels["features"] = (rows.make_features_kernel(threads), (*state, floats, ints, *wave))
-    kernels["finish"] = (rows.make_finish_kernel(threads), (*state, floats, *wave))
-    kernels["softmax"] = (rows.make_softmax_kernel(threads), (floats, int64, *wave))
+    kernels["features"] = (rows.make_features_kernel(threads), (*state, floats, ints, *batch))
+    kernels["finish"] = (rows.make_finish_kernel(threads), (*state, floats, *batch))
+    kernels["softmax"] = (rows.make_softmax_kernel(threads), (floats, int64, *batch))
     kernels["chunk"] = (
         chunk.make_chunk_kernel(threads),
-        (*state, floats, ints, floats, *two, *wave),
+        (*state, floats, ints, floats, *two, *batch),
     )
     kernels["fma rate"] = (benchmark._multiply_and_add, (float32, floats))
     kernels["start"] = (rows.make_start_kernel(threads), (floats, ints, floats))

@@ -106,8 +106,8 @@ def _step_repeatedly(
     before = enter_float_mode()
     plan = int64_array(plan_address, p.PLAN_WORDS)
     for _ in range(num_repeats):
-        for first in range(0, num_rows, p.MAX_WAVE):
-            size = min(p.MAX_WAVE, num_rows - first)
+        for first in range(0, num_rows, p.MAX_BATCH_ROWS):
+            size = min(p.MAX_BATCH_ROWS, num_rows - first)
             step_rows(
                 plan,
                 int64_array(rows + 8 * first, size),

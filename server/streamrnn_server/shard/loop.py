@@ -7,7 +7,7 @@ from streamrnn.kernels.cpu.step import step_rows
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import int64_array
 from streamrnn_server.shard.batch.commit import commit
-from streamrnn_server.shard.batch.schedule import choose_model, gather, wave_of
+from streamrnn_server.shard.batch.schedule import batch_of, choose_model, gather
 from streamrnn_server.shard.checkpoint.copy import can_save_more, save
 from streamrnn_server.shard.poll import listen, read_clock, sweep, wait
 from streamrnn_server.shard.streams.admit import admit
@@ -38,7 +38,7 @@ def serve(address: int) -> None:
 
 @jit(inline="always")
 def turn(shard: Shard) -> bool:
-    """Go once through the loop: take what has arrived, compute one wave, send what is done.
+    """Go once through the loop: take what has arrived, compute one batch, send what is done.
 
     Returns
     -------
@@ -49,10 +49,10 @@ def turn(shard: Shard) -> bool:
     admit(shard)
     model = choose_model(shard)
     if model:
-        plan, wave = int64_array(model.plan, model.plan_length), wave_of(shard)
+        plan, batch = int64_array(model.plan, model.plan_length), batch_of(shard)
         num_rows = gather(shard, plan, model)
         if num_rows > 0:
-            step_rows(plan, wave.rows, wave.xs, wave.ys, num_rows)
+            step_rows(plan, batch.rows, batch.xs, batch.ys, num_rows)
             commit(shard, model, num_rows)
         read_clock(shard)
     save(shard, num_messages > 0)

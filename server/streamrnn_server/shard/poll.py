@@ -1,4 +1,4 @@
-"""What a shard does between waves: wait, listen to Python, let go of idle streams."""
+"""What a shard does between batches: wait, listen to Python, let go of idle streams."""
 
 from __future__ import annotations
 

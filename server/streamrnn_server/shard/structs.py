@@ -1,7 +1,7 @@
 """The structs of a shard, as its compiled functions and Python see them.
 
 A shard is one struct. In it stand the handles of sockets, the addresses of tables and of scratch,
-limits, and what changes from wave to wave; pool, arena, index and budget lie inside.
+limits, and what changes from batch to batch; pool, arena, index and budget lie inside.
 `streamrnn_server.shard.setup` makes it and keeps alive what it points to.
 """
 
@@ -113,7 +113,7 @@ class Shard(Struct):
     payload_message: Annotated[Any, np.int64, (8,)]
     poll_items: Annotated[Any, np.int64, (6,)]  # scratch of libzmq.poll_sockets
     clock: Annotated[Any, np.int64, (2,)]  # scratch of libzmq.monotonic_ns
-    now_ns: I64  # the loop's clock: read when messages were received, and after a wave
+    now_ns: I64  # the loop's clock: read when messages were received, and after a batch
     started_ns: I64
     state: I64  # a `ShardState`
     stop_at_ns: I64  # when to stop waiting for messages on their way
@@ -123,7 +123,7 @@ class Shard(Struct):
     headers: I64  # of all models' slots
     models: I64  # address of the models' records
     num_models: I64
-    next_model: I64  # index of the model whose turn a wave is first
+    next_model: I64  # index of the model whose turn a batch is first
     num_ready: I64  # number of slots that have work, of all models
     num_streams: I64  # number of slots taken
     max_streams: I64
@@ -133,15 +133,15 @@ class Shard(Struct):
     inline_x_bytes: I64
     out: I64  # address of the reply being written
     out_bytes: I64
-    max_rows: I64  # of a wave
+    max_rows: I64  # of a batch
     rows: I64  # address of int64[MAX_ROWS]: what `step_rows` takes
     xs: I64
     ys: I64
-    wave_slots: I64  # address of int64[MAX_ROWS]
-    wave_requests: I64
-    wave_y: I64  # address of MAX_ROWS places for one output each
-    wave_y_stride: I64
-    wave_rows: I64  # how many a wave has that a GPU computes
+    batch_slots: I64  # address of int64[MAX_ROWS]
+    batch_requests: I64
+    batch_y: I64  # address of MAX_ROWS places for one output each
+    batch_y_stride: I64
+    batch_rows: I64  # how many a batch has that a GPU computes
     arrived: Queue  # requests decoded and not admitted
     finished: Queue  # requests done and not answered
     last_empty_ns: I64  # when the router last had nothing

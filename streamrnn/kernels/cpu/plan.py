@@ -28,7 +28,7 @@ from streamrnn.model.model import Model
 from streamrnn.model.spec import MAX_LAYERS, InputSpec, LayerSpec, ModelSpec
 
 __all__ = [
-    "MAX_WAVE",
+    "MAX_BATCH_ROWS",
     "PLAN_WORDS",
     "PRECISIONS",
     "Program",
@@ -37,7 +37,7 @@ __all__ = [
     "layer_matrices",
 ]
 
-MAX_WAVE = 96  # rows of a wave: a multiple of every tile's rows
+MAX_BATCH_ROWS = 96  # rows of a batch: a multiple of every tile's rows
 
 # Words of a plan.
 (
@@ -50,19 +50,19 @@ MAX_WAVE = 96  # rows of a wave: a multiple of every tile's rows
     INPUTS_ARE_FEATURES,  # x can be read as it comes: nothing to transform
     INPUT_TABLE,  # address of int64[num_inputs, INPUT_WORDS]
     INPUT_VALUES,  # address of float32[num_inputs, 2]: center, fill
-    FEATURES,  # address of float32[MAX_WAVE, feature stride], scratch
+    FEATURES,  # address of float32[MAX_BATCH_ROWS, feature stride], scratch
     FEATURE_STRIDE,  # bytes
-    HIDDEN,  # address of float32[MAX_WAVE, hidden stride], scratch: new h, head's output
+    HIDDEN,  # address of float32[MAX_BATCH_ROWS, hidden stride], scratch: new h, head's output
     HIDDEN_STRIDE,  # bytes
-    X_POINTERS,  # address of int64[MAX_WAVE], scratch
-    H_POINTERS,  # address of int64[MAX_WAVE], scratch
-    ROWS,  # address of int64[MAX_WAVE], scratch
-    YS,  # address of int64[MAX_WAVE], scratch
-    STAGED_POINTERS,  # address of int64[MAX_WAVE], scratch
-    SEQUENCE,  # address of float32[MAX_WAVE, hidden stride], scratch: a layer's h of each step
-    SUMS,  # address of float32[MAX_WAVE, sums stride], scratch: accumulators after the x phase
+    X_POINTERS,  # address of int64[MAX_BATCH_ROWS], scratch
+    H_POINTERS,  # address of int64[MAX_BATCH_ROWS], scratch
+    ROWS,  # address of int64[MAX_BATCH_ROWS], scratch
+    YS,  # address of int64[MAX_BATCH_ROWS], scratch
+    STAGED_POINTERS,  # address of int64[MAX_BATCH_ROWS], scratch
+    SEQUENCE,  # address of float32[MAX_BATCH_ROWS, hidden stride], a layer's h of each step
+    SUMS,  # address of float32[MAX_BATCH_ROWS, sums stride], accumulators after the x phase
     SUMS_STRIDE,  # bytes
-    LEVELS,  # address of float32[MAX_WAVE, level stride], scratch: what was remembered at a step
+    LEVELS,  # address of float32[MAX_BATCH_ROWS, level stride], what was remembered at a step
     LEVEL_STRIDE,  # bytes
     LAST_H,  # bytes from the row to the last layer's h
     LAST_SIZE,  # its elements
@@ -417,7 +417,7 @@ class Program:
             (SUMS, SUMS_STRIDE, most_sums),
             (LEVELS, LEVEL_STRIDE, padded(num_memories)),
         ):
-            plan[place] = self._own(aligned_floats(MAX_WAVE * size))
+            plan[place] = self._own(aligned_floats(MAX_BATCH_ROWS * size))
             plan[stride] = 4 * size
         for place in (X_POINTERS, H_POINTERS, ROWS, YS, STAGED_POINTERS):
-            plan[place] = self._own(np.zeros(MAX_WAVE, dtype=np.int64))
+            plan[place] = self._own(np.zeros(MAX_BATCH_ROWS, dtype=np.int64))

@@ -47,7 +47,7 @@ def step_rows(plan, rows, xs, ys, num_rows):
     ys : ndarray of int64, shape (>= num_rows,)
         Addresses of the outputs, float32[output_size].
     num_rows : int64
-        1 to `MAX_WAVE`.
+        1 to `MAX_BATCH_ROWS`.
     """
     x_pointers = plan[p.X_POINTERS]
     h_pointers = plan[p.H_POINTERS]
@@ -91,8 +91,8 @@ def step_chunk(plan, row, x, y, num_steps):
     num_steps : int64
         T.
     """
-    for first in range(0, num_steps, p.MAX_WAVE):
-        num = min(p.MAX_WAVE, num_steps - first)
+    for first in range(0, num_steps, p.MAX_BATCH_ROWS):
+        num = min(p.MAX_BATCH_ROWS, num_steps - first)
         _step_run(
             plan,
             row,
@@ -104,7 +104,7 @@ def step_chunk(plan, row, x, y, num_steps):
 
 @jit
 def _step_run(plan, row, x, y, num_steps):
-    """Advance one stream by at most `MAX_WAVE` steps."""
+    """Advance one stream by at most `MAX_BATCH_ROWS` steps."""
     x_pointers, level_pointers, y_pointers = plan[p.X_POINTERS], plan[p.ROWS], plan[p.YS]
     for t in range(num_steps):
         features = x + 4 * t * plan[p.NUM_INPUTS]

@@ -1,4 +1,4 @@
-"""What a wave needs beside the product: features before it, the outputs and the commit after it."""
+"""What a batch needs beside the product: features before, outputs and the commit after."""
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -184,8 +184,8 @@ def make_features_kernel(num_threads: int) -> Any:
     -------
     numba dispatcher
         Its arguments: ``plan``, ``weights``, ``slab``, ``work`` and ``slots`` as in
-        `make_layer_kernel`; ``x`` float32[:] and ``tokens`` int32[:], the wave's inputs, which
-        are the same memory; ``num_rows``, ``step`` and ``num_steps`` of the wave.
+        `make_layer_kernel`; ``x`` float32[:] and ``tokens`` int32[:], the batch's inputs, which
+        are the same memory; ``num_rows``, ``step`` and ``num_steps`` of the batch.
     """
 
     @kernel(num_threads)
@@ -218,8 +218,8 @@ def make_finish_kernel(num_threads: int) -> Any:
     -------
     numba dispatcher
         Its arguments: ``plan``, ``weights``, ``slab``, ``work`` and ``slots`` as in
-        `make_layer_kernel`; ``y`` float32[:], the wave's outputs; ``num_rows``, ``step`` and
-        ``num_steps`` of the wave.
+        `make_layer_kernel`; ``y`` float32[:], the batch's outputs; ``num_rows``, ``step`` and
+        ``num_steps`` of the batch.
     """
 
     @kernel(num_threads)
@@ -308,7 +308,7 @@ def make_move_kernel(num_threads: int) -> Any:
 
 
 def make_softmax_kernel(num_threads: int) -> Any:
-    """Return the kernel that replaces each output of a wave by its softmax.
+    """Return the kernel that replaces each output of a batch by its softmax.
 
     Parameters
     ----------
@@ -319,7 +319,7 @@ def make_softmax_kernel(num_threads: int) -> Any:
     -------
     numba dispatcher
         Its arguments: ``y`` float32[:]; ``size`` of an output; ``num_rows``, ``step`` and
-        ``num_steps`` of the wave.
+        ``num_steps`` of the batch.
     """
 
     @kernel(num_threads)

@@ -1,4 +1,4 @@
-"""A loaded model on the GPU, and the launches of one step of a wave."""
+"""A loaded model on the GPU, and the launches of one step of a batch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from streamrnn.kernels.cuda.tensor_cores import TensorShape, make_tensor_kernel
 from streamrnn.kernels.cuda.tiles import TileShape, make_layer_kernel
 from streamrnn.model.model import Model
 
-__all__ = ["TENSOR_TILING", "TILING", "Network", "Tiling", "Wave"]
+__all__ = ["TENSOR_TILING", "TILING", "Batch", "Network", "Tiling"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Tiling:
     Attributes
     ----------
     wide : TileShape or TensorShape
-        For waves that fill the GPU with its blocks.
+        For batches that fill the GPU with its blocks.
     narrow : TileShape or TensorShape
         For all others.
     row_threads : int
@@ -63,8 +63,8 @@ TENSOR_TILING = Tiling(TensorShape(2, 4, 2, 8), TensorShape(4, 1, 1, 4), 128)
 
 
 @dataclass(frozen=True)
-class Wave:
-    """The arrays on the GPU that a wave's inputs and outputs lie in.
+class Batch:
+    """The arrays on the GPU that a batch's inputs and outputs lie in.
 
     Attributes
     ----------
@@ -110,7 +110,7 @@ class Network:
     program : Program
         The same model on the CPU, whose row layout is taken over.
     max_rows : int
-        Of a wave.
+        Of a batch.
     precision : str
         Of the products: ``"float32"``, or ``"tf32"`` and ``"bfloat16"``, which go by tensor cores.
 
@@ -154,14 +154,14 @@ class Network:
         """The most rows whose steps are one launch; 0 if the model goes step by step."""
         return self._chunk.max_rows if self._chunk else 0
 
-    def launches(self, slab: Any, wave: Wave) -> Launches:
-        """Describe the launches of waves.
+    def launches(self, slab: Any, batch: Batch) -> Launches:
+        """Describe the launches of batches.
 
         Parameters
         ----------
         slab : device array of float32, shape (num_slots * row_size,)
             The streams' rows.
-        wave : Wave
+        batch : Batch
             Slots, all different; behind them the inputs [num_rows, num_steps, num_inputs]; where
             the outputs [num_rows, num_steps, output_size] go.
 
@@ -171,22 +171,22 @@ class Network:
         """
         plan, threads = self.plan, self._tiling.row_threads
         state = (self._words, self._weights, slab, self._work)
-        of_wave = (Number.NUM_ROWS, Number.STEP, Number.NUM_STEPS)
+        of_batch = (Number.NUM_ROWS, Number.STEP, Number.NUM_STEPS)
         num_inputs = int(plan.words[plan_words.NUM_INPUTS])
         step: list[Launch] = []
-        x_place: tuple[Any, int, int] = (wave.x, Number.X_START, Number.X_STRIDE)
+        x_place: tuple[Any, int, int] = (batch.x, Number.X_START, Number.X_STRIDE)
         if not plan.inputs_are_features:
-            arguments = (*state, wave.slots, wave.x, wave.slots, *of_wave)
+            arguments = (*state, batch.slots, batch.x, batch.slots, *of_batch)
             block_rows = features_rows(num_inputs, threads)
             step.append(Launch(self._write_features, arguments, threads, 1, block_rows))
             x_place = (self._work, int(plan.words[plan_words.FEATURES]), plan.work_size)
         for layer in (*plan.layers, *([plan.head] if plan.head else [])):
             x, *place = x_place
-            arguments = (*state, x, wave.slots, layer.words, *place, Number.NUM_ROWS)
+            arguments = (*state, x, batch.slots, layer.words, *place, Number.NUM_ROWS)
             step += self._layer_launches(layer, arguments)
             x_place = (self._work, layer.out, plan.work_size)
-        step.append(Launch(self._finish, (*state, wave.slots, wave.y, *of_wave), threads, 1, 1))
-        chunk = self._chunk_launches(slab, wave, of_wave)
+        step.append(Launch(self._finish, (*state, batch.slots, batch.y, *of_batch), threads, 1, 1))
+        chunk = self._chunk_launches(slab, batch, of_batch)
         return Launches(tuple(step), chunk, self.max_chunk_rows, num_inputs)
 
     def _layer_launches(self, layer: GpuLayer, arguments: tuple[Any, ...]) -> list[Launch]:
@@ -208,15 +208,15 @@ class Network:
         ]
 
     def _chunk_launches(
-        self, slab: Any, wave: Wave, of_wave: tuple[Number, ...]
+        self, slab: Any, batch: Batch, of_batch: tuple[Number, ...]
     ) -> tuple[Launch, ...]:
         size, words, threads = self._chunk, self.plan.words, self._tiling.row_threads
         if size is None:
             return ()
-        arrays = (self._words, self._weights, slab, self._work, wave.slots, wave.x, wave.slots)
+        arrays = (self._words, self._weights, slab, self._work, batch.slots, batch.x, batch.slots)
         chunk = Launch(
             self._step_chunk,
-            (*arrays, wave.y, size.vector_size, size.sums_size, *of_wave),
+            (*arrays, batch.y, size.vector_size, size.sums_size, *of_batch),
             threads,
             size.num_blocks,
             shared_bytes=size.shared_bytes,
@@ -224,7 +224,7 @@ class Network:
         )
         if not self.plan.head or words[plan_words.HEAD_ACTIVATION] != SOFTMAX:
             return (chunk,)
-        arguments = (wave.y, int(words[plan_words.OUTPUT_SIZE]), *of_wave)
+        arguments = (batch.y, int(words[plan_words.OUTPUT_SIZE]), *of_batch)
         softmax = Launch(self._softmax_rows, arguments, threads, 4 * self._num_multiprocessors)
         return (chunk, softmax)
 

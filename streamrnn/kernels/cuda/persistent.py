@@ -209,9 +209,9 @@ def make_chunk_kernel(threads: int) -> Any:
     numba dispatcher
         Its arguments: ``plan``, ``weights``, ``slab``, ``slots`` as in `make_layer_kernel`;
         ``work`` likewise, of two rows a stream; ``x`` float32[:] and ``tokens`` int32[:], the
-        wave's inputs, which are the same memory; ``y`` float32[:], for the outputs (a softmax is
+        batch's inputs, which are the same memory; ``y`` float32[:], for the outputs (a softmax is
         left to `make_softmax_kernel`); ``vector_size`` and ``sums_size`` of the `ChunkSize`;
-        ``num_rows``, ``step`` and ``num_steps`` of the wave. Dynamic shared memory: its bytes.
+        ``num_rows``, ``step`` and ``num_steps`` of the batch. Dynamic shared memory: its bytes.
     """
 
     @kernel(threads)

@@ -92,7 +92,7 @@ def copy_runner(num_bytes: int) -> Any:
 
 
 class ResidentStreams:
-    """B streams in one wave, whose inputs, states and outputs are all on the GPU.
+    """B streams in one batch, whose inputs, states and outputs are all on the GPU.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ class ResidentStreams:
         self._stream = cuda.stream()
         y_size = num_streams * num_steps * self._output_size
         self._lane = Lane(streams, slab, num_streams + x.size, y_size, self._stream)
-        self._lane.wave.x.copy_to_device(np.concatenate([slots.view(np.float32), x.reshape(-1)]))
+        self._lane.batch.x.copy_to_device(np.concatenate([slots.view(np.float32), x.reshape(-1)]))
         cuda.synchronize()
 
     def run(self, num_repeats: int) -> None:
@@ -139,5 +139,5 @@ class ResidentStreams:
         -------
         ndarray of float32, shape (B, T, output_size)
         """
-        y: NDArray[np.float32] = self._lane.wave.y.copy_to_host()
+        y: NDArray[np.float32] = self._lane.batch.y.copy_to_host()
         return y.reshape(*self._shape[:2], self._output_size)

@@ -1,10 +1,10 @@
-"""One layer of a wave: a product tiled through shared memory, its gates fused with the cell.
+"""One layer of a batch: a product tiled through shared memory, its gates fused with the cell.
 
 A block computes some units of some streams. All gates of a unit stand in the same thread, so the
 cell's element-wise part reads its sums from registers. Every output has one accumulator: it
 starts at the bias, takes the products with x in the order of k, then those with h, each by one
 fused multiply-add. That is the order of every tile, and of the CPU's: the bits of an output depend
-neither on the tile nor on the wave.
+neither on the tile nor on the batch.
 
 The new c replaces the old one in the stream's row, since nobody else reads it. The new h goes to
 scratch, since other blocks still read the old one; `streamrnn.kernels.cuda.features` commits it.
@@ -158,7 +158,7 @@ def _make_multiply(shape: TileShape, num_accumulators: int, gates: tuple[int, ..
 
 
 def make_layer_kernel(kind: int, shape: TileShape) -> Any:
-    """Return the kernel that steps one layer of all rows of a wave.
+    """Return the kernel that steps one layer of all rows of a batch.
 
     Parameters
     ----------

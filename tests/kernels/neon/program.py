@@ -119,7 +119,7 @@ class Image:
 
 
 def write_case(case: str, precision: str, path: Path) -> None:
-    """Write the image that steps every stream, one wave a step, and then one as a chunk."""
+    """Write the image that steps every stream, one batch a step, and then one as a chunk."""
     model, x = model_of(case)
     program = Program(model, precision)
     outputs = np.zeros((NUM_STREAMS + 1, NUM_STEPS, model.spec.output_size), np.float32)

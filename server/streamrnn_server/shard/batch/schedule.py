@@ -1,6 +1,6 @@
-"""Choose the rows of a wave: at most one step of each stream, of one model.
+"""Choose the rows of a batch: at most one step of each stream, of one model.
 
-A chunk's stream stays in for as many waves as it has steps, and every wave others come and go.
+A chunk's stream stays in for as many batches as it has steps, and every batch others come and go.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from streamrnn_server.shard.streams.restore import place_stream, roll_back
 from streamrnn_server.shard.streams.slots import free_slot, header_of, model_of, row_of
 from streamrnn_server.shard.structs import Model, Shard, model_at
 
-__all__ = ["choose_model", "gather", "rest", "wave_of"]
+__all__ = ["batch_of", "choose_model", "gather", "rest"]
 
 _LOOKED_AT_A_ROW = 4  # slots, at most
 
 
-class Wave(NamedTuple):
-    """The rows of a wave, one step of a stream each; arrays of int64, shape (max_rows,)."""
+class Batch(NamedTuple):
+    """The rows of a batch, one step of a stream each; arrays of int64, shape (max_rows,)."""
 
     rows: Any  # addresses of the streams' rows
     xs: Any  # of the inputs
@@ -56,20 +56,20 @@ class Wave(NamedTuple):
 
 
 @jit
-def wave_of(shard: Shard) -> Wave:
-    """Return the arrays of a shard's wave."""
-    return Wave(
+def batch_of(shard: Shard) -> Batch:
+    """Return the arrays of a shard's batch."""
+    return Batch(
         int64_array(shard.rows, shard.max_rows),
         int64_array(shard.xs, shard.max_rows),
         int64_array(shard.ys, shard.max_rows),
-        int64_array(shard.wave_slots, shard.max_rows),
-        int64_array(shard.wave_requests, shard.max_rows),
+        int64_array(shard.batch_slots, shard.max_rows),
+        int64_array(shard.batch_requests, shard.max_rows),
     )
 
 
 @jit
 def choose_model(shard: Shard) -> Model:
-    """Choose whose wave is next, in turn; a null model if no stream has work."""
+    """Choose whose batch is next, in turn; a null model if no stream has work."""
     if shard.num_ready == 0:
         return model_at(0)
     index = shard.next_model
@@ -85,14 +85,14 @@ def choose_model(shard: Shard) -> Model:
 
 @jit
 def gather(shard: Shard, plan: Any, model: Model) -> int:
-    """Take streams from a model's list until the wave is full or the list empty.
+    """Take streams from a model's list until the batch is full or the list empty.
 
     What needs no row (an open, a close, a reset, a duplicate, an error) is done on the way.
 
     Parameters
     ----------
     shard : Shard
-        ROWS, XS, YS, WAVE_SLOTS and WAVE_REQUESTS are filled.
+        ROWS, XS, YS, BATCH_SLOTS and BATCH_REQUESTS are filled.
     plan : ndarray of int64
         The model's plan.
 
@@ -221,10 +221,10 @@ def _place(shard: Shard, model: Model, slot: int, request: Request, row: int) ->
     x = request.x + progress * model.step_bytes
     y = request.y
     if y == 0:
-        y = shard.wave_y + row * shard.wave_y_stride
+        y = shard.batch_y + row * shard.batch_y_stride
         request.y = y
     else:
         y += progress * model.y_bytes
-    wave = wave_of(shard)
-    wave.rows[row], wave.xs[row], wave.ys[row] = row_of(model, slot), x, y
-    wave.slots[row], wave.requests[row] = slot, address(request)
+    batch = batch_of(shard)
+    batch.rows[row], batch.xs[row], batch.ys[row] = row_of(model, slot), x, y
+    batch.slots[row], batch.requests[row] = slot, address(request)

@@ -1,8 +1,8 @@
 """Checkpoints: the shard's part of bringing streams to disk.
 
 A stream that changes enters the list DIRTY. A checkpoint takes the whole list and copies one slot
-after the other into a stage, a slice between two waves; a full stage goes to the thread that writes
-(`streamrnn_server.storage.writer`), which answers when its commit has returned. Streams are
+after the other into a stage, a slice between two batches; a full stage goes to the thread that
+writes (`streamrnn_server.storage.writer`), which answers when its commit has returned. Streams are
 independent, so a checkpoint may be many commits, and each stream is as it was at the moment of its
 copy.
 
@@ -145,7 +145,7 @@ def save(shard: Shard, is_busy: bool) -> None:
     Parameters
     ----------
     shard : Shard
-        No wave is being computed.
+        No batch is being computed.
     is_busy : bool
         Whether messages are coming. Then a checkpoint that nobody waits for takes its time.
     """

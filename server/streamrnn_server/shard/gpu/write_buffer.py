@@ -1,7 +1,7 @@
-"""Where the newest row of a stream is, in a shard whose waves a GPU computes.
+"""Where the newest row of a stream is, in a shard whose batches a GPU computes.
 
 The rows live there. What writes a row on the way of a request (an open, a reset, a record) writes
-the host's, as without a GPU, and notes it; before the next wave it goes over. What reads one (an
+the host's, as without a GPU, and notes it; before the next batch it goes over. What reads one (an
 export, a checkpoint) waits until it has been brought here. Without a GPU there is no table of
 places, and every row is here.
 """
@@ -23,8 +23,8 @@ from streamrnn_server.shard.structs import Model, RowLocation, Shard
 
 __all__ = [
     "ask_for_row",
-    "empty_wave",
-    "fill_wave",
+    "empty_batch",
+    "fill_batch",
     "find_rows_to_save",
     "is_away",
     "let_askers_go_on",
@@ -56,7 +56,7 @@ def is_away(shard: Shard, slot: int) -> bool:
 
 @jit
 def ask_for_row(shard: Shard, slot: int) -> None:
-    """Have a stream wait until its row is here, before the next wave.
+    """Have a stream wait until its row is here, before the next batch.
 
     Parameters
     ----------
@@ -107,12 +107,12 @@ def find_rows_to_save(shard: Shard, slots: int) -> int:
 
 @jit
 def steps_together(shard: Shard, num_rows: int, max_rows: int, max_steps: int) -> int:
-    """Tell how many steps of a wave's streams may be one launch: others join at every wave.
+    """Tell how many steps of a batch's streams may be one launch: others join at every batch.
 
     Parameters
     ----------
     shard : Shard
-        Whose WAVE_REQUESTS are filled.
+        Whose BATCH_REQUESTS are filled.
     num_rows : int
         The number of rows.
     max_rows, max_steps : int
@@ -125,7 +125,7 @@ def steps_together(shard: Shard, num_rows: int, max_rows: int, max_steps: int) -
     """
     if num_rows > max_rows or shard.num_ready != 0:
         return 1
-    requests = shard.wave_requests
+    requests = shard.batch_requests
     num_steps = max_steps
     for row in range(num_rows):
         request = request_at(load_i64(requests + 8 * row))
@@ -135,20 +135,20 @@ def steps_together(shard: Shard, num_rows: int, max_rows: int, max_steps: int) -
 
 
 @jit
-def fill_wave(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
-    """Write a wave's slots and inputs one after the other.
+def fill_batch(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
+    """Write a batch's slots and inputs one after the other.
 
     Parameters
     ----------
     shard : Shard
-        Whose WAVE_SLOTS and XS are filled.
+        Whose BATCH_SLOTS and XS are filled.
     num_rows, num_steps : int
-        Of the wave.
+        Of the batch.
     buffer : int
         Address of int32[num_rows] and, behind it, of num_rows * num_steps inputs.
     """
     places, first_slot = shard.places, model.first_slot
-    slots, xs = shard.wave_slots, shard.xs
+    slots, xs = shard.batch_slots, shard.xs
     row_bytes = num_steps * model.step_bytes
     inputs = buffer + 4 * num_rows
     for row in range(num_rows):
@@ -159,15 +159,15 @@ def fill_wave(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer:
 
 
 @jit
-def empty_wave(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
-    """Put a wave's outputs where their requests want them.
+def empty_batch(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
+    """Put a batch's outputs where their requests want them.
 
     Parameters
     ----------
     shard : Shard
         Whose YS are filled.
     num_rows, num_steps : int
-        Of the wave.
+        Of the batch.
     buffer : int
         Address of num_rows * num_steps outputs.
     """

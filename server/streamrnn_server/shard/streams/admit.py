@@ -70,7 +70,7 @@ def admit(shard: Shard) -> None:
 
 @jit
 def _prefetch_headers(shard: Shard, pool: Pool) -> None:
-    """Ask for all headers, so that the misses of a whole wave pass at the same time."""
+    """Ask for all headers, so that the misses of a whole batch pass at the same time."""
     index = shard.index
     link = shard.arrived.first
     while link != 0:

@@ -242,7 +242,7 @@ def prepare_step(
     if is_child:
         request.y = parent.y + request.item * y_bytes
     elif num_steps > 1 or num_old > 0 or shard.is_always:
-        # Otherwise y lies in the wave's scratch, and is sent before the next wave.
+        # Otherwise y lies in the batch's scratch, and is sent before the next batch.
         block = take_block(shard, num_steps * y_bytes)
         if block == 0:
             set_error(request, ErrorCode.BUSY)

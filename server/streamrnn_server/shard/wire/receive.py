@@ -42,7 +42,7 @@ _HEAD_BYTES = 32  # enough to find the msgid
 
 @jit
 def receive(shard: Shard) -> int:
-    """Take messages that have arrived, at most a wave of them, and decode them.
+    """Take messages that have arrived, at most a batch of them, and decode them.
 
     Parameters
     ----------

@@ -5,8 +5,8 @@ sigmoids and peepholes stand here too, where a pass of their own costs little an
 stay as they are. The order of sums is that of the tiles: bias, x with k ascending, h with k
 ascending, each by one fused multiply-add.
 
-First comes the product with x, for all rows of a wave or all steps of a chunk; then, for the rows
-of a wave or for one step, all the rest. So a chunk has the bits of its steps.
+First comes the product with x, for all rows of a batch or all steps of a chunk; then, for the rows
+of a batch or for one step, all the rest. So a chunk has the bits of its steps.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -40,7 +40,7 @@ def step_staged_layer(plan, words, x_pointers, h_pointers, num_rows):
     x_pointers, h_pointers : int64
         Addresses of int64[num_rows]: where each row's x and h lie.
     num_rows : int64
-        1 to `MAX_WAVE`.
+        1 to `MAX_BATCH_ROWS`.
     """
     _multiply_x(plan, words, x_pointers, num_rows)
     _finish(plan, words, plan[p.SUMS], h_pointers, plan[p.HIDDEN], num_rows)
@@ -57,7 +57,7 @@ def run_staged_layer(plan, words, row, x_pointers, num_steps):
     row : int64
         Address of the stream's row.
     num_steps : int64
-        1 to `MAX_WAVE`.
+        1 to `MAX_BATCH_ROWS`.
     """
     _multiply_x(plan, words, x_pointers, num_steps)
     store_i64(plan[p.H_POINTERS], row + plan[words + p.H_OFFSET])
