@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from streamrnn.engine.precision import DEVICE_PRECISIONS
 from streamrnn.errors import StartError
+from streamrnn.kernels.precisions import DEVICE_PRECISIONS
 from streamrnn_client.protocol.messages import (
     DEFAULT_MAX_MESSAGE_BYTES,
     DEFAULT_PORT,
@@ -203,8 +203,8 @@ class ServerConfig:
     max_state_bytes : int
         The most that the state directory may hold.
     precision : str
-        Of all models, see `streamrnn.engine.precision.DEVICE_PRECISIONS`: of the weights (CPU), or
-        of both factors of each product (GPU).
+        Of all models, see `streamrnn.kernels.precisions.DEVICE_PRECISIONS`: of the weights (CPU),
+        or of both factors of each product (GPU).
     device : str
         What computes the steps: ``cpu``, ``cuda``, or ``auto`` for the faster one.
     """

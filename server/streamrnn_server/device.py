@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from streamrnn.engine.engine import Engine
-from streamrnn.engine.precision import DEVICE_PRECISIONS
 from streamrnn.errors import DeviceError, StartError
 from streamrnn.kernels.cuda.compiler import require_gpu
+from streamrnn.kernels.precisions import DEVICE_PRECISIONS
 from streamrnn.model.model import Model
 from streamrnn_server.config import ServerConfig
 from streamrnn_server.event_log import EventLog

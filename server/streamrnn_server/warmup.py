@@ -9,8 +9,8 @@ from typing import Any
 
 from numba.core import event, types
 
-from streamrnn.kernels.cpu.plan import PRECISIONS
 from streamrnn.kernels.cpu.tiling import cover_address
+from streamrnn.kernels.precisions import PRECISIONS
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.checkpoint.packing import pack_entries, table_of_entries
 from streamrnn_server.shard.gpu.loop import compile_for_gpu

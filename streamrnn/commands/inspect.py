@@ -7,7 +7,6 @@ import json
 import os
 from typing import Any
 
-from streamrnn.engine.precision import measure_precisions
 from streamrnn.model.model import Model
 from streamrnn.model.spec import InputSpec, ModelSpec, OutputSpec
 from streamrnn.training.report import report_lines
@@ -87,6 +86,9 @@ def _training_lines(training: dict[str, Any]) -> list[str]:
 
 
 def _precision_facts(model: Model) -> dict[str, Any]:
+    # Loads Numba, which the rest of the command does without.
+    from streamrnn.engine.precision import measure_precisions
+
     errors, num_steps, is_own = measure_precisions(model)
     return {
         "num_steps": num_steps,

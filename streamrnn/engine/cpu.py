@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numba.core import types
@@ -12,27 +12,36 @@ from numpy.typing import NDArray
 
 from streamrnn.engine.device import DONE, SLOT_MASK, check_call
 from streamrnn.kernels.cpu.float_mode import enter_float_mode, leave_float_mode
-from streamrnn.kernels.cpu.plan import (
-    MAX_BATCH_ROWS,
-    NUM_INPUTS,
-    OUTPUT_SIZE,
-    PLAN_WORDS,
-    ROW_BYTES,
-    Program,
-)
+from streamrnn.kernels.cpu.plan import MAX_WAVE, plan_at
+from streamrnn.kernels.cpu.program import Program
 from streamrnn.kernels.cpu.step import step_chunk, step_rows
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import int64_array
-from streamrnn.kernels.virtual_memory import reserve
+from streamrnn.kernels.pointers import field_address, pointer_to
+from streamrnn.kernels.structs import I64, Struct
+from streamrnn.kernels.virtual_memory import reserve, struct_address
 from streamrnn.model.model import Model
 
 __all__ = ["CpuDevice"]
 
 _ROW_ALIGNMENT_BYTES = 64
 
-# Words behind those of the plan: all that a call needs comes with one address.
-(_SLAB, _MARKS, _MAX_STREAMS, _ADDRESSES) = range(PLAN_WORDS, PLAN_WORDS + 4)
-_CALL_WORDS = _ADDRESSES + 3 * MAX_BATCH_ROWS
+_Addresses = Annotated[Any, np.int64, (MAX_WAVE,)]
+
+
+class _Call(Struct):
+    """All that a call needs, so that Python passes one address."""
+
+    plan: I64  # address of the plan
+    slab: I64
+    marks: I64
+    max_streams: I64
+    rows: _Addresses  # scratch: of a batch
+    xs: _Addresses
+    ys: _Addresses
+
+
+_call_at = pointer_to(_Call)
 
 
 class CpuDevice:
@@ -70,47 +79,25 @@ class CpuDevice:
         self.arithmetic = self.program.arithmetic
         self.slab = slab.reshape(max_streams, row_bytes // 4)
         self._marks = marks
-        self._call = np.zeros(_CALL_WORDS, dtype=np.int64)
-        self._call[:PLAN_WORDS] = self.program.plan
-        self._call[_SLAB], self._call[_MARKS] = slab.ctypes.data, marks.ctypes.data
-        self._call[_MAX_STREAMS] = max_streams
+        self._call = _Call.one()
+        self._call["plan"] = self.program.plan_address
+        self._call["slab"], self._call["marks"] = slab.ctypes.data, marks.ctypes.data
+        self._call["max_streams"] = max_streams
         entry = _entry(types.uint32 if model.spec.is_token else types.float32)
         self.advance: Callable[[NDArray[Any], NDArray[Any], NDArray[np.float32], int], int] = (
-            functools.partial(entry, self._call.ctypes.data)
+            functools.partial(entry, struct_address(self._call))
         )
 
     def start_rows(self, slots: NDArray[np.int64]) -> None:
-        """See `streamrnn.engine.device.Device.start_rows`.
-
-        Parameters
-        ----------
-        slots
-            As there.
-        """
+        """See `streamrnn.engine.device.Device.start_rows`."""
         self.slab[slots] = self.program.initial_row
 
     def read_rows(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
-        """See `streamrnn.engine.device.Device.read_rows`.
-
-        Parameters
-        ----------
-        slots
-            As there.
-
-        Returns
-        -------
-        ndarray of float32
-        """
+        """See `streamrnn.engine.device.Device.read_rows`."""
         return self.slab[slots]
 
     def write_rows(self, slots: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
-        """See `streamrnn.engine.device.Device.write_rows`.
-
-        Parameters
-        ----------
-        slots, rows
-            As there.
-        """
+        """See `streamrnn.engine.device.Device.write_rows`."""
         self.slab[slots] = rows
 
 
@@ -132,42 +119,37 @@ def _entry(element: types.Type) -> Callable[..., int]:
 
 
 @jit
-def _advance(call, rows, x, y, num_steps):  # type: ignore[no-untyped-def]
-    """Check everything, then step everything. See `streamrnn.engine.device.Device.advance`.
-
-    Returns
-    -------
-    int64
-        `DONE`, or what is wrong (low bits) and with which row or element of x (high bits).
-    """
-    plan = int64_array(call, _CALL_WORDS)
-    answer = check_call(plan, rows, x, num_steps, plan[_MARKS], plan[_MAX_STREAMS])
+def _advance(call_address, rows, x, y, num_steps):  # type: ignore[no-untyped-def]
+    """Check everything, then step everything. See `streamrnn.engine.device.Device.advance`."""
+    call = _call_at(call_address)
+    plan = plan_at(call.plan)
+    answer = check_call(plan, rows, x, num_steps, call.marks, call.max_streams)
     if answer != DONE:
         return answer
     before = enter_float_mode()
-    x_bytes, y_bytes = 4 * plan[NUM_INPUTS], 4 * plan[OUTPUT_SIZE]
-    slab, row_bytes = plan[_SLAB], plan[ROW_BYTES]
+    x_bytes, y_bytes = 4 * plan.num_inputs, 4 * plan.output_size
+    x_address, y_address = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
+    slab, row_bytes = call.slab, plan.row_bytes
     if num_steps != 1:
         for i in range(len(rows)):
             step_chunk(
                 plan,
                 slab + (rows[i] & SLOT_MASK) * row_bytes,
-                x.ctypes.data + i * num_steps * x_bytes,
-                y.ctypes.data + i * num_steps * y_bytes,
+                x_address + i * num_steps * x_bytes,
+                y_address + i * num_steps * y_bytes,
                 num_steps,
             )
     else:
-        addresses = call + 8 * _ADDRESSES
-        row_addresses = int64_array(addresses, MAX_BATCH_ROWS)
-        x_addresses = int64_array(addresses + 8 * MAX_BATCH_ROWS, MAX_BATCH_ROWS)
-        y_addresses = int64_array(addresses + 16 * MAX_BATCH_ROWS, MAX_BATCH_ROWS)
-        for first in range(0, len(rows), MAX_BATCH_ROWS):
-            num_rows = min(MAX_BATCH_ROWS, len(rows) - first)
+        row_addresses = int64_array(field_address(call, "rows"), MAX_WAVE)
+        x_addresses = int64_array(field_address(call, "xs"), MAX_WAVE)
+        y_addresses = int64_array(field_address(call, "ys"), MAX_WAVE)
+        for first in range(0, len(rows), MAX_WAVE):
+            num_rows = min(MAX_WAVE, len(rows) - first)
             for i in range(num_rows):
                 slot = rows[first + i] & SLOT_MASK
                 row_addresses[i] = slab + slot * row_bytes
-                x_addresses[i] = x.ctypes.data + (first + i) * x_bytes
-                y_addresses[i] = y.ctypes.data + (first + i) * y_bytes
+                x_addresses[i] = x_address + (first + i) * x_bytes
+                y_addresses[i] = y_address + (first + i) * y_bytes
             step_rows(plan, row_addresses, x_addresses, y_addresses, num_rows)
     leave_float_mode(before)
     return DONE

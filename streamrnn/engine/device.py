@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.kernels.cpu.plan import NUM_INPUTS, Program
+from streamrnn.kernels.cpu.plan import Plan
+from streamrnn.kernels.cpu.program import Program
 from streamrnn.kernels.cpu.step import check_input
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import load_i64, store_i64
@@ -115,29 +116,17 @@ class Device(Protocol):
 
 
 @jit
-def check_call(plan, rows, x, num_steps, marks, max_streams):  # type: ignore[no-untyped-def]
-    """Find what is wrong with a call before anything has changed.
+def check_call(  # type: ignore[no-untyped-def]
+    plan: Plan, rows, x, num_steps: int, marks: int, max_streams: int
+) -> int:
+    """Find what is wrong with a call before anything has changed. See `Device.advance`.
 
-    Parameters
-    ----------
-    plan : ndarray of int64, shape (at least PLAN_WORDS,)
-        Of the model.
-    rows, x, num_steps
-        See `Device.advance`.
-    marks : int64
-        Address of int64[max_streams + 1, 2]: each slot's generation and the call that it was last
-        in; at the end the number of calls.
-    max_streams : int64
-        Number of slots.
-
-    Returns
-    -------
-    int64
-        As of `Device.advance`.
+    ``marks`` is the address of int64[max_streams + 1, 2]: each slot's generation and the call that
+    it was last in; at the end the number of calls.
     """
     if (
         len(rows) * num_steps != len(x)
-        or x.shape[1] != plan[NUM_INPUTS]
+        or x.shape[1] != plan.num_inputs
         or (len(x) > 0 and x.shape[1] > 1 and x.strides[1] != 4)
         or (len(x) > 1 and x.strides[0] != 4 * x.shape[1])
     ):
@@ -154,7 +143,7 @@ def check_call(plan, rows, x, num_steps, marks, max_streams):  # type: ignore[no
         if load_i64(mark + 8) == this_call:
             return i << KIND_BITS | ROW_TWICE
         store_i64(mark + 8, this_call)
-    bad = check_input(plan, x.ctypes.data, len(x))
+    bad = check_input(plan, np.int64(x.ctypes.data), len(x))
     if bad >= 0:
         return bad << KIND_BITS | BAD_INPUT
     return DONE

@@ -18,9 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 from streamrnn.engine.cpu import CpuDevice
 from streamrnn.engine.device import DONE, MISFIT, Device
 from streamrnn.engine.inputs import InputForm, as_rows
-from streamrnn.engine.precision import DEVICE_PRECISIONS
 from streamrnn.engine.streams import StreamTable
 from streamrnn.errors import InputError, StreamError
+from streamrnn.kernels.precisions import DEVICE_PRECISIONS
 from streamrnn.model.model import Model
 from streamrnn.state.transfer import record_of_row, row_of_record
 from streamrnn_client.protocol.messages import ProtocolError, StreamId, canonical_id

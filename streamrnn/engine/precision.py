@@ -8,23 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.engine.engine import Engine
+from streamrnn.kernels.precisions import PRECISION_NAMES
 from streamrnn.model.model import Model
 from streamrnn.model.spec import NUM_SAMPLE_STEPS
 from streamrnn.reference.model import ReferenceModel
 
 __all__ = [
-    "DEVICE_PRECISIONS",
-    "PRECISION_NAMES",
     "PrecisionError",
     "measure_precisions",
     "sample_of",
 ]
-
-PRECISION_NAMES = ("float32", "bfloat16", "int8")
-"""How the CPU stores weights."""
-
-DEVICE_PRECISIONS = {"cpu": PRECISION_NAMES, "cuda": ("float32", "tf32", "bfloat16")}
-"""On a GPU tf32 and bfloat16 are of both factors of each product, on tensor cores."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +40,6 @@ class PrecisionError:
 
 def sample_of(model: Model) -> tuple[NDArray[Any], bool]:
     """Return inputs to try a model with.
-
-    Parameters
-    ----------
-    model : Model
-        Trained here, its file holds steps of its own data.
 
     Returns
     -------
@@ -78,11 +67,6 @@ def sample_of(model: Model) -> tuple[NDArray[Any], bool]:
 def measure_precisions(model: Model) -> tuple[list[PrecisionError], int, bool]:
     """Run the sample in every precision.
 
-    Parameters
-    ----------
-    model : Model
-        What to run.
-
     Returns
     -------
     errors : list of PrecisionError
@@ -92,8 +76,6 @@ def measure_precisions(model: Model) -> tuple[list[PrecisionError], int, bool]:
     is_own : bool
         As of `sample_of`.
     """
-    from streamrnn.engine.engine import Engine
-
     x, is_own = sample_of(model)
     exact = ReferenceModel(model).steps(x)
     errors = []

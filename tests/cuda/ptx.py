@@ -36,7 +36,6 @@ def main(capability: tuple[int, int]) -> None:
     from numba import cuda, float32, int32, int64
     from numba.cuda import dispatcher
 
-    from streamrnn.kernels.cpu.tiles import DENSE, GRU, LSTM
     from streamrnn.kernels.cuda import (
         features as rows,
     )
@@ -53,17 +52,18 @@ def main(capability: tuple[int, int]) -> None:
     from streamrnn.kernels.cuda import (
         tensor_cores as tensor,
     )
+    from streamrnn.kernels.gates import DENSE, GRU, LSTM
 
     # Functions that kernels call are compiled for the GPU that is there; say which it would be.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
     words, ints, floats = int64[::1], int32[::1], float32[::1]
     tiling = network.TILING
     threads = tiling.row_threads
-    two, batch = (int64,) * 2, (int64,) * 3
+    two, wave = (int64,) * 2, (int64,) * 3
     kernels: dict[str, tuple[Any, tuple[Any, ...]]] = {
         f"{kind} {width}": (
             tiles.make_layer_kernel(number, getattr(tiling, width)),
-            (words, floats, floats, floats, floats, ints, *batch, int64),
+            (words, floats, floats, floats, floats, ints, *wave, int64),
         )
         for kind, number in (("dense", DENSE), ("gru", GRU), ("lstm", LSTM))
         for width in ("wide", "narrow")
@@ -71,19 +71,19 @@ def main(capability: tuple[int, int]) -> None:
     kernels |= {
         f"{precision} {kind} {width}": (
             tensor.make_tensor_kernel(number, getattr(network.TENSOR_TILING, width), precision),
-            (words, floats, floats, floats, floats, ints, *batch, int64),
+            (words, floats, floats, floats, floats, ints, *wave, int64),
         )
         for precision in ("tf32", "bfloat16")
         for kind, number in (("dense", DENSE), ("gru", GRU), ("lstm", LSTM))
         for width in ("wide", "narrow")
     }
     state = (words, floats, floats, floats, ints)
-    kernels["features"] = (rows.make_features_kernel(threads), (*state, floats, ints, *batch))
-    kernels["finish"] = (rows.make_finish_kernel(threads), (*state, floats, *batch))
-    kernels["softmax"] = (rows.make_softmax_kernel(threads), (floats, int64, *batch))
+    kernels["features"] = (rows.make_features_kernel(threads), (*state, floats, ints, *wave))
+    kernels["finish"] = (rows.make_finish_kernel(threads), (*state, floats, *wave))
+    kernels["softmax"] = (rows.make_softmax_kernel(threads), (floats, int64, *wave))
     kernels["chunk"] = (
         chunk.make_chunk_kernel(threads),
-        (*state, floats, ints, floats, *two, *batch),
+        (*state, floats, ints, floats, *two, *wave),
     )
     kernels["fma rate"] = (benchmark._multiply_and_add, (float32, floats))
     kernels["start"] = (rows.make_start_kernel(threads), (floats, ints, floats))

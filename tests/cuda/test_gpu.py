@@ -94,8 +94,8 @@ def test_bits_depend_neither_on_the_batch_nor_on_the_run(rng, cell):
     engine = Engine(model, device="cuda", max_streams=4096)
     rows, order = engine.rows(range(3000)), rng.permutation(3000)
     for t in range(4):
-        for batch in np.split(order, [1, 2, 40, 300, 2500]):
-            assert_same_bits(engine.batch(rows[batch], x[batch, t]), together[batch, t])
+        for wave in np.split(order, [1, 2, 40, 300, 2500]):
+            assert_same_bits(engine.batch(rows[wave], x[wave, t]), together[wave, t])
 
 
 @pytest.mark.parametrize("layers", [[("lstm", 512)], [("gru", 60), ("lstm", 30)]])
@@ -133,8 +133,8 @@ def test_tensor_cores_agree_with_the_reference_and_with_themselves(rng, precisio
     engine = Engine(model, device="cuda", max_streams=4096, precision=precision)
     rows, order = engine.rows(range(3000)), rng.permutation(3000)
     for t in range(4):
-        for batch in np.split(order, [1, 2, 40, 300, 2500]):
-            assert_same_bits(engine.batch(rows[batch], x[batch, t]), together[batch, t])
+        for wave in np.split(order, [1, 2, 40, 300, 2500]):
+            assert_same_bits(engine.batch(rows[wave], x[wave, t]), together[wave, t])
 
 
 def test_100_000_streams(rng):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from streamrnn.kernels.cpu.activations import RELU, SIGMOID, SOFTMAX, TANH, activate
+from streamrnn.kernels.activations import RELU, SIGMOID, SOFTMAX, TANH
+from streamrnn.kernels.cpu.activations import activate
 
 ALL_FLOATS = np.arange(0, 2**32, 977, dtype=np.uint64).astype(np.uint32).view(np.float32)
 

@@ -15,10 +15,11 @@ from streamrnn import Engine, Model
 from streamrnn.engine.cpu import CpuDevice
 from streamrnn.errors import DeviceError
 from streamrnn.kernels import vector_width
-from streamrnn.kernels.cpu.pack import aligned_floats, padded
-from streamrnn.kernels.cpu.plan import MAX_BATCH_ROWS, Program, is_staged
+from streamrnn.kernels.cpu.pack import aligned_floats
+from streamrnn.kernels.cpu.plan import MAX_WAVE
 from streamrnn.kernels.cpu.staged.passes import add_gated, blend, normalise
 from streamrnn.kernels.cuda.plan import GpuPlan
+from streamrnn.kernels.gates import is_staged, padded
 from streamrnn.model.spec import CELLS, LayerSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from tests.support.engines import stepped
@@ -63,16 +64,16 @@ def test_agrees_with_the_reference_on_random_stacks(layers, head, num_streams, s
 
 
 @settings(max_examples=40)
-@given(stacks, st.integers(1, 2 * MAX_BATCH_ROWS + 5), st.data())
+@given(stacks, st.integers(1, 2 * MAX_WAVE + 5), st.data())
 def test_bits_do_not_depend_on_the_other_streams_of_the_batch(layers, num_streams, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     model = random_model(rng, layers, inputs=5, outputs=3)
     x = random_inputs(rng, model.spec, num_streams, 3)
     order = rng.permutation(num_streams)
     cuts = sorted(data.draw(st.sets(st.integers(1, num_streams), max_size=9)))
-    batches = [batch for batch in np.split(order, cuts) if len(batch)]
+    waves = [wave for wave in np.split(order, cuts) if len(wave)]
     together = stepped(Engine(model, max_streams=256), x, [np.arange(num_streams)])
-    apart = stepped(Engine(model, max_streams=256), x, batches)
+    apart = stepped(Engine(model, max_streams=256), x, waves)
     np.testing.assert_array_equal(apart.view(np.uint32), together.view(np.uint32))
 
 
@@ -81,7 +82,7 @@ def test_bits_do_not_depend_on_the_other_streams_of_the_batch(layers, num_stream
     stacks,
     st.sampled_from([None, "identity"]),
     st.one_of(st.just(5), st.just(EVERY_KIND_OF_INPUT)),
-    st.integers(1, MAX_BATCH_ROWS + 9),
+    st.integers(1, MAX_WAVE + 9),
     st.data(),
 )
 def test_a_chunk_is_its_steps_to_the_bit(layers, head, inputs, num_steps, data):
@@ -254,7 +255,7 @@ def test_only_the_cpu_takes_the_staged_path(rng):
         assert is_staged(layer)
         model = random_model(rng, [("lstm", 4), layer])
         with pytest.raises(DeviceError, match=r"layer 1 is .* runs on the CPU only"):
-            GpuPlan(model, Program(model))
+            GpuPlan(model)
     for cell in CELLS:
         assert not is_staged(LayerSpec(cell, 6))
 

@@ -16,10 +16,10 @@ from numba.core.caching import NullCache
 
 from streamrnn.errors import StartError
 from streamrnn.kernels import jit, vector_width
-from streamrnn.kernels.cpu.plan import PRECISIONS
 from streamrnn.kernels.cpu.tiles import _ALL_TILES
 from streamrnn.kernels.cpu.tiling import _make_cover
 from streamrnn.kernels.jit import Linked
+from streamrnn.kernels.precisions import PRECISIONS
 from tests.support.program import run_python
 
 DIGEST_OF_OUTPUTS = """
@@ -68,7 +68,7 @@ def loops_of_products(assembly):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_loops_over_k_stay_in_registers(precision):
     """LLVM once kept an accumulator of nearly every tile in memory."""
-    cover: Any = Linked(_make_cover(PRECISIONS[precision]), 17)
+    cover: Any = Linked(_make_cover(PRECISIONS[precision]), num_arguments=1)
     cover._cache = NullCache()  # the machine code that is kept has no text
     cover.compile()
     loops = list(loops_of_products(cover._library.get_asm_str()))

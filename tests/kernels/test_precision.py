@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from streamrnn import Engine, Model
 from streamrnn.errors import InputError
 from streamrnn.kernels.cpu.pack import pack
-from streamrnn.kernels.cpu.plan import PRECISIONS, Program
-from streamrnn.kernels.cpu.tiles import BFLOAT16, DENSE, GRU, INT8, LSTM, SHAPES
+from streamrnn.kernels.cpu.program import Program
+from streamrnn.kernels.gates import DENSE, GRU, LSTM, SHAPES
+from streamrnn.kernels.precisions import BFLOAT16, INT8, PRECISIONS
 from streamrnn.model.spec import CELLS
 from streamrnn.reference.model import ReferenceModel
 from tests.support.models import random_inputs, random_model

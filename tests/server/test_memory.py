@@ -148,7 +148,7 @@ class Shard:
         programs: Any = {
             f"m{k}": SimpleNamespace(
                 row_bytes=row_bytes,
-                plan=np.zeros(1, np.int64),
+                plan_address=0,
                 initial_row=np.zeros(row_bytes // 4, np.float32),
                 spec=SimpleNamespace(num_inputs=1, output_size=Y_BYTES // 4, is_token=False),
             )

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from streamrnn import Engine
-from streamrnn.engine.precision import PRECISION_NAMES
 from streamrnn.errors import StartError
-from streamrnn.kernels.cpu.plan import PRECISIONS, Program
+from streamrnn.kernels.cpu.program import Program
+from streamrnn.kernels.precisions import PRECISION_NAMES, PRECISIONS
 from streamrnn_server.config import ServerConfig
 from streamrnn_server.testing import serving
 from tests.support.models import random_model

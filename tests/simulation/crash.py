@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from streamrnn.kernels.cpu.plan import Program
+from streamrnn.kernels.cpu.program import Program
 from streamrnn.state.record import RecordHead
 from streamrnn.state.store import STREAMS, StateStore
 from streamrnn_client._session.exchange import Exchange

@@ -17,7 +17,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from streamrnn.kernels.cpu.plan import Program
+from streamrnn.kernels.cpu.program import Program
 from streamrnn_bench.report.machine_load import Neighbours, quieter_half
 from streamrnn_bench.report.results import BenchError, Result
 from streamrnn_bench.server.load import make_traffic, stream_names, stream_order

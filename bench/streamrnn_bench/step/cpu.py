@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from streamrnn.engine.engine import Engine
-from streamrnn.kernels.cpu import plan as p
 from streamrnn.kernels.cpu.float_mode import enter_float_mode, leave_float_mode
 from streamrnn.kernels.cpu.pack import aligned_floats
+from streamrnn.kernels.cpu.plan import MAX_WAVE, plan_at
+from streamrnn.kernels.cpu.program import Program
 from streamrnn.kernels.cpu.step import step_rows
-from streamrnn.kernels.cpu.tiles import SHAPES, VECTOR_BYTES
+from streamrnn.kernels.cpu.tiles import VECTOR_BYTES
+from streamrnn.kernels.gates import SHAPES
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import int64_array
 from streamrnn.kernels.virtual_memory import reserve
@@ -67,7 +68,7 @@ class Streams:
 
     def __init__(self, model: Model, num_streams: int, precision: str = "float32") -> None:
         self.model = model
-        self.program = p.Program(model, precision)
+        self.program = Program(model, precision)
         self.rows = aligned_floats(num_streams * self.program.row_bytes // 4)
         self.x = np.zeros((num_streams, model.spec.num_inputs), dtype=np.float32)
         self.y = np.zeros((num_streams, model.spec.output_size), dtype=np.float32)
@@ -91,7 +92,7 @@ class Streams:
             Each with the same inputs.
         """
         rows, xs, ys = (addresses.ctypes.data for addresses in self._addresses)
-        plan = self.program.plan.ctypes.data
+        plan = self.program.plan_address
         _step_repeatedly(plan, rows, xs, ys, len(self._addresses[0]), num_repeats)
 
 
@@ -104,10 +105,10 @@ def _step_repeatedly(
     Its counts are atomic, and took about 0.1 us a step.
     """
     before = enter_float_mode()
-    plan = int64_array(plan_address, p.PLAN_WORDS)
+    plan = plan_at(plan_address)
     for _ in range(num_repeats):
-        for first in range(0, num_rows, p.MAX_BATCH_ROWS):
-            size = min(p.MAX_BATCH_ROWS, num_rows - first)
+        for first in range(0, num_rows, MAX_WAVE):
+            size = min(MAX_WAVE, num_rows - first)
             step_rows(
                 plan,
                 int64_array(rows + 8 * first, size),
@@ -217,21 +218,22 @@ def _beside_peak(case: Case, streams: Streams, num_rounds: int, round_s: float) 
     )
 
 
-def _weights(plan: NDArray[np.int64]) -> tuple[int, int]:
+def _weights(program: Program) -> tuple[int, int]:
     """Return address and bytes of the packed weights of the only layer."""
-    words = plan[p.FIRST_LAYER :][: p.LAYER_WORDS]
-    shape = SHAPES[int(words[p.KIND])]
+    layer = program.layers[0]
+    shape = SHAPES[int(layer["kind"])]
     num_vectors = (
         shape.num_accumulators
-        + len(shape.x_gates) * words[p.NUM_X]
-        + len(shape.h_gates) * words[p.HIDDEN_SIZE]
+        + len(shape.x_gates) * layer["num_x"]
+        + len(shape.h_gates) * layer["hidden_size"]
     )
-    return int(words[p.WEIGHTS]), int(num_vectors * words[p.NUM_PANELS] * VECTOR_BYTES)
+    num_bytes = num_vectors * layer["num_panels"] * VECTOR_BYTES
+    return int(layer["weights"]["panels"]), int(num_bytes)
 
 
 def _beside_reading(case: Case, streams: Streams, num_rounds: int, round_s: float) -> Result:
     """Measure a step of few streams beside the fastest way to read as many bytes as the weights."""
-    address, num_bytes = _weights(streams.program.plan)
+    address, num_bytes = _weights(streams.program)
     num_read = max(num_bytes // READ_BLOCK_BYTES, 1) * READ_BLOCK_BYTES
     copy = reserve(num_read, huge_pages=True)
     copy[:] = 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from streamrnn.kernels.cpu.pack import padded
+from streamrnn.kernels.gates import padded
 from streamrnn_bench.report.results import Result
 from streamrnn_bench.report.timing import interleave
 from streamrnn_bench.step.cases import Case

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from streamrnn.engine.precision import DEVICE_PRECISIONS
 from streamrnn.errors import DeviceError, StartError
+from streamrnn.kernels.precisions import DEVICE_PRECISIONS
 from streamrnn_client.protocol.messages import DEFAULT_PORT, DURABILITIES
 from streamrnn_server.config import DEVICES
 from streamrnn_server.event_log import FORMATS, LEVELS

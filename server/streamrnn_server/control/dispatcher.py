@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from streamrnn import __version__
-from streamrnn.kernels.cpu.plan import Program
+from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.model import Model
 from streamrnn_client.protocol.messages import (
     DEFAULT_WINDOW,
@@ -34,8 +34,8 @@ from streamrnn_server.control.error_text import Ask, word_error, word_items
 from streamrnn_server.control.state_methods import Caller, Cold, Order, command
 from streamrnn_server.control.stats import latency_us, shard_stats, total_counters
 from streamrnn_server.event_log import EventLog
+from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.setup import ShardMemory
-from streamrnn_server.shard.structs import AskKind, CommandKind
 from streamrnn_server.storage.record_lookup import Vault
 from streamrnn_server.storage.state_dir import Disk, served_models, templates_of
 
@@ -127,19 +127,19 @@ class Control:
             What to send to which shard; nothing if nobody can be answered.
         """
         caller = Caller(shard, ask.identity, ask.msgid)
-        if ask.ask == AskKind.LOOK_UP:
+        if ask.ask == w.ASK_LOOK_UP:
             return [Order(shard, self._look_up(ask))]
-        if ask.ask in (AskKind.CALL, AskKind.ERROR, AskKind.ITEMS):
+        if ask.ask in (w.ASK_CALL, w.ASK_ERROR, w.ASK_ITEMS):
             caller = caller._replace(user=self.shards[shard].user(ask.owner))
         known_about = functools.partial(self._known_about, caller.user)
-        if ask.ask == AskKind.ENTRY:
+        if ask.ask == w.ASK_ENTRY:
             return self._cold.finish_export(caller, ask.body)
-        if ask.ask == AskKind.REPLY:
+        if ask.ask == w.ASK_REPLY:
             return self._cold.deliver(caller, ask.body)
-        if ask.ask == AskKind.ERROR:
+        if ask.ask == w.ASK_ERROR:
             payload = word_error(ask, self._specs, known_about)
             return self._cold.deliver(caller, payload)
-        if ask.ask == AskKind.ITEMS:
+        if ask.ask == w.ASK_ITEMS:
             retry_after_ms = self._config.retry_after_ms
             payload = word_items(ask, self._specs, retry_after_ms, self._endpoints, known_about)
             return self._cold.deliver(caller, payload)
@@ -156,7 +156,7 @@ class Control:
             "data_bytes": len(record),
             "owner_bytes": -1 if owner is None else len(owner.encode()),
         }
-        return command(CommandKind.FOUND, values, record, (owner or "").encode())
+        return command(w.COMMAND_FOUND, values, record, (owner or "").encode())
 
     def _known_about(self, user: str, code: ErrorCode, stream: bytes) -> dict[str, Any]:
         """Return what a shard could not say about an error."""

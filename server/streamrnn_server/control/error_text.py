@@ -18,7 +18,7 @@ from streamrnn_client.protocol.messages import (
     error_reply,
 )
 from streamrnn_server.shard import structs as w
-from streamrnn_server.shard.requests.request import Form, Kind
+from streamrnn_server.shard.requests import request as r
 
 __all__ = ["Ask", "parse_ask", "stream_of", "word_error", "word_items"]
 
@@ -123,7 +123,7 @@ def _detail(
         named = {"has": models[a][0], "model": models[b][0]}
     elif code is ErrorCode.WRONG_LENGTH:
         named = {"num_bytes": a, "expected": c} if c else {"expected_multiple": b, "num_bytes": a}
-        if d == Form.ARRAY:
+        if d == r.FORM_ARRAY:
             named = {"num_values": a // 4, "expected_multiple": b // 4}
             if c:
                 named["expected"] = c // 4
@@ -207,8 +207,8 @@ def word_items(
         details = item["detail"].tolist()
         if item["code"] == 0:
             what: Any = int(item["window"])
-            if ask.kind == Kind.STEP_MANY:
-                what = np.frombuffer(y, np.float32).tolist() if ask.form == Form.ARRAY else y
+            if ask.kind == r.BATCH:
+                what = np.frombuffer(y, np.float32).tolist() if ask.form == r.FORM_ARRAY else y
             items.append([None, [int(item["last_seq"]), int(item["durable_seq"]), what]])
             continue
         code = ErrorCode(int(item["code"]))

@@ -35,8 +35,7 @@ from streamrnn_server.shard.checkpoint.packing import (
     seal,
     table_of_entries,
 )
-from streamrnn_server.shard.requests.request import Kind
-from streamrnn_server.shard.structs import CommandKind
+from streamrnn_server.shard.requests import request as r
 from streamrnn_server.storage.record_lookup import Vault, may_use
 
 __all__ = ["Caller", "Cold", "Order", "command"]
@@ -242,7 +241,7 @@ class Cold:
         return Caller(0, b"", token, fork.caller.user)
 
     def _export(self, caller: Caller, stream: StreamId) -> list[Order]:
-        return [self._request(caller.shard, caller, Kind.EXPORT, stream)]
+        return [self._request(caller.shard, caller, r.EXPORT, stream)]
 
     def _import(
         self, caller: Caller, stream: StreamId, data: bytes, model: str | None
@@ -258,11 +257,11 @@ class Cold:
         if canonical_id(target) == canonical_id(source):
             raise ProtocolError(ErrorCode.EXISTS, stream=target)
         waiting = self._wait(_Fork(caller, target))
-        return [self._request(caller.shard, waiting, Kind.EXPORT, source)]
+        return [self._request(caller.shard, waiting, r.EXPORT, source)]
 
     def _snapshot(self, caller: Caller, stream: StreamId, name: str) -> list[Order]:
         self._need_disk()
-        return [self._request(caller.shard, caller, Kind.SNAPSHOT, stream, data=_name_bytes(name))]
+        return [self._request(caller.shard, caller, r.SNAPSHOT, stream, data=_name_bytes(name))]
 
     def _rollback(
         self, caller: Caller, stream: StreamId, seq: int, name: str | None
@@ -280,13 +279,13 @@ class Cold:
             "model": index,
             "digest": _ROLLBACK_DIGEST + zlib.crc32(written),
         }
-        return [self._request(caller.shard, caller, Kind.ROLLBACK, stream, values, record)]
+        return [self._request(caller.shard, caller, r.ROLLBACK, stream, values, record)]
 
     def _sync(self, caller: Caller, stream: StreamId | None) -> list[Order]:
         self._need_disk()
         if stream is None:
-            return [self._request(caller.shard, caller, Kind.SYNC_ALL, 0)]
-        return [self._request(caller.shard, caller, Kind.SYNC, stream)]
+            return [self._request(caller.shard, caller, r.SYNC_ALL, 0)]
+        return [self._request(caller.shard, caller, r.SYNC, stream)]
 
     def _need_disk(self) -> None:
         if not self._is_durable:
@@ -330,7 +329,7 @@ class Cold:
         if shard is None:
             shard = shard_of(hash_slot(stream), self._num_shards)
         data = encode_record(record.renamed(canonical_id(stream)))
-        return self._request(shard, caller, Kind.RESTORE, stream, {"model": index}, data)
+        return self._request(shard, caller, r.PLACE, stream, {"model": index}, data)
 
     @staticmethod
     def _request(
@@ -351,7 +350,7 @@ class Cold:
             "owner_bytes": len(user),
             **(values or {}),
         }
-        frames = command(CommandKind.REQUEST, words, caller.identity, canonical, data, user)
+        frames = command(w.COMMAND_REQUEST, words, caller.identity, canonical, data, user)
         return Order(shard, frames)
 
 

@@ -16,8 +16,9 @@ from streamrnn_server.shard.checkpoint.packing import record_at
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import MAX_INLINE_ID_BYTES, Header
 from streamrnn_server.shard.memory.index import hash64
+from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.finish import fail
-from streamrnn_server.shard.requests.request import Form, Kind, append, first_waiting, take_request
+from streamrnn_server.shard.requests.request import append, first_waiting, take_request
 from streamrnn_server.shard.streams.admit import admit_one
 from streamrnn_server.shard.streams.allocate import move_slot
 from streamrnn_server.shard.streams.eviction import take_block
@@ -37,10 +38,16 @@ from streamrnn_server.shard.streams.owners import (
 )
 from streamrnn_server.shard.streams.restore import fill_slot
 from streamrnn_server.shard.streams.slots import free_slot, header_of, model_of
-from streamrnn_server.shard.structs import Command, CommandKind, Shard, ShardState
+from streamrnn_server.shard.structs import Command, Shard
 
 __all__ = ["obey"]
 
+_UNKNOWN, _FORBIDDEN, _EXPIRED, _BUSY = (
+    int(ErrorCode.UNKNOWN),
+    int(ErrorCode.FORBIDDEN),
+    int(ErrorCode.EXPIRED),
+    int(ErrorCode.BUSY),
+)
 _STOP_WITHIN_NS = 2_000_000_000
 
 
@@ -48,18 +55,18 @@ _STOP_WITHIN_NS = 2_000_000_000
 def obey(shard: Shard, command: Command) -> None:
     """Do what Python says."""
     what = command.what
-    if what == CommandKind.STOP and shard.state == ShardState.RUNNING:
+    if what == w.COMMAND_STOP and shard.state == w.RUNNING:
         # Not unbound yet: in libzmq that ends the connections that came through the listener too,
         # with all that is still to be said on them.
         shard.stop_at_ns = shard.now_ns + _STOP_WITHIN_NS
-        shard.state = ShardState.STOPPING
+        shard.state = w.STOPPING
         # The last checkpoint is tried in any case: one that has begun is not it, should it fail.
         shard.num_failed_in_a_row = -shard.is_saving
-    elif what == CommandKind.END:
-        shard.state = ShardState.ENDED
-    elif what == CommandKind.FOUND:
+    elif what == w.COMMAND_END:
+        shard.state = w.ENDED
+    elif what == w.COMMAND_FOUND:
         _take_found(shard, command)
-    elif what == CommandKind.REQUEST:
+    elif what == w.COMMAND_REQUEST:
         _take_request_of_python(shard, command)
 
 
@@ -74,7 +81,7 @@ def _take_found(shard: Shard, command: Command) -> None:
         return
     code = command.code
     owner = _owner_in(shard, command)
-    if code in (ErrorCode.UNKNOWN, ErrorCode.EXPIRED):
+    if code in (_UNKNOWN, _EXPIRED):
         settle_without_record(shard, slot, header, code)
         return
     if code != 0:
@@ -87,13 +94,13 @@ def _take_found(shard: Shard, command: Command) -> None:
         owner = first_waiting(shard.pool, header).owner
     target = move_slot(shard, slot, index, owner)
     if target < 0:
-        _refuse_all(shard, slot, header, ErrorCode.BUSY)
+        _refuse_all(shard, slot, header, _BUSY)
         return
     header = header_of(shard, target)
     header.flags = h.IS_READY
     record = record_at(address(command) + w.COMMAND_BYTES)
     if not fill_slot(shard, model_of(shard, index), target, header, record):
-        _refuse_all(shard, target, header, ErrorCode.BUSY)
+        _refuse_all(shard, target, header, _BUSY)
         return
     header.durable_seq = header.last_seq
     if is_adopted:
@@ -127,8 +134,8 @@ def _settle_refused(shard: Shard, slot: int, header: Header, code: int) -> None:
             free_slot(shard, slot)
             return
         if is_forbidden(shard, slot, request):
-            end_waiting(shard, header, request, ErrorCode.FORBIDDEN)
-        elif request.kind == Kind.CLOSE and code != ErrorCode.FORBIDDEN and not is_secret:
+            end_waiting(shard, header, request, _FORBIDDEN)
+        elif request.kind == r.CLOSE and code != _FORBIDDEN and not is_secret:
             hold(shard, slot, header)
             return
         else:
@@ -166,7 +173,7 @@ def _take_request_of_python(shard: Shard, command: Command) -> None:
     request.stream_bytes = command.stream_bytes
     request.x_count = data_bytes = command.data_bytes
     request.num_items = 0
-    request.form = Form.BIN
+    request.form = r.FORM_BIN
     at, stream = address(command) + w.COMMAND_BYTES, field_address(request, "stream")
     copy_bytes(field_address(request, "identity"), at, command.identity_bytes)
     at += command.identity_bytes
@@ -176,12 +183,12 @@ def _take_request_of_python(shard: Shard, command: Command) -> None:
     if data_bytes > 0:
         block = take_block(shard, data_bytes)
         if block == 0:
-            fail(shard, request, ErrorCode.BUSY)
+            fail(shard, request, _BUSY)
             return
         copy_bytes(block, at, data_bytes)
         request.x_block = block
         request.x = block
-    if request.kind == Kind.SYNC_ALL:
+    if request.kind == r.SYNC_ALL:
         append(pool, shard.uncovered, request)
         ask_for_checkpoint(shard)
         return

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from streamrnn.kernels.cpu.float_mode import enter_float_mode, leave_float_mode
+from streamrnn.kernels.cpu.plan import plan_at
 from streamrnn.kernels.cpu.step import step_rows
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import int64_array
 from streamrnn_server.shard.batch.commit import commit
-from streamrnn_server.shard.batch.schedule import batch_of, choose_model, gather
+from streamrnn_server.shard.batch.schedule import choose_model, gather, wave_of
 from streamrnn_server.shard.checkpoint.copy import can_save_more, save
 from streamrnn_server.shard.poll import listen, read_clock, sweep, wait
 from streamrnn_server.shard.streams.admit import admit
-from streamrnn_server.shard.structs import Shard, ShardState, shard_at
+from streamrnn_server.shard.structs import ENDED, Shard, shard_at
 from streamrnn_server.shard.wire.receive import receive
 from streamrnn_server.shard.wire.reply import reply
 
@@ -30,7 +30,7 @@ def serve(address: int) -> None:
     shard = shard_at(address)
     float_mode = enter_float_mode()
     read_clock(shard)
-    while shard.state != ShardState.ENDED:
+    while shard.state != ENDED:
         if turn(shard):
             wait(shard)
     leave_float_mode(float_mode)
@@ -38,7 +38,7 @@ def serve(address: int) -> None:
 
 @jit(inline="always")
 def turn(shard: Shard) -> bool:
-    """Go once through the loop: take what has arrived, compute one batch, send what is done.
+    """Go once through the loop: take what has arrived, compute one wave, send what is done.
 
     Returns
     -------
@@ -49,10 +49,10 @@ def turn(shard: Shard) -> bool:
     admit(shard)
     model = choose_model(shard)
     if model:
-        plan, batch = int64_array(model.plan, model.plan_length), batch_of(shard)
+        plan, wave = plan_at(model.plan), wave_of(shard)
         num_rows = gather(shard, plan, model)
         if num_rows > 0:
-            step_rows(plan, batch.rows, batch.xs, batch.ys, num_rows)
+            step_rows(plan, wave.rows, wave.xs, wave.ys, num_rows)
             commit(shard, model, num_rows)
         read_clock(shard)
     save(shard, num_messages > 0)

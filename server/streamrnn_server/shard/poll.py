@@ -1,4 +1,4 @@
-"""What a shard does between batches: wait, listen to Python, let go of idle streams."""
+"""What a shard does between waves: wait, listen to Python, let go of idle streams."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from streamrnn_server.shard.libzmq import (
     receive_frame,
 )
 from streamrnn_server.shard.streams.slots import header_of, is_clean, let_go, model_of
-from streamrnn_server.shard.structs import Shard, ShardState
+from streamrnn_server.shard.structs import Shard
 from streamrnn_server.shard.to_python import tell_drained
 from streamrnn_server.shard.wire.reply import count_unsent
 
@@ -59,10 +59,10 @@ def wait(shard: Shard) -> None:
         Which has nothing to do.
     """
     state = shard.state
-    if state == ShardState.ENDED:
+    if state == w.ENDED:
         return
     timeout_ms = -1
-    if state == ShardState.STOPPING:
+    if state == w.STOPPING:
         timeout_ms = _QUIET_MS
     elif shard.idle_limit_s > 0:
         timeout_ms = _IDLE_POLL_MS
@@ -71,7 +71,7 @@ def wait(shard: Shard) -> None:
         timeout_ms = checkpoint_ms
     pair = shard.pair
     # Without the router, once it is no longer listened to, or its messages would end every wait.
-    router = shard.router if state < ShardState.DRAINED else pair
+    router = shard.router if state < w.DRAINED else pair
     shard.counters.num_polls += 1
     disk = shard.disk
     has_come = poll_sockets(field_address(shard, "poll_items"), router, pair, disk, timeout_ms)
@@ -79,10 +79,10 @@ def wait(shard: Shard) -> None:
     if has_come & 2:
         shard.last_pair_ns = 0
     is_quiet = has_come & 1 == 0 or now > shard.stop_at_ns
-    if state == ShardState.STOPPING and is_quiet and has_come & 6 == 0:
+    if state == w.STOPPING and is_quiet and has_come & 6 == 0:
         if is_all_saved(shard):
             if tell_drained(shard):
-                shard.state = ShardState.DRAINED
+                shard.state = w.DRAINED
         else:
             ask_for_checkpoint(shard)
 

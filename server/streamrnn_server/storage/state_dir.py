@@ -8,7 +8,7 @@ from typing import Any
 import zmq
 
 from streamrnn.errors import StartError, StoreError
-from streamrnn.kernels.cpu.plan import Program
+from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.model import Model
 from streamrnn.state.store import STREAMS, StateStore
 from streamrnn_server.config import ServerConfig

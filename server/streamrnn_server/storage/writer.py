@@ -19,7 +19,8 @@ from streamrnn.state.store import SNAPSHOTS, STREAMS, Change, StateStore, snapsh
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.checkpoint.packing import (
-    EntryKind,
+    DELETE,
+    SNAPSHOT,
     Templates,
     pack_entries,
     part_bytes,
@@ -160,13 +161,13 @@ class Saver:
             : part.num_entries
         ].tolist():
             key = bytes(entries[at : at + id_bytes])
-            if kind == EntryKind.DELETE:
+            if kind == DELETE:
                 yield STREAMS, key, None
                 continue
             record = records[begin : begin + length]
             seal(record)
             yield STREAMS, key, record
-            if kind == EntryKind.SNAPSHOT:
+            if kind == SNAPSHOT:
                 at += part_bytes(id_bytes)
                 name = bytes(entries[at : at + name_bytes])
                 yield SNAPSHOTS, snapshot_key(key, name), record

@@ -7,21 +7,30 @@ import math
 
 import numpy as np
 
-from streamrnn.kernels.cpu import plan as p
+from streamrnn.kernels.cpu.plan import Plan, input_at
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import (
     copy_bytes,
     fill_bytes,
     load_f32,
-    load_i64,
     load_u32,
     store_f32,
+)
+from streamrnn.kernels.row_layout import (
+    CATEGORICAL,
+    MISSING_ERROR,
+    MISSING_MASK,
+    NUMERIC,
+    TOKEN,
+    Input,
 )
 
 __all__ = ["check_input", "write_features"]
 
 _EXPONENT = 0x7F800000  # of a float32; all of its bits are set in a NaN and in an infinity
 _BLOCK = 256
+_ZERO, _ONE, _NAN = np.float32(0.0), np.float32(1.0), np.float32(math.nan)
+_INPUT_BYTES = Input.dtype.itemsize
 
 
 @jit
@@ -43,17 +52,8 @@ def _first_not_finite(x, size):
 
 
 @jit
-def check_input(plan, x, num_steps):
-    """Find the first element of an input that the model does not take.
-
-    Parameters
-    ----------
-    plan : ndarray of int64, shape (PLAN_WORDS,)
-        Of the stream's model.
-    x : int64
-        Address of num_steps * num_inputs elements.
-    num_steps : int64
-        T.
+def check_input(plan: Plan, x: int, num_steps: int) -> int:
+    """Find the first element of inputs x[num_steps, num_inputs] that the model does not take.
 
     Returns
     -------
@@ -61,23 +61,22 @@ def check_input(plan, x, num_steps):
         -1 if all may pass, else ``step * num_inputs + input`` of the first that may not: an
         infinity, a NaN where the model has no meaning for it, an index that is no category.
     """
-    num_inputs = plan[p.NUM_INPUTS]
-    if plan[p.INPUTS_ARE_FEATURES]:
+    num_inputs = plan.num_inputs
+    if plan.inputs_are_features:
         return _first_not_finite(x, num_steps * num_inputs)
     for i in range(num_steps * num_inputs):
-        item = plan[p.INPUT_TABLE] + 8 * p.INPUT_WORDS * (i % num_inputs)
-        kind = load_i64(item + 8 * p.INPUT_KIND)
-        if kind == p.TOKEN:
-            if load_u32(x + 4 * i) >= load_i64(item + 8 * p.NUM_CATEGORIES):
+        item = input_at(plan.inputs + _INPUT_BYTES * (i % num_inputs))
+        kind = item.kind
+        if kind == TOKEN:
+            if load_u32(x + 4 * i) >= item.num_categories:
                 return i
             continue
         value = load_f32(x + 4 * i)
-        if kind == p.CATEGORICAL:
-            num_categories = load_i64(item + 8 * p.NUM_CATEGORIES)
-            if not (0 <= value < num_categories and value == math.floor(value)):
+        if kind == CATEGORICAL:
+            if not (0 <= value < item.num_categories and value == math.floor(value)):
                 return i
         elif math.isnan(value):
-            if load_i64(item + 8 * p.MISSING) == p.MISSING_ERROR:
+            if item.missing == MISSING_ERROR:
                 return i
         elif math.isinf(value):
             return i
@@ -85,58 +84,41 @@ def check_input(plan, x, num_steps):
 
 
 @jit
-def write_features(plan, row, x, features):
-    """Turn one stream's x into the first layer's input, and remember what must be.
-
-    Parameters
-    ----------
-    plan : ndarray of int64, shape (PLAN_WORDS,)
-        Of the stream's model.
-    row : int64
-        Address of the stream's row, whose remembered values are read and replaced.
-    x : int64
-        Address of num_inputs elements that `check_input` has let pass.
-    features : int64
-        Address of float32[num_features].
-    """
-    for i in range(plan[p.NUM_INPUTS]):
-        item = plan[p.INPUT_TABLE] + 8 * p.INPUT_WORDS * i
-        target = features + 4 * load_i64(item + 8 * p.FEATURE)
-        kind = load_i64(item + 8 * p.INPUT_KIND)
-        if kind == p.NUMERIC:
-            values = plan[p.INPUT_VALUES] + 8 * i
-            _write_numeric(item, load_f32(values), load_f32(values + 4), row, x + 4 * i, target)
+def write_features(plan: Plan, row: int, x: int, features: int) -> None:
+    """Turn one stream's checked x into the first layer's input, and remember what must be."""
+    for i in range(plan.num_inputs):
+        item = input_at(plan.inputs + _INPUT_BYTES * i)
+        target = features + 4 * item.feature
+        if item.kind == NUMERIC:
+            _write_numeric(item, row, x + 4 * i, target)
             continue
-        index = load_u32(x + 4 * i) if kind == p.TOKEN else np.int64(load_f32(x + 4 * i))
-        table = load_i64(item + 8 * p.EMBEDDING)
-        if table:
-            num_bytes = 4 * load_i64(item + 8 * p.EMBEDDING_SIZE)
-            copy_bytes(target, table + index * num_bytes, num_bytes)
+        index = load_u32(x + 4 * i) if item.kind == TOKEN else np.int64(load_f32(x + 4 * i))
+        if item.embedding:
+            num_bytes = 4 * item.embedding_size
+            copy_bytes(target, item.embedding + index * num_bytes, num_bytes)
         else:
-            fill_bytes(target, 4 * load_i64(item + 8 * p.NUM_CATEGORIES), 0)
-            store_f32(target + 4 * index, np.float32(1.0))
+            fill_bytes(target, 4 * item.num_categories, 0)
+            store_f32(target + 4 * index, _ONE)
 
 
 @jit
-def _write_numeric(item, center, fill, row, x, target):
+def _write_numeric(item: Input, row: int, x: int, target: int) -> None:
     """Difference, centre, and the meaning of a missing value. See `InputSpec`."""
-    missing = load_i64(item + 8 * p.MISSING)
-    is_difference = load_i64(item + 8 * p.IS_DIFFERENCE)
-    memory_offset = load_i64(item + 8 * p.MEMORY)
+    memory_offset = item.memory
     value = load_f32(x)
     is_missing = math.isnan(value)
-    before = np.float32(math.nan)
+    before = _NAN
     if memory_offset >= 0:
         before = load_f32(row + memory_offset)
     if is_missing:
-        value = fill
+        value = item.fill
         if memory_offset >= 0 and not math.isnan(before):
             value = before
     feature = value
-    if is_difference:
-        feature = np.float32(0.0) if math.isnan(before) else value - before
-    store_f32(target, feature - center)
-    if missing == p.MISSING_MASK:
-        store_f32(target + 4, np.float32(1.0) if is_missing else np.float32(0.0))
+    if item.is_difference:
+        feature = _ZERO if math.isnan(before) else value - before
+    store_f32(target, feature - item.center)
+    if item.missing == MISSING_MASK:
+        store_f32(target + 4, _ONE if is_missing else _ZERO)
     if memory_offset >= 0:
         store_f32(row + memory_offset, value)

@@ -8,28 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.kernels.cpu.tiles import FLOAT32, INT8, SHAPES
+from streamrnn.kernels.gates import SHAPES, padded
+from streamrnn.kernels.precisions import FLOAT32, INT8
 from streamrnn.kernels.vector_width import WIDTH
 
-__all__ = ["Packed", "aligned_floats", "pack", "padded"]
+__all__ = ["Packed", "aligned_floats", "pack"]
 
 _ALIGNMENT_BYTES = 64
-_UNIT_MULTIPLE = 16  # of every padded size, whatever the vector width: rows look alike everywhere
-
-
-def padded(size: int) -> int:
-    """Return the number of floats that a vector of ``size`` takes in a row: a multiple of 16.
-
-    Parameters
-    ----------
-    size : int
-        Elements that count.
-
-    Returns
-    -------
-    int
-    """
-    return -(-size // _UNIT_MULTIPLE) * _UNIT_MULTIPLE
 
 
 def aligned_floats(size: int) -> NDArray[np.float32]:
@@ -67,6 +52,11 @@ class Packed(NamedTuple):
     panel_bytes: int
     first_weight: int
     first_h_weight: int
+
+    @property
+    def num_panels(self) -> int:
+        """Number of panels."""
+        return self.memory.size // self.panel_bytes
 
 
 def pack(

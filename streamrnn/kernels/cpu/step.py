@@ -2,7 +2,8 @@
 
 All of it works on a plan (`streamrnn.kernels.cpu.plan`) and on addresses. Its callers, the Engine
 and the server's shard loop, vouch for them: rows and outputs are writable and distinct, x has
-passed `check_input`.
+passed `check_input`, and no other thread uses the plan now. A row is 64-byte aligned; x is
+float32[num_inputs] (uint32 for tokens), y float32[output_size].
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamrnn.kernels.cpu import plan as p
 from streamrnn.kernels.cpu.activations import activate
 from streamrnn.kernels.cpu.features import check_input, write_features
+from streamrnn.kernels.cpu.plan import MAX_WAVE, Layer, Plan, layer_at
 from streamrnn.kernels.cpu.staged.step import run_staged_layer, step_staged_layer
-from streamrnn.kernels.cpu.tiles import DENSE, SHAPES, VECTOR_BYTES
-from streamrnn.kernels.cpu.tiling import run_tiles
+from streamrnn.kernels.cpu.tiles import VECTOR_BYTES
+from streamrnn.kernels.cpu.tiling import continue_sums, run_product, set_weights
+from streamrnn.kernels.gates import DENSE
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import (
     copy_bytes,
@@ -28,220 +30,169 @@ from streamrnn.kernels.memory import (
 
 __all__ = ["check_input", "output_of_row", "step_chunk", "step_rows"]
 
-# Bytes of one panel's accumulators: of its biases, and of the sums that a partial tile leaves.
-_SUMS_BYTES = np.array([SHAPES[kind].num_accumulators * VECTOR_BYTES for kind in sorted(SHAPES)])
+_LAYER_BYTES = Layer.dtype.itemsize
 
 
 @jit
-def step_rows(plan, rows, xs, ys, num_rows):
-    """Advance streams by one time step each, and write their outputs.
+def step_rows(plan: Plan, rows, xs, ys, num_rows: int) -> None:
+    """Advance up to `MAX_WAVE` streams by one time step each, and write their outputs.
 
-    Parameters
-    ----------
-    plan : ndarray of int64, shape (PLAN_WORDS,)
-        Of a `Program` that no other thread uses now.
-    rows : ndarray of int64, shape (>= num_rows,)
-        Addresses of the streams' rows, 64-byte aligned, all different.
-    xs : ndarray of int64, shape (>= num_rows,)
-        Addresses of the inputs, float32[num_inputs] (uint32 for tokens), checked.
-    ys : ndarray of int64, shape (>= num_rows,)
-        Addresses of the outputs, float32[output_size].
-    num_rows : int64
-        1 to `MAX_BATCH_ROWS`.
+    ``rows``, ``xs`` and ``ys`` are arrays of addresses, the rows all different.
     """
-    x_pointers = plan[p.X_POINTERS]
-    h_pointers = plan[p.H_POINTERS]
-    if plan[p.INPUTS_ARE_FEATURES]:
-        x_pointers = xs.ctypes.data
+    x_pointers = plan.x_pointers
+    h_pointers = plan.h_pointers
+    if plan.inputs_are_features:
+        x_pointers = np.int64(xs.ctypes.data)
     else:
         for i in range(num_rows):
-            features = plan[p.FEATURES] + i * plan[p.FEATURE_STRIDE]
+            features = plan.features + i * plan.feature_stride
             write_features(plan, rows[i], xs[i], features)
             store_i64(x_pointers + 8 * i, features)
-    for layer in range(plan[p.NUM_LAYERS]):
-        words = p.FIRST_LAYER + layer * p.LAYER_WORDS
+    for k in range(plan.num_layers):
+        layer = layer_at(plan.layers + k * _LAYER_BYTES)
         for i in range(num_rows):
-            store_i64(h_pointers + 8 * i, rows[i] + plan[words + p.H_OFFSET])
-        _step_layer(plan, words, x_pointers, h_pointers, num_rows)
+            store_i64(h_pointers + 8 * i, rows[i] + layer.h_offset)
+        _step_layer(plan, layer, x_pointers, h_pointers, num_rows)
         # This layer's h is the next one's x.
-        x_pointers = plan[p.X_POINTERS]
+        x_pointers = plan.x_pointers
         for i in range(num_rows):
-            store_i64(x_pointers + 8 * i, rows[i] + plan[words + p.H_OFFSET])
-    _write_outputs(plan, x_pointers, rows.ctypes.data, ys.ctypes.data, num_rows)
+            store_i64(x_pointers + 8 * i, rows[i] + layer.h_offset)
+    # Addresses of arrays are uint64, and that with an int64 would make a float64.
+    rows_address, ys_address = np.int64(rows.ctypes.data), np.int64(ys.ctypes.data)
+    _write_outputs(plan, x_pointers, rows_address, ys_address, num_rows)
 
 
 @jit
-def step_chunk(plan, row, x, y, num_steps):
+def step_chunk(plan: Plan, row: int, x: int, y: int, num_steps: int) -> None:
     """Advance one stream by many time steps: the same bits as step by step, but faster.
 
     Each layer runs through a run of steps before the next one starts, and its product with x is
     done for all of them at once. The sums wait as float32 until the product with h goes on, just
-    as they would have stayed in a register.
-
-    Parameters
-    ----------
-    plan : ndarray of int64, shape (PLAN_WORDS,)
-        Of a `Program` that no other thread uses now.
-    row : int64
-        Address of the stream's row, 64-byte aligned.
-    x : int64
-        Address of the inputs, float32[num_steps, num_inputs] (uint32 for tokens), checked.
-    y : int64
-        Address of the outputs, float32[num_steps, output_size].
-    num_steps : int64
-        T.
+    as they would have stayed in a register. x and y lie one step after the other.
     """
-    for first in range(0, num_steps, p.MAX_BATCH_ROWS):
-        num = min(p.MAX_BATCH_ROWS, num_steps - first)
+    for first in range(0, num_steps, MAX_WAVE):
+        num = min(MAX_WAVE, num_steps - first)
         _step_run(
             plan,
             row,
-            x + 4 * first * plan[p.NUM_INPUTS],
-            y + 4 * first * plan[p.OUTPUT_SIZE],
+            x + 4 * first * plan.num_inputs,
+            y + 4 * first * plan.output_size,
             num,
         )
 
 
 @jit
-def _step_run(plan, row, x, y, num_steps):
-    """Advance one stream by at most `MAX_BATCH_ROWS` steps."""
-    x_pointers, level_pointers, y_pointers = plan[p.X_POINTERS], plan[p.ROWS], plan[p.YS]
+def _step_run(plan: Plan, row: int, x: int, y: int, num_steps: int) -> None:
+    """Advance one stream by at most `MAX_WAVE` steps."""
+    x_pointers, level_pointers, y_pointers = (
+        plan.x_pointers,
+        plan.level_pointers,
+        plan.y_pointers,
+    )
     for t in range(num_steps):
-        features = x + 4 * t * plan[p.NUM_INPUTS]
-        if not plan[p.INPUTS_ARE_FEATURES]:
-            features = plan[p.FEATURES] + t * plan[p.FEATURE_STRIDE]
-            write_features(plan, row, x + 4 * t * plan[p.NUM_INPUTS], features)
+        features = x + 4 * t * plan.num_inputs
+        if not plan.inputs_are_features:
+            features = plan.features + t * plan.feature_stride
+            write_features(plan, row, x + 4 * t * plan.num_inputs, features)
         store_i64(x_pointers + 8 * t, features)
-        levels = plan[p.LEVELS] + t * plan[p.LEVEL_STRIDE]
-        copy_bytes(levels, row, plan[p.LEVEL_STRIDE])
+        levels = plan.levels + t * plan.level_stride
+        copy_bytes(levels, row, plan.level_stride)
         store_i64(level_pointers + 8 * t, levels)
-        store_i64(y_pointers + 8 * t, y + 4 * t * plan[p.OUTPUT_SIZE])
-    for layer in range(plan[p.NUM_LAYERS]):
-        words = p.FIRST_LAYER + layer * p.LAYER_WORDS
-        _run_layer(plan, words, row, x_pointers, num_steps)
+        store_i64(y_pointers + 8 * t, y + 4 * t * plan.output_size)
+    for k in range(plan.num_layers):
+        layer = layer_at(plan.layers + k * _LAYER_BYTES)
+        _run_layer(plan, layer, row, x_pointers, num_steps)
         for t in range(num_steps):
-            store_i64(x_pointers + 8 * t, plan[p.SEQUENCE] + t * plan[p.HIDDEN_STRIDE])
+            store_i64(x_pointers + 8 * t, plan.sequence + t * plan.hidden_stride)
     _write_outputs(plan, x_pointers, level_pointers, y_pointers, num_steps)
 
 
 @jit
-def output_of_row(plan, row, y):
-    """Write a stream's last output once more, from its state alone.
-
-    Parameters
-    ----------
-    plan : ndarray of int64, shape (PLAN_WORDS,)
-        Of a `Program` that no other thread uses now.
-    row : int64
-        Address of the stream's row.
-    y : int64
-        Address of the output, float32[output_size].
-    """
-    store_i64(plan[p.X_POINTERS], row + plan[p.LAST_H])
-    store_i64(plan[p.ROWS], row)
-    store_i64(plan[p.YS], y)
-    _write_outputs(plan, plan[p.X_POINTERS], plan[p.ROWS], plan[p.YS], 1)
+def output_of_row(plan: Plan, row: int, y: int) -> None:
+    """Write a stream's last output once more, from its state alone."""
+    store_i64(plan.x_pointers, row + plan.last_h)
+    store_i64(plan.level_pointers, row)
+    store_i64(plan.y_pointers, y)
+    _write_outputs(plan, plan.x_pointers, plan.level_pointers, plan.y_pointers, 1)
 
 
 @jit
-def _step_layer(plan, words, x_pointers, h_pointers, num_rows):
+def _step_layer(plan: Plan, layer: Layer, x_pointers: int, h_pointers: int, num_rows: int) -> None:
     """Compute one layer's new h (and c, in place) for all rows, then put h into the rows."""
-    if plan[words + p.STAGES]:
-        step_staged_layer(plan, words, x_pointers, h_pointers, num_rows)
+    if layer.stages:
+        step_staged_layer(plan, layer, x_pointers, h_pointers, num_rows)
         return
-    weights, num_panels = plan[words + p.WEIGHTS], plan[words + p.NUM_PANELS]
-    kind, panel_bytes = plan[words + p.KIND], plan[words + p.PANEL_BYTES]
-    run_tiles(
-        plan[p.COVER],
-        kind,
-        num_panels,
-        num_rows,
-        (weights + plan[words + p.FIRST_WEIGHT], panel_bytes),
-        (weights, 0, panel_bytes),
-        (x_pointers, plan[words + p.NUM_X], h_pointers, plan[words + p.HIDDEN_SIZE]),
-        (
-            plan[p.HIDDEN],
-            plan[p.HIDDEN_STRIDE],
-            0,
-            num_panels * VECTOR_BYTES,
-            0,
-            weights + _SUMS_BYTES[kind],
-        ),
-    )
+    num_panels, product = layer.num_panels, plan.product
+    set_weights(product, layer.kind, layer.weights, 0, num_panels)
+    product.num_rows = num_rows
+    product.x_pointers, product.num_x = x_pointers, layer.num_x
+    product.h_pointers, product.num_h = h_pointers, layer.hidden_size
+    product.out, product.out_bytes = plan.hidden, plan.hidden_stride
+    product.cell_offset = num_panels * VECTOR_BYTES
+    run_product(plan.cover, product)
     for i in range(num_rows):
-        new_h = plan[p.HIDDEN] + i * plan[p.HIDDEN_STRIDE]
-        if plan[words + p.ACTIVATION]:
-            activate(plan[words + p.ACTIVATION], new_h, plan[words + p.HIDDEN_SIZE])
+        new_h = plan.hidden + i * plan.hidden_stride
+        if layer.activation:
+            activate(layer.activation, new_h, layer.hidden_size)
         copy_floats(load_i64(h_pointers + 8 * i), new_h, num_panels * VECTOR_BYTES)
 
 
 @jit
-def _run_layer(plan, words, row, x_pointers, num_steps):
-    """Run one layer through steps of one stream, and write its h of each to SEQUENCE."""
-    if plan[words + p.STAGES]:
-        run_staged_layer(plan, words, row, x_pointers, num_steps)
+def _run_layer(plan: Plan, layer: Layer, row: int, x_pointers: int, num_steps: int) -> None:
+    """Run one layer through steps of one stream, and write its h of each to `Plan.sequence`."""
+    if layer.stages:
+        run_staged_layer(plan, layer, row, x_pointers, num_steps)
         return
-    kind, num_panels = plan[words + p.KIND], plan[words + p.NUM_PANELS]
-    weights, h_pointers = plan[words + p.WEIGHTS], plan[p.H_POINTERS]
-    panel_bytes = plan[words + p.PANEL_BYTES]
-    sums, sums_stride = plan[p.SUMS], plan[p.SUMS_STRIDE]
-    run_tiles(
-        plan[p.COVER],
-        kind,
-        num_panels,
-        num_steps,
-        (weights + plan[words + p.FIRST_WEIGHT], panel_bytes),
-        (weights, 0, panel_bytes),
-        (x_pointers, plan[words + p.NUM_X], x_pointers, 0),
-        (sums, sums_stride, 0, 0, 1, 0),
-    )
-    h = row + plan[words + p.H_OFFSET]
+    num_panels, product, h_pointers = layer.num_panels, plan.product, plan.h_pointers
+    sums, sums_stride = plan.sums, plan.sums_stride
+    set_weights(product, layer.kind, layer.weights, 0, num_panels)
+    product.num_rows = num_steps
+    product.x_pointers, product.num_x = x_pointers, layer.num_x
+    product.h_pointers, product.num_h = x_pointers, 0
+    product.out, product.out_bytes, product.is_partial = sums, sums_stride, 1
+    run_product(plan.cover, product)
+
+    h = row + layer.h_offset
     store_i64(h_pointers, h)
+    continue_sums(product, layer.weights, sums, 0)
+    product.num_rows = 1
+    product.x_pointers, product.num_x = h_pointers, 0
+    product.h_pointers, product.num_h = h_pointers, layer.hidden_size
+    product.cell_offset, product.is_partial = num_panels * VECTOR_BYTES, 0
     for t in range(num_steps):
-        new_h = plan[p.SEQUENCE] + t * plan[p.HIDDEN_STRIDE]
-        run_tiles(
-            plan[p.COVER],
-            kind,
-            num_panels,
-            1,
-            (weights + plan[words + p.FIRST_H_WEIGHT], panel_bytes),
-            (sums + t * sums_stride, 0, _SUMS_BYTES[kind]),
-            (h_pointers, 0, h_pointers, plan[words + p.HIDDEN_SIZE]),
-            (new_h, 0, 0, num_panels * VECTOR_BYTES, 0, weights + _SUMS_BYTES[kind]),
-        )
-        if plan[words + p.ACTIVATION]:
-            activate(plan[words + p.ACTIVATION], new_h, plan[words + p.HIDDEN_SIZE])
+        new_h = plan.sequence + t * plan.hidden_stride
+        product.start, product.out = sums + t * sums_stride, new_h
+        run_product(plan.cover, product)
+        if layer.activation:
+            activate(layer.activation, new_h, layer.hidden_size)
         copy_floats(h, new_h, num_panels * VECTOR_BYTES)
 
 
 @jit
-def _write_outputs(plan, h_pointers, level_pointers, y_pointers, num_rows):
+def _write_outputs(
+    plan: Plan, h_pointers: int, level_pointers: int, y_pointers: int, num_rows: int
+) -> None:
     """Write y from the last h: as it is, or through the head."""
-    output_size = plan[p.OUTPUT_SIZE]
-    weights = plan[p.HEAD_WEIGHTS]
-    if not weights:
+    output_size = plan.output_size
+    if not plan.head.panels:
         for i in range(num_rows):
             y, h = load_i64(y_pointers + 8 * i), load_i64(h_pointers + 8 * i)
             copy_floats(y, h, 4 * output_size)
         return
-    panel_bytes = plan[p.HEAD_PANEL_BYTES]
-    run_tiles(
-        plan[p.COVER],
-        DENSE,
-        plan[p.HEAD_PANELS],
-        num_rows,
-        (weights + plan[p.HEAD_FIRST_WEIGHT], panel_bytes),
-        (weights, 0, panel_bytes),
-        (h_pointers, plan[p.LAST_SIZE], h_pointers, 0),
-        (plan[p.HIDDEN], plan[p.HIDDEN_STRIDE], 0, 0, 0, weights + VECTOR_BYTES),
-    )
+    product = plan.product
+    set_weights(product, DENSE, plan.head, 0, plan.head.num_panels)
+    product.num_rows = num_rows
+    product.x_pointers, product.num_x = h_pointers, plan.last_size
+    product.h_pointers, product.num_h = h_pointers, 0
+    product.out, product.out_bytes = plan.hidden, plan.hidden_stride
+    run_product(plan.cover, product)
     for i in range(num_rows):
-        out = plan[p.HIDDEN] + i * plan[p.HIDDEN_STRIDE]
-        activate(plan[p.HEAD_ACTIVATION], out, output_size)
-        if not plan[p.OUTPUTS_ARE_PLAIN]:
+        out = plan.hidden + i * plan.hidden_stride
+        activate(plan.head_activation, out, output_size)
+        if not plan.outputs_are_plain:
             for j in range(output_size):
-                y = load_f32(out + 4 * j) + load_f32(plan[p.OUTPUT_CENTERS] + 4 * j)
-                level = load_i64(plan[p.OUTPUT_LEVELS] + 8 * j)
+                y = load_f32(out + 4 * j) + load_f32(plan.output_centers + 4 * j)
+                level = load_i64(plan.output_levels + 8 * j)
                 if level >= 0:
                     y += load_f32(load_i64(level_pointers + 8 * i) + level)
                 store_f32(out + 4 * j, y)

@@ -14,7 +14,6 @@ side by side, so the cell's element-wise part finds them all in one tile.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,59 +21,18 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from streamrnn.kernels.cpu.activations import GATE_FACTOR
 from streamrnn.kernels.cpu.cell_outputs import emit_gru, emit_lstm
 from streamrnn.kernels.cpu.vectors import INT, VECTOR, Emitter, keep_rolled
+from streamrnn.kernels.gates import DENSE, GRU, SHAPES
+from streamrnn.kernels.precisions import FLOAT32, INT8
 from streamrnn.kernels.vector_width import WIDTH
 
-__all__ = [
-    "BFLOAT16",
-    "DENSE",
-    "FLOAT32",
-    "GRU",
-    "INT8",
-    "LSTM",
-    "MAX_PANELS",
-    "MAX_ROWS",
-    "SHAPES",
-    "VECTOR_BYTES",
-    "WEIGHT_BYTES",
-    "tile",
-]
+__all__ = ["MAX_PANELS", "MAX_ROWS", "SUMS_BYTES", "VECTOR_BYTES", "tile"]
 
 VECTOR_BYTES = 4 * WIDTH
-FLOAT32, BFLOAT16, INT8 = range(3)
-WEIGHT_BYTES = (4, 2, 1)  # by precision
-DENSE, GRU, LSTM = range(3)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How one kind of tile uses its vectors.
-
-    Attributes
-    ----------
-    num_accumulators : int
-        Vectors a row and panel.
-    x_gates, h_gates : tuple of int
-        Which accumulator each packed vector of an element of x, or of h, is added to.
-    factors : tuple of float
-        What the weights and biases of each accumulator are multiplied by.
-    """
-
-    num_accumulators: int
-    x_gates: tuple[int, ...]
-    h_gates: tuple[int, ...]
-    factors: tuple[float, ...]
-
-
-_GATE = GATE_FACTOR
-# GRU keeps the two halves of its candidate apart: the reset gate scales only the one from h.
-SHAPES = {
-    DENSE: Shape(1, (0,), (0,), (1.0,)),
-    GRU: Shape(4, (0, 1, 2), (0, 1, 3), (_GATE, _GATE, 1.0, 1.0)),
-    LSTM: Shape(4, (0, 1, 2, 3), (0, 1, 2, 3), (_GATE, _GATE, 1.0, _GATE)),
-}
+_WEIGHT_BYTES = (4, 2, 1)  # by precision
+# Of one panel's accumulators: of its biases, and of the sums that a partial tile leaves.
+SUMS_BYTES = np.array([SHAPES[kind].num_accumulators * VECTOR_BYTES for kind in sorted(SHAPES)])
 
 
 class _Tile:
@@ -126,7 +84,7 @@ class _Tile:
         Returns the new accumulators, and where in each panel the weights of this phase end.
         """
         b = self.builder
-        step = len(gates) * WIDTH * WEIGHT_BYTES[self.precision]
+        step = len(gates) * WIDTH * _WEIGHT_BYTES[self.precision]
         before = b.block
         head = b.append_basic_block("k_head")
         body = b.append_basic_block("k_body")
@@ -166,7 +124,7 @@ class _Tile:
     def load_weights(self, address: ir.Value, num_gates: int) -> list[ir.Value]:
         """Load the weights of one element for every gate, and widen them to float32."""
         b, e = self.builder, self.e
-        vector_bytes = WIDTH * WEIGHT_BYTES[self.precision]
+        vector_bytes = WIDTH * _WEIGHT_BYTES[self.precision]
         places = [b.add(address, INT(j * vector_bytes)) for j in range(num_gates)]
         if self.precision == FLOAT32:
             return [e.load(place) for place in places]

@@ -1,4 +1,4 @@
-"""All panels and rows of a product, covered with tiles."""
+"""A product of any size, covered with tiles."""
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -10,35 +10,29 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from streamrnn.kernels.cpu.tiles import MAX_PANELS, MAX_ROWS, VECTOR_BYTES, tile
+from streamrnn.kernels.cpu.plan import Product, Weights, product_at
+from streamrnn.kernels.cpu.tiles import MAX_PANELS, MAX_ROWS, SUMS_BYTES, VECTOR_BYTES, tile
 from streamrnn.kernels.jit import Linked, jit
+from streamrnn.kernels.pointers import address
 
-__all__ = ["cover_address", "run_tiles"]
-
-_NUM_ARGUMENTS = 17
+__all__ = ["continue_sums", "cover_address", "run_product", "set_weights"]
 
 
 def _make_cover(precision: int) -> Callable[..., Any]:
-    def cover(
-        kind,
-        num_panels,
-        num_rows,
-        first_weight,
-        panel_bytes,
-        first_start,
-        start_row_bytes,
-        start_panel_bytes,
-        x_pointers,
-        num_x,
-        h_pointers,
-        num_h,
-        out,
-        out_bytes,
-        cell_offset,
-        is_partial,
-        scales,
-    ):
-        """Do what `run_tiles` says, with its arguments one by one."""
+    def cover(product_address):
+        """Cover all panels and rows of a product with tiles, of about equal numbers of rows.
+
+        A panel stays in the cache for all its rows.
+        """
+        product = product_at(product_address)
+        kind, num_panels, num_rows = product.kind, product.num_panels, product.num_rows
+        weights, panel_bytes = product.weights, product.panel_bytes
+        start, start_row_bytes = product.start, product.start_row_bytes
+        start_panel_bytes = product.start_panel_bytes
+        x_pointers, num_x = product.x_pointers, product.num_x
+        h_pointers, num_h = product.h_pointers, product.num_h
+        out, out_bytes, cell_offset = product.out, product.out_bytes, product.cell_offset
+        is_partial, scales = product.is_partial, product.scales
         num_tiles = -(-num_rows // MAX_ROWS)
         few = num_rows // num_tiles
         num_larger = num_rows - few * num_tiles
@@ -55,9 +49,9 @@ def _make_cover(precision: int) -> Callable[..., Any]:
                     kind,
                     tile_rows,
                     together,
-                    (first_weight + panel * panel_bytes, panel_bytes),
+                    (weights + panel * panel_bytes, panel_bytes),
                     (
-                        first_start + row * start_row_bytes + panel * start_panel_bytes,
+                        start + row * start_row_bytes + panel * start_panel_bytes,
                         start_row_bytes,
                         start_panel_bytes,
                     ),
@@ -82,20 +76,9 @@ _LOADED: dict[int, Linked] = {}  # machine code lives as long as its object
 
 
 def cover_address(precision: int) -> int:
-    """Return where the compiled function lies that covers a product with tiles.
-
-    Parameters
-    ----------
-    precision : int
-        Of the weights: `FLOAT32`, `BFLOAT16` or `INT8`.
-
-    Returns
-    -------
-    int
-        What `run_tiles` takes. Compiled, or loaded from the cache, when first asked for.
-    """
+    """Return the address of `cover` for one precision; compile or load it at first."""
     if precision not in _LOADED:
-        linked = Linked(_make_cover(precision), _NUM_ARGUMENTS)
+        linked = Linked(_make_cover(precision), num_arguments=1)
         linked.compile()
         _LOADED[precision] = linked
     address = _LOADED[precision].address
@@ -104,60 +87,40 @@ def cover_address(precision: int) -> int:
 
 
 @intrinsic
-def _call(typingctx: Any, address: types.Type, arguments: types.Type) -> Any:
-    """Call the function at an address with a tuple of int64."""
+def _call(typingctx: Any, function: types.Type, argument: types.Type) -> Any:
+    """Call the function at an address with one int64."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         integer = ir.IntType(64)
-        kind = ir.FunctionType(integer, [integer] * _NUM_ARGUMENTS)
-        function = builder.inttoptr(args[0], kind.as_pointer())
-        values = [builder.extract_value(args[1], i) for i in range(_NUM_ARGUMENTS)]
-        return builder.call(function, values)
+        kind = ir.FunctionType(integer, [integer])
+        return builder.call(builder.inttoptr(args[0], kind.as_pointer()), [args[1]])
 
-    group = types.containers.UniTuple(types.int64, _NUM_ARGUMENTS)
-    return types.int64(types.int64, group), codegen
+    return types.int64(types.int64, types.int64), codegen
 
 
 @jit
-def run_tiles(cover, kind, num_panels, num_rows, weights, start, inputs, target):
-    """Cover all panels and rows with tiles, of about equal numbers of rows.
+def run_product(cover: int, product: Product) -> None:
+    """Compute a product by the function at ``cover``, of the weights' precision."""
+    _call(cover, address(product))
 
-    A panel stays in the cache for all its rows.
 
-    Parameters
-    ----------
-    cover : int64
-        From `cover_address`, for the weights' precision.
-    kind : int64
-        `DENSE`, `GRU` or `LSTM`.
-    num_panels, num_rows : int64
-        How many there are in all.
-    weights, start, inputs, target : tuple of int64
-        As in `tile`, for panel 0 and row 0.
-    """
-    first_weight, panel_bytes = weights
-    first_start, start_row_bytes, start_panel_bytes = start
-    x_pointers, num_x, h_pointers, num_h = inputs
-    out, out_bytes, _, cell_offset, is_partial, scales = target
-    _call(
-        cover,
-        (
-            kind,
-            num_panels,
-            num_rows,
-            first_weight,
-            panel_bytes,
-            first_start,
-            start_row_bytes,
-            start_panel_bytes,
-            x_pointers,
-            num_x,
-            h_pointers,
-            num_h,
-            out,
-            out_bytes,
-            cell_offset,
-            is_partial,
-            scales,
-        ),
-    )
+@jit
+def set_weights(
+    product: Product, kind: int, weights: Weights, first_panel: int, num_panels: int
+) -> None:
+    """Let a product use some panels of packed weights, and begin at their biases."""
+    panel_bytes = weights.panel_bytes
+    first = weights.panels + first_panel * panel_bytes
+    product.kind, product.num_panels = kind, num_panels
+    product.weights, product.panel_bytes = first + weights.first_weight, panel_bytes
+    product.start, product.start_row_bytes, product.start_panel_bytes = first, 0, panel_bytes
+    product.cell_offset, product.is_partial = 0, 0
+    product.scales = first + SUMS_BYTES[kind]
+
+
+@jit
+def continue_sums(product: Product, weights: Weights, sums: int, row_bytes: int) -> None:
+    """Let a product with h go on from the sums that a partial product with x has stored."""
+    product.weights += weights.first_h_weight - weights.first_weight
+    product.start, product.start_row_bytes = sums, row_bytes
+    product.start_panel_bytes = SUMS_BYTES[product.kind]

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numba import cuda
 
-from streamrnn.kernels.cpu import activations as cpu
-from streamrnn.kernels.cpu.activations import RELU, SIGMOID, TANH
+from streamrnn.kernels import activations as constants
+from streamrnn.kernels.activations import RELU, SIGMOID, TANH
 from streamrnn.kernels.cuda.compiler import device_function
 
 __all__ = ["activate", "exp", "gru_output", "lstm_cell", "lstm_output", "sigmoid", "tanh"]
@@ -20,15 +20,15 @@ __all__ = ["activate", "exp", "gru_output", "lstm_cell", "lstm_output", "sigmoid
 _float = np.float32
 _int = np.int32
 _ZERO, _ONE = _float(0.0), _float(1.0)
-_MAX_EXPONENT = _float(cpu.MAX_EXPONENT)
-_LOG2E, _LOG2E_REST = _float(cpu.LOG2E), _float(cpu.LOG2E_REST)
-_MINUS_LOG2E, _MINUS_LOG2E_REST = _float(-cpu.LOG2E), _float(-cpu.LOG2E_REST)
-_ROUND = _float(cpu.ROUND)
-_E0, _E1, _E2, _E3, _E4, _E5, _E6 = (_float(value) for value in cpu.EXP2)
+_MAX_EXPONENT = _float(constants.MAX_EXPONENT)
+_LOG2E, _LOG2E_REST = _float(constants.LOG2E), _float(constants.LOG2E_REST)
+_MINUS_LOG2E, _MINUS_LOG2E_REST = _float(-constants.LOG2E), _float(-constants.LOG2E_REST)
+_ROUND = _float(constants.ROUND)
+_E0, _E1, _E2, _E3, _E4, _E5, _E6 = (_float(value) for value in constants.EXP2)
 _MAX_GATE = _float(118.0)
-_TANH_BOUND = _float(cpu.TANH_BOUND)
-_P0, _P1, _P2, _P3, _P4 = (_float(value) for value in cpu.TANH_P)
-_Q0, _Q1, _Q2, _Q3, _Q4 = (_float(value) for value in cpu.TANH_Q)
+_TANH_BOUND = _float(constants.TANH_BOUND)
+_P0, _P1, _P2, _P3, _P4 = (_float(value) for value in constants.TANH_P)
+_Q0, _Q1, _Q2, _Q3, _Q4 = (_float(value) for value in constants.TANH_Q)
 
 
 @device_function

@@ -1,4 +1,4 @@
-"""What a batch needs beside the product: features before, outputs and the commit after."""
+"""What a wave needs beside the product: features before it, the outputs and the commit after it."""
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -10,24 +10,11 @@ import numpy as np
 from numba import cuda, float32, int64
 from numba.cuda import libdevice
 
-from streamrnn.kernels.cpu.activations import SOFTMAX
-from streamrnn.kernels.cpu.plan import (
-    EMBEDDING,
-    EMBEDDING_SIZE,
-    FEATURE,
-    INPUT_KIND,
-    INPUT_WORDS,
-    IS_DIFFERENCE,
-    MEMORY,
-    MISSING,
-    MISSING_MASK,
-    NUM_CATEGORIES,
-    NUMERIC,
-    TOKEN,
-)
+from streamrnn.kernels.activations import SOFTMAX
 from streamrnn.kernels.cuda import plan as p
 from streamrnn.kernels.cuda.activations import activate, exp
 from streamrnn.kernels.cuda.compiler import SIMULATED, device_function, kernel
+from streamrnn.kernels.row_layout import MISSING_MASK, NUMERIC, TOKEN
 
 __all__ = [
     "features_rows",
@@ -63,24 +50,24 @@ def transform_input(plan, weights, which, x, tokens, place, memory, stream, out,
     out, features : array of float32, int64
         Where the stream's features begin.
     """
-    item = plan[p.INPUTS] + which * INPUT_WORDS
-    target = features + plan[item + FEATURE]
-    kind = plan[item + INPUT_KIND]
+    item = plan[p.INPUTS] + which * p.INPUT_WORDS
+    target = features + plan[item + p.FEATURE]
+    kind = plan[item + p.INPUT_KIND]
     if kind != NUMERIC:
         category = int64(tokens[_index(place)]) if kind == TOKEN else int64(x[_index(place)])
-        table = plan[item + EMBEDDING]
+        table = plan[item + p.EMBEDDING]
         if table >= 0:
-            size = plan[item + EMBEDDING_SIZE]
+            size = plan[item + p.EMBEDDING_SIZE]
             for e in range(size):
                 out[_index(target + e)] = weights[_index(table + category * size + e)]
         else:
-            for c in range(plan[item + NUM_CATEGORIES]):
+            for c in range(plan[item + p.NUM_CATEGORIES]):
                 out[_index(target + c)] = _ONE if c == category else _ZERO
         return
 
     value = x[_index(place)]
     is_missing = math.isnan(value)
-    remembered = plan[item + MEMORY]
+    remembered = plan[item + p.MEMORY]
     before = _NAN
     if remembered >= 0:
         before = memory[_index(stream + remembered)]
@@ -89,10 +76,10 @@ def transform_input(plan, weights, which, x, tokens, place, memory, stream, out,
         if remembered >= 0 and not math.isnan(before):
             value = before
     feature = value
-    if plan[item + IS_DIFFERENCE]:
+    if plan[item + p.IS_DIFFERENCE]:
         feature = _ZERO if math.isnan(before) else value - before
     out[_index(target)] = feature - weights[_index(plan[p.VALUES] + 2 * which)]
-    if plan[item + MISSING] == MISSING_MASK:
+    if plan[item + p.MISSING] == MISSING_MASK:
         out[_index(target + 1)] = _ONE if is_missing else _ZERO
     if remembered >= 0:
         memory[_index(stream + remembered)] = value
@@ -184,8 +171,8 @@ def make_features_kernel(num_threads: int) -> Any:
     -------
     numba dispatcher
         Its arguments: ``plan``, ``weights``, ``slab``, ``work`` and ``slots`` as in
-        `make_layer_kernel`; ``x`` float32[:] and ``tokens`` int32[:], the batch's inputs, which
-        are the same memory; ``num_rows``, ``step`` and ``num_steps`` of the batch.
+        `make_layer_kernel`; ``x`` float32[:] and ``tokens`` int32[:], the wave's inputs, which
+        are the same memory; ``num_rows``, ``step`` and ``num_steps`` of the wave.
     """
 
     @kernel(num_threads)
@@ -218,8 +205,8 @@ def make_finish_kernel(num_threads: int) -> Any:
     -------
     numba dispatcher
         Its arguments: ``plan``, ``weights``, ``slab``, ``work`` and ``slots`` as in
-        `make_layer_kernel`; ``y`` float32[:], the batch's outputs; ``num_rows``, ``step`` and
-        ``num_steps`` of the batch.
+        `make_layer_kernel`; ``y`` float32[:], the wave's outputs; ``num_rows``, ``step`` and
+        ``num_steps`` of the wave.
     """
 
     @kernel(num_threads)
@@ -308,7 +295,7 @@ def make_move_kernel(num_threads: int) -> Any:
 
 
 def make_softmax_kernel(num_threads: int) -> Any:
-    """Return the kernel that replaces each output of a batch by its softmax.
+    """Return the kernel that replaces each output of a wave by its softmax.
 
     Parameters
     ----------
@@ -319,7 +306,7 @@ def make_softmax_kernel(num_threads: int) -> Any:
     -------
     numba dispatcher
         Its arguments: ``y`` float32[:]; ``size`` of an output; ``num_rows``, ``step`` and
-        ``num_steps`` of the batch.
+        ``num_steps`` of the wave.
     """
 
     @kernel(num_threads)

@@ -1,10 +1,10 @@
-"""The launches of a batch: described once, then run by one compiled call.
+"""The launches of a wave: described once, then run by one compiled call.
 
-What a batch launches follows from its number of rows and steps. So a `Launch` holds everything
-else, its arguments too, and a table of them is packed once, when the model is loaded. A batch is
-then one call of `begin_batch`, which holds no GIL and calls the driver by address: the copy of the
-inputs, a kernel for each layer, the copy of the outputs; and one of `end_batch`, which waits. In
-the simulator, which has no driver, `launches_of_batch` says the same in Python.
+What a wave launches follows from its number of rows and steps. So a `Launch` holds everything
+else, its arguments too, and a table of them is packed once, when the model is loaded. A wave is
+then one call of `begin_wave`, which holds no GIL and calls the driver by address: the copy of the
+inputs, a kernel for each layer, the copy of the outputs; and one of `end_wave`, which waits. In the
+simulator, which has no driver, `launches_of_wave` says the same in Python.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ __all__ = [
     "Launch",
     "Launches",
     "Number",
-    "begin_batch",
-    "compute_batch",
-    "end_batch",
-    "launches_of_batch",
+    "begin_wave",
+    "compute_wave",
+    "end_wave",
+    "launches_of_wave",
     "pack_launches",
     "parameters_of",
 ]
 
 
 class Number(enum.IntEnum):
-    """What a kernel can be told of the batch, int64 as all its numbers are."""
+    """What a kernel can be told of the wave, int64 as all its numbers are."""
 
     NUM_ROWS = 0
-    STEP = 1  # of the batch's, from 0
+    STEP = 1  # of the wave's, from 0
     NUM_STEPS = 2
-    X_START = 3  # where the first row's input of the step begins in the batch's x
+    X_START = 3  # where the first row's input of the step begins in the wave's x
     X_STRIDE = 4  # from there to the next row's
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with everything but the numbers of a batch.
+    """A kernel with everything but the numbers of a wave.
 
     Attributes
     ----------
     kernel : numba dispatcher
         What to launch.
     arguments : tuple
-        Arrays on the GPU, numbers, and a `Number` for what each batch has of its own.
+        Arrays on the GPU, numbers, and a `Number` for what each wave has of its own.
     threads : int
         Of a block.
     num_blocks : int
@@ -91,13 +91,13 @@ class Launches:
     Attributes
     ----------
     step : tuple of Launch
-        Of one step of any batch, in order.
+        Of one step of any wave, in order.
     chunk : tuple of Launch
         Of many steps of a few rows; empty if the model goes step by step.
     max_chunk_rows : int
         The most rows of a chunk.
     num_inputs : int
-        Of a step, in the batch's x.
+        Of a step, in the wave's x.
     """
 
     step: tuple[Launch, ...]
@@ -106,17 +106,17 @@ class Launches:
     num_inputs: int
 
 
-def launches_of_batch(
+def launches_of_wave(
     launches: Launches, num_rows: int, num_steps: int
 ) -> Iterator[tuple[Launch, tuple[int, int], tuple[Any, ...]]]:
-    """Say what `begin_batch` launches.
+    """Say what `begin_wave` launches.
 
     Parameters
     ----------
     launches : Launches
         Of the model.
     num_rows, num_steps : int
-        Of the batch.
+        Of the wave.
 
     Yields
     ------
@@ -182,7 +182,7 @@ DRIVER_FUNCTIONS = (
     _MAX_CHUNK_ROWS,
     _NUM_STEP_LAUNCHES,
     _NUM_CHUNK_LAUNCHES,
-    _NUMBERS,  # of the batch, as `Number` orders them
+    _NUMBERS,  # of the wave, as `Number` orders them
 ) = range(8, 24)
 _NUM_ROWS, _STEP, _NUM_STEPS, _X_START, _X_STRIDE, _LAUNCHES = range(_NUMBERS, _NUMBERS + 6)
 (
@@ -249,7 +249,7 @@ def pack_launches(
     Returns
     -------
     table : ndarray of int64
-        For `begin_batch` and `end_batch`.
+        For `begin_wave` and `end_wave`.
     kept : list of ndarray
         What the table points to: to be kept as long as it.
     """
@@ -339,7 +339,7 @@ def _run_launch(table, launch, num_y):
 
 @jit
 def _run_launches(table, num_rows, num_steps):
-    """Do what `launches_of_batch` says."""
+    """Do what `launches_of_wave` says."""
     launches = table + 8 * _LAUNCHES
     num_step_launches = load_i64(table + 8 * _NUM_STEP_LAUNCHES)
     store_i64(table + 8 * _NUM_ROWS, num_rows)
@@ -374,13 +374,13 @@ def _run_launches(table, num_rows, num_steps):
 
 
 @jit
-def compute_batch(table, num_rows, num_steps):
-    """Start the launches of a batch whose inputs are on the GPU, and whose outputs stay there.
+def compute_wave(table, num_rows, num_steps):
+    """Start the launches of a wave whose inputs are on the GPU, and whose outputs stay there.
 
     Parameters
     ----------
     table, num_rows, num_steps
-        As of `begin_batch`.
+        As of `begin_wave`.
 
     Returns
     -------
@@ -394,17 +394,17 @@ def compute_batch(table, num_rows, num_steps):
 
 
 @jit
-def begin_batch(table, num_rows, num_steps, overlaps):
-    """Start a batch: its inputs go over, it is computed, its outputs come back.
+def begin_wave(table, num_rows, num_steps, overlaps):
+    """Start a wave: its inputs go over, it is computed, its outputs come back.
 
     Parameters
     ----------
     table : int64
         Address of a table of `pack_launches`, which nobody else uses meanwhile.
     num_rows, num_steps : int64
-        Of the batch. The pinned buffer holds so many slots (int32) and the inputs behind them.
+        Of the wave. The pinned buffer holds so many slots (int32) and the inputs behind them.
     overlaps : int64
-        Whether another batch may be under way: then copies take a stream of their own.
+        Whether another wave may be under way: then copies take a stream of their own.
 
     Returns
     -------
@@ -441,8 +441,8 @@ def begin_batch(table, num_rows, num_steps, overlaps):
 
 
 @jit
-def end_batch(table):
-    """Wait for a batch that was begun.
+def end_wave(table):
+    """Wait for a wave that was begun.
 
     Parameters
     ----------

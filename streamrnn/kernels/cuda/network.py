@@ -1,4 +1,4 @@
-"""A loaded model on the GPU, and the launches of one step of a batch."""
+"""A loaded model on the GPU, and the launches of one step of a wave."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from numba import cuda
 from numba.core.errors import NumbaPerformanceWarning
 from numpy.typing import NDArray
 
-from streamrnn.kernels.cpu.activations import SOFTMAX
-from streamrnn.kernels.cpu.plan import Program
+from streamrnn.kernels.activations import SOFTMAX
 from streamrnn.kernels.cuda import plan as plan_words
 from streamrnn.kernels.cuda.compiler import max_shared_bytes, num_multiprocessors
 from streamrnn.kernels.cuda.features import (
@@ -29,9 +28,10 @@ from streamrnn.kernels.cuda.persistent import chunk_size, make_chunk_kernel
 from streamrnn.kernels.cuda.plan import GpuLayer, GpuPlan
 from streamrnn.kernels.cuda.tensor_cores import TensorShape, make_tensor_kernel
 from streamrnn.kernels.cuda.tiles import TileShape, make_layer_kernel
+from streamrnn.kernels.row_layout import RowLayout
 from streamrnn.model.model import Model
 
-__all__ = ["TENSOR_TILING", "TILING", "Batch", "Network", "Tiling"]
+__all__ = ["TENSOR_TILING", "TILING", "Network", "Tiling", "Wave"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Tiling:
     Attributes
     ----------
     wide : TileShape or TensorShape
-        For batches that fill the GPU with its blocks.
+        For waves that fill the GPU with its blocks.
     narrow : TileShape or TensorShape
         For all others.
     row_threads : int
@@ -63,8 +63,8 @@ TENSOR_TILING = Tiling(TensorShape(2, 4, 2, 8), TensorShape(4, 1, 1, 4), 128)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The arrays on the GPU that a batch's inputs and outputs lie in.
+class Wave:
+    """The arrays on the GPU that a wave's inputs and outputs lie in.
 
     Attributes
     ----------
@@ -107,10 +107,8 @@ class Network:
     ----------
     model : Model
         What to run.
-    program : Program
-        The same model on the CPU, whose row layout is taken over.
     max_rows : int
-        Of a batch.
+        Of a wave.
     precision : str
         Of the products: ``"float32"``, or ``"tf32"`` and ``"bfloat16"``, which go by tensor cores.
 
@@ -120,15 +118,13 @@ class Network:
         Sizes and places.
     """
 
-    def __init__(
-        self, model: Model, program: Program, max_rows: int, precision: str = "float32"
-    ) -> None:
-        self.plan = GpuPlan(model, program, precision)
+    def __init__(self, model: Model, max_rows: int, precision: str = "float32") -> None:
+        self.plan = GpuPlan(model, precision)
         self._precision = precision
         self._tiling = tiling = TILING if precision == "float32" else TENSOR_TILING
         self._words = cuda.to_device(self.plan.words)
         self._weights = cuda.to_device(self.plan.weights)
-        self._initial_row = cuda.to_device(np.array(program.initial_row))
+        self._initial_row = cuda.to_device(RowLayout(model.spec).initial_row)
         (
             self._write_features,
             self._finish,
@@ -154,14 +150,14 @@ class Network:
         """The most rows whose steps are one launch; 0 if the model goes step by step."""
         return self._chunk.max_rows if self._chunk else 0
 
-    def launches(self, slab: Any, batch: Batch) -> Launches:
-        """Describe the launches of batches.
+    def launches(self, slab: Any, wave: Wave) -> Launches:
+        """Describe the launches of waves.
 
         Parameters
         ----------
         slab : device array of float32, shape (num_slots * row_size,)
             The streams' rows.
-        batch : Batch
+        wave : Wave
             Slots, all different; behind them the inputs [num_rows, num_steps, num_inputs]; where
             the outputs [num_rows, num_steps, output_size] go.
 
@@ -171,22 +167,22 @@ class Network:
         """
         plan, threads = self.plan, self._tiling.row_threads
         state = (self._words, self._weights, slab, self._work)
-        of_batch = (Number.NUM_ROWS, Number.STEP, Number.NUM_STEPS)
+        of_wave = (Number.NUM_ROWS, Number.STEP, Number.NUM_STEPS)
         num_inputs = int(plan.words[plan_words.NUM_INPUTS])
         step: list[Launch] = []
-        x_place: tuple[Any, int, int] = (batch.x, Number.X_START, Number.X_STRIDE)
+        x_place: tuple[Any, int, int] = (wave.x, Number.X_START, Number.X_STRIDE)
         if not plan.inputs_are_features:
-            arguments = (*state, batch.slots, batch.x, batch.slots, *of_batch)
+            arguments = (*state, wave.slots, wave.x, wave.slots, *of_wave)
             block_rows = features_rows(num_inputs, threads)
             step.append(Launch(self._write_features, arguments, threads, 1, block_rows))
             x_place = (self._work, int(plan.words[plan_words.FEATURES]), plan.work_size)
         for layer in (*plan.layers, *([plan.head] if plan.head else [])):
             x, *place = x_place
-            arguments = (*state, x, batch.slots, layer.words, *place, Number.NUM_ROWS)
+            arguments = (*state, x, wave.slots, layer.words, *place, Number.NUM_ROWS)
             step += self._layer_launches(layer, arguments)
             x_place = (self._work, layer.out, plan.work_size)
-        step.append(Launch(self._finish, (*state, batch.slots, batch.y, *of_batch), threads, 1, 1))
-        chunk = self._chunk_launches(slab, batch, of_batch)
+        step.append(Launch(self._finish, (*state, wave.slots, wave.y, *of_wave), threads, 1, 1))
+        chunk = self._chunk_launches(slab, wave, of_wave)
         return Launches(tuple(step), chunk, self.max_chunk_rows, num_inputs)
 
     def _layer_launches(self, layer: GpuLayer, arguments: tuple[Any, ...]) -> list[Launch]:
@@ -208,15 +204,15 @@ class Network:
         ]
 
     def _chunk_launches(
-        self, slab: Any, batch: Batch, of_batch: tuple[Number, ...]
+        self, slab: Any, wave: Wave, of_wave: tuple[Number, ...]
     ) -> tuple[Launch, ...]:
         size, words, threads = self._chunk, self.plan.words, self._tiling.row_threads
         if size is None:
             return ()
-        arrays = (self._words, self._weights, slab, self._work, batch.slots, batch.x, batch.slots)
+        arrays = (self._words, self._weights, slab, self._work, wave.slots, wave.x, wave.slots)
         chunk = Launch(
             self._step_chunk,
-            (*arrays, batch.y, size.vector_size, size.sums_size, *of_batch),
+            (*arrays, wave.y, size.vector_size, size.sums_size, *of_wave),
             threads,
             size.num_blocks,
             shared_bytes=size.shared_bytes,
@@ -224,7 +220,7 @@ class Network:
         )
         if not self.plan.head or words[plan_words.HEAD_ACTIVATION] != SOFTMAX:
             return (chunk,)
-        arguments = (batch.y, int(words[plan_words.OUTPUT_SIZE]), *of_batch)
+        arguments = (wave.y, int(words[plan_words.OUTPUT_SIZE]), *of_wave)
         softmax = Launch(self._softmax_rows, arguments, threads, 4 * self._num_multiprocessors)
         return (chunk, softmax)
 

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32, int64
 
-from streamrnn.kernels.cpu.activations import SOFTMAX
-from streamrnn.kernels.cpu.tiles import DENSE, GRU, SHAPES
+from streamrnn.kernels.activations import SOFTMAX
 from streamrnn.kernels.cuda import plan as p
 from streamrnn.kernels.cuda.activations import activate, gru_output, lstm_cell, lstm_output
 from streamrnn.kernels.cuda.compiler import device_function, kernel
 from streamrnn.kernels.cuda.features import transform_input
 from streamrnn.kernels.cuda.plan import GpuPlan
+from streamrnn.kernels.gates import DENSE, GRU, SHAPES
 
 __all__ = ["ChunkSize", "chunk_size", "make_chunk_kernel"]
 
@@ -209,9 +209,9 @@ def make_chunk_kernel(threads: int) -> Any:
     numba dispatcher
         Its arguments: ``plan``, ``weights``, ``slab``, ``slots`` as in `make_layer_kernel`;
         ``work`` likewise, of two rows a stream; ``x`` float32[:] and ``tokens`` int32[:], the
-        batch's inputs, which are the same memory; ``y`` float32[:], for the outputs (a softmax is
+        wave's inputs, which are the same memory; ``y`` float32[:], for the outputs (a softmax is
         left to `make_softmax_kernel`); ``vector_size`` and ``sums_size`` of the `ChunkSize`;
-        ``num_rows``, ``step`` and ``num_steps`` of the batch. Dynamic shared memory: its bytes.
+        ``num_rows``, ``step`` and ``num_steps`` of the wave. Dynamic shared memory: its bytes.
     """
 
     @kernel(threads)

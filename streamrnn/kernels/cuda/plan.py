@@ -1,7 +1,7 @@
 """A model as the GPU's kernels see it: one array of weights, one of words, and a row of scratch.
 
-The layout of a stream's row is that of the CPU's `Program`, so a stream's state can move. Where the
-CPU's plan holds addresses, this one holds places in arrays of float32.
+A stream's row has the CPU's layout (`RowLayout`), so a stream's state can move. Where the CPU's
+plan holds addresses, this one holds places in arrays of float32.
 
 A matrix is packed as [k][gate][unit]: for every element of x or of h one run of units a gate,
 padded with zeros to a multiple of 16 units and of `DEPTH` elements. In bfloat16 a word holds the
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.kernels.cpu import plan as cpu
-from streamrnn.kernels.cpu.pack import padded
-from streamrnn.kernels.cpu.tiles import DENSE, SHAPES
+from streamrnn.kernels.activations import ACTIVATIONS, IDENTITY
 from streamrnn.kernels.cuda.mma import NUM_PACKED, pack_words
+from streamrnn.kernels.gates import DENSE, SHAPES, head_matrices, layer_matrices, padded
+from streamrnn.kernels.row_layout import RowLayout
 from streamrnn.model.model import Model
 
 __all__ = ["DEPTH", "GpuLayer", "GpuPlan"]
@@ -38,7 +38,7 @@ DEPTH = 16  # elements of k that a tile takes at once
     HEAD_ACTIVATION,
     HEAD,  # of the head's output in a row of work
     FEATURES,  # in a row of work
-    INPUTS,  # place in the plan: [num_inputs, INPUT_WORDS] as in the CPU's table
+    INPUTS,  # place in the plan: [num_inputs, INPUT_WORDS] see below
     LEVELS,  # place in the plan: [output_size]
     VALUES,  # of the weights: [num_inputs, 2], center and fill
     CENTERS,  # of the weights: [output_size]
@@ -63,6 +63,19 @@ DEPTH = 16  # elements of k that a tile takes at once
     KIND,  # of the tile
     LAYER_WORDS,
 ) = range(12)
+
+# Words of one input.
+(
+    INPUT_KIND,
+    FEATURE,  # index of its first feature
+    MEMORY,  # of its remembered value in the row, or -1
+    MISSING,
+    IS_DIFFERENCE,
+    NUM_CATEGORIES,
+    EMBEDDING,  # of the weights: [num_categories, embedding_size], or -1
+    EMBEDDING_SIZE,
+    INPUT_WORDS,
+) = range(9)
 
 
 @dataclass(frozen=True)
@@ -94,8 +107,6 @@ class GpuPlan:
     ----------
     model : Model
         Scales are folded into its first and last matrices, as on the CPU.
-    program : streamrnn.kernels.cpu.plan.Program
-        The same model on the CPU, whose row layout is taken over.
     precision : str
         Of the products: ``"float32"``, ``"tf32"`` or ``"bfloat16"``.
 
@@ -113,38 +124,41 @@ class GpuPlan:
         Whether x can be read as it comes.
     """
 
-    def __init__(self, model: Model, program: cpu.Program, precision: str = "float32") -> None:
-        spec = model.spec
+    def __init__(self, model: Model, precision: str = "float32") -> None:
+        spec, layout = model.spec, RowLayout(model.spec)
         self._precision = precision
         self._parts: list[NDArray[np.float32]] = []
         self._num_weights = 0
         parameters = {
             name: np.asarray(value, dtype=np.float64) for name, value in model.parameters.items()
         }
-        self.inputs_are_features = bool(program.plan[cpu.INPUTS_ARE_FEATURES])
-        self.row_size = program.row_bytes // 4
+        self.inputs_are_features = layout.inputs_are_features
+        self.row_size = layout.row_bytes // 4
         features = self.row_size
         head = features + (0 if self.inputs_are_features else padded(spec.num_features))
         self.work_size = head + (padded(spec.output_size) if spec.head else 0)
 
-        table = program.input_table.copy()
+        names = layout.inputs.dtype.names or ()
+        table = np.stack([layout.inputs[name] for name in names[:INPUT_WORDS]], axis=1)
         for item, row in zip(spec.inputs, table, strict=True):
-            row[cpu.MEMORY] = row[cpu.MEMORY] // 4 if row[cpu.MEMORY] >= 0 else -1
-            row[cpu.EMBEDDING] = -1
+            row[MEMORY] = row[MEMORY] // 4 if row[MEMORY] >= 0 else -1
+            row[EMBEDDING] = -1
             if item.embedding_size:
-                row[cpu.EMBEDDING] = self._add(parameters[f"embedding.{item.name}.weight"])
-        levels = np.where(program.output_levels >= 0, program.output_levels // 4, -1)
+                row[EMBEDDING] = self._add(parameters[f"embedding.{item.name}.weight"])
+        levels = np.where(layout.output_levels >= 0, layout.output_levels // 4, -1)
         words = np.zeros(NUM_WORDS, dtype=np.int64)
         words[[ROW_SIZE, WORK_SIZE]] = self.row_size, self.work_size
         words[[NUM_INPUTS, OUTPUT_SIZE]] = spec.num_inputs, spec.output_size
-        words[LAST_H] = program.plan[cpu.LAST_H] // 4
+        words[LAST_H] = layout.h_offsets[-1] // 4
         words[HAS_HEAD] = spec.head is not None
-        words[HEAD_ACTIVATION] = program.plan[cpu.HEAD_ACTIVATION]
+        words[HEAD_ACTIVATION] = ACTIVATIONS[spec.head.activation] if spec.head else IDENTITY
         words[HEAD], words[FEATURES] = head, features
         words[INPUTS] = NUM_WORDS
         words[LEVELS] = words[INPUTS] + table.size
-        words[VALUES] = self._add(program.input_values)
-        words[CENTERS] = self._add(np.array([output.center for output in spec.outputs]))
+        words[VALUES] = self._add(
+            np.stack([layout.inputs["center"], layout.inputs["fill"]], axis=1)
+        )
+        words[CENTERS] = self._add(layout.output_centers)
         words[HAS_TRANSFORMS] = not self.inputs_are_features
         words[NUM_LAYERS] = len(spec.layers)
         words[LAYERS] = words[LEVELS] + levels.size
@@ -154,10 +168,8 @@ class GpuPlan:
         self.head: GpuLayer | None = None
         place = int(words[LAYERS])
         for index, layer in enumerate(spec.layers):
-            kind, activation, biases, x_weights, h_weights = cpu.layer_matrices(
-                spec, parameters, index
-            )
-            state = int(program.plan[cpu.FIRST_LAYER + index * cpu.LAYER_WORDS + cpu.H_OFFSET]) // 4
+            kind, activation, biases, x_weights, h_weights = layer_matrices(spec, parameters, index)
+            state = layout.h_offsets[index] // 4
             row = self._layer(kind, biases, x_weights, h_weights)
             row[[STATE, OUT, ACTIVATION]] = state, state, activation
             row[STATE_SIZE] = padded(layer.hidden_size)
@@ -165,7 +177,7 @@ class GpuPlan:
             all_words.append(row)
             place += LAYER_WORDS
         if spec.head is not None:
-            row = self._layer(DENSE, *cpu.head_matrices(spec, parameters))
+            row = self._layer(DENSE, *head_matrices(spec, parameters))
             row[OUT] = head
             self.head = GpuLayer(DENSE, place, int(row[NUM_UNITS]), head)
             all_words.append(row)

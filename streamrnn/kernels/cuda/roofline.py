@@ -9,7 +9,6 @@ import numpy as np
 from numba import cuda, float32
 from numpy.typing import NDArray
 
-from streamrnn.kernels.cpu.plan import Program
 from streamrnn.kernels.cuda import network
 from streamrnn.kernels.cuda.compiler import SIMULATED, kernel
 from streamrnn.kernels.cuda.transfer import Lane
@@ -92,7 +91,7 @@ def copy_runner(num_bytes: int) -> Any:
 
 
 class ResidentStreams:
-    """B streams in one batch, whose inputs, states and outputs are all on the GPU.
+    """B streams in one wave, whose inputs, states and outputs are all on the GPU.
 
     Parameters
     ----------
@@ -107,16 +106,15 @@ class ResidentStreams:
     def __init__(self, model: Model, x: NDArray[np.float32], precision: str = "float32") -> None:
         self._shape = x.shape
         self._output_size = model.spec.output_size
-        program = Program(model)
         num_streams, num_steps, _ = x.shape
-        streams = network.Network(model, program, num_streams, precision)
+        streams = network.Network(model, num_streams, precision)
         slots = np.arange(num_streams, dtype=np.int32)
-        slab = cuda.device_array(num_streams * program.row_bytes // 4, np.float32)
+        slab = cuda.device_array(num_streams * streams.plan.row_size, np.float32)
         streams.start_rows(slab, slots)
         self._stream = cuda.stream()
         y_size = num_streams * num_steps * self._output_size
         self._lane = Lane(streams, slab, num_streams + x.size, y_size, self._stream)
-        self._lane.batch.x.copy_to_device(np.concatenate([slots.view(np.float32), x.reshape(-1)]))
+        self._lane.wave.x.copy_to_device(np.concatenate([slots.view(np.float32), x.reshape(-1)]))
         cuda.synchronize()
 
     def run(self, num_repeats: int) -> None:
@@ -139,5 +137,5 @@ class ResidentStreams:
         -------
         ndarray of float32, shape (B, T, output_size)
         """
-        y: NDArray[np.float32] = self._lane.batch.y.copy_to_host()
+        y: NDArray[np.float32] = self._lane.wave.y.copy_to_host()
         return y.reshape(*self._shape[:2], self._output_size)

@@ -1,7 +1,7 @@
-"""One layer of a batch on tensor cores: `streamrnn.kernels.cuda.tiles` with inputs rounded.
+"""One layer of a wave on tensor cores: `streamrnn.kernels.cuda.tiles` with inputs rounded.
 
 Both factors of every product are rounded to TF32 (11 bits) or bfloat16 (8 bits); sums, states and
-activations are float32 as ever. Each sum takes its k in the same order whatever the tile, the batch
+activations are float32 as ever. Each sum takes its k in the same order whatever the tile, the wave
 and the number of steps, so within one precision bits depend on none of them.
 
 All gates of a unit stand in the same thread: the columns of a warp's product are 8 units of one
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32, int32, int64
 
-from streamrnn.kernels.cpu.tiles import GRU, LSTM, SHAPES
 from streamrnn.kernels.cuda import plan as p
 from streamrnn.kernels.cuda.activations import activate, gru_output, lstm_cell, lstm_output
 from streamrnn.kernels.cuda.compiler import device_function, kernel
@@ -29,6 +28,7 @@ from streamrnn.kernels.cuda.mma import (
     word_tf32,
 )
 from streamrnn.kernels.cuda.plan import DEPTH
+from streamrnn.kernels.gates import GRU, LSTM, SHAPES
 
 __all__ = ["TensorShape", "make_tensor_kernel"]
 
@@ -185,7 +185,7 @@ def _make_multiply(shape: TensorShape, kind: int, gates: tuple[int, ...], precis
 
 
 def make_tensor_kernel(kind: int, shape: TensorShape, precision: str) -> Any:
-    """Return the kernel that steps one layer of all rows of a batch.
+    """Return the kernel that steps one layer of all rows of a wave.
 
     Parameters
     ----------

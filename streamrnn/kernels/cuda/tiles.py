@@ -1,10 +1,10 @@
-"""One layer of a batch: a product tiled through shared memory, its gates fused with the cell.
+"""One layer of a wave: a product tiled through shared memory, its gates fused with the cell.
 
 A block computes some units of some streams. All gates of a unit stand in the same thread, so the
 cell's element-wise part reads its sums from registers. Every output has one accumulator: it
 starts at the bias, takes the products with x in the order of k, then those with h, each by one
 fused multiply-add. That is the order of every tile, and of the CPU's: the bits of an output depend
-neither on the tile nor on the batch.
+neither on the tile nor on the wave.
 
 The new c replaces the old one in the stream's row, since nobody else reads it. The new h goes to
 scratch, since other blocks still read the old one; `streamrnn.kernels.cuda.features` commits it.
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32, int64
 
-from streamrnn.kernels.cpu.tiles import GRU, LSTM, SHAPES
 from streamrnn.kernels.cuda import plan as p
 from streamrnn.kernels.cuda.activations import activate, gru_output, lstm_cell, lstm_output
 from streamrnn.kernels.cuda.compiler import SIMULATED, device_function, kernel
 from streamrnn.kernels.cuda.plan import DEPTH
+from streamrnn.kernels.gates import GRU, LSTM, SHAPES
 
 __all__ = ["TileShape", "make_layer_kernel"]
 
@@ -158,7 +158,7 @@ def _make_multiply(shape: TileShape, num_accumulators: int, gates: tuple[int, ..
 
 
 def make_layer_kernel(kind: int, shape: TileShape) -> Any:
-    """Return the kernel that steps one layer of all rows of a batch.
+    """Return the kernel that steps one layer of all rows of a wave.
 
     Parameters
     ----------

@@ -23,30 +23,30 @@ vector_width.WIDTH = vector_width.WIDTHS["neon"]  # before anything that is made
 from numba.core import types  # noqa: E402
 from numba.core.ccallback import CFunc  # noqa: E402
 
-from streamrnn.kernels.cpu import plan  # noqa: E402
 from streamrnn.kernels.cpu import step as cpu  # noqa: E402
-from streamrnn.kernels.cpu.plan import PRECISIONS, Program  # noqa: E402
+from streamrnn.kernels.cpu.plan import plan_at  # noqa: E402
+from streamrnn.kernels.cpu.program import Program  # noqa: E402
 from streamrnn.kernels.cpu.tiling import _make_cover  # noqa: E402
 from streamrnn.kernels.jit import jit  # noqa: E402
 from streamrnn.kernels.memory import int64_array as view  # noqa: E402
+from streamrnn.kernels.precisions import PRECISIONS  # noqa: E402
 from tests.kernels.neon.cases import CASES, NUM_STEPS, NUM_STREAMS, model_of  # noqa: E402
 
 TRIPLE = "aarch64-unknown-linux-gnu"
-COVER_ARGUMENTS = 17
 
 
 @jit
 def step(table, rows, xs, ys, num_rows):
     """`step_rows`, on addresses."""
-    words = view(table, plan.PLAN_WORDS)
-    cpu.step_rows(words, view(rows, num_rows), view(xs, num_rows), view(ys, num_rows), num_rows)
+    plan = plan_at(table)
+    cpu.step_rows(plan, view(rows, num_rows), view(xs, num_rows), view(ys, num_rows), num_rows)
     return 0
 
 
 @jit
 def chunk(table, row, x, y, num_steps):
     """`step_chunk`, on addresses."""
-    cpu.step_chunk(view(table, plan.PLAN_WORDS), row, x, y, num_steps)
+    cpu.step_chunk(plan_at(table), row, x, y, num_steps)
     return 0
 
 
@@ -74,6 +74,19 @@ def target_machine() -> llvm.TargetMachine:
     llvm.initialize_all_asmprinters()
     target = llvm.Target.from_triple(TRIPLE)
     return target.create_target_machine(cpu="neoverse-n1", opt=3, reloc="pic", codemodel="default")
+
+
+def int64_offsets(array: np.ndarray) -> list[int]:
+    """Where the int64 of an array, or of an array of structs, lie in it, in bytes."""
+
+    def of_item(dtype: np.dtype) -> list[int]:
+        if dtype.names is None:
+            return [0] if dtype == np.int64 else []
+        fields: Any = dtype.fields or {}
+        return [start + place for inner, start, *_ in fields.values() for place in of_item(inner)]
+
+    offsets = of_item(array.dtype)
+    return [i * array.itemsize + offset for i in range(array.size) for offset in offsets]
 
 
 class Image:
@@ -105,12 +118,13 @@ class Image:
         moved = []
         for array, place in zip(self.arrays, self.places, strict=True):
             content = array.copy()
-            if content.dtype == np.int64:
-                for index, word in enumerate(content.reshape(-1)):
-                    target = self.find(int(word))
-                    if target is not None and int(word) != 0:
-                        content.reshape(-1)[index] = target
-                        moved.append(place + 8 * index)
+            numbers = content.reshape(-1).view(np.uint8)
+            for offset in int64_offsets(content):
+                word = numbers[offset : offset + 8].view(np.int64)
+                target = self.find(int(word[0]))
+                if target is not None and int(word[0]) != 0:
+                    word[0] = target
+                    moved.append(place + offset)
             memory[place : place + content.nbytes] = content.tobytes()
         words = [self.size, len(moved), len(calls), *cover, *moved]
         for call in calls:
@@ -119,9 +133,10 @@ class Image:
 
 
 def write_case(case: str, precision: str, path: Path) -> None:
-    """Write the image that steps every stream, one batch a step, and then one as a chunk."""
+    """Write the image that steps every stream, one wave a step, and then one as a chunk."""
     model, x = model_of(case)
     program = Program(model, precision)
+    plan = np.asarray(program.plan).reshape(1)
     outputs = np.zeros((NUM_STREAMS + 1, NUM_STEPS, model.spec.output_size), np.float32)
     rows = np.tile(program.initial_row, (NUM_STREAMS + 1, 1))
     tables = np.zeros((NUM_STEPS, 3, NUM_STREAMS), np.int64)
@@ -131,7 +146,7 @@ def write_case(case: str, precision: str, path: Path) -> None:
         tables[t, 2] = [values[t].ctypes.data for values in outputs[:-1]]
     image = Image()
     image.add(outputs)  # first: that is what the harness writes back
-    places = [image.add(array) for array in (program.plan, rows, x, tables)]
+    places = [image.add(array) for array in (plan, rows, x, tables)]
     for array in program._owned:
         image.add(array)
     table_place, row_place, x_place, tables_place = places
@@ -142,8 +157,8 @@ def write_case(case: str, precision: str, path: Path) -> None:
     last_row = row_place + rows[-1].ctypes.data - rows.ctypes.data
     last_output = outputs[-1].ctypes.data - outputs.ctypes.data
     calls.append((1, table_place, last_row, x_place, last_output, NUM_STEPS))
-    cover = (table_place + 8 * plan.COVER, PRECISIONS[precision])
-    image.write(path, calls, cover)
+    cover_place = table_place + plan["cover"].ctypes.data - plan.ctypes.data
+    image.write(path, calls, (cover_place, PRECISIONS[precision]))
 
 
 def main(directory: Path) -> None:
@@ -151,8 +166,7 @@ def main(directory: Path) -> None:
     machine = target_machine()
     functions = [(step.py_func, 5, "srnn_step"), (chunk.py_func, 5, "srnn_chunk")]
     functions += [
-        (_make_cover(precision), COVER_ARGUMENTS, f"srnn_cover_{precision}")
-        for precision in PRECISIONS.values()
+        (_make_cover(precision), 1, f"srnn_cover_{precision}") for precision in PRECISIONS.values()
     ]
     for function, num_arguments, symbol in functions:
         module = llvm.parse_assembly(ir_of(function, num_arguments, symbol))

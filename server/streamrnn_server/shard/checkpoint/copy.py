@@ -1,8 +1,8 @@
 """Checkpoints: the shard's part of bringing streams to disk.
 
 A stream that changes enters the list DIRTY. A checkpoint takes the whole list and copies one slot
-after the other into a stage, a slice between two batches; a full stage goes to the thread that
-writes (`streamrnn_server.storage.writer`), which answers when its commit has returned. Streams are
+after the other into a stage, a slice between two waves; a full stage goes to the thread that writes
+(`streamrnn_server.storage.writer`), which answers when its commit has returned. Streams are
 independent, so a checkpoint may be many commits, and each stream is as it was at the moment of its
 copy.
 
@@ -24,13 +24,13 @@ from streamrnn.kernels.pointers import address
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.checkpoint import packing as e
 from streamrnn_server.shard.checkpoint.ack import MAX_SLICE_SLOTS, mark_dirty, take_answers
-from streamrnn_server.shard.checkpoint.packing import Entry, EntryKind, part_bytes
+from streamrnn_server.shard.checkpoint.packing import Entry, part_bytes
 from streamrnn_server.shard.gpu.write_buffer import is_away
 from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.request import (
-    Kind,
     Request,
     append,
     first_waiting,
@@ -39,7 +39,7 @@ from streamrnn_server.shard.requests.request import (
 )
 from streamrnn_server.shard.streams.owners import name_of_owner
 from streamrnn_server.shard.streams.slots import header_of, model_of, row_of, stage_of
-from streamrnn_server.shard.structs import Model, Shard, Stage, StageState
+from streamrnn_server.shard.structs import Model, Shard, Stage
 
 __all__ = [
     "ask_for_checkpoint",
@@ -145,7 +145,7 @@ def save(shard: Shard, is_busy: bool) -> None:
     Parameters
     ----------
     shard : Shard
-        No batch is being computed.
+        No wave is being computed.
     is_busy : bool
         Whether messages are coming. Then a checkpoint that nobody waits for takes its time.
     """
@@ -219,7 +219,7 @@ def _end(shard: Shard) -> None:
         if not request:
             return
         is_done = has_failed == 0
-        if request.kind == Kind.SYNC_ALL:
+        if request.kind == r.SYNC_ALL:
             request.last_seq = 1 if is_done else 0
             is_done = True
         append(pool, shard.finished if is_done else shard.uncovered, request)
@@ -290,9 +290,9 @@ def entry_bytes(shard: Shard, model: Model, slot: int, header: Header, request: 
     """
     num_bytes = e.ENTRY_HEAD_BYTES + part_bytes(header.id_bytes)
     kind = _kind_of(request)
-    if kind == EntryKind.SNAPSHOT:
+    if kind == e.SNAPSHOT:
         num_bytes += part_bytes(request.x_count)
-    if kind != EntryKind.DELETE:
+    if kind != e.DELETE:
         owner = name_of_owner(shard, slot)
         num_bytes += part_bytes(load_u8(owner)) if owner != 0 else 0
         num_bytes += model.row_bytes
@@ -304,11 +304,10 @@ def entry_bytes(shard: Shard, model: Model, slot: int, header: Header, request: 
 
 @jit
 def _kind_of(request: Request) -> int:
-    if request and request.kind == Kind.CLOSE:
-        return EntryKind.DELETE
-    if request and request.kind == Kind.SNAPSHOT:
-        return EntryKind.SNAPSHOT
-    return EntryKind.PUT
+    kind = request.kind if request else r.STEP
+    if kind == r.CLOSE:
+        return e.DELETE
+    return e.SNAPSHOT if kind == r.SNAPSHOT else e.PUT
 
 
 @jit
@@ -326,7 +325,7 @@ def write_entry(
     """
     kind = _kind_of(request)
     y_bytes, window_log2, ring = model.y_bytes, header.window_log2, header.ring
-    name_bytes = request.x_count if kind == EntryKind.SNAPSHOT else 0
+    name_bytes = request.x_count if kind == e.SNAPSHOT else 0
     entry.num_bytes = entry_bytes(shard, model, slot, header, request)
     entry.kind = kind
     entry.slot = slot
@@ -347,7 +346,7 @@ def write_entry(
     at = address(entry) + e.ENTRY_HEAD_BYTES
     copy_bytes(at, h.id_address(header), header.id_bytes)
     at += part_bytes(header.id_bytes)
-    if kind == EntryKind.DELETE:
+    if kind == e.DELETE:
         return
     copy_bytes(at, request.x if name_bytes > 0 else 0, name_bytes)
     at += part_bytes(name_bytes)
@@ -369,8 +368,8 @@ def _stage_with_room(shard: Shard, num_bytes: int) -> Stage:
         _send_stage(shard)
     for k in range(w.NUM_STAGES):
         stage = stage_of(shard, k)
-        if stage.state == StageState.FREE:
-            stage.state = StageState.FILLING
+        if stage.state == w.STAGE_FREE:
+            stage.state = w.STAGE_FILLING
             stage.used_bytes = 0
             stage.num_entries = 0
             shard.stage = k
@@ -388,7 +387,7 @@ def _send_stage(shard: Shard) -> None:
     sent.at = stage.at
     sent.num_bytes = stage.used_bytes
     sent.num_entries = stage.num_entries
-    stage.state = StageState.SENT
+    stage.state = w.STAGE_SENT
     shard.stage = -1
     shard.num_in_flight += 1
     send_bytes(shard.disk, shard.out, w.SENT_STAGE_BYTES, False)

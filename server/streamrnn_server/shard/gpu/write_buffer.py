@@ -1,7 +1,7 @@
-"""Where the newest row of a stream is, in a shard whose batches a GPU computes.
+"""Where the newest row of a stream is, in a shard whose waves a GPU computes.
 
 The rows live there. What writes a row on the way of a request (an open, a reset, a record) writes
-the host's, as without a GPU, and notes it; before the next batch it goes over. What reads one (an
+the host's, as without a GPU, and notes it; before the next wave it goes over. What reads one (an
 export, a checkpoint) waits until it has been brought here. Without a GPU there is no table of
 places, and every row is here.
 """
@@ -17,14 +17,15 @@ from streamrnn.kernels.memory import (
     store_i32,
     store_u8,
 )
+from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.requests.request import request_at
 from streamrnn_server.shard.streams.slots import header_of, make_ready, model_of
-from streamrnn_server.shard.structs import Model, RowLocation, Shard
+from streamrnn_server.shard.structs import Model, Shard
 
 __all__ = [
     "ask_for_row",
-    "empty_batch",
-    "fill_batch",
+    "empty_wave",
+    "fill_wave",
     "find_rows_to_save",
     "is_away",
     "let_askers_go_on",
@@ -39,9 +40,9 @@ _MAX_LOOKED_AHEAD = 256
 def note_written(shard: Shard, slot: int) -> None:
     """Note that the host's row of a stream is the newest."""
     places = shard.places
-    if places == 0 or load_u8(places + slot) == RowLocation.HOST:
+    if places == 0 or load_u8(places + slot) == w.ROW_HERE:
         return
-    store_u8(places + slot, RowLocation.HOST)
+    store_u8(places + slot, w.ROW_HERE)
     number = shard.num_written
     store_i32(shard.written + 4 * number, slot)
     shard.num_written = number + 1
@@ -51,12 +52,12 @@ def note_written(shard: Shard, slot: int) -> None:
 def is_away(shard: Shard, slot: int) -> bool:
     """Tell whether the newest row of a stream is on the GPU alone."""
     places = shard.places
-    return places != 0 and load_u8(places + slot) == RowLocation.GPU
+    return places != 0 and load_u8(places + slot) == w.ROW_AWAY
 
 
 @jit
 def ask_for_row(shard: Shard, slot: int) -> None:
-    """Have a stream wait until its row is here, before the next batch.
+    """Have a stream wait until its row is here, before the next wave.
 
     Parameters
     ----------
@@ -107,12 +108,12 @@ def find_rows_to_save(shard: Shard, slots: int) -> int:
 
 @jit
 def steps_together(shard: Shard, num_rows: int, max_rows: int, max_steps: int) -> int:
-    """Tell how many steps of a batch's streams may be one launch: others join at every batch.
+    """Tell how many steps of a wave's streams may be one launch: others join at every wave.
 
     Parameters
     ----------
     shard : Shard
-        Whose BATCH_REQUESTS are filled.
+        Whose WAVE_REQUESTS are filled.
     num_rows : int
         The number of rows.
     max_rows, max_steps : int
@@ -125,7 +126,7 @@ def steps_together(shard: Shard, num_rows: int, max_rows: int, max_steps: int) -
     """
     if num_rows > max_rows or shard.num_ready != 0:
         return 1
-    requests = shard.batch_requests
+    requests = shard.wave_requests
     num_steps = max_steps
     for row in range(num_rows):
         request = request_at(load_i64(requests + 8 * row))
@@ -135,39 +136,39 @@ def steps_together(shard: Shard, num_rows: int, max_rows: int, max_steps: int) -
 
 
 @jit
-def fill_batch(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
-    """Write a batch's slots and inputs one after the other.
+def fill_wave(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
+    """Write a wave's slots and inputs one after the other.
 
     Parameters
     ----------
     shard : Shard
-        Whose BATCH_SLOTS and XS are filled.
+        Whose WAVE_SLOTS and XS are filled.
     num_rows, num_steps : int
-        Of the batch.
+        Of the wave.
     buffer : int
         Address of int32[num_rows] and, behind it, of num_rows * num_steps inputs.
     """
     places, first_slot = shard.places, model.first_slot
-    slots, xs = shard.batch_slots, shard.xs
+    slots, xs = shard.wave_slots, shard.xs
     row_bytes = num_steps * model.step_bytes
     inputs = buffer + 4 * num_rows
     for row in range(num_rows):
         slot = load_i64(slots + 8 * row)
         store_i32(buffer + 4 * row, slot - first_slot)
-        store_u8(places + slot, RowLocation.GPU)
+        store_u8(places + slot, w.ROW_AWAY)
         copy_bytes(inputs + row * row_bytes, load_i64(xs + 8 * row), row_bytes)
 
 
 @jit
-def empty_batch(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
-    """Put a batch's outputs where their requests want them.
+def empty_wave(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
+    """Put a wave's outputs where their requests want them.
 
     Parameters
     ----------
     shard : Shard
         Whose YS are filled.
     num_rows, num_steps : int
-        Of the batch.
+        Of the wave.
     buffer : int
         Address of num_rows * num_steps outputs.
     """

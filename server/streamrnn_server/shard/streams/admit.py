@@ -15,13 +15,13 @@ from streamrnn.kernels.memory import (
 )
 from streamrnn.kernels.pointers import address, field_address
 from streamrnn_client.protocol.messages import MAX_WINDOW, NUM_HASH_SLOTS, ErrorCode
+from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.index import find_slot, first_candidate
+from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.finish import fail, finish
 from streamrnn_server.shard.requests.request import (
-    Form,
-    Kind,
     Pool,
     Request,
     pop_first,
@@ -32,10 +32,18 @@ from streamrnn_server.shard.streams.allocate import take_named_slot
 from streamrnn_server.shard.streams.eviction import take_block
 from streamrnn_server.shard.streams.owners import is_forbidden
 from streamrnn_server.shard.streams.slots import header_of, make_ready, model_of
-from streamrnn_server.shard.structs import ASK_BYTES, AskKind, Shard, ask_at
+from streamrnn_server.shard.structs import ASK_BYTES, Shard, ask_at
 
 __all__ = ["admit", "admit_one"]
 
+_UNKNOWN, _FORBIDDEN, _BUSY, _MOVED, _TOO_LARGE, _WRONG_LENGTH = (
+    int(ErrorCode.UNKNOWN),
+    int(ErrorCode.FORBIDDEN),
+    int(ErrorCode.BUSY),
+    int(ErrorCode.MOVED),
+    int(ErrorCode.TOO_LARGE),
+    int(ErrorCode.WRONG_LENGTH),
+)
 _LOW_14 = NUM_HASH_SLOTS - 1
 _HASH_SLOT_SHIFT = 64 - 14
 # An `open`, `close` or `reset` may wait behind a full window of steps.
@@ -56,8 +64,8 @@ def admit(shard: Shard) -> None:
         if not request:
             return
         kind = request.kind
-        if kind in (Kind.STEP_MANY, Kind.OPEN_MANY):
-            if kind == Kind.OPEN_MANY or _prepare_batch(shard, request):
+        if kind in (r.BATCH, r.OPEN_MANY):
+            if kind == r.OPEN_MANY or _prepare_batch(shard, request):
                 link = request.first_child
                 while link != 0:
                     child = request_of(pool, link)
@@ -70,7 +78,7 @@ def admit(shard: Shard) -> None:
 
 @jit
 def _prefetch_headers(shard: Shard, pool: Pool) -> None:
-    """Ask for all headers, so that the misses of a whole batch pass at the same time."""
+    """Ask for all headers, so that the misses of a whole wave pass at the same time."""
     index = shard.index
     link = shard.arrived.first
     while link != 0:
@@ -106,27 +114,27 @@ def admit_one(shard: Shard, request: Request) -> None:
         hash_slot = (request.hash >> _HASH_SLOT_SHIFT) & _LOW_14
         home = hash_slot * num_shards // NUM_HASH_SLOTS
         if home != shard.number:
-            fail(shard, request, ErrorCode.MOVED, home)
+            fail(shard, request, _MOVED, home)
             return
     kind = request.kind
     slot = _find(shard, request)
     if slot >= 0 and is_forbidden(shard, slot, request):
-        fail(shard, request, ErrorCode.FORBIDDEN)
+        fail(shard, request, _FORBIDDEN)
         return
     if slot < 0:
         if shard.can_look_up:
             slot = _take_in(shard, request)
-        elif kind == Kind.CLOSE:
+        elif kind == r.CLOSE:
             request.last_seq = 0
             finish(shard, request)
             return
-        elif kind not in (Kind.OPEN, Kind.RESTORE):
-            fail(shard, request, ErrorCode.UNKNOWN)
+        elif kind not in (r.OPEN, r.PLACE):
+            fail(shard, request, _UNKNOWN)
             return
         else:
             slot = take_named_slot(shard, request.model, request)
         if slot < 0:
-            fail(shard, request, ErrorCode.BUSY)
+            fail(shard, request, _BUSY)
             return
     header = header_of(shard, slot)
     flags = header.flags
@@ -134,10 +142,10 @@ def admit_one(shard: Shard, request: Request) -> None:
     max_waiting = MAX_WINDOW if flags & h.IS_HELD else _NEW_STREAM_WAITS
     if flags & h.IS_OPEN:
         max_waiting = 1 << header.window_log2
-        if kind != Kind.STEP:
+        if kind != r.STEP:
             max_waiting += _MORE_THAN_WINDOW
     if header.num_waiting >= max_waiting:
-        fail(shard, request, ErrorCode.BUSY)
+        fail(shard, request, _BUSY)
         return
     header.last_used_s = _now_s(shard)
     model = model_of(shard, header.model)
@@ -189,28 +197,28 @@ def _prepare_batch(shard: Shard, parent: Request) -> bool:
                 y_bytes = max(y_bytes, model_of(shard, k).y_bytes)
     expected = num_items * step_bytes
     came = parent.x_count
-    if form == Form.ARRAY:
+    if form == r.FORM_ARRAY:
         came *= 4
     if came != expected:
-        fail(shard, parent, ErrorCode.WRONG_LENGTH, came, step_bytes, expected, form)
+        fail(shard, parent, _WRONG_LENGTH, came, step_bytes, expected, form)
         return False
     reply_bytes = num_items * (2 * y_bytes + _MAX_ITEM_BYTES) + _REPLY_SLACK_BYTES
     if reply_bytes > shard.out_bytes:
-        fail(shard, parent, ErrorCode.TOO_LARGE, reply_bytes, shard.out_bytes)
+        fail(shard, parent, _TOO_LARGE, reply_bytes, shard.out_bytes)
         return False
     block = take_block(shard, num_items * y_bytes)
     if block == 0:
-        fail(shard, parent, ErrorCode.BUSY)
+        fail(shard, parent, _BUSY)
         return False
     parent.y_block = block
     parent.y = block
     x = parent.x
-    stride = step_bytes if form == Form.BIN else 2 * step_bytes
+    stride = step_bytes if form == r.FORM_BIN else 2 * step_bytes
     link = parent.first_child
     while link != 0:
         child = request_of(pool, link)
         child.x = x
-        child.x_count = step_bytes if form == Form.BIN else step_bytes // 4
+        child.x_count = step_bytes if form == r.FORM_BIN else step_bytes // 4
         x += stride
         link = child.sibling
     return True
@@ -220,7 +228,7 @@ def _prepare_batch(shard: Shard, parent: Request) -> bool:
 def _model_by_size(shard: Shard, parent: Request) -> int:
     """Guess the model of a batch whose streams are all on disk: the first that X fits."""
     num_values = parent.x_count
-    if parent.form == Form.BIN:
+    if parent.form == r.FORM_BIN:
         num_values //= 4
     num_items = parent.num_items
     for index in range(shard.num_models):
@@ -238,7 +246,7 @@ def _take_in(shard: Shard, request: Request) -> int:
     header = header_of(shard, slot)
     header.flags = h.IS_HELD
     ask = ask_at(shard.out)
-    ask.what = AskKind.LOOK_UP
+    ask.what = w.ASK_LOOK_UP
     ask.detail[0] = slot
     ask.detail[1] = header.generation
     ask.identity_bytes = 0

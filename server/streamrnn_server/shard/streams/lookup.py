@@ -6,13 +6,16 @@ from streamrnn.kernels.jit import jit
 from streamrnn_client.protocol.messages import ErrorCode
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.finish import finish, set_error
-from streamrnn_server.shard.requests.request import Kind, Request, first_waiting, pop_waiting
+from streamrnn_server.shard.requests.request import Request, first_waiting, pop_waiting
 from streamrnn_server.shard.streams.allocate import move_slot
 from streamrnn_server.shard.streams.slots import free_slot, header_of, make_ready, model_of
 from streamrnn_server.shard.structs import Shard
 
 __all__ = ["end_waiting", "is_in_room", "let_go_on", "settle_without_record"]
+
+_BUSY = int(ErrorCode.BUSY)
 
 
 @jit
@@ -69,14 +72,14 @@ def settle_without_record(shard: Shard, slot: int, header: Header, code: int) ->
             free_slot(shard, slot)
             return
         kind = request.kind
-        if kind == Kind.OPEN or kind == Kind.RESTORE:
+        if kind == r.OPEN or kind == r.PLACE:
             target = move_slot(shard, slot, request.model, request.owner)
             if target >= 0:
                 header_of(shard, target).flags = h.IS_READY
                 let_go_on(shard, target)
                 return
-            end_waiting(shard, header, request, ErrorCode.BUSY)
-        elif kind == Kind.CLOSE:
+            end_waiting(shard, header, request, _BUSY)
+        elif kind == r.CLOSE:
             request.last_seq = 0
             end_waiting(shard, header, request, 0)
         else:

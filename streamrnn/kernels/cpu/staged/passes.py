@@ -24,6 +24,7 @@ __all__ = ["add_gated", "blend", "enter_cell", "leave_cell", "normalise"]
 
 _VECTOR_BYTES = 4 * WIDTH
 _LANES = 16  # of a sum over a row
+_ONE = np.float32(1.0)
 
 
 def _emit_gate(e: Emitter, t: ir.Value, is_hard: bool) -> ir.Value:
@@ -293,10 +294,10 @@ def normalise(values, num_values, num_bytes, mask, epsilon, gain, addend, out):
     out : int64
         Address of as many blocks; it may be one of the others.
     """
-    share = np.float32(1.0) / np.float32(num_values)
+    share = _ONE / np.float32(num_values)
     minus_mean = -_row_sum(0, values, mask, share, num_bytes)
     variance = _row_sum(1, values, mask, minus_mean, num_bytes) * share
-    scale = np.float32(1.0) / np.sqrt(variance + epsilon)
+    scale = _ONE / np.sqrt(variance + epsilon)
     for i in range(0, num_bytes, _VECTOR_BYTES):
         places = (values + i, gain + i, addend + i, out + i)
         _scale_vector(places, minus_mean, scale)
