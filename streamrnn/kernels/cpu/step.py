@@ -9,6 +9,8 @@ float32[num_inputs] (uint32 for tokens), y float32[output_size].
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from streamrnn.kernels.cpu.activations import activate
@@ -39,7 +41,7 @@ def step_rows(plan: Plan, rows, xs, ys, num_rows: int) -> None:
 
     ``rows``, ``xs`` and ``ys`` are arrays of addresses, the rows all different.
     """
-    x_pointers = plan.x_pointers
+    x_pointers: Any = plan.x_pointers
     h_pointers = plan.h_pointers
     if plan.inputs_are_features:
         x_pointers = np.int64(xs.ctypes.data)
