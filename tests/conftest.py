@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +91,17 @@ def pytest_collection_finish(session: pytest.Session) -> None:
                 compilers.append(start_child(command, pass_fds=[lock], **options))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Wait for the compiler, which every worker would otherwise run for itself."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Wait for the compiler, which every worker would otherwise run for itself.
+
+    The time that a test may take begins after that.
+    """
     part = compiled_part(item)
     if part is not None:
         with locked(part, fcntl.LOCK_SH):
             pass
+    return (yield)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
