@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +18,12 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamr
 pytest.importorskip("cuda.bindings.nvjitlink", reason="needs NVIDIA's linker: numba-cuda[cu13]")
 
 from streamrnn.kernels.cuda.launches import parameters_of
+from streamrnn_bench.child_process import start_child
 
-pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+# Its compilations take a minute on two idle cores.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 LAYERS = [f"{kind} {width}" for kind in ("dense", "gru", "lstm") for width in ("wide", "narrow")]
 TENSOR_LAYERS = [f"{precision} {layer}" for precision in ("tf32", "bfloat16") for layer in LAYERS]
@@ -55,17 +61,18 @@ NUM_MMAS = {
 def compiled():
     """Every kernel for every capability, compiled side by side in processes of their own."""
     environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
+    options: Any = {"env": environment, "stdout": subprocess.PIPE, "text": True}
     processes = {
-        capability: subprocess.Popen(
-            [sys.executable, "-m", "tests.cuda.ptx", *map(str, capability)],
-            cwd=Path(__file__).parents[2],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
+        capability: start_child(
+            [sys.executable, "-m", "tests.cuda.ptx", *map(str, capability)], cwd=ROOT, **options
         )
         for capability in CAPABILITIES
     }
-    outputs = {capability: process.communicate()[0] for capability, process in processes.items()}
+    with contextlib.ExitStack() as stack:
+        for process in processes.values():
+            stack.enter_context(process)  # waits for its end
+            stack.callback(process.kill)
+        outputs = {capability: p.communicate()[0] for capability, p in processes.items()}
     assert all(process.returncode == 0 for process in processes.values())
     return {capability: json.loads(output) for capability, output in outputs.items()}
 
