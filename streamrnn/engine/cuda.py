@@ -22,7 +22,7 @@ from streamrnn.kernels.jit import jit
 from streamrnn.model.model import Model
 
 if TYPE_CHECKING:
-    from streamrnn.kernels.cuda.transfer import Lane
+    from streamrnn.kernels.cuda.transfer import Transfer
 
 __all__ = ["CudaDevice"]
 
@@ -68,7 +68,7 @@ class CudaDevice:
         self._cuda = require_gpu()
         self._marks, max_streams = marks, len(marks) - 1
         from streamrnn.kernels.cuda.network import Network
-        from streamrnn.kernels.cuda.transfer import Lane
+        from streamrnn.kernels.cuda.transfer import Transfer
 
         self.program = Program(model)
         self.arithmetic = arithmetic(precision)
@@ -91,16 +91,18 @@ class CudaDevice:
             self._slab = self._cuda.device_array(max_streams * self._row_size, np.float32)
             self._compute = self._cuda.stream()
             sizes = (self._x_size, self._y_size)
-            self._lanes = [Lane(self._network, self._slab, *sizes, self._compute) for _ in range(2)]
+            self._transfers = [
+                Transfer(self._network, self._slab, *sizes, self._compute) for _ in range(2)
+            ]
         except gpu_errors() as error:
             raise DeviceError(f"the GPU has refused the memory that it showed: {error}") from error
-        self.max_chunk_rows = rows = self._network.max_chunk_rows
+        self.max_chunk_rows = rows = self._network.max_persistent_rows
         self.max_chunk_steps = min(
             _MAX_CHUNK_STEPS,
             self._x_size // max(1, rows * (1 + self._num_inputs)),
             self._y_size // max(1, rows * self._output_size),
         )
-        self.wave_x, self.wave_y = self._lanes[0].x, self._lanes[0].y
+        self.wave_x, self.wave_y = self._transfers[0].x, self._transfers[0].y
         self._guard(self._warm_up)
 
     def advance(
@@ -211,7 +213,7 @@ class CudaDevice:
         DeviceError
             If the GPU has failed, now or before. The streams are lost then.
         """
-        self._guard(self._lanes[0].begin, num_rows, num_steps, False)
+        self._guard(self._transfers[0].begin, num_rows, num_steps, False)
 
     def end_wave(self) -> None:
         """Wait for the wave that was begun; its outputs are in ``wave_y`` then.
@@ -221,7 +223,7 @@ class CudaDevice:
         DeviceError
             If the GPU has failed, now or before. The streams are lost then.
         """
-        self._guard(self._lanes[0].end)
+        self._guard(self._transfers[0].end)
 
     def _run(
         self, slots: NDArray[np.int32], x: NDArray[Any], y: NDArray[np.float32], num_steps: int
@@ -231,27 +233,27 @@ class CudaDevice:
         waves = list(self._waves(len(slots), num_steps))
         x = x.view(np.float32).reshape(len(slots), num_steps, self._num_inputs)
         y = y.reshape(len(slots), num_steps, self._output_size)
-        under_way: list[tuple[Lane, NDArray[np.float32]]] = []
+        under_way: list[tuple[Transfer, NDArray[np.float32]]] = []
         for number, (rows, steps) in enumerate(waves):
-            lane = self._lanes[number % 2]
+            transfer = self._transfers[number % 2]
             if len(under_way) == 2:
                 _end(*under_way.pop(0))
             inputs = x[rows, steps]
             num_rows, num_wave_steps = inputs.shape[:2]
-            lane.x[:num_rows].view(np.int32)[:] = slots[rows]
-            lane.x[num_rows : num_rows + inputs.size].reshape(inputs.shape)[:] = inputs
-            lane.begin(num_rows, num_wave_steps, len(waves) > 1)
-            under_way.append((lane, y[rows, steps]))
+            transfer.x[:num_rows].view(np.int32)[:] = slots[rows]
+            transfer.x[num_rows : num_rows + inputs.size].reshape(inputs.shape)[:] = inputs
+            transfer.begin(num_rows, num_wave_steps, len(waves) > 1)
+            under_way.append((transfer, y[rows, steps]))
         for each in under_way:
             _end(*each)
 
     def _warm_up(self) -> None:
         """Run what the model needs once; the first row is spoilt, and no stream has it yet."""
-        lane = self._lanes[0]
-        lane.x[: 1 + 2 * self._num_inputs] = 0
+        transfer = self._transfers[0]
+        transfer.x[: 1 + 2 * self._num_inputs] = 0
         for num_steps in (1, 2):
-            lane.begin(1, num_steps, False)
-            lane.end()
+            transfer.begin(1, num_steps, False)
+            transfer.end()
         first = np.zeros(1, dtype=np.int64)
         self.start_rows(first)
         self._write(first.astype(np.int32), self._read(first.astype(np.int32)))
@@ -319,7 +321,7 @@ def _check_call(plan_address, rows, x, num_steps, marks, max_streams):  # type: 
     return check_call(plan_at(plan_address), rows, x, num_steps, marks, max_streams)
 
 
-def _end(lane: Lane, target: NDArray[np.float32]) -> None:
+def _end(transfer: Transfer, target: NDArray[np.float32]) -> None:
     """Wait for a wave, and hand its outputs over."""
-    lane.end()
-    target[:] = lane.y[: target.size].reshape(target.shape)
+    transfer.end()
+    target[:] = transfer.y[: target.size].reshape(target.shape)

@@ -37,20 +37,13 @@ def main(capability: tuple[int, int]) -> None:
     from numba.cuda import dispatcher
 
     from streamrnn.kernels.cuda import (
-        features as rows,
-    )
-    from streamrnn.kernels.cuda import (
+        features,
         network,
+        outputs,
+        persistent,
+        roofline,
+        tensor_cores,
         tiles,
-    )
-    from streamrnn.kernels.cuda import (
-        persistent as chunk,
-    )
-    from streamrnn.kernels.cuda import (
-        roofline as benchmark,
-    )
-    from streamrnn.kernels.cuda import (
-        tensor_cores as tensor,
     )
     from streamrnn.kernels.gates import DENSE, GRU, LSTM
 
@@ -59,35 +52,37 @@ def main(capability: tuple[int, int]) -> None:
     words, ints, floats = int64[::1], int32[::1], float32[::1]
     tiling = network.TILING
     threads = tiling.row_threads
-    two, wave = (int64,) * 2, (int64,) * 3
+    two, batch = (int64,) * 2, (int64,) * 3
     kernels: dict[str, tuple[Any, tuple[Any, ...]]] = {
         f"{kind} {width}": (
             tiles.make_layer_kernel(number, getattr(tiling, width)),
-            (words, floats, floats, floats, floats, ints, *wave, int64),
+            (words, floats, floats, floats, floats, ints, *batch, int64),
         )
         for kind, number in (("dense", DENSE), ("gru", GRU), ("lstm", LSTM))
         for width in ("wide", "narrow")
     }
     kernels |= {
         f"{precision} {kind} {width}": (
-            tensor.make_tensor_kernel(number, getattr(network.TENSOR_TILING, width), precision),
-            (words, floats, floats, floats, floats, ints, *wave, int64),
+            tensor_cores.make_tensor_kernel(
+                number, getattr(network.TENSOR_TILING, width), precision
+            ),
+            (words, floats, floats, floats, floats, ints, *batch, int64),
         )
         for precision in ("tf32", "bfloat16")
         for kind, number in (("dense", DENSE), ("gru", GRU), ("lstm", LSTM))
         for width in ("wide", "narrow")
     }
     state = (words, floats, floats, floats, ints)
-    kernels["features"] = (rows.make_features_kernel(threads), (*state, floats, ints, *wave))
-    kernels["finish"] = (rows.make_finish_kernel(threads), (*state, floats, *wave))
-    kernels["softmax"] = (rows.make_softmax_kernel(threads), (floats, int64, *wave))
-    kernels["chunk"] = (
-        chunk.make_chunk_kernel(threads),
-        (*state, floats, ints, floats, *two, *wave),
+    kernels["features"] = (features.make_features_kernel(threads), (*state, floats, ints, *batch))
+    kernels["finish"] = (outputs.make_finish_kernel(threads), (*state, floats, *batch))
+    kernels["softmax"] = (outputs.make_softmax_kernel(threads), (floats, int64, *batch))
+    kernels["persistent"] = (
+        persistent.make_persistent_kernel(threads),
+        (*state, floats, ints, floats, *two, *batch),
     )
-    kernels["fma rate"] = (benchmark._multiply_and_add, (float32, floats))
-    kernels["start"] = (rows.make_start_kernel(threads), (floats, ints, floats))
-    kernels["move"] = (rows.make_move_kernel(threads), (floats, ints, floats, int64, int64))
+    kernels["fma rate"] = (roofline._multiply_and_add, (float32, floats))
+    kernels["start"] = (outputs.make_start_kernel(threads), (floats, ints, floats))
+    kernels["move"] = (outputs.make_move_kernel(threads), (floats, ints, floats, int64, int64))
     result = {}
     for name, (kernel, signature) in kernels.items():
         bounds = kernel.targetoptions["launch_bounds"]

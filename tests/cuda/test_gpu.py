@@ -94,8 +94,8 @@ def test_bits_depend_neither_on_the_batch_nor_on_the_run(rng, cell):
     engine = Engine(model, device="cuda", max_streams=4096)
     rows, order = engine.rows(range(3000)), rng.permutation(3000)
     for t in range(4):
-        for wave in np.split(order, [1, 2, 40, 300, 2500]):
-            assert_same_bits(engine.batch(rows[wave], x[wave, t]), together[wave, t])
+        for batch in np.split(order, [1, 2, 40, 300, 2500]):
+            assert_same_bits(engine.batch(rows[batch], x[batch, t]), together[batch, t])
 
 
 @pytest.mark.parametrize("layers", [[("lstm", 512)], [("gru", 60), ("lstm", 30)]])
@@ -114,7 +114,7 @@ def test_a_chunk_of_a_few_streams_is_their_steps_to_the_bit(rng, num_streams):
     x = random_inputs(rng, model.spec, num_streams, 40)
     expected = stepped(Engine(model, device="cuda", max_streams=8), x)
     engine: Any = Engine(model, device="cuda", max_streams=8)
-    assert engine._device._network.max_chunk_rows >= 1
+    assert engine._device._network.max_persistent_rows >= 1
     rows, y = engine.rows(range(num_streams)), np.empty(expected.shape, np.float32)
     flat = np.ascontiguousarray(x.reshape(-1, x.shape[-1]), dtype=np.float32)
     assert engine._device.advance(rows, flat, y.reshape(len(flat), -1), 40) == 0
@@ -133,8 +133,8 @@ def test_tensor_cores_agree_with_the_reference_and_with_themselves(rng, precisio
     engine = Engine(model, device="cuda", max_streams=4096, precision=precision)
     rows, order = engine.rows(range(3000)), rng.permutation(3000)
     for t in range(4):
-        for wave in np.split(order, [1, 2, 40, 300, 2500]):
-            assert_same_bits(engine.batch(rows[wave], x[wave, t]), together[wave, t])
+        for batch in np.split(order, [1, 2, 40, 300, 2500]):
+            assert_same_bits(engine.batch(rows[batch], x[batch, t]), together[batch, t])
 
 
 def test_100_000_streams(rng):

@@ -14,24 +14,24 @@ from streamrnn.kernels.cuda.launches import (
     Launch,
     Launches,
     Number,
-    begin_wave,
-    compute_wave,
-    end_wave,
-    launches_of_wave,
+    begin_batch,
+    compute_batch,
+    end_batch,
+    launches_of_batch,
     pack_launches,
     parameters_of,
 )
 
-WORD, INT = ctypes.c_uint64, ctypes.c_uint32
+WIDE, INT = ctypes.c_uint64, ctypes.c_uint32
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "cuCtxSetCurrent": (WORD,),
-    "cuMemcpyHtoDAsync": (WORD, WORD, WORD, WORD),
-    "cuMemcpyDtoHAsync": (WORD, WORD, WORD, WORD),
-    "cuEventRecord": (WORD, WORD),
-    "cuStreamWaitEvent": (WORD, WORD, INT),
-    "cuEventSynchronize": (WORD,),
-    "cuLaunchKernel": (WORD, *(INT,) * 7, WORD, WORD, WORD),
-    "cuLaunchCooperativeKernel": (WORD, *(INT,) * 7, WORD, WORD),
+    "cuCtxSetCurrent": (WIDE,),
+    "cuMemcpyHtoDAsync": (WIDE, WIDE, WIDE, WIDE),
+    "cuMemcpyDtoHAsync": (WIDE, WIDE, WIDE, WIDE),
+    "cuEventRecord": (WIDE, WIDE),
+    "cuStreamWaitEvent": (WIDE, WIDE, INT),
+    "cuEventSynchronize": (WIDE,),
+    "cuLaunchKernel": (WIDE, *(INT,) * 7, WIDE, WIDE, WIDE),
+    "cuLaunchCooperativeKernel": (WIDE, *(INT,) * 7, WIDE, WIDE),
 }
 NAMES = (
     *("context", "compute", "copies", "sent", "computed", "received"),
@@ -40,18 +40,18 @@ NAMES = (
 HANDLES = {name: 1000 + number for number, name in enumerate(NAMES)}
 # 7 inputs and 3 outputs; the first two launches are two tiles of one layer.
 X, STRIDE, ROWS = Number.X_START, Number.X_STRIDE, Number.NUM_ROWS
-OF_WAVE = (ROWS, Number.STEP, Number.NUM_STEPS)
+OF_BATCH = (ROWS, Number.STEP, Number.NUM_STEPS)
 ARRAY = SimpleNamespace(size=11, dtype=np.dtype(np.float32))
 STEP = (
     Launch("wide", (X, ARRAY, ROWS, 5), 256, 4, block_rows=128, min_blocks=16, num_alternatives=1),
     Launch("narrow", (6, X, STRIDE), 128, 8, block_rows=8),
-    Launch("finish", (ARRAY, ARRAY, *OF_WAVE), 64, 1, block_rows=1),
+    Launch("finish", (ARRAY, ARRAY, *OF_BATCH), 64, 1, block_rows=1),
 )
-CHUNK = (
-    Launch("chunk", (9, ARRAY, *OF_WAVE), 128, 32, shared_bytes=60_000, is_cooperative=True),
+PERSISTENT = (
+    Launch("persistent", (9, ARRAY, *OF_BATCH), 128, 32, shared_bytes=60_000, is_cooperative=True),
     Launch("softmax", (X, STRIDE), 32, 12),
 )
-LAUNCHES = Launches(STEP, CHUNK, max_chunk_rows=2, num_inputs=7)
+LAUNCHES = Launches(STEP, PERSISTENT, max_persistent_rows=2, num_inputs=7)
 
 
 class Driver:
@@ -66,7 +66,7 @@ class Driver:
             function = ctypes.CFUNCTYPE(ctypes.c_int32, *ARGUMENTS[name])(self._taker(name))
             self._kept.append(function)
             self.head[name] = ctypes.cast(function, ctypes.c_void_p).value or 0
-        self.kernels = {launch.kernel: 50 + k for k, launch in enumerate((*STEP, *CHUNK))}
+        self.kernels = {launch.kernel: 50 + k for k, launch in enumerate((*STEP, *PERSISTENT))}
         self.table, kept = pack_launches(
             LAUNCHES, lambda launch: self.kernels[launch.kernel], lambda array: 1 << 40, self.head
         )
@@ -76,7 +76,9 @@ class Driver:
         def take(*args):
             if name.startswith("cuLaunch"):
                 launch = next(
-                    launch for launch in (*STEP, *CHUNK) if self.kernels[launch.kernel] == args[0]
+                    launch
+                    for launch in (*STEP, *PERSISTENT)
+                    if self.kernels[launch.kernel] == args[0]
                 )
                 num_words = len(parameters_of(launch.arguments, lambda array: 0))
                 pointers = ctypes.cast(args[9], ctypes.POINTER(ctypes.POINTER(ctypes.c_int64)))
@@ -96,7 +98,7 @@ def driver():
 
 def expected_launches(num_rows, num_steps):
     calls: list[tuple[Any, ...]] = []
-    for launch, grid, arguments in launches_of_wave(LAUNCHES, num_rows, num_steps):
+    for launch, grid, arguments in launches_of_batch(LAUNCHES, num_rows, num_steps):
         words = tuple(parameters_of(arguments, lambda array: 1 << 40))
         shape = (*grid, 1, launch.threads, 1, 1, launch.shared_bytes, HANDLES["compute"])
         if launch.is_cooperative:
@@ -108,27 +110,27 @@ def expected_launches(num_rows, num_steps):
 
 @pytest.mark.parametrize(("num_rows", "num_steps"), [(1, 1), (2, 3), (3, 2), (385, 1), (512, 2)])
 def test_launches_pass_the_declared_arguments(driver, num_rows, num_steps):
-    assert compute_wave(driver.table.ctypes.data, num_rows, num_steps) == 0
+    assert compute_batch(driver.table.ctypes.data, num_rows, num_steps) == 0
     context, *launches = driver.calls
     assert context == ("cuCtxSetCurrent", HANDLES["context"])
     assert launches == expected_launches(num_rows, num_steps)
 
 
 def test_the_tile_goes_by_the_number_of_blocks():
-    def kernels(*wave):
-        return [(launch.kernel, grid) for launch, grid, _ in launches_of_wave(LAUNCHES, *wave)]
+    def kernels(*batch):
+        return [(launch.kernel, grid) for launch, grid, _ in launches_of_batch(LAUNCHES, *batch)]
 
     assert kernels(384, 1) == [("narrow", (8, 48)), ("finish", (1, 384))]
     assert kernels(385, 1) == [("wide", (4, 4)), ("finish", (1, 385))]
     assert kernels(2, 1) == [("narrow", (8, 1)), ("finish", (1, 2))]
-    assert kernels(2, 9) == [("chunk", (32, 1)), ("softmax", (12, 1))]
+    assert kernels(2, 9) == [("persistent", (32, 1)), ("softmax", (12, 1))]
     assert kernels(3, 2) == 2 * [("narrow", (8, 1)), ("finish", (1, 3))]
 
 
 def test_a_batch_is_copied_computed_and_copied_back(driver):
     table = driver.table.ctypes.data
-    assert begin_wave(table, 2, 1, 0) == 0
-    assert end_wave(table) == 0
+    assert begin_batch(table, 2, 1, 0) == 0
+    assert end_batch(table) == 0
     h = HANDLES
     assert driver.calls == [
         ("cuCtxSetCurrent", h["context"]),
@@ -142,7 +144,7 @@ def test_a_batch_is_copied_computed_and_copied_back(driver):
 
 
 def test_copies_wait_for_the_kernels_whose_buffers_they_use(driver):
-    assert begin_wave(driver.table.ctypes.data, 5, 4, 1) == 0
+    assert begin_batch(driver.table.ctypes.data, 5, 4, 1) == 0
     h = HANDLES
     assert driver.calls == [
         ("cuCtxSetCurrent", h["context"]),
@@ -162,7 +164,7 @@ def test_after_an_error_nothing_more_is_asked_of_the_driver(driver, name):
     driver.fails_at = name
     table = driver.table.ctypes.data
     is_together = name == "cuLaunchCooperativeKernel"
-    error = begin_wave(table, 2 if is_together else 3, 2, 1) or end_wave(table)
+    error = begin_batch(table, 2 if is_together else 3, 2, 1) or end_batch(table)
     assert error == 700
     assert driver.calls[-1][0] == name
     assert [call[0] for call in driver.calls].count(name) == 1

@@ -33,7 +33,7 @@ KERNELS = [
     "features",
     "finish",
     "softmax",
-    "chunk",
+    "persistent",
     "fma rate",
     "start",
     "move",
@@ -91,8 +91,8 @@ def test_every_kernel_compiles(kernels):
 
 def test_arguments_are_words_as_they_are_packed(kernels):
     """A table of launches holds seven words for an array and one for a number."""
-    num_numbers = {"features": 3, "finish": 3, "softmax": 4, "chunk": 5}
-    num_arrays = {"features": 7, "finish": 6, "softmax": 1, "chunk": 8}
+    num_numbers = {"features": 3, "finish": 3, "softmax": 4, "persistent": 5}
+    num_arrays = {"features": 7, "finish": 6, "softmax": 1, "persistent": 8}
     for name in (*LAYERS, *TENSOR_LAYERS, *num_arrays):
         arguments = [np.zeros(3, np.float32)] * num_arrays.get(name, 6)
         words = parameters_of(arguments, lambda array: 1 << 40)
@@ -167,7 +167,7 @@ def test_sums_stay_in_registers(kernels):
         has_word = name == "lstm wide"
         assert max(map(int, spills)) <= (4 if has_word else 0), log
         assert ".local" not in kernel["ptx"], name
-        if name != "chunk":  # which calls a function of NVIDIA's, with a frame
+        if name != "persistent":  # which calls a function of NVIDIA's, with a frame
             [frame] = re.findall(r"(\d+) bytes stack frame", log)
             assert int(frame) <= (8 if has_word else 0), log
     for kind in ("gru", "lstm"):

@@ -22,9 +22,8 @@ from streamrnn import Engine
 from streamrnn.engine import cuda as engine_cuda
 from streamrnn.errors import DeviceError, RecordError
 from streamrnn.kernels.cuda import compiler as support
-from streamrnn.kernels.cuda import network
-from streamrnn.kernels.cuda import transfer as lane
-from streamrnn.kernels.cuda.persistent import chunk_size
+from streamrnn.kernels.cuda import network, transfer
+from streamrnn.kernels.cuda.persistent import persistent_shape
 from streamrnn.kernels.cuda.plan import GpuPlan
 from streamrnn.kernels.cuda.tiles import TileShape
 from streamrnn.model.spec import InputSpec, OutputSpec
@@ -60,7 +59,7 @@ def exact_fma(monkeypatch):
 
 
 def engine_on_gpu(model, max_streams=16, wide_from=1):
-    """Make an engine; waves of at least ``wide_from`` blocks take the wide tile."""
+    """Make an engine; batches of at least ``wide_from`` blocks take the wide tile."""
     tiling = dataclasses.replace(network.TILING, min_wide_blocks=wide_from)
     with mock.patch.object(network, "TILING", tiling):
         engine: Any = Engine(model, device="cuda", max_streams=max_streams)
@@ -137,8 +136,8 @@ def test_bits_do_not_depend_on_the_batch_nor_on_the_tile(rng, layers):
     rows = apart.rows(range(9))
     order = rng.permutation(9)
     for t in range(2):
-        for wave in (order[:1], order[1:8], order[8:]):
-            assert_same_bits(apart.batch(rows[wave], x[wave, t]), together[wave, t])
+        for batch in (order[:1], order[1:8], order[8:]):
+            assert_same_bits(apart.batch(rows[batch], x[batch, t]), together[batch, t])
 
 
 def test_a_chunk_is_its_steps_to_the_bit_wherever_it_is_cut(rng, monkeypatch):
@@ -146,7 +145,7 @@ def test_a_chunk_is_its_steps_to_the_bit_wherever_it_is_cut(rng, monkeypatch):
     x = random_inputs(rng, model.spec, 1, 7)
     singly = stepped(engine_on_gpu(model, wide_from=100), x)[0]
     assert_same_bits(engine_on_gpu(model, wide_from=100).steps("a", x[0]), singly)
-    # Waves of few rows and steps, so that both pairs of buffers are used again and again.
+    # Batches of few rows and steps, so that both pairs of buffers are used again and again.
     monkeypatch.setattr(engine_cuda, "_MAX_BUFFER_BYTES", 4 * 7)
     monkeypatch.setattr(engine_cuda, "_MIN_ROWS", 2)
     monkeypatch.setattr(engine_cuda, "_MAX_ROWS", 2)
@@ -240,14 +239,16 @@ def test_a_chunk_of_a_few_streams_is_that_of_each_to_the_bit(rng, monkeypatch, o
 def test_shared_memory_bounds_the_streams_of_a_chunk(rng):
     model = random_model(rng, layers=[("lstm", 512)], inputs=64, outputs=1)
     plan = GpuPlan(model)
-    size = chunk_size(plan, 132, 47 << 10)  # an H100 or H200 that gives no more than any other
+    size = persistent_shape(
+        plan, 132, 47 << 10
+    )  # an H100 or H200 that gives no more than any other
     assert size is not None
     assert (size.num_blocks, size.max_rows) == (128, 3)
     assert size.shared_bytes <= 47 << 10
-    whole = chunk_size(plan, 132, 227 << 10)
+    whole = persistent_shape(plan, 132, 227 << 10)
     assert whole is not None
     assert whole.max_rows == 8
-    assert chunk_size(plan, 100, 47 << 10) is None
+    assert persistent_shape(plan, 100, 47 << 10) is None
 
 
 def test_a_streams_state_moves_between_devices(rng):
@@ -329,7 +330,7 @@ def test_a_gpu_that_failed_is_not_used_again(rng, monkeypatch, which):
     def fail(*args):
         raise failure
 
-    monkeypatch.setattr(lane.Lane, "begin", fail)
+    monkeypatch.setattr(transfer.Transfer, "begin", fail)
     with pytest.raises(DeviceError, match="ILLEGAL_ADDRESS"):
         engine.step({"a": [0.0, 0.0]})
     monkeypatch.undo()

@@ -15,8 +15,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamr
 from streamrnn import Engine
 from streamrnn.errors import DeviceError, StartError
 from streamrnn.kernels.cuda import compiler as support
-from streamrnn.kernels.cuda import network
-from streamrnn.kernels.cuda import transfer as lane
+from streamrnn.kernels.cuda import network, transfer
 from streamrnn.kernels.cuda.tensor_cores import TensorShape
 from streamrnn.kernels.cuda.tiles import TileShape
 from streamrnn.model.spec import InputSpec
@@ -110,7 +109,7 @@ def test_a_chunk_is_one_launch_while_no_other_stream_is_ready(models, rng, monke
     x = random_inputs(rng, models["lstm"].spec, 2, 40)
     expected = [expected_of(models["lstm"], each) for each in x]
     waves = []
-    begin = lane.Lane.begin
+    begin = transfer.Transfer.begin
 
     def noting(self, num_rows, num_steps, overlaps):
         waves.append((num_rows, num_steps))
@@ -119,7 +118,7 @@ def test_a_chunk_is_one_launch_while_no_other_stream_is_ready(models, rng, monke
     with served({"lstm": models["lstm"]}) as peer:
         for stream in "ab":
             peer.ok("open", stream, None, 64)
-        monkeypatch.setattr(lane.Lane, "begin", noting)
+        monkeypatch.setattr(transfer.Transfer, "begin", noting)
         last, _, y = peer.ok("step", "a", 1, x[0].tobytes())
         assert (last, y) == (40, expected[0].tobytes())
         assert waves == [(1, 32), (1, 8)]
@@ -134,7 +133,7 @@ def test_a_chunk_is_one_launch_while_no_other_stream_is_ready(models, rng, monke
 def test_a_nan_within_a_chunk_ends_it_there(models, rng, monkeypatch):
     x = random_inputs(rng, models["gru"].spec, 1, 5)[0]
     expected = expected_of(models["gru"], x)
-    end = lane.Lane.end
+    end = transfer.Transfer.end
     poison = [False]
 
     def ending(self):
@@ -144,7 +143,7 @@ def test_a_nan_within_a_chunk_ends_it_there(models, rng, monkeypatch):
 
     with served({"gru": models["gru"]}) as peer:
         peer.ok("open", "a", None, 8)
-        monkeypatch.setattr(lane.Lane, "end", ending)
+        monkeypatch.setattr(transfer.Transfer, "end", ending)
         poison[0] = True
         assert peer.error("step", "a", 1, x.tobytes())[0] == "quarantined"
         poison[0] = False
@@ -247,7 +246,7 @@ def test_a_failed_gpu_ends_the_server_as_a_crash_does(models, rng, tmp_path, mon
     peer.ok("open", "a", None, 4)
     assert peer.ok("step", "a", 1, x[:2].tobytes())[:2] == [2, 2]
     with monkeypatch.context() as broken:
-        broken.setattr(lane.Lane, "begin", fail)
+        broken.setattr(transfer.Transfer, "begin", fail)
         peer.send("step", "a", 3, x[2].tobytes())
         thread.join(timeout=60)
     assert not thread.is_alive()

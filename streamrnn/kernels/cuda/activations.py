@@ -14,10 +14,11 @@ from numba import cuda
 from streamrnn.kernels import activations as constants
 from streamrnn.kernels.activations import RELU, SIGMOID, TANH
 from streamrnn.kernels.cuda.compiler import device_function
+from streamrnn.kernels.gates import GRU
 
-__all__ = ["activate", "exp", "gru_output", "lstm_cell", "lstm_output", "sigmoid", "tanh"]
+__all__ = ["activate", "exp", "sigmoid", "step_unit", "tanh"]
 
-_float = np.float32
+_float, _index = np.float32, np.uint64
 _int = np.int32
 _ZERO, _ONE = _float(0.0), _float(1.0)
 _MAX_EXPONENT = _float(constants.MAX_EXPONENT)
@@ -60,17 +61,7 @@ def _power_of_two(shifted):
 
 @device_function
 def exp(x):
-    """Return exp(x), x limited to where both it and its reciprocal are normal.
-
-    Parameters
-    ----------
-    x : float32
-        Any.
-
-    Returns
-    -------
-    float32
-    """
+    """Return exp(x), x limited to where both it and its reciprocal are normal."""
     x = _clamp(x, _MAX_EXPONENT)
     shifted = cuda.fma(x, _LOG2E, _ROUND)
     whole = shifted - _ROUND
@@ -80,17 +71,7 @@ def exp(x):
 
 @device_function
 def sigmoid(x):
-    """Return 1 / (1 + exp(-x)).
-
-    Parameters
-    ----------
-    x : float32
-        Any.
-
-    Returns
-    -------
-    float32
-    """
+    """Return 1 / (1 + exp(-x))."""
     x = _clamp(x, _MAX_EXPONENT)
     shifted = cuda.fma(x, _MINUS_LOG2E, _ROUND)
     whole = shifted - _ROUND
@@ -138,36 +119,14 @@ def _tanh_below(x):
 
 @device_function
 def tanh(x):
-    """Return tanh(x) as x P(x^2) / Q(x^2).
-
-    Parameters
-    ----------
-    x : float32
-        Any.
-
-    Returns
-    -------
-    float32
-    """
+    """Return tanh(x) as x P(x^2) / Q(x^2)."""
     x = _clamp(x, _TANH_BOUND)
     return _tanh_above(x) / _tanh_below(x)
 
 
 @device_function
-def lstm_cell(enter, keep, candidate, c):
-    """Return c' = f c + i g.
-
-    Parameters
-    ----------
-    enter, keep, candidate : float32
-        The sums of i and f, times `GATE_FACTOR`, and of g.
-    c : float32
-        The cell state.
-
-    Returns
-    -------
-    float32
-    """
+def _lstm_cell(enter, keep, candidate, c):
+    """Return c' = f c + i g, of the sums of i and f, times `GATE_FACTOR`, and of g."""
     candidate = _clamp(candidate, _TANH_BOUND)
     below = _tanh_below(candidate) * _gate_denominator(enter)
     entering = _tanh_above(candidate) / below
@@ -175,40 +134,18 @@ def lstm_cell(enter, keep, candidate, c):
 
 
 @device_function
-def lstm_output(out, new_c):
-    """Return h' = o tanh(c').
-
-    Parameters
-    ----------
-    out : float32
-        The sum of o, times `GATE_FACTOR`.
-    new_c : float32
-        c'.
-
-    Returns
-    -------
-    float32
-    """
+def _lstm_output(out, new_c):
+    """Return h' = o tanh(c'), of the sum of o times `GATE_FACTOR`."""
     x = _clamp(new_c, _TANH_BOUND)
     return _tanh_above(x) / (_tanh_below(x) * _gate_denominator(out))
 
 
 @device_function
-def gru_output(reset, update, from_x, from_h, h):
+def _gru_output(reset, update, from_x, from_h, h):
     """Return h' = (1 - z) n + z h, with n = tanh(n_x + r n_h).
 
-    Parameters
-    ----------
-    reset, update : float32
-        The sums of r and z, times `GATE_FACTOR`.
-    from_x, from_h : float32
-        The two sums of n.
-    h : float32
-        The hidden state.
-
-    Returns
-    -------
-    float32
+    ``reset`` and ``update`` are the sums of r and z, times `GATE_FACTOR`; ``from_x`` and ``from_h``
+    the two sums of n.
     """
     x = _clamp(from_h / _gate_denominator(reset) + from_x, _TANH_BOUND)
     below = _tanh_below(x)
@@ -217,20 +154,18 @@ def gru_output(reset, update, from_x, from_h, h):
 
 
 @device_function
+def step_unit(kind, sums, h, slab, c_place):
+    """Return the new h of a unit of a GRU or an LSTM; an LSTM's c in the slab is replaced."""
+    if kind == GRU:
+        return _gru_output(sums[0], sums[1], sums[2], sums[3], h)
+    new_c = _lstm_cell(sums[0], sums[1], sums[2], slab[_index(c_place)])
+    slab[_index(c_place)] = new_c
+    return _lstm_output(sums[3], new_c)
+
+
+@device_function
 def activate(kind, x):
-    """Apply an activation that needs no other element.
-
-    Parameters
-    ----------
-    kind : int64
-        `IDENTITY`, `TANH`, `SIGMOID` or `RELU`.
-    x : float32
-        Any.
-
-    Returns
-    -------
-    float32
-    """
+    """Apply `IDENTITY`, `TANH`, `SIGMOID` or `RELU`, which need no other element."""
     if kind == TANH:
         return tanh(x)
     if kind == SIGMOID:

@@ -40,10 +40,6 @@ _SIMULATED_SHARED_BYTES = 47 << 10
 def require_gpu() -> Any:
     """Return numba's module ``cuda`` if there is a GPU that these kernels run on.
 
-    Returns
-    -------
-    module
-
     Raises
     ------
     DeviceError
@@ -77,13 +73,7 @@ def require_gpu() -> Any:
 
 
 def gpu_errors() -> tuple[type[Exception], ...]:
-    """Return what is raised when the GPU fails: by numba-cuda, and by what it launches with.
-
-    Returns
-    -------
-    tuple of type
-        For an except clause.
-    """
+    """Return the exceptions of a failing GPU: of numba-cuda, and of what it launches with."""
     from numba.cuda.cudadrv.driver import CudaAPIError
 
     try:
@@ -96,44 +86,21 @@ def gpu_errors() -> tuple[type[Exception], ...]:
 def arithmetic(precision: str) -> str:
     """Return what decides the bits of an output besides model and inputs.
 
-    Parameters
-    ----------
-    precision : str
-        Of products.
-
-    Returns
-    -------
-    str
-        Its number is to be raised whenever any output's bits change. The simulator rounds each
-        product before it is added.
+    Its number is to be raised whenever any output's bits change. The simulator rounds each product
+    before it is added.
     """
     return f"cuda{'-simulator' if SIMULATED else ''}-{precision}-2"
 
 
 def num_multiprocessors() -> int:
-    """Return how many multiprocessors the GPU has. The simulator runs one block at a time.
-
-    Returns
-    -------
-    int
-    """
+    """Return the GPU's multiprocessors; the simulator runs one block at a time."""
     from numba import cuda
 
     return 1 if SIMULATED else int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
 
 
 def gpu_name() -> str:
-    """Return what NVIDIA calls the GPU that is used.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    DeviceError
-        If there is none that can be used.
-    """
+    """Return NVIDIA's name of the GPU; raise `DeviceError` if there is none to use."""
     gpu = require_gpu().get_current_device()
     if SIMULATED:
         return "simulator"
@@ -141,13 +108,7 @@ def gpu_name() -> str:
 
 
 def max_shared_bytes() -> int:
-    """Return the shared memory that a block may have, where it asks for all.
-
-    Returns
-    -------
-    int
-        Less what the system keeps for itself.
-    """
+    """Return the most shared memory of a block, less what the system keeps of it."""
     from numba import cuda
 
     if SIMULATED:
@@ -165,10 +126,6 @@ def kernel(max_threads: int, min_blocks: int = 1) -> Callable[[Callable[..., Any
         The most threads a block is launched with.
     min_blocks : int
         Blocks that a multiprocessor shall hold at once: bounds the registers of a thread.
-
-    Returns
-    -------
-    callable
     """
     from numba import cuda
 
@@ -178,17 +135,7 @@ def kernel(max_threads: int, min_blocks: int = 1) -> Callable[[Callable[..., Any
 
 
 def device_function(function: Callable[..., Any]) -> Any:
-    """Compile a function that kernels call, and that becomes part of each of them.
-
-    Parameters
-    ----------
-    function : callable
-        What to compile.
-
-    Returns
-    -------
-    numba dispatcher
-    """
+    """Compile a function that becomes part of each kernel that calls it."""
     from numba import cuda
 
     if SIMULATED:

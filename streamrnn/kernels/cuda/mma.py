@@ -34,7 +34,7 @@ _MAX_SIMULATED_THREADS = 1024
 
 
 def pack_words(values: NDArray[np.generic], precision: str) -> NDArray[np.float32]:
-    """Round numbers as the kernels round what they multiply with, and pack them into words.
+    """Round numbers as the kernels round their factors, and pack them into words.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A loaded model on the GPU, and the launches of one step of a wave."""
+"""A loaded model on the GPU, and the launches of one step of a batch."""
 
 from __future__ import annotations
 
@@ -15,45 +15,32 @@ from numpy.typing import NDArray
 from streamrnn.kernels.activations import SOFTMAX
 from streamrnn.kernels.cuda import plan as plan_words
 from streamrnn.kernels.cuda.compiler import max_shared_bytes, num_multiprocessors
-from streamrnn.kernels.cuda.features import (
-    features_rows,
-    make_features_kernel,
+from streamrnn.kernels.cuda.features import features_rows, make_features_kernel
+from streamrnn.kernels.cuda.launches import Launch, Launches, Number
+from streamrnn.kernels.cuda.outputs import (
     make_finish_kernel,
     make_move_kernel,
     make_softmax_kernel,
     make_start_kernel,
 )
-from streamrnn.kernels.cuda.launches import Launch, Launches, Number
-from streamrnn.kernels.cuda.persistent import chunk_size, make_chunk_kernel
+from streamrnn.kernels.cuda.persistent import make_persistent_kernel, persistent_shape
 from streamrnn.kernels.cuda.plan import GpuLayer, GpuPlan
 from streamrnn.kernels.cuda.tensor_cores import TensorShape, make_tensor_kernel
 from streamrnn.kernels.cuda.tiles import TileShape, make_layer_kernel
 from streamrnn.kernels.row_layout import RowLayout
 from streamrnn.model.model import Model
 
-__all__ = ["TENSOR_TILING", "TILING", "Network", "Tiling", "Wave"]
+__all__ = ["TENSOR_TILING", "TILING", "Batch", "Network", "Tiling"]
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """The shapes of all launches. Another tiling gives the same bits.
+    """The shapes of all launches. Another tiling gives the same bits."""
 
-    Attributes
-    ----------
-    wide : TileShape or TensorShape
-        For waves that fill the GPU with its blocks.
-    narrow : TileShape or TensorShape
-        For all others.
-    row_threads : int
-        Threads of a block where a block takes one row, or a thread one input.
-    min_wide_blocks : int
-        Blocks of the wide shape that fill the GPU; 0: one a multiprocessor.
-    """
-
-    wide: TileShape | TensorShape
-    narrow: TileShape | TensorShape
-    row_threads: int
-    min_wide_blocks: int = 0
+    wide: TileShape | TensorShape  # for batches that fill the GPU with its blocks
+    narrow: TileShape | TensorShape  # for all others
+    row_threads: int  # of a block that takes one row, or whose threads take one input each
+    min_wide_blocks: int = 0  # wide blocks that fill the GPU; 0: one a multiprocessor
 
 
 # 128 streams and 32 LSTM units a block, 64 sums a thread in registers; or 8 streams and 16 units.
@@ -63,22 +50,12 @@ TENSOR_TILING = Tiling(TensorShape(2, 4, 2, 8), TensorShape(4, 1, 1, 4), 128)
 
 
 @dataclass(frozen=True)
-class Wave:
-    """The arrays on the GPU that a wave's inputs and outputs lie in.
+class Batch:
+    """The arrays on the GPU that a batch's inputs and outputs lie in."""
 
-    Attributes
-    ----------
-    slots : device array of int32
-        Of each row; the inputs follow in the same memory, as the other two see it.
-    x : device array of float32
-        The same memory.
-    y : device array of float32
-        Outputs.
-    """
-
-    slots: Any
-    x: Any
-    y: Any
+    slots: Any  # int32, of each row; the inputs follow in the same memory
+    x: Any  # the same memory as float32
+    y: Any  # float32, outputs
 
 
 @functools.cache
@@ -96,7 +73,7 @@ def _row_kernels(num_threads: int) -> tuple[Any, ...]:
         make_start_kernel(num_threads),
         make_move_kernel(num_threads),
         make_softmax_kernel(num_threads),
-        make_chunk_kernel(num_threads),
+        make_persistent_kernel(num_threads),
     )
 
 
@@ -108,7 +85,7 @@ class Network:
     model : Model
         What to run.
     max_rows : int
-        Of a wave.
+        Of a batch.
     precision : str
         Of the products: ``"float32"``, or ``"tf32"`` and ``"bfloat16"``, which go by tensor cores.
 
@@ -131,59 +108,51 @@ class Network:
             self._start_rows,
             self._move_rows,
             self._softmax_rows,
-            self._step_chunk,
+            self._step_persistent,
         ) = _row_kernels(tiling.row_threads)
         self._num_multiprocessors = num_multiprocessors()
-        # Every multiprocessor has room for one block. A chunk has the bits of its steps, which
-        # tensor cores would not give it.
-        self._chunk = (
-            chunk_size(self.plan, self._num_multiprocessors, max_shared_bytes())
+        # Every multiprocessor has room for one block. A chunk has the bits of its single steps,
+        # which the persistent kernel would not give it beside tensor cores.
+        self._persistent = (
+            persistent_shape(self.plan, self._num_multiprocessors, max_shared_bytes())
             if precision == "float32"
             else None
         )
-        # A chunk's streams take two rows each, in turn.
-        num_work_rows = max(max_rows, 2 * self._chunk.max_rows if self._chunk else 0)
+        # The persistent kernel's streams take two rows each, in turn.
+        num_work_rows = max(max_rows, 2 * self._persistent.max_rows if self._persistent else 0)
         self._work = cuda.device_array(num_work_rows * self.plan.work_size, np.float32)
 
     @property
-    def max_chunk_rows(self) -> int:
+    def max_persistent_rows(self) -> int:
         """The most rows whose steps are one launch; 0 if the model goes step by step."""
-        return self._chunk.max_rows if self._chunk else 0
+        return self._persistent.max_rows if self._persistent else 0
 
-    def launches(self, slab: Any, wave: Wave) -> Launches:
-        """Describe the launches of waves.
+    def launches(self, slab: Any, batch: Batch) -> Launches:
+        """Describe the launches of batches.
 
-        Parameters
-        ----------
-        slab : device array of float32, shape (num_slots * row_size,)
-            The streams' rows.
-        wave : Wave
-            Slots, all different; behind them the inputs [num_rows, num_steps, num_inputs]; where
-            the outputs [num_rows, num_steps, output_size] go.
-
-        Returns
-        -------
-        Launches
+        ``slab`` holds the streams' rows. The batch holds slots, all different; behind them the
+        inputs [num_rows, num_steps, num_inputs]; in ``y`` go outputs [num_rows, num_steps,
+        output_size].
         """
         plan, threads = self.plan, self._tiling.row_threads
         state = (self._words, self._weights, slab, self._work)
-        of_wave = (Number.NUM_ROWS, Number.STEP, Number.NUM_STEPS)
+        of_batch = (Number.NUM_ROWS, Number.STEP, Number.NUM_STEPS)
         num_inputs = int(plan.words[plan_words.NUM_INPUTS])
         step: list[Launch] = []
-        x_place: tuple[Any, int, int] = (wave.x, Number.X_START, Number.X_STRIDE)
+        x_place: tuple[Any, int, int] = (batch.x, Number.X_START, Number.X_STRIDE)
         if not plan.inputs_are_features:
-            arguments = (*state, wave.slots, wave.x, wave.slots, *of_wave)
+            arguments = (*state, batch.slots, batch.x, batch.slots, *of_batch)
             block_rows = features_rows(num_inputs, threads)
             step.append(Launch(self._write_features, arguments, threads, 1, block_rows))
             x_place = (self._work, int(plan.words[plan_words.FEATURES]), plan.work_size)
         for layer in (*plan.layers, *([plan.head] if plan.head else [])):
             x, *place = x_place
-            arguments = (*state, x, wave.slots, layer.words, *place, Number.NUM_ROWS)
+            arguments = (*state, x, batch.slots, layer.words, *place, Number.NUM_ROWS)
             step += self._layer_launches(layer, arguments)
             x_place = (self._work, layer.out, plan.work_size)
-        step.append(Launch(self._finish, (*state, wave.slots, wave.y, *of_wave), threads, 1, 1))
-        chunk = self._chunk_launches(slab, wave, of_wave)
-        return Launches(tuple(step), chunk, self.max_chunk_rows, num_inputs)
+        step.append(Launch(self._finish, (*state, batch.slots, batch.y, *of_batch), threads, 1, 1))
+        persistent = self._persistent_launches(slab, batch, of_batch)
+        return Launches(tuple(step), persistent, self.max_persistent_rows, num_inputs)
 
     def _layer_launches(self, layer: GpuLayer, arguments: tuple[Any, ...]) -> list[Launch]:
         """Return both tiles: which is taken decides how fast, never what comes out."""
@@ -203,69 +172,39 @@ class Network:
             )
         ]
 
-    def _chunk_launches(
-        self, slab: Any, wave: Wave, of_wave: tuple[Number, ...]
+    def _persistent_launches(
+        self, slab: Any, batch: Batch, of_batch: tuple[Number, ...]
     ) -> tuple[Launch, ...]:
-        size, words, threads = self._chunk, self.plan.words, self._tiling.row_threads
-        if size is None:
+        shape, words, threads = self._persistent, self.plan.words, self._tiling.row_threads
+        if shape is None:
             return ()
-        arrays = (self._words, self._weights, slab, self._work, wave.slots, wave.x, wave.slots)
-        chunk = Launch(
-            self._step_chunk,
-            (*arrays, wave.y, size.vector_size, size.sums_size, *of_wave),
+        arrays = (self._words, self._weights, slab, self._work, batch.slots, batch.x, batch.slots)
+        persistent = Launch(
+            self._step_persistent,
+            (*arrays, batch.y, shape.vector_size, shape.sums_size, *of_batch),
             threads,
-            size.num_blocks,
-            shared_bytes=size.shared_bytes,
+            shape.num_blocks,
+            shared_bytes=shape.shared_bytes,
             is_cooperative=True,
         )
         if not self.plan.head or words[plan_words.HEAD_ACTIVATION] != SOFTMAX:
-            return (chunk,)
-        arguments = (wave.y, int(words[plan_words.OUTPUT_SIZE]), *of_wave)
+            return (persistent,)
+        arguments = (batch.y, int(words[plan_words.OUTPUT_SIZE]), *of_batch)
         softmax = Launch(self._softmax_rows, arguments, threads, 4 * self._num_multiprocessors)
-        return (chunk, softmax)
+        return (persistent, softmax)
 
     def start_rows(self, slab: Any, slots: NDArray[np.int32]) -> None:
-        """Put rows into the initial state.
-
-        Parameters
-        ----------
-        slab : device array of float32
-            The streams' rows.
-        slots : ndarray of int32, shape (n,)
-            Which, n above 0.
-        """
+        """Put one or more rows into the initial state."""
         launch = self._launch_of_rows(self._start_rows, len(slots))
         launch(slab, cuda.to_device(slots), self._initial_row)
 
     def write_rows(self, slab: Any, slots: NDArray[np.int32], rows: NDArray[np.float32]) -> None:
-        """Put rows of the host into the slab, and wait for it.
-
-        Parameters
-        ----------
-        slab : device array of float32
-            The streams' rows.
-        slots : ndarray of int32, shape (n,)
-            Where to, all different, n above 0.
-        rows : ndarray of float32, shape (n, row_size)
-            Contiguous.
-        """
+        """Put rows [n, row_size] of the host into n different slots, and wait for it."""
         self._move(slab, slots, cuda.to_device(rows.reshape(-1)), 1)
         cuda.synchronize()
 
     def read_rows(self, slab: Any, slots: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Copy rows of the slab to the host, and wait for it.
-
-        Parameters
-        ----------
-        slab : device array of float32
-            The streams' rows.
-        slots : ndarray of int32, shape (n,)
-            Which, n above 0.
-
-        Returns
-        -------
-        ndarray of float32, shape (n, row_size)
-        """
+        """Copy the rows [n, row_size] of n slots to the host, and wait for it."""
         rows = cuda.device_array(len(slots) * self.plan.row_size, np.float32)
         self._move(slab, slots, rows, 0)
         host: NDArray[np.float32] = rows.copy_to_host()

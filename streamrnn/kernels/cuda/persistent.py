@@ -1,34 +1,34 @@
-"""Many steps of a few streams in one launch, with the weights in shared memory all the while.
+"""Many steps of a few streams in one launch, with the weights kept in shared memory.
 
 A step of few streams reads every weight for few products, and a launch takes longer than those
 products. So here each block keeps the weights of a few units of every layer in its shared memory
-(Diamos et al., "Persistent RNNs", ICML 2016), and the blocks go through the chunk together: they
+(Diamos et al., "Persistent RNNs", ICML 2016), and the blocks take the steps together: they
 meet once for each layer and step, when its new h must be seen by all.
 
 A thread has one sum of one stream: eight streams take about as long as one.
 
 Sums run in the order of every other kernel: bias, x, h, one fused multiply-add each. The h of two
-steps lie in two rows of scratch, so that nobody overwrites what another block still reads.
+steps lie in two rows of scratch, so that no block overwrites what another still reads.
 """
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda, float32, int64
 
 from streamrnn.kernels.activations import SOFTMAX
 from streamrnn.kernels.cuda import plan as p
-from streamrnn.kernels.cuda.activations import activate, gru_output, lstm_cell, lstm_output
+from streamrnn.kernels.cuda.activations import activate, step_unit
 from streamrnn.kernels.cuda.compiler import device_function, kernel
 from streamrnn.kernels.cuda.features import transform_input
 from streamrnn.kernels.cuda.plan import GpuPlan
 from streamrnn.kernels.gates import DENSE, GRU, SHAPES
 
-__all__ = ["ChunkSize", "chunk_size", "make_chunk_kernel"]
+__all__ = ["PersistentShape", "make_persistent_kernel", "persistent_shape"]
 
 _index = np.uint64
 _MAX_ROWS = 8  # at most the threads of a block, which are a power of two
@@ -38,44 +38,22 @@ _AHEAD = 8  # products whose factors are loaded before the first of them is adde
 
 
 @dataclass(frozen=True)
-class ChunkSize:
-    """How a model's chunks are launched.
+class PersistentShape:
+    """How a model's many steps are launched."""
 
-    Attributes
-    ----------
-    num_blocks : int
-        That share the units of every layer.
-    max_rows : int
-        Streams at once.
-    vector_size, sums_size : int
-        Floats of a stream's x and h of a layer, and of its sums.
-    shared_bytes : int
-        Of a block.
-    """
-
-    num_blocks: int
-    max_rows: int
-    vector_size: int
-    sums_size: int
-    shared_bytes: int
+    num_blocks: int  # that share the units of every layer
+    max_rows: int  # streams at once
+    vector_size: int  # floats of a stream's x and h of a layer
+    sums_size: int  # and of its sums
+    shared_bytes: int  # of a block
 
 
-def chunk_size(plan: GpuPlan, max_blocks: int, max_shared_bytes: int) -> ChunkSize | None:
-    """Find how many blocks it takes to hold a model's weights in shared memory.
+def persistent_shape(
+    plan: GpuPlan, max_blocks: int, max_shared_bytes: int
+) -> PersistentShape | None:
+    """Find how many blocks hold a model's weights in shared memory, and for how many streams.
 
-    Parameters
-    ----------
-    plan : GpuPlan
-        Of the model.
-    max_blocks : int
-        That can run at once, one a multiprocessor.
-    max_shared_bytes : int
-        That a block may have.
-
-    Returns
-    -------
-    ChunkSize or None
-        For as many streams as have room beside the weights; None if there is none for one.
+    ``max_blocks`` run at once, one a multiprocessor. None: there is no room for one stream.
     """
     layers = [*plan.layers] + ([plan.head] if plan.head else [])
     words = [plan.words[layer.words :][: p.LAYER_WORDS] for layer in layers]
@@ -96,7 +74,7 @@ def chunk_size(plan: GpuPlan, max_blocks: int, max_shared_bytes: int) -> ChunkSi
     if max_rows < 1:
         return None
     shared_bytes = 4 * num_weights + max_rows * row_bytes
-    return ChunkSize(num_blocks, max_rows, vector_size, sums_size, shared_bytes)
+    return PersistentShape(num_blocks, max_rows, vector_size, sums_size, shared_bytes)
 
 
 @device_function
@@ -126,34 +104,136 @@ def _h_gate(kind, accumulator):
     return accumulator
 
 
-@device_function
-def _num_own(num_units):
-    """Return how many units of a layer are this block's: the same number for all but the last."""
-    each = (num_units + int64(cuda.gridDim.x) - 1) // int64(cuda.gridDim.x)
-    return max(0, min(each, num_units - int64(cuda.blockIdx.x) * each))
+class _Arrays(NamedTuple):
+    """What every block reads and writes; ``shared`` is its own.
+
+    Shared memory holds, of every row, what its inputs remember, x and h of a layer, and its sums;
+    then the weights of all layers.
+    """
+
+    plan: Any
+    weights: Any
+    slab: Any
+    work: Any
+    shared: Any
+
+
+class _Row(NamedTuple):
+    """The row of a thread: its place in each array, and the thread's part of its elements."""
+
+    number: Any
+    lane: Any  # the first element of the thread, which takes every num_lanes-th
+    num_lanes: Any
+    stream: Any  # in the slab
+    work: Any  # the first of its two rows of scratch
+    memory: Any  # in shared memory: what its inputs remember,
+    vector: Any  # x and h of a layer,
+    sums: Any  # and its sums
+
+
+class _Layer(NamedTuple):
+    """One layer, and the units of it that are the block's."""
+
+    fields: Any  # place in the plan
+    kind: Any
+    num_x: Any
+    num_h: Any
+    num_units: Any
+    first: Any
+    num_own: Any  # the same number for all blocks but the last
 
 
 @device_function
-def _first_own(num_units):
-    each = (num_units + int64(cuda.gridDim.x) - 1) // int64(cuda.gridDim.x)
-    return int64(cuda.blockIdx.x) * each
+def _layer_of_block(plan, i):
+    """Return layer i of the plan; the head follows the last."""
+    fields = plan[p.LAYERS] + i * p.LAYER_WORDS
+    num_units, num_blocks = plan[fields + p.NUM_UNITS], int64(cuda.gridDim.x)
+    each = (num_units + num_blocks - 1) // num_blocks
+    first = int64(cuda.blockIdx.x) * each
+    num_own = max(0, min(each, num_units - first))
+    kind, num_x, num_h = plan[fields + p.KIND], plan[fields + p.NUM_X], plan[fields + p.NUM_H]
+    return _Layer(fields, kind, num_x, num_h, num_units, first, num_own)
 
 
 @device_function
-def _num_shared(plan, layer, num_own):
+def _num_shared(layer):
     """Return the floats that a block keeps of a layer."""
-    kind = plan[layer + p.KIND]
-    num_k = plan[layer + p.NUM_X] + plan[layer + p.NUM_H]
-    return num_own * (_num_accumulators(kind) + _num_gates(kind) * num_k)
+    num_runs = _num_accumulators(layer.kind) + _num_gates(layer.kind) * (layer.num_x + layer.num_h)
+    return layer.num_own * num_runs
 
 
 @device_function
-def _load_runs(shared, place, weights, source, num_runs, num_units, first, num_own, tid, threads):
-    """Copy the block's units out of runs of all units."""
+def _row_of_thread(plan, slots, sizes, num_rows, threads):
+    """Divide the block's threads among the rows."""
+    vector_size, sums_size = sizes
+    memory_size = plan[plan[p.LAYERS] + p.STATE]
+    tid = int64(cuda.threadIdx.x)
+    # Every row has some lanes of the block, a power of two: a division takes long here.
+    num_lanes = int64(threads)
+    while num_lanes * num_rows > threads:
+        num_lanes >>= 1
+    number, lane = tid // num_lanes, tid & (num_lanes - 1)
+    stream = int64(0)
+    if number < num_rows:
+        stream = int64(slots[_index(number)]) * plan[p.ROW_SIZE]
+    else:
+        lane = int64(_NO_LANE)
+    work = 2 * number * plan[p.WORK_SIZE]
+    memory = number * memory_size
+    vector = num_rows * memory_size + number * vector_size
+    sums = num_rows * (memory_size + vector_size) + number * sums_size
+    return _Row(number, lane, num_lanes, stream, work, memory, vector, sums)
+
+
+@device_function
+def _load_runs(arrays, layer, source, num_runs, place, threads):
+    """Copy the block's units out of runs of all units; return the place behind them."""
+    tid, num_own = int64(cuda.threadIdx.x), layer.num_own
     for run in range(tid // _UNITS_A_BLOCK, num_runs, threads // _UNITS_A_BLOCK):
         for unit in range(tid % _UNITS_A_BLOCK, num_own, _UNITS_A_BLOCK):
-            weight = weights[_index(source + run * num_units + first + unit)]
-            shared[_index(place + run * num_own + unit)] = weight
+            weight = arrays.weights[_index(source + run * layer.num_units + layer.first + unit)]
+            arrays.shared[_index(place + run * num_own + unit)] = weight
+    return place + num_runs * num_own
+
+
+@device_function
+def _load_model(arrays, row, place, threads):
+    """Copy the block's weights to shared memory, and the rows' h to scratch."""
+    plan, num_layers = arrays.plan, arrays.plan[p.NUM_LAYERS]
+    for i in range(num_layers + plan[p.HAS_HEAD]):
+        layer = _layer_of_block(plan, i)
+        source, num_gates = layer.fields, _num_gates(layer.kind)
+        num_runs = _num_accumulators(layer.kind)
+        place = _load_runs(arrays, layer, plan[source + p.BIAS], num_runs, place, threads)
+        num_runs = num_gates * layer.num_x
+        place = _load_runs(arrays, layer, plan[source + p.X_WEIGHTS], num_runs, place, threads)
+        num_runs = num_gates * layer.num_h
+        place = _load_runs(arrays, layer, plan[source + p.H_WEIGHTS], num_runs, place, threads)
+        if i < num_layers:
+            state = plan[layer.fields + p.STATE] + layer.first
+            for u in range(row.lane, layer.num_own, row.num_lanes):
+                h = arrays.slab[_index(row.stream + state + u)]
+                arrays.work[_index(row.work + state + u)] = h
+
+
+@device_function
+def _stage_x(arrays, row, x, tokens, place, num_x):
+    """Write the first layer's x of a row. Every block transforms the inputs for itself."""
+    plan, shared = arrays.plan, arrays.shared
+    if plan[p.HAS_TRANSFORMS]:
+        weights, memory, vector = arrays.weights, row.memory, row.vector
+        for k in range(row.lane, plan[p.NUM_INPUTS], row.num_lanes):
+            transform_input(plan, weights, k, x, tokens, place + k, shared, memory, shared, vector)
+    else:
+        for k in range(row.lane, num_x, row.num_lanes):
+            shared[_index(row.vector + k)] = x[_index(place + k)]
+
+
+@device_function
+def _stage_work(arrays, row, place, target, size):
+    """Copy a layer's h of a row from scratch."""
+    for k in range(row.lane, size, row.num_lanes):
+        arrays.shared[_index(target + k)] = arrays.work[_index(place + k)]
 
 
 @device_function
@@ -175,47 +255,100 @@ def _add_products(total, shared, vector, num_k, weight, step):
 
 
 @device_function
-def _sum_up(shared, vector, sums, place, sizes, num_own, lane, num_lanes):
+def _sum_up(shared, row, layer, place):
     """Compute a row's sums of the block's units from its staged x and h."""
-    kind, num_x, num_h = sizes
+    kind, num_own = layer.kind, layer.num_own
     num_accumulators, num_gates = _num_accumulators(kind), _num_gates(kind)
     step = num_gates * num_own
     x_weights = place + num_accumulators * num_own
-    h_weights = x_weights + num_x * step
-    for i in range(lane, num_accumulators * num_own, num_lanes):
+    h_weights = x_weights + layer.num_x * step
+    h = row.vector + layer.num_x
+    for i in range(row.lane, num_accumulators * num_own, row.num_lanes):
         accumulator, unit = (i & 3, i >> 2) if num_accumulators == 4 else (0, i)
         total = shared[_index(place + accumulator * num_own + unit)]  # the bias
         gate = _x_gate(kind, accumulator)
         if gate >= 0:
             weight = x_weights + gate * num_own + unit
-            total = _add_products(total, shared, vector, num_x, weight, step)
+            total = _add_products(total, shared, row.vector, layer.num_x, weight, step)
         gate = _h_gate(kind, accumulator)
         if gate >= 0:
             weight = h_weights + gate * num_own + unit
-            total = _add_products(total, shared, vector + num_x, num_h, weight, step)
-        shared[_index(sums + i)] = total
+            total = _add_products(total, shared, h, layer.num_h, weight, step)
+        shared[_index(row.sums + i)] = total
 
 
-def make_chunk_kernel(threads: int) -> Any:
+@device_function
+def _write_head(arrays, row, layer, y, y_place):
+    """Write the block's units of a row's output. A softmax is left to a launch of its own."""
+    plan, shared = arrays.plan, arrays.shared
+    for u in range(row.lane, layer.num_own, row.num_lanes):
+        unit = layer.first + u
+        if unit < plan[p.OUTPUT_SIZE]:
+            value = shared[_index(row.sums + u)]
+            if plan[p.HEAD_ACTIVATION] != SOFTMAX:
+                value = activate(plan[p.HEAD_ACTIVATION], value)
+                value += arrays.weights[_index(plan[p.CENTERS] + unit)]
+                level = plan[plan[p.LEVELS] + unit]
+                if level >= 0:
+                    value += shared[_index(row.memory + level)]
+            y[_index(y_place + unit)] = value
+
+
+@device_function
+def _new_h(arrays, row, layer, u):
+    """Return the new h of the block's unit u, and replace an LSTM's c."""
+    plan, shared = arrays.plan, arrays.shared
+    unit = layer.first + u
+    if layer.kind == DENSE:
+        return activate(plan[layer.fields + p.ACTIVATION], shared[_index(row.sums + u)])
+    sum_0 = shared[_index(row.sums + 4 * u)]
+    sum_1 = shared[_index(row.sums + 4 * u + 1)]
+    sum_2 = shared[_index(row.sums + 4 * u + 2)]
+    sum_3 = shared[_index(row.sums + 4 * u + 3)]
+    h = float32(0)
+    if unit < layer.num_h:
+        h = shared[_index(row.vector + layer.num_x + unit)]
+    c_place = row.stream + plan[layer.fields + p.STATE] + layer.num_units + unit
+    return step_unit(layer.kind, (sum_0, sum_1, sum_2, sum_3), h, arrays.slab, c_place)
+
+
+@device_function
+def _write_h(arrays, row, layer, new, y, y_place, is_output):
+    """Write the new h of the block's units to scratch, and to the outputs if there is no head."""
+    out = arrays.plan[layer.fields + p.OUT] + layer.first
+    for u in range(row.lane, layer.num_own, row.num_lanes):
+        new_h = _new_h(arrays, row, layer, u)
+        arrays.work[_index(new + out + u)] = new_h
+        if is_output and layer.first + u < arrays.plan[p.OUTPUT_SIZE]:
+            y[_index(y_place + layer.first + u)] = new_h
+
+
+@device_function
+def _commit(arrays, row, newest, memory_size):
+    """Copy the newest h, and what inputs remember, to the rows of the slab."""
+    plan = arrays.plan
+    for i in range(plan[p.NUM_LAYERS]):
+        layer = _layer_of_block(plan, i)
+        state = plan[layer.fields + p.STATE] + layer.first
+        for u in range(row.lane, layer.num_own, row.num_lanes):
+            arrays.slab[_index(row.stream + state + u)] = arrays.work[_index(newest + state + u)]
+    if cuda.blockIdx.x == 0:
+        for i in range(row.lane, memory_size, row.num_lanes):
+            arrays.slab[_index(row.stream + i)] = arrays.shared[_index(row.memory + i)]
+
+
+def make_persistent_kernel(threads: int) -> Any:
     """Return the kernel that advances a few streams by many steps.
 
-    Parameters
-    ----------
-    threads : int
-        Of a block. Grid: the blocks of a `ChunkSize`, all running at once.
-
-    Returns
-    -------
-    numba dispatcher
-        Its arguments: ``plan``, ``weights``, ``slab``, ``slots`` as in `make_layer_kernel`;
-        ``work`` likewise, of two rows a stream; ``x`` float32[:] and ``tokens`` int32[:], the
-        wave's inputs, which are the same memory; ``y`` float32[:], for the outputs (a softmax is
-        left to `make_softmax_kernel`); ``vector_size`` and ``sums_size`` of the `ChunkSize`;
-        ``num_rows``, ``step`` and ``num_steps`` of the wave. Dynamic shared memory: its bytes.
+    Grid: the blocks of a `PersistentShape`, all running at once; dynamic shared memory: its bytes.
+    Arguments: ``plan``, ``weights``, ``slab``, ``slots`` as in `make_layer_kernel`; ``work``
+    likewise, of two rows a stream; ``x`` float32[:] and ``tokens`` int32[:], the batch's inputs,
+    which are the same memory; ``y`` float32[:], for the outputs (a softmax is left to
+    `make_softmax_kernel`); sizes of the `PersistentShape`; the numbers of the batch.
     """
 
     @kernel(threads)
-    def step_chunk(
+    def step_persistent(
         plan,
         weights,
         slab,
@@ -230,140 +363,45 @@ def make_chunk_kernel(threads: int) -> Any:
         step,
         num_steps,
     ):
-        shared = cuda.shared.array(0, float32)
-        grid = cuda.cg.this_grid()
-        tid = int64(cuda.threadIdx.x)
-        first_layer, num_layers = plan[p.LAYERS], plan[p.NUM_LAYERS]
-        has_head, output_size = plan[p.HAS_HEAD], plan[p.OUTPUT_SIZE]
-        num_inputs, work_size = plan[p.NUM_INPUTS], plan[p.WORK_SIZE]
-        num_products = num_layers + has_head
-        # Every row has some lanes of the block, a power of two: a division takes long here.
-        num_lanes = int64(threads)
-        while num_lanes * num_rows > threads:
-            num_lanes >>= 1
-        row, lane = tid // num_lanes, tid & (num_lanes - 1)
-        stream = int64(0)
-        if row < num_rows:
-            stream = int64(slots[_index(row)]) * plan[p.ROW_SIZE]
-        else:
-            lane = int64(_NO_LANE)
-        # Shared memory: of every row, what its inputs remember, x and h of a layer, its sums; then
-        # the weights of all layers.
-        memory_size = plan[first_layer + p.STATE]
-        memory = row * memory_size
-        vector = num_rows * memory_size + row * vector_size
-        sums = num_rows * (memory_size + vector_size) + row * sums_size
+        arrays = _Arrays(plan, weights, slab, work, cuda.shared.array(0, float32))
+        row = _row_of_thread(plan, slots, (vector_size, sums_size), num_rows, threads)
+        num_layers, work_size = plan[p.NUM_LAYERS], plan[p.WORK_SIZE]
+        num_products = num_layers + plan[p.HAS_HEAD]
+        memory_size = plan[plan[p.LAYERS] + p.STATE]
         first_place = num_rows * (memory_size + vector_size + sums_size)
-        work_rows = 2 * row * work_size
+        grid = cuda.cg.this_grid()
 
-        for i in range(lane, memory_size, num_lanes):
-            shared[_index(memory + i)] = slab[_index(stream + i)]
-        place = first_place
-        for i in range(num_products):
-            layer = first_layer + i * p.LAYER_WORDS
-            kind, num_units = plan[layer + p.KIND], plan[layer + p.NUM_UNITS]
-            own, first = _num_own(num_units), _first_own(num_units)
-            runs = _num_accumulators(kind)
-            source = plan[layer + p.BIAS]
-            _load_runs(shared, place, weights, source, runs, num_units, first, own, tid, threads)
-            place += runs * own
-            runs = _num_gates(kind) * plan[layer + p.NUM_X]
-            source = plan[layer + p.X_WEIGHTS]
-            _load_runs(shared, place, weights, source, runs, num_units, first, own, tid, threads)
-            place += runs * own
-            runs = _num_gates(kind) * plan[layer + p.NUM_H]
-            source = plan[layer + p.H_WEIGHTS]
-            _load_runs(shared, place, weights, source, runs, num_units, first, own, tid, threads)
-            place += runs * own
-            if i < num_layers:
-                state = plan[layer + p.STATE] + first
-                for u in range(lane, own, num_lanes):
-                    work[_index(work_rows + state + u)] = slab[_index(stream + state + u)]
+        for i in range(row.lane, memory_size, row.num_lanes):
+            arrays.shared[_index(row.memory + i)] = slab[_index(row.stream + i)]
+        _load_model(arrays, row, first_place, threads)
         grid.sync()
 
         for t in range(num_steps):
-            old = work_rows + (t & 1) * work_size
-            new = work_rows + work_size - (t & 1) * work_size
-            x_place = num_rows + (row * num_steps + t) * num_inputs
-            y_place = (row * num_steps + t) * output_size
+            old = row.work + (t & 1) * work_size
+            new = row.work + work_size - (t & 1) * work_size
+            x_place = num_rows + (row.number * num_steps + t) * plan[p.NUM_INPUTS]
+            y_place = (row.number * num_steps + t) * plan[p.OUTPUT_SIZE]
             place = first_place
             for i in range(num_products):
-                layer = first_layer + i * p.LAYER_WORDS
-                kind, num_units = plan[layer + p.KIND], plan[layer + p.NUM_UNITS]
-                num_x, num_h = plan[layer + p.NUM_X], plan[layer + p.NUM_H]
-                state, out = plan[layer + p.STATE], plan[layer + p.OUT]
-                own, first = _num_own(num_units), _first_own(num_units)
-
-                # Every block transforms the inputs for itself, and remembers them for itself.
-                if i > 0:
-                    source = new + plan[layer - p.LAYER_WORDS + p.OUT]
-                    for k in range(lane, num_x, num_lanes):
-                        shared[_index(vector + k)] = work[_index(source + k)]
-                elif plan[p.HAS_TRANSFORMS]:
-                    for k in range(lane, num_inputs, num_lanes):
-                        source = x_place + k
-                        transform_input(
-                            plan, weights, k, x, tokens, source, shared, memory, shared, vector
-                        )
+                layer = _layer_of_block(plan, i)
+                if i == 0:
+                    _stage_x(arrays, row, x, tokens, x_place, layer.num_x)
                 else:
-                    for k in range(lane, num_x, num_lanes):
-                        shared[_index(vector + k)] = x[_index(x_place + k)]
-                for k in range(lane, num_h, num_lanes):
-                    shared[_index(vector + num_x + k)] = work[_index(old + state + k)]
+                    below = new + plan[layer.fields - p.LAYER_WORDS + p.OUT]
+                    _stage_work(arrays, row, below, row.vector, layer.num_x)
+                h = old + plan[layer.fields + p.STATE]
+                _stage_work(arrays, row, h, row.vector + layer.num_x, layer.num_h)
                 cuda.syncthreads()
-                sizes = (kind, num_x, num_h)
-                _sum_up(shared, vector, sums, place, sizes, own, lane, num_lanes)
-                place += _num_shared(plan, layer, own)
+                _sum_up(arrays.shared, row, layer, place)
+                place += _num_shared(layer)
                 cuda.syncthreads()
-
-                for u in range(lane, own, num_lanes):
-                    unit = first + u
-                    if i == num_layers:
-                        if unit < output_size:
-                            value = shared[_index(sums + u)]
-                            if plan[p.HEAD_ACTIVATION] != SOFTMAX:
-                                value = activate(plan[p.HEAD_ACTIVATION], value)
-                                value += weights[_index(plan[p.CENTERS] + unit)]
-                                level = plan[plan[p.LEVELS] + unit]
-                                if level >= 0:
-                                    value += shared[_index(memory + level)]
-                            y[_index(y_place + unit)] = value
-                        continue
-                    if kind == DENSE:
-                        sum_0 = shared[_index(sums + u)]
-                        new_h = activate(plan[layer + p.ACTIVATION], sum_0)
-                    else:
-                        sum_0 = shared[_index(sums + 4 * u)]
-                        sum_1 = shared[_index(sums + 4 * u + 1)]
-                        sum_2 = shared[_index(sums + 4 * u + 2)]
-                        sum_3 = shared[_index(sums + 4 * u + 3)]
-                        if kind == GRU:
-                            h = float32(0)
-                            if unit < num_h:
-                                h = shared[_index(vector + num_x + unit)]
-                            new_h = gru_output(sum_0, sum_1, sum_2, sum_3, h)
-                        else:
-                            c_place = _index(stream + state + num_units + unit)
-                            new_c = lstm_cell(sum_0, sum_1, sum_2, slab[c_place])
-                            slab[c_place] = new_c
-                            new_h = lstm_output(sum_3, new_c)
-                    work[_index(new + out + unit)] = new_h
-                    if i + 1 == num_products and unit < output_size:
-                        y[_index(y_place + unit)] = new_h
                 if i < num_layers:
+                    _write_h(arrays, row, layer, new, y, y_place, i + 1 == num_products)
                     grid.sync()
                 else:
+                    _write_head(arrays, row, layer, y, y_place)
                     cuda.syncthreads()  # the levels have been read: the next step may change them
 
-        newest = work_rows + (num_steps & 1) * work_size
-        for i in range(num_layers):
-            layer = first_layer + i * p.LAYER_WORDS
-            num_units = plan[layer + p.NUM_UNITS]
-            state = plan[layer + p.STATE] + _first_own(num_units)
-            for u in range(lane, _num_own(num_units), num_lanes):
-                slab[_index(stream + state + u)] = work[_index(newest + state + u)]
-        if cuda.blockIdx.x == 0:
-            for i in range(lane, memory_size, num_lanes):
-                slab[_index(stream + i)] = shared[_index(memory + i)]
+        _commit(arrays, row, row.work + (num_steps & 1) * work_size, memory_size)
 
-    return step_chunk
+    return step_persistent

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from streamrnn.kernels.cuda import network
 from streamrnn.kernels.cuda.compiler import SIMULATED, kernel
-from streamrnn.kernels.cuda.transfer import Lane
+from streamrnn.kernels.cuda.transfer import Transfer
 from streamrnn.model.model import Model
 
 __all__ = ["FmaRate", "ResidentStreams", "copy_runner"]
@@ -54,31 +54,14 @@ class FmaRate:
         self.flops = 2 * num_threads * _NUM_SUMS * _NUM_ITERATIONS
 
     def run(self, num_repeats: int) -> None:
-        """Run the kernel so many times, and wait for it.
-
-        Parameters
-        ----------
-        num_repeats : int
-            1 or more.
-        """
+        """Run the kernel so many times, and wait for it."""
         for _ in range(num_repeats):
             _multiply_and_add[self._num_blocks, _NUM_THREADS](np.float32(0.5), self._out)
         cuda.synchronize()
 
 
 def copy_runner(num_bytes: int) -> Any:
-    """Return a function that copies memory of the GPU to itself so many times, and waits.
-
-    Parameters
-    ----------
-    num_bytes : int
-        Of one copy: read once and written once.
-
-    Returns
-    -------
-    callable
-        Takes the number of repeats.
-    """
+    """Return a function that copies memory of the GPU to itself so many times, and waits."""
     source = cuda.to_device(np.zeros(num_bytes, dtype=np.uint8))
     target = cuda.device_array(num_bytes, np.uint8)
 
@@ -91,7 +74,7 @@ def copy_runner(num_bytes: int) -> Any:
 
 
 class ResidentStreams:
-    """B streams in one wave, whose inputs, states and outputs are all on the GPU.
+    """B streams in one batch, whose inputs, states and outputs are all on the GPU.
 
     Parameters
     ----------
@@ -113,29 +96,20 @@ class ResidentStreams:
         streams.start_rows(slab, slots)
         self._stream = cuda.stream()
         y_size = num_streams * num_steps * self._output_size
-        self._lane = Lane(streams, slab, num_streams + x.size, y_size, self._stream)
-        self._lane.wave.x.copy_to_device(np.concatenate([slots.view(np.float32), x.reshape(-1)]))
+        self._transfer = Transfer(streams, slab, num_streams + x.size, y_size, self._stream)
+        self._transfer.batch.x.copy_to_device(
+            np.concatenate([slots.view(np.float32), x.reshape(-1)])
+        )
         cuda.synchronize()
 
     def run(self, num_repeats: int) -> None:
-        """Advance every stream by T steps so many times, and wait.
-
-        Parameters
-        ----------
-        num_repeats : int
-            Each with the same inputs.
-        """
+        """Advance every stream by T steps so many times, with the same inputs, and wait."""
         num_streams, num_steps, _ = self._shape
         for _ in range(num_repeats):
-            self._lane.compute(num_streams, num_steps)
+            self._transfer.compute(num_streams, num_steps)
         self._stream.synchronize()
 
     def outputs(self) -> NDArray[np.float32]:
-        """Return what the last run answered.
-
-        Returns
-        -------
-        ndarray of float32, shape (B, T, output_size)
-        """
-        y: NDArray[np.float32] = self._lane.wave.y.copy_to_host()
+        """Return what the last run computed, float32 [B, T, output_size]."""
+        y: NDArray[np.float32] = self._transfer.batch.y.copy_to_host()
         return y.reshape(*self._shape[:2], self._output_size)

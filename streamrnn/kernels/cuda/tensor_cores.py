@@ -1,11 +1,13 @@
-"""One layer of a wave on tensor cores: `streamrnn.kernels.cuda.tiles` with inputs rounded.
+"""One layer of a batch on tensor cores: `streamrnn.kernels.cuda.tiles` with inputs rounded.
 
 Both factors of every product are rounded to TF32 (11 bits) or bfloat16 (8 bits); sums, states and
-activations are float32 as ever. Each sum takes its k in the same order whatever the tile, the wave
+activations are float32 as ever. Each sum takes its k in the same order whatever the tile, the batch
 and the number of steps, so within one precision bits depend on none of them.
 
 All gates of a unit stand in the same thread: the columns of a warp's product are 8 units of one
-gate, then the same units of the next.
+gate, then the same units of the next. The loops look like those of `tiles`, and share only the cell
+with them: sums in registers can only be named by constants, of which the two have different ones,
+and a shared function for rows or weights made the wide tiles spill.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -18,7 +20,7 @@ import numpy as np
 from numba import cuda, float32, int32, int64
 
 from streamrnn.kernels.cuda import plan as p
-from streamrnn.kernels.cuda.activations import activate, gru_output, lstm_cell, lstm_output
+from streamrnn.kernels.cuda.activations import activate, step_unit
 from streamrnn.kernels.cuda.compiler import device_function, kernel
 from streamrnn.kernels.cuda.mma import (
     NUM_PACKED,
@@ -68,17 +70,7 @@ class TensorShape:
         return _ROWS * self.warps_y * self.num_products_y
 
     def block_units(self, kind: int) -> int:
-        """Return the units of a block.
-
-        Parameters
-        ----------
-        kind : int
-            Of the tile: `DENSE`, `GRU` or `LSTM`.
-
-        Returns
-        -------
-        int
-        """
+        """Return the units of a block of a kind of tile."""
         groups = self.num_products_x // SHAPES[kind].num_accumulators
         return _COLUMNS * self.warps_x * groups
 
@@ -185,7 +177,7 @@ def _make_multiply(shape: TensorShape, kind: int, gates: tuple[int, ...], precis
 
 
 def make_tensor_kernel(kind: int, shape: TensorShape, precision: str) -> Any:
-    """Return the kernel that steps one layer of all rows of a wave.
+    """Return the kernel that steps one layer of all rows of a batch.
 
     Parameters
     ----------
@@ -281,13 +273,8 @@ def make_tensor_kernel(kind: int, shape: TensorShape, precision: str) -> Any:
                 sum_1 = shared_w[_index(place + 2 * threads)].view(np.float32)
                 sum_2 = shared_w[_index(place + 4 * threads)].view(np.float32)
                 sum_3 = shared_w[_index(place + 6 * threads)].view(np.float32)
-                if kind == GRU:
-                    h = slab[_index(old + unit)]
-                    work[_index(new + unit)] = gru_output(sum_0, sum_1, sum_2, sum_3, h)
-                else:
-                    c_place = _index(old + num_units + unit)
-                    new_c = lstm_cell(sum_0, sum_1, sum_2, slab[c_place])
-                    slab[c_place] = new_c
-                    work[_index(new + unit)] = lstm_output(sum_3, new_c)
+                h, unit_sums = slab[_index(old + unit)], (sum_0, sum_1, sum_2, sum_3)
+                new_h = step_unit(kind, unit_sums, h, slab, old + num_units + unit)
+                work[_index(new + unit)] = new_h
 
     return step_layer

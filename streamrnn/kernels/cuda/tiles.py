@@ -1,13 +1,13 @@
-"""One layer of a wave: a product tiled through shared memory, its gates fused with the cell.
+"""One layer of a batch: a product tiled through shared memory, its gates fused with the cell.
 
 A block computes some units of some streams. All gates of a unit stand in the same thread, so the
 cell's element-wise part reads its sums from registers. Every output has one accumulator: it
 starts at the bias, takes the products with x in the order of k, then those with h, each by one
 fused multiply-add. That is the order of every tile, and of the CPU's: the bits of an output depend
-neither on the tile nor on the wave.
+neither on the tile nor on the batch.
 
 The new c replaces the old one in the stream's row, since nobody else reads it. The new h goes to
-scratch, since other blocks still read the old one; `streamrnn.kernels.cuda.features` commits it.
+scratch, since other blocks still read the old one; `streamrnn.kernels.cuda.outputs` commits it.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -20,7 +20,7 @@ import numpy as np
 from numba import cuda, float32, int64
 
 from streamrnn.kernels.cuda import plan as p
-from streamrnn.kernels.cuda.activations import activate, gru_output, lstm_cell, lstm_output
+from streamrnn.kernels.cuda.activations import activate, step_unit
 from streamrnn.kernels.cuda.compiler import SIMULATED, device_function, kernel
 from streamrnn.kernels.cuda.plan import DEPTH
 from streamrnn.kernels.gates import GRU, LSTM, SHAPES
@@ -69,17 +69,7 @@ class TileShape:
         return self.threads_y * self.num_rows
 
     def block_units(self, kind: int) -> int:
-        """Return the units of a block.
-
-        Parameters
-        ----------
-        kind : int
-            Of the tile: `DENSE`, `GRU` or `LSTM`.
-
-        Returns
-        -------
-        int
-        """
+        """Return the units of a block of a kind of tile."""
         return self.threads_x * (self.num_sums // SHAPES[kind].num_accumulators)
 
 
@@ -158,7 +148,7 @@ def _make_multiply(shape: TileShape, num_accumulators: int, gates: tuple[int, ..
 
 
 def make_layer_kernel(kind: int, shape: TileShape) -> Any:
-    """Return the kernel that steps one layer of all rows of a wave.
+    """Return the kernel that steps one layer of all rows of a batch.
 
     Parameters
     ----------
@@ -255,13 +245,8 @@ def make_layer_kernel(kind: int, shape: TileShape) -> Any:
                 sum_1 = shared_w[_index(place + threads)]
                 sum_2 = shared_w[_index(place + 2 * threads)]
                 sum_3 = shared_w[_index(place + 3 * threads)]
-                if kind == GRU:
-                    h = slab[_index(old + unit)]
-                    work[_index(new + unit)] = gru_output(sum_0, sum_1, sum_2, sum_3, h)
-                else:
-                    c_place = _index(old + num_units + unit)
-                    new_c = lstm_cell(sum_0, sum_1, sum_2, slab[c_place])
-                    slab[c_place] = new_c
-                    work[_index(new + unit)] = lstm_output(sum_3, new_c)
+                h, unit_sums = slab[_index(old + unit)], (sum_0, sum_1, sum_2, sum_3)
+                new_h = step_unit(kind, unit_sums, h, slab, old + num_units + unit)
+                work[_index(new + unit)] = new_h
 
     return step_layer

@@ -1,4 +1,4 @@
-"""One wave on its way: pinned buffers, their twins on the GPU, and what is launched on them."""
+"""Transfer of a batch: pinned buffers, their mirrors on the GPU, and the launches on them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from streamrnn.kernels.cuda.compiler import SIMULATED
 from streamrnn.kernels.cuda.launches import (
     DRIVER_FUNCTIONS,
     Launch,
-    begin_wave,
-    compute_wave,
-    end_wave,
-    launches_of_wave,
+    begin_batch,
+    compute_batch,
+    end_batch,
+    launches_of_batch,
     pack_launches,
 )
-from streamrnn.kernels.cuda.network import Network, Wave
+from streamrnn.kernels.cuda.network import Batch, Network
 from streamrnn.kernels.cuda.plan import OUTPUT_SIZE
 
-__all__ = ["Lane", "signature_of"]
+__all__ = ["Transfer", "signature_of"]
 
 _DRIVER_VERSION = 12_000  # whose form of the driver's functions is called
 _SHARED_BYTES_OF_ALL = 48 << 10  # more has to be asked for
 
 
-class Lane:
-    """Buffers of a wave, and the way through them. For one wave at a time.
+class Transfer:
+    """Buffers of a batch, and the way through them. For one batch at a time.
 
     Parameters
     ----------
@@ -39,14 +39,14 @@ class Lane:
     x_size, y_size : int
         Numbers that the buffers hold: slots and inputs, and outputs.
     compute : cuda stream
-        Where all lanes of an engine compute.
+        Where all transfers of an engine compute.
 
     Attributes
     ----------
-    wave : Wave
+    batch : Batch
         The buffers on the GPU.
     x : ndarray of float32, shape (x_size,)
-        Pinned: a wave's slots (int32), then its inputs [num_rows, num_steps, num_inputs].
+        Pinned: a batch's slots (int32), then its inputs [num_rows, num_steps, num_inputs].
     y : ndarray of float32, shape (y_size,)
         Pinned: its outputs [num_rows, num_steps, output_size], after `end`.
     """
@@ -55,71 +55,44 @@ class Lane:
         self.x: NDArray[np.float32] = cuda.pinned_array(x_size, np.float32)
         self.y: NDArray[np.float32] = cuda.pinned_array(y_size, np.float32)
         x = cuda.device_array(x_size, np.float32)
-        self.wave = Wave(x.view(np.int32), x, cuda.device_array(y_size, np.float32))
-        self._launches = network.launches(slab, self.wave)
+        self.batch = Batch(x.view(np.int32), x, cuda.device_array(y_size, np.float32))
+        self._launches = network.launches(slab, self.batch)
         self._num_inputs = self._launches.num_inputs
         self._output_size = int(network.plan.words[OUTPUT_SIZE])
-        # Whatever the driver knows by number must live as long as the lane.
+        # Whatever the driver knows by number must live as long as the transfer.
         self._kept: list[Any] = [network, slab, compute]
         self._table = 0 if SIMULATED else self._pack(compute)
 
     def begin(self, num_rows: int, num_steps: int, overlaps: bool) -> None:
-        """Start the wave whose slots and inputs are in ``x``.
+        """Start the batch whose slots and inputs are in ``x``.
 
-        Parameters
-        ----------
-        num_rows, num_steps : int
-            Of the wave.
-        overlaps : bool
-            Whether another lane's wave may be under way meanwhile.
-
-        Raises
-        ------
-        CudaAPIError
-            If the GPU has failed.
+        ``overlaps``: another transfer's batch may be under way meanwhile.
         """
         if SIMULATED:
             self._simulate(num_rows, num_steps)
         else:
-            _check(begin_wave(self._table, num_rows, num_steps, int(overlaps)))
+            _check(begin_batch(self._table, num_rows, num_steps, int(overlaps)))
 
     def end(self) -> None:
-        """Wait for the wave; its outputs are in ``y`` then.
-
-        Raises
-        ------
-        CudaAPIError
-            If the GPU has failed.
-        """
+        """Wait for the batch; its outputs are in ``y`` then."""
         if not SIMULATED:
-            _check(end_wave(self._table))
+            _check(end_batch(self._table))
 
     def compute(self, num_rows: int, num_steps: int) -> None:
-        """Start the launches of a wave, without its copies.
-
-        Parameters
-        ----------
-        num_rows, num_steps : int
-            Of the wave.
-
-        Raises
-        ------
-        CudaAPIError
-            If the GPU has failed.
-        """
+        """Start the launches of a batch, without its copies."""
         if not SIMULATED:
-            _check(compute_wave(self._table, num_rows, num_steps))
+            _check(compute_batch(self._table, num_rows, num_steps))
             return
-        for launch, grid, arguments in launches_of_wave(self._launches, num_rows, num_steps):
+        for launch, grid, arguments in launches_of_batch(self._launches, num_rows, num_steps):
             launch.kernel[grid, launch.threads, 0, launch.shared_bytes](*arguments)
 
     def _simulate(self, num_rows: int, num_steps: int) -> None:
-        """Do what `begin_wave` does, in Python."""
+        """Do what `begin_batch` does, in Python."""
         size = num_rows * (1 + num_steps * self._num_inputs)
-        self.wave.x[:size].copy_to_device(self.x[:size])
+        self.batch.x[:size].copy_to_device(self.x[:size])
         self.compute(num_rows, num_steps)
         size = num_rows * num_steps * self._output_size
-        self.y[:size] = self.wave.y[:size].copy_to_host()
+        self.y[:size] = self.batch.y[:size].copy_to_host()
 
     def _pack(self, compute: Any) -> int:
         from cuda.bindings import driver
@@ -136,24 +109,14 @@ class Lane:
         head |= {"context": int(context), "compute": int(compute), "copies": int(copies)}
         head |= {name: int(event.handle) for name, event in events.items()}
         head |= {"host_x": self.x.ctypes.data, "host_y": self.y.ctypes.data}
-        head |= {"device_x": _pointer(self.wave.x), "device_y": _pointer(self.wave.y)}
+        head |= {"device_x": _pointer(self.batch.x), "device_y": _pointer(self.batch.y)}
         table, kept = pack_launches(self._launches, _function, _pointer, head)
         self._kept += [copies, events, table, kept]
         return int(table.ctypes.data)
 
 
 def signature_of(launch: Launch) -> tuple[Any, ...]:
-    """Return the types of a kernel's arguments.
-
-    Parameters
-    ----------
-    launch : Launch
-        Of the kernel.
-
-    Returns
-    -------
-    tuple of numba type
-    """
+    """Return the numba types of a kernel's arguments."""
     arrays = {np.dtype(np.int64): int64, np.dtype(np.float32): float32, np.dtype(np.int32): int32}
     return tuple(int64 if isinstance(a, int) else arrays[a.dtype][::1] for a in launch.arguments)
 
