@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from streamrnn.kernels.cuda import plan
 from streamrnn.kernels.cuda.launches import (
     DRIVER_FUNCTIONS,
     Launch,
@@ -168,3 +169,9 @@ def test_after_an_error_nothing_more_is_asked_of_the_driver(driver, name):
     assert error == 700
     assert driver.calls[-1][0] == name
     assert [call[0] for call in driver.calls].count(name) == 1
+
+
+@pytest.mark.parametrize("struct", [plan.Header, plan.Layer, plan.Input])
+def test_kernels_read_each_field_where_the_host_writes_it(struct):
+    for name, (_, offset, *_) in (struct.dtype.fields or {}).items():
+        assert getattr(plan, name.upper()) == offset // 8, name

@@ -26,7 +26,7 @@ def transform_input(plan, weights, which, x, tokens, place, memory, stream, out,
     ``x`` and ``tokens`` are the same memory, the input is at ``place``; ``stream`` is where the
     stream's row begins in ``memory``, ``features`` where its features begin in ``out``.
     """
-    item = plan[p.INPUTS] + which * p.INPUT_WORDS
+    item = plan[p.INPUTS] + which * p.INPUT_SIZE
     target = features + plan[item + p.FEATURE]
     kind = plan[item + p.INPUT_KIND]
     if kind != NUMERIC:

@@ -13,7 +13,6 @@ from numba.core.errors import NumbaPerformanceWarning
 from numpy.typing import NDArray
 
 from streamrnn.kernels.activations import SOFTMAX
-from streamrnn.kernels.cuda import plan as plan_words
 from streamrnn.kernels.cuda.compiler import max_shared_bytes, num_multiprocessors
 from streamrnn.kernels.cuda.features import features_rows, make_features_kernel
 from streamrnn.kernels.cuda.launches import Launch, Launches, Number
@@ -137,17 +136,17 @@ class Network:
         plan, threads = self.plan, self._tiling.row_threads
         state = (self._words, self._weights, slab, self._work)
         of_batch = (Number.NUM_ROWS, Number.STEP, Number.NUM_STEPS)
-        num_inputs = int(plan.words[plan_words.NUM_INPUTS])
+        num_inputs = int(plan.header["num_inputs"])
         step: list[Launch] = []
         x_place: tuple[Any, int, int] = (batch.x, Number.X_START, Number.X_STRIDE)
         if not plan.inputs_are_features:
             arguments = (*state, batch.slots, batch.x, batch.slots, *of_batch)
             block_rows = features_rows(num_inputs, threads)
             step.append(Launch(self._write_features, arguments, threads, 1, block_rows))
-            x_place = (self._work, int(plan.words[plan_words.FEATURES]), plan.work_size)
+            x_place = (self._work, int(plan.header["features"]), plan.work_size)
         for layer in (*plan.layers, *([plan.head] if plan.head else [])):
             x, *place = x_place
-            arguments = (*state, x, batch.slots, layer.words, *place, Number.NUM_ROWS)
+            arguments = (*state, x, batch.slots, layer.place, *place, Number.NUM_ROWS)
             step += self._layer_launches(layer, arguments)
             x_place = (self._work, layer.out, plan.work_size)
         step.append(Launch(self._finish, (*state, batch.slots, batch.y, *of_batch), threads, 1, 1))
@@ -175,7 +174,7 @@ class Network:
     def _persistent_launches(
         self, slab: Any, batch: Batch, of_batch: tuple[Number, ...]
     ) -> tuple[Launch, ...]:
-        shape, words, threads = self._persistent, self.plan.words, self._tiling.row_threads
+        shape, header, threads = self._persistent, self.plan.header, self._tiling.row_threads
         if shape is None:
             return ()
         arrays = (self._words, self._weights, slab, self._work, batch.slots, batch.x, batch.slots)
@@ -187,9 +186,9 @@ class Network:
             shared_bytes=shape.shared_bytes,
             is_cooperative=True,
         )
-        if not self.plan.head or words[plan_words.HEAD_ACTIVATION] != SOFTMAX:
+        if not self.plan.head or header["head_activation"] != SOFTMAX:
             return (persistent,)
-        arguments = (batch.y, int(words[plan_words.OUTPUT_SIZE]), *of_batch)
+        arguments = (batch.y, int(header["output_size"]), *of_batch)
         softmax = Launch(self._softmax_rows, arguments, threads, 4 * self._num_multiprocessors)
         return (persistent, softmax)
 

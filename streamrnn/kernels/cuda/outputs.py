@@ -74,7 +74,7 @@ def _softmax(source, place, y, out, size, shared, tid, num_threads):
 def _commit(plan, slab, work, stream, scratch, tid, num_threads):
     """Copy the new h of every layer from scratch to the row of the stream."""
     for i in range(plan[p.NUM_LAYERS]):
-        layer = plan[p.LAYERS] + i * p.LAYER_WORDS
+        layer = plan[p.LAYERS] + i * p.LAYER_SIZE
         state = plan[layer + p.STATE]
         for j in range(tid, plan[layer + p.STATE_SIZE], num_threads):
             slab[_index(stream + state + j)] = work[_index(scratch + state + j)]

@@ -56,19 +56,18 @@ def persistent_shape(
     ``max_blocks`` run at once, one a multiprocessor. None: there is no room for one stream.
     """
     layers = [*plan.layers] + ([plan.head] if plan.head else [])
-    words = [plan.words[layer.words :][: p.LAYER_WORDS] for layer in layers]
     most_units = max(layer.num_units for layer in layers)
     num_blocks = min(max_blocks, -(-most_units // _UNITS_A_BLOCK))
     num_weights = vector_size = sums_size = 0
-    for layer, row in zip(layers, words, strict=True):
+    for layer in layers:
         shape = SHAPES[layer.kind]
         num_own = -(-layer.num_units // num_blocks)
-        num_x, num_h = int(row[p.NUM_X]), int(row[p.NUM_H])
+        num_x, num_h = layer.num_x, layer.num_h
         vector_size = max(vector_size, num_x + num_h)
         sums_size = max(sums_size, num_own * shape.num_accumulators)
         num_runs = shape.num_accumulators + len(shape.x_gates) * num_x + len(shape.h_gates) * num_h
         num_weights += num_own * num_runs
-    memory_size = int(plan.words[plan.layers[0].words + p.STATE])  # what inputs must remember
+    memory_size = plan.layers[0].state  # what inputs must remember
     row_bytes = 4 * (memory_size + vector_size + sums_size)
     max_rows = min(_MAX_ROWS, (max_shared_bytes - 4 * num_weights) // row_bytes)
     if max_rows < 1:
@@ -146,7 +145,7 @@ class _Layer(NamedTuple):
 @device_function
 def _layer_of_block(plan, i):
     """Return layer i of the plan; the head follows the last."""
-    fields = plan[p.LAYERS] + i * p.LAYER_WORDS
+    fields = plan[p.LAYERS] + i * p.LAYER_SIZE
     num_units, num_blocks = plan[fields + p.NUM_UNITS], int64(cuda.gridDim.x)
     each = (num_units + num_blocks - 1) // num_blocks
     first = int64(cuda.blockIdx.x) * each
@@ -387,7 +386,7 @@ def make_persistent_kernel(threads: int) -> Any:
                 if i == 0:
                     _stage_x(arrays, row, x, tokens, x_place, layer.num_x)
                 else:
-                    below = new + plan[layer.fields - p.LAYER_WORDS + p.OUT]
+                    below = new + plan[layer.fields - p.LAYER_SIZE + p.OUT]
                     _stage_work(arrays, row, below, row.vector, layer.num_x)
                 h = old + plan[layer.fields + p.STATE]
                 _stage_work(arrays, row, h, row.vector + layer.num_x, layer.num_h)

@@ -1,7 +1,10 @@
-"""A model as the GPU's kernels see it: one array of weights, one of words, and a row of scratch.
+"""A model as the GPU's kernels see it: an array of weights, a plan, and rows of scratch.
 
 A stream's row has the CPU's layout (`RowLayout`), so a stream's state can move. Where the CPU's
-plan holds addresses, this one holds places in arrays of float32.
+plan holds addresses, this one holds places in arrays of float32. It is a `Header`, then tables of
+`Input`, of levels and of `Layer`: structs that the host fills by name. The kernels read the same
+fields as numbers of one int64 array, by constants: records compile to the same loads, but each
+table would then be an array of its own, seven parameters more of every kernel.
 
 A matrix is packed as [k][gate][unit]: for every element of x or of h one run of units a gate,
 padded with zeros to a multiple of 16 units and of `DEPTH` elements. In bfloat16 a word holds the
@@ -11,8 +14,10 @@ the new h of every layer at its place in the stream's row, then features, then t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,99 +26,108 @@ from streamrnn.kernels.activations import ACTIVATIONS, IDENTITY
 from streamrnn.kernels.cuda.mma import NUM_PACKED, pack_words
 from streamrnn.kernels.gates import DENSE, SHAPES, head_matrices, layer_matrices, padded
 from streamrnn.kernels.row_layout import RowLayout
+from streamrnn.kernels.structs import I64, Struct
 from streamrnn.model.model import Model
 
-__all__ = ["DEPTH", "GpuLayer", "GpuPlan"]
+__all__ = ["DEPTH", "GpuLayer", "GpuPlan", "Header", "Input", "Layer"]
 
 DEPTH = 16  # elements of k that a tile takes at once
 
-# Words of the plan. All places and sizes are in float32.
-(
-    ROW_SIZE,
-    WORK_SIZE,
-    NUM_INPUTS,
-    OUTPUT_SIZE,
-    LAST_H,
-    HAS_HEAD,
-    HEAD_ACTIVATION,
-    HEAD,  # of the head's output in a row of work
-    FEATURES,  # in a row of work
-    INPUTS,  # place in the plan: [num_inputs, INPUT_WORDS] see below
-    LEVELS,  # place in the plan: [output_size]
-    VALUES,  # of the weights: [num_inputs, 2], center and fill
-    CENTERS,  # of the weights: [output_size]
-    HAS_TRANSFORMS,  # x is not the first layer's input as it comes
-    NUM_LAYERS,
-    LAYERS,  # place in the plan: [num_layers + 1, LAYER_WORDS], the head last
-    NUM_WORDS,
-) = range(17)
 
-# Words of one layer.
-(
-    NUM_X,
-    NUM_H,
-    NUM_UNITS,  # padded
-    STATE,  # of h in the stream's row; an LSTM's c follows it
-    OUT,  # of the new h in a row of work
-    BIAS,
-    X_WEIGHTS,
-    H_WEIGHTS,
-    ACTIVATION,
-    STATE_SIZE,  # of h alone, padded; 0 for the head
-    KIND,  # of the tile
-    LAYER_WORDS,
-) = range(12)
+class Header(Struct):
+    """What begins a plan. All places and sizes are in float32, or in int64 of the plan."""
 
-# Words of one input.
+    row_size: I64
+    work_size: I64
+    num_inputs: I64
+    output_size: I64
+    last_h: I64
+    has_head: I64
+    head_activation: I64
+    head: I64  # of the head's output in a row of work
+    features: I64  # in a row of work
+    inputs: I64  # place in the plan: Input[num_inputs]
+    levels: I64  # place in the plan: [output_size]
+    values: I64  # of the weights: [num_inputs, 2], center and fill
+    centers: I64  # of the weights: [output_size]
+    has_transforms: I64  # x is not the first layer's input as it comes
+    num_layers: I64
+    layers: I64  # place in the plan: Layer[num_layers + 1], the head last
+
+
+class Layer(Struct):
+    """One layer, or the head."""
+
+    num_x: I64
+    num_h: I64
+    num_units: I64  # padded
+    state: I64  # of h in the stream's row; an LSTM's c follows it
+    out: I64  # of the new h in a row of work
+    bias: I64
+    x_weights: I64
+    h_weights: I64
+    activation: I64
+    state_size: I64  # of h alone, padded; 0 for the head
+    kind: I64  # of the tile
+
+
+class Input(Struct):
+    """One input."""
+
+    input_kind: I64
+    feature: I64  # index of its first feature
+    memory: I64  # of its remembered value in the row, or -1
+    missing: I64
+    is_difference: I64
+    num_categories: I64
+    embedding: I64  # of the weights: [num_categories, embedding_size], or -1
+    embedding_size: I64
+
+
+def _places(struct: type[Struct]) -> list[int]:
+    """Return the place of each field in the struct's int64."""
+    return [field[1] // 8 for field in (struct.dtype.fields or {}).values()]
+
+
+LAYER_SIZE, INPUT_SIZE = Layer.dtype.itemsize // 8, Input.dtype.itemsize // 8
+# fmt: off
 (
-    INPUT_KIND,
-    FEATURE,  # index of its first feature
-    MEMORY,  # of its remembered value in the row, or -1
-    MISSING,
-    IS_DIFFERENCE,
-    NUM_CATEGORIES,
-    EMBEDDING,  # of the weights: [num_categories, embedding_size], or -1
-    EMBEDDING_SIZE,
-    INPUT_WORDS,
-) = range(9)
+    ROW_SIZE, WORK_SIZE, NUM_INPUTS, OUTPUT_SIZE, LAST_H, HAS_HEAD, HEAD_ACTIVATION, HEAD,
+    FEATURES, INPUTS, LEVELS, VALUES, CENTERS, HAS_TRANSFORMS, NUM_LAYERS, LAYERS,
+) = _places(Header)
+(
+    NUM_X, NUM_H, NUM_UNITS, STATE, OUT, BIAS, X_WEIGHTS, H_WEIGHTS, ACTIVATION, STATE_SIZE, KIND,
+) = _places(Layer)
+(
+    INPUT_KIND, FEATURE, MEMORY, MISSING, IS_DIFFERENCE, NUM_CATEGORIES, EMBEDDING, EMBEDDING_SIZE,
+) = _places(Input)
+# fmt: on
 
 
 @dataclass(frozen=True)
 class GpuLayer:
-    """What the host must know to launch one layer.
+    """What the host must know to launch one layer: where it is in the plan, and some fields."""
 
-    Attributes
-    ----------
-    kind : int
-        Of the tile.
-    words : int
-        Where its words begin in the plan.
-    num_units : int
-        Units, padded.
-    out : int
-        Where its new h, which is the next layer's x, lies in a row of work.
-    """
-
+    place: int
     kind: int
-    words: int
+    num_x: int
+    num_h: int
     num_units: int
+    state: int
     out: int
 
 
 class GpuPlan:
     """Packs a model for the GPU, on the host.
 
-    Parameters
-    ----------
-    model : Model
-        Scales are folded into its first and last matrices, as on the CPU.
-    precision : str
-        Of the products: ``"float32"``, ``"tf32"`` or ``"bfloat16"``.
+    Scales are folded into the first and last matrices, as on the CPU; ``precision`` is that of the
+    products: ``"float32"``, ``"tf32"`` or ``"bfloat16"``.
 
     Attributes
     ----------
+    header : Header
     words : ndarray of int64
-        Sizes and places.
+        The plan: header and tables.
     weights : ndarray of float32
         All that is loaded: matrices, biases, embeddings, centers.
     layers : list of GpuLayer
@@ -138,52 +152,60 @@ class GpuPlan:
         head = features + (0 if self.inputs_are_features else padded(spec.num_features))
         self.work_size = head + (padded(spec.output_size) if spec.head else 0)
 
-        names = layout.inputs.dtype.names or ()
-        table = np.stack([layout.inputs[name] for name in names[:INPUT_WORDS]], axis=1)
-        for item, row in zip(spec.inputs, table, strict=True):
-            row[MEMORY] = row[MEMORY] // 4 if row[MEMORY] >= 0 else -1
-            row[EMBEDDING] = -1
-            if item.embedding_size:
-                row[EMBEDDING] = self._add(parameters[f"embedding.{item.name}.weight"])
+        inputs = self._inputs(model, layout, parameters)
         levels = np.where(layout.output_levels >= 0, layout.output_levels // 4, -1)
-        words = np.zeros(NUM_WORDS, dtype=np.int64)
-        words[[ROW_SIZE, WORK_SIZE]] = self.row_size, self.work_size
-        words[[NUM_INPUTS, OUTPUT_SIZE]] = spec.num_inputs, spec.output_size
-        words[LAST_H] = layout.h_offsets[-1] // 4
-        words[HAS_HEAD] = spec.head is not None
-        words[HEAD_ACTIVATION] = ACTIVATIONS[spec.head.activation] if spec.head else IDENTITY
-        words[HEAD], words[FEATURES] = head, features
-        words[INPUTS] = NUM_WORDS
-        words[LEVELS] = words[INPUTS] + table.size
-        words[VALUES] = self._add(
+        self.header = header = Header.one()
+        header["row_size"], header["work_size"] = self.row_size, self.work_size
+        header["num_inputs"], header["output_size"] = spec.num_inputs, spec.output_size
+        header["last_h"] = layout.h_offsets[-1] // 4
+        header["has_head"] = spec.head is not None
+        header["head_activation"] = ACTIVATIONS[spec.head.activation] if spec.head else IDENTITY
+        header["head"], header["features"] = head, features
+        header["inputs"] = Header.dtype.itemsize // 8
+        header["levels"] = header["inputs"] + spec.num_inputs * INPUT_SIZE
+        header["values"] = self._add(
             np.stack([layout.inputs["center"], layout.inputs["fill"]], axis=1)
         )
-        words[CENTERS] = self._add(layout.output_centers)
-        words[HAS_TRANSFORMS] = not self.inputs_are_features
-        words[NUM_LAYERS] = len(spec.layers)
-        words[LAYERS] = words[LEVELS] + levels.size
+        header["centers"] = self._add(layout.output_centers)
+        header["has_transforms"] = not self.inputs_are_features
+        header["num_layers"] = len(spec.layers)
+        header["layers"] = header["levels"] + levels.size
 
-        all_words: list[NDArray[np.int64]] = [words, table.reshape(-1), levels]
-        self.layers: list[GpuLayer] = []
-        self.head: GpuLayer | None = None
-        place = int(words[LAYERS])
+        rows = np.zeros(len(spec.layers) + (spec.head is not None), Layer.dtype)
         for index, layer in enumerate(spec.layers):
             kind, activation, biases, x_weights, h_weights = layer_matrices(spec, parameters, index)
-            state = layout.h_offsets[index] // 4
-            row = self._layer(kind, biases, x_weights, h_weights)
-            row[[STATE, OUT, ACTIVATION]] = state, state, activation
-            row[STATE_SIZE] = padded(layer.hidden_size)
-            self.layers.append(GpuLayer(kind, place, int(row[NUM_UNITS]), state))
-            all_words.append(row)
-            place += LAYER_WORDS
+            self._pack(rows[index], kind, biases, x_weights, h_weights)
+            rows[index]["state"] = rows[index]["out"] = layout.h_offsets[index] // 4
+            rows[index]["activation"] = activation
+            rows[index]["state_size"] = padded(layer.hidden_size)
         if spec.head is not None:
-            row = self._layer(DENSE, *head_matrices(spec, parameters))
-            row[OUT] = head
-            self.head = GpuLayer(DENSE, place, int(row[NUM_UNITS]), head)
-            all_words.append(row)
-        self.words = np.concatenate(all_words)
+            self._pack(rows[-1], DENSE, *head_matrices(spec, parameters))
+            rows[-1]["out"] = head
+        self.layers = [
+            GpuLayer(place, *(int(row[field.name]) for field in fields(GpuLayer)[1:]))
+            for place, row in zip(itertools.count(int(header["layers"]), LAYER_SIZE), rows)
+        ]
+        self.head = self.layers.pop() if spec.head is not None else None
+        tables = (np.array([header]), inputs, levels, rows)
+        self.words = np.concatenate([table.view(np.int64).reshape(-1) for table in tables])
         self.weights = np.concatenate(self._parts)
         del self._parts, self._num_weights
+
+    def _inputs(
+        self, model: Model, layout: RowLayout, parameters: dict[str, NDArray[np.float64]]
+    ) -> NDArray[np.void]:
+        """Return the table of inputs, and append their embeddings to the weights."""
+        table = np.zeros(model.spec.num_inputs, Input.dtype)
+        table["input_kind"] = layout.inputs["kind"]
+        for name in ("feature", "missing", "is_difference", "num_categories", "embedding_size"):
+            table[name] = layout.inputs[name]
+        memory = layout.inputs["memory"]
+        table["memory"] = np.where(memory >= 0, memory // 4, -1)
+        table["embedding"] = -1
+        for item, row in zip(model.spec.inputs, table, strict=True):
+            if item.embedding_size:
+                row["embedding"] = self._add(parameters[f"embedding.{item.name}.weight"])
+        return table
 
     def _add(self, values: NDArray[np.generic]) -> int:
         """Append values to the weights and return their place, a multiple of 16."""
@@ -194,33 +216,32 @@ class GpuPlan:
         self._num_weights += part.size
         return place
 
-    def _layer(
+    def _pack(
         self,
+        row: Any,
         kind: int,
         biases: Sequence[NDArray[np.float64]],
         x_weights: NDArray[np.float64],
         h_weights: NDArray[np.float64],
-    ) -> NDArray[np.int64]:
-        """Pack one layer and return its words, places in the rows left 0."""
+    ) -> None:
+        """Append a layer's matrices to the weights, and fill in its sizes and places."""
         shape = SHAPES[kind]
-        num_units = padded(len(biases[0]))
+        size, num_units = len(biases[0]), padded(len(biases[0]))
         factors = np.array(shape.factors)
         bias = np.zeros((shape.num_accumulators, num_units))
-        bias[:, : len(biases[0])] = np.stack(list(biases)) * factors[:, None]
-        row = np.zeros(LAYER_WORDS, dtype=np.int64)
-        row[[KIND, NUM_UNITS]] = kind, num_units
-        row[BIAS] = self._add(bias)
-        for size, place, weights, gates in (
-            (NUM_X, X_WEIGHTS, x_weights, shape.x_gates),
-            (NUM_H, H_WEIGHTS, h_weights, shape.h_gates),
+        bias[:, :size] = np.stack(list(biases)) * factors[:, None]
+        row["kind"], row["num_units"] = kind, num_units
+        row["bias"] = self._add(bias)
+        row["num_x"], row["num_h"] = x_weights.shape[1], h_weights.shape[1]
+        for name, weights, gates in (
+            ("x_weights", x_weights, shape.x_gates),
+            ("h_weights", h_weights, shape.h_gates),
         ):
             num_k = weights.shape[1]
-            by_gate = weights.reshape(len(gates), len(biases[0]), num_k)
+            by_gate = weights.reshape(len(gates), size, num_k)
             depth = DEPTH * NUM_PACKED[self._precision]
             packed = np.zeros((-(-num_k // depth) * depth, len(gates), num_units))
-            packed[:num_k, :, : len(biases[0])] = (
-                by_gate * factors[list(gates), None, None]
-            ).transpose(2, 0, 1)
-            row[size] = num_k
-            row[place] = self._add(pack_words(packed, self._precision))
-        return row
+            packed[:num_k, :, :size] = (by_gate * factors[list(gates), None, None]).transpose(
+                2, 0, 1
+            )
+            row[name] = self._add(pack_words(packed, self._precision))

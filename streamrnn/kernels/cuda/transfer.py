@@ -19,7 +19,6 @@ from streamrnn.kernels.cuda.launches import (
     pack_launches,
 )
 from streamrnn.kernels.cuda.network import Batch, Network
-from streamrnn.kernels.cuda.plan import OUTPUT_SIZE
 
 __all__ = ["Transfer", "signature_of"]
 
@@ -58,7 +57,7 @@ class Transfer:
         self.batch = Batch(x.view(np.int32), x, cuda.device_array(y_size, np.float32))
         self._launches = network.launches(slab, self.batch)
         self._num_inputs = self._launches.num_inputs
-        self._output_size = int(network.plan.words[OUTPUT_SIZE])
+        self._output_size = int(network.plan.header["output_size"])
         # Whatever the driver knows by number must live as long as the transfer.
         self._kept: list[Any] = [network, slab, compute]
         self._table = 0 if SIMULATED else self._pack(compute)
