@@ -16,8 +16,8 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils import z85
 
 from streamrnn.errors import StartError
+from streamrnn_server.config import MAX_USER_NAME_BYTES
 from streamrnn_server.event_log import EventLog
-from streamrnn_server.shard.streams.owners import MAX_NAME_BYTES
 
 __all__ = ["Guard", "load_secret_key"]
 
@@ -87,8 +87,10 @@ class _Users:
         names: dict[bytes, str] = {}
         for file in files:
             public, name = _load(file)[0], file.name.removesuffix(_SUFFIX)
-            if not 1 <= len(name.encode()) <= MAX_NAME_BYTES:
-                raise StartError(f"{file}: a user's name has 1 to {MAX_NAME_BYTES} bytes of UTF-8")
+            if not 1 <= len(name.encode()) <= MAX_USER_NAME_BYTES:
+                raise StartError(
+                    f"{file}: a user's name has 1 to {MAX_USER_NAME_BYTES} bytes of UTF-8"
+                )
             if public in names:
                 raise StartError(
                     f"{file} holds the same key as {names[public]}{_SUFFIX}: whose is it?"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ipaddress
+import itertools
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from streamrnn.errors import StartError
 from streamrnn.kernels.precisions import DEVICE_PRECISIONS
@@ -20,8 +24,11 @@ from streamrnn_client.protocol.messages import (
 
 __all__ = [
     "DEVICES",
+    "MAX_USER_NAME_BYTES",
     "Endpoint",
     "ServerConfig",
+    "add_options",
+    "config_of",
     "format_bytes",
     "parse_bytes",
     "parse_endpoint",
@@ -35,6 +42,7 @@ _CONTAINER_LIMITS = (
 _ENDPOINT = re.compile(r"tcp://(\[[^\]]+\]|[^:/]+):(\d+|\*)")
 _MAX_SHARDS = 64
 DEVICES = ("cpu", "cuda", "auto")
+MAX_USER_NAME_BYTES = 255  # so that the length fits in a byte, in a shard and in a record
 
 
 @dataclass(frozen=True)
@@ -48,18 +56,7 @@ class Endpoint:
         return f"tcp://{self.host}:{self.port or '*'}"
 
     def shard(self, k: int) -> Endpoint:
-        """Return the address of a shard.
-
-        Parameters
-        ----------
-        k : int
-            Number of the shard.
-
-        Returns
-        -------
-        Endpoint
-            The port ``k`` above, or port 0 again.
-        """
+        """Return the address of shard ``k``: the port ``k`` above, or port 0 again."""
         return Endpoint(self.host, self.port + k if self.port else 0)
 
     @property
@@ -74,24 +71,7 @@ class Endpoint:
 
 
 def parse_endpoint(text: str, option: str) -> Endpoint:
-    """Read an address.
-
-    Parameters
-    ----------
-    text : str
-        As ``tcp://127.0.0.1:7070``; port 0 or ``*`` lets the system choose.
-    option : str
-        Where it comes from, for the message.
-
-    Returns
-    -------
-    Endpoint
-
-    Raises
-    ------
-    StartError
-        If it is no such address.
-    """
+    """Read an address; ``option`` names where it comes from, for the error."""
     match = _ENDPOINT.fullmatch(text)
     port = 0 if match is None or match[2] == "*" else int(match[2])
     if match is None or port > 65535:
@@ -101,25 +81,12 @@ def parse_endpoint(text: str, option: str) -> Endpoint:
     return Endpoint(match[1], port)
 
 
+def _parse_advertised(text: str, option: str) -> Endpoint | None:
+    return parse_endpoint(text, option) if text else None
+
+
 def parse_bytes(text: str, option: str) -> int:
-    """Read a number of bytes.
-
-    Parameters
-    ----------
-    text : str
-        As ``2G``, ``512M``, ``1.5G`` or ``1000000``; K, M, G and T stand for powers of 1024.
-    option : str
-        Where it comes from, for the message.
-
-    Returns
-    -------
-    int
-
-    Raises
-    ------
-    StartError
-        If it is no such number.
-    """
+    """Read a number of bytes, as ``1.5G``; K, M, G and T stand for powers of 1024."""
     match = _BYTES.fullmatch(text)
     num_bytes = (
         int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else 0
@@ -132,18 +99,7 @@ def parse_bytes(text: str, option: str) -> int:
 
 
 def format_bytes(num_bytes: float) -> str:
-    """Write a number of bytes for people.
-
-    Parameters
-    ----------
-    num_bytes : float
-        How many.
-
-    Returns
-    -------
-    str
-        As ``1.5 GiB``.
-    """
+    """Write a number of bytes for people, as ``1.5 GiB``."""
     for unit in ("bytes", "KiB", "MiB"):
         if num_bytes < 1024:
             return f"{num_bytes:.4g} {unit}"
@@ -160,74 +116,32 @@ def _half_of_the_memory() -> int:
     return most // 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """How a server is to run.
-
-    Attributes
-    ----------
-    bind : Endpoint
-        Where shard 0 listens; the others on the ports above.
-    advertise : Endpoint or None
-        Where clients find shard 0, if they see it elsewhere than it is bound.
-    num_shards : int
-        Each is a thread and a socket, and needs an I/O thread besides.
-    max_streams : int
-        The most open streams, all shards together.
-    idle_limit_s : int
-        Streams without a request for longer are closed; 0: never.
-    insecure : bool
-        Whether an address other than loopback may be bound, without any authentication.
-    curve_secret_key : Path or None
-        The server's own key file; clients then need keys, and streams belong to users.
-    curve_clients : Path or None
-        Public keys of the clients: a directory, or one file.
-    max_message_bytes : int
-        Larger requests are refused with an error; far larger ones cut the connection.
-    max_in_flight : int
-        Replies that may wait for one client; those beyond are dropped and counted.
-    memory_budget_bytes : int
-        The most memory for streams, all shards together: rows, replies kept, requests that wait,
-        index, what is on its way to disk. Models, the program itself and libzmq's buffers come on
-        top.
-    retry_after_ms : int
-        What a client that finds no room is told to wait.
-    state_dir : Path or None
-        Where streams are kept on disk.
-    durability : str
-        ``none``, ``checkpoint`` or ``always``.
-    checkpoint_interval_s : float
-        How often changed streams are written; also, how soon a disk that has failed is tried again.
-    time_to_live_s : int
-        Streams on disk without a request for longer expire; 0: never.
-    max_state_bytes : int
-        The most that the state directory may hold.
-    precision : str
-        Of all models, see `streamrnn.kernels.precisions.DEVICE_PRECISIONS`: of the weights (CPU),
-        or of both factors of each product (GPU).
-    device : str
-        What computes the steps: ``cpu``, ``cuda``, or ``auto`` for the faster one.
-    """
+    """How a server is to run; what most fields mean is the help of their option below."""
 
     bind: Endpoint = field(default_factory=lambda: Endpoint("127.0.0.1", DEFAULT_PORT))
     advertise: Endpoint | None = None
     num_shards: int = 1
-    max_streams: int = 1 << 20
-    idle_limit_s: int = 0
-    insecure: bool = False
-    curve_secret_key: Path | None = None
-    curve_clients: Path | None = None
-    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
-    max_in_flight: int = 2 * MAX_BATCH
-    memory_budget_bytes: int = field(default_factory=_half_of_the_memory)
-    retry_after_ms: int = 100
-    state_dir: Path | None = None
-    durability: str = "none"
-    checkpoint_interval_s: float = 1.0
-    time_to_live_s: int = 0
-    max_state_bytes: int = 2**40
     precision: str = "float32"
     device: str = "cpu"
+    max_streams: int = 1 << 20  # of all shards together
+    # Rows, replies kept, requests that wait, index, what is on its way to disk: of all shards
+    # together. Models, the program itself and libzmq's buffers come on top.
+    memory_budget_bytes: int = field(default_factory=_half_of_the_memory)
+    idle_limit_s: int = 0
+    state_dir: Path | None = None
+    durability: str = "none"
+    checkpoint_interval_s: float = 1.0  # also, how soon a disk that has failed is tried again
+    time_to_live_s: int = 0
+    curve_secret_key: Path | None = None
+    curve_clients: Path | None = None
+    insecure: bool = False
+    # Without an option:
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES  # far larger requests cut the connection
+    max_in_flight: int = 2 * MAX_BATCH  # replies of one client; those beyond are dropped, counted
+    retry_after_ms: int = 100  # what a client that finds no capacity is told to wait
+    max_state_bytes: int = 2**40
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_shards <= _MAX_SHARDS:
@@ -294,3 +208,138 @@ class ServerConfig:
     def max_streams_of_a_shard(self) -> int:
         """The most open streams of one shard."""
         return -(-self.max_streams // self.num_shards)
+
+
+class _Option:
+    """An option of ``streamrnn serve``; ``settings`` are those of `ArgumentParser.add_argument`."""
+
+    def __init__(
+        self,
+        flag: str,
+        help: str,
+        parse: Callable[[str, str], Any] | None = None,  # after argparse; StartError if it is wrong
+        **settings: Any,
+    ) -> None:
+        self.flag, self.parse = flag, parse
+        self.settings = {"help": help, **settings}
+
+
+# Field of `ServerConfig` -> what sets it.
+_OPTIONS = {
+    "bind": _Option(
+        "--bind",
+        "where to listen (%(default)s); port 0 lets the system choose",
+        parse_endpoint,
+        metavar="ADDRESS",
+    ),
+    "advertise": _Option(
+        "--advertise",
+        "where clients find the server, if they see it elsewhere (NAT, containers)",
+        _parse_advertised,
+        metavar="ADDRESS",
+    ),
+    "num_shards": _Option(
+        "--shards",
+        "threads, each with a port of its own, counted up (%(default)s)",
+        type=int,
+        metavar="N",
+    ),
+    "precision": _Option(
+        "--precision",
+        "how the CPU stores weights: float32, bfloat16, int8 ('streamrnn inspect --precision' "
+        "says what fewer bits cost a model); how a GPU rounds what it multiplies: float32, tf32, "
+        "bfloat16 (%(default)s)",
+        choices=tuple(dict.fromkeys(itertools.chain(*DEVICE_PRECISIONS.values()))),
+    ),
+    "device": _Option(
+        "--device",
+        "what computes the steps (%(default)s); auto: what a short measurement finds faster",
+        choices=DEVICES,
+    ),
+    "max_streams": _Option(
+        "--max-streams",
+        "most streams open at once (%(default)s); takes memory only for those that are, "
+        "but a GPU's for all of them",
+        type=int,
+        metavar="N",
+    ),
+    "memory_budget_bytes": _Option(
+        "--memory-budget",
+        "most memory for streams, like 2G or 512M (half of the machine's or container's); "
+        "when it is reached, streams that rest and are on disk make way, or new ones are told busy",
+        parse_bytes,
+        metavar="BYTES",
+    ),
+    "idle_limit_s": _Option(
+        "--idle-limit",
+        "let go of streams that were idle for so many seconds (0: never); with --state-dir "
+        "they come back from disk, without it they are closed",
+        type=int,
+        metavar="S",
+    ),
+    "state_dir": _Option(
+        "--state-dir",
+        "keep streams on disk (docs/state-format.md)",
+        type=Path,
+        metavar="DIR",
+    ),
+    "durability": _Option(
+        "--durability",
+        "checkpoint: changed streams every --checkpoint-interval (the default with "
+        "--state-dir); always: every step before its reply; none",
+        choices=DURABILITIES,
+    ),
+    "checkpoint_interval_s": _Option(
+        "--checkpoint-interval",
+        "how often changed streams are written (%(default)s)",
+        type=float,
+        metavar="S",
+    ),
+    "time_to_live_s": _Option(
+        "--time-to-live",
+        "forget streams that nobody has used for so many seconds of serving (0: never)",
+        type=int,
+        metavar="S",
+    ),
+    "curve_secret_key": _Option(
+        "--curve-secret-key",
+        "this server's NAME.key_secret: connections are encrypted and need keys ('streamrnn keys')",
+        type=Path,
+        metavar="FILE",
+    ),
+    "curve_clients": _Option(
+        "--curve-clients",
+        "the clients' public keys, USER.key each (or one such file); a stream belongs to the "
+        "user who opened it",
+        type=Path,
+        metavar="DIR",
+    ),
+    "insecure": _Option(
+        "--insecure",
+        "bind an address that other machines can reach, without keys",
+        action="store_true",
+    ),
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that set a `ServerConfig` to a command's parser."""
+    defaults = vars(ServerConfig())
+    # Shown by none of the two: they depend on the machine, and on --state-dir.
+    defaults["memory_budget_bytes"] = defaults["durability"] = None
+    for name, option in _OPTIONS.items():
+        parser.add_argument(option.flag, dest=name, default=defaults[name], **option.settings)
+
+
+def config_of(args: argparse.Namespace) -> ServerConfig:
+    """Return what the options of `add_options` say; StartError if it makes no sense."""
+    values = {}
+    for name, option in _OPTIONS.items():
+        value = getattr(args, name)
+        if option.parse is not None and isinstance(value, str):
+            value = option.parse(value, option.flag)
+        if value is not None:
+            values[name] = value
+    if args.state_dir is not None:
+        values.setdefault("durability", "checkpoint")
+    return ServerConfig(**values)

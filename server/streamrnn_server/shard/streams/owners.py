@@ -21,13 +21,13 @@ from streamrnn.kernels.memory import (
     store_u8,
 )
 from streamrnn.kernels.virtual_memory import address_of, reserve, struct_address
+from streamrnn_server.config import MAX_USER_NAME_BYTES
 from streamrnn_server.shard.libzmq import msg_property
 from streamrnn_server.shard.memory.index import equal_bytes, hash64
 from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.structs import Shard, UsersStruct, users_at
 
 __all__ = [
-    "MAX_NAME_BYTES",
     "NOBODY",
     "UNKNOWN",
     "Users",
@@ -39,7 +39,6 @@ __all__ = [
     "user_of",
 ]
 
-MAX_NAME_BYTES = 255  # so that the length fits in a byte, here and in a record
 NOBODY, UNKNOWN = 0, -1
 _NAME_BYTES = 256  # a length, and the name
 _MAX_USERS = 1 << 16
@@ -119,7 +118,7 @@ def number_of(shard: Shard, name: int, num_bytes: int) -> int:
     shard : Shard
         That has users.
     name, num_bytes : int
-        The name's UTF-8, at most `MAX_NAME_BYTES`.
+        The name's UTF-8, at most `MAX_USER_NAME_BYTES`.
 
     Returns
     -------
@@ -128,7 +127,7 @@ def number_of(shard: Shard, name: int, num_bytes: int) -> int:
     """
     users = users_at(shard.users)
     names, table = users.names, users.table
-    if num_bytes == 0 or num_bytes > MAX_NAME_BYTES:
+    if num_bytes == 0 or num_bytes > MAX_USER_NAME_BYTES:
         return NOBODY
     place = hash64(name, num_bytes) & _TABLE_MASK
     while True:
