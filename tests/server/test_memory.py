@@ -21,10 +21,11 @@ from streamrnn_server import config as configs
 from streamrnn_server.config import ServerConfig, format_bytes, parse_bytes
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.arena import PAGE_BYTES
+from streamrnn_server.shard.memory.slab import header_of, model_of, row_of
 from streamrnn_server.shard.setup import ShardMemory
 from streamrnn_server.shard.streams.allocate import take_slot
 from streamrnn_server.shard.streams.eviction import SLOT_BYTES, take_ring
-from streamrnn_server.shard.streams.slots import header_of, let_go, model_of, row_of
+from streamrnn_server.shard.streams.slots import let_go
 from streamrnn_server.shard.structs import shard_at
 from streamrnn_server.testing import serving
 from tests.support.models import random_model

@@ -9,8 +9,9 @@ from streamrnn.kernels.jit import jit
 from streamrnn_server.shard.batch.commit import commit
 from streamrnn_server.shard.batch.schedule import choose_model, gather, wave_of
 from streamrnn_server.shard.checkpoint.copy import can_save_more, save
-from streamrnn_server.shard.poll import listen, read_clock, sweep, wait
+from streamrnn_server.shard.poll import listen, read_clock, wait
 from streamrnn_server.shard.streams.admit import admit
+from streamrnn_server.shard.streams.sweep import sweep
 from streamrnn_server.shard.structs import ENDED, Shard, shard_at
 from streamrnn_server.shard.wire.receive import receive
 from streamrnn_server.shard.wire.reply import reply

@@ -5,11 +5,7 @@ from __future__ import annotations
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.pointers import field_address
 from streamrnn_server.shard import structs as w
-from streamrnn_server.shard.checkpoint.copy import (
-    ask_for_checkpoint,
-    is_all_saved,
-    ms_until_checkpoint,
-)
+from streamrnn_server.shard.checkpoint.copy import is_all_saved, ms_until_checkpoint
 from streamrnn_server.shard.from_python import obey
 from streamrnn_server.shard.libzmq import (
     monotonic_ns,
@@ -21,17 +17,15 @@ from streamrnn_server.shard.libzmq import (
     poll_sockets,
     receive_frame,
 )
-from streamrnn_server.shard.streams.slots import header_of, is_clean, let_go, model_of
+from streamrnn_server.shard.streams.dirty import ask_for_checkpoint
 from streamrnn_server.shard.structs import Shard
 from streamrnn_server.shard.to_python import tell_drained
 from streamrnn_server.shard.wire.reply import count_unsent
 
-__all__ = ["listen", "read_clock", "sweep", "wait"]
+__all__ = ["listen", "read_clock", "wait"]
 
 _LISTEN_EVERY_NS = 200_000
 _QUIET_MS = 50  # after which a shard that stops takes it that nothing is on its way
-_SWEEP_EVERY_NS = 20_000_000
-_MAX_SWEPT = 512
 _IDLE_POLL_MS = 20
 
 
@@ -124,42 +118,3 @@ def _send_on(shard: Shard, identity: int, payload: int) -> None:
     msg_close(payload)
     msg_init(identity)
     msg_init(payload)
-
-
-@jit
-def sweep(shard: Shard) -> None:
-    """Let go of streams that have been idle for too long, a few at a time.
-
-    With a state directory they are on disk, and come back at the next message.
-
-    Parameters
-    ----------
-    shard : Shard
-        Nothing is done without an idle limit.
-    """
-    limit_s = shard.idle_limit_s
-    now = shard.now_ns
-    if limit_s == 0 or now - shard.sweep_ns < _SWEEP_EVERY_NS:
-        return
-    shard.sweep_ns = now
-    now_s = (now - shard.started_ns) // 1_000_000_000
-    model = model_of(shard, shard.sweep_model)
-    place = shard.sweep_place
-    last = min(place + _MAX_SWEPT, model.num_fresh)
-    while place < last:
-        slot = model.first_slot + place
-        header = header_of(shard, slot)
-        if is_clean(header) and now_s - header.last_used_s > limit_s:
-            let_go(shard, slot)
-            if shard.can_look_up:
-                shard.counters.num_spilled_idle += 1
-            else:
-                shard.counters.num_evicted_idle += 1
-        place += 1
-    if place >= model.num_fresh:
-        place = 0
-        following = shard.sweep_model + 1
-        if following == shard.num_models:
-            following = 0
-        shard.sweep_model = following
-    shard.sweep_place = place

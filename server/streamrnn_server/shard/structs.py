@@ -16,7 +16,8 @@ from streamrnn.kernels.structs import I64, Struct
 from streamrnn_server.shard.memory.arena import ArenaStruct
 from streamrnn_server.shard.memory.budget import BudgetStruct
 from streamrnn_server.shard.memory.index import IndexStruct
-from streamrnn_server.shard.requests.request import Pool, Queue
+from streamrnn_server.shard.requests.queue import Queue
+from streamrnn_server.shard.requests.request import Pool
 
 __all__ = [
     "NUM_BUCKETS",

@@ -6,16 +6,18 @@ from streamrnn.kernels.cpu.nan_scan import has_nan
 from streamrnn.kernels.jit import jit
 from streamrnn_client.protocol.messages import ErrorCode
 from streamrnn_server.shard.batch.schedule import rest, wave_of
-from streamrnn_server.shard.checkpoint.ack import mark_dirty
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.memory.slab import header_of
 from streamrnn_server.shard.requests.finish import finish, set_error
-from streamrnn_server.shard.requests.request import Request, first_waiting, pop_waiting, request_at
+from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
+from streamrnn_server.shard.requests.request import Request, request_at
+from streamrnn_server.shard.streams.dirty import mark_dirty
 from streamrnn_server.shard.streams.operations import (
     note_durable,
 )
 from streamrnn_server.shard.streams.replay_ring import digest_of, remember
-from streamrnn_server.shard.streams.slots import header_of, make_ready
+from streamrnn_server.shard.streams.slots import make_ready
 from streamrnn_server.shard.structs import Model, Shard
 
 __all__ = ["commit", "note_all_but_last", "note_step"]

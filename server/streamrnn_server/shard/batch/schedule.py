@@ -11,16 +11,17 @@ from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import int64_array
 from streamrnn.kernels.pointers import address
 from streamrnn_client.protocol.messages import ErrorCode
-from streamrnn_server.shard.checkpoint.ack import mark_dirty
-from streamrnn_server.shard.checkpoint.copy import entry_bytes, hold, write_entry
+from streamrnn_server.shard.checkpoint.entry import entry_bytes, write_entry
 from streamrnn_server.shard.checkpoint.packing import entry_at
-from streamrnn_server.shard.gpu.write_buffer import ask_for_row, is_away
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.arena import release
 from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.memory.slab import header_of, model_of, row_of
 from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.finish import finish, set_error
-from streamrnn_server.shard.requests.request import Request, first_waiting, pop_waiting, request_at
+from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
+from streamrnn_server.shard.requests.request import Request, request_at
+from streamrnn_server.shard.streams.dirty import hold, mark_dirty
 from streamrnn_server.shard.streams.eviction import take_block
 from streamrnn_server.shard.streams.operations import (
     close_stream,
@@ -29,10 +30,11 @@ from streamrnn_server.shard.streams.operations import (
     prepare_step,
     reset_stream,
 )
-from streamrnn_server.shard.streams.owners import is_forbidden
+from streamrnn_server.shard.streams.owners import is_forbidden, name_of_owner
 from streamrnn_server.shard.streams.replay_ring import prefetch_place
 from streamrnn_server.shard.streams.restore import place_stream, roll_back
-from streamrnn_server.shard.streams.slots import free_slot, header_of, model_of, row_of
+from streamrnn_server.shard.streams.row_location import ask_for_row, is_away
+from streamrnn_server.shard.streams.slots import free_slot
 from streamrnn_server.shard.structs import Model, Shard, model_at
 
 __all__ = ["choose_model", "gather", "rest", "wave_of"]
@@ -195,13 +197,14 @@ def _must_be_held(
 def _copy_out(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> None:
     """Copy a stream as it is now; Python makes a record of it."""
     nobody = request_at(0)
-    num_bytes = entry_bytes(shard, model, slot, header, nobody)
+    owner = name_of_owner(shard, slot)
+    num_bytes = entry_bytes(model, header, nobody, owner)
     block = take_block(shard, num_bytes)
     if block == 0 or num_bytes > shard.out_bytes // 2:
         set_error(request, _BUSY)
         release(shard.arena, block)
         return
-    write_entry(shard, model, slot, header, nobody, entry_at(block))
+    write_entry(model, slot, header, nobody, owner, entry_at(block))
     request.y_block = block
     request.y = block
     request.y_bytes = num_bytes

@@ -5,7 +5,6 @@ from __future__ import annotations
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import (
     prefetch,
-    store_i32,
 )
 from streamrnn.kernels.pointers import address, field_address
 from streamrnn_client.protocol.messages import ErrorCode
@@ -15,42 +14,20 @@ from streamrnn_server.shard.checkpoint.packing import Entry, entry_at
 from streamrnn_server.shard.libzmq import msg_data, receive_frame
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.memory.slab import header_of, model_of, stage_of
 from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.finish import finish, set_error
-from streamrnn_server.shard.requests.request import first_waiting, pop_waiting
-from streamrnn_server.shard.streams.lookup import is_in_room, settle_without_record
+from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
+from streamrnn_server.shard.streams.dirty import mark_dirty
+from streamrnn_server.shard.streams.lookup import answer_without_record, is_pending
 from streamrnn_server.shard.streams.operations import close_stream, note_durable
-from streamrnn_server.shard.streams.slots import (
-    free_slot,
-    header_of,
-    make_ready,
-    model_of,
-    stage_of,
-)
+from streamrnn_server.shard.streams.slots import free_slot, make_ready
 from streamrnn_server.shard.structs import Shard, answer_at
 
-__all__ = ["MAX_SLICE_SLOTS", "mark_dirty", "take_answers"]
+__all__ = ["MAX_SLICE_SLOTS", "take_answers"]
 
 MAX_SLICE_SLOTS = 128
 _READ_ONLY, _UNKNOWN = int(ErrorCode.READ_ONLY), int(ErrorCode.UNKNOWN)
-
-
-@jit
-def mark_dirty(shard: Shard, slot: int, header: Header) -> None:
-    """Note that a stream has changed.
-
-    Parameters
-    ----------
-    shard : Shard
-        Nothing is done without a state directory.
-    """
-    flags = header.flags
-    if flags & h.IS_DIRTY or shard.disk == 0:
-        return
-    header.flags = flags | h.IS_DIRTY
-    number = shard.num_dirty
-    store_i32(shard.dirty + 4 * number, slot)
-    shard.num_dirty = number + 1
 
 
 @jit
@@ -133,8 +110,8 @@ def _answer_held(shard: Shard, slot: int, header: Header, is_good: int) -> None:
         request.window = 1 << header.window_log2
     pop_waiting(pool, header)
     finish(shard, request)
-    if is_in_room(shard, header):
-        settle_without_record(shard, slot, header, _UNKNOWN)
+    if is_pending(shard, header):
+        answer_without_record(shard, slot, header, _UNKNOWN)
     else:
         _release_held(shard, slot, header)
 

@@ -15,42 +15,25 @@ from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import (
-    copy_bytes,
     load_i32,
-    load_u8,
     prefetch,
 )
 from streamrnn.kernels.pointers import address
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.checkpoint import packing as e
-from streamrnn_server.shard.checkpoint.ack import MAX_SLICE_SLOTS, mark_dirty, take_answers
-from streamrnn_server.shard.checkpoint.packing import Entry, part_bytes
-from streamrnn_server.shard.gpu.write_buffer import is_away
+from streamrnn_server.shard.checkpoint.ack import MAX_SLICE_SLOTS, take_answers
+from streamrnn_server.shard.checkpoint.entry import entry_bytes, write_entry
 from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.memory import header as h
-from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.memory.slab import header_of, model_of, row_of, stage_of
 from streamrnn_server.shard.requests import request as r
-from streamrnn_server.shard.requests.request import (
-    Request,
-    append,
-    first_waiting,
-    pop_first,
-    request_at,
-)
+from streamrnn_server.shard.requests.queue import append, first_waiting, pop_first
+from streamrnn_server.shard.requests.request import request_at
 from streamrnn_server.shard.streams.owners import name_of_owner
-from streamrnn_server.shard.streams.slots import header_of, model_of, row_of, stage_of
-from streamrnn_server.shard.structs import Model, Shard, Stage
+from streamrnn_server.shard.streams.row_location import is_away
+from streamrnn_server.shard.structs import Shard, Stage
 
-__all__ = [
-    "ask_for_checkpoint",
-    "can_save_more",
-    "entry_bytes",
-    "hold",
-    "is_all_saved",
-    "ms_until_checkpoint",
-    "save",
-    "write_entry",
-]
+__all__ = ["can_save_more", "is_all_saved", "ms_until_checkpoint", "save"]
 
 # A slice takes about 25 µs.
 _MAX_SLICE_BYTES = 96 * 1024
@@ -58,27 +41,6 @@ _PREFETCHED_SLOTS = 8
 _MAX_PREFETCHED_BYTES = 1024
 _PACE = 4  # a checkpoint is copied in an interval less its fourth
 _MIN_SLICE_SLOTS = 8
-
-
-@jit
-def hold(shard: Shard, slot: int, header: Header) -> None:
-    """Let a stream's requests wait until the one at their head is on disk.
-
-    Parameters
-    ----------
-    slot : int
-        The stream's slot, which is in no list.
-    """
-    flags = header.flags
-    header.flags = (flags | h.IS_HELD) & ~h.IS_READY
-    mark_dirty(shard, slot, header)
-    ask_for_checkpoint(shard)
-
-
-@jit
-def ask_for_checkpoint(shard: Shard) -> None:
-    """Let the next checkpoint begin at once."""
-    shard.save_now = 1
 
 
 @jit
@@ -251,12 +213,13 @@ def _copy_some(shard: Shard, end: int) -> None:
                 break  # it is brought here before the next slice
             model = model_of(shard, header.model)
             request = first_waiting(shard.pool, header) if is_held else request_at(0)
-            size = entry_bytes(shard, model, slot, header, request)
+            owner = name_of_owner(shard, slot)
+            size = entry_bytes(model, header, request, owner)
             stage = _stage_with_room(shard, size)
             if not stage:
                 break
             entry = e.entry_at(stage.at + stage.used_bytes)
-            write_entry(shard, model, slot, header, request, entry)
+            write_entry(model, slot, header, request, owner, entry)
             stage.used_bytes += size
             stage.num_entries += 1
             num_bytes += size
@@ -277,84 +240,6 @@ def _prefetch_slot(shard: Shard, slot: int) -> None:
     row = row_of(model, slot)
     for k in range(0, min(model.row_bytes, _MAX_PREFETCHED_BYTES), 64):
         prefetch(row + k)
-
-
-@jit
-def entry_bytes(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> int:
-    """Return how large an entry is.
-
-    Parameters
-    ----------
-    request : Request
-        That it is for, or a null one.
-    """
-    num_bytes = e.ENTRY_HEAD_BYTES + part_bytes(header.id_bytes)
-    kind = _kind_of(request)
-    if kind == e.SNAPSHOT:
-        num_bytes += part_bytes(request.x_count)
-    if kind != e.DELETE:
-        owner = name_of_owner(shard, slot)
-        num_bytes += part_bytes(load_u8(owner)) if owner != 0 else 0
-        num_bytes += model.row_bytes
-        window_log2 = header.window_log2
-        if window_log2 > 0 and header.ring != 0:
-            num_bytes += part_bytes((8 + model.y_bytes) << window_log2)
-    return num_bytes
-
-
-@jit
-def _kind_of(request: Request) -> int:
-    kind = request.kind if request else r.STEP
-    if kind == r.CLOSE:
-        return e.DELETE
-    return e.SNAPSHOT if kind == r.SNAPSHOT else e.PUT
-
-
-@jit
-def write_entry(
-    shard: Shard, model: Model, slot: int, header: Header, request: Request, entry: Entry
-) -> None:
-    """Copy a stream as it is.
-
-    Parameters
-    ----------
-    request : Request
-        As for `entry_bytes`.
-    entry : Entry
-        Where to write.
-    """
-    kind = _kind_of(request)
-    y_bytes, window_log2, ring = model.y_bytes, header.window_log2, header.ring
-    name_bytes = request.x_count if kind == e.SNAPSHOT else 0
-    entry.num_bytes = entry_bytes(shard, model, slot, header, request)
-    entry.kind = kind
-    entry.slot = slot
-    entry.generation = header.generation
-    entry.last_seq = header.last_seq
-    entry.model = header.model
-    entry.flags = header.flags
-    entry.window_log2 = window_log2
-    entry.id_bytes = header.id_bytes
-    entry.name_bytes = name_bytes
-    entry.row_bytes = model.row_bytes
-    entry.y_bytes = y_bytes if window_log2 > 0 else 0
-    entry.has_ring = 1 if header.flags & h.IS_NUMBERED else 0
-    entry.digest = ring if window_log2 == 0 else 0
-    owner = name_of_owner(shard, slot)
-    owner_bytes = load_u8(owner) if owner != 0 else 0
-    entry.owner_bytes = owner_bytes
-    at = address(entry) + e.ENTRY_HEAD_BYTES
-    copy_bytes(at, h.id_address(header), header.id_bytes)
-    at += part_bytes(header.id_bytes)
-    if kind == e.DELETE:
-        return
-    copy_bytes(at, request.x if name_bytes > 0 else 0, name_bytes)
-    at += part_bytes(name_bytes)
-    copy_bytes(at, owner + 1, owner_bytes)
-    at += part_bytes(owner_bytes)
-    copy_bytes(at, row_of(model, slot), model.row_bytes)
-    if window_log2 > 0 and ring != 0:
-        copy_bytes(at + model.row_bytes, ring, (8 + y_bytes) << window_log2)
 
 
 @jit

@@ -26,13 +26,14 @@ from streamrnn_server.shard.gpu.write_buffer import (
     empty_wave,
     fill_wave,
     find_rows_to_save,
-    let_askers_go_on,
     steps_together,
 )
-from streamrnn_server.shard.poll import listen, read_clock, sweep, wait
+from streamrnn_server.shard.memory.slab import model_of
+from streamrnn_server.shard.poll import listen, read_clock, wait
 from streamrnn_server.shard.setup import ShardMemory
 from streamrnn_server.shard.streams.admit import admit
-from streamrnn_server.shard.streams.slots import model_of
+from streamrnn_server.shard.streams.row_location import let_askers_go_on
+from streamrnn_server.shard.streams.sweep import sweep
 from streamrnn_server.shard.structs import shard_at
 from streamrnn_server.shard.wire.receive import receive
 from streamrnn_server.shard.wire.reply import reply

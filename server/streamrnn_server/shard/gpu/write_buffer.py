@@ -1,10 +1,4 @@
-"""Where the newest row of a stream is, in a shard whose waves a GPU computes.
-
-The rows live there. What writes a row on the way of a request (an open, a reset, a record) writes
-the host's, as without a GPU, and notes it; before the next wave it goes over. What reads one (an
-export, a checkpoint) waits until it has been brought here. Without a GPU there is no table of
-places, and every row is here.
-"""
+"""Write buffer: what goes to the GPU with a batch, and what comes back."""
 
 from __future__ import annotations
 
@@ -13,71 +7,17 @@ from streamrnn.kernels.memory import (
     copy_bytes,
     load_i32,
     load_i64,
-    load_u8,
     store_i32,
     store_u8,
 )
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.requests.request import request_at
-from streamrnn_server.shard.streams.slots import header_of, make_ready, model_of
+from streamrnn_server.shard.streams.row_location import is_away
 from streamrnn_server.shard.structs import Model, Shard
 
-__all__ = [
-    "ask_for_row",
-    "empty_wave",
-    "fill_wave",
-    "find_rows_to_save",
-    "is_away",
-    "let_askers_go_on",
-    "note_written",
-    "steps_together",
-]
+__all__ = ["empty_wave", "fill_wave", "find_rows_to_save", "steps_together"]
 
 _MAX_LOOKED_AHEAD = 256
-
-
-@jit
-def note_written(shard: Shard, slot: int) -> None:
-    """Note that the host's row of a stream is the newest."""
-    places = shard.places
-    if places == 0 or load_u8(places + slot) == w.ROW_HERE:
-        return
-    store_u8(places + slot, w.ROW_HERE)
-    number = shard.num_written
-    store_i32(shard.written + 4 * number, slot)
-    shard.num_written = number + 1
-
-
-@jit
-def is_away(shard: Shard, slot: int) -> bool:
-    """Tell whether the newest row of a stream is on the GPU alone."""
-    places = shard.places
-    return places != 0 and load_u8(places + slot) == w.ROW_AWAY
-
-
-@jit
-def ask_for_row(shard: Shard, slot: int) -> None:
-    """Have a stream wait until its row is here, before the next wave.
-
-    Parameters
-    ----------
-    slot : int
-        The stream's slot, which is in no list.
-    """
-    number = shard.num_asked_for
-    store_i32(shard.asked_for + 4 * number, slot)
-    shard.num_asked_for = number + 1
-
-
-@jit
-def let_askers_go_on(shard: Shard) -> None:
-    """Let the streams whose rows have been brought here have their turn."""
-    slots = shard.asked_for
-    for k in range(shard.num_asked_for):
-        slot = load_i32(slots + 4 * k)
-        header = header_of(shard, slot)
-        make_ready(shard, model_of(shard, header.model), slot, header)
-    shard.num_asked_for = 0
 
 
 @jit

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
 from streamrnn_server.shard.requests import request as r
-from streamrnn_server.shard.requests.request import Request, append, request_at
+from streamrnn_server.shard.requests.queue import append
+from streamrnn_server.shard.requests.request import Request, request_at
 from streamrnn_server.shard.structs import Shard
 
 __all__ = ["fail", "finish", "set_error"]

@@ -16,6 +16,7 @@ from streamrnn.kernels.pointers import address, field_address
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.arena import release
 from streamrnn_server.shard.memory.index import hash64, insert_slot, remove_slot
+from streamrnn_server.shard.memory.slab import header_of, model_of
 from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.streams.eviction import (
     has_row,
@@ -24,7 +25,7 @@ from streamrnn_server.shard.streams.eviction import (
     take_block,
 )
 from streamrnn_server.shard.streams.owners import UNKNOWN, set_owner
-from streamrnn_server.shard.streams.slots import give_slot, header_of, model_of
+from streamrnn_server.shard.streams.slots import give_slot
 from streamrnn_server.shard.structs import Shard
 
 __all__ = ["move_slot", "take_named_slot", "take_slot"]

@@ -17,7 +17,8 @@ from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.arena import allocate, give_free_pages
 from streamrnn_server.shard.memory.budget import give_pages, take_bytes
 from streamrnn_server.shard.memory.header import Header
-from streamrnn_server.shard.streams.slots import header_of, is_clean, let_go, model_of, row_of
+from streamrnn_server.shard.memory.slab import header_of, model_of, row_of
+from streamrnn_server.shard.streams.slots import is_clean, let_go
 from streamrnn_server.shard.structs import Model, Shard
 
 __all__ = [

@@ -3,29 +3,57 @@
 from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import copy_bytes
+from streamrnn.kernels.pointers import address, field_address
 from streamrnn_client.protocol.messages import ErrorCode
+from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.checkpoint.packing import record_at
+from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.memory.slab import header_of, model_of
 from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.finish import finish, set_error
-from streamrnn_server.shard.requests.request import Request, first_waiting, pop_waiting
-from streamrnn_server.shard.streams.allocate import move_slot
-from streamrnn_server.shard.streams.slots import free_slot, header_of, make_ready, model_of
-from streamrnn_server.shard.structs import Shard
+from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
+from streamrnn_server.shard.requests.request import Request
+from streamrnn_server.shard.streams.allocate import move_slot, take_named_slot
+from streamrnn_server.shard.streams.dirty import hold, mark_dirty
+from streamrnn_server.shard.streams.owners import (
+    NOBODY,
+    UNKNOWN,
+    is_forbidden,
+    number_of,
+    owner_of,
+    set_owner,
+)
+from streamrnn_server.shard.streams.restore import fill_slot
+from streamrnn_server.shard.streams.slots import free_slot, make_ready
+from streamrnn_server.shard.structs import ASK_BYTES, Command, Shard, ask_at
 
-__all__ = ["end_waiting", "is_in_room", "let_go_on", "settle_without_record"]
+__all__ = [
+    "answer_without_record",
+    "finish_lookup",
+    "is_pending",
+    "named_owner",
+    "start_lookup",
+]
 
-_BUSY = int(ErrorCode.BUSY)
+_UNKNOWN, _FORBIDDEN, _EXPIRED, _BUSY = (
+    int(ErrorCode.UNKNOWN),
+    int(ErrorCode.FORBIDDEN),
+    int(ErrorCode.EXPIRED),
+    int(ErrorCode.BUSY),
+)
 
 
 @jit
-def is_in_room(shard: Shard, header: Header) -> bool:
+def is_pending(shard: Shard, header: Header) -> bool:
     """Tell whether a slot is one of the room."""
     return header.model == shard.num_models
 
 
 @jit
-def end_waiting(shard: Shard, header: Header, request: Request, code: int) -> None:
+def _end_first(shard: Shard, header: Header, request: Request, code: int) -> None:
     """End the request at the head of a stream's queue.
 
     Parameters
@@ -41,7 +69,7 @@ def end_waiting(shard: Shard, header: Header, request: Request, code: int) -> No
 
 
 @jit
-def let_go_on(shard: Shard, slot: int) -> None:
+def _resume(shard: Shard, slot: int) -> None:
     """Let the requests of a stream that has left the room have their turn.
 
     Parameters
@@ -55,7 +83,7 @@ def let_go_on(shard: Shard, slot: int) -> None:
 
 
 @jit
-def settle_without_record(shard: Shard, slot: int, header: Header, code: int) -> None:
+def answer_without_record(shard: Shard, slot: int, header: Header, code: int) -> None:
     """Answer those who wait for a stream that is nowhere, until one of them makes it.
 
     Parameters
@@ -76,11 +104,115 @@ def settle_without_record(shard: Shard, slot: int, header: Header, code: int) ->
             target = move_slot(shard, slot, request.model, request.owner)
             if target >= 0:
                 header_of(shard, target).flags = h.IS_READY
-                let_go_on(shard, target)
+                _resume(shard, target)
                 return
-            end_waiting(shard, header, request, _BUSY)
+            _end_first(shard, header, request, _BUSY)
         elif kind == r.CLOSE:
             request.last_seq = 0
-            end_waiting(shard, header, request, 0)
+            _end_first(shard, header, request, 0)
         else:
-            end_waiting(shard, header, request, code)
+            _end_first(shard, header, request, code)
+
+
+@jit
+def finish_lookup(shard: Shard, command: Command) -> None:
+    """Bring a stream back whose record was found, or answer those who wait for it."""
+    slot = command.slot
+    header = header_of(shard, slot)
+    if header.generation != command.generation:
+        return
+    if not is_pending(shard, header):
+        return
+    code = command.code
+    owner = named_owner(shard, command)
+    if code in (_UNKNOWN, _EXPIRED):
+        answer_without_record(shard, slot, header, code)
+        return
+    if code != 0:
+        set_owner(shard, slot, owner)
+        _answer_refused(shard, slot, header, code)
+        return
+    index = command.model
+    is_adopted = owner == NOBODY and shard.users != 0
+    if is_adopted:  # it is of a time before there were keys
+        owner = first_waiting(shard.pool, header).owner
+    target = move_slot(shard, slot, index, owner)
+    if target < 0:
+        _fail_all(shard, slot, header, _BUSY)
+        return
+    header = header_of(shard, target)
+    header.flags = h.IS_READY
+    record = record_at(address(command) + w.COMMAND_BYTES)
+    if not fill_slot(shard, model_of(shard, index), target, header, record):
+        _fail_all(shard, target, header, _BUSY)
+        return
+    header.durable_seq = header.last_seq
+    if is_adopted:
+        mark_dirty(shard, target, header)
+    shard.counters.num_restored += 1
+    _resume(shard, target)
+
+
+@jit
+def named_owner(shard: Shard, command: Command) -> int:
+    """Return the number of the user whom a command names."""
+    if shard.users == 0:
+        return NOBODY
+    num_bytes = command.owner_bytes
+    if num_bytes < 0:
+        return UNKNOWN
+    at = address(command) + w.COMMAND_BYTES + command.identity_bytes
+    at += command.stream_bytes + command.data_bytes
+    return number_of(shard, at, num_bytes)
+
+
+@jit
+def _answer_refused(shard: Shard, slot: int, header: Header, code: int) -> None:
+    """Answer those who wait for a stream whose record cannot be used; `close` deletes it."""
+    pool = shard.pool
+    shard.counters.num_records_refused += 1
+    is_secret = owner_of(shard, slot) == UNKNOWN  # then nobody may delete it from here
+    while True:
+        request = first_waiting(pool, header)
+        if not request:
+            free_slot(shard, slot)
+            return
+        if is_forbidden(shard, slot, request):
+            _end_first(shard, header, request, _FORBIDDEN)
+        elif request.kind == r.CLOSE and code != _FORBIDDEN and not is_secret:
+            hold(shard, slot, header)
+            return
+        else:
+            _end_first(shard, header, request, code)
+
+
+@jit
+def _fail_all(shard: Shard, slot: int, header: Header, code: int) -> None:
+    pool = shard.pool
+    while True:
+        request = first_waiting(pool, header)
+        if not request:
+            free_slot(shard, slot)
+            return
+        _end_first(shard, header, request, code)
+
+
+@jit
+def start_lookup(shard: Shard, request: Request) -> int:
+    """Let a stream that is not in memory wait in the room, and have it looked up; -1: no room."""
+    slot = take_named_slot(shard, shard.num_models, request)
+    if slot < 0:
+        return -1
+    header = header_of(shard, slot)
+    header.flags = h.IS_HELD
+    ask = ask_at(shard.out)
+    ask.what = w.ASK_LOOK_UP
+    ask.detail[0] = slot
+    ask.detail[1] = header.generation
+    ask.identity_bytes = 0
+    ask.body_bytes = request.stream_bytes
+    body = shard.out + ASK_BYTES
+    copy_bytes(body, field_address(request, "stream"), request.stream_bytes)
+    send_bytes(shard.pair, shard.out, ASK_BYTES + request.stream_bytes, False)
+    shard.counters.num_looked_up += 1
+    return slot

@@ -19,9 +19,9 @@ from streamrnn.kernels.memory import (
     store_i32,
 )
 from streamrnn_client.protocol.messages import DEFAULT_WINDOW, MAX_WINDOW, ErrorCode
-from streamrnn_server.shard.gpu.write_buffer import note_written
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.memory.slab import model_of, row_of
 from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Request, request_at
@@ -34,7 +34,7 @@ from streamrnn_server.shard.streams.replay_ring import (
     remember,
     remembered,
 )
-from streamrnn_server.shard.streams.slots import model_of, row_of
+from streamrnn_server.shard.streams.row_location import note_written
 from streamrnn_server.shard.structs import Model, Shard
 
 __all__ = [

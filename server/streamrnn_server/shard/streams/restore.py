@@ -10,16 +10,16 @@ from streamrnn.kernels.memory import (
 from streamrnn.state.record import NUMBERED, UNNUMBERED, RecordHead
 from streamrnn_client.protocol.messages import ErrorCode
 from streamrnn_server.shard.checkpoint.packing import record_at, row_in_record
-from streamrnn_server.shard.gpu.write_buffer import note_written
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.index import equal_bytes
+from streamrnn_server.shard.memory.slab import row_of
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.streams.eviction import take_ring
 from streamrnn_server.shard.streams.operations import take_number
 from streamrnn_server.shard.streams.replay_ring import remember, remembered
-from streamrnn_server.shard.streams.slots import row_of
+from streamrnn_server.shard.streams.row_location import note_written
 from streamrnn_server.shard.structs import Model, Shard
 
 __all__ = ["fill_slot", "place_stream", "roll_back"]

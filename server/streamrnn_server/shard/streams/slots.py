@@ -7,57 +7,19 @@ from streamrnn.kernels.memory import load_i64
 from streamrnn.kernels.pointers import field_address
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.arena import release
-from streamrnn_server.shard.memory.header import Header, header_at
-from streamrnn_server.shard.memory.index import hash64, remove_slot
+from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.memory.index import find_slot, hash64, remove_slot
+from streamrnn_server.shard.memory.slab import header_of, model_of
+from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.streams.replay_ring import drop_ring
 from streamrnn_server.shard.structs import (
-    STAGE_RECORD_BYTES,
     Model,
     Shard,
-    Stage,
-    model_at,
-    stage_at,
 )
 
-__all__ = [
-    "MODEL_BYTES",
-    "free_slot",
-    "give_slot",
-    "header_of",
-    "is_clean",
-    "let_go",
-    "make_ready",
-    "model_of",
-    "row_of",
-    "stage_of",
-]
+__all__ = ["find_stream", "free_slot", "give_slot", "is_clean", "let_go", "make_ready"]
 
-MODEL_BYTES = Model.dtype.itemsize
 _AT_WORK = h.IS_READY | h.IS_HELD | h.IS_DIRTY | h.IS_STAGED
-
-
-@jit
-def header_of(shard: Shard, slot: int) -> Header:
-    """Return a slot's header."""
-    return header_at(shard.headers + slot * h.HEADER_BYTES)
-
-
-@jit
-def model_of(shard: Shard, index: int) -> Model:
-    """Return a model by its index; the number of models stands for the room."""
-    return model_at(shard.models + index * MODEL_BYTES)
-
-
-@jit
-def stage_of(shard: Shard, number: int) -> Stage:
-    """Return a stage by its number."""
-    return stage_at(shard.stages + number * STAGE_RECORD_BYTES)
-
-
-@jit
-def row_of(model: Model, slot: int) -> int:
-    """Return where a slot's row lies."""
-    return model.first_row + slot * model.row_bytes
 
 
 @jit
@@ -108,3 +70,14 @@ def let_go(shard: Shard, slot: int) -> None:
     drop_ring(shard.arena, header)
     model_of(shard, header.model).num_open -= 1
     free_slot(shard, slot)
+
+
+@jit
+def find_stream(shard: Shard, request: Request) -> int:
+    """Return the slot of a request's stream; -1 if it is not in memory."""
+    return find_slot(
+        shard.index,
+        request.hash,
+        field_address(request, "stream"),
+        request.stream_bytes,
+    )

@@ -13,20 +13,20 @@ from streamrnn_client.protocol.messages import MAX_BATCH, ErrorCode
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.libzmq import monotonic_ns, msg_data, msg_more, msg_size, receive_frame
 from streamrnn_server.shard.memory.index import equal_bytes, hash64, prefetch_entry
+from streamrnn_server.shard.memory.slab import model_of
 from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.finish import fail, finish
+from streamrnn_server.shard.requests.queue import append
 from streamrnn_server.shard.requests.request import (
     REQUEST_BYTES,
     Pool,
     Request,
-    append,
     give_request,
     link_of,
     take_request,
 )
 from streamrnn_server.shard.streams.eviction import take_block
 from streamrnn_server.shard.streams.owners import NOBODY, user_of
-from streamrnn_server.shard.streams.slots import model_of
 from streamrnn_server.shard.structs import Shard
 from streamrnn_server.shard.to_python import call_python
 from streamrnn_server.shard.wire.decode import decode_request

@@ -20,13 +20,8 @@ from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.memory.arena import release
 from streamrnn_server.shard.requests import request as r
-from streamrnn_server.shard.requests.request import (
-    Pool,
-    Request,
-    give_request,
-    pop_first,
-    request_of,
-)
+from streamrnn_server.shard.requests.queue import pop_first
+from streamrnn_server.shard.requests.request import Pool, Request, give_request, request_of
 from streamrnn_server.shard.structs import Shard
 from streamrnn_server.shard.to_python import ask_python, tell_reply
 from streamrnn_server.shard.wire.encode import (

@@ -1,0 +1,44 @@
+"""Where the headers, rows, models and write buffers of a shard lie."""
+
+from __future__ import annotations
+
+from streamrnn.kernels.jit import jit
+from streamrnn_server.shard.memory import header as h
+from streamrnn_server.shard.memory.header import Header, header_at
+from streamrnn_server.shard.structs import (
+    STAGE_RECORD_BYTES,
+    Model,
+    Shard,
+    Stage,
+    model_at,
+    stage_at,
+)
+
+__all__ = ["MODEL_BYTES", "header_of", "model_of", "row_of", "stage_of"]
+
+
+MODEL_BYTES = Model.dtype.itemsize
+
+
+@jit
+def header_of(shard: Shard, slot: int) -> Header:
+    """Return a slot's header."""
+    return header_at(shard.headers + slot * h.HEADER_BYTES)
+
+
+@jit
+def model_of(shard: Shard, index: int) -> Model:
+    """Return a model by its index; the number of models stands for the room."""
+    return model_at(shard.models + index * MODEL_BYTES)
+
+
+@jit
+def stage_of(shard: Shard, number: int) -> Stage:
+    """Return a stage by its number."""
+    return stage_at(shard.stages + number * STAGE_RECORD_BYTES)
+
+
+@jit
+def row_of(model: Model, slot: int) -> int:
+    """Return where a slot's row lies."""
+    return model.first_row + slot * model.row_bytes

@@ -1,0 +1,50 @@
+"""Changed streams: the list that the next checkpoint copies."""
+
+from __future__ import annotations
+
+from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import store_i32
+from streamrnn_server.shard.memory import header as h
+from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.structs import Shard
+
+__all__ = ["ask_for_checkpoint", "hold", "mark_dirty"]
+
+
+@jit
+def mark_dirty(shard: Shard, slot: int, header: Header) -> None:
+    """Note that a stream has changed.
+
+    Parameters
+    ----------
+    shard : Shard
+        Nothing is done without a state directory.
+    """
+    flags = header.flags
+    if flags & h.IS_DIRTY or shard.disk == 0:
+        return
+    header.flags = flags | h.IS_DIRTY
+    number = shard.num_dirty
+    store_i32(shard.dirty + 4 * number, slot)
+    shard.num_dirty = number + 1
+
+
+@jit
+def hold(shard: Shard, slot: int, header: Header) -> None:
+    """Let a stream's requests wait until the one at their head is on disk.
+
+    Parameters
+    ----------
+    slot : int
+        The stream's slot, which is in no list.
+    """
+    flags = header.flags
+    header.flags = (flags | h.IS_HELD) & ~h.IS_READY
+    mark_dirty(shard, slot, header)
+    ask_for_checkpoint(shard)
+
+
+@jit
+def ask_for_checkpoint(shard: Shard) -> None:
+    """Let the next checkpoint begin at once."""
+    shard.save_now = 1
