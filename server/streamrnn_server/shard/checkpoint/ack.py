@@ -1,4 +1,4 @@
-"""The other half of a checkpoint: what was written, or not, and who waits for it."""
+"""Checkpoint acknowledgements, and the requests that they end."""
 
 from __future__ import annotations
 
@@ -32,13 +32,7 @@ _READ_ONLY, _UNKNOWN = int(ErrorCode.READ_ONLY), int(ErrorCode.UNKNOWN)
 
 @jit
 def take_answers(shard: Shard) -> None:
-    """Go through a slice of the entries of a stage that has come back.
-
-    Parameters
-    ----------
-    shard : Shard
-        That has stages on their way.
-    """
+    """Process a slice of the entries of a write buffer that has come back."""
     number = shard.acknowledged
     if number < 0:
         message = field_address(shard, "identity_message")

@@ -55,13 +55,7 @@ def _is_due(shard: Shard) -> bool:
 
 @jit
 def ms_until_checkpoint(shard: Shard) -> int:
-    """Return how long a shard with nothing else to do may wait.
-
-    Returns
-    -------
-    int
-        Milliseconds; -1 for no limit.
-    """
+    """Return how long an idle shard may wait, in ms; -1: no limit."""
     if shard.disk == 0 or shard.is_saving:
         return -1  # the thread that writes will say when it is done
     if shard.num_dirty == 0 and shard.uncovered.first == 0:
@@ -85,13 +79,7 @@ def can_save_more(shard: Shard) -> bool:
 
 @jit
 def is_all_saved(shard: Shard) -> bool:
-    """Tell whether nothing is left that a checkpoint would write, or that it may not succeed.
-
-    Parameters
-    ----------
-    shard : Shard
-        That is about to end.
-    """
+    """Tell whether a shard that ends has nothing left to write, or cannot write it."""
     if shard.disk == 0:
         return True
     if shard.is_saving:

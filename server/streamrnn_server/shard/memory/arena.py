@@ -122,18 +122,7 @@ def _page_of(arena: ArenaStruct, page: int) -> Page:
 
 @jit
 def allocate(arena: ArenaStruct, num_bytes: int) -> int:
-    """Take a block.
-
-    Parameters
-    ----------
-    num_bytes : int
-        How large, at least 0.
-
-    Returns
-    -------
-    int
-        Its address, a multiple of 64; 0 if the arena is full. What it holds is arbitrary.
-    """
+    """Allocate a block at a multiple of 64; 0 if the arena is full."""
     if num_bytes > _MAX_CLASS_BYTES:
         return _allocate_run(arena, num_bytes)
     size_class = load_u8(arena.classes + (num_bytes + _UNIT_BYTES - 1) // _UNIT_BYTES)
@@ -167,13 +156,7 @@ def allocate(arena: ArenaStruct, num_bytes: int) -> int:
 
 @jit
 def release(arena: ArenaStruct, block: int) -> None:
-    """Give a block back.
-
-    Parameters
-    ----------
-    block : int
-        What `allocate` returned, given back once; 0 does nothing.
-    """
+    """Free a block that `allocate` returned; 0 does nothing."""
     if block == 0:
         return
     page = (block - arena.base) // PAGE_BYTES
@@ -275,13 +258,7 @@ def _give_pages(arena: ArenaStruct, page: int, run: int) -> None:
 
 @jit
 def give_free_pages(arena: ArenaStruct) -> bool:
-    """Give the memory of all free pages back to the system and to the budget.
-
-    Returns
-    -------
-    bool
-        Whether there was any.
-    """
+    """Return the memory of all free pages to the system; tell whether there was any."""
     if arena.num_empty == 0:
         return False
     kinds, base = arena.kinds, arena.base

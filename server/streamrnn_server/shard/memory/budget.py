@@ -57,19 +57,9 @@ def give_bytes(budget: BudgetStruct, num_bytes: int) -> None:
 
 @jit
 def give_pages(budget: BudgetStruct, address: int, num_bytes: int) -> bool:
-    """Give memory back to the system, and its bytes to the budget.
+    """Return whole pages of reserved memory to the system and its bytes to the budget.
 
-    Parameters
-    ----------
-    budget : BudgetStruct
-    address, num_bytes : int
-        Whole pages of a region from `streamrnn.kernels.virtual_memory.reserve`. They stay
-        reserved; what is in them next is arbitrary.
-
-    Returns
-    -------
-    bool
-        False if the system did not take it; then it still counts.
+    They stay reserved, with arbitrary content. False if the system refused: then they still count.
     """
     if _madvise(address, num_bytes, _DONTNEED) != 0:
         return False

@@ -89,18 +89,7 @@ def _table_of(index: IndexStruct) -> Any:
 
 @jit
 def hash64(id_at: int, num_bytes: int) -> int:
-    """Hash canonical id bytes as the protocol says.
-
-    Parameters
-    ----------
-    id_at, num_bytes : int
-        Where they lie, and how many.
-
-    Returns
-    -------
-    int
-        The 64 bits, as a signed number.
-    """
+    """Hash canonical id bytes as the protocol says: the 64 bits as a signed number."""
     value = _FNV_OFFSET
     for k in range(num_bytes):
         value = (value ^ load_u8(id_at + k)) * _FNV_PRIME
@@ -111,15 +100,7 @@ def hash64(id_at: int, num_bytes: int) -> int:
 
 @jit
 def equal_bytes(a: int, b: int, num_bytes: int) -> bool:
-    """Tell whether two pieces of memory hold the same.
-
-    Parameters
-    ----------
-    a, b : int
-        Their addresses.
-    num_bytes : int
-        Their length.
-    """
+    """Tell whether two pieces of memory hold the same bytes."""
     k = 0
     while k + 8 <= num_bytes:
         if load_i64(a + k) != load_i64(b + k):
@@ -134,31 +115,14 @@ def equal_bytes(a: int, b: int, num_bytes: int) -> bool:
 
 @jit
 def prefetch_entry(index: IndexStruct, hash_value: int) -> None:
-    """Ask for the cache line where a search begins.
-
-    Parameters
-    ----------
-    hash_value : int
-        What `hash64` returned.
-    """
+    """Prefetch the cache line where a search begins."""
     place = hash_value & index.mask
     prefetch(index.table + place * _ENTRY_BYTES)
 
 
 @jit
 def first_candidate(index: IndexStruct, hash_value: int) -> int:
-    """Return the slot that an id very probably has, without looking at its header.
-
-    Parameters
-    ----------
-    hash_value : int
-        What `hash64` returned.
-
-    Returns
-    -------
-    int
-        The slot; -1 if there is certainly none.
-    """
+    """Return an id's very probable slot, from its hash alone; -1: certainly none."""
     table, mask = _table_of(index), index.mask
     place = hash_value & mask
     while True:
@@ -172,20 +136,7 @@ def first_candidate(index: IndexStruct, hash_value: int) -> int:
 
 @jit
 def find_slot(index: IndexStruct, hash_value: int, id_at: int, num_bytes: int) -> int:
-    """Return the slot of a stream.
-
-    Parameters
-    ----------
-    hash_value : int
-        What `hash64` returned for the id.
-    id_at, num_bytes : int
-        Where the canonical id lies, and its length.
-
-    Returns
-    -------
-    int
-        The slot; -1 if there is none.
-    """
+    """Return the slot of a canonical id with this hash; -1 if there is none."""
     table, mask = _table_of(index), index.mask
     place = hash_value & mask
     while True:
@@ -202,17 +153,7 @@ def find_slot(index: IndexStruct, hash_value: int, id_at: int, num_bytes: int) -
 
 @jit
 def insert_slot(index: IndexStruct, hash_value: int, slot: int) -> None:
-    """Enter a slot whose header holds its id already.
-
-    Parameters
-    ----------
-    index : IndexStruct
-        Address of the index, which does not hold the id yet and has room.
-    hash_value : int
-        What `hash64` returned for the id.
-    slot : int
-        Its slot.
-    """
+    """Enter a slot whose header holds its id, which is not in the index yet."""
     table, mask = _table_of(index), index.mask
     place = hash_value & mask
     while table[place] != 0:
@@ -222,18 +163,7 @@ def insert_slot(index: IndexStruct, hash_value: int, slot: int) -> None:
 
 @jit
 def remove_slot(index: IndexStruct, hash_value: int, slot: int) -> bool:
-    """Take a slot out of the index.
-
-    Parameters
-    ----------
-    hash_value : int
-        What `hash64` returned for the slot's id.
-
-    Returns
-    -------
-    bool
-        Whether it was there.
-    """
+    """Remove a slot from the index; tell whether it was there."""
     table, mask = _table_of(index), index.mask
     wanted = (hash_value << 32) | (slot + 1)
     hole = hash_value & mask

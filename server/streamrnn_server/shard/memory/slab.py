@@ -22,23 +22,23 @@ MODEL_BYTES = Model.dtype.itemsize
 
 @jit
 def header_of(shard: Shard, slot: int) -> Header:
-    """Return a slot's header."""
+    """Return the header of a slot."""
     return header_at(shard.headers + slot * h.HEADER_BYTES)
 
 
 @jit
 def model_of(shard: Shard, index: int) -> Model:
-    """Return a model by its index; the number of models stands for the room."""
+    """Return a model by its index; the number of models stands for pending lookups."""
     return model_at(shard.models + index * MODEL_BYTES)
 
 
 @jit
 def stage_of(shard: Shard, number: int) -> Stage:
-    """Return a stage by its number."""
+    """Return a write buffer by its number."""
     return stage_at(shard.stages + number * STAGE_RECORD_BYTES)
 
 
 @jit
 def row_of(model: Model, slot: int) -> int:
-    """Return where a slot's row lies."""
+    """Return the address of a slot's row."""
     return model.first_row + slot * model.row_bytes

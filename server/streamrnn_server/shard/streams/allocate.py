@@ -1,7 +1,8 @@
-"""Taking a slot for a stream; moving a stream out of the room.
+"""Allocation of slots, and the move of a stream from its lookup to its model.
 
 With a state directory, a stream that is not in memory may be on disk, of any model: until Python
-has looked, it lives in the *room*, a model's record with headers and no rows.
+has looked, it has a slot of a pseudo-model, whose index is the number of models and which has no
+rows.
 """
 
 from __future__ import annotations
@@ -33,18 +34,7 @@ __all__ = ["move_slot", "take_named_slot", "take_slot"]
 
 @jit
 def take_named_slot(shard: Shard, index: int, request: Request) -> int:
-    """Take a slot for a request's stream, and enter it in the index.
-
-    Parameters
-    ----------
-    index : int
-        The model's; the number of models stands for the room.
-
-    Returns
-    -------
-    int
-        The slot; -1 if there is no room.
-    """
+    """Allocate and index a slot for a request's stream; -1 without memory."""
     num_bytes = request.stream_bytes
     long_id = 0
     if num_bytes > h.MAX_INLINE_ID_BYTES:
@@ -72,18 +62,7 @@ def take_named_slot(shard: Shard, index: int, request: Request) -> int:
 
 @jit
 def take_slot(shard: Shard, index: int) -> int:
-    """Take a slot that no stream has.
-
-    Parameters
-    ----------
-    index : int
-        The model's; the number of models stands for the room.
-
-    Returns
-    -------
-    int
-        The slot, without an id and not in the index; -1 if there is no room.
-    """
+    """Allocate a slot without an id, not in the index; -1 without memory."""
     model = model_of(shard, index)
     if index < shard.num_models:
         num_streams = shard.num_streams
@@ -113,21 +92,9 @@ def take_slot(shard: Shard, index: int) -> int:
 
 @jit
 def move_slot(shard: Shard, slot: int, index: int, owner: int) -> int:
-    """Move a stream from the room to a slot of its model, with all that wait for it.
+    """Move a stream from its lookup slot, which is freed, to a slot of its model.
 
-    Parameters
-    ----------
-    slot : int
-        Its slot in the room, which is free afterwards.
-    index : int
-        The model's.
-    owner : int
-        Number of the user whose stream it is.
-
-    Returns
-    -------
-    int
-        The new slot; -1 if there is no room, and nothing has changed.
+    Its waiting requests go with it. Returns the new slot; -1 without memory, with nothing changed.
     """
     target = take_slot(shard, index)
     if target < 0:

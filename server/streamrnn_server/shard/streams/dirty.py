@@ -13,13 +13,7 @@ __all__ = ["ask_for_checkpoint", "hold", "mark_dirty"]
 
 @jit
 def mark_dirty(shard: Shard, slot: int, header: Header) -> None:
-    """Note that a stream has changed.
-
-    Parameters
-    ----------
-    shard : Shard
-        Nothing is done without a state directory.
-    """
+    """Mark a stream for the next checkpoint, if there is a state directory."""
     flags = header.flags
     if flags & h.IS_DIRTY or shard.disk == 0:
         return
@@ -31,13 +25,7 @@ def mark_dirty(shard: Shard, slot: int, header: Header) -> None:
 
 @jit
 def hold(shard: Shard, slot: int, header: Header) -> None:
-    """Let a stream's requests wait until the one at their head is on disk.
-
-    Parameters
-    ----------
-    slot : int
-        The stream's slot, which is in no list.
-    """
+    """Make a stream in no list wait until its first request is on disk."""
     flags = header.flags
     header.flags = (flags | h.IS_HELD) & ~h.IS_READY
     mark_dirty(shard, slot, header)
@@ -46,5 +34,5 @@ def hold(shard: Shard, slot: int, header: Header) -> None:
 
 @jit
 def ask_for_checkpoint(shard: Shard) -> None:
-    """Let the next checkpoint begin at once."""
+    """Start the next checkpoint at once."""
     shard.save_now = 1

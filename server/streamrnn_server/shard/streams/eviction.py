@@ -1,11 +1,12 @@
-"""Room: who makes way when there are too many streams, or as much memory is in use as may be.
+"""Eviction: free slots and memory when a shard has reached a limit.
 
-Streams that rest and are on disk as they are make way: of some that are looked at, the one unused
-for longest. They come back at the next message. If there is none, who needs room is told `busy`.
+Streams that rest and are on disk as they are can be evicted: of some that are sampled, the one
+unused for longest. They are restored at the next message. If there is none, the new stream is
+refused with `busy`.
 
-The memory of rows counts in units of 2 MiB, the large pages in which the system gives it. A slot
-that is free keeps its memory, and the next stream of its model takes it over. For anything else a
-whole unit must be emptied, which is then given back.
+The memory of rows counts in units of 2 MiB, the large pages in which the system gives it. A free
+slot keeps its memory for the next stream of its model. For anything else a whole unit must be
+emptied, which is then returned to the system.
 """
 
 from __future__ import annotations
@@ -40,18 +41,7 @@ _ANY_RING = -1
 
 @jit
 def make_room_for_stream(shard: Shard) -> bool:
-    """Have one stream make way for another, of whatever model.
-
-    Parameters
-    ----------
-    shard : Shard
-        That has as many streams as it may have.
-
-    Returns
-    -------
-    bool
-        False if there is none. Then a checkpoint begins soon, after which there may be one.
-    """
+    """Evict one stream of any model; if none can be, start a checkpoint."""
     is_done = _spill(shard, _find_idle_of_all(shard, 0))
     shard.counters.num_spilled_for_room += is_done
     return is_done
@@ -59,13 +49,7 @@ def make_room_for_stream(shard: Shard) -> bool:
 
 @jit
 def has_row(shard: Shard, model: Model) -> bool:
-    """Tell whether a model's next slot has memory for its row, after taking what there is.
-
-    Parameters
-    ----------
-    model : Model
-        Address of the model's record, or of the room's.
-    """
+    """Tell whether a model's next slot has memory, taken from the budget."""
     units = model.units
     if units == 0:
         return True
@@ -88,18 +72,7 @@ def has_row(shard: Shard, model: Model) -> bool:
 
 @jit
 def make_room_for_row(shard: Shard, index: int) -> bool:
-    """Have others make way for the row of a new stream.
-
-    Parameters
-    ----------
-    index : int
-        The index of the stream's model.
-
-    Returns
-    -------
-    bool
-        Whether anything has made way; it may be necessary more than once.
-    """
+    """Free memory for a model's next row; false if nothing could be freed."""
     if give_free_pages(shard.arena):
         return True
     own = _find_idle(shard, index, 0)
@@ -110,18 +83,7 @@ def make_room_for_row(shard: Shard, index: int) -> bool:
 
 @jit
 def take_block(shard: Shard, num_bytes: int) -> int:
-    """Take a block of the arena; if it is full, have streams make way.
-
-    Parameters
-    ----------
-    num_bytes : int
-        How large.
-
-    Returns
-    -------
-    int
-        Its address; 0 if there is no room.
-    """
+    """Allocate a block, evicting streams if the arena is full; 0 without memory."""
     arena = shard.arena
     block = allocate(arena, num_bytes)
     for _ in range(_MAX_SPILLS):
@@ -135,20 +97,7 @@ def take_block(shard: Shard, num_bytes: int) -> int:
 
 @jit
 def take_ring(shard: Shard, header: Header, y_bytes: int) -> bool:
-    """Take a ring for a stream, if it needs one and has none.
-
-    Parameters
-    ----------
-    header : Header
-        It does not rest, so it does not make way for itself.
-    y_bytes : int
-        Bytes of one output.
-
-    Returns
-    -------
-    bool
-        False if there is no room.
-    """
+    """Allocate the ring that a stream at work lacks; false without memory."""
     window_log2 = header.window_log2
     if window_log2 == 0 or header.ring != 0:
         return True
@@ -162,7 +111,7 @@ def take_ring(shard: Shard, header: Header, y_bytes: int) -> bool:
 
 @jit
 def _make_room_for_block(shard: Shard, num_bytes: int) -> bool:
-    """Have a stream make way whose ring is as large, or else whoever does."""
+    """Evict a stream whose ring is as large, or else any that frees memory."""
     slot = _find_idle_of_all(shard, num_bytes)
     if slot < 0:
         if _empty_unit(shard, -1, _NEVER_S):
@@ -209,9 +158,9 @@ def _find_idle_of_all(shard: Shard, ring_bytes: int) -> int:
 
 @jit
 def _find_idle(shard: Shard, index: int, ring_bytes: int) -> int:
-    """Return the oldest of some streams that can make way, or -1.
+    """Return the oldest of some streams that can be evicted, or -1.
 
-    ``ring_bytes`` is what the ring must have; 0: it may have none, `_ANY_RING`: it has one.
+    ``ring_bytes`` is the size of ring to look for; 0: any or none, `_ANY_RING`: any.
     """
     model = model_of(shard, index)
     num_fresh, first_slot = model.num_fresh, model.first_slot
@@ -235,7 +184,7 @@ def _find_idle(shard: Shard, index: int, ring_bytes: int) -> int:
 
 @jit
 def _empty_unit(shard: Shard, needing: int, before_s: int) -> bool:
-    """Give back a unit of another model than ``needing``, with all in it unused since then."""
+    """Free a unit of another model than ``needing``, unused since ``before_s``."""
     oldest, oldest_unit, used_s = -1, 0, before_s
     num_scans = 0
     for index in range(shard.num_models):
@@ -259,7 +208,7 @@ def _empty_unit(shard: Shard, needing: int, before_s: int) -> bool:
 
 @jit
 def _unused_since_s(shard: Shard, slot: int) -> int:
-    """Return when a slot was last used: -1 if nobody lives there, `_NEVER_S` if it is in use."""
+    """Return when a slot was last used: -1 if it is free, `_NEVER_S` if it is in use."""
     header = header_of(shard, slot)
     if header.flags == 0:
         return -1
@@ -287,7 +236,7 @@ def _is_idle_unit(shard: Shard, model: Model, unit: int, before_s: int) -> bool:
 
 @jit
 def _give_unit(shard: Shard, model: Model, unit: int) -> bool:
-    """Let go of all streams of which a part lies in a unit, and give its memory back."""
+    """Evict all streams that overlap a unit, and return its memory to the system."""
     for slot in range(_first_in_unit(model, unit), _end_of_unit(model, unit)):
         if header_of(shard, slot).flags != 0:
             let_go(shard, slot)

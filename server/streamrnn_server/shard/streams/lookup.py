@@ -1,4 +1,4 @@
-"""Streams that are not in memory: what becomes of those that wait for them."""
+"""Pending lookups: streams that may be in the state directory."""
 
 from __future__ import annotations
 
@@ -48,19 +48,13 @@ _UNKNOWN, _FORBIDDEN, _EXPIRED, _BUSY = (
 
 @jit
 def is_pending(shard: Shard, header: Header) -> bool:
-    """Tell whether a slot is one of the room."""
+    """Tell whether a slot's stream is being looked up."""
     return header.model == shard.num_models
 
 
 @jit
 def _end_first(shard: Shard, header: Header, request: Request, code: int) -> None:
-    """End the request at the head of a stream's queue.
-
-    Parameters
-    ----------
-    code : int
-        Number of the `ErrorCode`, or 0.
-    """
+    """End a stream's first request, with an error unless ``code`` is 0."""
     if code != 0:
         set_error(request, code)
         shard.counters.num_errors += 1
@@ -70,13 +64,7 @@ def _end_first(shard: Shard, header: Header, request: Request, code: int) -> Non
 
 @jit
 def _resume(shard: Shard, slot: int) -> None:
-    """Let the requests of a stream that has left the room have their turn.
-
-    Parameters
-    ----------
-    slot : int
-        The stream's slot, which is in no list.
-    """
+    """Schedule a stream, which is in no list, after its lookup."""
     header = header_of(shard, slot)
     model = model_of(shard, header.model)
     make_ready(shard, model, slot, header)
@@ -84,15 +72,7 @@ def _resume(shard: Shard, slot: int) -> None:
 
 @jit
 def answer_without_record(shard: Shard, slot: int, header: Header, code: int) -> None:
-    """Answer those who wait for a stream that is nowhere, until one of them makes it.
-
-    Parameters
-    ----------
-    slot : int
-        The stream's slot in the room.
-    code : int
-        Number of the `ErrorCode` that says why there is none.
-    """
+    """Answer requests for a stream without a record, until one creates it."""
     pool = shard.pool
     while True:
         request = first_waiting(pool, header)
@@ -116,7 +96,7 @@ def answer_without_record(shard: Shard, slot: int, header: Header, code: int) ->
 
 @jit
 def finish_lookup(shard: Shard, command: Command) -> None:
-    """Bring a stream back whose record was found, or answer those who wait for it."""
+    """Restore a stream whose record was found, or answer its waiting requests."""
     slot = command.slot
     header = header_of(shard, slot)
     if header.generation != command.generation:
@@ -155,7 +135,7 @@ def finish_lookup(shard: Shard, command: Command) -> None:
 
 @jit
 def named_owner(shard: Shard, command: Command) -> int:
-    """Return the number of the user whom a command names."""
+    """Return the id of the user whom a command names."""
     if shard.users == 0:
         return NOBODY
     num_bytes = command.owner_bytes
@@ -168,7 +148,7 @@ def named_owner(shard: Shard, command: Command) -> int:
 
 @jit
 def _answer_refused(shard: Shard, slot: int, header: Header, code: int) -> None:
-    """Answer those who wait for a stream whose record cannot be used; `close` deletes it."""
+    """Answer requests for an unusable record; `close` deletes it."""
     pool = shard.pool
     shard.counters.num_records_refused += 1
     is_secret = owner_of(shard, slot) == UNKNOWN  # then nobody may delete it from here
@@ -199,7 +179,7 @@ def _fail_all(shard: Shard, slot: int, header: Header, code: int) -> None:
 
 @jit
 def start_lookup(shard: Shard, request: Request) -> int:
-    """Let a stream that is not in memory wait in the room, and have it looked up; -1: no room."""
+    """Have a stream looked up on disk; its slot, or -1 without memory."""
     slot = take_named_slot(shard, shard.num_models, request)
     if slot < 0:
         return -1

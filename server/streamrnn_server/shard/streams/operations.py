@@ -68,13 +68,7 @@ _MAX_WINDOW_LOG2 = MAX_WINDOW.bit_length() - 1
 
 @jit
 def open_stream(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> bool:
-    """Open a stream, or find that it is open.
-
-    Returns
-    -------
-    bool
-        Whether it is a new one.
-    """
+    """Open a stream, or find it open; tell whether it is new."""
     has, asked_for = header.model, request.model
     flags = header.flags
     if flags & h.IS_OPEN == 0:
@@ -120,13 +114,7 @@ def _clear_row(shard: Shard, model: Model, slot: int) -> None:
 
 @jit
 def close_stream(shard: Shard, model: Model, header: Header) -> bool:
-    """Close a stream. The slot stays until nothing waits for it.
-
-    Returns
-    -------
-    bool
-        Whether it was open.
-    """
+    """Close a stream but keep its slot; tell whether it was open."""
     flags = header.flags
     if flags & h.IS_OPEN == 0:
         return False
@@ -138,7 +126,7 @@ def close_stream(shard: Shard, model: Model, header: Header) -> bool:
 
 @jit
 def _check_number(shard: Shard, header: Header, request: Request, y_bytes: int) -> bool:
-    """Look at what both a step and a reset must fulfil; fix the stream's numbering."""
+    """Check what both a step and a reset must fulfil; allocate the ring."""
     flags = header.flags
     if flags & h.IS_OPEN == 0:
         set_error(request, _UNKNOWN)
@@ -164,13 +152,7 @@ def _check_number(shard: Shard, header: Header, request: Request, y_bytes: int) 
 
 @jit
 def reset_stream(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> bool:
-    """Set a stream's state back to that of a new one.
-
-    Returns
-    -------
-    bool
-        Whether the state has changed.
-    """
+    """Set a stream's state back to the initial one; tell whether the state has changed."""
     if not take_number(shard, model, header, request, RESET_DIGEST):
         return False
     _clear_row(shard, model, slot)
@@ -180,17 +162,9 @@ def reset_stream(shard: Shard, model: Model, slot: int, header: Header, request:
 
 @jit
 def take_number(shard: Shard, model: Model, header: Header, request: Request, digest: int) -> bool:
-    """Give a change of state that is no step its number.
+    """Assign a number to a change that is no step; false if refused or repeated.
 
-    Parameters
-    ----------
-    digest : int
-        What stands for the change in place of an input's digest.
-
-    Returns
-    -------
-    bool
-        False if it is refused, or was done before.
+    ``digest`` stands for the change in place of an input's digest.
     """
     y_bytes = model.y_bytes
     if not _check_number(shard, header, request, y_bytes):
@@ -346,7 +320,7 @@ def _are_the_same(model: Model, header: Header, request: Request, first: int, nu
 def _answer_old(
     plan: Any, model: Model, slot: int, header: Header, request: Request, first: int, num_old: int
 ) -> None:
-    """Put the outputs of steps that were applied before into place."""
+    """Copy the outputs of steps that were applied before into the answer."""
     y_bytes = model.y_bytes
     y = request.y
     if header.window_log2 == 0:

@@ -150,27 +150,16 @@ def number_of(shard: Shard, name: int, num_bytes: int) -> int:
 
 @jit
 def set_owner(shard: Shard, slot: int, owner: int) -> None:
-    """Say whose the stream in a slot is.
-
-    Parameters
-    ----------
-    shard : Shard
-        Nothing is done where there are no users.
-    owner : int
-        A user's number, `NOBODY` or `UNKNOWN`.
-    """
+    """Set the owner of the stream in a slot, where there are users."""
     if shard.users != 0:
         store_i32(users_at(shard.users).owners + 4 * slot, owner)
 
 
 @jit
 def is_forbidden(shard: Shard, slot: int, request: Request) -> bool:
-    """Tell whether a stream is another user's than a request's.
+    """Tell whether a stream belongs to another user than the request's.
 
-    Returns
-    -------
-    bool
-        False where there are no users; of a stream that is nobody's; and while nobody knows.
+    False where there are no users, and for streams with `NOBODY` or `UNKNOWN` as owner.
     """
     owner = owner_of(shard, slot)
     return owner > 0 and owner != request.owner
@@ -178,13 +167,7 @@ def is_forbidden(shard: Shard, slot: int, request: Request) -> bool:
 
 @jit
 def owner_of(shard: Shard, slot: int) -> int:
-    """Return whose the stream in a slot is.
-
-    Returns
-    -------
-    int
-        A user's number, `NOBODY` or `UNKNOWN`; `NOBODY` where there are no users.
-    """
+    """Return the owner of the stream in a slot; `NOBODY` where there are no users."""
     if shard.users == 0:
         return NOBODY
     return load_i32(users_at(shard.users).owners + 4 * slot)
@@ -192,13 +175,7 @@ def owner_of(shard: Shard, slot: int) -> int:
 
 @jit
 def name_of_owner(shard: Shard, slot: int) -> int:
-    """Return where the name of a stream's owner stands.
-
-    Returns
-    -------
-    int
-        Address of a byte with the name's length, and then the name; 0 if there is none.
-    """
+    """Return the address of a length byte and the owner's name; 0 if there is none."""
     owner = owner_of(shard, slot)
     if owner <= 0:
         return 0

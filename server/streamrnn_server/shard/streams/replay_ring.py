@@ -38,17 +38,7 @@ def _stir(value: int, factor: int) -> int:
 
 @jit
 def digest_of(x: int, num_bytes: int) -> int:
-    """Return 64 bits that another input has by a chance of about 2**-64; not cryptographic.
-
-    Parameters
-    ----------
-    x, num_bytes : int
-        The input of one step; its length is a multiple of 4.
-
-    Returns
-    -------
-    int
-    """
+    """Return a 64-bit hash, not cryptographic, of a multiple of 4 bytes."""
     # Two lanes, for one alone would wait for each multiplication.
     a, b = num_bytes * _MIX_A, _MIX_B
     k = 0
@@ -64,7 +54,7 @@ def digest_of(x: int, num_bytes: int) -> int:
 
 @jit
 def drop_ring(arena: ArenaStruct, header: Header) -> None:
-    """Give a stream's ring back."""
+    """Free a stream's ring."""
     if header.window_log2 > 0:
         release(arena, header.ring)
     header.ring = 0
@@ -85,18 +75,7 @@ def output_place(header: Header, seq: int, y_bytes: int) -> int:
 
 @jit
 def remember(header: Header, seq: int, digest: int, y: int, y_bytes: int) -> None:
-    """Enter a step that was just applied; its stream has a ring if it needs one.
-
-    Parameters
-    ----------
-    header : Header
-    seq : int
-        The step's number.
-    digest : int
-        Of its input, or `RESET_DIGEST`.
-    y, y_bytes : int
-        Its output; 0 bytes for a reset.
-    """
+    """Enter a step just applied, by its input's digest or `RESET_DIGEST`."""
     if header.window_log2 == 0:
         header.ring = digest
         return
@@ -117,16 +96,7 @@ def prefetch_place(header: Header, seq: int, y_bytes: int) -> None:
 
 @jit
 def remembered(header: Header, seq: int, digest: int) -> bool:
-    """Tell whether a step that was applied before had this digest.
-
-    Parameters
-    ----------
-    header : Header
-    seq : int
-        Above last_seq - window, not above last_seq.
-    digest : int
-        What came now.
-    """
+    """Tell whether a step within the window had this digest when it was applied."""
     if header.window_log2 == 0:
         return header.ring == digest
     return load_i64(_digest_place(header, seq)) == digest

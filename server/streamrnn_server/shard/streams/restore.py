@@ -1,4 +1,4 @@
-"""Streams made of records, or set back to one."""
+"""Restore: streams made from records, or set back to one."""
 
 from __future__ import annotations
 
@@ -33,20 +33,7 @@ _BUSY, _EXISTS, _WRONG_MODEL = (
 
 @jit
 def fill_slot(shard: Shard, model: Model, slot: int, header: Header, record: RecordHead) -> bool:
-    """Make the stream in a slot the one that a record holds.
-
-    Parameters
-    ----------
-    slot : int
-        The slot, in which no stream is open.
-    record : RecordHead
-        Of a stream, which Python has accepted for this model.
-
-    Returns
-    -------
-    bool
-        False if there is no room for its ring; then nothing has changed.
-    """
+    """Fill a slot without an open stream from an accepted record; false without memory."""
     numbering, num_ring = record.numbering, record.num_ring
     y_bytes, row_bytes = model.y_bytes, model.row_bytes
     header.window_log2 = record.window_log2
@@ -76,20 +63,10 @@ def fill_slot(shard: Shard, model: Model, slot: int, header: Header, record: Rec
 
 @jit
 def place_stream(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> bool:
-    """Open a stream that does not exist yet with the state that a record holds.
+    """Open a new stream with a record's state; tell whether it is done.
 
-    If it exists and is just as the record says, it is as if it had been opened now: so the same
-    request may come again when its answer was lost.
-
-    Parameters
-    ----------
-    request : Request
-        Whose X is the stream's.
-
-    Returns
-    -------
-    bool
-        Whether it is done.
+    If it is open and just as the record says, that succeeds too: the same request may come again
+    when its answer was lost.
     """
     is_of_model = header.model == request.model
     record = record_at(request.x)
@@ -132,18 +109,7 @@ def _is_as_recorded(model: Model, slot: int, header: Header, record: RecordHead)
 
 @jit
 def roll_back(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> bool:
-    """Set a stream's state back to that of a record; its numbers go on.
-
-    Parameters
-    ----------
-    request : Request
-        Whose X is the stream's, and whose digest stands for it.
-
-    Returns
-    -------
-    bool
-        Whether the state has changed.
-    """
+    """Set the state back to a record's; tell whether it has changed."""
     digest = request.detail[0]
     is_open = header.flags & h.IS_OPEN
     if is_open and header.model != request.model:

@@ -39,13 +39,7 @@ def is_away(shard: Shard, slot: int) -> bool:
 
 @jit
 def ask_for_row(shard: Shard, slot: int) -> None:
-    """Have a stream wait until its row is here, before the next wave.
-
-    Parameters
-    ----------
-    slot : int
-        The stream's slot, which is in no list.
-    """
+    """Make a stream in no list wait until its row has been copied here."""
     number = shard.num_asked_for
     store_i32(shard.asked_for + 4 * number, slot)
     shard.num_asked_for = number + 1
@@ -53,7 +47,7 @@ def ask_for_row(shard: Shard, slot: int) -> None:
 
 @jit
 def let_askers_go_on(shard: Shard) -> None:
-    """Let the streams whose rows have been brought here have their turn."""
+    """Resume the streams whose rows have been copied here."""
     slots = shard.asked_for
     for k in range(shard.num_asked_for):
         slot = load_i32(slots + 4 * k)

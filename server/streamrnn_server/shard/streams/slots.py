@@ -1,4 +1,4 @@
-"""Slots: where they lie, the lists they are in, giving them back."""
+"""Slots: the lists they are in, and freeing them."""
 
 from __future__ import annotations
 

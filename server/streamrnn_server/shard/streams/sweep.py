@@ -16,15 +16,7 @@ _MAX_SWEPT = 512
 
 @jit
 def sweep(shard: Shard) -> None:
-    """Let go of streams that have been idle for too long, a few at a time.
-
-    With a state directory they are on disk, and come back at the next message.
-
-    Parameters
-    ----------
-    shard : Shard
-        Nothing is done without an idle limit.
-    """
+    """Evict streams that exceed the idle limit."""
     limit_s = shard.idle_limit_s
     now = shard.now_ns
     if limit_s == 0 or now - shard.sweep_ns < _SWEEP_EVERY_NS:
