@@ -63,26 +63,26 @@ def test_what_is_on_disk_is_not_kept_and_what_is_not_is():
     state = open_one(sim)
     for _ in range(3):
         steps(sim, state, draw(20))
-        assert state.kept.num_steps == 20
+        assert state.replay_log.num_steps == 20
         checkpoint(sim)
         step(sim, state, [1, 2])
-        assert state.kept.num_steps == 1
+        assert state.replay_log.num_steps == 1
         checkpoint(sim)
         step(sim, state, [1, 2], seq=state.last_seq)  # an old step once more is not kept twice
-        assert state.kept.num_steps == 0
+        assert state.replay_log.num_steps == 0
 
 
 def test_always_keeps_nothing_and_none_has_nothing_to_keep():
     sim = simulate(durability="always")
     state = open_one(sim)
     steps(sim, state, draw(20))
-    assert state.kept.num_steps == 0
+    assert state.replay_log.num_steps == 0
     sim.server.crash("second")
     total = sim.server.disk[b"sa"].total
     assert step(sim, state, [1, 2]) == [total[0] + 1, total[1] + 2]
     sim = simulate(durability="none")
-    assert open_one(sim).kept is None
-    assert open_one(simulate(), numbered=False).kept is None
+    assert open_one(sim).replay_log is None
+    assert open_one(simulate(), numbered=False).replay_log is None
 
 
 def test_resets_are_replayed_in_order():
@@ -160,7 +160,7 @@ def test_step_many_is_replayed_and_a_loss_fails_itself_only():
     for _ in range(3):
         sim.run(batching.step_many(sim.session, sim.exchange, {"a": [1, 2], "b": [3, 4]}, "sum"))
     sim.server.crash("second")
-    sim.session.streams["a"].kept.forget(1)
+    sim.session.streams["a"].replay_log.drop_durable(1)
     with pytest.raises(errors.PartialFailure, match="1 of 2") as caught:
         sim.run(batching.step_many(sim.session, sim.exchange, {"a": [1, 2], "b": [3, 4]}, "sum"))
     assert caught.value.results["b"].tolist() == [12, 16]
@@ -171,7 +171,7 @@ def test_a_loss_names_the_steps_that_are_missing_and_makes_no_new_stream():
     sim = simulate()
     state = open_one(sim)
     steps(sim, state, draw(20))
-    state.kept.forget(12)
+    state.replay_log.drop_durable(12)
     sim.server.crash("second")
     with pytest.raises(errors.StateLost, match=r"steps 1 to 12 cannot be sent again.*second now"):
         step(sim, state, [1, 2])
@@ -197,10 +197,10 @@ def test_at_the_bound_a_call_waits_for_the_disk():
     x = draw(100)
     assert steps(sim, state, x) == np.cumsum(x, axis=0).tolist()
     assert 8 <= sim.server.requests.count("sync") <= 13
-    assert state.kept.num_steps <= 10
+    assert state.replay_log.num_steps <= 10
     for _ in range(25):
         step(sim, state, [0, 0])
-        assert state.kept.num_steps <= 10
+        assert state.replay_log.num_steps <= 10
     sim.server.crash("second")
     assert step(sim, state, [0, 0]) == x.sum(axis=0).tolist()
 
@@ -211,7 +211,7 @@ def test_the_bound_counts_bytes_too():
     rows = sim.run(batching.open_rows(sim.session, sim.exchange, ["a", "b"], "sum", None, True))
     for _ in range(25):
         sim.run(batching.step_rows(sim.session, sim.exchange, rows, draw(2)))
-        assert all(state.kept.num_steps <= 10 for state in rows._states)
+        assert all(state.replay_log.num_steps <= 10 for state in rows._states)
     assert sim.server.requests.count("sync") == 2
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from streamrnn_client._session import batch as batching
 from streamrnn_client._session import transfer as moving
-from streamrnn_client._session.batch_log import Shared
-from streamrnn_client._session.replay_log import Kept, Piece
+from streamrnn_client._session.batch_log import BatchLog
+from streamrnn_client._session.replay_log import LogEntry, ReplayLog
 from tests.simulation.client import Simulation
 
 IDS = [f"s{k}" for k in range(12)]
@@ -39,28 +39,28 @@ def draw(*shape):
 
 
 def test_the_log_keeps_pieces_of_a_batch():
-    kept = Kept(8, 100, 1 << 20)
+    kept = ReplayLog(8, 100, 1 << 20)
     x = np.arange(20, dtype=np.float32).reshape(10, 2)
-    kept.note(1, 4, x[:4], 0)
-    kept.note(3, 4, x[2:6], 4)  # the first two once more
-    kept.note(7, 1, None, 6)
-    kept.note(8, 1, x[6], 7)
+    kept.append(1, 4, x[:4], 0)
+    kept.append(3, 4, x[2:6], 4)  # the first two once more
+    kept.append(7, 1, None, 6)
+    kept.append(8, 1, x[6], 7)
     assert kept.num_steps == 8
-    assert kept.chunk(2, 3) == Piece(2, 4, x[1:4].tobytes())
-    assert kept.chunk(2, 99) == Piece(2, 6, x[1:6].tobytes())
-    assert kept.chunk(7, 99) == Piece(7, 7, None)
-    assert kept.chunk(8, 99) == Piece(8, 8, x[6].tobytes())
+    assert kept.chunk(2, 3) == LogEntry(2, 4, x[1:4].tobytes())
+    assert kept.chunk(2, 99) == LogEntry(2, 6, x[1:6].tobytes())
+    assert kept.chunk(7, 99) == LogEntry(7, 7, None)
+    assert kept.chunk(8, 99) == LogEntry(8, 8, x[6].tobytes())
     assert kept.missing(1, 8) is None
     assert kept.missing(3, 9) == (9, 9)
-    kept.forget(5)
+    kept.drop_durable(5)
     assert kept.num_steps == 4  # the piece that is on disk in part stays whole
     assert kept.missing(1, 8) == (1, 4)
-    kept.note(12, 1, x[7], 11)
+    kept.append(12, 1, x[7], 11)
     assert kept.missing(5, 12) == (9, 11)
 
 
 def kept_in(shared, num_streams, row_bytes=8, max_steps=100):
-    kept = [Kept(row_bytes, max_steps, 1 << 20) for _ in range(num_streams)]
+    kept = [ReplayLog(row_bytes, max_steps, 1 << 20) for _ in range(num_streams)]
     for k, each in enumerate(kept):
         each.join(shared, k, 10 * k + 1)
     shared.begin([10 * k + 1 for k in range(num_streams)], 0)
@@ -69,60 +69,60 @@ def kept_in(shared, num_streams, row_bytes=8, max_steps=100):
 
 def test_batches_are_pieces_of_every_stream():
     x = draw(5, 3)
-    shared = Shared(3)
+    shared = BatchLog(3)
     kept = kept_in(shared, 3)
     for k in range(4):
         shared.append(x[k], [10 * i + k + 1 for i in range(3)])
     assert [each.num_steps for each in kept] == [4, 4, 4]
-    assert kept[2].chunk(22, 2) == Piece(22, 23, x[1:3, 2].tobytes())
+    assert kept[2].chunk(22, 2) == LogEntry(22, 23, x[1:3, 2].tobytes())
     assert kept[1].missing(11, 14) is None
     assert kept[1].missing(11, 15) == (15, 15)
     # A step by itself ends the column, the next batch begins another one.
-    kept[1].note(15, 1, x[4, 1], 14)
+    kept[1].append(15, 1, x[4, 1], 14)
     assert not shared.is_whole
     for k, each in enumerate(kept):
         each.join(shared, k, [5, 16, 25][k])
     shared.begin([5, 16, 25], max(each.num_older for each in kept))
     shared.append(x[4], [5, 16, 25])
     assert [each.num_steps for each in kept] == [5, 6, 5]
-    assert kept[1].chunk(11, 99) == Piece(11, 16, x[[0, 1, 2, 3, 4, 4], 1].tobytes())
+    assert kept[1].chunk(11, 99) == LogEntry(11, 16, x[[0, 1, 2, 3, 4, 4], 1].tobytes())
     # What one stream has not on disk is kept of all.
-    shared.forget([5, 11, 25], 5)
+    shared.drop_durable([5, 11, 25], 5)
     assert shared.first == 0
-    kept[1].forget(16)
-    shared.forget([3, 16, 25], 0)
+    kept[1].drop_durable(16)
+    shared.drop_durable([3, 16, 25], 0)
     assert [each.num_steps for each in kept] == [2, 0, 2]
     assert kept[0].first_seq(99) == 4
     assert kept[1].first_seq(99) == 99
-    assert kept[0].chunk(4, 9) == Piece(4, 5, x[3:5, 0].tobytes())
+    assert kept[0].chunk(4, 9) == LogEntry(4, 5, x[3:5, 0].tobytes())
 
 
 def test_an_old_column_is_counted_as_often_as_it_was_added():
     x = draw(4, 2)
-    shared = Shared(2)
+    shared = BatchLog(2)
     kept = kept_in(shared, 2)
     for k in range(3):
         shared.append(x[k], [k + 1, 10 + k + 1])
-    shared.forget([1, 12], 0)
-    kept[0].note(4, 1, x[3, 0], 3)
+    shared.drop_durable([1, 12], 0)
+    kept[0].append(4, 1, x[3, 0], 3)
     assert kept[0].num_steps == kept[0].num_older == 3
-    kept[0].forget(3)
+    kept[0].drop_durable(3)
     assert kept[0].num_steps == 1
-    kept[0].forget(4)
+    kept[0].drop_durable(4)
     assert kept[0].num_steps == 0
 
 
 def test_an_idle_stream_does_not_keep_inputs_that_others_have_released():
     x = draw(3, 8)
-    shared = Shared(8)
+    shared = BatchLog(8)
     kept = kept_in(shared, 8)
     for k in range(3):
         shared.append(x[k].copy(), [10 * i + k + 1 for i in range(8)])
     for i, each in enumerate(kept[:7]):
-        each.note(10 * i + 4, 1, x[0, 0], 10 * i + 3)
-        each.forget(10 * i + 3)
-    assert shared.is_copied_out
-    assert kept[7].chunk(71, 99) == Piece(71, 73, x[:, 7].tobytes())
+        each.append(10 * i + 4, 1, x[0, 0], 10 * i + 3)
+        each.drop_durable(10 * i + 3)
+    assert shared.is_compacted
+    assert kept[7].chunk(71, 99) == LogEntry(71, 73, x[:, 7].tobytes())
     places, arrays = shared._part
     assert list(places) == [7] or len(places) < 4
     assert sum(array.nbytes for array in arrays) <= 3 * 3 * 8
@@ -144,7 +144,7 @@ def test_batches_single_steps_and_crashes_in_any_order(num_shards):
                 total[name] = total[name] + row
             y = batch(sim, these, x[: len(these)])
             assert y == [total[name].tolist() for name in these.ids]
-            num_shared += all(shared.is_whole for shared in these._shared.values())
+            num_shared += all(shared.is_whole for shared in these._logs.values())
         elif kind == "many":
             inputs = dict(zip(rng.permutation(IDS)[:5].tolist(), x, strict=False))
             y = sim.run(batching.step_many(sim.session, sim.exchange, inputs, "sum"))
@@ -171,7 +171,7 @@ def test_step_many_of_the_same_streams_shares_too():
     inputs = dict(zip(IDS, draw(len(IDS)), strict=True))
     for _ in range(3):
         sim.run(batching.step_many(sim.session, sim.exchange, inputs, "sum"))
-    (shared,) = sim.session.last_rows._shared.values()
+    (shared,) = sim.session.last_rows._logs.values()
     assert shared.end == 3
     del inputs["s0"]
     sim.run(batching.step_many(sim.session, sim.exchange, inputs, "sum"))
@@ -187,7 +187,7 @@ def test_the_bound_holds_for_each_stream_of_a_batch():
         batch(sim, rows, draw(len(IDS)))
         if k % 7 == 0:
             step(sim, state, [1, 1])
-        assert all(state.kept.num_steps <= 5 for state in rows._states)
+        assert all(state.replay_log.num_steps <= 5 for state in rows._states)
 
 
 def test_what_is_kept_goes_with_the_streams():
@@ -197,13 +197,13 @@ def test_what_is_kept_goes_with_the_streams():
         batch(sim, rows, draw(len(IDS)))
     checkpoint(sim)
     batch(sim, rows, draw(len(IDS)))
-    (shared,) = rows._shared.values()
+    (shared,) = rows._logs.values()
     assert len(shared._part[1]) == 1
     del rows
     for name in IDS:
         sim.run(sim.session.close(sim.exchange, sim.session.streams[name]))
     gc.collect()
-    assert not any(shared._held)
+    assert not any(shared._num_columns)
 
 
 def test_inputs_of_a_batch_are_kept_as_they_were_when_they_were_applied():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from streamrnn.state.record import NUMBERED, decode_record, encode_record
-from streamrnn_client._session.replay_log import Kept
+from streamrnn_client._session.replay_log import ReplayLog
 from streamrnn_server.storage.record_lookup import Vault
 from tests.simulation.server import SimulatedDisk
 
@@ -63,17 +63,17 @@ def _flip_a_bit(record: Any) -> Any:
 
 
 def _replay_other_inputs() -> None:
-    note = Kept.note
+    append = ReplayLog.append
 
-    def note_changed(kept: Any, first_seq: int, num_steps: int, x: Any, applied: int) -> None:
-        note(kept, first_seq, num_steps, None if x is None else x + 1, applied)
+    def append_changed(kept: Any, first_seq: int, num_steps: int, x: Any, applied: int) -> None:
+        append(kept, first_seq, num_steps, None if x is None else x + 1, applied)
 
-    _replace(Kept, "note", note_changed)
+    _replace(ReplayLog, "append", append_changed)
 
 
 def _forget_too_early() -> None:
-    forget = Kept.forget
-    _replace(Kept, "forget", lambda kept, seq: forget(kept, seq + 1))
+    drop_durable = ReplayLog.drop_durable
+    _replace(ReplayLog, "drop_durable", lambda kept, seq: drop_durable(kept, seq + 1))
 
 
 SABOTAGES: dict[str, Callable[[], None]] = {

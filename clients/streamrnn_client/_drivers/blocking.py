@@ -138,7 +138,7 @@ class _Link:
             try:
                 self._socket(call.endpoint).send(call.payload, zmq.NOBLOCK)
             except zmq.Again:
-                exchange.not_sent(call)
+                exchange.send_failed(call)
         remaining_s = exchange.next_at() - time.monotonic()
         if remaining_s <= 0:
             exchange.tick()

@@ -146,7 +146,7 @@ class _Hub:
             # With NOBLOCK the future is done at once, with the outcome in it.
             sending = self._socket(call.endpoint).send(call.payload, zmq.NOBLOCK)
             if isinstance(cast("asyncio.Future[Any]", sending).exception(), zmq.Again):
-                exchange.not_sent(call)
+                exchange.send_failed(call)
                 self._set_alarm(call.next_at)
 
     def _set_alarm(self, due: float) -> None:
@@ -171,7 +171,7 @@ class _Hub:
         while True:
             self.exchange.receive(await socket.recv())
             self._send()
-            if self.exchange.is_put_off:
+            if self.exchange.is_postponed:
                 self._set_alarm(self.exchange.next_at())
 
     def _socket(self, endpoint: str) -> zmq.asyncio.Socket:

@@ -1,1 +1,1 @@
-"""What both clients share: operations, replay, what is kept of each stream."""
+"""State and operations that both clients share, without sockets."""

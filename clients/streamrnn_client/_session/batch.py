@@ -11,7 +11,7 @@ import numpy as np
 from streamrnn_client import errors
 from streamrnn_client._session.exchange import Buffer, Exchange
 from streamrnn_client._session.per_shard import Errors, Groups, Scatter, group_by_endpoint
-from streamrnn_client._session.replay import MAX_REPLAYS, behind, open_states, recover
+from streamrnn_client._session.replay import MAX_REPLAYS, open_states, recover, server_lag
 from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.stream_group import Rows
 from streamrnn_client._session.stream_state import Claim, StreamState, as_ids
@@ -33,9 +33,9 @@ def open_streams(
     window: int | None,
     numbered: bool,
 ) -> Operation[tuple[list[StreamState], ModelInfo]]:
-    """Open streams, with one request a shard, whether the server knows them already or not."""
+    """Open streams, with one request a shard."""
     ids = as_ids(streams)
-    info = yield from session.known_server(ex)
+    info = yield from session.server_info(ex)
     model_info = yield from session.model_info(ex, model)
     states = [_state_of(session, stream, model_info, numbered) for stream in ids]
     asked = info.default_window if window is None else window
@@ -61,7 +61,7 @@ def open_streams(
             session.streams[state.id] = state
     if failed:
         opened = {s.id: s.last_seq for i, s in enumerate(states) if i not in failed}
-        raise _failure(states, opened, failed)
+        raise _combined_error(states, opened, failed)
     return states, model_info
 
 
@@ -73,7 +73,7 @@ def open_rows(
     window: int | None,
     numbered: bool,
 ) -> Operation[Rows]:
-    """Open streams and resolve them for `batch`."""
+    """Open streams and resolve them for `step_rows`."""
     states, model_info = yield from open_streams(session, ex, streams, model, window, numbered)
     return Rows(states, model_info)
 
@@ -129,9 +129,9 @@ def step_rows(session: Session, ex: Exchange, rows: Rows, x: Any) -> Operation[A
         step = _BatchStep(rows, x, outputs, numbered)
         groups = rows.groups(session)
         unusable: Errors = {}
-        if numbered and session.is_durable and not rows.has_room():
-            rows.forget_durable()
-            unusable = yield from session.make_room(ex, states, 1)
+        if numbered and session.is_durable and not rows.has_capacity():
+            rows.drop_durable()
+            unusable = yield from session.wait_for_capacity(ex, states, 1)
         unusable.update(_unusable(session, states))
         if unusable:
             usable = [i for i in range(len(states)) if i not in unusable]
@@ -140,18 +140,18 @@ def step_rows(session: Session, ex: Exchange, rows: Rows, x: Any) -> Operation[A
         if failed:
             failed = yield from _open_pristine(session, ex, step, failed)
             failed = yield from _replayed(session, ex, step, failed)
-            failed = yield from _judged(session, ex, states, failed)
+            failed = yield from _interpreted(session, ex, states, failed)
         failed.update(unusable)
         if failed:
             done = {s.id: outputs[i] for i, s in enumerate(states) if i not in failed}
-            raise _failure(states, done, failed)
+            raise _combined_error(states, done, failed)
         return outputs
     finally:
         session.release(states)
 
 
 class _BatchStep:
-    """One step of many streams: what is sent, and where the answers go."""
+    """One step of many streams: the requests, and where their results go."""
 
     def __init__(self, rows: Rows, x: Array, outputs: Array, numbered: bool) -> None:
         self.rows = rows
@@ -196,8 +196,8 @@ class _BatchStep:
             before, seqs = [before[i] for i in indices], [seqs[i] for i in indices]
         if self.numbered and list(last_seqs) != seqs:
             raise errors.NotSupported("the steps were answered with other numbers")
-        if states[0].kept is not None:
-            self.rows.keep(indices, x, before, seqs, durable_seqs)
+        if states[0].replay_log is not None:
+            self.rows.log_step(indices, x, before, seqs, durable_seqs)
         for state, last_seq, durable_seq in zip(states, last_seqs, durable_seqs, strict=True):
             state.last_seq = last_seq
             state.durable_seq = durable_seq
@@ -205,7 +205,7 @@ class _BatchStep:
 
 
 def _state_of(session: Session, stream: StreamId, model: ModelInfo, numbered: bool) -> StreamState:
-    """Return what is known of a stream that is to be opened, or begin to know it."""
+    """Return a stream's state if the client has one, else a new one."""
     state = session.streams.get(stream)
     if state is None or state.lost:
         return StreamState(stream, model, numbered=numbered)
@@ -229,7 +229,7 @@ def _unusable(session: Session, states: Sequence[StreamState]) -> Errors:
         if state.is_open and not state.lost:
             continue
         try:
-            session.first_seq(state, None, 1)
+            session.next_seq(state, None, 1)
         except errors.StreamRNNClientError as error:
             failed[i] = error
     return failed
@@ -238,7 +238,7 @@ def _unusable(session: Session, states: Sequence[StreamState]) -> Errors:
 def _open_pristine(
     session: Session, ex: Exchange, step: _BatchStep, failed: Errors
 ) -> Operation[Errors]:
-    """Open again what the server does not know, where no step is lost by it, and step it."""
+    """Open again streams without steps that the server does not know, and step them."""
     states = step.states
     indices = [
         i
@@ -257,11 +257,11 @@ def _open_pristine(
 def _replayed(
     session: Session, ex: Exchange, step: _BatchStep, failed: Errors
 ) -> Operation[Errors]:
-    """Bring the server to where it was, where it is behind, and step those streams then."""
+    """Replay streams that the server is behind with, and step them then."""
     states = step.states
     for _ in range(MAX_REPLAYS):
         found = {
-            i: how for i, error in failed.items() if (how := behind(session, states[i], error))
+            i: how for i, error in failed.items() if (how := server_lag(session, states[i], error))
         }
         failed = {i: error for i, error in failed.items() if i not in found}
         again = list(found)
@@ -284,23 +284,25 @@ def _replayed(
 def _moved(
     session: Session, ex: Exchange, states: Sequence[StreamState], failed: Errors
 ) -> Operation[list[int]]:
-    """Say which streams are not where nobody answered: with fewer shards that endpoint is gone."""
+    """Return streams whose silent endpoint is theirs no longer: shards became fewer."""
     silent = {
         i: error.detail.get("endpoint")
         for i, error in failed.items()
         if isinstance(error, TimeoutError | ConnectionError)
     }
-    if not silent or (yield from session.look_again(ex)):
+    if not silent or (yield from session.refresh(ex)):
         return []
     return [i for i, endpoint in silent.items() if session.endpoint(states[i]) != endpoint]
 
 
-def _judged(
+def _interpreted(
     session: Session, ex: Exchange, states: Sequence[StreamState], failed: Errors
 ) -> Operation[Errors]:
-    """Say what the errors mean; the server is asked once why streams were lost."""
-    losses = {i: what for i, error in failed.items() if (what := session.loss(states[i], error))}
-    silence = (yield from session.look_again(ex)) if losses else ""
+    """Return what the errors mean; the server is asked once why streams were lost."""
+    losses = {
+        i: what for i, error in failed.items() if (what := session.loss_reason(states[i], error))
+    }
+    silence = (yield from session.refresh(ex)) if losses else ""
     return {
         i: session.mark_lost(states[i], losses[i], silence, failed[i])
         if i in losses
@@ -309,10 +311,10 @@ def _judged(
     }
 
 
-def _failure(
+def _combined_error(
     states: Sequence[StreamState], done: Mapping[StreamId, Any], failed: Errors
 ) -> errors.StreamRNNClientError:
-    """Make one exception of many: the common one if nothing succeeded, else `PartialFailure`."""
+    """Make one exception of many: the common one if nothing succeeded."""
     distinct = {id(error): error for error in failed.values()}
     if len(distinct) == 1 and (not done or len(states) == 1):
         return next(iter(distinct.values()))

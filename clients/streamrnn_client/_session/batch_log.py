@@ -1,6 +1,6 @@
-"""What a client keeps of batches: one array a batch, not one object for each of its streams.
+"""The replay log of batches: one array a batch, not one object a stream.
 
-A stream's part of it is a `Column`, which stands among the other pieces of the stream (`_kept`).
+A stream's part of it is a `Column`, one of the entries of the stream's `ReplayLog`.
 """
 
 from __future__ import annotations
@@ -10,37 +10,24 @@ from operator import sub
 
 from streamrnn_client.inputs import Array
 
-__all__ = ["Column", "Shared"]
+__all__ = ["BatchLog", "Column"]
 
 
-class Shared:
-    """The inputs of the same streams, one batch after the other.
+class BatchLog:
+    """The inputs of the same streams, batch after batch.
 
-    A batch's array is dropped when all streams have its step on disk. When most streams have let go
-    of their columns, the others' are copied out, so that a stream at rest does not hold them all.
+    A batch's array is dropped when all streams have its step on disk. When most streams have
+    removed their columns, the others' are copied out, so that one idle stream does not keep all
+    arrays.
 
-    Parameters
-    ----------
-    num_streams : int
-        Rows of each batch.
-
-    Attributes
-    ----------
-    first, end : int
-        Number of the first batch that is kept, and of the next one.
-    is_whole : bool
-        Whether the next batch belongs to an open column of every stream.
-    num_older : int
-        The most steps that one of the streams keeps besides its open column.
-    last_seqs : list of int
-        The streams' numbers in the last batch.
-    durable_seqs : sequence of int
-        And what was on disk then.
+    `first` and `end` number the first batch that is kept and the next one. `is_whole` says whether
+    the next batch belongs to an open column of every stream, `num_older` how many steps one stream
+    keeps at most besides its open column.
     """
 
     __slots__ = (
-        "_held",
-        "_num_held",
+        "_num_columns",
+        "_num_streams",
         "_offsets",
         "_part",
         "durable_seqs",
@@ -58,34 +45,34 @@ class Shared:
         self.last_seqs: list[int] = []
         self.durable_seqs: Sequence[int] = ()
         self._offsets: list[int] = []
-        self._held = [0] * num_streams  # columns of each stream
-        self._num_held = 0  # streams that have one
+        self._num_columns = [0] * num_streams  # columns of each stream
+        self._num_streams = 0  # streams that have one
         # Which columns there are, and the arrays: replaced as one, for other threads' sake.
         self._part: tuple[Sequence[int], list[Array]] = (range(num_streams), [])
 
     @property
-    def is_copied_out(self) -> bool:
+    def is_compacted(self) -> bool:
         """Whether some columns are gone, so that no batch can be added."""
-        return len(self._part[0]) < len(self._held)
+        return len(self._part[0]) < len(self._num_columns)
 
     def begin(self, seqs: Sequence[int], num_older: int) -> None:
-        """Take note that every stream has an open column, and its number in the next batch."""
+        """Give every stream an open column, with its number in the next batch."""
         self._offsets = [seq - self.end for seq in seqs]
         self.num_older = num_older
         self.durable_seqs = ()
         self.is_whole = True
 
-    def has_room(self, max_steps: int) -> bool:
-        """Tell whether it is certain that every stream may keep one more step."""
+    def has_capacity(self, max_steps: int) -> bool:
+        """Return whether every stream can certainly keep one more step."""
         return self.is_whole and self.num_older + self.end - self.first < max_steps
 
     def append(self, x: Array, last_seqs: list[int]) -> None:
-        """Keep a batch: an array [num_streams, num_inputs] that nobody changes any more."""
+        """Keep a batch: an array [num_streams, num_inputs] that is not changed any more."""
         self._part[1].append(x)
         self.end += 1
         self.last_seqs = last_seqs
 
-    def forget(self, durable_seqs: Sequence[int], num_older: int) -> None:
+    def drop_durable(self, durable_seqs: Sequence[int], num_older: int) -> None:
         """Drop the batches that all streams have on disk."""
         self.durable_seqs = durable_seqs
         self.num_older = num_older
@@ -100,79 +87,72 @@ class Shared:
         place = columns.index(index)
         return b"".join([x[place] for x in arrays[start - self.first : stop - self.first]])
 
-    def hold(self, index: int) -> None:
-        """Count a column more."""
-        self._num_held += self._held[index] == 0
-        self._held[index] += 1
+    def add_column(self, index: int) -> None:
+        """Count one more column of a stream."""
+        self._num_streams += self._num_columns[index] == 0
+        self._num_columns[index] += 1
 
-    def let_go(self, index: int) -> None:
-        """Count a column less; copy the others out if they have become few."""
-        self._held[index] -= 1
-        if self._held[index]:
+    def remove_column(self, index: int) -> None:
+        """Count one column less; copy the others out if few are left."""
+        self._num_columns[index] -= 1
+        if self._num_columns[index]:
             return
-        self._num_held -= 1
+        self._num_streams -= 1
         columns, arrays = self._part
-        if self.is_whole or 2 * self._num_held > len(columns):
+        if self.is_whole or 2 * self._num_streams > len(columns):
             return
         # Threads may do this at once, for different streams: what each of them makes is enough.
-        held = [place for place, index in enumerate(columns) if self._held[index]]
+        held = [place for place, index in enumerate(columns) if self._num_columns[index]]
         self._part = [columns[place] for place in held], [x[held] for x in arrays]
 
 
 class Column:
-    """Steps of one stream in the batches of a `Shared`, one after the other.
+    """Steps of one stream in the batches of a `BatchLog`, one after the other.
 
-    Parameters
-    ----------
-    shared : Shared
-        The column begins with the next batch there, and goes on with every batch until it ends.
-    index : int
-        The stream's row.
-    first_seq : int
-        Number of the stream's step in that next batch.
+    It begins with the next batch there, step `first_seq`, and grows with every batch until it ends.
     """
 
-    __slots__ = ("_end", "_first", "_index", "_offset", "num_steps", "shared")
+    __slots__ = ("_end", "_first", "_index", "_offset", "log", "num_steps")
 
-    def __init__(self, shared: Shared, index: int, first_seq: int) -> None:
-        shared.hold(index)
-        self.shared = shared
+    def __init__(self, log: BatchLog, index: int, first_seq: int) -> None:
+        log.add_column(index)
+        self.log = log
         self.num_steps = 0  # once it has ended
         self._index = index
-        self._first = shared.end
+        self._first = log.end
         self._end: int | None = None
-        self._offset = first_seq - shared.end
+        self._offset = first_seq - log.end
 
     def __del__(self) -> None:
         if self._end is None:
-            self.shared.is_whole = False
-        self.shared.let_go(self._index)
+            self.log.is_whole = False
+        self.log.remove_column(self._index)
 
     @property
     def first_seq(self) -> int:
         """Number of the first step that is kept; above `last_seq` if none is."""
-        return self._offset + max(self._first, self.shared.first)
+        return self._offset + max(self._first, self.log.first)
 
     @property
     def last_seq(self) -> int:
         """Number of the last step."""
-        return self._offset + (self.shared.end if self._end is None else self._end) - 1
+        return self._offset + (self.log.end if self._end is None else self._end) - 1
 
     def is_at(self, index: int, next_seq: int) -> bool:
-        """Tell whether it goes on with a row of the next batch, and with a number."""
+        """Return whether its next step is a row of the next batch with this number."""
         return self._index == index and self._end is None and self.last_seq + 1 == next_seq
 
     def finish(self) -> None:
-        """Let it end with the last batch."""
+        """End it with the last batch."""
         self.num_steps = self.last_seq + 1 - self.first_seq
-        self._end = self.shared.end
-        self.shared.is_whole = False
+        self._end = self.log.end
+        self.log.is_whole = False
 
-    def forget(self, durable_seq: int) -> None:
-        """Let it begin after a step."""
-        self._first = max(self._first, min(durable_seq + 1 - self._offset, self.shared.end))
+    def drop_durable(self, durable_seq: int) -> None:
+        """Begin after a step that is on disk."""
+        self._first = max(self._first, min(durable_seq + 1 - self._offset, self.log.end))
 
     def inputs(self, first_seq: int, last_seq: int) -> bytes:
         """Return the encoded inputs of some of its steps."""
         start, stop = first_seq - self._offset, last_seq + 1 - self._offset
-        return self.shared.rows(self._index, start, stop)
+        return self.log.rows(self._index, start, stop)

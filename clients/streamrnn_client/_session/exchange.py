@@ -1,8 +1,8 @@
 """Requests and their answers, without sockets and without a clock of their own.
 
-An `Exchange` gives requests their msgids, says what is to be sent when, takes what comes, and
-settles every call: with its result, its error, or a timeout. Whoever drives it (`client`, `aio`, a
-simulation) sends what stands in the `outbox`, hands over replies and calls `tick` when it is due.
+An `Exchange` numbers requests, says what is to be sent when, and settles every call: with its
+result, its error, or a timeout. A driver (or a simulation) sends what stands in the `outbox`,
+hands over replies and calls `tick` when it is due.
 """
 
 from __future__ import annotations
@@ -28,34 +28,17 @@ Buffer = bytes | memoryview
 
 
 def _msgids() -> Iterator[int]:
-    """Give msgids, over and over; `itertools.cycle` would remember all that it ever gave."""
+    """Yield msgids in a circle; `itertools.cycle` would keep all that it ever yielded."""
     while True:
         yield from range(1, MAX_MSGID + 1)
 
 
 class Call:
-    """One request until it is settled.
+    """One request until it is settled: until `done`, with an `error` or a `result`.
 
-    Attributes
-    ----------
-    endpoint : str
-        Where it goes.
-    method : str
-        For words.
-    payload : bytes
-        The whole message, the same bytes however often it is sent.
-    may_resend : bool
-        Whether sending it twice does no harm; False for unnumbered steps.
-    deadline, next_at : float
-        Seconds of the exchange's clock: when to give up, and when to look at it again.
-    num_sends : int
-        How often it was sent.
-    done : bool
-        Whether it is settled; then `error` is None or `result` is.
-    on_settled : callable or None
-        Called with the call once it is settled.
-    waiter : Any
-        The driver's own.
+    `payload` is the same however often it is sent; `may_resend` is False where sending it twice
+    would do harm, as with unnumbered steps. `deadline` and `next_at` are in seconds of the
+    exchange's clock: when to give up, and when to look at it again. `waiter` is for the driver.
     """
 
     __slots__ = (
@@ -109,27 +92,10 @@ class Call:
 class Exchange:
     """All calls of one thread or one event loop.
 
-    Parameters
-    ----------
-    clock : callable
-        Returns monotonic seconds.
-    timeout_s : float
-        From the first try to the giving up.
-    resend_s : float
-        How long to wait for an answer before the request is sent again; doubles every time.
-    is_connected : callable
-        Tells of an endpoint whether there is a connection: for the words of a timeout.
-
-    Attributes
-    ----------
-    outbox : deque of Call
-        To be sent now, in this order.
-    max_in_flight : int
-        The most unanswered requests; what goes beyond waits its turn.
-    num_unreadable : int
-        Replies that were no replies of this protocol.
-    is_put_off : bool
-        Whether the last `receive` put a call off, so that `next_at` may have come nearer.
+    `timeout_s` runs from the first try to giving up; `resend_s` is the first wait before a request
+    is sent again, and doubles. Calls beyond `max_in_flight` wait in a backlog. `num_unreadable`
+    counts replies of another protocol. `is_postponed` says whether the last `receive` postponed a
+    call, so that `next_at` may have come nearer.
     """
 
     def __init__(
@@ -151,7 +117,7 @@ class Exchange:
         self.outbox: deque[Call] = deque()
         self.max_in_flight = MAX_MSGID
         self.num_unreadable = 0
-        self.is_put_off = False
+        self.is_postponed = False
 
     def submit(
         self,
@@ -163,27 +129,9 @@ class Exchange:
         delay_s: float = 0.0,
         deadline: float | None = None,
     ) -> Call:
-        """Take a request on.
+        """Take on a request; `parts` are its encoded method and parameters, copied once.
 
-        Parameters
-        ----------
-        endpoint : str
-            Where it goes.
-        method : str
-            For words; `parts` begin with it, encoded.
-        parts : tuple of bytes or contiguous memoryview
-            What follows the msgid: method and parameters, encoded. Copied once, into the message.
-        may_resend : bool
-            Whether it may be sent again when no answer comes.
-        delay_s : float
-            How long to wait before it is sent.
-        deadline : float or None
-            Seconds of the clock; None for `timeout_s` from now.
-
-        Returns
-        -------
-        Call
-            To be waited for, or abandoned.
+        `deadline` is in seconds of the clock, None for `timeout_s` from now.
         """
         msgid = next(self._msgids)
         while msgid in self._pending:
@@ -205,35 +153,17 @@ class Exchange:
         elif len(self._pending) > self.max_in_flight:
             self._backlog.append(call)
         else:
-            self._put_out(call, now)
+            self._enqueue(call, now)
         return call
 
     def repeat(self, call: Call, endpoint: str) -> Call:
-        """Take on a request like one that was settled, under a msgid of its own.
-
-        Parameters
-        ----------
-        call : Call
-            The one that was settled.
-        endpoint : str
-            Where the new one goes.
-
-        Returns
-        -------
-        Call
-        """
+        """Take on a request like one that was settled, under a new msgid."""
         parts = (memoryview(call.payload)[_NUM_HEAD_BYTES:],)
         return self.submit(endpoint, call.method, parts, may_resend=call.may_resend)
 
     def receive(self, payload: bytes) -> None:
-        """Take what came from a server: an answer settles its call, anything else is dropped.
-
-        Parameters
-        ----------
-        payload : bytes
-            One whole message.
-        """
-        self.is_put_off = False
+        """Take a server's message: an answer settles its call, others are dropped."""
+        self.is_postponed = False
         try:
             msgid, error, result = decode_response(payload)
         except ProtocolError:
@@ -245,47 +175,33 @@ class Exchange:
         if error is None:
             call.result = result
             self._settle(call)
-        elif error[0] == _BUSY and self._wait_out(call, error):
+        elif error[0] == _BUSY and self._postpone(call, error):
             return
         else:
             call.error = errors.from_wire(error)
             self._settle(call)
 
     def tick(self) -> None:
-        """Send again, give up, and send what was delayed, wherever it is due."""
+        """Send, send again or give up every call that is due."""
         now = self._clock()
         for call in [call for call in self._pending.values() if call.next_at <= now]:
             if now >= call.deadline:
                 call.error = self._timeout(call)
                 self._settle(call)
             else:  # what must not be sent again is due at its deadline only
-                self._put_out(call, now)
+                self._enqueue(call, now)
 
     def next_at(self) -> float:
-        """Return when `tick` is due, in seconds of the clock; infinity if nothing is pending."""
+        """Return when `tick` is due, in seconds of the clock; infinity if never."""
         return min((call.next_at for call in self._pending.values()), default=_NEVER)
 
     def has_time(self, delay_s: float, deadline: float | None) -> bool:
-        """Tell whether something put off by a delay would still be in time.
-
-        Parameters
-        ----------
-        delay_s : float
-            Counted from now.
-        deadline : float or None
-            Seconds of the clock; None is never too late.
-        """
+        """Return whether what is put off by a delay can be answered by a deadline."""
         # An answer needs time too: `busy` says more than the timeout of one last try.
         return deadline is None or self._clock() + delay_s + self._answer_s < deadline
 
-    def not_sent(self, call: Call) -> None:
-        """Take back a call from the outbox that the socket did not take: it has no connection.
-
-        Parameters
-        ----------
-        call : Call
-            It stays pending and is tried again soon; it counts as never sent.
-        """
+    def send_failed(self, call: Call) -> None:
+        """Take back a call that the socket did not take: it is tried again soon."""
         call.num_sends -= 1
         if call.may_resend:
             call.interval_s /= 2
@@ -293,13 +209,7 @@ class Exchange:
         call.retry_s = min(2 * call.retry_s, _MAX_RETRY_S)
 
     def abandon(self, call: Call) -> None:
-        """Forget a call that nobody waits for any more.
-
-        Parameters
-        ----------
-        call : Call
-            Settled or not; what was sent cannot be taken back.
-        """
+        """Settle a call that is not waited for any more; it may have been sent."""
         if not call.done:
             call.error = errors.ClientClosed(f"{call.method} was abandoned")
             self._settle(call)
@@ -310,7 +220,7 @@ class Exchange:
             call.error = errors.ClientClosed("the client was closed while a call was under way")
             self._settle(call)
 
-    def _put_out(self, call: Call, now: float) -> None:
+    def _enqueue(self, call: Call, now: float) -> None:
         call.num_sends += 1
         if call.may_resend:
             call.next_at = min(now + call.interval_s, call.deadline)
@@ -320,8 +230,8 @@ class Exchange:
             call.next_at = call.deadline
         self.outbox.append(call)
 
-    def _wait_out(self, call: Call, error: list[Any]) -> bool:
-        """Put a busy call off; it was not applied, so even an unnumbered one may come again."""
+    def _postpone(self, call: Call, error: list[Any]) -> bool:
+        """Postpone a busy call; even an unnumbered one, for it was not applied."""
         detail = error[2] if isinstance(error[2], dict) else {}
         delay_s = float(detail.get("retry_after_ms", 10)) / 1000
         delay_s = min(max(delay_s, _MIN_BUSY_S), _MAX_BUSY_S)
@@ -329,7 +239,7 @@ class Exchange:
             return False
         call.num_sends = 0
         call.next_at = self._clock() + delay_s
-        self.is_put_off = True
+        self.is_postponed = True
         return True
 
     def _settle(self, call: Call) -> None:
@@ -340,7 +250,7 @@ class Exchange:
         if call.on_settled is not None:
             call.on_settled(call)
         while self._backlog and len(self._pending) - len(self._backlog) < self.max_in_flight:
-            self._put_out(self._backlog.popleft(), self._clock())
+            self._enqueue(self._backlog.popleft(), self._clock())
 
     def _timeout(self, call: Call) -> errors.StreamRNNClientError:
         seconds = call.deadline - call.started

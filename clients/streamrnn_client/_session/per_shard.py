@@ -1,4 +1,4 @@
-"""One request for each shard instead of one for each stream, and what comes back, item by item."""
+"""One request for each shard instead of one for each stream, answered item by item."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ITEM_BYTES = 160  # id, number and frame of one stream in a batch, at most
 
 
 class Scatter:
-    """Send every stream's item to its shard; an item that is moved or busy goes again by itself.
+    """Send every stream's item to its shard; a moved or busy item is sent again by itself.
 
-    `build` makes the method and parameters of a group of items, `accept` takes their results.
+    `build` makes the parameters of a group of items, `accept` takes their results.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ def group_by_endpoint(
     indices: Sequence[int],
     item_bytes: int = ITEM_BYTES,
 ) -> Groups:
-    """Split items by shard, and so that no request is larger than the server takes."""
+    """Split items by shard, and by the largest request that the server takes."""
     info = view.info
     room = max(1, (info.max_message_bytes - OVERHEAD_BYTES) // item_bytes) if info else MAX_BATCH
     size = min(room, info.max_batch) if info else room

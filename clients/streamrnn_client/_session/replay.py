@@ -1,8 +1,8 @@
-"""Opening streams, and bringing a server that knows less of them than it did to where it was.
+"""Opening streams, and replaying steps to a server that is behind.
 
 A server that was started again may know a stream as it was some steps ago, or not at all. What it
-lacks was kept (`_kept`) and is sent again, under the same numbers; steps are deterministic, so the
-outputs are those that came before, and are dropped.
+lacks is in the client's replay log and is sent again, under the same numbers; steps are
+deterministic, so the outputs are those that came before, and are dropped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from streamrnn_client._session.server_info import MAX_MOVES, Operation, ServerVi
 from streamrnn_client._session.stream_state import StreamState, pack_ids
 from streamrnn_client.protocol.messages import StreamId, encode_bin_header, encode_uint
 
-__all__ = ["MAX_REPLAYS", "Behind", "behind", "open_states", "recover", "sync_shards"]
+__all__ = ["MAX_REPLAYS", "ServerLag", "open_states", "recover", "server_lag", "sync_shards"]
 
 MAX_REPLAYS = 32  # of one call: more crashes than that are no accident
 
@@ -29,23 +29,23 @@ _RESET = msgpack.packb("reset")
 Results = dict[int, Sequence[int]]
 
 
-class Behind(NamedTuple):
-    """What a server said that knows less of a stream than it did: its next number, and words."""
+class ServerLag(NamedTuple):
+    """The number that a server expects next, older than the client's, and how it said so."""
 
     expected: int
     what: str
 
 
-def behind(
+def server_lag(
     view: ServerView, state: StreamState, error: errors.StreamRNNClientError
-) -> Behind | None:
-    """Say how far the server is behind, if that is what an error means and can be made good."""
-    if state.kept is None or isinstance(error, errors.Expired):
+) -> ServerLag | None:
+    """Return how far the server is behind, if an error means that and replay is possible."""
+    if state.replay_log is None or isinstance(error, errors.Expired):
         return None
-    what = view.loss(state, error)
+    what = view.loss_reason(state, error)
     if not what:
         return None
-    return Behind(error.detail["expected"] if isinstance(error, errors.Gap) else 1, what)
+    return ServerLag(error.detail["expected"] if isinstance(error, errors.Gap) else 1, what)
 
 
 def open_states(
@@ -59,23 +59,23 @@ def open_states(
     results: Results = {}
     instance = view.info.instance if view.info is not None else ""
     failed = yield from _ask(view, ex, states, indices, results)
-    unsafe = [i for i, result in results.items() if _is_unsafe(view, states[i], result)]
+    unsafe = [i for i, result in results.items() if _must_sync(view, states[i], result)]
     if unsafe:
         yield from sync_shards(view, ex, [states[i] for i in unsafe])
         failed.update((yield from _ask(view, ex, states, unsafe, results)))
-    found: dict[int, Behind] = {}
+    found: dict[int, ServerLag] = {}
     for i, result in results.items():
-        if i not in failed and not view.opened(states[i], result, instance):
-            found[i] = Behind(result[0] + 1, f"the server knows of {result[0]} steps only")
+        if i not in failed and not view.apply_opened(states[i], result, instance):
+            found[i] = ServerLag(result[0] + 1, f"the server knows of {result[0]} steps only")
     if found:
         failed.update((yield from recover(view, ex, states, found)))
     return failed
 
 
 def recover(
-    view: ServerView, ex: Exchange, states: Sequence[StreamState], found: Mapping[int, Behind]
+    view: ServerView, ex: Exchange, states: Sequence[StreamState], found: Mapping[int, ServerLag]
 ) -> Operation[Errors]:
-    """Bring streams that the server is behind with to where this client has them."""
+    """Replay streams that the server is behind with, until it has all their steps."""
     failed: Errors = {}
     for _ in range(MAX_REPLAYS):
         try:
@@ -84,13 +84,13 @@ def recover(
             return {**failed, **{i: view.note_failure(states[i], error) for i in found}}
         for i, (expected, what) in found.items():
             state = states[i]
-            assert state.kept is not None
-            missing = state.kept.missing(expected, state.last_seq)
+            assert state.replay_log is not None
+            missing = state.replay_log.missing(expected, state.last_seq)
             if expected <= state.last_seq and state.instance == info.instance:
                 failed[i] = view.mark_lost(state, what, "")  # it was not a crash
             elif missing is not None:
                 first, last = missing
-                kept = f"this client keeps only {state.kept.num_steps} of the steps since"
+                kept = f"this client keeps only {state.replay_log.num_steps} of the steps since"
                 what = f"{what}, and steps {first} to {last} cannot be sent again: {kept}"
                 failed[i] = view.mark_lost(state, what, "")
                 failed[i].detail["missing"] = [first, last]
@@ -120,18 +120,18 @@ class _Replay:
         self.states = states
         self.instance = instance
         self.failed: Errors = {}
-        self.found: dict[int, Behind] = {}
+        self.found: dict[int, ServerLag] = {}
         self._next: dict[int, int] = {}
         self._num_moves = 0
 
     def run(self, results: Results) -> Operation[None]:
         for i, (last_seq, _, window) in results.items():
             state = self.states[i]
-            assert state.kept is not None
+            assert state.replay_log is not None
             state.window, state.instance, state.is_open = window, self.instance, True
             # The steps that the server still has outputs of are sent too: should another client
             # have made others of the same numbers, then that is a conflict, never a mixture.
-            self._next[i] = max(state.kept.first_seq(last_seq + 1), last_seq + 1 - window, 1)
+            self._next[i] = max(state.replay_log.first_seq(last_seq + 1), last_seq + 1 - window, 1)
         while todo := [i for i, seq in self._next.items() if seq <= self.states[i].last_seq]:
             calls: list[Call] = []
             try:
@@ -145,9 +145,9 @@ class _Replay:
                 self._take(i, call)
 
     def _submit(self, state: StreamState, seq: int) -> Call:
-        assert state.kept is not None
+        assert state.replay_log is not None
         num_steps = min(self.view.max_chunk(state), state.last_seq + 1 - seq)
-        _, _, x = state.kept.chunk(seq, num_steps)
+        _, _, x = state.replay_log.chunk(seq, num_steps)
         endpoint = self.view.endpoint(state)
         if x is None:
             return self.ex.submit(endpoint, "reset", (_RESET, msgpack.packb([state.id, seq])))
@@ -159,17 +159,17 @@ class _Replay:
         if error is None:
             last_seq, durable_seq = call.result[:2]
             state.note_durable(durable_seq)
-            assert state.kept is not None
+            assert state.replay_log is not None
             # What was on its way since before the crash may have come there too, and to the disk.
-            self._next[i] = max(last_seq + 1, state.kept.first_seq(state.last_seq + 1))
+            self._next[i] = max(last_seq + 1, state.replay_log.first_seq(state.last_seq + 1))
             return
         if isinstance(error, errors.Moved) and self._num_moves < MAX_MOVES * len(self.states):
             self._num_moves += 1
             self.view.note_moved(state, error.detail)
             return
-        found = behind(self.view, state, error)
+        found = server_lag(self.view, state, error)
         if isinstance(error, errors.Stale):  # it went on meanwhile; `open` tells how far
-            found = Behind(state.last_seq + 1, str(error))
+            found = ServerLag(state.last_seq + 1, str(error))
         if found is not None:
             self.found[i] = found
         else:
@@ -180,9 +180,9 @@ class _Replay:
 def sync_shards(
     view: ServerView, ex: Exchange, states: Sequence[StreamState]
 ) -> Operation[bool | None]:
-    """Have the streams' shards write everything; None if one gave no answer.
+    """Have the streams' shards write everything to disk; None if one gave no answer.
 
-    What it says of single streams `open` tells: a shard that was started again answers too.
+    The outcome for single streams is read by `open`, for a restarted shard answers `sync` too.
     """
     stream: StreamId | None
     calls: list[Call] = []
@@ -207,11 +207,11 @@ def sync_shards(
     return answer
 
 
-def _is_unsafe(view: ServerView, state: StreamState, result: Sequence[int]) -> bool:
+def _must_sync(view: ServerView, state: StreamState, result: Sequence[int]) -> bool:
     last_seq, durable_seq, _ = result
     if not view.is_durable or not state.numbered or last_seq <= durable_seq:
         return False
-    kept = state.kept
+    kept = state.replay_log
     return kept is None or kept.missing(durable_seq + 1, last_seq) is not None
 
 
@@ -233,8 +233,8 @@ def _ask(
         def build(group: Sequence[int], tail: bytes = tail) -> tuple[Buffer, ...]:
             return _OPEN, pack_ids([states[i] for i in group]), tail
 
-        def accept(group: Sequence[int], told: Sequence[Any]) -> None:
-            results.update(zip(group, told, strict=True))
+        def accept(group: Sequence[int], reply: Sequence[Any]) -> None:
+            results.update(zip(group, reply, strict=True))
 
         opening = Scatter(view, ex, states, "open", build, accept)
         failed.update((yield from opening.run(group_by_endpoint(view, states, members))))

@@ -1,4 +1,4 @@
-"""What a client knows of its server, and what it asks when it needs to know more."""
+"""What a client knows of its server, and the requests that tell it more."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgpack
 
 from streamrnn_client import errors
 from streamrnn_client._session.exchange import Call, Exchange
-from streamrnn_client._session.replay_log import MAX_KEPT_BYTES, MAX_KEPT_STEPS, Kept
+from streamrnn_client._session.replay_log import MAX_KEPT_BYTES, MAX_KEPT_STEPS, ReplayLog
 from streamrnn_client._session.stream_state import Claim, ServerInfo, StreamState
 from streamrnn_client.inputs import ModelInfo
 from streamrnn_client.protocol.messages import shard_of
@@ -27,27 +27,8 @@ Operation = Generator[Call | Claim, None, T]
 class ServerView:
     """What all threads or tasks of one client share: the server, its models, the streams.
 
-    Parameters
-    ----------
-    address : str
-        Where the first shard is.
-    release : callable
-        Takes streams back from an operation that had claimed them.
-    max_kept_steps, max_kept_bytes : int
-        How much is kept of each stream for a replay.
-
-    Attributes
-    ----------
-    info : ServerInfo or None
-        What `hello` told last.
-    is_stale : bool
-        Whether `hello` should be asked again before anything else.
-    models : dict
-        Name -> `ModelInfo`.
-    streams : dict
-        Stream id -> `StreamState`.
-    map_version : int
-        Changes whenever a stream may have got another endpoint.
+    `release` returns claimed streams. `info` is the last `hello`; `is_stale` says that it should be
+    asked again first. `map_version` changes whenever a stream may have got another endpoint.
     """
 
     def __init__(
@@ -71,7 +52,7 @@ class ServerView:
     # ---- the server ---------------------------------------------------------------------------
 
     def request(self, ex: Exchange, method: str, params: Sequence[Any]) -> Operation[Any]:
-        """Ask the first shard for something that belongs to no stream; may be sent again."""
+        """Send the first shard a request that belongs to no stream; may be sent again."""
         parts = (msgpack.packb(method), msgpack.packb(params))
         call = ex.submit(self.address, method, parts)
         try:
@@ -84,9 +65,9 @@ class ServerView:
         return call.result
 
     def hello(self, ex: Exchange) -> Operation[ServerInfo]:
-        """Ask who the server is and where its shards are."""
-        told = yield from self.request(ex, "hello", [{"client": "streamrnn-client"}])
-        info = ServerInfo.from_map(told)
+        """Ask which server it is and where its shards are."""
+        reply = yield from self.request(ex, "hello", [{"client": "streamrnn-client"}])
+        info = ServerInfo.from_map(reply)
         if self.info is None or info.instance != self.info.instance:
             self.models = {}
         self.info = info
@@ -96,8 +77,8 @@ class ServerView:
         ex.max_in_flight = info.max_in_flight
         return info
 
-    def known_server(self, ex: Exchange) -> Operation[ServerInfo]:
-        """Return what is known of the server; ask only where that is nothing, or doubtful."""
+    def server_info(self, ex: Exchange) -> Operation[ServerInfo]:
+        """Return what is known of the server; ask if nothing is, or it is stale."""
         if self.info is None or self.is_stale:
             return (yield from self.hello(ex))
         ex.max_in_flight = self.info.max_in_flight
@@ -105,15 +86,15 @@ class ServerView:
 
     def list_models(self, ex: Exchange) -> Operation[dict[str, ModelInfo]]:
         """Ask for all models and their descriptions."""
-        yield from self.known_server(ex)
-        told = yield from self.request(ex, "models", [])
-        self.models = {entry["name"]: ModelInfo(entry) for entry in told}
+        yield from self.server_info(ex)
+        reply = yield from self.request(ex, "models", [])
+        self.models = {entry["name"]: ModelInfo(entry) for entry in reply}
         return dict(self.models)
 
     def stats(self, ex: Exchange) -> Operation[dict[str, Any]]:
         """Ask for the server's counters."""
-        told: dict[str, Any] = yield from self.request(ex, "stats", [])
-        return told
+        reply: dict[str, Any] = yield from self.request(ex, "stats", [])
+        return reply
 
     def model_info(self, ex: Exchange, name: str | None) -> Operation[ModelInfo]:
         """Return a model's description; None is the only model."""
@@ -155,7 +136,7 @@ class ServerView:
 
     @property
     def is_durable(self) -> bool:
-        """Whether the server keeps streams on disk, as far as it told."""
+        """Whether the server keeps streams on disk, as far as it said."""
         return self.info is not None and self.info.durability != "none"
 
     def max_chunk(self, state: StreamState) -> int:
@@ -166,14 +147,14 @@ class ServerView:
         most = room // (4 * max(state.model.num_inputs, state.model.output_size))
         return max(1, min(state.window, most))
 
-    def opened(self, state: StreamState, result: Sequence[int], instance: str) -> bool:
-        """Take what `open` returned; False if the server is behind and steps may be sent again.
+    def apply_opened(self, state: StreamState, result: Sequence[int], instance: str) -> bool:
+        """Apply the result of `open`; False if the server is behind and replay is possible.
 
-        Where nothing is kept, a step that the server no longer knows of is a loss.
+        Without a replay log, a step that the server no longer knows of is a loss.
         """
         last_seq, durable_seq, window = result
         if last_seq < state.last_seq:
-            if state.kept is not None:
+            if state.replay_log is not None:
                 return False
             state.lost = f"the server knows of {last_seq} steps only"
             if self.info is not None and self.info.instance != state.instance:
@@ -186,43 +167,43 @@ class ServerView:
         state.is_open = True
         state.in_doubt = False
         if not self.is_durable or not state.numbered:
-            state.kept = None
-        elif state.kept is None:
+            state.replay_log = None
+        elif state.replay_log is None:
             row_bytes = 4 * state.model.num_inputs
-            state.kept = Kept(row_bytes, self.max_kept_steps, self.max_kept_bytes)
+            state.replay_log = ReplayLog(row_bytes, self.max_kept_steps, self.max_kept_bytes)
         state.note_durable(durable_seq)
         return True
 
     def note_moved(self, state: StreamState, detail: dict[str, Any]) -> None:
-        """Remember where a stream's hash slot lives, as the server told in `moved`."""
+        """Set the endpoint of a stream's hash slot to that of a `moved`."""
         endpoint = detail.get("endpoint")
         if isinstance(endpoint, str):
             self._moved = {**self._moved, state.slot: endpoint}
             self.map_version += 1
 
     def has_moved(self, ex: Exchange, state: StreamState, call: Call) -> Operation[bool]:
-        """Tell whether a silent endpoint is not the stream's any more: a shard fewer, perhaps."""
+        """Return whether a silent endpoint is not the stream's any more."""
         if not isinstance(call.error, TimeoutError | ConnectionError):
             return False
         if not call.may_resend or call.endpoint == self.address:
             return False
-        silence = yield from self.look_again(ex)
+        silence = yield from self.refresh(ex)
         return not silence and self.endpoint(state) != call.endpoint
 
     # ---- what went wrong ----------------------------------------------------------------------
 
-    def judge(
+    def interpret(
         self, ex: Exchange, state: StreamState, error: errors.StreamRNNClientError
     ) -> Operation[errors.StreamRNNClientError]:
-        """Say what an error means for a stream: a loss, a doubt, or just what it says."""
-        what = self.loss(state, error)
+        """Return what an error means for a stream: a loss, a doubt, or just itself."""
+        what = self.loss_reason(state, error)
         if not what:
             return self.note_failure(state, error)
-        silence = yield from self.look_again(ex)
+        silence = yield from self.refresh(ex)
         return self.mark_lost(state, what, silence, error)
 
-    def loss(self, state: StreamState, error: errors.StreamRNNClientError) -> str:
-        """Say what a stream lost according to an error; nothing is the empty string."""
+    def loss_reason(self, state: StreamState, error: errors.StreamRNNClientError) -> str:
+        """Return what a stream lost according to an error; empty if nothing."""
         expected = error.detail.get("expected")
         if isinstance(error, errors.Gap) and isinstance(expected, int):
             if expected <= state.last_seq:
@@ -234,8 +215,8 @@ class ServerView:
             return "the server does not know the stream"
         return ""
 
-    def look_again(self, ex: Exchange) -> Operation[str]:
-        """Ask who the server is now; return why it did not say, empty if it did."""
+    def refresh(self, ex: Exchange) -> Operation[str]:
+        """Ask `hello` again; return the code of its error, empty if it answered."""
         try:
             yield from self.hello(ex)
         except errors.StreamRNNClientError as error:
@@ -249,7 +230,7 @@ class ServerView:
         silence: str,
         error: errors.StreamRNNClientError | None = None,
     ) -> errors.StateLost:
-        """Mark a stream as lost, for good, and say why as far as `look_again` found out."""
+        """Mark a stream as lost, for good, with the reason that `refresh` found."""
         if isinstance(error, errors.Expired):  # which says why
             state.lost = what
             return errors.StateLost(state.id, state.last_seq, what, error.detail)
@@ -266,7 +247,7 @@ class ServerView:
     def note_failure(
         self, state: StreamState, error: errors.StreamRNNClientError
     ) -> errors.StreamRNNClientError:
-        """Remember what an error leaves in doubt; return it, with the stream's id in it."""
+        """Record what an error leaves in doubt; return it with the stream's id."""
         if isinstance(error, errors.RequestTimeout | errors.ConnectionLost):
             state.in_doubt |= error.detail.get("num_sends") != 0
             self.is_stale = True

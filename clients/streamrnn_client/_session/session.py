@@ -17,7 +17,13 @@ import numpy as np
 from streamrnn_client import errors
 from streamrnn_client._session.exchange import Buffer, Call, Exchange
 from streamrnn_client._session.per_shard import Errors
-from streamrnn_client._session.replay import MAX_REPLAYS, behind, open_states, recover, sync_shards
+from streamrnn_client._session.replay import (
+    MAX_REPLAYS,
+    open_states,
+    recover,
+    server_lag,
+    sync_shards,
+)
 from streamrnn_client._session.server_info import MAX_MOVES, Operation, ServerView
 from streamrnn_client._session.stream_group import Rows
 from streamrnn_client._session.stream_state import Claim, StreamState
@@ -47,9 +53,9 @@ class Session(ServerView):
         x = state.model.step_array(x)
         yield Claim((state,))
         try:
-            first_seq = self.first_seq(state, seq, 1)
-            if state.kept is not None and state.kept.is_full(1):
-                yield from self.make_room_for(ex, state, 1)
+            first_seq = self.next_seq(state, seq, 1)
+            if state.replay_log is not None and state.replay_log.is_full(1):
+                yield from self._wait_for_one(ex, state, 1)
             call = self._submit(ex, state, first_seq, x)
             result = yield from self.settle(ex, state, call)
             return self._accept(state, result, first_seq, 1, x)
@@ -65,17 +71,17 @@ class Session(ServerView):
         in_flight: deque[tuple[Call, int, int, str]] = deque()
         sent = done = 0
         try:
-            first_seq = self.first_seq(state, seq, num_steps)
+            first_seq = self.next_seq(state, seq, num_steps)
             # Unnumbered chunks must not overtake each other, so only one is under way.
             depth = 2 if state.numbered and state.window > 1 else 1
             chunk = max(1, min(state.window // depth, self.max_chunk(state)))
             while done < num_steps:
                 while sent < num_steps and len(in_flight) < depth:
                     stop = min(sent + chunk, num_steps)
-                    if state.kept is not None and state.kept.is_full(stop - done):
+                    if state.replay_log is not None and state.replay_log.is_full(stop - done):
                         if in_flight:
                             break  # what is under way is not kept yet
-                        yield from self.make_room_for(ex, state, stop - sent)
+                        yield from self._wait_for_one(ex, state, stop - sent)
                     number = first_seq + sent if first_seq else 0
                     call = self._submit(ex, state, number, x[sent:stop])
                     in_flight.append((call, sent, stop, state.instance))
@@ -90,13 +96,13 @@ class Session(ServerView):
                 done = stop
             return outputs
         except errors.StreamRNNClientError as error:
-            raise _in_whole(error, outputs, done) from error.__cause__
+            raise _error_of_all_steps(error, outputs, done) from error.__cause__
         finally:
             for call, *_ in in_flight:
                 ex.abandon(call)
             self.release((state,))
 
-    def first_seq(self, state: StreamState, seq: int | None, num_steps: int) -> int:
+    def next_seq(self, state: StreamState, seq: int | None, num_steps: int) -> int:
         """Return the number of the next step, 0 on an unnumbered stream."""
         if state.lost:
             raise errors.StateLost(state.id, state.last_seq, state.lost)
@@ -135,9 +141,8 @@ class Session(ServerView):
     ) -> Operation[Any]:
         """Wait for a request's answer; send it again where that is right, else raise.
 
-        With `in_order` False an earlier chunk was still under way when this one was sent. If that
-        one came late, or the server had to be brought to where it was, then this one met a gap
-        that exists no longer.
+        With `in_order` False an earlier chunk was still under way when this one was sent: if that
+        one came late, or was replayed, then this one met a gap that exists no longer.
         """
         num_moves = num_replays = 0
         may_open = may_look = True
@@ -155,7 +160,7 @@ class Session(ServerView):
                 elif isinstance(error, errors.UnknownStream) and state.is_pristine and may_open:
                     may_open = False
                     yield from self._open_again(ex, state)
-                elif num_replays < MAX_REPLAYS and (found := behind(self, state, error)):
+                elif num_replays < MAX_REPLAYS and (found := server_lag(self, state, error)):
                     num_replays += 1
                     failed = yield from recover(self, ex, (state,), {0: found})
                     if failed:
@@ -166,7 +171,7 @@ class Session(ServerView):
                     if isinstance(error, errors.Exists) and call.num_sends > 1:
                         error.detail["num_sends"] = call.num_sends
                         error.args = (f"{error}. It may be this call's own: it was sent twice",)
-                    raise (yield from self.judge(ex, state, error))
+                    raise (yield from self.interpret(ex, state, error))
                 call = ex.repeat(call, self.endpoint(state))
         except BaseException as error:
             # Whoever stops waiting does not know whether the step was applied.
@@ -186,9 +191,9 @@ class Session(ServerView):
                 f"expected were {num_steps * state.model.output_size}"
             )
         state.durable_seq = durable_seq
-        if state.kept is not None:
-            state.kept.note(first_seq, num_steps, x, state.last_seq)
-            state.kept.forget(durable_seq)
+        if state.replay_log is not None:
+            state.replay_log.append(first_seq, num_steps, x, state.last_seq)
+            state.replay_log.drop_durable(durable_seq)
         # An explicit seq may ask for an old step once more.
         state.last_seq = max(state.last_seq, last_seq)
         state.in_doubt = False
@@ -196,42 +201,44 @@ class Session(ServerView):
 
     # ---- what is on disk -----------------------------------------------------------------------
 
-    def make_room(
+    def wait_for_capacity(
         self, ex: Exchange, states: Sequence[StreamState], num_steps: int
     ) -> Operation[Errors]:
-        """Wait until so many more steps of claimed streams may be kept: until others are on disk.
+        """Wait until the replay logs of claimed streams can take so many more steps.
 
-        The errors of streams that it could not be done for are returned.
+        Returns the errors of streams for which that failed.
         """
         delay_s, deadline = 0.0, None
         failed: Errors = {}
         while full := [
             i
             for i, state in enumerate(states)
-            if state.kept is not None and state.kept.is_full(num_steps) and i not in failed
+            if state.replay_log is not None
+            and state.replay_log.is_full(num_steps)
+            and i not in failed
         ]:
             if delay_s and not ex.has_time(delay_s, deadline):
-                return {**failed, **{i: _frozen(states[i]) for i in full}}
+                return {**failed, **{i: _read_only(states[i]) for i in full}}
             deadline = yield from self._pause(ex, delay_s, deadline)
             delay_s = min(max(2 * delay_s, _MIN_SYNC_S), _MAX_SYNC_S)
             before = [states[i].durable_seq for i in full], self.info
             yield from sync_shards(self, ex, [states[i] for i in full])
             for i, error in (yield from open_states(self, ex, states, full)).items():
-                failed[i] = yield from self.judge(ex, states[i], error)
+                failed[i] = yield from self.interpret(ex, states[i], error)
             if before != ([states[i].durable_seq for i in full], self.info):
                 deadline = None  # it writes, or it was started again
         return failed
 
-    def make_room_for(self, ex: Exchange, state: StreamState, num_steps: int) -> Operation[None]:
-        """Wait until so many more steps of one stream may be kept."""
-        for error in (yield from self.make_room(ex, (state,), num_steps)).values():
+    def _wait_for_one(self, ex: Exchange, state: StreamState, num_steps: int) -> Operation[None]:
+        """Wait until the replay log of one stream can take so many more steps."""
+        for error in (yield from self.wait_for_capacity(ex, (state,), num_steps)).values():
             raise error
 
     def sync(self, ex: Exchange, state: StreamState) -> Operation[int]:
         """Have a stream's last step written to disk; return the last one that is."""
         yield Claim((state,))
         try:
-            self.first_seq(state, None, 1)
+            self.next_seq(state, None, 1)
             return (yield from self.make_durable(ex, state))
         finally:
             self.release((state,))
@@ -249,7 +256,7 @@ class Session(ServerView):
         return state.durable_seq
 
     def _pause(self, ex: Exchange, delay_s: float, deadline: float | None) -> Operation[float]:
-        """Wait, with a question to the server that needs an answer anyway: who it is."""
+        """Wait, by asking `hello`, whose answer is needed anyway."""
         parts = (msgpack.packb("hello"), msgpack.packb([{"client": "streamrnn-client"}]))
         call = ex.submit(self.address, "hello", parts, delay_s=delay_s)
         try:
@@ -264,13 +271,13 @@ class Session(ServerView):
         """Set a stream's state back to that of a new one; takes a number, like a step."""
         yield Claim((state,))
         try:
-            seq = self.first_seq(state, None, 1)
-            if state.kept is not None and state.kept.is_full(1):
-                yield from self.make_room_for(ex, state, 1)
+            seq = self.next_seq(state, None, 1)
+            if state.replay_log is not None and state.replay_log.is_full(1):
+                yield from self._wait_for_one(ex, state, 1)
             call = self.call(ex, state, "reset", [state.id, seq], may_resend=seq > 0)
             last_seq, durable_seq = yield from self.settle(ex, state, call)
-            if state.kept is not None:
-                state.kept.note(seq, 1, None, state.last_seq)
+            if state.replay_log is not None:
+                state.replay_log.append(seq, 1, None, state.last_seq)
             state.last_seq = last_seq
             state.note_durable(durable_seq)
             state.in_doubt = False
@@ -289,10 +296,10 @@ class Session(ServerView):
             self.release((state,))
 
     def resync(self, ex: Exchange, state: StreamState) -> Operation[int]:
-        """Take the server's word for the last step applied."""
+        """Set the last step applied to what the server says."""
         yield Claim((state,))
         try:
-            self.first_seq(state, None, 1)
+            self.next_seq(state, None, 1)
             yield from self._open_again(ex, state)
             return state.last_seq
         finally:
@@ -304,10 +311,10 @@ class Session(ServerView):
             raise errors.StateLost(state.id, state.last_seq, state.lost)
 
     def open_claimed(self, ex: Exchange, states: Sequence[StreamState]) -> Operation[None]:
-        """Open streams that were open; what the server lacks of them is replayed."""
+        """Open streams again; what the server lacks of them is replayed."""
         failed = yield from open_states(self, ex, states, range(len(states)))
         for i, error in failed.items():
-            raise (yield from self.judge(ex, states[i], error))
+            raise (yield from self.interpret(ex, states[i], error))
 
     def call(
         self,
@@ -322,7 +329,7 @@ class Session(ServerView):
         return ex.submit(self.endpoint(state), method, parts, may_resend=may_resend)
 
 
-def _frozen(state: StreamState) -> errors.ReadOnly:
+def _read_only(state: StreamState) -> errors.ReadOnly:
     return errors.ReadOnly(
         f"the server writes nothing to its disk: durable_seq of stream {state.id!r} stands at "
         f"{state.durable_seq}, and the steps since are as many as this client may keep "
@@ -332,10 +339,10 @@ def _frozen(state: StreamState) -> errors.ReadOnly:
     )
 
 
-def _in_whole(
+def _error_of_all_steps(
     error: errors.StreamRNNClientError, outputs: Array, num_done: int
 ) -> errors.StreamRNNClientError:
-    """Let a chunk's error speak about the whole call: the outputs so far, the step's position."""
+    """Make a chunk's error one of the whole call: its outputs, the step's position."""
     step = error.detail.get("step")
     if isinstance(error, errors.BadValue) and isinstance(step, int):
         detail = {**error.detail, "step": step + num_done}

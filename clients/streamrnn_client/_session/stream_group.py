@@ -1,10 +1,10 @@
-"""Streams that are stepped together, many times, and what is kept of their steps."""
+"""Streams that are stepped together, many times, and the replay log of their steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from streamrnn_client._session.batch_log import Shared
+from streamrnn_client._session.batch_log import BatchLog
 from streamrnn_client._session.per_shard import ITEM_BYTES, Groups, group_by_endpoint
 from streamrnn_client._session.server_info import ServerView
 from streamrnn_client._session.stream_state import StreamState, pack_ids
@@ -30,7 +30,7 @@ class Rows:
         self._states = list(states)
         self._groups: Groups = []
         self._packed: dict[int, bytes] = {}
-        self._shared: dict[int, Shared] = {}
+        self._logs: dict[int, BatchLog] = {}
         self._map_version = -1
 
     def __len__(self) -> int:
@@ -42,22 +42,22 @@ class Rows:
         return tuple(state.last_seq for state in self._states)
 
     def are_of(self, states: list[StreamState], model: str | None) -> bool:
-        """Tell whether these are all streams, in this order, and their model is the one named."""
+        """Return whether these are its streams, in this order, and their model the named one."""
         return self._states == states and model in (None, self.model.name)
 
     def groups(self, view: ServerView) -> Groups:
-        """Return the streams of each request; worked out again when one may have moved."""
+        """Return the streams of each request; regrouped when one may have moved."""
         if self._map_version != view.map_version:
             item_bytes = ITEM_BYTES + 4 * max(self.model.num_inputs, self.model.output_size)
             indices = range(len(self._states))
             self._groups = group_by_endpoint(view, self._states, indices, item_bytes)
             self._packed = {id(group): b"" for _, group in self._groups}
-            self._shared = {id(group): Shared(len(group)) for _, group in self._groups}
+            self._logs = {id(group): BatchLog(len(group)) for _, group in self._groups}
             self._map_version = view.map_version
         return self._groups
 
     def packed_ids(self, group: Sequence[int]) -> bytes:
-        """Return the array of a group's ids in MessagePack; those of `groups` are packed once."""
+        """Return a group's ids in MessagePack; those of `groups` are packed once."""
         packed = self._packed.get(id(group))
         if not packed:
             packed = pack_ids([self._states[i] for i in group])
@@ -67,19 +67,19 @@ class Rows:
 
     # ---- what is kept --------------------------------------------------------------------------
 
-    def has_room(self) -> bool:
-        """Tell whether it is certain that one more step of every stream may be kept."""
-        kept = self._states[0].kept
+    def has_capacity(self) -> bool:
+        """Return whether every stream can certainly keep one more step."""
+        kept = self._states[0].replay_log
         return kept is not None and all(
-            shared.has_room(kept.max_steps) for shared in self._shared.values()
+            log.has_capacity(kept.max_steps) for log in self._logs.values()
         )
 
-    def forget_durable(self) -> None:
-        """Have each stream drop what it need not keep, even if others keep that step still."""
+    def drop_durable(self) -> None:
+        """Drop each stream's durable steps, even if others keep that batch still."""
         for state in self._states:
             state.note_durable(state.durable_seq)
 
-    def keep(
+    def log_step(
         self,
         group: Sequence[int],
         x: Array,
@@ -87,51 +87,45 @@ class Rows:
         seqs: list[int],
         durable_seqs: Sequence[int],
     ) -> None:
-        """Keep a step of a group's streams, and drop what is on disk.
+        """Keep a step of a group, x[len(group), num_inputs], and drop what is on disk.
 
-        Parameters
-        ----------
-        group : sequence of int
-            Which rows, all of which have applied the step.
-        x : ndarray, shape (len(group), num_inputs)
-            Their inputs.
-        before, seqs, durable_seqs : sequence of int
-            The numbers of the steps before, of this one, and of the last ones on disk.
+        `before`, `seqs`, `durable_seqs`: numbers of the steps before, of this one, of the last on
+        disk.
         """
-        shared = self._shared.get(id(group))
-        if shared is None or not shared.is_whole or before != shared.last_seqs:
-            shared = self._begin(group, seqs)
-        if shared is None:
+        log = self._logs.get(id(group))
+        if log is None or not log.is_whole or before != log.last_seqs:
+            log = self._start_log(group, seqs)
+        if log is None:
             for i, row, seq, durable_seq in zip(group, x, seqs, durable_seqs, strict=True):
                 state = self._states[i]
-                if state.kept is not None:
-                    state.kept.note(seq, 1, row, state.last_seq)
-                    state.kept.forget(durable_seq)
+                if state.replay_log is not None:
+                    state.replay_log.append(seq, 1, row, state.last_seq)
+                    state.replay_log.drop_durable(durable_seq)
             return
-        shared.append(x.copy(), seqs)
-        if durable_seqs == shared.durable_seqs:
+        log.append(x.copy(), seqs)
+        if durable_seqs == log.durable_seqs:
             return
         num_older = 0
-        if shared.num_older:
+        if log.num_older:
             for i, durable_seq in zip(group, durable_seqs, strict=True):
-                kept = self._states[i].kept
+                kept = self._states[i].replay_log
                 if kept is not None:
-                    kept.forget(durable_seq)
+                    kept.drop_durable(durable_seq)
                     num_older = max(num_older, kept.num_older)
-        shared.forget(durable_seqs, num_older)
+        log.drop_durable(durable_seqs, num_older)
 
-    def _begin(self, group: Sequence[int], seqs: Sequence[int]) -> Shared | None:
-        """Let every stream of a group have an open column from these numbers on; None if not."""
-        shared = self._shared.get(id(group))
-        kept = [self._states[i].kept for i in group]
-        if shared is None or None in kept:
+    def _start_log(self, group: Sequence[int], seqs: Sequence[int]) -> BatchLog | None:
+        """Give every stream of a group an open column from these numbers on, if possible."""
+        log = self._logs.get(id(group))
+        kept = [self._states[i].replay_log for i in group]
+        if log is None or None in kept:
             return None
-        if shared.is_copied_out:
-            shared = self._shared[id(group)] = Shared(len(group))
+        if log.is_compacted:
+            log = self._logs[id(group)] = BatchLog(len(group))
         num_older = 0
         for k, (each, seq) in enumerate(zip(kept, seqs, strict=True)):
             assert each is not None
-            each.join(shared, k, seq)
+            each.join(log, k, seq)
             num_older = max(num_older, each.num_older)
-        shared.begin(seqs, num_older)
-        return shared
+        log.begin(seqs, num_older)
+        return log

@@ -1,4 +1,4 @@
-"""What a client knows: the server, and each of its streams. No logic, no sockets."""
+"""What a client knows of each of its streams: no logic, no sockets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import msgpack
 
-from streamrnn_client._session.replay_log import Kept
+from streamrnn_client._session.replay_log import ReplayLog
 from streamrnn_client.errors import BadParams, NotSupported
 from streamrnn_client.inputs import ModelInfo
 from streamrnn_client.protocol.messages import (
@@ -99,42 +99,14 @@ class ServerInfo:
 
 
 class StreamState:
-    """What a client knows about one of its streams.
+    """What a client knows about one of its streams; raises `BadParams` if the id is none.
 
-    Parameters
-    ----------
-    stream : str or int
-        The stream's id.
-    model : ModelInfo
-        Its model.
-    numbered : bool
-        Whether its steps carry numbers.
-
-    Attributes
-    ----------
-    id : str or int
-    model : ModelInfo
-    numbered : bool
-    window : int
-        The most unacknowledged steps.
-    last_seq, durable_seq : int
-        The last step applied, and the last one that is safe on disk, as far as was told.
-    instance : str
-        The start of the server under which it was opened.
-    is_open, in_doubt, claimed : bool
-        Whether it was opened; whether a step's fate is unknown; whether a call is under way.
-    lost : str
-        Why its state is lost; empty while it is not.
-    kept : Kept or None
-        The steps that are not on disk yet; None where the server has no disk, or nothing has a
-        number.
-    packed_id, step_head : bytes
-        The id, and what begins a `step` request, in MessagePack.
-
-    Raises
-    ------
-    BadParams
-        If it is no stream id.
+    `window` bounds unacknowledged steps; `last_seq` and `durable_seq` are the last step applied and
+    the last one on disk, as far as the server said. `instance` is the start of the server under
+    which the stream was opened. `in_doubt` says that a step's fate is unknown, `claimed` that a
+    call is under way, `lost` why the state is lost (empty: it is not). `replay_log` is None where
+    the server has no disk or the steps have no numbers. `packed_id` and `step_head` are
+    MessagePack.
     """
 
     __slots__ = (
@@ -145,12 +117,12 @@ class StreamState:
         "in_doubt",
         "instance",
         "is_open",
-        "kept",
         "last_seq",
         "lost",
         "model",
         "numbered",
         "packed_id",
+        "replay_log",
         "step_head",
         "window",
     )
@@ -171,29 +143,23 @@ class StreamState:
         self.in_doubt = False
         self.claimed = False
         self.lost = ""
-        self.kept: Kept | None = None
+        self.replay_log: ReplayLog | None = None
         self.packed_id: bytes = msgpack.packb(stream)
         self.step_head: bytes = _STEP + self.packed_id
         self._slot = -1
 
     @property
     def slot(self) -> int:
-        """The hash slot, worked out when it is first asked for: with one shard it never is."""
+        """The hash slot, computed on first use: with one shard it is never used."""
         if self._slot < 0:
             self._slot = hash_slot(self.id)
         return self._slot
 
     def note_durable(self, durable_seq: int) -> None:
-        """Take note of what is on disk, and keep it no longer.
-
-        Parameters
-        ----------
-        durable_seq : int
-            As the server told.
-        """
+        """Set the last step on disk, and drop what is there from the replay log."""
         self.durable_seq = durable_seq
-        if self.kept is not None:
-            self.kept.forget(durable_seq)
+        if self.replay_log is not None:
+            self.replay_log.drop_durable(durable_seq)
 
     @property
     def is_pristine(self) -> bool:
@@ -202,12 +168,9 @@ class StreamState:
 
 
 class Claim:
-    """What an operation waits for before it touches streams: that no other one does.
+    """A wait for the exclusive use of streams.
 
-    Parameters
-    ----------
-    states : sequence of StreamState
-        All of them are claimed at once, so that two operations cannot wait for each other.
+    All of them are claimed at once, so that two operations cannot wait for each other.
     """
 
     __slots__ = ("states",)
@@ -217,36 +180,15 @@ class Claim:
 
 
 def pack_ids(states: Sequence[StreamState]) -> bytes:
-    """Return the array of streams' ids in MessagePack.
-
-    Parameters
-    ----------
-    states : sequence of StreamState
-
-    Returns
-    -------
-    bytes
-    """
+    """Return the array of streams' ids in MessagePack."""
     header = msgpack.Packer().pack_array_header(len(states))
     return b"".join((header, *[state.packed_id for state in states]))
 
 
 def as_ids(streams: Any) -> list[StreamId]:
-    """Check that streams were given as a collection of ids without repetition.
+    """Return stream ids as a list of plain values.
 
-    Parameters
-    ----------
-    streams : iterable of str or int
-        Stream ids.
-
-    Returns
-    -------
-    list of str or int
-
-    Raises
-    ------
-    BadParams
-        If one comes twice, or a single str was given.
+    Raises `BadParams` if one comes twice, or a single str was given.
     """
     if isinstance(streams, str | bytes | int | Mapping):
         raise BadParams(f"streams is {type(streams).__name__}; give a list of stream ids")
@@ -258,6 +200,6 @@ def as_ids(streams: Any) -> list[StreamId]:
 
 
 def _plain(stream: Any) -> StreamId:
-    """Turn a NumPy integer or str into Python's, which the wire knows; leave the rest alone."""
+    """Turn a NumPy integer or str into Python's, which the wire knows."""
     item = getattr(stream, "item", None)
     return item() if item is not None and getattr(stream, "ndim", 1) == 0 else stream

@@ -1,4 +1,4 @@
-"""Operations that move, branch and bring back states; their effect is on disk when they return."""
+"""Operations that move, branch and restore states; durable when they return."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ _NUM_TOGETHER = 256  # streams that are claimed at once, so that others need not
 
 def export_stream(session: Session, ex: Exchange, state: StreamState) -> Operation[bytes]:
     """Return a stream's record, as of the last step that this client knows."""
-    record = yield from _as_it_is(session, ex, state, "export", [state.id])
+    record = yield from _on_durable_state(session, ex, state, "export", [state.id])
     return bytes(record)
 
 
 def fork(
     session: Session, ex: Exchange, state: StreamState, target: StreamId
 ) -> Operation[StreamState]:
-    """Make another stream with the same state and number; return what is known of it."""
+    """Make another stream with the same state and number; return its state here."""
     branch = StreamState(target, state.model, numbered=state.numbered)
-    result = yield from _as_it_is(session, ex, state, "fork", [state.id, target])
-    return _made(session, branch, result)
+    result = yield from _on_durable_state(session, ex, state, "fork", [state.id, target])
+    return _register(session, branch, result)
 
 
 def snapshot(session: Session, ex: Exchange, state: StreamState, name: str) -> Operation[int]:
     """Keep a stream's state under a name; return the number of its last step."""
-    result = yield from _as_it_is(session, ex, state, "snapshot", [state.id, name])
+    result = yield from _on_durable_state(session, ex, state, "snapshot", [state.id, name])
     return int(result[0])
 
 
 def rollback(
     session: Session, ex: Exchange, state: StreamState, name: str | None
 ) -> Operation[int]:
-    """Bring a snapshot's state back, or the last one on disk; takes a number, like a step."""
+    """Restore a snapshot's state, or the last one on disk; takes a number, like a step."""
     yield Claim((state,))
     try:
-        seq = session.first_seq(state, None, 1)
+        seq = session.next_seq(state, None, 1)
         call = session.call(ex, state, "rollback", [state.id, seq, name], may_resend=seq > 0)
         last_seq, durable_seq = yield from session.settle(ex, state, call)
         state.last_seq = max(state.last_seq, last_seq)
@@ -72,9 +72,9 @@ def import_stream(
     numbered: bool,
 ) -> Operation[StreamState]:
     """Make a stream from a record; it goes on after the record's last step."""
-    state = yield from _new(session, ex, stream, record, model, numbered)
+    state = yield from _prepare(session, ex, stream, record, model, numbered)
     params = [state.id, bytes(record), state.model.name]
-    return (yield from _make(session, ex, state, "import", params))
+    return (yield from _create(session, ex, state, "import", params))
 
 
 def open_with_state(
@@ -86,15 +86,15 @@ def open_with_state(
     window: int | None,
     numbered: bool,
 ) -> Operation[StreamState]:
-    """Make a stream whose first step is number 1 and whose initial state is that of a record."""
-    state = yield from _new(session, ex, stream, record, model, numbered)
+    """Make a stream that begins with a record's state and with step number 1."""
+    state = yield from _prepare(session, ex, stream, record, model, numbered)
     params = [state.id, state.model.name, window or 0, bytes(record)]
-    return (yield from _make(session, ex, state, "open", params))
+    return (yield from _create(session, ex, state, "open", params))
 
 
 def sync_all(session: Session, ex: Exchange) -> Operation[bool]:
-    """Have everything that was applied written to disk; False if the disk cannot be written."""
-    yield from session.known_server(ex)
+    """Have every applied step written to disk; False if the disk cannot be written."""
+    yield from session.server_info(ex)
     states = [state for state in session.streams.values() if state.is_open and not state.lost]
     wanted = {id(state): state.last_seq for state in states}
     # The first shard stands for all where this client has no streams; without a disk it says so.
@@ -128,17 +128,17 @@ def _not_durable(
     return [state for state in states if state.durable_seq < wanted[id(state)]]
 
 
-def _as_it_is(
+def _on_durable_state(
     session: Session, ex: Exchange, state: StreamState, method: str, params: list[Any]
 ) -> Operation[Any]:
-    """Ask for something that is done with a stream's present state.
+    """Request something that is done with a stream's present state.
 
-    It is made durable before: a server that was started again meanwhile would take an older one.
+    It is made durable before: a server that was started again meanwhile would use an older one.
     """
     yield Claim((state,))
     try:
-        session.first_seq(state, None, 1)
-        if state.kept is not None and state.durable_seq < state.last_seq:
+        session.next_seq(state, None, 1)
+        if state.replay_log is not None and state.durable_seq < state.last_seq:
             durable_seq = yield from session.make_durable(ex, state)
             if durable_seq < state.last_seq:
                 raise errors.ReadOnly(
@@ -152,19 +152,19 @@ def _as_it_is(
         session.release((state,))
 
 
-def _new(
+def _prepare(
     session: Session, ex: Exchange, stream: StreamId, record: Any, model: str | None, numbered: bool
 ) -> Operation[StreamState]:
     if not isinstance(record, bytes | bytearray | memoryview):
         raise errors.BadParams(
             f"the record is {type(record).__name__}; give the bytes that export() returned"
         )
-    yield from session.known_server(ex)
+    yield from session.server_info(ex)
     info = yield from session.model_info(ex, model)
     return StreamState(stream, info, numbered=numbered)
 
 
-def _make(
+def _create(
     session: Session, ex: Exchange, state: StreamState, method: str, params: list[Any]
 ) -> Operation[StreamState]:
     yield Claim((state,))
@@ -172,10 +172,10 @@ def _make(
         result = yield from session.settle(ex, state, session.call(ex, state, method, params))
     finally:
         session.release((state,))
-    return _made(session, state, result)
+    return _register(session, state, result)
 
 
-def _made(session: Session, state: StreamState, result: Sequence[int]) -> StreamState:
-    session.opened(state, result, session.info.instance if session.info is not None else "")
+def _register(session: Session, state: StreamState, result: Sequence[int]) -> StreamState:
+    session.apply_opened(state, result, session.info.instance if session.info is not None else "")
     session.streams[state.id] = state
     return state
