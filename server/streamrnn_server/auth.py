@@ -28,11 +28,6 @@ _DOMAIN = "streamrnn"
 def load_secret_key(path: Path) -> tuple[bytes, bytes]:
     """Read a server's key file.
 
-    Parameters
-    ----------
-    path : Path
-        As ``streamrnn keys`` writes it: NAME.key_secret.
-
     Returns
     -------
     public, secret : bytes
@@ -110,18 +105,6 @@ class _Users:
 class Guard:
     """Lets clients in whose public keys are known.
 
-    Parameters
-    ----------
-    context : zmq.Context
-        The sockets'; it has no other ZAP handler.
-    secret_key : Path
-        The server's own.
-    clients : Path
-        A directory of public keys, or one file. A key that is added or taken away counts from the
-        next connection on.
-    log : EventLog
-        Where refusals go.
-
     Raises
     ------
     StartError
@@ -138,31 +121,13 @@ class Guard:
         self._authenticator.start()
 
     def protect(self, socket: zmq.Socket[Any]) -> None:
-        """Let a socket take clients with keys only.
-
-        Parameters
-        ----------
-        socket : zmq.Socket
-            Not bound yet.
-        """
+        """Let a socket take clients with keys only."""
         socket.curve_server = True
         socket.curve_publickey, socket.curve_secretkey = self._public, self._secret
         socket.zap_domain = _DOMAIN.encode()
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Tell whether a key is known; what pyzmq's authenticator calls.
-
-        Parameters
-        ----------
-        domain : str
-            Of the socket.
-        key : bytes
-            The client's public key, Z85.
-
-        Returns
-        -------
-        bool
-        """
+        """Tell whether a key is known; what pyzmq's authenticator calls."""
         try:
             self._users.refresh()
         except StartError as error:  # what was read before still counts
@@ -174,11 +139,6 @@ class Guard:
 
     def user(self, public: bytes) -> str:
         """Return whose a key is that has been accepted.
-
-        Parameters
-        ----------
-        public : bytes
-            The key, Z85.
 
         Returns
         -------

@@ -25,15 +25,6 @@ _MIN_ROUNDS = 3
 def steps_per_s(model: Model, device: str, num_streams: int) -> float:
     """Measure how many steps a device computes when many streams step together.
 
-    Parameters
-    ----------
-    model : Model
-        What they run through.
-    device : str
-        ``cpu`` or ``cuda``.
-    num_streams : int
-        How many.
-
     Returns
     -------
     float
@@ -60,15 +51,6 @@ def steps_per_s(model: Model, device: str, num_streams: int) -> float:
 
 def choose_device(models: Mapping[str, Model], config: ServerConfig, log: EventLog) -> str:
     """Return the device that is to serve, and say why in the log if nobody has chosen it.
-
-    Parameters
-    ----------
-    models : mapping of str to Model
-        What is served.
-    config : ServerConfig
-        What was asked for.
-    log : EventLog
-        Where the choice is told.
 
     Returns
     -------

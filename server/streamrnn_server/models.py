@@ -16,11 +16,6 @@ _MAX_NAME_BYTES = 128
 def load_models(arguments: Iterable[str]) -> dict[str, Model]:
     """Load the models that a command line names.
 
-    Parameters
-    ----------
-    arguments : iterable of str
-        ``PATH`` or ``NAME=PATH``; without a name it is the file's, less its suffix.
-
     Returns
     -------
     dict of str to Model

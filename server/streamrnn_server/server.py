@@ -23,15 +23,14 @@ from streamrnn.model.model import Model
 from streamrnn_server.auth import Guard
 from streamrnn_server.config import Endpoint, ServerConfig
 from streamrnn_server.control.dispatcher import Control
-from streamrnn_server.control.error_text import parse_ask
-from streamrnn_server.control.state_methods import command
+from streamrnn_server.control.messages import command, parse_ask
 from streamrnn_server.device import choose_device
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.gpu.loop import GpuShard, make_devices, rows_of_a_wave
 from streamrnn_server.shard.loop import serve
 from streamrnn_server.shard.setup import ShardMemory
 from streamrnn_server.shard.structs import ASK_DRAINED, COMMAND_END, COMMAND_STOP
-from streamrnn_server.storage.state_dir import Disk
+from streamrnn_server.storage.state_dir import StateDir
 from streamrnn_server.warmup import compile_all
 
 __all__ = ["Server"]
@@ -55,15 +54,6 @@ _TOLD_COUNTERS = (
 
 class Server:
     """Serves models to streams from its creation until `close`.
-
-    Parameters
-    ----------
-    models : mapping of str to Model
-        What to serve; the first is the one meant where there is only one.
-    config : ServerConfig
-        How to run.
-    log : EventLog
-        Where events go.
 
     Attributes
     ----------
@@ -97,7 +87,7 @@ class Server:
         self._sockets: list[zmq.Socket[bytes]] = []
         self._threads: list[threading.Thread] = []
         self._told: dict[str, int] = {}
-        self._disk: Disk | None = None
+        self._disk: StateDir | None = None
         self._failure: DeviceError | None = None
         self._guard: Guard | None = None
         try:
@@ -138,7 +128,7 @@ class Server:
             ends = [self._make_pair(f"disk-{k}") for k in range(config.num_shards)]
             disks = [theirs for _, theirs in ends]
             ours = [our for our, _ in ends]
-            self._disk = Disk(config, models, programs, arithmetic, ours, self._log)
+            self._disk = StateDir(config, models, programs, arithmetic, ours, self._log)
         self.control = Control(
             config,
             models,

@@ -1,4 +1,4 @@
-"""Have everything compiled before the server says that it is ready."""
+"""Warm-up: compile everything before the server says that it is ready."""
 
 from __future__ import annotations
 
@@ -55,15 +55,6 @@ def _listening(listener: _Progress) -> Iterator[None]:
 
 def compile_all(log: EventLog, precision: str, device: str) -> float:
     """Compile the loop with all that it calls, and what makes records, or load them from the cache.
-
-    Parameters
-    ----------
-    log : EventLog
-        Where progress is told if it must be compiled.
-    precision : str
-        Of the weights, if the CPU computes the steps.
-    device : str
-        What computes the steps: ``cpu`` or ``cuda``.
 
     Returns
     -------

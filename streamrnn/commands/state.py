@@ -20,13 +20,7 @@ _NUMBERINGS = ("no step yet", "numbered", "unnumbered")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments.
-
-    Parameters
-    ----------
-    parser : argparse.ArgumentParser
-        The subcommand's.
-    """
+    """Add the command's arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     lines = {
         "list": "one line for each stream",
@@ -48,11 +42,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do one action.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        What `configure` asked for.
 
     Returns
     -------

@@ -36,13 +36,6 @@ Change = tuple[int, bytes, bytes | memoryview | None]
 def snapshot_key(stream: bytes, name: bytes) -> bytes:
     """Return the key of a stream's snapshot.
 
-    Parameters
-    ----------
-    stream : bytes
-        The canonical id.
-    name : bytes
-        UTF-8, at most 128 bytes.
-
     Returns
     -------
     bytes
@@ -55,15 +48,6 @@ class StateStore:
     """A state directory.
 
     Reading is safe from any thread; writing is one thread's at a time.
-
-    Parameters
-    ----------
-    directory : Path
-        Made if it is not there, unless it is only to be read.
-    max_bytes : int
-        The most that it may hold.
-    read_only : bool
-        Whether to look at a directory that nobody is serving, and change nothing.
 
     Attributes
     ----------
@@ -154,14 +138,6 @@ class StateStore:
     def commit(self, changes: Iterable[Change], clock_s: int) -> None:
         """Make changes durable, all of them or none.
 
-        Parameters
-        ----------
-        changes : iterable of (int, bytes, bytes or memoryview or None)
-            Table, key, and value; None deletes. In this order. Deleting a stream also deletes its
-            snapshots, and putting one its tombstone.
-        clock_s : int
-            The clock's time.
-
         Raises
         ------
         StoreError
@@ -221,17 +197,6 @@ class StateStore:
     def get(self, table: int, key: bytes) -> bytes | None:
         """Read one value as it was last committed.
 
-        Parameters
-        ----------
-        table : int
-            `STREAMS`, `SNAPSHOTS` or `TOMBSTONES`.
-        key : bytes
-            Its key.
-
-        Returns
-        -------
-        bytes or None
-
         Raises
         ------
         StoreError
@@ -246,17 +211,6 @@ class StateStore:
 
     def items(self, table: int, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Yield keys and values in the keys' order, as of one commit.
-
-        Parameters
-        ----------
-        table : int
-            `STREAMS`, `SNAPSHOTS` or `TOMBSTONES`.
-        start : bytes
-            The first key to yield, or the one after it.
-
-        Yields
-        ------
-        key, value : bytes
 
         Raises
         ------
@@ -273,15 +227,6 @@ class StateStore:
 
     def num_items(self, table: int) -> int:
         """Return the number of keys in a table.
-
-        Parameters
-        ----------
-        table : int
-            `STREAMS`, `SNAPSHOTS` or `TOMBSTONES`.
-
-        Returns
-        -------
-        int
 
         Raises
         ------

@@ -18,17 +18,6 @@ def record_of_row(
 ) -> bytes:
     """Write a stream's record. Nothing is numbered in it: its steps count from 1 anew.
 
-    Parameters
-    ----------
-    model : Model
-        What it runs through.
-    arithmetic : str
-        What computed it.
-    stream : str or int
-        Its id.
-    row : ndarray of float32, shape (row_bytes // 4,)
-        Its state.
-
     Returns
     -------
     bytes
@@ -56,21 +45,6 @@ def row_of_record(
     model: Model, arithmetic: str | None, row_bytes: int, data: bytes
 ) -> NDArray[np.float32]:
     """Read the state that a record holds.
-
-    Parameters
-    ----------
-    model : Model
-        Which it must be of.
-    arithmetic : str or None
-        What must have computed it; None for anything.
-    row_bytes : int
-        What the model's states take.
-    data : bytes
-        The record: of an engine or a server.
-
-    Returns
-    -------
-    ndarray of float32, shape (row_bytes // 4,)
 
     Raises
     ------

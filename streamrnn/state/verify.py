@@ -21,17 +21,7 @@ _TABLES = {STREAMS: "stream", SNAPSHOTS: "snapshot", TOMBSTONES: "tombstone"}
 
 
 def id_text(stream: bytes) -> str:
-    """Return a canonical id as people write it: an integer as int:7.
-
-    Parameters
-    ----------
-    stream : bytes
-        The id, damaged or not.
-
-    Returns
-    -------
-    str
-    """
+    """Return a canonical id as people write it: an integer as int:7."""
     if stream[:1] == b"u":
         return f"int:{int.from_bytes(stream[1:], 'big')}"
     return stream[1:].decode(errors="backslashreplace")
@@ -39,11 +29,6 @@ def id_text(stream: bytes) -> str:
 
 def damages(store: StateStore) -> Iterator[str]:
     """Yield what is damaged, one line each.
-
-    Parameters
-    ----------
-    store : StateStore
-        Read from beginning to end.
 
     Yields
     ------
@@ -83,11 +68,6 @@ def _damages_of(store: StateStore, table: int, what: str) -> Iterator[str]:
 
 def main(directory: str) -> int:
     """Print what is damaged, and how much there is.
-
-    Parameters
-    ----------
-    directory : str
-        Of a stopped server.
 
     Returns
     -------

@@ -8,7 +8,7 @@ from typing import Any
 
 from streamrnn.state.record import NUMBERED, decode_record, encode_record
 from streamrnn_client._session.replay_log import ReplayLog
-from streamrnn_server.storage.record_lookup import Vault
+from streamrnn_server.storage.record_lookup import RecordLookup
 from tests.simulation.server import SimulatedDisk
 
 
@@ -33,15 +33,15 @@ def _tell_too_early() -> None:
 
 def _bring_back(change: Callable[[Any], Any]) -> None:
     """Bring streams back from disk otherwise than they went there."""
-    look_up = Vault.look_up
+    look_up = RecordLookup.look_up
 
-    def look_up_changed(vault: Vault, stream: bytes) -> tuple[int, int, bytes, str | None]:
-        code, model, data, owner = look_up(vault, stream)
+    def look_up_changed(lookup: RecordLookup, stream: bytes) -> tuple[int, int, bytes, str | None]:
+        code, model, data, owner = look_up(lookup, stream)
         if code == 0:
             data = encode_record(change(decode_record(data)))
         return code, model, data, owner
 
-    _replace(Vault, "look_up", look_up_changed)
+    _replace(RecordLookup, "look_up", look_up_changed)
 
 
 def _forget_a_step(record: Any) -> Any:

@@ -27,8 +27,7 @@ from streamrnn.model.model import Model
 from streamrnn.state.store import SNAPSHOTS, STREAMS, TOMBSTONES, Change, snapshot_key
 from streamrnn_server.config import ServerConfig
 from streamrnn_server.control.dispatcher import Control
-from streamrnn_server.control.error_text import parse_ask
-from streamrnn_server.control.state_methods import command
+from streamrnn_server.control.messages import command, parse_ask
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.loop import turn
@@ -36,7 +35,7 @@ from streamrnn_server.shard.poll import wait
 from streamrnn_server.shard.setup import ShardMemory
 from streamrnn_server.storage.expiry import Expiry
 from streamrnn_server.storage.state_dir import served_models, templates_of
-from streamrnn_server.storage.writer import Saver
+from streamrnn_server.storage.writer import CheckpointWriter
 from tests.simulation.zmq import Frames, Wire
 
 MAX_TURN_S = 3e-4
@@ -164,7 +163,7 @@ class Life:
         numbers = range(config.num_shards)
         self._ends = [_DiskEnd(functools.partial(self._answer_later, k)) for k in numbers]
         templates = templates_of(served_models(models, programs), arithmetic)
-        self.saver = Saver(store, templates, self._ends, expiry, log)  # type: ignore[arg-type]
+        self.saver = CheckpointWriter(store, templates, self._ends, expiry, log)  # type: ignore[arg-type]
         disk: Any = SimpleNamespace(store=store, expiry=expiry, saver=self.saver, stats=dict)
         self.control = Control(config, models, programs, arithmetic, "cpu", endpoints, log, disk)
         self.shards = [self._make_shard(k, config, programs, endpoints) for k in numbers]

@@ -12,13 +12,7 @@ __all__ = ["configure", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments.
-
-    Parameters
-    ----------
-    parser : argparse.ArgumentParser
-        The subcommand's.
-    """
+    """Add the command's arguments."""
     parser.add_argument("name", metavar="NAME", help="of the server, or of a user")
     parser.add_argument(
         "-o",
@@ -32,11 +26,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make a pair of CURVE keys.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        What `configure` asked for.
 
     Returns
     -------

@@ -15,13 +15,7 @@ __all__ = ["configure", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments.
-
-    Parameters
-    ----------
-    parser : argparse.ArgumentParser
-        The subcommand's.
-    """
+    """Add the command's arguments."""
     parser.add_argument(
         "address",
         nargs="?",
@@ -38,11 +32,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask a server how it is and print what it says.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        What `configure` asked for.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What Python serves: hello, models, stats, what is not in memory, and the words of every error."""
+"""Dispatcher: answers what shards ask of Python, from `hello` to the text of errors."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from streamrnn_client.protocol.messages import (
     error_reply,
 )
 from streamrnn_server.config import ServerConfig
-from streamrnn_server.control.error_text import Ask, word_error, word_items
-from streamrnn_server.control.state_methods import Caller, Cold, Order, command
-from streamrnn_server.control.stats import latency_us, shard_stats, total_counters
+from streamrnn_server.control.error_text import word_error, word_items
+from streamrnn_server.control.messages import Ask, Caller, Order, command
+from streamrnn_server.control.state_methods import StateMethods
+from streamrnn_server.control.stats import ShardView, latency_us, shard_stats, total_counters
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard import structs as w
-from streamrnn_server.shard.setup import ShardMemory
-from streamrnn_server.storage.record_lookup import Vault
-from streamrnn_server.storage.state_dir import Disk, served_models, templates_of
+from streamrnn_server.storage.record_lookup import RecordLookup
+from streamrnn_server.storage.state_dir import StateDir, served_models, templates_of
 
 __all__ = ["Control"]
 
@@ -45,32 +45,13 @@ __all__ = ["Control"]
 class Control:
     """Answers what shards ask. Knows no sockets.
 
-    Parameters
-    ----------
-    config : ServerConfig
-        How the server runs.
-    models : mapping of str to Model
-        What it serves, in the shards' order.
-    programs : mapping of str to Program
-        The same, as the kernels see them.
-    arithmetic : str
-        What computes their steps, to the bit.
-    device : str
-        Where.
-    endpoints : sequence of str
-        Where clients find each shard.
-    log : EventLog
-        Where failures of our own go.
-    disk : Disk, optional
-        The state directory, where there is one.
-
     Attributes
     ----------
     instance : str
         Tells this start of the server from every other.
     num_too_broken : int
         Number of messages that could not even be answered.
-    shards : list of ShardMemory
+    shards : list of ShardView
         Whose numbers `stats` tells; filled by the server.
     """
 
@@ -83,11 +64,11 @@ class Control:
         device: str,
         endpoints: Sequence[str],
         log: EventLog,
-        disk: Disk | None = None,
+        disk: StateDir | None = None,
     ) -> None:
         self.instance = secrets.token_hex(8)
         self.num_too_broken = 0
-        self.shards: list[ShardMemory] = []
+        self.shards: list[ShardView] = []
         self._config = config
         self._models = dict(models)
         self._row_bytes = {name: program.row_bytes for name, program in programs.items()}
@@ -100,10 +81,10 @@ class Control:
         self._methods = {"hello": self._hello, "models": self._list_models, "stats": self.stats}
         served = served_models(models, programs)
         store, expiry = (None, None) if disk is None else (disk.store, disk.expiry)
-        self._vault = Vault(served, arithmetic, store, expiry, config.has_users)
+        self._record_lookup = RecordLookup(served, arithmetic, store, expiry, config.has_users)
         templates = templates_of(served, arithmetic)
-        self._cold = Cold(
-            self._vault,
+        self._state_methods = StateMethods(
+            self._record_lookup,
             templates,
             list(models),
             config.num_shards,
@@ -113,13 +94,6 @@ class Control:
 
     def answer(self, shard: int, ask: Ask) -> list[Order]:
         """Answer what a shard asks.
-
-        Parameters
-        ----------
-        shard : int
-            Which one.
-        ask : Ask
-            The numbers and the body.
 
         Returns
         -------
@@ -133,20 +107,20 @@ class Control:
             caller = caller._replace(user=self.shards[shard].user(ask.owner))
         known_about = functools.partial(self._known_about, caller.user)
         if ask.ask == w.ASK_ENTRY:
-            return self._cold.finish_export(caller, ask.body)
+            return self._state_methods.finish_export(caller, ask.body)
         if ask.ask == w.ASK_REPLY:
-            return self._cold.deliver(caller, ask.body)
+            return self._state_methods.deliver(caller, ask.body)
         if ask.ask == w.ASK_ERROR:
             payload = word_error(ask, self._specs, known_about)
-            return self._cold.deliver(caller, payload)
+            return self._state_methods.deliver(caller, payload)
         if ask.ask == w.ASK_ITEMS:
             retry_after_ms = self._config.retry_after_ms
             payload = word_items(ask, self._specs, retry_after_ms, self._endpoints, known_about)
-            return self._cold.deliver(caller, payload)
+            return self._state_methods.deliver(caller, payload)
         return self._call(caller, ask.body)
 
     def _look_up(self, ask: Ask) -> list[bytes]:
-        code, model, record, owner = self._vault.look_up(ask.body)
+        code, model, record, owner = self._record_lookup.look_up(ask.body)
         slot, generation, *_ = ask.details
         values = {
             "slot": slot,
@@ -161,9 +135,9 @@ class Control:
     def _known_about(self, user: str, code: ErrorCode, stream: bytes) -> dict[str, Any]:
         """Return what a shard could not say about an error."""
         if code in (ErrorCode.MISMATCH, ErrorCode.DAMAGED):
-            return self._vault.refusal(stream)
+            return self._record_lookup.refusal(stream)
         if code is ErrorCode.EXPIRED:
-            idle_s = self._vault.idle_s(stream, user)
+            idle_s = self._record_lookup.idle_s(stream, user)
             return {} if idle_s is None else {"idle_s": idle_s}
         if code is ErrorCode.READ_ONLY and self._disk is not None:
             return {"reason": self._disk.saver.read_only or "it failed a moment ago"}
@@ -176,13 +150,13 @@ class Control:
             if error.msgid is None:
                 self.num_too_broken += 1
                 return []
-            return self._cold.deliver(caller, encode_error(error.msgid, error.reply()))
+            return self._state_methods.deliver(caller, encode_error(error.msgid, error.reply()))
         caller = caller._replace(msgid=request.msgid)
         try:
             if isinstance(request.call, OpenWithStateRequest):
-                return self._cold.open_with_state(caller, request.call)
-            if request.method in Cold.METHODS and isinstance(request.call, ColdRequest):
-                return self._cold.call(caller, request.method, request.call.params)
+                return self._state_methods.open_with_state(caller, request.call)
+            if request.method in StateMethods.METHODS and isinstance(request.call, ColdRequest):
+                return self._state_methods.call(caller, request.method, request.call.params)
             if request.method in self._methods:
                 reply = encode_response(request.msgid, self._methods[request.method]())
             else:
@@ -192,7 +166,7 @@ class Control:
         except Exception as error:  # a fault of ours must not end the server
             self._log.write("error", "a call failed", method=request.method, error=repr(error))
             reply = encode_error(request.msgid, error_reply(ErrorCode.INTERNAL))
-        return self._cold.deliver(caller, reply)
+        return self._state_methods.deliver(caller, reply)
 
     def _refusal(self, request: Request) -> list[Any]:
         """Say why a well-formed request is not served."""

@@ -1,11 +1,11 @@
-"""The words of errors that compiled code could only number."""
+"""Error messages for codes set in compiled code."""
 
 from __future__ import annotations
 
 import math
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,70 +17,18 @@ from streamrnn_client.protocol.messages import (
     encode_response,
     error_reply,
 )
+from streamrnn_server.control.messages import Ask
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.requests import request as r
 
-__all__ = ["Ask", "parse_ask", "stream_of", "word_error", "word_items"]
+__all__ = ["stream_of", "word_error", "word_items"]
 
 
 KnownAbout = Callable[[ErrorCode, bytes], dict[str, Any]]
 
 
-class Ask(NamedTuple):
-    """What a shard asks Python for: numbers, whom to answer, and a body."""
-
-    ask: int
-    msgid: int
-    code: int
-    details: tuple[int, ...]
-    model: int
-    kind: int
-    form: int
-    num_items: int
-    identity: bytes
-    body: bytes
-    owner: int = 0
-
-
-def parse_ask(message: bytes, payload: bytes | None = None) -> Ask:
-    """Read what `streamrnn_server.shard.wire.reply` wrote.
-
-    Parameters
-    ----------
-    message : bytes
-        The first frame from the PAIR.
-    payload : bytes or None
-        The second, where there is one: the body.
-
-    Returns
-    -------
-    Ask
-    """
-    ask = np.frombuffer(message, w.Ask.dtype, 1)[0]
-    begin = w.ASK_BYTES + int(ask["identity_bytes"])
-    numbers = ("msgid", "code", "model", "kind", "form", "num_items", "owner")
-    return Ask(
-        ask=int(ask["what"]),
-        details=tuple(ask["detail"].tolist()),
-        identity=message[w.ASK_BYTES : begin],
-        body=message[begin:] if payload is None else payload,
-        **{name: int(ask[name]) for name in numbers},
-    )
-
-
 def stream_of(canonical: bytes) -> StreamId | None:
-    """Return the stream id that canonical bytes stand for.
-
-    Parameters
-    ----------
-    canonical : bytes
-        As `streamrnn_client.protocol.messages.canonical_id` makes them; empty where there is no
-        stream.
-
-    Returns
-    -------
-    str, int or None
-    """
+    """Return the stream id that canonical bytes stand for."""
     if not canonical:
         return None
     if canonical[:1] == b"u":
@@ -147,15 +95,6 @@ def _detail(
 def word_error(ask: Ask, models: Sequence[tuple[str, ModelSpec]], known_about: KnownAbout) -> bytes:
     """Word the error that a request ended with.
 
-    Parameters
-    ----------
-    ask : Ask
-        Its body is the canonical stream id, or empty.
-    models : sequence of (str, ModelSpec)
-        Names and descriptions, in the shard's order.
-    known_about : callable
-        Takes the code and the canonical stream id; returns details that the shard has not.
-
     Returns
     -------
     bytes
@@ -175,19 +114,6 @@ def word_items(
     known_about: KnownAbout,
 ) -> bytes:
     """Word a batch's reply, or that of an `open` of many streams, in which some items failed.
-
-    Parameters
-    ----------
-    ask : Ask
-        Its body holds the items.
-    models : sequence of (str, ModelSpec)
-        Names and descriptions, in the shard's order.
-    retry_after_ms : int
-        What goes with `busy`.
-    endpoints : sequence of str
-        Where each shard is, for `moved`.
-    known_about : callable
-        As for `word_error`.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Methods that Python prepares and a shard carries out in its stream's turn."""
+"""Methods on a stream's state: Python prepares them, a shard does them in the stream's order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from streamrnn_client.protocol.messages import (
     hash_slot,
     shard_of,
 )
+from streamrnn_server.control.messages import Caller, Order, command
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.checkpoint.packing import (
     Templates,
@@ -36,27 +37,11 @@ from streamrnn_server.shard.checkpoint.packing import (
     table_of_entries,
 )
 from streamrnn_server.shard.requests import request as r
-from streamrnn_server.storage.record_lookup import Vault, may_use
+from streamrnn_server.storage.record_lookup import RecordLookup, may_use
 
-__all__ = ["Caller", "Cold", "Order", "command"]
+__all__ = ["StateMethods"]
 
 _ROLLBACK_DIGEST = 0x5EED_0F_B << 32  # and the CRC-32 of the snapshot's name below
-
-
-class Order(NamedTuple):
-    """Frames for a shard: a command, or a reply that it sends on."""
-
-    shard: int
-    frames: list[bytes]
-
-
-class Caller(NamedTuple):
-    """Whom to answer: a client of a shard; or, without an identity, a `_Fork`."""
-
-    shard: int
-    identity: bytes
-    msgid: int
-    user: str = ""  # his name, where there are users
 
 
 @dataclass
@@ -68,61 +53,21 @@ class _Fork:
     is_exported: bool = False
 
 
-def command(what: int, values: dict[str, int] | None = None, *parts: bytes) -> list[bytes]:
-    """Write a command.
-
-    Parameters
-    ----------
-    what : int
-        One of the commands of `layout`.
-    values : dict of str to int, optional
-        Its fields.
-    *parts : bytes
-        What follows them.
-
-    Returns
-    -------
-    list of bytes
-        The frames.
-    """
-    head = w.Command.one()
-    head["what"] = what
-    for name, value in (values or {}).items():
-        head[name] = value
-    return [b"", b"".join([head.tobytes(), *parts])]
-
-
-class Cold:
-    """Prepares what a shard then does in order. Knows no sockets.
-
-    Parameters
-    ----------
-    vault : Vault
-        What judges and reads records.
-    templates : Templates
-        What the records of each model have in common.
-    names : sequence of str
-        The models', in the shards' order.
-    num_shards : int
-        How many there are.
-    is_durable : bool
-        Whether there is a state directory.
-    min_window : int
-        What is granted at least.
-    """
+class StateMethods:
+    """Prepares what a shard then does in order. Knows no sockets."""
 
     METHODS = ("export", "import", "fork", "snapshot", "rollback", "sync")
 
     def __init__(
         self,
-        vault: Vault,
+        record_lookup: RecordLookup,
         templates: Templates,
         names: Sequence[str],
         num_shards: int,
         is_durable: bool,
         min_window: int,
     ) -> None:
-        self._vault, self._templates = vault, templates
+        self._record_lookup, self._templates = record_lookup, templates
         self._names, self._num_shards, self._is_durable = list(names), num_shards, is_durable
         self._min_window = min_window
         self._forks: dict[int, _Fork] = {}
@@ -139,15 +84,6 @@ class Cold:
     def call(self, caller: Caller, method: str, params: list[Any]) -> list[Order]:
         """Begin a method of `METHODS`.
 
-        Parameters
-        ----------
-        caller : Caller
-            Whom to answer.
-        method : str
-            The method.
-        params : list
-            As they came.
-
         Returns
         -------
         list of Order
@@ -163,17 +99,6 @@ class Cold:
     def open_with_state(self, caller: Caller, call: OpenWithStateRequest) -> list[Order]:
         """Begin to open a stream with the state that a record holds.
 
-        Parameters
-        ----------
-        caller : Caller
-            Whom to answer.
-        call : OpenWithStateRequest
-            What to open.
-
-        Returns
-        -------
-        list of Order
-
         Raises
         ------
         ProtocolError
@@ -184,19 +109,7 @@ class Cold:
         return [self._place(caller, call.stream, index, record)]
 
     def finish_export(self, caller: Caller, entry: bytes) -> list[Order]:
-        """Make a record of the entry that a shard has copied out, and answer with it.
-
-        Parameters
-        ----------
-        caller : Caller
-            Whom to answer.
-        entry : bytes
-            As `streamrnn_server.shard.checkpoint.packing` describes it.
-
-        Returns
-        -------
-        list of Order
-        """
+        """Make a record of the entry that a shard has copied out, and answer with it."""
         memory, table = np.frombuffer(entry, np.uint8), np.zeros((1, 6), np.int64)
         entries, templates = address_of(memory), self._templates.address
         record = np.zeros(table_of_entries(entries, 1, templates, table), np.uint8)
@@ -206,19 +119,7 @@ class Cold:
         return self.deliver(caller, encode_response(caller.msgid, record.tobytes()))
 
     def deliver(self, caller: Caller, payload: bytes) -> list[Order]:
-        """Send a reply, or go on with what has waited for it.
-
-        Parameters
-        ----------
-        caller : Caller
-            Whom to answer.
-        payload : bytes
-            The reply.
-
-        Returns
-        -------
-        list of Order
-        """
+        """Send a reply, or go on with what has waited for it."""
         if caller.identity:
             return [Order(caller.shard, [caller.identity, payload])]
         fork = self._forks.pop(caller.msgid, None)
@@ -226,7 +127,7 @@ class Cold:
             return []
         reply = decode_response(payload)
         if reply.error is None and not fork.is_exported:
-            index, record = self._vault.judge(reply.result)
+            index, record = self._record_lookup.judge(reply.result)
             fork.is_exported = True
             return [self._place(self._wait(fork), fork.target, index, record)]
         if reply.error is not None:
@@ -271,7 +172,7 @@ class Cold:
             raise ProtocolError(ErrorCode.BAD_PARAMS, f"seq is {seq!r}; it must be an integer")
         written = b"" if name is None else _name_bytes(name)
         try:
-            index, record = self._vault.snapshot(canonical_id(stream), name, caller.user)
+            index, record = self._record_lookup.snapshot(canonical_id(stream), name, caller.user)
         except ProtocolError as error:
             raise ProtocolError(error.code, stream=stream, **error.detail) from error
         values = {
@@ -298,7 +199,7 @@ class Cold:
         self, data: bytes, model: str | None, stream: StreamId, user: str
     ) -> tuple[int, StreamRecord]:
         try:
-            index, record = self._vault.judge(data)
+            index, record = self._record_lookup.judge(data)
         except ProtocolError as error:
             raise ProtocolError(error.code, stream=stream, **error.detail) from error
         if not may_use(record.owner, user):
@@ -341,7 +242,7 @@ class Cold:
         data: bytes = b"",
     ) -> Order:
         canonical, user = canonical_id(stream), caller.user.encode()
-        words = {
+        fields = {
             "kind": kind,
             "msgid": caller.msgid,
             "identity_bytes": len(caller.identity),
@@ -350,7 +251,7 @@ class Cold:
             "owner_bytes": len(user),
             **(values or {}),
         }
-        frames = command(w.COMMAND_REQUEST, words, caller.identity, canonical, data, user)
+        frames = command(w.COMMAND_REQUEST, fields, caller.identity, canonical, data, user)
         return Order(shard, frames)
 
 

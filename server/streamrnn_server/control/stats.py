@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn_server.shard import structs as w
-from streamrnn_server.shard.setup import ShardMemory
 
-__all__ = ["latency_us", "shard_stats", "total_counters"]
+__all__ = ["ShardView", "latency_us", "shard_stats", "total_counters"]
 
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
+
+
+class ShardView(Protocol):
+    """What control reads of a shard's memory."""
+
+    struct: Any
+
+    def num_open(self) -> dict[str, int]:
+        """Return the number of open streams of each model."""
+
+    def user(self, number: int) -> str:
+        """Return a user's name."""
+
+    def close(self) -> None:
+        """Free it, after its thread has ended."""
 
 
 def _bucket_ends_us() -> NDArray[np.float64]:
@@ -31,11 +45,6 @@ _ENDS_US = _bucket_ends_us()
 def latency_us(histogram: NDArray[np.int64]) -> dict[str, float]:
     """Return percentiles of the time from receive to send.
 
-    Parameters
-    ----------
-    histogram : ndarray of int64, shape (NUM_BUCKETS,)
-        Number of replies for each bucket.
-
     Returns
     -------
     dict of str to float
@@ -48,21 +57,14 @@ def latency_us(histogram: NDArray[np.int64]) -> dict[str, float]:
     return {name: float(_ENDS_US[k]) for name, k in zip(_QUANTILES, places, strict=True)}
 
 
-def total_counters(shards: Sequence[ShardMemory]) -> dict[str, int]:
+def total_counters(shards: Sequence[ShardView]) -> dict[str, int]:
     """Return the counters, added up over all shards."""
     names = w.Counters.dtype.names or ()
     return {name: sum(int(each.struct["counters"][name]) for each in shards) for name in names}
 
 
-def shard_stats(shard: ShardMemory, endpoint: str) -> dict[str, Any]:
+def shard_stats(shard: ShardView, endpoint: str) -> dict[str, Any]:
     """Return what one shard tells about itself.
-
-    Parameters
-    ----------
-    shard : ShardMemory
-        The shard.
-    endpoint : str
-        Where clients find it.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The time that streams live on disk. It passes only while a server runs on the directory."""
+"""Expiry of streams on disk, by a clock that runs only while a server does."""
 
 from __future__ import annotations
 
@@ -18,11 +18,6 @@ _TOMBSTONE_LIVES = 10  # times as long as a stream
 
 def read_tombstone(tombstone: bytes) -> tuple[int, str]:
     """Return what is still known of a stream that has expired.
-
-    Parameters
-    ----------
-    tombstone : bytes
-        As `Expiry.due` writes it.
 
     Returns
     -------
@@ -53,13 +48,6 @@ class Expiry:
 
     No wall clock is read anywhere: its jumps, and the time that a server was down, would kill
     streams that nobody had a chance to step. The directory carries its own count of seconds.
-
-    Parameters
-    ----------
-    clock_s : int
-        The directory's clock when it was opened.
-    time_to_live_s : int
-        How long a stream may be unused; 0: for ever.
     """
 
     def __init__(self, clock_s: int, time_to_live_s: int) -> None:
@@ -79,26 +67,11 @@ class Expiry:
         return int(time.monotonic() + self._offset_s)
 
     def has_expired(self, clock_s: int) -> bool:
-        """Tell whether a stream has outlived its time.
-
-        Parameters
-        ----------
-        clock_s : int
-            When its record was written.
-
-        Returns
-        -------
-        bool
-        """
+        """Tell whether a stream has outlived its time."""
         return 0 < self._time_to_live_s < self.idle_s(clock_s)
 
     def idle_s(self, clock_s: int) -> int:
         """Return how long a stream has been unused.
-
-        Parameters
-        ----------
-        clock_s : int
-            When its record was written, the last time.
 
         Returns
         -------
@@ -109,11 +82,6 @@ class Expiry:
 
     def due(self, store: StateStore) -> list[Change]:
         """Return what is to be deleted among the next few streams and tombstones.
-
-        Parameters
-        ----------
-        store : StateStore
-            The directory.
 
         Returns
         -------

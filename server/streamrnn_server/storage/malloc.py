@@ -1,4 +1,4 @@
-"""What the C library does with memory that libzmq and LMDB let go of."""
+"""malloc tuning: keep freed memory instead of returning it to the system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Python knows of streams that are not in memory: what is found, and what is refused."""
+"""Record lookup: streams that are on disk, and why a record is refused."""
 
 from __future__ import annotations
 
@@ -12,25 +12,13 @@ from streamrnn.state.store import SNAPSHOTS, STREAMS, TOMBSTONES, StateStore, sn
 from streamrnn_client.protocol.messages import ErrorCode, ProtocolError
 from streamrnn_server.storage.expiry import Expiry, read_tombstone
 
-__all__ = ["ServedModel", "Vault", "may_use"]
+__all__ = ["RecordLookup", "ServedModel", "may_use"]
 
 _MAX_REFUSALS = 4096
 
 
 def may_use(owner: str, user: str) -> bool:
-    """Tell whether a user may use what an owner has left.
-
-    Parameters
-    ----------
-    owner : str
-        As a record names him; empty if it is nobody's.
-    user : str
-        Who asks; empty where there are no users.
-
-    Returns
-    -------
-    bool
-    """
+    """Tell whether a user may use a record of an owner; empty: of none, or without users."""
     return owner in ("", user)
 
 
@@ -51,22 +39,8 @@ class ServedModel(NamedTuple):
     y_bytes: int
 
 
-class Vault:
-    """Reads records, and judges whether they can go on here.
-
-    Parameters
-    ----------
-    models : sequence of ServedModel
-        In the shards' order.
-    arithmetic : str
-        What this server computes with.
-    store : StateStore or None
-        The state directory.
-    expiry : Expiry or None
-        What decides who has outlived its time.
-    has_users : bool
-        Whether streams belong to users. Without, what is somebody's cannot be used.
-    """
+class RecordLookup:
+    """Reads records, and judges whether they can go on here."""
 
     def __init__(
         self,
@@ -83,11 +57,6 @@ class Vault:
 
     def look_up(self, stream: bytes) -> tuple[int, int, bytes, str | None]:
         """Look for a stream on disk.
-
-        Parameters
-        ----------
-        stream : bytes
-            The canonical id.
 
         Returns
         -------
@@ -125,13 +94,6 @@ class Vault:
     def idle_s(self, stream: bytes, user: str) -> int | None:
         """Return how long a stream that has expired had not been used.
 
-        Parameters
-        ----------
-        stream : bytes
-            The canonical id.
-        user : str
-            Who asks.
-
         Returns
         -------
         int or None
@@ -155,13 +117,6 @@ class Vault:
 
     def judge(self, data: bytes, stream: bytes | None = None) -> tuple[int, StreamRecord]:
         """Read a record and find its model.
-
-        Parameters
-        ----------
-        data : bytes
-            The record.
-        stream : bytes or None
-            The canonical id that it must be of.
 
         Returns
         -------
@@ -207,15 +162,6 @@ class Vault:
     def snapshot(self, stream: bytes, name: str | None, user: str) -> tuple[int, bytes]:
         """Read what a stream is to be rolled back to.
 
-        Parameters
-        ----------
-        stream : bytes
-            The canonical id.
-        name : str or None
-            The snapshot's; None for what is on disk.
-        user : str
-            Who asks.
-
         Returns
         -------
         index : int
@@ -244,11 +190,6 @@ class Vault:
 
     def refusal(self, stream: bytes) -> dict[str, Any]:
         """Return what is known about why a stream's record was refused.
-
-        Parameters
-        ----------
-        stream : bytes
-            The canonical id.
 
         Returns
         -------

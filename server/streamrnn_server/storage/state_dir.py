@@ -16,27 +16,15 @@ from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.checkpoint.packing import Templates
 from streamrnn_server.storage.expiry import Expiry
 from streamrnn_server.storage.record_lookup import ServedModel
-from streamrnn_server.storage.writer import Saver
+from streamrnn_server.storage.writer import CheckpointWriter
 
-__all__ = ["Disk", "served_models", "templates_of"]
+__all__ = ["StateDir", "served_models", "templates_of"]
 
 
 def served_models(
     models: Mapping[str, Model], programs: Mapping[str, Program]
 ) -> list[ServedModel]:
-    """Return what records must fit.
-
-    Parameters
-    ----------
-    models : mapping of str to Model
-        What is served, in the shards' order.
-    programs : mapping of str to Program
-        The same, as the kernels see them.
-
-    Returns
-    -------
-    list of ServedModel
-    """
+    """Return what records must fit."""
     return [
         ServedModel(name, model.fingerprint, program.row_bytes, 4 * program.spec.output_size)
         for (name, model), program in zip(models.items(), programs.values(), strict=True)
@@ -44,45 +32,18 @@ def served_models(
 
 
 def templates_of(models: Sequence[ServedModel], arithmetic: str) -> Templates:
-    """Return what the records of each model have in common.
-
-    Parameters
-    ----------
-    models : sequence of ServedModel
-        In the shards' order.
-    arithmetic : str
-        What computes their steps.
-
-    Returns
-    -------
-    Templates
-    """
+    """Return what the records of each model have in common."""
     return Templates([(model.name, model.fingerprint) for model in models], arithmetic)
 
 
-class Disk:
+class StateDir:
     """A state directory in use.
-
-    Parameters
-    ----------
-    config : ServerConfig
-        Names the directory.
-    models : mapping of str to Model
-        What is served, in the shards' order.
-    programs : mapping of str to Program
-        The same, as the kernels see them.
-    arithmetic : str
-        What computes their steps.
-    sockets : sequence of zmq.Socket
-        One end of a PAIR for each shard.
-    log : EventLog
-        Where failures go.
 
     Attributes
     ----------
     store : StateStore
     expiry : Expiry
-    saver : Saver
+    saver : CheckpointWriter
 
     Raises
     ------
@@ -106,7 +67,7 @@ class Disk:
             raise StartError(str(error)) from error
         self.expiry = Expiry(self.store.clock_s, config.time_to_live_s)
         templates = templates_of(served_models(models, programs), arithmetic)
-        self.saver = Saver(self.store, templates, sockets, self.expiry, log)
+        self.saver = CheckpointWriter(self.store, templates, sockets, self.expiry, log)
 
     def stats(self) -> dict[str, Any]:
         """Return what there is to say.

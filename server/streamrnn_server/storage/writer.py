@@ -1,4 +1,4 @@
-"""The thread that writes: entries from the shards become records in the state directory."""
+"""Writer thread: turns checkpoint entries into records and commits them to LMDB."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from streamrnn_server.shard.checkpoint.packing import (
 )
 from streamrnn_server.storage.expiry import Expiry
 
-__all__ = ["Saver"]
+__all__ = ["CheckpointWriter"]
 
 # Records are longer than their entries by no more than this, besides their names.
 _MAX_GROWTH_BYTES = 96
@@ -38,7 +38,7 @@ _EXPIRE_EVERY_S = 1.0
 
 
 class _Part(NamedTuple):
-    """A stage that a shard has sent."""
+    """A write buffer that a shard has sent."""
 
     shard: int
     number: int
@@ -47,21 +47,8 @@ class _Part(NamedTuple):
     num_entries: int
 
 
-class Saver:
-    """Writes what the shards send, a commit for all that has come, and tells them when it is done.
-
-    Parameters
-    ----------
-    store : StateStore
-        Where to.
-    templates : Templates
-        What the records of each model have in common.
-    disks : sequence of zmq.Socket
-        One end of a PAIR for each shard; from `start` on the thread's own.
-    expiry : Expiry
-        What decides which streams have outlived their time.
-    log : EventLog
-        Where failures go.
+class CheckpointWriter:
+    """Commits what the shards send, all that has come at once, and acknowledges it.
 
     Attributes
     ----------
