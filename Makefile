@@ -23,7 +23,8 @@ TORCH ?= torch==2.13.0
 help:
 	@echo "make demo    train, serve, stream and compare, by itself"
 	@echo "make serve   serve MODEL ($(MODEL))"
-	@echo "make test    run the tests on all cores and say what they cover"
+	@echo "make test    run the tests on all cores; ARGS=--cov says what they cover,"
+	@echo "             ARGS=\"-m 'not slow'\" runs the quick ones"
 	@echo "make peers   install what the comparisons need: PyTorch, ONNX Runtime, OpenVINO"
 	@echo "make check   lint, format, types, docstrings"
 	@echo "make bench   measure against peers and the machine's limits"
@@ -44,7 +45,7 @@ build/demo/co2.safetensors: | $(VENV)/installed
 
 # A worker a core; a file's tests stay together, for they share servers. The order is conftest's.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 peers: $(VENV)/installed-peers
 
@@ -72,7 +73,7 @@ docs: $(VENV)/installed-docs
 	@echo "build/docs/index.html"
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

@@ -35,6 +35,11 @@ COMPILED = {
         "|tests/vectors/test_server"
     ),
 }
+# Files that are there anyway.
+LOCKS = {
+    "engine": ROOT / "streamrnn" / "engine" / "__init__.py",
+    "shard": ROOT / "server" / "streamrnn_server" / "shard" / "__init__.py",
+}
 EXCLUSIVE_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
 compilers_key = pytest.StashKey[list[subprocess.Popen[Any]]]()
 
@@ -70,8 +75,8 @@ def compiled_part(item: pytest.Item) -> str | None:
 
 @contextlib.contextmanager
 def locked(part: str, kind: int) -> Iterator[int]:
-    """Hold the lock of one part of the machine code: a file that is there anyway."""
-    with Path(__file__).with_name("support").joinpath(f"compile_{part}.py").open() as file:
+    """Hold the lock of one part of the machine code."""
+    with LOCKS[part].open() as file:
         fcntl.flock(file, kind)
         yield file.fileno()
 
@@ -86,7 +91,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         if part in wanted:
             # Another run may be at it.
             with contextlib.suppress(BlockingIOError), locked(part, EXCLUSIVE_NOW) as lock:
-                command = [sys.executable, "-m", f"tests.support.compile_{part}"]
+                command = [sys.executable, "-m", "tests.support.compile", part]
                 options = {"cwd": ROOT, "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
                 compilers.append(start_child(command, pass_fds=[lock], **options))
 

@@ -24,7 +24,7 @@ _PR_SET_PDEATHSIG = 1
 def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
     """Start a process that is killed when this one ends, even by SIGKILL (on Linux).
 
-    The kernel watches the thread that starts it, so that must be one that lives as long.
+    The kernel watches the thread that starts it, so only the main thread may do so.
 
     Parameters
     ----------
@@ -37,8 +37,17 @@ def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]
     -------
     subprocess.Popen
         Its ``pid`` is the command's.
+
+    Raises
+    ------
+    RuntimeError
+        If it is called in another thread than the main one.
     """
     import subprocess
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("the child would end with this thread: start it in the main one")
 
     if sys.platform == "linux":
         # Not a preexec_fn: Python code must not run between fork and exec where there are threads.

@@ -26,10 +26,10 @@ from streamrnn_server.control.dispatcher import Control
 from streamrnn_server.control.messages import command, parse_ask
 from streamrnn_server.device import choose_device
 from streamrnn_server.event_log import EventLog
-from streamrnn_server.shard.gpu.loop import GpuShard, make_devices, rows_of_a_wave
+from streamrnn_server.shard.gpu.loop import GpuShard, make_devices, max_batch_rows
 from streamrnn_server.shard.loop import serve
 from streamrnn_server.shard.setup import ShardMemory
-from streamrnn_server.shard.structs import ASK_DRAINED, COMMAND_END, COMMAND_STOP
+from streamrnn_server.shard.structs import AskKind, CommandKind
 from streamrnn_server.storage.state_dir import StateDir
 from streamrnn_server.warmup import compile_all
 
@@ -144,7 +144,7 @@ class Server:
             our, pair = self._make_pair(f"shard-{k}")
             self._pairs.append(our)
             own = {name: program.for_shard() for name, program in programs.items()}
-            gpu_rows = rows_of_a_wave(on_gpu[k]) if on_gpu else 0
+            gpu_rows = max_batch_rows(on_gpu[k]) if on_gpu else 0
             shard = ShardMemory(config, k, own, router, pair, disks[k], self.endpoints, gpu_rows)
             self.control.shards.append(shard)
             if on_gpu:
@@ -247,7 +247,7 @@ class Server:
                 poller.unregister(self._woken)
                 self._log.write("info", "stopping: answering what has arrived")
                 for pair in self._pairs:
-                    pair.send_multipart(command(COMMAND_STOP))
+                    pair.send_multipart(command(CommandKind.STOP))
             for pair in [pair for pair in self._pairs if pair in ready]:
                 if not self._serve_pair(pair):
                     running.discard(pair)
@@ -265,8 +265,8 @@ class Server:
         try:
             while True:
                 ask = parse_ask(*pair.recv_multipart(zmq.DONTWAIT))
-                if ask.ask == ASK_DRAINED:
-                    pair.send_multipart(command(COMMAND_END))
+                if ask.ask == AskKind.DRAINED:
+                    pair.send_multipart(command(CommandKind.END))
                     return False
                 for order in self.control.answer(shard, ask):
                     self._pairs[order.shard].send_multipart(order.frames)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from streamrnn.engine.device import DONE, SLOT_MASK, check_call
 from streamrnn.kernels.cpu.float_mode import enter_float_mode, leave_float_mode
-from streamrnn.kernels.cpu.plan import MAX_WAVE, plan_at
+from streamrnn.kernels.cpu.plan import MAX_BATCH_ROWS, plan_at
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.kernels.cpu.step import step_chunk, step_rows
 from streamrnn.kernels.jit import jit
@@ -26,7 +26,7 @@ __all__ = ["CpuDevice"]
 
 _ROW_ALIGNMENT_BYTES = 64
 
-_Addresses = Annotated[Any, np.int64, (MAX_WAVE,)]
+_Addresses = Annotated[Any, np.int64, (MAX_BATCH_ROWS,)]
 
 
 class _Call(Struct):
@@ -140,11 +140,11 @@ def _advance(call_address, rows, x, y, num_steps):  # type: ignore[no-untyped-de
                 num_steps,
             )
     else:
-        row_addresses = int64_array(field_address(call, "rows"), MAX_WAVE)
-        x_addresses = int64_array(field_address(call, "xs"), MAX_WAVE)
-        y_addresses = int64_array(field_address(call, "ys"), MAX_WAVE)
-        for first in range(0, len(rows), MAX_WAVE):
-            num_rows = min(MAX_WAVE, len(rows) - first)
+        row_addresses = int64_array(field_address(call, "rows"), MAX_BATCH_ROWS)
+        x_addresses = int64_array(field_address(call, "xs"), MAX_BATCH_ROWS)
+        y_addresses = int64_array(field_address(call, "ys"), MAX_BATCH_ROWS)
+        for first in range(0, len(rows), MAX_BATCH_ROWS):
+            num_rows = min(MAX_BATCH_ROWS, len(rows) - first)
             for i in range(num_rows):
                 slot = rows[first + i] & SLOT_MASK
                 row_addresses[i] = slab + slot * row_bytes

@@ -1,8 +1,8 @@
-"""A GPU as an engine's device: the slab and the weights there, a wave over and back in one copy.
+"""A GPU as an engine's device: the slab and the weights there, a batch over and back in one copy.
 
-A call is cut into waves of some rows and some of their steps. Inputs and slot numbers of a wave go
-over in one pinned buffer, its outputs come back in one. There are two such pairs: while the GPU
-computes one wave, the host fills the other's inputs and empties its outputs.
+A call is cut into batches of some rows and some of their steps. Inputs and slot numbers of a batch
+go over in one pinned buffer, its outputs come back in one. There are two such pairs: while the GPU
+computes one batch, the host fills the other's inputs and empties its outputs.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["CudaDevice"]
 
-_MAX_WORK_BYTES = 64 << 20  # scratch of a wave
-_MAX_BUFFER_BYTES = 8 << 20  # a wave's inputs, or its outputs
-_MIN_ROWS, _MAX_ROWS = 128, 16_384  # of a wave
-_MAX_CHUNK_STEPS = 32  # of a server's wave, while which others wait
+_MAX_WORK_BYTES = 64 << 20  # scratch of a batch
+_MAX_BUFFER_BYTES = 8 << 20  # a batch's inputs, or its outputs
+_MIN_ROWS, _MAX_ROWS = 128, 16_384  # of a batch
+_MAX_CHUNK_STEPS = 32  # of a server's batch, while which others wait
 _SPARE_BYTES = 256 << 20  # for the driver, and for the code of the kernels
 
 
@@ -52,11 +52,11 @@ class CudaDevice:
     arithmetic : str
         What decides the bits of an output besides model and inputs.
     max_rows : int
-        Of a wave.
+        Of a batch.
     max_chunk_rows, max_chunk_steps : int
-        Of a wave whose steps are one launch; no rows if the model goes step by step.
-    wave_x, wave_y : ndarray of float32
-        Pinned memory for `begin_wave` and `end_wave`.
+        Of a batch whose steps are one launch; no rows if the model goes step by step.
+    batch_x, batch_y : ndarray of float32
+        Pinned memory for `begin_batch` and `end_batch`.
 
     Raises
     ------
@@ -102,7 +102,7 @@ class CudaDevice:
             self._x_size // max(1, rows * (1 + self._num_inputs)),
             self._y_size // max(1, rows * self._output_size),
         )
-        self.wave_x, self.wave_y = self._transfers[0].x, self._transfers[0].y
+        self.batch_x, self.batch_y = self._transfers[0].x, self._transfers[0].y
         self._guard(self._warm_up)
 
     def advance(
@@ -196,17 +196,17 @@ class CudaDevice:
             values = np.ascontiguousarray(rows[first : first + self.max_rows], dtype=np.float32)
             self._guard(self._write, some, values)
 
-    def begin_wave(self, num_rows: int, num_steps: int = 1) -> None:
+    def begin_batch(self, num_rows: int, num_steps: int = 1) -> None:
         """Start some steps of some streams, for a caller that checks and packs by itself.
 
         Parameters
         ----------
         num_rows : int
-            1 to max_rows. ``wave_x`` holds so many slots (int32, all different), and behind them
+            1 to max_rows. ``batch_x`` holds so many slots (int32, all different), and behind them
             the inputs [num_rows, num_steps, num_inputs]. Both must stay as they are until
-            `end_wave`.
+            `end_batch`.
         num_steps : int
-            Of each stream. ``wave_y`` will hold the outputs [num_rows, num_steps, output_size].
+            Of each stream. ``batch_y`` will hold the outputs [num_rows, num_steps, output_size].
 
         Raises
         ------
@@ -215,8 +215,8 @@ class CudaDevice:
         """
         self._guard(self._transfers[0].begin, num_rows, num_steps, False)
 
-    def end_wave(self) -> None:
-        """Wait for the wave that was begun; its outputs are in ``wave_y`` then.
+    def end_batch(self) -> None:
+        """Wait for the batch that was begun; its outputs are in ``batch_y`` then.
 
         Raises
         ------
@@ -228,21 +228,21 @@ class CudaDevice:
     def _run(
         self, slots: NDArray[np.int32], x: NDArray[Any], y: NDArray[np.float32], num_steps: int
     ) -> None:
-        """Cut a call into waves, and keep two of them under way."""
+        """Cut a call into batches, and keep two of them under way."""
         self._start_rows()
-        waves = list(self._waves(len(slots), num_steps))
+        batches = list(self._batches(len(slots), num_steps))
         x = x.view(np.float32).reshape(len(slots), num_steps, self._num_inputs)
         y = y.reshape(len(slots), num_steps, self._output_size)
         under_way: list[tuple[Transfer, NDArray[np.float32]]] = []
-        for number, (rows, steps) in enumerate(waves):
+        for number, (rows, steps) in enumerate(batches):
             transfer = self._transfers[number % 2]
             if len(under_way) == 2:
                 _end(*under_way.pop(0))
             inputs = x[rows, steps]
-            num_rows, num_wave_steps = inputs.shape[:2]
+            num_rows, num_batch_steps = inputs.shape[:2]
             transfer.x[:num_rows].view(np.int32)[:] = slots[rows]
             transfer.x[num_rows : num_rows + inputs.size].reshape(inputs.shape)[:] = inputs
-            transfer.begin(num_rows, num_wave_steps, len(waves) > 1)
+            transfer.begin(num_rows, num_batch_steps, len(batches) > 1)
             under_way.append((transfer, y[rows, steps]))
         for each in under_way:
             _end(*each)
@@ -258,14 +258,14 @@ class CudaDevice:
         self.start_rows(first)
         self._write(first.astype(np.int32), self._read(first.astype(np.int32)))
 
-    def _waves(self, num_rows: int, num_steps: int) -> Iterator[tuple[slice, slice]]:
-        """Yield rows and steps of each wave; a row's steps in their order."""
+    def _batches(self, num_rows: int, num_steps: int) -> Iterator[tuple[slice, slice]]:
+        """Yield rows and steps of each batch; a row's steps in their order."""
         for first in range(0, num_rows, self.max_rows):
             rows = slice(first, min(num_rows, first + self.max_rows))
-            wave_rows = rows.stop - first
+            batch_rows = rows.stop - first
             most = min(
-                (self._x_size - wave_rows) // (wave_rows * self._num_inputs),
-                self._y_size // (wave_rows * self._output_size),
+                (self._x_size - batch_rows) // (batch_rows * self._num_inputs),
+                self._y_size // (batch_rows * self._output_size),
             )
             for step in range(0, num_steps, most):
                 yield rows, slice(step, min(num_steps, step + most))
@@ -322,6 +322,6 @@ def _check_call(plan_address, rows, x, num_steps, marks, max_streams):  # type: 
 
 
 def _end(transfer: Transfer, target: NDArray[np.float32]) -> None:
-    """Wait for a wave, and hand its outputs over."""
+    """Wait for a batch, and hand its outputs over."""
     transfer.end()
     target[:] = transfer.y[: target.size].reshape(target.shape)

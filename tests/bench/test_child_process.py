@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,13 @@ def test_a_server_ends_when_its_parent_is_killed(starter, tmp_path):
     while not has_ended(pid):
         assert time.monotonic() < give_up_at_s, "the server has outlived its starter"
         time.sleep(0.01)
+
+
+def test_other_threads_than_the_main_one_are_refused():
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(child_process.start_child, ["true"])
+        with pytest.raises(RuntimeError, match="main one"):
+            starting.result()
 
 
 def test_a_command_is_not_run_if_its_parent_has_already_ended():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from streamrnn.kernels.cpu.pack import aligned_floats
-from streamrnn.kernels.cpu.plan import MAX_WAVE
+from streamrnn.kernels.cpu.plan import MAX_BATCH_ROWS
 from streamrnn.kernels.vector_width import WIDTH
 from streamrnn_bench.report.results import BenchError
 from streamrnn_bench.report.timing import interleave, repeats_for
@@ -68,7 +68,7 @@ def test_verify_finds_a_stream_that_was_left_out():
 
 
 def test_more_streams_than_one_batch_are_split():
-    step.verify(step.Streams(Case("gru", 3, 8).model(), MAX_WAVE + 5))
+    step.verify(step.Streams(Case("gru", 3, 8).model(), MAX_BATCH_ROWS + 5))
 
 
 def test_weights_are_all_that_a_step_reads():

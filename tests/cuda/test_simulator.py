@@ -150,10 +150,10 @@ def test_a_chunk_is_its_steps_to_the_bit_wherever_it_is_cut(rng, monkeypatch):
     monkeypatch.setattr(engine_cuda, "_MIN_ROWS", 2)
     monkeypatch.setattr(engine_cuda, "_MAX_ROWS", 2)
     engine = engine_on_gpu(model, wide_from=100)
-    assert len(list(engine._device._waves(1, 7))) > 2
+    assert len(list(engine._device._batches(1, 7))) > 2
     assert_same_bits(engine.steps("a", x[0]), singly)
     many = random_inputs(rng, model.spec, 5, 1)
-    assert len(list(engine._device._waves(5, 1))) == 3
+    assert len(list(engine._device._batches(5, 1))) == 3
     assert_same_bits(stepped(engine, many), stepped(Engine(model, "cuda", 16), many))
 
 

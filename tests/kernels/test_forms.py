@@ -16,7 +16,7 @@ from streamrnn.engine.cpu import CpuDevice
 from streamrnn.errors import DeviceError
 from streamrnn.kernels import vector_width
 from streamrnn.kernels.cpu.pack import aligned_floats
-from streamrnn.kernels.cpu.plan import MAX_WAVE
+from streamrnn.kernels.cpu.plan import MAX_BATCH_ROWS
 from streamrnn.kernels.cpu.staged.passes import add_gated, blend, normalise
 from streamrnn.kernels.cuda.plan import GpuPlan
 from streamrnn.kernels.gates import is_staged, padded
@@ -64,16 +64,16 @@ def test_agrees_with_the_reference_on_random_stacks(layers, head, num_streams, s
 
 
 @settings(max_examples=40)
-@given(stacks, st.integers(1, 2 * MAX_WAVE + 5), st.data())
+@given(stacks, st.integers(1, 2 * MAX_BATCH_ROWS + 5), st.data())
 def test_bits_do_not_depend_on_the_other_streams_of_the_batch(layers, num_streams, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     model = random_model(rng, layers, inputs=5, outputs=3)
     x = random_inputs(rng, model.spec, num_streams, 3)
     order = rng.permutation(num_streams)
     cuts = sorted(data.draw(st.sets(st.integers(1, num_streams), max_size=9)))
-    waves = [wave for wave in np.split(order, cuts) if len(wave)]
+    batches = [batch for batch in np.split(order, cuts) if len(batch)]
     together = stepped(Engine(model, max_streams=256), x, [np.arange(num_streams)])
-    apart = stepped(Engine(model, max_streams=256), x, waves)
+    apart = stepped(Engine(model, max_streams=256), x, batches)
     np.testing.assert_array_equal(apart.view(np.uint32), together.view(np.uint32))
 
 
@@ -82,7 +82,7 @@ def test_bits_do_not_depend_on_the_other_streams_of_the_batch(layers, num_stream
     stacks,
     st.sampled_from([None, "identity"]),
     st.one_of(st.just(5), st.just(EVERY_KIND_OF_INPUT)),
-    st.integers(1, MAX_WAVE + 9),
+    st.integers(1, MAX_BATCH_ROWS + 9),
     st.data(),
 )
 def test_a_chunk_is_its_steps_to_the_bit(layers, head, inputs, num_steps, data):

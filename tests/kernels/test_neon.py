@@ -45,7 +45,7 @@ def built(tmp_path_factory):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", CASES)
 def test_arm_gives_the_same_bits(built, tmp_path, case, precision):
-    """As this machine's kernels, wave by wave and as a chunk."""
+    """As this machine's kernels, batch by batch and as a chunk."""
     model, x = model_of(case)
     engine = Engine(model, precision=precision)
     rows = engine.rows(range(NUM_STREAMS))

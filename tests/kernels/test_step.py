@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from streamrnn import Engine
 from streamrnn.engine.cpu import CpuDevice
-from streamrnn.kernels.cpu.plan import MAX_WAVE
+from streamrnn.kernels.cpu.plan import MAX_BATCH_ROWS
 from streamrnn.model.spec import CELLS, InputSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from tests.support.engines import stepped
@@ -97,18 +97,18 @@ def test_tokens_agree_with_the_reference(rng):
     assert np.max(np.abs(y - ReferenceModel(model).steps(x))) < REFERENCE_TOLERANCE
 
 
-@given(stacks, heads, st.integers(1, 2 * MAX_WAVE + 5), st.data())
+@given(stacks, heads, st.integers(1, 2 * MAX_BATCH_ROWS + 5), st.data())
 def test_bits_do_not_depend_on_the_other_streams_of_the_batch(layers, head, num_streams, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     model = draw_model(rng, layers, head)
     x = random_inputs(rng, model.spec, num_streams, 3)
     order = rng.permutation(num_streams)
     cuts = sorted(data.draw(st.sets(st.integers(1, num_streams), max_size=9)))
-    waves = [wave for wave in np.split(order, cuts) if len(wave)]
+    batches = [batch for batch in np.split(order, cuts) if len(batch)]
     engine = Engine(model, max_streams=256)
     together = stepped(Engine(model, max_streams=256), x, [np.arange(num_streams)])
     np.testing.assert_array_equal(
-        stepped(engine, x, waves).view(np.uint32), together.view(np.uint32)
+        stepped(engine, x, batches).view(np.uint32), together.view(np.uint32)
     )
 
 
@@ -116,7 +116,7 @@ def test_bits_do_not_depend_on_the_other_streams_of_the_batch(layers, head, num_
     stacks,
     heads,
     st.one_of(st.just(5), st.just(EVERY_KIND_OF_INPUT)),
-    st.integers(1, MAX_WAVE + 9),
+    st.integers(1, MAX_BATCH_ROWS + 9),
     st.data(),
 )
 def test_a_chunk_is_its_steps_to_the_bit(layers, head, inputs, num_steps, data):

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PRODUCT = ("streamrnn", "server", "clients", "bench")
 MAX_FILES = 14  # Python files of one folder
-MAX_LINES = 475  # of one file of the product
+MAX_LINES = 462  # of one file of the product
 
 
 def sources(*folders: str) -> list[Path]:

@@ -108,11 +108,11 @@ def test_a_server_on_tensor_cores_names_its_arithmetic(models, rng):
 def test_a_chunk_is_one_launch_while_no_other_stream_is_ready(models, rng, monkeypatch):
     x = random_inputs(rng, models["lstm"].spec, 2, 40)
     expected = [expected_of(models["lstm"], each) for each in x]
-    waves = []
+    batches = []
     begin = transfer.Transfer.begin
 
     def noting(self, num_rows, num_steps, overlaps):
-        waves.append((num_rows, num_steps))
+        batches.append((num_rows, num_steps))
         begin(self, num_rows, num_steps, overlaps)
 
     with served({"lstm": models["lstm"]}) as peer:
@@ -121,13 +121,13 @@ def test_a_chunk_is_one_launch_while_no_other_stream_is_ready(models, rng, monke
         monkeypatch.setattr(transfer.Transfer, "begin", noting)
         last, _, y = peer.ok("step", "a", 1, x[0].tobytes())
         assert (last, y) == (40, expected[0].tobytes())
-        assert waves == [(1, 32), (1, 8)]
+        assert batches == [(1, 32), (1, 8)]
         # Each of the forty is remembered under its number.
         assert peer.ok("step", "a", 39, x[0, 38].tobytes())[2] == expected[0][38].tobytes()
         assert peer.ok("step", "a", 2, x[0, 1:4].tobytes())[2] == expected[0][1:4].tobytes()
-        assert len(waves) == 2
+        assert len(batches) == 2
         assert peer.ok("step", "b", 1, x[1, :1].tobytes())[2] == expected[1][:1].tobytes()
-        assert waves[2:] == [(1, 1)]
+        assert batches[2:] == [(1, 1)]
 
 
 def test_a_nan_within_a_chunk_ends_it_there(models, rng, monkeypatch):

@@ -29,10 +29,10 @@ from streamrnn_server.config import ServerConfig
 from streamrnn_server.control.dispatcher import Control
 from streamrnn_server.control.messages import command, parse_ask
 from streamrnn_server.event_log import EventLog
-from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.loop import turn
 from streamrnn_server.shard.poll import wait
 from streamrnn_server.shard.setup import ShardMemory
+from streamrnn_server.shard.structs import AskKind, CommandKind, ShardState
 from streamrnn_server.storage.expiry import Expiry
 from streamrnn_server.storage.state_dir import served_models, templates_of
 from streamrnn_server.storage.writer import CheckpointWriter
@@ -201,12 +201,12 @@ class Life:
     def stop(self) -> None:
         """Do what SIGTERM does."""
         for k, shard in enumerate(self.shards):
-            self._put(k, shard.pair, command(w.COMMAND_STOP))
+            self._put(k, shard.pair, command(CommandKind.STOP))
 
     @property
     def has_ended(self) -> bool:
         """Whether all shards have come to their clean end."""
-        return all(shard.memory.struct["state"] == w.ENDED for shard in self.shards)
+        return all(shard.memory.struct["state"] == ShardState.ENDED for shard in self.shards)
 
     def _put(self, k: int, handle: int, frames: Frames) -> None:
         self._wire.put(handle, frames)
@@ -226,7 +226,7 @@ class Life:
     def turn(self, k: int, number: int) -> None:
         """Let a shard go once through its loop, and wait if it has nothing to do."""
         shard = self.shards[k]
-        if number != shard.num_calls or shard.memory.struct["state"] == w.ENDED:
+        if number != shard.num_calls or shard.memory.struct["state"] == ShardState.ENDED:
             return
         self._wire.timeout_ms = None
         if turn(shard.memory.struct):
@@ -267,8 +267,8 @@ class Life:
         shard = self.shards[k]
         while shard.asked:
             ask = parse_ask(*shard.asked.popleft())
-            if ask.ask == w.ASK_DRAINED:
-                self._put(k, shard.pair, command(w.COMMAND_END))
+            if ask.ask == AskKind.DRAINED:
+                self._put(k, shard.pair, command(CommandKind.END))
                 continue
             for order in self.control.answer(k, ask):
                 self._put(order.shard, self.shards[order.shard].pair, order.frames)

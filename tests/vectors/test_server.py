@@ -21,6 +21,7 @@ from streamrnn.kernels.virtual_memory import address_of
 from streamrnn_client.protocol import messages as protocol
 from streamrnn_client.protocol.messages import ProtocolError, canonical_id
 from streamrnn_server.shard.requests import request as r
+from streamrnn_server.shard.requests.request import Form, Kind
 from streamrnn_server.shard.wire.decode import decode_request
 from streamrnn_server.shard.wire.encode import (
     write_array,
@@ -34,7 +35,13 @@ from streamrnn_server.shard.wire.values import read_numbers, read_stream, read_u
 from tests.vectors import make as make_wire_vectors
 
 VECTORS = json.loads(make_wire_vectors.PATH.read_text(encoding="ascii"))
-KINDS = {"open": r.OPEN, "step": r.STEP, "batch": r.BATCH, "close": r.CLOSE, "reset": r.RESET}
+KINDS = {
+    "open": Kind.OPEN,
+    "step": Kind.STEP,
+    "batch": Kind.STEP_MANY,
+    "close": Kind.CLOSE,
+    "reset": Kind.RESET,
+}
 ROOM = 64 * mmap.PAGESIZE
 
 
@@ -73,10 +80,10 @@ def decode(message):
     at = GUARDED.put(message)
     kind = decode_at(at, len(message), address_of(REQUEST))
     meaning = {"msgid": field("msgid")}
-    if kind == r.COLD:
+    if kind == Kind.FOR_PYTHON:
         return kind, meaning
     end = at + len(message)
-    if kind in (r.BATCH, r.OPEN_MANY):
+    if kind in (Kind.STEP_MANY, Kind.OPEN_MANY):
         meaning["streams"], position = [], field("streams")
         target = np.zeros(24, np.int64)
         for _ in range(field("num_items")):
@@ -85,19 +92,19 @@ def decode(message):
             meaning["streams"].append(target.tobytes()[:num_bytes])
     else:
         meaning["stream"] = REQUEST["stream"][0][: field("stream_bytes")].tobytes()
-    if kind in (r.OPEN, r.OPEN_MANY):
+    if kind in (Kind.OPEN, Kind.OPEN_MANY):
         name = ctypes.string_at(field("x"), field("x_count")).decode() if field("x") else None
         meaning |= {"model": name, "window": field("window")}
-    if kind in (r.STEP, r.RESET):
+    if kind in (Kind.STEP, Kind.RESET):
         meaning["first_seq"] = field("first_seq")
-    if kind == r.BATCH:
+    if kind == Kind.STEP_MANY:
         position, seqs = field("seqs"), []
         for _ in range(field("num_items") if position else 0):
             seq, position = read_uint(position, end)
             seqs.append(seq)
         meaning["seqs"] = seqs if field("seqs") else None
-    if kind in (r.STEP, r.BATCH):
-        if field("form") == r.FORM_BIN:
+    if kind in (Kind.STEP, Kind.STEP_MANY):
+        if field("form") == Form.BIN:
             meaning["x"] = ctypes.string_at(field("x"), field("x_count"))
         else:
             values = np.zeros(field("x_count") + 1, np.float64)
@@ -111,14 +118,14 @@ def expected_of(message):
     try:
         request = protocol.decode_request(message)
     except ProtocolError as error:
-        return r.COLD, {"msgid": -1 if error.msgid is None else error.msgid}
+        return Kind.FOR_PYTHON, {"msgid": -1 if error.msgid is None else error.msgid}
     call: Any = request.call
     msgid, method = request.msgid, request.method
     if method not in KINDS or isinstance(call, protocol.OpenWithStateRequest):
-        return r.COLD, {"msgid": msgid}
+        return Kind.FOR_PYTHON, {"msgid": msgid}
     meaning: dict[str, Any] = {"msgid": msgid}
-    kind = r.OPEN_MANY if method == "open" and call.many else KINDS[method]
-    if kind in (r.BATCH, r.OPEN_MANY):
+    kind = Kind.OPEN_MANY if method == "open" and call.many else KINDS[method]
+    if kind in (Kind.STEP_MANY, Kind.OPEN_MANY):
         meaning["streams"] = [canonical_id(stream) for stream in call.streams]
     else:
         stream = call.streams[0] if method == "open" else call.stream
@@ -138,7 +145,7 @@ def assert_same(message):
     kind, meaning = decode(message)
     expected_kind, expected = expected_of(message)
     assert kind == expected_kind
-    if kind == r.COLD:  # Python looks again; a length that cannot be may hide the msgid
+    if kind == Kind.FOR_PYTHON:  # Python looks again; a length that cannot be may hide the msgid
         assert meaning["msgid"] in (expected["msgid"], -1)
         return
     x, expected_x = meaning.pop("x", None), expected.pop("x", None)
@@ -154,7 +161,9 @@ def test_a_vector_means_what_it_says(vector):
     message = bytes.fromhex(vector["hex"])
     kind, meaning = decode(message)
     assert meaning["msgid"] == (-1 if vector["msgid"] is None else vector["msgid"])
-    assert (kind == r.COLD) == ("code" in vector or vector["method"] in protocol.COLD_METHODS)
+    assert (kind == Kind.FOR_PYTHON) == (
+        "code" in vector or vector["method"] in protocol.COLD_METHODS
+    )
     if "x_float32" in vector:
         assert meaning["x"].astype("<f4").tobytes().hex() == vector["x_float32"]
     if "x_bin" in vector:
@@ -166,8 +175,8 @@ def test_a_vector_means_what_it_says(vector):
 def test_every_truncation_goes_to_python(vector):
     message = bytes.fromhex(vector["hex"])
     for length in range(len(message)):
-        assert decode(message[:length])[0] == r.COLD
-    assert decode(message + b"\0")[0] == r.COLD
+        assert decode(message[:length])[0] == Kind.FOR_PYTHON
+    assert decode(message + b"\0")[0] == Kind.FOR_PYTHON
 
 
 @given(st.binary(max_size=300))
@@ -200,7 +209,7 @@ def test_numbers_of_every_width(numbers):
     values, single = numbers
     packed = msgpack.packb([0, 1, "step", ["a", 0, values]], use_single_float=single)
     kind, meaning = decode(packed)
-    assert kind == r.STEP
+    assert kind == Kind.STEP
     x = msgpack.unpackb(packed)[3][2]
     np.testing.assert_array_equal(meaning["x"], np.array(x, np.float64))
 

@@ -49,8 +49,11 @@ def crash(server: ServerProcess, client: Client, crowd: Crowd, start: int, paper
     killed = server.pid
     server.kill()
     began = time.perf_counter()
+    server.launch()
     with ThreadPoolExecutor(1) as pool:
-        starting = pool.submit(server.start)  # while the client goes on, and knows of nothing
+        starting = pool.submit(
+            server.wait_until_ready
+        )  # while the client goes on, and knows of nothing
         outputs = [_send(client, rows, crowd.x[middle], starting)]
         took_s = time.perf_counter() - began
         ready_s = starting.result()

@@ -58,6 +58,7 @@ class ServerProcess:
             *("--state-dir", str(Path(self._directory.name) / "state")),
         ]
         self._process: subprocess.Popen[bytes] | None = None
+        self._launched_s = 0.0
 
     def __enter__(self) -> ServerProcess:
         return self
@@ -77,7 +78,22 @@ class ServerProcess:
         return self._process.pid if self._process else 0
 
     def start(self, slow: Callable[[], None] = _nothing) -> float:
-        """Start the process and wait until it is ready.
+        """Start the process and wait until it is ready, as `launch` and `wait_until_ready` do."""
+        self.launch()
+        return self.wait_until_ready(slow)
+
+    def launch(self) -> None:
+        """Start the process; only in the main thread, whose end would be the server's."""
+        self._ready_path.unlink(missing_ok=True)
+        self._launched_s = time.perf_counter()
+        # A process that a signal left without a name would never be stopped.
+        with open(self.log_path, "ab") as log, signals_held():
+            self._process = start_child(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def wait_until_ready(self, slow: Callable[[], None] = _nothing) -> float:
+        """Wait until the launched process is ready.
 
         Parameters
         ----------
@@ -87,25 +103,19 @@ class ServerProcess:
         Returns
         -------
         float
-            How long that took, in seconds.
+            How long that took since its launch, in seconds.
 
         Raises
         ------
         StartError
             If it ends instead, or is not ready for minutes.
         """
-        self._ready_path.unlink(missing_ok=True)
-        began = time.perf_counter()
-        # Nobody would stop a process that a signal left without a name.
-        with open(self.log_path, "ab") as log, signals_held():
-            self._process = start_child(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+        assert self._process is not None
         while not self._ready_path.exists():
             try:
                 code = self._process.wait(LOOK_EVERY_S)
             except subprocess.TimeoutExpired:
-                passed_s = time.perf_counter() - began
+                passed_s = time.perf_counter() - self._launched_s
                 if passed_s >= SLOW_S:
                     slow()
                     slow = _nothing
@@ -115,7 +125,7 @@ class ServerProcess:
                     f"the server is not ready after {READY_WITHIN_S:.0f} s. {self._last_words()}"
                 ) from None
             raise StartError(f"the server ended with code {code}. {self._last_words()}")
-        return time.perf_counter() - began
+        return time.perf_counter() - self._launched_s
 
     def kill(self) -> None:
         """Send SIGKILL, which no process can prepare for, and wait for the end."""

@@ -29,7 +29,7 @@ from streamrnn_server.shard.libzmq import (
     send_bytes,
 )
 from streamrnn_server.shard.wire.encode import write_bin, write_uint
-from streamrnn_server.shard.wire.values import BIN, NIL, read_array, read_head, read_uint
+from streamrnn_server.shard.wire.values import ValueKind, read_array, read_head, read_uint
 
 __all__ = [
     "ALL_WELL",
@@ -330,10 +330,10 @@ def _check_reply(traffic: Traffic, data: int, num_bytes: int, checks_seq: bool) 
     if (
         at == 0
         or kind != 1
-        or error != NIL
+        or error != ValueKind.NIL
         or not 0 <= stream < len(traffic.seqs)
         or (checks_seq and last_seq != traffic.seqs[stream])
-        or form != BIN
+        or form != ValueKind.BIN
         or y_bytes != traffic.y_bytes
         or at + y_bytes != end
     ):

@@ -14,7 +14,7 @@ import numpy as np
 from streamrnn.engine.engine import Engine
 from streamrnn.kernels.cpu.float_mode import enter_float_mode, leave_float_mode
 from streamrnn.kernels.cpu.pack import aligned_floats
-from streamrnn.kernels.cpu.plan import MAX_WAVE, plan_at
+from streamrnn.kernels.cpu.plan import MAX_BATCH_ROWS, plan_at
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.kernels.cpu.step import step_rows
 from streamrnn.kernels.cpu.tiles import VECTOR_BYTES
@@ -107,8 +107,8 @@ def _step_repeatedly(
     before = enter_float_mode()
     plan = plan_at(plan_address)
     for _ in range(num_repeats):
-        for first in range(0, num_rows, MAX_WAVE):
-            size = min(MAX_WAVE, num_rows - first)
+        for first in range(0, num_rows, MAX_BATCH_ROWS):
+            size = min(MAX_BATCH_ROWS, num_rows - first)
             step_rows(
                 plan,
                 int64_array(rows + 8 * first, size),

@@ -29,7 +29,7 @@ __all__ = ["GPU_CASES", "GpuCase", "measure_gpu_steps"]
 
 # Against float64, outputs of order 1.
 TOLERANCES = {"float32": 5e-6, "tf32": 1e-3, "bfloat16": 1e-2}
-_WANTED_WAVE_US = 30.0  # of launches, copies and waiting
+_WANTED_BATCH_US = 30.0  # of launches, copies and waiting
 _NUM_CHECKED_STREAMS, _NUM_CHECKED_STEPS = 16, 3
 
 
@@ -120,7 +120,7 @@ def measure_gpu_steps(
             "copy": copy_runner(copy_bytes),
             "resident": resident.run,
             "engine": _engine_runner(item, engine, x),
-            "wave": _wave_runner(engine),
+            "wave": _batch_runner(engine),
         }
         runs.update(_torch_runs(item))
         best_s = interleave(runs, num_rounds, round_s)
@@ -161,7 +161,7 @@ def measure_gpu_steps(
                 case=f"{item} wave",
                 value=best_s["wave"] * 1e6,
                 reference="wanted",
-                reference_value=_WANTED_WAVE_US,
+                reference_value=_WANTED_BATCH_US,
                 target=1.0,
                 note="launches, copies and waiting, as the server calls for them",
             )
@@ -187,7 +187,7 @@ def _moved_bytes(item: GpuCase) -> int:
 
 
 def _verify(item: GpuCase, engine: Engine) -> None:
-    """Compare some streams of a few waves with the float64 reference."""
+    """Compare some streams of a few batches with the float64 reference."""
     rng = np.random.default_rng(0)
     some = np.linspace(0, item.num_streams - 1, _NUM_CHECKED_STREAMS).astype(int)
     reference = ReferenceModel(engine.model)
@@ -223,15 +223,15 @@ def _engine_runner(
     return call
 
 
-def _wave_runner(engine: Engine) -> Callable[[int], object]:
-    """Return what takes one stream's wave there and back, without the Engine's part."""
+def _batch_runner(engine: Engine) -> Callable[[int], object]:
+    """Return what takes one stream's batch there and back, without the Engine's part."""
     device: Any = engine._device
-    device.wave_x[: 1 + engine.model.spec.num_inputs] = 0
+    device.batch_x[: 1 + engine.model.spec.num_inputs] = 0
 
     def run(num_repeats: int) -> None:
         for _ in range(num_repeats):
-            device.begin_wave(1)
-            device.end_wave()
+            device.begin_batch(1)
+            device.end_batch()
 
     return run
 

@@ -35,7 +35,7 @@ from streamrnn_server.control.messages import Ask, Caller, Order, command
 from streamrnn_server.control.state_methods import StateMethods
 from streamrnn_server.control.stats import ShardView, latency_us, shard_stats, total_counters
 from streamrnn_server.event_log import EventLog
-from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.structs import AskKind, CommandKind
 from streamrnn_server.storage.record_lookup import RecordLookup
 from streamrnn_server.storage.state_dir import StateDir, served_models, templates_of
 
@@ -101,19 +101,19 @@ class Control:
             What to send to which shard; nothing if nobody can be answered.
         """
         caller = Caller(shard, ask.identity, ask.msgid)
-        if ask.ask == w.ASK_LOOK_UP:
+        if ask.ask == AskKind.LOOK_UP:
             return [Order(shard, self._look_up(ask))]
-        if ask.ask in (w.ASK_CALL, w.ASK_ERROR, w.ASK_ITEMS):
+        if ask.ask in (AskKind.CALL, AskKind.ERROR, AskKind.ITEMS):
             caller = caller._replace(user=self.shards[shard].user(ask.owner))
         known_about = functools.partial(self._known_about, caller.user)
-        if ask.ask == w.ASK_ENTRY:
+        if ask.ask == AskKind.ENTRY:
             return self._state_methods.finish_export(caller, ask.body)
-        if ask.ask == w.ASK_REPLY:
+        if ask.ask == AskKind.REPLY:
             return self._state_methods.deliver(caller, ask.body)
-        if ask.ask == w.ASK_ERROR:
+        if ask.ask == AskKind.ERROR:
             payload = word_error(ask, self._specs, known_about)
             return self._state_methods.deliver(caller, payload)
-        if ask.ask == w.ASK_ITEMS:
+        if ask.ask == AskKind.ITEMS:
             retry_after_ms = self._config.retry_after_ms
             payload = word_items(ask, self._specs, retry_after_ms, self._endpoints, known_about)
             return self._state_methods.deliver(caller, payload)
@@ -130,7 +130,7 @@ class Control:
             "data_bytes": len(record),
             "owner_bytes": -1 if owner is None else len(owner.encode()),
         }
-        return command(w.COMMAND_FOUND, values, record, (owner or "").encode())
+        return command(CommandKind.FOUND, values, record, (owner or "").encode())
 
     def _known_about(self, user: str, code: ErrorCode, stream: bytes) -> dict[str, Any]:
         """Return what a shard could not say about an error."""

@@ -19,7 +19,7 @@ from streamrnn_client.protocol.messages import (
 )
 from streamrnn_server.control.messages import Ask
 from streamrnn_server.shard import structs as w
-from streamrnn_server.shard.requests import request as r
+from streamrnn_server.shard.requests.request import Form, Kind
 
 __all__ = ["stream_of", "word_error", "word_items"]
 
@@ -71,7 +71,7 @@ def _detail(
         named = {"has": models[a][0], "model": models[b][0]}
     elif code is ErrorCode.WRONG_LENGTH:
         named = {"num_bytes": a, "expected": c} if c else {"expected_multiple": b, "num_bytes": a}
-        if d == r.FORM_ARRAY:
+        if d == Form.ARRAY:
             named = {"num_values": a // 4, "expected_multiple": b // 4}
             if c:
                 named["expected"] = c // 4
@@ -133,8 +133,8 @@ def word_items(
         details = item["detail"].tolist()
         if item["code"] == 0:
             what: Any = int(item["window"])
-            if ask.kind == r.BATCH:
-                what = np.frombuffer(y, np.float32).tolist() if ask.form == r.FORM_ARRAY else y
+            if ask.kind == Kind.STEP_MANY:
+                what = np.frombuffer(y, np.float32).tolist() if ask.form == Form.ARRAY else y
             items.append([None, [int(item["last_seq"]), int(item["durable_seq"]), what]])
             continue
         code = ErrorCode(int(item["code"]))

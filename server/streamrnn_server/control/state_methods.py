@@ -29,14 +29,14 @@ from streamrnn_client.protocol.messages import (
     shard_of,
 )
 from streamrnn_server.control.messages import Caller, Order, command
-from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.checkpoint.packing import (
     Templates,
     pack_entries,
     seal,
     table_of_entries,
 )
-from streamrnn_server.shard.requests import request as r
+from streamrnn_server.shard.requests.request import Kind
+from streamrnn_server.shard.structs import CommandKind
 from streamrnn_server.storage.record_lookup import RecordLookup, may_use
 
 __all__ = ["StateMethods"]
@@ -142,7 +142,7 @@ class StateMethods:
         return Caller(0, b"", token, fork.caller.user)
 
     def _export(self, caller: Caller, stream: StreamId) -> list[Order]:
-        return [self._request(caller.shard, caller, r.EXPORT, stream)]
+        return [self._request(caller.shard, caller, Kind.EXPORT, stream)]
 
     def _import(
         self, caller: Caller, stream: StreamId, data: bytes, model: str | None
@@ -158,11 +158,11 @@ class StateMethods:
         if canonical_id(target) == canonical_id(source):
             raise ProtocolError(ErrorCode.EXISTS, stream=target)
         waiting = self._wait(_Fork(caller, target))
-        return [self._request(caller.shard, waiting, r.EXPORT, source)]
+        return [self._request(caller.shard, waiting, Kind.EXPORT, source)]
 
     def _snapshot(self, caller: Caller, stream: StreamId, name: str) -> list[Order]:
         self._need_disk()
-        return [self._request(caller.shard, caller, r.SNAPSHOT, stream, data=_name_bytes(name))]
+        return [self._request(caller.shard, caller, Kind.SNAPSHOT, stream, data=_name_bytes(name))]
 
     def _rollback(
         self, caller: Caller, stream: StreamId, seq: int, name: str | None
@@ -180,13 +180,13 @@ class StateMethods:
             "model": index,
             "digest": _ROLLBACK_DIGEST + zlib.crc32(written),
         }
-        return [self._request(caller.shard, caller, r.ROLLBACK, stream, values, record)]
+        return [self._request(caller.shard, caller, Kind.ROLLBACK, stream, values, record)]
 
     def _sync(self, caller: Caller, stream: StreamId | None) -> list[Order]:
         self._need_disk()
         if stream is None:
-            return [self._request(caller.shard, caller, r.SYNC_ALL, 0)]
-        return [self._request(caller.shard, caller, r.SYNC, stream)]
+            return [self._request(caller.shard, caller, Kind.SYNC_ALL, 0)]
+        return [self._request(caller.shard, caller, Kind.SYNC, stream)]
 
     def _need_disk(self) -> None:
         if not self._is_durable:
@@ -230,7 +230,7 @@ class StateMethods:
         if shard is None:
             shard = shard_of(hash_slot(stream), self._num_shards)
         data = encode_record(record.renamed(canonical_id(stream)))
-        return self._request(shard, caller, r.PLACE, stream, {"model": index}, data)
+        return self._request(shard, caller, Kind.RESTORE, stream, {"model": index}, data)
 
     @staticmethod
     def _request(
@@ -251,7 +251,7 @@ class StateMethods:
             "owner_bytes": len(user),
             **(values or {}),
         }
-        frames = command(w.COMMAND_REQUEST, fields, caller.identity, canonical, data, user)
+        frames = command(CommandKind.REQUEST, fields, caller.identity, canonical, data, user)
         return Order(shard, frames)
 
 

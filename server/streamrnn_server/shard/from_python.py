@@ -12,10 +12,9 @@ from streamrnn_client.protocol.messages import ErrorCode
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.memory.header import MAX_INLINE_ID_BYTES
 from streamrnn_server.shard.memory.index import hash64
-from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.finish import fail
 from streamrnn_server.shard.requests.queue import append
-from streamrnn_server.shard.requests.request import take_request
+from streamrnn_server.shard.requests.request import Form, Kind, take_request
 from streamrnn_server.shard.streams.admit import admit_one
 from streamrnn_server.shard.streams.dirty import ask_for_checkpoint
 from streamrnn_server.shard.streams.eviction import take_block
@@ -23,16 +22,10 @@ from streamrnn_server.shard.streams.lookup import (
     finish_lookup,
     named_owner,
 )
-from streamrnn_server.shard.structs import Command, Shard
+from streamrnn_server.shard.structs import Command, CommandKind, Shard, ShardState
 
 __all__ = ["obey"]
 
-_UNKNOWN, _FORBIDDEN, _EXPIRED, _BUSY = (
-    int(ErrorCode.UNKNOWN),
-    int(ErrorCode.FORBIDDEN),
-    int(ErrorCode.EXPIRED),
-    int(ErrorCode.BUSY),
-)
 _STOP_WITHIN_NS = 2_000_000_000
 
 
@@ -40,18 +33,18 @@ _STOP_WITHIN_NS = 2_000_000_000
 def obey(shard: Shard, command: Command) -> None:
     """Do what Python says."""
     what = command.what
-    if what == w.COMMAND_STOP and shard.state == w.RUNNING:
+    if what == CommandKind.STOP and shard.state == ShardState.RUNNING:
         # Not unbound yet: in libzmq that ends the connections that came through the listener too,
         # with all that is still to be said on them.
         shard.stop_at_ns = shard.now_ns + _STOP_WITHIN_NS
-        shard.state = w.STOPPING
+        shard.state = ShardState.STOPPING
         # The last checkpoint is tried in any case: one that has begun is not it, should it fail.
         shard.num_failed_in_a_row = -shard.is_saving
-    elif what == w.COMMAND_END:
-        shard.state = w.ENDED
-    elif what == w.COMMAND_FOUND:
+    elif what == CommandKind.END:
+        shard.state = ShardState.ENDED
+    elif what == CommandKind.FOUND:
         finish_lookup(shard, command)
-    elif what == w.COMMAND_REQUEST:
+    elif what == CommandKind.REQUEST:
         _take_request_of_python(shard, command)
 
 
@@ -75,7 +68,7 @@ def _take_request_of_python(shard: Shard, command: Command) -> None:
     request.stream_bytes = command.stream_bytes
     request.x_count = data_bytes = command.data_bytes
     request.num_items = 0
-    request.form = r.FORM_BIN
+    request.form = Form.BIN
     at, stream = address(command) + w.COMMAND_BYTES, field_address(request, "stream")
     copy_bytes(field_address(request, "identity"), at, command.identity_bytes)
     at += command.identity_bytes
@@ -85,12 +78,12 @@ def _take_request_of_python(shard: Shard, command: Command) -> None:
     if data_bytes > 0:
         block = take_block(shard, data_bytes)
         if block == 0:
-            fail(shard, request, _BUSY)
+            fail(shard, request, ErrorCode.BUSY)
             return
         copy_bytes(block, at, data_bytes)
         request.x_block = block
         request.x = block
-    if request.kind == r.SYNC_ALL:
+    if request.kind == Kind.SYNC_ALL:
         append(pool, shard.uncovered, request)
         ask_for_checkpoint(shard)
         return

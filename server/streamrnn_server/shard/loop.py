@@ -7,12 +7,12 @@ from streamrnn.kernels.cpu.plan import plan_at
 from streamrnn.kernels.cpu.step import step_rows
 from streamrnn.kernels.jit import jit
 from streamrnn_server.shard.batch.commit import commit
-from streamrnn_server.shard.batch.schedule import choose_model, gather, wave_of
+from streamrnn_server.shard.batch.schedule import batch_of, choose_model, gather
 from streamrnn_server.shard.checkpoint.copy import can_save_more, save
 from streamrnn_server.shard.poll import listen, read_clock, wait
 from streamrnn_server.shard.streams.admit import admit
 from streamrnn_server.shard.streams.sweep import sweep
-from streamrnn_server.shard.structs import ENDED, Shard, shard_at
+from streamrnn_server.shard.structs import Shard, ShardState, shard_at
 from streamrnn_server.shard.wire.receive import receive
 from streamrnn_server.shard.wire.reply import reply
 
@@ -31,7 +31,7 @@ def serve(address: int) -> None:
     shard = shard_at(address)
     float_mode = enter_float_mode()
     read_clock(shard)
-    while shard.state != ENDED:
+    while shard.state != ShardState.ENDED:
         if turn(shard):
             wait(shard)
     leave_float_mode(float_mode)
@@ -39,7 +39,7 @@ def serve(address: int) -> None:
 
 @jit(inline="always")
 def turn(shard: Shard) -> bool:
-    """Go once through the loop: take what has arrived, compute one wave, send what is done.
+    """Go once through the loop: take what has arrived, compute one batch, send what is done.
 
     Returns
     -------
@@ -50,10 +50,10 @@ def turn(shard: Shard) -> bool:
     admit(shard)
     model = choose_model(shard)
     if model:
-        plan, wave = plan_at(model.plan), wave_of(shard)
+        plan, batch = plan_at(model.plan), batch_of(shard)
         num_rows = gather(shard, plan, model)
         if num_rows > 0:
-            step_rows(plan, wave.rows, wave.xs, wave.ys, num_rows)
+            step_rows(plan, batch.rows, batch.xs, batch.ys, num_rows)
             commit(shard, model, num_rows)
         read_clock(shard)
     save(shard, num_messages > 0)

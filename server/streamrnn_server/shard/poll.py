@@ -1,4 +1,4 @@
-"""What a shard does between waves: wait, listen to Python, let go of idle streams."""
+"""What a shard does between batches: wait, listen to Python, let go of idle streams."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from streamrnn_server.shard.libzmq import (
     receive_frame,
 )
 from streamrnn_server.shard.streams.dirty import ask_for_checkpoint
-from streamrnn_server.shard.structs import Shard
+from streamrnn_server.shard.structs import Shard, ShardState
 from streamrnn_server.shard.to_python import tell_drained
 from streamrnn_server.shard.wire.reply import count_unsent
 
@@ -53,10 +53,10 @@ def wait(shard: Shard) -> None:
         Which has nothing to do.
     """
     state = shard.state
-    if state == w.ENDED:
+    if state == ShardState.ENDED:
         return
     timeout_ms = -1
-    if state == w.STOPPING:
+    if state == ShardState.STOPPING:
         timeout_ms = _QUIET_MS
     elif shard.idle_limit_s > 0:
         timeout_ms = _IDLE_POLL_MS
@@ -65,7 +65,7 @@ def wait(shard: Shard) -> None:
         timeout_ms = checkpoint_ms
     pair = shard.pair
     # Without the router, once it is no longer listened to, or its messages would end every wait.
-    router = shard.router if state < w.DRAINED else pair
+    router = shard.router if state < ShardState.DRAINED else pair
     shard.counters.num_polls += 1
     disk = shard.disk
     has_come = poll_sockets(field_address(shard, "poll_items"), router, pair, disk, timeout_ms)
@@ -73,10 +73,10 @@ def wait(shard: Shard) -> None:
     if has_come & 2:
         shard.last_pair_ns = 0
     is_quiet = has_come & 1 == 0 or now > shard.stop_at_ns
-    if state == w.STOPPING and is_quiet and has_come & 6 == 0:
+    if state == ShardState.STOPPING and is_quiet and has_come & 6 == 0:
         if is_all_saved(shard):
             if tell_drained(shard):
-                shard.state = w.DRAINED
+                shard.state = ShardState.DRAINED
         else:
             ask_for_checkpoint(shard)
 

@@ -12,7 +12,7 @@ import zmq
 from numpy.typing import NDArray
 
 from streamrnn.errors import StartError
-from streamrnn.kernels.cpu.plan import MAX_WAVE
+from streamrnn.kernels.cpu.plan import MAX_BATCH_ROWS
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.kernels.virtual_memory import (
     HUGE_PAGE_BYTES,
@@ -60,7 +60,7 @@ class ShardMemory:
     endpoints : sequence of str
         Where clients find each shard.
     gpu_rows : int
-        The most rows of a wave that a GPU computes; 0 where the CPU does.
+        The most rows of a batch that a GPU computes; 0 where the CPU does.
 
     Attributes
     ----------
@@ -104,7 +104,7 @@ class ShardMemory:
         budget = self.struct["budget"]
         self._arena = Arena(int(budget["max_bytes"]), budget, self.struct["arena"])
         self._add_models(programs, max_streams)
-        self._add_batch(list(programs.values()), gpu_rows or MAX_WAVE)
+        self._add_batch(list(programs.values()), gpu_rows or MAX_BATCH_ROWS)
         self._add_output(config, endpoints)
         self._add_places(num_slots if gpu_rows else 0)
         self._set(
@@ -153,10 +153,10 @@ class ShardMemory:
             rows=self._zeros(8 * max_rows),
             xs=self._zeros(8 * max_rows),
             ys=self._zeros(8 * max_rows),
-            wave_slots=self._zeros(8 * max_rows),
-            wave_requests=self._zeros(8 * max_rows),
-            wave_y=self._zeros(y_stride * max_rows),
-            wave_y_stride=y_stride,
+            batch_slots=self._zeros(8 * max_rows),
+            batch_requests=self._zeros(8 * max_rows),
+            batch_y=self._zeros(y_stride * max_rows),
+            batch_y_stride=y_stride,
         )
 
     def _add_output(self, config: ServerConfig, endpoints: Sequence[str]) -> None:

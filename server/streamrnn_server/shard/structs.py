@@ -1,12 +1,13 @@
 """The structs of a shard, as its compiled functions and Python see them.
 
 A shard is one struct. In it stand the handles of sockets, the addresses of tables and of scratch,
-limits, and what changes from wave to wave; pool, arena, index and budget lie inside.
+limits, and what changes from batch to batch; pool, arena, index and budget lie inside.
 `streamrnn_server.shard.setup` makes it and keeps alive what it points to.
 """
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,12 +23,17 @@ from streamrnn_server.shard.requests.request import Pool
 __all__ = [
     "NUM_BUCKETS",
     "Ask",
+    "AskKind",
     "Command",
+    "CommandKind",
     "Counters",
     "Item",
     "Model",
+    "RowLocation",
     "Shard",
+    "ShardState",
     "Stage",
+    "StageState",
     "UsersStruct",
     "ask_at",
     "command_at",
@@ -38,17 +44,29 @@ __all__ = [
     "users_at",
 ]
 
-ROW_SAME, ROW_HERE, ROW_AWAY = range(3)  # on the host and the GPU, or newer on one of them
-
-RUNNING, STOPPING, DRAINED, ENDED = range(4)
-
-STAGE_FREE, STAGE_FILLING, STAGE_SENT = range(3)
 NUM_STAGES = 4
 STAGE_BYTES = 4 * 2**20
 
 # Latencies: eight buckets for each doubling of nanoseconds.
 BUCKETS_LOG2 = 3
 NUM_BUCKETS = 64 << BUCKETS_LOG2
+
+
+class RowLocation(IntEnum):
+    """Where the newest row of a stream is, in a shard with a GPU."""
+
+    BOTH = 0
+    HOST = 1
+    GPU = 2
+
+
+class ShardState(IntEnum):
+    """How far a shard is on its way to its end."""
+
+    RUNNING = 0
+    STOPPING = 1  # takes what is still on its way
+    DRAINED = 2  # takes no messages; Python knows
+    ENDED = 3
 
 
 class Counters(Struct):
@@ -96,9 +114,9 @@ class Shard(Struct):
     payload_message: Annotated[Any, np.int64, (8,)]
     poll_items: Annotated[Any, np.int64, (6,)]  # scratch of libzmq.poll_sockets
     clock: Annotated[Any, np.int64, (2,)]  # scratch of libzmq.monotonic_ns
-    now_ns: I64  # the loop's clock: read when messages were received, and after a wave
+    now_ns: I64  # the loop's clock: read when messages were received, and after a batch
     started_ns: I64
-    state: I64  # one of the states below
+    state: I64  # a `ShardState`
     stop_at_ns: I64  # when to stop waiting for messages on their way
     pool: Pool
     arena: ArenaStruct
@@ -106,7 +124,7 @@ class Shard(Struct):
     headers: I64  # of all models' slots
     models: I64  # address of the models' records
     num_models: I64
-    next_model: I64  # index of the model whose turn a wave is first
+    next_model: I64  # index of the model whose turn a batch is first
     num_ready: I64  # number of slots that have work, of all models
     num_streams: I64  # number of slots taken
     max_streams: I64
@@ -116,15 +134,15 @@ class Shard(Struct):
     inline_x_bytes: I64
     out: I64  # address of the reply being written
     out_bytes: I64
-    max_rows: I64  # of a wave
+    max_rows: I64  # of a batch
     rows: I64  # address of int64[MAX_ROWS]: what `step_rows` takes
     xs: I64
     ys: I64
-    wave_slots: I64  # address of int64[MAX_ROWS]
-    wave_requests: I64
-    wave_y: I64  # address of MAX_ROWS places for one output each
-    wave_y_stride: I64
-    wave_rows: I64  # how many a wave has that a GPU computes
+    batch_slots: I64  # address of int64[MAX_ROWS]
+    batch_requests: I64
+    batch_y: I64  # address of MAX_ROWS places for one output each
+    batch_y_stride: I64
+    batch_rows: I64  # how many a batch has that a GPU computes
     arrived: Queue  # requests decoded and not admitted
     finished: Queue  # requests done and not answered
     last_empty_ns: I64  # when the router last had nothing
@@ -175,13 +193,21 @@ class Shard(Struct):
     users: I64  # address of the users and of the streams' owners; 0 without keys
 
 
+class StageState(IntEnum):
+    """What happens with a stage."""
+
+    FREE = 0
+    FILLING = 1
+    SENT = 2
+
+
 class Stage(Struct):
     """Memory in which entries are on their way to disk."""
 
     at: I64  # address of its memory
     used_bytes: I64
     num_entries: I64
-    state: I64  # `STAGE_FREE` and its kin
+    state: I64  # a `StageState`
 
 
 class SentStage(Struct, packed=True):
@@ -220,10 +246,22 @@ class Model(Struct):
     units: I64  # address of uint8[]: which units of 2 MiB of its rows have memory; 0 of the room
 
 
+class AskKind(IntEnum):
+    """What a shard asks of Python."""
+
+    CALL = 1  # a message
+    ERROR = 2  # the text of an error
+    ITEMS = 3  # the reply to a batch with errors
+    DRAINED = 4  # nothing more comes
+    LOOK_UP = 5  # a stream that is not in memory
+    ENTRY = 6  # a record of a stream's entry
+    REPLY = 7  # none: the reply to a request of Python's own
+
+
 class Ask(Struct, packed=True):
     """Numbers that go to Python before identity and body, and what they ask for."""
 
-    what: I64
+    what: I64  # an `AskKind`
     msgid: I64
     code: I64
     detail: Annotated[Any, np.int64, (4,)]
@@ -234,11 +272,6 @@ class Ask(Struct, packed=True):
     identity_bytes: I64
     body_bytes: I64
     owner: I64  # number of the user who asks
-
-
-# A call; an error; a batch's items; that nothing more comes; a stream that is not in memory; a
-# stream's entry that was asked for; the reply to a request of Python's own.
-ASK_CALL, ASK_ERROR, ASK_ITEMS, ASK_DRAINED, ASK_LOOK_UP, ASK_ENTRY, ASK_REPLY = range(1, 8)
 
 
 class Item(Struct, packed=True):
@@ -253,15 +286,25 @@ class Item(Struct, packed=True):
     y_bytes: I64
 
 
+class CommandKind(IntEnum):
+    """What Python tells a shard."""
+
+    STOP = 1
+    END = 2
+    FOUND = 3  # what a lookup found
+    REQUEST = 4
+    SYNC = 5
+
+
 class Command(Struct, packed=True):
     """A command of Python's: a message whose first frame is empty, and these numbers."""
 
-    what: I64
-    slot: I64  # COMMAND_FOUND: which stream was looked up
+    what: I64  # a `CommandKind`
+    slot: I64  # FOUND: which stream was looked up
     generation: I64
-    code: I64  # COMMAND_FOUND: 0, or why there is no record
+    code: I64  # FOUND: 0, or why there is no record
     model: I64
-    kind: I64  # COMMAND_REQUEST: what is asked for
+    kind: I64  # REQUEST: a `Kind`
     msgid: I64
     seq: I64
     window: I64
@@ -270,9 +313,6 @@ class Command(Struct, packed=True):
     stream_bytes: I64
     data_bytes: I64  # a record; a snapshot's name
     owner_bytes: I64  # the user's name, last of all; -1 if it is not known
-
-
-COMMAND_STOP, COMMAND_END, COMMAND_FOUND, COMMAND_REQUEST, COMMAND_SYNC = range(1, 6)
 
 
 class UsersStruct(Struct):

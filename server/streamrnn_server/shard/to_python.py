@@ -13,13 +13,11 @@ from streamrnn.kernels.pointers import field_address
 from streamrnn_client.protocol.messages import ErrorCode
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.libzmq import send_bytes
-from streamrnn_server.shard.requests import request as r
-from streamrnn_server.shard.requests.request import Request, request_of
-from streamrnn_server.shard.structs import Shard
+from streamrnn_server.shard.requests.request import Kind, Request, request_of
+from streamrnn_server.shard.structs import AskKind, Shard
 
 __all__ = ["MAX_WORDS", "ask_python", "call_python", "tell_drained", "tell_reply"]
 
-_BUSY, _MOVED = int(ErrorCode.BUSY), int(ErrorCode.MOVED)
 WORDS_PER_S = 2_000
 MAX_WORDS = 2_000
 _BYTES_PER_WORD = 4096
@@ -48,7 +46,7 @@ def call_python(shard: Shard, request: Request, data: int, num_bytes: int) -> bo
         shard.counters.num_calls_refused += 1
         return False
     shard.counters.num_calls += 1
-    at = _write_ask(shard, request, w.ASK_CALL, num_bytes)
+    at = _write_ask(shard, request, AskKind.CALL, num_bytes)
     copy_bytes(at, data, num_bytes)
     return _ask(shard, at + num_bytes)
 
@@ -56,8 +54,8 @@ def call_python(shard: Shard, request: Request, data: int, num_bytes: int) -> bo
 @jit
 def ask_python(shard: Shard, request: Request) -> bool:
     """Let Python word a reply, if it needs words and Python has time, or make a record."""
-    if request.kind == r.EXPORT and request.code == 0:
-        at = _write_ask(shard, request, w.ASK_ENTRY, request.y_bytes)
+    if request.kind == Kind.EXPORT and request.code == 0:
+        at = _write_ask(shard, request, AskKind.ENTRY, request.y_bytes)
         copy_bytes(at, request.y, request.y_bytes)
         return _ask(shard, at + request.y_bytes)
     num_words = 1 if _needs_words(request) else 0
@@ -75,7 +73,7 @@ def ask_python(shard: Shard, request: Request) -> bool:
         return False
     if request.code != 0:
         num_bytes = request.stream_bytes
-        at = _write_ask(shard, request, w.ASK_ERROR, num_bytes)
+        at = _write_ask(shard, request, AskKind.ERROR, num_bytes)
         copy_bytes(at, field_address(request, "stream"), num_bytes)
         return _ask(shard, at + num_bytes)
     return _ask(shard, _write_items(shard, request))
@@ -85,7 +83,7 @@ def ask_python(shard: Shard, request: Request) -> bool:
 def _write_items(shard: Shard, parent: Request) -> int:
     """Write what became of each child: a record, its stream id, and its y, one after the other."""
     pool = shard.pool
-    at = _write_ask(shard, parent, w.ASK_ITEMS, 0)
+    at = _write_ask(shard, parent, AskKind.ITEMS, 0)
     link = parent.first_child
     while link != 0:
         child = request_of(pool, link)
@@ -98,7 +96,7 @@ def _write_items(shard: Shard, parent: Request) -> int:
         item.durable_seq = child.last_seq if shard.is_always else child.durable_seq
         item.window = child.window
         item.id_bytes = child.stream_bytes
-        item.y_bytes = child.y_bytes if child.code == 0 and child.kind == r.STEP else 0
+        item.y_bytes = child.y_bytes if child.code == 0 and child.kind == Kind.STEP else 0
         at += w.ITEM_BYTES
         copy_bytes(at, field_address(child, "stream"), child.stream_bytes)
         at += child.stream_bytes
@@ -110,7 +108,7 @@ def _write_items(shard: Shard, parent: Request) -> int:
 @jit
 def _needs_words(request: Request) -> bool:
     code = request.code
-    return code != 0 and code != _BUSY and code != _MOVED
+    return code != 0 and code != ErrorCode.BUSY and code != ErrorCode.MOVED
 
 
 @jit
@@ -161,7 +159,7 @@ def tell_reply(shard: Shard, request: Request, data: int, num_bytes: int) -> Non
     """Give Python the reply to a request that it made itself; the Ask goes behind the reply."""
     head = data + num_bytes
     ask = w.ask_at(head)
-    ask.what = w.ASK_REPLY
+    ask.what = AskKind.REPLY
     ask.msgid = request.msgid
     ask.identity_bytes = 0
     if send_bytes(shard.pair, head, w.ASK_BYTES, True) == 0:
@@ -172,7 +170,7 @@ def tell_reply(shard: Shard, request: Request, data: int, num_bytes: int) -> Non
 def tell_drained(shard: Shard) -> bool:
     """Tell Python that no more will come; it answers with the end when it has no more either."""
     ask = w.ask_at(shard.out)
-    ask.what = w.ASK_DRAINED
+    ask.what = AskKind.DRAINED
     ask.identity_bytes = 0
     ask.body_bytes = 0
     return send_bytes(shard.pair, shard.out, w.ASK_BYTES, False) == 0

@@ -19,8 +19,7 @@ from streamrnn.state.store import SNAPSHOTS, STREAMS, Change, StateStore, snapsh
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.checkpoint.packing import (
-    DELETE,
-    SNAPSHOT,
+    EntryKind,
     Templates,
     pack_entries,
     part_bytes,
@@ -148,13 +147,13 @@ class CheckpointWriter:
             : part.num_entries
         ].tolist():
             key = bytes(entries[at : at + id_bytes])
-            if kind == DELETE:
+            if kind == EntryKind.DELETE:
                 yield STREAMS, key, None
                 continue
             record = records[begin : begin + length]
             seal(record)
             yield STREAMS, key, record
-            if kind == SNAPSHOT:
+            if kind == EntryKind.SNAPSHOT:
                 at += part_bytes(id_bytes)
                 name = bytes(entries[at : at + name_bytes])
                 yield SNAPSHOTS, snapshot_key(key, name), record

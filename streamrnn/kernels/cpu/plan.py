@@ -16,7 +16,7 @@ from streamrnn.kernels.row_layout import Input
 from streamrnn.kernels.structs import I64, Struct
 
 __all__ = [
-    "MAX_WAVE",
+    "MAX_BATCH_ROWS",
     "Layer",
     "Plan",
     "Product",
@@ -29,7 +29,7 @@ __all__ = [
     "stages_at",
 ]
 
-MAX_WAVE = 96  # rows of a wave: a multiple of every tile's rows
+MAX_BATCH_ROWS = 96  # rows of a batch: a multiple of every tile's rows
 
 
 class Product(Struct):
@@ -125,16 +125,16 @@ class Plan(Struct):
     outputs_are_plain: I64  # no level and no center to add
     # Scratch. Strides are in bytes.
     product: Product
-    features: I64  # address of float32[MAX_WAVE, feature_stride]
+    features: I64  # address of float32[MAX_BATCH_ROWS, feature_stride]
     feature_stride: I64
-    hidden: I64  # address of float32[MAX_WAVE, hidden_stride]: new h, head's output
+    hidden: I64  # address of float32[MAX_BATCH_ROWS, hidden_stride]: new h, head's output
     hidden_stride: I64
-    sequence: I64  # address of float32[MAX_WAVE, hidden_stride]: a layer's h of each step
-    sums: I64  # address of float32[MAX_WAVE, sums_stride]: accumulators after the x phase
+    sequence: I64  # address of float32[MAX_BATCH_ROWS, hidden_stride]: a layer's h of each step
+    sums: I64  # address of float32[MAX_BATCH_ROWS, sums_stride]: accumulators after the x phase
     sums_stride: I64
-    levels: I64  # address of float32[MAX_WAVE, level_stride]: what was remembered at a step
+    levels: I64  # address of float32[MAX_BATCH_ROWS, level_stride]: what was remembered at a step
     level_stride: I64
-    x_pointers: I64  # addresses of int64[MAX_WAVE]
+    x_pointers: I64  # addresses of int64[MAX_BATCH_ROWS]
     h_pointers: I64
     level_pointers: I64
     y_pointers: I64

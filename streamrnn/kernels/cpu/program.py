@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from streamrnn.errors import InputError
 from streamrnn.kernels.activations import ACTIVATIONS
 from streamrnn.kernels.cpu.pack import Packed, aligned_floats, pack
-from streamrnn.kernels.cpu.plan import MAX_WAVE, Layer, Plan
+from streamrnn.kernels.cpu.plan import MAX_BATCH_ROWS, Layer, Plan
 from streamrnn.kernels.cpu.staged.pack import num_blocks, pack_stages
 from streamrnn.kernels.cpu.tiling import cover_address
 from streamrnn.kernels.gates import (
@@ -184,10 +184,10 @@ class Program:
             ("sums", "sums_stride", most_sums),
             ("levels", "level_stride", padded(self.layout.num_memories)),
         ):
-            plan[place] = self._own(aligned_floats(MAX_WAVE * size))
+            plan[place] = self._own(aligned_floats(MAX_BATCH_ROWS * size))
             plan[stride] = 4 * size
         for place in ("x", "h", "level", "y", "staged"):
-            plan[f"{place}_pointers"] = self._own(np.zeros(MAX_WAVE, dtype=np.int64))
+            plan[f"{place}_pointers"] = self._own(np.zeros(MAX_BATCH_ROWS, dtype=np.int64))
 
 
 def _num_sums(layer: LayerSpec) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 
 from streamrnn.kernels.cpu.activations import activate
 from streamrnn.kernels.cpu.features import check_input, write_features
-from streamrnn.kernels.cpu.plan import MAX_WAVE, Layer, Plan, layer_at
+from streamrnn.kernels.cpu.plan import MAX_BATCH_ROWS, Layer, Plan, layer_at
 from streamrnn.kernels.cpu.staged.step import run_staged_layer, step_staged_layer
 from streamrnn.kernels.cpu.tiles import VECTOR_BYTES
 from streamrnn.kernels.cpu.tiling import continue_sums, run_product, set_weights
@@ -37,7 +37,7 @@ _LAYER_BYTES = Layer.dtype.itemsize
 
 @jit
 def step_rows(plan: Plan, rows, xs, ys, num_rows: int) -> None:
-    """Advance up to `MAX_WAVE` streams by one time step each, and write their outputs.
+    """Advance up to `MAX_BATCH_ROWS` streams by one time step each, and write their outputs.
 
     ``rows``, ``xs`` and ``ys`` are arrays of addresses, the rows all different.
     """
@@ -72,8 +72,8 @@ def step_chunk(plan: Plan, row: int, x: int, y: int, num_steps: int) -> None:
     done for all of them at once. The sums wait as float32 until the product with h goes on, just
     as they would have stayed in a register. x and y lie one step after the other.
     """
-    for first in range(0, num_steps, MAX_WAVE):
-        num = min(MAX_WAVE, num_steps - first)
+    for first in range(0, num_steps, MAX_BATCH_ROWS):
+        num = min(MAX_BATCH_ROWS, num_steps - first)
         _step_run(
             plan,
             row,
@@ -85,7 +85,7 @@ def step_chunk(plan: Plan, row: int, x: int, y: int, num_steps: int) -> None:
 
 @jit
 def _step_run(plan: Plan, row: int, x: int, y: int, num_steps: int) -> None:
-    """Advance one stream by at most `MAX_WAVE` steps."""
+    """Advance one stream by at most `MAX_BATCH_ROWS` steps."""
     x_pointers, level_pointers, y_pointers = (
         plan.x_pointers,
         plan.level_pointers,

@@ -133,7 +133,7 @@ class Image:
 
 
 def write_case(case: str, precision: str, path: Path) -> None:
-    """Write the image that steps every stream, one wave a step, and then one as a chunk."""
+    """Write the image that steps every stream, one batch a step, and then one as a chunk."""
     model, x = model_of(case)
     program = Program(model, precision)
     plan = np.asarray(program.plan).reshape(1)

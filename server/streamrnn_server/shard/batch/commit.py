@@ -1,11 +1,11 @@
-"""Commit the rows of a wave that was computed."""
+"""Commit the rows of a batch that was computed."""
 
 from __future__ import annotations
 
 from streamrnn.kernels.cpu.nan_scan import has_nan
 from streamrnn.kernels.jit import jit
 from streamrnn_client.protocol.messages import ErrorCode
-from streamrnn_server.shard.batch.schedule import rest, wave_of
+from streamrnn_server.shard.batch.schedule import batch_of, rest
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import header_of
@@ -22,21 +22,19 @@ from streamrnn_server.shard.structs import Model, Shard
 
 __all__ = ["commit", "note_all_but_last", "note_step"]
 
-_QUARANTINED = int(ErrorCode.QUARANTINED)
-
 
 @jit
 def commit(shard: Shard, model: Model, num_rows: int) -> None:
-    """Give the steps of a wave their numbers, remember them, end the requests that are done.
+    """Give the steps of a batch their numbers, remember them, end the requests that are done.
 
     Parameters
     ----------
     num_rows : int
         The number of rows computed.
     """
-    pool, wave = shard.pool, wave_of(shard)
+    pool, batch = shard.pool, batch_of(shard)
     for row in range(num_rows):
-        slot, request = wave.slots[row], request_at(wave.requests[row])
+        slot, request = batch.slots[row], request_at(batch.requests[row])
         header = header_of(shard, slot)
         note_step(shard, model, row)
         is_done = request.progress == request.num_steps
@@ -54,21 +52,21 @@ def commit(shard: Shard, model: Model, num_rows: int) -> None:
 
 @jit
 def note_step(shard: Shard, model: Model, row: int) -> None:
-    """Give a step of a wave its number and remember it; after an error there is none.
+    """Give a step of a batch its number and remember it; after an error there is none.
 
     Parameters
     ----------
     row : int
-        Of the wave.
+        Of the batch.
     """
-    wave = wave_of(shard)
-    slot, request = wave.slots[row], request_at(wave.requests[row])
+    batch = batch_of(shard)
+    slot, request = batch.slots[row], request_at(batch.requests[row])
     if request.code != 0:
         return
-    header, y = header_of(shard, slot), wave.ys[row]
+    header, y = header_of(shard, slot), batch.ys[row]
     if request.first_seq > 0:
         header.last_seq += 1
-        digest = digest_of(wave.xs[row], model.step_bytes)
+        digest = digest_of(batch.xs[row], model.step_bytes)
         remember(header, header.last_seq, digest, y, model.y_bytes)
     mark_dirty(shard, slot, header)
     # Each output sees all of the state: if it has no NaN, then neither has the state.
@@ -79,21 +77,21 @@ def note_step(shard: Shard, model: Model, row: int) -> None:
 
 @jit
 def note_all_but_last(shard: Shard, model: Model, num_rows: int, num_steps: int) -> None:
-    """Note the steps of a wave that took several of each stream, before `commit` notes the last.
+    """Note the steps of a batch that took several of each stream, before `commit` notes the last.
 
     Parameters
     ----------
     shard : Shard
         XS and YS point to each row's first step, and to its last then.
     num_rows, num_steps : int
-        Of the wave.
+        Of the batch.
     """
-    wave = wave_of(shard)
+    batch = batch_of(shard)
     for row in range(num_rows):
         for _ in range(num_steps - 1):
             note_step(shard, model, row)
-            wave.xs[row] += model.step_bytes
-            wave.ys[row] += model.y_bytes
+            batch.xs[row] += model.step_bytes
+            batch.ys[row] += model.y_bytes
     shard.counters.num_steps += num_rows * (num_steps - 1)
 
 
@@ -102,6 +100,6 @@ def _freeze(shard: Shard, header: Header, request: Request) -> None:
     """Let nobody step a stream whose state has turned NaN; what is on disk stays as it is."""
     header.flags |= h.IS_FROZEN
     seq = header.last_seq
-    set_error(request, _QUARANTINED, seq, seq + 1 if seq > 0 else 0)
+    set_error(request, ErrorCode.QUARANTINED, seq, seq + 1 if seq > 0 else 0)
     shard.counters.num_quarantined += 1
     shard.counters.num_errors += 1

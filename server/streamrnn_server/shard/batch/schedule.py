@@ -1,6 +1,6 @@
-"""Choose the rows of a wave: at most one step of each stream, of one model.
+"""Choose the rows of a batch: at most one step of each stream, of one model.
 
-A chunk's stream stays in for as many waves as it has steps, and every wave others come and go.
+A chunk's stream stays in for as many batches as it has steps, and every batch others come and go.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.arena import release
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import header_of, model_of, row_of
-from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
-from streamrnn_server.shard.requests.request import Request, request_at
+from streamrnn_server.shard.requests.request import Kind, Request, request_at
 from streamrnn_server.shard.streams.dirty import hold, mark_dirty
 from streamrnn_server.shard.streams.eviction import take_block
 from streamrnn_server.shard.streams.operations import (
@@ -37,19 +36,13 @@ from streamrnn_server.shard.streams.row_location import ask_for_row, is_away
 from streamrnn_server.shard.streams.slots import free_slot
 from streamrnn_server.shard.structs import Model, Shard, model_at
 
-__all__ = ["choose_model", "gather", "rest", "wave_of"]
+__all__ = ["batch_of", "choose_model", "gather", "rest"]
 
 _LOOKED_AT_A_ROW = 4  # slots, at most
-_UNKNOWN, _FORBIDDEN, _BUSY, _QUARANTINED = (
-    int(ErrorCode.UNKNOWN),
-    int(ErrorCode.FORBIDDEN),
-    int(ErrorCode.BUSY),
-    int(ErrorCode.QUARANTINED),
-)
 
 
-class Wave(NamedTuple):
-    """The rows of a wave, one step of a stream each; arrays of int64, shape (max_rows,)."""
+class Batch(NamedTuple):
+    """The rows of a batch, one step of a stream each; arrays of int64, shape (max_rows,)."""
 
     rows: Any  # addresses of the streams' rows
     xs: Any  # of the inputs
@@ -59,20 +52,20 @@ class Wave(NamedTuple):
 
 
 @jit
-def wave_of(shard: Shard) -> Wave:
-    """Return the arrays of a shard's wave."""
-    return Wave(
+def batch_of(shard: Shard) -> Batch:
+    """Return the arrays of a shard's batch."""
+    return Batch(
         int64_array(shard.rows, shard.max_rows),
         int64_array(shard.xs, shard.max_rows),
         int64_array(shard.ys, shard.max_rows),
-        int64_array(shard.wave_slots, shard.max_rows),
-        int64_array(shard.wave_requests, shard.max_rows),
+        int64_array(shard.batch_slots, shard.max_rows),
+        int64_array(shard.batch_requests, shard.max_rows),
     )
 
 
 @jit
 def choose_model(shard: Shard) -> Model:
-    """Choose whose wave is next, in turn; a null model if no stream has work."""
+    """Choose whose batch is next, in turn; a null model if no stream has work."""
     if shard.num_ready == 0:
         return model_at(0)
     index = shard.next_model
@@ -88,14 +81,14 @@ def choose_model(shard: Shard) -> Model:
 
 @jit
 def gather(shard: Shard, plan: Any, model: Model) -> int:
-    """Take streams from a model's list until the wave is full or the list empty.
+    """Take streams from a model's list until the batch is full or the list empty.
 
     What needs no row (an open, a close, a reset, a duplicate, an error) is done on the way.
 
     Parameters
     ----------
     shard : Shard
-        ROWS, XS, YS, WAVE_SLOTS and WAVE_REQUESTS are filled.
+        ROWS, XS, YS, BATCH_SLOTS and BATCH_REQUESTS are filled.
     plan : ndarray of int64
         The model's plan.
 
@@ -135,16 +128,16 @@ def _next_step(shard: Shard, plan: Any, model: Model, slot: int, header: Header)
         kind = request.kind
         is_frozen = header.flags & h.IS_FROZEN != 0
         if is_forbidden(shard, slot, request):
-            set_error(request, _FORBIDDEN)
-        elif is_frozen and kind in (r.STEP, r.EXPORT, r.SNAPSHOT, r.SYNC):
+            set_error(request, ErrorCode.FORBIDDEN)
+        elif is_frozen and kind in (Kind.STEP, Kind.EXPORT, Kind.SNAPSHOT, Kind.SYNC):
             seq = header.last_seq
-            set_error(request, _QUARANTINED, seq, seq + 1 if seq > 0 else 0)
-        elif kind == r.STEP:
+            set_error(request, ErrorCode.QUARANTINED, seq, seq + 1 if seq > 0 else 0)
+        elif kind == Kind.STEP:
             if request.num_steps < 0:
                 prepare_step(shard, plan, model, slot, header, request)
             if request.code == 0 and request.progress < request.num_steps:
                 return request
-        elif kind in (r.EXPORT, r.PLACE) and is_away(shard, slot):
+        elif kind in (Kind.EXPORT, Kind.RESTORE) and is_away(shard, slot):
             ask_for_row(shard, slot)
             return request_at(0)
         elif _must_be_held(shard, model, slot, header, request, kind):
@@ -164,29 +157,29 @@ def _must_be_held(
     """Do what is no step; tell whether its stream is held until it is on disk."""
     has_disk = shard.disk != 0
     flags = header.flags
-    if kind == r.OPEN:
+    if kind == Kind.OPEN:
         if open_stream(shard, model, slot, header, request):
             mark_dirty(shard, slot, header)
         return False
-    if kind == r.RESET:
+    if kind == Kind.RESET:
         if reset_stream(shard, model, slot, header, request):
             mark_dirty(shard, slot, header)
         return False
-    if kind == r.CLOSE:
+    if kind == Kind.CLOSE:
         if has_disk and flags & h.IS_OPEN:
             return True
         was_open = close_stream(shard, model, header)
         request.last_seq = 1 if was_open else 0
         shard.counters.num_closed += 1 if was_open else 0
         return False
-    if kind == r.PLACE:
+    if kind == Kind.RESTORE:
         return place_stream(shard, model, slot, header, request) and has_disk
     if flags & h.IS_OPEN == 0:
-        set_error(request, _UNKNOWN)
+        set_error(request, ErrorCode.UNKNOWN)
         return False
-    if kind == r.ROLLBACK:
+    if kind == Kind.ROLLBACK:
         return roll_back(shard, model, slot, header, request) and has_disk
-    if kind == r.EXPORT:
+    if kind == Kind.EXPORT:
         _copy_out(shard, model, slot, header, request)
         return False
     request.last_seq = header.last_seq  # SNAPSHOT and SYNC
@@ -201,7 +194,7 @@ def _copy_out(shard: Shard, model: Model, slot: int, header: Header, request: Re
     num_bytes = entry_bytes(model, header, nobody, owner)
     block = take_block(shard, num_bytes)
     if block == 0 or num_bytes > shard.out_bytes // 2:
-        set_error(request, _BUSY)
+        set_error(request, ErrorCode.BUSY)
         release(shard.arena, block)
         return
     write_entry(model, slot, header, nobody, owner, entry_at(block))
@@ -225,10 +218,10 @@ def _place(shard: Shard, model: Model, slot: int, request: Request, row: int) ->
     x = request.x + progress * model.step_bytes
     y = request.y
     if y == 0:
-        y = shard.wave_y + row * shard.wave_y_stride
+        y = shard.batch_y + row * shard.batch_y_stride
         request.y = y
     else:
         y += progress * model.y_bytes
-    wave = wave_of(shard)
-    wave.rows[row], wave.xs[row], wave.ys[row] = row_of(model, slot), x, y
-    wave.slots[row], wave.requests[row] = slot, address(request)
+    batch = batch_of(shard)
+    batch.rows[row], batch.xs[row], batch.ys[row] = row_of(model, slot), x, y
+    batch.slots[row], batch.requests[row] = slot, address(request)

@@ -8,26 +8,23 @@ from streamrnn.kernels.memory import (
 )
 from streamrnn.kernels.pointers import address, field_address
 from streamrnn_client.protocol.messages import ErrorCode
-from streamrnn_server.shard import structs as w
-from streamrnn_server.shard.checkpoint import packing as e
-from streamrnn_server.shard.checkpoint.packing import Entry, entry_at
+from streamrnn_server.shard.checkpoint.packing import Entry, EntryKind, entry_at
 from streamrnn_server.shard.libzmq import msg_data, receive_frame
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import header_of, model_of, stage_of
-from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
+from streamrnn_server.shard.requests.request import Kind
 from streamrnn_server.shard.streams.dirty import mark_dirty
 from streamrnn_server.shard.streams.lookup import answer_without_record, is_pending
 from streamrnn_server.shard.streams.operations import close_stream, note_durable
 from streamrnn_server.shard.streams.slots import free_slot, make_ready
-from streamrnn_server.shard.structs import Shard, answer_at
+from streamrnn_server.shard.structs import Shard, StageState, answer_at
 
 __all__ = ["MAX_SLICE_SLOTS", "take_answers"]
 
 MAX_SLICE_SLOTS = 128
-_READ_ONLY, _UNKNOWN = int(ErrorCode.READ_ONLY), int(ErrorCode.UNKNOWN)
 
 
 @jit
@@ -58,7 +55,7 @@ def take_answers(shard: Shard) -> None:
     shard.ack_entry = address(entry)
     shard.ack_left = left - num_done
     if left == num_done:
-        stage_of(shard, number).state = w.STAGE_FREE
+        stage_of(shard, number).state = StageState.FREE
         shard.acknowledged = -1
         shard.num_in_flight -= 1
 
@@ -74,7 +71,7 @@ def _take_answer(shard: Shard, entry: Entry, is_good: int) -> None:
     kind = entry.kind
     if is_good:
         shard.counters.num_saved += 1
-        if kind != e.DELETE:
+        if kind != EntryKind.DELETE:
             header.durable_seq = entry.last_seq
     elif flags & h.IS_OPEN:
         mark_dirty(shard, slot, header)
@@ -88,13 +85,13 @@ def _answer_held(shard: Shard, slot: int, header: Header, is_good: int) -> None:
     pool = shard.pool
     request = first_waiting(pool, header)
     kind = request.kind
-    if is_good == 0 and (kind == r.PLACE or kind == r.ROLLBACK):
+    if is_good == 0 and (kind == Kind.RESTORE or kind == Kind.ROLLBACK):
         return  # it is dirty again, and still held
     note_durable(header, request)
-    if is_good == 0 and kind != r.SYNC:
-        set_error(request, _READ_ONLY)
+    if is_good == 0 and kind != Kind.SYNC:
+        set_error(request, ErrorCode.READ_ONLY)
         shard.counters.num_errors += 1
-    elif kind == r.CLOSE:
+    elif kind == Kind.CLOSE:
         model = model_of(shard, header.model)
         close_stream(shard, model, header)
         shard.counters.num_closed += 1
@@ -105,7 +102,7 @@ def _answer_held(shard: Shard, slot: int, header: Header, is_good: int) -> None:
     pop_waiting(pool, header)
     finish(shard, request)
     if is_pending(shard, header):
-        answer_without_record(shard, slot, header, _UNKNOWN)
+        answer_without_record(shard, slot, header, ErrorCode.UNKNOWN)
     else:
         _release_held(shard, slot, header)
 

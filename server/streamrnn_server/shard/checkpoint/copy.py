@@ -1,8 +1,8 @@
 """Checkpoints: the shard's part of bringing streams to disk.
 
 A stream that changes enters the list DIRTY. A checkpoint takes the whole list and copies one slot
-after the other into a stage, a slice between two waves; a full stage goes to the thread that writes
-(`streamrnn_server.storage.writer`), which answers when its commit has returned. Streams are
+after the other into a stage, a slice between two batches; a full stage goes to the thread that
+writes (`streamrnn_server.storage.writer`), which answers when its commit has returned. Streams are
 independent, so a checkpoint may be many commits, and each stream is as it was at the moment of its
 copy.
 
@@ -26,12 +26,11 @@ from streamrnn_server.shard.checkpoint.entry import entry_bytes, write_entry
 from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.slab import header_of, model_of, row_of, stage_of
-from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.queue import append, first_waiting, pop_first
-from streamrnn_server.shard.requests.request import request_at
+from streamrnn_server.shard.requests.request import Kind, request_at
 from streamrnn_server.shard.streams.owners import name_of_owner
 from streamrnn_server.shard.streams.row_location import is_away
-from streamrnn_server.shard.structs import Shard, Stage
+from streamrnn_server.shard.structs import Shard, Stage, StageState
 
 __all__ = ["can_save_more", "is_all_saved", "ms_until_checkpoint", "save"]
 
@@ -95,7 +94,7 @@ def save(shard: Shard, is_busy: bool) -> None:
     Parameters
     ----------
     shard : Shard
-        No wave is being computed.
+        No batch is being computed.
     is_busy : bool
         Whether messages are coming. Then a checkpoint that nobody waits for takes its time.
     """
@@ -169,7 +168,7 @@ def _end(shard: Shard) -> None:
         if not request:
             return
         is_done = has_failed == 0
-        if request.kind == r.SYNC_ALL:
+        if request.kind == Kind.SYNC_ALL:
             request.last_seq = 1 if is_done else 0
             is_done = True
         append(pool, shard.finished if is_done else shard.uncovered, request)
@@ -241,8 +240,8 @@ def _stage_with_room(shard: Shard, num_bytes: int) -> Stage:
         _send_stage(shard)
     for k in range(w.NUM_STAGES):
         stage = stage_of(shard, k)
-        if stage.state == w.STAGE_FREE:
-            stage.state = w.STAGE_FILLING
+        if stage.state == StageState.FREE:
+            stage.state = StageState.FILLING
             stage.used_bytes = 0
             stage.num_entries = 0
             shard.stage = k
@@ -260,7 +259,7 @@ def _send_stage(shard: Shard) -> None:
     sent.at = stage.at
     sent.num_bytes = stage.used_bytes
     sent.num_entries = stage.num_entries
-    stage.state = w.STAGE_SENT
+    stage.state = StageState.SENT
     shard.stage = -1
     shard.num_in_flight += 1
     send_bytes(shard.disk, shard.out, w.SENT_STAGE_BYTES, False)

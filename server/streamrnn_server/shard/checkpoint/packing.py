@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from enum import IntEnum
 
 import numpy as np
 from isal.isal_zlib import crc32
@@ -36,11 +37,9 @@ from streamrnn.state.record import (
 from streamrnn_server.shard.memory import header as h
 
 __all__ = [
-    "DELETE",
     "ENTRY_HEAD_BYTES",
-    "PUT",
-    "SNAPSHOT",
     "Entry",
+    "EntryKind",
     "Templates",
     "entry_at",
     "pack_entries",
@@ -52,8 +51,13 @@ __all__ = [
     "table_of_entries",
 ]
 
-# What is to be done with the stream on disk.
-PUT, DELETE, SNAPSHOT = range(3)
+
+class EntryKind(IntEnum):
+    """What is to be done with the stream on disk."""
+
+    PUT = 0
+    DELETE = 1
+    SNAPSHOT = 2
 
 
 class Entry(Struct):
@@ -240,7 +244,7 @@ def table_of_entries(entries: int, num_entries: int, templates: int, table: NDAr
     table : ndarray of int64, shape (>= num_entries, 6)
         Filled: kind, offset of the id from ``entries``, its length, the name's length (it
         follows the id, from a multiple of 8), offset of the record in what `pack_entries`
-        writes, its length (0 for `DELETE`).
+        writes, its length (0 for `EntryKind.DELETE`).
 
     Returns
     -------
@@ -251,7 +255,7 @@ def table_of_entries(entries: int, num_entries: int, templates: int, table: NDAr
     for k in range(num_entries):
         entry = entry_at(at)
         num_bytes = 0
-        if entry.kind != DELETE:
+        if entry.kind != EntryKind.DELETE:
             num_bytes = record_bytes(entry, _template_of(templates, entry))
         table[k, 0] = entry.kind
         table[k, 1] = at + ENTRY_HEAD_BYTES - entries
@@ -284,7 +288,7 @@ def pack_entries(entries: int, num_entries: int, templates: int, clock_s: int, o
     at = entries
     for _ in range(num_entries):
         entry = entry_at(at)
-        if entry.kind != DELETE:
+        if entry.kind != EntryKind.DELETE:
             out += part_bytes(_pack(entry, out, _template_of(templates, entry), clock_s))
         at += entry.num_bytes
 

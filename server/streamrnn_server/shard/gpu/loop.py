@@ -1,7 +1,7 @@
-"""A shard whose waves a GPU computes: the loop of `streamrnn_server.shard.loop`, in Python.
+"""A shard whose batches a GPU computes: the loop of `streamrnn_server.shard.loop`, in Python.
 
 Only the step differs. All else is done by the same compiled functions, which do not hold the GIL;
-what Python adds is a call for each of them and the launches of a wave.
+what Python adds is a call for each of them and the launches of a batch.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from streamrnn.kernels.cpu.plan import plan_at
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.virtual_memory import address_of
 from streamrnn.model.model import Model
-from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.batch.commit import commit, note_all_but_last
 from streamrnn_server.shard.batch.schedule import choose_model, gather
 from streamrnn_server.shard.checkpoint.copy import can_save_more, save
 from streamrnn_server.shard.gpu.write_buffer import (
-    empty_wave,
-    fill_wave,
+    empty_batch,
+    fill_batch,
     find_rows_to_save,
     steps_together,
 )
@@ -34,13 +33,13 @@ from streamrnn_server.shard.setup import ShardMemory
 from streamrnn_server.shard.streams.admit import admit
 from streamrnn_server.shard.streams.row_location import let_askers_go_on
 from streamrnn_server.shard.streams.sweep import sweep
-from streamrnn_server.shard.structs import shard_at
+from streamrnn_server.shard.structs import RowLocation, ShardState, shard_at
 from streamrnn_server.shard.wire.receive import receive
 from streamrnn_server.shard.wire.reply import reply
 
-__all__ = ["GpuShard", "compile_for_gpu", "make_devices", "rows_of_a_wave"]
+__all__ = ["GpuShard", "compile_for_gpu", "make_devices", "max_batch_rows"]
 
-_MAX_ROWS = 4096  # of a wave
+_MAX_ROWS = 4096  # of a batch
 
 
 def make_devices(
@@ -80,8 +79,8 @@ def make_devices(
     return devices
 
 
-def rows_of_a_wave(devices: Sequence[CudaDevice]) -> int:
-    """Return the most rows of a wave, of any model.
+def max_batch_rows(devices: Sequence[CudaDevice]) -> int:
+    """Return the most rows of a batch, of any model.
 
     Parameters
     ----------
@@ -101,23 +100,23 @@ def rows_of_a_wave(devices: Sequence[CudaDevice]) -> int:
 
 @jit
 def _begin(address: int) -> int:
-    """Choose a model and gather its wave: return its index, -1 for none."""
+    """Choose a model and gather its batch: return its index, -1 for none."""
     shard = shard_at(address)
     if not choose_model(shard):
         return -1
     # It has just had its turn.
     index = (shard.next_model - 1 + shard.num_models) % shard.num_models
     model = model_of(shard, index)
-    shard.wave_rows = gather(shard, plan_at(model.plan), model)
+    shard.batch_rows = gather(shard, plan_at(model.plan), model)
     return index
 
 
 @jit
 def _fill(address: int, index: int, max_rows: int, max_steps: int, buffer: int) -> int:
-    """Write a wave's slots and inputs for the GPU; return how many steps it takes together."""
+    """Write a batch's slots and inputs for the GPU; return how many steps it takes together."""
     shard = shard_at(address)
-    num_steps = steps_together(shard, shard.wave_rows, max_rows, max_steps)
-    fill_wave(shard, model_of(shard, index), shard.wave_rows, num_steps, buffer)
+    num_steps = steps_together(shard, shard.batch_rows, max_rows, max_steps)
+    fill_batch(shard, model_of(shard, index), shard.batch_rows, num_steps, buffer)
     return num_steps
 
 
@@ -132,10 +131,10 @@ def _receive(address: int) -> int:
 
 @jit
 def _commit(address: int, index: int, num_steps: int, buffer: int) -> None:
-    """Take a wave's outputs from the GPU's buffer, and commit it."""
+    """Take a batch's outputs from the GPU's buffer, and commit it."""
     shard = shard_at(address)
-    model, num_rows = model_of(shard, index), shard.wave_rows
-    empty_wave(shard, model, num_rows, num_steps, buffer)
+    model, num_rows = model_of(shard, index), shard.batch_rows
+    empty_batch(shard, model, num_rows, num_steps, buffer)
     note_all_but_last(shard, model, num_rows, num_steps)
     commit(shard, model, num_rows)
 
@@ -199,20 +198,20 @@ class GpuShard:
             If the GPU has failed. The shard's streams are lost then.
         """
         memory, address = self._memory, self._memory.address
-        while memory.struct["state"] != w.ENDED:
+        while memory.struct["state"] != ShardState.ENDED:
             index = _begin(address)
             self._bring_rows()
             num_steps = 0
-            if index >= 0 and memory.struct["wave_rows"] > 0:
+            if index >= 0 and memory.struct["batch_rows"] > 0:
                 device = self._devices[index]
                 most = (device.max_chunk_rows, device.max_chunk_steps)
-                num_steps = _fill(address, index, *most, address_of(device.wave_x))
-                device.begin_wave(int(memory.struct["wave_rows"]), num_steps)
-            # While the GPU computes. What comes for a stream of the wave waits for its turn.
+                num_steps = _fill(address, index, *most, address_of(device.batch_x))
+                device.begin_batch(int(memory.struct["batch_rows"]), num_steps)
+            # While the GPU computes. What comes for a stream of the batch waits for its turn.
             num_messages = _receive(address)
             if num_steps > 0:
-                device.end_wave()
-                _commit(address, index, num_steps, address_of(device.wave_y))
+                device.end_batch()
+                _commit(address, index, num_steps, address_of(device.batch_y))
             self._fetch(memory.to_save[: _find_to_save(address, self._to_save)])
             _end(address, num_messages)
 
@@ -224,7 +223,7 @@ class GpuShard:
             slots = memory.written[:num_written]
             for device, rows, own in self._by_model(slots):
                 device.write_rows(own, rows[own])
-            memory.places[slots] = w.ROW_SAME
+            memory.places[slots] = RowLocation.BOTH
             memory.struct["num_written"] = 0
         if num_asked_for > 0:
             self._fetch(memory.asked_for[:num_asked_for])
@@ -236,7 +235,7 @@ class GpuShard:
             return
         for device, rows, own in self._by_model(slots):
             rows[own] = device.read_rows(own)
-        self._memory.places[slots] = w.ROW_SAME
+        self._memory.places[slots] = RowLocation.BOTH
 
     def _by_model(
         self, slots: NDArray[np.int32]

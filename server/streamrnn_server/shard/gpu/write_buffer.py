@@ -10,12 +10,11 @@ from streamrnn.kernels.memory import (
     store_i32,
     store_u8,
 )
-from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.requests.request import request_at
 from streamrnn_server.shard.streams.row_location import is_away
-from streamrnn_server.shard.structs import Model, Shard
+from streamrnn_server.shard.structs import Model, RowLocation, Shard
 
-__all__ = ["empty_wave", "fill_wave", "find_rows_to_save", "steps_together"]
+__all__ = ["empty_batch", "fill_batch", "find_rows_to_save", "steps_together"]
 
 _MAX_LOOKED_AHEAD = 256
 
@@ -48,12 +47,12 @@ def find_rows_to_save(shard: Shard, slots: int) -> int:
 
 @jit
 def steps_together(shard: Shard, num_rows: int, max_rows: int, max_steps: int) -> int:
-    """Tell how many steps of a wave's streams may be one launch: others join at every wave.
+    """Tell how many steps of a batch's streams may be one launch: others join at every batch.
 
     Parameters
     ----------
     shard : Shard
-        Whose WAVE_REQUESTS are filled.
+        Whose BATCH_REQUESTS are filled.
     num_rows : int
         The number of rows.
     max_rows, max_steps : int
@@ -66,7 +65,7 @@ def steps_together(shard: Shard, num_rows: int, max_rows: int, max_steps: int) -
     """
     if num_rows > max_rows or shard.num_ready != 0:
         return 1
-    requests = shard.wave_requests
+    requests = shard.batch_requests
     num_steps = max_steps
     for row in range(num_rows):
         request = request_at(load_i64(requests + 8 * row))
@@ -76,39 +75,39 @@ def steps_together(shard: Shard, num_rows: int, max_rows: int, max_steps: int) -
 
 
 @jit
-def fill_wave(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
-    """Write a wave's slots and inputs one after the other.
+def fill_batch(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
+    """Write a batch's slots and inputs one after the other.
 
     Parameters
     ----------
     shard : Shard
-        Whose WAVE_SLOTS and XS are filled.
+        Whose BATCH_SLOTS and XS are filled.
     num_rows, num_steps : int
-        Of the wave.
+        Of the batch.
     buffer : int
         Address of int32[num_rows] and, behind it, of num_rows * num_steps inputs.
     """
     places, first_slot = shard.places, model.first_slot
-    slots, xs = shard.wave_slots, shard.xs
+    slots, xs = shard.batch_slots, shard.xs
     row_bytes = num_steps * model.step_bytes
     inputs = buffer + 4 * num_rows
     for row in range(num_rows):
         slot = load_i64(slots + 8 * row)
         store_i32(buffer + 4 * row, slot - first_slot)
-        store_u8(places + slot, w.ROW_AWAY)
+        store_u8(places + slot, RowLocation.GPU)
         copy_bytes(inputs + row * row_bytes, load_i64(xs + 8 * row), row_bytes)
 
 
 @jit
-def empty_wave(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
-    """Put a wave's outputs where their requests want them.
+def empty_batch(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
+    """Put a batch's outputs where their requests want them.
 
     Parameters
     ----------
     shard : Shard
         Whose YS are filled.
     num_rows, num_steps : int
-        Of the wave.
+        Of the batch.
     buffer : int
         Address of num_rows * num_steps outputs.
     """

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
-from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.queue import append
-from streamrnn_server.shard.requests.request import Request, request_at
+from streamrnn_server.shard.requests.request import Kind, Request, request_at
 from streamrnn_server.shard.structs import Shard
 
 __all__ = ["fail", "finish", "set_error"]
@@ -19,7 +18,7 @@ def finish(shard: Shard, request: Request) -> None:
         request.num_left -= 1
         if request.num_left > 0:
             return
-    changes = request.kind in (r.STEP, r.RESET, r.OPEN, r.BATCH, r.OPEN_MANY)
+    changes = request.kind in (Kind.STEP, Kind.RESET, Kind.OPEN, Kind.STEP_MANY, Kind.OPEN_MANY)
     if shard.is_always and request.code == 0 and changes:
         # What it did to its stream must be on disk before anybody learns of it.
         append(shard.pool, shard.uncovered, request)

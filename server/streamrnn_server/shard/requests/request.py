@@ -9,6 +9,7 @@ stream.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from streamrnn.kernels.virtual_memory import address_of, reserve, touch
 
 __all__ = [
     "REQUEST_BYTES",
+    "Form",
+    "Kind",
     "Pool",
     "Request",
     "RequestPool",
@@ -30,12 +33,32 @@ __all__ = [
     "take_request",
 ]
 
-# What a request asks for. COLD: Python's business.
-(COLD, STEP, RESET, OPEN, CLOSE, BATCH, OPEN_MANY) = range(7)
-# Only Python sends these, through the PAIR. PLACE: make a stream of a record.
-(EXPORT, SNAPSHOT, SYNC, PLACE, ROLLBACK, SYNC_ALL) = range(7, 13)
-# The form of x, and so of y.
-(FORM_BIN, FORM_ARRAY) = range(2)
+
+class Kind(IntEnum):
+    """What a request asks for."""
+
+    FOR_PYTHON = 0  # whatever compiled code does not serve, malformed messages among it
+    STEP = 1
+    RESET = 2
+    OPEN = 3
+    CLOSE = 4
+    STEP_MANY = 5
+    OPEN_MANY = 6
+    # Only Python sends these, through the PAIR.
+    EXPORT = 7
+    SNAPSHOT = 8
+    SYNC = 9
+    RESTORE = 10  # make a stream of a record
+    ROLLBACK = 11
+    SYNC_ALL = 12
+
+
+class Form(IntEnum):
+    """The form of x, and so of y."""
+
+    BIN = 0
+    ARRAY = 1
+
 
 MAX_INLINE_X_BYTES = 4096
 

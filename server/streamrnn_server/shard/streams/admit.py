@@ -16,10 +16,9 @@ from streamrnn_client.protocol.messages import MAX_WINDOW, NUM_HASH_SLOTS, Error
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.index import first_candidate
 from streamrnn_server.shard.memory.slab import header_of, model_of
-from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.finish import fail, finish
 from streamrnn_server.shard.requests.queue import pop_first, push_waiting
-from streamrnn_server.shard.requests.request import Pool, Request, request_of
+from streamrnn_server.shard.requests.request import Kind, Pool, Request, request_of
 from streamrnn_server.shard.streams.allocate import take_named_slot
 from streamrnn_server.shard.streams.batch import prepare_batch
 from streamrnn_server.shard.streams.lookup import start_lookup
@@ -29,12 +28,6 @@ from streamrnn_server.shard.structs import Shard
 
 __all__ = ["admit", "admit_one"]
 
-_UNKNOWN, _FORBIDDEN, _BUSY, _MOVED = (
-    int(ErrorCode.UNKNOWN),
-    int(ErrorCode.FORBIDDEN),
-    int(ErrorCode.BUSY),
-    int(ErrorCode.MOVED),
-)
 _LOW_14 = NUM_HASH_SLOTS - 1
 _HASH_SLOT_SHIFT = 64 - 14
 # An `open`, `close` or `reset` may wait behind a full window of steps.
@@ -53,8 +46,8 @@ def admit(shard: Shard) -> None:
         if not request:
             return
         kind = request.kind
-        if kind in (r.BATCH, r.OPEN_MANY):
-            if kind == r.OPEN_MANY or prepare_batch(shard, request):
+        if kind in (Kind.STEP_MANY, Kind.OPEN_MANY):
+            if kind == Kind.OPEN_MANY or prepare_batch(shard, request):
                 link = request.first_child
                 while link != 0:
                     child = request_of(pool, link)
@@ -67,7 +60,7 @@ def admit(shard: Shard) -> None:
 
 @jit
 def _prefetch_headers(shard: Shard, pool: Pool) -> None:
-    """Ask for all headers, so that the misses of a whole wave pass at the same time."""
+    """Ask for all headers, so that the misses of a whole batch pass at the same time."""
     index = shard.index
     link = shard.arrived.first
     while link != 0:
@@ -93,7 +86,7 @@ def admit_one(shard: Shard, request: Request) -> None:
         hash_slot = (request.hash >> _HASH_SLOT_SHIFT) & _LOW_14
         home = hash_slot * num_shards // NUM_HASH_SLOTS
         if home != shard.number:
-            fail(shard, request, _MOVED, home)
+            fail(shard, request, ErrorCode.MOVED, home)
             return
     slot = _find_or_allocate(shard, request)
     if slot < 0:
@@ -104,10 +97,10 @@ def admit_one(shard: Shard, request: Request) -> None:
     max_waiting = MAX_WINDOW if flags & h.IS_HELD else _NEW_STREAM_WAITS
     if flags & h.IS_OPEN:
         max_waiting = 1 << header.window_log2
-        if request.kind != r.STEP:
+        if request.kind != Kind.STEP:
             max_waiting += _MORE_THAN_WINDOW
     if header.num_waiting >= max_waiting:
-        fail(shard, request, _BUSY)
+        fail(shard, request, ErrorCode.BUSY)
         return
     header.last_used_s = _now_s(shard)
     model = model_of(shard, header.model)
@@ -127,22 +120,22 @@ def _find_or_allocate(shard: Shard, request: Request) -> int:
     slot = find_stream(shard, request)
     if slot >= 0:
         if is_forbidden(shard, slot, request):
-            fail(shard, request, _FORBIDDEN)
+            fail(shard, request, ErrorCode.FORBIDDEN)
             return -1
         return slot
     if shard.can_look_up:
         slot = start_lookup(shard, request)
-    elif request.kind in (r.OPEN, r.PLACE):
+    elif request.kind in (Kind.OPEN, Kind.RESTORE):
         slot = take_named_slot(shard, request.model, request)
-    elif request.kind == r.CLOSE:
+    elif request.kind == Kind.CLOSE:
         request.last_seq = 0
         finish(shard, request)
         return -1
     else:
-        fail(shard, request, _UNKNOWN)
+        fail(shard, request, ErrorCode.UNKNOWN)
         return -1
     if slot < 0:
-        fail(shard, request, _BUSY)
+        fail(shard, request, ErrorCode.BUSY)
     return slot
 
 

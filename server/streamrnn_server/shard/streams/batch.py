@@ -5,9 +5,8 @@ from __future__ import annotations
 from streamrnn.kernels.jit import jit
 from streamrnn_client.protocol.messages import ErrorCode
 from streamrnn_server.shard.memory.slab import header_of, model_of
-from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.finish import fail
-from streamrnn_server.shard.requests.request import Request, request_of
+from streamrnn_server.shard.requests.request import Form, Request, request_of
 from streamrnn_server.shard.streams.eviction import take_block
 from streamrnn_server.shard.streams.owners import is_forbidden
 from streamrnn_server.shard.streams.slots import find_stream
@@ -15,11 +14,6 @@ from streamrnn_server.shard.structs import Shard
 
 __all__ = ["prepare_batch"]
 
-_BUSY, _TOO_LARGE, _WRONG_LENGTH = (
-    int(ErrorCode.BUSY),
-    int(ErrorCode.TOO_LARGE),
-    int(ErrorCode.WRONG_LENGTH),
-)
 _REPLY_SLACK_BYTES = 4096
 _MAX_ITEM_BYTES = 256  # of a batch's reply beside y, in whatever form
 
@@ -57,28 +51,28 @@ def prepare_batch(shard: Shard, parent: Request) -> bool:
                 y_bytes = max(y_bytes, model_of(shard, k).y_bytes)
     expected = num_items * step_bytes
     came = parent.x_count
-    if form == r.FORM_ARRAY:
+    if form == Form.ARRAY:
         came *= 4
     if came != expected:
-        fail(shard, parent, _WRONG_LENGTH, came, step_bytes, expected, form)
+        fail(shard, parent, ErrorCode.WRONG_LENGTH, came, step_bytes, expected, form)
         return False
     reply_bytes = num_items * (2 * y_bytes + _MAX_ITEM_BYTES) + _REPLY_SLACK_BYTES
     if reply_bytes > shard.out_bytes:
-        fail(shard, parent, _TOO_LARGE, reply_bytes, shard.out_bytes)
+        fail(shard, parent, ErrorCode.TOO_LARGE, reply_bytes, shard.out_bytes)
         return False
     block = take_block(shard, num_items * y_bytes)
     if block == 0:
-        fail(shard, parent, _BUSY)
+        fail(shard, parent, ErrorCode.BUSY)
         return False
     parent.y_block = block
     parent.y = block
     x = parent.x
-    stride = step_bytes if form == r.FORM_BIN else 2 * step_bytes
+    stride = step_bytes if form == Form.BIN else 2 * step_bytes
     link = parent.first_child
     while link != 0:
         child = request_of(pool, link)
         child.x = x
-        child.x_count = step_bytes if form == r.FORM_BIN else step_bytes // 4
+        child.x_count = step_bytes if form == Form.BIN else step_bytes // 4
         x += stride
         link = child.sibling
     return True
@@ -88,7 +82,7 @@ def prepare_batch(shard: Shard, parent: Request) -> bool:
 def _model_by_size(shard: Shard, parent: Request) -> int:
     """Guess the model of a batch with no stream in memory: the first that X fits."""
     num_values = parent.x_count
-    if parent.form == r.FORM_BIN:
+    if parent.form == Form.BIN:
         num_values //= 4
     num_items = parent.num_items
     for index in range(shard.num_models):

@@ -12,10 +12,9 @@ from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import header_of, model_of
-from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
-from streamrnn_server.shard.requests.request import Request
+from streamrnn_server.shard.requests.request import Kind, Request
 from streamrnn_server.shard.streams.allocate import move_slot, take_named_slot
 from streamrnn_server.shard.streams.dirty import hold, mark_dirty
 from streamrnn_server.shard.streams.owners import (
@@ -28,7 +27,7 @@ from streamrnn_server.shard.streams.owners import (
 )
 from streamrnn_server.shard.streams.restore import fill_slot
 from streamrnn_server.shard.streams.slots import free_slot, make_ready
-from streamrnn_server.shard.structs import ASK_BYTES, Command, Shard, ask_at
+from streamrnn_server.shard.structs import ASK_BYTES, AskKind, Command, Shard, ask_at
 
 __all__ = [
     "answer_without_record",
@@ -37,13 +36,6 @@ __all__ = [
     "named_owner",
     "start_lookup",
 ]
-
-_UNKNOWN, _FORBIDDEN, _EXPIRED, _BUSY = (
-    int(ErrorCode.UNKNOWN),
-    int(ErrorCode.FORBIDDEN),
-    int(ErrorCode.EXPIRED),
-    int(ErrorCode.BUSY),
-)
 
 
 @jit
@@ -80,14 +72,14 @@ def answer_without_record(shard: Shard, slot: int, header: Header, code: int) ->
             free_slot(shard, slot)
             return
         kind = request.kind
-        if kind == r.OPEN or kind == r.PLACE:
+        if kind == Kind.OPEN or kind == Kind.RESTORE:
             target = move_slot(shard, slot, request.model, request.owner)
             if target >= 0:
                 header_of(shard, target).flags = h.IS_READY
                 _resume(shard, target)
                 return
-            _end_first(shard, header, request, _BUSY)
-        elif kind == r.CLOSE:
+            _end_first(shard, header, request, ErrorCode.BUSY)
+        elif kind == Kind.CLOSE:
             request.last_seq = 0
             _end_first(shard, header, request, 0)
         else:
@@ -105,7 +97,7 @@ def finish_lookup(shard: Shard, command: Command) -> None:
         return
     code = command.code
     owner = named_owner(shard, command)
-    if code in (_UNKNOWN, _EXPIRED):
+    if code in (ErrorCode.UNKNOWN, ErrorCode.EXPIRED):
         answer_without_record(shard, slot, header, code)
         return
     if code != 0:
@@ -118,13 +110,13 @@ def finish_lookup(shard: Shard, command: Command) -> None:
         owner = first_waiting(shard.pool, header).owner
     target = move_slot(shard, slot, index, owner)
     if target < 0:
-        _fail_all(shard, slot, header, _BUSY)
+        _fail_all(shard, slot, header, ErrorCode.BUSY)
         return
     header = header_of(shard, target)
     header.flags = h.IS_READY
     record = record_at(address(command) + w.COMMAND_BYTES)
     if not fill_slot(shard, model_of(shard, index), target, header, record):
-        _fail_all(shard, target, header, _BUSY)
+        _fail_all(shard, target, header, ErrorCode.BUSY)
         return
     header.durable_seq = header.last_seq
     if is_adopted:
@@ -158,8 +150,8 @@ def _answer_refused(shard: Shard, slot: int, header: Header, code: int) -> None:
             free_slot(shard, slot)
             return
         if is_forbidden(shard, slot, request):
-            _end_first(shard, header, request, _FORBIDDEN)
-        elif request.kind == r.CLOSE and code != _FORBIDDEN and not is_secret:
+            _end_first(shard, header, request, ErrorCode.FORBIDDEN)
+        elif request.kind == Kind.CLOSE and code != ErrorCode.FORBIDDEN and not is_secret:
             hold(shard, slot, header)
             return
         else:
@@ -186,7 +178,7 @@ def start_lookup(shard: Shard, request: Request) -> int:
     header = header_of(shard, slot)
     header.flags = h.IS_HELD
     ask = ask_at(shard.out)
-    ask.what = w.ASK_LOOK_UP
+    ask.what = AskKind.LOOK_UP
     ask.detail[0] = slot
     ask.detail[1] = header.generation
     ask.identity_bytes = 0

@@ -22,9 +22,8 @@ from streamrnn_client.protocol.messages import DEFAULT_WINDOW, MAX_WINDOW, Error
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import model_of, row_of
-from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.finish import set_error
-from streamrnn_server.shard.requests.request import Request, request_at
+from streamrnn_server.shard.requests.request import Form, Request, request_at
 from streamrnn_server.shard.streams.eviction import take_block, take_ring
 from streamrnn_server.shard.streams.replay_ring import (
     RESET_DIGEST,
@@ -46,22 +45,6 @@ __all__ = [
     "take_number",
 ]
 
-(_UNKNOWN, _WRONG_MODEL, _WRONG_LENGTH, _BAD_VALUE, _GAP, _STALE, _CONFLICT) = (
-    int(ErrorCode.UNKNOWN),
-    int(ErrorCode.WRONG_MODEL),
-    int(ErrorCode.WRONG_LENGTH),
-    int(ErrorCode.BAD_VALUE),
-    int(ErrorCode.GAP),
-    int(ErrorCode.STALE),
-    int(ErrorCode.CONFLICT),
-)
-(_MIXED, _WINDOW, _BUSY, _TOO_LARGE, _EXISTS) = (
-    int(ErrorCode.MIXED_NUMBERING),
-    int(ErrorCode.WINDOW),
-    int(ErrorCode.BUSY),
-    int(ErrorCode.TOO_LARGE),
-    int(ErrorCode.EXISTS),
-)
 _REPLY_SLACK_BYTES = 4096
 _MAX_WINDOW_LOG2 = MAX_WINDOW.bit_length() - 1
 
@@ -75,7 +58,7 @@ def open_stream(shard: Shard, model: Model, slot: int, header: Header, request: 
         if has != asked_for:
             # Closed and opened anew under another model without waiting for the answer: the slot
             # is free as soon as its queue is empty.
-            set_error(request, _BUSY)
+            set_error(request, ErrorCode.BUSY)
             return False
         window_log2 = _window_log2(request.window)
         window_log2 = max(window_log2, shard.min_window_log2)
@@ -89,7 +72,7 @@ def open_stream(shard: Shard, model: Model, slot: int, header: Header, request: 
         model.num_open += 1
         shard.counters.num_opened += 1
     elif has != asked_for:
-        set_error(request, _WRONG_MODEL, has, asked_for)
+        set_error(request, ErrorCode.WRONG_MODEL, has, asked_for)
         return False
     request.last_seq = header.last_seq
     request.window = 1 << header.window_log2
@@ -129,22 +112,22 @@ def _check_number(shard: Shard, header: Header, request: Request, y_bytes: int) 
     """Check what both a step and a reset must fulfil; allocate the ring."""
     flags = header.flags
     if flags & h.IS_OPEN == 0:
-        set_error(request, _UNKNOWN)
+        set_error(request, ErrorCode.UNKNOWN)
         return False
     first = request.first_seq
     if flags & (h.IS_UNNUMBERED if first > 0 else h.IS_NUMBERED):
-        set_error(request, _MIXED)
+        set_error(request, ErrorCode.MIXED_NUMBERING)
         return False
     if first == 0:
         return True
     last = header.last_seq
     window = 1 << header.window_log2
     if first > last + 1:
-        set_error(request, _GAP, last + 1, first)
+        set_error(request, ErrorCode.GAP, last + 1, first)
     elif first <= last - window:
-        set_error(request, _STALE, first, last - window + 1)
+        set_error(request, ErrorCode.STALE, first, last - window + 1)
     elif not take_ring(shard, header, y_bytes):
-        set_error(request, _BUSY)
+        set_error(request, ErrorCode.BUSY)
     else:
         return True
     return False
@@ -174,7 +157,7 @@ def take_number(shard: Shard, model: Model, header: Header, request: Request, di
     flags = header.flags
     if 0 < seq <= header.last_seq:
         if not remembered(header, seq, digest):
-            set_error(request, _CONFLICT, seq)
+            set_error(request, ErrorCode.CONFLICT, seq)
         else:
             shard.counters.num_duplicates += 1
         return False
@@ -217,7 +200,7 @@ def prepare_step(
                 expected = has
                 parent.model = has
         if has != expected:
-            set_error(request, _WRONG_MODEL, has, expected)
+            set_error(request, ErrorCode.WRONG_MODEL, has, expected)
             return
     if not _check_number(shard, header, request, y_bytes) or not _check_x(
         shard, plan, model, header, request
@@ -233,10 +216,10 @@ def prepare_step(
     if is_child:
         request.y = parent.y + request.item * y_bytes
     elif num_steps > 1 or num_old > 0 or shard.is_always:
-        # Otherwise y lies in the wave's scratch, and is sent before the next wave.
+        # Otherwise y lies in the batch's scratch, and is sent before the next batch.
         block = take_block(shard, num_steps * y_bytes)
         if block == 0:
-            set_error(request, _BUSY)
+            set_error(request, ErrorCode.BUSY)
             return
         request.y_block = block
         request.y = block
@@ -255,31 +238,33 @@ def _check_x(shard: Shard, plan: Any, model: Model, header: Header, request: Req
     step_bytes = model.step_bytes
     form = request.form
     num_bytes = request.x_count
-    if form == r.FORM_ARRAY:
+    if form == Form.ARRAY:
         num_bytes *= 4
     num_steps = 1
     if num_bytes != step_bytes:  # a division costs more than all else here
         num_steps = num_bytes // step_bytes
     if num_steps == 0 or num_bytes != num_steps * step_bytes:
-        set_error(request, _WRONG_LENGTH, num_bytes, step_bytes, 0, form)
+        set_error(request, ErrorCode.WRONG_LENGTH, num_bytes, step_bytes, 0, form)
         return False
     window = 1 << header.window_log2
     if num_steps > window:
-        set_error(request, _WINDOW, num_steps, window)
+        set_error(request, ErrorCode.WINDOW, num_steps, window)
         return False
     reply_bytes = 2 * num_steps * model.y_bytes + _REPLY_SLACK_BYTES
     if reply_bytes > shard.out_bytes:
-        set_error(request, _TOO_LARGE, reply_bytes, shard.out_bytes)
+        set_error(request, ErrorCode.TOO_LARGE, reply_bytes, shard.out_bytes)
         return False
     x = request.x
     bad = -1
-    if form == r.FORM_ARRAY:
+    if form == Form.ARRAY:
         bad = _convert(x, num_bytes // 4, model.is_token)
     if bad < 0:
         bad = check_input(plan, x, num_steps)
     if bad >= 0:
         num_inputs, bits = step_bytes // 4, load_i32(x + 4 * bad)
-        set_error(request, _BAD_VALUE, bad // num_inputs, bad % num_inputs, bits, header.model)
+        set_error(
+            request, ErrorCode.BAD_VALUE, bad // num_inputs, bad % num_inputs, bits, header.model
+        )
         return False
     request.num_steps = num_steps
     request.y_bytes = num_steps * model.y_bytes
@@ -311,7 +296,7 @@ def _are_the_same(model: Model, header: Header, request: Request, first: int, nu
     for k in range(num_old):
         digest = digest_of(x + k * step_bytes, step_bytes)
         if not remembered(header, first + k, digest):
-            set_error(request, _CONFLICT, first + k)
+            set_error(request, ErrorCode.CONFLICT, first + k)
             return False
     return True
 

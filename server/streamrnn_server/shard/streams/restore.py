@@ -24,12 +24,6 @@ from streamrnn_server.shard.structs import Model, Shard
 
 __all__ = ["fill_slot", "place_stream", "roll_back"]
 
-_BUSY, _EXISTS, _WRONG_MODEL = (
-    int(ErrorCode.BUSY),
-    int(ErrorCode.EXISTS),
-    int(ErrorCode.WRONG_MODEL),
-)
-
 
 @jit
 def fill_slot(shard: Shard, model: Model, slot: int, header: Header, record: RecordHead) -> bool:
@@ -72,12 +66,12 @@ def place_stream(shard: Shard, model: Model, slot: int, header: Header, request:
     record = record_at(request.x)
     if header.flags & h.IS_OPEN:
         if not is_of_model or not _is_as_recorded(model, slot, header, record):
-            set_error(request, _EXISTS)
+            set_error(request, ErrorCode.EXISTS)
             return False
     elif is_of_model and fill_slot(shard, model, slot, header, record):
         shard.counters.num_opened += 1
     else:
-        set_error(request, _BUSY)
+        set_error(request, ErrorCode.BUSY)
         return False
     request.last_seq = header.last_seq
     request.window = 1 << header.window_log2
@@ -113,7 +107,7 @@ def roll_back(shard: Shard, model: Model, slot: int, header: Header, request: Re
     digest = request.detail[0]
     is_open = header.flags & h.IS_OPEN
     if is_open and header.model != request.model:
-        set_error(request, _WRONG_MODEL, header.model, request.model)
+        set_error(request, ErrorCode.WRONG_MODEL, header.model, request.model)
         return False
     if not take_number(shard, model, header, request, digest):
         return False

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import load_i32, load_u8, store_i32, store_u8
-from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.memory.slab import header_of, model_of
 from streamrnn_server.shard.streams.slots import make_ready
-from streamrnn_server.shard.structs import Shard
+from streamrnn_server.shard.structs import RowLocation, Shard
 
 __all__ = ["ask_for_row", "is_away", "let_askers_go_on", "note_written"]
 
@@ -22,9 +21,9 @@ __all__ = ["ask_for_row", "is_away", "let_askers_go_on", "note_written"]
 def note_written(shard: Shard, slot: int) -> None:
     """Note that the host's row of a stream is the newest."""
     places = shard.places
-    if places == 0 or load_u8(places + slot) == w.ROW_HERE:
+    if places == 0 or load_u8(places + slot) == RowLocation.HOST:
         return
-    store_u8(places + slot, w.ROW_HERE)
+    store_u8(places + slot, RowLocation.HOST)
     number = shard.num_written
     store_i32(shard.written + 4 * number, slot)
     shard.num_written = number + 1
@@ -34,7 +33,7 @@ def note_written(shard: Shard, slot: int) -> None:
 def is_away(shard: Shard, slot: int) -> bool:
     """Tell whether the newest row of a stream is on the GPU alone."""
     places = shard.places
-    return places != 0 and load_u8(places + slot) == w.ROW_AWAY
+    return places != 0 and load_u8(places + slot) == RowLocation.GPU
 
 
 @jit

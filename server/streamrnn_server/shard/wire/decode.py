@@ -1,8 +1,8 @@
 """Decode requests: MessagePack in, records out.
 
 No sockets here, and no text: a message that is not wholly well-formed, or that asks for what
-Python does, is COLD, and the Python codec (`streamrnn_client.protocol.messages`) says what is wrong
-with it. Both codecs pass the same test vectors.
+Python does, is `Kind.FOR_PYTHON`, and the Python codec (`streamrnn_client.protocol.messages`) says
+what is wrong with it. Both codecs pass the same test vectors.
 """
 
 from __future__ import annotations
@@ -14,13 +14,9 @@ from streamrnn.kernels.memory import (
 )
 from streamrnn.kernels.pointers import field_address
 from streamrnn_client.protocol.messages import MAX_BATCH, MAX_MSGID
-from streamrnn_server.shard.requests import request as r
-from streamrnn_server.shard.requests.request import Request
+from streamrnn_server.shard.requests.request import Form, Kind, Request
 from streamrnn_server.shard.wire.values import (
-    ARRAY,
-    BIN,
-    NIL,
-    STR,
+    ValueKind,
     is_utf8,
     read_array,
     read_head,
@@ -58,47 +54,47 @@ def decode_request(data: int, num_bytes: int, request: Request) -> int:
     Returns
     -------
     int
-        The kind; `requests.COLD` for everything that Python must see.
+        The `Kind`; `FOR_PYTHON` for everything that Python must see.
     """
     end = data + num_bytes
-    request.kind = r.COLD
+    request.kind = Kind.FOR_PYTHON
     request.msgid = -1
     kind, length, at = read_head(data, end)
-    message_type, at = read_uint(at if kind == ARRAY and length >= 2 else 0, end)
+    message_type, at = read_uint(at if kind == ValueKind.ARRAY and length >= 2 else 0, end)
     msgid, at = read_uint(at if message_type == 0 else 0, end)
     if at == 0 or msgid > MAX_MSGID:
-        return r.COLD
+        return Kind.FOR_PYTHON
     request.msgid = msgid
     if length != 4:
-        return r.COLD
+        return Kind.FOR_PYTHON
     kind, length, at = read_head(at, end)
-    if at == 0 or kind != STR:
-        return r.COLD
+    if at == 0 or kind != ValueKind.STR:
+        return Kind.FOR_PYTHON
     name = load_u32(at) if length >= 4 else 0
     last = load_u8(at + 4) if length == 5 else 0
     at += length
-    method = r.COLD
+    method = Kind.FOR_PYTHON
     if length == 4 and name == _STEP:
-        method = r.STEP
+        method = Kind.STEP
         at = _decode_step(at, end, request)
     elif length == 5 and name == _BATC and last == _H:
-        method = r.BATCH
+        method = Kind.STEP_MANY
         at = _decode_batch(at, end, request)
     elif length == 4 and name == _OPEN:
-        method = r.OPEN
+        method = Kind.OPEN
         at = _decode_open(at, end, request)
         if at != 0 and request.streams != 0:
-            method = r.OPEN_MANY
+            method = Kind.OPEN_MANY
     elif length == 5 and name == _CLOS and last == _E:
-        method = r.CLOSE
+        method = Kind.CLOSE
         at = _decode_stream(read_array(at, end, 1), end, request)
     elif length == 5 and name == _RESE and last == _T:
-        method = r.RESET
+        method = Kind.RESET
         at = _decode_stream(read_array(at, end, 2), end, request)
         seq, at = read_uint(at, end)
         request.first_seq = seq
     if at != end:
-        return r.COLD
+        return Kind.FOR_PYTHON
     request.kind = method
     return method
 
@@ -123,11 +119,11 @@ def _decode_x(at: int, end: int, request: Request) -> int:
     kind, length, at = read_head(at, end)
     request.x = at
     request.x_count = length
-    if kind == BIN:
-        request.form = r.FORM_BIN
+    if kind == ValueKind.BIN:
+        request.form = Form.BIN
         return at + length
-    request.form = r.FORM_ARRAY
-    return read_numbers(at, end, length, 0) if kind == ARRAY else 0
+    request.form = Form.ARRAY
+    return read_numbers(at, end, length, 0) if kind == ValueKind.ARRAY else 0
 
 
 @jit
@@ -145,16 +141,16 @@ def _decode_streams(at: int, end: int, num_streams: int, request: Request) -> in
 @jit
 def _decode_batch(at: int, end: int, request: Request) -> int:
     kind, num_streams, at = read_head(read_array(at, end, 3), end)
-    if kind != ARRAY:
+    if kind != ValueKind.ARRAY:
         return 0
     at = _decode_streams(at, end, num_streams, request)
     kind, num_seqs, at = read_head(at, end)
     request.seqs = 0
-    if kind == ARRAY and num_seqs == num_streams:
+    if kind == ValueKind.ARRAY and num_seqs == num_streams:
         request.seqs = at
         for _ in range(num_seqs):
             _seq, at = read_uint(at, end)
-    elif kind != NIL:
+    elif kind != ValueKind.NIL:
         return 0
     return _decode_x(at, end, request)
 
@@ -165,12 +161,12 @@ def _decode_open(at: int, end: int, request: Request) -> int:
     at = read_array(at, end, 3)
     kind, length, after = read_head(at, end)
     request.streams = 0
-    if kind == ARRAY:
+    if kind == ValueKind.ARRAY:
         at = _decode_streams(after, end, length, request)
     else:
         at = _decode_stream(at, end, request)
     kind, length, at = read_head(at, end)
-    if kind == STR:
+    if kind == ValueKind.STR:
         if not is_utf8(at, length):
             return 0
         request.x = at
@@ -179,7 +175,7 @@ def _decode_open(at: int, end: int, request: Request) -> int:
     else:
         request.x = 0
         request.x_count = 0
-        if kind != NIL:
+        if kind != ValueKind.NIL:
             return 0
     window, at = read_uint(at, end)
     request.window = window

@@ -10,15 +10,15 @@ from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes
 from streamrnn.kernels.pointers import address, field_address
 from streamrnn_client.protocol.messages import MAX_BATCH, ErrorCode
-from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.libzmq import monotonic_ns, msg_data, msg_more, msg_size, receive_frame
 from streamrnn_server.shard.memory.index import equal_bytes, hash64, prefetch_entry
 from streamrnn_server.shard.memory.slab import model_of
-from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.finish import fail, finish
 from streamrnn_server.shard.requests.queue import append
 from streamrnn_server.shard.requests.request import (
     REQUEST_BYTES,
+    Form,
+    Kind,
     Pool,
     Request,
     give_request,
@@ -27,7 +27,7 @@ from streamrnn_server.shard.requests.request import (
 )
 from streamrnn_server.shard.streams.eviction import take_block
 from streamrnn_server.shard.streams.owners import NOBODY, user_of
-from streamrnn_server.shard.structs import Shard
+from streamrnn_server.shard.structs import Shard, ShardState
 from streamrnn_server.shard.to_python import call_python
 from streamrnn_server.shard.wire.decode import decode_request
 from streamrnn_server.shard.wire.values import read_numbers, read_stream, read_uint
@@ -36,19 +36,13 @@ __all__ = ["receive"]
 
 # An empty receive costs 0.5 µs: while streams have work, look for messages only so often.
 _LOOK_AGAIN_NS = 20_000
-_MALFORMED, _FORBIDDEN, _TOO_LARGE, _BUSY = (
-    int(ErrorCode.MALFORMED),
-    int(ErrorCode.FORBIDDEN),
-    int(ErrorCode.TOO_LARGE),
-    int(ErrorCode.BUSY),
-)
 _KEPT_FOR_PYTHON = 1024  # records for requests that Python makes
 _HEAD_BYTES = 32  # enough to find the msgid
 
 
 @jit
 def receive(shard: Shard) -> int:
-    """Take messages that have arrived, at most a wave of them, and decode them.
+    """Take messages that have arrived, at most a batch of them, and decode them.
 
     Parameters
     ----------
@@ -65,7 +59,7 @@ def receive(shard: Shard) -> int:
     if just_looked and shard.num_ready > 0:
         return 0
     state = shard.state
-    if state >= w.DRAINED or (state == w.STOPPING and now > shard.stop_at_ns):
+    if state >= ShardState.DRAINED or (state == ShardState.STOPPING and now > shard.stop_at_ns):
         return 0
     router, pool = shard.router, shard.pool
     identity = field_address(shard, "identity_message")
@@ -107,19 +101,21 @@ def _take_message(shard: Shard, router: int, identity: int, pool: Pool) -> None:
         while msg_more(payload) and receive_frame(router, payload) >= 0:
             num_frames += 1
         shard.counters.num_extra_frames += 1
-        _refuse(shard, request, _MALFORMED, num_frames, 0)
+        _refuse(shard, request, ErrorCode.MALFORMED, num_frames, 0)
     elif is_stranger:
-        _refuse(shard, request, _FORBIDDEN, 0, 0)
+        _refuse(shard, request, ErrorCode.FORBIDDEN, 0, 0)
     elif num_bytes > max_bytes:
-        _refuse(shard, request, _TOO_LARGE, num_bytes, max_bytes)
-    elif kind == r.COLD or (kind in (r.OPEN, r.OPEN_MANY) and not _find_model(shard, request)):
+        _refuse(shard, request, ErrorCode.TOO_LARGE, num_bytes, max_bytes)
+    elif kind == Kind.FOR_PYTHON or (
+        kind in (Kind.OPEN, Kind.OPEN_MANY) and not _find_model(shard, request)
+    ):
         if call_python(shard, request, data, num_bytes):
             give_request(pool, request)
         else:
-            _refuse(shard, request, _BUSY, 0, 0)
+            _refuse(shard, request, ErrorCode.BUSY, 0, 0)
     elif not _keep(shard, request, data + num_bytes):
-        fail(shard, request, _BUSY)
-    elif request.first_child == 0 and kind in (r.BATCH, r.OPEN_MANY):
+        fail(shard, request, ErrorCode.BUSY)
+    elif request.first_child == 0 and kind in (Kind.STEP_MANY, Kind.OPEN_MANY):
         finish(shard, request)
     else:
         append(pool, shard.arrived, request)
@@ -138,7 +134,7 @@ def _note_user(shard: Shard, message: int, request: Request) -> bool:
 @jit
 def _refuse(shard: Shard, request: Request, code: int, detail_0: int, detail_1: int) -> None:
     """Answer a message that nothing was kept of, or count it if nobody can be answered."""
-    request.kind = r.COLD
+    request.kind = Kind.FOR_PYTHON
     request.stream_bytes = 0
     if request.msgid < 0:
         shard.counters.num_too_broken_to_answer += 1
@@ -167,9 +163,9 @@ def _find_model(shard: Shard, request: Request) -> bool:
 def _keep(shard: Shard, request: Request, end: int) -> bool:
     """Copy what is still in the message; tell whether there was room."""
     kind = request.kind
-    if kind in (r.STEP, r.BATCH) and not _keep_x(shard, request, end):
+    if kind in (Kind.STEP, Kind.STEP_MANY) and not _keep_x(shard, request, end):
         return False
-    if kind in (r.BATCH, r.OPEN_MANY):
+    if kind in (Kind.STEP_MANY, Kind.OPEN_MANY):
         _make_children(shard, request, kind, end)
         return True
     _set_hash(shard, request)
@@ -180,7 +176,7 @@ def _keep(shard: Shard, request: Request, end: int) -> bool:
 def _keep_x(shard: Shard, request: Request, end: int) -> bool:
     x, length = request.x, request.x_count
     form = request.form
-    num_bytes = length if form == r.FORM_BIN else 8 * length
+    num_bytes = length if form == Form.BIN else 8 * length
     target = address(request) + REQUEST_BYTES
     if num_bytes > shard.inline_x_bytes:
         target = take_block(shard, num_bytes)
@@ -188,7 +184,7 @@ def _keep_x(shard: Shard, request: Request, end: int) -> bool:
             return False
         request.x_block = target
     request.x = target
-    if form == r.FORM_BIN:
+    if form == Form.BIN:
         copy_bytes(target, x, num_bytes)
     else:  # float64, until the model is known
         read_numbers(x, end, length, target)
@@ -208,7 +204,7 @@ def _make_children(shard: Shard, parent: Request, kind: int, end: int) -> None:
     pool = shard.pool
     num_items = parent.num_items
     at = parent.streams
-    seqs_at = parent.seqs if kind == r.BATCH else 0
+    seqs_at = parent.seqs if kind == Kind.STEP_MANY else 0
     parent.num_left = num_items
     previous = parent
     for k in range(num_items):
@@ -223,7 +219,7 @@ def _make_children(shard: Shard, parent: Request, kind: int, end: int) -> None:
             seq, seqs_at = read_uint(seqs_at, end)
         num_bytes, at = read_stream(at, end, field_address(child, "stream"))
         child.stream_bytes = num_bytes
-        child.kind = r.STEP if kind == r.BATCH else r.OPEN
+        child.kind = Kind.STEP if kind == Kind.STEP_MANY else Kind.OPEN
         child.parent = address(parent)
         child.owner = parent.owner
         child.item = k

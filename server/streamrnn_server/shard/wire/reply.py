@@ -19,9 +19,15 @@ from streamrnn_client.protocol.messages import ErrorCode
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.memory.arena import release
-from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.queue import pop_first
-from streamrnn_server.shard.requests.request import Pool, Request, give_request, request_of
+from streamrnn_server.shard.requests.request import (
+    Form,
+    Kind,
+    Pool,
+    Request,
+    give_request,
+    request_of,
+)
 from streamrnn_server.shard.structs import Shard
 from streamrnn_server.shard.to_python import ask_python, tell_reply
 from streamrnn_server.shard.wire.encode import (
@@ -36,7 +42,6 @@ from streamrnn_server.shard.wire.encode import (
 __all__ = ["count_unsent", "reply"]
 
 _EAGAIN, _EHOSTUNREACH = errno.EAGAIN, errno.EHOSTUNREACH
-_MOVED = int(ErrorCode.MOVED)
 
 
 @intrinsic
@@ -134,7 +139,7 @@ def _encode(shard: Shard, request: Request) -> int:
         at = write_uint(out + 2, request.msgid)
         return write_nil(_write_error(shard, request, at))
     at = write_response(out, request.msgid)
-    if kind != r.BATCH and kind != r.OPEN_MANY:
+    if kind != Kind.STEP_MANY and kind != Kind.OPEN_MANY:
         return _write_result(shard, request, at)
     pool = shard.pool
     at = write_array(at, request.num_items)
@@ -155,22 +160,22 @@ def _write_result(shard: Shard, request: Request, at: int) -> int:
     kind = request.kind
     last_seq = request.last_seq
     durable_seq = request.durable_seq
-    if shard.is_always and kind != r.SYNC:
+    if shard.is_always and kind != Kind.SYNC:
         durable_seq = last_seq  # what is answered is on disk; but a sync is, if it cannot be, too
-    if kind == r.CLOSE or kind == r.SYNC_ALL:
+    if kind == Kind.CLOSE or kind == Kind.SYNC_ALL:
         store_u8(at, 0xC2 + last_seq)
         return at + 1
-    if kind == r.SYNC:
+    if kind == Kind.SYNC:
         return write_uint(at, durable_seq)
-    at = write_array(at, 2 if kind in (r.RESET, r.SNAPSHOT, r.ROLLBACK) else 3)
+    at = write_array(at, 2 if kind in (Kind.RESET, Kind.SNAPSHOT, Kind.ROLLBACK) else 3)
     at = write_uint(at, last_seq)
     at = write_uint(at, durable_seq)
-    if kind == r.OPEN or kind == r.PLACE:
+    if kind == Kind.OPEN or kind == Kind.RESTORE:
         at = write_uint(at, request.window)
-    elif kind == r.STEP:
+    elif kind == Kind.STEP:
         y = request.y
         num_bytes = request.y_bytes
-        if request.form == r.FORM_BIN:
+        if request.form == Form.BIN:
             at = write_bin(at, y, num_bytes)
         else:
             at = write_float_array(at, y, num_bytes // 4)
@@ -182,7 +187,7 @@ def _write_error(shard: Shard, request: Request, at: int) -> int:
     """Write an error that was encoded beforehand."""
     code = request.code
     entry = shard.canned + 16 * code
-    if code == _MOVED:
+    if code == ErrorCode.MOVED:
         entry = shard.moved + 16 * request.detail[0]
     num_bytes = load_i64(entry + 8)
     copy_bytes(at, load_i64(entry), num_bytes)

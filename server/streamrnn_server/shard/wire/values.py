@@ -6,6 +6,7 @@ there, and every reader hands it on, so a chain of them needs one check at its e
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Any
 
 from llvmlite import ir
@@ -26,10 +27,35 @@ from streamrnn.kernels.memory import (
 from streamrnn_client.protocol.messages import MAX_ID_BYTES
 from streamrnn_server.shard.wire.encode import reverse_bytes
 
-__all__ = ["is_utf8", "read_array", "read_head", "read_numbers", "read_stream", "read_uint"]
+__all__ = [
+    "ValueKind",
+    "is_utf8",
+    "read_array",
+    "read_head",
+    "read_numbers",
+    "read_stream",
+    "read_uint",
+]
 
-# What a head announces. A UINT above 2**63 - 1 is BIG: its value is then the bits.
-(_NOTHING, UINT, BIG, NEGATIVE, NIL, BOOL, FLOAT, STR, BIN, ARRAY, MAP, EXT) = range(12)
+
+class ValueKind(IntEnum):
+    """What a head announces."""
+
+    NOTHING = 0
+    UINT = 1
+    BIG = 2  # above 2**63 - 1: the value is its bits
+    NEGATIVE = 3
+    NIL = 4
+    BOOL = 5
+    FLOAT = 6
+    # Those below have a length.
+    STR = 7
+    BIN = 8
+    ARRAY = 9
+    MAP = 10
+    EXT = 11
+
+
 _LOW_32 = 0xFFFFFFFF
 _HIGH_BITS = 0x8080808080808080 - 2**64
 
@@ -78,7 +104,7 @@ def _load_big(at: int, num_bytes: int) -> int:
 
 
 @jit
-def read_head(at: int, end: int) -> tuple[int, int, int]:
+def read_head(at: int, end: int) -> tuple[ValueKind, int, int]:
     """Read what one value is, and for a number its value, for the rest its length.
 
     Parameters
@@ -88,8 +114,8 @@ def read_head(at: int, end: int) -> tuple[int, int, int]:
 
     Returns
     -------
-    kind : int
-        One of this module's kinds.
+    kind : ValueKind
+        A `ValueKind`.
     value : int
         The number, or the bits of a float64; bytes of a str, bin or ext, which lie in the message;
         elements of an array, pairs of a map, not more than bytes are left.
@@ -97,62 +123,62 @@ def read_head(at: int, end: int) -> tuple[int, int, int]:
         After the head, where the content begins; 0 if there is no such value.
     """
     if at == 0 or at >= end:
-        return _NOTHING, 0, 0
+        return ValueKind.NOTHING, 0, 0
     first = load_u8(at)
     at += 1
     if first < 0x80:
-        return UINT, first, at
+        return ValueKind.UINT, first, at
     if first >= 0xE0:
-        return NEGATIVE, first - 0x100, at
-    kind, length = STR, first & 0x1F
+        return ValueKind.NEGATIVE, first - 0x100, at
+    kind, length = ValueKind.STR, first & 0x1F
     if first < 0xA0:
-        kind, length = (MAP if first < 0x90 else ARRAY), first & 0x0F
+        kind, length = (ValueKind.MAP if first < 0x90 else ValueKind.ARRAY), first & 0x0F
     elif first >= 0xC0:
         kind, length, at = _read_long_head(first, at, end)
-        if at == 0 or kind < STR:
+        if at == 0 or kind < ValueKind.STR:
             return kind, length, at
     # Each element has at least one byte, so a false length cannot make anybody count for long.
     if length > end - at:
-        return _NOTHING, 0, 0
+        return ValueKind.NOTHING, 0, 0
     return kind, length, at
 
 
 @jit
-def _read_long_head(first: int, at: int, end: int) -> tuple[int, int, int]:
+def _read_long_head(first: int, at: int, end: int) -> tuple[ValueKind, int, int]:
     """Read the rest of a head whose first byte is 0xc0 to 0xdf."""
-    kind, width = _NOTHING, 0
+    kind, width = ValueKind.NOTHING, 0
     if first == 0xC0:
-        return NIL, 0, at
+        return ValueKind.NIL, 0, at
     if first == 0xC2 or first == 0xC3:
-        return BOOL, first & 1, at
+        return ValueKind.BOOL, first & 1, at
     if 0xC4 <= first <= 0xC6:
-        kind, width = BIN, 1 << (first - 0xC4)
+        kind, width = ValueKind.BIN, 1 << (first - 0xC4)
     elif 0xC7 <= first <= 0xC9:
-        kind, width = EXT, 1 << (first - 0xC7)
+        kind, width = ValueKind.EXT, 1 << (first - 0xC7)
     elif first == 0xCA or first == 0xCB:
-        kind, width = FLOAT, 4 << (first - 0xCA)
+        kind, width = ValueKind.FLOAT, 4 << (first - 0xCA)
     elif 0xCC <= first <= 0xCF:
-        kind, width = UINT, 1 << (first - 0xCC)
+        kind, width = ValueKind.UINT, 1 << (first - 0xCC)
     elif 0xD0 <= first <= 0xD3:
-        kind, width = NEGATIVE, 1 << (first - 0xD0)
+        kind, width = ValueKind.NEGATIVE, 1 << (first - 0xD0)
     elif 0xD9 <= first <= 0xDB:
-        kind, width = STR, 1 << (first - 0xD9)
+        kind, width = ValueKind.STR, 1 << (first - 0xD9)
     elif 0xDC <= first <= 0xDD:
-        kind, width = ARRAY, 2 << (first - 0xDC)
+        kind, width = ValueKind.ARRAY, 2 << (first - 0xDC)
     elif 0xDE <= first <= 0xDF:
-        kind, width = MAP, 2 << (first - 0xDE)
-    if kind == _NOTHING or width > end - at:  # 0xc1, and fixext: nothing we know has one
-        return _NOTHING, 0, 0
+        kind, width = ValueKind.MAP, 2 << (first - 0xDE)
+    if kind == ValueKind.NOTHING or width > end - at:  # 0xc1, and fixext: nothing we know has one
+        return ValueKind.NOTHING, 0, 0
     value = _load_big(at, width)
     at += width
-    if kind == UINT and value < 0:
-        kind = BIG
-    elif kind == NEGATIVE:
+    if kind == ValueKind.UINT and value < 0:
+        kind = ValueKind.BIG
+    elif kind == ValueKind.NEGATIVE:
         shift = 64 - 8 * width
         value = (value << shift) >> shift
         if value >= 0:
-            kind = UINT
-    elif kind == FLOAT and width == 4:
+            kind = ValueKind.UINT
+    elif kind == ValueKind.FLOAT and width == 4:
         value = _bits_of_double(_double_of_single_bits(value))
     return kind, value, at
 
@@ -173,7 +199,7 @@ def read_uint(at: int, end: int) -> tuple[int, int]:
         After it; 0 if it is something else.
     """
     kind, value, at = read_head(at, end)
-    return value, at if kind == UINT else 0
+    return value, at if kind == ValueKind.UINT else 0
 
 
 @jit
@@ -193,7 +219,7 @@ def read_array(at: int, end: int, length: int) -> int:
         Position of the first element; 0 if it is something else.
     """
     kind, value, at = read_head(at, end)
-    return at if kind == ARRAY and value == length else 0
+    return at if kind == ValueKind.ARRAY and value == length else 0
 
 
 @jit
@@ -217,11 +243,11 @@ def read_stream(at: int, end: int, target: int) -> tuple[int, int]:
     kind, value, at = read_head(at, end)
     store_i64(target, 0)
     store_i64(target + 8, 0)
-    if kind == STR and 1 <= value <= MAX_ID_BYTES and is_utf8(at, value):
+    if kind == ValueKind.STR and 1 <= value <= MAX_ID_BYTES and is_utf8(at, value):
         store_u8(target, 0x73)
         copy_bytes(target + 1, at, value)
         return value + 1, at + value
-    if kind in (UINT, BIG):
+    if kind in (ValueKind.UINT, ValueKind.BIG):
         store_u8(target, 0x75)
         store_i64(target + 1, reverse_bytes(value))
         return 9, at
@@ -283,11 +309,11 @@ def read_numbers(at: int, end: int, num_values: int, target: int) -> int:
     """
     for k in range(num_values):
         kind, value, at = read_head(at, end)
-        if kind in (UINT, NEGATIVE):
+        if kind in (ValueKind.UINT, ValueKind.NEGATIVE):
             number = float(value)
-        elif kind == BIG:
+        elif kind == ValueKind.BIG:
             number = float(value) + 18446744073709551616.0
-        elif kind == FLOAT:
+        elif kind == ValueKind.FLOAT:
             number = _double_of_bits(value)
         else:
             return 0

@@ -5,8 +5,8 @@ sigmoids and peepholes stand here too, where a pass of their own costs little an
 stay as they are. The order of sums is that of the tiles: bias, x with k ascending, h with k
 ascending, each by one fused multiply-add.
 
-First comes the product with x, for all rows of a wave or all steps of a chunk; then, for the rows
-of a wave or for one step, all the rest. So a chunk has the bits of its steps.
+First comes the product with x, for all rows of a batch or all steps of a chunk; then, for the rows
+of a batch or for one step, all the rest. So a chunk has the bits of its steps.
 """
 # mypy: disable-error-code="no-untyped-def"
 
