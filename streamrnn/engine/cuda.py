@@ -113,22 +113,7 @@ class CudaDevice:
         num_steps: int,
         /,
     ) -> int:
-        """See `streamrnn.engine.device.Device.advance`.
-
-        Parameters
-        ----------
-        rows, x, y, num_steps
-            As there.
-
-        Returns
-        -------
-        int
-
-        Raises
-        ------
-        DeviceError
-            If the GPU has failed, now or before. The streams are lost then.
-        """
+        """See `streamrnn.engine.device.Device.advance`."""
         answer: int = _check_call(
             self.program.plan_address,
             rows,
@@ -144,32 +129,11 @@ class CudaDevice:
         return DONE
 
     def start_rows(self, slots: NDArray[np.integer[Any]]) -> None:
-        """See `streamrnn.engine.device.Device.start_rows`. Done before the next call.
-
-        Parameters
-        ----------
-        slots
-            As there.
-        """
+        """See `streamrnn.engine.device.Device.start_rows`. Done before the next call."""
         self._started.extend(slots.tolist())
 
     def read_rows(self, slots: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """See `streamrnn.engine.device.Device.read_rows`.
-
-        Parameters
-        ----------
-        slots : ndarray of integers, shape (n,)
-            Below max_streams.
-
-        Returns
-        -------
-        ndarray of float32, shape (n, row_bytes // 4)
-
-        Raises
-        ------
-        DeviceError
-            If the GPU has failed, now or before. The streams are lost then.
-        """
+        """See `streamrnn.engine.device.Device.read_rows`."""
         parts = [np.empty((0, self._row_size), dtype=np.float32)]
         for first in range(0, len(slots), self.max_rows):
             some = slots[first : first + self.max_rows].astype(np.int32)
@@ -177,20 +141,7 @@ class CudaDevice:
         return np.concatenate(parts)
 
     def write_rows(self, slots: NDArray[np.integer[Any]], rows: NDArray[np.float32]) -> None:
-        """See `streamrnn.engine.device.Device.write_rows`.
-
-        Parameters
-        ----------
-        slots : ndarray of integers, shape (n,)
-            Below max_streams, all different.
-        rows : ndarray of float32, shape (n, row_bytes // 4)
-            From `read_rows` of any device.
-
-        Raises
-        ------
-        DeviceError
-            If the GPU has failed, now or before. The streams are lost then.
-        """
+        """See `streamrnn.engine.device.Device.write_rows`."""
         for first in range(0, len(slots), self.max_rows):
             some = slots[first : first + self.max_rows].astype(np.int32)
             values = np.ascontiguousarray(rows[first : first + self.max_rows], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What an `Engine` and the device that its streams live on know of each other.
+"""The interface between an `Engine` and the device that holds and steps its streams.
 
 A row's number is its slot and, above it, the slot's generation: odd while a stream lives there,
 raised when one comes or goes. So the number of a stream that has been closed fits nothing more.
@@ -39,7 +39,7 @@ KIND_BITS = 3
 
 
 class Device(Protocol):
-    """Where a model's streams live and are stepped: all that an `Engine` knows of it.
+    """A device that holds a model's streams and steps them, as an `Engine` sees it.
 
     Attributes
     ----------
@@ -81,38 +81,13 @@ class Device(Protocol):
         """
 
     def start_rows(self, slots: NDArray[np.int64]) -> None:
-        """Put streams' rows into the initial state.
-
-        Parameters
-        ----------
-        slots : ndarray of int64, shape (n,)
-            Below max_streams, all different.
-        """
+        """Put streams' rows into the initial state; all slots differ."""
 
     def read_rows(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return copies of streams' rows.
-
-        Parameters
-        ----------
-        slots : ndarray of int64, shape (n,)
-            Below max_streams.
-
-        Returns
-        -------
-        ndarray of float32, shape (n, row_bytes // 4)
-            The same layout on every device.
-        """
+        """Return copies of streams' rows, [n, row_bytes // 4], laid out alike on every device."""
 
     def write_rows(self, slots: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
-        """Replace streams' rows.
-
-        Parameters
-        ----------
-        slots : ndarray of int64, shape (n,)
-            Below max_streams, all different.
-        rows : ndarray of float32, shape (n, row_bytes // 4)
-            From `read_rows` of any device.
-        """
+        """Replace streams' rows by rows from `read_rows` of any device; all slots differ."""
 
 
 @jit

@@ -1,4 +1,4 @@
-"""What an engine takes for inputs and rows, and its words for what it does not take."""
+"""What an engine takes for inputs and rows, and the errors for what it does not take."""
 
 from __future__ import annotations
 
@@ -37,20 +37,9 @@ class InputForm:
         self.num_inputs = spec.num_inputs
 
     def as_array(self, x: ArrayLike, shape: Sequence[int], what: str) -> NDArray[Any]:
-        """Return x as a contiguous array of the model's dtype, or say what is wrong with it.
+        """Return x as a contiguous array of the model's dtype, or raise what is wrong with it.
 
-        Parameters
-        ----------
-        x : array_like
-            What came.
-        shape : sequence of int
-            What is expected; -1 for a number of steps.
-        what : str
-            How to name it.
-
-        Returns
-        -------
-        ndarray
+        ``shape`` is the expected one, -1 for a number of steps; ``what`` names x in errors.
 
         Raises
         ------
@@ -78,14 +67,7 @@ class InputForm:
             return np.ascontiguousarray(given, dtype=self.dtype)
 
     def refuse(self, answer: int, rows: NDArray[np.int64], x: NDArray[Any]) -> NoReturn:
-        """Say what a device has found wrong with a call.
-
-        Parameters
-        ----------
-        answer : int
-            Of `streamrnn.engine.device.Device.advance`: neither `DONE` nor `MISFIT`.
-        rows, x : ndarray
-            Of the call.
+        """Raise what a device has found wrong with a call: neither `DONE` nor `MISFIT`.
 
         Raises
         ------
@@ -122,22 +104,7 @@ class InputForm:
 
 
 def as_rows(rows: object) -> NDArray[np.int64]:
-    """Return row numbers as an array of int64, or say what is wrong with them.
-
-    Parameters
-    ----------
-    rows : array_like of integers, shape (B,)
-        What came.
-
-    Returns
-    -------
-    ndarray of int64, shape (B,)
-
-    Raises
-    ------
-    InputError
-        If their shape or dtype does not fit.
-    """
+    """Return row numbers [B] as an array of int64, or raise an `InputError`."""
     given = np.asarray(rows)
     if given.ndim != 1 or given.dtype.kind not in "iu":
         raise InputError(

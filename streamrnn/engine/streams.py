@@ -46,18 +46,9 @@ class StreamTable:
         return stream in self._rows
 
     def resolve(self, streams: Iterable[Hashable]) -> tuple[NDArray[np.int64], list[Hashable]]:
-        """Return the row numbers of streams, and give rows to those that have none.
+        """Return the row numbers of streams, and those streams that had none until now.
 
-        Parameters
-        ----------
-        streams : iterable of hashable
-            Names.
-
-        Returns
-        -------
-        rows : ndarray of int64, shape (B,)
-        started : list of hashable
-            Those that had none; their rows hold whatever was there before.
+        The rows of new streams hold whatever was there before.
 
         Raises
         ------
@@ -74,22 +65,7 @@ class StreamTable:
         return np.array(numbers, dtype=np.int64), started
 
     def slots(self, streams: Iterable[Hashable]) -> NDArray[np.int64]:
-        """Return where the rows of streams are.
-
-        Parameters
-        ----------
-        streams : iterable of hashable
-            Names.
-
-        Returns
-        -------
-        ndarray of int64, shape (B,)
-
-        Raises
-        ------
-        StreamError
-            If one is unknown.
-        """
+        """Return the slots of streams; an unknown one raises a `StreamError`."""
         rows = self._rows
         try:
             return np.array([rows[s] & SLOT_MASK for s in streams], dtype=np.int64)
@@ -100,18 +76,7 @@ class StreamTable:
             ) from None
 
     def forget(self, stream: Hashable) -> None:
-        """Take a stream's row away.
-
-        Parameters
-        ----------
-        stream : hashable
-            Its name.
-
-        Raises
-        ------
-        StreamError
-            If it is unknown.
-        """
+        """Free a stream's row; an unknown one raises a `StreamError`."""
         slot = int(self.slots([stream])[0])
         del self._rows[stream]
         self._generations[slot] += 1

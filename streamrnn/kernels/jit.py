@@ -58,18 +58,10 @@ def _writable_root() -> Path:
 
 @functools.cache
 def cache_directory(folder: Path) -> Path:
-    """Return the directory that holds the machine code of one folder's compiled functions.
+    """Return the directory for the machine code of one folder's compiled functions.
 
-    Parameters
-    ----------
-    folder : Path
-        A folder right below a package, such as ``streamrnn/kernels``. The sources in it, and those
-        in the folders and modules that they import, make up the directory's name.
-
-    Returns
-    -------
-    Path
-        It exists and can be written.
+    The folder lies right below a package, such as ``streamrnn/kernels``. The sources in it, and
+    those in the folders and modules that they import, make up the directory's name.
     """
     digest = hashlib.sha256()
     digest.update(repr((sys.version, numba.__version__, llvmlite.__version__)).encode())
@@ -145,21 +137,10 @@ class _Cache(FunctionCache):
 
 
 def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """Compile a function in nopython mode, without the GIL, cached on disk.
+    """Compile a function at module level in nopython mode, without the GIL, cached on disk.
 
     Divisions follow IEEE 754 instead of raising, as numpy's do. No fast-math, ever: the bits of an
-    output are a promise.
-
-    Parameters
-    ----------
-    function : callable, optional
-        What to compile; without it a decorator is returned. Must stand at module level.
-    **options
-        Further options of `numba.njit`, such as ``inline``.
-
-    Returns
-    -------
-    numba dispatcher
+    output are a promise. ``options`` go to `numba.njit`.
     """
     if function is None:
         return functools.partial(jit, **options)

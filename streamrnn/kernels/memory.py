@@ -86,19 +86,7 @@ store_f64 = _make_store(ir.DoubleType(), types.float64)
 
 @intrinsic
 def int64_array(typingctx: Any, address: types.Type, size: types.Type) -> Any:
-    """Return memory that somebody else keeps alive as an array.
-
-    Parameters
-    ----------
-    address : int64
-        Of the first element, a multiple of 8.
-    size : int64
-        Number of elements.
-
-    Returns
-    -------
-    ndarray of int64, shape (size,)
-    """
+    """Return memory that is kept alive elsewhere, aligned to 8 bytes, as an array of int64."""
     kind = types.Array(types.int64, 1, "C")
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
@@ -121,15 +109,7 @@ def int64_array(typingctx: Any, address: types.Type, size: types.Type) -> Any:
 def copy_bytes(
     typingctx: Any, target: types.Type, source: types.Type, num_bytes: types.Type
 ) -> Any:
-    """Copy bytes between two places that do not overlap.
-
-    Parameters
-    ----------
-    target, source : int64
-        Addresses.
-    num_bytes : int64
-        How many.
-    """
+    """Copy bytes from one address to another; the two must not overlap."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         byte = cgutils.voidptr_t
@@ -148,14 +128,9 @@ _FLOATS = ir.VectorType(ir.FloatType(), 16)
 def copy_floats(
     typingctx: Any, target: types.Type, source: types.Type, num_bytes: types.Type
 ) -> Any:
-    """Copy a few float32, inline: what a call of memcpy costs would be felt at every step.
+    """Copy ``num_bytes``, a multiple of 4, between places that do not overlap, inline.
 
-    Parameters
-    ----------
-    target, source : int64
-        Addresses of memory that does not overlap.
-    num_bytes : int64
-        A multiple of 4.
+    A call of memcpy would be felt at every step.
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
@@ -192,17 +167,7 @@ def _copy_by(
 
 @intrinsic
 def fill_bytes(typingctx: Any, target: types.Type, num_bytes: types.Type, byte: types.Type) -> Any:
-    """Set bytes to one value.
-
-    Parameters
-    ----------
-    target : int64
-        Address of the first.
-    num_bytes : int64
-        How many.
-    byte : int64
-        Its low eight bits are the value.
-    """
+    """Set bytes to one value: the low eight bits of ``byte``."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         pointer = builder.inttoptr(args[0], cgutils.voidptr_t)
@@ -214,13 +179,7 @@ def fill_bytes(typingctx: Any, target: types.Type, num_bytes: types.Type, byte: 
 
 @intrinsic
 def prefetch(typingctx: Any, address: types.Type) -> Any:
-    """Ask for a cache line that will be read and written soon. Never faults.
-
-    Parameters
-    ----------
-    address : int64
-        Anywhere in the line.
-    """
+    """Prefetch the cache line at an address for reading and writing. Never faults."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, _I32, _I32, _I32])

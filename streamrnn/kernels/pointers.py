@@ -20,18 +20,7 @@ __all__ = ["address", "field_address", "pointer_to"]
 
 
 def pointer_to(struct: type[Struct]) -> Any:
-    """Return the compiled function that takes an address for a struct.
-
-    Parameters
-    ----------
-    struct : type
-        Of the struct.
-
-    Returns
-    -------
-    intrinsic
-        Takes an int64; 0 gives a struct that is false.
-    """
+    """Return the compiled function from an int64 address to a struct; 0 gives a null one."""
     record = numba.from_dtype(struct.dtype)
 
     def at(typingctx: Any, address: types.Type) -> Any:
@@ -45,13 +34,7 @@ def pointer_to(struct: type[Struct]) -> Any:
 
 @intrinsic
 def address(typingctx: Any, struct: types.Type) -> Any:
-    """Return where a struct lies.
-
-    Parameters
-    ----------
-    struct : Struct
-        Any.
-    """
+    """Return the address of a struct."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         return builder.ptrtoint(args[0], ir.IntType(64))
@@ -61,15 +44,7 @@ def address(typingctx: Any, struct: types.Type) -> Any:
 
 @intrinsic(prefer_literal=True)
 def field_address(typingctx: Any, struct: Any, name: Any) -> Any:
-    """Return where a field of a struct lies.
-
-    Parameters
-    ----------
-    struct : Struct
-        Any.
-    name : literal str
-        The field's.
-    """
+    """Return the address of the field with a literal name."""
     offset = struct.offset(name.literal_value)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:

@@ -64,17 +64,8 @@ def _emit_exp_parts(e: Emitter, x: ir.Value, sign: float) -> tuple[ir.Value, ir.
 def emit_gate_parts(e: Emitter, t: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Emit ``2^t`` and ``1 + 2^t`` for a gate: what it scales is divided by the second.
 
-    Parameters
-    ----------
-    e : Emitter
-        Where to emit.
-    t : ir.Value
-        The gate's sum times `GATE_FACTOR`, which is folded into its weights.
-
-    Returns
-    -------
-    power, denominator : ir.Value
-        At most 2^118, so that the denominator may still be multiplied by one of `emit_tanh_parts`.
+    t is the gate's sum times `GATE_FACTOR`, which is folded into its weights. The results are at
+    most 2^118: the denominator may still be multiplied by one of `emit_tanh_parts`.
     """
     b = e.builder
     t = e.clamp(t, 118.0)
@@ -90,19 +81,9 @@ def _emit_sigmoid(e: Emitter, x: ir.Value) -> ir.Value:
 
 
 def emit_tanh_parts(e: Emitter, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Emit p and q with ``tanh(x) = p / q``, as ``x P(x^2)`` and ``Q(x^2)``, of degree 4 each.
+    """Emit p and q with ``tanh(x) = p / q``: ``x P(x^2)`` and ``Q(x^2)``, of degree 4 each.
 
-    Parameters
-    ----------
-    e : Emitter
-        Where to emit.
-    x : ir.Value
-        A vector of float32.
-
-    Returns
-    -------
-    p, q : ir.Value
-        q is from 1 to 303.
+    q is from 1 to 303.
     """
     b = e.builder
     x = e.clamp(x, TANH_BOUND)
@@ -145,17 +126,9 @@ def _apply(typingctx: Any, kind: types.Type, address: types.Type) -> Any:
 
 @jit
 def activate(kind, address, size):
-    """Apply an activation to one row, in place.
+    """Apply an activation, by its number, to the ``size`` float32 of a row, in place.
 
-    Parameters
-    ----------
-    kind : int64
-        `IDENTITY`, `TANH`, `SIGMOID`, `RELU` or `SOFTMAX`.
-    address : int64
-        Of ``size`` float32. The row must have room up to the next multiple of the vector width;
-        what lies there is overwritten.
-    size : int64
-        Elements that count.
+    The row must have room up to the next multiple of the vector width: that is overwritten.
     """
     if kind == TANH:
         for i in range(0, size, WIDTH):

@@ -19,22 +19,8 @@ __all__ = ["emit_gru", "emit_lstm"]
 def emit_gru(e: Emitter, sums: Sequence[ir.Value], h: ir.Value) -> ir.Value:
     """Emit h' = (1 - z) n + z h, with n = tanh(n_x + r n_h).
 
-    With ``n = p / q`` and ``z = 1 / (1 + u)`` it is ``(p u + h q) / (q (1 + u))``: two divisions
-    for three activations.
-
-    Parameters
-    ----------
-    e : Emitter
-        Where to emit.
-    sums : sequence of ir.Value
-        Of r and z, times `GATE_FACTOR`; n_x; n_h.
-    h : ir.Value
-        The hidden state.
-
-    Returns
-    -------
-    ir.Value
-        h'.
+    ``sums`` are of r and z, times `GATE_FACTOR`; of n_x; of n_h. With ``n = p / q`` and
+    ``z = 1 / (1 + u)`` it is ``(p u + h q) / (q (1 + u))``: two divisions for three activations.
     """
     b = e.builder
     _, reset_below = emit_gate_parts(e, sums[0])
@@ -47,18 +33,7 @@ def emit_gru(e: Emitter, sums: Sequence[ir.Value], h: ir.Value) -> ir.Value:
 def emit_lstm(e: Emitter, sums: Sequence[ir.Value], c: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Emit h' = o tanh(c') and c' = f c + i g: three divisions for five activations.
 
-    Parameters
-    ----------
-    e : Emitter
-        Where to emit.
-    sums : sequence of ir.Value
-        Of i, f, g and o; all but that of g times `GATE_FACTOR`.
-    c : ir.Value
-        The cell state.
-
-    Returns
-    -------
-    new_h, new_c : ir.Value
+    ``sums`` are of i, f, g and o; all but that of g times `GATE_FACTOR`.
     """
     b = e.builder
     (_, enter_below), (_, keep_below), (_, out_below) = (

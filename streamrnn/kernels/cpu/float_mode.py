@@ -2,7 +2,7 @@
 
 Round to nearest, no traps, and subnormal numbers taken as zero: a state that decays towards zero
 would otherwise make each of its steps a hundred times slower. The mode belongs to the thread, so
-whoever runs steps sets it on entry; in a thread that is not ours it is put back on leaving.
+the caller of a step sets it on entry, and in a foreign thread restores it on leaving.
 """
 
 from __future__ import annotations
@@ -58,13 +58,7 @@ def enter_float_mode(typingctx: Any) -> Any:
 
 @intrinsic
 def leave_float_mode(typingctx: Any, mode: types.Type) -> Any:
-    """Put back the mode that was there before.
-
-    Parameters
-    ----------
-    mode : int64
-        What `enter_float_mode` returned.
-    """
+    """Restore the mode that `enter_float_mode` returned."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         _emit_write(builder, args[0])

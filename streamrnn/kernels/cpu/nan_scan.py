@@ -33,17 +33,7 @@ def _nan_lanes(typingctx: Any, address: types.Type) -> Any:
 
 @jit
 def has_nan(y: int, num_bytes: int) -> bool:
-    """Tell whether any value is a NaN.
-
-    Parameters
-    ----------
-    y, num_bytes : int
-        Where the float32 values lie, from a multiple of 4, and the length of all of them.
-
-    Returns
-    -------
-    bool
-    """
+    """Tell whether any of the float32 in ``num_bytes`` at y, aligned to 4, is a NaN."""
     found = 0
     k = 0
     while k + _LANES_BYTES <= num_bytes:

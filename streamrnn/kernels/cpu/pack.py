@@ -18,17 +18,7 @@ _ALIGNMENT_BYTES = 64
 
 
 def aligned_floats(size: int) -> NDArray[np.float32]:
-    """Return ``size`` zeroed float32 that start at a multiple of 64 bytes.
-
-    Parameters
-    ----------
-    size : int
-        Number of elements.
-
-    Returns
-    -------
-    ndarray of float32, shape (size,)
-    """
+    """Return ``size`` zeroed float32 that start at a multiple of 64 bytes."""
     memory = np.zeros(4 * size + _ALIGNMENT_BYTES, dtype=np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT_BYTES
     return memory[start : start + 4 * size].view(np.float32)

@@ -27,13 +27,7 @@ class _LoopId(ir.MDValue):
 
 
 def keep_rolled(branch: ir.Instruction) -> None:
-    """Have LLVM not unroll a loop.
-
-    Parameters
-    ----------
-    branch : ir.Instruction
-        The one that jumps back to the loop's head.
-    """
+    """Disable LLVM's unrolling of the loop whose head a branch jumps back to."""
     module = branch.module
     option = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
     branch.set_metadata("llvm.loop", _LoopId(module, [option], str(len(module.metadata))))
@@ -73,47 +67,15 @@ class Emitter:
         self._fma = cgutils.get_or_insert_function(builder.module, kind, name)
 
     def constant(self, value: float) -> ir.Constant:
-        """Return a vector with one float32 value in every lane.
-
-        Parameters
-        ----------
-        value : float
-            Rounded to float32 by the caller, or exact.
-
-        Returns
-        -------
-        ir.Constant
-        """
+        """Return a vector with one value, exact as a float32, in every lane."""
         return ir.Constant(self._vector, [ir.Constant(FLOAT, value)] * self._size)
 
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-        """Return ``a * b + c``, rounded once.
-
-        Parameters
-        ----------
-        a, b, c : ir.Value
-            Vectors.
-
-        Returns
-        -------
-        ir.Value
-        """
+        """Return ``a * b + c``, rounded once."""
         return self.builder.call(self._fma, [a, b, c])
 
     def horner(self, coefficients: Sequence[float], x: ir.Value) -> ir.Value:
-        """Return the polynomial ``c[0] + c[1] x + c[2] x^2 + ...``.
-
-        Parameters
-        ----------
-        coefficients : sequence of float
-            The constant term first; float32 values.
-        x : ir.Value
-            A vector.
-
-        Returns
-        -------
-        ir.Value
-        """
+        """Return the polynomial ``c[0] + c[1] x + c[2] x^2 + ...``."""
         result: ir.Value = self.constant(coefficients[-1])
         for coefficient in coefficients[-2::-1]:
             result = self.fma(result, x, self.constant(coefficient))
@@ -123,17 +85,6 @@ class Emitter:
         """Return x within [-bound, bound]; a NaN stays a NaN.
 
         LLVM's minnum and maxnum return the other operand for a NaN, so this compares and selects.
-
-        Parameters
-        ----------
-        x : ir.Value
-            A vector.
-        bound : float
-            Above 0.
-
-        Returns
-        -------
-        ir.Value
         """
         for sign, order in ((1.0, ">"), (-1.0, "<")):
             limit = self.constant(sign * bound)
@@ -141,75 +92,25 @@ class Emitter:
         return x
 
     def as_lanes(self, x: ir.Value) -> ir.Value:
-        """Return the bits of a vector of float32 as int32 lanes.
-
-        Parameters
-        ----------
-        x : ir.Value
-            A vector.
-
-        Returns
-        -------
-        ir.Value
-        """
+        """Return the bits of a vector of float32 as int32 lanes."""
         return self.builder.bitcast(x, self._lanes)
 
     def as_floats(self, lanes: ir.Value) -> ir.Value:
-        """Return int32 lanes as the float32 vector that has these bits.
-
-        Parameters
-        ----------
-        lanes : ir.Value
-            A vector of int32.
-
-        Returns
-        -------
-        ir.Value
-        """
+        """Return int32 lanes as the float32 vector that has these bits."""
         return self.builder.bitcast(lanes, self._vector)
 
     def lanes(self, value: int) -> ir.Constant:
-        """Return a vector with one int32 in every lane.
-
-        Parameters
-        ----------
-        value : int
-            It.
-
-        Returns
-        -------
-        ir.Constant
-        """
+        """Return a vector with one int32 in every lane."""
         return ir.Constant(self._lanes, [ir.Constant(ir.IntType(32), value)] * self._size)
 
     def join(self, vectors: Sequence[ir.Value]) -> ir.Value:
-        """Return vectors as one value.
-
-        Parameters
-        ----------
-        vectors : sequence of ir.Value
-            Single vectors, ``num_joined`` of them: 1 or 2.
-
-        Returns
-        -------
-        ir.Value
-        """
+        """Return ``num_joined`` single vectors (1 or 2) as one value."""
         if len(vectors) == 1:
             return vectors[0]
         return self.builder.shuffle_vector(*vectors, _indices(range(2 * WIDTH)))
 
     def split(self, joined: ir.Value) -> list[ir.Value]:
-        """Return the single vectors of a value.
-
-        Parameters
-        ----------
-        joined : ir.Value
-            ``num_joined`` vectors.
-
-        Returns
-        -------
-        list of ir.Value
-        """
+        """Return the single vectors of a value."""
         if self._size == WIDTH:
             return [joined]
         undefined = ir.Constant(self._vector, ir.Undefined)
@@ -219,17 +120,7 @@ class Emitter:
         ]
 
     def splat(self, scalar: ir.Value) -> ir.Value:
-        """Return a vector with a float32 scalar in every lane.
-
-        Parameters
-        ----------
-        scalar : ir.Value
-            A float32.
-
-        Returns
-        -------
-        ir.Value
-        """
+        """Return a vector with a float32 scalar in every lane."""
         vector = self.builder.insert_element(
             ir.Constant(VECTOR, ir.Undefined), scalar, ir.IntType(32)(0)
         )
@@ -240,80 +131,28 @@ class Emitter:
         )
 
     def load(self, address: ir.Value, align: int = 4 * WIDTH) -> ir.Value:
-        """Load a vector.
-
-        Parameters
-        ----------
-        address : ir.Value
-            An int64 that is a multiple of ``align``.
-        align : int
-            In bytes.
-
-        Returns
-        -------
-        ir.Value
-        """
+        """Load a vector; its address is a multiple of ``align`` bytes."""
         pointer = self.builder.inttoptr(address, VECTOR.as_pointer())
         return self.builder.load(pointer, align=align)
 
     def store(self, vector: ir.Value, address: ir.Value, align: int = 4 * WIDTH) -> None:
-        """Store a vector.
-
-        Parameters
-        ----------
-        vector : ir.Value
-            What to store.
-        address : ir.Value
-            An int64 that is a multiple of ``align``.
-        align : int
-            In bytes.
-        """
+        """Store a vector; its address is a multiple of ``align`` bytes."""
         pointer = self.builder.inttoptr(address, VECTOR.as_pointer())
         self.builder.store(vector, pointer, align=align)
 
     def load_scalar(self, address: ir.Value) -> ir.Value:
-        """Load one float32.
-
-        Parameters
-        ----------
-        address : ir.Value
-            An int64.
-
-        Returns
-        -------
-        ir.Value
-        """
+        """Load one float32."""
         return self.builder.load(self.builder.inttoptr(address, FLOAT.as_pointer()), align=4)
 
     def load_bfloat16(self, address: ir.Value) -> ir.Value:
-        """Load a vector of bfloat16, widened.
-
-        Parameters
-        ----------
-        address : ir.Value
-            An int64, a multiple of twice the width.
-
-        Returns
-        -------
-        ir.Value
-        """
+        """Load a vector of bfloat16, widened; aligned to its own size."""
         halves = ir.VectorType(ir.IntType(16), WIDTH)
         pointer = self.builder.inttoptr(address, halves.as_pointer())
         lanes = self.builder.zext(self.builder.load(pointer, align=2 * WIDTH), _LANES)
         return self.as_floats(self.builder.shl(lanes, self.lanes(16)))
 
     def load_bfloat16_pair(self, address: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Load two vectors of bfloat16 that share their lanes, widened: one operation each.
-
-        Parameters
-        ----------
-        address : ir.Value
-            An int64, a multiple of twice the width.
-
-        Returns
-        -------
-        low, high : ir.Value
-        """
+        """Load two vectors of bfloat16 that share their lanes, widened: one operation each."""
         pointer = self.builder.inttoptr(address, _LANES.as_pointer())
         lanes = self.builder.load(pointer, align=2 * WIDTH)
         low = self.builder.shl(lanes, self.lanes(16))
@@ -321,17 +160,7 @@ class Emitter:
         return self.as_floats(low), self.as_floats(high)
 
     def load_int8(self, address: ir.Value) -> ir.Value:
-        """Load a vector of int8 as float32.
-
-        Parameters
-        ----------
-        address : ir.Value
-            An int64, a multiple of the width.
-
-        Returns
-        -------
-        ir.Value
-        """
+        """Load a vector of int8 as float32; aligned to its own size."""
         bytes_ = ir.VectorType(ir.IntType(8), WIDTH)
         pointer = self.builder.inttoptr(address, bytes_.as_pointer())
         lanes = self.builder.sext(self.builder.load(pointer, align=WIDTH), _LANES)

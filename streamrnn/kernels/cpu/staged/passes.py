@@ -107,16 +107,10 @@ _leave = _vector_pass(_emit_leave, 3)
 
 @jit
 def add_gated(is_hard, t, factor, addend, out, num_bytes):
-    """Compute ``out = gate(t) * factor + addend``.
+    """Compute ``out = gate(t) * factor + addend`` over a block.
 
-    Parameters
-    ----------
-    is_hard : int64
-        Whether the gate is a hard sigmoid.
-    t, factor, addend, out : int64
-        Addresses of blocks; ``out`` may be one of the others.
-    num_bytes : int64
-        Of a block.
+    ``is_hard`` says whether the gate is a hard sigmoid; all others but ``num_bytes`` of a block are
+    addresses of blocks, and ``out`` may be one of the others. So it is in all passes.
     """
     for i in range(0, num_bytes, _VECTOR_BYTES):
         places = (t + i, factor + i, addend + i, out + i)
@@ -128,13 +122,7 @@ def add_gated(is_hard, t, factor, addend, out, num_bytes):
 
 @jit
 def blend(is_hard, t, candidate, before, out, num_bytes):
-    """Compute ``out = (1 - z) tanh(candidate) + z before`` with ``z = gate(t)``.
-
-    Parameters
-    ----------
-    is_hard, t, candidate, before, out, num_bytes : int64
-        As in `add_gated`.
-    """
+    """Compute ``out = (1 - z) tanh(candidate) + z before`` with ``z = gate(t)``."""
     for i in range(0, num_bytes, _VECTOR_BYTES):
         places = (t + i, candidate + i, before + i, out + i)
         if is_hard:
@@ -180,13 +168,7 @@ def enter_cell(is_hard, sums, peepholes, cell, num_bytes):
 
 @jit
 def leave_cell(is_hard, t, cell, out, num_bytes):
-    """Compute ``out = gate(t) tanh(cell)``.
-
-    Parameters
-    ----------
-    is_hard, t, cell, out, num_bytes : int64
-        As in `add_gated`.
-    """
+    """Compute ``out = gate(t) tanh(cell)``."""
     for i in range(0, num_bytes, _VECTOR_BYTES):
         places = (t + i, cell + i, out + i)
         if is_hard:
