@@ -1,10 +1,10 @@
-"""Every exception that the client raises, as a tree that follows whose turn it is to act.
+"""Every exception that the client raises, as a tree by whose turn it is to act.
 
 ::
 
     StreamRNNClientError           .code, .detail
     ├── InputError                 x does not fit the model: change the call
-    │   ├── WrongLength, BadValue  told by the server, or found before anything was sent
+    │   ├── WrongLength, BadValue  found by the client before sending, or by the server
     │   └── BadName                an input or a category that the model does not have
     ├── UnknownStream, Gap, ...    one class for each code of the wire
     ├── PartialFailure             some streams of a batch failed; carries what succeeded
@@ -187,7 +187,7 @@ class WindowExceeded(StreamRNNClientError):
 
 
 class Busy(StreamRNNClientError):
-    """The server had no room for as long as the client was willing to wait; nothing changed."""
+    """The server had no capacity for as long as the client may wait; nothing changed."""
 
     code = "busy"
 
@@ -273,21 +273,12 @@ class StateLost(StreamRNNClientError):
 
     The stream's object stays unusable. ``client.stream(id)`` opens the stream anew, on purpose.
 
-    Parameters
+    Attributes
     ----------
     stream : str or int
         The stream's id.
     last_seq : int
         The last step that had been applied, as far as the client knows.
-    cause : str
-        What is known about why.
-    detail : mapping or None
-        Names and numbers for programs.
-
-    Attributes
-    ----------
-    stream : str or int
-    last_seq : int
     """
 
     code = "state_lost"
@@ -332,17 +323,12 @@ class ClientClosed(StreamRNNClientError):
 class PartialFailure(StreamRNNClientError):
     """Some streams of a batch failed; the others went on.
 
-    Parameters
-    ----------
-    results : mapping
-        What succeeded: stream id -> float32[output_size], or the stream where streams were opened.
-    errors : mapping
-        What failed: stream id -> its exception.
-
     Attributes
     ----------
     results : dict
+        What succeeded: stream id -> float32[output_size], or the stream where streams were opened.
     errors : dict
+        What failed: stream id -> its exception.
     """
 
     code = "partial_failure"
@@ -395,21 +381,11 @@ _CLASSES: dict[ErrorCode, type[StreamRNNClientError]] = {
 
 
 def from_wire(error: Sequence[Any], **known: Any) -> StreamRNNClientError:
-    """Build the exception of a response's error element.
+    """Return the exception of a response's error, ``[code, message, detail]``.
 
-    Parameters
-    ----------
-    error : sequence
-        ``[code, message, detail]``. A server under a flood of errors leaves the message empty;
-        then the code's own words are put in.
-    **known : Any
-        What the client knows besides, such as the stream's id; the server's detail goes first.
-
-    Returns
-    -------
-    StreamRNNClientError
-        Of the class that mirrors the code; of the root class where this client is too old to
-        know the code.
+    An empty message (a server under a flood of errors sends none) becomes the code's own text.
+    `known` adds to the server's detail and never replaces it. A code that this client is too old to
+    know becomes the root class.
     """
     name, message, detail = error
     detail = {**known, **(detail if isinstance(detail, dict) else {})}

@@ -1,4 +1,4 @@
-"""What a served model takes and gives: names and categories resolved to arrays.
+"""Inputs and outputs of a served model: names and categories resolved to arrays.
 
 The server knows arrays only; names are resolved here, with the description that `models` returns.
 """
@@ -81,23 +81,11 @@ class ModelInfo:
         return f"ModelInfo({self.name!r}, {self.num_inputs} -> {self.output_size})"
 
     def step_array(self, x: Any) -> Array:
-        """Turn one step's input into an array.
+        """Return one step's input as a C-contiguous array [num_inputs].
 
-        Parameters
-        ----------
-        x : array_like, shape (num_inputs,), or mapping
-            In the model's order, or by name; categories by name or by index. A model with one
-            input also takes a plain number.
-
-        Returns
-        -------
-        ndarray, dtype float32 or uint32, shape (num_inputs,), C-contiguous
-            `x` itself where it fits already.
-
-        Raises
-        ------
-        WrongLength, BadValue, BadName
-            If it does not fit the model.
+        In the model's order, or by name; categories by name or by index. A model with one input
+        also takes a plain number. `x` itself is returned where it fits. Raises `WrongLength`,
+        `BadValue` or `BadName`.
         """
         array = self._to_array(x)
         if array.shape == (self.num_inputs,) or (array.ndim == 0 and self.num_inputs == 1):
@@ -107,25 +95,10 @@ class ModelInfo:
         raise self._wrong_shape(array, f"({self.num_inputs},)", "one step")
 
     def steps_array(self, x: Any, what: str = "T") -> Array:
-        """Turn many steps, or one step each of many streams, into an array.
+        """Return many steps as a C-contiguous array [T, num_inputs].
 
-        Parameters
-        ----------
-        x : array_like, shape (T, num_inputs), or mapping
-            In the model's order, or by name with T values each. A model with one input also takes
-            shape (T,).
-        what : str
-            What the first axis counts, for the words of an error.
-
-        Returns
-        -------
-        ndarray, dtype float32 or uint32, shape (T, num_inputs), C-contiguous
-            `x` itself where it fits already.
-
-        Raises
-        ------
-        WrongLength, BadValue, BadName
-            If it does not fit the model.
+        In the model's order, or by name with T values each; a model with one input also takes shape
+        (T,). `what` names the first axis in the text of an error. Otherwise as `step_array`.
         """
         array = self._to_array(x)
         if array.ndim == 2 and array.shape[1] == self.num_inputs:
@@ -135,22 +108,9 @@ class ModelInfo:
         raise self._wrong_shape(array, f"({what}, {self.num_inputs})", "many steps")
 
     def row_arrays(self, inputs: Mapping[Any, Any]) -> Array:
-        """Turn one step each of many streams, given one by one, into one array.
+        """Return one step each of many streams as an array [B, num_inputs].
 
-        Parameters
-        ----------
-        inputs : mapping
-            Stream id -> what `step_array` takes.
-
-        Returns
-        -------
-        ndarray, dtype float32 or uint32, shape (B, num_inputs), C-contiguous
-            In the mapping's order.
-
-        Raises
-        ------
-        WrongLength, BadValue, BadName
-            If one does not fit the model; the message names the stream.
+        Rows are in the mapping's order. Raises as `step_array`; the message names the stream.
         """
         rows = np.empty((len(inputs), self.num_inputs), self.dtype)
         for row, (stream, x) in zip(rows, inputs.items(), strict=True):
@@ -161,23 +121,7 @@ class ModelInfo:
         return rows
 
     def outputs(self, y: Any) -> Array:
-        """Turn the bytes of a reply into outputs.
-
-        Parameters
-        ----------
-        y : bytes
-            Little-endian float32, [t, output_size].
-
-        Returns
-        -------
-        ndarray, dtype float32, shape (t * output_size,)
-            The caller's own, writable.
-
-        Raises
-        ------
-        NotSupported
-            If the server sent something else.
-        """
+        """Return a reply's little-endian float32 as a writable array [t * output_size]."""
         if type(y) is not bytes or len(y) % (4 * self.output_size):
             raise NotSupported(
                 f"the server answered with outputs that are not those of model {self.name!r}; was "

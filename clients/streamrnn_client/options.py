@@ -30,21 +30,7 @@ def load_keys(
 ) -> Keys | None:
     """Read the keys that a client is given, both or none.
 
-    Parameters
-    ----------
-    curve_key : str, path or None
-        The client's own file, NAME.key_secret.
-    server_key : str, path or None
-        The server's file, NAME.key, or the key itself.
-
-    Returns
-    -------
-    Keys or None
-
-    Raises
-    ------
-    BadParams
-        If one is missing, or no such key.
+    Raises `BadParams` if one is missing, or is no such key.
     """
     if curve_key is None and server_key is None:
         return None

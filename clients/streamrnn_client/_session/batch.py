@@ -159,7 +159,7 @@ class _BatchStep:
         self.x = x
         self.outputs = outputs
         self.numbered = numbered
-        # Whatever is learned on the way: a step that is sent again keeps its number.
+        # Fixed here, whatever is learned on the way: a step that is sent again keeps its number.
         self.last_seqs = [state.last_seq for state in self.states]
         self.seqs = [last_seq + 1 for last_seq in self.last_seqs]
 
@@ -250,8 +250,8 @@ def _open_pristine(
     still = yield from open_states(session, ex, states, indices)
     opened = [i for i in indices if i not in still and not states[i].lost]
     stepped = yield from step.apply(session, ex, group_by_endpoint(session, states, opened))
-    kept = {i: error for i, error in failed.items() if i not in indices}
-    return {**kept, **still, **stepped}
+    others = {i: error for i, error in failed.items() if i not in indices}
+    return {**others, **still, **stepped}
 
 
 def _replayed(

@@ -102,8 +102,8 @@ class BatchLog:
         if self.is_whole or 2 * self._num_streams > len(columns):
             return
         # Threads may do this at once, for different streams: what each of them makes is enough.
-        held = [place for place, index in enumerate(columns) if self._num_columns[index]]
-        self._part = [columns[place] for place in held], [x[held] for x in arrays]
+        used = [place for place, index in enumerate(columns) if self._num_columns[index]]
+        self._part = [columns[place] for place in used], [x[used] for x in arrays]
 
 
 class Column:

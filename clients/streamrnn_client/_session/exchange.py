@@ -1,8 +1,8 @@
 """Requests and their answers, without sockets and without a clock of their own.
 
 An `Exchange` numbers requests, says what is to be sent when, and settles every call: with its
-result, its error, or a timeout. A driver (or a simulation) sends what stands in the `outbox`,
-hands over replies and calls `tick` when it is due.
+result, its error, or a timeout. A driver (or a simulation) sends what stands in the `outbox`, hands
+over replies and calls `tick` when it is due.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HEAD = b"\x94\x00\xce"  # an array of four: 0 for a request, then the msgid as 
 _NUM_HEAD_BYTES = len(_HEAD) + 4
 _BUSY = ErrorCode.BUSY.wire
 _MIN_BUSY_S, _MAX_BUSY_S = 0.001, 1.0
-_MIN_RETRY_S, _MAX_RETRY_S = 0.001, 0.05  # after a send that found no connection, or no room
+_MIN_RETRY_S, _MAX_RETRY_S = 0.001, 0.05  # after a send that the socket did not take
 _MAX_RESEND_S = 2.0  # while the time between two repetitions doubles
 _NEVER = float("inf")
 
@@ -224,7 +224,7 @@ class Exchange:
         call.num_sends += 1
         if call.may_resend:
             call.next_at = min(now + call.interval_s, call.deadline)
-            # A server that is killed over and over must not be waited for longer and longer.
+            # A server that is killed over and over must not make the waits ever longer.
             call.interval_s = max(call.interval_s, min(2 * call.interval_s, _MAX_RESEND_S))
         else:
             call.next_at = call.deadline

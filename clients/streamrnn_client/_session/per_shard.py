@@ -1,4 +1,4 @@
-"""One request for each shard instead of one for each stream, answered item by item."""
+"""One request a shard instead of one a stream, answered item by item."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ITEM_BYTES = 160  # id, number and frame of one stream in a batch, at most
 
 
 class Scatter:
-    """Send every stream's item to its shard; a moved or busy item is sent again by itself.
+    """Send every stream's item to its shard; what is moved or busy is sent again.
 
     `build` makes the parameters of a group of items, `accept` takes their results.
     """
@@ -136,8 +136,10 @@ def group_by_endpoint(
 ) -> Groups:
     """Split items by shard, and by the largest request that the server takes."""
     info = view.info
-    room = max(1, (info.max_message_bytes - OVERHEAD_BYTES) // item_bytes) if info else MAX_BATCH
-    size = min(room, info.max_batch) if info else room
+    size = MAX_BATCH
+    if info is not None:
+        by_bytes = max(1, (info.max_message_bytes - OVERHEAD_BYTES) // item_bytes)
+        size = min(by_bytes, info.max_batch)
     shards: dict[str, Sequence[int]] = {}
     if not view.is_spread and len(indices):
         shards[view.address] = indices

@@ -30,7 +30,7 @@ Results = dict[int, Sequence[int]]
 
 
 class ServerLag(NamedTuple):
-    """The number that a server expects next, older than the client's, and how it said so."""
+    """The number that a server behind the client expects next, and how it said so."""
 
     expected: int
     what: str
@@ -39,7 +39,7 @@ class ServerLag(NamedTuple):
 def server_lag(
     view: ServerView, state: StreamState, error: errors.StreamRNNClientError
 ) -> ServerLag | None:
-    """Return how far the server is behind, if an error means that and replay is possible."""
+    """Return how far the server is behind, if an error says so and replay can help."""
     if state.replay_log is None or isinstance(error, errors.Expired):
         return None
     what = view.loss_reason(state, error)
@@ -105,8 +105,8 @@ def recover(
         found = replay.found
         if not found:
             return failed
-    words = f"the server lost what was sent again, {MAX_REPLAYS} times"
-    return {**failed, **{i: view.mark_lost(states[i], words, "") for i in found}}
+    what = f"the server lost what was sent again, {MAX_REPLAYS} times"
+    return {**failed, **{i: view.mark_lost(states[i], what, "") for i in found}}
 
 
 class _Replay:
@@ -211,8 +211,8 @@ def _must_sync(view: ServerView, state: StreamState, result: Sequence[int]) -> b
     last_seq, durable_seq, _ = result
     if not view.is_durable or not state.numbered or last_seq <= durable_seq:
         return False
-    kept = state.replay_log
-    return kept is None or kept.missing(durable_seq + 1, last_seq) is not None
+    log = state.replay_log
+    return log is None or log.missing(durable_seq + 1, last_seq) is not None
 
 
 def _ask(

@@ -1,4 +1,4 @@
-"""The replay log of a stream: the inputs of steps that are not on the server's disk yet."""
+"""The replay log of a stream: inputs of steps that are not durable yet."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgpack
@@ -11,11 +12,18 @@ import msgpack
 from streamrnn_client import errors
 from streamrnn_client._session.exchange import Call, Exchange
 from streamrnn_client._session.replay_log import MAX_KEPT_BYTES, MAX_KEPT_STEPS, ReplayLog
-from streamrnn_client._session.stream_state import Claim, ServerInfo, StreamState
+from streamrnn_client._session.stream_state import Claim, StreamState
 from streamrnn_client.inputs import ModelInfo
-from streamrnn_client.protocol.messages import shard_of
+from streamrnn_client.protocol.messages import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    DEFAULT_WINDOW,
+    MAX_BATCH,
+    MAX_WINDOW,
+    PROTOCOL_VERSION,
+    shard_of,
+)
 
-__all__ = ["MAX_MOVES", "OVERHEAD_BYTES", "Operation", "ServerView"]
+__all__ = ["MAX_MOVES", "OVERHEAD_BYTES", "Operation", "ServerInfo", "ServerView"]
 
 MAX_MOVES = 4
 OVERHEAD_BYTES = 1024  # what a message holds besides its streams and their x, generously
@@ -24,8 +32,80 @@ T = TypeVar("T")
 Operation = Generator[Call | Claim, None, T]
 
 
+@dataclass(frozen=True)
+class ServerInfo:
+    """What the server says of itself in `hello`.
+
+    Attributes
+    ----------
+    server : str
+        The server's version.
+    instance : str
+        Differs after every start of the server.
+    durability : str
+        ``none``, ``checkpoint`` or ``always``.
+    arithmetic : str
+        Device, precision and kernel version: outputs are equal to the bit under one of them.
+    endpoints : tuple of str
+        One for each shard.
+    num_shards : int
+        Number of shards; each is a thread with an endpoint of its own.
+    default_window, max_window : int
+        Unacknowledged steps of one stream.
+    max_message_bytes : int
+        Of one request.
+    max_in_flight : int
+        Unanswered requests of one client.
+    max_batch : int
+        Streams in one request.
+    models : tuple of str
+        Their names.
+    """
+
+    server: str
+    instance: str
+    durability: str
+    arithmetic: str
+    endpoints: tuple[str, ...]
+    num_shards: int
+    default_window: int = DEFAULT_WINDOW
+    max_window: int = MAX_WINDOW
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    max_in_flight: int = 1000
+    max_batch: int = MAX_BATCH
+    models: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def from_map(cls, reply: Any) -> ServerInfo:
+        """Read the result of `hello`, skipping unknown keys.
+
+        Raises `NotSupported` if the server speaks another protocol.
+        """
+        version = reply.get("protocol") if isinstance(reply, dict) else None
+        if version != PROTOCOL_VERSION:
+            raise errors.NotSupported(
+                f"the server speaks protocol {version!r}, this client {PROTOCOL_VERSION}: "
+                "install streamrnn-client in the server's version",
+                {"protocol": version, "expected": PROTOCOL_VERSION},
+            )
+        known = {key: reply[key] for key in cls.__dataclass_fields__ if key in reply}
+        for key in ("endpoints", "models"):
+            known[key] = tuple(known.get(key, ()))
+        try:
+            info = cls(**known)
+        except TypeError as error:
+            raise errors.NotSupported(
+                f"hello lacks something that this client needs: {error}"
+            ) from None
+        if info.num_shards != len(info.endpoints):
+            raise errors.NotSupported(
+                f"{info.num_shards} shards, but {len(info.endpoints)} endpoints"
+            )
+        return info
+
+
 class ServerView:
-    """What all threads or tasks of one client share: the server, its models, the streams.
+    """What all threads or tasks of a client share: the server, its models and streams.
 
     `release` returns claimed streams. `info` is the last `hello`; `is_stale` says that it should be
     asked again first. `map_version` changes whenever a stream may have got another endpoint.
@@ -143,12 +223,12 @@ class ServerView:
         """Return the most steps of one message: by the window, and by its size."""
         if self.info is None:
             return state.window
-        room = self.info.max_message_bytes - OVERHEAD_BYTES
-        most = room // (4 * max(state.model.num_inputs, state.model.output_size))
+        x_bytes = self.info.max_message_bytes - OVERHEAD_BYTES
+        most = x_bytes // (4 * max(state.model.num_inputs, state.model.output_size))
         return max(1, min(state.window, most))
 
     def apply_opened(self, state: StreamState, result: Sequence[int], instance: str) -> bool:
-        """Apply the result of `open`; False if the server is behind and replay is possible.
+        """Apply the result of `open`; False if the server is behind and replay can help.
 
         Without a replay log, a step that the server no longer knows of is a loss.
         """

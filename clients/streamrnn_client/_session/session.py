@@ -80,7 +80,7 @@ class Session(ServerView):
                     stop = min(sent + chunk, num_steps)
                     if state.replay_log is not None and state.replay_log.is_full(stop - done):
                         if in_flight:
-                            break  # what is under way is not kept yet
+                            break  # what is under way is not in the log yet
                         yield from self._wait_for_one(ex, state, stop - sent)
                     number = first_seq + sent if first_seq else 0
                     call = self._submit(ex, state, number, x[sent:stop])
@@ -174,7 +174,7 @@ class Session(ServerView):
                     raise (yield from self.interpret(ex, state, error))
                 call = ex.repeat(call, self.endpoint(state))
         except BaseException as error:
-            # Whoever stops waiting does not know whether the step was applied.
+            # After an interrupted wait it is unknown whether the step was applied.
             state.in_doubt |= not isinstance(error, errors.StreamRNNClientError)
             raise
         finally:
@@ -199,7 +199,7 @@ class Session(ServerView):
         state.in_doubt = False
         return outputs
 
-    # ---- what is on disk -----------------------------------------------------------------------
+    # ---- durability ----------------------------------------------------------------------------
 
     def wait_for_capacity(
         self, ex: Exchange, states: Sequence[StreamState], num_steps: int
@@ -213,9 +213,7 @@ class Session(ServerView):
         while full := [
             i
             for i, state in enumerate(states)
-            if state.replay_log is not None
-            and state.replay_log.is_full(num_steps)
-            and i not in failed
+            if (log := state.replay_log) is not None and log.is_full(num_steps) and i not in failed
         ]:
             if delay_s and not ex.has_time(delay_s, deadline):
                 return {**failed, **{i: _read_only(states[i]) for i in full}}
@@ -348,7 +346,7 @@ def _error_of_all_steps(
         detail = {**error.detail, "step": step + num_done}
         error = errors.BadValue(error_message(ErrorCode.BAD_VALUE, detail), detail)
     if num_done:
-        words = f"{num_done} of the {len(outputs)} steps were applied: go on with X[{num_done}:]"
-        error.args = (f"{error} ({words})", *error.args[1:])
+        progress = f"{num_done} of the {len(outputs)} steps were applied: go on with X[{num_done}:]"
+        error.args = (f"{error} ({progress})", *error.args[1:])
     error.completed = outputs[:num_done]
     return error

@@ -1,4 +1,4 @@
-"""Streams that are stepped together, many times, and the replay log of their steps."""
+"""Streams that are stepped together many times, and the replay log of them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Rows:
         return tuple(state.last_seq for state in self._states)
 
     def are_of(self, states: list[StreamState], model: str | None) -> bool:
-        """Return whether these are its streams, in this order, and their model the named one."""
+        """Return whether these are its streams, in this order, and this their model."""
         return self._states == states and model in (None, self.model.name)
 
     def groups(self, view: ServerView) -> Groups:
@@ -65,13 +65,13 @@ class Rows:
                 self._packed[id(group)] = packed
         return packed
 
-    # ---- what is kept --------------------------------------------------------------------------
+    # ---- replay logs ---------------------------------------------------------------------------
 
     def has_capacity(self) -> bool:
         """Return whether every stream can certainly keep one more step."""
-        kept = self._states[0].replay_log
-        return kept is not None and all(
-            log.has_capacity(kept.max_steps) for log in self._logs.values()
+        replay_log = self._states[0].replay_log
+        return replay_log is not None and all(
+            log.has_capacity(replay_log.max_steps) for log in self._logs.values()
         )
 
     def drop_durable(self) -> None:
@@ -108,22 +108,22 @@ class Rows:
         num_older = 0
         if log.num_older:
             for i, durable_seq in zip(group, durable_seqs, strict=True):
-                kept = self._states[i].replay_log
-                if kept is not None:
-                    kept.drop_durable(durable_seq)
-                    num_older = max(num_older, kept.num_older)
+                replay_log = self._states[i].replay_log
+                if replay_log is not None:
+                    replay_log.drop_durable(durable_seq)
+                    num_older = max(num_older, replay_log.num_older)
         log.drop_durable(durable_seqs, num_older)
 
     def _start_log(self, group: Sequence[int], seqs: Sequence[int]) -> BatchLog | None:
         """Give every stream of a group an open column from these numbers on, if possible."""
         log = self._logs.get(id(group))
-        kept = [self._states[i].replay_log for i in group]
-        if log is None or None in kept:
+        replay_logs = [self._states[i].replay_log for i in group]
+        if log is None or None in replay_logs:
             return None
         if log.is_compacted:
             log = self._logs[id(group)] = BatchLog(len(group))
         num_older = 0
-        for k, (each, seq) in enumerate(zip(kept, seqs, strict=True)):
+        for k, (each, seq) in enumerate(zip(replay_logs, seqs, strict=True)):
             assert each is not None
             each.join(log, k, seq)
             num_older = max(num_older, each.num_older)

@@ -3,103 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
 
 from streamrnn_client._session.replay_log import ReplayLog
-from streamrnn_client.errors import BadParams, NotSupported
+from streamrnn_client.errors import BadParams
 from streamrnn_client.inputs import ModelInfo
 from streamrnn_client.protocol.messages import (
-    DEFAULT_MAX_MESSAGE_BYTES,
-    DEFAULT_WINDOW,
-    MAX_BATCH,
-    MAX_WINDOW,
-    PROTOCOL_VERSION,
     ProtocolError,
     StreamId,
     canonical_id,
     hash_slot,
 )
 
-__all__ = ["Claim", "ServerInfo", "StreamState"]
+__all__ = ["Claim", "StreamState", "as_ids", "pack_ids"]
 
 _STEP = msgpack.packb("step") + b"\x93"
 
 
-@dataclass(frozen=True)
-class ServerInfo:
-    """What `hello` told.
-
-    Attributes
-    ----------
-    server : str
-        The server's version.
-    instance : str
-        Another one after every start of the server.
-    durability : str
-        ``none``, ``checkpoint`` or ``always``.
-    arithmetic : str
-        Device, precision and kernel version: outputs are equal to the bit under one of them.
-    endpoints : tuple of str
-        One for each shard.
-    num_shards, default_window, max_window, max_message_bytes, max_in_flight, max_batch : int
-    models : tuple of str
-    """
-
-    server: str
-    instance: str
-    durability: str
-    arithmetic: str
-    endpoints: tuple[str, ...]
-    num_shards: int
-    default_window: int = DEFAULT_WINDOW
-    max_window: int = MAX_WINDOW
-    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
-    max_in_flight: int = 1000
-    max_batch: int = MAX_BATCH
-    models: tuple[str, ...] = field(default=())
-
-    @classmethod
-    def from_map(cls, told: Any) -> ServerInfo:
-        """Read what `hello` returned.
-
-        Parameters
-        ----------
-        told : dict
-            The result of `hello`; keys that this client does not know are skipped.
-
-        Returns
-        -------
-        ServerInfo
-
-        Raises
-        ------
-        NotSupported
-            If the server speaks another protocol.
-        """
-        version = told.get("protocol") if isinstance(told, dict) else None
-        if version != PROTOCOL_VERSION:
-            raise NotSupported(
-                f"the server speaks protocol {version!r}, this client {PROTOCOL_VERSION}: "
-                "install streamrnn-client in the server's version",
-                {"protocol": version, "expected": PROTOCOL_VERSION},
-            )
-        known = {key: told[key] for key in cls.__dataclass_fields__ if key in told}
-        for key in ("endpoints", "models"):
-            known[key] = tuple(known.get(key, ()))
-        try:
-            info = cls(**known)
-        except TypeError as error:
-            raise NotSupported(f"hello lacks something that this client needs: {error}") from None
-        if info.num_shards != len(info.endpoints):
-            raise NotSupported(f"{info.num_shards} shards, but {len(info.endpoints)} endpoints")
-        return info
-
-
 class StreamState:
-    """What a client knows about one of its streams; raises `BadParams` if the id is none.
+    """What a client knows about one of its streams; `BadParams` if the id is none.
 
     `window` bounds unacknowledged steps; `last_seq` and `durable_seq` are the last step applied and
     the last one on disk, as far as the server said. `instance` is the start of the server under

@@ -49,7 +49,7 @@ def snapshot(session: Session, ex: Exchange, state: StreamState, name: str) -> O
 def rollback(
     session: Session, ex: Exchange, state: StreamState, name: str | None
 ) -> Operation[int]:
-    """Restore a snapshot's state, or the last one on disk; takes a number, like a step."""
+    """Restore a snapshot's state, or the last one on disk; takes a step's number."""
     yield Claim((state,))
     try:
         seq = session.next_seq(state, None, 1)
