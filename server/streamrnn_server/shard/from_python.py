@@ -24,13 +24,13 @@ from streamrnn_server.shard.streams.lookup import (
 )
 from streamrnn_server.shard.structs import Command, CommandKind, Shard, ShardState
 
-__all__ = ["obey"]
+__all__ = ["handle_command"]
 
 _STOP_WITHIN_NS = 2_000_000_000
 
 
 @jit
-def obey(shard: Shard, command: Command) -> None:
+def handle_command(shard: Shard, command: Command) -> None:
     """Do what Python says."""
     what = command.what
     if what == CommandKind.STOP and shard.state == ShardState.RUNNING:

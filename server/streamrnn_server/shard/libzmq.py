@@ -99,111 +99,49 @@ _clock_gettime = ExternalFunction("clock_gettime", _int(_int, _word))
 
 @jit
 def msg_init(message: int) -> None:
-    """Make 64 bytes an empty message.
-
-    Parameters
-    ----------
-    message : int
-        Their address; they stay where they are until `msg_close`.
-    """
+    """Make the `MESSAGE_BYTES` at an address an empty message; they must not move."""
     _zmq_msg_init(message)
 
 
 @jit
 def msg_close(message: int) -> None:
-    """Let go of a message's content.
-
-    Parameters
-    ----------
-    message : int
-        Its address.
-    """
+    """Free the content of a message."""
     _zmq_msg_close(message)
 
 
 @jit
 def msg_data(message: int) -> int:
-    """Return the address of a message's content, valid until the next receive into it.
-
-    Parameters
-    ----------
-    message : int
-        Its address.
-
-    Returns
-    -------
-    int
-        With no alignment at all.
-    """
+    """Return the address of a message's content: unaligned, valid until the next receive."""
     return _zmq_msg_data(message)
 
 
 @jit
 def msg_size(message: int) -> int:
-    """Return the number of bytes of a message's content.
-
-    Parameters
-    ----------
-    message : int
-        Its address.
-
-    Returns
-    -------
-    int
-    """
+    """Return the number of bytes of a message's content."""
     return _zmq_msg_size(message)
 
 
 @jit
 def msg_property(message: int, name: int) -> int:
-    """Return what libzmq knows of a message, of its connection above all.
+    """Return a property of a message, such as its connection's `User-Id`.
 
-    Parameters
-    ----------
-    message : int
-        Its address.
-    name : int
-        Address of the property's name, which ends with a zero.
-
-    Returns
-    -------
-    int
-        Address of text that ends with a zero, valid as long as the message; 0 if there is none.
+    Both the name and the result are addresses of text that ends with a zero; 0 if there is none.
     """
     return _zmq_msg_gets(message, name)
 
 
 @jit
 def msg_more(message: int) -> bool:
-    """Tell whether the frame just received has a successor.
-
-    Parameters
-    ----------
-    message : int
-        Its address.
-
-    Returns
-    -------
-    bool
-    """
+    """Tell whether another frame follows the one just received."""
     return _zmq_msg_more(message) != 0
 
 
 @jit
 def receive_frame(socket: int, message: int) -> int:
-    """Receive one frame if one is there, whatever signals come.
+    """Receive one frame without waiting; retry after signals.
 
-    Parameters
-    ----------
-    socket : int
-        The socket's handle.
-    message : int
-        Address of an initialised message; its former content is let go of.
-
-    Returns
-    -------
-    int
-        The frame's size in bytes; `EMPTY` if none is there, `FAILED` if the socket is no more.
+    Returns its size in bytes, `EMPTY` if there is none, or `FAILED` if the socket is closed. The
+    message must be initialised; its former content is freed.
     """
     while True:
         size = _zmq_msg_recv(message, socket, _DONTWAIT)
@@ -218,21 +156,9 @@ def receive_frame(socket: int, message: int) -> int:
 
 @jit
 def send_bytes(socket: int, data: int, num_bytes: int, more: bool) -> int:
-    """Send one frame, copied, without waiting.
+    """Send one frame, copied, without waiting; return 0 or the error number.
 
-    Parameters
-    ----------
-    socket : int
-        The socket's handle.
-    data, num_bytes : int
-        What to send; it may be reused at once.
-    more : bool
-        Whether another frame of the same message follows.
-
-    Returns
-    -------
-    int
-        0, or the error number: EAGAIN where the reader is too slow, EHOSTUNREACH where it is gone.
+    EAGAIN means that the reader is too slow, EHOSTUNREACH that it is gone.
     """
     flags = _DONTWAIT | _SNDMORE if more else _DONTWAIT
     while True:
@@ -245,21 +171,9 @@ def send_bytes(socket: int, data: int, num_bytes: int, more: bool) -> int:
 
 @jit
 def msg_send(socket: int, message: int, more: bool) -> int:
-    """Send a received frame on, without waiting; the message is empty afterwards.
+    """Forward a received frame without copying it; return as `send_bytes` does.
 
-    Parameters
-    ----------
-    socket : int
-        The socket's handle.
-    message : int
-        Address of the message. If sending failed it still has its content.
-    more : bool
-        Whether another frame of the same message follows.
-
-    Returns
-    -------
-    int
-        0, or the error number, as `send_bytes` returns it.
+    The message is empty afterwards; after an error it still has its content.
     """
     flags = _DONTWAIT | _SNDMORE if more else _DONTWAIT
     while True:
@@ -272,22 +186,10 @@ def msg_send(socket: int, message: int, more: bool) -> int:
 
 @jit
 def poll_sockets(items: int, first: int, second: int, third: int, timeout_ms: int) -> int:
-    """Wait until one of some sockets has something to receive.
+    """Wait until a socket can be read; return a bit for each that can, 0 after the timeout.
 
-    Parameters
-    ----------
-    items : int
-        Address of `POLL_BYTES` bytes of scratch.
-    first, second, third : int
-        The sockets' handles; there may be no third one: 0.
-    timeout_ms : int
-        The longest wait; -1 for no limit.
-
-    Returns
-    -------
-    int
-        Bit 0: the first has something; bit 1: the second; bit 2: the third. 0 after the timeout or
-        a signal.
+    ``items`` is the address of `POLL_BYTES` of scratch. ``third`` may be 0, for none. A timeout
+    of -1 never passes. A signal ends the wait too.
     """
     num_sockets = 2 if third == 0 else 3
     for k in range(num_sockets):
@@ -307,17 +209,6 @@ def poll_sockets(items: int, first: int, second: int, third: int, timeout_ms: in
 
 @jit
 def monotonic_ns(scratch: int) -> int:
-    """Return the monotonic clock's time.
-
-    Parameters
-    ----------
-    scratch : int
-        Address of 16 bytes to write to.
-
-    Returns
-    -------
-    int
-        Nanoseconds since some fixed moment.
-    """
+    """Return the monotonic clock's nanoseconds; ``scratch`` is the address of 16 bytes."""
     _clock_gettime(_CLOCK_MONOTONIC, scratch)
     return load_i64(scratch) * 1_000_000_000 + load_i64(scratch + 8)

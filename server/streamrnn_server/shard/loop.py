@@ -1,4 +1,4 @@
-"""The loop: one thread, one socket, one slab, from the socket to the reply without Python."""
+"""The shard's loop: one thread, one socket, from the message to the reply without Python."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from streamrnn.kernels.cpu.step import step_rows
 from streamrnn.kernels.jit import jit
 from streamrnn_server.shard.batch.commit import commit
 from streamrnn_server.shard.batch.schedule import batch_of, choose_model, gather
-from streamrnn_server.shard.checkpoint.copy import can_save_more, save
+from streamrnn_server.shard.checkpoint.copy import can_checkpoint, checkpoint
 from streamrnn_server.shard.poll import listen, read_clock, wait
 from streamrnn_server.shard.streams.admit import admit
 from streamrnn_server.shard.streams.sweep import sweep
@@ -21,12 +21,9 @@ __all__ = ["serve", "turn"]
 
 @jit
 def serve(address: int) -> None:
-    """Serve until Python says that it is the end.
+    """Serve until Python sends `CommandKind.END`.
 
-    Parameters
-    ----------
-    address : int
-        Of the shard; no other thread touches it, its sockets or its memory meanwhile.
+    ``address`` is the shard's; no other thread uses it, its sockets or its memory meanwhile.
     """
     shard = shard_at(address)
     float_mode = enter_float_mode()
@@ -39,12 +36,9 @@ def serve(address: int) -> None:
 
 @jit(inline="always")
 def turn(shard: Shard) -> bool:
-    """Go once through the loop: take what has arrived, compute one batch, send what is done.
+    """Run the loop once: receive, compute one batch, reply; return whether to wait.
 
-    Returns
-    -------
-    bool
-        Whether there is nothing more to do before something comes, or it is time for something.
+    The shard waits if nothing is left to do before the next message or the next deadline.
     """
     num_messages = receive(shard)
     admit(shard)
@@ -56,9 +50,9 @@ def turn(shard: Shard) -> bool:
             step_rows(plan, batch.rows, batch.xs, batch.ys, num_rows)
             commit(shard, model, num_rows)
         read_clock(shard)
-    save(shard, num_messages > 0)
+    checkpoint(shard, num_messages > 0)
     listen(shard)
     reply(shard)
     sweep(shard)
     is_idle = num_messages == 0 and shard.num_ready == 0
-    return is_idle and not can_save_more(shard)
+    return is_idle and not can_checkpoint(shard)

@@ -6,7 +6,7 @@ from streamrnn.kernels.jit import jit
 from streamrnn.kernels.pointers import field_address
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.checkpoint.copy import is_all_saved, ms_until_checkpoint
-from streamrnn_server.shard.from_python import obey
+from streamrnn_server.shard.from_python import handle_command
 from streamrnn_server.shard.libzmq import (
     monotonic_ns,
     msg_close,
@@ -98,7 +98,7 @@ def listen(shard: Shard) -> None:
         receive_frame(pair, payload)
         if size == 0:
             if msg_size(payload) >= w.COMMAND_BYTES:
-                obey(shard, w.command_at(msg_data(payload)))
+                handle_command(shard, w.command_at(msg_data(payload)))
         else:
             _send_on(shard, identity, payload)
 

@@ -1,4 +1,4 @@
-"""A shard's memory, made and kept alive by Python."""
+"""Allocate and fill a shard's memory, and keep it alive."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from streamrnn_server.shard.memory.index import StreamIndex
 from streamrnn_server.shard.requests.request import RequestPool
 from streamrnn_server.shard.streams.owners import Users
 from streamrnn_server.shard.structs import Model, Shard, Stage
-from streamrnn_server.shard.to_python import MAX_WORDS
+from streamrnn_server.shard.to_python import MAX_ASKS
 
 __all__ = ["ShardMemory"]
 
@@ -43,20 +43,20 @@ _ENTRY_SLACK_BYTES = 4096
 
 
 class ShardMemory:
-    """All that one shard works on.
+    """The memory of one shard: made here, owned here, used by the shard's thread.
 
     Parameters
     ----------
     config : ServerConfig
         Limits and the number of shards.
     shard : int
-        Which shard it is.
+        Index of the shard.
     programs : mapping of str to Program
         The models, by name, in order; their scratch is used by this shard alone.
     router, pair : zmq.Socket
         Bound and connected; from now on the shard's thread alone uses them.
     disk : zmq.Socket or None
-        Connected to the thread that writes, where there is a state directory.
+        Connected to the checkpoint writer, where there is a state directory.
     endpoints : sequence of str
         Where clients find each shard.
     gpu_rows : int
@@ -65,14 +65,15 @@ class ShardMemory:
     Attributes
     ----------
     struct : Shard
-        Written by the shard's thread, read by anybody.
+        Written by the shard's thread, read by any.
     address : int
-        Of the same; what `streamrnn_server.shard.loop.serve` takes.
+        Its address; what `streamrnn_server.shard.loop.serve` takes.
     rows : list of ndarray of float32, shape (max_streams, row_bytes // 4)
         Each model's.
     places : ndarray of uint8, shape (num_slots,)
+        A `RowLocation` for each slot. Empty without a GPU, as the lists below.
     written, asked_for, to_save : ndarray of int32, shape (num_slots,)
-        Where each slot's row is, and lists of slots; see `layout`. Empty without a GPU.
+        Lists of slots.
     """
 
     def __init__(
@@ -167,15 +168,17 @@ class ShardMemory:
         self._set(
             out=self._own(out),
             out_bytes=out_bytes,
-            words_left=MAX_WORDS,
-            canned=self._texts(_canned_errors(config)),
-            moved=self._texts([error_reply(ErrorCode.MOVED, endpoint=each) for each in endpoints]),
+            asks_left=MAX_ASKS,
+            encoded_errors=self._texts(_errors_of_codes(config)),
+            encoded_moved=self._texts(
+                [error_reply(ErrorCode.MOVED, endpoint=each) for each in endpoints]
+            ),
         )
 
     def _take_always(
         self, config: ServerConfig, has_disk: bool, stage_bytes: int, num_models: int
     ) -> None:
-        """Let count what is there however many streams there are."""
+        """Count the memory that does not depend on the number of streams."""
         always = self._index.num_bytes + self._pool.num_bytes
         always += w.NUM_STAGES * stage_bytes if has_disk else 0
         least = always + (num_models + 1) * HUGE_PAGE_BYTES
@@ -229,32 +232,16 @@ class ShardMemory:
         )
 
     def close(self) -> None:
-        """Let go of libzmq's messages. The shard's thread has ended."""
+        """Close libzmq's messages. The shard's thread has ended."""
         for name in ("identity_message", "payload_message"):
             msg_close(address_of(self.struct[name]))
 
     def user(self, number: int) -> str:
-        """Return a user's name.
-
-        Parameters
-        ----------
-        number : int
-            As it came with a message of this shard's.
-
-        Returns
-        -------
-        str
-            Empty where there are no users.
-        """
+        """Return the name of a user by its id, empty where there are no users."""
         return self._users.name(number) if self._users is not None else ""
 
     def num_open(self) -> dict[str, int]:
-        """Return the number of open streams of each model.
-
-        Returns
-        -------
-        dict of str to int
-        """
+        """Return the number of open streams of each model."""
         column = self._models[:-1]["num_open"]
         return {name: int(number) for name, number in zip(self.names, column, strict=True)}
 
@@ -317,8 +304,8 @@ def _stage_bytes(programs: Iterable[Program]) -> int:
     return w.STAGE_BYTES + largest + _ENTRY_SLACK_BYTES
 
 
-def _canned_errors(config: ServerConfig) -> list[list[Any]]:
-    """Return an error for each code, with no detail but what is always the same."""
+def _errors_of_codes(config: ServerConfig) -> list[list[Any]]:
+    """Return an error for each code, with only the details that never change."""
     errors: list[list[Any]] = [[]]
     for code in ErrorCode:
         always: dict[str, Any] = (

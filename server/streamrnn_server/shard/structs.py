@@ -1,8 +1,8 @@
 """The structs of a shard, as its compiled functions and Python see them.
 
-A shard is one struct. In it stand the handles of sockets, the addresses of tables and of scratch,
-limits, and what changes from batch to batch; pool, arena, index and budget lie inside.
-`streamrnn_server.shard.setup` makes it and keeps alive what it points to.
+A shard is one struct: socket handles, addresses of tables and of scratch, limits, and what changes
+from batch to batch; pool, arena, index and budget lie inside. `streamrnn_server.shard.setup` makes
+it and keeps alive what it points to.
 """
 
 from __future__ import annotations
@@ -69,6 +69,9 @@ class ShardState(IntEnum):
     ENDED = 3
 
 
+# Shared with Python threads: they read counters, latencies and states while the shard's thread
+# writes them. These are aligned loads and stores of 8 bytes, not atomics: a reader may see a value
+# that is late, or two of different moments, but never half of one. Commands go through the PAIR.
 class Counters(Struct):
     """What a shard counts."""
 
@@ -151,18 +154,18 @@ class Shard(Struct):
     sweep_place: I64  # where the search for idle streams goes on, among the slots of SWEEP_MODEL
     sweep_model: I64
     sweep_ns: I64  # when it last looked
-    words_left: I64  # requests that may still go to Python, a token bucket
-    words_ns: I64  # when the bucket was last filled
-    canned: I64  # address of int64[NUM_CODES, 2]: address and length of errors without words
-    moved: I64  # address of int64[num_shards, 2]: the error that names a shard's endpoint
+    asks_left: I64  # requests that may still go to Python, a token bucket
+    asks_ns: I64  # when the bucket was last filled
+    encoded_errors: I64  # address of int64[NUM_CODES, 2]: address and length of each error
+    encoded_moved: I64  # address of int64[num_shards, 2]: the error that names a shard's endpoint
     counters: Counters
     latencies: Annotated[Any, np.int64, (NUM_BUCKETS,)]
-    disk: I64  # socket handle of the PAIR to the thread that writes; 0 without a state directory
+    disk: I64  # socket handle of the PAIR to the checkpoint writer; 0 without a state directory
     is_always: I64  # replies wait for the disk
     save_every_ns: I64
     retry_ns: I64  # how long to wait after the disk has failed
     save_at_ns: I64  # when the next checkpoint is due, if anything is dirty
-    save_now: I64  # somebody waits for a checkpoint
+    save_now: I64  # a request waits for a checkpoint
     is_saving: I64  # a checkpoint is being made
     is_paced: I64  # it may take its time
     has_failed: I64  # a part of it could not be written
@@ -211,7 +214,7 @@ class Stage(Struct):
 
 
 class SentStage(Struct, packed=True):
-    """What the thread that writes is told of a stage."""
+    """A stage on its way to the checkpoint writer."""
 
     number: I64
     at: I64
@@ -220,14 +223,14 @@ class SentStage(Struct, packed=True):
 
 
 class StageAnswer(Struct, packed=True):
-    """What it says when its commit has returned."""
+    """The checkpoint writer's answer, after its commit has returned."""
 
     number: I64
     is_good: I64  # whether the stage is on disk
 
 
 class Model(Struct):
-    """A model in a shard; after the models comes the room, which has no rows."""
+    """A model in a shard; the last one stands for streams being looked up and has no rows."""
 
     plan: I64  # address of its plan
     first_row: I64  # where row 0 would lie: row = FIRST_ROW + slot * ROW_BYTES
@@ -239,11 +242,11 @@ class Model(Struct):
     first_slot: I64
     num_fresh: I64  # number of slots ever taken
     free_slot: I64  # slot + 1 of the first one given back
-    ready: Queue  # two words: slot + 1 of the first and the last slot that has work
+    ready: Queue  # not links: slot + 1 of the first and the last slot that has work
     name: I64  # address of the name's UTF-8
     name_bytes: I64
     num_open: I64
-    units: I64  # address of uint8[]: which units of 2 MiB of its rows have memory; 0 of the room
+    units: I64  # address of uint8[]: which units of 2 MiB of its rows have memory; 0 without rows
 
 
 class AskKind(IntEnum):

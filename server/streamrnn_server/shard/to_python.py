@@ -1,8 +1,8 @@
-"""Hand over to Python what compiled code does not answer, over the inproc PAIR.
+"""Pass to Python, over the inproc PAIR, what compiled code does not answer itself.
 
 Compiled code builds no text. A request that ended with an error goes to Python as numbers, with the
-identity of whom to answer; Python writes the message and the shard sends it on. How many may go
-there is limited, by number and by size.
+identity of its sender; Python writes the message and the shard sends it. A token bucket limits how
+many go there, counted by number and by size.
 """
 
 from __future__ import annotations
@@ -16,33 +16,20 @@ from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.requests.request import Kind, Request, request_of
 from streamrnn_server.shard.structs import AskKind, Shard
 
-__all__ = ["MAX_WORDS", "ask_python", "call_python", "tell_drained", "tell_reply"]
+__all__ = ["MAX_ASKS", "ask_python", "call_python", "tell_drained", "tell_reply"]
 
-WORDS_PER_S = 2_000
-MAX_WORDS = 2_000
-_BYTES_PER_WORD = 4096
-_MAX_WORDS_PER_CALL = 200
-_NS_PER_WORD = 1_000_000_000 // WORDS_PER_S
+_ASKS_PER_S = 2_000
+MAX_ASKS = 2_000
+_BYTES_PER_ASK = 4096
+_MAX_ASKS_PER_CALL = 200
+_NS_PER_ASK = 1_000_000_000 // _ASKS_PER_S
 
 
 @jit
 def call_python(shard: Shard, request: Request, data: int, num_bytes: int) -> bool:
-    """Hand a message over to Python, which answers it.
-
-    Parameters
-    ----------
-    request : Request
-        That says whom to answer.
-    data, num_bytes : int
-        The payload frame.
-
-    Returns
-    -------
-    bool
-        False if Python has too much to do already.
-    """
-    num_words = min(1 + num_bytes // _BYTES_PER_WORD, _MAX_WORDS_PER_CALL)
-    if not _may_ask(shard, num_words):
+    """Pass a message to Python, which answers it; False if too many are there already."""
+    num_asks = min(1 + num_bytes // _BYTES_PER_ASK, _MAX_ASKS_PER_CALL)
+    if not _may_ask(shard, num_asks):
         shard.counters.num_calls_refused += 1
         return False
     shard.counters.num_calls += 1
@@ -53,23 +40,23 @@ def call_python(shard: Shard, request: Request, data: int, num_bytes: int) -> bo
 
 @jit
 def ask_python(shard: Shard, request: Request) -> bool:
-    """Let Python word a reply, if it needs words and Python has time, or make a record."""
+    """Let Python make the reply if it needs text or a record; False if it does not."""
     if request.kind == Kind.EXPORT and request.code == 0:
         at = _write_ask(shard, request, AskKind.ENTRY, request.y_bytes)
         copy_bytes(at, request.y, request.y_bytes)
         return _ask(shard, at + request.y_bytes)
-    num_words = 1 if _needs_words(request) else 0
+    num_asks = 1 if _needs_text(request) else 0
     if request.code == 0:
         pool = shard.pool
         link = request.first_child
         while link != 0:
             child = request_of(pool, link)
             link = child.sibling
-            num_words += 1 if _needs_words(child) else 0
-    if num_words == 0:
+            num_asks += 1 if _needs_text(child) else 0
+    if num_asks == 0:
         return False
-    if not _may_ask(shard, min(num_words, _MAX_WORDS_PER_CALL)):
-        shard.counters.num_errors_without_words += num_words
+    if not _may_ask(shard, min(num_asks, _MAX_ASKS_PER_CALL)):
+        shard.counters.num_errors_without_words += num_asks
         return False
     if request.code != 0:
         num_bytes = request.stream_bytes
@@ -81,7 +68,7 @@ def ask_python(shard: Shard, request: Request) -> bool:
 
 @jit
 def _write_items(shard: Shard, parent: Request) -> int:
-    """Write what became of each child: a record, its stream id, and its y, one after the other."""
+    """Write each child's result: an `Item`, its stream id, and its y, one after the other."""
     pool = shard.pool
     at = _write_ask(shard, parent, AskKind.ITEMS, 0)
     link = parent.first_child
@@ -106,30 +93,30 @@ def _write_items(shard: Shard, parent: Request) -> int:
 
 
 @jit
-def _needs_words(request: Request) -> bool:
+def _needs_text(request: Request) -> bool:
     code = request.code
     return code != 0 and code != ErrorCode.BUSY and code != ErrorCode.MOVED
 
 
 @jit
-def _may_ask(shard: Shard, num_words: int) -> bool:
-    """Take from the bucket that limits what goes to Python."""
+def _may_ask(shard: Shard, num_asks: int) -> bool:
+    """Take from the token bucket that limits what goes to Python."""
     now = shard.now_ns
-    passed = (now - shard.words_ns) // _NS_PER_WORD
-    left = shard.words_left
+    passed = (now - shard.asks_ns) // _NS_PER_ASK
+    left = shard.asks_left
     if passed > 0:
-        left = min(left + passed, MAX_WORDS)
-        shard.words_ns = now
-    if left < num_words:
-        shard.words_left = left
+        left = min(left + passed, MAX_ASKS)
+        shard.asks_ns = now
+    if left < num_asks:
+        shard.asks_left = left
         return False
-    shard.words_left = left - num_words
+    shard.asks_left = left - num_asks
     return True
 
 
 @jit
 def _write_ask(shard: Shard, request: Request, what: int, body_bytes: int) -> int:
-    """Write the numbers and the identity; return where the body goes."""
+    """Write the numbers and the identity at ``shard.out``; return where the body goes."""
     ask = w.ask_at(shard.out)
     ask.what = what
     ask.msgid = request.msgid
@@ -156,7 +143,7 @@ def _ask(shard: Shard, end: int) -> bool:
 
 @jit
 def tell_reply(shard: Shard, request: Request, data: int, num_bytes: int) -> None:
-    """Give Python the reply to a request that it made itself; the Ask goes behind the reply."""
+    """Pass Python the reply to a request of its own; the Ask is written behind the reply."""
     head = data + num_bytes
     ask = w.ask_at(head)
     ask.what = AskKind.REPLY
@@ -168,7 +155,7 @@ def tell_reply(shard: Shard, request: Request, data: int, num_bytes: int) -> Non
 
 @jit
 def tell_drained(shard: Shard) -> bool:
-    """Tell Python that no more will come; it answers with the end when it has no more either."""
+    """Tell Python that no more will come; Python sends `CommandKind.END` in turn."""
     ask = w.ask_at(shard.out)
     ask.what = AskKind.DRAINED
     ask.identity_bytes = 0

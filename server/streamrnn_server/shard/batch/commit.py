@@ -5,7 +5,7 @@ from __future__ import annotations
 from streamrnn.kernels.cpu.nan_scan import has_nan
 from streamrnn.kernels.jit import jit
 from streamrnn_client.protocol.messages import ErrorCode
-from streamrnn_server.shard.batch.schedule import batch_of, rest
+from streamrnn_server.shard.batch.schedule import batch_of, mark_idle
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import header_of
@@ -25,13 +25,7 @@ __all__ = ["commit", "note_all_but_last", "note_step"]
 
 @jit
 def commit(shard: Shard, model: Model, num_rows: int) -> None:
-    """Give the steps of a batch their numbers, remember them, end the requests that are done.
-
-    Parameters
-    ----------
-    num_rows : int
-        The number of rows computed.
-    """
+    """Commit the steps of a computed batch, and finish the requests that are done."""
     pool, batch = shard.pool, batch_of(shard)
     for row in range(num_rows):
         slot, request = batch.slots[row], request_at(batch.requests[row])
@@ -45,20 +39,14 @@ def commit(shard: Shard, model: Model, num_rows: int) -> None:
         if first_waiting(pool, header):
             make_ready(shard, model, slot, header)
         else:
-            rest(shard, slot, header)
+            mark_idle(shard, slot, header)
     shard.counters.num_steps += num_rows
     shard.counters.num_waves += 1
 
 
 @jit
 def note_step(shard: Shard, model: Model, row: int) -> None:
-    """Give a step of a batch its number and remember it; after an error there is none.
-
-    Parameters
-    ----------
-    row : int
-        Of the batch.
-    """
+    """Give a row's step its number and remember it, unless its request has an error."""
     batch = batch_of(shard)
     slot, request = batch.slots[row], request_at(batch.requests[row])
     if request.code != 0:
@@ -71,20 +59,15 @@ def note_step(shard: Shard, model: Model, row: int) -> None:
     mark_dirty(shard, slot, header)
     # Each output sees all of the state: if it has no NaN, then neither has the state.
     if has_nan(y, model.y_bytes):
-        _freeze(shard, header, request)
+        _quarantine(shard, header, request)
     request.progress += 1
 
 
 @jit
 def note_all_but_last(shard: Shard, model: Model, num_rows: int, num_steps: int) -> None:
-    """Note the steps of a batch that took several of each stream, before `commit` notes the last.
+    """Note the steps of a batch that took several of each stream, all but the last.
 
-    Parameters
-    ----------
-    shard : Shard
-        XS and YS point to each row's first step, and to its last then.
-    num_rows, num_steps : int
-        Of the batch.
+    XS and YS point to each row's first step, and to its last afterwards; `commit` notes the last.
     """
     batch = batch_of(shard)
     for row in range(num_rows):
@@ -96,8 +79,8 @@ def note_all_but_last(shard: Shard, model: Model, num_rows: int, num_steps: int)
 
 
 @jit
-def _freeze(shard: Shard, header: Header, request: Request) -> None:
-    """Let nobody step a stream whose state has turned NaN; what is on disk stays as it is."""
+def _quarantine(shard: Shard, header: Header, request: Request) -> None:
+    """Quarantine a stream whose state contains NaN; what is on disk stays as it is."""
     header.flags |= h.IS_FROZEN
     seq = header.last_seq
     set_error(request, ErrorCode.QUARANTINED, seq, seq + 1 if seq > 0 else 0)

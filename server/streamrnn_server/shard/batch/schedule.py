@@ -36,7 +36,7 @@ from streamrnn_server.shard.streams.row_location import ask_for_row, is_away
 from streamrnn_server.shard.streams.slots import free_slot
 from streamrnn_server.shard.structs import Model, Shard, model_at
 
-__all__ = ["batch_of", "choose_model", "gather", "rest"]
+__all__ = ["batch_of", "choose_model", "gather", "mark_idle"]
 
 _LOOKED_AT_A_ROW = 4  # slots, at most
 
@@ -65,7 +65,7 @@ def batch_of(shard: Shard) -> Batch:
 
 @jit
 def choose_model(shard: Shard) -> Model:
-    """Choose whose batch is next, in turn; a null model if no stream has work."""
+    """Choose the model of the next batch, in turn; a null one if no stream is ready."""
     if shard.num_ready == 0:
         return model_at(0)
     index = shard.next_model
@@ -81,21 +81,9 @@ def choose_model(shard: Shard) -> Model:
 
 @jit
 def gather(shard: Shard, plan: Any, model: Model) -> int:
-    """Take streams from a model's list until the batch is full or the list empty.
+    """Take ready streams of a model until the batch is full; return the number of rows.
 
     What needs no row (an open, a close, a reset, a duplicate, an error) is done on the way.
-
-    Parameters
-    ----------
-    shard : Shard
-        ROWS, XS, YS, BATCH_SLOTS and BATCH_REQUESTS are filled.
-    plan : ndarray of int64
-        The model's plan.
-
-    Returns
-    -------
-    int
-        The number of rows.
     """
     y_bytes = model.y_bytes
     max_rows = shard.max_rows
@@ -118,12 +106,12 @@ def gather(shard: Shard, plan: Any, model: Model) -> int:
 
 @jit
 def _next_step(shard: Shard, plan: Any, model: Model, slot: int, header: Header) -> Request:
-    """Do what waits for a stream up to its next step to compute; return that, or a null request."""
+    """Serve a stream's requests up to its next step to compute; return that, or null."""
     pool = shard.pool
     while True:
         request = first_waiting(pool, header)
         if not request:
-            rest(shard, slot, header)
+            mark_idle(shard, slot, header)
             return request
         kind = request.kind
         is_frozen = header.flags & h.IS_FROZEN != 0
@@ -154,7 +142,7 @@ def _next_step(shard: Shard, plan: Any, model: Model, slot: int, header: Header)
 def _must_be_held(
     shard: Shard, model: Model, slot: int, header: Header, request: Request, kind: int
 ) -> bool:
-    """Do what is no step; tell whether its stream is held until it is on disk."""
+    """Serve a request that is no step; tell whether its stream must wait for the disk."""
     has_disk = shard.disk != 0
     flags = header.flags
     if kind == Kind.OPEN:
@@ -189,23 +177,23 @@ def _must_be_held(
 @jit
 def _copy_out(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> None:
     """Copy a stream as it is now; Python makes a record of it."""
-    nobody = request_at(0)
+    none = request_at(0)
     owner = name_of_owner(shard, slot)
-    num_bytes = entry_bytes(model, header, nobody, owner)
+    num_bytes = entry_bytes(model, header, none, owner)
     block = take_block(shard, num_bytes)
     if block == 0 or num_bytes > shard.out_bytes // 2:
         set_error(request, ErrorCode.BUSY)
         release(shard.arena, block)
         return
-    write_entry(model, slot, header, nobody, owner, entry_at(block))
+    write_entry(model, slot, header, none, owner, entry_at(block))
     request.y_block = block
     request.y = block
     request.y_bytes = num_bytes
 
 
 @jit
-def rest(shard: Shard, slot: int, header: Header) -> None:
-    """Leave a stream for which nothing waits alone; free its slot if it is not open."""
+def mark_idle(shard: Shard, slot: int, header: Header) -> None:
+    """Mark a stream that has no requests as idle; free its slot if it is not open."""
     flags = header.flags
     header.flags = flags & ~h.IS_READY
     if flags & h.IS_OPEN == 0:

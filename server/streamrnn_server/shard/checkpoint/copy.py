@@ -32,7 +32,7 @@ from streamrnn_server.shard.streams.owners import name_of_owner
 from streamrnn_server.shard.streams.row_location import is_away
 from streamrnn_server.shard.structs import Shard, Stage, StageState
 
-__all__ = ["can_save_more", "is_all_saved", "ms_until_checkpoint", "save"]
+__all__ = ["can_checkpoint", "checkpoint", "is_all_saved", "ms_until_checkpoint"]
 
 # A slice takes about 25 µs.
 _MAX_SLICE_BYTES = 96 * 1024
@@ -64,7 +64,7 @@ def ms_until_checkpoint(shard: Shard) -> int:
 
 
 @jit
-def can_save_more(shard: Shard) -> bool:
+def can_checkpoint(shard: Shard) -> bool:
     """Tell whether a checkpoint can go on without waiting for the disk."""
     if shard.disk == 0:
         return False
@@ -88,7 +88,7 @@ def is_all_saved(shard: Shard) -> bool:
 
 
 @jit
-def save(shard: Shard, is_busy: bool) -> None:
+def checkpoint(shard: Shard, is_busy: bool) -> None:
     """Do one slice of a checkpoint, if one is being made or due.
 
     Parameters

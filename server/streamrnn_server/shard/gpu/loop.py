@@ -20,7 +20,7 @@ from streamrnn.kernels.virtual_memory import address_of
 from streamrnn.model.model import Model
 from streamrnn_server.shard.batch.commit import commit, note_all_but_last
 from streamrnn_server.shard.batch.schedule import choose_model, gather
-from streamrnn_server.shard.checkpoint.copy import can_save_more, save
+from streamrnn_server.shard.checkpoint.copy import can_checkpoint, checkpoint
 from streamrnn_server.shard.gpu.write_buffer import (
     empty_batch,
     fill_batch,
@@ -45,25 +45,9 @@ _MAX_ROWS = 4096  # of a batch
 def make_devices(
     models: Mapping[str, Model], max_streams: int, precision: str = "float32"
 ) -> list[CudaDevice]:
-    """Put models on the GPU, with room for the streams of one shard.
+    """Load models onto the GPU, with memory for the streams of one shard.
 
-    Parameters
-    ----------
-    models : mapping of str to Model
-        What is served, in the shards' order.
-    max_streams : int
-        Of each model.
-    precision : str
-        Of the products.
-
-    Returns
-    -------
-    list of CudaDevice
-
-    Raises
-    ------
-    StartError
-        If there is no GPU that can be used, or it has no room for so many streams.
+    Raises StartError if there is no usable GPU, or too little memory on it.
     """
     devices = []
     for name, model in models.items():
@@ -80,27 +64,16 @@ def make_devices(
 
 
 def max_batch_rows(devices: Sequence[CudaDevice]) -> int:
-    """Return the most rows of a batch, of any model.
-
-    Parameters
-    ----------
-    devices : sequence of CudaDevice
-        The models'.
-
-    Returns
-    -------
-    int
-    """
+    """Return the most rows of a batch, of any model."""
     return min(_MAX_ROWS, *(device.max_rows for device in devices))
 
 
-# What the loop below calls, each with the shard's address: a struct of Python's would be looked at
-# anew at every call.
+# What the loop below calls, each with the shard's address: to unbox a struct would cost 7 µs.
 
 
 @jit
 def _begin(address: int) -> int:
-    """Choose a model and gather its batch: return its index, -1 for none."""
+    """Choose a model and gather its batch; return the model's index, -1 for none."""
     shard = shard_at(address)
     if not choose_model(shard):
         return -1
@@ -113,7 +86,7 @@ def _begin(address: int) -> int:
 
 @jit
 def _fill(address: int, index: int, max_rows: int, max_steps: int, buffer: int) -> int:
-    """Write a batch's slots and inputs for the GPU; return how many steps it takes together."""
+    """Write a batch's slots and inputs for the GPU; return how many steps it takes at once."""
     shard = shard_at(address)
     num_steps = steps_together(shard, shard.batch_rows, max_rows, max_steps)
     fill_batch(shard, model_of(shard, index), shard.batch_rows, num_steps, buffer)
@@ -122,7 +95,7 @@ def _fill(address: int, index: int, max_rows: int, max_steps: int, buffer: int) 
 
 @jit
 def _receive(address: int) -> int:
-    """Take what has arrived, while the GPU computes."""
+    """Receive and admit messages while the GPU computes."""
     shard = shard_at(address)
     num_messages = receive(shard)
     admit(shard)
@@ -148,13 +121,13 @@ def _find_to_save(address: int, slots: int) -> int:
 
 @jit
 def _end(address: int, num_messages: int) -> None:
-    """Do what is left of a turn, and wait if there is nothing more to do."""
+    """Do the rest of a turn, and wait if there is nothing more to do."""
     shard = shard_at(address)
-    save(shard, False)  # the rows were brought for it
+    checkpoint(shard, False)  # the rows were brought for it
     listen(shard)
     reply(shard)
     sweep(shard)
-    if num_messages == 0 and shard.num_ready == 0 and not can_save_more(shard):
+    if num_messages == 0 and shard.num_ready == 0 and not can_checkpoint(shard):
         wait(shard)
 
 
@@ -171,14 +144,10 @@ def compile_for_gpu() -> None:
 
 
 class GpuShard:
-    """The loop of one shard.
+    """The loop of one shard whose batches a GPU computes.
 
-    Parameters
-    ----------
-    memory : ShardMemory
-        All that it works on; its rows are written and read by what needs them here.
-    devices : sequence of CudaDevice
-        The same models on the GPU, where the newest rows are. Of this shard alone.
+    ``memory`` holds the host's rows. ``devices`` are the same models on the GPU, where the newest
+    rows are, and belong to this shard alone.
     """
 
     def __init__(
@@ -190,12 +159,9 @@ class GpuShard:
         self._to_save = address_of(memory.to_save)
 
     def serve(self) -> None:
-        """Serve until Python says that it is the end: see `streamrnn_server.shard.loop.serve`.
+        """Serve until Python sends `CommandKind.END`: see `streamrnn_server.shard.loop.serve`.
 
-        Raises
-        ------
-        DeviceError
-            If the GPU has failed. The shard's streams are lost then.
+        Raises DeviceError if the GPU has failed; the shard's streams are lost then.
         """
         memory, address = self._memory, self._memory.address
         while memory.struct["state"] != ShardState.ENDED:
@@ -216,7 +182,7 @@ class GpuShard:
             _end(address, num_messages)
 
     def _bring_rows(self) -> None:
-        """Bring rows that were written here to the GPU, and those that were asked for here."""
+        """Copy rows written on the host to the GPU, and those asked for to the host."""
         memory = self._memory
         num_written, num_asked_for = memory.struct["num_written"], memory.struct["num_asked_for"]
         if num_written > 0:
@@ -230,7 +196,7 @@ class GpuShard:
             _let_askers_go_on(memory.address)
 
     def _fetch(self, slots: NDArray[np.int32]) -> None:
-        """Bring rows from the GPU."""
+        """Copy rows from the GPU to the host."""
         if len(slots) == 0:
             return
         for device, rows, own in self._by_model(slots):
@@ -240,7 +206,7 @@ class GpuShard:
     def _by_model(
         self, slots: NDArray[np.int32]
     ) -> list[tuple[CudaDevice, NDArray[np.float32], NDArray[np.int32]]]:
-        """Return, for each model with some of the slots, what it has: device, rows, and places."""
+        """Return, for each model with some of the slots: device, host rows, and row numbers."""
         parts = []
         first = 0
         for device, rows in zip(self._devices, self._memory.rows, strict=True):

@@ -41,20 +41,10 @@ _RESE, _T = _little(b"rese"), ord("t")
 
 @jit
 def decode_request(data: int, num_bytes: int, request: Request) -> int:
-    """Decode a request that compiled code serves.
+    """Decode a request into its record; return its `Kind`.
 
-    Parameters
-    ----------
-    data, num_bytes : int
-        The payload frame.
-    request : Request
-        Filled: kind, msgid, stream and the method's own fields. x, streams, numbers and the
-        model's name stay in the message. The msgid is -1 where it could not be read.
-
-    Returns
-    -------
-    int
-        The `Kind`; `FOR_PYTHON` for everything that Python must see.
+    Everything that Python must see is `Kind.FOR_PYTHON`. x, streams, numbers and the model's name
+    stay in the message. The msgid is -1 where it could not be read.
     """
     end = data + num_bytes
     request.kind = Kind.FOR_PYTHON
@@ -157,7 +147,7 @@ def _decode_batch(at: int, end: int, request: Request) -> int:
 
 @jit
 def _decode_open(at: int, end: int, request: Request) -> int:
-    """Read ``[stream or streams, model or nil, window]``; X and X_COUNT hold the model's name."""
+    """Read ``[stream or streams, model or nil, window]``; x is the model's name."""
     at = read_array(at, end, 3)
     kind, length, after = read_head(at, end)
     request.streams = 0

@@ -1,7 +1,7 @@
-"""The wire for compiled code, outwards: MessagePack written at an address.
+"""Write MessagePack at an address.
 
-No sockets here. Every writer takes the position to write at and returns the one after what it
-wrote; its caller has seen to the room.
+No sockets here. Every writer takes the position to write at and returns the position after what it
+wrote. The caller makes sure that there is enough memory.
 """
 
 from __future__ import annotations
@@ -36,13 +36,7 @@ _LOW_32 = 0xFFFFFFFF
 
 @intrinsic
 def reverse_bytes(typingctx: Any, value: types.Type) -> Any:
-    """Reverse the bytes of an int64.
-
-    Parameters
-    ----------
-    value : int64
-        Any.
-    """
+    """Reverse the bytes of an int64."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bswap(args[0])
@@ -52,25 +46,14 @@ def reverse_bytes(typingctx: Any, value: types.Type) -> Any:
 
 @jit
 def write_nil(at: int) -> int:
-    """Write nil.
-
-    Parameters
-    ----------
-    at : int
-        Where to write.
-
-    Returns
-    -------
-    int
-        Position after it, as of every writer here.
-    """
+    """Write nil."""
     store_u8(at, 0xC0)
     return at + 1
 
 
 @jit
 def _write_sized(at: int, first: int, value: int) -> int:
-    """Write a byte and a number behind it, of the width that the byte's place in its row says."""
+    """Write a type byte and a number; ``first`` is the type of one that fits in a byte."""
     if value < 0x100:
         store_u8(at, first)
         store_u8(at + 1, value)
@@ -90,20 +73,7 @@ def _write_sized(at: int, first: int, value: int) -> int:
 
 @jit
 def write_uint(at: int, value: int) -> int:
-    """Write a number from 0 to 2**63 - 1.
-
-    Parameters
-    ----------
-    at : int
-        Where to write.
-    value : int
-        The number.
-
-    Returns
-    -------
-    int
-        Position after it.
-    """
+    """Write a number from 0 to 2**63 - 1."""
     if value < 0x80:
         store_u8(at, value)
         return at + 1
@@ -112,20 +82,7 @@ def write_uint(at: int, value: int) -> int:
 
 @jit
 def write_array(at: int, length: int) -> int:
-    """Write the head of an array.
-
-    Parameters
-    ----------
-    at : int
-        Where to write.
-    length : int
-        Its number of elements, below 2**32.
-
-    Returns
-    -------
-    int
-        Position after the head.
-    """
+    """Write the head of an array of fewer than 2**32 elements."""
     if length < 16:
         store_u8(at, 0x90 | length)
         return at + 1
@@ -140,20 +97,7 @@ def write_array(at: int, length: int) -> int:
 
 @jit
 def write_bin(at: int, data: int, num_bytes: int) -> int:
-    """Write bytes.
-
-    Parameters
-    ----------
-    at : int
-        Where to write.
-    data, num_bytes : int
-        Which bytes; fewer than 2**32.
-
-    Returns
-    -------
-    int
-        Position after them.
-    """
+    """Write fewer than 2**32 bytes."""
     at = _write_sized(at, 0xC4, num_bytes)
     copy_bytes(at, data, num_bytes)
     return at + num_bytes
@@ -161,22 +105,7 @@ def write_bin(at: int, data: int, num_bytes: int) -> int:
 
 @jit
 def write_float_array(at: int, data: int, num_values: int) -> int:
-    """Write an array of float32.
-
-    Parameters
-    ----------
-    at : int
-        Where to write.
-    data : int
-        Address of the values, little-endian.
-    num_values : int
-        How many.
-
-    Returns
-    -------
-    int
-        Position after them.
-    """
+    """Write an array of float32 that lie at an address."""
     at = write_array(at, num_values)
     for k in range(num_values):
         store_u8(at, 0xCA)
@@ -187,19 +116,6 @@ def write_float_array(at: int, data: int, num_values: int) -> int:
 
 @jit
 def write_response(at: int, msgid: int) -> int:
-    """Write the head of a response that carries a result: ``[1, msgid, nil,``.
-
-    Parameters
-    ----------
-    at : int
-        Where to write.
-    msgid : int
-        The request's.
-
-    Returns
-    -------
-    int
-        Position after it, where the result goes.
-    """
+    """Write the head of a response that carries a result: ``[1, msgid, nil,``."""
     store_u16(at, 0x0194)
     return write_nil(write_uint(at + 2, msgid))

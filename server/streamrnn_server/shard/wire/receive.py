@@ -1,7 +1,7 @@
-"""The loop's first half: receive what has arrived, decode it, and let it wait for its stream.
+"""Receive what has arrived, decode it, and queue it for admission.
 
 Nothing of a message is needed after `receive`: identity, stream id and x are copied into the
-request's record (a message that is held pins 8 KiB of libzmq's buffer).
+request's record (a message that is kept would pin 8 KiB of libzmq's buffer).
 """
 
 from __future__ import annotations
@@ -42,17 +42,9 @@ _HEAD_BYTES = 32  # enough to find the msgid
 
 @jit
 def receive(shard: Shard) -> int:
-    """Take messages that have arrived, at most a batch of them, and decode them.
+    """Receive at most a batch of messages and decode them; return how many there were.
 
-    Parameters
-    ----------
-    shard : Shard
-        Requests that a stream must serve are put on its list ARRIVED.
-
-    Returns
-    -------
-    int
-        The number of messages taken.
+    Requests that a stream must serve are appended to ``shard.arrived``.
     """
     now = shard.now_ns
     just_looked = now - shard.last_empty_ns < _LOOK_AGAIN_NS
@@ -64,8 +56,8 @@ def receive(shard: Shard) -> int:
     router, pool = shard.router, shard.pool
     identity = field_address(shard, "identity_message")
     num_messages, max_rows = 0, shard.max_rows
-    # A message may need a record for each item. Without room it stays where it is: at last the
-    # client's own socket holds it back.
+    # A message may need a record for each item. Without free records it stays in the socket, until
+    # at last the client's own socket blocks.
     while num_messages < max_rows and pool.num_free > MAX_BATCH + _KEPT_FOR_PYTHON:
         if receive_frame(router, identity) < 0:
             shard.last_empty_ns = now
@@ -93,7 +85,7 @@ def _take_message(shard: Shard, router: int, identity: int, pool: Pool) -> None:
     payload = field_address(shard, "payload_message")
     num_bytes = receive_frame(router, payload)
     data = msg_data(payload)
-    is_stranger = not _note_user(shard, payload, request)
+    is_unauthorised = not _note_user(shard, payload, request)
     max_bytes = shard.max_message_bytes
     kind = decode_request(data, num_bytes if num_bytes <= max_bytes else _HEAD_BYTES, request)
     if msg_more(payload):
@@ -102,7 +94,7 @@ def _take_message(shard: Shard, router: int, identity: int, pool: Pool) -> None:
             num_frames += 1
         shard.counters.num_extra_frames += 1
         _refuse(shard, request, ErrorCode.MALFORMED, num_frames, 0)
-    elif is_stranger:
+    elif is_unauthorised:
         _refuse(shard, request, ErrorCode.FORBIDDEN, 0, 0)
     elif num_bytes > max_bytes:
         _refuse(shard, request, ErrorCode.TOO_LARGE, num_bytes, max_bytes)
@@ -123,7 +115,7 @@ def _take_message(shard: Shard, router: int, identity: int, pool: Pool) -> None:
 
 @jit
 def _note_user(shard: Shard, message: int, request: Request) -> bool:
-    """Note who asks; False if there are users and this is none."""
+    """Note the sender's user id; False if there are users and it is none of them."""
     if shard.users == 0:
         return True
     user = user_of(shard, message)
@@ -133,7 +125,7 @@ def _note_user(shard: Shard, message: int, request: Request) -> bool:
 
 @jit
 def _refuse(shard: Shard, request: Request, code: int, detail_0: int, detail_1: int) -> None:
-    """Answer a message that nothing was kept of, or count it if nobody can be answered."""
+    """Answer a message of which nothing was kept, or count it if it has no msgid."""
     request.kind = Kind.FOR_PYTHON
     request.stream_bytes = 0
     if request.msgid < 0:
@@ -145,7 +137,7 @@ def _refuse(shard: Shard, request: Request, code: int, detail_0: int, detail_1: 
 
 @jit
 def _find_model(shard: Shard, request: Request) -> bool:
-    """Find the model that an `open` names; nil is the only one."""
+    """Find the model that an `open` names; nil means the only one."""
     name, num_bytes = request.x, request.x_count
     num_models = shard.num_models
     request.model = 0
@@ -161,7 +153,7 @@ def _find_model(shard: Shard, request: Request) -> bool:
 
 @jit
 def _keep(shard: Shard, request: Request, end: int) -> bool:
-    """Copy what is still in the message; tell whether there was room."""
+    """Copy what is still in the message; False if the arena is full."""
     kind = request.kind
     if kind in (Kind.STEP, Kind.STEP_MANY) and not _keep_x(shard, request, end):
         return False

@@ -1,6 +1,6 @@
 """Encode the replies to finished requests and send them.
 
-Errors that carry no detail, and always `busy` and `moved`, were encoded beforehand.
+Errors without details, and always `busy` and `moved`, are encoded once, at the start.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _EAGAIN, _EHOSTUNREACH = errno.EAGAIN, errno.EHOSTUNREACH
 
 @intrinsic
 def _floor_log2(typingctx: Any, value: types.Type) -> Any:
-    """Return the place of the highest bit of a positive int64."""
+    """Return the position of the highest bit of a positive int64."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         width = ir.IntType(64)
@@ -58,7 +58,7 @@ def _floor_log2(typingctx: Any, value: types.Type) -> Any:
 
 @jit
 def reply(shard: Shard) -> None:
-    """Answer every request on the list FINISHED and give its record back."""
+    """Send the replies to all finished requests, and free the requests."""
     pool = shard.pool
     while True:
         request = pop_first(pool, shard.finished)
@@ -69,7 +69,7 @@ def reply(shard: Shard) -> None:
             out = shard.out
             _send(shard, request, out, end - out)
         _note_latency(shard, request)
-        _give_back(shard, pool, request)
+        _free_request(shard, pool, request)
 
 
 @jit
@@ -91,13 +91,7 @@ def _send(shard: Shard, request: Request, data: int, num_bytes: int) -> None:
 
 @jit
 def count_unsent(shard: Shard, error: int) -> None:
-    """Count a reply that could not be sent, by its reason.
-
-    Parameters
-    ----------
-    error : int
-        The error number.
-    """
+    """Count a reply that could not be sent, by its error number."""
     if error == _EAGAIN:
         shard.counters.num_dropped_slow_reader += 1
     elif error == _EHOSTUNREACH:
@@ -108,7 +102,7 @@ def count_unsent(shard: Shard, error: int) -> None:
 
 @jit
 def _note_latency(shard: Shard, request: Request) -> None:
-    """Count the time from receive to send in its bucket: eight to each doubling."""
+    """Count the time from receive to send in its bucket: eight for each doubling."""
     passed_ns = shard.now_ns - request.received_ns
     doublings = max(_floor_log2(passed_ns | 1) - w.BUCKETS_LOG2, 0)
     bucket = (doublings << w.BUCKETS_LOG2) + (passed_ns >> doublings)
@@ -116,7 +110,7 @@ def _note_latency(shard: Shard, request: Request) -> None:
 
 
 @jit
-def _give_back(shard: Shard, pool: Pool, request: Request) -> None:
+def _free_request(shard: Shard, pool: Pool, request: Request) -> None:
     arena = shard.arena
     link = request.first_child
     while link != 0:
@@ -130,7 +124,7 @@ def _give_back(shard: Shard, pool: Pool, request: Request) -> None:
 
 @jit
 def _encode(shard: Shard, request: Request) -> int:
-    """Write the reply at OUT; return where it ends."""
+    """Write the reply at ``shard.out``; return where it ends."""
     out = shard.out
     kind = request.kind
     if request.code != 0:
@@ -184,11 +178,11 @@ def _write_result(shard: Shard, request: Request, at: int) -> int:
 
 @jit
 def _write_error(shard: Shard, request: Request, at: int) -> int:
-    """Write an error that was encoded beforehand."""
+    """Copy an error that was encoded at the start."""
     code = request.code
-    entry = shard.canned + 16 * code
+    entry = shard.encoded_errors + 16 * code
     if code == ErrorCode.MOVED:
-        entry = shard.moved + 16 * request.detail[0]
+        entry = shard.encoded_moved + 16 * request.detail[0]
     num_bytes = load_i64(entry + 8)
     copy_bytes(at, load_i64(entry), num_bytes)
     return at + num_bytes

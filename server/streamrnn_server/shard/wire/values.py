@@ -1,7 +1,7 @@
-"""MessagePack values for compiled code: read at an address, within a message.
+"""Read MessagePack values at an address, within a message.
 
-Readers take and return positions (addresses). Position 0 means that what was to be read is not
-there, and every reader hands it on, so a chain of them needs one check at its end.
+Readers take and return positions (addresses). Position 0 means that the value is not there, and
+every reader passes it on, so a chain of them needs one check at its end.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _HIGH_BITS = 0x8080808080808080 - 2**64
 
 @intrinsic
 def _double_of_bits(typingctx: Any, value: types.Type) -> Any:
-    """Take 64 bits for a float64."""
+    """Reinterpret 64 bits as a float64."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.DoubleType())
@@ -72,7 +72,7 @@ def _double_of_bits(typingctx: Any, value: types.Type) -> Any:
 
 @intrinsic
 def _double_of_single_bits(typingctx: Any, value: types.Type) -> Any:
-    """Take the low 32 bits for a float32, and widen it."""
+    """Reinterpret the low 32 bits as a float32, and widen it."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         single = builder.bitcast(builder.trunc(args[0], ir.IntType(32)), ir.FloatType())
@@ -83,7 +83,7 @@ def _double_of_single_bits(typingctx: Any, value: types.Type) -> Any:
 
 @intrinsic
 def _bits_of_double(typingctx: Any, value: types.Type) -> Any:
-    """Take a float64 for its 64 bits."""
+    """Reinterpret a float64 as its 64 bits."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.IntType(64))
@@ -105,22 +105,10 @@ def _load_big(at: int, num_bytes: int) -> int:
 
 @jit
 def read_head(at: int, end: int) -> tuple[ValueKind, int, int]:
-    """Read what one value is, and for a number its value, for the rest its length.
+    """Read the head of a value: its kind, its number or length, and where its content begins.
 
-    Parameters
-    ----------
-    at, end : int
-        Where to read, and where the message ends.
-
-    Returns
-    -------
-    kind : ValueKind
-        A `ValueKind`.
-    value : int
-        The number, or the bits of a float64; bytes of a str, bin or ext, which lie in the message;
-        elements of an array, pairs of a map, not more than bytes are left.
-    at : int
-        After the head, where the content begins; 0 if there is no such value.
+    The number of a float is its float64's bits. A length counts bytes (str, bin, ext), elements, or
+    pairs (map), and never exceeds the bytes that are left. The position is 0 if there is no value.
     """
     if at == 0 or at >= end:
         return ValueKind.NOTHING, 0, 0
@@ -137,7 +125,7 @@ def read_head(at: int, end: int) -> tuple[ValueKind, int, int]:
         kind, length, at = _read_long_head(first, at, end)
         if at == 0 or kind < ValueKind.STR:
             return kind, length, at
-    # Each element has at least one byte, so a false length cannot make anybody count for long.
+    # Each element has at least one byte: a false length cannot make a loop run for long.
     if length > end - at:
         return ValueKind.NOTHING, 0, 0
     return kind, length, at
@@ -185,60 +173,23 @@ def _read_long_head(first: int, at: int, end: int) -> tuple[ValueKind, int, int]
 
 @jit
 def read_uint(at: int, end: int) -> tuple[int, int]:
-    """Read an integer from 0 to 2**63 - 1.
-
-    Parameters
-    ----------
-    at, end : int
-        Where to read, and where the message ends.
-
-    Returns
-    -------
-    value : int
-    at : int
-        After it; 0 if it is something else.
-    """
+    """Read an integer from 0 to 2**63 - 1; return it and the position after it."""
     kind, value, at = read_head(at, end)
     return value, at if kind == ValueKind.UINT else 0
 
 
 @jit
 def read_array(at: int, end: int, length: int) -> int:
-    """Read the head of an array of a certain length.
-
-    Parameters
-    ----------
-    at, end : int
-        Where to read, and where the message ends.
-    length : int
-        The number of elements expected.
-
-    Returns
-    -------
-    int
-        Position of the first element; 0 if it is something else.
-    """
+    """Read the head of an array of exactly ``length`` elements."""
     kind, value, at = read_head(at, end)
     return at if kind == ValueKind.ARRAY and value == length else 0
 
 
 @jit
 def read_stream(at: int, end: int, target: int) -> tuple[int, int]:
-    """Read a stream id and write its canonical bytes.
+    """Read a stream id and write its canonical bytes; return their number.
 
-    Parameters
-    ----------
-    at, end : int
-        Where to read, and where the message ends.
-    target : int
-        Address of at least 136 bytes; zeros follow the id up to byte 16.
-
-    Returns
-    -------
-    num_bytes : int
-        Length of the canonical id.
-    at : int
-        After it; 0 if it is no stream id.
+    ``target`` is the address of at least 136 bytes; zeros follow the id up to byte 16.
     """
     kind, value, at = read_head(at, end)
     store_i64(target, 0)
@@ -256,7 +207,7 @@ def read_stream(at: int, end: int, target: int) -> tuple[int, int]:
 
 @jit
 def is_utf8(at: int, num_bytes: int) -> bool:
-    """Tell whether a text is valid UTF-8 (Unicode 15, table 3-7)."""
+    """Tell whether bytes are valid UTF-8 (Unicode 15, table 3-7)."""
     k = 0
     while k + 8 <= num_bytes and load_i64(at + k) & _HIGH_BITS == 0:
         k += 8
@@ -291,21 +242,9 @@ def is_utf8(at: int, num_bytes: int) -> bool:
 
 @jit
 def read_numbers(at: int, end: int, num_values: int, target: int) -> int:
-    """Read numbers of any kind as float64.
+    """Read numbers of any kind as float64, to an address or, if it is 0, only to check them.
 
-    Parameters
-    ----------
-    at, end : int
-        Where to read, and where the message ends.
-    num_values : int
-        How many.
-    target : int
-        Address of so many float64; 0 to check them only.
-
-    Returns
-    -------
-    int
-        Position after them; 0 if one of them is no number.
+    Returns the position after them, 0 if one of them is no number.
     """
     for k in range(num_values):
         kind, value, at = read_head(at, end)
