@@ -25,19 +25,13 @@ from streamrnn_server.shard.wire.reply import count_unsent
 __all__ = ["listen", "read_clock", "wait"]
 
 _LISTEN_EVERY_NS = 200_000
-_QUIET_MS = 50  # after which a shard that stops takes it that nothing is on its way
+_QUIET_MS = 50  # after so much silence a shard that stops takes no more messages
 _IDLE_POLL_MS = 20
 
 
 @jit
 def read_clock(shard: Shard) -> int:
-    """Read the clock and set NOW_NS.
-
-    Returns
-    -------
-    int
-        Nanoseconds, monotonic.
-    """
+    """Set ``shard.now_ns`` to the monotonic clock, and return it."""
     now = monotonic_ns(field_address(shard, "clock"))
     shard.now_ns = now
     return now
@@ -45,13 +39,7 @@ def read_clock(shard: Shard) -> int:
 
 @jit
 def wait(shard: Shard) -> None:
-    """Wait until a message or Python's word has come; end a stop when all is quiet.
-
-    Parameters
-    ----------
-    shard : Shard
-        Which has nothing to do.
-    """
+    """Wait for a message or a command; end a stop when nothing more comes."""
     state = shard.state
     if state == ShardState.ENDED:
         return
@@ -83,7 +71,7 @@ def wait(shard: Shard) -> None:
 
 @jit
 def listen(shard: Shard) -> None:
-    """Take what Python has sent, if it is time to look: replies to send on, and commands."""
+    """Receive what Python has sent, if it is time to look: replies to forward, and commands."""
     now = shard.now_ns
     if now - shard.last_pair_ns < _LISTEN_EVERY_NS:
         return
@@ -100,12 +88,12 @@ def listen(shard: Shard) -> None:
             if msg_size(payload) >= w.COMMAND_BYTES:
                 handle_command(shard, w.command_at(msg_data(payload)))
         else:
-            _send_on(shard, identity, payload)
+            _forward(shard, identity, payload)
 
 
 @jit
-def _send_on(shard: Shard, identity: int, payload: int) -> None:
-    """Send a reply of Python's; if it cannot be sent, let go of both frames."""
+def _forward(shard: Shard, identity: int, payload: int) -> None:
+    """Forward a reply of Python's; if it cannot be sent, free both frames."""
     router = shard.router
     error = msg_send(router, identity, True)
     if error == 0:

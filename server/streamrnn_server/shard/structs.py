@@ -77,7 +77,7 @@ class Counters(Struct):
 
     num_messages: I64
     num_steps: I64
-    num_waves: I64
+    num_waves: I64  # batches computed; `stats` shows it by this name
     num_duplicates: I64
     num_replies: I64
     num_opened: I64

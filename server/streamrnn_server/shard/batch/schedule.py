@@ -128,7 +128,7 @@ def _next_step(shard: Shard, plan: Any, model: Model, slot: int, header: Header)
         elif kind in (Kind.EXPORT, Kind.RESTORE) and is_away(shard, slot):
             ask_for_row(shard, slot)
             return request_at(0)
-        elif _must_be_held(shard, model, slot, header, request, kind):
+        elif _must_wait_for_disk(shard, model, slot, header, request, kind):
             hold(shard, slot, header)
             return request_at(0)
         if request.code != 0:
@@ -139,7 +139,7 @@ def _next_step(shard: Shard, plan: Any, model: Model, slot: int, header: Header)
 
 
 @jit
-def _must_be_held(
+def _must_wait_for_disk(
     shard: Shard, model: Model, slot: int, header: Header, request: Request, kind: int
 ) -> bool:
     """Serve a request that is no step; tell whether its stream must wait for the disk."""

@@ -21,17 +21,9 @@ _MAX_LOOKED_AHEAD = 256
 
 @jit
 def find_rows_to_save(shard: Shard, slots: int) -> int:
-    """Find rows that the checkpoint being made copies next, and that are not here.
+    """List rows on the GPU that the checkpoint copies next; return how many there are.
 
-    Parameters
-    ----------
-    slots : int
-        Address of int32[num_slots], for their slots.
-
-    Returns
-    -------
-    int
-        How many there are.
+    ``slots`` is the address of int32[num_slots], for their slots.
     """
     if shard.is_saving == 0:
         return 0
@@ -47,21 +39,10 @@ def find_rows_to_save(shard: Shard, slots: int) -> int:
 
 @jit
 def steps_together(shard: Shard, num_rows: int, max_rows: int, max_steps: int) -> int:
-    """Tell how many steps of a batch's streams may be one launch: others join at every batch.
+    """Return how many steps of a batch's streams may be one launch.
 
-    Parameters
-    ----------
-    shard : Shard
-        Whose BATCH_REQUESTS are filled.
-    num_rows : int
-        The number of rows.
-    max_rows, max_steps : int
-        The most that the GPU takes at once.
-
-    Returns
-    -------
-    int
-        1 as soon as another stream is ready, or one of these has but one step to go.
+    It is 1 as soon as another stream is ready, for streams join at every batch, or one of these has
+    but one step to go.
     """
     if num_rows > max_rows or shard.num_ready != 0:
         return 1
@@ -76,17 +57,7 @@ def steps_together(shard: Shard, num_rows: int, max_rows: int, max_steps: int) -
 
 @jit
 def fill_batch(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
-    """Write a batch's slots and inputs one after the other.
-
-    Parameters
-    ----------
-    shard : Shard
-        Whose BATCH_SLOTS and XS are filled.
-    num_rows, num_steps : int
-        Of the batch.
-    buffer : int
-        Address of int32[num_rows] and, behind it, of num_rows * num_steps inputs.
-    """
+    """Write a batch's slots, int32[num_rows], and behind them num_rows * num_steps inputs."""
     places, first_slot = shard.places, model.first_slot
     slots, xs = shard.batch_slots, shard.xs
     row_bytes = num_steps * model.step_bytes
@@ -100,17 +71,7 @@ def fill_batch(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer
 
 @jit
 def empty_batch(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
-    """Put a batch's outputs where their requests want them.
-
-    Parameters
-    ----------
-    shard : Shard
-        Whose YS are filled.
-    num_rows, num_steps : int
-        Of the batch.
-    buffer : int
-        Address of num_rows * num_steps outputs.
-    """
+    """Copy num_rows * num_steps outputs to where their requests want them."""
     ys, y_bytes = shard.ys, num_steps * model.y_bytes
     for row in range(num_rows):
         copy_bytes(load_i64(ys + 8 * row), buffer + row * y_bytes, y_bytes)
