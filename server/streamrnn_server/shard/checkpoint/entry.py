@@ -6,7 +6,7 @@ from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes, load_u8
 from streamrnn.kernels.pointers import address
 from streamrnn_server.shard.checkpoint import packing as e
-from streamrnn_server.shard.checkpoint.packing import Entry, part_bytes
+from streamrnn_server.shard.checkpoint.packing import Entry, EntryKind, part_bytes
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import row_of
@@ -24,9 +24,9 @@ def entry_bytes(model: Model, header: Header, request: Request, owner: int) -> i
     """
     num_bytes = e.ENTRY_HEAD_BYTES + part_bytes(header.id_bytes)
     kind = _kind_of(request)
-    if kind == e.EntryKind.SNAPSHOT:
+    if kind == EntryKind.SNAPSHOT:
         num_bytes += part_bytes(request.x_count)
-    if kind != e.EntryKind.DELETE:
+    if kind != EntryKind.DELETE:
         num_bytes += part_bytes(load_u8(owner)) if owner != 0 else 0
         num_bytes += model.row_bytes
         window_log2 = header.window_log2
@@ -37,10 +37,11 @@ def entry_bytes(model: Model, header: Header, request: Request, owner: int) -> i
 
 @jit
 def _kind_of(request: Request) -> int:
-    kind = request.kind if request else Kind.STEP
-    if kind == Kind.CLOSE:
-        return e.EntryKind.DELETE
-    return e.EntryKind.SNAPSHOT if kind == Kind.SNAPSHOT else e.EntryKind.PUT
+    if request and request.kind == Kind.CLOSE:
+        return EntryKind.DELETE
+    if request and request.kind == Kind.SNAPSHOT:
+        return EntryKind.SNAPSHOT
+    return EntryKind.PUT
 
 
 @jit
@@ -50,7 +51,7 @@ def write_entry(
     """Copy a stream as it is; arguments as for `entry_bytes`."""
     kind = _kind_of(request)
     y_bytes, window_log2, ring = model.y_bytes, header.window_log2, header.ring
-    name_bytes = request.x_count if kind == e.EntryKind.SNAPSHOT else 0
+    name_bytes = request.x_count if kind == EntryKind.SNAPSHOT else 0
     entry.num_bytes = entry_bytes(model, header, request, owner)
     entry.kind = kind
     entry.slot = slot
@@ -70,7 +71,7 @@ def write_entry(
     at = address(entry) + e.ENTRY_HEAD_BYTES
     copy_bytes(at, h.id_address(header), header.id_bytes)
     at += part_bytes(header.id_bytes)
-    if kind == e.EntryKind.DELETE:
+    if kind == EntryKind.DELETE:
         return
     copy_bytes(at, request.x if name_bytes > 0 else 0, name_bytes)
     at += part_bytes(name_bytes)
