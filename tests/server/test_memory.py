@@ -23,9 +23,9 @@ from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.arena import PAGE_BYTES
 from streamrnn_server.shard.memory.slab import header_of, model_of, row_of
 from streamrnn_server.shard.setup import ShardMemory
-from streamrnn_server.shard.streams.allocate import take_slot
-from streamrnn_server.shard.streams.eviction import SLOT_BYTES, take_ring
-from streamrnn_server.shard.streams.slots import let_go
+from streamrnn_server.shard.streams.allocate import allocate_slot
+from streamrnn_server.shard.streams.eviction import SLOT_BYTES, allocate_ring
+from streamrnn_server.shard.streams.slots import evict_stream
 from streamrnn_server.shard.structs import shard_at
 from streamrnn_server.testing import serving
 from tests.support.models import random_model
@@ -96,7 +96,7 @@ CLEAN, AT_WORK = h.IS_OPEN, h.IS_OPEN | h.IS_READY
 @jit
 def begin(address, index, mark, used_s):
     shard = shard_at(address)
-    slot = take_slot(shard, index)
+    slot = allocate_slot(shard, index)
     if slot < 0:
         return -1
     header, model = header_of(shard, slot), model_of(shard, index)
@@ -115,7 +115,7 @@ def ring_of(address, slot):
     header = header_of(shard, slot)
     flags = header.flags
     header.flags = flags | h.IS_READY
-    found = take_ring(shard, header, Y_BYTES)
+    found = allocate_ring(shard, header, Y_BYTES)
     header.flags = flags
     return found
 
@@ -139,7 +139,7 @@ def marks(address, index, slot):
 
 @jit
 def end(address, slot):
-    let_go(shard_at(address), slot)
+    evict_stream(shard_at(address), slot)
 
 
 class Shard:

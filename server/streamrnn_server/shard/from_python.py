@@ -14,10 +14,10 @@ from streamrnn_server.shard.memory.header import MAX_INLINE_ID_BYTES
 from streamrnn_server.shard.memory.index import hash64
 from streamrnn_server.shard.requests.finish import fail
 from streamrnn_server.shard.requests.queue import append
-from streamrnn_server.shard.requests.request import Form, Kind, take_request
+from streamrnn_server.shard.requests.request import Form, Kind, allocate_request
 from streamrnn_server.shard.streams.admit import admit_one
 from streamrnn_server.shard.streams.dirty import ask_for_checkpoint
-from streamrnn_server.shard.streams.eviction import take_block
+from streamrnn_server.shard.streams.eviction import allocate_block
 from streamrnn_server.shard.streams.lookup import (
     finish_lookup,
     named_owner,
@@ -39,23 +39,23 @@ def handle_command(shard: Shard, command: Command) -> None:
         shard.stop_at_ns = shard.now_ns + _STOP_WITHIN_NS
         shard.state = ShardState.STOPPING
         # The last checkpoint is tried in any case: one that has begun is not it, should it fail.
-        shard.num_failed_in_a_row = -shard.is_saving
+        shard.num_failed_in_a_row = -shard.is_checkpointing
     elif what == CommandKind.END:
         shard.state = ShardState.ENDED
     elif what == CommandKind.FOUND:
         finish_lookup(shard, command)
     elif what == CommandKind.REQUEST:
-        _take_request_of_python(shard, command)
+        _admit_python_request(shard, command)
 
 
 @jit
-def _take_request_of_python(shard: Shard, command: Command) -> None:
+def _admit_python_request(shard: Shard, command: Command) -> None:
     """Let a request that Python has prepared have its turn like any other."""
     pool = shard.pool
     if pool.num_free == 0:
         shard.counters.num_calls_refused += 1
         return  # it is as if the message had been lost
-    request = take_request(pool)
+    request = allocate_request(pool)
     request.kind = command.kind
     request.msgid = command.msgid
     request.first_seq = command.seq
@@ -76,7 +76,7 @@ def _take_request_of_python(shard: Shard, command: Command) -> None:
     copy_bytes(stream, at, command.stream_bytes)
     at += command.stream_bytes
     if data_bytes > 0:
-        block = take_block(shard, data_bytes)
+        block = allocate_block(shard, data_bytes)
         if block == 0:
             fail(shard, request, ErrorCode.BUSY)
             return
@@ -84,7 +84,7 @@ def _take_request_of_python(shard: Shard, command: Command) -> None:
         request.x_block = block
         request.x = block
     if request.kind == Kind.SYNC_ALL:
-        append(pool, shard.uncovered, request)
+        append(pool, shard.awaiting_checkpoint, request)
         ask_for_checkpoint(shard)
         return
     request.hash = hash64(stream, request.stream_bytes)

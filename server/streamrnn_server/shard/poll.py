@@ -1,11 +1,11 @@
-"""What a shard does between batches: wait, listen to Python, let go of idle streams."""
+"""What a shard does between batches: wait, listen to Python, evict idle streams."""
 
 from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.pointers import field_address
 from streamrnn_server.shard import structs as w
-from streamrnn_server.shard.checkpoint.copy import is_all_saved, ms_until_checkpoint
+from streamrnn_server.shard.checkpoint.copy import is_all_checkpointed, ms_until_checkpoint
 from streamrnn_server.shard.from_python import handle_command
 from streamrnn_server.shard.libzmq import (
     monotonic_ns,
@@ -62,7 +62,7 @@ def wait(shard: Shard) -> None:
         shard.last_pair_ns = 0
     is_quiet = has_come & 1 == 0 or now > shard.stop_at_ns
     if state == ShardState.STOPPING and is_quiet and has_come & 6 == 0:
-        if is_all_saved(shard):
+        if is_all_checkpointed(shard):
             if tell_drained(shard):
                 shard.state = ShardState.DRAINED
         else:

@@ -26,12 +26,12 @@ from streamrnn_server.config import ServerConfig, format_bytes
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.libzmq import msg_close, msg_init
 from streamrnn_server.shard.memory.arena import Arena
-from streamrnn_server.shard.memory.budget import take_bytes
+from streamrnn_server.shard.memory.budget import reserve_bytes
 from streamrnn_server.shard.memory.header import HEADER_BYTES
 from streamrnn_server.shard.memory.index import StreamIndex
 from streamrnn_server.shard.requests.request import RequestPool
 from streamrnn_server.shard.streams.owners import Users
-from streamrnn_server.shard.structs import Model, Shard, Stage
+from streamrnn_server.shard.structs import DiskBuffer, Model, Shard
 from streamrnn_server.shard.to_python import MAX_ASKS
 
 __all__ = ["ShardMemory"]
@@ -70,9 +70,9 @@ class ShardMemory:
         Its address; what `streamrnn_server.shard.loop.serve` takes.
     rows : list of ndarray of float32, shape (max_streams, row_bytes // 4)
         Each model's.
-    places : ndarray of uint8, shape (num_slots,)
+    row_locations : ndarray of uint8, shape (num_slots,)
         A `RowLocation` for each slot. Empty without a GPU, as the lists below.
-    written, asked_for, to_save : ndarray of int32, shape (num_slots,)
+    written, awaiting_row, checkpoint_rows : ndarray of int32, shape (num_slots,)
         Lists of slots.
     """
 
@@ -99,15 +99,15 @@ class ShardMemory:
         self.struct = Shard.one()
         self.address = struct_address(self.struct)
         num_slots = len(programs) * max_streams + _NUM_REQUESTS  # with those of the lookup
-        stage_bytes = _stage_bytes(programs.values())
+        disk_buffer_bytes = _disk_buffer_bytes(programs.values())
         self._add_tables(config, list(programs.values()), num_slots)
-        self._take_always(config, disk is not None, stage_bytes, len(programs))
+        self._reserve_fixed(config, disk is not None, disk_buffer_bytes, len(programs))
         budget = self.struct["budget"]
         self._arena = Arena(int(budget["max_bytes"]), budget, self.struct["arena"])
         self._add_models(programs, max_streams)
         self._add_batch(list(programs.values()), gpu_rows or MAX_BATCH_ROWS)
         self._add_output(config, endpoints)
-        self._add_places(num_slots if gpu_rows else 0)
+        self._add_row_locations(num_slots if gpu_rows else 0)
         self._set(
             router=router.underlying,
             pair=pair.underlying,
@@ -117,7 +117,7 @@ class ShardMemory:
             idle_limit_s=config.idle_limit_s,
         )
         if disk is not None:
-            self._add_disk(config, disk, num_slots, stage_bytes)
+            self._add_disk(config, disk, num_slots, disk_buffer_bytes)
         for name in ("identity_message", "payload_message"):
             msg_init(address_of(self.struct[name]))
 
@@ -175,15 +175,15 @@ class ShardMemory:
             ),
         )
 
-    def _take_always(
-        self, config: ServerConfig, has_disk: bool, stage_bytes: int, num_models: int
+    def _reserve_fixed(
+        self, config: ServerConfig, has_disk: bool, disk_buffer_bytes: int, num_models: int
     ) -> None:
         """Count the memory that does not depend on the number of streams."""
         always = self._index.num_bytes + self._pool.num_bytes
-        always += w.NUM_STAGES * stage_bytes if has_disk else 0
+        always += w.NUM_DISK_BUFFERS * disk_buffer_bytes if has_disk else 0
         least = always + (num_models + 1) * HUGE_PAGE_BYTES
         budget = self.struct["budget"]
-        if not take_bytes(budget, always) or least > budget["max_bytes"]:
+        if not reserve_bytes(budget, always) or least > budget["max_bytes"]:
             each = f", {config.num_shards} shards" if config.num_shards > 1 else ""
             raise StartError(
                 f"--memory-budget is {format_bytes(config.memory_budget_bytes)}; {num_models} "
@@ -192,16 +192,16 @@ class ShardMemory:
                 "memory or fewer streams"
             )
 
-    def _add_places(self, num_slots: int) -> None:
-        self.places = reserve(num_slots)[:num_slots]
-        self.written, self.asked_for, self.to_save = (
+    def _add_row_locations(self, num_slots: int) -> None:
+        self.row_locations = reserve(num_slots)[:num_slots]
+        self.written, self.awaiting_row, self.checkpoint_rows = (
             reserve(4 * num_slots)[: 4 * num_slots].view(np.int32) for _ in range(3)
         )
         if num_slots > 0:
             self._set(
-                places=address_of(self.places),
+                row_locations=address_of(self.row_locations),
                 written=address_of(self.written),
-                asked_for=address_of(self.asked_for),
+                awaiting_row=address_of(self.awaiting_row),
                 # With window 1 an output is computed again from the row, which is away.
                 min_window_log2=1,
             )
@@ -211,22 +211,22 @@ class ShardMemory:
         config: ServerConfig,
         disk: zmq.Socket[bytes],
         num_slots: int,
-        stage_bytes: int,
+        disk_buffer_bytes: int,
     ) -> None:
-        stages = np.zeros(w.NUM_STAGES, Stage.dtype)
-        for stage in stages:
-            stage["at"] = self._own(reserve(stage_bytes, huge_pages=True))
+        disk_buffers = np.zeros(w.NUM_DISK_BUFFERS, DiskBuffer.dtype)
+        for buffer in disk_buffers:
+            buffer["at"] = self._own(reserve(disk_buffer_bytes, huge_pages=True))
         interval_ns = round(config.checkpoint_interval_s * 1e9)
         self._set(
             disk=disk.underlying,
             is_always=config.durability == "always",
-            save_every_ns=interval_ns,
+            checkpoint_interval_ns=interval_ns,
             retry_ns=interval_ns,
-            save_at_ns=time.monotonic_ns() + interval_ns,
+            checkpoint_due_ns=time.monotonic_ns() + interval_ns,
             dirty=self._own(reserve(4 * num_slots)),
-            saved=self._own(reserve(4 * num_slots)),
-            stages=self._own(stages),
-            stage=-1,
+            checkpoint_slots=self._own(reserve(4 * num_slots)),
+            disk_buffers=self._own(disk_buffers),
+            filling_buffer=-1,
             acknowledged=-1,
             can_look_up=1,
         )
@@ -249,7 +249,7 @@ class ShardMemory:
         num_units = -(-max_streams * program.row_bytes // HUGE_PAGE_BYTES)
         rows = reserve(num_units * HUGE_PAGE_BYTES, huge_pages=True)
         units = np.zeros(num_units, np.uint8)
-        if take_bytes(self.struct["budget"], HUGE_PAGE_BYTES):
+        if reserve_bytes(self.struct["budget"], HUGE_PAGE_BYTES):
             units[0] = 1
             touch(rows)
         self.rows.append(
@@ -296,12 +296,12 @@ class ShardMemory:
         return -(-self._own(array) // 64) * 64
 
 
-def _stage_bytes(programs: Iterable[Program]) -> int:
-    """Return the size of a stage: the largest entry fits behind one that is nearly full."""
+def _disk_buffer_bytes(programs: Iterable[Program]) -> int:
+    """Return the size of a disk buffer: the largest entry fits behind one that is nearly full."""
     largest = max(
         program.row_bytes + MAX_WINDOW * (8 + 4 * program.spec.output_size) for program in programs
     )
-    return w.STAGE_BYTES + largest + _ENTRY_SLACK_BYTES
+    return w.DISK_BUFFER_BYTES + largest + _ENTRY_SLACK_BYTES
 
 
 def _errors_of_codes(config: ServerConfig) -> list[list[Any]]:

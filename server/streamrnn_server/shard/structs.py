@@ -27,25 +27,25 @@ __all__ = [
     "Command",
     "CommandKind",
     "Counters",
+    "DiskBuffer",
+    "DiskBufferState",
     "Item",
     "Model",
     "RowLocation",
     "Shard",
     "ShardState",
-    "Stage",
-    "StageState",
     "UsersStruct",
     "ask_at",
     "command_at",
+    "disk_buffer_at",
     "item_at",
     "model_at",
     "shard_at",
-    "stage_at",
     "users_at",
 ]
 
-NUM_STAGES = 4
-STAGE_BYTES = 4 * 2**20
+NUM_DISK_BUFFERS = 4
+DISK_BUFFER_BYTES = 4 * 2**20
 
 # Latencies: eight buckets for each doubling of nanoseconds.
 BUCKETS_LOG2 = 3
@@ -151,7 +151,7 @@ class Shard(Struct):
     last_empty_ns: I64  # when the router last had nothing
     last_pair_ns: I64  # when the pair was last looked at
     idle_limit_s: I64  # 0: none
-    sweep_place: I64  # where the search for idle streams goes on, among the slots of SWEEP_MODEL
+    sweep_position: I64  # where the search for idle streams goes on, among the slots of SWEEP_MODEL
     sweep_model: I64
     sweep_ns: I64  # when it last looked
     asks_left: I64  # requests that may still go to Python, a token bucket
@@ -162,59 +162,59 @@ class Shard(Struct):
     latencies: Annotated[Any, np.int64, (NUM_BUCKETS,)]
     disk: I64  # socket handle of the PAIR to the checkpoint writer; 0 without a state directory
     is_always: I64  # replies wait for the disk
-    save_every_ns: I64
+    checkpoint_interval_ns: I64
     retry_ns: I64  # how long to wait after the disk has failed
-    save_at_ns: I64  # when the next checkpoint is due, if anything is dirty
-    save_now: I64  # a request waits for a checkpoint
-    is_saving: I64  # a checkpoint is being made
+    checkpoint_due_ns: I64  # when the next checkpoint is due, if anything is dirty
+    checkpoint_requested: I64  # a request waits for a checkpoint
+    is_checkpointing: I64  # a checkpoint is being made
     is_paced: I64  # it may take its time
     has_failed: I64  # a part of it could not be written
     num_failed_in_a_row: I64
     dirty: I64  # address of int32[number of slots]: the slots that the next checkpoint writes
     num_dirty: I64
-    saved: I64  # the same of the checkpoint that is being made
-    num_saved: I64
-    saved_place: I64  # how many of them are copied
-    stages: I64  # address of the stages' records
-    stage: I64  # number of the one being filled; -1 none
-    num_in_flight: I64  # number of stages sent to be written
-    acknowledged: I64  # number of the stage whose entries are being gone through; -1 none
+    checkpoint_slots: I64  # the same of the checkpoint that is being made
+    num_checkpoint_slots: I64
+    checkpoint_position: I64  # how many of them are copied
+    disk_buffers: I64  # address of the disk buffers' structs
+    filling_buffer: I64  # number of the one being filled; -1 none
+    num_in_flight: I64  # number of disk buffers sent to be written
+    acknowledged: I64  # number of the disk buffer whose entries are being gone through; -1 none
     ack_entry: I64  # address of its next entry
     ack_left: I64
     ack_is_good: I64
-    uncovered: Queue  # requests that the next checkpoint must cover
-    covered: Queue  # requests that wait for the one that is being made
+    awaiting_checkpoint: Queue  # requests that the next checkpoint must cover
+    awaiting_commit: Queue  # requests that wait for the one that is being made
     can_look_up: I64  # streams that are not in memory may be on disk
-    spill_place: I64  # where the search for a stream that can be spilled goes on
+    evict_position: I64  # where the search for a stream that can be evicted goes on
     min_window_log2: I64  # what is granted at least
-    places: I64  # address of uint8[number of slots]: where each row is; 0 without a GPU
+    row_locations: I64  # address of uint8[number of slots]: where each row is; 0 without a GPU
     written: I64  # address of int32[number of slots]: those whose rows must go to the GPU
     num_written: I64
-    asked_for: I64  # address of int32[number of slots]: those that wait for their rows
-    num_asked_for: I64
+    awaiting_row: I64  # address of int32[number of slots]: those that wait for their rows
+    num_awaiting_row: I64
     budget: BudgetStruct  # what rows, slots and the arena's pages count against
     users: I64  # address of the users and of the streams' owners; 0 without keys
 
 
-class StageState(IntEnum):
-    """What happens with a stage."""
+class DiskBufferState(IntEnum):
+    """What happens with a disk buffer."""
 
     FREE = 0
     FILLING = 1
     SENT = 2
 
 
-class Stage(Struct):
-    """Memory in which entries are on their way to disk."""
+class DiskBuffer(Struct):
+    """A buffer of checkpoint entries on their way to disk."""
 
     at: I64  # address of its memory
     used_bytes: I64
     num_entries: I64
-    state: I64  # a `StageState`
+    state: I64  # a `DiskBufferState`
 
 
-class SentStage(Struct, packed=True):
-    """A stage on its way to the checkpoint writer."""
+class SentBuffer(Struct, packed=True):
+    """A disk buffer on its way to the checkpoint writer."""
 
     number: I64
     at: I64
@@ -222,11 +222,11 @@ class SentStage(Struct, packed=True):
     num_entries: I64
 
 
-class StageAnswer(Struct, packed=True):
+class BufferAck(Struct, packed=True):
     """The checkpoint writer's answer, after its commit has returned."""
 
     number: I64
-    is_good: I64  # whether the stage is on disk
+    is_good: I64  # whether its entries are on disk
 
 
 class Model(Struct):
@@ -329,14 +329,14 @@ class UsersStruct(Struct):
 
 
 ASK_BYTES, ITEM_BYTES = Ask.dtype.itemsize, Item.dtype.itemsize
-COMMAND_BYTES, STAGE_RECORD_BYTES = Command.dtype.itemsize, Stage.dtype.itemsize
-SENT_STAGE_BYTES = SentStage.dtype.itemsize
+COMMAND_BYTES, DISK_BUFFER_STRUCT_BYTES = Command.dtype.itemsize, DiskBuffer.dtype.itemsize
+SENT_BUFFER_BYTES = SentBuffer.dtype.itemsize
 
 shard_at = pointer_to(Shard)
 model_at = pointer_to(Model)
-stage_at = pointer_to(Stage)
-sent_stage_at = pointer_to(SentStage)
-answer_at = pointer_to(StageAnswer)
+disk_buffer_at = pointer_to(DiskBuffer)
+sent_buffer_at = pointer_to(SentBuffer)
+buffer_ack_at = pointer_to(BufferAck)
 ask_at = pointer_to(Ask)
 item_at = pointer_to(Item)
 command_at = pointer_to(Command)

@@ -29,7 +29,7 @@ _NS_PER_ASK = 1_000_000_000 // _ASKS_PER_S
 def call_python(shard: Shard, request: Request, data: int, num_bytes: int) -> bool:
     """Pass a message to Python, which answers it; False if too many are there already."""
     num_asks = min(1 + num_bytes // _BYTES_PER_ASK, _MAX_ASKS_PER_CALL)
-    if not _may_ask(shard, num_asks):
+    if not _take_tokens(shard, num_asks):
         shard.counters.num_calls_refused += 1
         return False
     shard.counters.num_calls += 1
@@ -55,7 +55,7 @@ def ask_python(shard: Shard, request: Request) -> bool:
             num_asks += 1 if _needs_text(child) else 0
     if num_asks == 0:
         return False
-    if not _may_ask(shard, min(num_asks, _MAX_ASKS_PER_CALL)):
+    if not _take_tokens(shard, min(num_asks, _MAX_ASKS_PER_CALL)):
         shard.counters.num_errors_without_words += num_asks
         return False
     if request.code != 0:
@@ -99,7 +99,7 @@ def _needs_text(request: Request) -> bool:
 
 
 @jit
-def _may_ask(shard: Shard, num_asks: int) -> bool:
+def _take_tokens(shard: Shard, num_asks: int) -> bool:
     """Take from the token bucket that limits what goes to Python."""
     now = shard.now_ns
     passed = (now - shard.asks_ns) // _NS_PER_ASK

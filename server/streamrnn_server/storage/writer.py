@@ -78,7 +78,7 @@ class CheckpointWriter:
         self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
         # The most that a commit packs at once: what one shard may have on its way, in one go.
         growth = _MAX_GROWTH_BYTES + templates.max_text_bytes
-        most = w.NUM_STAGES * w.STAGE_BYTES
+        most = w.NUM_DISK_BUFFERS * w.DISK_BUFFER_BYTES
         self._records = reserve(most + most // _MIN_ENTRY_BYTES * growth)
         self._table: NDArray[np.int64] = np.zeros((0, 6), np.int64)
 
@@ -124,7 +124,7 @@ class CheckpointWriter:
             self.last_commit_s = time.monotonic() - began_s
             self._succeed()
         for part in parts:
-            answer = np.array([(part.number, is_good)], w.StageAnswer.dtype)
+            answer = np.array([(part.number, is_good)], w.BufferAck.dtype)
             self._disks[part.shard].send(answer.tobytes())
 
     def _changes(self, parts: list[_Part]) -> Iterator[Change]:
@@ -184,7 +184,7 @@ class CheckpointWriter:
 def _receive(shard: int, disk: zmq.Socket[bytes]) -> Iterator[_Part]:
     try:
         while True:
-            sent = np.frombuffer(disk.recv(zmq.DONTWAIT), w.SentStage.dtype, 1)
+            sent = np.frombuffer(disk.recv(zmq.DONTWAIT), w.SentBuffer.dtype, 1)
             yield _Part(shard, *sent[0].item())
     except zmq.Again:
         return

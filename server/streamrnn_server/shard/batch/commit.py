@@ -81,7 +81,7 @@ def note_all_but_last(shard: Shard, model: Model, num_rows: int, num_steps: int)
 @jit
 def _quarantine(shard: Shard, header: Header, request: Request) -> None:
     """Quarantine a stream whose state contains NaN; what is on disk stays as it is."""
-    header.flags |= h.IS_FROZEN
+    header.flags |= h.IS_QUARANTINED
     seq = header.last_seq
     set_error(request, ErrorCode.QUARANTINED, seq, seq + 1 if seq > 0 else 0)
     shard.counters.num_quarantined += 1

@@ -20,8 +20,8 @@ from streamrnn_server.shard.memory.slab import header_of, model_of, row_of
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
 from streamrnn_server.shard.requests.request import Kind, Request, request_at
-from streamrnn_server.shard.streams.dirty import hold, mark_dirty
-from streamrnn_server.shard.streams.eviction import take_block
+from streamrnn_server.shard.streams.dirty import mark_dirty, wait_for_disk
+from streamrnn_server.shard.streams.eviction import allocate_block
 from streamrnn_server.shard.streams.operations import (
     close_stream,
     note_durable,
@@ -31,8 +31,8 @@ from streamrnn_server.shard.streams.operations import (
 )
 from streamrnn_server.shard.streams.owners import is_forbidden, name_of_owner
 from streamrnn_server.shard.streams.replay_ring import prefetch_place
-from streamrnn_server.shard.streams.restore import place_stream, roll_back
-from streamrnn_server.shard.streams.row_location import ask_for_row, is_away
+from streamrnn_server.shard.streams.restore import restore_stream, roll_back
+from streamrnn_server.shard.streams.row_location import is_row_on_gpu, wait_for_row
 from streamrnn_server.shard.streams.slots import free_slot
 from streamrnn_server.shard.structs import Model, Shard, model_at
 
@@ -114,10 +114,10 @@ def _next_step(shard: Shard, plan: Any, model: Model, slot: int, header: Header)
             mark_idle(shard, slot, header)
             return request
         kind = request.kind
-        is_frozen = header.flags & h.IS_FROZEN != 0
+        is_quarantined = header.flags & h.IS_QUARANTINED != 0
         if is_forbidden(shard, slot, request):
             set_error(request, ErrorCode.FORBIDDEN)
-        elif is_frozen and kind in (Kind.STEP, Kind.EXPORT, Kind.SNAPSHOT, Kind.SYNC):
+        elif is_quarantined and kind in (Kind.STEP, Kind.EXPORT, Kind.SNAPSHOT, Kind.SYNC):
             seq = header.last_seq
             set_error(request, ErrorCode.QUARANTINED, seq, seq + 1 if seq > 0 else 0)
         elif kind == Kind.STEP:
@@ -125,11 +125,11 @@ def _next_step(shard: Shard, plan: Any, model: Model, slot: int, header: Header)
                 prepare_step(shard, plan, model, slot, header, request)
             if request.code == 0 and request.progress < request.num_steps:
                 return request
-        elif kind in (Kind.EXPORT, Kind.RESTORE) and is_away(shard, slot):
-            ask_for_row(shard, slot)
+        elif kind in (Kind.EXPORT, Kind.RESTORE) and is_row_on_gpu(shard, slot):
+            wait_for_row(shard, slot)
             return request_at(0)
         elif _must_wait_for_disk(shard, model, slot, header, request, kind):
-            hold(shard, slot, header)
+            wait_for_disk(shard, slot, header)
             return request_at(0)
         if request.code != 0:
             shard.counters.num_errors += 1
@@ -161,7 +161,7 @@ def _must_wait_for_disk(
         shard.counters.num_closed += 1 if was_open else 0
         return False
     if kind == Kind.RESTORE:
-        return place_stream(shard, model, slot, header, request) and has_disk
+        return restore_stream(shard, model, slot, header, request) and has_disk
     if flags & h.IS_OPEN == 0:
         set_error(request, ErrorCode.UNKNOWN)
         return False
@@ -180,7 +180,7 @@ def _copy_out(shard: Shard, model: Model, slot: int, header: Header, request: Re
     none = request_at(0)
     owner = name_of_owner(shard, slot)
     num_bytes = entry_bytes(model, header, none, owner)
-    block = take_block(shard, num_bytes)
+    block = allocate_block(shard, num_bytes)
     if block == 0 or num_bytes > shard.out_bytes // 2:
         set_error(request, ErrorCode.BUSY)
         release(shard.arena, block)

@@ -12,7 +12,7 @@ from streamrnn_server.shard.checkpoint.packing import Entry, EntryKind, entry_at
 from streamrnn_server.shard.libzmq import msg_data, receive_frame
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
-from streamrnn_server.shard.memory.slab import header_of, model_of, stage_of
+from streamrnn_server.shard.memory.slab import disk_buffer_of, header_of, model_of
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
 from streamrnn_server.shard.requests.request import Kind
@@ -20,28 +20,28 @@ from streamrnn_server.shard.streams.dirty import mark_dirty
 from streamrnn_server.shard.streams.lookup import answer_without_record, is_pending
 from streamrnn_server.shard.streams.operations import close_stream, note_durable
 from streamrnn_server.shard.streams.slots import free_slot, make_ready
-from streamrnn_server.shard.structs import Shard, StageState, answer_at
+from streamrnn_server.shard.structs import DiskBufferState, Shard, buffer_ack_at
 
-__all__ = ["MAX_SLICE_SLOTS", "take_answers"]
+__all__ = ["MAX_SLICE_SLOTS", "process_acks"]
 
 MAX_SLICE_SLOTS = 128
 
 
 @jit
-def take_answers(shard: Shard) -> None:
+def process_acks(shard: Shard) -> None:
     """Process a slice of the entries of a write buffer that has come back."""
     number = shard.acknowledged
     if number < 0:
         message = field_address(shard, "identity_message")
         if receive_frame(shard.disk, message) < 16:
             return
-        answer = answer_at(msg_data(message))
+        answer = buffer_ack_at(msg_data(message))
         number = answer.number
-        stage = stage_of(shard, number)
+        buffer = disk_buffer_of(shard, number)
         shard.acknowledged = number
         shard.ack_is_good = answer.is_good
-        shard.ack_entry = stage.at
-        shard.ack_left = stage.num_entries
+        shard.ack_entry = buffer.at
+        shard.ack_left = buffer.num_entries
         if answer.is_good == 0:
             shard.has_failed = 1
     entry, left = entry_at(shard.ack_entry), shard.ack_left
@@ -50,24 +50,24 @@ def take_answers(shard: Shard) -> None:
         following = entry_at(address(entry) + entry.num_bytes)
         if k + 1 < num_done:
             prefetch(address(header_of(shard, following.slot)))
-        _take_answer(shard, entry, shard.ack_is_good)
+        _process_ack(shard, entry, shard.ack_is_good)
         entry = following
     shard.ack_entry = address(entry)
     shard.ack_left = left - num_done
     if left == num_done:
-        stage_of(shard, number).state = StageState.FREE
+        disk_buffer_of(shard, number).state = DiskBufferState.FREE
         shard.acknowledged = -1
         shard.num_in_flight -= 1
 
 
 @jit
-def _take_answer(shard: Shard, entry: Entry, is_good: int) -> None:
+def _process_ack(shard: Shard, entry: Entry, is_good: int) -> None:
     slot = entry.slot
     header = header_of(shard, slot)
     if header.generation != entry.generation:
         return
     flags = header.flags
-    header.flags = flags & ~h.IS_STAGED
+    header.flags = flags & ~h.IS_BUFFERED
     kind = entry.kind
     if is_good:
         shard.counters.num_saved += 1
@@ -75,18 +75,18 @@ def _take_answer(shard: Shard, entry: Entry, is_good: int) -> None:
             header.durable_seq = entry.last_seq
     elif flags & h.IS_OPEN:
         mark_dirty(shard, slot, header)
-    if entry.flags & h.IS_HELD:
-        _answer_held(shard, slot, header, is_good)
+    if entry.flags & h.IS_BLOCKED:
+        _answer_blocked(shard, slot, header, is_good)
 
 
 @jit
-def _answer_held(shard: Shard, slot: int, header: Header, is_good: int) -> None:
-    """End the request that a stream was held for; let the others go on."""
+def _answer_blocked(shard: Shard, slot: int, header: Header, is_good: int) -> None:
+    """End the request that blocked its stream; let the others go on."""
     pool = shard.pool
     request = first_waiting(pool, header)
     kind = request.kind
     if is_good == 0 and (kind == Kind.RESTORE or kind == Kind.ROLLBACK):
-        return  # it is dirty again, and still held
+        return  # it is dirty again, and still blocked
     note_durable(header, request)
     if is_good == 0 and kind != Kind.SYNC:
         set_error(request, ErrorCode.READ_ONLY)
@@ -104,13 +104,13 @@ def _answer_held(shard: Shard, slot: int, header: Header, is_good: int) -> None:
     if is_pending(shard, header):
         answer_without_record(shard, slot, header, ErrorCode.UNKNOWN)
     else:
-        _release_held(shard, slot, header)
+        _unblock(shard, slot, header)
 
 
 @jit
-def _release_held(shard: Shard, slot: int, header: Header) -> None:
+def _unblock(shard: Shard, slot: int, header: Header) -> None:
     """Let a stream's requests go on."""
-    flags = header.flags & ~h.IS_HELD
+    flags = header.flags & ~h.IS_BLOCKED
     if first_waiting(shard.pool, header):
         header.flags = flags | h.IS_READY
         make_ready(shard, model_of(shard, header.model), slot, header)

@@ -1,14 +1,14 @@
 """Checkpoints: the shard's part of bringing streams to disk.
 
 A stream that changes enters the list DIRTY. A checkpoint takes the whole list and copies one slot
-after the other into a stage, a slice between two batches; a full stage goes to the thread that
+after the other into a buffer, a slice between two batches; a full buffer goes to the thread that
 writes (`streamrnn_server.storage.writer`), which answers when its commit has returned. Streams are
 independent, so a checkpoint may be many commits, and each stream is as it was at the moment of its
 copy.
 
-A request that must be on disk before its reply either is *held*, at the head of its stream's queue,
-and answered when its entry comes back; or, where it was applied already, it waits on the list
-UNCOVERED for the next checkpoint that begins, and on COVERED for its end.
+A request that must be on disk before its reply either blocks its stream, at the head of its queue,
+and is answered when its entry comes back; or, where it was applied already, it waits on the list
+AWAITING_CHECKPOINT for the next checkpoint that begins, and on AWAITING_COMMIT for its end.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from streamrnn.kernels.memory import (
 from streamrnn.kernels.pointers import address
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.checkpoint import packing as e
-from streamrnn_server.shard.checkpoint.ack import MAX_SLICE_SLOTS, take_answers
+from streamrnn_server.shard.checkpoint.ack import MAX_SLICE_SLOTS, process_acks
 from streamrnn_server.shard.checkpoint.entry import entry_bytes, write_entry
 from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.memory import header as h
-from streamrnn_server.shard.memory.slab import header_of, model_of, row_of, stage_of
+from streamrnn_server.shard.memory.slab import disk_buffer_of, header_of, model_of, row_of
 from streamrnn_server.shard.requests.queue import append, first_waiting, pop_first
 from streamrnn_server.shard.requests.request import Kind, request_at
 from streamrnn_server.shard.streams.owners import name_of_owner
-from streamrnn_server.shard.streams.row_location import is_away
-from streamrnn_server.shard.structs import Shard, Stage, StageState
+from streamrnn_server.shard.streams.row_location import is_row_on_gpu
+from streamrnn_server.shard.structs import DiskBuffer, DiskBufferState, Shard
 
-__all__ = ["can_checkpoint", "checkpoint", "is_all_saved", "ms_until_checkpoint"]
+__all__ = ["can_checkpoint", "checkpoint", "is_all_checkpointed", "ms_until_checkpoint"]
 
 # A slice takes about 25 µs.
 _MAX_SLICE_BYTES = 96 * 1024
@@ -44,22 +44,22 @@ _MIN_SLICE_SLOTS = 8
 
 @jit
 def _is_due(shard: Shard) -> bool:
-    has_work = shard.num_dirty > 0 or shard.uncovered.first != 0
+    has_work = shard.num_dirty > 0 or shard.awaiting_checkpoint.first != 0
     if not has_work:
         return False
-    if shard.num_failed_in_a_row == 0 and (shard.save_now or shard.is_always):
+    if shard.num_failed_in_a_row == 0 and (shard.checkpoint_requested or shard.is_always):
         return True
-    return shard.now_ns >= shard.save_at_ns
+    return shard.now_ns >= shard.checkpoint_due_ns
 
 
 @jit
 def ms_until_checkpoint(shard: Shard) -> int:
     """Return how long an idle shard may wait, in ms; -1: no limit."""
-    if shard.disk == 0 or shard.is_saving:
+    if shard.disk == 0 or shard.is_checkpointing:
         return -1  # the thread that writes will say when it is done
-    if shard.num_dirty == 0 and shard.uncovered.first == 0:
+    if shard.num_dirty == 0 and shard.awaiting_checkpoint.first == 0:
         return -1
-    left_ns = shard.save_at_ns - shard.now_ns
+    left_ns = shard.checkpoint_due_ns - shard.now_ns
     return max(0, (left_ns + 999_999) // 1_000_000)
 
 
@@ -70,20 +70,20 @@ def can_checkpoint(shard: Shard) -> bool:
         return False
     if shard.acknowledged >= 0:
         return True
-    if shard.is_saving == 0:
+    if shard.is_checkpointing == 0:
         return _is_due(shard)
-    is_copied = shard.saved_place == shard.num_saved
-    return not is_copied and shard.num_in_flight < w.NUM_STAGES
+    is_copied = shard.checkpoint_position == shard.num_checkpoint_slots
+    return not is_copied and shard.num_in_flight < w.NUM_DISK_BUFFERS
 
 
 @jit
-def is_all_saved(shard: Shard) -> bool:
+def is_all_checkpointed(shard: Shard) -> bool:
     """Tell whether a shard that ends has nothing left to write, or cannot write it."""
     if shard.disk == 0:
         return True
-    if shard.is_saving:
+    if shard.is_checkpointing:
         return False
-    has_work = shard.num_dirty > 0 or shard.uncovered.first != 0
+    has_work = shard.num_dirty > 0 or shard.awaiting_checkpoint.first != 0
     return not has_work or shard.num_failed_in_a_row > 0
 
 
@@ -96,18 +96,18 @@ def checkpoint(shard: Shard, is_busy: bool) -> None:
     shard : Shard
         No batch is being computed.
     is_busy : bool
-        Whether messages are coming. Then a checkpoint that nobody waits for takes its time.
+        Whether messages are coming. Then a checkpoint that no request waits for takes its time.
     """
     if shard.disk == 0:
         return
     if shard.num_in_flight > 0:
-        take_answers(shard)
-    if shard.is_saving == 0:
+        process_acks(shard)
+    if shard.is_checkpointing == 0:
         if not _is_due(shard):
             return
         _begin(shard)
-    _copy_some(shard, _end_of_slice(shard) if is_busy else shard.num_saved)
-    is_copied = shard.saved_place == shard.num_saved
+    _copy_some(shard, _end_of_slice(shard) if is_busy else shard.num_checkpoint_slots)
+    is_copied = shard.checkpoint_position == shard.num_checkpoint_slots
     if is_copied and shard.num_in_flight == 0:
         _end(shard)
 
@@ -119,34 +119,35 @@ def _end_of_slice(shard: Shard) -> int:
     Copied in one go, streams are slowed down for as long as that and the disk take; and the longest
     replies are of then.
     """
-    num_saved = shard.num_saved
-    is_waited_for = shard.save_now or shard.uncovered.first != 0
+    num_all = shard.num_checkpoint_slots
+    is_waited_for = shard.checkpoint_requested or shard.awaiting_checkpoint.first != 0
     if shard.is_paced == 0 or is_waited_for:
-        return num_saved
-    interval_ns = shard.save_every_ns
-    began_ns = shard.save_at_ns - interval_ns
+        return num_all
+    interval_ns = shard.checkpoint_interval_ns
+    began_ns = shard.checkpoint_due_ns - interval_ns
     passed_us = (shard.now_ns - began_ns) // 1000
-    num_slots = num_saved * passed_us * _PACE // (max(interval_ns // 1000, 1) * (_PACE - 1))
-    return min(num_saved, num_slots // _MIN_SLICE_SLOTS * _MIN_SLICE_SLOTS)
+    num_slots = num_all * passed_us * _PACE // (max(interval_ns // 1000, 1) * (_PACE - 1))
+    return min(num_all, num_slots // _MIN_SLICE_SLOTS * _MIN_SLICE_SLOTS)
 
 
 @jit
 def _begin(shard: Shard) -> None:
-    is_waited_for = shard.save_now or shard.uncovered.first != 0
+    is_waited_for = shard.checkpoint_requested or shard.awaiting_checkpoint.first != 0
     is_paced = not is_waited_for and shard.is_always == 0
     shard.is_paced = 1 if is_paced else 0
     taken = shard.dirty
-    shard.dirty = shard.saved
-    shard.saved = taken
-    shard.num_saved = shard.num_dirty
+    shard.dirty = shard.checkpoint_slots
+    shard.checkpoint_slots = taken
+    shard.num_checkpoint_slots = shard.num_dirty
     shard.num_dirty = 0
-    shard.saved_place = 0
-    shard.save_now = 0
+    shard.checkpoint_position = 0
+    shard.checkpoint_requested = 0
     shard.has_failed = 0
-    shard.is_saving = 1
-    shard.save_at_ns = shard.now_ns + shard.save_every_ns
-    shard.covered.first, shard.covered.last = shard.uncovered.first, shard.uncovered.last
-    shard.uncovered.first = 0
+    shard.is_checkpointing = 1
+    shard.checkpoint_due_ns = shard.now_ns + shard.checkpoint_interval_ns
+    shard.awaiting_commit.first = shard.awaiting_checkpoint.first
+    shard.awaiting_commit.last = shard.awaiting_checkpoint.last
+    shard.awaiting_checkpoint.first = 0
 
 
 @jit
@@ -154,24 +155,24 @@ def _end(shard: Shard) -> None:
     """Answer what waited for this checkpoint; what it could not write waits for the next one."""
     pool = shard.pool
     has_failed = shard.has_failed
-    shard.is_saving = 0
+    shard.is_checkpointing = 0
     if has_failed:
         shard.counters.num_checkpoints_failed += 1
         failed = shard.num_failed_in_a_row + 1
         shard.num_failed_in_a_row = failed
-        shard.save_at_ns = shard.now_ns + shard.retry_ns
+        shard.checkpoint_due_ns = shard.now_ns + shard.retry_ns
     else:
         shard.counters.num_checkpoints += 1
         shard.num_failed_in_a_row = 0
     while True:
-        request = pop_first(pool, shard.covered)
+        request = pop_first(pool, shard.awaiting_commit)
         if not request:
             return
         is_done = has_failed == 0
         if request.kind == Kind.SYNC_ALL:
             request.last_seq = 1 if is_done else 0
             is_done = True
-        append(pool, shard.finished if is_done else shard.uncovered, request)
+        append(pool, shard.finished if is_done else shard.awaiting_checkpoint, request)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -182,8 +183,8 @@ def _end(shard: Shard) -> None:
 @jit
 def _copy_some(shard: Shard, end: int) -> None:
     """Copy a slice of the slots that this checkpoint writes, those before one of them."""
-    slots = shard.saved
-    place, last = shard.saved_place, shard.num_saved
+    slots = shard.checkpoint_slots
+    place, last = shard.checkpoint_position, shard.num_checkpoint_slots
     num_bytes = 0
     for _ in range(MAX_SLICE_SLOTS):
         if place >= end or num_bytes >= _MAX_SLICE_BYTES:
@@ -193,29 +194,29 @@ def _copy_some(shard: Shard, end: int) -> None:
         slot = load_i32(slots + 4 * place)
         header = header_of(shard, slot)
         flags = header.flags
-        is_held = flags & h.IS_HELD != 0
-        is_good = flags & (h.IS_OPEN | h.IS_FROZEN) == h.IS_OPEN
-        if flags & h.IS_DIRTY and (is_held or is_good):
-            if is_away(shard, slot):
+        is_blocked = flags & h.IS_BLOCKED != 0
+        is_good = flags & (h.IS_OPEN | h.IS_QUARANTINED) == h.IS_OPEN
+        if flags & h.IS_DIRTY and (is_blocked or is_good):
+            if is_row_on_gpu(shard, slot):
                 break  # it is brought here before the next slice
             model = model_of(shard, header.model)
-            request = first_waiting(shard.pool, header) if is_held else request_at(0)
+            request = first_waiting(shard.pool, header) if is_blocked else request_at(0)
             owner = name_of_owner(shard, slot)
             size = entry_bytes(model, header, request, owner)
-            stage = _stage_with_room(shard, size)
-            if not stage:
+            buffer = _disk_buffer_for(shard, size)
+            if not buffer:
                 break
-            entry = e.entry_at(stage.at + stage.used_bytes)
+            entry = e.entry_at(buffer.at + buffer.used_bytes)
             write_entry(model, slot, header, request, owner, entry)
-            stage.used_bytes += size
-            stage.num_entries += 1
+            buffer.used_bytes += size
+            buffer.num_entries += 1
             num_bytes += size
-            flags |= h.IS_STAGED
+            flags |= h.IS_BUFFERED
         header.flags = flags & ~h.IS_DIRTY
         place += 1
-    shard.saved_place = place
+    shard.checkpoint_position = place
     if place == last:
-        _send_stage(shard)
+        _send_disk_buffer(shard)
 
 
 @jit
@@ -230,36 +231,36 @@ def _prefetch_slot(shard: Shard, slot: int) -> None:
 
 
 @jit
-def _stage_with_room(shard: Shard, num_bytes: int) -> Stage:
-    """Return the stage being filled, if so much fits; or else send it and begin another, if any."""
-    if shard.stage >= 0:
-        stage = stage_of(shard, shard.stage)
-        # An entry that is larger than a stage has one for itself; its memory is large enough.
-        if stage.used_bytes == 0 or stage.used_bytes + num_bytes <= w.STAGE_BYTES:
-            return stage
-        _send_stage(shard)
-    for k in range(w.NUM_STAGES):
-        stage = stage_of(shard, k)
-        if stage.state == StageState.FREE:
-            stage.state = StageState.FILLING
-            stage.used_bytes = 0
-            stage.num_entries = 0
-            shard.stage = k
-            return stage
-    return w.stage_at(0)
+def _disk_buffer_for(shard: Shard, num_bytes: int) -> DiskBuffer:
+    """Return a disk buffer with so much space, sending the one being filled if need be, or null."""
+    if shard.filling_buffer >= 0:
+        buffer = disk_buffer_of(shard, shard.filling_buffer)
+        # An entry that is larger than a buffer has one for itself; its memory is large enough.
+        if buffer.used_bytes == 0 or buffer.used_bytes + num_bytes <= w.DISK_BUFFER_BYTES:
+            return buffer
+        _send_disk_buffer(shard)
+    for k in range(w.NUM_DISK_BUFFERS):
+        buffer = disk_buffer_of(shard, k)
+        if buffer.state == DiskBufferState.FREE:
+            buffer.state = DiskBufferState.FILLING
+            buffer.used_bytes = 0
+            buffer.num_entries = 0
+            shard.filling_buffer = k
+            return buffer
+    return w.disk_buffer_at(0)
 
 
 @jit
-def _send_stage(shard: Shard) -> None:
-    """Give the stage being filled to the thread that writes."""
-    if shard.stage < 0:
+def _send_disk_buffer(shard: Shard) -> None:
+    """Give the buffer being filled to the thread that writes."""
+    if shard.filling_buffer < 0:
         return
-    stage, sent = stage_of(shard, shard.stage), w.sent_stage_at(shard.out)
-    sent.number = shard.stage
-    sent.at = stage.at
-    sent.num_bytes = stage.used_bytes
-    sent.num_entries = stage.num_entries
-    stage.state = StageState.SENT
-    shard.stage = -1
+    buffer, sent = disk_buffer_of(shard, shard.filling_buffer), w.sent_buffer_at(shard.out)
+    sent.number = shard.filling_buffer
+    sent.at = buffer.at
+    sent.num_bytes = buffer.used_bytes
+    sent.num_entries = buffer.num_entries
+    buffer.state = DiskBufferState.SENT
+    shard.filling_buffer = -1
     shard.num_in_flight += 1
-    send_bytes(shard.disk, shard.out, w.SENT_STAGE_BYTES, False)
+    send_bytes(shard.disk, shard.out, w.SENT_BUFFER_BYTES, False)

@@ -4,7 +4,7 @@ The thread that steps streams copies a slot as it is, in a fraction of a microse
 puts the ring into order, adds names and the checksum, and so makes the record
 (`streamrnn.state.record`, which is also the judge of what is packed here).
 
-An entry is its words, then the canonical id, the name of the snapshot, the owner's name, the row,
+An entry is its fields, then the canonical id, the name of the snapshot, the owner's name, the row,
 and the ring as it lies in the arena, each from a multiple of 8 bytes.
 """
 # mypy: disable-error-code="no-untyped-def"
@@ -283,7 +283,7 @@ def pack_entries(entries: int, num_entries: int, templates: int, clock_s: int, o
     clock_s : int
         Time to write into them.
     out : int
-        Address of enough room.
+        Address of enough memory.
     """
     at = entries
     for _ in range(num_entries):

@@ -24,14 +24,14 @@ from streamrnn_server.shard.checkpoint.copy import can_checkpoint, checkpoint
 from streamrnn_server.shard.gpu.write_buffer import (
     empty_batch,
     fill_batch,
-    find_rows_to_save,
+    find_checkpoint_rows,
     steps_together,
 )
 from streamrnn_server.shard.memory.slab import model_of
 from streamrnn_server.shard.poll import listen, read_clock, wait
 from streamrnn_server.shard.setup import ShardMemory
 from streamrnn_server.shard.streams.admit import admit
-from streamrnn_server.shard.streams.row_location import let_askers_go_on
+from streamrnn_server.shard.streams.row_location import resume_awaiting_row
 from streamrnn_server.shard.streams.sweep import sweep
 from streamrnn_server.shard.structs import RowLocation, ShardState, shard_at
 from streamrnn_server.shard.wire.receive import receive
@@ -113,10 +113,10 @@ def _commit(address: int, index: int, num_steps: int, buffer: int) -> None:
 
 
 @jit
-def _find_to_save(address: int, slots: int) -> int:
+def _find_checkpoint_rows(address: int, slots: int) -> int:
     shard = shard_at(address)
     read_clock(shard)
-    return find_rows_to_save(shard, slots)
+    return find_checkpoint_rows(shard, slots)
 
 
 @jit
@@ -132,13 +132,21 @@ def _end(address: int, num_messages: int) -> None:
 
 
 @jit
-def _let_askers_go_on(address: int) -> None:
-    let_askers_go_on(shard_at(address))
+def _resume_awaiting_row(address: int) -> None:
+    resume_awaiting_row(shard_at(address))
 
 
 def compile_for_gpu() -> None:
     """Compile what the loop calls, or load it from the cache."""
-    functions = (_begin, _receive, _let_askers_go_on, _find_to_save, _end, _commit, _fill)
+    functions = (
+        _begin,
+        _receive,
+        _resume_awaiting_row,
+        _find_checkpoint_rows,
+        _end,
+        _commit,
+        _fill,
+    )
     for function, num_arguments in zip(functions, (1, 1, 1, 2, 2, 4, 5), strict=True):
         function.compile((types.int64,) * num_arguments)
 
@@ -156,7 +164,7 @@ class GpuShard:
         devices: Sequence[CudaDevice],
     ) -> None:
         self._memory, self._devices = memory, list(devices)
-        self._to_save = address_of(memory.to_save)
+        self._checkpoint_rows = address_of(memory.checkpoint_rows)
 
     def serve(self) -> None:
         """Serve until Python sends `CommandKind.END`: see `streamrnn_server.shard.loop.serve`.
@@ -178,22 +186,25 @@ class GpuShard:
             if num_steps > 0:
                 device.end_batch()
                 _commit(address, index, num_steps, address_of(device.batch_y))
-            self._fetch(memory.to_save[: _find_to_save(address, self._to_save)])
+            self._fetch(
+                memory.checkpoint_rows[: _find_checkpoint_rows(address, self._checkpoint_rows)]
+            )
             _end(address, num_messages)
 
     def _bring_rows(self) -> None:
         """Copy rows written on the host to the GPU, and those asked for to the host."""
         memory = self._memory
-        num_written, num_asked_for = memory.struct["num_written"], memory.struct["num_asked_for"]
+        num_written = memory.struct["num_written"]
+        num_awaiting_row = memory.struct["num_awaiting_row"]
         if num_written > 0:
             slots = memory.written[:num_written]
             for device, rows, own in self._by_model(slots):
                 device.write_rows(own, rows[own])
-            memory.places[slots] = RowLocation.BOTH
+            memory.row_locations[slots] = RowLocation.BOTH
             memory.struct["num_written"] = 0
-        if num_asked_for > 0:
-            self._fetch(memory.asked_for[:num_asked_for])
-            _let_askers_go_on(memory.address)
+        if num_awaiting_row > 0:
+            self._fetch(memory.awaiting_row[:num_awaiting_row])
+            _resume_awaiting_row(memory.address)
 
     def _fetch(self, slots: NDArray[np.int32]) -> None:
         """Copy rows from the GPU to the host."""
@@ -201,7 +212,7 @@ class GpuShard:
             return
         for device, rows, own in self._by_model(slots):
             rows[own] = device.read_rows(own)
-        self._memory.places[slots] = RowLocation.BOTH
+        self._memory.row_locations[slots] = RowLocation.BOTH
 
     def _by_model(
         self, slots: NDArray[np.int32]

@@ -11,27 +11,27 @@ from streamrnn.kernels.memory import (
     store_u8,
 )
 from streamrnn_server.shard.requests.request import request_at
-from streamrnn_server.shard.streams.row_location import is_away
+from streamrnn_server.shard.streams.row_location import is_row_on_gpu
 from streamrnn_server.shard.structs import Model, RowLocation, Shard
 
-__all__ = ["empty_batch", "fill_batch", "find_rows_to_save", "steps_together"]
+__all__ = ["empty_batch", "fill_batch", "find_checkpoint_rows", "steps_together"]
 
 _MAX_LOOKED_AHEAD = 256
 
 
 @jit
-def find_rows_to_save(shard: Shard, slots: int) -> int:
+def find_checkpoint_rows(shard: Shard, slots: int) -> int:
     """List rows on the GPU that the checkpoint copies next; return how many there are.
 
     ``slots`` is the address of int32[num_slots], for their slots.
     """
-    if shard.is_saving == 0:
+    if shard.is_checkpointing == 0:
         return 0
-    saved, place = shard.saved, shard.saved_place
+    checkpoint_slots, place = shard.checkpoint_slots, shard.checkpoint_position
     num_rows = 0
-    for k in range(place, min(place + _MAX_LOOKED_AHEAD, shard.num_saved)):
-        slot = load_i32(saved + 4 * k)
-        if is_away(shard, slot):
+    for k in range(place, min(place + _MAX_LOOKED_AHEAD, shard.num_checkpoint_slots)):
+        slot = load_i32(checkpoint_slots + 4 * k)
+        if is_row_on_gpu(shard, slot):
             store_i32(slots + 4 * num_rows, slot)
             num_rows += 1
     return num_rows
@@ -58,14 +58,14 @@ def steps_together(shard: Shard, num_rows: int, max_rows: int, max_steps: int) -
 @jit
 def fill_batch(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
     """Write a batch's slots, int32[num_rows], and behind them num_rows * num_steps inputs."""
-    places, first_slot = shard.places, model.first_slot
+    row_locations, first_slot = shard.row_locations, model.first_slot
     slots, xs = shard.batch_slots, shard.xs
     row_bytes = num_steps * model.step_bytes
     inputs = buffer + 4 * num_rows
     for row in range(num_rows):
         slot = load_i64(slots + 8 * row)
         store_i32(buffer + 4 * row, slot - first_slot)
-        store_u8(places + slot, RowLocation.GPU)
+        store_u8(row_locations + slot, RowLocation.GPU)
         copy_bytes(inputs + row * row_bytes, load_i64(xs + 8 * row), row_bytes)
 
 

@@ -17,9 +17,9 @@ from streamrnn.kernels.memory import load_i64, load_u8, store_i64, store_u8
 from streamrnn.kernels.pointers import pointer_to
 from streamrnn.kernels.structs import I64, Struct
 from streamrnn.kernels.virtual_memory import address_of, reserve, struct_address, touch
-from streamrnn_server.shard.memory.budget import budget_at, give_pages, new_budget, take_bytes
+from streamrnn_server.shard.memory.budget import budget_at, new_budget, release_pages, reserve_bytes
 
-__all__ = ["PAGE_BYTES", "Arena", "ArenaStruct", "allocate", "give_free_pages", "release"]
+__all__ = ["PAGE_BYTES", "Arena", "ArenaStruct", "allocate", "release", "release_free_pages"]
 
 PAGE_BYTES = 2**20
 _UNIT_BYTES = 64  # every block starts at a multiple of it
@@ -98,7 +98,7 @@ class Arena:
         units = np.arange(_MAX_CLASS_BYTES // _UNIT_BYTES + 1) * _UNIT_BYTES
         self._memory = reserve(self.max_bytes, huge_pages=True)
         num_touched = min(num_pages, _NUM_TOUCHED)
-        if not take_bytes(self._budget, num_touched * PAGE_BYTES):
+        if not reserve_bytes(self._budget, num_touched * PAGE_BYTES):
             num_touched = 0
         touch(self._memory, num_touched * PAGE_BYTES)
         self._pages = reserve(num_pages * _PAGE_STRUCT_BYTES)
@@ -130,7 +130,7 @@ def allocate(arena: ArenaStruct, num_bytes: int) -> int:
     partial = arena.partial + size_class * 8
     page = load_i64(partial) - 1
     if page < 0:
-        page = _take_pages(arena, 1)
+        page = _allocate_pages(arena, 1)
         if page < 0:
             return 0
         store_u8(arena.kinds + page, size_class + 1)
@@ -165,7 +165,7 @@ def release(arena: ArenaStruct, block: int) -> None:
     if kind == _KIND_RUN_HEAD:
         run = record.run
         arena.used_bytes -= run * PAGE_BYTES
-        _give_pages(arena, page, run)
+        _free_run(arena, page, run)
         return
     size = load_i64(arena.sizes + (kind - 1) * 8)
     partial = arena.partial + (kind - 1) * 8
@@ -180,13 +180,13 @@ def release(arena: ArenaStruct, block: int) -> None:
     # The class's only page with room is kept, or one block back and forth would churn it.
     if num_used == 0 and (record.next != 0 or record.previous != 0):
         _unlink(arena, partial, page)
-        _give_pages(arena, page, 1)
+        _free_run(arena, page, 1)
 
 
 @jit
 def _allocate_run(arena: ArenaStruct, num_bytes: int) -> int:
     run = (num_bytes + PAGE_BYTES - 1) // PAGE_BYTES
-    page = _take_pages(arena, run)
+    page = _allocate_pages(arena, run)
     if page < 0:
         return 0
     kinds = arena.kinds
@@ -204,18 +204,18 @@ def _is_free(kind: int) -> bool:
 
 
 @jit
-def _take_pages(arena: ArenaStruct, run: int) -> int:
+def _allocate_pages(arena: ArenaStruct, run: int) -> int:
     """Return the first of ``run`` free pages side by side, or -1; the caller sets their kinds."""
     kinds, budget = arena.kinds, budget_at(arena.budget)
     page = _find_pages(arena, run)
     if page < 0:
         return -1
     num_empty = _count_empty(kinds, page, run)
-    if not take_bytes(budget, (run - num_empty) * PAGE_BYTES):
+    if not reserve_bytes(budget, (run - num_empty) * PAGE_BYTES):
         # Other free pages may have what these lack.
-        give_free_pages(arena)
+        release_free_pages(arena)
         num_empty = _count_empty(kinds, page, run)
-        if not take_bytes(budget, (run - num_empty) * PAGE_BYTES):
+        if not reserve_bytes(budget, (run - num_empty) * PAGE_BYTES):
             return -1
     arena.num_empty -= num_empty
     return page
@@ -247,7 +247,7 @@ def _find_pages(arena: ArenaStruct, run: int) -> int:
 
 
 @jit
-def _give_pages(arena: ArenaStruct, page: int, run: int) -> None:
+def _free_run(arena: ArenaStruct, page: int, run: int) -> None:
     kinds = arena.kinds
     for k in range(run):
         store_u8(kinds + page + k, _KIND_EMPTY)
@@ -257,14 +257,14 @@ def _give_pages(arena: ArenaStruct, page: int, run: int) -> None:
 
 
 @jit
-def give_free_pages(arena: ArenaStruct) -> bool:
+def release_free_pages(arena: ArenaStruct) -> bool:
     """Return the memory of all free pages to the system; tell whether there was any."""
     if arena.num_empty == 0:
         return False
     kinds, base = arena.kinds, arena.base
     given = 0
     for page in range(arena.num_pages):
-        if load_u8(kinds + page) == _KIND_EMPTY and give_pages(
+        if load_u8(kinds + page) == _KIND_EMPTY and release_pages(
             budget_at(arena.budget), base + page * PAGE_BYTES, PAGE_BYTES
         ):
             store_u8(kinds + page, _KIND_FREE)

@@ -17,7 +17,14 @@ from streamrnn.kernels.jit import jit
 from streamrnn.kernels.pointers import pointer_to
 from streamrnn.kernels.structs import I64, Struct
 
-__all__ = ["BudgetStruct", "budget_at", "give_bytes", "give_pages", "new_budget", "take_bytes"]
+__all__ = [
+    "BudgetStruct",
+    "budget_at",
+    "new_budget",
+    "release_bytes",
+    "release_pages",
+    "reserve_bytes",
+]
 
 _DONTNEED = int(getattr(mmap, "MADV_DONTNEED", 4))
 _madvise = ExternalFunction("madvise", types.int32(types.int64, types.int64, types.int32))
@@ -41,8 +48,8 @@ def new_budget(max_bytes: int) -> Any:
 
 
 @jit
-def take_bytes(budget: BudgetStruct, num_bytes: int) -> bool:
-    """Take from a budget; false if so many are not left, and then none is taken."""
+def reserve_bytes(budget: BudgetStruct, num_bytes: int) -> bool:
+    """Reserve bytes of a budget; false if so many are not left, and then none is reserved."""
     if budget.used_bytes + num_bytes > budget.max_bytes:
         return False
     budget.used_bytes += num_bytes
@@ -50,18 +57,18 @@ def take_bytes(budget: BudgetStruct, num_bytes: int) -> bool:
 
 
 @jit
-def give_bytes(budget: BudgetStruct, num_bytes: int) -> None:
-    """Give back bytes that were taken before."""
+def release_bytes(budget: BudgetStruct, num_bytes: int) -> None:
+    """Release bytes that were reserved before."""
     budget.used_bytes -= num_bytes
 
 
 @jit
-def give_pages(budget: BudgetStruct, address: int, num_bytes: int) -> bool:
+def release_pages(budget: BudgetStruct, address: int, num_bytes: int) -> bool:
     """Return whole pages of reserved memory to the system and its bytes to the budget.
 
     They stay reserved, with arbitrary content. False if the system refused: then they still count.
     """
     if _madvise(address, num_bytes, _DONTNEED) != 0:
         return False
-    give_bytes(budget, num_bytes)
+    release_bytes(budget, num_bytes)
     return True

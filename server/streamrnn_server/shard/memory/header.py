@@ -18,13 +18,13 @@ from streamrnn.kernels.structs import I8, I16, I32, I64, U8, Struct
 
 __all__ = [
     "HEADER_BYTES",
+    "IS_BLOCKED",
+    "IS_BUFFERED",
     "IS_DIRTY",
-    "IS_FROZEN",
-    "IS_HELD",
     "IS_NUMBERED",
     "IS_OPEN",
+    "IS_QUARANTINED",
     "IS_READY",
-    "IS_STAGED",
     "IS_UNNUMBERED",
     "MAX_INLINE_ID_BYTES",
     "Header",
@@ -63,9 +63,9 @@ IS_READY = 2  # in the list of slots that have work
 IS_NUMBERED = 4  # fixed by the stream's first step
 IS_UNNUMBERED = 8
 IS_DIRTY = 16  # in the list of slots that the next checkpoint writes
-IS_HELD = 32  # its requests wait, for the disk or for Python
-IS_FROZEN = 64  # its state turned NaN
-IS_STAGED = 128  # on its way to disk
+IS_BLOCKED = 32  # its requests wait, for the disk or for a lookup
+IS_QUARANTINED = 64  # its state turned NaN
+IS_BUFFERED = 128  # copied into a disk buffer that is not acknowledged yet
 
 
 @jit

@@ -6,15 +6,15 @@ from streamrnn.kernels.jit import jit
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header, header_at
 from streamrnn_server.shard.structs import (
-    STAGE_RECORD_BYTES,
+    DISK_BUFFER_STRUCT_BYTES,
+    DiskBuffer,
     Model,
     Shard,
-    Stage,
+    disk_buffer_at,
     model_at,
-    stage_at,
 )
 
-__all__ = ["MODEL_BYTES", "header_of", "model_of", "row_of", "stage_of"]
+__all__ = ["MODEL_BYTES", "disk_buffer_of", "header_of", "model_of", "row_of"]
 
 
 MODEL_BYTES = Model.dtype.itemsize
@@ -33,9 +33,9 @@ def model_of(shard: Shard, index: int) -> Model:
 
 
 @jit
-def stage_of(shard: Shard, number: int) -> Stage:
+def disk_buffer_of(shard: Shard, number: int) -> DiskBuffer:
     """Return a write buffer by its number."""
-    return stage_at(shard.stages + number * STAGE_RECORD_BYTES)
+    return disk_buffer_at(shard.disk_buffers + number * DISK_BUFFER_STRUCT_BYTES)
 
 
 @jit

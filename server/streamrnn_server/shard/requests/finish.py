@@ -21,14 +21,14 @@ def finish(shard: Shard, request: Request) -> None:
     changes = request.kind in (Kind.STEP, Kind.RESET, Kind.OPEN, Kind.STEP_MANY, Kind.OPEN_MANY)
     if shard.is_always and request.code == 0 and changes:
         # What it did to its stream must be on disk before anybody learns of it.
-        append(shard.pool, shard.uncovered, request)
+        append(shard.pool, shard.awaiting_checkpoint, request)
     else:
         append(shard.pool, shard.finished, request)
 
 
 @jit
 def set_error(request: Request, code: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> None:
-    """Note a request's error, and numbers for its words; its caller ends it."""
+    """Note a request's error, and numbers for its message; its caller ends it."""
     request.code = code
     request.detail[0] = a
     request.detail[1] = b

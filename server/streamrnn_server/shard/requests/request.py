@@ -2,7 +2,7 @@
 
 A record is taken when a message has arrived and given back when it has been answered. A link
 stands for a record in 32 bits: its distance from the pool's start in units of 64 bytes, plus 1
-(0 is nobody). A stream's waiting requests form a ring that its slot's header enters at the last
+(0 is null). A stream's waiting requests form a ring that its slot's header enters at the last
 one; a batch, and an `open` of many streams, is a record of its own with one child record for each
 stream.
 """
@@ -26,11 +26,11 @@ __all__ = [
     "Pool",
     "Request",
     "RequestPool",
-    "give_request",
+    "allocate_request",
+    "free_request",
     "link_of",
     "request_at",
     "request_of",
-    "take_request",
 ]
 
 
@@ -92,7 +92,7 @@ class Request(Struct):
     item: I64  # place among the parent's children
     num_items: I64  # number of children
     num_left: I64  # number of children not done
-    detail: Annotated[Any, np.int64, (4,)]  # numbers for the error's words
+    detail: Annotated[Any, np.int64, (4,)]  # numbers for the error's message
     first_child: I64  # link
     sibling: I64  # link of the next child of the same parent
     streams: I64  # address of the first stream id, in the message
@@ -150,7 +150,7 @@ class RequestPool:
 
 
 @jit
-def take_request(pool: Pool) -> Request:
+def allocate_request(pool: Pool) -> Request:
     """Take a request from a pool that has a free one; nothing of it is done or known.
 
     The last one given back comes first, for it is still in the cache.
@@ -174,7 +174,7 @@ def take_request(pool: Pool) -> Request:
 
 
 @jit
-def give_request(pool: Pool, request: Request) -> None:
+def free_request(pool: Pool, request: Request) -> None:
     """Give a request back that is in no queue."""
     request.next = pool.free
     pool.free = link_of(pool, request)

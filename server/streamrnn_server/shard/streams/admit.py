@@ -19,7 +19,7 @@ from streamrnn_server.shard.memory.slab import header_of, model_of
 from streamrnn_server.shard.requests.finish import fail, finish
 from streamrnn_server.shard.requests.queue import pop_first, push_waiting
 from streamrnn_server.shard.requests.request import Kind, Pool, Request, request_of
-from streamrnn_server.shard.streams.allocate import take_named_slot
+from streamrnn_server.shard.streams.allocate import allocate_named_slot
 from streamrnn_server.shard.streams.batch import prepare_batch
 from streamrnn_server.shard.streams.lookup import start_lookup
 from streamrnn_server.shard.streams.owners import is_forbidden
@@ -51,7 +51,7 @@ def admit(shard: Shard) -> None:
                 link = request.first_child
                 while link != 0:
                     child = request_of(pool, link)
-                    # The last child may end the parent, but nobody gives records back here.
+                    # The last child may end the parent, but no record is freed here.
                     link = child.sibling
                     admit_one(shard, child)
         else:
@@ -94,7 +94,7 @@ def admit_one(shard: Shard, request: Request) -> None:
     header = header_of(shard, slot)
     flags = header.flags
     # One that comes back from disk may have a full window of steps on their way.
-    max_waiting = MAX_WINDOW if flags & h.IS_HELD else _NEW_STREAM_WAITS
+    max_waiting = MAX_WINDOW if flags & h.IS_BLOCKED else _NEW_STREAM_WAITS
     if flags & h.IS_OPEN:
         max_waiting = 1 << header.window_log2
         if request.kind != Kind.STEP:
@@ -109,7 +109,7 @@ def admit_one(shard: Shard, request: Request) -> None:
     for k in range(0, min(row_bytes, _MAX_PREFETCHED_BYTES), 64):
         prefetch(row + k)
     push_waiting(shard.pool, header, request)
-    if flags & (h.IS_READY | h.IS_HELD) == 0:
+    if flags & (h.IS_READY | h.IS_BLOCKED) == 0:
         header.flags = flags | h.IS_READY
         make_ready(shard, model, slot, header)
 
@@ -126,7 +126,7 @@ def _find_or_allocate(shard: Shard, request: Request) -> int:
     if shard.can_look_up:
         slot = start_lookup(shard, request)
     elif request.kind in (Kind.OPEN, Kind.RESTORE):
-        slot = take_named_slot(shard, request.model, request)
+        slot = allocate_named_slot(shard, request.model, request)
     elif request.kind == Kind.CLOSE:
         request.last_seq = 0
         finish(shard, request)

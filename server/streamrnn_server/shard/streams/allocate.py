@@ -20,28 +20,28 @@ from streamrnn_server.shard.memory.index import hash64, insert_slot, remove_slot
 from streamrnn_server.shard.memory.slab import header_of, model_of
 from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.streams.eviction import (
+    allocate_block,
+    evict_for_stream,
+    free_memory_for_row,
     has_row,
-    make_room_for_row,
-    make_room_for_stream,
-    take_block,
 )
 from streamrnn_server.shard.streams.owners import UNKNOWN, set_owner
-from streamrnn_server.shard.streams.slots import give_slot
+from streamrnn_server.shard.streams.slots import push_free_slot
 from streamrnn_server.shard.structs import Shard
 
-__all__ = ["move_slot", "take_named_slot", "take_slot"]
+__all__ = ["allocate_named_slot", "allocate_slot", "move_slot"]
 
 
 @jit
-def take_named_slot(shard: Shard, index: int, request: Request) -> int:
+def allocate_named_slot(shard: Shard, index: int, request: Request) -> int:
     """Allocate and index a slot for a request's stream; -1 without memory."""
     num_bytes = request.stream_bytes
     long_id = 0
     if num_bytes > h.MAX_INLINE_ID_BYTES:
-        long_id = take_block(shard, num_bytes)
+        long_id = allocate_block(shard, num_bytes)
         if long_id == 0:
             return -1
-    slot = take_slot(shard, index)
+    slot = allocate_slot(shard, index)
     if slot < 0:
         release(shard.arena, long_id)
         return -1
@@ -61,16 +61,16 @@ def take_named_slot(shard: Shard, index: int, request: Request) -> int:
 
 
 @jit
-def take_slot(shard: Shard, index: int) -> int:
+def allocate_slot(shard: Shard, index: int) -> int:
     """Allocate a slot without an id, not in the index; -1 without memory."""
     model = model_of(shard, index)
     if index < shard.num_models:
         num_streams = shard.num_streams
-        if num_streams >= shard.max_streams and not make_room_for_stream(shard):
+        if num_streams >= shard.max_streams and not evict_for_stream(shard):
             shard.counters.num_refused_for_room += 1
             return -1
     while not has_row(shard, model):
-        if not make_room_for_row(shard, index):
+        if not free_memory_for_row(shard, index):
             shard.counters.num_refused_for_room += 1
             return -1
     if index < shard.num_models:
@@ -96,7 +96,7 @@ def move_slot(shard: Shard, slot: int, index: int, owner: int) -> int:
 
     Its waiting requests go with it. Returns the new slot; -1 without memory, with nothing changed.
     """
-    target = take_slot(shard, index)
+    target = allocate_slot(shard, index)
     if target < 0:
         return -1
     header, to = header_of(shard, slot), header_of(shard, target)
@@ -110,6 +110,6 @@ def move_slot(shard: Shard, slot: int, index: int, owner: int) -> int:
     remove_slot(shard.index, hash_value, slot)
     insert_slot(shard.index, hash_value, target)
     header.id_bytes = 0
-    give_slot(shard, slot)
+    push_free_slot(shard, slot)
     set_owner(shard, target, owner)
     return target

@@ -7,7 +7,7 @@ from streamrnn_client.protocol.messages import ErrorCode
 from streamrnn_server.shard.memory.slab import header_of, model_of
 from streamrnn_server.shard.requests.finish import fail
 from streamrnn_server.shard.requests.request import Form, Request, request_of
-from streamrnn_server.shard.streams.eviction import take_block
+from streamrnn_server.shard.streams.eviction import allocate_block
 from streamrnn_server.shard.streams.owners import is_forbidden
 from streamrnn_server.shard.streams.slots import find_stream
 from streamrnn_server.shard.structs import Shard
@@ -60,7 +60,7 @@ def prepare_batch(shard: Shard, parent: Request) -> bool:
     if reply_bytes > shard.out_bytes:
         fail(shard, parent, ErrorCode.TOO_LARGE, reply_bytes, shard.out_bytes)
         return False
-    block = take_block(shard, num_items * y_bytes)
+    block = allocate_block(shard, num_items * y_bytes)
     if block == 0:
         fail(shard, parent, ErrorCode.BUSY)
         return False

@@ -8,7 +8,7 @@ from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.structs import Shard
 
-__all__ = ["ask_for_checkpoint", "hold", "mark_dirty"]
+__all__ = ["ask_for_checkpoint", "mark_dirty", "wait_for_disk"]
 
 
 @jit
@@ -24,10 +24,10 @@ def mark_dirty(shard: Shard, slot: int, header: Header) -> None:
 
 
 @jit
-def hold(shard: Shard, slot: int, header: Header) -> None:
+def wait_for_disk(shard: Shard, slot: int, header: Header) -> None:
     """Make a stream in no list wait until its first request is on disk."""
     flags = header.flags
-    header.flags = (flags | h.IS_HELD) & ~h.IS_READY
+    header.flags = (flags | h.IS_BLOCKED) & ~h.IS_READY
     mark_dirty(shard, slot, header)
     ask_for_checkpoint(shard)
 
@@ -35,4 +35,4 @@ def hold(shard: Shard, slot: int, header: Header) -> None:
 @jit
 def ask_for_checkpoint(shard: Shard) -> None:
     """Start the next checkpoint at once."""
-    shard.save_now = 1
+    shard.checkpoint_requested = 1

@@ -15,34 +15,34 @@ from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import fill_bytes, load_u8, store_u8
 from streamrnn.kernels.virtual_memory import HUGE_PAGE_BYTES
 from streamrnn_server.shard.memory import header as h
-from streamrnn_server.shard.memory.arena import allocate, give_free_pages
-from streamrnn_server.shard.memory.budget import give_pages, take_bytes
+from streamrnn_server.shard.memory.arena import allocate, release_free_pages
+from streamrnn_server.shard.memory.budget import release_pages, reserve_bytes
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import header_of, model_of, row_of
-from streamrnn_server.shard.streams.slots import is_clean, let_go
+from streamrnn_server.shard.streams.slots import evict_stream, is_clean
 from streamrnn_server.shard.structs import Model, Shard
 
 __all__ = [
     "SLOT_BYTES",
+    "allocate_block",
+    "allocate_ring",
+    "evict_for_stream",
+    "free_memory_for_row",
     "has_row",
-    "make_room_for_row",
-    "make_room_for_stream",
-    "take_block",
-    "take_ring",
 ]
 
 SLOT_BYTES = h.HEADER_BYTES + 8  # what a slot takes besides its row: its places in the two lists
 _NUM_SAMPLED = 32
-_MAX_SPILLS = 8  # for one block
+_MAX_EVICTIONS = 8  # for one block
 _MAX_SCANS = 4  # units looked through for one that can be emptied
 _NEVER_S = 2**31
 _ANY_RING = -1
 
 
 @jit
-def make_room_for_stream(shard: Shard) -> bool:
+def evict_for_stream(shard: Shard) -> bool:
     """Evict one stream of any model; if none can be, start a checkpoint."""
-    is_done = _spill(shard, _find_idle_of_all(shard, 0))
+    is_done = _evict(shard, _find_idle_of_all(shard, 0))
     shard.counters.num_spilled_for_room += is_done
     return is_done
 
@@ -63,7 +63,7 @@ def has_row(shard: Shard, model: Model) -> bool:
     for unit in range(first, last + 1):
         num_missing += 1 - load_u8(units + unit)
     wanted = num_missing * HUGE_PAGE_BYTES + (SLOT_BYTES if is_fresh else 0)
-    if not take_bytes(shard.budget, wanted):
+    if not reserve_bytes(shard.budget, wanted):
         return False
     for unit in range(first, last + 1):
         store_u8(units + unit, 1)
@@ -71,23 +71,23 @@ def has_row(shard: Shard, model: Model) -> bool:
 
 
 @jit
-def make_room_for_row(shard: Shard, index: int) -> bool:
+def free_memory_for_row(shard: Shard, index: int) -> bool:
     """Free memory for a model's next row; false if nothing could be freed."""
-    if give_free_pages(shard.arena):
+    if release_free_pages(shard.arena):
         return True
     own = _find_idle(shard, index, 0)
     if _empty_unit(shard, index, _last_used_s(shard, own)):
         return True
-    return _spill_for_memory(shard, own)
+    return _evict_for_memory(shard, own)
 
 
 @jit
-def take_block(shard: Shard, num_bytes: int) -> int:
+def allocate_block(shard: Shard, num_bytes: int) -> int:
     """Allocate a block, evicting streams if the arena is full; 0 without memory."""
     arena = shard.arena
     block = allocate(arena, num_bytes)
-    for _ in range(_MAX_SPILLS):
-        if block != 0 or not _make_room_for_block(shard, num_bytes):
+    for _ in range(_MAX_EVICTIONS):
+        if block != 0 or not _evict_for_block(shard, num_bytes):
             break
         block = allocate(arena, num_bytes)
     if block == 0:
@@ -96,13 +96,13 @@ def take_block(shard: Shard, num_bytes: int) -> int:
 
 
 @jit
-def take_ring(shard: Shard, header: Header, y_bytes: int) -> bool:
+def allocate_ring(shard: Shard, header: Header, y_bytes: int) -> bool:
     """Allocate the ring that a stream at work lacks; false without memory."""
     window_log2 = header.window_log2
     if window_log2 == 0 or header.ring != 0:
         return True
     num_bytes = (8 + y_bytes) << window_log2
-    ring = take_block(shard, num_bytes)
+    ring = allocate_block(shard, num_bytes)
     header.ring = ring
     if ring != 0:  # what another stream left there must reach neither disk nor anybody
         fill_bytes(ring, num_bytes, 0)
@@ -110,29 +110,29 @@ def take_ring(shard: Shard, header: Header, y_bytes: int) -> bool:
 
 
 @jit
-def _make_room_for_block(shard: Shard, num_bytes: int) -> bool:
+def _evict_for_block(shard: Shard, num_bytes: int) -> bool:
     """Evict a stream whose ring is as large, or else any that frees memory."""
     slot = _find_idle_of_all(shard, num_bytes)
     if slot < 0:
         if _empty_unit(shard, -1, _NEVER_S):
             return True
         slot = _find_idle_of_all(shard, _ANY_RING)
-    return _spill_for_memory(shard, slot)
+    return _evict_for_memory(shard, slot)
 
 
 @jit
-def _spill_for_memory(shard: Shard, slot: int) -> bool:
-    is_done = _spill(shard, slot)
+def _evict_for_memory(shard: Shard, slot: int) -> bool:
+    is_done = _evict(shard, slot)
     shard.counters.num_spilled_for_memory += is_done
     return is_done
 
 
 @jit
-def _spill(shard: Shard, slot: int) -> bool:
+def _evict(shard: Shard, slot: int) -> bool:
     if slot < 0:
-        shard.save_now = 1
+        shard.checkpoint_requested = 1
         return False
-    let_go(shard, slot)
+    evict_stream(shard, slot)
     return True
 
 
@@ -142,7 +142,7 @@ def _last_used_s(shard: Shard, slot: int) -> int:
 
 
 @jit
-def _can_spill(shard: Shard, header: Header) -> bool:
+def _can_evict(shard: Shard, header: Header) -> bool:
     return is_clean(header) and shard.can_look_up != 0
 
 
@@ -164,12 +164,12 @@ def _find_idle(shard: Shard, index: int, ring_bytes: int) -> int:
     """
     model = model_of(shard, index)
     num_fresh, first_slot = model.num_fresh, model.first_slot
-    place = shard.spill_place
+    place = shard.evict_position
     oldest = -1
     for _ in range(min(num_fresh, _NUM_SAMPLED)):
         place = place + 1 if place + 1 < num_fresh else 0
         header = header_of(shard, first_slot + place)
-        if not _can_spill(shard, header):
+        if not _can_evict(shard, header):
             continue
         if ring_bytes != 0:
             has_ring = header.ring != 0 and header.window_log2 > 0
@@ -178,7 +178,7 @@ def _find_idle(shard: Shard, index: int, ring_bytes: int) -> int:
                 continue
         if header.last_used_s < _last_used_s(shard, oldest):
             oldest = first_slot + place
-    shard.spill_place = place
+    shard.evict_position = place
     return oldest
 
 
@@ -192,7 +192,7 @@ def _empty_unit(shard: Shard, needing: int, before_s: int) -> bool:
             continue
         model = model_of(shard, index)
         num_fresh, first_slot = model.num_fresh, model.first_slot
-        place = shard.spill_place
+        place = shard.evict_position
         for _ in range(min(num_fresh, _NUM_SAMPLED)):
             place = place + 1 if place + 1 < num_fresh else 0
             unit = place * model.row_bytes // HUGE_PAGE_BYTES
@@ -202,8 +202,8 @@ def _empty_unit(shard: Shard, needing: int, before_s: int) -> bool:
                 num_scans += 1
                 if _is_idle_unit(shard, model, unit, before_s):
                     oldest, oldest_unit, used_s = index, unit, slot_used_s
-        shard.spill_place = place
-    return oldest >= 0 and _give_unit(shard, model_of(shard, oldest), oldest_unit)
+        shard.evict_position = place
+    return oldest >= 0 and _release_unit(shard, model_of(shard, oldest), oldest_unit)
 
 
 @jit
@@ -212,7 +212,7 @@ def _unused_since_s(shard: Shard, slot: int) -> int:
     header = header_of(shard, slot)
     if header.flags == 0:
         return -1
-    return header.last_used_s if _can_spill(shard, header) else _NEVER_S
+    return header.last_used_s if _can_evict(shard, header) else _NEVER_S
 
 
 @jit
@@ -235,15 +235,15 @@ def _is_idle_unit(shard: Shard, model: Model, unit: int, before_s: int) -> bool:
 
 
 @jit
-def _give_unit(shard: Shard, model: Model, unit: int) -> bool:
+def _release_unit(shard: Shard, model: Model, unit: int) -> bool:
     """Evict all streams that overlap a unit, and return its memory to the system."""
     for slot in range(_first_in_unit(model, unit), _end_of_unit(model, unit)):
         if header_of(shard, slot).flags != 0:
-            let_go(shard, slot)
+            evict_stream(shard, slot)
             shard.counters.num_spilled_for_memory += 1
     rows = row_of(model, model.first_slot)
     at = rows + unit * HUGE_PAGE_BYTES
-    if not give_pages(shard.budget, at, HUGE_PAGE_BYTES):
+    if not release_pages(shard.budget, at, HUGE_PAGE_BYTES):
         return False
     store_u8(model.units + unit, 0)
     return True

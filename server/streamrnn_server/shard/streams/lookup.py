@@ -15,10 +15,10 @@ from streamrnn_server.shard.memory.slab import header_of, model_of
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
 from streamrnn_server.shard.requests.request import Kind, Request
-from streamrnn_server.shard.streams.allocate import move_slot, take_named_slot
-from streamrnn_server.shard.streams.dirty import hold, mark_dirty
+from streamrnn_server.shard.streams.allocate import allocate_named_slot, move_slot
+from streamrnn_server.shard.streams.dirty import mark_dirty, wait_for_disk
 from streamrnn_server.shard.streams.owners import (
-    NOBODY,
+    NO_OWNER,
     UNKNOWN,
     is_forbidden,
     number_of,
@@ -105,7 +105,7 @@ def finish_lookup(shard: Shard, command: Command) -> None:
         _answer_refused(shard, slot, header, code)
         return
     index = command.model
-    is_adopted = owner == NOBODY and shard.users != 0
+    is_adopted = owner == NO_OWNER and shard.users != 0
     if is_adopted:  # it is of a time before there were keys
         owner = first_waiting(shard.pool, header).owner
     target = move_slot(shard, slot, index, owner)
@@ -129,7 +129,7 @@ def finish_lookup(shard: Shard, command: Command) -> None:
 def named_owner(shard: Shard, command: Command) -> int:
     """Return the id of the user whom a command names."""
     if shard.users == 0:
-        return NOBODY
+        return NO_OWNER
     num_bytes = command.owner_bytes
     if num_bytes < 0:
         return UNKNOWN
@@ -143,7 +143,7 @@ def _answer_refused(shard: Shard, slot: int, header: Header, code: int) -> None:
     """Answer requests for an unusable record; `close` deletes it."""
     pool = shard.pool
     shard.counters.num_records_refused += 1
-    is_secret = owner_of(shard, slot) == UNKNOWN  # then nobody may delete it from here
+    is_secret = owner_of(shard, slot) == UNKNOWN  # then it may not be deleted from here
     while True:
         request = first_waiting(pool, header)
         if not request:
@@ -152,7 +152,7 @@ def _answer_refused(shard: Shard, slot: int, header: Header, code: int) -> None:
         if is_forbidden(shard, slot, request):
             _end_first(shard, header, request, ErrorCode.FORBIDDEN)
         elif request.kind == Kind.CLOSE and code != ErrorCode.FORBIDDEN and not is_secret:
-            hold(shard, slot, header)
+            wait_for_disk(shard, slot, header)
             return
         else:
             _end_first(shard, header, request, code)
@@ -172,11 +172,11 @@ def _fail_all(shard: Shard, slot: int, header: Header, code: int) -> None:
 @jit
 def start_lookup(shard: Shard, request: Request) -> int:
     """Have a stream looked up on disk; its slot, or -1 without memory."""
-    slot = take_named_slot(shard, shard.num_models, request)
+    slot = allocate_named_slot(shard, shard.num_models, request)
     if slot < 0:
         return -1
     header = header_of(shard, slot)
-    header.flags = h.IS_HELD
+    header.flags = h.IS_BLOCKED
     ask = ask_at(shard.out)
     ask.what = AskKind.LOOK_UP
     ask.detail[0] = slot

@@ -24,7 +24,7 @@ from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import model_of, row_of
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Form, Request, request_at
-from streamrnn_server.shard.streams.eviction import take_block, take_ring
+from streamrnn_server.shard.streams.eviction import allocate_block, allocate_ring
 from streamrnn_server.shard.streams.replay_ring import (
     RESET_DIGEST,
     digest_of,
@@ -37,12 +37,12 @@ from streamrnn_server.shard.streams.row_location import note_written
 from streamrnn_server.shard.structs import Model, Shard
 
 __all__ = [
+    "assign_number",
     "close_stream",
     "note_durable",
     "open_stream",
     "prepare_step",
     "reset_stream",
-    "take_number",
 ]
 
 _REPLY_SLACK_BYTES = 4096
@@ -126,7 +126,7 @@ def _check_number(shard: Shard, header: Header, request: Request, y_bytes: int) 
         set_error(request, ErrorCode.GAP, last + 1, first)
     elif first <= last - window:
         set_error(request, ErrorCode.STALE, first, last - window + 1)
-    elif not take_ring(shard, header, y_bytes):
+    elif not allocate_ring(shard, header, y_bytes):
         set_error(request, ErrorCode.BUSY)
     else:
         return True
@@ -136,7 +136,7 @@ def _check_number(shard: Shard, header: Header, request: Request, y_bytes: int) 
 @jit
 def reset_stream(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> bool:
     """Set a stream's state back to the initial one; tell whether the state has changed."""
-    if not take_number(shard, model, header, request, RESET_DIGEST):
+    if not assign_number(shard, model, header, request, RESET_DIGEST):
         return False
     _clear_row(shard, model, slot)
     shard.counters.num_resets += 1
@@ -144,7 +144,9 @@ def reset_stream(shard: Shard, model: Model, slot: int, header: Header, request:
 
 
 @jit
-def take_number(shard: Shard, model: Model, header: Header, request: Request, digest: int) -> bool:
+def assign_number(
+    shard: Shard, model: Model, header: Header, request: Request, digest: int
+) -> bool:
     """Assign a number to a change that is no step; false if refused or repeated.
 
     ``digest`` stands for the change in place of an input's digest.
@@ -165,7 +167,7 @@ def take_number(shard: Shard, model: Model, header: Header, request: Request, di
         flags |= h.IS_NUMBERED
         header.last_seq = seq
         remember(header, seq, digest, 0, 0)
-    header.flags = flags & ~h.IS_FROZEN
+    header.flags = flags & ~h.IS_QUARANTINED
     return True
 
 
@@ -217,7 +219,7 @@ def prepare_step(
         request.y = parent.y + request.item * y_bytes
     elif num_steps > 1 or num_old > 0 or shard.is_always:
         # Otherwise y lies in the batch's scratch, and is sent before the next batch.
-        block = take_block(shard, num_steps * y_bytes)
+        block = allocate_block(shard, num_steps * y_bytes)
         if block == 0:
             set_error(request, ErrorCode.BUSY)
             return

@@ -4,8 +4,8 @@ Without keys there are no users, no table, and nothing is looked at. With keys, 
 message whose connection it came through (`User-Id`, which the ZAP handler of
 `streamrnn_server.auth` has set); what a client says of itself counts for nothing.
 
-A stream's owner is `UNKNOWN` while its record is looked up, and `NOBODY` if it is of a time before
-there were keys: then it belongs to the first user who asks for it.
+A stream's owner is `UNKNOWN` while its record is looked up, and `NO_OWNER` if it is of a time
+before there were keys: then it belongs to the first user who asks for it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.structs import Shard, UsersStruct, users_at
 
 __all__ = [
-    "NOBODY",
+    "NO_OWNER",
     "UNKNOWN",
     "Users",
     "is_forbidden",
@@ -39,7 +39,7 @@ __all__ = [
     "user_of",
 ]
 
-NOBODY, UNKNOWN = 0, -1
+NO_OWNER, UNKNOWN = 0, -1
 _NAME_BYTES = 256  # a length, and the name
 _MAX_USERS = 1 << 16
 _TABLE_MASK = 2 * _MAX_USERS - 1
@@ -51,7 +51,7 @@ class Users:
     Parameters
     ----------
     num_slots : int
-        How many slots there are, the room's too.
+        How many slots there are, those of lookups too.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class Users:
         Returns
         -------
         str
-            Empty for `NOBODY`.
+            Empty for `NO_OWNER`.
         """
         at = number * _NAME_BYTES
         return bytes(self._names[at + 1 : at + 1 + int(self._names[at])]).decode()
@@ -100,7 +100,7 @@ def user_of(shard: Shard, message: int) -> int:
     Returns
     -------
     int
-        From 1; `NOBODY` if it came from none, or there are too many users.
+        From 1; `NO_OWNER` if it came from none, or there are too many users.
     """
     name = msg_property(message, users_at(shard.users).property)
     num_bytes = 0
@@ -123,12 +123,12 @@ def number_of(shard: Shard, name: int, num_bytes: int) -> int:
     Returns
     -------
     int
-        From 1; `NOBODY` for no name, or if there are too many users.
+        From 1; `NO_OWNER` for no name, or if there are too many users.
     """
     users = users_at(shard.users)
     names, table = users.names, users.table
     if num_bytes == 0 or num_bytes > MAX_USER_NAME_BYTES:
-        return NOBODY
+        return NO_OWNER
     place = hash64(name, num_bytes) & _TABLE_MASK
     while True:
         number = load_i32(table + 4 * place)
@@ -140,7 +140,7 @@ def number_of(shard: Shard, name: int, num_bytes: int) -> int:
         place = (place + 1) & _TABLE_MASK
     number = users.num_users + 1
     if number > _MAX_USERS:
-        return NOBODY
+        return NO_OWNER
     store_u8(names + number * _NAME_BYTES, num_bytes)
     copy_bytes(names + number * _NAME_BYTES + 1, name, num_bytes)
     store_i32(table + 4 * place, number)
@@ -159,7 +159,7 @@ def set_owner(shard: Shard, slot: int, owner: int) -> None:
 def is_forbidden(shard: Shard, slot: int, request: Request) -> bool:
     """Tell whether a stream belongs to another user than the request's.
 
-    False where there are no users, and for streams with `NOBODY` or `UNKNOWN` as owner.
+    False where there are no users, and for streams with `NO_OWNER` or `UNKNOWN` as owner.
     """
     owner = owner_of(shard, slot)
     return owner > 0 and owner != request.owner
@@ -167,9 +167,9 @@ def is_forbidden(shard: Shard, slot: int, request: Request) -> bool:
 
 @jit
 def owner_of(shard: Shard, slot: int) -> int:
-    """Return the owner of the stream in a slot; `NOBODY` where there are no users."""
+    """Return the owner of the stream in a slot; `NO_OWNER` where there are no users."""
     if shard.users == 0:
-        return NOBODY
+        return NO_OWNER
     return load_i32(users_at(shard.users).owners + 4 * slot)
 
 

@@ -16,13 +16,13 @@ from streamrnn_server.shard.memory.index import equal_bytes
 from streamrnn_server.shard.memory.slab import row_of
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Request
-from streamrnn_server.shard.streams.eviction import take_ring
-from streamrnn_server.shard.streams.operations import take_number
+from streamrnn_server.shard.streams.eviction import allocate_ring
+from streamrnn_server.shard.streams.operations import assign_number
 from streamrnn_server.shard.streams.replay_ring import remember, remembered
 from streamrnn_server.shard.streams.row_location import note_written
 from streamrnn_server.shard.structs import Model, Shard
 
-__all__ = ["fill_slot", "place_stream", "roll_back"]
+__all__ = ["fill_slot", "restore_stream", "roll_back"]
 
 
 @jit
@@ -32,7 +32,7 @@ def fill_slot(shard: Shard, model: Model, slot: int, header: Header, record: Rec
     y_bytes, row_bytes = model.y_bytes, model.row_bytes
     header.window_log2 = record.window_log2
     header.ring = 0
-    if num_ring > 0 and not take_ring(shard, header, y_bytes):
+    if num_ring > 0 and not allocate_ring(shard, header, y_bytes):
         return False
     row = row_in_record(record)
     copy_bytes(row_of(model, slot), row, row_bytes)
@@ -44,7 +44,7 @@ def fill_slot(shard: Shard, model: Model, slot: int, header: Header, record: Rec
         remember(header, seq, load_i64(digests + 8 * k), outputs + k * y_bytes, y_bytes)
     header.last_seq = record.last_seq
     header.durable_seq = 0
-    flags = header.flags & (h.IS_READY | h.IS_HELD)
+    flags = header.flags & (h.IS_READY | h.IS_BLOCKED)
     if numbering == NUMBERED:
         flags |= h.IS_NUMBERED
     elif numbering == UNNUMBERED:
@@ -56,7 +56,7 @@ def fill_slot(shard: Shard, model: Model, slot: int, header: Header, record: Rec
 
 
 @jit
-def place_stream(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> bool:
+def restore_stream(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> bool:
     """Open a new stream with a record's state; tell whether it is done.
 
     If it is open and just as the record says, that succeeds too: the same request may come again
@@ -84,7 +84,7 @@ def _is_as_recorded(model: Model, slot: int, header: Header, record: RecordHead)
     flags, numbering = header.flags, record.numbering
     last_seq, num_ring = record.last_seq, record.num_ring
     if (
-        flags & h.IS_FROZEN != 0
+        flags & h.IS_QUARANTINED != 0
         or (flags & h.IS_NUMBERED != 0) != (numbering == NUMBERED)
         or (flags & h.IS_UNNUMBERED != 0) != (numbering == UNNUMBERED)
         or header.window_log2 != record.window_log2
@@ -109,7 +109,7 @@ def roll_back(shard: Shard, model: Model, slot: int, header: Header, request: Re
     if is_open and header.model != request.model:
         set_error(request, ErrorCode.WRONG_MODEL, header.model, request.model)
         return False
-    if not take_number(shard, model, header, request, digest):
+    if not assign_number(shard, model, header, request, digest):
         return False
     row = row_in_record(record_at(request.x))
     copy_bytes(row_of(model, slot), row, model.row_bytes)

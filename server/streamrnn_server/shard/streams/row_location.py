@@ -14,42 +14,42 @@ from streamrnn_server.shard.memory.slab import header_of, model_of
 from streamrnn_server.shard.streams.slots import make_ready
 from streamrnn_server.shard.structs import RowLocation, Shard
 
-__all__ = ["ask_for_row", "is_away", "let_askers_go_on", "note_written"]
+__all__ = ["is_row_on_gpu", "note_written", "resume_awaiting_row", "wait_for_row"]
 
 
 @jit
 def note_written(shard: Shard, slot: int) -> None:
     """Note that the host's row of a stream is the newest."""
-    places = shard.places
-    if places == 0 or load_u8(places + slot) == RowLocation.HOST:
+    row_locations = shard.row_locations
+    if row_locations == 0 or load_u8(row_locations + slot) == RowLocation.HOST:
         return
-    store_u8(places + slot, RowLocation.HOST)
+    store_u8(row_locations + slot, RowLocation.HOST)
     number = shard.num_written
     store_i32(shard.written + 4 * number, slot)
     shard.num_written = number + 1
 
 
 @jit
-def is_away(shard: Shard, slot: int) -> bool:
+def is_row_on_gpu(shard: Shard, slot: int) -> bool:
     """Tell whether the newest row of a stream is on the GPU alone."""
-    places = shard.places
-    return places != 0 and load_u8(places + slot) == RowLocation.GPU
+    row_locations = shard.row_locations
+    return row_locations != 0 and load_u8(row_locations + slot) == RowLocation.GPU
 
 
 @jit
-def ask_for_row(shard: Shard, slot: int) -> None:
+def wait_for_row(shard: Shard, slot: int) -> None:
     """Make a stream in no list wait until its row has been copied here."""
-    number = shard.num_asked_for
-    store_i32(shard.asked_for + 4 * number, slot)
-    shard.num_asked_for = number + 1
+    number = shard.num_awaiting_row
+    store_i32(shard.awaiting_row + 4 * number, slot)
+    shard.num_awaiting_row = number + 1
 
 
 @jit
-def let_askers_go_on(shard: Shard) -> None:
+def resume_awaiting_row(shard: Shard) -> None:
     """Resume the streams whose rows have been copied here."""
-    slots = shard.asked_for
-    for k in range(shard.num_asked_for):
+    slots = shard.awaiting_row
+    for k in range(shard.num_awaiting_row):
         slot = load_i32(slots + 4 * k)
         header = header_of(shard, slot)
         make_ready(shard, model_of(shard, header.model), slot, header)
-    shard.num_asked_for = 0
+    shard.num_awaiting_row = 0

@@ -17,9 +17,9 @@ from streamrnn_server.shard.structs import (
     Shard,
 )
 
-__all__ = ["find_stream", "free_slot", "give_slot", "is_clean", "let_go", "make_ready"]
+__all__ = ["evict_stream", "find_stream", "free_slot", "is_clean", "make_ready", "push_free_slot"]
 
-_AT_WORK = h.IS_READY | h.IS_HELD | h.IS_DIRTY | h.IS_STAGED
+_AT_WORK = h.IS_READY | h.IS_BLOCKED | h.IS_DIRTY | h.IS_BUFFERED
 
 
 @jit
@@ -42,11 +42,11 @@ def free_slot(shard: Shard, slot: int) -> None:
     remove_slot(shard.index, hash_value, slot)
     if header.id_bytes > h.MAX_INLINE_ID_BYTES:
         release(shard.arena, load_i64(field_address(header, "id")))
-    give_slot(shard, slot)
+    push_free_slot(shard, slot)
 
 
 @jit
-def give_slot(shard: Shard, slot: int) -> None:
+def push_free_slot(shard: Shard, slot: int) -> None:
     """Put a slot that is neither in the index nor in a list on its model's list of free ones."""
     header = header_of(shard, slot)
     model = model_of(shard, header.model)
@@ -64,7 +64,7 @@ def is_clean(header: Header) -> bool:
 
 
 @jit
-def let_go(shard: Shard, slot: int) -> None:
+def evict_stream(shard: Shard, slot: int) -> None:
     """Forget an open stream that rests; what is on disk stays there."""
     header = header_of(shard, slot)
     drop_ring(shard.arena, header)

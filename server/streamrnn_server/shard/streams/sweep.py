@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
 from streamrnn_server.shard.memory.slab import header_of, model_of
-from streamrnn_server.shard.streams.slots import is_clean, let_go
+from streamrnn_server.shard.streams.slots import evict_stream, is_clean
 from streamrnn_server.shard.structs import Shard
 
 __all__ = ["sweep"]
@@ -24,13 +24,13 @@ def sweep(shard: Shard) -> None:
     shard.sweep_ns = now
     now_s = (now - shard.started_ns) // 1_000_000_000
     model = model_of(shard, shard.sweep_model)
-    place = shard.sweep_place
+    place = shard.sweep_position
     last = min(place + _MAX_SWEPT, model.num_fresh)
     while place < last:
         slot = model.first_slot + place
         header = header_of(shard, slot)
         if is_clean(header) and now_s - header.last_used_s > limit_s:
-            let_go(shard, slot)
+            evict_stream(shard, slot)
             if shard.can_look_up:
                 shard.counters.num_spilled_idle += 1
             else:
@@ -42,4 +42,4 @@ def sweep(shard: Shard) -> None:
         if following == shard.num_models:
             following = 0
         shard.sweep_model = following
-    shard.sweep_place = place
+    shard.sweep_position = place

@@ -21,12 +21,12 @@ from streamrnn_server.shard.requests.request import (
     Kind,
     Pool,
     Request,
-    give_request,
+    allocate_request,
+    free_request,
     link_of,
-    take_request,
 )
-from streamrnn_server.shard.streams.eviction import take_block
-from streamrnn_server.shard.streams.owners import NOBODY, user_of
+from streamrnn_server.shard.streams.eviction import allocate_block
+from streamrnn_server.shard.streams.owners import NO_OWNER, user_of
 from streamrnn_server.shard.structs import Shard, ShardState
 from streamrnn_server.shard.to_python import call_python
 from streamrnn_server.shard.wire.decode import decode_request
@@ -77,7 +77,7 @@ def _take_message(shard: Shard, router: int, identity: int, pool: Pool) -> None:
     if not msg_more(identity):
         shard.counters.num_without_payload += 1
         return
-    request = take_request(pool)
+    request = allocate_request(pool)
     num_bytes = msg_size(identity)
     copy_bytes(field_address(request, "identity"), msg_data(identity), num_bytes)
     request.identity_bytes = num_bytes
@@ -102,7 +102,7 @@ def _take_message(shard: Shard, router: int, identity: int, pool: Pool) -> None:
         kind in (Kind.OPEN, Kind.OPEN_MANY) and not _find_model(shard, request)
     ):
         if call_python(shard, request, data, num_bytes):
-            give_request(pool, request)
+            free_request(pool, request)
         else:
             _refuse(shard, request, ErrorCode.BUSY, 0, 0)
     elif not _keep(shard, request, data + num_bytes):
@@ -120,7 +120,7 @@ def _note_user(shard: Shard, message: int, request: Request) -> bool:
         return True
     user = user_of(shard, message)
     request.owner = user
-    return user != NOBODY
+    return user != NO_OWNER
 
 
 @jit
@@ -130,7 +130,7 @@ def _refuse(shard: Shard, request: Request, code: int, detail_0: int, detail_1: 
     request.stream_bytes = 0
     if request.msgid < 0:
         shard.counters.num_too_broken_to_answer += 1
-        give_request(shard.pool, request)
+        free_request(shard.pool, request)
     else:
         fail(shard, request, code, detail_0, detail_1)
 
@@ -171,7 +171,7 @@ def _keep_x(shard: Shard, request: Request, end: int) -> bool:
     num_bytes = length if form == Form.BIN else 8 * length
     target = address(request) + REQUEST_BYTES
     if num_bytes > shard.inline_x_bytes:
-        target = take_block(shard, num_bytes)
+        target = allocate_block(shard, num_bytes)
         if target == 0:
             return False
         request.x_block = target
@@ -200,7 +200,7 @@ def _make_children(shard: Shard, parent: Request, kind: int, end: int) -> None:
     parent.num_left = num_items
     previous = parent
     for k in range(num_items):
-        child = take_request(pool)
+        child = allocate_request(pool)
         if k == 0:
             parent.first_child = link_of(pool, child)
         else:

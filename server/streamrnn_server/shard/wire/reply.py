@@ -25,7 +25,7 @@ from streamrnn_server.shard.requests.request import (
     Kind,
     Pool,
     Request,
-    give_request,
+    free_request,
     request_of,
 )
 from streamrnn_server.shard.structs import Shard
@@ -116,10 +116,10 @@ def _free_request(shard: Shard, pool: Pool, request: Request) -> None:
     while link != 0:
         child = request_of(pool, link)
         link = child.sibling
-        give_request(pool, child)
+        free_request(pool, child)
     release(arena, request.x_block)
     release(arena, request.y_block)
-    give_request(pool, request)
+    free_request(pool, request)
 
 
 @jit
