@@ -6,6 +6,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
+from streamrnn_client import errors
 from streamrnn_client.protocol import messages as protocol
 
 TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -57,3 +58,11 @@ def test_the_table_of_hashes():
         assert data.hex(" ") == canonical
         assert f"{protocol.hash64(data):016x}" == digest
         assert protocol.hash_slot(stream) == int(slot)
+
+
+def test_every_code_and_every_exception_of_the_client_is_explained():
+    page = (Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
+    for code in protocol.ErrorCode:
+        assert f"| `{code.wire}` |" in page
+    for name in (name for name in errors.__all__ if name[0].isupper()):
+        assert f"`{name}`" in page
