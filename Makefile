@@ -26,7 +26,7 @@ help:
 	@echo "make test    run the tests on all cores; ARGS=--cov says what they cover,"
 	@echo "             ARGS=\"-m 'not slow'\" runs the quick ones"
 	@echo "make peers   install what the comparisons need: PyTorch, ONNX Runtime, OpenVINO"
-	@echo "make check   lint, format, types, docstrings"
+	@echo "make check   lint, format, types, who imports whom"
 	@echo "make bench   measure against peers and the machine's limits"
 	@echo "make docs    build the documentation into build/docs"
 	@echo "make gpu     on a machine with a GPU: its tests, then its benchmarks into bench/results"
@@ -66,6 +66,7 @@ check: $(VENV)/installed-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # A link that leads nowhere fails it.
 docs: $(VENV)/installed-docs

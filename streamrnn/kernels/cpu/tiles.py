@@ -295,7 +295,7 @@ def _emit_tile(
 
 
 @intrinsic(prefer_literal=True)
-def tile(
+def tile(  # noqa: D417 - the typing context is numba's to pass
     typingctx: Any,
     precision: types.Type,
     kind: types.Type,

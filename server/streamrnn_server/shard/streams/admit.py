@@ -74,13 +74,7 @@ def _prefetch_headers(shard: Shard, pool: Pool) -> None:
 
 @jit
 def admit_one(shard: Shard, request: Request) -> None:
-    """Let a request wait for its stream, or refuse it.
-
-    Parameters
-    ----------
-    request : Request
-        Which is in no list.
-    """
+    """Let a request, which is in no list, wait for its stream, or refuse it."""
     num_shards = shard.num_shards
     if num_shards > 1:
         hash_slot = (request.hash >> _HASH_SLOT_SHIFT) & _LOW_14

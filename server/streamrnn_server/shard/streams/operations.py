@@ -185,11 +185,6 @@ def prepare_step(
 
     Afterwards the request has an error, or NUM_STEPS is known and PROGRESS tells how many of its
     first steps were duplicates, whose outputs are in place already.
-
-    Parameters
-    ----------
-    plan : ndarray of int64
-        The model's plan.
     """
     y_bytes = model.y_bytes
     is_child, parent = request.parent != 0, request_at(request.parent)

@@ -1,0 +1,1 @@
+"""Tests of the shard's structs and memory."""
