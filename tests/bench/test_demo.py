@@ -20,9 +20,9 @@ from streamrnn.reference.model import ReferenceModel
 from streamrnn_bench.child_process import start_child
 from streamrnn_bench.demo.many_streams import check_bits
 from streamrnn_bench.demo.numpy_loop import NumpyLoop
-from streamrnn_bench.demo.output import Paper, duration, sparkline
+from streamrnn_bench.demo.output import Output, duration, sparkline
+from streamrnn_bench.demo.scenario import CLIENT
 from streamrnn_bench.demo.server_process import ServerProcess, usable_port
-from streamrnn_bench.demo.story import CLIENT
 from tests.support.models import random_model
 
 ROOT = Path(__file__).parents[2]
@@ -208,7 +208,7 @@ def test_duration(seconds, words):
 
 
 def test_lines_are_not_broken_between_number_and_unit(capsys):
-    Paper().say("a" * 80 + " in 223 ms, and on.")
+    Output().say("a" * 80 + " in 223 ms, and on.")
     assert capsys.readouterr().out.splitlines() == ["a" * 80 + " in", "223 ms, and on."]
 
 

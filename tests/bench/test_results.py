@@ -8,7 +8,7 @@ import json
 import pytest
 
 from streamrnn_bench.commands import bench as command
-from streamrnn_bench.report.machine_load import Neighbours, quieter_half
+from streamrnn_bench.report.machine_load import MachineLoad, quieter_half
 from streamrnn_bench.report.results import BenchError, Result, commit, header, table, write_json
 from streamrnn_bench.step.cases import Case, parse_case
 from streamrnn_server.cli import main
@@ -103,8 +103,8 @@ def test_the_quieter_half_counts():
 
 
 def test_machine_load_is_a_share():
-    neighbours = Neighbours()
-    alone = neighbours.share()
+    machine_load = MachineLoad()
+    alone = machine_load.share()
     assert 0.0 <= alone <= 1.0
 
 

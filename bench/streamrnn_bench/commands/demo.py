@@ -66,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
     int
         0.
     """
-    from streamrnn_bench.demo.output import Paper
+    from streamrnn_bench.demo.output import Output
+    from streamrnn_bench.demo.scenario import Options, run_scenario
     from streamrnn_bench.demo.server_process import usable_port
-    from streamrnn_bench.demo.story import Options, tell
     from streamrnn_bench.server.processes import stopping_cleanly
 
     keep_running = args.keep_running
@@ -78,5 +78,5 @@ def run(args: argparse.Namespace) -> int:
     with stopping_cleanly(), tempfile.TemporaryDirectory(prefix="streamrnn-demo-") as scratch:
         path = args.output or Path(scratch) / "co2.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        tell(Options(path, port, args.streams, args.epochs, keep_running), Paper())
+        run_scenario(Options(path, port, args.streams, args.epochs, keep_running), Output())
     return 0

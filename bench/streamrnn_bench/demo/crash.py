@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from streamrnn.errors import StreamRNNError
 from streamrnn_bench.demo.many_streams import Crowd, check_bits
-from streamrnn_bench.demo.output import Paper, duration
+from streamrnn_bench.demo.output import Output, duration
 from streamrnn_bench.demo.server_process import ServerProcess
 from streamrnn_client import Client
 from streamrnn_client.errors import ConnectionLost, RequestTimeout
@@ -19,7 +19,7 @@ from streamrnn_client.errors import ConnectionLost, RequestTimeout
 __all__ = ["crash"]
 
 
-def crash(server: ServerProcess, client: Client, crowd: Crowd, start: int, paper: Paper) -> None:
+def crash(server: ServerProcess, client: Client, crowd: Crowd, start: int, output: Output) -> None:
     """Go on streaming, kill the server halfway, start it again, and tell what the client saw.
 
     Parameters
@@ -32,7 +32,7 @@ def crash(server: ServerProcess, client: Client, crowd: Crowd, start: int, paper
         The streams.
     start : int
         Row of ``crowd.x`` to go on with.
-    paper : Paper
+    output : Output
         To write on.
 
     Raises
@@ -42,7 +42,7 @@ def crash(server: ServerProcess, client: Client, crowd: Crowd, start: int, paper
     """
     num_rows, num_streams = len(crowd.x), len(crowd.names)
     middle = (start + num_rows) // 2
-    paper.heading("kill -9, in the middle")
+    output.heading("kill -9, in the middle")
     rows = client.rows(crowd.names)
     for t in range(start, middle):
         check_bits(client.batch(rows, crowd.x[t]), crowd.y[t])
@@ -60,20 +60,20 @@ def crash(server: ServerProcess, client: Client, crowd: Crowd, start: int, paper
     outputs += [client.batch(rows, crowd.x[t]) for t in range(middle + 1, num_rows)]
     num_again = client.stats()["num_steps"] - len(outputs) * num_streams
     num_bits = _num_differing_bits(np.stack(outputs), crowd.y[middle:])
-    paper.say(
+    output.say(
         f"Week {middle} of {num_rows}: process {killed} is killed and started again at once, ready "
         f"after {duration(ready_s)}. The same client goes on with its next step, all "
         f"{num_streams:,} streams in one call, and knows of nothing: the call takes "
         f"{duration(took_s)}, the restart included."
     )
-    paper.line()
-    paper.say(
+    output.line()
+    output.say(
         "The server writes what has changed to disk once a second (--state-dir). What it had not "
         f"yet written, {num_again:,} steps, the client has sent again by itself: it keeps the "
         "inputs that are not yet on disk, and their numbers see to it that none counts twice."
     )
-    paper.line()
-    paper.say(
+    output.line()
+    output.say(
         f"On to the last week: of the {32 * np.stack(outputs).size:,} bits of the outputs since "
         f"the crash, {num_bits} differ from those of streams that nothing has interrupted."
     )

@@ -17,7 +17,7 @@ from streamrnn.training.data.read import read_table
 from streamrnn.training.fit.loop import Epoch
 from streamrnn.training.progress import TrainingProgress
 from streamrnn.training.train import TrainingResult, train_to_file
-from streamrnn_bench.demo.output import Paper, duration
+from streamrnn_bench.demo.output import Output, duration
 
 __all__ = ["Learned", "learn"]
 
@@ -48,7 +48,7 @@ class Learned:
     errors: dict[str, float]
 
 
-def learn(path: Path, epochs: int, paper: Paper) -> Learned:
+def learn(path: Path, epochs: int, output: Output) -> Learned:
     """Train with the trainer's defaults and say how good it is.
 
     Parameters
@@ -57,19 +57,19 @@ def learn(path: Path, epochs: int, paper: Paper) -> Learned:
         Where the weight file goes.
     epochs : int
         At most; 0 for the trainer's default.
-    paper : Paper
+    output : Output
         To write on.
 
     Returns
     -------
     Learned
     """
-    paper.heading("Train")
+    output.heading("Train")
     with as_file(files("streamrnn") / "data" / "co2_mauna_loa.csv") as data:
         config = TrainingConfig(path=str(data), predict=("co2",), time="date", epochs=epochs)
-        _introduce(make_dataset(config, read_table(config.path)), paper)
+        _introduce(make_dataset(config, read_table(config.path)), output)
         times_s = [time.perf_counter()]
-        with TrainingProgress(paper.console) as progress:
+        with TrainingProgress(output.console) as progress:
 
             def show(epoch: Epoch) -> None:
                 times_s.append(time.perf_counter())
@@ -79,16 +79,16 @@ def learn(path: Path, epochs: int, paper: Paper) -> Learned:
         trained_s = times_s[-1] - times_s[0]
         checked_s = time.perf_counter() - times_s[-1]
     learned = _learned(result)
-    _report(result, learned, path, paper, trained_s, checked_s)
+    _report(result, learned, path, output, trained_s, checked_s)
     return learned
 
 
-def _introduce(dataset: Dataset, paper: Paper) -> None:
+def _introduce(dataset: Dataset, output: Output) -> None:
     [stream] = dataset.streams
     weeks = dataset.table.column("date").cells or []
     highest_seen = np.nanmax(stream.x[: stream.stops[0] + 1])
     judged = stream.x[stream.stops[1] + 1 :]
-    paper.say(
+    output.say(
         f"{len(stream.x):,} weeks of CO2 at Mauna Loa, {weeks[0]} to {weeks[-1]}. The last fifth "
         f"is kept for the end, and lies above all that is learnt from: {np.nanmin(judged):.0f} to "
         f"{np.nanmax(judged):.0f} ppmv, at most {highest_seen:.0f} before. So the network sees "
@@ -111,13 +111,13 @@ def _report(
     result: TrainingResult,
     learned: Learned,
     path: Path,
-    paper: Paper,
+    output: Output,
     trained_s: float,
     checked_s: float,
 ) -> None:
     [layer] = learned.model.spec.layers
     updates = result.report["updates"]
-    paper.say(
+    output.say(
         f"{layer.cell.upper()}, {layer.hidden_size} units, {learned.model.num_parameters:,} "
         f"parameters: {updates['num_epochs']} epochs in {duration(trained_s)}, the best one was "
         f"{updates['best_epoch']}. Saved as {path}, loaded, and found equal to what the engine "
@@ -130,8 +130,8 @@ def _report(
         "persistence": "persistence: next week is like this week",
     }
     num_judged = np.count_nonzero(np.isfinite(learned.x[learned.first + 1 :]))
-    paper.line()
-    paper.table(
+    output.line()
+    output.table(
         (f"error one week ahead, over the last {num_judged} weeks (RMSE)", "ppmv", "relative"),
         [
             (words, f"{errors[name]:.3f}", f"{errors[name] / errors['network']:.2f}")

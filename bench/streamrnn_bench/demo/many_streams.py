@@ -14,7 +14,7 @@ from streamrnn import Engine
 from streamrnn.errors import StreamRNNError
 from streamrnn_bench.demo.learn import Learned
 from streamrnn_bench.demo.numpy_loop import NumpyLoop
-from streamrnn_bench.demo.output import Paper, duration
+from streamrnn_bench.demo.output import Output, duration
 from streamrnn_client import Client
 
 __all__ = ["Crowd", "Timed", "check_bits", "compare", "gather"]
@@ -100,7 +100,7 @@ def gather(learned: Learned, num_streams: int) -> Crowd:
     return Crowd(names, x, y, timed)
 
 
-def compare(client: Client, learned: Learned, crowd: Crowd, stop: int, paper: Paper) -> None:
+def compare(client: Client, learned: Learned, crowd: Crowd, stop: int, output: Output) -> None:
     """Step all streams in four ways, check every output, and print the times.
 
     Parameters
@@ -113,7 +113,7 @@ def compare(client: Client, learned: Learned, crowd: Crowd, stop: int, paper: Pa
         The streams.
     stop : int
         Row of ``crowd.x`` before which to stop.
-    paper : Paper
+    output : Output
         To write on.
 
     Raises
@@ -122,7 +122,7 @@ def compare(client: Client, learned: Learned, crowd: Crowd, stop: int, paper: Pa
         If any output is not what it must be.
     """
     x, num_streams = crowd.x, len(crowd.names)
-    paper.heading(f"{num_streams:,} streams at once")
+    output.heading(f"{num_streams:,} streams at once")
 
     # A client's process holds no compiler and no training for the garbage collector to go through.
     gc.collect()
@@ -161,13 +161,13 @@ def compare(client: Client, learned: Learned, crowd: Crowd, stop: int, paper: Pa
 
     check_bits(served, crowd.y[:stop])
     worst = max(_difference(numpy_y, served), _difference(loop_y[..., 0], served[:num_single]))
-    paper.say(
+    output.say(
         f"Copies of the series with other levels and noise, {stop} weeks of each, through one "
         f"client. All {served.size:,} outputs equal an Engine's in this process to the bit, and "
         f"NumPy's but for rounding: at most {worst:.5f} ppmv."
     )
-    paper.line()
-    paper.table(
+    output.line()
+    output.table(
         ("time of a call, and steps/s at its median", "steps/s", "p50", "p99"),
         [
             ("NumPy in this process, one stream a call", *in_loop.cells()),
@@ -177,8 +177,8 @@ def compare(client: Client, learned: Learned, crowd: Crowd, stop: int, paper: Pa
             (f"server, {num_streams:,} steps a message", *together.cells()),
         ],
     )
-    paper.line()
-    paper.say(
+    output.line()
+    output.say(
         "Who has every stream's input at hand, in one process, needs no server; it is for streams "
         "that come from elsewhere, each in its own time. A call to it is a round trip with this "
         "Python client; `streamrnn bench throughput` measures it with a compiled one."

@@ -8,7 +8,7 @@ import numpy as np
 
 from streamrnn.errors import StreamRNNError
 from streamrnn_bench.demo.learn import Learned
-from streamrnn_bench.demo.output import Paper, duration, sparkline
+from streamrnn_bench.demo.output import Output, duration, sparkline
 from streamrnn_client import Client
 
 __all__ = ["stream_test_part"]
@@ -18,7 +18,7 @@ NUM_DRAWN = 72  # weeks
 SAME_ERROR = 1e-4
 
 
-def stream_test_part(client: Client, learned: Learned, paper: Paper) -> None:
+def stream_test_part(client: Client, learned: Learned, output: Output) -> None:
     """Send one message a week, and measure what comes back.
 
     Parameters
@@ -27,7 +27,7 @@ def stream_test_part(client: Client, learned: Learned, paper: Paper) -> None:
         Of a server of the model.
     learned : Learned
         What was trained.
-    paper : Paper
+    output : Output
         To write on.
 
     Raises
@@ -35,7 +35,7 @@ def stream_test_part(client: Client, learned: Learned, paper: Paper) -> None:
     StreamRNNError
         If the streamed error is another one than the trainer's.
     """
-    paper.heading("Stream it: one message a week, the state stays in the server")
+    output.heading("Stream it: one message a week, the state stays in the server")
     history, weeks = learned.x[: learned.first], learned.x[learned.first : -1]
     stream = client.stream("mauna-loa")
     began = time.perf_counter()
@@ -58,20 +58,20 @@ def stream_test_part(client: Client, learned: Learned, paper: Paper) -> None:
             "StreamRNN, please report it"
         )
     p50, p99 = np.percentile(round_trips_s, [50, 99])
-    paper.say(
+    output.say(
         f"{len(history):,} weeks of history in chunks of {stream.window // 2} to prime it: "
         f"{duration(primed_s)}. Then {len(weeks)} steps, one message each: round trip p50 "
         f"{duration(p50)}, p99 {duration(p99)}."
     )
-    paper.say(
+    output.say(
         f"Streamed error {error:.4f} ppmv; the trainer said {own:.4f} (autoregression "
         f"{errors['autoregression']:.4f}, persistence {errors['persistence']:.4f})."
     )
     drawn_truth, drawn_predicted = truth[-NUM_DRAWN:], predicted[-NUM_DRAWN:]
     both = np.concatenate([drawn_truth, drawn_predicted])
     low, high = float(np.nanmin(both)), float(np.nanmax(both))
-    paper.line()
-    paper.line(f"  measured   {sparkline(drawn_truth, low, high)}")
-    paper.line(f"  predicted  {sparkline(drawn_predicted, low, high)}")
+    output.line()
+    output.line(f"  measured   {sparkline(drawn_truth, low, high)}")
+    output.line(f"  predicted  {sparkline(drawn_predicted, low, high)}")
     when = f"{learned.dates[-len(drawn_truth)]} to {learned.dates[-1]}"
-    paper.line(f"             {when}, {low:.0f} to {high:.0f} ppmv", style="dim")
+    output.line(f"             {when}, {low:.0f} to {high:.0f} ppmv", style="dim")

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-__all__ = ["Paper", "duration", "sparkline"]
+__all__ = ["Output", "duration", "sparkline"]
 
 WIDTH = 88
 UNIT_AFTER_NUMBER = re.compile(r"(?<=\d) (?=(?:µs|ms|s|ppmv|units)\b)")  # stay on one line
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
-class Paper:
+class Output:
     """Plain lines on stdout, with bold headings where there is a terminal.
 
     Attributes

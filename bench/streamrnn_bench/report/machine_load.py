@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["Neighbours", "quieter_half"]
+__all__ = ["MachineLoad", "quieter_half"]
 
 T = TypeVar("T")
 
@@ -18,7 +18,7 @@ _BUSY_FIELDS = (1, 2, 3, 6, 7, 8)
 _UTIME, _STIME = 11, 12  # of /proc/PID/stat, counted behind the name's bracket
 
 
-class Neighbours:
+class MachineLoad:
     """The processor time that processes other than ours and our children use."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from streamrnn_bench.report.machine_load import Neighbours, quieter_half
+from streamrnn_bench.report.machine_load import MachineLoad, quieter_half
 from streamrnn_bench.report.results import BenchError, Result
 from streamrnn_bench.server.processes import Load, load, serving, stopping_cleanly, temporary_model
 from streamrnn_bench.server.throughput import verify_server
@@ -148,11 +148,11 @@ def measure_durability(
             name = f"{case} {num_streams} streams window {window}"
             with _servers(case, num_streams, window, directory) as servers:
                 rounds = []
-                neighbours = Neighbours()
+                machine_load = MachineLoad()
                 for _ in range(num_rounds):
                     found = {key: server.turn(round_s) for key, server in servers.items()}
                     _check_writing(found[_CHECKPOINT], num_streams, round_s)
-                    rounds.append((neighbours.share(), found))
+                    rounds.append((machine_load.share(), found))
             share, chosen = quieter_half(rounds)
             yield from _checkpoint_results(name, chosen, share)
             yield from _always_results(name, chosen, directory)

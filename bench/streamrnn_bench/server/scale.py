@@ -18,7 +18,7 @@ import zmq
 from numpy.typing import NDArray
 
 from streamrnn.kernels.cpu.program import Program
-from streamrnn_bench.report.machine_load import Neighbours, quieter_half
+from streamrnn_bench.report.machine_load import MachineLoad, quieter_half
 from streamrnn_bench.report.results import BenchError, Result
 from streamrnn_bench.server.load import make_traffic, stream_names, stream_order
 from streamrnn_bench.server.processes import (
@@ -101,13 +101,13 @@ def _live(
         for generator in loads:
             _check_first_steps(generator, case, model.parent)
             opened_s.append(generator.ask(drive_s=_WARM_UP_S)["opened_s"])
-        neighbours, rounds = Neighbours(), []
+        machine_load, rounds = MachineLoad(), []
         for _ in range(num_rounds):
             pair = tuple(
                 found["num_replies"] / found["elapsed_s"]
                 for found in (generator.ask(drive_s=round_s) for generator in loads)
             )
-            rounds.append((neighbours.share(), pair))
+            rounds.append((machine_load.share(), pair))
         kib = [anonymous_kib(running.pid) for running in servers]
     share, pairs = quieter_half(rounds)
     yield Result(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.engine.engine import Engine
-from streamrnn_bench.report.machine_load import Neighbours, quieter_half
+from streamrnn_bench.report.machine_load import MachineLoad, quieter_half
 from streamrnn_bench.report.results import BenchError, Result
 from streamrnn_bench.report.timing import interleave
 from streamrnn_bench.server.load import NUM_X, make_traffic
@@ -169,13 +169,13 @@ def measure_throughput(
     for case in cases:
         rounds = []
         with _two_loads(case, num_streams, device) as (_endpoint, to_server, to_echo):
-            neighbours = Neighbours()
+            machine_load = MachineLoad()
             for _ in range(num_rounds):
                 pair = tuple(
                     found["num_replies"] / found["elapsed_s"]
                     for found in (to_server.ask(drive_s=round_s), to_echo.ask(drive_s=round_s))
                 )
-                rounds.append((neighbours.share(), pair))
+                rounds.append((machine_load.share(), pair))
         share, pairs = quieter_half(rounds)
         yield Result(
             benchmark="throughput",
@@ -239,16 +239,16 @@ def measure_roundtrips(
     for case in cases:
         compiled, python = [], []
         with _two_loads(case, 1) as (endpoint, to_server, to_echo):
-            neighbours = Neighbours()
+            machine_load = MachineLoad()
             for _ in range(num_rounds):
                 pair = to_server.ask(**command), to_echo.ask(**command)
-                compiled.append((neighbours.share(), pair))
+                compiled.append((machine_load.share(), pair))
             with Client(endpoint) as client:
                 inside_us = client.stats()["latency_us"]
                 stream = client.stream("python")
                 for _ in range(num_rounds):
                     pair = _python_round_trips(stream, case, round_s), to_echo.ask(**command)
-                    python.append((neighbours.share(), pair))
+                    python.append((machine_load.share(), pair))
         yield _roundtrip(f"{case} p50", "p50_us", compiled, _ROUNDTRIP_TARGET)
         yield _roundtrip(f"{case} p99", "p99_us", compiled, None)
         yield _roundtrip(f"{case} p50 Python client", "p50_us", python, None)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from streamrnn.engine.engine import Engine
 from streamrnn.model.model import Model
 from streamrnn.reference.model import ReferenceModel
-from streamrnn_bench.report.machine_load import Neighbours
+from streamrnn_bench.report.machine_load import MachineLoad
 from streamrnn_bench.report.results import BenchError, Result
 from streamrnn_bench.report.timing import interleave
 from streamrnn_bench.step.cases import BATCH_SIZES, Case
@@ -235,11 +235,11 @@ def measure_peers(
             peers = {name: make(*sizes) for name, make in PEERS.items()}
             engines: dict[str, Peer | EngineCalls] = {"streamrnn": EngineCalls(*sizes), **peers}
             check_outputs(cell, model, {name: each.outputs for name, each in engines.items()})
-            neighbours = Neighbours()
+            machine_load = MachineLoad()
             best_s = interleave(
                 {name: each.run for name, each in engines.items()}, num_rounds, round_s
             )
-            others = neighbours.share()
+            others = machine_load.share()
             yield beside_fastest(
                 cell, best_s["streamrnn"], {name: best_s[name] for name in peers}, others
             )

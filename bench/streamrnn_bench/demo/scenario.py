@@ -11,11 +11,11 @@ from streamrnn_bench.demo.crash import crash
 from streamrnn_bench.demo.learn import learn
 from streamrnn_bench.demo.many_streams import compare, gather
 from streamrnn_bench.demo.one_stream import stream_test_part
-from streamrnn_bench.demo.output import Paper, duration
+from streamrnn_bench.demo.output import Output, duration
 from streamrnn_bench.demo.server_process import ServerProcess
 from streamrnn_client import Client
 
-__all__ = ["Options", "tell"]
+__all__ = ["Options", "run_scenario"]
 
 # Of the rows that many streams step through, so many in a hundred come before the crash's part.
 CALM_PERCENT = 75
@@ -54,55 +54,55 @@ class Options:
     keep_running: bool
 
 
-def tell(options: Options, paper: Paper) -> None:
+def run_scenario(options: Options, output: Output) -> None:
     """Train, serve, stream, compare, crash, and hand over.
 
     Parameters
     ----------
     options : Options
         What the user chose.
-    paper : Paper
+    output : Output
         To write on.
     """
-    paper.line(
+    output.line(
         "StreamRNN, from a table to a served model. Every number here is measured in this run."
     )
-    learned = learn(options.model_path, options.epochs, paper)
+    learned = learn(options.model_path, options.epochs, output)
     with ServerProcess(options.model_path, options.port) as server:
-        paper.heading("Serve, as a process of its own")
+        output.heading("Serve, as a process of its own")
         ready_s = server.start(
-            slow=lambda: paper.say("The first start on a machine compiles: up to a minute.")
+            slow=lambda: output.say("The first start on a machine compiles: up to a minute.")
         )
-        paper.say(f"Process {server.pid} at {server.address}, ready after {duration(ready_s)}.")
+        output.say(f"Process {server.pid} at {server.address}, ready after {duration(ready_s)}.")
         with Client(server.address) as client:
-            stream_test_part(client, learned, paper)
+            stream_test_part(client, learned, output)
             crowd = gather(learned, options.num_streams)
             calm = len(crowd.x) * CALM_PERCENT // 100
-            compare(client, learned, crowd, calm, paper)
-            crash(server, client, crowd, calm, paper)
-        _hand_over(server, options.keep_running, paper)
+            compare(client, learned, crowd, calm, output)
+            crash(server, client, crowd, calm, output)
+        _hand_over(server, options.keep_running, output)
 
 
-def _hand_over(server: ServerProcess, keep_running: bool, paper: Paper) -> None:
-    paper.heading("Yours")
+def _hand_over(server: ServerProcess, keep_running: bool, output: Output) -> None:
+    output.heading("Yours")
     if keep_running:
         python = os.path.relpath(sys.executable)
         if python.startswith(os.pardir):
             python = sys.executable
-        paper.say(f"The server runs on until Ctrl-C. In another terminal, with {python}:")
+        output.say(f"The server runs on until Ctrl-C. In another terminal, with {python}:")
     else:
-        paper.say(
+        output.say(
             "Without a terminal the server ends here, where it would run on until Ctrl-C "
             "(--keep-running). A client:"
         )
-    paper.line()
+    output.line()
     for line in CLIENT.format(address=server.address).splitlines():
-        paper.line(f"    {line}".rstrip())
+        output.line(f"    {line}".rstrip())
     if keep_running:
-        paper.line()
+        output.line()
         try:
             code = server.wait()
         except KeyboardInterrupt:
-            paper.line("Stopped.")
+            output.line("Stopped.")
         else:
-            paper.line(f"The server has ended, with code {code}.")
+            output.line(f"The server has ended, with code {code}.")
