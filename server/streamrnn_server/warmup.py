@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numba
 from numba.core import event, types
 
 from streamrnn.kernels.cpu.tiling import cover_address
 from streamrnn.kernels.precisions import PRECISIONS
 from streamrnn_server.event_log import EventLog
+from streamrnn_server.shard.batch.commit import commit
+from streamrnn_server.shard.checkpoint.copy import checkpoint
 from streamrnn_server.shard.checkpoint.packing import pack_entries, table_of_entries
 from streamrnn_server.shard.gpu.loop import compile_for_gpu
 from streamrnn_server.shard.loop import serve
+from streamrnn_server.shard.poll import listen
+from streamrnn_server.shard.streams.sweep import sweep
+from streamrnn_server.shard.structs import Model, Shard
+from streamrnn_server.shard.wire.reply import reply
 
-__all__ = ["compile_all"]
+__all__ = ["compile_all", "compile_backwards"]
 
 _SAY_EVERY_S = 2.0
 
@@ -75,3 +83,24 @@ def compile_all(log: EventLog, precision: str, device: str) -> float:
     if progress.num_functions:
         log.write("info", "compiled", elapsed_s=round(passed_s, 1))
     return passed_s
+
+
+def compile_backwards(log: EventLog) -> None:
+    """Compile what the CPU's loop calls, from its end: beside a process that does `compile_all`.
+
+    Each finds in the cache on disk what the other one has compiled, so they meet in the middle.
+    """
+    shard, model = numba.from_dtype(Shard.dtype), numba.from_dtype(Model.dtype)
+    with _listening(_Progress(log)):
+        sweep.compile((shard,))
+        reply.compile((shard,))
+        listen.compile((shard,))
+        checkpoint.compile((shard, types.boolean))
+        commit.compile((shard, model, types.int64))
+
+
+if __name__ == "__main__":
+    if "--backwards" in sys.argv:
+        compile_backwards(EventLog())
+    else:
+        compile_all(EventLog(), "float32", "cpu")

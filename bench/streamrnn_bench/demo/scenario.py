@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from streamrnn_bench.demo.compilation import COMPILES, Compilation
 from streamrnn_bench.demo.crash import crash
 from streamrnn_bench.demo.learn import learn
 from streamrnn_bench.demo.many_streams import compare, gather
@@ -67,12 +68,14 @@ def run_scenario(options: Options, output: Output) -> None:
     output.line(
         "StreamRNN, from a table to a served model. Every number here is measured in this run."
     )
-    learned = learn(options.model_path, options.epochs, output)
-    with ServerProcess(options.model_path, options.port) as server:
+    with Compilation() as compilation:
+        compilation.start()  # one core compiles the server, the other one trains
+        learned = learn(options.model_path, options.epochs, output)
         output.heading("Serve, as a process of its own")
-        ready_s = server.start(
-            slow=lambda: output.say("The first start on a machine compiles: up to a minute.")
-        )
+        compilation.start("--backwards")
+        said_so = compilation.wait(output)
+    with ServerProcess(options.model_path, options.port) as server:
+        ready_s = server.start(lambda: None if said_so else output.say(COMPILES))
         output.say(f"Process {server.pid} at {server.address}, ready after {duration(ready_s)}.")
         with Client(server.address) as client:
             stream_test_part(client, learned, output)
