@@ -1,1 +1,1 @@
-"""The demonstration, and measurements against peers and against the machine's own limits."""
+"""Demonstration, and benchmarks against peers and the machine's limits."""

@@ -1,6 +1,6 @@
 """Child processes that end with their parent, however it ends.
 
-As a program of its own this file makes itself such a child and becomes the command that follows:
+Run as a program, this file makes itself such a child and becomes the command that follows:
 ``python child_process.py PARENT_PID COMMAND...``.
 """
 
@@ -24,24 +24,8 @@ _PR_SET_PDEATHSIG = 1
 def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
     """Start a process that is killed when this one ends, even by SIGKILL (on Linux).
 
-    The kernel watches the thread that starts it, so only the main thread may do so.
-
-    Parameters
-    ----------
-    command : sequence of str
-        The program and its arguments.
-    **options
-        Of `subprocess.Popen`.
-
-    Returns
-    -------
-    subprocess.Popen
-        Its ``pid`` is the command's.
-
-    Raises
-    ------
-    RuntimeError
-        If it is called in another thread than the main one.
+    The kernel watches the thread that starts it, so this raises a `RuntimeError` outside the main
+    thread. ``pid`` of the result is the command's; the options are those of `subprocess.Popen`.
     """
     import subprocess
     import threading

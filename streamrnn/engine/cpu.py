@@ -1,4 +1,4 @@
-"""The CPU as an engine's device: a slab in memory, and one compiled call for a whole batch."""
+"""CPU device: a slab of rows in memory, and one compiled call for a whole batch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _Addresses = Annotated[Any, np.int64, (MAX_BATCH_ROWS,)]
 
 
 class _Call(Struct):
-    """All that a call needs, so that Python passes one address."""
+    """Arguments of a call, so that Python passes one address."""
 
     plan: I64  # address of the plan
     slab: I64
@@ -45,28 +45,12 @@ _call_at = pointer_to(_Call)
 
 
 class CpuDevice:
-    """A slab in this process's memory, stepped by its kernels: a `streamrnn.engine.device.Device`.
+    """CPU device: a slab in this process's memory, stepped by the CPU kernels.
 
-    Parameters
-    ----------
-    model : Model
-        What to run.
-    marks : ndarray of int64, shape (max_streams + 1, 2)
-        See `check_call`. Memory of the slab is taken only for the slots that are used.
-    precision : str
-        How the weights are stored. See `Program`.
-
-    Attributes
-    ----------
-    program : Program
-        The model made ready.
-    arithmetic : str
-        See `Program.arithmetic`.
-    slab : ndarray of float32, shape (max_streams, row_bytes // 4)
-        One row a slot, 64-byte aligned.
-    advance : callable
-        See `streamrnn.engine.device.Device.advance`. It is the compiled function's own entry,
-        without numba's dispatcher, which would ask every argument for its type.
+    ``marks`` is [max_streams + 1, 2], see `check_call`. ``slab`` is [max_streams, row_bytes // 4],
+    64-byte aligned; a slot's memory is committed when the slot is first used. ``advance`` is the
+    compiled function's own entry point: numba's dispatcher would inspect the type of every
+    argument.
     """
 
     def __init__(self, model: Model, marks: NDArray[np.int64], precision: str = "float32") -> None:
@@ -89,23 +73,20 @@ class CpuDevice:
         )
 
     def start_rows(self, slots: NDArray[np.int64]) -> None:
-        """See `streamrnn.engine.device.Device.start_rows`."""
+        """Implement `Device.start_rows`."""
         self.slab[slots] = self.program.initial_row
 
     def read_rows(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
-        """See `streamrnn.engine.device.Device.read_rows`."""
+        """Implement `Device.read_rows`."""
         return self.slab[slots]
 
     def write_rows(self, slots: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
-        """See `streamrnn.engine.device.Device.write_rows`."""
+        """Implement `Device.write_rows`."""
         self.slab[slots] = rows
 
 
 def _entry(element: types.Type) -> Callable[..., int]:
-    """Return the compiled `_advance` as Python calls it, for x of one type.
-
-    It takes exact types only: a caller has made sure of them.
-    """
+    """Return the compiled `_advance` for x of one type, without type checks."""
     signature = (
         types.int64,
         types.Array(types.int64, 1, "A"),
@@ -120,7 +101,7 @@ def _entry(element: types.Type) -> Callable[..., int]:
 
 @jit
 def _advance(call_address, rows, x, y, num_steps):  # type: ignore[no-untyped-def]
-    """Check everything, then step everything. See `streamrnn.engine.device.Device.advance`."""
+    """Check everything, then step everything. See `Device.advance`."""
     call = _call_at(call_address)
     plan = plan_at(call.plan)
     answer = check_call(plan, rows, x, num_steps, call.marks, call.max_streams)

@@ -1,8 +1,8 @@
-"""A GPU as an engine's device: the slab and the weights there, a batch over and back in one copy.
+"""CUDA device: slab and weights on the GPU, one copy each way for a batch.
 
 A call is cut into batches of some rows and some of their steps. Inputs and slot numbers of a batch
-go over in one pinned buffer, its outputs come back in one. There are two such pairs: while the GPU
-computes one batch, the host fills the other's inputs and empties its outputs.
+are copied from one pinned buffer, its outputs into another. There are two such pairs: while the GPU
+computes one batch, the host fills the inputs and empties the outputs of the other.
 """
 
 from __future__ import annotations
@@ -29,39 +29,19 @@ __all__ = ["CudaDevice"]
 _MAX_WORK_BYTES = 64 << 20  # scratch of a batch
 _MAX_BUFFER_BYTES = 8 << 20  # a batch's inputs, or its outputs
 _MIN_ROWS, _MAX_ROWS = 128, 16_384  # of a batch
-_MAX_CHUNK_STEPS = 32  # of a server's batch, while which others wait
+_MAX_CHUNK_STEPS = 32  # of a server's batch; other batches wait meanwhile
 _SPARE_BYTES = 256 << 20  # for the driver, and for the code of the kernels
 
 
 class CudaDevice:
-    """A slab on a GPU, stepped by its kernels. See `streamrnn.engine.device.Device`.
+    """CUDA device: a slab on a GPU, stepped by the CUDA kernels.
 
-    Parameters
-    ----------
-    model : Model
-        What to run.
-    marks : ndarray of int64, shape (max_streams + 1, 2)
-        See `streamrnn.engine.device.check_call`. Memory of the slab is taken for all slots.
-    precision : str
-        Of the products, see `streamrnn.kernels.precisions.DEVICE_PRECISIONS`.
-
-    Attributes
-    ----------
-    program : Program
-        The same model on the CPU: the layout of a row, and what checks an input.
-    arithmetic : str
-        What decides the bits of an output besides model and inputs.
-    max_rows : int
-        Of a batch.
-    max_chunk_rows, max_chunk_steps : int
-        Of a batch whose steps are one launch; no rows if the model goes step by step.
-    batch_x, batch_y : ndarray of float32
-        Pinned memory for `begin_batch` and `end_batch`.
-
-    Raises
-    ------
-    DeviceError
-        If there is no GPU that can be used, or it has no room for so many streams.
+    ``marks`` is [max_streams + 1, 2], see `check_call`; memory for all slots is allocated at once.
+    ``precision`` is one of `streamrnn.kernels.precisions.DEVICE_PRECISIONS`. ``max_rows`` bounds a
+    batch; ``max_chunk_rows`` and ``max_chunk_steps`` bound a batch whose steps are one launch (0
+    rows if the model is stepped one launch a step). ``batch_x`` and ``batch_y`` are pinned memory
+    for `begin_batch` and `end_batch`. Raises a `DeviceError` if there is no usable GPU or too
+    little memory.
     """
 
     def __init__(self, model: Model, marks: NDArray[np.int64], precision: str = "float32") -> None:
@@ -77,12 +57,12 @@ class CudaDevice:
         self._num_inputs, self._output_size = spec.num_inputs, spec.output_size
         work_bytes = self.program.row_bytes + 4 * (spec.num_features + spec.output_size + 32)
         self.max_rows = max(_MIN_ROWS, min(_MAX_ROWS, _MAX_WORK_BYTES // work_bytes, max_streams))
-        # Room for one step of all rows, or for more steps of fewer.
+        # Enough for one step of all rows, or for more steps of fewer.
         buffer_size = _MAX_BUFFER_BYTES // 4
         self._x_size = max(buffer_size, self.max_rows * (self._num_inputs + 1))
         self._y_size = max(buffer_size, self.max_rows * self._output_size)
         self._failure: DeviceError | None = None
-        self._started: list[int] = []  # slots whose rows are to be put into the initial state
+        self._started: list[int] = []  # slots whose rows `start_rows` has deferred
         parameters_bytes = sum(value.nbytes for value in model.parameters.values())
         fixed = 2 * parameters_bytes + self.max_rows * work_bytes
         self._check_room(max_streams, fixed + 8 * (self._x_size + self._y_size))
@@ -113,7 +93,7 @@ class CudaDevice:
         num_steps: int,
         /,
     ) -> int:
-        """See `streamrnn.engine.device.Device.advance`."""
+        """Implement `Device.advance`."""
         answer: int = _check_call(
             self.program.plan_address,
             rows,
@@ -129,11 +109,11 @@ class CudaDevice:
         return DONE
 
     def start_rows(self, slots: NDArray[np.integer[Any]]) -> None:
-        """See `streamrnn.engine.device.Device.start_rows`. Done before the next call."""
+        """Implement `Device.start_rows`, deferred until the next call."""
         self._started.extend(slots.tolist())
 
     def read_rows(self, slots: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """See `streamrnn.engine.device.Device.read_rows`."""
+        """Implement `Device.read_rows`."""
         parts = [np.empty((0, self._row_size), dtype=np.float32)]
         for first in range(0, len(slots), self.max_rows):
             some = slots[first : first + self.max_rows].astype(np.int32)
@@ -141,45 +121,32 @@ class CudaDevice:
         return np.concatenate(parts)
 
     def write_rows(self, slots: NDArray[np.integer[Any]], rows: NDArray[np.float32]) -> None:
-        """See `streamrnn.engine.device.Device.write_rows`."""
+        """Implement `Device.write_rows`."""
         for first in range(0, len(slots), self.max_rows):
             some = slots[first : first + self.max_rows].astype(np.int32)
             values = np.ascontiguousarray(rows[first : first + self.max_rows], dtype=np.float32)
             self._guard(self._write, some, values)
 
     def begin_batch(self, num_rows: int, num_steps: int = 1) -> None:
-        """Start some steps of some streams, for a caller that checks and packs by itself.
+        """Start a batch that the caller has checked and packed into ``batch_x``.
 
-        Parameters
-        ----------
-        num_rows : int
-            1 to max_rows. ``batch_x`` holds so many slots (int32, all different), and behind them
-            the inputs [num_rows, num_steps, num_inputs]. Both must stay as they are until
-            `end_batch`.
-        num_steps : int
-            Of each stream. ``batch_y`` will hold the outputs [num_rows, num_steps, output_size].
-
-        Raises
-        ------
-        DeviceError
-            If the GPU has failed, now or before. The streams are lost then.
+        ``batch_x`` holds the slots (int32, all different; 1 to ``max_rows``), then the inputs
+        [num_rows, num_steps, num_inputs], and must not change until `end_batch`. Raises a
+        `DeviceError` if the GPU has failed, now or before; the streams are lost then.
         """
         self._guard(self._transfers[0].begin, num_rows, num_steps, False)
 
     def end_batch(self) -> None:
-        """Wait for the batch that was begun; its outputs are in ``batch_y`` then.
+        """Wait for the batch; ``batch_y`` then is [num_rows, num_steps, output_size].
 
-        Raises
-        ------
-        DeviceError
-            If the GPU has failed, now or before. The streams are lost then.
+        Raises a `DeviceError` as `begin_batch` does.
         """
         self._guard(self._transfers[0].end)
 
     def _run(
         self, slots: NDArray[np.int32], x: NDArray[Any], y: NDArray[np.float32], num_steps: int
     ) -> None:
-        """Cut a call into batches, and keep two of them under way."""
+        """Cut a call into batches, and keep two of them in flight."""
         self._start_rows()
         batches = list(self._batches(len(slots), num_steps))
         x = x.view(np.float32).reshape(len(slots), num_steps, self._num_inputs)
@@ -199,7 +166,7 @@ class CudaDevice:
             _end(*each)
 
     def _warm_up(self) -> None:
-        """Run what the model needs once; the first row is spoilt, and no stream has it yet."""
+        """Run the kernels once; overwrites the first row, which no stream has yet."""
         transfer = self._transfers[0]
         transfer.x[: 1 + 2 * self._num_inputs] = 0
         for num_steps in (1, 2):
@@ -210,7 +177,7 @@ class CudaDevice:
         self._write(first.astype(np.int32), self._read(first.astype(np.int32)))
 
     def _batches(self, num_rows: int, num_steps: int) -> Iterator[tuple[slice, slice]]:
-        """Yield rows and steps of each batch; a row's steps in their order."""
+        """Yield rows and steps of each batch; a row's steps in time order."""
         for first in range(0, num_rows, self.max_rows):
             rows = slice(first, min(num_rows, first + self.max_rows))
             batch_rows = rows.stop - first
@@ -240,7 +207,7 @@ class CudaDevice:
         self._network.write_rows(self._slab, slots, rows)
 
     def _guard(self, function: Any, *args: Any) -> Any:
-        """Call a function; after an error of the GPU refuse everything, as after a crash."""
+        """Call a function; after a GPU error refuse every further call."""
         if self._failure is not None:
             raise self._failure
         try:
@@ -253,7 +220,7 @@ class CudaDevice:
             raise self._failure from error
 
     def _check_room(self, max_streams: int, fixed_bytes: int) -> None:
-        """Refuse more streams than fit, and say how many would."""
+        """Raise a `DeviceError` if the streams do not fit; it says how many would."""
         free = self._cuda.current_context().get_memory_info().free - _SPARE_BYTES - fixed_bytes
         row_bytes = self.program.row_bytes
         if max_streams * row_bytes <= free:
@@ -273,6 +240,6 @@ def _check_call(plan_address, rows, x, num_steps, marks, max_streams):  # type: 
 
 
 def _end(transfer: Transfer, target: NDArray[np.float32]) -> None:
-    """Wait for a batch, and hand its outputs over."""
+    """Wait for a batch, and copy its outputs to the caller's array."""
     transfer.end()
     target[:] = transfer.y[: target.size].reshape(target.shape)

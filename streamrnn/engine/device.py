@@ -1,7 +1,7 @@
-"""The interface between an `Engine` and the device that holds and steps its streams.
+"""Interface between an `Engine` and the device that holds and steps its streams.
 
 A row's number is its slot and, above it, the slot's generation: odd while a stream lives there,
-raised when one comes or goes. So the number of a stream that has been closed fits nothing more.
+raised when one comes or goes. So the number of a closed stream is never valid again.
 """
 
 from __future__ import annotations
@@ -39,14 +39,11 @@ KIND_BITS = 3
 
 
 class Device(Protocol):
-    """A device that holds a model's streams and steps them, as an `Engine` sees it.
+    """Device that holds a model's streams and steps them.
 
-    Attributes
-    ----------
-    program : Program
-        The model as the CPU's kernels see it: the layout of a row, and what checks an input.
-    arithmetic : str
-        What decides the bits of an output besides model and inputs.
+    ``program`` is the model as the CPU's kernels see it, on every device: the layout of a row, and
+    the check of inputs. ``arithmetic`` names what decides the bits of outputs besides model and
+    inputs.
     """
 
     program: Program
@@ -62,29 +59,17 @@ class Device(Protocol):
     ) -> int:
         """Check everything, then advance every row by ``num_steps``, or none.
 
-        Parameters
-        ----------
-        rows : ndarray of int64, shape (B,)
-            Row numbers, see `streamrnn.Engine.rows`.
-        x : ndarray of float32 or uint32, shape (B * num_steps, num_inputs)
-            Each row's inputs one after the other.
-        y : ndarray of float32, shape (B * num_steps, output_size)
-            Filled. Contiguous.
-        num_steps : int
-            T.
-
-        Returns
-        -------
-        int
-            `DONE`, or what is wrong (low bits) and with which row or element of x (high bits);
-            `MISFIT` if x is not contiguous, or the shapes are not these.
+        ``rows`` [B] come from `streamrnn.Engine.rows`, x [B * num_steps, num_inputs] has each row's
+        inputs one after the other (float32, or uint32 for a token model), y [B * num_steps,
+        output_size] is contiguous and filled. Returns `DONE`, or what is wrong (low bits) and with
+        which row or element of x (high bits); `MISFIT` if x is not contiguous or a shape is wrong.
         """
 
     def start_rows(self, slots: NDArray[np.int64]) -> None:
         """Put streams' rows into the initial state; all slots differ."""
 
     def read_rows(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return copies of streams' rows, [n, row_bytes // 4], laid out alike on every device."""
+        """Return copies of rows, [n, row_bytes // 4], the same layout on every device."""
 
     def write_rows(self, slots: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
         """Replace streams' rows by rows from `read_rows` of any device; all slots differ."""
@@ -94,7 +79,7 @@ class Device(Protocol):
 def check_call(  # type: ignore[no-untyped-def]
     plan: Plan, rows, x, num_steps: int, marks: int, max_streams: int
 ) -> int:
-    """Find what is wrong with a call before anything has changed. See `Device.advance`.
+    """Check a call before anything changes; return the answer of `Device.advance`.
 
     ``marks`` is the address of int64[max_streams + 1, 2]: each slot's generation and the call that
     it was last in; at the end the number of calls.

@@ -1,8 +1,7 @@
-"""The engine in process: a model, its streams, and the device that they live on and step on.
+"""In-process engine: a model, its streams, and the device that steps them.
 
-`streamrnn.engine.streams` knows which row is whose, `streamrnn.engine.inputs` what an input must
-look like, and a `streamrnn.engine.device.Device` steps rows: `streamrnn.engine.cpu`'s or
-`streamrnn.engine.cuda`'s.
+`streamrnn.engine.streams` maps streams to rows, `streamrnn.engine.inputs` checks inputs, and a
+`streamrnn.engine.device.Device` steps rows: `streamrnn.engine.cpu` or `streamrnn.engine.cuda`.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Engine:
     InputError
         If the device is unknown, or does not have the precision.
     DeviceError
-        If the device cannot be used, or has no room for so many streams.
+        If the device cannot be used, or has too little memory for so many streams.
 
     Examples
     --------
@@ -95,7 +94,7 @@ class Engine:
         return stream in self._streams
 
     def step(self, inputs: Mapping[Hashable, ArrayLike]) -> dict[Hashable, NDArray[np.float32]]:
-        """Advance streams by one time step each; unknown ones start from the initial state.
+        """Advance streams by one time step each; unknown ones start in the initial state.
 
         Parameters
         ----------
@@ -112,7 +111,7 @@ class Engine:
         InputError
             If an input does not fit the model. No stream has advanced then.
         StreamError
-            If there is no room for another stream.
+            If there are ``max_streams`` already.
         """
         x = np.empty((len(inputs), self._num_inputs), dtype=self._dtype)
         for index, (stream, value) in enumerate(inputs.items()):
@@ -122,7 +121,7 @@ class Engine:
         try:
             y = self.batch(self.rows(streams), x)
         except InputError:
-            # A refused step leaves nothing behind, not even the stream that it would have begun.
+            # A refused step has no effect: it does not even start a stream.
             for stream, was_known in zip(streams, known, strict=True):
                 if not was_known and stream in self._streams:
                     self.close(stream)
@@ -148,7 +147,7 @@ class Engine:
         InputError
             If an input does not fit the model. The stream has not advanced then.
         StreamError
-            If there is no room for another stream.
+            If there are ``max_streams`` already.
         """
         chunk = self._form.as_array(x, (-1, self._num_inputs), f"stream {stream!r}: x")
         was_known = stream in self._streams
@@ -160,7 +159,7 @@ class Engine:
             raise
 
     def rows(self, streams: Iterable[Hashable]) -> NDArray[np.int64]:
-        """Resolve stream ids to row numbers, for `batch`. Unknown streams are started.
+        """Resolve stream ids to row numbers, for `batch`; unknown streams are started.
 
         Parameters
         ----------
@@ -175,7 +174,7 @@ class Engine:
         Raises
         ------
         StreamError
-            If there is no room for all of them; none has been started then.
+            If there would be more than ``max_streams``; none has been started then.
         """
         with self._lock:
             rows, started = self._streams.resolve(streams)
@@ -200,11 +199,11 @@ class Engine:
         Raises
         ------
         InputError
-            If an input does not fit the model, or a stream stands twice. No stream has advanced.
+            If an input does not fit the model, or a stream occurs twice. No stream has advanced.
         StreamError
             If a row's stream has been closed since.
         """
-        # All that the compiled code cannot see for itself; it sees shapes and strides.
+        # Compiled code checks shapes and strides, but cannot check these.
         if not (
             type(x) is ndarray
             and x.dtype is self._dtype
@@ -285,19 +284,19 @@ class Engine:
         Parameters
         ----------
         stream : hashable
-            Its id here, whichever the record's is.
+            Its id here, which may differ from the record's.
         record : bytes
             From `export_state` of an engine with this model, or from a server.
         any_arithmetic : bool
             Whether another device or precision may have computed it. The outputs are then as
-            exact as ever, but not to the bit those that it would have given.
+            exact, but may differ in bits from those of the other one.
 
         Raises
         ------
         RecordError
-            If it is damaged, of another model, or of another arithmetic without leave.
+            If it is damaged, of another model, or of another arithmetic that is not allowed.
         StreamError
-            If the stream exists, or there is no room for it.
+            If the stream exists, or there are ``max_streams`` already.
         """
         device = self._device
         wanted = None if any_arithmetic else device.arithmetic
@@ -309,7 +308,7 @@ class Engine:
             device.write_rows(self._streams.slots([stream]), row[None])
 
     def _run(self, rows: NDArray[np.int64], x: NDArray[Any], num_steps: int) -> NDArray[np.float32]:
-        """Advance every row by ``num_steps``, whose inputs stand one after the other in x."""
+        """Advance every row by ``num_steps``, whose inputs are consecutive in x."""
         y = empty((len(rows) * num_steps, self._output_size), _FLOAT32)
         with self._lock:
             answer = self._device.advance(rows, x, y, num_steps)

@@ -1,4 +1,4 @@
-"""What an engine takes for inputs and rows, and the errors for what it does not take."""
+"""Inputs and rows that an engine accepts, and the errors for all others."""
 
 from __future__ import annotations
 
@@ -16,20 +16,7 @@ __all__ = ["InputForm", "as_rows"]
 
 
 class InputForm:
-    """The inputs of one model.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        The model's.
-
-    Attributes
-    ----------
-    dtype : numpy dtype
-        float32, or uint32 for a token model.
-    num_inputs : int
-        Of a step.
-    """
+    """Shape and dtype of one model's inputs: uint32 for a token model, else float32."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
@@ -37,14 +24,9 @@ class InputForm:
         self.num_inputs = spec.num_inputs
 
     def as_array(self, x: ArrayLike, shape: Sequence[int], what: str) -> NDArray[Any]:
-        """Return x as a contiguous array of the model's dtype, or raise what is wrong with it.
+        """Return x as a contiguous array of the model's dtype, or raise an `InputError`.
 
         ``shape`` is the expected one, -1 for a number of steps; ``what`` names x in errors.
-
-        Raises
-        ------
-        InputError
-            If its shape, its dtype or a token does not fit.
         """
         given = np.asarray(x)
         if given.ndim == 1 and len(shape) == 2 and self.num_inputs == 1:
@@ -63,18 +45,13 @@ class InputForm:
             raise InputError(f"{what} has dtype {given.dtype}, expected {self.dtype}")
         if is_token and given.size and given.min() < 0:
             raise InputError(f"{what} holds the token {given.min()}; tokens are 0 or more")
-        with np.errstate(over="ignore"):  # too large for float32: an infinity, refused as one
+        with np.errstate(over="ignore"):  # too large for float32: infinity, refused later
             return np.ascontiguousarray(given, dtype=self.dtype)
 
     def refuse(self, answer: int, rows: NDArray[np.int64], x: NDArray[Any]) -> NoReturn:
-        """Raise what a device has found wrong with a call: neither `DONE` nor `MISFIT`.
+        """Raise the error for a device's answer that is neither `DONE` nor `MISFIT`.
 
-        Raises
-        ------
-        InputError
-            If an input does not fit the model, or a stream stands twice.
-        StreamError
-            If a row's stream has been closed since.
+        A `StreamError` for a row whose stream has been closed, else an `InputError`.
         """
         kind, item = answer & (1 << KIND_BITS) - 1, answer >> KIND_BITS
         if kind == STALE_ROW:

@@ -1,4 +1,4 @@
-"""What fewer bits for the weights cost a model: its outputs beside the float64 reference."""
+"""Errors of reduced weight precision against the float64 reference."""
 
 from __future__ import annotations
 
@@ -23,15 +23,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class PrecisionError:
-    """How far one precision's outputs are from the reference's, over a sample.
-
-    Attributes
-    ----------
-    precision : str
-        Of the weights.
-    largest, root_mean_square : ndarray of float64, shape (output_size,)
-        In each output's unit.
-    """
+    """Errors of one precision over a sample, each [output_size] in the output's unit."""
 
     precision: str
     largest: NDArray[np.float64]
@@ -39,14 +31,10 @@ class PrecisionError:
 
 
 def sample_of(model: Model) -> tuple[NDArray[Any], bool]:
-    """Return inputs to try a model with.
+    """Return inputs [T, num_inputs] to try a model with, and whether they are its own.
 
-    Returns
-    -------
-    x : ndarray of float32 or, for a token model, uint32, shape (T, num_inputs)
-    is_own : bool
-        False if there is no such sample, and x is made up: standard normal numbers around each
-        input's center, uniform categories.
+    Without a sample in the weight file they are made up: standard normal numbers around each
+    input's center, uniform categories.
     """
     spec = model.spec
     dtype = np.uint32 if spec.is_token else np.float32
@@ -65,16 +53,9 @@ def sample_of(model: Model) -> tuple[NDArray[Any], bool]:
 
 
 def measure_precisions(model: Model) -> tuple[list[PrecisionError], int, bool]:
-    """Run the sample in every precision.
+    """Run the sample in every precision, the widest first.
 
-    Returns
-    -------
-    errors : list of PrecisionError
-        One for each precision, the widest first.
-    num_steps : int
-        T of the sample.
-    is_own : bool
-        As of `sample_of`.
+    Also returns the sample's number of steps, and whether it is the model's own (see `sample_of`).
     """
     x, is_own = sample_of(model)
     exact = ReferenceModel(model).steps(x)

@@ -1,4 +1,4 @@
-"""Which streams an engine has, and which row of the device is whose."""
+"""Streams of an engine, and the row number of each."""
 
 from __future__ import annotations
 
@@ -15,18 +15,10 @@ __all__ = ["StreamTable"]
 
 
 class StreamTable:
-    """Names, and their row numbers. Not for several threads at once.
+    """Stream ids and their row numbers. Not thread-safe.
 
-    Parameters
-    ----------
-    max_streams : int
-        The most at once.
-
-    Attributes
-    ----------
-    marks : ndarray of int64, shape (max_streams + 1, 2)
-        Each slot's generation and the call that it was last in; at the end the number of calls.
-        See `streamrnn.engine.device.check_call`.
+    ``marks`` [max_streams + 1, 2] has each slot's generation and the call that it was last in; at
+    the end the number of calls. See `streamrnn.engine.device.check_call`.
     """
 
     def __init__(self, max_streams: int) -> None:
@@ -48,12 +40,8 @@ class StreamTable:
     def resolve(self, streams: Iterable[Hashable]) -> tuple[NDArray[np.int64], list[Hashable]]:
         """Return the row numbers of streams, and those streams that had none until now.
 
-        The rows of new streams hold whatever was there before.
-
-        Raises
-        ------
-        StreamError
-            If there is no room for all of them. None of them has been given a row then.
+        The rows of new streams have undefined contents. A `StreamError` if not all of them fit;
+        none has been given a row then.
         """
         rows, started = self._rows, list[Hashable]()
         try:

@@ -1,4 +1,4 @@
-"""``streamrnn bench``: measure against the machine's limits, a bare echo, and ourselves."""
+"""``streamrnn bench``: measure against peers, an echo, and the machine's limits."""
 
 from __future__ import annotations
 
@@ -17,13 +17,7 @@ __all__ = ["BENCHMARKS", "configure", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments.
-
-    Parameters
-    ----------
-    parser : argparse.ArgumentParser
-        The command's own parser.
-    """
+    """Declare the command's arguments."""
     parser.add_argument(
         "name", metavar="NAME", nargs="?", choices=BENCHMARKS, help=", ".join(BENCHMARKS) + "; all"
     )
@@ -167,12 +161,12 @@ def _durability(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Res
 
 
 def _rounds(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what was said of rounds; the rest is each benchmark's own."""
+    """Return the options about rounds that were given; the rest are defaults."""
     given = {"num_rounds": args.rounds, "round_s": args.round_s}
     return {name: value for name, value in given.items() if value is not None}
 
 
-# Imported when they run: who asks for help waits for no compiler.
+# Imported when they run: --help must not wait for a compiler.
 BENCHMARKS: dict[str, Callable[[argparse.Namespace, Sequence[Case]], Iterator[Result]]] = {
     "step": _step,
     "roundtrip": _roundtrip,
@@ -183,7 +177,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, Sequence[Case]], Iterator[Re
 
 
 def _json_path(args: argparse.Namespace) -> Path:
-    """Return the file to write: in a directory one named by what computes."""
+    """Return the file to write: in a directory one named by the processor or GPU."""
     path = Path(args.json)
     if not path.is_dir():
         return path
@@ -197,22 +191,9 @@ def _json_path(args: argparse.Namespace) -> Path:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, and print tables.
+    """Measure, and print tables; return 0, whatever the figures are.
 
-    Parameters
-    ----------
-    args : argparse.Namespace
-        As `configure` declared them.
-
-    Returns
-    -------
-    int
-        0, whatever the figures are.
-
-    Raises
-    ------
-    BenchError
-        If a measurement cannot be made, or what was to be measured gave wrong results.
+    Raises a `BenchError` if a measurement cannot be made, or a result to be measured is wrong.
     """
     cases = [parse_case(text) for text in args.cases or ()]
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""``streamrnn demo``: train, serve, stream and compare, by itself."""
+"""``streamrnn demo``: train, serve, stream and compare in one run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,7 @@ __all__ = ["configure", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments.
-
-    Parameters
-    ----------
-    parser : argparse.ArgumentParser
-        The command's own parser.
-    """
+    """Declare the command's arguments."""
     parser.add_argument(
         "-o", "--output", type=Path, metavar="MODEL", help="keep the trained model in this file"
     )
@@ -54,18 +48,7 @@ def _at_least_2(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demonstration.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        As `configure` declared them.
-
-    Returns
-    -------
-    int
-        0.
-    """
+    """Run the demonstration; return 0."""
     from streamrnn_bench.demo.output import Output
     from streamrnn_bench.demo.scenario import Options, run_scenario
     from streamrnn_bench.demo.server_process import usable_port

@@ -1,1 +1,1 @@
-"""The demonstration: one story, told by a training, a server process and a client."""
+"""Demonstration: a training, a server process and a client."""

@@ -1,4 +1,4 @@
-"""Processes that compile the server into the cache on disk, beside the training."""
+"""Processes that compile the server into the disk cache during the training."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ _SLOW_S = 2.0
 
 
 class Compilation:
-    """Fills the server's cache, to be used in a ``with`` block that ends its processes.
+    """Fill the server's compile cache; the ``with`` block ends its processes.
 
-    A process that fails is of no concern here: the server compiles what is left, and says why it
-    cannot.
+    A process that fails is ignored: the server compiles what is left, and reports why it cannot.
     """
 
     def __init__(self) -> None:
@@ -48,7 +47,7 @@ class Compilation:
         self._log.close()
 
     def start(self, *options: str) -> None:
-        """Start a process with options of `streamrnn_server.warmup`; only in the main thread."""
+        """Start `streamrnn_server.warmup` with options; only in the main thread."""
         with signals_held():
             self._processes.append(
                 start_child(
@@ -60,7 +59,7 @@ class Compilation:
             )
 
     def wait(self, output: Output) -> bool:
-        """Wait for all processes; return whether that took long, so that it was shown."""
+        """Wait for all processes; return whether progress was shown."""
         began = time.perf_counter()
         while self._is_running() and time.perf_counter() - began < _SLOW_S:
             time.sleep(_LOOK_EVERY_S)
@@ -79,7 +78,7 @@ class Compilation:
         return any(process.poll() is None for process in self._processes)
 
     def _last_line(self) -> str:
-        """Return what a process has logged last, without its time: ``compiling admit``."""
+        """Return the last log line of a process, without its time: ``compiling admit``."""
         with suppress(OSError):
             text = self._read_log()
             if " compiling " in text:

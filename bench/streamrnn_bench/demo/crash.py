@@ -1,4 +1,4 @@
-"""The fourth part: kill -9 in the middle, and what becomes of the streams."""
+"""Part four: kill -9 while streaming, and what becomes of the streams."""
 
 from __future__ import annotations
 
@@ -20,25 +20,10 @@ __all__ = ["crash"]
 
 
 def crash(server: ServerProcess, client: Client, crowd: Crowd, start: int, output: Output) -> None:
-    """Go on streaming, kill the server halfway, start it again, and tell what the client saw.
+    """Stream from row ``start`` of ``crowd.x``; kill and restart the server halfway.
 
-    Parameters
-    ----------
-    server : ServerProcess
-        Runs, and runs again afterwards.
-    client : Client
-        Of that server; it stays the same one all along.
-    crowd : Crowd
-        The streams.
-    start : int
-        Row of ``crowd.x`` to go on with.
-    output : Output
-        To write on.
-
-    Raises
-    ------
-    StreamRNNError
-        If an output differs from those of streams that nothing has interrupted.
+    The client stays the same one. Raises a `StreamRNNError` if an output differs from those of
+    uninterrupted streams.
     """
     num_rows, num_streams = len(crowd.x), len(crowd.names)
     middle = (start + num_rows) // 2
@@ -51,9 +36,7 @@ def crash(server: ServerProcess, client: Client, crowd: Crowd, start: int, outpu
     began = time.perf_counter()
     server.launch()
     with ThreadPoolExecutor(1) as pool:
-        starting = pool.submit(
-            server.wait_until_ready
-        )  # while the client goes on, and knows of nothing
+        starting = pool.submit(server.wait_until_ready)  # while the client goes on, unaware of it
         outputs = [_send(client, rows, crowd.x[middle], starting)]
         took_s = time.perf_counter() - began
         ready_s = starting.result()
@@ -84,7 +67,7 @@ def crash(server: ServerProcess, client: Client, crowd: Crowd, start: int, outpu
 def _send(
     client: Client, rows: Any, x: NDArray[np.float32], starting: Future[float]
 ) -> NDArray[np.float32]:
-    """Step all streams once, however long the server is away."""
+    """Step all streams once, retrying while the server is away."""
     while not (starting.done() and starting.exception()):
         try:
             return client.batch(rows, x)

@@ -1,4 +1,4 @@
-"""The first part of the story: a network learns the weekly CO2 at Mauna Loa."""
+"""Part one: a network learns the weekly CO2 at Mauna Loa."""
 
 from __future__ import annotations
 
@@ -24,21 +24,12 @@ __all__ = ["Learned", "learn"]
 
 @dataclass(frozen=True)
 class Learned:
-    """What the rest of the story needs of the training.
+    """Results of the training that the later parts need.
 
-    Attributes
-    ----------
-    model : Model
-        As loaded from its file.
-    x : ndarray of float32, shape (T, 1)
-        The whole series in ppmv, NaN where a week is missing.
-    dates : list of str
-        The T weeks.
-    first : int
-        Row of the first step of the test part, which predicts row ``first + 1``.
-    errors : dict of str to float
-        Root mean square errors on the test part in ppmv, as the trainer reports them: of the
-        ``network``, of ``autoregression`` and of ``persistence``.
+    ``x`` [T, 1] is the whole series in ppmv, NaN where a week is missing; ``dates`` are its weeks.
+    The test part's first step is row ``first``, which predicts row ``first + 1``. ``errors`` are
+    root mean square errors on the test part in ppmv, as the trainer reports them: of the
+    ``network``, of ``autoregression`` and of ``persistence``.
     """
 
     model: Model
@@ -49,21 +40,7 @@ class Learned:
 
 
 def learn(path: Path, epochs: int, output: Output) -> Learned:
-    """Train with the trainer's defaults and say how good it is.
-
-    Parameters
-    ----------
-    path : Path
-        Where the weight file goes.
-    epochs : int
-        At most; 0 for the trainer's default.
-    output : Output
-        To write on.
-
-    Returns
-    -------
-    Learned
-    """
+    """Train, write the weight file and print the errors; 0 epochs is the default."""
     output.heading("Train")
     with as_file(files("streamrnn") / "data" / "co2_mauna_loa.csv") as data:
         config = TrainingConfig(path=str(data), predict=("co2",), time="date", epochs=epochs)

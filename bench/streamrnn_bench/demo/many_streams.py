@@ -1,4 +1,4 @@
-"""The third part: a thousand streams at once, beside plain NumPy and one message a step."""
+"""Part three: a thousand streams, against NumPy and against one message a step."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ __all__ = ["Crowd", "Timed", "check_bits", "compare", "gather"]
 
 Floats = NDArray[np.float32]
 LEVEL_PPMV, NOISE_PPMV = 5.0, 0.3  # how the copies differ
-NUM_SLOW_STEPS = 10_000  # of what goes one step a call: enough to measure
+NUM_SLOW_STEPS = 10_000  # of ways with one step a call: enough to measure
 # NumPy and the kernels round differently; an output near 370 ppmv has a resolution of 0.00003.
 MAX_ULPS = 16
 
 
 @dataclass(frozen=True)
 class Timed:
-    """What a way of stepping took: seconds of each call, and number of steps in one."""
+    """Seconds of each call of one way of stepping, and the steps in a call."""
 
     calls_s: NDArray[np.float64]
     steps_a_call: int
 
     def cells(self) -> tuple[str, str, str]:
-        """Return steps a second, and two percentiles of a call, in words."""
+        """Return table cells: steps a second, and two percentiles of a call."""
         p50, p99 = np.percentile(self.calls_s, [50, 99])
-        # Of the median call: a mean would tell what else the machine was doing.
+        # Of the median call: a mean would include the load of other processes.
         return f"{self.steps_a_call / p50:,.0f}", duration(p50), duration(p99)
 
 
@@ -52,18 +52,10 @@ def _timed(call: Callable[[int], Floats], num_calls: int, out: Floats, width: in
 
 @dataclass(frozen=True)
 class Crowd:
-    """B perturbed copies of the series, and what the network says to them.
+    """Perturbed copies of the series for B streams, and the outputs expected of them.
 
-    Attributes
-    ----------
-    names : list of str
-        B stream ids.
-    x : ndarray of float32, shape (T, B, 1)
-        First a history to warm up with, then the test part.
-    y : ndarray of float32, shape (T, B, 1)
-        The outputs of streams that nothing interrupts, from an Engine in this process.
-    engine : Timed
-        How long the engine took.
+    ``x`` [T, B, 1] is first a history to warm up with, then the test part. ``y`` [T, B, 1] are the
+    outputs of uninterrupted streams of an Engine in this process; ``engine`` is how long it took.
     """
 
     names: list[str]
@@ -73,19 +65,7 @@ class Crowd:
 
 
 def gather(learned: Learned, num_streams: int) -> Crowd:
-    """Make the copies.
-
-    Parameters
-    ----------
-    learned : Learned
-        The series and the model.
-    num_streams : int
-        B.
-
-    Returns
-    -------
-    Crowd
-    """
+    """Make the copies, and step them in an Engine."""
     rng = np.random.default_rng(1958)
     num_history = min(max(learned.model.spec.warmup_steps, 1), learned.first)
     series = learned.x[learned.first - num_history : -1, None]
@@ -103,23 +83,8 @@ def gather(learned: Learned, num_streams: int) -> Crowd:
 def compare(client: Client, learned: Learned, crowd: Crowd, stop: int, output: Output) -> None:
     """Step all streams in four ways, check every output, and print the times.
 
-    Parameters
-    ----------
-    client : Client
-        Of a server of the model. It has stepped the streams to row `stop` afterwards.
-    learned : Learned
-        The model.
-    crowd : Crowd
-        The streams.
-    stop : int
-        Row of ``crowd.x`` before which to stop.
-    output : Output
-        To write on.
-
-    Raises
-    ------
-    StreamRNNError
-        If any output is not what it must be.
+    The server has stepped them to row ``stop`` of ``crowd.x`` afterwards. Raises a `StreamRNNError`
+    if an output is wrong.
     """
     x, num_streams = crowd.x, len(crowd.names)
     output.heading(f"{num_streams:,} streams at once")
@@ -146,7 +111,7 @@ def compare(client: Client, learned: Learned, crowd: Crowd, stop: int, output: O
         num_streams,
     )
 
-    # NumPy: all streams as one matrix; and the loop that one writes first, a stream a call.
+    # NumPy: all streams as one matrix; and the naive loop, a stream a call.
     matrix = NumpyLoop(learned.model, num_streams)
     numpy_y = np.empty_like(served)
     in_matrix = _timed(lambda k: matrix.step(x[k]), stop, numpy_y, num_streams)
@@ -186,20 +151,7 @@ def compare(client: Client, learned: Learned, crowd: Crowd, stop: int, output: O
 
 
 def check_bits(got: Floats, expected: Floats) -> None:
-    """Refuse outputs that are not the engine's.
-
-    Parameters
-    ----------
-    got : ndarray of float32
-        From the server.
-    expected : ndarray of float32
-        From the engine, of the same shape.
-
-    Raises
-    ------
-    StreamRNNError
-        If a single bit differs.
-    """
+    """Raise a `StreamRNNError` if a bit differs from the engine's outputs."""
     if not np.array_equal(got.view(np.uint32), expected.view(np.uint32)):
         count = int(np.count_nonzero(got.view(np.uint32) != expected.view(np.uint32)))
         raise StreamRNNError(

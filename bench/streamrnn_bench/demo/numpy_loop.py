@@ -1,4 +1,4 @@
-"""The same network in a plain NumPy loop: what one would write without StreamRNN."""
+"""Plain NumPy loop for the same network, as written without StreamRNN."""
 
 from __future__ import annotations
 
@@ -16,20 +16,8 @@ Floats = NDArray[np.float32]
 class NumpyLoop:
     """LSTM layers and a linear head for B streams in lockstep, in float32.
 
-    Its inputs may be differenced and may miss values that are held, as the demonstration's does.
-    Nothing is shared with the kernels, so that each can vouch for the other.
-
-    Parameters
-    ----------
-    model : Model
-        Numeric inputs, LSTM layers, a head without activation.
-    num_streams : int
-        B.
-
-    Raises
-    ------
-    ModelError
-        If the model has something else.
+    Inputs are numeric, and may be differenced or hold their last value over missing ones; a
+    `ModelError` for any other model. No code is shared with the kernels, so each checks the other.
     """
 
     def __init__(self, model: Model, num_streams: int) -> None:
@@ -70,17 +58,7 @@ class NumpyLoop:
         self.cells: list[Floats] = [np.zeros_like(h) for h in self.hidden]
 
     def step(self, x: Floats) -> Floats:
-        """Advance all streams by one time step.
-
-        Parameters
-        ----------
-        x : ndarray of float32, shape (B, num_inputs)
-            NaN where a value is missing.
-
-        Returns
-        -------
-        ndarray of float32, shape (B, output_size)
-        """
+        """Advance all streams by x [B, num_inputs], NaN where missing; return y [B, O]."""
         known = np.where(np.isnan(self.last), self.fill, self.last)
         value = np.where(np.isnan(x), known, x)
         change = np.where(np.isnan(self.last), np.float32(0), value - self.last)

@@ -1,4 +1,4 @@
-"""The second part: one stream is primed with history, then steps through the test part."""
+"""Part two: one stream is primed with history, then steps through the test part."""
 
 from __future__ import annotations
 
@@ -19,21 +19,9 @@ SAME_ERROR = 1e-4
 
 
 def stream_test_part(client: Client, learned: Learned, output: Output) -> None:
-    """Send one message a week, and measure what comes back.
+    """Send one message a week, and print the error of what comes back.
 
-    Parameters
-    ----------
-    client : Client
-        Of a server of the model.
-    learned : Learned
-        What was trained.
-    output : Output
-        To write on.
-
-    Raises
-    ------
-    StreamRNNError
-        If the streamed error is another one than the trainer's.
+    Raises a `StreamRNNError` if it is not the trainer's error.
     """
     output.heading("Stream it: one message a week, the state stays in the server")
     history, weeks = learned.x[: learned.first], learned.x[learned.first : -1]

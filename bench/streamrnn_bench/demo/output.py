@@ -1,4 +1,4 @@
-"""What the demonstration writes: the same words on a terminal and in a pipe."""
+"""Output of the demonstration: the same text on a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -19,60 +19,28 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class Output:
-    """Plain lines on stdout, with bold headings where there is a terminal.
-
-    Attributes
-    ----------
-    console : rich.console.Console
-        Where the lines go.
-    num_sections : int
-        Number of headings so far.
-    """
+    """Plain lines on stdout, with bold headings where there is a terminal."""
 
     def __init__(self) -> None:
         if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="replace")  # a terminal that knows no block characters
+            sys.stdout.reconfigure(errors="replace")  # a terminal without block characters
         self.console = Console(highlight=False)
         self.num_sections = 0
 
     def heading(self, text: str) -> None:
-        """Begin a section.
-
-        Parameters
-        ----------
-        text : str
-            Its title.
-        """
+        """Begin a section."""
         self.num_sections += 1
         title = f"── {self.num_sections}  {text} "
         self.line()
         self.line(title.ljust(WIDTH, "─"), style="bold")
 
     def line(self, text: str = "", style: str | None = None) -> None:
-        """Write one line as it is.
-
-        Parameters
-        ----------
-        text : str
-            Taken literally, never wrapped.
-        style : str, optional
-            A style of rich, seen on terminals only.
-        """
+        """Write one line literally, unwrapped; the style is rich's, for terminals only."""
         self.console.print(text, style=style, markup=False, emoji=False, soft_wrap=True)
         self.console.file.flush()
 
     def say(self, text: str, style: str | None = None, indent: int = 0) -> None:
-        """Write a paragraph of a section.
-
-        Parameters
-        ----------
-        text : str
-            Wrapped to the width of the page.
-        style : str, optional
-            A style of rich, seen on terminals only.
-        indent : int
-            Number of blanks before each line.
-        """
+        """Write a paragraph, wrapped to the page and indented by some blanks."""
         margin = " " * indent
         wrapped = textwrap.wrap(
             UNIT_AFTER_NUMBER.sub("\u00a0", text),
@@ -86,15 +54,7 @@ class Output:
             self.line(line.replace("\u00a0", " "), style)
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Write a table: the first column to the left, numbers to the right.
-
-        Parameters
-        ----------
-        header : sequence of str
-            Titles of the columns; empty ones are fine.
-        rows : sequence of sequence of str
-            The cells.
-        """
+        """Write a table: the first column to the left, numbers to the right."""
         columns = list(zip(header, *rows, strict=True))
         widths = [max(len(cell) for cell in column) for column in columns]
         for k, row in enumerate((header, *rows)):
@@ -104,18 +64,7 @@ class Output:
 
 
 def duration(seconds: float) -> str:
-    """Write a time with the unit that suits it.
-
-    Parameters
-    ----------
-    seconds : float
-        Any time.
-
-    Returns
-    -------
-    str
-        Three digits or so, and µs, ms or s.
-    """
+    """Format a time with three digits or so, in µs, ms or s."""
     for unit, factor in (("µs", 1e6), ("ms", 1e3)):
         value = seconds * factor
         if value < 999.5:
@@ -124,20 +73,7 @@ def duration(seconds: float) -> str:
 
 
 def sparkline(values: NDArray[np.floating], low: float, high: float) -> str:
-    """Draw a series as a row of blocks.
-
-    Parameters
-    ----------
-    values : ndarray of float, shape (T,)
-        One block each; NaN leaves a blank.
-    low, high : float
-        What the lowest and the highest block stand for.
-
-    Returns
-    -------
-    str
-        T characters.
-    """
+    """Draw a series as a row of blocks between low and high; NaN leaves a blank."""
     share = (np.asarray(values, dtype=np.float64) - low) / max(high - low, 1e-12)
     blanks = np.isnan(share)
     level = np.clip(np.nan_to_num(share) * len(BLOCKS), 0, len(BLOCKS) - 1).astype(int)

@@ -1,4 +1,4 @@
-"""The demonstration from its first line to its last."""
+"""Sequence of the demonstration's parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from streamrnn_client import Client
 
 __all__ = ["Options", "run_scenario"]
 
-# Of the rows that many streams step through, so many in a hundred come before the crash's part.
+# Percentage of the rows of many streams that come before the part of the crash.
 CALM_PERCENT = 75
 
 CLIENT = """\
@@ -32,39 +32,17 @@ with Client("{address}") as client:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose.
+    """Options of the command."""
 
-    Attributes
-    ----------
-    model_path : Path
-        Where the trained model goes.
-    port : int
-        Of the server.
-    num_streams : int
-        How many at once.
-    epochs : int
-        At most; 0 for the trainer's default.
-    keep_running : bool
-        Whether the server runs on at the end, until Ctrl-C.
-    """
-
-    model_path: Path
+    model_path: Path  # of the weight file to write
     port: int
     num_streams: int
-    epochs: int
-    keep_running: bool
+    epochs: int  # at most; 0 for the trainer's default
+    keep_running: bool  # at the end, until Ctrl-C
 
 
 def run_scenario(options: Options, output: Output) -> None:
-    """Train, serve, stream, compare, crash, and hand over.
-
-    Parameters
-    ----------
-    options : Options
-        What the user chose.
-    output : Output
-        To write on.
-    """
+    """Train, serve, stream, compare, crash, and print what to do next."""
     output.line(
         "StreamRNN, from a table to a served model. Every number here is measured in this run."
     )

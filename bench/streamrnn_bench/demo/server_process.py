@@ -1,4 +1,4 @@
-"""``streamrnn serve`` as a process of its own, which never outlives its ``with`` block."""
+"""``streamrnn serve`` as a process that never outlives its ``with`` block."""
 
 from __future__ import annotations
 
@@ -30,21 +30,9 @@ def _nothing() -> None:
 
 
 class ServerProcess:
-    """A server of one model, to be used in a ``with`` block; it starts with `start`.
+    """Server of one model on 127.0.0.1, started by `start` in a ``with`` block.
 
-    Parameters
-    ----------
-    model_path : Path
-        The weight file.
-    port : int
-        On 127.0.0.1.
-
-    Attributes
-    ----------
-    address : str
-        Where clients find it.
-    log_path : Path
-        What it has written, until the block ends.
+    Clients connect to ``address``. Its log is in ``log_path`` until the block ends.
     """
 
     def __init__(self, model_path: Path, port: int) -> None:
@@ -74,41 +62,29 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """The process's number; 0 while there is none."""
+        """Process id; 0 while there is none."""
         return self._process.pid if self._process else 0
 
     def start(self, slow: Callable[[], None] = _nothing) -> float:
-        """Start the process and wait until it is ready, as `launch` and `wait_until_ready` do."""
+        """Start the process and wait until it is ready: `launch` and `wait_until_ready`."""
         self.launch()
         return self.wait_until_ready(slow)
 
     def launch(self) -> None:
-        """Start the process; only in the main thread, whose end would be the server's."""
+        """Start the process; only in the main thread, as its end would end the server."""
         self._ready_path.unlink(missing_ok=True)
         self._launched_s = time.perf_counter()
-        # A process that a signal left without a name would never be stopped.
+        # A signal before the assignment would leave a process that is never stopped.
         with open(self.log_path, "ab") as log, signals_held():
             self._process = start_child(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     def wait_until_ready(self, slow: Callable[[], None] = _nothing) -> float:
-        """Wait until the launched process is ready.
+        """Wait until the launched process is ready; return the seconds since its launch.
 
-        Parameters
-        ----------
-        slow : callable
-            Called once if that takes longer than usual.
-
-        Returns
-        -------
-        float
-            How long that took since its launch, in seconds.
-
-        Raises
-        ------
-        StartError
-            If it ends instead, or is not ready for minutes.
+        Calls ``slow`` once if that takes longer than usual. Raises a `StartError` if the process
+        ends instead, or is not ready for minutes.
         """
         assert self._process is not None
         while not self._ready_path.exists():
@@ -128,14 +104,14 @@ class ServerProcess:
         return time.perf_counter() - self._launched_s
 
     def kill(self) -> None:
-        """Send SIGKILL, which no process can prepare for, and wait for the end."""
+        """Send SIGKILL and wait for the end."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def stop(self) -> None:
-        """Send SIGTERM and wait for the end; kill a process that does not listen."""
+        """Send SIGTERM and wait for the end; send SIGKILL if that does not help."""
         if self._process is None:
             return
         with signals_held():
@@ -145,13 +121,7 @@ class ServerProcess:
             self.kill()
 
     def wait(self) -> int:
-        """Wait until the process ends by itself.
-
-        Returns
-        -------
-        int
-            Its exit code.
-        """
+        """Wait until the process ends by itself; return its exit code."""
         return self._process.wait() if self._process is not None else 0
 
     def _last_words(self) -> str:
@@ -160,26 +130,14 @@ class ServerProcess:
 
 
 def usable_port(asked: int | None) -> int:
-    """Choose where to listen.
+    """Choose a port that was free a moment ago.
 
-    Parameters
-    ----------
-    asked : int or None
-        A port that the user wants, or None for the usual one if nobody has it, else any.
-
-    Returns
-    -------
-    int
-        The port. Nobody listened there a moment ago.
-
-    Raises
-    ------
-    StartError
-        If the asked port is taken.
+    Without ``asked`` the default one if it is free, else any; a `StartError` if ``asked`` is in
+    use.
     """
     for port in [PREFERRED_PORT, 0] if asked is None else [asked]:
         with socket.socket() as probe:
-            # As the server will: what an earlier run left in TIME_WAIT is in nobody's way.
+            # As the server will: ports that an earlier run left in TIME_WAIT are usable.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))

@@ -1,1 +1,1 @@
-"""How results are timed, compared and written."""
+"""Timing, comparison and output of results."""

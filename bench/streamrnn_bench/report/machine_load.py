@@ -1,4 +1,4 @@
-"""How much of the machine others take while we measure: rounds are judged by it, not by results."""
+"""Load of other processes while measuring, by which rounds are chosen."""
 
 from __future__ import annotations
 
@@ -19,19 +19,16 @@ _UTIME, _STIME = 11, 12  # of /proc/PID/stat, counted behind the name's bracket
 
 
 class MachineLoad:
-    """The processor time that processes other than ours and our children use."""
+    """Processor time of all processes but this one and its children."""
 
     def __init__(self) -> None:
         self._others_s, self._now_s = _others_s(), time.monotonic()
 
     def share(self) -> float:
-        """Return what others used since the last call, as a share of the whole machine.
+        """Return their share of the machine since the last call, 0 to 1.
 
-        Returns
-        -------
-        float
-            0 to 1, in steps of about a hundredth; 0 where the system does not tell. What a virtual
-            machine's host takes away counts too.
+        In steps of about a hundredth; 0 where the system does not tell. Time that a virtual
+        machine's host takes away counts too.
         """
         others_s, now_s = _others_s(), time.monotonic()
         used_s, passed_s = others_s - self._others_s, now_s - self._now_s
@@ -40,19 +37,9 @@ class MachineLoad:
 
 
 def quieter_half(rounds: Sequence[tuple[float, T]]) -> tuple[float, list[T]]:
-    """Choose the rounds in which others took the least.
+    """Choose the half of the rounds with the least load, given (load, findings) pairs.
 
-    Parameters
-    ----------
-    rounds : sequence of (float, object)
-        What others took, and what was found.
-
-    Returns
-    -------
-    share : float
-        The most that others took in the chosen ones.
-    findings : list
-        What was found in them, at least one.
+    Returns the largest load among the chosen ones, and their findings, at least one.
     """
     chosen = sorted(rounds, key=lambda each: each[0])[: (len(rounds) + 1) // 2]
     return chosen[-1][0], [found for _, found in chosen]

@@ -1,4 +1,4 @@
-"""What a benchmark finds: one row a measurement, as a table for people and as JSON for programs."""
+"""Benchmark results: one row a measurement, as a table and as JSON lines."""
 
 from __future__ import annotations
 
@@ -21,55 +21,32 @@ __all__ = ["BenchError", "Result", "commit", "header", "processor", "table", "wr
 
 
 class BenchError(StreamRNNError):
-    """A measurement cannot be made, or what was to be measured is wrong."""
+    """A measurement cannot be made, or a result to be measured is wrong."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One measurement beside its reference, both of the same run.
+    """One measurement and its reference, both of the same run and in the same unit."""
 
-    Attributes
-    ----------
-    benchmark : str
-        ``step``, ``roundtrip``, ``throughput``, ``scale`` or ``durability``.
-    case : str
-        What was measured, such as ``"lstm 64->128 B=48 float32 cpu"``.
-    value, reference_value : float
-        Both in `unit`.
-    unit : str
-        Of a rate (``"GFLOP/s"``), or of a time or memory (``"us"``, ``"KiB"``).
-    reference : str
-        What it is compared with: ``fma_peak``, ``cache_bandwidth``, ``libzmq_echo``, ...
-    target : float or None
-        The ratio that the project wants to show, for the table only. Nothing fails below it.
-    note : str
-        A few words for the table only.
-    """
-
-    benchmark: str
-    case: str
+    benchmark: str  # ``step``, ``roundtrip``, ``throughput``, ``scale`` or ``durability``
+    case: str  # such as ``"lstm 64->128 B=48 float32 cpu"``
     value: float
-    unit: str
-    reference: str
+    unit: str  # of a rate (``"GFLOP/s"``), or of a time or memory (``"us"``, ``"KiB"``)
+    reference: str  # ``fma_peak``, ``cache_bandwidth``, ``libzmq_echo``, ...
     reference_value: float
+    # The table only shows these two; nothing fails below the target ratio.
     target: float | None = field(default=None, compare=False)
     note: str = field(default="", compare=False)
 
     @property
     def ratio(self) -> float:
-        """How many times better than the reference: of rates the quotient, of costs its inverse."""
+        """Quotient to the reference for rates, its inverse for costs: above 1 is better."""
         if self.unit in _UNITS_OF_COST:
             return self.reference_value / self.value
         return self.value / self.reference_value
 
     def to_dict(self) -> dict[str, str | float]:
-        """Return the object that `write_json` writes.
-
-        Returns
-        -------
-        dict
-            benchmark, case, value, unit, reference, reference_value, ratio, commit.
-        """
+        """Return the object that `write_json` writes."""
         return {
             "benchmark": self.benchmark,
             "case": self.case,
@@ -87,13 +64,9 @@ _UNITS_OF_COST = ("s", "ms", "us", "ns", "KiB")
 
 @cache
 def commit() -> str:
-    """Return which sources are measured.
+    """Return the abbreviated git commit, with ``+`` if files differ from it.
 
-    Returns
-    -------
-    str
-        The abbreviated git commit, with ``+`` if files differ from it; without a repository the
-        version.
+    Without a repository it is the version.
     """
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
@@ -113,13 +86,7 @@ def _git(root: Path, *words: str) -> str:
 
 
 def header() -> str:
-    """Describe the machine, the sources and the moment.
-
-    Returns
-    -------
-    str
-        One line.
-    """
+    """Describe the machine, the sources and the time in one line."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     now = datetime.datetime.now().astimezone().isoformat(" ", "minutes")
     return (
@@ -129,12 +96,7 @@ def header() -> str:
 
 
 def processor() -> str:
-    """Return the name of the machine's processor.
-
-    Returns
-    -------
-    str
-    """
+    """Return the name of the machine's processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -145,18 +107,7 @@ def processor() -> str:
 
 
 def table(results: Iterable[Result]) -> str:
-    """Lay results out for people.
-
-    Parameters
-    ----------
-    results : iterable of Result
-        Rows, in this order.
-
-    Returns
-    -------
-    str
-        Lines of aligned columns: case, value, reference, ratio, and the target where there is one.
-    """
+    """Format results as aligned columns: case, value, reference, ratio, target."""
     rows = [("case", "value", "reference", "", "ratio", "target", ""), *map(_cells, results)]
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     left = (0, 3, 6)
@@ -183,21 +134,13 @@ def _cells(result: Result) -> tuple[str, ...]:
 
 
 def _number(value: float) -> str:
-    """Write three significant digits, and thousands in groups."""
+    """Format three significant digits, and thousands in groups."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 
 def write_json(results: Iterable[Result], file: IO[str]) -> None:
-    """Write one JSON object a line.
-
-    Parameters
-    ----------
-    results : iterable of Result
-        What to write.
-    file : text file
-        Where to.
-    """
+    """Write one JSON object a line."""
     for result in results:
         file.write(json.dumps(result.to_dict()) + "\n")

@@ -1,4 +1,4 @@
-"""Time things side by side, so that a busy neighbour on the machine slows all of them alike."""
+"""Interleaved timing, so that a busy machine slows all candidates alike."""
 
 from __future__ import annotations
 
@@ -9,19 +9,9 @@ __all__ = ["interleave", "repeats_for"]
 
 
 def repeats_for(run: Callable[[int], object], round_s: float) -> int:
-    """Find how often to repeat something so that a round takes about so long.
+    """Find how many repeats take about ``round_s``; at least 1.
 
-    Parameters
-    ----------
-    run : callable
-        Takes the number of repeats. What the first call compiles or pulls into caches is paid here.
-    round_s : float
-        The time wanted, in seconds.
-
-    Returns
-    -------
-    int
-        At least 1.
+    ``run`` takes the number of repeats. Its first call also pays for compilation and cold caches.
     """
     run(1)
     num_repeats = 1
@@ -37,22 +27,10 @@ def repeats_for(run: Callable[[int], object], round_s: float) -> int:
 def interleave(
     runs: Mapping[str, Callable[[int], object]], num_rounds: int, round_s: float
 ) -> dict[str, float]:
-    """Time several things in turns, and return the best time of each.
+    """Time several functions in turns; return the best seconds a repeat of each.
 
-    Parameters
-    ----------
-    runs : mapping of str to callable
-        Each takes a number of repeats.
-    num_rounds : int
-        How many turns each has.
-    round_s : float
-        About how long one turn of one of them takes, in seconds.
-
-    Returns
-    -------
-    dict of str to float
-        Seconds a repeat, of the fastest turn: what slows a computation down comes from outside,
-        and nothing speeds it up.
+    Each takes a number of repeats, and gets ``num_rounds`` turns of about ``round_s``. The fastest
+    turn counts: outside influences slow a computation down, and nothing speeds it up.
     """
     num_repeats = {name: repeats_for(run, round_s) for name, run in runs.items()}
     best_s = dict.fromkeys(runs, float("inf"))

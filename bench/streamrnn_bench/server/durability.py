@@ -1,9 +1,9 @@
-"""``streamrnn bench durability``: what it costs to keep streams on disk.
+"""``streamrnn bench durability``: the cost of keeping streams on disk.
 
 Servers of each durability take turns under the same load: many streams, all stepping all the time,
-so that each has changed at every checkpoint. A server's shard thread, its I/O thread, the thread
-that writes, and the load generator's two threads share the machine. A turn begins with a time to
-settle, and lasts for a whole number of checkpoints; what is left to write after it is waited for.
+so that each has changed at every checkpoint. A server's shard, I/O and writer threads and the load
+generator's two threads share the machine. A turn begins with a time to settle, lasts for a whole
+number of checkpoints, and ends when the rest has been written.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["DURABILITY_CASES", "fsync_us", "measure_durability"]
 DURABILITY_CASES = (Case("lstm", 64, 128),)
 _CHECKPOINT, _ALWAYS = "checkpoint", "always"
 _DURABILITIES = ("none", _CHECKPOINT, _ALWAYS)
-_MAX_UNDER_WAY = 8_000  # of one connection; a server's own bound is 8,192
+_MAX_UNDER_WAY = 8_000  # of one connection; the server's limit is 8,192
 _INTERVAL_S = 1.0  # of checkpoints, the server's default
 _SETTLE_S = 0.9
 _MAX_ROUND_TRIPS = 1 << 22
@@ -42,7 +42,7 @@ Found = dict[str, Any]
 
 
 class _Server(NamedTuple):
-    """A server of one durability under load."""
+    """Server of one durability under load."""
 
     durability: str
     endpoint: str
@@ -90,7 +90,7 @@ def _servers(
 
 
 def _under_way(num_streams: int) -> int:
-    """Return how many streams at most have a step under way: as many turns of equal size."""
+    """Return the most streams with a step in flight: as many turns of equal size."""
     num_turns = -(-num_streams // _MAX_UNDER_WAY)
     while num_streams % num_turns:
         num_turns += 1
@@ -112,35 +112,17 @@ def measure_durability(
     windows: Sequence[int] = (1, 16),
     directory: Path = Path(),
 ) -> Iterator[Result]:
-    """Measure servers that keep their streams on disk beside one that does not.
+    """Measure servers that keep their streams on disk against one that does not.
 
-    Parameters
-    ----------
-    cases : iterable of Case
-        Models.
-    num_rounds : int
-        Turns of each server.
-    round_s : float
-        How long each is, rounded up to whole seconds: a checkpoint is made every second.
-    num_streams : int
-        Streams, all of which step all the time; at most 8,000 at once, of 10,000 a half.
-    windows : sequence of int
-        How many steps the server remembers of each stream.
-    directory : Path
-        Where a directory for the state is made, which goes with the measurement.
+    Each server has ``num_rounds`` turns of ``round_s``, rounded up to whole seconds (a checkpoint
+    is made every second). At most 8,000 streams have a step in flight, of 10,000 a half.
+    ``windows`` are the steps that the server remembers of each stream. The state is in a temporary
+    directory below ``directory``.
 
-    Yields
-    ------
-    Result
-        With `checkpoint` steps a second and the p99.9 of the round trip beside those with `none`;
-        with `always` steps a second beside those with `none`, and p50 and p99 of the round trip
-        beside those of fdatasync after writes of the same size. Medians of the quieter half of the
-        rounds.
-
-    Raises
-    ------
-    BenchError
-        If a reply is wrong or missing, or streams are not written every second.
+    Yields with `checkpoint` steps a second and the p99.9 of the round trip against those with
+    `none`; with `always` steps a second against those with `none`, and p50 and p99 of the round
+    trip against fdatasync after writes of the same size. Medians of the quieter half of the rounds.
+    Raises a `BenchError` if a reply is wrong or missing, or streams are not written every second.
     """
     round_s = -(-round_s // _INTERVAL_S) * _INTERVAL_S
     for case in cases:
@@ -159,7 +141,7 @@ def measure_durability(
 
 
 def _check_writing(found: Found, num_streams: int, round_s: float) -> None:
-    """See that all streams were written as often as they had to be."""
+    """Raise a `BenchError` unless all streams were written at every checkpoint."""
     wanted = round(round_s / _INTERVAL_S) * num_streams
     if found["num_saved"] < wanted:
         raise BenchError(
@@ -243,19 +225,9 @@ def _always_results(
 
 
 def fsync_us(directory: Path, num_bytes: int) -> list[float]:
-    """Measure how long the disk takes to write so much and sync it.
+    """Return times of a write with its fdatasync, in microseconds.
 
-    Parameters
-    ----------
-    directory : Path
-        On the file system that is asked.
-    num_bytes : int
-        How much is written each time, over what the file holds already, as LMDB does it.
-
-    Returns
-    -------
-    list of float
-        Times of a write with its fdatasync, in microseconds.
+    Each write overwrites what the file holds already, as LMDB does.
     """
     data = os.urandom(max(1, num_bytes))
     times_us = []
@@ -266,4 +238,4 @@ def fsync_us(directory: Path, num_bytes: int) -> list[float]:
             os.pwrite(number, data, 0)
             os.fdatasync(number)
             times_us.append((time.perf_counter() - began_s) * 1e6)
-    return times_us[1:]  # the first one had to find room for the file
+    return times_us[1:]  # the first one had to allocate the file's blocks

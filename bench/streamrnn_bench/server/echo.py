@@ -1,7 +1,7 @@
-"""A bare echo: what ZeroMQ alone can do with messages of these sizes.
+"""Bare echo: what ZeroMQ alone can do with messages of these sizes.
 
-A ROUTER in compiled code takes a request and sends a reply that was made before, with the
-request's msgid put in its place. Nothing is decoded, looked up or computed.
+A ROUTER in compiled code takes a request and sends a pre-encoded reply, with the request's msgid
+put in its place. Nothing is decoded, looked up or computed.
 
 ``python -m streamrnn_bench.server.echo --y-bytes N --ready-file FILE``
 """
@@ -41,17 +41,9 @@ _POLL_MS = 500
 
 
 def canned_reply(y_bytes: int) -> NDArray[np.uint8]:
-    """Make a reply as the server would send it.
+    """Pre-encode a reply with ``y_bytes`` of output, as the server would send it.
 
-    Parameters
-    ----------
-    y_bytes : int
-        Bytes of the output.
-
-    Returns
-    -------
-    ndarray of uint8
-        With a msgid of five bytes, and a step number as wide as one after a while of steps.
+    Its msgid has five bytes, and its step number is as wide as one after a while of steps.
     """
     return np.frombuffer(
         encode_response(MAX_MSGID, [100_000, 0, bytes(y_bytes)]), dtype=np.uint8
@@ -60,18 +52,10 @@ def canned_reply(y_bytes: int) -> NDArray[np.uint8]:
 
 @jit
 def echo(socket: int, reply: NDArray[np.uint8], scratch: NDArray[np.uint8], max_ns: int) -> None:
-    """Answer requests until there is none and the time is over.
+    """Answer requests until there is none and ``max_ns`` is over.
 
-    Parameters
-    ----------
-    socket : int
-        A ROUTER's handle, bound, without high water marks.
-    reply : ndarray of uint8
-        From `canned_reply`.
-    scratch : ndarray of uint8
-        At least 256 bytes.
-    max_ns : int
-        The time.
+    ``socket`` is the handle of a bound ROUTER without high water marks, ``scratch`` has at least
+    256 bytes.
     """
     identity = scratch.ctypes.data
     payload = identity + MESSAGE_BYTES
@@ -95,18 +79,7 @@ def echo(socket: int, reply: NDArray[np.uint8], scratch: NDArray[np.uint8], max_
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Echo until the parent process is gone.
-
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        The arguments; those of the process by default.
-
-    Returns
-    -------
-    int
-        0.
-    """
+    """Echo until the parent process is gone; return 0."""
     parser = argparse.ArgumentParser(prog="streamrnn_bench.server.echo", allow_abbrev=False)
     parser.add_argument("--y-bytes", type=int, required=True)
     parser.add_argument("--ready-file", type=Path, required=True)
@@ -117,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         router.set_hwm(0)
         router.setsockopt(zmq.LINGER, 0)
         router.bind("tcp://127.0.0.1:*")
-        echo(router.underlying, reply, scratch, 0)  # compiled before anyone asks
+        echo(router.underlying, reply, scratch, 0)  # compiles before the first request
         temporary = args.ready_file.with_suffix(".tmp")
         temporary.write_text(router.get_string(zmq.LAST_ENDPOINT))
         temporary.replace(args.ready_file)

@@ -1,7 +1,7 @@
-"""The load: many streams, at most one step of each under way, sent and received by compiled code.
+"""Compiled load: many streams, at most one step of each in flight.
 
-It speaks the wire through the server's own bindings and codec, so a client costs as little as it
-can, and what is left of the machine is the server's.
+It speaks the wire through the server's own bindings and codec: a client that costs little leaves
+the machine to the server.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
     "stream_order",
 ]
 
-# A stream's number is added: all msgids take five bytes, so an echo finds them blindly.
+# A stream's number is added: all msgids take five bytes, so an echo finds them without parsing.
 FIRST_MSGID = 1 << 31
 NUM_X = 64  # inputs, a power of two; small, to leave the caches to the server
 MAX_LOOKED_AT = 4_096
@@ -55,93 +55,38 @@ _MAX_BAD_BYTES = 4096
 
 
 class Traffic(NamedTuple):
-    """N streams on one socket, and what is known about them.
+    """State of N streams on one socket."""
 
-    Attributes
-    ----------
-    socket : int
-        A DEALER's handle, connected, without high water marks.
-    heads : ndarray of uint8, shape (N, head_bytes)
-        Each stream's requests up to the step number.
-    x : ndarray of float32, shape (NUM_X, num_inputs)
-        Stream s sends row ``(s + 7 * seq) % NUM_X``.
-    seqs : ndarray of int64, shape (N,)
-        The last step sent.
-    sent_ns : ndarray of int64, shape (N,)
-        When.
-    round_trips_ns : ndarray of int64
-        Times from send to receive, as many as there is room for; if none, no clock is read.
-    outputs : ndarray of float32, shape (num_kept, num_looked_at, output_size)
-        The outputs of the first steps of the first streams.
-    y_bytes : int
-        4 * output_size.
-    num_under_way : int
-        Streams that have a step under way, a divisor of N. When stream s has its reply, stream
-        ``(s + num_under_way) % N`` sends its next step: if it is N, that is s itself.
-    bad : ndarray of uint8
-        The beginning of a reply that was not as it must be.
-    num_bad_bytes : ndarray of int64, shape (1,)
-        How much of it there is.
-    scratch : ndarray of uint8
-        For messages.
-    """
-
-    socket: int
-    heads: NDArray[np.uint8]
-    x: NDArray[np.float32]
-    seqs: NDArray[np.int64]
-    sent_ns: NDArray[np.int64]
-    round_trips_ns: NDArray[np.int64]
-    outputs: NDArray[np.float32]
-    y_bytes: int
+    socket: int  # handle of a DEALER, connected, without high water marks
+    heads: NDArray[np.uint8]  # [N, head_bytes], of each stream's requests, up to the step number
+    x: NDArray[np.float32]  # [NUM_X, num_inputs]; stream s sends row (s + 7 * seq) % NUM_X
+    seqs: NDArray[np.int64]  # [N], the last step sent
+    sent_ns: NDArray[np.int64]  # [N], when
+    round_trips_ns: NDArray[np.int64]  # from send to receive; if empty, no clock is read
+    outputs: NDArray[np.float32]  # [num_kept, num_looked_at, output_size], of the first steps
+    y_bytes: int  # 4 * output_size
+    # Streams with a step in flight, a divisor of N. When stream s has its reply, stream
+    # (s + num_under_way) % N sends its next step: if it is N, that is s itself.
     num_under_way: int
-    bad: NDArray[np.uint8]
-    num_bad_bytes: NDArray[np.int64]
-    scratch: NDArray[np.uint8]
+    bad: NDArray[np.uint8]  # the beginning of a wrong reply
+    num_bad_bytes: NDArray[np.int64]  # [1], of `bad`
+    scratch: NDArray[np.uint8]  # for messages
 
     def input_of(self, stream: int, seq: int) -> NDArray[np.float32]:
-        """Return what a stream sends at a step.
-
-        Parameters
-        ----------
-        stream, seq : int
-            Which.
-
-        Returns
-        -------
-        ndarray of float32, shape (num_inputs,)
-        """
+        """Return the input [num_inputs] that a stream sends at a step."""
         used: NDArray[np.float32] = self.x[(stream + 7 * seq) % NUM_X]
         return used
 
 
 def stream_names(num_streams: int) -> list[str]:
-    """Return the names of the streams, all of one length.
-
-    Parameters
-    ----------
-    num_streams : int
-        N, up to a million.
-
-    Returns
-    -------
-    list of str
-    """
+    """Return the names of up to a million streams, all of one length."""
     return [f"stream-{k:0{_NUM_DIGITS}d}" for k in range(num_streams)]
 
 
 def stream_order(num_streams: int, num_under_way: int = 0, seed: int = 0) -> NDArray[np.int64]:
     """Return which of the streams are stream 0, 1, ... of a `Traffic`.
 
-    Parameters
-    ----------
-    num_streams, num_under_way, seed : int
-        As for `make_traffic`.
-
-    Returns
-    -------
-    ndarray of int64, shape (num_streams,)
-        Shuffled if not all have a step under way.
+    Shuffled if not all have a step in flight. Takes the arguments of `make_traffic`.
     """
     order = np.arange(num_streams)
     if 0 < num_under_way < num_streams:
@@ -159,33 +104,12 @@ def make_traffic(
     seed: int = 0,
     num_under_way: int = 0,
 ) -> Traffic:
-    """Prepare the load.
+    """Prepare the load of N streams, all of which are open already.
 
-    Parameters
-    ----------
-    socket : int
-        See `Traffic`.
-    num_streams : int
-        N; all are open already.
-    num_inputs, output_size : int
-        The model's.
-    num_kept : int
-        Number of first steps whose outputs are kept, of at most `MAX_LOOKED_AT` streams.
-    num_round_trips : int
-        Number of round trips to be timed.
-    seed : int
-        Of the inputs, and of the order of the streams where not all have a step under way.
-    num_under_way : int
-        See `Traffic`; 0 for all streams.
-
-    Returns
-    -------
-    Traffic
-
-    Raises
-    ------
-    BenchError
-        If `num_under_way` does not divide N.
+    ``num_kept`` is the number of first steps whose outputs are kept, of at most `MAX_LOOKED_AT`
+    streams; ``num_round_trips`` the number of round trips to be timed; ``seed`` that of the inputs,
+    and of the streams' order where not all have a step in flight. ``num_under_way`` is 0 for all
+    streams; a `BenchError` if it does not divide N.
     """
     num_under_way = num_under_way or num_streams
     if num_streams % num_under_way:
@@ -210,7 +134,7 @@ def make_traffic(
 
 
 def _make_heads(numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return what requests begin with: that of stream 0, with other msgids and other digits."""
+    """Return the heads of requests: stream 0's, with other msgids and other digits."""
     (name,) = stream_names(1)
     whole = encode_request(FIRST_MSGID, "step", [name, 0, b""])
     head = np.frombuffer(whole[: whole.index(name.encode()) + len(name)], np.uint8)
@@ -234,27 +158,12 @@ _OUT = _CLOCK + 16
 def drive(
     traffic: Traffic, duration_ns: int, max_seq: int, checks_seq: bool
 ) -> tuple[int, int, int]:
-    """Keep steps of as many streams under way, and check every reply's form.
+    """Keep steps of as many streams in flight, and check every reply's form.
 
-    Parameters
-    ----------
-    traffic : Traffic
-        No other thread uses its socket.
-    duration_ns : int
-        After so long no more is sent, and what comes is not counted.
-    max_seq : int
-        Nor is anything sent to a stream after its step of this number.
-    checks_seq : bool
-        Whether a reply must carry the number of its step; that of an echo does not.
-
-    Returns
-    -------
-    how : int
-        `ALL_WELL` or one of its neighbours; otherwise replies may still be on their way.
-    num_replies : int
-        Those that came in time.
-    elapsed_ns : int
-        The time in which they came.
+    No other thread may use the socket. After ``duration_ns`` nothing is sent or counted; a stream's
+    last step is ``max_seq``. ``checks_seq``: a reply must carry its step's number, which an echo's
+    lacks. Returns `ALL_WELL` or another of these codes (replies may still be in flight then),
+    the replies that came in time, and the nanoseconds that they took.
     """
     message = traffic.scratch.ctypes.data + _MESSAGE
     poll_items = traffic.scratch.ctypes.data + _POLL
@@ -318,7 +227,7 @@ def _send_step(traffic: Traffic, stream: int, now: int) -> int:
 
 @jit
 def _check_reply(traffic: Traffic, data: int, num_bytes: int, checks_seq: bool) -> int:
-    """Return the stream that a reply is for, and keep its output; -1 if the reply is not good."""
+    """Return the stream of a reply and keep its output; -1 if the reply is wrong."""
     end = data + num_bytes
     kind, at = read_uint(read_array(data, end, 4), end)
     msgid, at = read_uint(at, end)

@@ -1,7 +1,7 @@
-"""The load generator as a process of its own: commands in on stdin, findings out on stdout.
+"""Load generator process: commands in on stdin, findings out on stdout.
 
 ``python -m streamrnn_bench.server.load_generator --endpoint ENDPOINT --case CASE --num-streams N``,
-and with ``--under-way n`` only so many steps under way, of streams in random order.
+and with ``--under-way n`` only so many steps in flight, of streams in random order.
 
 One JSON object a line each way. ``{"drive_s": s, "num_round_trips": n}`` drives the streams so
 long; ``{"keep": path, "num_steps": T}``, only as the first command, does T steps of each stream
@@ -35,27 +35,11 @@ _WORDS = {2: "no reply for 5 s", 3: "a request could not be sent"}
 
 
 class Generator:
-    """N streams on one socket.
+    """Load generator of N streams on one connected DEALER.
 
-    Parameters
-    ----------
-    socket : zmq.Socket
-        A DEALER, connected.
-    case : Case
-        The model's sizes.
-    num_streams : int
-        N.
-    is_echo : bool
-        Whether nobody at the other end knows streams and numbers.
-    window : int
-        Of the streams; 0 for the server's default.
-    num_under_way : int
-        Steps under way at once; 0 for one of each stream.
-
-    Raises
-    ------
-    BenchError
-        If the streams cannot be opened.
+    ``is_echo``: the other end knows neither streams nor numbers. ``window`` is 0 for the server's
+    default, ``num_under_way`` 0 for a step of each stream. A `BenchError` if streams cannot be
+    opened.
     """
 
     def __init__(
@@ -99,22 +83,9 @@ class Generator:
                 raise BenchError(f"a stream cannot be opened: {error[1]}")
 
     def obey(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Do one command.
+        """Handle one command, and return its findings; both as this module says.
 
-        Parameters
-        ----------
-        command : dict
-            See this module.
-
-        Returns
-        -------
-        dict
-            The findings.
-
-        Raises
-        ------
-        BenchError
-            If a reply is missing or wrong.
+        Raises a `BenchError` if a reply is missing or wrong.
         """
         num_streams, seqs = len(self._traffic.seqs), self._traffic.seqs
         num_kept = command.get("num_steps", 0)
@@ -150,18 +121,7 @@ class Generator:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Obey commands from stdin.
-
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        The arguments; those of the process by default.
-
-    Returns
-    -------
-    int
-        0.
-    """
+    """Handle commands from stdin; return 0."""
     parser = argparse.ArgumentParser(
         prog="streamrnn_bench.server.load_generator", allow_abbrev=False
     )

@@ -1,4 +1,4 @@
-"""Servers, echoes and load generators as processes of their own, and their end in every case."""
+"""Servers, echoes and load generators as processes that end in every case."""
 
 from __future__ import annotations
 
@@ -40,18 +40,13 @@ _TOLD_LINES = 5
 
 @contextlib.contextmanager
 def stopping_cleanly() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that no process is left behind.
-
-    Yields
-    ------
-    None
-    """
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, and leave no process."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     before = {}
-    with contextlib.suppress(ValueError):  # not in the main thread: its owner sees to it
+    with contextlib.suppress(ValueError):  # not in the main thread, which handles signals
         before = {n: signal.signal(n, leave) for n in _ENDING[1:]}
     try:
         yield
@@ -62,12 +57,7 @@ def stopping_cleanly() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait for the end of the block: it starts or ends a process.
-
-    Yields
-    ------
-    None
-    """
+    """Defer Ctrl-C and SIGTERM to the end of a block that starts or ends a process."""
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -87,7 +77,7 @@ def signals_held() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _process(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a module; end it with the block, and say what it said if that goes wrong."""
+    """Run a module, end it with the block, and report its output if that fails."""
     process = None
     with tempfile.TemporaryFile("w+") as said:
         try:
@@ -98,7 +88,7 @@ def _process(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
                     stdout=subprocess.PIPE,
                     stderr=said,
                     text=True,
-                    # Ctrl-C is for us; we then end our processes in order.
+                    # Ctrl-C is for the parent, which then ends its processes in order.
                     start_new_session=True,
                 )
             yield process
@@ -137,18 +127,7 @@ def _wait_for(path: Path, process: subprocess.Popen[str]) -> str:
 
 @contextlib.contextmanager
 def temporary_model(case: Case) -> Iterator[Path]:
-    """Write a case's model into a file that goes with the block.
-
-    Parameters
-    ----------
-    case : Case
-        Which model.
-
-    Yields
-    ------
-    Path
-        The weight file.
-    """
+    """Write a case's model into a file that the end of the block removes."""
     with tempfile.TemporaryDirectory(prefix="streamrnn-bench-") as directory:
         path = Path(directory) / "model.safetensors"
         case.model().save(path)
@@ -156,17 +135,7 @@ def temporary_model(case: Case) -> Iterator[Path]:
 
 
 class Server(NamedTuple):
-    """A server's process that is ready.
-
-    Attributes
-    ----------
-    endpoint : str
-        Where it listens.
-    pid : int
-        Its process.
-    ready_s : float
-        Seconds from its start until it was ready, to about 0.02.
-    """
+    """Server process that is ready; ``ready_s`` is its start-up, to about 0.02 s."""
 
     endpoint: str
     pid: int
@@ -175,23 +144,9 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def server(model: Path, *words: str) -> Iterator[Server]:
-    """Run ``streamrnn serve``.
+    """Run ``streamrnn serve`` with more arguments.
 
-    Parameters
-    ----------
-    model : Path
-        What to serve; its directory takes the ready file.
-    *words : str
-        More of the command line.
-
-    Yields
-    ------
-    Server
-
-    Raises
-    ------
-    BenchError
-        If it does not start.
+    Its ready file is in the model's directory. Raises a `BenchError` if it does not start.
     """
     began_s = time.monotonic()
     ready = model.with_name(f"server-{time.monotonic_ns()}.ready")
@@ -203,44 +158,16 @@ def server(model: Path, *words: str) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def serving(model: Path, *words: str) -> Iterator[str]:
-    """Run ``streamrnn serve``, as `server` does.
-
-    Parameters
-    ----------
-    model : Path
-        What to serve.
-    *words : str
-        More of the command line.
-
-    Yields
-    ------
-    str
-        Its endpoint.
-    """
+    """Run ``streamrnn serve`` as `server` does; yield its endpoint."""
     with server(model, *words) as process:
         yield process.endpoint
 
 
 @contextlib.contextmanager
 def echo(case: Case, directory: Path) -> Iterator[str]:
-    """Run a bare echo whose replies are as long as the server's.
+    """Run a bare echo with replies as long as the server's; yield its endpoint.
 
-    Parameters
-    ----------
-    case : Case
-        The model whose outputs' size it takes.
-    directory : Path
-        Takes the ready file.
-
-    Yields
-    ------
-    str
-        Its endpoint.
-
-    Raises
-    ------
-    BenchError
-        If it does not start.
+    Its ready file is in ``directory``. Raises a `BenchError` if it does not start.
     """
     ready = directory / "echo.ready"
     words = ("--y-bytes", str(4 * case.hidden_size), "--ready-file", str(ready))
@@ -249,34 +176,15 @@ def echo(case: Case, directory: Path) -> Iterator[str]:
 
 
 class Load:
-    """A load generator's process.
-
-    Parameters
-    ----------
-    process : subprocess.Popen
-        Runs `streamrnn_bench.server.load_generator`.
-    """
+    """Process of `streamrnn_bench.server.load_generator`."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def ask(self, **command: Any) -> dict[str, Any]:
-        """Have a command done.
+        """Send a command of the load generator, and return its findings.
 
-        Parameters
-        ----------
-        **command
-            See `streamrnn_bench.server.load_generator`.
-
-        Returns
-        -------
-        dict
-            The findings.
-
-        Raises
-        ------
-        BenchError
-            If a reply was missing or wrong, or the process has ended.
+        Raises a `BenchError` if a reply was missing or wrong, or the process has ended.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -296,25 +204,7 @@ class Load:
 def load(
     endpoint: str, case: Case, num_streams: int, is_echo: bool = False, *words: str
 ) -> Iterator[Load]:
-    """Run a load generator.
-
-    Parameters
-    ----------
-    endpoint : str
-        Whom it loads.
-    case : Case
-        The model's sizes.
-    num_streams : int
-        Streams with one step under way each.
-    is_echo : bool
-        Whether an echo is at the other end.
-    *words : str
-        More arguments of `streamrnn_bench.server.load_generator`.
-
-    Yields
-    ------
-    Load
-    """
+    """Run a load generator with more arguments; each stream has one step in flight."""
     always = ["--endpoint", endpoint, "--case", str(case), "--num-streams", str(num_streams)]
     always += ["--echo"] * is_echo
     with _process("streamrnn_bench.server.load_generator", *always, *words) as process:
@@ -322,23 +212,7 @@ def load(
 
 
 def anonymous_kib(pid: int) -> int:
-    """Return how much memory a process has that is no file's.
-
-    Parameters
-    ----------
-    pid : int
-        The process.
-
-    Returns
-    -------
-    int
-        KiB.
-
-    Raises
-    ------
-    BenchError
-        Where the system does not tell (it is not Linux).
-    """
+    """Return a process's anonymous memory; a `BenchError` if the system is not Linux."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError as error:

@@ -1,7 +1,7 @@
-"""``streamrnn bench scale``: a million live streams in one process, and their return from disk.
+"""``streamrnn bench scale``: a million live streams, and their return from disk.
 
 Two servers take turns: one has all streams open and gets steps of them in random order, the other
-has a thousand. Both have a thousand steps under way. Then a server keeps all streams on disk, ends,
+has a thousand. Both have a thousand steps in flight. Then a server keeps all streams on disk, ends,
 and another one goes on with them.
 """
 
@@ -38,7 +38,7 @@ from streamrnn_client.protocol.messages import decode_response, encode_request
 __all__ = ["SCALE_CASES", "measure_scale"]
 
 SCALE_CASES = (Case("lstm", 64, 128),)
-_NUM_FEW = 1_000  # streams of the other server, and steps under way
+_NUM_FEW = 1_000  # streams of the other server, and steps in flight
 _NUM_FIRST_STEPS = 2  # of every stream, before anything is timed
 _NUM_RETURNING = 256
 _RATE_TARGET, _MAX_KIB, _MAX_READY_S = 0.6, 1.15, 1.0
@@ -54,29 +54,13 @@ def measure_scale(
 ) -> Iterator[Result]:
     """Measure what many streams cost: in speed, in memory, and at a restart.
 
-    Parameters
-    ----------
-    cases : iterable of Case
-        Models.
-    num_streams : int
-        Live streams, a multiple of 1,000; window 1.
-    num_rounds : int
-        Turns of the server with all streams and of that with 1,000.
-    round_s : float
-        How long each is.
+    ``num_streams`` is a multiple of 1,000; the window is 1. Each of the two servers has
+    ``num_rounds`` turns of ``round_s``.
 
-    Yields
-    ------
-    Result
-        Steps a second beside those with 1,000 streams; anonymous memory a stream beside its row;
-        how soon a server with all streams on disk is ready beside one with none, and how soon it
-        answers a stream's first step beside the second.
-
-    Raises
-    ------
-    BenchError
-        If a reply is wrong or missing, or a stream's outputs after the restart are not those of the
-        Engine to the bit.
+    Yields steps a second against those with 1,000 streams; anonymous memory a stream against its
+    row; the start-up of a server with all streams on disk against one with none, and the time of a
+    stream's first step after it against the second. Raises a `BenchError` if a reply is wrong or
+    missing, or outputs after the restart are not those of the Engine to the bit.
     """
     for case in cases:
         name = f"{case} {num_streams} streams float32 cpu"
@@ -90,7 +74,7 @@ def _live(
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopping_cleanly())
         model = stack.enter_context(temporary_model(case))
-        # Spare slots, for the index is sized by this and must not gain by a round number.
+        # Spare slots: the index is sized by this, and a round number must not favour it.
         limits = [f"--max-streams={n + n // 20}" for n in (num_streams, _NUM_FEW)]
         servers = [stack.enter_context(server(model, limit)) for limit in limits]
         loads = [
@@ -195,7 +179,7 @@ def _check_first_steps(generator: Load, case: Case, directory: Path) -> NDArray[
 def _next_steps(
     running: Server, case: Case, num_streams: int
 ) -> tuple[list[list[float]], NDArray[np.float32]]:
-    """Time the next two steps of some streams, one at a time; return their outputs too."""
+    """Time the next two steps of some streams singly; return their outputs too."""
     traffic = make_traffic(0, 1, case.input_size, case.hidden_size)
     names = stream_names(num_streams)
     order = stream_order(num_streams, _NUM_FEW)[:_NUM_RETURNING]

@@ -1,9 +1,9 @@
-"""``streamrnn bench throughput`` and ``roundtrip``: the whole way of a message, beside an echo.
+"""``streamrnn bench throughput`` and ``roundtrip``: messages, against an echo.
 
 Three kinds of processes: the server, as users start it; a bare libzmq echo that takes requests and
 returns replies of the same sizes; and for each of them the same compiled load generator. They take
-turns on the machine, and those whose turn it is not wait for a message. Machines are shared: of
-all rounds that half counts in which other processes took the least.
+turns on the machine, and the others wait for a message meanwhile. Machines are shared: the half of
+all rounds with the least load of other processes counts.
 """
 
 from __future__ import annotations
@@ -58,21 +58,9 @@ Found = dict[str, Any]
 
 
 def verify_outputs(case: Case, outputs: NDArray[np.float32], device: str = "cpu") -> None:
-    """Compare what the load generator got for its first steps with what the Engine computes.
+    """Raise a `BenchError` if outputs [T, N, output_size] are not the Engine's.
 
-    Parameters
-    ----------
-    case : Case
-        The model.
-    outputs : ndarray of float32, shape (T, N, output_size)
-        Outputs of step 1 to T of every stream.
-    device : str
-        Where the Engine computes.
-
-    Raises
-    ------
-    BenchError
-        If a bit differs.
+    They are those of steps 1 to T of every stream, and must be equal to the bit.
     """
     num_steps, num_streams, _size = outputs.shape
     model = case.model()
@@ -80,7 +68,7 @@ def verify_outputs(case: Case, outputs: NDArray[np.float32], device: str = "cpu"
     rows = engine.rows(range(num_streams))
     x = make_traffic(0, 1, case.input_size, case.hidden_size).x
     for step in range(num_steps):
-        # As `Traffic` says which input is whose.
+        # Inputs as in `Traffic`.
         used = (np.arange(num_streams) + 7 * (step + 1)) % NUM_X
         expected = engine.batch(rows, x[used])
         wrong = np.flatnonzero((expected.view(np.int32) != outputs[step].view(np.int32)).any(1))
@@ -92,23 +80,9 @@ def verify_outputs(case: Case, outputs: NDArray[np.float32], device: str = "cpu"
 
 
 def verify_server(generator: Load, case: Case, directory: Path, device: str = "cpu") -> None:
-    """Have a generator do its first steps, and compare what it got with what the Engine computes.
+    """Verify the first steps of a new generator with `verify_outputs`.
 
-    Parameters
-    ----------
-    generator : Load
-        That has not been asked for anything.
-    case : Case
-        The model.
-    directory : Path
-        Takes the outputs.
-    device : str
-        What the server computes with.
-
-    Raises
-    ------
-    BenchError
-        If a bit differs.
+    Its outputs pass through a file in ``directory``.
     """
     path = directory / f"outputs-{time.monotonic_ns()}.npy"
     generator.ask(keep=str(path), num_steps=_NUM_CHECKED_STEPS)
@@ -119,7 +93,7 @@ def verify_server(generator: Load, case: Case, directory: Path, device: str = "c
 def _two_loads(
     case: Case, num_streams: int, device: str = "cpu"
 ) -> Iterator[tuple[str, Load, Load]]:
-    """Start the server, the echo, and a generator for each; verify the server's outputs."""
+    """Start server, echo, and a generator for each; verify the server's outputs."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopping_cleanly())
         model = stack.enter_context(temporary_model(case))
@@ -141,30 +115,11 @@ def measure_throughput(
     num_streams: int = 1_000,
     device: str = "cpu",
 ) -> Iterator[Result]:
-    """Measure steps a second with one step a message, and so many streams under way.
+    """Measure steps a second with one step a message, against messages of the echo.
 
-    Parameters
-    ----------
-    cases : iterable of Case
-        Models.
-    num_rounds : int
-        Turns of the server and of the echo.
-    round_s : float
-        How long each is.
-    num_streams : int
-        Streams, each of which sends its next step when it has the reply to the one before.
-    device : str
-        What computes the server's steps.
-
-    Yields
-    ------
-    Result
-        Messages a second beside those of the echo, medians of the quieter half of the rounds.
-
-    Raises
-    ------
-    BenchError
-        If a reply is wrong or missing.
+    Each stream sends its next step when it has the reply to the one before. Server and echo have
+    ``num_rounds`` turns of ``round_s``; medians of the quieter half. Raises a `BenchError` if a
+    reply is wrong or missing.
     """
     for case in cases:
         rounds = []
@@ -190,19 +145,7 @@ def measure_throughput(
 
 
 def describe_rounds(share: float, ratios: Sequence[float]) -> str:
-    """Say for a table how far rounds differ.
-
-    Parameters
-    ----------
-    share : float
-        What others took of the machine at most.
-    ratios : sequence of float
-        The rounds' ratios.
-
-    Returns
-    -------
-    str
-    """
+    """Format a table note: the largest load of other processes, the spread of ratios."""
     return (
         f"{len(ratios)} rounds, {min(ratios):.2f} to {max(ratios):.2f}; "
         f"others took up to {share:.0%} of the machine"
@@ -214,26 +157,10 @@ def measure_roundtrips(
 ) -> Iterator[Result]:
     """Measure the round trip of one message at a time.
 
-    Parameters
-    ----------
-    cases : iterable of Case
-        Models.
-    num_rounds : int
-        Turns of the server, of the echo, and of the client library.
-    round_s : float
-        How long each is.
-
-    Yields
-    ------
-    Result
-        p50 and p99 beside those of the echo; the Python client's p50; and the server's own time
-        from receive to send beside the step that is done in it. Medians of the quieter half of
-        the rounds.
-
-    Raises
-    ------
-    BenchError
-        If a reply is wrong or missing.
+    Yields p50 and p99 against those of the echo; the Python client's p50; and the server's own time
+    from receive to send against the step that is done in it. Server, echo and client have
+    ``num_rounds`` turns of ``round_s``; medians of the quieter half. Raises a `BenchError` if a
+    reply is wrong or missing.
     """
     command = {"drive_s": round_s, "num_round_trips": _MAX_ROUND_TRIPS}
     for case in cases:
@@ -286,7 +213,7 @@ def _python_round_trips(stream: Stream, case: Case, duration_s: float) -> Found:
 
 
 def _inside(case: Case, inside_us: Found) -> Result:
-    """Put the server's own time from receive to send beside the step that is done in it."""
+    """Compare the server's own time from receive to send with the step done in it."""
     streams = Streams(case.model(), 1)
     step_us = interleave({"step": streams.run}, num_rounds=15, round_s=0.005)["step"] * 1e6
     return Result(

@@ -1,4 +1,4 @@
-"""The models that are measured: one layer, random weights, named by their sizes."""
+"""Models to measure: one layer, random weights, named by their sizes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,9 @@ _PATTERN = re.compile(r"\s*(\w+)[\s:]+(\d+)\s*(?:->|:)\s*(\d+)\s*")
 
 @dataclass(frozen=True)
 class Case:
-    """A layer of one cell, from I inputs to H units that are its outputs.
+    """Layer of one cell, from I inputs to H units that are its outputs."""
 
-    Attributes
-    ----------
-    cell : str
-        A name in `streamrnn.model.spec.CELLS`.
-    input_size, hidden_size : int
-        I and H.
-    """
-
-    cell: str
+    cell: str  # a name in `streamrnn.model.spec.CELLS`
     input_size: int
     hidden_size: int
 
@@ -46,17 +38,9 @@ class Case:
         return 2 * len(gates) * self.hidden_size * (self.input_size + self.hidden_size)
 
     def model(self, seed: int = 0) -> Model:
-        """Make the model with random weights.
+        """Make the model with random weights, the same ones for the same seed.
 
-        Parameters
-        ----------
-        seed : int
-            The same weights for the same number.
-
-        Returns
-        -------
-        Model
-            Weights uniform in +-1/sqrt(H), as PyTorch draws them: no cell saturates.
+        They are uniform in +-1/sqrt(H), as PyTorch draws them: no cell saturates.
         """
         spec = ModelSpec(
             inputs=tuple(InputSpec(f"x{i}") for i in range(self.input_size)),
@@ -73,21 +57,9 @@ class Case:
 
 
 def parse_case(text: str) -> Case:
-    """Read a case from a command line.
+    """Parse ``"lstm 64->128"``, or ``lstm:64:128``, which needs no quotes in a shell.
 
-    Parameters
-    ----------
-    text : str
-        ``"lstm 64->128"``, or ``lstm:64:128``, which no shell takes for a redirection.
-
-    Returns
-    -------
-    Case
-
-    Raises
-    ------
-    BenchError
-        If it is neither, or there is no such cell.
+    Raises a `BenchError` if it is neither, or there is no such cell.
     """
     found = _PATTERN.fullmatch(text)
     if not found:

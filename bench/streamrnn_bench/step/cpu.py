@@ -1,4 +1,4 @@
-"""``streamrnn bench step``: one time step of B streams, beside the limits of the machine.
+"""``streamrnn bench step``: one time step of B streams, against machine limits.
 
 The step runs in a compiled loop, as the server's does, with no Python in between. From four
 streams on its limit is the rate of fused multiply-adds; for one stream it is the rate at which the
@@ -54,17 +54,7 @@ _NUM_CHECKED_STEPS = 16
 
 
 class Streams:
-    """B streams of a model: their rows, one input for each, and room for their outputs.
-
-    Parameters
-    ----------
-    model : Model
-        What they run through.
-    num_streams : int
-        B.
-    precision : str
-        How the weights are stored.
-    """
+    """Rows, one input each and outputs of B streams of a model."""
 
     def __init__(self, model: Model, num_streams: int, precision: str = "float32") -> None:
         self.model = model
@@ -84,13 +74,7 @@ class Streams:
         )
 
     def run(self, num_repeats: int) -> None:
-        """Step every stream ``num_repeats`` times.
-
-        Parameters
-        ----------
-        num_repeats : int
-            Each with the same inputs.
-        """
+        """Step every stream ``num_repeats`` times, each with the same inputs."""
         rows, xs, ys = (addresses.ctypes.data for addresses in self._addresses)
         plan = self.program.plan_address
         _step_repeatedly(plan, rows, xs, ys, len(self._addresses[0]), num_repeats)
@@ -100,9 +84,9 @@ class Streams:
 def _step_repeatedly(
     plan_address: int, rows: int, xs: int, ys: int, num_rows: int, num_repeats: int
 ) -> None:
-    """Step as the server's loop does: from addresses, for numba would count whoever has an array.
+    """Step as the server's loop does, from addresses.
 
-    Its counts are atomic, and took about 0.1 us a step.
+    With arrays numba would count references; its counts are atomic, and took about 0.1 us a step.
     """
     before = enter_float_mode()
     plan = plan_at(plan_address)
@@ -125,23 +109,9 @@ def verify(
     num_steps: int = _NUM_CHECKED_STEPS,
     tolerance: float = TOLERANCE,
 ) -> None:
-    """Compare the outputs of new streams with the float64 reference.
+    """Raise a `BenchError` if outputs of new streams are off the float64 reference.
 
-    Parameters
-    ----------
-    streams : Streams
-        Stepped by this, from the initial state on.
-    seed : int
-        Of the inputs.
-    num_steps : int
-        How many steps.
-    tolerance : float
-        The most that an output may be off.
-
-    Raises
-    ------
-    BenchError
-        If an output is too far away, or no number.
+    Steps them from the initial state on, with inputs from ``seed``.
     """
     rng = np.random.default_rng(seed)
     reference = ReferenceModel(streams.model)
@@ -166,27 +136,10 @@ def measure_steps(
 ) -> Iterator[Result]:
     """Measure steps in the loop, and calls of `Engine.batch` from Python.
 
-    Parameters
-    ----------
-    cases : iterable of Case
-        Models.
-    batch_sizes : sequence of int
-        Numbers of streams that are stepped together.
-    num_rounds : int
-        Turns of each measurement, between those of its reference.
-    round_s : float
-        About how long a turn is.
-
-    Yields
-    ------
-    Result
-        GFLOP/s beside the peak; for fewer than four streams GB/s of weights beside a plain read of
-        them; for the Engine the time of a call beside that of its step in the loop.
-
-    Raises
-    ------
-    BenchError
-        If the outputs are wrong.
+    Yields GFLOP/s against the peak; for fewer than four streams GB/s of weights against a plain
+    read of them; for the Engine the time of a call against that of its step in the loop. Each has
+    ``num_rounds`` turns of about ``round_s``, between those of its reference. Raises a `BenchError`
+    if outputs are wrong.
     """
     for case in cases:
         model = case.model()
@@ -232,7 +185,7 @@ def _weights(program: Program) -> tuple[int, int]:
 
 
 def _beside_reading(case: Case, streams: Streams, num_rounds: int, round_s: float) -> Result:
-    """Measure a step of few streams beside the fastest way to read as many bytes as the weights."""
+    """Measure a step of few streams against the fastest read of as many bytes."""
     address, num_bytes = _weights(streams.program)
     num_read = max(num_bytes // READ_BLOCK_BYTES, 1) * READ_BLOCK_BYTES
     copy = reserve(num_read, huge_pages=True)
@@ -261,7 +214,7 @@ def _beside_reading(case: Case, streams: Streams, num_rounds: int, round_s: floa
 
 
 def _reader(way: tuple[int, int], num_bytes: int) -> Callable[[int], object]:
-    """Return what reads so many bytes, in a way of `READS` and at an address."""
+    """Return a function that reads so many bytes: a way of `READS`, and an address."""
 
     def run(num_repeats: int) -> None:
         read_memory(*way, num_bytes, num_repeats)

@@ -1,10 +1,10 @@
-"""``streamrnn bench step --device cuda``: steps on a GPU, beside its limits and beside cuDNN.
+"""``streamrnn bench step --device cuda``: GPU steps, against limits and cuDNN.
 
-Three kinds of measurement. Steps whose inputs are on the GPU already, beside the larger of two
+Three kinds of measurement. Steps whose inputs are on the GPU already, against the larger of two
 bounds: operations over the measured rate of fused multiply-adds, bytes over the measured rate of
-copies. A call of the Engine, copies included, beside the same step without them. And, where PyTorch
-with CUDA is installed, cuDNN's ``nn.LSTM`` and ``nn.GRU`` for the same work: with TF32 off, except
-beside our own TF32.
+copies. A call of the Engine, copies included, against the same step without them. And, where
+PyTorch with CUDA is installed, cuDNN's ``nn.LSTM`` and ``nn.GRU`` for the same work: with TF32 off,
+except against TF32 of the Engine.
 """
 
 from __future__ import annotations
@@ -35,30 +35,14 @@ _NUM_CHECKED_STREAMS, _NUM_CHECKED_STEPS = 16, 3
 
 @dataclass(frozen=True)
 class GpuCase:
-    """What is measured on a GPU.
-
-    Attributes
-    ----------
-    case : Case
-        The model.
-    num_streams : int
-        B, all stepped together.
-    num_steps : int
-        T, of every stream in one call.
-    target : float or None
-        The ratio that the project wants to show beside the GPU's limits.
-    wanted_us : float or None
-        What it wants a step to take at most.
-    precision : str
-        Of the products.
-    """
+    """Case of B streams stepped together, T steps of each in a call."""
 
     case: Case
     num_streams: int
     num_steps: int = 1
-    target: float | None = None
-    wanted_us: float | None = None
-    precision: str = "float32"
+    target: float | None = None  # wanted ratio to the GPU's limits
+    wanted_us: float | None = None  # the most that a step should take
+    precision: str = "float32"  # of the products
 
     def __str__(self) -> str:
         return f"{self.case} B={self.num_streams} T={self.num_steps} {self.precision} cuda"
@@ -79,28 +63,11 @@ GPU_CASES = (
 def measure_gpu_steps(
     cases: Iterable[GpuCase] = GPU_CASES, num_rounds: int = 15, round_s: float = 0.05
 ) -> Iterator[Result]:
-    """Measure steps on a GPU.
+    """Measure steps on a GPU: times in us of one step of all streams.
 
-    Parameters
-    ----------
-    cases : iterable of GpuCase
-        What to measure.
-    num_rounds : int
-        Turns of each measurement, between those of its references.
-    round_s : float
-        About how long a turn is.
-
-    Yields
-    ------
-    Result
-        Times of one step of all streams, in us. Chunks (T above 1) are of one stream.
-
-    Raises
-    ------
-    DeviceError
-        If there is no GPU.
-    BenchError
-        If the outputs are wrong.
+    Chunks (T above 1) are of one stream. Each measurement has ``num_rounds`` turns of about
+    ``round_s``, between those of its references. Raises a `DeviceError` if there is no GPU, a
+    `BenchError` if outputs are wrong.
     """
     require_gpu()
     from streamrnn.kernels.cuda.roofline import FmaRate, ResidentStreams, copy_runner
@@ -177,7 +144,7 @@ def measure_gpu_steps(
 
 
 def _moved_bytes(item: GpuCase) -> int:
-    """Return what a step must move: the weights once, and each stream's x, y and state."""
+    """Return bytes that a step must move: weights once, each stream's x, y, state."""
     case = item.case
     model = case.model()
     weights = sum(value.nbytes for value in model.parameters.values())
@@ -209,7 +176,7 @@ def _verify(item: GpuCase, engine: Engine) -> None:
 def _engine_runner(
     item: GpuCase, engine: Engine, x: NDArray[np.float32]
 ) -> Callable[[int], object]:
-    """Return what calls the Engine, from Python and back."""
+    """Return a function that calls the Engine from Python, copies included."""
     rows = engine.rows(range(item.num_streams))
     first_step = np.ascontiguousarray(x[:, 0])
 
@@ -224,7 +191,7 @@ def _engine_runner(
 
 
 def _batch_runner(engine: Engine) -> Callable[[int], object]:
-    """Return what takes one stream's batch there and back, without the Engine's part."""
+    """Return a function that copies and steps one stream's batch without the Engine."""
     device: Any = engine._device
     device.batch_x[: 1 + engine.model.spec.num_inputs] = 0
 

@@ -1,4 +1,4 @@
-"""Other engines that step the same networks: PyTorch, onnxruntime and OpenVINO.
+"""Other engines for the same networks: PyTorch, onnxruntime and OpenVINO.
 
 Each peer computes in float32, on one thread, in the fastest form that its Python interface offers:
 states stay in its own memory, inputs are there already, outputs go to memory that is reused. So a
@@ -24,22 +24,15 @@ __all__ = ["PEERS", "Peer", "missing_packages", "require_peers", "versions"]
 
 _PACKAGES = ("torch", "onnx", "onnxruntime", "openvino")  # onnx: onnxruntime's models are written
 
-# Where each gate of a peer's order stands in PyTorch's (LSTM i, f, g, o; GRU r, z, n).
+# Index of each gate of a peer's order in PyTorch's (LSTM i, f, g, o; GRU r, z, n).
 _ONNX_GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
 _OPENVINO_GATES = {"lstm": (1, 0, 2, 3), "gru": (1, 0, 2)}
 
 
 class Peer(ABC):
-    """B streams of one layer, stepped by somebody else, T steps a call.
+    """B streams of one LSTM or GRU layer without a head, stepped by another engine.
 
-    Parameters
-    ----------
-    model : Model
-        One layer, LSTM or GRU, without a head.
-    num_streams : int
-        B.
-    num_steps : int
-        T; a single step takes the form that the peer has for it.
+    A call is T steps; for T = 1 it is the peer's own form of a single step.
     """
 
     def __init__(self, model: Model, num_streams: int, num_steps: int) -> None:
@@ -52,48 +45,23 @@ class Peer(ABC):
 
     @abstractmethod
     def outputs(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Advance by one call.
-
-        Parameters
-        ----------
-        x : ndarray of float32, shape (T, B, num_inputs)
-            Kept, as the inputs of `run`.
-
-        Returns
-        -------
-        ndarray of float32, shape (T, B, H)
-        """
+        """Advance by x [T, B, num_inputs], kept as the input of `run`; return y [T, B, H]."""
 
     @abstractmethod
     def run(self, num_repeats: int) -> None:
-        """Advance by many calls, each with the inputs that `outputs` had last.
-
-        Parameters
-        ----------
-        num_repeats : int
-            How many.
-        """
+        """Advance by many calls, each with the inputs of the last `outputs`."""
 
     def reordered(self, name: str, gates: Sequence[int]) -> NDArray[np.float32]:
-        """Return one of the layer's parameters with its gates in another order.
+        """Return a parameter such as ``"weight_ih"`` [G * H, ...] with reordered gates.
 
-        Parameters
-        ----------
-        name : str
-            ``"weight_ih"``, ``"weight_hh"``, ``"bias_ih"`` or ``"bias_hh"``.
-        gates : sequence of int
-            Indices into PyTorch's order.
-
-        Returns
-        -------
-        ndarray of float32, shape (G * H, ...)
+        ``gates`` are indices into PyTorch's order.
         """
         by_gate = self.parameters[name].reshape(len(gates), self.hidden_size, -1)
         return by_gate[list(gates)].reshape(self.parameters[name].shape)
 
 
 class _PyTorch(Peer):
-    """``nn.LSTMCell`` and ``nn.GRUCell``; ``nn.LSTM`` and ``nn.GRU`` for several steps."""
+    """``nn.LSTMCell``, ``nn.GRUCell``; ``nn.LSTM``, ``nn.GRU`` for several steps."""
 
     def __init__(self, model: Model, num_streams: int, num_steps: int) -> None:
         import torch
@@ -137,7 +105,7 @@ class _PyTorch(Peer):
 
 
 class _OnnxRuntime(Peer):
-    """The operators LSTM and GRU, with everything bound: two bindings hand the states over."""
+    """Operators LSTM and GRU with everything bound; two bindings swap the states."""
 
     def __init__(self, model: Model, num_streams: int, num_steps: int) -> None:
         import onnxruntime
@@ -233,9 +201,9 @@ class _OnnxRuntime(Peer):
 
 
 class _OpenVino(Peer):
-    """The operators LSTMCell and GRUCell, LSTMSequence and GRUSequence for several steps.
+    """Operators LSTMCell and GRUCell; LSTMSequence and GRUSequence for several steps.
 
-    Tensors share the memory of arrays; two requests hand the states over.
+    Tensors share the memory of arrays; two requests swap the states.
     """
 
     def __init__(self, model: Model, num_streams: int, num_steps: int) -> None:
@@ -321,23 +289,12 @@ PEERS: dict[str, Callable[[Model, int, int], Peer]] = {
 
 
 def missing_packages() -> list[str]:
-    """Return which of the packages that the peers need are not installed.
-
-    Returns
-    -------
-    list of str
-    """
+    """Return the packages of peers that are not installed."""
     return [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def require_peers() -> None:
-    """Make sure that all peers are there: beside some of them, the fastest is not known.
-
-    Raises
-    ------
-    BenchError
-        If one is not.
-    """
+    """Raise a `BenchError` unless all peers are installed, the fastest one included."""
     missing = missing_packages()
     if missing:
         raise BenchError(
@@ -347,11 +304,5 @@ def require_peers() -> None:
 
 
 def versions() -> str:
-    """Say which versions of the peers are there.
-
-    Returns
-    -------
-    str
-        ``"torch 2.13.0+cpu, ..."``.
-    """
+    """Return the installed versions of the peers: ``"torch 2.13.0+cpu, ..."``."""
     return ", ".join(f"{name} {version(name)}" for name in _PACKAGES)

@@ -1,4 +1,4 @@
-"""``streamrnn bench step --peers``: a call of the Engine beside the same step of other engines.
+"""``streamrnn bench step --peers``: a call of the Engine against other engines.
 
 What is timed is what a Python program waits for: `Engine.batch` with all its checks and with a new
 array for the outputs, and `Engine.steps`. The peers are timed in their fastest form (see
@@ -39,16 +39,9 @@ Outputs = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the table.
+    """Cell of the table: B streams, T steps a call.
 
-    Attributes
-    ----------
-    case : Case
-        The model.
-    num_streams : int
-        B.
-    num_steps : int
-        T of a call; `Engine.batch` is called if it is 1, else `Engine.steps` for one stream.
+    A call is `Engine.batch` if T is 1, else `Engine.steps` for one stream.
     """
 
     case: Case
@@ -62,22 +55,14 @@ class Cell:
 
     @property
     def target(self) -> float:
-        """How many times faster than the fastest peer a call shall be."""
+        """Wanted ratio of the fastest peer's time to the Engine's."""
         if self.num_streams == self.num_steps == 1 and self.case.hidden_size <= 128:
             return 3.0
         return 1.15 if self.num_streams == 192 else 1.0
 
 
 class EngineCalls:
-    """B new streams of an Engine, T steps a call: our side of a `Peer`.
-
-    Parameters
-    ----------
-    model : Model
-        What they run through.
-    num_streams, num_steps : int
-        B and T, one of which is 1.
-    """
+    """New streams of an Engine with the methods of a `Peer`; B or T is 1."""
 
     def __init__(self, model: Model, num_streams: int, num_steps: int) -> None:
         self._engine = Engine(model, max_streams=num_streams)
@@ -85,30 +70,14 @@ class EngineCalls:
         self._is_chunk = num_steps > 1
 
     def outputs(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Advance by one call.
-
-        Parameters
-        ----------
-        x : ndarray of float32, shape (T, B, num_inputs)
-            Kept, as the inputs of `run`.
-
-        Returns
-        -------
-        ndarray of float32, shape (T, B, H)
-        """
+        """Advance by x [T, B, num_inputs], kept as the input of `run`; return y [T, B, H]."""
         self._x = np.ascontiguousarray(x[:, 0] if self._is_chunk else x[0])
         if self._is_chunk:
             return self._engine.steps(0, self._x)[:, None]
         return self._engine.batch(self._rows, self._x)[None]
 
     def run(self, num_repeats: int) -> None:
-        """Advance by many calls, each with the inputs that `outputs` had last.
-
-        Parameters
-        ----------
-        num_repeats : int
-            How many.
-        """
+        """Advance by many calls, each with the inputs of the last `outputs`."""
         engine, rows, x = self._engine, self._rows, self._x
         if self._is_chunk:
             for _ in range(num_repeats):
@@ -119,23 +88,10 @@ class EngineCalls:
 
 
 def check_outputs(cell: Cell, model: Model, engines: Mapping[str, Outputs], seed: int = 0) -> None:
-    """Compare what engines answer, from new streams on, with the float64 reference.
+    """Raise a `BenchError` if outputs of new streams are off the float64 reference.
 
-    Parameters
-    ----------
-    cell : Cell
-        Its sizes.
-    model : Model
-        The one whose outputs all shall give.
-    engines : mapping of str to callable
-        x of shape (T, B, num_inputs) to y of shape (T, B, H); each call goes on from the last one.
-    seed : int
-        Of the inputs.
-
-    Raises
-    ------
-    BenchError
-        If an output is too far away, or no number.
+    ``engines`` take x [T, B, num_inputs] and return y [T, B, H]; each call goes on from the last
+    one.
     """
     rng = np.random.default_rng(seed)
     reference = ReferenceModel(model)
@@ -163,22 +119,9 @@ def check_outputs(cell: Cell, model: Model, engines: Mapping[str, Outputs], seed
 def beside_fastest(
     cell: Cell, ours_s: float, peers_s: Mapping[str, float], others: float
 ) -> Result:
-    """Return the row of a cell: our time beside that of the fastest peer.
+    """Return a cell's row: the Engine's seconds a call against the fastest peer's.
 
-    Parameters
-    ----------
-    cell : Cell
-        What was called.
-    ours_s : float
-        Seconds of one call.
-    peers_s : mapping of str to float
-        Those of the peers.
-    others : float
-        The share of the machine that other processes had meanwhile.
-
-    Returns
-    -------
-    Result
+    ``others`` is the share of the machine that other processes had meanwhile.
     """
     fastest = min(peers_s, key=lambda name: peers_s[name])
     times = ", ".join(f"{name} {seconds * 1e6:.1f}" for name, seconds in peers_s.items())
@@ -200,29 +143,12 @@ def measure_peers(
     num_rounds: int = 60,
     round_s: float = 0.001,
 ) -> Iterator[Result]:
-    """Measure calls of the Engine beside the peers' calls for the same work.
+    """Measure calls of the Engine against the peers' calls for the same work.
 
-    Parameters
-    ----------
-    cases : iterable of Case
-        LSTM and GRU.
-    batch_sizes : sequence of int
-        Numbers of streams that are stepped together; a chunk of one stream follows them.
-    num_rounds : int
-        Turns of each engine.
-    round_s : float
-        About how long a turn is: shorter than the slices in which a busy machine's processes take
-        turns, so that some turns pass undisturbed.
-
-    Yields
-    ------
-    Result
-        Microseconds of a call, beside the fastest peer's; the note names all of them.
-
-    Raises
-    ------
-    BenchError
-        If a peer is not installed, has no such cell, or anybody's outputs are wrong.
+    Cases are LSTM and GRU, each with all batch sizes, then a chunk of one stream. ``round_s`` is
+    shorter than the time slices of a busy machine, so that some turns pass undisturbed. Yields
+    microseconds of a call against the fastest peer's; the note names all of them. Raises a
+    `BenchError` if a peer is not installed or has no such cell, or outputs are wrong.
     """
     require_peers()
     for case in cases:

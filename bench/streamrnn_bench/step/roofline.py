@@ -1,7 +1,7 @@
-"""The machine's own limits, for one core: how fast it multiplies, and how fast it reads.
+"""Limits of one core of the machine: fused multiply-adds and memory reads.
 
-Both are measured beside every measurement that is compared with them, for a shared machine is not
-the same machine a second later.
+Both are measured with every measurement that is compared with them, as the speed of a shared
+machine changes within seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streamrnn.kernels.vector_width import WIDTH
 __all__ = ["FLOPS_A_PEAK_ITERATION", "READS", "READ_BLOCK_BYTES", "read_memory", "run_peak"]
 
 _VECTOR_BYTES = 4 * WIDTH
-# As many sums as fit into the registers (16 of AVX2, else 32) beside the factors, and more than
+# As many sums as fit into the registers (16 of AVX2, else 32) next to the factors, and more than
 # the two units times their latency of four.
 _NUM_SUMS = 12 if WIDTH == 8 else 24
 _NUM_ROUNDS = 4
@@ -38,7 +38,7 @@ READ_BLOCK_BYTES = 16 * _VECTOR_BYTES  # every way of reading takes a multiple o
 
 
 class _Loop:
-    """Emits a loop over k in steps, with values that it carries from round to round."""
+    """Emitter of a loop over k in steps, with values carried from round to round."""
 
     def __init__(self, builder: ir.IRBuilder, num_rounds: ir.Value) -> None:
         self.builder = builder
@@ -54,7 +54,7 @@ class _Loop:
         self.k.add_incoming(INT(0), before)
 
     def carry(self, initial: Sequence[ir.Value]) -> list[ir.Value]:
-        """Return what the values are at the start of a round, and enter the body."""
+        """Return the values at the start of a round, and enter the body."""
         carried = [self.builder.phi(value.type) for value in initial]
         for phi, value in zip(carried, initial, strict=True):
             phi.add_incoming(value, self.before)
@@ -64,7 +64,7 @@ class _Loop:
         return carried
 
     def close(self, carried: Sequence[ir.Value], new: Sequence[ir.Value]) -> None:
-        """End the body; ``carried`` then holds what the values are after the loop."""
+        """End the body; ``carried`` then are the values after the loop."""
         for phi, value in zip(carried, new, strict=True):
             phi.add_incoming(value, self.builder.block)
         self.k.add_incoming(self.builder.add(self.k, INT(1)), self.builder.block)
@@ -74,7 +74,7 @@ class _Loop:
 
 @intrinsic
 def _multiply_only(typingctx: Any, num_iterations: types.Type) -> Any:
-    """Do nothing but fused multiply-adds on registers; the sum keeps them from being left out."""
+    """Do only fused multiply-adds on registers; the sum keeps them from being elided."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         e = Emitter(builder)
@@ -94,17 +94,9 @@ def _multiply_only(typingctx: Any, num_iterations: types.Type) -> Any:
 
 @jit
 def run_peak(num_iterations: int) -> float:
-    """Multiply and add as fast as a core can.
+    """Multiply and add as fast as a core can; the result has no meaning.
 
-    Parameters
-    ----------
-    num_iterations : int
-        Each is `FLOPS_A_PEAK_ITERATION` operations.
-
-    Returns
-    -------
-    float
-        Of no meaning.
+    An iteration is `FLOPS_A_PEAK_ITERATION` operations.
     """
     return _multiply_only(num_iterations)
 
@@ -122,7 +114,7 @@ def _emit_read(
     address: ir.Value,
     num_bytes: ir.Value,
 ) -> ir.Value:
-    """Emit one pass over the memory in one of the ways of `READS`; return a sum of all of it."""
+    """Emit one pass over memory in a way of `READS`; return a sum of all of it."""
     num_streams, num_vectors, ahead_bytes = shape
     e = Emitter(builder)
     round_bytes = num_vectors * _VECTOR_BYTES
@@ -151,7 +143,7 @@ def _emit_read(
 
 @intrinsic
 def _read_once(typingctx: Any, way: types.Type, address: types.Type, num_bytes: types.Type) -> Any:
-    """Read memory once, in one of the ways of `READS`."""
+    """Read memory once, in a way of `READS`."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         entry = builder.block
@@ -177,23 +169,10 @@ def _read_once(typingctx: Any, way: types.Type, address: types.Type, num_bytes: 
 
 @jit
 def read_memory(way: int, address: int, num_bytes: int, num_repeats: int) -> int:
-    """Read memory again and again, and do nothing else with it than add it up.
+    """Read memory ``num_repeats`` times in the way ``READS[way]``, and add it up.
 
-    Parameters
-    ----------
-    way : int
-        An index into `READS`.
-    address : int
-        Where the memory starts, a multiple of a vector's bytes.
-    num_bytes : int
-        Its length, a multiple of `READ_BLOCK_BYTES`.
-    num_repeats : int
-        How many times.
-
-    Returns
-    -------
-    int
-        ``num_repeats`` times the sum of its int32, each pass modulo 2**32.
+    The address is a multiple of a vector's bytes, the length one of `READ_BLOCK_BYTES`. Returns the
+    sum of the int32 of all passes, each modulo 2**32.
     """
     total = 0
     for _ in range(num_repeats):

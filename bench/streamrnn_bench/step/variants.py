@@ -1,7 +1,7 @@
-"""The step's other forms in ``streamrnn bench step``: fewer bits a weight, and odd sizes.
+"""Other forms in ``streamrnn bench step``: reduced precision, and odd sizes.
 
-Both are compared with ourselves: weights of fewer bits with float32, and a size that is no multiple
-of 16 with the next one that is. They run in the compiled loop.
+Reduced weights are compared with float32, a size that is no multiple of 16 with the next one that
+is. They run in the compiled loop.
 """
 
 from __future__ import annotations
@@ -44,26 +44,10 @@ _ODD_TARGET = 1 / 1.25
 def measure_precisions(
     cases: Iterable[Case] = PRECISION_CASES, num_rounds: int = 15, round_s: float = 0.005
 ) -> Iterator[Result]:
-    """Measure steps of one stream with fewer bits a weight.
+    """Measure steps of one stream in microseconds, against those with float32.
 
-    Parameters
-    ----------
-    cases : iterable of Case
-        Models.
-    num_rounds : int
-        Turns of each precision.
-    round_s : float
-        About how long a turn is.
-
-    Yields
-    ------
-    Result
-        Microseconds a step, beside those with float32.
-
-    Raises
-    ------
-    BenchError
-        If the outputs are wrong.
+    Each precision has ``num_rounds`` turns of about ``round_s``. A `BenchError` if outputs are
+    wrong.
     """
     for case in cases:
         model = case.model()
@@ -90,29 +74,10 @@ def measure_odd_sizes(
     num_rounds: int = 15,
     round_s: float = 0.005,
 ) -> Iterator[Result]:
-    """Measure steps of models whose size no vector divides.
+    """Measure steps of models whose size is no multiple of a vector.
 
-    Parameters
-    ----------
-    cases : iterable of Case
-        Models.
-    batch_sizes : sequence of int
-        Numbers of streams that are stepped together.
-    num_rounds : int
-        Turns of each size.
-    round_s : float
-        About how long a turn is.
-
-    Yields
-    ------
-    Result
-        Microseconds a step of all streams, beside those of a model with the same inputs and as
-        many units as the next multiple of 16.
-
-    Raises
-    ------
-    BenchError
-        If the outputs are wrong.
+    Yields microseconds a step of all streams, against a model with the same inputs and as many
+    units as the next multiple of 16. Turns and errors as of `measure_precisions`.
     """
     for case in cases:
         even = Case(case.cell, case.input_size, padded(case.hidden_size))
@@ -136,23 +101,6 @@ def measure_odd_sizes(
 
 
 def measure_forms(num_rounds: int = 15, round_s: float = 0.005) -> Iterator[Result]:
-    """Measure both.
-
-    Parameters
-    ----------
-    num_rounds : int
-        Turns of each measurement.
-    round_s : float
-        About how long a turn is.
-
-    Yields
-    ------
-    Result
-
-    Raises
-    ------
-    BenchError
-        If the outputs are wrong.
-    """
+    """Measure both: `measure_precisions`, then `measure_odd_sizes`."""
     yield from measure_precisions(num_rounds=num_rounds, round_s=round_s)
     yield from measure_odd_sizes(num_rounds=num_rounds, round_s=round_s)
