@@ -23,6 +23,7 @@ from streamrnn_server.shard.streams.slots import evict_stream, is_clean
 from streamrnn_server.shard.structs import Model, Shard
 
 __all__ = [
+    "NUM_SAMPLED",
     "SLOT_BYTES",
     "allocate_block",
     "allocate_ring",
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 SLOT_BYTES = h.HEADER_BYTES + 8  # what a slot takes besides its row: its places in the two lists
-_NUM_SAMPLED = 32
+NUM_SAMPLED = 32  # slots looked at for one to evict
 _MAX_EVICTIONS = 8  # for one block
 _MAX_SCANS = 4  # units looked through for one that can be emptied
 _NEVER_S = 2**31
@@ -166,7 +167,7 @@ def _find_idle(shard: Shard, index: int, ring_bytes: int) -> int:
     num_fresh, first_slot = model.num_fresh, model.first_slot
     place = shard.evict_position
     oldest = -1
-    for _ in range(min(num_fresh, _NUM_SAMPLED)):
+    for _ in range(min(num_fresh, NUM_SAMPLED)):
         place = place + 1 if place + 1 < num_fresh else 0
         header = header_of(shard, first_slot + place)
         if not _can_evict(shard, header):
@@ -193,7 +194,7 @@ def _empty_unit(shard: Shard, needing: int, before_s: int) -> bool:
         model = model_of(shard, index)
         num_fresh, first_slot = model.num_fresh, model.first_slot
         place = shard.evict_position
-        for _ in range(min(num_fresh, _NUM_SAMPLED)):
+        for _ in range(min(num_fresh, NUM_SAMPLED)):
             place = place + 1 if place + 1 < num_fresh else 0
             unit = place * model.row_bytes // HUGE_PAGE_BYTES
             slot_used_s = _unused_since_s(shard, first_slot + place)
