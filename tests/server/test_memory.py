@@ -144,7 +144,8 @@ def num_fresh_of(address, index):
 
 @jit
 def end(address, slot):
-    evict_stream(shard_at(address), slot)
+    shard = shard_at(address)
+    evict_stream(shard, header_of(shard, slot))
 
 
 class Shard:

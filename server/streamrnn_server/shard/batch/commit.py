@@ -28,8 +28,8 @@ def commit(shard: Shard, model: Model, num_rows: int) -> None:
     """Commit the steps of a computed batch, and finish the requests that are done."""
     pool, batch = shard.pool, batch_of(shard)
     for row in range(num_rows):
-        slot, request = batch.slots[row], request_at(batch.requests[row])
-        header = header_of(shard, slot)
+        header = header_of(shard, batch.slots[row])
+        request = request_at(batch.requests[row])
         note_step(shard, model, row)
         is_done = request.progress == request.num_steps
         if is_done or request.code != 0:
@@ -37,9 +37,9 @@ def commit(shard: Shard, model: Model, num_rows: int) -> None:
             pop_waiting(pool, header)
             finish(shard, request)
         if first_waiting(pool, header):
-            make_ready(shard, model, slot, header)
+            make_ready(shard, header)
         else:
-            mark_idle(shard, slot, header)
+            mark_idle(shard, header)
     shard.counters.num_steps += num_rows
     shard.counters.num_waves += 1
 
@@ -48,15 +48,15 @@ def commit(shard: Shard, model: Model, num_rows: int) -> None:
 def note_step(shard: Shard, model: Model, row: int) -> None:
     """Give a row's step its number and remember it, unless its request has an error."""
     batch = batch_of(shard)
-    slot, request = batch.slots[row], request_at(batch.requests[row])
+    request = request_at(batch.requests[row])
     if request.code != 0:
         return
-    header, y = header_of(shard, slot), batch.ys[row]
+    header, y = header_of(shard, batch.slots[row]), batch.ys[row]
     if request.first_seq > 0:
         header.last_seq += 1
         digest = digest_of(batch.xs[row], model.step_bytes)
         remember(header, header.last_seq, digest, y, model.y_bytes)
-    mark_dirty(shard, slot, header)
+    mark_dirty(shard, header)
     # Each output sees all of the state: if it has no NaN, then neither has the state.
     if has_nan(y, model.y_bytes):
         _quarantine(shard, header, request)

@@ -16,7 +16,7 @@ from streamrnn_server.shard.checkpoint.packing import entry_at
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.arena import release
 from streamrnn_server.shard.memory.header import Header
-from streamrnn_server.shard.memory.slab import header_of, model_of, row_of
+from streamrnn_server.shard.memory.slab import header_of, model_of, row_of, slot_of
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
 from streamrnn_server.shard.requests.request import Kind, Request, request_at
@@ -29,7 +29,7 @@ from streamrnn_server.shard.streams.operations import (
     prepare_step,
     reset_stream,
 )
-from streamrnn_server.shard.streams.owners import is_forbidden, name_of_owner
+from streamrnn_server.shard.streams.owners import is_forbidden
 from streamrnn_server.shard.streams.replay_ring import prefetch_place
 from streamrnn_server.shard.streams.restore import restore_stream, roll_back
 from streamrnn_server.shard.streams.row_location import is_row_on_gpu, wait_for_row
@@ -95,7 +95,7 @@ def gather(shard: Shard, plan: Any, model: Model) -> int:
         header = header_of(shard, slot)
         model.ready.first = header.next
         shard.num_ready -= 1
-        request = _next_step(shard, plan, model, slot, header)
+        request = _next_step(shard, plan, header)
         if request:
             _place(shard, model, slot, request, num_rows)
             if request.first_seq > 0:
@@ -105,31 +105,31 @@ def gather(shard: Shard, plan: Any, model: Model) -> int:
 
 
 @jit
-def _next_step(shard: Shard, plan: Any, model: Model, slot: int, header: Header) -> Request:
+def _next_step(shard: Shard, plan: Any, header: Header) -> Request:
     """Serve a stream's requests up to its next step to compute; return that, or null."""
     pool = shard.pool
     while True:
         request = first_waiting(pool, header)
         if not request:
-            mark_idle(shard, slot, header)
+            mark_idle(shard, header)
             return request
         kind = request.kind
         is_quarantined = header.flags & h.IS_QUARANTINED != 0
-        if is_forbidden(shard, slot, request):
+        if is_forbidden(shard, header, request):
             set_error(request, ErrorCode.FORBIDDEN)
         elif is_quarantined and kind in (Kind.STEP, Kind.EXPORT, Kind.SNAPSHOT, Kind.SYNC):
             seq = header.last_seq
             set_error(request, ErrorCode.QUARANTINED, seq, seq + 1 if seq > 0 else 0)
         elif kind == Kind.STEP:
             if request.num_steps < 0:
-                prepare_step(shard, plan, model, slot, header, request)
+                prepare_step(shard, plan, header, request)
             if request.code == 0 and request.progress < request.num_steps:
                 return request
-        elif kind in (Kind.EXPORT, Kind.RESTORE) and is_row_on_gpu(shard, slot):
-            wait_for_row(shard, slot)
+        elif kind in (Kind.EXPORT, Kind.RESTORE) and is_row_on_gpu(shard, slot_of(shard, header)):
+            wait_for_row(shard, header)
             return request_at(0)
-        elif _must_wait_for_disk(shard, model, slot, header, request, kind):
-            wait_for_disk(shard, slot, header)
+        elif _must_wait_for_disk(shard, header, request):
+            wait_for_disk(shard, header)
             return request_at(0)
         if request.code != 0:
             shard.counters.num_errors += 1
@@ -139,65 +139,62 @@ def _next_step(shard: Shard, plan: Any, model: Model, slot: int, header: Header)
 
 
 @jit
-def _must_wait_for_disk(
-    shard: Shard, model: Model, slot: int, header: Header, request: Request, kind: int
-) -> bool:
+def _must_wait_for_disk(shard: Shard, header: Header, request: Request) -> bool:
     """Serve a request that is no step; tell whether its stream must wait for the disk."""
     has_disk = shard.disk != 0
-    flags = header.flags
+    flags, kind = header.flags, request.kind
     if kind == Kind.OPEN:
-        if open_stream(shard, model, slot, header, request):
-            mark_dirty(shard, slot, header)
+        if open_stream(shard, header, request):
+            mark_dirty(shard, header)
         return False
     if kind == Kind.RESET:
-        if reset_stream(shard, model, slot, header, request):
-            mark_dirty(shard, slot, header)
+        if reset_stream(shard, header, request):
+            mark_dirty(shard, header)
         return False
     if kind == Kind.CLOSE:
         if has_disk and flags & h.IS_OPEN:
             return True
-        was_open = close_stream(shard, model, header)
+        was_open = close_stream(shard, header)
         request.last_seq = 1 if was_open else 0
         shard.counters.num_closed += 1 if was_open else 0
         return False
     if kind == Kind.RESTORE:
-        return restore_stream(shard, model, slot, header, request) and has_disk
+        return restore_stream(shard, header, request) and has_disk
     if flags & h.IS_OPEN == 0:
         set_error(request, ErrorCode.UNKNOWN)
         return False
     if kind == Kind.ROLLBACK:
-        return roll_back(shard, model, slot, header, request) and has_disk
+        return roll_back(shard, header, request) and has_disk
     if kind == Kind.EXPORT:
-        _copy_out(shard, model, slot, header, request)
+        _copy_out(shard, header, request)
         return False
     request.last_seq = header.last_seq  # SNAPSHOT and SYNC
     return True
 
 
 @jit
-def _copy_out(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> None:
+def _copy_out(shard: Shard, header: Header, request: Request) -> None:
     """Copy a stream as it is now; Python makes a record of it."""
     none = request_at(0)
-    owner = name_of_owner(shard, slot)
-    num_bytes = entry_bytes(model, header, none, owner)
+    num_bytes = entry_bytes(shard, header, none)
     block = allocate_block(shard, num_bytes)
     if block == 0 or num_bytes > shard.out_bytes // 2:
         set_error(request, ErrorCode.BUSY)
         release(shard.arena, block)
         return
-    write_entry(model, slot, header, none, owner, entry_at(block))
+    write_entry(shard, header, none, entry_at(block))
     request.y_block = block
     request.y = block
     request.y_bytes = num_bytes
 
 
 @jit
-def mark_idle(shard: Shard, slot: int, header: Header) -> None:
+def mark_idle(shard: Shard, header: Header) -> None:
     """Mark a stream that has no requests as idle; free its slot if it is not open."""
     flags = header.flags
     header.flags = flags & ~h.IS_READY
     if flags & h.IS_OPEN == 0:
-        free_slot(shard, slot)
+        free_slot(shard, header)
 
 
 @jit

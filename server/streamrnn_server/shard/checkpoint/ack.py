@@ -12,7 +12,7 @@ from streamrnn_server.shard.checkpoint.packing import Entry, EntryKind, entry_at
 from streamrnn_server.shard.libzmq import msg_data, receive_frame
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
-from streamrnn_server.shard.memory.slab import disk_buffer_of, header_of, model_of
+from streamrnn_server.shard.memory.slab import disk_buffer_of, header_of
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
 from streamrnn_server.shard.requests.request import Kind
@@ -62,8 +62,7 @@ def process_acks(shard: Shard) -> None:
 
 @jit
 def _process_ack(shard: Shard, entry: Entry, is_good: int) -> None:
-    slot = entry.slot
-    header = header_of(shard, slot)
+    header = header_of(shard, entry.slot)
     if header.generation != entry.generation:
         return
     flags = header.flags
@@ -74,13 +73,13 @@ def _process_ack(shard: Shard, entry: Entry, is_good: int) -> None:
         if kind != EntryKind.DELETE:
             header.durable_seq = entry.last_seq
     elif flags & h.IS_OPEN:
-        mark_dirty(shard, slot, header)
+        mark_dirty(shard, header)
     if entry.flags & h.IS_BLOCKED:
-        _answer_blocked(shard, slot, header, is_good)
+        _answer_blocked(shard, header, is_good)
 
 
 @jit
-def _answer_blocked(shard: Shard, slot: int, header: Header, is_good: int) -> None:
+def _answer_blocked(shard: Shard, header: Header, is_good: int) -> None:
     """End the request that blocked its stream; let the others go on."""
     pool = shard.pool
     request = first_waiting(pool, header)
@@ -92,8 +91,7 @@ def _answer_blocked(shard: Shard, slot: int, header: Header, is_good: int) -> No
         set_error(request, ErrorCode.READ_ONLY)
         shard.counters.num_errors += 1
     elif kind == Kind.CLOSE:
-        model = model_of(shard, header.model)
-        close_stream(shard, model, header)
+        close_stream(shard, header)
         shard.counters.num_closed += 1
         request.last_seq = 1
     else:
@@ -102,19 +100,19 @@ def _answer_blocked(shard: Shard, slot: int, header: Header, is_good: int) -> No
     pop_waiting(pool, header)
     finish(shard, request)
     if is_pending(shard, header):
-        answer_without_record(shard, slot, header, ErrorCode.UNKNOWN)
+        answer_without_record(shard, header, ErrorCode.UNKNOWN)
     else:
-        _unblock(shard, slot, header)
+        _unblock(shard, header)
 
 
 @jit
-def _unblock(shard: Shard, slot: int, header: Header) -> None:
+def _unblock(shard: Shard, header: Header) -> None:
     """Let a stream's requests go on."""
     flags = header.flags & ~h.IS_BLOCKED
     if first_waiting(shard.pool, header):
         header.flags = flags | h.IS_READY
-        make_ready(shard, model_of(shard, header.model), slot, header)
+        make_ready(shard, header)
         return
     header.flags = flags
     if flags & h.IS_OPEN == 0:
-        free_slot(shard, slot)
+        free_slot(shard, header)

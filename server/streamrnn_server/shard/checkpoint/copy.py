@@ -28,7 +28,6 @@ from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.slab import disk_buffer_of, header_of, model_of, row_of
 from streamrnn_server.shard.requests.queue import append, first_waiting, pop_first
 from streamrnn_server.shard.requests.request import Kind, request_at
-from streamrnn_server.shard.streams.owners import name_of_owner
 from streamrnn_server.shard.streams.row_location import is_row_on_gpu
 from streamrnn_server.shard.structs import DiskBuffer, DiskBufferState, Shard
 
@@ -199,15 +198,13 @@ def _copy_some(shard: Shard, end: int) -> None:
         if flags & h.IS_DIRTY and (is_blocked or is_good):
             if is_row_on_gpu(shard, slot):
                 break  # it is brought here before the next slice
-            model = model_of(shard, header.model)
             request = first_waiting(shard.pool, header) if is_blocked else request_at(0)
-            owner = name_of_owner(shard, slot)
-            size = entry_bytes(model, header, request, owner)
+            size = entry_bytes(shard, header, request)
             buffer = _disk_buffer_for(shard, size)
             if not buffer:
                 break
             entry = e.entry_at(buffer.at + buffer.used_bytes)
-            write_entry(model, slot, header, request, owner, entry)
+            write_entry(shard, header, request, entry)
             buffer.used_bytes += size
             buffer.num_entries += 1
             num_bytes += size

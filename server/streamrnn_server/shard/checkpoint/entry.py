@@ -9,19 +9,18 @@ from streamrnn_server.shard.checkpoint import packing as e
 from streamrnn_server.shard.checkpoint.packing import Entry, EntryKind, part_bytes
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
-from streamrnn_server.shard.memory.slab import row_of
+from streamrnn_server.shard.memory.slab import model_of, row_of, slot_of
 from streamrnn_server.shard.requests.request import Kind, Request
-from streamrnn_server.shard.structs import Model
+from streamrnn_server.shard.streams.owners import name_of_owner
+from streamrnn_server.shard.structs import Shard
 
 __all__ = ["entry_bytes", "write_entry"]
 
 
 @jit
-def entry_bytes(model: Model, header: Header, request: Request, owner: int) -> int:
-    """Return the size of an entry for a request, or for none (null).
-
-    ``owner`` is the address of the owner's name as `name_of_owner` gives it, or 0.
-    """
+def entry_bytes(shard: Shard, header: Header, request: Request) -> int:
+    """Return the size of an entry for a request, or for none (null)."""
+    model, owner = model_of(shard, header.model), name_of_owner(shard, header)
     num_bytes = e.ENTRY_HEAD_BYTES + part_bytes(header.id_bytes)
     kind = _kind_of(request)
     if kind == EntryKind.SNAPSHOT:
@@ -45,14 +44,14 @@ def _kind_of(request: Request) -> int:
 
 
 @jit
-def write_entry(
-    model: Model, slot: int, header: Header, request: Request, owner: int, entry: Entry
-) -> None:
+def write_entry(shard: Shard, header: Header, request: Request, entry: Entry) -> None:
     """Copy a stream as it is; arguments as for `entry_bytes`."""
+    model, slot = model_of(shard, header.model), slot_of(shard, header)
+    owner = name_of_owner(shard, header)
     kind = _kind_of(request)
     y_bytes, window_log2, ring = model.y_bytes, header.window_log2, header.ring
     name_bytes = request.x_count if kind == EntryKind.SNAPSHOT else 0
-    entry.num_bytes = entry_bytes(model, header, request, owner)
+    entry.num_bytes = entry_bytes(shard, header, request)
     entry.kind = kind
     entry.slot = slot
     entry.generation = header.generation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
+from streamrnn.kernels.pointers import address
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header, header_at
 from streamrnn_server.shard.structs import (
@@ -14,7 +15,7 @@ from streamrnn_server.shard.structs import (
     model_at,
 )
 
-__all__ = ["MODEL_BYTES", "disk_buffer_of", "header_of", "model_of", "row_of"]
+__all__ = ["MODEL_BYTES", "disk_buffer_of", "header_of", "model_of", "row_of", "slot_of"]
 
 
 MODEL_BYTES = Model.dtype.itemsize
@@ -24,6 +25,12 @@ MODEL_BYTES = Model.dtype.itemsize
 def header_of(shard: Shard, slot: int) -> Header:
     """Return the header of a slot."""
     return header_at(shard.headers + slot * h.HEADER_BYTES)
+
+
+@jit
+def slot_of(shard: Shard, header: Header) -> int:
+    """Return the slot of a header in the shard's table."""
+    return (address(header) - shard.headers) // h.HEADER_BYTES
 
 
 @jit

@@ -15,7 +15,7 @@ from streamrnn.kernels.pointers import address
 from streamrnn_client.protocol.messages import MAX_WINDOW, NUM_HASH_SLOTS, ErrorCode
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.index import first_candidate
-from streamrnn_server.shard.memory.slab import header_of, model_of
+from streamrnn_server.shard.memory.slab import header_of, model_of, row_of
 from streamrnn_server.shard.requests.finish import fail, finish
 from streamrnn_server.shard.requests.queue import pop_first, push_waiting
 from streamrnn_server.shard.requests.request import Kind, Pool, Request, request_of
@@ -98,14 +98,13 @@ def admit_one(shard: Shard, request: Request) -> None:
         return
     header.last_used_s = _now_s(shard)
     model = model_of(shard, header.model)
-    row_bytes = model.row_bytes
-    row = model.first_row + slot * row_bytes
-    for k in range(0, min(row_bytes, _MAX_PREFETCHED_BYTES), 64):
+    row = row_of(model, slot)
+    for k in range(0, min(model.row_bytes, _MAX_PREFETCHED_BYTES), 64):
         prefetch(row + k)
     push_waiting(shard.pool, header, request)
     if flags & (h.IS_READY | h.IS_BLOCKED) == 0:
         header.flags = flags | h.IS_READY
-        make_ready(shard, model, slot, header)
+        make_ready(shard, header)
 
 
 @jit
@@ -113,7 +112,7 @@ def _find_or_allocate(shard: Shard, request: Request) -> int:
     """Return the slot of a request's stream, a new one if need be; -1: the request has ended."""
     slot = find_stream(shard, request)
     if slot >= 0:
-        if is_forbidden(shard, slot, request):
+        if is_forbidden(shard, header_of(shard, slot), request):
             fail(shard, request, ErrorCode.FORBIDDEN)
             return -1
         return slot

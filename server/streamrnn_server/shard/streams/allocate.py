@@ -16,8 +16,9 @@ from streamrnn.kernels.memory import (
 from streamrnn.kernels.pointers import address, field_address
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.arena import release
+from streamrnn_server.shard.memory.header import Header, header_at
 from streamrnn_server.shard.memory.index import hash64, insert_slot, remove_slot
-from streamrnn_server.shard.memory.slab import header_of, model_of
+from streamrnn_server.shard.memory.slab import header_of, model_of, slot_of
 from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.streams.eviction import (
     allocate_block,
@@ -29,7 +30,7 @@ from streamrnn_server.shard.streams.owners import UNKNOWN, set_owner
 from streamrnn_server.shard.streams.slots import push_free_slot
 from streamrnn_server.shard.structs import Shard
 
-__all__ = ["allocate_named_slot", "allocate_slot", "move_slot"]
+__all__ = ["allocate_named_slot", "allocate_slot", "move_stream"]
 
 
 @jit
@@ -45,9 +46,9 @@ def allocate_named_slot(shard: Shard, index: int, request: Request) -> int:
     if slot < 0:
         release(shard.arena, long_id)
         return -1
-    is_known = index < shard.num_models
-    set_owner(shard, slot, request.owner if is_known else UNKNOWN)
     header = header_of(shard, slot)
+    is_known = index < shard.num_models
+    set_owner(shard, header, request.owner if is_known else UNKNOWN)
     header.id_bytes = num_bytes
     if long_id != 0:
         copy_bytes(long_id, field_address(request, "stream"), num_bytes)
@@ -91,15 +92,16 @@ def allocate_slot(shard: Shard, index: int) -> int:
 
 
 @jit
-def move_slot(shard: Shard, slot: int, index: int, owner: int) -> int:
+def move_stream(shard: Shard, header: Header, index: int, owner: int) -> Header:
     """Move a stream from its lookup slot, which is freed, to a slot of its model.
 
-    Its waiting requests go with it. Returns the new slot; -1 without memory, with nothing changed.
+    Its waiting requests go with it. Returns the new header; a null one without memory, with nothing
+    changed.
     """
     target = allocate_slot(shard, index)
     if target < 0:
-        return -1
-    header, to = header_of(shard, slot), header_of(shard, target)
+        return header_at(0)
+    to = header_of(shard, target)
     num_bytes = header.id_bytes
     hash_value = hash64(h.id_address(header), num_bytes)
     copy_bytes(field_address(to, "id"), field_address(header, "id"), h.MAX_INLINE_ID_BYTES)
@@ -107,9 +109,9 @@ def move_slot(shard: Shard, slot: int, index: int, owner: int) -> int:
     to.tail = header.tail
     to.num_waiting = header.num_waiting
     to.last_used_s = header.last_used_s
-    remove_slot(shard.index, hash_value, slot)
+    remove_slot(shard.index, hash_value, slot_of(shard, header))
     insert_slot(shard.index, hash_value, target)
     header.id_bytes = 0
-    push_free_slot(shard, slot)
-    set_owner(shard, target, owner)
-    return target
+    push_free_slot(shard, header)
+    set_owner(shard, to, owner)
+    return to

@@ -31,7 +31,7 @@ def prepare_batch(shard: Shard, parent: Request) -> bool:
         link = child.sibling
         if slot >= 0 and header_of(shard, slot).model == num_models:
             slot = -1  # it is being looked up
-        if slot >= 0 and is_forbidden(shard, slot, child):
+        if slot >= 0 and is_forbidden(shard, header_of(shard, slot), child):
             slot = -1
     if slot >= 0:
         index = header_of(shard, slot).model

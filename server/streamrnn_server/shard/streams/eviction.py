@@ -133,7 +133,7 @@ def _evict(shard: Shard, slot: int) -> bool:
     if slot < 0:
         shard.checkpoint_requested = 1
         return False
-    evict_stream(shard, slot)
+    evict_stream(shard, header_of(shard, slot))
     return True
 
 
@@ -239,8 +239,9 @@ def _is_idle_unit(shard: Shard, model: Model, unit: int, before_s: int) -> bool:
 def _release_unit(shard: Shard, model: Model, unit: int) -> bool:
     """Evict all streams that overlap a unit, and return its memory to the system."""
     for slot in range(_first_in_unit(model, unit), _end_of_unit(model, unit)):
-        if header_of(shard, slot).flags != 0:
-            evict_stream(shard, slot)
+        header = header_of(shard, slot)
+        if header.flags != 0:
+            evict_stream(shard, header)
             shard.counters.num_spilled_for_memory += 1
     rows = row_of(model, model.first_slot)
     at = rows + unit * HUGE_PAGE_BYTES

@@ -11,11 +11,11 @@ from streamrnn_server.shard.checkpoint.packing import record_at
 from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
-from streamrnn_server.shard.memory.slab import header_of, model_of
+from streamrnn_server.shard.memory.slab import header_of
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
 from streamrnn_server.shard.requests.request import Kind, Request
-from streamrnn_server.shard.streams.allocate import allocate_named_slot, move_slot
+from streamrnn_server.shard.streams.allocate import allocate_named_slot, move_stream
 from streamrnn_server.shard.streams.dirty import mark_dirty, wait_for_disk
 from streamrnn_server.shard.streams.owners import (
     NO_OWNER,
@@ -55,28 +55,20 @@ def _end_first(shard: Shard, header: Header, request: Request, code: int) -> Non
 
 
 @jit
-def _resume(shard: Shard, slot: int) -> None:
-    """Schedule a stream, which is in no list, after its lookup."""
-    header = header_of(shard, slot)
-    model = model_of(shard, header.model)
-    make_ready(shard, model, slot, header)
-
-
-@jit
-def answer_without_record(shard: Shard, slot: int, header: Header, code: int) -> None:
+def answer_without_record(shard: Shard, header: Header, code: int) -> None:
     """Answer requests for a stream without a record, until one creates it."""
     pool = shard.pool
     while True:
         request = first_waiting(pool, header)
         if not request:
-            free_slot(shard, slot)
+            free_slot(shard, header)
             return
         kind = request.kind
         if kind == Kind.OPEN or kind == Kind.RESTORE:
-            target = move_slot(shard, slot, request.model, request.owner)
-            if target >= 0:
-                header_of(shard, target).flags = h.IS_READY
-                _resume(shard, target)
+            moved = move_stream(shard, header, request.model, request.owner)
+            if moved:
+                moved.flags = h.IS_READY
+                make_ready(shard, moved)
                 return
             _end_first(shard, header, request, ErrorCode.BUSY)
         elif kind == Kind.CLOSE:
@@ -89,8 +81,7 @@ def answer_without_record(shard: Shard, slot: int, header: Header, code: int) ->
 @jit
 def finish_lookup(shard: Shard, command: Command) -> None:
     """Restore a stream whose record was found, or answer its waiting requests."""
-    slot = command.slot
-    header = header_of(shard, slot)
+    header = header_of(shard, command.slot)
     if header.generation != command.generation:
         return
     if not is_pending(shard, header):
@@ -98,31 +89,29 @@ def finish_lookup(shard: Shard, command: Command) -> None:
     code = command.code
     owner = named_owner(shard, command)
     if code in (ErrorCode.UNKNOWN, ErrorCode.EXPIRED):
-        answer_without_record(shard, slot, header, code)
+        answer_without_record(shard, header, code)
         return
     if code != 0:
-        set_owner(shard, slot, owner)
-        _answer_refused(shard, slot, header, code)
+        set_owner(shard, header, owner)
+        _answer_refused(shard, header, code)
         return
-    index = command.model
     is_adopted = owner == NO_OWNER and shard.users != 0
     if is_adopted:  # it is of a time before there were keys
         owner = first_waiting(shard.pool, header).owner
-    target = move_slot(shard, slot, index, owner)
-    if target < 0:
-        _fail_all(shard, slot, header, ErrorCode.BUSY)
+    moved = move_stream(shard, header, command.model, owner)
+    if not moved:
+        _fail_all(shard, header, ErrorCode.BUSY)
         return
-    header = header_of(shard, target)
-    header.flags = h.IS_READY
+    moved.flags = h.IS_READY
     record = record_at(address(command) + w.COMMAND_BYTES)
-    if not fill_slot(shard, model_of(shard, index), target, header, record):
-        _fail_all(shard, target, header, ErrorCode.BUSY)
+    if not fill_slot(shard, moved, record):
+        _fail_all(shard, moved, ErrorCode.BUSY)
         return
-    header.durable_seq = header.last_seq
+    moved.durable_seq = moved.last_seq
     if is_adopted:
-        mark_dirty(shard, target, header)
+        mark_dirty(shard, moved)
     shard.counters.num_restored += 1
-    _resume(shard, target)
+    make_ready(shard, moved)
 
 
 @jit
@@ -139,32 +128,32 @@ def named_owner(shard: Shard, command: Command) -> int:
 
 
 @jit
-def _answer_refused(shard: Shard, slot: int, header: Header, code: int) -> None:
+def _answer_refused(shard: Shard, header: Header, code: int) -> None:
     """Answer requests for an unusable record; `close` deletes it."""
     pool = shard.pool
     shard.counters.num_records_refused += 1
-    is_secret = owner_of(shard, slot) == UNKNOWN  # then it may not be deleted from here
+    is_secret = owner_of(shard, header) == UNKNOWN  # then it may not be deleted from here
     while True:
         request = first_waiting(pool, header)
         if not request:
-            free_slot(shard, slot)
+            free_slot(shard, header)
             return
-        if is_forbidden(shard, slot, request):
+        if is_forbidden(shard, header, request):
             _end_first(shard, header, request, ErrorCode.FORBIDDEN)
         elif request.kind == Kind.CLOSE and code != ErrorCode.FORBIDDEN and not is_secret:
-            wait_for_disk(shard, slot, header)
+            wait_for_disk(shard, header)
             return
         else:
             _end_first(shard, header, request, code)
 
 
 @jit
-def _fail_all(shard: Shard, slot: int, header: Header, code: int) -> None:
+def _fail_all(shard: Shard, header: Header, code: int) -> None:
     pool = shard.pool
     while True:
         request = first_waiting(pool, header)
         if not request:
-            free_slot(shard, slot)
+            free_slot(shard, header)
             return
         _end_first(shard, header, request, code)
 

@@ -21,7 +21,7 @@ from streamrnn.kernels.memory import (
 from streamrnn_client.protocol.messages import DEFAULT_WINDOW, MAX_WINDOW, ErrorCode
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
-from streamrnn_server.shard.memory.slab import model_of, row_of
+from streamrnn_server.shard.memory.slab import model_of, row_of, slot_of
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Form, Request, request_at
 from streamrnn_server.shard.streams.eviction import allocate_block, allocate_ring
@@ -34,7 +34,7 @@ from streamrnn_server.shard.streams.replay_ring import (
     remembered,
 )
 from streamrnn_server.shard.streams.row_location import note_written
-from streamrnn_server.shard.structs import Model, Shard
+from streamrnn_server.shard.structs import Shard
 
 __all__ = [
     "assign_number",
@@ -50,7 +50,7 @@ _MAX_WINDOW_LOG2 = MAX_WINDOW.bit_length() - 1
 
 
 @jit
-def open_stream(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> bool:
+def open_stream(shard: Shard, header: Header, request: Request) -> bool:
     """Open a stream, or find it open; tell whether it is new."""
     has, asked_for = header.model, request.model
     flags = header.flags
@@ -68,8 +68,8 @@ def open_stream(shard: Shard, model: Model, slot: int, header: Header, request: 
         header.durable_seq = 0
         header.generation += 1
         header.flags = h.IS_OPEN | (flags & h.IS_READY)
-        _clear_row(shard, model, slot)
-        model.num_open += 1
+        _clear_row(shard, header)
+        model_of(shard, header.model).num_open += 1
         shard.counters.num_opened += 1
     elif has != asked_for:
         set_error(request, ErrorCode.WRONG_MODEL, has, asked_for)
@@ -90,20 +90,21 @@ def _window_log2(asked: int) -> int:
 
 
 @jit
-def _clear_row(shard: Shard, model: Model, slot: int) -> None:
-    copy_bytes(row_of(model, slot), model.initial_row, model.row_bytes)
-    note_written(shard, slot)
+def _clear_row(shard: Shard, header: Header) -> None:
+    model = model_of(shard, header.model)
+    copy_bytes(row_of(model, slot_of(shard, header)), model.initial_row, model.row_bytes)
+    note_written(shard, header)
 
 
 @jit
-def close_stream(shard: Shard, model: Model, header: Header) -> bool:
+def close_stream(shard: Shard, header: Header) -> bool:
     """Close a stream but keep its slot; tell whether it was open."""
     flags = header.flags
     if flags & h.IS_OPEN == 0:
         return False
     drop_ring(shard.arena, header)
     header.flags = flags & h.IS_READY
-    model.num_open -= 1
+    model_of(shard, header.model).num_open -= 1
     return True
 
 
@@ -134,24 +135,22 @@ def _check_number(shard: Shard, header: Header, request: Request, y_bytes: int) 
 
 
 @jit
-def reset_stream(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> bool:
+def reset_stream(shard: Shard, header: Header, request: Request) -> bool:
     """Set a stream's state back to the initial one; tell whether the state has changed."""
-    if not assign_number(shard, model, header, request, RESET_DIGEST):
+    if not assign_number(shard, header, request, RESET_DIGEST):
         return False
-    _clear_row(shard, model, slot)
+    _clear_row(shard, header)
     shard.counters.num_resets += 1
     return True
 
 
 @jit
-def assign_number(
-    shard: Shard, model: Model, header: Header, request: Request, digest: int
-) -> bool:
+def assign_number(shard: Shard, header: Header, request: Request, digest: int) -> bool:
     """Assign a number to a change that is no step; false if refused or repeated.
 
     ``digest`` stands for the change in place of an input's digest.
     """
-    y_bytes = model.y_bytes
+    y_bytes = model_of(shard, header.model).y_bytes
     if not _check_number(shard, header, request, y_bytes):
         return False
     seq = request.first_seq
@@ -178,14 +177,13 @@ def note_durable(header: Header, request: Request) -> None:
 
 
 @jit
-def prepare_step(
-    shard: Shard, plan: Any, model: Model, slot: int, header: Header, request: Request
-) -> None:
+def prepare_step(shard: Shard, plan: Any, header: Header, request: Request) -> None:
     """Look at all that a step, or a chunk of steps, must fulfil; answer what was done before.
 
     Afterwards the request has an error, or NUM_STEPS is known and PROGRESS tells how many of its
     first steps were duplicates, whose outputs are in place already.
     """
+    model = model_of(shard, header.model)
     y_bytes = model.y_bytes
     is_child, parent = request.parent != 0, request_at(request.parent)
     if is_child and header.flags & h.IS_OPEN:
@@ -200,7 +198,7 @@ def prepare_step(
             set_error(request, ErrorCode.WRONG_MODEL, has, expected)
             return
     if not _check_number(shard, header, request, y_bytes) or not _check_x(
-        shard, plan, model, header, request
+        shard, plan, header, request
     ):
         return
     num_steps = request.num_steps
@@ -208,7 +206,7 @@ def prepare_step(
     num_old = 0
     if first > 0:
         num_old = min(num_steps, header.last_seq - first + 1)
-    if not _are_the_same(model, header, request, first, num_old):
+    if not _are_the_same(model.step_bytes, header, request, num_old):
         return
     if is_child:
         request.y = parent.y + request.item * y_bytes
@@ -225,13 +223,14 @@ def prepare_step(
     request.last_seq = first + num_steps - 1 if first > 0 else 0
     request.progress = num_old
     if num_old > 0:
-        _answer_old(plan, model, slot, header, request, first, num_old)
+        _answer_old(shard, plan, header, request, num_old)
         shard.counters.num_duplicates += num_old
 
 
 @jit
-def _check_x(shard: Shard, plan: Any, model: Model, header: Header, request: Request) -> bool:
+def _check_x(shard: Shard, plan: Any, header: Header, request: Request) -> bool:
     """Look at x's length and values; find NUM_STEPS."""
+    model = model_of(shard, header.model)
     step_bytes = model.step_bytes
     form = request.form
     num_bytes = request.x_count
@@ -287,9 +286,9 @@ def _convert(x: int, num_values: int, is_token: int) -> int:
 
 
 @jit
-def _are_the_same(model: Model, header: Header, request: Request, first: int, num_old: int) -> bool:
+def _are_the_same(step_bytes: int, header: Header, request: Request, num_old: int) -> bool:
     """Compare the steps that were applied before with what came now."""
-    step_bytes, x = model.step_bytes, request.x
+    x, first = request.x, request.first_seq
     for k in range(num_old):
         digest = digest_of(x + k * step_bytes, step_bytes)
         if not remembered(header, first + k, digest):
@@ -299,14 +298,12 @@ def _are_the_same(model: Model, header: Header, request: Request, first: int, nu
 
 
 @jit
-def _answer_old(
-    plan: Any, model: Model, slot: int, header: Header, request: Request, first: int, num_old: int
-) -> None:
+def _answer_old(shard: Shard, plan: Any, header: Header, request: Request, num_old: int) -> None:
     """Copy the outputs of steps that were applied before into the answer."""
-    y_bytes = model.y_bytes
-    y = request.y
+    model = model_of(shard, header.model)
+    y, y_bytes = request.y, model.y_bytes
     if header.window_log2 == 0:
-        output_of_row(plan, row_of(model, slot), y)
+        output_of_row(plan, row_of(model, slot_of(shard, header)), y)
         return
     for k in range(num_old):
-        copy_bytes(y + k * y_bytes, output_place(header, first + k, y_bytes), y_bytes)
+        copy_bytes(y + k * y_bytes, output_place(header, request.first_seq + k, y_bytes), y_bytes)

@@ -23,7 +23,9 @@ from streamrnn.kernels.memory import (
 from streamrnn.kernels.virtual_memory import address_of, reserve, struct_address
 from streamrnn_server.config import MAX_USER_NAME_BYTES
 from streamrnn_server.shard.libzmq import msg_property
+from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.index import equal_bytes, hash64
+from streamrnn_server.shard.memory.slab import slot_of
 from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.structs import Shard, UsersStruct, users_at
 
@@ -149,34 +151,34 @@ def number_of(shard: Shard, name: int, num_bytes: int) -> int:
 
 
 @jit
-def set_owner(shard: Shard, slot: int, owner: int) -> None:
-    """Set the owner of the stream in a slot, where there are users."""
+def set_owner(shard: Shard, header: Header, owner: int) -> None:
+    """Set the owner of a stream, where there are users."""
     if shard.users != 0:
-        store_i32(users_at(shard.users).owners + 4 * slot, owner)
+        store_i32(users_at(shard.users).owners + 4 * slot_of(shard, header), owner)
 
 
 @jit
-def is_forbidden(shard: Shard, slot: int, request: Request) -> bool:
+def is_forbidden(shard: Shard, header: Header, request: Request) -> bool:
     """Tell whether a stream belongs to another user than the request's.
 
     False where there are no users, and for streams with `NO_OWNER` or `UNKNOWN` as owner.
     """
-    owner = owner_of(shard, slot)
+    owner = owner_of(shard, header)
     return owner > 0 and owner != request.owner
 
 
 @jit
-def owner_of(shard: Shard, slot: int) -> int:
-    """Return the owner of the stream in a slot; `NO_OWNER` where there are no users."""
+def owner_of(shard: Shard, header: Header) -> int:
+    """Return the owner of a stream; `NO_OWNER` where there are no users."""
     if shard.users == 0:
         return NO_OWNER
-    return load_i32(users_at(shard.users).owners + 4 * slot)
+    return load_i32(users_at(shard.users).owners + 4 * slot_of(shard, header))
 
 
 @jit
-def name_of_owner(shard: Shard, slot: int) -> int:
+def name_of_owner(shard: Shard, header: Header) -> int:
     """Return the address of a length byte and the owner's name; 0 if there is none."""
-    owner = owner_of(shard, slot)
+    owner = owner_of(shard, header)
     if owner <= 0:
         return 0
     return users_at(shard.users).names + owner * _NAME_BYTES

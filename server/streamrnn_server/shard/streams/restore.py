@@ -13,21 +13,22 @@ from streamrnn_server.shard.checkpoint.packing import record_at, row_in_record
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.index import equal_bytes
-from streamrnn_server.shard.memory.slab import row_of
+from streamrnn_server.shard.memory.slab import model_of, row_of, slot_of
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.streams.eviction import allocate_ring
 from streamrnn_server.shard.streams.operations import assign_number
 from streamrnn_server.shard.streams.replay_ring import remember, remembered
 from streamrnn_server.shard.streams.row_location import note_written
-from streamrnn_server.shard.structs import Model, Shard
+from streamrnn_server.shard.structs import Shard
 
 __all__ = ["fill_slot", "restore_stream", "roll_back"]
 
 
 @jit
-def fill_slot(shard: Shard, model: Model, slot: int, header: Header, record: RecordHead) -> bool:
+def fill_slot(shard: Shard, header: Header, record: RecordHead) -> bool:
     """Fill a slot without an open stream from an accepted record; false without memory."""
+    model = model_of(shard, header.model)
     numbering, num_ring = record.numbering, record.num_ring
     y_bytes, row_bytes = model.y_bytes, model.row_bytes
     header.window_log2 = record.window_log2
@@ -35,8 +36,8 @@ def fill_slot(shard: Shard, model: Model, slot: int, header: Header, record: Rec
     if num_ring > 0 and not allocate_ring(shard, header, y_bytes):
         return False
     row = row_in_record(record)
-    copy_bytes(row_of(model, slot), row, row_bytes)
-    note_written(shard, slot)
+    copy_bytes(row_of(model, slot_of(shard, header)), row, row_bytes)
+    note_written(shard, header)
     digests = row + row_bytes
     outputs = digests + 8 * num_ring
     for k in range(num_ring):
@@ -56,7 +57,7 @@ def fill_slot(shard: Shard, model: Model, slot: int, header: Header, record: Rec
 
 
 @jit
-def restore_stream(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> bool:
+def restore_stream(shard: Shard, header: Header, request: Request) -> bool:
     """Open a new stream with a record's state; tell whether it is done.
 
     If it is open and just as the record says, that succeeds too: the same request may come again
@@ -65,10 +66,10 @@ def restore_stream(shard: Shard, model: Model, slot: int, header: Header, reques
     is_of_model = header.model == request.model
     record = record_at(request.x)
     if header.flags & h.IS_OPEN:
-        if not is_of_model or not _is_as_recorded(model, slot, header, record):
+        if not is_of_model or not _is_as_recorded(shard, header, record):
             set_error(request, ErrorCode.EXISTS)
             return False
-    elif is_of_model and fill_slot(shard, model, slot, header, record):
+    elif is_of_model and fill_slot(shard, header, record):
         shard.counters.num_opened += 1
     else:
         set_error(request, ErrorCode.BUSY)
@@ -79,7 +80,7 @@ def restore_stream(shard: Shard, model: Model, slot: int, header: Header, reques
 
 
 @jit
-def _is_as_recorded(model: Model, slot: int, header: Header, record: RecordHead) -> bool:
+def _is_as_recorded(shard: Shard, header: Header, record: RecordHead) -> bool:
     """Tell whether a stream has the state, the numbers and the last steps that a record holds."""
     flags, numbering = header.flags, record.numbering
     last_seq, num_ring = record.last_seq, record.num_ring
@@ -91,8 +92,9 @@ def _is_as_recorded(model: Model, slot: int, header: Header, record: RecordHead)
         or header.last_seq != last_seq
     ):
         return False
+    model = model_of(shard, header.model)
     row, row_bytes = row_in_record(record), model.row_bytes
-    if not equal_bytes(row_of(model, slot), row, row_bytes):
+    if not equal_bytes(row_of(model, slot_of(shard, header)), row, row_bytes):
         return False
     for k in range(num_ring):
         digest = load_i64(row + row_bytes + 8 * k)
@@ -102,16 +104,16 @@ def _is_as_recorded(model: Model, slot: int, header: Header, record: RecordHead)
 
 
 @jit
-def roll_back(shard: Shard, model: Model, slot: int, header: Header, request: Request) -> bool:
+def roll_back(shard: Shard, header: Header, request: Request) -> bool:
     """Set the state back to a record's; tell whether it has changed."""
     digest = request.detail[0]
     is_open = header.flags & h.IS_OPEN
     if is_open and header.model != request.model:
         set_error(request, ErrorCode.WRONG_MODEL, header.model, request.model)
         return False
-    if not assign_number(shard, model, header, request, digest):
+    if not assign_number(shard, header, request, digest):
         return False
-    row = row_in_record(record_at(request.x))
-    copy_bytes(row_of(model, slot), row, model.row_bytes)
-    note_written(shard, slot)
+    row, model = row_in_record(record_at(request.x)), model_of(shard, header.model)
+    copy_bytes(row_of(model, slot_of(shard, header)), row, model.row_bytes)
+    note_written(shard, header)
     return True

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import load_i32, load_u8, store_i32, store_u8
-from streamrnn_server.shard.memory.slab import header_of, model_of
+from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.memory.slab import header_of, slot_of
 from streamrnn_server.shard.streams.slots import make_ready
 from streamrnn_server.shard.structs import RowLocation, Shard
 
@@ -18,9 +19,9 @@ __all__ = ["is_row_on_gpu", "note_written", "resume_awaiting_row", "wait_for_row
 
 
 @jit
-def note_written(shard: Shard, slot: int) -> None:
+def note_written(shard: Shard, header: Header) -> None:
     """Note that the host's row of a stream is the newest."""
-    row_locations = shard.row_locations
+    row_locations, slot = shard.row_locations, slot_of(shard, header)
     if row_locations == 0 or load_u8(row_locations + slot) == RowLocation.HOST:
         return
     store_u8(row_locations + slot, RowLocation.HOST)
@@ -37,10 +38,10 @@ def is_row_on_gpu(shard: Shard, slot: int) -> bool:
 
 
 @jit
-def wait_for_row(shard: Shard, slot: int) -> None:
+def wait_for_row(shard: Shard, header: Header) -> None:
     """Make a stream in no list wait until its row has been copied here."""
     number = shard.num_awaiting_row
-    store_i32(shard.awaiting_row + 4 * number, slot)
+    store_i32(shard.awaiting_row + 4 * number, slot_of(shard, header))
     shard.num_awaiting_row = number + 1
 
 
@@ -49,7 +50,5 @@ def resume_awaiting_row(shard: Shard) -> None:
     """Resume the streams whose rows have been copied here."""
     slots = shard.awaiting_row
     for k in range(shard.num_awaiting_row):
-        slot = load_i32(slots + 4 * k)
-        header = header_of(shard, slot)
-        make_ready(shard, model_of(shard, header.model), slot, header)
+        make_ready(shard, header_of(shard, load_i32(slots + 4 * k)))
     shard.num_awaiting_row = 0

@@ -9,13 +9,10 @@ from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.arena import release
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.index import find_slot, hash64, remove_slot
-from streamrnn_server.shard.memory.slab import header_of, model_of
+from streamrnn_server.shard.memory.slab import header_of, model_of, slot_of
 from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.streams.replay_ring import drop_ring
-from streamrnn_server.shard.structs import (
-    Model,
-    Shard,
-)
+from streamrnn_server.shard.structs import Shard
 
 __all__ = ["evict_stream", "find_stream", "free_slot", "is_clean", "make_ready", "push_free_slot"]
 
@@ -23,8 +20,9 @@ _AT_WORK = h.IS_READY | h.IS_BLOCKED | h.IS_DIRTY | h.IS_BUFFERED
 
 
 @jit
-def make_ready(shard: Shard, model: Model, slot: int, header: Header) -> None:
-    """Put a slot, which is in no list, at the end of its model's list of those that have work."""
+def make_ready(shard: Shard, header: Header) -> None:
+    """Put a stream, which is in no list, at the end of its model's list of those with work."""
+    model, slot = model_of(shard, header.model), slot_of(shard, header)
     header.next = 0
     if model.ready.first == 0:
         model.ready.first = slot + 1
@@ -35,23 +33,21 @@ def make_ready(shard: Shard, model: Model, slot: int, header: Header) -> None:
 
 
 @jit
-def free_slot(shard: Shard, slot: int) -> None:
+def free_slot(shard: Shard, header: Header) -> None:
     """Free a slot that is in no list, holds no open stream, and for which nothing waits."""
-    header = header_of(shard, slot)
     hash_value = hash64(h.id_address(header), header.id_bytes)
-    remove_slot(shard.index, hash_value, slot)
+    remove_slot(shard.index, hash_value, slot_of(shard, header))
     if header.id_bytes > h.MAX_INLINE_ID_BYTES:
         release(shard.arena, load_i64(field_address(header, "id")))
-    push_free_slot(shard, slot)
+    push_free_slot(shard, header)
 
 
 @jit
-def push_free_slot(shard: Shard, slot: int) -> None:
+def push_free_slot(shard: Shard, header: Header) -> None:
     """Put a slot that is neither in the index nor in a list on its model's list of free ones."""
-    header = header_of(shard, slot)
     model = model_of(shard, header.model)
     header.next = model.free_slot
-    model.free_slot = slot + 1
+    model.free_slot = slot_of(shard, header) + 1
     header.flags = 0
     if header.model < shard.num_models:
         shard.num_streams -= 1
@@ -64,12 +60,11 @@ def is_clean(header: Header) -> bool:
 
 
 @jit
-def evict_stream(shard: Shard, slot: int) -> None:
+def evict_stream(shard: Shard, header: Header) -> None:
     """Forget an open stream that rests; what is on disk stays there."""
-    header = header_of(shard, slot)
     drop_ring(shard.arena, header)
     model_of(shard, header.model).num_open -= 1
-    free_slot(shard, slot)
+    free_slot(shard, header)
 
 
 @jit

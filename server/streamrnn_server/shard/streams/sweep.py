@@ -27,10 +27,9 @@ def sweep(shard: Shard) -> None:
     place = shard.sweep_position
     last = min(place + _MAX_SWEPT, model.num_fresh)
     while place < last:
-        slot = model.first_slot + place
-        header = header_of(shard, slot)
+        header = header_of(shard, model.first_slot + place)
         if is_clean(header) and now_s - header.last_used_s > limit_s:
-            evict_stream(shard, slot)
+            evict_stream(shard, header)
             if shard.can_look_up:
                 shard.counters.num_spilled_idle += 1
             else:
