@@ -15,7 +15,7 @@ from typing import Any
 
 from streamrnn.errors import StartError
 from streamrnn.kernels.precisions import DEVICE_PRECISIONS
-from streamrnn_client.protocol.messages import (
+from streamrnn_client.protocol import (
     DEFAULT_MAX_MESSAGE_BYTES,
     DEFAULT_PORT,
     DURABILITIES,

@@ -12,7 +12,7 @@ from streamrnn.errors import RecordError, StateError
 from streamrnn.state.record import StreamRecord, decode_record, encode_record
 from streamrnn.state.store import DATA_FILE, STREAMS, StateStore
 from streamrnn.state.verify import EXIT_CANNOT_OPEN, id_text
-from streamrnn_client.protocol.messages import StreamId, canonical_id
+from streamrnn_client.protocol import StreamId, canonical_id
 
 __all__ = ["configure", "run"]
 

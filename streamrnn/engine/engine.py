@@ -22,7 +22,7 @@ from streamrnn.errors import InputError, StreamError
 from streamrnn.kernels.precisions import DEVICE_PRECISIONS
 from streamrnn.model.model import Model
 from streamrnn.state.transfer import record_of_row, row_of_record
-from streamrnn_client.protocol.messages import ProtocolError, StreamId, canonical_id
+from streamrnn_client.protocol import ProtocolError, StreamId, canonical_id
 
 __all__ = ["Engine"]
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from streamrnn.errors import RecordError
 from streamrnn.model.model import Model
 from streamrnn.state.record import FRESH, StreamRecord, decode_record, encode_record
-from streamrnn_client.protocol.messages import DEFAULT_WINDOW, StreamId, canonical_id
+from streamrnn_client.protocol import DEFAULT_WINDOW, StreamId, canonical_id
 
 __all__ = ["record_of_row", "row_of_record"]
 

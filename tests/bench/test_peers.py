@@ -11,7 +11,7 @@ from streamrnn_bench.step import other_engines as peers
 from streamrnn_bench.step import peers as step_peers
 from streamrnn_bench.step import variants as step_forms
 from streamrnn_bench.step.cases import Case
-from streamrnn_bench.step.peers import Cell, EngineCalls, beside_fastest, check_outputs
+from streamrnn_bench.step.peers import Cell, EngineCalls, against_fastest, check_outputs
 from streamrnn_server.cli import main
 
 MISSING = peers.missing_packages()
@@ -27,7 +27,7 @@ SIZES = [(1, 1), (3, 1), (1, 7)]  # streams, steps
 
 def test_the_fastest_peer_is_the_reference():
     cell = Cell(Case("gru", 8, 16), num_streams=192)
-    result = beside_fastest(cell, 2e-6, {"slow": 9e-6, "fast": 3e-6, "middle": 4e-6}, 0.25)
+    result = against_fastest(cell, 2e-6, {"slow": 9e-6, "fast": 3e-6, "middle": 4e-6}, 0.25)
     assert (result.reference, result.target) == ("fast", 1.15)
     assert result.ratio == pytest.approx(1.5)
     assert result.note == "slow 9.0, fast 3.0, middle 4.0; others 25%"

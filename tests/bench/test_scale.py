@@ -13,7 +13,7 @@ from streamrnn_bench.server import scale
 from streamrnn_bench.server.load import make_traffic, stream_names, stream_order
 from streamrnn_bench.server.processes import anonymous_kib
 from streamrnn_bench.step.cases import Case
-from streamrnn_client.protocol.messages import decode_request
+from streamrnn_client.protocol import decode_request
 
 CASE = Case("gru", 3, 8)
 

@@ -18,11 +18,11 @@ from streamrnn.engine.engine import Engine
 from streamrnn_bench.child_process import start_child
 from streamrnn_bench.report.results import BenchError
 from streamrnn_bench.server import throughput as messages
-from streamrnn_bench.server.echo import canned_reply
+from streamrnn_bench.server.echo import fixed_reply
 from streamrnn_bench.server.load import FIRST_MSGID, make_traffic, stream_names
 from streamrnn_bench.server.processes import echo, load, serving, temporary_model
 from streamrnn_bench.step.cases import Case
-from streamrnn_client.protocol.messages import decode_request, decode_response
+from streamrnn_client.protocol import decode_request, decode_response
 
 CASE = Case("gru", 3, 8)
 GIVE_UP_AFTER_S = 240
@@ -73,7 +73,7 @@ def test_an_echo_is_a_good_reply_with_the_msgid_in_its_place(tmp_path):
         dealer.send(make_traffic(0, 3, 2, 4).heads[2].tobytes())
         assert dealer.poll(1_000 * GIVE_UP_AFTER_S)
         reply = dealer.recv()
-    assert len(reply) == len(canned_reply(4 * CASE.hidden_size))
+    assert len(reply) == len(fixed_reply(4 * CASE.hidden_size))
     response = decode_response(reply)
     assert response.msgid == FIRST_MSGID + 2
     assert response.error is None

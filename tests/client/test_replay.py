@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from streamrnn_client import errors
+from streamrnn_client import errors, protocol
 from streamrnn_client._session import batch as batching
 from streamrnn_client._session import transfer as moving
-from streamrnn_client.protocol import messages as protocol
 from tests.simulation.client import Simulation, Weather
 
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from streamrnn_client.protocol.messages import encode_request
+from streamrnn_client.protocol import encode_request
 from streamrnn_server.cli import main
 from tests.faults.read_damaged_state import KEYS, NUM_CASES
 from tests.support.models import random_model

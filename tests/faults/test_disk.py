@@ -20,7 +20,7 @@ import pytest
 from streamrnn import Engine
 from streamrnn.state.record import decode_record
 from streamrnn.state.store import DATA_FILE, STREAMS, StateStore
-from streamrnn_client.protocol.messages import canonical_id
+from streamrnn_client.protocol import canonical_id
 from tests.support.models import random_model
 from tests.support.peer import Peer, until
 from tests.support.program import DurableProgram

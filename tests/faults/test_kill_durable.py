@@ -12,7 +12,7 @@ import pytest
 import zmq
 
 from streamrnn import Engine
-from streamrnn_client.protocol.messages import encode_request
+from streamrnn_client.protocol import encode_request
 from tests.support.models import random_model
 from tests.support.peer import RARELY_S
 from tests.support.program import TIMEOUT_S, DurableProgram

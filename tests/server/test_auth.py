@@ -17,7 +17,7 @@ from streamrnn.errors import StartError
 from streamrnn.state.record import decode_record, encode_record
 from streamrnn.state.store import STREAMS, StateStore
 from streamrnn_client import Client, PartialFailure, aio, errors
-from streamrnn_client.protocol.messages import canonical_id
+from streamrnn_client.protocol import canonical_id
 from streamrnn_server.cli import main
 from streamrnn_server.config import Endpoint, ServerConfig
 from streamrnn_server.testing import serving

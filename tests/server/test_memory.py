@@ -16,7 +16,7 @@ from streamrnn.errors import StartError
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import load_i64, store_i64
 from streamrnn.kernels.virtual_memory import HUGE_PAGE_BYTES
-from streamrnn_client.protocol.messages import ErrorCode
+from streamrnn_client.protocol import ErrorCode
 from streamrnn_server import config as configs
 from streamrnn_server.config import ServerConfig, format_bytes, parse_bytes
 from streamrnn_server.shard.memory import header as h

@@ -11,7 +11,7 @@ import zmq
 
 from streamrnn import Engine
 from streamrnn.model.spec import InputSpec
-from streamrnn_client.protocol.messages import MAX_BATCH, encode_request, hash_slot
+from streamrnn_client.protocol import MAX_BATCH, encode_request, hash_slot
 from streamrnn_server.testing import serving
 from tests.support.models import random_model
 from tests.support.peer import Peer

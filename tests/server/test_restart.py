@@ -11,7 +11,7 @@ from streamrnn import Engine
 from streamrnn.errors import StartError
 from streamrnn.state.record import decode_record, encode_record
 from streamrnn.state.store import STREAMS, StateStore
-from streamrnn_client.protocol.messages import canonical_id, hash_slot, shard_of
+from streamrnn_client.protocol import canonical_id, hash_slot, shard_of
 from tests.support.models import random_model
 from tests.support.peer import Peer, served, step
 

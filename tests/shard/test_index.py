@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamrnn.kernels.virtual_memory import address_of
-from streamrnn_client.protocol.messages import canonical_id
-from streamrnn_client.protocol.messages import hash64 as hash64_of_protocol
+from streamrnn_client.protocol import canonical_id
+from streamrnn_client.protocol import hash64 as hash64_of_protocol
 from streamrnn_server.shard.memory import header as slab
 from streamrnn_server.shard.memory.index import (
     StreamIndex,

@@ -20,13 +20,12 @@ import numpy as np
 
 from streamrnn import Engine
 from streamrnn.state.record import decode_record
-from streamrnn_client import errors
+from streamrnn_client import errors, protocol
 from streamrnn_client._session import batch as batching
 from streamrnn_client._session import transfer as moving
 from streamrnn_client._session.exchange import Exchange
 from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.stream_state import StreamState
-from streamrnn_client.protocol import messages as protocol
 from tests.simulation.crash import MODELS, NUM_INPUTS, ClientKilled, CrashSimulation
 from tests.simulation.sabotage import SABOTAGES
 

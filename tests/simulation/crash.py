@@ -24,9 +24,9 @@ import numpy as np
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.state.record import RecordHead
 from streamrnn.state.store import STREAMS, StateStore
+from streamrnn_client import protocol
 from streamrnn_client._session.exchange import Exchange
 from streamrnn_client._session.session import Session
-from streamrnn_client.protocol import messages as protocol
 from streamrnn_server.config import ServerConfig
 from streamrnn_server.control.stats import total_counters
 from streamrnn_server.shard import setup as memory

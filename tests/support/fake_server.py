@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import zmq
 
-from streamrnn_client.protocol import messages as protocol
-from streamrnn_client.protocol.messages import ErrorCode, ProtocolError
+from streamrnn_client import protocol
+from streamrnn_client.protocol import ErrorCode, ProtocolError
 
 _numbers = itertools.count()
 

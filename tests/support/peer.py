@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zmq
 
-from streamrnn_client.protocol.messages import ErrorCode, encode_request
+from streamrnn_client.protocol import ErrorCode, encode_request
 from streamrnn_server.testing import serving
 
 __all__ = ["RARELY_S", "Peer", "served", "step", "step_or_busy", "until"]

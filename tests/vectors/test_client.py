@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamrnn_client import protocol
 from streamrnn_client._session.exchange import Exchange
-from streamrnn_client.protocol import messages as protocol
-from streamrnn_client.protocol.messages import ErrorCode, ProtocolError
+from streamrnn_client.protocol import ErrorCode, ProtocolError
 from tests.vectors import make as make_wire_vectors
 
 VECTORS = json.loads(make_wire_vectors.PATH.read_text(encoding="ascii"))

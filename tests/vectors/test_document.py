@@ -6,8 +6,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from streamrnn_client import errors
-from streamrnn_client.protocol import messages as protocol
+from streamrnn_client import errors, protocol
 
 TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^([<>]) ([0-9a-f ]+)\n  (.+)$", TEXT, re.MULTILINE)

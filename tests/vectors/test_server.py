@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.virtual_memory import address_of
-from streamrnn_client.protocol import messages as protocol
-from streamrnn_client.protocol.messages import ProtocolError, canonical_id
+from streamrnn_client import protocol
+from streamrnn_client.protocol import ProtocolError, canonical_id
 from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.requests.request import Form, Kind
 from streamrnn_server.shard.wire.decode import decode_request

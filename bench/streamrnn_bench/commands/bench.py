@@ -186,8 +186,8 @@ def _json_path(args: argparse.Namespace) -> Path:
         from streamrnn.kernels.cuda.compiler import gpu_name
 
         name = gpu_name()
-    words = re.sub(r"[^a-z0-9]+", "-", f"{name} {args.name or 'all'}".lower()).strip("-")
-    return path / f"{words}.jsonl"
+    stem = re.sub(r"[^a-z0-9]+", "-", f"{name} {args.name or 'all'}".lower()).strip("-")
+    return path / f"{stem}.jsonl"
 
 
 def run(args: argparse.Namespace) -> int:

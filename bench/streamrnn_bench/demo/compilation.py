@@ -11,7 +11,7 @@ from types import TracebackType
 
 from streamrnn_bench.child_process import start_child
 from streamrnn_bench.demo.output import Output
-from streamrnn_bench.server.processes import signals_held
+from streamrnn_bench.server.processes import defer_signals
 
 __all__ = ["COMPILES", "Compilation"]
 
@@ -40,7 +40,7 @@ class Compilation:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with signals_held():
+        with defer_signals():
             for process in self._processes:
                 process.kill()
                 process.wait()
@@ -48,7 +48,7 @@ class Compilation:
 
     def start(self, *options: str) -> None:
         """Start `streamrnn_server.warmup` with options; only in the main thread."""
-        with signals_held():
+        with defer_signals():
             self._processes.append(
                 start_child(
                     [*_WARMUP, *options],

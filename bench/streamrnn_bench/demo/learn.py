@@ -111,7 +111,7 @@ def _report(
     output.table(
         (f"error one week ahead, over the last {num_judged} weeks (RMSE)", "ppmv", "relative"),
         [
-            (words, f"{errors[name]:.3f}", f"{errors[name] / errors['network']:.2f}")
-            for name, words in names.items()
+            (label, f"{errors[name]:.3f}", f"{errors[name] / errors['network']:.2f}")
+            for name, label in names.items()
         ],
     )

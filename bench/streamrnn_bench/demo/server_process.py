@@ -14,7 +14,7 @@ from types import TracebackType
 
 from streamrnn.errors import StartError
 from streamrnn_bench.child_process import start_child
-from streamrnn_bench.server.processes import signals_held
+from streamrnn_bench.server.processes import defer_signals
 
 __all__ = ["PREFERRED_PORT", "ServerProcess", "usable_port"]
 
@@ -75,7 +75,7 @@ class ServerProcess:
         self._ready_path.unlink(missing_ok=True)
         self._launched_s = time.perf_counter()
         # A signal before the assignment would leave a process that is never stopped.
-        with open(self.log_path, "ab") as log, signals_held():
+        with open(self.log_path, "ab") as log, defer_signals():
             self._process = start_child(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
@@ -114,7 +114,7 @@ class ServerProcess:
         """Send SIGTERM and wait for the end; send SIGKILL if that does not help."""
         if self._process is None:
             return
-        with signals_held():
+        with defer_signals():
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_WITHIN_S)

@@ -79,9 +79,9 @@ def commit() -> str:
     return name + "+" * bool(changed)
 
 
-def _git(root: Path, *words: str) -> str:
+def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(
-        ["git", "-C", str(root), *words], check=True, capture_output=True, text=True
+        ["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True
     ).stdout.strip()
 
 

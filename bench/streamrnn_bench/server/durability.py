@@ -76,11 +76,11 @@ def _servers(
         states = Path(stack.enter_context(_directory_in(directory)))
         servers = {}
         for durability in _DURABILITIES:
-            words = ["--durability", durability, "--max-streams", str(num_streams)]
+            arguments = ["--durability", durability, "--max-streams", str(num_streams)]
             if durability != "none":
-                words += ["--state-dir", str(states / durability)]
-                words += ["--checkpoint-interval", str(_INTERVAL_S)]
-            endpoint = stack.enter_context(serving(model, *words))
+                arguments += ["--state-dir", str(states / durability)]
+                arguments += ["--checkpoint-interval", str(_INTERVAL_S)]
+            endpoint = stack.enter_context(serving(model, *arguments))
             under_way = _under_way(num_streams)
             options = ("--window", str(window), "--under-way", str(under_way))
             generator = stack.enter_context(load(endpoint, case, num_streams, False, *options))

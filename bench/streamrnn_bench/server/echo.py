@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes
-from streamrnn_client.protocol.messages import MAX_MSGID, encode_response
+from streamrnn_client.protocol import MAX_MSGID, encode_response
 from streamrnn_server.shard.libzmq import (
     MESSAGE_BYTES,
     POLL_BYTES,
@@ -34,13 +34,13 @@ from streamrnn_server.shard.libzmq import (
     send_bytes,
 )
 
-__all__ = ["canned_reply", "echo", "main"]
+__all__ = ["echo", "fixed_reply", "main"]
 
 _MSGID_AT, _MSGID_BYTES = 3, 4  # behind the heads of the array, the kind and the number
 _POLL_MS = 500
 
 
-def canned_reply(y_bytes: int) -> NDArray[np.uint8]:
+def fixed_reply(y_bytes: int) -> NDArray[np.uint8]:
     """Pre-encode a reply with ``y_bytes`` of output, as the server would send it.
 
     Its msgid has five bytes, and its step number is as wide as one after a while of steps.
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ready-file", type=Path, required=True)
     args = parser.parse_args(argv)
     parent = os.getppid()
-    reply, scratch = canned_reply(args.y_bytes), np.zeros(256, dtype=np.uint8)
+    reply, scratch = fixed_reply(args.y_bytes), np.zeros(256, dtype=np.uint8)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.set_hwm(0)
         router.setsockopt(zmq.LINGER, 0)

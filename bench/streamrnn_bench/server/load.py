@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes
 from streamrnn_bench.report.results import BenchError
-from streamrnn_client.protocol.messages import encode_request
+from streamrnn_client.protocol import encode_request
 from streamrnn_server.shard.libzmq import (
     FAILED,
     MESSAGE_BYTES,

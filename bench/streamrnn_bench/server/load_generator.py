@@ -25,7 +25,7 @@ import zmq
 from streamrnn_bench.report.results import BenchError
 from streamrnn_bench.server.load import ALL_WELL, Traffic, drive, make_traffic, stream_names
 from streamrnn_bench.step.cases import Case, parse_case
-from streamrnn_client.protocol.messages import MAX_BATCH, decode_response, encode_request
+from streamrnn_client.protocol import MAX_BATCH, decode_response, encode_request
 
 __all__ = ["Generator", "main"]
 
@@ -82,7 +82,7 @@ class Generator:
             if error:
                 raise BenchError(f"a stream cannot be opened: {error[1]}")
 
-    def obey(self, command: dict[str, Any]) -> dict[str, Any]:
+    def run_command(self, command: dict[str, Any]) -> dict[str, Any]:
         """Handle one command, and return its findings; both as this module says.
 
         Raises a `BenchError` if a reply is missing or wrong.
@@ -141,9 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 if generator is None:
                     case = parse_case(args.case)
-                    words = (args.num_streams, args.echo, args.window, args.under_way)
-                    generator = Generator(dealer, case, *words)
-                found = generator.obey(json.loads(line))
+                    arguments = (args.num_streams, args.echo, args.window, args.under_way)
+                    generator = Generator(dealer, case, *arguments)
+                found = generator.run_command(json.loads(line))
             except BenchError as error:
                 found = {"error": str(error)}
             print(json.dumps(found), flush=True)

@@ -22,11 +22,11 @@ __all__ = [
     "Load",
     "Server",
     "anonymous_kib",
+    "defer_signals",
     "echo",
     "load",
     "server",
     "serving",
-    "signals_held",
     "stopping_cleanly",
     "temporary_model",
 ]
@@ -56,7 +56,7 @@ def stopping_cleanly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def signals_held() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Defer Ctrl-C and SIGTERM to the end of a block that starts or ends a process."""
     noted: list[int] = []
 
@@ -76,14 +76,14 @@ def signals_held() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _process(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+def _process(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Run a module, end it with the block, and report its output if that fails."""
     process = None
     with tempfile.TemporaryFile("w+") as said:
         try:
-            with signals_held():
+            with defer_signals():
                 process = start_child(
-                    [sys.executable, "-m", module, *words],
+                    [sys.executable, "-m", module, *arguments],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=said,
@@ -100,7 +100,7 @@ def _process(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
             raise BenchError(f"{error}; {module} said: {' | '.join(last)}") from error
         finally:
             if process is not None:
-                with signals_held():
+                with defer_signals():
                     _end(process)
 
 
@@ -143,7 +143,7 @@ class Server(NamedTuple):
 
 
 @contextlib.contextmanager
-def server(model: Path, *words: str) -> Iterator[Server]:
+def server(model: Path, *arguments: str) -> Iterator[Server]:
     """Run ``streamrnn serve`` with more arguments.
 
     Its ready file is in the model's directory. Raises a `BenchError` if it does not start.
@@ -151,15 +151,15 @@ def server(model: Path, *words: str) -> Iterator[Server]:
     began_s = time.monotonic()
     ready = model.with_name(f"server-{time.monotonic_ns()}.ready")
     always = ("serve", str(model), "--bind", "tcp://127.0.0.1:0", "--ready-file", str(ready))
-    with _process("streamrnn_server", *always, *words) as process:
+    with _process("streamrnn_server", *always, *arguments) as process:
         told = json.loads(_wait_for(ready, process))
         yield Server(told["endpoints"][0], told["pid"], time.monotonic() - began_s)
 
 
 @contextlib.contextmanager
-def serving(model: Path, *words: str) -> Iterator[str]:
+def serving(model: Path, *arguments: str) -> Iterator[str]:
     """Run ``streamrnn serve`` as `server` does; yield its endpoint."""
-    with server(model, *words) as process:
+    with server(model, *arguments) as process:
         yield process.endpoint
 
 
@@ -170,8 +170,8 @@ def echo(case: Case, directory: Path) -> Iterator[str]:
     Its ready file is in ``directory``. Raises a `BenchError` if it does not start.
     """
     ready = directory / "echo.ready"
-    words = ("--y-bytes", str(4 * case.hidden_size), "--ready-file", str(ready))
-    with _process("streamrnn_bench.server.echo", *words) as process:
+    arguments = ("--y-bytes", str(4 * case.hidden_size), "--ready-file", str(ready))
+    with _process("streamrnn_bench.server.echo", *arguments) as process:
         yield _wait_for(ready, process)
 
 
@@ -202,12 +202,12 @@ class Load:
 
 @contextlib.contextmanager
 def load(
-    endpoint: str, case: Case, num_streams: int, is_echo: bool = False, *words: str
+    endpoint: str, case: Case, num_streams: int, is_echo: bool = False, *arguments: str
 ) -> Iterator[Load]:
     """Run a load generator with more arguments; each stream has one step in flight."""
     always = ["--endpoint", endpoint, "--case", str(case), "--num-streams", str(num_streams)]
     always += ["--echo"] * is_echo
-    with _process("streamrnn_bench.server.load_generator", *always, *words) as process:
+    with _process("streamrnn_bench.server.load_generator", *always, *arguments) as process:
         yield Load(process)
 
 

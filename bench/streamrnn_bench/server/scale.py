@@ -33,7 +33,7 @@ from streamrnn_bench.server.processes import (
 from streamrnn_bench.server.throughput import describe_rounds, verify_outputs
 from streamrnn_bench.step.cases import Case
 from streamrnn_client import Client
-from streamrnn_client.protocol.messages import decode_response, encode_request
+from streamrnn_client.protocol import decode_response, encode_request
 
 __all__ = ["SCALE_CASES", "measure_scale"]
 
@@ -122,12 +122,12 @@ def _returning(case: Case, name: str, num_streams: int) -> Iterator[Result]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopping_cleanly())
         model = stack.enter_context(temporary_model(case))
-        words = (f"--max-streams={num_streams}", "--state-dir")
-        with server(model, *words, str(model.with_name("none"))) as running:
+        arguments = (f"--max-streams={num_streams}", "--state-dir")
+        with server(model, *arguments, str(model.with_name("none"))) as running:
             empty_s = running.ready_s
         directory = str(model.with_name("state"))
         with (
-            server(model, *words, directory) as running,
+            server(model, *arguments, directory) as running,
             _load(running, case, num_streams) as generator,
         ):
             outputs = _check_first_steps(generator, case, model.parent)
@@ -136,7 +136,7 @@ def _returning(case: Case, name: str, num_streams: int) -> Iterator[Result]:
                 if not client.sync():
                     raise BenchError("the streams could not be written to disk")
                 synced_s = time.monotonic() - began_s
-        with server(model, *words, directory) as running:
+        with server(model, *arguments, directory) as running:
             times_us, seen = _next_steps(running, case, num_streams)
         outputs = np.concatenate([outputs[:, : seen.shape[1]], seen])
         verify_outputs(case, outputs)
@@ -164,8 +164,8 @@ def _returning(case: Case, name: str, num_streams: int) -> Iterator[Result]:
 
 
 def _load(running: Server, case: Case, num_streams: int) -> contextlib.AbstractContextManager[Load]:
-    words = ("--window", "1", "--under-way", str(_NUM_FEW))
-    return load(running.endpoint, case, num_streams, False, *words)
+    arguments = ("--window", "1", "--under-way", str(_NUM_FEW))
+    return load(running.endpoint, case, num_streams, False, *arguments)
 
 
 def _check_first_steps(generator: Load, case: Case, directory: Path) -> NDArray[np.float32]:

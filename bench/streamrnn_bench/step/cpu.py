@@ -147,15 +147,15 @@ def measure_steps(
             streams = Streams(model, num_streams)
             verify(streams)
             if num_streams < 4:
-                yield _beside_reading(case, streams, num_rounds, round_s)
+                yield _against_read(case, streams, num_rounds, round_s)
             else:
-                yield _beside_peak(case, streams, num_rounds, round_s)
+                yield _against_peak(case, streams, num_rounds, round_s)
         for num_streams in _ENGINE_BATCH_SIZES:
             if num_streams in batch_sizes:
                 yield _engine_batch(case, model, num_streams, num_rounds, round_s)
 
 
-def _beside_peak(case: Case, streams: Streams, num_rounds: int, round_s: float) -> Result:
+def _against_peak(case: Case, streams: Streams, num_rounds: int, round_s: float) -> Result:
     best_s = interleave({"peak": run_peak, "step": streams.run}, num_rounds, round_s)
     num_streams = len(streams.x)
     return Result(
@@ -184,7 +184,7 @@ def _weights(program: Program) -> tuple[int, int]:
     return int(layer["weights"]["panels"]), int(num_bytes)
 
 
-def _beside_reading(case: Case, streams: Streams, num_rounds: int, round_s: float) -> Result:
+def _against_read(case: Case, streams: Streams, num_rounds: int, round_s: float) -> Result:
     """Measure a step of few streams against the fastest read of as many bytes."""
     address, num_bytes = _weights(streams.program)
     num_read = max(num_bytes // READ_BLOCK_BYTES, 1) * READ_BLOCK_BYTES

@@ -22,7 +22,7 @@ from streamrnn_bench.report.timing import interleave
 from streamrnn_bench.step.cases import BATCH_SIZES, Case
 from streamrnn_bench.step.other_engines import PEERS, Peer, require_peers
 
-__all__ = ["PEER_CASES", "Cell", "EngineCalls", "beside_fastest", "check_outputs", "measure_peers"]
+__all__ = ["PEER_CASES", "Cell", "EngineCalls", "against_fastest", "check_outputs", "measure_peers"]
 
 PEER_CASES = tuple(
     Case(cell, hidden_size // 2, hidden_size)
@@ -116,7 +116,7 @@ def check_outputs(cell: Cell, model: Model, engines: Mapping[str, Outputs], seed
                 )
 
 
-def beside_fastest(
+def against_fastest(
     cell: Cell, ours_s: float, peers_s: Mapping[str, float], others: float
 ) -> Result:
     """Return a cell's row: the Engine's seconds a call against the fastest peer's.
@@ -166,6 +166,6 @@ def measure_peers(
                 {name: each.run for name, each in engines.items()}, num_rounds, round_s
             )
             others = machine_load.share()
-            yield beside_fastest(
+            yield against_fastest(
                 cell, best_s["streamrnn"], {name: best_s[name] for name in peers}, others
             )

@@ -16,7 +16,7 @@ from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.stream_group import Rows
 from streamrnn_client._session.stream_state import Claim, StreamState, as_ids
 from streamrnn_client.inputs import FLOAT, Array, ModelInfo
-from streamrnn_client.protocol.messages import StreamId, encode_bin_header
+from streamrnn_client.protocol import StreamId, encode_bin_header
 
 __all__ = ["Rows", "open_rows", "open_streams", "step_many", "step_rows"]
 

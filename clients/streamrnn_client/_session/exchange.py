@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from streamrnn_client import errors
-from streamrnn_client.protocol.messages import MAX_MSGID, ErrorCode, ProtocolError, decode_response
+from streamrnn_client.protocol import MAX_MSGID, ErrorCode, ProtocolError, decode_response
 
 __all__ = ["Call", "Exchange"]
 

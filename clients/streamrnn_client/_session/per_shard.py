@@ -9,7 +9,7 @@ from streamrnn_client import errors
 from streamrnn_client._session.exchange import Buffer, Call, Exchange
 from streamrnn_client._session.server_info import MAX_MOVES, OVERHEAD_BYTES, Operation, ServerView
 from streamrnn_client._session.stream_state import StreamState
-from streamrnn_client.protocol.messages import MAX_BATCH
+from streamrnn_client.protocol import MAX_BATCH
 
 __all__ = ["ITEM_BYTES", "Errors", "Groups", "Scatter", "group_by_endpoint"]
 

@@ -17,7 +17,7 @@ from streamrnn_client._session.exchange import Buffer, Call, Exchange
 from streamrnn_client._session.per_shard import Errors, Scatter, group_by_endpoint
 from streamrnn_client._session.server_info import MAX_MOVES, Operation, ServerView
 from streamrnn_client._session.stream_state import StreamState, pack_ids
-from streamrnn_client.protocol.messages import StreamId, encode_bin_header, encode_uint
+from streamrnn_client.protocol import StreamId, encode_bin_header, encode_uint
 
 __all__ = ["MAX_REPLAYS", "ServerLag", "open_states", "recover", "server_lag", "sync_shards"]
 

@@ -14,7 +14,7 @@ from streamrnn_client._session.exchange import Call, Exchange
 from streamrnn_client._session.replay_log import MAX_KEPT_BYTES, MAX_KEPT_STEPS, ReplayLog
 from streamrnn_client._session.stream_state import Claim, StreamState
 from streamrnn_client.inputs import ModelInfo
-from streamrnn_client.protocol.messages import (
+from streamrnn_client.protocol import (
     DEFAULT_MAX_MESSAGE_BYTES,
     DEFAULT_WINDOW,
     MAX_BATCH,

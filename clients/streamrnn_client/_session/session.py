@@ -28,7 +28,7 @@ from streamrnn_client._session.server_info import MAX_MOVES, Operation, ServerVi
 from streamrnn_client._session.stream_group import Rows
 from streamrnn_client._session.stream_state import Claim, StreamState
 from streamrnn_client.inputs import Array
-from streamrnn_client.protocol.messages import (
+from streamrnn_client.protocol import (
     MAX_SEQ,
     ErrorCode,
     encode_bin_header,

@@ -10,7 +10,7 @@ import msgpack
 from streamrnn_client._session.replay_log import ReplayLog
 from streamrnn_client.errors import BadParams
 from streamrnn_client.inputs import ModelInfo
-from streamrnn_client.protocol.messages import (
+from streamrnn_client.protocol import (
     ProtocolError,
     StreamId,
     canonical_id,

@@ -10,7 +10,7 @@ from streamrnn_client._session.exchange import Exchange
 from streamrnn_client._session.replay import MAX_REPLAYS, open_states, sync_shards
 from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.stream_state import Claim, StreamState
-from streamrnn_client.protocol.messages import StreamId
+from streamrnn_client.protocol import StreamId
 
 __all__ = [
     "export_stream",

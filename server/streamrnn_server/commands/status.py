@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamrnn_client import Client
-from streamrnn_client.protocol.messages import DEFAULT_PORT
+from streamrnn_client.protocol import DEFAULT_PORT
 from streamrnn_server.config import format_bytes
 
 __all__ = ["configure", "run"]

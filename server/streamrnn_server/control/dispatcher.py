@@ -13,7 +13,7 @@ import numpy as np
 from streamrnn import __version__
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.model import Model
-from streamrnn_client.protocol.messages import (
+from streamrnn_client.protocol import (
     DEFAULT_WINDOW,
     MAX_BATCH,
     MAX_WINDOW,

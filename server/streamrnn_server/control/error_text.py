@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from streamrnn.model.spec import ModelSpec
-from streamrnn_client.protocol.messages import (
+from streamrnn_client.protocol import (
     ErrorCode,
     StreamId,
     encode_error,

@@ -12,7 +12,7 @@ import numpy as np
 
 from streamrnn.kernels.virtual_memory import address_of
 from streamrnn.state.record import StreamRecord, encode_record
-from streamrnn_client.protocol.messages import (
+from streamrnn_client.protocol import (
     MAX_MSGID,
     MAX_SEQ,
     MAX_SNAPSHOT_NAME_BYTES,

@@ -8,7 +8,7 @@ from streamrnn.kernels.memory import (
     fill_bytes,
 )
 from streamrnn.kernels.pointers import address, field_address
-from streamrnn_client.protocol.messages import ErrorCode
+from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.memory.header import MAX_INLINE_ID_BYTES
 from streamrnn_server.shard.memory.index import hash64

@@ -21,7 +21,7 @@ from streamrnn.kernels.virtual_memory import (
     struct_address,
     touch,
 )
-from streamrnn_client.protocol.messages import MAX_BATCH, MAX_WINDOW, ErrorCode, error_reply
+from streamrnn_client.protocol import MAX_BATCH, MAX_WINDOW, ErrorCode, error_reply
 from streamrnn_server.config import ServerConfig, format_bytes
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.libzmq import msg_close, msg_init

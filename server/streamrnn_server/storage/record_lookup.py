@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from streamrnn.errors import RecordError, StoreError
 from streamrnn.state.record import StreamRecord, decode_record
 from streamrnn.state.store import SNAPSHOTS, STREAMS, TOMBSTONES, StateStore, snapshot_key
-from streamrnn_client.protocol.messages import ErrorCode, ProtocolError
+from streamrnn_client.protocol import ErrorCode, ProtocolError
 from streamrnn_server.storage.expiry import Expiry, read_tombstone
 
 __all__ = ["RecordLookup", "ServedModel", "may_use"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from streamrnn.kernels.cpu.nan_scan import has_nan
 from streamrnn.kernels.jit import jit
-from streamrnn_client.protocol.messages import ErrorCode
+from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard.batch.schedule import batch_of, mark_idle
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import int64_array
 from streamrnn.kernels.pointers import address
-from streamrnn_client.protocol.messages import ErrorCode
+from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard.checkpoint.entry import entry_bytes, write_entry
 from streamrnn_server.shard.checkpoint.packing import entry_at
 from streamrnn_server.shard.memory import header as h

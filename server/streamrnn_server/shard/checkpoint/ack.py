@@ -7,7 +7,7 @@ from streamrnn.kernels.memory import (
     prefetch,
 )
 from streamrnn.kernels.pointers import address, field_address
-from streamrnn_client.protocol.messages import ErrorCode
+from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard.checkpoint.packing import Entry, EntryKind, entry_at
 from streamrnn_server.shard.libzmq import msg_data, receive_frame
 from streamrnn_server.shard.memory import header as h

@@ -12,7 +12,7 @@ from streamrnn.kernels.memory import (
     prefetch,
 )
 from streamrnn.kernels.pointers import address
-from streamrnn_client.protocol.messages import MAX_WINDOW, NUM_HASH_SLOTS, ErrorCode
+from streamrnn_client.protocol import MAX_WINDOW, NUM_HASH_SLOTS, ErrorCode
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.index import first_candidate
 from streamrnn_server.shard.memory.slab import header_of, model_of, row_of

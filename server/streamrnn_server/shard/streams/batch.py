@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
-from streamrnn_client.protocol.messages import ErrorCode
+from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard.memory.slab import header_of, model_of
 from streamrnn_server.shard.requests.finish import fail
 from streamrnn_server.shard.requests.request import Form, Request, request_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes
 from streamrnn.kernels.pointers import address, field_address
-from streamrnn_client.protocol.messages import ErrorCode
+from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.checkpoint.packing import record_at
 from streamrnn_server.shard.libzmq import send_bytes

@@ -18,7 +18,7 @@ from streamrnn.kernels.memory import (
     store_f32,
     store_i32,
 )
-from streamrnn_client.protocol.messages import DEFAULT_WINDOW, MAX_WINDOW, ErrorCode
+from streamrnn_client.protocol import DEFAULT_WINDOW, MAX_WINDOW, ErrorCode
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import model_of, row_of, slot_of

@@ -8,7 +8,7 @@ from streamrnn.kernels.memory import (
     load_i64,
 )
 from streamrnn.state.record import NUMBERED, UNNUMBERED, RecordHead
-from streamrnn_client.protocol.messages import ErrorCode
+from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard.checkpoint.packing import record_at, row_in_record
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header

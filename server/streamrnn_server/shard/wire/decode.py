@@ -1,7 +1,7 @@
 """Decode requests: MessagePack in, records out.
 
 No sockets here, and no text: a message that is not wholly well-formed, or that asks for what
-Python does, is `Kind.FOR_PYTHON`, and the Python codec (`streamrnn_client.protocol.messages`) says
+Python does, is `Kind.FOR_PYTHON`, and the Python codec (`streamrnn_client.protocol`) says
 what is wrong with it. Both codecs pass the same test vectors.
 """
 
@@ -13,7 +13,7 @@ from streamrnn.kernels.memory import (
     load_u32,
 )
 from streamrnn.kernels.pointers import field_address
-from streamrnn_client.protocol.messages import MAX_BATCH, MAX_MSGID
+from streamrnn_client.protocol import MAX_BATCH, MAX_MSGID
 from streamrnn_server.shard.requests.request import Form, Kind, Request
 from streamrnn_server.shard.wire.values import (
     ValueKind,

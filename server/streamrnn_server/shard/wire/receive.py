@@ -9,7 +9,7 @@ from __future__ import annotations
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes
 from streamrnn.kernels.pointers import address, field_address
-from streamrnn_client.protocol.messages import MAX_BATCH, ErrorCode
+from streamrnn_client.protocol import MAX_BATCH, ErrorCode
 from streamrnn_server.shard.libzmq import monotonic_ns, msg_data, msg_more, msg_size, receive_frame
 from streamrnn_server.shard.memory.index import equal_bytes, hash64, prefetch_entry
 from streamrnn_server.shard.memory.slab import model_of

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes, load_i64, store_u8
 from streamrnn.kernels.pointers import field_address
-from streamrnn_client.protocol.messages import ErrorCode
+from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.memory.arena import release

@@ -24,7 +24,7 @@ from streamrnn.kernels.memory import (
     store_i64,
     store_u8,
 )
-from streamrnn_client.protocol.messages import MAX_ID_BYTES
+from streamrnn_client.protocol import MAX_ID_BYTES
 from streamrnn_server.shard.wire.encode import reverse_bytes
 
 __all__ = [
