@@ -185,7 +185,6 @@ class Shard(Struct):
     awaiting_checkpoint: Queue  # requests that the next checkpoint must cover
     awaiting_commit: Queue  # requests that wait for the one that is being made
     can_look_up: I64  # streams that are not in memory may be on disk
-    evict_position: I64  # where the search for a stream that can be evicted goes on
     min_window_log2: I64  # what is granted at least
     row_locations: I64  # address of uint8[number of slots]: where each row is; 0 without a GPU
     written: I64  # address of int32[number of slots]: those whose rows must go to the GPU
@@ -247,6 +246,8 @@ class Model(Struct):
     name_bytes: I64
     num_open: I64
     units: I64  # address of uint8[]: which units of 2 MiB of its rows have memory; 0 without rows
+    # Where each kind of search for something to evict goes on (`streams.eviction.Search`).
+    search_positions: Annotated[Any, np.int64, (4,)]
 
 
 class AskKind(IntEnum):

@@ -1,8 +1,8 @@
 """Checkpoints: the shard's part of bringing streams to disk.
 
 A stream that changes enters the list DIRTY. A checkpoint takes the whole list and copies one slot
-after the other into a buffer, a slice between two batches; a full buffer goes to the thread that
-writes (`streamrnn_server.storage.writer`), which answers when its commit has returned. Streams are
+after the other into a buffer, a slice between two batches; a full buffer goes to the checkpoint
+writer (`streamrnn_server.storage.writer`), which answers when its commit has returned. Streams are
 independent, so a checkpoint may be many commits, and each stream is as it was at the moment of its
 copy.
 

@@ -11,6 +11,8 @@ emptied, which is then returned to the system.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import fill_bytes, load_u8, store_u8
 from streamrnn.kernels.virtual_memory import HUGE_PAGE_BYTES
@@ -38,6 +40,19 @@ _MAX_EVICTIONS = 8  # for one block
 _MAX_SCANS = 4  # units looked through for one that can be emptied
 _NEVER_S = 2**31
 _ANY_RING = -1
+
+
+class Search(IntEnum):
+    """What a search looks for.
+
+    Each goes on, in each model, where the last one of its kind ended: searches of two kinds in turn
+    might otherwise leave the same slots out for ever.
+    """
+
+    ROW = 0
+    RING_OF_SIZE = 1
+    ANY_RING = 2
+    UNIT = 3
 
 
 @jit
@@ -165,7 +180,10 @@ def _find_idle(shard: Shard, index: int, ring_bytes: int) -> int:
     """
     model = model_of(shard, index)
     num_fresh, first_slot = model.num_fresh, model.first_slot
-    place = shard.evict_position
+    search = Search.ROW
+    if ring_bytes != 0:
+        search = Search.ANY_RING if ring_bytes == _ANY_RING else Search.RING_OF_SIZE
+    place = model.search_positions[search]
     oldest = -1
     for _ in range(min(num_fresh, NUM_SAMPLED)):
         place = place + 1 if place + 1 < num_fresh else 0
@@ -179,7 +197,7 @@ def _find_idle(shard: Shard, index: int, ring_bytes: int) -> int:
                 continue
         if header.last_used_s < _last_used_s(shard, oldest):
             oldest = first_slot + place
-    shard.evict_position = place
+    model.search_positions[search] = place
     return oldest
 
 
@@ -193,7 +211,7 @@ def _empty_unit(shard: Shard, needing: int, before_s: int) -> bool:
             continue
         model = model_of(shard, index)
         num_fresh, first_slot = model.num_fresh, model.first_slot
-        place = shard.evict_position
+        place = model.search_positions[Search.UNIT]
         for _ in range(min(num_fresh, NUM_SAMPLED)):
             place = place + 1 if place + 1 < num_fresh else 0
             unit = place * model.row_bytes // HUGE_PAGE_BYTES
@@ -203,7 +221,7 @@ def _empty_unit(shard: Shard, needing: int, before_s: int) -> bool:
                 num_scans += 1
                 if _is_idle_unit(shard, model, unit, before_s):
                     oldest, oldest_unit, used_s = index, unit, slot_used_s
-        shard.evict_position = place
+        model.search_positions[Search.UNIT] = place
     return oldest >= 0 and _release_unit(shard, model_of(shard, oldest), oldest_unit)
 
 
