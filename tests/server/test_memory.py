@@ -282,6 +282,21 @@ def act(shard, action, choice, now_s):
         del shard.streams[slot]
 
 
+def test_a_search_reaches_every_slot_however_many_other_searches_come_between(shards):
+    shard = shards(14 * 2**20)
+    begin(shard.address, 1, 1, 1)
+    slots = []
+    while (slot := begin(shard.address, 0, 2, 1)) >= 0:
+        slots.append(slot)
+    assert len(slots) > NUM_SAMPLED
+    num_attempts = 1 + len(slots) // NUM_SAMPLED
+    for idle in slots:
+        set_flags(shard.address, idle, CLEAN)
+        found = [begin(shard.address, 0, 2, 1) for _ in range(num_attempts)]
+        assert set(found) <= {idle, -1}
+        assert idle in found
+
+
 def test_a_row_counts_once_and_for_as_long_as_it_has_memory(shards):
     shard = shards(8 * 2**20)
     budget = shard.memory.struct["budget"]
