@@ -98,6 +98,10 @@ class StartError(StreamRNNError):
     """A server could not start: its address is taken, a model is missing, and so on."""
 
 
+class ServerError(StreamRNNError):
+    """A part of a running server has failed, so that it cannot go on."""
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` if a known name is near, else nothing."""
     by_lower = {item.lower(): item for item in known}

@@ -1,163 +1,125 @@
-"""Who may connect: CURVE keys, and the user that each client's key stands for.
-
-Keys are the files of `zmq.auth`: NAME.key holds a public key, NAME.key_secret both. The name of a
-client's public key file is the name of its user. libzmq encrypts and checks; its ZAP handler is
-that of pyzmq, in a thread of its own.
-"""
+"""Who may connect: libzmq encrypts with CURVE and asks here, by ZAP, about each client's key."""
 
 from __future__ import annotations
 
+import signal
+import socket
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import zmq
-from zmq.auth import load_certificate
-from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils import z85
 
-from streamrnn.errors import StartError
-from streamrnn_server.config import MAX_USER_NAME_BYTES
 from streamrnn_server.event_log import EventLog
+from streamrnn_server.keys import ClientKeys, load_secret_key
 
-__all__ = ["Guard", "load_secret_key"]
+__all__ = ["Guard"]
 
-_SUFFIX = ".key"
-_DOMAIN = "streamrnn"
-
-
-def load_secret_key(path: Path) -> tuple[bytes, bytes]:
-    """Read a server's key file.
-
-    Returns
-    -------
-    public, secret : bytes
-        Z85, 40 characters each.
-
-    Raises
-    ------
-    StartError
-        If there is no secret key in it.
-    """
-    public, secret = _load(path)
-    if secret is None:
-        raise StartError(
-            f"{path} holds no secret key; name the .key_secret file that 'streamrnn keys' wrote"
-        )
-    return public, secret
-
-
-def _load(path: Path) -> tuple[bytes, bytes | None]:
-    try:
-        return load_certificate(path)
-    except (OSError, ValueError) as error:
-        raise StartError(f"{path} is no key file ({error}); 'streamrnn keys' makes them") from error
-
-
-class _Users:
-    """The clients' public keys: a directory that may change, or one file."""
-
-    def __init__(self, location: Path) -> None:
-        self._location = location
-        self._read_at_ns = -1
-        self._names: dict[bytes, str] = {}
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Read the keys again if their directory has changed.
-
-        Raises
-        ------
-        StartError
-            If there is none, or one cannot be used.
-        """
-        try:
-            changed_ns = self._location.stat().st_mtime_ns
-        except OSError as error:
-            raise StartError(f"cannot read --curve-clients {self._location}: {error}") from error
-        if changed_ns == self._read_at_ns:
-            return
-        files = [self._location]
-        if self._location.is_dir():
-            files = sorted(self._location.glob(f"*{_SUFFIX}"))
-        names: dict[bytes, str] = {}
-        for file in files:
-            public, name = _load(file)[0], file.name.removesuffix(_SUFFIX)
-            if not 1 <= len(name.encode()) <= MAX_USER_NAME_BYTES:
-                raise StartError(
-                    f"{file}: a user's name has 1 to {MAX_USER_NAME_BYTES} bytes of UTF-8"
-                )
-            if public in names:
-                raise StartError(
-                    f"{file} holds the same key as {names[public]}{_SUFFIX}: whose is it?"
-                )
-            names[public] = name
-        if not names:
-            raise StartError(
-                f"--curve-clients {self._location} holds no public key (NAME{_SUFFIX}): nobody "
-                "could connect; 'streamrnn keys NAME' makes one"
-            )
-        self._names, self._read_at_ns = names, changed_ns
-
-    def name(self, public: bytes) -> str | None:
-        return self._names.get(public)
+_DOMAIN = b"streamrnn"
+_ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+_ZAP_VERSION = b"1.0"
+_REFRESH_MS = 1000  # so soon a connection of a key that was removed is refused
 
 
 class Guard:
     """Lets clients in whose public keys are known.
 
+    Attributes
+    ----------
+    keys : ClientKeys
+        Those of now.
+
     Raises
     ------
     StartError
-        If a key cannot be used.
+        If the server's key cannot be used, or no client's.
     """
 
     def __init__(
         self, context: zmq.Context[Any], secret_key: Path, clients: Path, log: EventLog
     ) -> None:
         self._public, self._secret = load_secret_key(secret_key)
-        self._users, self._log = _Users(clients), log
-        self._authenticator = _Authenticator(context, self)
-        self._authenticator.configure_curve_callback(_DOMAIN, credentials_provider=self)
-        self._authenticator.start()
+        self.keys, self._log = ClientKeys(clients, log), log
+        self._socket = context.socket(zmq.REP)
+        self._woken, self._wake = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, name="keys", daemon=True)
+
+    def start(self, on_failure: Callable[[str, BaseException], None]) -> None:
+        """Begin; ``on_failure`` is called if the thread ends by an exception."""
+        self._on_failure = on_failure
+        self._socket.bind(_ZAP_ENDPOINT)
+        self._thread.start()
 
     def protect(self, socket: zmq.Socket[Any]) -> None:
         """Let a socket take clients with keys only."""
         socket.curve_server = True
         socket.curve_publickey, socket.curve_secretkey = self._public, self._secret
-        socket.zap_domain = _DOMAIN.encode()
-
-    def callback(self, domain: str, key: bytes) -> bool:
-        """Tell whether a key is known; what pyzmq's authenticator calls."""
-        try:
-            self._users.refresh()
-        except StartError as error:  # what was read before still counts
-            self._log.write("error", "the clients' keys cannot be read again", reason=str(error))
-        is_known = self._users.name(key) is not None
-        if not is_known:
-            self._log.write("warning", "a client with an unknown key was refused", key=key.decode())
-        return is_known
-
-    def user(self, public: bytes) -> str:
-        """Return whose a key is that has been accepted.
-
-        Returns
-        -------
-        str
-            The user's name.
-        """
-        return self._users.name(public) or ""
+        socket.zap_domain = _DOMAIN
+        # Otherwise libzmq lets everybody in when nobody answers.
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
     def stop(self) -> None:
         """End the thread."""
-        self._authenticator.stop()
+        self._wake.send(b"\0")
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._socket.close(0)
+        self._wake.close()
+        self._woken.close()
 
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            self._on_failure(self._thread.name, error)
 
-class _Authenticator(ThreadAuthenticator):
-    """Calls a client by the name of its key file."""
+    def _serve(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._woken, zmq.POLLIN)
+        while True:
+            ready = dict(poller.poll(_REFRESH_MS))
+            if self._woken.fileno() in ready:
+                return
+            try:
+                self.keys.refresh()
+            except Exception as error:
+                self.keys.forget()  # what cannot be known lets nobody in
+                self._log.write_fault("the clients' keys cannot be read again", error)
+            if self._socket in ready:
+                self._socket.send_multipart(self._answer(self._socket.recv_multipart()))
 
-    def __init__(self, context: zmq.Context[Any], guard: Guard) -> None:
-        super().__init__(context)
-        self._guard = guard
+    def _answer(self, request: list[bytes]) -> list[bytes]:
+        """Return the ZAP reply: version, request id, status, text, user id, metadata."""
+        user_id = b""
+        try:
+            user_id = self._user_id(*request)
+        except Exception as error:
+            self._log.write_fault("a client's key could not be judged", error)
+        status = [b"200", b"OK"] if user_id else [b"400", b"the key is not known"]
+        return [_ZAP_VERSION, request[1] if len(request) > 1 else b"", *status, user_id, b""]
 
-    def curve_user_id(self, client_public_key: bytes) -> str:
-        return self._guard.user(z85.encode(client_public_key))
+    def _user_id(
+        self,
+        version: bytes,
+        request_id: bytes,
+        domain: bytes,
+        address: bytes,
+        identity: bytes,
+        mechanism: bytes,
+        *credentials: bytes,
+    ) -> bytes:
+        """Return what a shard is told of each message of this connection; empty: it is refused."""
+        if (version, domain, mechanism) != (_ZAP_VERSION, _DOMAIN, b"CURVE"):
+            return b""
+        (key,) = credentials
+        public = z85.encode(key)
+        user_id = self.keys.user_id(public)
+        if not user_id:
+            self._log.write(
+                "warning", "a client with an unknown key was refused", key=public.decode()
+            )
+        return user_id

@@ -6,7 +6,9 @@ import json
 import logging
 import threading
 import time
+import traceback
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TextIO
 
 __all__ = ["FORMATS", "LEVELS", "EventLog"]
@@ -15,6 +17,8 @@ LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
 _MAX_PER_PERIOD = 10
 _PERIOD_S = 10.0
+_MAX_EVENTS = 256  # told apart; all others share one limit
+_OTHERS = ""
 
 
 class EventLog:
@@ -28,11 +32,17 @@ class EventLog:
         The least of `LEVELS` that is written.
     stream : text file, optional
         Where to; stderr by default.
+
+    Attributes
+    ----------
+    num_faults : int
+        How many exceptions there were that nobody expected.
     """
 
     def __init__(
         self, form: str = "text", level: str = "info", stream: TextIO | None = None
     ) -> None:
+        self.num_faults = 0
         handler = logging.StreamHandler(stream)
         handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
         # Not from `getLogger`: two servers of one process do not share a log.
@@ -45,6 +55,18 @@ class EventLog:
         number = logging.getLevelNamesMapping()[level.upper()]
         self._logger.log(number, event, extra={"fields": fields})
 
+    def write_fault(self, event: str, error: BaseException, **fields: Any) -> None:
+        """Write that something failed through a fault of ours, and where.
+
+        Not the exception's text: it may hold what a client has sent.
+        """
+        self.num_faults += 1
+        place = traceback.extract_tb(error.__traceback__)[-1:]
+        where = "".join(
+            f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in place
+        )
+        self.write("error", event, error=type(error).__name__, where=where, **fields)
+
 
 class _RateFilter(logging.Filter):
     """Passes an event a few times a period; the next period says how many were not written."""
@@ -55,16 +77,30 @@ class _RateFilter(logging.Filter):
         self._periods: dict[str, tuple[float, int]] = {}  # event -> when it began, how many
 
     def filter(self, record: logging.LogRecord) -> bool:
-        event = record.getMessage()
         with self._lock:
-            began, number = self._periods.get(event, (-_PERIOD_S, 0))
             now = time.monotonic()
+            event = self._key(record.getMessage(), now)
+            began, number = self._periods.get(event, (-_PERIOD_S, 0))
             if now - began >= _PERIOD_S:
                 if number > _MAX_PER_PERIOD:
                     _fields(record)["num_not_written"] = number - _MAX_PER_PERIOD
                 began, number = now, 0
             self._periods[event] = (began, number + 1)
         return number < _MAX_PER_PERIOD
+
+    def _key(self, event: str, now_s: float) -> str:
+        """Return what an event is counted under, in a table that does not grow."""
+        periods = self._periods
+        if event in periods or len(periods) < _MAX_EVENTS:
+            return event
+        over = [
+            key
+            for key, (began, number) in periods.items()
+            if now_s - began >= _PERIOD_S and number <= _MAX_PER_PERIOD
+        ]
+        for key in over:
+            del periods[key]
+        return event if over else _OTHERS
 
 
 class _TextFormatter(logging.Formatter):

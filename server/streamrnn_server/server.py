@@ -17,7 +17,7 @@ from typing import Any
 import zmq
 
 from streamrnn.engine.cuda import CudaDevice
-from streamrnn.errors import DeviceError, StartError
+from streamrnn.errors import DeviceError, ServerError, StartError, StreamRNNError
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.model import Model
 from streamrnn_server.auth import Guard
@@ -88,12 +88,13 @@ class Server:
         self._threads: list[threading.Thread] = []
         self._told: dict[str, int] = {}
         self._disk: StateDir | None = None
-        self._failure: DeviceError | None = None
+        self._failure: StreamRNNError | None = None
         self._guard: Guard | None = None
         try:
             if config.curve_secret_key is not None and config.curve_clients is not None:
                 args = (self._context, config.curve_secret_key, config.curve_clients, log)
                 self._guard = Guard(*args)
+                self._guard.start(self._fail)
             self._start(models)
         except BaseException:
             if self._disk is not None:
@@ -145,16 +146,22 @@ class Server:
             self._pairs.append(our)
             own = {name: program.for_shard() for name, program in programs.items()}
             gpu_rows = max_batch_rows(on_gpu[k]) if on_gpu else 0
-            shard = ShardMemory(config, k, own, router, pair, disks[k], self.endpoints, gpu_rows)
+            valid_keys = None if self._guard is None else self._guard.keys.is_valid
+            shard = ShardMemory(
+                config, k, own, router, pair, disks[k], self.endpoints, gpu_rows, valid_keys
+            )
             self.control.shards.append(shard)
             if on_gpu:
-                loops.append((self._serve_on_gpu, GpuShard(shard, on_gpu[k])))
+                gpu_shard = GpuShard(shard, on_gpu[k])
+                loops.append((GpuShard.serve, gpu_shard))
             else:
                 loops.append((serve, shard.address))
         if self._disk is not None:
-            self._disk.saver.start()
+            self._disk.saver.start(self._fail)
         for k, loop in enumerate(loops):
-            thread = threading.Thread(target=_run_shard, args=loop, name=f"shard-{k}", daemon=True)
+            thread = threading.Thread(
+                target=self._run_shard, args=loop, name=f"shard-{k}", daemon=True
+            )
             thread.start()
             self._threads.append(thread)
 
@@ -215,28 +222,39 @@ class Server:
         """A file that ends `run` when something is written to it, for `signal.set_wakeup_fd`."""
         return self._wake.fileno()
 
-    def _serve_on_gpu(self, shard: GpuShard) -> None:
-        """Run a shard; a GPU that has failed ends the server."""
+    def _run_shard(self, loop: Callable[..., None], shard: Any) -> None:
+        """Run a shard in this thread. Signals are the main thread's."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            shard.serve()
-        except DeviceError as error:
+            loop(shard)
+        except BaseException as error:
+            self._fail(threading.current_thread().name, error)
+
+    def _fail(self, thread: str, error: BaseException) -> None:
+        """End `run`, for a thread of the server has ended: without it nothing can be promised."""
+        if isinstance(error, DeviceError):
             self._failure = error
-            self.stop()
+        else:
+            self._log.write_fault("a thread has ended: so does the server", error, thread=thread)
+            self._failure = ServerError(
+                f"the thread {thread!r} has ended ({type(error).__name__}); the log says where"
+            )
+        self.stop()
 
     def run(self) -> None:
         """Do Python's part until `stop`; then answer what has arrived, and end the shards.
 
         Raises
         ------
-        DeviceError
-            If a GPU has failed. Then nothing can be done but to end the process: its streams go on
-            from what is on disk.
+        DeviceError, ServerError
+            If a GPU has failed, or a thread has ended. Then nothing can be done but to end the
+            process: its streams go on from what is on disk.
         """
         poller = zmq.Poller()
         poller.register(self._woken, zmq.POLLIN)
         for pair in self._pairs:
             poller.register(pair, zmq.POLLIN)
-        running = set(self._pairs)
+        running, is_stopping = set(self._pairs), False
         tell_at_s = time.monotonic() + _TELL_EVERY_S
         while running:
             timeout_s = max(0.0, tell_at_s - time.monotonic())
@@ -244,7 +262,9 @@ class Server:
             if self._failure is not None:
                 raise self._failure
             if self._woken.fileno() in ready:
-                poller.unregister(self._woken)
+                self._woken.recv(4096)  # and is listened to further on: a thread may fail yet
+            if self._woken.fileno() in ready and not is_stopping:
+                is_stopping = True
                 self._log.write("info", "stopping: answering what has arrived")
                 for pair in self._pairs:
                     pair.send_multipart(command(CommandKind.STOP))
@@ -275,7 +295,11 @@ class Server:
 
     def _tell(self) -> None:
         """Log what was dropped or refused since the last time."""
-        stats = self.control.stats()
+        try:
+            stats = self.control.stats()
+        except Exception as error:
+            self._log.write_fault("the counters cannot be told", error)
+            return
         new = {
             name: stats[name] - self._told.get(name, 0)
             for name in _TOLD_COUNTERS
@@ -299,12 +323,6 @@ class Server:
         self._context.term()
         self._woken.close()
         self._wake.close()
-
-
-def _run_shard(loop: Callable[..., None], shard: Any) -> None:
-    """Run a shard in this thread. Signals are the main thread's."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    loop(shard)
 
 
 def _raise_file_limit(log: EventLog) -> None:

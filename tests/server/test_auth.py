@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
+import shutil
 import subprocess
 from typing import Any
 
@@ -44,13 +46,19 @@ def expected(model, x):
     return Engine(model).steps("s", x)
 
 
+def make_keys(directory, name):
+    """Make a pair of keys of which the secret one is its owner's alone."""
+    _, secret = create_certificates(directory, name)
+    os.chmod(secret, 0o600)
+
+
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
     """The server's keys and the users', and a directory with the users' public ones."""
     directory = tmp_path_factory.mktemp("keys")
     (directory / "clients").mkdir()
     for name in ("server", *USERS, "mallory"):
-        create_certificates(directory, name)
+        make_keys(directory, name)
     for name in USERS:
         (directory / "clients" / f"{name}.key").write_bytes(
             (directory / f"{name}.key").read_bytes()
@@ -286,10 +294,10 @@ def test_a_client_without_a_valid_key_cannot_connect(model, keys):
 
 def test_a_key_that_comes_later_counts_from_the_next_connection_on(model, keys, tmp_path):
     for suffix in (".key", ".key_secret"):
-        (tmp_path / f"server{suffix}").write_bytes((keys / f"server{suffix}").read_bytes())
+        shutil.copy(keys / f"server{suffix}", tmp_path)
     clients = tmp_path / "clients"
     clients.mkdir()
-    create_certificates(tmp_path, "carol")
+    make_keys(tmp_path, "carol")
     (clients / "alice.key").write_bytes((keys / "alice.key").read_bytes())
     with guarded(model, keys, curve_clients=clients) as server:
         with client_of(server, keys, "alice") as client:

@@ -55,3 +55,16 @@ def test_events_beyond_ten_in_ten_seconds_are_only_counted(clock):
     log.write("error", "often", k=26)
     lines = [line.split(maxsplit=2)[2] for line in stream.getvalue().splitlines()]
     assert lines == [*(f"often k={k}" for k in range(10)), "once", "often k=26 num_not_written=16"]
+
+
+def test_events_of_ever_new_names_share_one_limit_and_one_place(clock):
+    stream = io.StringIO()
+    log = EventLog(stream=stream)
+    for k in range(2000):
+        log.write("error", f"event {k}")
+    assert len(stream.getvalue().splitlines()) == 256 + 10
+    clock[0] += 10.0
+    log.write("error", "event again")
+    assert "num_not_written" not in stream.getvalue()
+    (rate,) = log._logger.filters
+    assert len(vars(rate)["_periods"]) <= 256 + 1

@@ -157,7 +157,7 @@ class Life:
         self._on_reply = on_reply
         self._saves = False  # whether a turn of the saver is scheduled
         self._num_asked = 0
-        log = EventLog(stream=self.log)
+        self._log = log = EventLog(stream=self.log)
         arithmetic = next(iter(programs.values())).arithmetic
         expiry = Expiry(store.clock_s, config.time_to_live_s)
         numbers = range(config.num_shards)
@@ -188,6 +188,7 @@ class Life:
 
     def end(self) -> None:
         """Throw all of it away."""
+        assert self._log.num_faults == 0, self.log.getvalue()
         for shard in self.shards:
             for handle in (shard.router, shard.pair, shard.disk):
                 del self._wire.queues[handle]

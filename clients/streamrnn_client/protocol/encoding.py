@@ -7,6 +7,8 @@ from typing import Any
 
 import msgpack
 
+from streamrnn_client.protocol.codes import ErrorCode, error_reply
+
 __all__ = [
     "NOTIFICATION",
     "REQUEST",
@@ -32,8 +34,15 @@ def encode_response(msgid: int, result: Any) -> bytes:
 
 
 def encode_error(msgid: int, error: Sequence[Any]) -> bytes:
-    """Encode a response that carries an error, ``[code, message, detail]``."""
-    return msgpack.packb((RESPONSE, msgid, error, None))
+    """Encode a response that carries an error, ``[code, message, detail]``.
+
+    Message and detail may hold what a client sent. If that cannot be encoded, the code goes alone.
+    """
+    try:
+        return msgpack.packb((RESPONSE, msgid, error, None))
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        bare = error_reply(ErrorCode[error[0].upper()])
+        return msgpack.packb((RESPONSE, msgid, bare, None))
 
 
 def encode_uint(value: int) -> bytes:

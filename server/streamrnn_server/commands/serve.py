@@ -10,10 +10,11 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from types import FrameType
 
-from streamrnn.errors import DeviceError, StartError
+from streamrnn.errors import StartError, StreamRNNError
 from streamrnn_server.config import add_options, config_of
 from streamrnn_server.event_log import FORMATS, LEVELS, EventLog
 from streamrnn_server.storage.malloc import keep_freed_memory
@@ -77,11 +78,17 @@ def run(args: argparse.Namespace) -> int:
     log.write("info", "ready", endpoints=" ".join(server.endpoints), models=names, pid=os.getpid())
     try:
         server.run()
-    except DeviceError as error:
-        # A crash: what was in the GPU's memory is gone, and must not be missed on disk.
-        log.write("error", str(error))
-        print(f"streamrnn: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
+    except BaseException as error:
+        # A crash: what was in memory is gone, and no part of it must reach the disk.
+        try:
+            if isinstance(error, StreamRNNError):
+                log.write("error", str(error))
+                print(f"streamrnn: {error}", file=sys.stderr, flush=True)
+            else:
+                log.write_fault("the server has failed", error)
+                traceback.print_tb(error.__traceback__)
+        finally:
+            os._exit(1)
     signal.set_wakeup_fd(-1)
     server.close()
     log.write("info", "stopped")

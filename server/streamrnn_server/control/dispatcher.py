@@ -100,6 +100,13 @@ class Control:
         list of Order
             What to send to which shard; nothing if nobody can be answered.
         """
+        try:
+            return self._answer(shard, ask)
+        except Exception as error:  # a fault of ours must not end the server
+            self._log.write_fault("a request failed", error)
+            return self._give_up(shard, ask)
+
+    def _answer(self, shard: int, ask: Ask) -> list[Order]:
         caller = Caller(shard, ask.identity, ask.msgid)
         if ask.ask == AskKind.LOOK_UP:
             return [Order(shard, self._look_up(ask))]
@@ -119,8 +126,24 @@ class Control:
             return self._state_methods.deliver(caller, payload)
         return self._call(caller, ask.body)
 
+    def _give_up(self, shard: int, ask: Ask) -> list[Order]:
+        """Answer `internal`, so that nobody waits for what has failed."""
+        if ask.ask == AskKind.LOOK_UP:
+            return [Order(shard, self._found(ask, ErrorCode.INTERNAL))]
+        if ask.msgid < 0:
+            self.num_too_broken += 1
+            return []
+        payload = encode_error(ask.msgid, error_reply(ErrorCode.INTERNAL))
+        return self._state_methods.deliver(Caller(shard, ask.identity, ask.msgid), payload)
+
     def _look_up(self, ask: Ask) -> list[bytes]:
         code, model, record, owner = self._record_lookup.look_up(ask.body)
+        return self._found(ask, code, model, record, owner)
+
+    @staticmethod
+    def _found(
+        ask: Ask, code: int, model: int = 0, record: bytes = b"", owner: str | None = None
+    ) -> list[bytes]:
         slot, generation, *_ = ask.details
         values = {
             "slot": slot,
@@ -163,9 +186,6 @@ class Control:
                 reply = encode_error(request.msgid, self._refusal(request))
         except ProtocolError as error:
             reply = encode_error(request.msgid, error.reply())
-        except Exception as error:  # a fault of ours must not end the server
-            self._log.write("error", "a call failed", method=request.method, error=repr(error))
-            reply = encode_error(request.msgid, error_reply(ErrorCode.INTERNAL))
         return self._state_methods.deliver(caller, reply)
 
     def _refusal(self, request: Request) -> list[Any]:
@@ -239,6 +259,7 @@ class Control:
                 int(shard.struct["budget"]["used_bytes"]) for shard in self.shards
             ),
             **counters,
+            "num_errors_internal": self._log.num_faults,
             "latency_us": latency_us(
                 np.sum([shard.struct["latencies"] for shard in self.shards], axis=0)
             ),

@@ -23,7 +23,9 @@ from streamrnn_server.shard.requests.request import Form, Kind
 
 __all__ = ["stream_of", "word_error", "word_items"]
 
-
+_KEY_REFUSED = (
+    "the server does not take this connection's key any more, nothing was changed: ask its operator"
+)
 KnownAbout = Callable[[ErrorCode, bytes], dict[str, Any]]
 
 
@@ -101,6 +103,8 @@ def word_error(ask: Ask, models: Sequence[tuple[str, ModelSpec]], known_about: K
         The reply's payload.
     """
     code = ErrorCode(ask.code)
+    if code is ErrorCode.FORBIDDEN and not ask.body:
+        return encode_error(ask.msgid, error_reply(code, _KEY_REFUSED))
     detail = _detail(code, ask.details, stream_of(ask.body), models)
     detail |= known_about(code, ask.body)
     return encode_error(ask.msgid, error_reply(code, **detail))

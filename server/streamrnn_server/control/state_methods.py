@@ -14,8 +14,6 @@ from streamrnn.kernels.virtual_memory import address_of
 from streamrnn.state.record import StreamRecord, encode_record
 from streamrnn_client.protocol import (
     MAX_MSGID,
-    MAX_SEQ,
-    MAX_SNAPSHOT_NAME_BYTES,
     ErrorCode,
     OpenWithStateRequest,
     ProtocolError,
@@ -29,6 +27,7 @@ from streamrnn_client.protocol import (
     shard_of,
 )
 from streamrnn_server.control.messages import Caller, Order, command
+from streamrnn_server.control.params import take_params
 from streamrnn_server.shard.checkpoint.packing import (
     Templates,
     pack_entries,
@@ -41,6 +40,7 @@ from streamrnn_server.storage.record_lookup import RecordLookup, may_use
 
 __all__ = ["StateMethods"]
 
+_MAX_FORKS = 4096
 _ROLLBACK_DIGEST = 0x5EED_0F_B << 32  # and the CRC-32 of the snapshot's name below
 
 
@@ -94,7 +94,7 @@ class StateMethods:
         ProtocolError
             If it cannot begin.
         """
-        return self._methods[method](caller, *_take(method, params))
+        return self._methods[method](caller, *take_params(method, params))
 
     def open_with_state(self, caller: Caller, call: OpenWithStateRequest) -> list[Order]:
         """Begin to open a stream with the state that a record holds.
@@ -122,23 +122,28 @@ class StateMethods:
         """Send a reply, or go on with what has waited for it."""
         if caller.identity:
             return [Order(caller.shard, [caller.identity, payload])]
-        fork = self._forks.pop(caller.msgid, None)
+        fork = self._forks.get(caller.msgid)
         if fork is None:
             return []
         reply = decode_response(payload)
         if reply.error is None and not fork.is_exported:
             index, record = self._record_lookup.judge(reply.result)
+            orders = [self._place(self._wait(fork), fork.target, index, record)]
             fork.is_exported = True
-            return [self._place(self._wait(fork), fork.target, index, record)]
-        if reply.error is not None:
+        elif reply.error is not None:
             payload = encode_error(fork.caller.msgid, reply.error)
+            orders = [Order(fork.caller.shard, [fork.caller.identity, payload])]
         else:
             payload = encode_response(fork.caller.msgid, reply.result)
-        return [Order(fork.caller.shard, [fork.caller.identity, payload])]
+            orders = [Order(fork.caller.shard, [fork.caller.identity, payload])]
+        self._forks.pop(caller.msgid, None)  # not before: who waits is answered if this failed
+        return orders
 
     def _wait(self, fork: _Fork) -> Caller:
         token = next(self._tokens)
         self._forks[token] = fork
+        if len(self._forks) > _MAX_FORKS:  # the oldest one's request was dropped on its way
+            del self._forks[next(iter(self._forks))]
         return Caller(0, b"", token, fork.caller.user)
 
     def _export(self, caller: Caller, stream: StreamId) -> list[Order]:
@@ -147,10 +152,6 @@ class StateMethods:
     def _import(
         self, caller: Caller, stream: StreamId, data: bytes, model: str | None
     ) -> list[Order]:
-        if type(data) is not bytes:
-            raise ProtocolError(
-                ErrorCode.BAD_PARAMS, "the record must be the bin that export returned"
-            )
         index, record = self._judge(data, model, stream, caller.user)
         return [self._place(caller, stream, index, record, caller.shard)]
 
@@ -162,15 +163,13 @@ class StateMethods:
 
     def _snapshot(self, caller: Caller, stream: StreamId, name: str) -> list[Order]:
         self._need_disk()
-        return [self._request(caller.shard, caller, Kind.SNAPSHOT, stream, data=_name_bytes(name))]
+        return [self._request(caller.shard, caller, Kind.SNAPSHOT, stream, data=name.encode())]
 
     def _rollback(
         self, caller: Caller, stream: StreamId, seq: int, name: str | None
     ) -> list[Order]:
         self._need_disk()
-        if type(seq) is not int or not 0 <= seq <= MAX_SEQ:
-            raise ProtocolError(ErrorCode.BAD_PARAMS, f"seq is {seq!r}; it must be an integer")
-        written = b"" if name is None else _name_bytes(name)
+        written = b"" if name is None else name.encode()
         try:
             index, record = self._record_lookup.snapshot(canonical_id(stream), name, caller.user)
         except ProtocolError as error:
@@ -253,35 +252,3 @@ class StateMethods:
         }
         frames = command(CommandKind.REQUEST, fields, caller.identity, canonical, data, user)
         return Order(shard, frames)
-
-
-_SCHEMAS = {
-    "export": ("[stream]", 1),
-    "import": ("[stream, record, model or nil]", 3),
-    "fork": ("[source, target]", 2),
-    "snapshot": ("[stream, name]", 2),
-    "rollback": ("[stream, seq, name or nil]", 3),
-    "sync": ("[stream or nil]", 1),
-}
-
-
-def _take(method: str, params: list[Any]) -> list[Any]:
-    schema, number = _SCHEMAS[method]
-    if len(params) != number:
-        raise ProtocolError(
-            ErrorCode.BAD_PARAMS, f"{len(params)} parameters; {method} takes {number}: {schema}"
-        )
-    return params
-
-
-def _name_bytes(name: object) -> bytes:
-    try:
-        written = name.encode() if isinstance(name, str) else b""
-    except UnicodeEncodeError:
-        written = b""
-    if not 1 <= len(written) <= MAX_SNAPSHOT_NAME_BYTES:
-        raise ProtocolError(
-            ErrorCode.BAD_PARAMS,
-            f"a snapshot's name must be a str of 1 to {MAX_SNAPSHOT_NAME_BYTES} bytes of UTF-8",
-        )
-    return written

@@ -61,6 +61,8 @@ class ShardMemory:
         Where clients find each shard.
     gpu_rows : int
         The most rows of a batch that a GPU computes; 0 where the CPU does.
+    valid_keys : ndarray of uint8, optional
+        Which keys may be used, where there are users.
 
     Attributes
     ----------
@@ -86,6 +88,7 @@ class ShardMemory:
         disk: zmq.Socket[bytes] | None,
         endpoints: Sequence[str],
         gpu_rows: int = 0,
+        valid_keys: NDArray[np.uint8] | None = None,
     ) -> None:
         max_streams = config.max_streams_of_a_shard
         if max_streams * len(programs) > _MAX_SLOTS:
@@ -100,6 +103,7 @@ class ShardMemory:
         self.address = struct_address(self.struct)
         num_slots = len(programs) * max_streams + _NUM_REQUESTS  # with those of the lookup
         disk_buffer_bytes = _disk_buffer_bytes(programs.values())
+        self._users = Users(num_slots, valid_keys) if valid_keys is not None else None
         self._add_tables(config, list(programs.values()), num_slots)
         self._reserve_fixed(config, disk is not None, disk_buffer_bytes, len(programs))
         budget = self.struct["budget"]
@@ -130,7 +134,6 @@ class ShardMemory:
         most_inputs = max(program.spec.num_inputs for program in programs)
         self._pool = RequestPool(_NUM_REQUESTS, 4 * most_inputs, self.struct["pool"])
         self._index = StreamIndex(num_slots, self._own(headers), self.struct["index"])
-        self._users = Users(num_slots) if config.has_users else None
         self.struct["budget"]["max_bytes"] = config.memory_budget_of_a_shard
         self._set(
             headers=address_of(headers),

@@ -327,6 +327,7 @@ class UsersStruct(Struct):
     table: I64
     owners: I64
     property: I64
+    is_valid: I64  # address of uint8[MAX_KEYS]: which keys may be used; Python writes it
 
 
 ASK_BYTES, ITEM_BYTES = Ask.dtype.itemsize, Item.dtype.itemsize

@@ -6,7 +6,7 @@ import ctypes
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -82,8 +82,9 @@ class CheckpointWriter:
         self._records = reserve(most + most // _MIN_ENTRY_BYTES * growth)
         self._table: NDArray[np.int64] = np.zeros((0, 6), np.int64)
 
-    def start(self) -> None:
-        """Begin."""
+    def start(self, on_failure: Callable[[str, BaseException], None]) -> None:
+        """Begin; ``on_failure`` is called if the thread ends by an exception."""
+        self._on_failure = on_failure
         self._thread.start()
 
     def stop(self) -> None:
@@ -93,6 +94,12 @@ class CheckpointWriter:
             self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            self._on_failure(self._thread.name, error)
+
+    def _serve(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         poller = zmq.Poller()
         for disk in self._disks:
@@ -119,6 +126,10 @@ class CheckpointWriter:
         except StoreError as error:
             is_good = False
             self._fail(str(error))
+        except Exception as error:  # a fault of ours: the shards keep what they have sent
+            is_good = False
+            self._log.write_fault("a checkpoint failed", error)
+            self._fail(f"a fault of the server's own ({type(error).__name__})")
         else:
             self.num_commits += 1
             self.last_commit_s = time.monotonic() - began_s
@@ -165,6 +176,8 @@ class CheckpointWriter:
                 self._store.commit(changes, self._expiry.now_s())
         except StoreError as error:
             self._fail(str(error))
+        except Exception as error:  # a fault of ours; it is tried again
+            self._log.write_fault("expired streams cannot be deleted", error)
 
     def _fail(self, reason: str) -> None:
         self.read_only = reason

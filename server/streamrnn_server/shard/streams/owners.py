@@ -2,7 +2,8 @@
 
 Without keys there are no users, no table, and nothing is looked at. With keys, libzmq says of each
 message whose connection it came through (`User-Id`, which the ZAP handler of
-`streamrnn_server.auth` has set); what a client says of itself counts for nothing.
+`streamrnn_server.auth` has set: the number of the key, and the user's name); what a client says of
+itself counts for nothing. A key that was removed is refused from the next message on.
 
 A stream's owner is `UNKNOWN` while its record is looked up, and `NO_OWNER` if it is of a time
 before there were keys: then it belongs to the first user who asks for it.
@@ -11,6 +12,7 @@ before there were keys: then it belongs to the first user who asks for it.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import (
@@ -30,9 +32,11 @@ from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.structs import Shard, UsersStruct, users_at
 
 __all__ = [
+    "MAX_KEYS",
     "NO_OWNER",
     "UNKNOWN",
     "Users",
+    "encode_key_number",
     "is_forbidden",
     "name_of_owner",
     "number_of",
@@ -45,6 +49,15 @@ NO_OWNER, UNKNOWN = 0, -1
 _NAME_BYTES = 256  # a length, and the name
 _MAX_USERS = 1 << 16
 _TABLE_MASK = 2 * _MAX_USERS - 1
+_KEY_LETTERS = 4  # of a key's number in a `User-Id`, four bits each
+_LETTER_A = ord("A")
+MAX_KEYS = 1 << 4 * _KEY_LETTERS
+
+
+def encode_key_number(number: int) -> bytes:
+    """Write the number of a key as a `User-Id` begins with it."""
+    nibbles = (number >> 4 * k & 15 for k in reversed(range(_KEY_LETTERS)))
+    return bytes(_LETTER_A + nibble for nibble in nibbles)
 
 
 class Users:
@@ -54,6 +67,8 @@ class Users:
     ----------
     num_slots : int
         How many slots there are, those of lookups too.
+    is_valid : ndarray of uint8, shape (MAX_KEYS,)
+        By the number of a key, whether it may be used; Python changes it.
 
     Attributes
     ----------
@@ -61,13 +76,14 @@ class Users:
         What stands in ``users`` of the shard.
     """
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, is_valid: NDArray[np.uint8]) -> None:
         self._names = reserve((_MAX_USERS + 1) * _NAME_BYTES)
         self._table = reserve(4 * (_TABLE_MASK + 1))
         self._owners = reserve(4 * num_slots)
+        self._is_valid = is_valid
         self._property = np.frombuffer(b"User-Id\0", np.uint8)
         self.struct = UsersStruct.one()
-        for name in ("names", "table", "owners", "property"):
+        for name in ("names", "table", "owners", "property", "is_valid"):
             self.struct[name] = address_of(getattr(self, f"_{name}"))
         self.address = struct_address(self.struct)
 
@@ -102,11 +118,23 @@ def user_of(shard: Shard, message: int) -> int:
     Returns
     -------
     int
-        From 1; `NO_OWNER` if it came from none, or there are too many users.
+        From 1; `NO_OWNER` if it came from none, by a key that was removed, or there are too many
+        users.
     """
-    name = msg_property(message, users_at(shard.users).property)
-    num_bytes = 0
-    while name != 0 and load_u8(name + num_bytes) != 0:
+    users = users_at(shard.users)
+    user_id = msg_property(message, users.property)
+    if user_id == 0:
+        return NO_OWNER
+    key = 0
+    for k in range(_KEY_LETTERS):
+        nibble = load_u8(user_id + k) - _LETTER_A
+        if nibble < 0 or nibble > 15:  # so the text ends before, too
+            return NO_OWNER
+        key = 16 * key + nibble
+    if load_u8(users.is_valid + key) == 0:
+        return NO_OWNER
+    name, num_bytes = user_id + _KEY_LETTERS, 0
+    while load_u8(name + num_bytes) != 0:
         num_bytes += 1
     return number_of(shard, name, num_bytes)
 
