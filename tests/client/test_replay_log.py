@@ -5,10 +5,12 @@ import gc
 import numpy as np
 import pytest
 
+from streamrnn_client import errors, protocol
 from streamrnn_client._session import batch as batching
 from streamrnn_client._session import transfer as moving
 from streamrnn_client._session.batch_log import BatchLog
 from streamrnn_client._session.replay_log import LogEntry, ReplayLog
+from streamrnn_client.protocol import ErrorCode
 from tests.simulation.client import Simulation
 
 IDS = [f"s{k}" for k in range(12)]
@@ -231,3 +233,116 @@ def test_a_number_that_was_taken_by_no_step_ends_a_column():
     y = batch(sim, rows, x[4])
     assert y[1] == (x[0] + x[2] + x[3] + x[4])[1].tolist()
     assert y[0] == x.sum(axis=0)[0].tolist()
+
+
+# ---- what answers by items, and what in columns ------------------------------------------------
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_a_server_that_knows_no_columns_answers_by_items(num_shards):
+    sim = simulate(num_shards=num_shards)
+    sim.server.is_old = True
+    rows, x = rows_of(sim), draw(3, len(IDS))
+    for k in range(3):
+        assert batch(sim, rows, x[k]) == x[: k + 1].sum(axis=0).tolist()
+    assert not sim.session.has_columns
+    x[0, 4, 1] = np.inf
+    with pytest.raises(errors.PartialFailure) as caught:
+        batch(sim, rows, x[0])
+    assert set(caught.value.errors) == {"s4"}
+    assert rows.last_seqs == (4, 4, 4, 4, 3, 4, 4, 4, 4, 4, 4, 4)
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_a_server_that_is_replaced_by_an_older_one_is_asked_by_items(num_shards):
+    sim = simulate(num_shards=num_shards)
+    rows, x = rows_of(sim), draw(5, len(IDS))
+    batch(sim, rows, x[0])
+    assert sim.session.has_columns
+    checkpoint(sim)
+    batch(sim, rows, x[1])
+    sim.server.crash("older")
+    sim.server.is_old = True
+    assert batch(sim, rows, x[2]) == x[:3].sum(axis=0).tolist()
+    before = sim.server.num_refused
+    assert before == num_shards
+    assert batch(sim, rows, x[3]) == x[:4].sum(axis=0).tolist()
+    assert sim.server.num_refused == before  # which is remembered
+    sim.server.crash("newer")
+    sim.server.is_old = False
+    assert batch(sim, rows, x[4]) == x.sum(axis=0).tolist()
+    assert sim.session.has_columns
+
+
+def test_bad_params_of_a_server_that_knows_columns_are_the_callers():
+    sim = simulate()
+    rows = rows_of(sim)
+    handle = sim.server.handle
+    sim.server.handle = lambda payload, shard: (
+        protocol.encode_error(
+            protocol.decode_request(payload).msgid, protocol.error_reply(ErrorCode.BAD_PARAMS)
+        )
+        if b"batch" in payload
+        else handle(payload, shard)
+    )
+    with pytest.raises(errors.BadParams):
+        batch(sim, rows, draw(len(IDS)))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        [{}, bytes(96), bytes(96), bytes(95)],
+        [{}, bytes(95), bytes(96), bytes(96)],
+        [{}, bytes(96), bytes(96), bytes(96)],  # other numbers than those of the steps
+        [{12: ["gap", "", None]}, bytes(96), bytes(96), bytes(96)],
+        [{0: "gap"}, bytes(96), bytes(96), bytes(96)],
+        [[], bytes(96), bytes(96), bytes(96)],
+        [],
+        None,
+    ],
+)
+def test_columns_that_do_not_fit_the_batch_are_refused_and_change_nothing(columns):
+    sim = simulate()
+    rows = rows_of(sim)
+    handle = sim.server.handle
+    sim.server.handle = lambda payload, shard: protocol.encode_response(
+        protocol.decode_request(payload).msgid, columns
+    )
+    with pytest.raises(errors.NotSupported):
+        batch(sim, rows, draw(len(IDS)))
+    assert set(rows.last_seqs) == {0}
+    sim.server.handle = handle
+    assert batch(sim, rows, draw(len(IDS))) == draw(len(IDS)).tolist()
+
+
+@pytest.mark.parametrize("durability", ["none", "checkpoint"])
+def test_a_batch_allocates_no_container_a_stream(durability):
+    """The collector looks at all that PyTorch has loaded, if a batch makes it run."""
+    ids, num_batches = [f"s{k}" for k in range(1000)], 8
+    x = draw(num_batches, len(ids))
+    replies: list[bytes | None] = []
+
+    def collections_of(handle):
+        sim = simulate(durability=durability)
+        sim.server.handle = handle(sim.server.handle)
+        rows = rows_of(sim, ids)
+        batch(sim, rows, x[0])
+        gc.collect()
+        began = [each["collections"] for each in gc.get_stats()]
+        for each in x[1:]:
+            sim.run(batching.step_rows(sim.session, sim.exchange, rows, each))
+        return [
+            each["collections"] - first for each, first in zip(gc.get_stats(), began, strict=True)
+        ]
+
+    def recording(handle):
+        def answer(payload, shard):
+            replies.append(handle(payload, shard))
+            return replies[-1]
+
+        return answer
+
+    collections_of(recording)
+    again = iter(replies)
+    assert collections_of(lambda _: lambda payload, shard: next(again)) == [0, 0, 0]

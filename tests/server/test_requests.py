@@ -11,7 +11,7 @@ import zmq
 
 from streamrnn import Engine
 from streamrnn.model.spec import InputSpec
-from streamrnn_client.protocol import MAX_BATCH, encode_request, hash_slot
+from streamrnn_client.protocol import MAX_BATCH, decode_batch_result, encode_request, hash_slot
 from streamrnn_server.testing import serving
 from tests.support.models import random_model
 from tests.support.peer import Peer
@@ -188,6 +188,91 @@ def test_a_bad_item_fails_alone(peer, engine, stream, x):
     assert items[2][0][2]["name"] == "x1"
     assert peer.ok("open", b, "lstm", 0)[0] == 0  # nothing of b was touched
     assert peer.ok("batch", [], None, b"") == []
+
+
+def batch_both_ways(peer, suffixes, names, seqs, x):
+    """Send a batch to streams in the one state and in the other; return items, columns."""
+    by_items, in_columns = ([each and f"{each}{suffix}" for each in names] for suffix in suffixes)
+    items = peer.ok("batch", by_items, seqs, x)
+    peer.send("batch", in_columns, seqs, x, True)
+    assert peer.socket.poll(20_000)
+    _, _, error, columns = msgpack.unpackb(peer.socket.recv(), strict_map_key=False)
+    assert error is None
+    assert type(columns[0]) is dict
+    return items, columns
+
+
+@pytest.mark.parametrize("form", ["bin", "array"])
+@pytest.mark.parametrize("numbered", [True, False])
+def test_a_batch_in_columns_says_what_one_by_items_says(peer, stream, x, form, numbered):
+    for suffix in "ic":
+        peer.ok("open", [f"{stream}-{k}{suffix}" for k in range(40)], "lstm", 0)
+    names = [f"{stream}-{k}" for k in range(40)]
+    for seq in (1, 2):
+        rows = x[seq : seq + 40]
+        sent = rows.tobytes() if form == "bin" else rows.ravel().tolist()
+        items, columns = batch_both_ways(peer, "ic", names, [seq] * 40 if numbered else None, sent)
+        if form == "array":
+            items = [[e, [*r[:2], np.float32(r[2]).tobytes()]] for e, r in items]
+        errors, last_seqs, durable_seqs, y = columns
+        assert errors == {}
+        assert last_seqs == np.full(40, seq if numbered else 0, "<u8").tobytes()
+        assert durable_seqs == bytes(8 * 40)
+        assert y == b"".join(result[2] for _, result in items)
+
+
+@pytest.mark.parametrize("num_unknown", [1, 30])
+def test_items_that_fail_are_zeros_in_columns_and_errors_beside_them(peer, stream, x, num_unknown):
+    """Errors with words, which Python writes, and so all of the reply."""
+    for suffix in "ic":
+        peer.ok("open", [f"{stream}-{k}{suffix}" for k in range(3)], "lstm", 0)
+    names = [f"{stream}-{k}" for k in range(3)] + ["nobody"] * num_unknown
+    rows = x[: len(names)].copy()
+    rows[1, 1] = np.nan
+    items, columns = batch_both_ways(peer, "ic", names, [1] * len(names), rows.tobytes())
+    for _, _, detail in (error for error, _ in items if error):
+        detail["stream"] = detail["stream"].removesuffix("i") + "c"
+    told = decode_batch_result(items, len(items))
+    failed, *bins = columns
+    assert {k: [code, detail] for k, (code, _, detail) in failed.items()} == {
+        k: [code, detail] for k, (code, _, detail) in told.errors.items()
+    }
+    assert len(failed) == 1 + num_unknown
+    assert bins[0] == np.array(told.last_seqs, "<u8").tobytes()
+    assert bins[2] == told.y
+    assert not any(told.y[len(told.y) // len(names) : 2 * len(told.y) // len(names)])
+    # Whoever failed took no number.
+    rows[1, 1] = 0
+    names, rows = names[:3], rows[:3]
+    _, columns = batch_both_ways(peer, "ic", names, [2, 1, 2], rows.tobytes())
+    assert columns[:2] == [{}, np.array([2, 1, 2], "<u8").tobytes()]
+
+
+def test_a_batch_in_columns_of_which_all_fail_or_of_nobody_has_no_outputs(peer, x):
+    peer.send("batch", ["nobody", "none"], [1, 1], x[:2].tobytes(), True)
+    *_, columns = msgpack.unpackb(peer.socket.recv(), strict_map_key=False)
+    assert {k: error[0] for k, error in columns[0].items()} == {0: "unknown", 1: "unknown"}
+    assert columns[1:] == [bytes(16), bytes(16), b""]
+    assert peer.ok("batch", [], None, b"", True) == [{}, b"", b"", b""]
+    assert peer.ok("batch", [], None, b"", False) == []
+    assert peer.error("batch", ["nobody"], [1], b"", 1)[0] == "bad_params"
+
+
+def test_items_that_compiled_code_refuses_are_zeros_in_columns_too(models, x):
+    """``moved`` goes without Python."""
+    with serving({"lstm": models["lstm"]}, num_shards=2) as server:
+        peer = Peer(server.endpoints[0])
+        names = [f"s{k}" for k in range(50)]
+        here = [hash_slot(name) < 8192 for name in names]
+        peer.ok("open", names, None, 0)
+        items, columns = batch_both_ways(peer, ["", ""], names, [1] * 50, x[:50].tobytes())
+        errors, last_seqs, _, y = columns
+        assert errors == {k: item[0] for k, item in enumerate(items) if not here[k]}
+        assert {error[0] for error in errors.values()} == {"moved"}
+        assert np.frombuffer(last_seqs, "<u8").astype(bool).tolist() == here
+        told = decode_batch_result(items, 50)
+        assert y == told.y
+        peer.socket.close()
 
 
 def test_the_largest_batch(peer, engine, stream, x):
@@ -543,6 +628,7 @@ def test_hello_and_models_say_what_is_served(peer, models):
     hello = peer.ok("hello", {"client": "test"})
     assert hello["models"] == list(models)
     assert hello["durability"] == "none"
+    assert hello["features"] == ["batch_columns"]
     told = {each["name"]: each for each in peer.ok("models")}
     for name, model in models.items():
         assert told[name]["fingerprint"] == model.fingerprint

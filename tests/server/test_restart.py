@@ -178,6 +178,11 @@ def test_a_batch_of_streams_on_disk_finds_their_model(models, tmp_path, x):
         for error, result in peer.ok("batch", ["a", "b"], [2, 2], rows):
             assert error is None
             np.testing.assert_array_equal(np.frombuffer(result[2], np.float32), expected[1])
+    with served(models, tmp_path, ("m", "other")) as peer:
+        rows = np.repeat(x[2:3], 2, 0).tobytes()
+        seqs, durable = (np.full(2, seq, "<u8").tobytes() for seq in (3, 2))
+        y = expected[2].tobytes() * 2
+        assert peer.ok("batch", ["a", "b"], [3, 3], rows, True) == [{}, seqs, durable, y]
 
 
 @pytest.mark.parametrize("window", [2, 8])

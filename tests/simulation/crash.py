@@ -301,7 +301,11 @@ def _promises(
         yield streams[0], result, result
     elif method == "open" and len(result) == 3 and isinstance(result[0], int):
         yield streams[0], *result[:2]
-    elif method in ("open", "batch"):
+    elif method == "batch":
+        failed, last_seqs, durable_seqs, _ = protocol.decode_batch_result(result, len(streams))
+        numbers = zip(streams, last_seqs, durable_seqs, strict=True)
+        yield from (each for k, each in enumerate(numbers) if k not in failed)
+    elif method == "open":
         for stream, (error, told) in zip(streams, result, strict=True):
             if error is None:
                 yield stream, *told[:2]

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgpack
 import numpy as np
 import zmq
 
@@ -75,6 +76,8 @@ class FakeServer:
     ):
         self.durability = durability
         self.is_read_only = False
+        self.is_old = False  # knows no batch in columns, and so refuses it
+        self.num_refused = 0
         self.disk: dict[bytes, FakeStream] = {}
         self.snapshots: dict[tuple[bytes, str], FakeStream] = {}
         self.models = MODELS if models is None else models
@@ -147,6 +150,9 @@ class FakeServer:
                 max_message_bytes=self.limits["max_message_bytes"],
                 max_batch=self.limits["max_batch"],
             )
+            if method == "batch" and self.is_old and len(msgpack.unpackb(payload)[3]) != 3:
+                self.num_refused += 1
+                raise _fail(ErrorCode.BAD_PARAMS)
             self.requests.append(method)
             result = getattr(self, "_" + method)(call, shard)
             return protocol.encode_response(asked, result)
@@ -170,6 +176,7 @@ class FakeServer:
             "max_in_flight": 1000,
             "models": list(self.models),
             "from_the_future": 7,
+            **({} if self.is_old else {"features": ["batch_columns", "of_the_future"]}),
             **self.limits,
         }
 
@@ -303,10 +310,12 @@ class FakeServer:
         if len(values) % max(len(call.streams), 1):
             raise _fail(ErrorCode.WRONG_LENGTH, num_bytes=4 * len(values), expected_multiple=8)
         rows = values.reshape(len(call.streams), -1).astype("<f4")
-        return [
-            self._item(self._batch_one, stream, seq, row, call.x, shard)
+        form = b"" if call.columns else call.x
+        items = [
+            self._item(self._batch_one, stream, seq, row, form, shard)
             for stream, seq, row in zip(call.streams, seqs, rows, strict=True)
         ]
+        return protocol.encode_columns(items) if call.columns else items
 
     def _batch_one(self, stream, seq, row, x, shard):
         known = self._known(stream, shard)

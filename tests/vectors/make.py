@@ -65,6 +65,10 @@ def array(*items: bytes, bits: int | None = None) -> bytes:
     return sized(b"".join(items), len(items), width, {16: 0xDC, 32: 0xDD}, 0x90)
 
 
+def bool_of(value: bool) -> bytes:
+    return TRUE if value else FALSE
+
+
 def float32(value: float) -> bytes:
     return b"\xca" + struct.pack(">f", value)
 
@@ -177,21 +181,33 @@ def valid_requests() -> list[dict[str, Any]]:
         seqs = array(uint(3), uint(9, 64), bits=bits)
         message = request(text("batch"), array(ids, seqs, binary(X * 2), bits=bits))
         add(f"batch, arrays of {bits or 4} bits", message, "batch",
-            streams=streams, seqs=[3, 9], x_bin=(X * 2).hex())  # fmt: skip
+            streams=streams, seqs=[3, 9], x_bin=(X * 2).hex(), columns=False)  # fmt: skip
     add("batch, unnumbered", request(text("batch"), array(two, NIL, binary(X * 2))), "batch",
-        streams=streams, seqs=None, x_bin=(X * 2).hex())  # fmt: skip
+        streams=streams, seqs=None, x_bin=(X * 2).hex(), columns=False)  # fmt: skip
     add("batch, x as numbers",
         request(text("batch"), array(two, NIL, array(uint(1), float64(2), sint(-3), uint(4)))),
-        "batch", streams=streams, seqs=None, x_float32=floats(1, 2, -3, 4).hex())  # fmt: skip
+        "batch", streams=streams, seqs=None, x_float32=floats(1, 2, -3, 4).hex(),
+        columns=False)  # fmt: skip
+    for bits in (0, 16, 32):
+        for columns in (True, False):
+            params = array(two, array(uint(3), uint(9)), binary(X * 2), bool_of(columns), bits=bits)
+            add(f"batch, columns {columns}, arrays of {bits or 4} bits",
+                request(text("batch"), params), "batch", streams=streams, seqs=[3, 9],
+                x_bin=(X * 2).hex(), columns=columns)  # fmt: skip
+    add("batch, in columns, x as numbers, unnumbered",
+        request(text("batch"), array(two, NIL, array(uint(1), float64(2)), TRUE)),
+        "batch", streams=streams, seqs=None, x_float32=floats(1, 2).hex(),
+        columns=True)  # fmt: skip
     add("batch, nobody", request(text("batch"), array(array(), array(), binary(b""))), "batch",
-        streams=[], seqs=[], x_bin="")  # fmt: skip
+        streams=[], seqs=[], x_bin="", columns=False)  # fmt: skip
     add("batch, the same stream twice",
         request(text("batch"), array(array(uint(7), uint(7)), array(ONE, uint(2)), binary(X * 2))),
-        "batch", streams=[{"uint": "7"}] * 2, seqs=[1, 2], x_bin=(X * 2).hex())  # fmt: skip
+        "batch", streams=[{"uint": "7"}] * 2, seqs=[1, 2], x_bin=(X * 2).hex(),
+        columns=False)  # fmt: skip
     many = [text(f"s{k}") for k in range(20)]
     add("batch, 20 streams", request(text("batch"), array(array(*many), NIL, binary(X * 20))),
         "batch", streams=[{"str": f"s{k}"} for k in range(20)], seqs=None,
-        x_bin=(X * 20).hex())  # fmt: skip
+        x_bin=(X * 20).hex(), columns=False)  # fmt: skip
 
     def add_open(name: str, params: bytes, **meaning: Any) -> None:
         add(f"open, {name}", request(text("open"), params), "open", **meaning)
@@ -343,6 +359,10 @@ def invalid_requests() -> list[dict[str, Any]]:
         ("batch, too few seqs", "batch", array(array(ONE, ONE), array(ONE), binary(X))),
         ("batch, too many seqs", "batch", array(array(ONE), array(ONE, ONE), binary(X))),
         ("batch, two parameters", "batch", array(array(ONE), NIL)),
+        ("batch, five parameters", "batch", array(array(ONE), NIL, binary(X), TRUE, TRUE)),
+        ("batch, columns nil", "batch", array(array(ONE), NIL, binary(X), NIL)),
+        ("batch, columns an integer", "batch", array(array(ONE), NIL, binary(X), ONE)),
+        ("batch, columns a str", "batch", array(array(ONE), NIL, binary(X), text("true"))),
         ("open, model an integer", "open", array(text("a"), ONE, uint(0))),
         ("open, model as bin", "open", array(text("a"), binary(b"co2"), uint(0))),
         ("open, model not UTF-8", "open", array(text("a"), raw(b"\xff"), uint(0))),
@@ -370,7 +390,28 @@ def responses() -> list[dict[str, Any]]:
     error = array(text("gap"), text("step 9 came"), gap)
     item = array(NIL, array(uint(4), uint(0), binary(X)))
     expired = b"\x82" + text("stream") + text("a") + text("idle_s") + uint(600, 16)
+    gap_told = ["gap", "step 9 came", {"expected": 4, "got": 9}]
+
+    def uint64s(*values: int) -> bytes:
+        return struct.pack(f"<{len(values)}Q", *values)
+
+    def in_columns(name: str, failed: bytes, told: Any, seqs: list[int], y: bytes) -> Any:
+        durable = [max(seq - 1, 0) for seq in seqs]
+        columns = array(failed, binary(uint64s(*seqs)), binary(uint64s(*durable), 16), binary(y))
+        result = [told, *({"bin": each.hex()} for each in (uint64s(*seqs), uint64s(*durable), y))]
+        return {"name": f"batch, in columns, {name}", "hex": response(NIL, columns).hex(),
+                "msgid": 9, "error": None, "result": result,
+                "columns": {"errors": told, "last_seqs": seqs, "durable_seqs": durable,
+                            "y": y.hex()}}  # fmt: skip
+
     return [
+        in_columns("none failed", b"\x80", {}, [4, 2**63 - 1], X),
+        in_columns("one of two failed", b"\x81" + uint(0) + error, {"0": gap_told}, [0, 4],
+                   bytes(4) + X[4:]),
+        in_columns("of four, which an answer by items could have too, two failed",
+                   b"\x82" + uint(3, 64) + error + uint(1, 8) + error,
+                   {"3": gap_told, "1": gap_told}, [5, 0, 6, 0], X[:4] * 4),
+        in_columns("all failed", b"\x81" + uint(0) + error, {"0": gap_told}, [0], b""),
         {"name": "step, y as bin", "hex": response(NIL, array(uint(4), uint(2), binary(X))).hex(),
          "msgid": 9, "error": None, "result": [4, 2, {"bin": x}]},
         {"name": "step, wide forms",

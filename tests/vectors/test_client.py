@@ -50,6 +50,8 @@ def told(stream):
 def plain(value):
     if isinstance(value, bytes):
         return {"bin": value.hex()}
+    if isinstance(value, dict):
+        return {str(key): item for key, item in value.items()}  # JSON has no other keys
     return [plain(item) for item in value] if isinstance(value, list) else value
 
 
@@ -86,6 +88,68 @@ def test_a_response_means_what_it_says(vector):
     assert response.msgid == vector["msgid"]
     assert response.error == vector["error"]
     assert plain(response.result) == vector["result"]
+
+
+@pytest.mark.parametrize("vector", named(v for v in VECTORS["responses"] if "columns" in v))
+def test_columns_mean_what_they_say(vector):
+    told = vector["columns"]
+    num_items = len(told["last_seqs"])
+    result = protocol.decode_response(bytes.fromhex(vector["hex"])).result
+    columns = protocol.decode_batch_result(result, num_items)
+    assert plain(columns.errors) == told["errors"]
+    assert (list(columns.last_seqs), list(columns.durable_seqs)) == (
+        told["last_seqs"],
+        told["durable_seqs"],
+    )
+    assert columns.y.hex() == told["y"]
+    for other in (num_items - 1, num_items + 1):
+        with pytest.raises(ProtocolError):
+            protocol.decode_batch_result(result, other)
+
+
+ITEM_ERRORS = st.sampled_from([["gap", "", None], ["busy", "", {"retry_after_ms": 3}]])
+ITEM_RESULTS = st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1), st.binary(
+    min_size=8, max_size=8))  # fmt: skip
+ITEMS = st.lists(
+    st.tuples(st.none(), ITEM_RESULTS.map(list)).map(list)
+    | st.tuples(ITEM_ERRORS, st.none()).map(list),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(ITEMS)
+def test_columns_say_what_items_say(items):
+    by_items = protocol.decode_batch_result(items, len(items))
+    columns = protocol.decode_response(
+        protocol.encode_response(1, protocol.encode_columns(items))
+    ).result
+    assert protocol.decode_batch_result(columns, len(items)) == by_items
+    assert by_items.errors == {k: error for k, (error, _) in enumerate(items) if error}
+    for k, (error, result) in enumerate(items):
+        last_seq, durable_seq = by_items.last_seqs[k], by_items.durable_seqs[k]
+        y = by_items.y[8 * k : 8 * k + 8]
+        if error is None:
+            assert [last_seq, durable_seq, y] == result
+        else:
+            assert (last_seq, durable_seq, any(y)) == (0, 0, False)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.binary(max_size=20) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.integers(0, 4), inner),
+    max_leaves=8,
+)
+
+
+@given(ANYTHING | st.tuples(ANYTHING, ANYTHING, ANYTHING, ANYTHING).map(list), st.integers(1, 4))
+def test_what_is_no_batch_result_is_refused_in_order(result, num_items):
+    try:
+        columns = protocol.decode_batch_result(result, num_items)
+    except ProtocolError:
+        return
+    assert len(columns.last_seqs) == len(columns.durable_seqs) == num_items
+    assert set(columns.errors) <= set(range(num_items))
 
 
 @pytest.mark.parametrize("vector", VECTORS["identities"])

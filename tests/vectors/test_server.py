@@ -26,7 +26,9 @@ from streamrnn_server.shard.wire.decode import decode_request
 from streamrnn_server.shard.wire.encode import (
     write_array,
     write_bin,
+    write_bin_head,
     write_float_array,
+    write_map,
     write_nil,
     write_response,
     write_uint,
@@ -103,12 +105,14 @@ def decode(message):
             seq, position = read_uint(position, end)
             seqs.append(seq)
         meaning["seqs"] = seqs if field("seqs") else None
+        meaning["columns"] = field("columns")
     if kind in (Kind.STEP, Kind.STEP_MANY):
         if field("form") == Form.BIN:
             meaning["x"] = ctypes.string_at(field("x"), field("x_count"))
         else:
             values = np.zeros(field("x_count") + 1, np.float64)
-            assert read_numbers(field("x"), end, field("x_count"), address_of(values)) == end
+            after = read_numbers(field("x"), end, field("x_count"), address_of(values))
+            assert after in (end, end - 1)  # a batch's `columns` may follow
             meaning["x"] = values[:-1]
     return kind, meaning
 
@@ -135,7 +139,7 @@ def expected_of(message):
     if method in ("step", "reset"):
         meaning["first_seq"] = call.first_seq if method == "step" else call.seq
     if method == "batch":
-        meaning["seqs"] = call.seqs
+        meaning |= {"seqs": call.seqs, "columns": call.columns}
     if method in ("step", "batch"):
         meaning["x"] = call.x if isinstance(call.x, bytes) else np.array(call.x, np.float64)
     return kind, meaning
@@ -216,14 +220,17 @@ def test_numbers_of_every_width(numbers):
 
 @jit
 def write_example(at, msgid, seq, num_items, y, num_values):
-    at = write_array(write_response(at, msgid), 4)
+    at = write_array(write_response(at, msgid), 6)
     at = write_uint(at, seq)
     at = write_bin(at, y, 4 * num_values)
     at = write_float_array(at, y, num_values)
     at = write_array(at, num_items)
     for _ in range(num_items):
         at = write_nil(at)
-    return at
+    at = write_map(at, min(num_items, 65_535))
+    for k in range(min(num_items, 65_535)):
+        at = write_nil(write_uint(at, k))
+    return write_bin_head(at, 0)
 
 
 @given(
@@ -236,11 +243,13 @@ def write_example(at, msgid, seq, num_items, y, num_values):
 @example(128, 2**16, 16, 16)
 def test_what_is_written_is_what_msgpack_reads(msgid, seq, num_items, num_values):
     values = np.random.default_rng(seq % 2**32).normal(size=num_values).astype(np.float32)
-    out = np.zeros(400_000, np.uint8)
+    out = np.zeros(700_000, np.uint8)
     end = write_example(address_of(out), msgid, seq, num_items, address_of(values), num_values)
     message = out[: end - address_of(out)].tobytes()
+    indices = range(min(num_items, 65_535))
     whole = [seq, values.tobytes(), values.tolist(), [None] * num_items]
-    assert msgpack.unpackb(message) == [1, msgid, None, whole]
+    whole += [dict.fromkeys(indices), b""]
+    assert msgpack.unpackb(message, strict_map_key=False) == [1, msgid, None, whole]
     # In the shortest form, too.
     assert message == msgpack.packb(
         [1, msgid, None, whole], use_single_float=True, use_bin_type=True

@@ -10,19 +10,31 @@ import numpy as np
 
 from streamrnn_client import errors
 from streamrnn_client._session.exchange import Buffer, Exchange
-from streamrnn_client._session.per_shard import Errors, Groups, Scatter, group_by_endpoint
+from streamrnn_client._session.per_shard import (
+    Errors,
+    Groups,
+    Scatter,
+    WireErrors,
+    group_by_endpoint,
+)
 from streamrnn_client._session.replay import MAX_REPLAYS, open_states, recover, server_lag
 from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.stream_group import Rows
 from streamrnn_client._session.stream_state import Claim, StreamState, as_ids
 from streamrnn_client.inputs import FLOAT, Array, ModelInfo
-from streamrnn_client.protocol import StreamId, encode_bin_header
+from streamrnn_client.protocol import (
+    ProtocolError,
+    StreamId,
+    decode_batch_result,
+    encode_bin_header,
+)
 
 __all__ = ["Rows", "open_rows", "open_streams", "step_many", "step_rows"]
 
 Id = TypeVar("Id", bound=StreamId)
 
-_BATCH = msgpack.packb("batch") + b"\x93"
+_BATCH = msgpack.packb("batch")
+_ITEMS, _COLUMNS = (b"\x93", b""), (b"\x94", msgpack.packb(True))  # around the parameters
 
 
 def open_streams(
@@ -126,7 +138,7 @@ def step_rows(session: Session, ex: Exchange, rows: Rows, x: Any) -> Operation[A
         numbered = states[0].numbered
         if any(state.numbered != numbered for state in states):
             raise errors.MixedNumbering("all streams of a batch are numbered, or none is")
-        step = _BatchStep(rows, x, outputs, numbered)
+        step = _BatchStep(rows, x, outputs, numbered, session.has_columns)
         groups = rows.groups(session)
         unusable: Errors = {}
         if numbered and session.is_durable and not rows.has_capacity():
@@ -138,6 +150,7 @@ def step_rows(session: Session, ex: Exchange, rows: Rows, x: Any) -> Operation[A
             groups = group_by_endpoint(session, states, usable)
         failed = yield from step.apply(session, ex, groups)
         if failed:
+            failed = yield from _asked_for_items(session, ex, step, failed)
             failed = yield from _open_pristine(session, ex, step, failed)
             failed = yield from _replayed(session, ex, step, failed)
             failed = yield from _interpreted(session, ex, states, failed)
@@ -153,12 +166,13 @@ def step_rows(session: Session, ex: Exchange, rows: Rows, x: Any) -> Operation[A
 class _BatchStep:
     """One step of many streams: the requests, and where their results go."""
 
-    def __init__(self, rows: Rows, x: Array, outputs: Array, numbered: bool) -> None:
+    def __init__(self, rows: Rows, x: Array, outputs: Array, numbered: bool, columns: bool) -> None:
         self.rows = rows
         self.states = rows._states
         self.x = x
         self.outputs = outputs
         self.numbered = numbered
+        self.columns = columns
         # Fixed here, whatever is learned on the way: a step that is sent again keeps its number.
         self.last_seqs = [state.last_seq for state in self.states]
         self.seqs = [last_seq + 1 for last_seq in self.last_seqs]
@@ -176,22 +190,49 @@ class _BatchStep:
             seqs = [seqs[i] for i in indices]
         numbers = msgpack.packb(seqs if self.numbered else None)
         head = encode_bin_header(x.nbytes)
-        return _BATCH, self.rows.packed_ids(indices), numbers, head, x.data
+        begin, end = _COLUMNS if self.columns else _ITEMS
+        return _BATCH, begin, self.rows.packed_ids(indices), numbers, head, x.data, end
 
-    def accept(self, indices: Sequence[int], results: Sequence[Any]) -> None:
-        last_seqs, durable_seqs, ys = zip(*results, strict=True)
-        y = np.frombuffer(b"".join(ys), FLOAT)
-        if y.size != len(indices) * self.outputs.shape[1]:
+    def accept(self, indices: Sequence[int], result: Any) -> WireErrors:
+        try:
+            failed, last_seqs, durable_seqs, y = decode_batch_result(result, len(indices))
+        except ProtocolError as error:
+            raise errors.NotSupported(str(error)) from None
+        places = [k for k in range(len(indices)) if k not in failed] if failed else ()
+        if failed and not places:
+            return failed
+        rows = self._outputs_of(indices, y)
+        if failed:
+            indices, rows = [indices[k] for k in places], rows[places]
+            last_seqs = [last_seqs[k] for k in places]
+            durable_seqs = [durable_seqs[k] for k in places]
+        self._note(indices, last_seqs, durable_seqs, rows)
+        return failed
+
+    def _outputs_of(self, indices: Sequence[int], y: bytes) -> Array:
+        num_values = len(indices) * self.outputs.shape[1]
+        if len(y) != num_values * FLOAT.itemsize:
             raise errors.NotSupported(
-                f"{y.size} outputs came for {len(indices)} streams of {self.outputs.shape[1]}"
+                f"{len(y)} bytes of outputs came for {len(indices)} streams of "
+                f"{self.outputs.shape[1]} outputs each"
             )
+        return np.frombuffer(y, FLOAT).reshape(len(indices), -1)
+
+    def _note(
+        self,
+        indices: Sequence[int],
+        last_seqs: Sequence[int],
+        durable_seqs: Sequence[int],
+        rows: Array,
+    ) -> None:
+        """Take the outputs and numbers of streams that were stepped."""
         states, x, before, seqs = self.states, self.x, self.last_seqs, self.seqs
         if isinstance(indices, range):
             part = slice(indices.start, indices.stop)
-            self.outputs[part] = y.reshape(len(indices), -1)
+            self.outputs[part] = rows
             states, x, before, seqs = states[part], x[part], before[part], seqs[part]
         else:
-            self.outputs[list(indices)] = y.reshape(len(indices), -1)
+            self.outputs[list(indices)] = rows
             states, x = [states[i] for i in indices], x[list(indices)]
             before, seqs = [before[i] for i in indices], [seqs[i] for i in indices]
         if self.numbered and list(last_seqs) != seqs:
@@ -233,6 +274,21 @@ def _unusable(session: Session, states: Sequence[StreamState]) -> Errors:
         except errors.StreamRNNClientError as error:
             failed[i] = error
     return failed
+
+
+def _asked_for_items(
+    session: Session, ex: Exchange, step: _BatchStep, failed: Errors
+) -> Operation[Errors]:
+    """Step again, without columns, what an older server in the place of this one has refused."""
+    refused = [i for i, error in failed.items() if isinstance(error, errors.BadParams)]
+    if not step.columns or not refused:
+        return failed
+    if (yield from session.refresh(ex)) or session.has_columns:
+        return failed
+    step.columns = False
+    again = yield from step.apply(session, ex, group_by_endpoint(session, step.states, refused))
+    others = {i: error for i, error in failed.items() if i not in refused}
+    return {**others, **again}
 
 
 def _open_pristine(

@@ -11,12 +11,21 @@ from streamrnn_client._session.server_info import MAX_MOVES, OVERHEAD_BYTES, Ope
 from streamrnn_client._session.stream_state import StreamState
 from streamrnn_client.protocol import MAX_BATCH
 
-__all__ = ["ITEM_BYTES", "Errors", "Groups", "Scatter", "group_by_endpoint"]
+__all__ = [
+    "ITEM_BYTES",
+    "Errors",
+    "Groups",
+    "Scatter",
+    "WireErrors",
+    "group_by_endpoint",
+    "split_items",
+]
 
 Errors = dict[int, errors.StreamRNNClientError]
 Groups = list[tuple[str, Sequence[int]]]
 Build = Callable[[Sequence[int]], tuple[Buffer, ...]]
-Accept = Callable[[Sequence[int], Sequence[Any]], None]
+WireErrors = dict[int, list[Any]]  # by an item's place in its request
+Accept = Callable[[Sequence[int], Any], WireErrors]
 
 
 BUSY_MS = 10  # where the server names no time
@@ -26,7 +35,8 @@ ITEM_BYTES = 160  # id, number and frame of one stream in a batch, at most
 class Scatter:
     """Send every stream's item to its shard; what is moved or busy is sent again.
 
-    `build` makes the parameters of a group of items, `accept` takes their results.
+    `build` makes the parameters of a group of items, `accept` takes their result and returns what
+    errors it holds.
     """
 
     def __init__(
@@ -98,20 +108,8 @@ class Scatter:
         elif call.error is not None:
             self.failed.update(dict.fromkeys(group, call.error))
         else:
-            self._take_items(call.result, group)
-
-    def _take_items(self, items: Sequence[Any], group: Sequence[int]) -> None:
-        if len(items) != len(group):
-            raise errors.NotSupported(f"{len(items)} answers came for {len(group)} streams")
-        item_errors, results = zip(*items, strict=True)
-        if not any(item_errors):
-            self.accept(group, results)
-            return
-        fine = [k for k, error in enumerate(item_errors) if error is None]
-        if fine:
-            self.accept([group[k] for k in fine], [results[k] for k in fine])
-        for i, error in zip(group, item_errors, strict=True):
-            if error is not None:
+            for k, error in self.accept(group, call.result).items():
+                i = group[k]
                 self._take_error(i, errors.from_wire(error, stream=self.states[i].id))
 
     def _take_error(self, i: int, error: errors.StreamRNNClientError) -> None:
@@ -126,6 +124,14 @@ class Scatter:
                 self.again.append(i)
                 return
         self.failed[i] = error
+
+
+def split_items(items: Any, num_items: int) -> tuple[WireErrors, list[Any]]:
+    """Return the errors of items ``[error, result]``, and all results."""
+    if len(items) != num_items:
+        raise errors.NotSupported(f"{len(items)} answers came for {num_items} streams")
+    failed = {k: error for k, (error, _) in enumerate(items) if error is not None}
+    return failed, [result for _, result in items]
 
 
 def group_by_endpoint(

@@ -14,7 +14,13 @@ import msgpack
 
 from streamrnn_client import errors
 from streamrnn_client._session.exchange import Buffer, Call, Exchange
-from streamrnn_client._session.per_shard import Errors, Scatter, group_by_endpoint
+from streamrnn_client._session.per_shard import (
+    Errors,
+    Scatter,
+    WireErrors,
+    group_by_endpoint,
+    split_items,
+)
 from streamrnn_client._session.server_info import MAX_MOVES, Operation, ServerView
 from streamrnn_client._session.stream_state import StreamState, pack_ids
 from streamrnn_client.protocol import StreamId, encode_bin_header, encode_uint
@@ -233,8 +239,10 @@ def _ask(
         def build(group: Sequence[int], tail: bytes = tail) -> tuple[Buffer, ...]:
             return _OPEN, pack_ids([states[i] for i in group]), tail
 
-        def accept(group: Sequence[int], reply: Sequence[Any]) -> None:
-            results.update(zip(group, reply, strict=True))
+        def accept(group: Sequence[int], reply: Any) -> WireErrors:
+            refused, opened = split_items(reply, len(group))
+            results.update((i, each) for i, each in zip(group, opened, strict=True) if each)
+            return refused
 
         opening = Scatter(view, ex, states, "open", build, accept)
         failed.update((yield from opening.run(group_by_endpoint(view, states, members))))

@@ -60,6 +60,8 @@ class ServerInfo:
         Streams in one request.
     models : tuple of str
         Their names.
+    features : tuple of str
+        What an older server lacks: ``batch_columns``.
     """
 
     server: str
@@ -74,6 +76,7 @@ class ServerInfo:
     max_in_flight: int = 1000
     max_batch: int = MAX_BATCH
     models: tuple[str, ...] = field(default=())
+    features: tuple[str, ...] = field(default=())
 
     @classmethod
     def from_map(cls, reply: Any) -> ServerInfo:
@@ -89,7 +92,7 @@ class ServerInfo:
                 {"protocol": version, "expected": PROTOCOL_VERSION},
             )
         known = {key: reply[key] for key in cls.__dataclass_fields__ if key in reply}
-        for key in ("endpoints", "models"):
+        for key in ("endpoints", "models", "features"):
             known[key] = tuple(known.get(key, ()))
         try:
             info = cls(**known)
@@ -213,6 +216,11 @@ class ServerView:
     def is_spread(self) -> bool:
         """Whether streams live at more than one endpoint."""
         return bool(self._moved) or (self.info is not None and self.info.num_shards > 1)
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether the server can answer a batch in columns, as far as it said."""
+        return self.info is not None and "batch_columns" in self.info.features
 
     @property
     def is_durable(self) -> bool:

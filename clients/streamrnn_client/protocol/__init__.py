@@ -13,6 +13,7 @@ could be read, the msgid to answer.
 from __future__ import annotations
 
 from streamrnn_client.protocol.codes import ErrorCode, ProtocolError, error_message, error_reply
+from streamrnn_client.protocol.columns import Columns, decode_batch_result, encode_columns
 from streamrnn_client.protocol.decoding import Response, decode_request, decode_response
 from streamrnn_client.protocol.encoding import (
     REQUEST,
@@ -39,6 +40,7 @@ from streamrnn_client.protocol.limits import (
     DEFAULT_PORT,
     DEFAULT_WINDOW,
     DURABILITIES,
+    FEATURES,
     HOT_METHODS,
     MAX_BATCH,
     MAX_MSGID,
@@ -65,6 +67,7 @@ __all__ = [
     "DEFAULT_PORT",
     "DEFAULT_WINDOW",
     "DURABILITIES",
+    "FEATURES",
     "HOT_METHODS",
     "MAX_BATCH",
     "MAX_ID_BYTES",
@@ -80,6 +83,7 @@ __all__ = [
     "BatchRequest",
     "CloseRequest",
     "ColdRequest",
+    "Columns",
     "ErrorCode",
     "OpenRequest",
     "OpenWithStateRequest",
@@ -90,9 +94,11 @@ __all__ = [
     "StepRequest",
     "StreamId",
     "canonical_id",
+    "decode_batch_result",
     "decode_request",
     "decode_response",
     "encode_bin_header",
+    "encode_columns",
     "encode_error",
     "encode_request",
     "encode_response",

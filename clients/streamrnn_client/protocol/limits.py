@@ -8,6 +8,7 @@ __all__ = [
     "DEFAULT_PORT",
     "DEFAULT_WINDOW",
     "DURABILITIES",
+    "FEATURES",
     "HOT_METHODS",
     "MAX_BATCH",
     "MAX_MSGID",
@@ -40,6 +41,7 @@ COLD_METHODS = (
     "sync",
 )
 DURABILITIES = ("none", "checkpoint", "always")  # `durability` in `hello`
+FEATURES = ("batch_columns",)  # `features` in `hello`: what a server may lack
 MAX_SNAPSHOT_NAME_BYTES = 128
 
 

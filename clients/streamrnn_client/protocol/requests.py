@@ -36,6 +36,7 @@ class BatchRequest(NamedTuple):
     streams: list[StreamId]
     seqs: list[int] | None
     x: bytes | list[float]
+    columns: bool = False  # whether the answer is `Columns`
 
 
 class OpenRequest(NamedTuple):
@@ -146,8 +147,12 @@ def _parse_step(params: list[Any], _max_batch: int) -> StepRequest:
 
 
 def _parse_batch(params: list[Any], max_batch: int) -> BatchRequest:
-    _expect_params(params, "[streams, seqs, X]", 3)
-    streams, seqs, x = params
+    if len(params) != 4:
+        _expect_params(params, "[streams, seqs, X] or [streams, seqs, X, columns]", 3)
+    streams, seqs, x = params[:3]
+    columns = params[3] if len(params) == 4 else False
+    if type(columns) is not bool:
+        raise bad_params(f"columns is {kind_of(columns)}; it must be a bool")
     _parse_streams(streams, max_batch)
     if seqs is not None:
         if type(seqs) is not list or len(seqs) != len(streams):
@@ -157,7 +162,7 @@ def _parse_batch(params: list[Any], max_batch: int) -> BatchRequest:
             )
         for seq in seqs:
             _parse_uint(seq, "a number in seqs")
-    return BatchRequest(streams, seqs, _parse_x(x))
+    return BatchRequest(streams, seqs, _parse_x(x), columns)
 
 
 def _parse_open(params: list[Any], max_batch: int) -> OpenRequest | OpenWithStateRequest:

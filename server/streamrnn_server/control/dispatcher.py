@@ -15,6 +15,7 @@ from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.model import Model
 from streamrnn_client.protocol import (
     DEFAULT_WINDOW,
+    FEATURES,
     MAX_BATCH,
     MAX_WINDOW,
     PROTOCOL_VERSION,
@@ -220,6 +221,7 @@ class Control:
             "max_message_bytes": config.max_message_bytes,
             "max_in_flight": config.max_in_flight,
             "max_batch": MAX_BATCH,
+            "features": list(FEATURES),
             "models": list(self._models),
         }
 

@@ -13,6 +13,7 @@ from streamrnn.model.spec import ModelSpec
 from streamrnn_client.protocol import (
     ErrorCode,
     StreamId,
+    encode_columns,
     encode_error,
     encode_response,
     error_reply,
@@ -138,7 +139,8 @@ def word_items(
         if item["code"] == 0:
             what: Any = int(item["window"])
             if ask.kind == Kind.STEP_MANY:
-                what = np.frombuffer(y, np.float32).tolist() if ask.form == Form.ARRAY else y
+                as_numbers = ask.form == Form.ARRAY and not ask.columns
+                what = np.frombuffer(y, np.float32).tolist() if as_numbers else y
             items.append([None, [int(item["last_seq"]), int(item["durable_seq"]), what]])
             continue
         code = ErrorCode(int(item["code"]))
@@ -149,4 +151,4 @@ def word_items(
         else:
             detail = _detail(code, details, stream, models) | known_about(code, canonical)
         items.append([error_reply(code, **detail), None])
-    return encode_response(ask.msgid, items)
+    return encode_response(ask.msgid, encode_columns(items) if ask.columns else items)

@@ -25,13 +25,14 @@ class Ask(NamedTuple):
     identity: bytes
     body: bytes
     owner: int = 0
+    columns: int = 0
 
 
 def parse_ask(message: bytes, payload: bytes | None = None) -> Ask:
     """Read the frames of a shard's question; a second one is its body."""
     ask = np.frombuffer(message, w.Ask.dtype, 1)[0]
     begin = w.ASK_BYTES + int(ask["identity_bytes"])
-    numbers = ("msgid", "code", "model", "kind", "form", "num_items", "owner")
+    numbers = ("msgid", "code", "model", "kind", "form", "num_items", "owner", "columns")
     return Ask(
         ask=int(ask["what"]),
         details=tuple(ask["detail"].tolist()),

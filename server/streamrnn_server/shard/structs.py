@@ -276,6 +276,7 @@ class Ask(Struct, packed=True):
     identity_bytes: I64
     body_bytes: I64
     owner: I64  # number of the user who asks
+    columns: I64  # ITEMS: whether the reply is in columns
 
 
 class Item(Struct, packed=True):

@@ -130,6 +130,7 @@ def _write_ask(shard: Shard, request: Request, what: int, body_bytes: int) -> in
     ask.identity_bytes = request.identity_bytes
     ask.body_bytes = body_bytes
     ask.owner = request.owner
+    ask.columns = request.columns if request.kind == Kind.STEP_MANY else 0
     identity = shard.out + w.ASK_BYTES
     copy_bytes(identity, field_address(request, "identity"), request.identity_bytes)
     return identity + request.identity_bytes

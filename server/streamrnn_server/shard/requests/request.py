@@ -100,7 +100,8 @@ class Request(Struct):
     identity: Annotated[Any, np.uint8, (256,)]  # whom to answer
     stream: Annotated[Any, np.uint8, (136,)]  # canonical id: at most 129 bytes, zeros up to 16
     owner: I64  # number of the user, where there are users
-    unused: Annotated[Any, np.int64, (6,)]
+    columns: I64  # whether a batch is answered in columns
+    unused: Annotated[Any, np.int64, (5,)]
 
 
 class Pool(Struct):

@@ -130,7 +130,11 @@ def _decode_streams(at: int, end: int, num_streams: int, request: Request) -> in
 
 @jit
 def _decode_batch(at: int, end: int, request: Request) -> int:
-    kind, num_streams, at = read_head(read_array(at, end, 3), end)
+    """Read ``[streams, seqs, x]``, or with a fourth parameter: whether to answer in columns."""
+    kind, num_params, at = read_head(at, end)
+    if kind != ValueKind.ARRAY or num_params < 3 or num_params > 4:
+        return 0
+    kind, num_streams, at = read_head(at, end)
     if kind != ValueKind.ARRAY:
         return 0
     at = _decode_streams(at, end, num_streams, request)
@@ -142,7 +146,14 @@ def _decode_batch(at: int, end: int, request: Request) -> int:
             _seq, at = read_uint(at, end)
     elif kind != ValueKind.NIL:
         return 0
-    return _decode_x(at, end, request)
+    at = _decode_x(at, end, request)
+    request.columns = 0
+    if num_params == 4:
+        kind, value, at = read_head(at, end)
+        if kind != ValueKind.BOOL:
+            return 0
+        request.columns = value
+    return at
 
 
 @jit

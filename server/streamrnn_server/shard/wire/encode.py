@@ -25,7 +25,9 @@ __all__ = [
     "reverse_bytes",
     "write_array",
     "write_bin",
+    "write_bin_head",
     "write_float_array",
+    "write_map",
     "write_nil",
     "write_response",
     "write_uint",
@@ -96,9 +98,26 @@ def write_array(at: int, length: int) -> int:
 
 
 @jit
+def write_map(at: int, length: int) -> int:
+    """Write the head of a map of fewer than 2**16 pairs."""
+    if length < 16:
+        store_u8(at, 0x80 | length)
+        return at + 1
+    store_u8(at, 0xDE)
+    store_u16(at + 1, reverse_bytes(length) >> 48)
+    return at + 3
+
+
+@jit
+def write_bin_head(at: int, num_bytes: int) -> int:
+    """Write the head of fewer than 2**32 bytes, which the caller writes."""
+    return _write_sized(at, 0xC4, num_bytes)
+
+
+@jit
 def write_bin(at: int, data: int, num_bytes: int) -> int:
     """Write fewer than 2**32 bytes."""
-    at = _write_sized(at, 0xC4, num_bytes)
+    at = write_bin_head(at, num_bytes)
     copy_bytes(at, data, num_bytes)
     return at + num_bytes
 

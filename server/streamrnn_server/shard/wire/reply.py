@@ -13,7 +13,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import copy_bytes, load_i64, store_u8
+from streamrnn.kernels.memory import copy_bytes, fill_bytes, load_i64, store_i64, store_u8
 from streamrnn.kernels.pointers import field_address
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard import structs as w
@@ -33,7 +33,9 @@ from streamrnn_server.shard.to_python import ask_python, tell_reply
 from streamrnn_server.shard.wire.encode import (
     write_array,
     write_bin,
+    write_bin_head,
     write_float_array,
+    write_map,
     write_nil,
     write_response,
     write_uint,
@@ -135,6 +137,8 @@ def _encode(shard: Shard, request: Request) -> int:
     at = write_response(out, request.msgid)
     if kind != Kind.STEP_MANY and kind != Kind.OPEN_MANY:
         return _write_result(shard, request, at)
+    if kind == Kind.STEP_MANY and request.columns:
+        return _write_columns(shard, request, at)
     pool = shard.pool
     at = write_array(at, request.num_items)
     link = request.first_child
@@ -146,6 +150,61 @@ def _encode(shard: Shard, request: Request) -> int:
             at = write_nil(_write_error(shard, child, at))
         else:
             at = _write_result(shard, child, write_nil(at))
+    return at
+
+
+@jit
+def _write_columns(shard: Shard, parent: Request, at: int) -> int:
+    """Write ``[errors by index, last_seqs, durable_seqs, y]``; failed items have zeros there."""
+    num_items = parent.num_items
+    num_errors, y_bytes = _count_errors(shard.pool, parent)
+    at = write_map(write_array(at, 4), num_errors)
+    if num_errors > 0:
+        at = _write_errors(shard, parent, at)
+    last_seqs = write_bin_head(at, 8 * num_items)
+    durable_seqs = write_bin_head(last_seqs + 8 * num_items, 8 * num_items)
+    y = write_bin_head(durable_seqs + 8 * num_items, y_bytes * num_items)
+    link = parent.first_child
+    for k in range(num_items):
+        child = request_of(shard.pool, link)
+        link = child.sibling
+        last_seq, durable_seq = 0, 0
+        if child.code == 0:
+            last_seq = child.last_seq
+            durable_seq = last_seq if shard.is_always else child.durable_seq
+            copy_bytes(y, child.y, y_bytes)
+        else:
+            fill_bytes(y, y_bytes, 0)
+        store_i64(last_seqs + 8 * k, last_seq)
+        store_i64(durable_seqs + 8 * k, durable_seq)
+        y += y_bytes
+    return y
+
+
+@jit
+def _count_errors(pool: Pool, parent: Request) -> tuple[int, int]:
+    """Count a batch's failed items; return the size of the others' outputs too, 0 without any."""
+    num_errors, y_bytes = 0, 0
+    link = parent.first_child
+    while link != 0:
+        child = request_of(pool, link)
+        link = child.sibling
+        if child.code != 0:
+            num_errors += 1
+        else:
+            y_bytes = child.y_bytes  # they are of one model
+    return num_errors, y_bytes
+
+
+@jit
+def _write_errors(shard: Shard, parent: Request, at: int) -> int:
+    """Write the pairs of index and error of a batch's failed items."""
+    link = parent.first_child
+    while link != 0:
+        child = request_of(shard.pool, link)
+        link = child.sibling
+        if child.code != 0:
+            at = _write_error(shard, child, write_uint(at, child.item))
     return at
 
 
