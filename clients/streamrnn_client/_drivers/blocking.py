@@ -11,7 +11,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import zmq
 
-from streamrnn_client._drivers.sockets import configure, is_connected
+from streamrnn_client._drivers.sockets import Connection
 from streamrnn_client._session.exchange import Call, Exchange
 from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.stream_state import Claim, StreamState
@@ -114,19 +114,21 @@ class _Link:
     """The sockets of one thread; a ZeroMQ socket must not be shared."""
 
     def __init__(self, options: Options) -> None:
-        sockets: dict[str, zmq.Socket[bytes]] = {}
+        connections: dict[str, Connection[zmq.Socket[bytes]]] = {}
         self._keys = options.keys
         # The exchange must not refer to the link: a cycle would put off the closing of sockets.
         self.exchange = Exchange(
             time.monotonic,
             timeout_s=options.timeout_s,
             resend_s=options.resend_s,
-            is_connected=lambda endpoint: is_connected(sockets.get(endpoint)),
+            is_connected=lambda endpoint: (
+                endpoint in connections and connections[endpoint].is_connected
+            ),
         )
         self.in_use = threading.Lock()
         self.is_closed = False
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._sockets = sockets
+        self._connections = connections
         self._poller = zmq.Poller()
         self._only: zmq.Socket[bytes] | None = None
 
@@ -135,10 +137,12 @@ class _Link:
         exchange = self.exchange
         while exchange.outbox:
             call = exchange.outbox.popleft()
+            connection = self._connection(call.endpoint)
             try:
-                self._socket(call.endpoint).send(call.payload, zmq.NOBLOCK)
+                connection.socket.send(call.payload, zmq.NOBLOCK)
             except zmq.Again:
                 exchange.send_failed(call)
+                connection.renew()
         remaining_s = exchange.next_at() - time.monotonic()
         if remaining_s <= 0:
             exchange.tick()
@@ -157,21 +161,21 @@ class _Link:
             return
         try:
             self.is_closed = True
-            for socket in self._sockets.values():
-                socket.close()
-            self._sockets.clear()
+            for connection in self._connections.values():
+                connection.socket.close()
+            self._connections.clear()
         finally:
             self.in_use.release()
 
     def __del__(self) -> None:
         self.close_when_idle()
 
-    def _socket(self, endpoint: str) -> zmq.Socket[bytes]:
-        socket = self._sockets.get(endpoint)
-        if socket is None:
+    def _connection(self, endpoint: str) -> Connection[zmq.Socket[bytes]]:
+        connection = self._connections.get(endpoint)
+        if connection is None:
             socket = self._context.socket(zmq.DEALER)
-            self._sockets[endpoint] = socket
-            configure(socket, endpoint, self._keys)
+            connection = Connection(socket, endpoint, self._keys)
+            self._connections[endpoint] = connection
             self._poller.register(socket, zmq.POLLIN)
-            self._only = socket if len(self._sockets) == 1 else None
-        return socket
+            self._only = socket if len(self._connections) == 1 else None
+        return connection

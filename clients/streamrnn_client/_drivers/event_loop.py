@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import zmq
 import zmq.asyncio
 
-from streamrnn_client._drivers.sockets import configure, is_connected
+from streamrnn_client._drivers.sockets import Connection
 from streamrnn_client._session.exchange import Call, Exchange
 from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.stream_state import Claim, StreamState
@@ -106,11 +106,13 @@ class _Hub:
             time.monotonic,
             timeout_s=options.timeout_s,
             resend_s=options.resend_s,
-            is_connected=lambda endpoint: is_connected(self._sockets.get(endpoint)),
+            is_connected=lambda endpoint: (
+                endpoint in self._connections and self._connections[endpoint].is_connected
+            ),
         )
         self._keys = options.keys
         self._context = zmq.asyncio.Context.instance()
-        self._sockets: dict[str, zmq.asyncio.Socket] = {}
+        self._connections: dict[str, Connection[zmq.asyncio.Socket]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = 0.0
@@ -134,19 +136,21 @@ class _Hub:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for socket in self._sockets.values():
-            socket.close()
-        self._sockets.clear()
+        for connection in self._connections.values():
+            connection.socket.close()
+        self._connections.clear()
         self._tasks.clear()
 
     def _send(self) -> None:
         exchange = self.exchange
         while exchange.outbox:
             call = exchange.outbox.popleft()
+            connection = self._connection(call.endpoint)
             # With NOBLOCK the future is done at once, with the outcome in it.
-            sending = self._socket(call.endpoint).send(call.payload, zmq.NOBLOCK)
+            sending = connection.socket.send(call.payload, zmq.NOBLOCK)
             if isinstance(cast("asyncio.Future[Any]", sending).exception(), zmq.Again):
                 exchange.send_failed(call)
+                connection.renew()
                 self._set_alarm(call.next_at)
 
     def _set_alarm(self, due: float) -> None:
@@ -174,11 +178,11 @@ class _Hub:
             if self.exchange.is_postponed:
                 self._set_alarm(self.exchange.next_at())
 
-    def _socket(self, endpoint: str) -> zmq.asyncio.Socket:
-        socket = self._sockets.get(endpoint)
-        if socket is None:
+    def _connection(self, endpoint: str) -> Connection[zmq.asyncio.Socket]:
+        connection = self._connections.get(endpoint)
+        if connection is None:
             socket = self._context.socket(zmq.DEALER)
-            self._sockets[endpoint] = socket
-            configure(socket, endpoint, self._keys)
+            connection = Connection(socket, endpoint, self._keys)
+            self._connections[endpoint] = connection
             self._tasks.append(asyncio.get_running_loop().create_task(self._read(socket)))
-        return socket
+        return connection

@@ -1,39 +1,85 @@
-"""A DEALER socket with the options of this client."""
+"""Connections: DEALER sockets with the options of this client."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import secrets
+import time
+from typing import Any, Generic, TypeVar
 
 import zmq
 
 from streamrnn_client.errors import BadParams
 from streamrnn_client.options import Keys
 
-__all__ = ["configure", "is_connected"]
+__all__ = ["Connection"]
+
+S = TypeVar("S", bound="zmq.Socket[Any]")
+_ID_BYTES = 16
+_MIN_PAUSE_S, _MAX_PAUSE_S = 0.1, 2.0  # between two tries to connect; it doubles
+_DEAD_AFTER_MS = 30_000  # without a sign of life from the other side's kernel
 
 
-def configure(socket: zmq.Socket[Any], endpoint: str, keys: Keys | None = None) -> None:
-    """Set all options whose default would hang or flood, then connect."""
+class Connection(Generic[S]):
+    """A socket to one endpoint. Who lost the connection calls `renew` until it is there again.
+
+    Every connection has a routing id of its own. A server keeps an id as long as it believes in
+    the connection that brought it, which after a broken network is longer than we do, and a second
+    one with that id it would not hear. So libzmq, which would take the old id, must not reconnect.
+    """
+
+    def __init__(self, socket: S, endpoint: str, keys: Keys | None = None) -> None:
+        self.socket = socket
+        self._endpoint = endpoint
+        self._pause_s = _MIN_PAUSE_S
+        self._next_at = 0.0
+        _configure(socket, endpoint, keys)
+        try:
+            self._connect()
+        except zmq.ZMQError as error:
+            socket.close()
+            raise BadParams(f"cannot connect to {endpoint!r}: {error}; is it an address?") from None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection: only then the socket takes messages."""
+        return bool(int(self.socket.get(zmq.EVENTS)) & zmq.POLLOUT)
+
+    def renew(self) -> None:
+        """Connect anew, unless the last try was a moment ago and may still succeed."""
+        now = time.monotonic()
+        if now < self._next_at:
+            return
+        # Nobody who waits for a connection lets so much time pass: there was one in between.
+        was_connected = now > self._next_at + self._pause_s + _MIN_PAUSE_S
+        self._pause_s = _MIN_PAUSE_S if was_connected else min(2 * self._pause_s, _MAX_PAUSE_S)
+        with contextlib.suppress(zmq.ZMQError):  # libzmq has given it up by itself
+            self.socket.disconnect(self._endpoint)
+        self._connect()
+
+    def _connect(self) -> None:
+        # A zero at the beginning would stand for ids that servers give.
+        self.socket.setsockopt(zmq.ROUTING_ID, b"\1" + secrets.token_bytes(_ID_BYTES - 1))
+        self.socket.connect(self._endpoint)
+        self._next_at = time.monotonic() + self._pause_s
+
+
+def _configure(socket: zmq.Socket[Any], endpoint: str, keys: Keys | None) -> None:
+    """Set all options whose default would hang or flood."""
     socket.linger = 0  # every request has a reply, so nothing that matters waits at the end
-    socket.sndhwm = 10_000
-    socket.rcvhwm = 0  # bounded by what was asked
+    socket.sndhwm = socket.rcvhwm = 0  # bounded by what was asked
     socket.ipv6 = "[" in endpoint
     # Nothing waits in a queue for a connection: what cannot be sent now is not sent, and known not
     # to be. An unnumbered step then cannot go out long after its caller has given up.
     socket.immediate = True
-    socket.reconnect_ivl = 50
-    socket.reconnect_ivl_max = 1000
-    socket.heartbeat_ivl = 5000
-    socket.heartbeat_timeout = 15_000
+    socket.reconnect_ivl = -1
+    # The kernels find out whether the other side is there. A ping of ZMTP could end a server whose
+    # queue is full (libzmq 4.3.5 asserts that it can answer).
+    socket.heartbeat_ivl = 0
+    socket.tcp_keepalive = 1
+    socket.tcp_keepalive_idle = socket.tcp_keepalive_intvl = 5
+    socket.tcp_keepalive_cnt = 5
+    socket.tcp_maxrt = _DEAD_AFTER_MS
     if keys is not None:
         socket.curve_publickey, socket.curve_secretkey = keys.public, keys.secret
         socket.curve_serverkey = keys.server
-    try:
-        socket.connect(endpoint)
-    except zmq.ZMQError as error:
-        raise BadParams(f"cannot connect to {endpoint!r}: {error}; is it an address?") from None
-
-
-def is_connected(socket: zmq.Socket[Any] | None) -> bool:
-    """Tell whether a socket of ours has a connection: only then it takes messages."""
-    return socket is not None and bool(int(socket.get(zmq.EVENTS)) & zmq.POLLOUT)
