@@ -9,12 +9,13 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 could not start; 130 after Ctrl-C
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import streamrnn
 from streamrnn.errors import StartError, StreamRNNError
@@ -64,7 +65,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit
         After ``--help`` and ``--version`` (code 0) and wrong usage (code 2), as argparse does.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_standard_files()
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    finally:
+        # Python would complain of what it cannot write when it exits, and exit with 120.
+        _flush(sys.stdout)
+        _flush(sys.stderr)
+
+
+def _open_standard_files() -> None:
+    """Open those of descriptors 0 to 2 that are closed, so that no other file gets their numbers.
+
+    What is printed, by us or by a library that ends the process, would be written into that file.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # It takes the least number that is free.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115, for as long as the program runs
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _flush(file: TextIO) -> None:
+    """Write what is buffered; if that fails, let it go nowhere."""
+    try:
+        file.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run one subcommand and return the exit code."""
     # The words before the command are flags without a value, so the first other word is it.
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     debug = "--debug" in arguments
@@ -84,15 +120,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone (as `head` does). Python would complain once more
-        # when it flushes at exit, so what is left goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
         return EXIT_FAILED
     except (StreamRNNError, OSError, ImportError) as error:
-        if debug:
-            traceback.print_exc()
-        _complain(error)
+        with contextlib.suppress(OSError):  # if stderr fails, the exit code still says it
+            if debug:
+                traceback.print_exc()
+            _complain(error)
         return EXIT_NOT_STARTED if isinstance(error, StartError) else EXIT_FAILED
 
 

@@ -1,17 +1,24 @@
-"""One line an event on stderr, as text or JSON; never an input value, never a flood."""
+"""One line an event on stderr, as text or JSON; never an input value, never a flood.
+
+Who writes an event must not suffer from it: a line that cannot be written at once, because the
+reader of stderr has gone or does not read, or its disk is full, is dropped and counted.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import select
 import threading
 import time
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
-__all__ = ["FORMATS", "LEVELS", "EventLog"]
+__all__ = ["FORMATS", "LEVELS", "EventLog", "UnbufferedFile"]
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
@@ -19,6 +26,46 @@ _MAX_PER_PERIOD = 10
 _PERIOD_S = 10.0
 _MAX_EVENTS = 256  # told apart; all others share one limit
 _OTHERS = ""
+_STDERR = 2
+_MAX_WRITE_BYTES = 4096  # a pipe that can be written to takes so much without waiting (PIPE_BUF)
+
+
+class _Writable(Protocol):
+    def write(self, text: str, /) -> object: ...
+
+
+class UnbufferedFile:
+    """A file that is written to without waiting, nothing of which stays behind in a buffer."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._is_torn = False  # the last line has no end
+
+    def write(self, text: str) -> None:
+        """Write a line.
+
+        Raises
+        ------
+        OSError
+            If it could not be written, or not all of it.
+        """
+        left = memoryview(b"\n" * self._is_torn + text.encode(errors="backslashreplace"))
+        has_begun = False
+        try:
+            while left:
+                if not self._takes_more():
+                    raise BlockingIOError("its reader does not read")
+                left = left[os.write(self._descriptor, left[:_MAX_WRITE_BYTES]) :]
+                has_begun = True
+            self._is_torn = False
+        except OSError:
+            self._is_torn |= has_begun
+            raise
+
+    def _takes_more(self) -> bool:
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        return bool(poll.poll(0))
 
 
 class EventLog:
@@ -43,7 +90,7 @@ class EventLog:
         self, form: str = "text", level: str = "info", stream: TextIO | None = None
     ) -> None:
         self.num_faults = 0
-        handler = logging.StreamHandler(stream)
+        self._handler = handler = _Handler(stream or UnbufferedFile(_STDERR))
         handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
         # Not from `getLogger`: two servers of one process do not share a log.
         self._logger = logging.Logger("streamrnn_server", level.upper())
@@ -66,6 +113,52 @@ class EventLog:
             f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in place
         )
         self.write("error", event, error=type(error).__name__, where=where, **fields)
+
+    @property
+    def num_dropped(self) -> int:
+        """How many lines could not be written."""
+        return self._handler.num_dropped
+
+    def say_dropped(self) -> None:
+        """If lines have been dropped since it was said last, try to say how many."""
+        self._handler.say_dropped()
+
+
+class _Handler(logging.Handler):
+    """Writes lines to a file that may fail at any time."""
+
+    def __init__(self, file: _Writable) -> None:
+        super().__init__()
+        self._file = file
+        self.num_dropped = 0
+        self._num_told = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write an event, after what is to be said about those before; called with the lock."""
+        try:
+            line = self.format(record) + "\n"
+            self._say_dropped()
+            self._file.write(line)
+        except Exception:  # whatever it is, who writes the event has other things to do
+            self.num_dropped += 1
+
+    def say_dropped(self) -> None:
+        """Say how many lines have been dropped since the last time; if it fails, next time."""
+        self.acquire()
+        try:
+            with contextlib.suppress(Exception):
+                self._say_dropped()
+        finally:
+            self.release()
+
+    def _say_dropped(self) -> None:
+        num_new = self.num_dropped - self._num_told
+        if num_new:
+            event = "lines of this log could not be written"
+            record = logging.makeLogRecord({"levelname": "WARNING", "msg": event})
+            record.__dict__["fields"] = {"num_dropped": num_new}
+            self._file.write(self.format(record) + "\n")
+            self._num_told += num_new
 
 
 class _RateFilter(logging.Filter):

@@ -295,6 +295,7 @@ class Server:
 
     def _tell(self) -> None:
         """Log what was dropped or refused since the last time."""
+        self._log.say_dropped()
         try:
             stats = self.control.stats()
         except Exception as error:

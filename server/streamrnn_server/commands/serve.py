@@ -7,19 +7,23 @@ import faulthandler
 import json
 import os
 import signal
-import sys
 import tempfile
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from streamrnn.errors import StartError, StreamRNNError
 from streamrnn_server.config import add_options, config_of
-from streamrnn_server.event_log import FORMATS, LEVELS, EventLog
+from streamrnn_server.event_log import FORMATS, LEVELS, EventLog, UnbufferedFile
 from streamrnn_server.storage.malloc import keep_freed_memory
 
 __all__ = ["configure", "run"]
+
+_STDOUT, _STDERR = 1, 2
+
+_STDOUT, _STDERR = 1, 2
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,19 +43,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGINT or SIGTERM; return 0 after a clean end."""
+    """Serve until SIGINT, SIGTERM or SIGHUP; return 0 after a clean end."""
     began_s = time.monotonic()
     faulthandler.enable()  # a damaged state file may end the process: then the log says where
+    signals = _Signals()
     # What can be refused at once is refused before the compilers are loaded.
     config = config_of(args)
     from streamrnn_server.models import load_models
 
     log = EventLog(args.log_format, args.log_level)
     models = load_models(args.model)
+    from streamrnn_server.device import choose_device
     from streamrnn_server.server import Server
+    from streamrnn_server.warmup import compile_all
 
     keep_freed_memory()
-    signals = _Signals()
+    config = replace(config, device=choose_device(models, config, log))
+    compile_all(log, config.precision, config.device)
+    signals.note()
     server = Server(models, config, log)
     signals.hand_over(server.wake_file, server.stop)
     passed_s = time.monotonic() - began_s
@@ -70,10 +79,10 @@ def run(args: argparse.Namespace) -> int:
         )
     how = f"durability {config.durability}, {config.precision} on {server.device}"
     how += ", clients need keys" * config.has_users
-    print(
+    _say(
         f"streamrnn: ready at {' '.join(server.endpoints)} serving {names} "
         f"({how}, {passed_s:.1f} s)",
-        flush=True,
+        log,
     )
     log.write("info", "ready", endpoints=" ".join(server.endpoints), models=names, pid=os.getpid())
     try:
@@ -83,10 +92,10 @@ def run(args: argparse.Namespace) -> int:
         try:
             if isinstance(error, StreamRNNError):
                 log.write("error", str(error))
-                print(f"streamrnn: {error}", file=sys.stderr, flush=True)
             else:
                 log.write_fault("the server has failed", error)
-                traceback.print_tb(error.__traceback__)
+                text = "".join(traceback.format_tb(error.__traceback__))
+                UnbufferedFile(_STDERR).write(text)
         finally:
             os._exit(1)
     signal.set_wakeup_fd(-1)
@@ -95,12 +104,33 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _say(line: str, log: EventLog) -> None:
+    """Print a line; if nobody can read it, the server serves all the same."""
+    try:
+        UnbufferedFile(_STDOUT).write(line + "\n")
+    except OSError as error:
+        log.write("warning", "stdout cannot be written", reason=error.strerror or str(error))
+
+
 class _Signals:
-    """SIGINT and SIGTERM: noted while the server starts, then handed to it."""
+    """What ends the server.
+
+    At first the signals end the process at once, whatever the compilers are doing: there is nothing
+    to lose yet. From `note` on they are noted, and `hand_over` hands them to the server.
+    """
 
     def __init__(self) -> None:
         self._noted = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+            numbers.append(signal.SIGHUP)
+        self._numbers = numbers
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+    def note(self) -> None:
+        """Note what comes from now on."""
+        for number in self._numbers:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -121,5 +151,4 @@ def _write_ready_file(path: Path, content: dict[str, object]) -> None:
             file.write(json.dumps(content) + "\n")
         os.replace(file.name, path)
     except OSError as error:
-        print(f"streamrnn: cannot write --ready-file {path}: {error}", file=sys.stderr)
         raise StartError(f"cannot write --ready-file {path}: {error}") from error

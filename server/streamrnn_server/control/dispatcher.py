@@ -248,6 +248,7 @@ class Control:
         """
         counters = total_counters(self.shards)
         counters["num_too_broken_to_answer"] += self.num_too_broken
+        counters["num_dropped_log_lines"] = self._log.num_dropped
         return {
             "server": __version__,
             "instance": self.instance,

@@ -1,0 +1,1 @@
+"""The serving process: what surrounds it, and what restarts it."""

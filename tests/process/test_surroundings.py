@@ -1,0 +1,181 @@
+"""The serving process and its surroundings: files it was started with, signals, its cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from streamrnn_bench.child_process import start_child
+from streamrnn_client import Client
+from tests.support.models import random_model
+from tests.support.peer import Peer, until
+from tests.support.program import TIMEOUT_S, streamrnn
+
+NUM_STEPS = 20
+ROW = np.ones(3, np.float32)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "small.safetensors"
+    random_model(np.random.default_rng(3), [("gru", 12)]).save(path)
+    return path
+
+
+class Serving:
+    """``streamrnn serve`` with a state directory and rare checkpoints, as a child with options."""
+
+    def __init__(self, path, state, *arguments, **options):
+        ready = f"{state}-ready"
+        command = streamrnn(
+            *("serve", path, "--bind", "tcp://127.0.0.1:0", "--ready-file", ready),
+            *("--state-dir", state, "--checkpoint-interval", 3600, *arguments),
+        )
+        self.process = start_child(command, **{"stdout": subprocess.DEVNULL, **options})
+        deadline = time.monotonic() + TIMEOUT_S
+        while not os.path.exists(ready):
+            assert self.process.poll() is None, "the server has not started"
+            assert time.monotonic() < deadline, "the server is not ready"
+        with open(ready) as file:
+            self.told = json.load(file)
+        os.unlink(ready)
+        self.endpoint = self.told["endpoints"][0]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+    def end(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.process.wait(TIMEOUT_S)
+
+
+def make_steps(endpoint):
+    with Client(endpoint) as client:
+        stream = client.stream("a")
+        for _ in range(NUM_STEPS):
+            stream.step(ROW)
+
+
+def num_steps_on_disk(path, state):
+    with Serving(path, state) as server, Client(server.endpoint) as client:
+        return client.stream("a").last_seq
+
+
+def gone_reader():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def lazy_reader():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, b"-" * 4096)
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    return writer, reader
+
+
+@pytest.mark.parametrize("what", ["a full disk", "a reader that has gone", "a full pipe"])
+def test_a_log_that_cannot_be_written_neither_stops_the_server_nor_its_checkpoint(
+    path, tmp_path, what
+):
+    kept = []
+    if what == "a full disk":
+        kept = [os.open("/dev/full", os.O_WRONLY)]
+    elif what == "a full pipe":
+        kept = list(lazy_reader())
+    else:
+        kept = [gone_reader()]
+    try:
+        files = {"stdout": kept[0], "stderr": kept[0]}
+        with Serving(path, tmp_path / "state", **files) as server:
+            make_steps(server.endpoint)
+            peer = Peer(server.endpoint)
+            peer.socket.send(b"\xc1junk")
+            until(lambda: peer.ok("stats")["num_too_broken_to_answer"] == 1)
+            assert peer.ok("stats")["num_dropped_log_lines"] > 0
+            peer.socket.close()
+            assert server.end() == 0
+    finally:
+        for file in kept:
+            os.close(file)
+    assert num_steps_on_disk(path, tmp_path / "state") == NUM_STEPS
+
+
+def test_files_that_were_closed_at_the_start_are_not_taken_by_others(path, tmp_path):
+    """What is printed must not end up in the state's file, which would have got number 2."""
+    close = ["sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh"]
+    command = streamrnn("serve", path, "--state-dir", tmp_path / "state", "--ready-file")
+    process = start_child([*close, *command, tmp_path / "ready", "--bind", "tcp://127.0.0.1:0"])
+    try:
+        until_exists(tmp_path / "ready", process)
+        for number in range(3):
+            assert os.readlink(f"/proc/{process.pid}/fd/{number}") == os.devnull
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def until_exists(path, process):
+    deadline = time.monotonic() + TIMEOUT_S
+    while not path.exists():
+        assert process.poll() is None, f"it has ended with {process.returncode}"
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--shards", "0"], 3), (["--shards", "x"], 2)])
+def test_an_exit_code_is_right_where_nothing_can_be_said(path, arguments, code):
+    with open("/dev/full", "w") as full:
+        command = streamrnn("serve", path, *arguments)
+        assert subprocess.run(command, stdout=full, stderr=full).returncode == code
+
+
+def test_sighup_is_a_clean_stop(path, tmp_path):
+    with Serving(path, tmp_path / "state", stderr=subprocess.DEVNULL) as server:
+        make_steps(server.endpoint)
+        assert server.end(signal.SIGHUP) == 0
+    assert num_steps_on_disk(path, tmp_path / "state") == NUM_STEPS
+
+
+def test_sighup_that_was_ignored_at_the_start_stays_so(path, tmp_path):
+    """As `nohup` has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        server = Serving(path, tmp_path / "state", stderr=subprocess.DEVNULL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with server:
+        server.process.send_signal(signal.SIGHUP)
+        make_steps(server.endpoint)
+        assert server.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_start_that_compiles(path, tmp_path, number):
+    environment = {**os.environ, "STREAMRNN_CACHE_DIR": str(tmp_path / "empty")}
+    command = streamrnn("serve", path, "--bind", "tcp://127.0.0.1:0")
+    process = start_child(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        assert "compiling" in process.stderr.readline()
+        process.send_signal(number)
+        assert process.wait(TIMEOUT_S) == -number
+        process.stderr.close()
+    finally:
+        process.kill()
+        process.wait()
