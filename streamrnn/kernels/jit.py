@@ -14,8 +14,10 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,17 +45,51 @@ def _cache_root() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "streamrnn"
 
 
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def _is_trusted(directory: Path) -> bool:
+    """Tell whether nobody but us and the system's owner can have put machine code somewhere."""
+    found = directory.stat()
+    # A link counts as whoever made it: he decides where it leads.
+    owners = {found.st_uid, directory.lstat().st_uid}
+    return owners <= {os.geteuid(), 0} and not found.st_mode & _OTHERS_WRITE
+
+
+def _private_directory() -> Path:
+    """Make a directory for this process alone, never in a place that others share."""
+    return Path(tempfile.mkdtemp(prefix="streamrnn-cache-"))
+
+
+def _warn_of_others(directory: Path) -> None:
+    warnings.warn(
+        f"{directory} is not used for machine code, for others can write it: set "
+        "STREAMRNN_CACHE_DIR to a directory of your own",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
 @functools.cache
 def _writable_root() -> Path:
-    """Return the cache's root, or a private directory of this process if it cannot be written."""
+    """Return the cache's root, or a private directory of this process if it cannot be used.
+
+    What lies in the cache is run, so it is used only if it is ours, and nobody else can write it.
+    """
     try:
         root = _cache_root()
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(0o700, parents=True, exist_ok=True)
+        found = root.stat()
+        # As a umask of 002 made it. One for everybody, such as /tmp, stays so.
+        if found.st_uid == os.geteuid() and not found.st_mode & stat.S_ISVTX:
+            root.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS_WRITE)
+        if not _is_trusted(root):
+            _warn_of_others(root)
+            return _private_directory()
         with tempfile.TemporaryFile(dir=root):
             return root
     except (OSError, RuntimeError):
-        # Never a shared temporary directory: what lies in the cache is run.
-        return Path(tempfile.mkdtemp(prefix="streamrnn-cache-"))
+        return _private_directory()
 
 
 @functools.cache
@@ -72,7 +108,10 @@ def cache_directory(folder: Path) -> Path:
     directory = root / f"{folder.name}-{digest.hexdigest()[:20]}"
     if not directory.exists():
         _forget_old_generations(root, folder.name)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(0o700, parents=True, exist_ok=True)
+    if not _is_trusted(directory):  # somebody was there first
+        _warn_of_others(directory)
+        return _private_directory()
     return directory
 
 

@@ -11,6 +11,8 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
+import stat
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,6 +31,9 @@ _FORMAT = b"streamrnn state 1"
 _FORMAT_KEY, _CLOCK_KEY = b"format", b"clock_s"
 _DEFAULT_MAX_BYTES = 2**40  # of address space; the file grows as it is needed
 _LOCK_FILE = "owner.lock"
+_FILES = (DATA_FILE, "lock.mdb", _LOCK_FILE)
+_NEW = ".new"  # where the file is made that is not whole yet
+_FILE_MODE, _DIRECTORY_MODE = 0o600, 0o700  # what is in there is its owner's alone
 
 Change = tuple[int, bytes, bytes | memoryview | None]
 
@@ -72,12 +77,17 @@ class StateStore:
         if read_only and not (directory / DATA_FILE).is_file():
             raise StoreError(f"{directory} is no state directory: it holds no {DATA_FILE}")
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._lock = open(directory / _LOCK_FILE, "ab")  # noqa: SIM115, held until close
+            directory.mkdir(_DIRECTORY_MODE, parents=True, exist_ok=True)
+            lock = os.open(
+                directory / _LOCK_FILE, os.O_APPEND | os.O_CREAT | os.O_WRONLY, _FILE_MODE
+            )
+            self._lock = os.fdopen(lock, "ab")  # held until close
         except OSError as error:
             raise StoreError(f"cannot use {directory} for state: {error.strerror}") from error
         try:
             self._take_lock()
+            if not read_only:
+                self._prepare()
             self._open()
         except BaseException:
             self._lock.close()
@@ -91,8 +101,38 @@ class StateStore:
                 f"another process is using {self.directory}: stop it, or name another directory"
             ) from error
 
+    def _prepare(self) -> None:
+        """Take from others what they could do in the directory; make the file if there is none."""
+        try:
+            for path in (self.directory / name for name in _FILES):
+                if path.exists():
+                    _tighten(path, _FILE_MODE)
+            # One that holds nothing else: nobody misses what others may do in there.
+            if set(os.listdir(self.directory)) <= {*_FILES, _NEW}:
+                _tighten(self.directory, _DIRECTORY_MODE)
+            if not (self.directory / DATA_FILE).exists():
+                self._make_file()
+        except OSError as error:
+            raise StoreError(f"cannot use {self.directory} for state: {error.strerror}") from error
+
+    def _make_file(self) -> None:
+        """Make an empty environment aside: a crash meanwhile must not leave half a file."""
+        aside = self.directory / _NEW
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(_DIRECTORY_MODE)
+        lmdb.open(str(aside), map_size=self._max_bytes, mode=_FILE_MODE).close()
+        with open(aside / DATA_FILE, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(aside / DATA_FILE, self.directory / DATA_FILE)
+        shutil.rmtree(aside, ignore_errors=True)
+
     def _open(self) -> None:
         try:
+            if (self.directory / DATA_FILE).stat().st_size == 0:
+                raise StoreError(
+                    f"{self.directory / DATA_FILE} has 0 bytes: it was truncated; restore it from "
+                    "a copy, or delete it to begin with no streams"
+                )
             self._env = lmdb.open(
                 str(self.directory),
                 map_size=self._max_bytes,
@@ -100,6 +140,7 @@ class StateStore:
                 readonly=self._read_only,
                 lock=not self._read_only,
                 max_readers=16,
+                mode=_FILE_MODE,
                 readahead=False,
             )
             self._check_size()
@@ -116,7 +157,7 @@ class StateStore:
                         f"{_FORMAT!r}"
                     )
                 self.clock_s = int(transaction.get(_CLOCK_KEY, b"0", db=self._meta))
-        except (lmdb.Error, ValueError) as error:
+        except (lmdb.Error, OSError, ValueError) as error:
             raise StoreError(f"cannot open the state in {self.directory}: {error}") from error
 
     def _check_size(self) -> None:
@@ -238,6 +279,14 @@ class StateStore:
                 return int(transaction.stat(self._tables[table])["entries"])
         except lmdb.Error as error:
             raise StoreError(f"cannot read {self.directory}: {error}") from error
+
+
+def _tighten(path: Path, mode: int) -> None:
+    """Take from group and others what they may do, if it is ours; a shared place stays shared."""
+    found = path.stat()
+    is_shared = found.st_mode & stat.S_ISVTX
+    if found.st_uid == os.geteuid() and found.st_mode & 0o077 and not is_shared:
+        path.chmod(mode)
 
 
 def _reason(error: lmdb.Error) -> str:

@@ -153,3 +153,70 @@ def test_loads_and_stores():
         int.from_bytes(whole[8:], "little"),
     )
     assert bytes(b) == b"\xff" + whole[1:] + whole[4:8] + b"\x07" * 4
+
+
+PRINT_CACHE = """
+import os
+os.umask({umask})
+from pathlib import Path
+from streamrnn.kernels.jit import cache_directory
+print(cache_directory(Path("streamrnn/kernels")))
+"""
+
+
+def cache_of(root, umask=0o022):
+    """Return the directory that is used for machine code, and what was warned of."""
+    ran = run_python(PRINT_CACHE.format(umask=umask), STREAMRNN_CACHE_DIR=str(root))
+    assert ran.returncode == 0, ran.stderr
+    return Path(ran.stdout.strip()), ran.stderr
+
+
+def test_nobody_else_can_write_the_cache_that_we_make(tmp_path):
+    for umask in (0, 0o002, 0o022):
+        place, _ = cache_of(tmp_path / f"{umask}" / "cache", umask)
+        for directory in (place, place.parent):
+            assert directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_cache_of_ours_that_a_umask_opened_is_closed_and_used(tmp_path):
+    root = tmp_path / "cache"
+    root.mkdir()
+    root.chmod(0o775)
+    place, _ = cache_of(root)
+    assert place.parent == root
+    assert root.stat().st_mode & 0o777 == 0o755
+
+
+def refuse(root):
+    """Check that a cache is not used, and that this is said."""
+    place, told = cache_of(root)
+    assert root not in place.parents
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert "others can write it: set STREAMRNN_CACHE_DIR" in told
+    shutil.rmtree(place.parent if place.parent.name.startswith("streamrnn-cache-") else place)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to another user")
+def test_a_cache_that_another_user_made_is_not_used(tmp_path):
+    root = tmp_path / "cache"
+    root.mkdir()
+    os.chown(root, 65534, 65534)
+    refuse(root)
+    link = tmp_path / "link"
+    root.rename(tmp_path / "other")
+    (tmp_path / "ours").mkdir()
+    link.symlink_to(tmp_path / "ours")
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    refuse(link)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to another user")
+def test_machine_code_that_another_user_put_into_our_cache_is_not_used(tmp_path):
+    root = tmp_path / "cache"
+    place, _ = cache_of(root)
+    os.chown(place, 65534, 65534)
+    refuse(root)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    refuse(shared)

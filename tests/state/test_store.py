@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from streamrnn.errors import StoreError
@@ -88,3 +90,67 @@ def test_an_invalid_state_directory_is_refused(tmp_path):
     (tmp_path / DATA_FILE).write_bytes(b"something else" * 1000)
     with pytest.raises(StoreError, match="cannot open"):
         StateStore(tmp_path)
+
+
+def modes(directory):
+    return {path.name: path.stat().st_mode & 0o777 for path in [directory, *directory.iterdir()]}
+
+
+def test_nobody_else_can_read_a_state_directory(tmp_path):
+    directory = tmp_path / "state"
+    private = {"state": 0o700, "data.mdb": 0o600, "lock.mdb": 0o600, "owner.lock": 0o600}
+    before = os.umask(0)
+    try:
+        StateStore(directory).close()
+        assert modes(directory) == private
+        for path in [directory, *directory.iterdir()]:  # as it was made before
+            path.chmod(0o755)
+        StateStore(directory).close()
+    finally:
+        os.umask(before)
+    assert modes(directory) == private
+
+
+def test_a_place_that_holds_other_things_too_stays_open_and_the_state_does_not(tmp_path):
+    tmp_path.chmod(0o755)
+    (tmp_path / "other").write_text("")
+    (tmp_path / "other").chmod(0o644)
+    StateStore(tmp_path).close()
+    assert modes(tmp_path) == {
+        tmp_path.name: 0o755,
+        "other": 0o644,
+        "data.mdb": 0o600,
+        "lock.mdb": 0o600,
+        "owner.lock": 0o600,
+    }
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_an_empty_file_is_refused_and_stays_as_it_is(tmp_path, read_only):
+    StateStore(tmp_path).close()
+    path = tmp_path / DATA_FILE
+    path.write_bytes(b"")
+    with pytest.raises(StoreError, match="has 0 bytes: it was truncated"):
+        StateStore(tmp_path, read_only=read_only)
+    assert path.stat().st_size == 0
+    path.unlink()
+    StateStore(tmp_path).close()
+
+
+def test_a_crash_while_the_file_is_made_leaves_none(tmp_path, monkeypatch):
+    class Crash(BaseException):
+        pass
+
+    def crash(*_):
+        raise Crash
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, crash)
+            with pytest.raises(Crash):
+                StateStore(tmp_path)
+        assert not (tmp_path / DATA_FILE).exists()
+    store = StateStore(tmp_path)
+    store.commit([(STREAMS, b"sa", b"1")], 1)
+    store.close()
+    assert not (tmp_path / ".new").exists()
