@@ -70,6 +70,9 @@ def _class_sizes() -> list[int]:
     return [*sizes, base]
 
 
+_NUM_CLASSES = len(_class_sizes())
+
+
 class Arena:
     """The memory of an arena.
 
@@ -177,8 +180,16 @@ def release(arena: ArenaStruct, block: int) -> None:
     arena.used_bytes -= size
     if was_full:
         _link(arena, partial, page)
-    # The class's only page with room is kept, or one block back and forth would churn it.
-    if num_used == 0 and (record.next != 0 or record.previous != 0):
+        _free_if_empty(arena, partial, record.next - 1)
+    # The class's only page with space is kept, or one block back and forth would churn it.
+    if record.next != 0 or record.previous != 0:
+        _free_if_empty(arena, partial, page)
+
+
+@jit
+def _free_if_empty(arena: ArenaStruct, partial: int, page: int) -> None:
+    """Free a page of the list ``partial`` if it holds no block; -1 is none."""
+    if page >= 0 and _page_of(arena, page).num_used == 0:
         _unlink(arena, partial, page)
         _free_run(arena, page, 1)
 
@@ -258,7 +269,10 @@ def _free_run(arena: ArenaStruct, page: int, run: int) -> None:
 
 @jit
 def release_free_pages(arena: ArenaStruct) -> bool:
-    """Return the memory of all free pages to the system; tell whether there was any."""
+    """Return the memory of all pages without blocks to the system; tell whether there was any."""
+    for size_class in range(_NUM_CLASSES):  # an empty page is alone in its list
+        partial = arena.partial + 8 * size_class
+        _free_if_empty(arena, partial, load_i64(partial) - 1)
     if arena.num_empty == 0:
         return False
     kinds, base = arena.kinds, arena.base
