@@ -195,6 +195,14 @@ def _free_if_empty(arena: ArenaStruct, partial: int, page: int) -> None:
 
 
 @jit
+def _free_kept_pages(arena: ArenaStruct) -> None:
+    """Free the empty page that a class may keep; such a page is alone in its list."""
+    for size_class in range(_NUM_CLASSES):
+        partial = arena.partial + 8 * size_class
+        _free_if_empty(arena, partial, load_i64(partial) - 1)
+
+
+@jit
 def _allocate_run(arena: ArenaStruct, num_bytes: int) -> int:
     run = (num_bytes + PAGE_BYTES - 1) // PAGE_BYTES
     page = _allocate_pages(arena, run)
@@ -220,7 +228,10 @@ def _allocate_pages(arena: ArenaStruct, run: int) -> int:
     kinds, budget = arena.kinds, budget_at(arena.budget)
     page = _find_pages(arena, run)
     if page < 0:
-        return -1
+        _free_kept_pages(arena)
+        page = _find_pages(arena, run)
+        if page < 0:
+            return -1
     num_empty = _count_empty(kinds, page, run)
     if not reserve_bytes(budget, (run - num_empty) * PAGE_BYTES):
         # Other free pages may have what these lack.
@@ -270,9 +281,7 @@ def _free_run(arena: ArenaStruct, page: int, run: int) -> None:
 @jit
 def release_free_pages(arena: ArenaStruct) -> bool:
     """Return the memory of all pages without blocks to the system; tell whether there was any."""
-    for size_class in range(_NUM_CLASSES):  # an empty page is alone in its list
-        partial = arena.partial + 8 * size_class
-        _free_if_empty(arena, partial, load_i64(partial) - 1)
+    _free_kept_pages(arena)
     if arena.num_empty == 0:
         return False
     kinds, base = arena.kinds, arena.base
