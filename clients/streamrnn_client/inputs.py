@@ -6,6 +6,7 @@ The server knows arrays only; names are resolved here, with the description that
 from __future__ import annotations
 
 import difflib
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = ["ModelInfo"]
 Array = npt.NDArray[Any]
 FLOAT = np.dtype("<f4")
 TOKEN = np.dtype("<u4")
+_MAX_SHORT = 64  # numbers that are converted faster one by one
 
 
 class ModelInfo:
@@ -76,6 +78,7 @@ class ModelInfo:
         self.num_inputs = len(self.input_names)
         self.output_size = len(self.output_names)
         self.dtype = TOKEN if self.is_token else FLOAT
+        self._pack_floats = struct.Struct(f"<{self.num_inputs}f").pack
 
     def __repr__(self) -> str:
         return f"ModelInfo({self.name!r}, {self.num_inputs} -> {self.output_size})"
@@ -87,9 +90,13 @@ class ModelInfo:
         also takes a plain number. `x` itself is returned where it fits. Raises `WrongLength`,
         `BadValue` or `BadName`.
         """
-        array = self._to_array(x)
-        if array.shape == (self.num_inputs,) or (array.ndim == 0 and self.num_inputs == 1):
-            return array.reshape(self.num_inputs)
+        array = self._to_short_array(x)
+        if array is None:
+            array = self._to_array(x)
+        if array.shape == (self.num_inputs,):
+            return array
+        if array.ndim == 0 and self.num_inputs == 1:
+            return array.reshape(1)
         if array.shape == (1, self.num_inputs):
             return array[0]
         raise self._wrong_shape(array, f"({self.num_inputs},)", "one step")
@@ -127,7 +134,18 @@ class ModelInfo:
                 f"the server answered with outputs that are not those of model {self.name!r}; was "
                 "it started again with another model under this name? Make a new Client"
             )
-        return np.frombuffer(y, FLOAT).copy()
+        return np.frombuffer(bytearray(y), FLOAT)
+
+    def _to_short_array(self, x: Any) -> Array | None:
+        """Convert a short list of floats, which NumPy's general way takes long for."""
+        if type(x) is not list or len(x) != self.num_inputs or len(x) > _MAX_SHORT:
+            return None
+        if self.is_token or set(map(type, x)) != {float}:
+            return None
+        try:
+            return np.frombuffer(self._pack_floats(*x), FLOAT)
+        except OverflowError:  # too large for float32
+            return None
 
     def _to_array(self, x: Any) -> Array:
         if type(x) is np.ndarray and x.dtype == self.dtype and x.flags.c_contiguous:

@@ -111,7 +111,7 @@ class Stream(StreamView):
         Gap, Conflict, Stale
             If the number does not fit.
         """
-        return self._driver.run(Session.step, self._state, x, seq)
+        return self._driver.step(self._state, x, seq)
 
     def steps(self, x: Any, seq: int | None = None) -> npt.NDArray[np.float32]:
         """Apply many steps, split by the window, and return all outputs.

@@ -54,6 +54,31 @@ def test_any_layout_becomes_contiguous_float32(x):
         assert array.tolist() == np.asarray(given_x, np.float64).reshape(-1, 2).tolist()
 
 
+@given(
+    st.lists(
+        st.floats() | st.integers(-(2**70), 2**70) | st.sampled_from([True, None, "1", 1j]),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_a_list_becomes_the_array_that_numpy_makes_of_it(x):
+    """Short lists of floats are converted in another way, to the same bits."""
+
+    def outcome(convert):
+        try:
+            return convert().tobytes()
+        except (BadValue, WrongLength) as error:
+            return type(error)
+
+    def general():
+        array = MIXED._to_floats(x, "x")
+        if array.shape != (2,):
+            raise WrongLength("")
+        return array
+
+    assert outcome(lambda: MIXED.step_array(x)) == outcome(general)
+
+
 def test_names_and_categories_become_places_and_indices():
     assert MIXED.step_array({"day": "tue", "co2": 400}).tolist() == [400, 1]
     assert MIXED.step_array({"day": 2, "co2": 400}).tolist() == [400, 2]

@@ -265,6 +265,7 @@ def test_items_that_compiled_code_refuses_are_zeros_in_columns_too(models, x):
         names = [f"s{k}" for k in range(50)]
         here = [hash_slot(name) < 8192 for name in names]
         peer.ok("open", names, None, 0)
+        peer.ok("open", [f"other{k}" for k in range(2000)], None, 0)  # leaves a long reply's bytes
         items, columns = batch_both_ways(peer, ["", ""], names, [1] * 50, x[:50].tobytes())
         errors, last_seqs, _, y = columns
         assert errors == {k: item[0] for k, item in enumerate(items) if not here[k]}

@@ -14,7 +14,7 @@ from typing import Any
 from streamrnn_client import errors
 from streamrnn_client.protocol import MAX_MSGID, ErrorCode, ProtocolError, decode_response
 
-__all__ = ["Call", "Exchange"]
+__all__ = ["Call", "Exchange", "result_of"]
 
 _HEAD = b"\x94\x00\xce"  # an array of four: 0 for a request, then the msgid as uint 32
 _NUM_HEAD_BYTES = len(_HEAD) + 4
@@ -133,27 +133,33 @@ class Exchange:
 
         `deadline` is in seconds of the clock, None for `timeout_s` from now.
         """
-        msgid = next(self._msgids)
-        while msgid in self._pending:
-            msgid = next(self._msgids)
+        msgid, payload = self.encode(*parts)
         now = self._clock()
-        call = Call(
-            endpoint,
-            method,
-            b"".join((_HEAD, msgid.to_bytes(4, "big"), *parts)),
-            msgid,
-            may_resend=may_resend,
-            started=now,
-            deadline=now + self._timeout_s if deadline is None else deadline,
-        )
-        call.interval_s = self._resend_s
-        self._pending[msgid] = call
+        call = self._add(endpoint, method, payload, msgid, may_resend, now, deadline)
         if delay_s > 0:
             call.next_at = now + delay_s
         elif len(self._pending) > self.max_in_flight:
             self._backlog.append(call)
         else:
             self._enqueue(call, now)
+        return call
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is under way and nothing is to be sent."""
+        return not self._pending and not self.outbox
+
+    def encode(self, *parts: Buffer) -> tuple[int, bytes]:
+        """Return a new msgid and the payload that carries it; `parts` as in `submit`."""
+        msgid = next(self._msgids)
+        while msgid in self._pending:
+            msgid = next(self._msgids)
+        return msgid, b"".join((_HEAD, msgid.to_bytes(4, "big"), *parts))
+
+    def adopt(self, endpoint: str, method: str, payload: bytes, msgid: int, started: float) -> Call:
+        """Take on a request that was sent already, once, and that may be sent again."""
+        call = self._add(endpoint, method, payload, msgid, True, started, None)
+        self._note_send(call, started)
         return call
 
     def repeat(self, call: Call, endpoint: str) -> Call:
@@ -220,7 +226,34 @@ class Exchange:
             call.error = errors.ClientClosed("the client was closed while a call was under way")
             self._settle(call)
 
+    def _add(
+        self,
+        endpoint: str,
+        method: str,
+        payload: bytes,
+        msgid: int,
+        may_resend: bool,
+        started: float,
+        deadline: float | None,
+    ) -> Call:
+        call = Call(
+            endpoint,
+            method,
+            payload,
+            msgid,
+            may_resend=may_resend,
+            started=started,
+            deadline=started + self._timeout_s if deadline is None else deadline,
+        )
+        call.interval_s = self._resend_s
+        self._pending[msgid] = call
+        return call
+
     def _enqueue(self, call: Call, now: float) -> None:
+        self._note_send(call, now)
+        self.outbox.append(call)
+
+    def _note_send(self, call: Call, now: float) -> None:
         call.num_sends += 1
         if call.may_resend:
             call.next_at = min(now + call.interval_s, call.deadline)
@@ -228,7 +261,6 @@ class Exchange:
             call.interval_s = max(call.interval_s, min(2 * call.interval_s, _MAX_RESEND_S))
         else:
             call.next_at = call.deadline
-        self.outbox.append(call)
 
     def _postpone(self, call: Call, error: list[Any]) -> bool:
         """Postpone a busy call; even an unnumbered one, for it was not applied."""
@@ -278,3 +310,12 @@ class Exchange:
             f"{doubt}{unreadable}",
             detail,
         )
+
+
+def result_of(payload: bytes, msgid: int) -> Any:
+    """Return the result that a server's message has for a request; None if it has none."""
+    try:
+        of, error, result = decode_response(payload)
+    except ProtocolError:
+        return None
+    return result if of == msgid and error is None else None

@@ -36,7 +36,7 @@ from streamrnn_client.protocol import (
     error_message,
 )
 
-__all__ = ["Operation", "Session"]
+__all__ = ["Operation", "Session", "step_parts"]
 
 _MIN_SYNC_S, _MAX_SYNC_S = 0.01, 0.5  # between two tries to have a disk written
 
@@ -57,10 +57,16 @@ class Session(ServerView):
             if state.replay_log is not None and state.replay_log.is_full(1):
                 yield from self._wait_for_one(ex, state, 1)
             call = self._submit(ex, state, first_seq, x)
-            result = yield from self.settle(ex, state, call)
-            return self._accept(state, result, first_seq, 1, x)
+            return (yield from self.finish_step(ex, state, call, first_seq, x))
         finally:
             self.release((state,))
+
+    def finish_step(
+        self, ex: Exchange, state: StreamState, call: Call, first_seq: int, x: Array
+    ) -> Operation[Array]:
+        """Wait for the output of a step that is under way, and return it."""
+        result = yield from self.settle(ex, state, call)
+        return self.accept(state, result, first_seq, 1, x)
 
     def steps(self, ex: Exchange, state: StreamState, x: Any, seq: int | None) -> Operation[Array]:
         """Apply many steps, in chunks, two of them under way, and return all outputs."""
@@ -91,7 +97,7 @@ class Session(ServerView):
                 result = yield from self.settle(ex, state, call, in_order=start == 0)
                 # It may have been answered before a crash that the chunk before it met.
                 state.instance = instance
-                y = self._accept(state, result, number, stop - start, x[start:stop])
+                y = self.accept(state, result, number, stop - start, x[start:stop])
                 outputs[start:stop] = y.reshape(stop - start, -1)
                 done = stop
             return outputs
@@ -128,12 +134,7 @@ class Session(ServerView):
         return seq
 
     def _submit(self, ex: Exchange, state: StreamState, first_seq: int, x: Array) -> Call:
-        parts: tuple[Buffer, ...] = (
-            state.step_head,
-            encode_uint(first_seq),
-            encode_bin_header(x.nbytes),
-            x.data,
-        )
+        parts = step_parts(state, first_seq, x)
         return ex.submit(self.endpoint(state), "step", parts, may_resend=state.numbered)
 
     def settle(
@@ -180,9 +181,10 @@ class Session(ServerView):
         finally:
             ex.abandon(call)
 
-    def _accept(
+    def accept(
         self, state: StreamState, result: Any, first_seq: int, num_steps: int, x: Array
     ) -> Array:
+        """Take the result of steps: the stream's numbers, and the outputs, which are returned."""
         last_seq, durable_seq, y = result
         outputs = state.model.outputs(y)
         if outputs.size != num_steps * state.model.output_size:
@@ -325,6 +327,11 @@ class Session(ServerView):
     ) -> Call:
         parts = (msgpack.packb(method), msgpack.packb(params))
         return ex.submit(self.endpoint(state), method, parts, may_resend=may_resend)
+
+
+def step_parts(state: StreamState, first_seq: int, x: Array) -> tuple[Buffer, ...]:
+    """Return the encoded method and parameters of steps."""
+    return state.step_head, encode_uint(first_seq), encode_bin_header(x.nbytes), x.data
 
 
 def _read_only(state: StreamState) -> errors.ReadOnly:
