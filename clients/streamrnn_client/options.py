@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from os import PathLike
 from os.path import exists
@@ -42,6 +43,12 @@ def load_keys(
     public, secret = _load_file(curve_key)
     if secret is None:
         raise BadParams(f"{curve_key} holds no secret key; name the .key_secret file")
+    mode = os.stat(curve_key).st_mode & 0o777
+    if os.name == "posix" and mode & 0o077:
+        raise BadParams(
+            f"{curve_key} is secret, and others than its owner can use it (mode {mode:04o}): "
+            f"'chmod 600 {curve_key}'; if they have read it, ask for a new one"
+        )
     if isinstance(server_key, str) and len(server_key) == _KEY_LENGTH and not exists(server_key):
         return Keys(public, secret, server_key.encode())
     return Keys(public, secret, _load_file(server_key)[0])

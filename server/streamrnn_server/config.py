@@ -136,6 +136,9 @@ class ServerConfig:
     time_to_live_s: int = 0
     curve_secret_key: Path | None = None
     curve_clients: Path | None = None
+    admins: tuple[str, ...] = ()
+    user_share: int = 50
+    user_disk_bytes: int = 0  # 0: the share of the disk
     insecure: bool = False
     # Without an option:
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES  # far larger requests cut the connection
@@ -187,6 +190,10 @@ class ServerConfig:
                 "--curve-secret-key and --curve-clients belong together: the one is the server's, "
                 "the other says who may connect; 'streamrnn keys NAME' makes both"
             )
+        if not 1 <= self.user_share <= 100:
+            raise StartError(f"--user-share is {self.user_share}; it must be 1 to 100 percent")
+        if self.admins and not self.has_users:
+            raise StartError("--admin names a user, so it needs --curve-clients")
         if not self.bind.is_loopback and not self.insecure and not self.has_users:
             raise StartError(
                 f"{self.bind} can be reached by other machines, and nothing keeps strangers out: "
@@ -208,6 +215,11 @@ class ServerConfig:
     def max_streams_of_a_shard(self) -> int:
         """The most open streams of one shard."""
         return -(-self.max_streams // self.num_shards)
+
+    @property
+    def max_streams_of_a_user(self) -> int:
+        """The most streams of one user in one shard's memory."""
+        return max(self.max_streams_of_a_shard * self.user_share // 100, 1)
 
 
 class _Option:
@@ -314,6 +326,26 @@ _OPTIONS = {
         type=Path,
         metavar="DIR",
     ),
+    "admins": _Option(
+        "--admin",
+        "a user who may see the totals of all users by 'streamrnn status' (again for each)",
+        action="append",
+        metavar="USER",
+    ),
+    "user_share": _Option(
+        "--user-share",
+        "percent of --max-streams, of calls that Python answers, and of the state directory's disk "
+        "that one user may take (%(default)s)",
+        type=int,
+        metavar="PERCENT",
+    ),
+    "user_disk_bytes": _Option(
+        "--user-disk",
+        "most bytes that one user's streams and snapshots may take in the state directory, like "
+        "10G (--user-share of its disk)",
+        parse_bytes,
+        metavar="BYTES",
+    ),
     "insecure": _Option(
         "--insecure",
         "bind an address that other machines can reach, without keys",
@@ -325,8 +357,9 @@ _OPTIONS = {
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that set a `ServerConfig` to a command's parser."""
     defaults = vars(ServerConfig())
-    # Shown by none of the two: they depend on the machine, and on --state-dir.
-    defaults["memory_budget_bytes"] = defaults["durability"] = None
+    # Not shown: they depend on the machine and on other options.
+    for name in ("memory_budget_bytes", "durability", "user_disk_bytes", "admins"):
+        defaults[name] = None
     for name, option in _OPTIONS.items():
         parser.add_argument(option.flag, dest=name, default=defaults[name], **option.settings)
 
@@ -338,6 +371,8 @@ def config_of(args: argparse.Namespace) -> ServerConfig:
         value = getattr(args, name)
         if option.parse is not None and isinstance(value, str):
             value = option.parse(value, option.flag)
+        elif isinstance(value, list):
+            value = tuple(value)
         if value is not None:
             values[name] = value
     if args.state_dir is not None:

@@ -24,6 +24,7 @@ from streamrnn_server.auth import Guard
 from streamrnn_server.config import Endpoint, ServerConfig
 from streamrnn_server.control.dispatcher import Control
 from streamrnn_server.control.messages import command, parse_ask
+from streamrnn_server.control.turns import Turns
 from streamrnn_server.device import choose_device
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.gpu.loop import GpuShard, make_devices, max_batch_rows
@@ -39,6 +40,7 @@ _WANTED_FILES = 65_536
 _FEW_FILES = 4096  # fewer are worth a warning
 _TELL_EVERY_S = 10.0
 _LINGER_MS = 2_000
+_ANSWERS_A_TURN = 64
 _TOLD_COUNTERS = (
     "num_errors_without_words",
     "num_calls_refused",
@@ -87,6 +89,7 @@ class Server:
         self._sockets: list[zmq.Socket[bytes]] = []
         self._threads: list[threading.Thread] = []
         self._told: dict[str, int] = {}
+        self._turns = Turns()
         self._disk: StateDir | None = None
         self._failure: StreamRNNError | None = None
         self._guard: Guard | None = None
@@ -254,10 +257,11 @@ class Server:
         poller.register(self._woken, zmq.POLLIN)
         for pair in self._pairs:
             poller.register(pair, zmq.POLLIN)
-        running, is_stopping = set(self._pairs), False
+        turns, running, is_stopping = self._turns, set(self._pairs), False
+        drained: list[zmq.Socket[bytes]] = []
         tell_at_s = time.monotonic() + _TELL_EVERY_S
         while running:
-            timeout_s = max(0.0, tell_at_s - time.monotonic())
+            timeout_s = 0.0 if turns else max(0.0, tell_at_s - time.monotonic())
             ready = dict(poller.poll(math.ceil(timeout_s * 1e3)))
             if self._failure is not None:
                 raise self._failure
@@ -268,9 +272,15 @@ class Server:
                 self._log.write("info", "stopping: answering what has arrived")
                 for pair in self._pairs:
                     pair.send_multipart(command(CommandKind.STOP))
-            for pair in [pair for pair in self._pairs if pair in ready]:
-                if not self._serve_pair(pair):
-                    running.discard(pair)
+            for shard, pair in enumerate(self._pairs):
+                if pair in ready and not self._take_asks(shard, pair):
+                    drained.append(pair)
+            self._answer_some()
+            if not turns:
+                for pair in drained:
+                    pair.send_multipart(command(CommandKind.END))
+                running.difference_update(drained)
+                drained.clear()
             if time.monotonic() >= tell_at_s:
                 tell_at_s += _TELL_EVERY_S
                 self._tell()
@@ -279,19 +289,25 @@ class Server:
         if self._disk is not None:
             self._disk.close()
 
-    def _serve_pair(self, pair: zmq.Socket[bytes]) -> bool:
-        """Answer what one shard asks; False once it has no more."""
-        shard = self._pairs.index(pair)
+    def _take_asks(self, shard: int, pair: zmq.Socket[bytes]) -> bool:
+        """Take what one shard asks; False once it has no more."""
         try:
             while True:
                 ask = parse_ask(*pair.recv_multipart(zmq.DONTWAIT))
                 if ask.ask == AskKind.DRAINED:
-                    pair.send_multipart(command(CommandKind.END))
                     return False
-                for order in self.control.answer(shard, ask):
-                    self._pairs[order.shard].send_multipart(order.frames)
+                self._turns.add(self.control.shards[shard].user(ask.owner), shard, ask)
         except zmq.Again:
             return True
+
+    def _answer_some(self) -> None:
+        """Answer some of what was asked, before it is looked whether more has come."""
+        for _ in range(_ANSWERS_A_TURN):
+            if not self._turns:
+                return
+            shard, ask = self._turns.take()
+            for order in self.control.answer(shard, ask):
+                self._pairs[order.shard].send_multipart(order.frames)
 
     def _tell(self) -> None:
         """Log what was dropped or refused since the last time."""

@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import lmdb
@@ -176,8 +176,16 @@ class StateStore:
             self._env.close()
             self._lock.close()
 
-    def commit(self, changes: Iterable[Change], clock_s: int) -> None:
+    def commit(
+        self,
+        changes: Iterable[Change],
+        clock_s: int,
+        on_change: Callable[[bytes | None, bytes | memoryview | None], None] | None = None,
+    ) -> None:
         """Make changes durable, all of them or none.
+
+        ``on_change`` is told of each, but for tombstones, the value before and the new one, when it
+        is made and may still fail.
 
         Raises
         ------
@@ -191,6 +199,8 @@ class StateStore:
                 cursors = [transaction.cursor(db=table) for table in self._tables]
                 has_tombstones = transaction.stat(self._tables[TOMBSTONES])["entries"] > 0
                 for table, key, value in changes:
+                    if on_change is not None and table != TOMBSTONES:
+                        on_change(cursors[table].get(key), value)
                     if value is not None:
                         cursors[table].put(key, value)
                         if table == TOMBSTONES:
@@ -202,7 +212,7 @@ class StateStore:
                     elif cursors[table].set_key(key):
                         cursors[table].delete()
                     if table == STREAMS and value is None:
-                        self._delete_snapshots(cursors[SNAPSHOTS], key)
+                        self._delete_snapshots(cursors[SNAPSHOTS], key, on_change)
                 transaction.put(_CLOCK_KEY, str(clock_s).encode(), db=self._meta)
         except lmdb.Error as error:
             self._is_doubtful = True
@@ -212,9 +222,15 @@ class StateStore:
         self.clock_s = clock_s
 
     @staticmethod
-    def _delete_snapshots(cursor: lmdb.Cursor, stream: bytes) -> None:
+    def _delete_snapshots(
+        cursor: lmdb.Cursor,
+        stream: bytes,
+        on_change: Callable[[bytes | None, None], None] | None,
+    ) -> None:
         prefix = snapshot_key(stream, b"")
         while cursor.set_range(prefix) and bytes(cursor.key()).startswith(prefix):
+            if on_change is not None:
+                on_change(bytes(cursor.value()), None)
             cursor.delete()
 
     def _recover(self) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import shutil
 import subprocess
 from typing import Any
 
 import numpy as np
 import pytest
-import zmq
-from zmq.auth import create_certificates, load_certificate
+from zmq.auth import load_certificate
 
 from streamrnn import Engine
 from streamrnn.errors import StartError
@@ -26,6 +24,7 @@ from streamrnn_server.testing import serving
 from tests.support.models import random_model
 from tests.support.peer import Peer
 from tests.support.program import Program, streamrnn
+from tests.support.users import GuardedPeer, make_keys
 
 NUM_INPUTS = 3
 USERS = ("alice", "bob")
@@ -46,19 +45,12 @@ def expected(model, x):
     return Engine(model).steps("s", x)
 
 
-def make_keys(directory, name):
-    """Make a pair of keys of which the secret one is its owner's alone."""
-    _, secret = create_certificates(directory, name)
-    os.chmod(secret, 0o600)
-
-
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
     """The server's keys and the users', and a directory with the users' public ones."""
     directory = tmp_path_factory.mktemp("keys")
     (directory / "clients").mkdir()
-    for name in ("server", *USERS, "mallory"):
-        make_keys(directory, name)
+    make_keys(directory, "server", *USERS, "mallory")
     for name in USERS:
         (directory / "clients" / f"{name}.key").write_bytes(
             (directory / f"{name}.key").read_bytes()
@@ -67,7 +59,7 @@ def keys(tmp_path_factory):
 
 
 def guarded(model, keys, **options):
-    options = {"curve_secret_key": keys / "server.key_secret", **options}
+    options = {"curve_secret_key": keys / "server.key_secret", "admins": ("alice",), **options}
     return serving({"m": model}, **{"curve_clients": keys / "clients", **options})
 
 
@@ -78,19 +70,6 @@ def client_of(server, keys, user, **options):
         server_key=keys / "server.key",
         **options,
     )
-
-
-class GuardedPeer(Peer):
-    """A client of a user that sends exactly what it is told to."""
-
-    def __init__(self, server, keys, user):
-        self.socket = zmq.Context.instance().socket(zmq.DEALER)
-        self.socket.linger = 0
-        public, secret = load_certificate(keys / f"{user}.key_secret")
-        self.socket.curve_publickey, self.socket.curve_secretkey = public, secret
-        self.socket.curve_serverkey = load_certificate(keys / "server.key")[0]
-        self.socket.connect(server.endpoints[0])
-        self.msgid = 0
 
 
 @pytest.fixture(params=["in memory", "durable"])
@@ -123,6 +102,13 @@ def test_one_user_cannot_touch_another_s_streams(model, keys, x, expected, optio
             ["open", "b", "m", 8, record],
         ]
         if options:
+            # Nothing of it is on disk yet.
+            calls += [["rollback", "a", 2, None], ["rollback", "a", 2, "none"]]
+        for call in calls[-2:]:
+            assert bob.error(*call)[0] == "forbidden"
+        if options:
+            assert alice.error("rollback", "a", 2, None) == ("unknown_snapshot", {"stream": "a"})
+            assert alice.error("rollback", "a", 2, "none") == ("unknown_snapshot", {})
             alice.ok("snapshot", "a", "one")
             calls += [
                 ["rollback", "a", 2, None],
@@ -401,8 +387,12 @@ def test_keys_that_cannot_be_used_say_why(model, keys, tmp_path, changes, told):
         pass
 
 
-def test_a_client_s_keys_that_cannot_be_used_say_why(keys):
+def test_a_client_s_keys_that_cannot_be_used_say_why(keys, tmp_path):
+    (tmp_path / "open.key_secret").write_bytes((keys / "alice.key_secret").read_bytes())
+    (tmp_path / "open.key_secret").chmod(0o640)
+    shared = {"curve_key": tmp_path / "open.key_secret", "server_key": keys / "server.key"}
     for options, told in (
+        (shared, r"mode 0640\): 'chmod 600 .*open.key_secret'"),
         ({"curve_key": keys / "alice.key_secret"}, "belong together"),
         ({"server_key": keys / "server.key"}, "belong together"),
         ({"curve_key": keys / "alice.key", "server_key": keys / "server.key"}, "no secret key"),
@@ -426,6 +416,7 @@ def test_the_program_from_keys_to_status(model, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
     assert main(["keys", "../alice"]) == 1
     server = ["--curve-secret-key", keys / "server.key_secret", "--curve-clients", keys]
+    server += ["--admin", "alice"]
     with Program(path, *server) as program:
         assert program.endpoint is not None
         assert "clients need keys" in program.ready_line

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import zmq
-from zmq.auth import create_certificates, load_certificate
+from zmq.auth import load_certificate
 from zmq.utils import z85
 
 from streamrnn.errors import StartError
@@ -19,7 +19,8 @@ from streamrnn_server.keys import ClientKeys, load_secret_key
 from streamrnn_server.shard.streams.owners import encode_key_number
 from streamrnn_server.testing import serving
 from tests.support.models import random_model
-from tests.support.peer import Peer, until
+from tests.support.peer import until
+from tests.support.users import GuardedPeer, make_keys
 
 NUM_INPUTS = 3
 NAMES = ("server", "alice", "bob", "bob2")
@@ -28,9 +29,7 @@ NAMES = ("server", "alice", "bob", "bob2")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     directory = tmp_path_factory.mktemp("keys")
-    for name in NAMES:
-        _, secret = create_certificates(directory, name)
-        os.chmod(secret, 0o600)
+    make_keys(directory, *NAMES)
     return directory
 
 
@@ -193,19 +192,6 @@ def test_a_secret_key_that_others_can_use_is_refused(made, tmp_path, mode):
 # ---------------------------------------------------------------------------------------------
 
 
-class GuardedPeer(Peer):
-    """A client with a key."""
-
-    def __init__(self, server, made, name):
-        self.socket = zmq.Context.instance().socket(zmq.DEALER)
-        self.socket.linger = 0
-        public, secret = load_certificate(made / f"{name}.key_secret")
-        self.socket.curve_publickey, self.socket.curve_secretkey = public, secret
-        self.socket.curve_serverkey = load_certificate(made / "server.key")[0]
-        self.socket.connect(server.endpoints[0])
-        self.msgid = 0
-
-
 def is_refused(peer):
     """Tell whether a call is refused that Python has no part in."""
     error, _ = peer.call("close", "nothing")
@@ -216,7 +202,11 @@ def is_refused(peer):
 @pytest.fixture
 def server(made, users):
     model = random_model(np.random.default_rng(7), [("lstm", 24)], NUM_INPUTS)
-    options = {"curve_secret_key": made / "server.key_secret", "curve_clients": users}
+    options = {
+        "curve_secret_key": made / "server.key_secret",
+        "curve_clients": users,
+        "admins": ("alice",),
+    }
     with serving({"m": model}, **options) as server:
         yield server
 

@@ -96,7 +96,7 @@ CLEAN, AT_WORK = h.IS_OPEN, h.IS_OPEN | h.IS_READY
 @jit
 def begin(address, index, mark, used_s):
     shard = shard_at(address)
-    slot = allocate_slot(shard, index)
+    slot = allocate_slot(shard, index, 0)
     if slot < 0:
         return -1
     header, model = header_of(shard, slot), model_of(shard, index)

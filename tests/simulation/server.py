@@ -164,7 +164,9 @@ class Life:
         self._ends = [_DiskEnd(functools.partial(self._answer_later, k)) for k in numbers]
         templates = templates_of(served_models(models, programs), arithmetic)
         self.saver = CheckpointWriter(store, templates, self._ends, expiry, log)  # type: ignore[arg-type]
-        disk: Any = SimpleNamespace(store=store, expiry=expiry, saver=self.saver, stats=dict)
+        disk: Any = SimpleNamespace(
+            store=store, expiry=expiry, saver=self.saver, stats=dict, usage=None
+        )
         self.control = Control(config, models, programs, arithmetic, "cpu", endpoints, log, disk)
         self.shards = [self._make_shard(k, config, programs, endpoints) for k in numbers]
         self.control.shards = [shard.memory for shard in self.shards]

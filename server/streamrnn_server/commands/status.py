@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _lines(stats: dict[str, Any]) -> list[str]:
     """Put into words what matters: who, how much, how fast, and what went wrong."""
+    if "user" in stats:
+        return _lines_of_user(stats)
     uptime_s = max(stats["uptime_s"], 1e-9)
     models = ", ".join(f"{name} ({number} open)" for name, number in stats["models"].items())
     lines = [
@@ -76,6 +78,22 @@ def _lines(stats: dict[str, Any]) -> list[str]:
     told = ", ".join(f"{name} {number:,}" for name, number in wrong.items() if number)
     lines.append(f"trouble     {told or 'none'}")
     return lines
+
+
+def _lines_of_user(stats: dict[str, Any]) -> list[str]:
+    """Put into words what a server tells a user who is no --admin."""
+    on_disk = []
+    if "num_bytes_on_disk" in stats:
+        has, most = (format_bytes(stats[f"{name}_bytes_on_disk"]) for name in ("num", "max"))
+        on_disk = [f"disk        {has} of at most {most}"]
+    return [
+        f"server      streamrnn {stats['server']}, instance {stats['instance']}, "
+        f"up {stats['uptime_s']:.0f} s, durability {stats['durability']}",
+        f"user        {stats['user']}",
+        f"streams     {stats['num_streams']:,} in memory of at most {stats['max_streams']:,}",
+        *on_disk,
+        f"trouble     {stats.get('read_only') or 'none'}",
+    ]
 
 
 def _made_way(stats: dict[str, Any]) -> str:

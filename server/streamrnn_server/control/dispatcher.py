@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ from streamrnn_server.storage.record_lookup import RecordLookup
 from streamrnn_server.storage.state_dir import StateDir, served_models, templates_of
 
 __all__ = ["Control"]
+
+_MAX_SHOWN = 128  # characters of a name that came from outside
 
 
 class Control:
@@ -78,8 +80,13 @@ class Control:
         self._endpoints = list(endpoints)
         self._log = log
         self._disk = disk
+        self._usage = None if disk is None else disk.usage
         self._started_s = time.monotonic()
-        self._methods = {"hello": self._hello, "models": self._list_models, "stats": self.stats}
+        self._methods: dict[str, Callable[[Caller], Any]] = {
+            "hello": lambda _: self._hello(),
+            "models": lambda _: self._list_models(),
+            "stats": lambda caller: self._stats_for(caller.user),
+        }
         served = served_models(models, programs)
         store, expiry = (None, None) if disk is None else (disk.store, disk.expiry)
         self._record_lookup = RecordLookup(served, arithmetic, store, expiry, config.has_users)
@@ -91,6 +98,7 @@ class Control:
             config.num_shards,
             is_durable=disk is not None,
             min_window=1 if device == "cpu" else 2,
+            usage=self._usage,
         )
 
     def answer(self, shard: int, ask: Ask) -> list[Order]:
@@ -110,9 +118,9 @@ class Control:
     def _answer(self, shard: int, ask: Ask) -> list[Order]:
         caller = Caller(shard, ask.identity, ask.msgid)
         if ask.ask == AskKind.LOOK_UP:
-            return [Order(shard, self._look_up(ask))]
+            return [Order(shard, self._look_up(shard, ask))]
         if ask.ask in (AskKind.CALL, AskKind.ERROR, AskKind.ITEMS):
-            caller = caller._replace(user=self.shards[shard].user(ask.owner))
+            caller = caller._replace(user=self._user(shard, ask))
         known_about = functools.partial(self._known_about, caller.user)
         if ask.ask == AskKind.ENTRY:
             return self._state_methods.finish_export(caller, ask.body)
@@ -137,8 +145,14 @@ class Control:
         payload = encode_error(ask.msgid, error_reply(ErrorCode.INTERNAL))
         return self._state_methods.deliver(Caller(shard, ask.identity, ask.msgid), payload)
 
-    def _look_up(self, ask: Ask) -> list[bytes]:
+    def _user(self, shard: int, ask: Ask) -> str:
+        return self.shards[shard].user(ask.owner)
+
+    def _look_up(self, shard: int, ask: Ask) -> list[bytes]:
         code, model, record, owner = self._record_lookup.look_up(ask.body)
+        is_new = code in (ErrorCode.UNKNOWN, ErrorCode.EXPIRED)
+        if is_new and self._usage is not None and self._usage.is_full(self._user(shard, ask)):
+            return self._found(ask, ErrorCode.READ_ONLY)
         return self._found(ask, code, model, record, owner)
 
     @staticmethod
@@ -153,6 +167,7 @@ class Control:
             "model": model,
             "data_bytes": len(record),
             "owner_bytes": -1 if owner is None else len(owner.encode()),
+            "asker": ask.owner,
         }
         return command(CommandKind.FOUND, values, record, (owner or "").encode())
 
@@ -163,6 +178,8 @@ class Control:
         if code is ErrorCode.EXPIRED:
             idle_s = self._record_lookup.idle_s(stream, user)
             return {} if idle_s is None else {"idle_s": idle_s}
+        if code is ErrorCode.READ_ONLY and self._usage is not None and self._usage.is_full(user):
+            return {"reason": self._usage.reason(user)}
         if code is ErrorCode.READ_ONLY and self._disk is not None:
             return {"reason": self._disk.saver.read_only or "it failed a moment ago"}
         return {}
@@ -182,7 +199,7 @@ class Control:
             if request.method in StateMethods.METHODS and isinstance(request.call, ColdRequest):
                 return self._state_methods.call(caller, request.method, request.call.params)
             if request.method in self._methods:
-                reply = encode_response(request.msgid, self._methods[request.method]())
+                reply = encode_response(request.msgid, self._methods[request.method](caller))
             else:
                 reply = encode_error(request.msgid, self._refusal(request))
         except ProtocolError as error:
@@ -195,7 +212,8 @@ class Control:
         if isinstance(call, ColdRequest):
             return error_reply(ErrorCode.NOT_SUPPORTED)
         if isinstance(call, OpenRequest) and call.model is not None:
-            return error_reply(ErrorCode.UNKNOWN_MODEL, model=call.model, models=names)
+            shown = call.model[:_MAX_SHOWN]
+            return error_reply(ErrorCode.UNKNOWN_MODEL, model=shown, models=names)
         if isinstance(call, OpenRequest):
             return error_reply(
                 ErrorCode.UNKNOWN_MODEL, model=None, models=names, num_models=len(names)
@@ -237,6 +255,27 @@ class Control:
             }
             for name, model in self._models.items()
         ]
+
+    def _stats_for(self, user: str) -> dict[str, Any]:
+        """Return the totals to who may see them, and to a user what is his own."""
+        config = self._config
+        if not config.has_users or user in config.admins:
+            return self.stats()
+        usage = {}
+        if self._usage is not None:
+            usage["num_bytes_on_disk"] = self._usage.num_bytes(user)
+            usage["max_bytes_on_disk"] = self._usage.max_bytes
+        return {
+            "server": __version__,
+            "instance": self.instance,
+            "uptime_s": time.monotonic() - self._started_s,
+            "durability": config.durability,
+            **({} if self._disk is None else {"read_only": self._disk.saver.read_only}),
+            "user": user,
+            "num_streams": sum(shard.num_streams_of(user) for shard in self.shards),
+            "max_streams": config.max_streams_of_a_user * config.num_shards,
+            **usage,
+        }
 
     def stats(self) -> dict[str, Any]:
         """Return what the server tells about itself.

@@ -88,6 +88,8 @@ def _detail(
         named = {"seq": a}
     elif code is ErrorCode.WINDOW:
         named = {"num_steps": a, "window": b}
+    elif code is ErrorCode.UNKNOWN_SNAPSHOT and a != 0:
+        return {}  # a named one: the text without details does not say that there is none at all
     elif code is ErrorCode.QUARANTINED:
         named = {"seq": a, "expected": b}
     if stream is not None:

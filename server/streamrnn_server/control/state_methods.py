@@ -37,6 +37,7 @@ from streamrnn_server.shard.checkpoint.packing import (
 from streamrnn_server.shard.requests.request import Kind
 from streamrnn_server.shard.structs import CommandKind
 from streamrnn_server.storage.record_lookup import RecordLookup, may_use
+from streamrnn_server.storage.usage import DiskUsage
 
 __all__ = ["StateMethods"]
 
@@ -66,10 +67,11 @@ class StateMethods:
         num_shards: int,
         is_durable: bool,
         min_window: int,
+        usage: DiskUsage | None = None,
     ) -> None:
         self._record_lookup, self._templates = record_lookup, templates
         self._names, self._num_shards, self._is_durable = list(names), num_shards, is_durable
-        self._min_window = min_window
+        self._min_window, self._usage = min_window, usage
         self._forks: dict[int, _Fork] = {}
         self._tokens = itertools.cycle(range(MAX_MSGID + 1))
         self._methods: dict[str, Callable[..., list[Order]]] = {
@@ -104,6 +106,7 @@ class StateMethods:
         ProtocolError
             If the record cannot be used.
         """
+        self._need_room(caller.user)
         index, record = self._judge(call.record, call.model, call.stream, caller.user)
         record = record.begun_anew(max(self._min_window, grant_window(call.window)))
         return [self._place(caller, call.stream, index, record)]
@@ -152,17 +155,20 @@ class StateMethods:
     def _import(
         self, caller: Caller, stream: StreamId, data: bytes, model: str | None
     ) -> list[Order]:
+        self._need_room(caller.user)
         index, record = self._judge(data, model, stream, caller.user)
         return [self._place(caller, stream, index, record, caller.shard)]
 
     def _fork(self, caller: Caller, source: StreamId, target: StreamId) -> list[Order]:
         if canonical_id(target) == canonical_id(source):
             raise ProtocolError(ErrorCode.EXISTS, stream=target)
+        self._need_room(caller.user)
         waiting = self._wait(_Fork(caller, target))
         return [self._request(caller.shard, waiting, Kind.EXPORT, source)]
 
     def _snapshot(self, caller: Caller, stream: StreamId, name: str) -> list[Order]:
         self._need_disk()
+        self._need_room(caller.user)
         return [self._request(caller.shard, caller, Kind.SNAPSHOT, stream, data=name.encode())]
 
     def _rollback(
@@ -173,7 +179,10 @@ class StateMethods:
         try:
             index, record = self._record_lookup.snapshot(canonical_id(stream), name, caller.user)
         except ProtocolError as error:
-            raise ProtocolError(error.code, stream=stream, **error.detail) from error
+            if error.code is not ErrorCode.UNKNOWN_SNAPSHOT or not caller.user:
+                raise ProtocolError(error.code, stream=stream, **error.detail) from error
+            # One that is not on disk yet may be another user's: the shard says so.
+            index, record = 0, b""
         values = {
             "seq": seq,
             "model": index,
@@ -193,6 +202,10 @@ class StateMethods:
                 ErrorCode.NOT_SUPPORTED,
                 "the server keeps nothing on disk; start it with --state-dir",
             )
+
+    def _need_room(self, user: str) -> None:
+        if self._usage is not None and self._usage.is_full(user):
+            raise ProtocolError(ErrorCode.READ_ONLY, reason=self._usage.reason(user))
 
     def _judge(
         self, data: bytes, model: str | None, stream: StreamId, user: str

@@ -26,6 +26,9 @@ class ShardView(Protocol):
     def user(self, number: int) -> str:
         """Return a user's name."""
 
+    def num_streams_of(self, user: str) -> int:
+        """Return how many of a user's streams are in memory."""
+
     def close(self) -> None:
         """Free it, after its thread has ended."""
 

@@ -32,7 +32,6 @@ from streamrnn_server.shard.memory.index import StreamIndex
 from streamrnn_server.shard.requests.request import RequestPool
 from streamrnn_server.shard.streams.owners import Users
 from streamrnn_server.shard.structs import DiskBuffer, Model, Shard
-from streamrnn_server.shard.to_python import MAX_ASKS
 
 __all__ = ["ShardMemory"]
 
@@ -103,7 +102,10 @@ class ShardMemory:
         self.address = struct_address(self.struct)
         num_slots = len(programs) * max_streams + _NUM_REQUESTS  # with those of the lookup
         disk_buffer_bytes = _disk_buffer_bytes(programs.values())
-        self._users = Users(num_slots, valid_keys) if valid_keys is not None else None
+        self._users: Users | None = None
+        if valid_keys is not None:
+            most = config.max_streams_of_a_user
+            self._users = Users(num_slots, valid_keys, most, config.user_share)
         self._add_tables(config, list(programs.values()), num_slots)
         self._reserve_fixed(config, disk is not None, disk_buffer_bytes, len(programs))
         budget = self.struct["budget"]
@@ -171,7 +173,6 @@ class ShardMemory:
         self._set(
             out=self._own(out),
             out_bytes=out_bytes,
-            asks_left=MAX_ASKS,
             encoded_errors=self._texts(_errors_of_codes(config)),
             encoded_moved=self._texts(
                 [error_reply(ErrorCode.MOVED, endpoint=each) for each in endpoints]
@@ -242,6 +243,10 @@ class ShardMemory:
     def user(self, number: int) -> str:
         """Return the name of a user by its id, empty where there are no users."""
         return self._users.name(number) if self._users is not None else ""
+
+    def num_streams_of(self, user: str) -> int:
+        """Return how many of a user's streams are in memory."""
+        return self._users.num_streams(user) if self._users is not None else 0
 
     def num_open(self) -> dict[str, int]:
         """Return the number of open streams of each model."""

@@ -23,6 +23,7 @@ from streamrnn_server.shard.requests.request import Pool
 __all__ = [
     "NUM_BUCKETS",
     "Ask",
+    "AskBucket",
     "AskKind",
     "Command",
     "CommandKind",
@@ -36,6 +37,7 @@ __all__ = [
     "ShardState",
     "UsersStruct",
     "ask_at",
+    "ask_bucket_at",
     "command_at",
     "disk_buffer_at",
     "item_at",
@@ -108,6 +110,13 @@ class Counters(Struct):
     num_records_refused: I64
 
 
+class AskBucket(Struct):
+    """A token bucket of requests that may still go to Python."""
+
+    left: I64
+    filled_ns: I64  # when it was filled last
+
+
 class Shard(Struct):
     """All that one thread works on."""
 
@@ -154,8 +163,7 @@ class Shard(Struct):
     sweep_position: I64  # where the search for idle streams goes on, among the slots of SWEEP_MODEL
     sweep_model: I64
     sweep_ns: I64  # when it last looked
-    asks_left: I64  # requests that may still go to Python, a token bucket
-    asks_ns: I64  # when the bucket was last filled
+    asks: AskBucket  # of all users together
     encoded_errors: I64  # address of int64[NUM_CODES, 2]: address and length of each error
     encoded_moved: I64  # address of int64[num_shards, 2]: the error that names a shard's endpoint
     counters: Counters
@@ -247,7 +255,7 @@ class Model(Struct):
     num_open: I64
     units: I64  # address of uint8[]: which units of 2 MiB of its rows have memory; 0 without rows
     # Where each kind of search for something to evict goes on (`streams.eviction.Search`).
-    search_positions: Annotated[Any, np.int64, (4,)]
+    search_positions: Annotated[Any, np.int64, (5,)]
 
 
 class AskKind(IntEnum):
@@ -318,6 +326,7 @@ class Command(Struct, packed=True):
     stream_bytes: I64
     data_bytes: I64  # a record; a snapshot's name
     owner_bytes: I64  # the user's name, last of all; -1 if it is not known
+    asker: I64  # FOUND: number of the user for whom it was looked up
 
 
 class UsersStruct(Struct):
@@ -329,6 +338,14 @@ class UsersStruct(Struct):
     owners: I64
     property: I64
     is_valid: I64  # address of uint8[MAX_KEYS]: which keys may be used; Python writes it
+    # By the number of a user, what he takes, and the most that one may take:
+    num_streams: I64  # address of int32[]: slots of his streams
+    num_lookups: I64  # address of int32[]: streams that are looked up for him
+    asks: I64  # address of the token buckets
+    max_streams: I64
+    max_lookups: I64
+    max_asks: I64
+    ns_per_ask: I64
 
 
 ASK_BYTES, ITEM_BYTES = Ask.dtype.itemsize, Item.dtype.itemsize
@@ -341,6 +358,7 @@ disk_buffer_at = pointer_to(DiskBuffer)
 sent_buffer_at = pointer_to(SentBuffer)
 buffer_ack_at = pointer_to(BufferAck)
 ask_at = pointer_to(Ask)
+ask_bucket_at = pointer_to(AskBucket)
 item_at = pointer_to(Item)
 command_at = pointer_to(Command)
 users_at = pointer_to(UsersStruct)

@@ -14,22 +14,20 @@ from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.requests.request import Kind, Request, request_of
-from streamrnn_server.shard.structs import AskKind, Shard
+from streamrnn_server.shard.streams.owners import MAX_ASKS, MAX_ASKS_PER_CALL, NS_PER_ASK
+from streamrnn_server.shard.structs import AskBucket, AskKind, Shard, ask_bucket_at, users_at
 
-__all__ = ["MAX_ASKS", "ask_python", "call_python", "tell_drained", "tell_reply"]
+__all__ = ["ask_python", "call_python", "tell_drained", "tell_reply"]
 
-_ASKS_PER_S = 2_000
-MAX_ASKS = 2_000
 _BYTES_PER_ASK = 4096
-_MAX_ASKS_PER_CALL = 200
-_NS_PER_ASK = 1_000_000_000 // _ASKS_PER_S
+_BUCKET_BYTES = AskBucket.dtype.itemsize
 
 
 @jit
 def call_python(shard: Shard, request: Request, data: int, num_bytes: int) -> bool:
     """Pass a message to Python, which answers it; False if too many are there already."""
-    num_asks = min(1 + num_bytes // _BYTES_PER_ASK, _MAX_ASKS_PER_CALL)
-    if not _take_tokens(shard, num_asks):
+    num_asks = min(1 + num_bytes // _BYTES_PER_ASK, MAX_ASKS_PER_CALL)
+    if not _take_tokens(shard, request.owner, num_asks):
         shard.counters.num_calls_refused += 1
         return False
     shard.counters.num_calls += 1
@@ -55,7 +53,7 @@ def ask_python(shard: Shard, request: Request) -> bool:
             num_asks += 1 if _needs_text(child) else 0
     if num_asks == 0:
         return False
-    if not _take_tokens(shard, min(num_asks, _MAX_ASKS_PER_CALL)):
+    if not _take_tokens(shard, request.owner, min(num_asks, MAX_ASKS_PER_CALL)):
         shard.counters.num_errors_without_words += num_asks
         return False
     if request.code != 0:
@@ -99,19 +97,35 @@ def _needs_text(request: Request) -> bool:
 
 
 @jit
-def _take_tokens(shard: Shard, num_asks: int) -> bool:
-    """Take from the token bucket that limits what goes to Python."""
-    now = shard.now_ns
-    passed = (now - shard.asks_ns) // _NS_PER_ASK
-    left = shard.asks_left
-    if passed > 0:
-        left = min(left + passed, MAX_ASKS)
-        shard.asks_ns = now
-    if left < num_asks:
-        shard.asks_left = left
+def _take_tokens(shard: Shard, owner: int, num_asks: int) -> bool:
+    """Take from the token buckets that limit what goes to Python, of a user and in all.
+
+    Who has asked for little of late gets it even if others have emptied the common one.
+    """
+    asks = shard.asks
+    _fill(asks, shard.now_ns, NS_PER_ASK, MAX_ASKS)
+    if shard.users == 0:
+        if asks.left < num_asks:
+            return False
+        asks.left -= num_asks
+        return True
+    users = users_at(shard.users)
+    own = ask_bucket_at(users.asks + owner * _BUCKET_BYTES)
+    _fill(own, shard.now_ns, users.ns_per_ask, users.max_asks)
+    is_modest = own.left > users.max_asks // 2
+    if own.left < num_asks or (asks.left < num_asks and not is_modest):
         return False
-    shard.asks_left = left - num_asks
+    own.left -= num_asks
+    asks.left -= num_asks
     return True
+
+
+@jit
+def _fill(bucket: AskBucket, now: int, ns_per_ask: int, most: int) -> None:
+    passed = (now - bucket.filled_ns) // ns_per_ask
+    if passed > 0:
+        bucket.left = min(bucket.left + passed, most)
+        bucket.filled_ns = now
 
 
 @jit
@@ -149,6 +163,7 @@ def tell_reply(shard: Shard, request: Request, data: int, num_bytes: int) -> Non
     ask = w.ask_at(head)
     ask.what = AskKind.REPLY
     ask.msgid = request.msgid
+    ask.owner = request.owner
     ask.identity_bytes = 0
     if send_bytes(shard.pair, head, w.ASK_BYTES, True) == 0:
         send_bytes(shard.pair, data, num_bytes, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.checkpoint.packing import Templates
 from streamrnn_server.storage.expiry import Expiry
 from streamrnn_server.storage.record_lookup import ServedModel
+from streamrnn_server.storage.usage import DiskUsage
 from streamrnn_server.storage.writer import CheckpointWriter
 
 __all__ = ["StateDir", "served_models", "templates_of"]
@@ -44,6 +46,8 @@ class StateDir:
     store : StateStore
     expiry : Expiry
     saver : CheckpointWriter
+    usage : DiskUsage or None
+        Where there are users.
 
     Raises
     ------
@@ -65,9 +69,14 @@ class StateDir:
             self.store = StateStore(config.state_dir, config.max_state_bytes)
         except StoreError as error:
             raise StartError(str(error)) from error
+        self.usage: DiskUsage | None = None
+        if config.has_users:
+            disk_bytes = shutil.disk_usage(config.state_dir).total
+            max_bytes = config.user_disk_bytes or disk_bytes * config.user_share // 100
+            self.usage = DiskUsage(self.store, max_bytes)
         self.expiry = Expiry(self.store.clock_s, config.time_to_live_s)
         templates = templates_of(served_models(models, programs), arithmetic)
-        self.saver = CheckpointWriter(self.store, templates, sockets, self.expiry, log)
+        self.saver = CheckpointWriter(self.store, templates, sockets, self.expiry, log, self.usage)
 
     def stats(self) -> dict[str, Any]:
         """Return what there is to say.

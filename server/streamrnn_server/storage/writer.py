@@ -6,7 +6,7 @@ import ctypes
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ from streamrnn_server.shard.checkpoint.packing import (
     table_of_entries,
 )
 from streamrnn_server.storage.expiry import Expiry
+from streamrnn_server.storage.usage import DiskUsage
 
 __all__ = ["CheckpointWriter"]
 
@@ -66,13 +67,14 @@ class CheckpointWriter:
         disks: Sequence[zmq.Socket[bytes]],
         expiry: Expiry,
         log: EventLog,
+        usage: DiskUsage | None = None,
     ) -> None:
         self.read_only: str | None = None
         self.num_commits = 0
         self.num_bytes = 0
         self.last_commit_s = 0.0
         self._store, self._templates, self._disks = store, templates, disks
-        self._expiry, self._log = expiry, log
+        self._expiry, self._log, self._usage = expiry, log, usage
         self._look_at_s = time.monotonic() + _EXPIRE_EVERY_S
         self._has_ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
@@ -122,7 +124,7 @@ class CheckpointWriter:
         began_s = time.monotonic()
         is_good = True
         try:
-            self._store.commit(self._changes(parts), self._expiry.now_s())
+            self._commit(self._changes(parts))
         except StoreError as error:
             is_good = False
             self._fail(str(error))
@@ -137,6 +139,12 @@ class CheckpointWriter:
         for part in parts:
             answer = np.array([(part.number, is_good)], w.BufferAck.dtype)
             self._disks[part.shard].send(answer.tobytes())
+
+    def _commit(self, changes: Iterable[Change]) -> None:
+        if self._usage is None:
+            self._store.commit(changes, self._expiry.now_s())
+        else:
+            self._usage.commit(self._store, changes, self._expiry.now_s())
 
     def _changes(self, parts: list[_Part]) -> Iterator[Change]:
         for part in parts:
@@ -173,7 +181,7 @@ class CheckpointWriter:
         try:
             changes = self._expiry.due(self._store)
             if changes:
-                self._store.commit(changes, self._expiry.now_s())
+                self._commit(changes)
         except StoreError as error:
             self._fail(str(error))
         except Exception as error:  # a fault of ours; it is tried again

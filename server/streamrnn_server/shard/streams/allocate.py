@@ -23,10 +23,16 @@ from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.streams.eviction import (
     allocate_block,
     evict_for_stream,
+    evict_for_user,
     free_memory_for_row,
     has_row,
 )
-from streamrnn_server.shard.streams.owners import UNKNOWN, set_owner
+from streamrnn_server.shard.streams.owners import (
+    UNKNOWN,
+    count_stream,
+    has_share_of_streams,
+    set_owner,
+)
 from streamrnn_server.shard.streams.slots import push_free_slot
 from streamrnn_server.shard.structs import Shard
 
@@ -42,13 +48,15 @@ def allocate_named_slot(shard: Shard, index: int, request: Request) -> int:
         long_id = allocate_block(shard, num_bytes)
         if long_id == 0:
             return -1
-    slot = allocate_slot(shard, index)
+    slot = allocate_slot(shard, index, request.owner)
     if slot < 0:
         release(shard.arena, long_id)
         return -1
     header = header_of(shard, slot)
     is_known = index < shard.num_models
     set_owner(shard, header, request.owner if is_known else UNKNOWN)
+    if is_known:
+        count_stream(shard, header, 1)
     header.id_bytes = num_bytes
     if long_id != 0:
         copy_bytes(long_id, field_address(request, "stream"), num_bytes)
@@ -62,10 +70,13 @@ def allocate_named_slot(shard: Shard, index: int, request: Request) -> int:
 
 
 @jit
-def allocate_slot(shard: Shard, index: int) -> int:
+def allocate_slot(shard: Shard, index: int, owner: int) -> int:
     """Allocate a slot without an id, not in the index; -1 without memory."""
     model = model_of(shard, index)
     if index < shard.num_models:
+        if has_share_of_streams(shard, owner) and not evict_for_user(shard, owner):
+            shard.counters.num_refused_for_room += 1
+            return -1
         num_streams = shard.num_streams
         if num_streams >= shard.max_streams and not evict_for_stream(shard):
             shard.counters.num_refused_for_room += 1
@@ -98,7 +109,7 @@ def move_stream(shard: Shard, header: Header, index: int, owner: int) -> Header:
     Its waiting requests go with it. Returns the new header; a null one without memory, with nothing
     changed.
     """
-    target = allocate_slot(shard, index)
+    target = allocate_slot(shard, index, owner)
     if target < 0:
         return header_at(0)
     to = header_of(shard, target)
@@ -114,4 +125,5 @@ def move_stream(shard: Shard, header: Header, index: int, owner: int) -> Header:
     header.id_bytes = 0
     push_free_slot(shard, header)
     set_owner(shard, to, owner)
+    count_stream(shard, to, 1)
     return to

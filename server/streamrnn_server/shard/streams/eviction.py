@@ -21,6 +21,7 @@ from streamrnn_server.shard.memory.arena import allocate, release_free_pages
 from streamrnn_server.shard.memory.budget import release_pages, reserve_bytes
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import header_of, model_of, row_of
+from streamrnn_server.shard.streams.owners import owner_of
 from streamrnn_server.shard.streams.slots import evict_stream, is_clean
 from streamrnn_server.shard.structs import Model, Shard
 
@@ -30,6 +31,7 @@ __all__ = [
     "allocate_block",
     "allocate_ring",
     "evict_for_stream",
+    "evict_for_user",
     "free_memory_for_row",
     "has_row",
 ]
@@ -40,6 +42,7 @@ _MAX_EVICTIONS = 8  # for one block
 _MAX_SCANS = 4  # units looked through for one that can be emptied
 _NEVER_S = 2**31
 _ANY_RING = -1
+_ANYBODY = 0
 
 
 class Search(IntEnum):
@@ -53,12 +56,21 @@ class Search(IntEnum):
     RING_OF_SIZE = 1
     ANY_RING = 2
     UNIT = 3
+    OF_USER = 4
 
 
 @jit
 def evict_for_stream(shard: Shard) -> bool:
     """Evict one stream of any model; if none can be, start a checkpoint."""
-    is_done = _evict(shard, _find_idle_of_all(shard, 0))
+    is_done = _evict(shard, _find_idle_of_all(shard, 0, _ANYBODY))
+    shard.counters.num_spilled_for_room += is_done
+    return is_done
+
+
+@jit
+def evict_for_user(shard: Shard, owner: int) -> bool:
+    """Evict one stream of a user who has his share; if none can be, start a checkpoint."""
+    is_done = _evict(shard, _find_idle_of_all(shard, 0, owner))
     shard.counters.num_spilled_for_room += is_done
     return is_done
 
@@ -91,7 +103,7 @@ def free_memory_for_row(shard: Shard, index: int) -> bool:
     """Free memory for a model's next row; false if nothing could be freed."""
     if release_free_pages(shard.arena):
         return True
-    own = _find_idle(shard, index, 0)
+    own = _find_idle(shard, index, 0, _ANYBODY)
     if _empty_unit(shard, index, _last_used_s(shard, own)):
         return True
     return _evict_for_memory(shard, own)
@@ -128,11 +140,11 @@ def allocate_ring(shard: Shard, header: Header, y_bytes: int) -> bool:
 @jit
 def _evict_for_block(shard: Shard, num_bytes: int) -> bool:
     """Evict a stream whose ring is as large, or else any that frees memory."""
-    slot = _find_idle_of_all(shard, num_bytes)
+    slot = _find_idle_of_all(shard, num_bytes, _ANYBODY)
     if slot < 0:
         if _empty_unit(shard, -1, _NEVER_S):
             return True
-        slot = _find_idle_of_all(shard, _ANY_RING)
+        slot = _find_idle_of_all(shard, _ANY_RING, _ANYBODY)
     return _evict_for_memory(shard, slot)
 
 
@@ -163,32 +175,37 @@ def _can_evict(shard: Shard, header: Header) -> bool:
 
 
 @jit
-def _find_idle_of_all(shard: Shard, ring_bytes: int) -> int:
+def _find_idle_of_all(shard: Shard, ring_bytes: int, owner: int) -> int:
     oldest = -1
     for index in range(shard.num_models):
-        slot = _find_idle(shard, index, ring_bytes)
+        slot = _find_idle(shard, index, ring_bytes, owner)
         if _last_used_s(shard, slot) < _last_used_s(shard, oldest):
             oldest = slot
     return oldest
 
 
 @jit
-def _find_idle(shard: Shard, index: int, ring_bytes: int) -> int:
+def _find_idle(shard: Shard, index: int, ring_bytes: int, owner: int) -> int:
     """Return the oldest of some streams that can be evicted, or -1.
 
-    ``ring_bytes`` is the size of ring to look for; 0: any or none, `_ANY_RING`: any.
+    ``ring_bytes`` is the size of ring to look for; 0: any or none, `_ANY_RING`: any. ``owner``: the
+    streams of one user, or `_ANYBODY`'s.
     """
     model = model_of(shard, index)
     num_fresh, first_slot = model.num_fresh, model.first_slot
     search = Search.ROW
     if ring_bytes != 0:
         search = Search.ANY_RING if ring_bytes == _ANY_RING else Search.RING_OF_SIZE
+    elif owner != _ANYBODY:
+        search = Search.OF_USER
     place = model.search_positions[search]
     oldest = -1
     for _ in range(min(num_fresh, NUM_SAMPLED)):
         place = place + 1 if place + 1 < num_fresh else 0
         header = header_of(shard, first_slot + place)
         if not _can_evict(shard, header):
+            continue
+        if owner != _ANYBODY and owner_of(shard, header) != owner:
             continue
         if ring_bytes != 0:
             has_ring = header.ring != 0 and header.window_log2 > 0

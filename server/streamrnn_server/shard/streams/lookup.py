@@ -20,6 +20,8 @@ from streamrnn_server.shard.streams.dirty import mark_dirty, wait_for_disk
 from streamrnn_server.shard.streams.owners import (
     NO_OWNER,
     UNKNOWN,
+    begin_lookup,
+    end_lookup,
     is_forbidden,
     number_of,
     owner_of,
@@ -81,6 +83,7 @@ def answer_without_record(shard: Shard, header: Header, code: int) -> None:
 @jit
 def finish_lookup(shard: Shard, command: Command) -> None:
     """Restore a stream whose record was found, or answer its waiting requests."""
+    end_lookup(shard, command.asker)
     header = header_of(shard, command.slot)
     if header.generation != command.generation:
         return
@@ -161,8 +164,11 @@ def _fail_all(shard: Shard, header: Header, code: int) -> None:
 @jit
 def start_lookup(shard: Shard, request: Request) -> int:
     """Have a stream looked up on disk; its slot, or -1 without memory."""
+    if not begin_lookup(shard, request.owner):
+        return -1
     slot = allocate_named_slot(shard, shard.num_models, request)
     if slot < 0:
+        end_lookup(shard, request.owner)
         return -1
     header = header_of(shard, slot)
     header.flags = h.IS_BLOCKED
@@ -170,6 +176,7 @@ def start_lookup(shard: Shard, request: Request) -> int:
     ask.what = AskKind.LOOK_UP
     ask.detail[0] = slot
     ask.detail[1] = header.generation
+    ask.owner = request.owner
     ask.identity_bytes = 0
     ask.body_bytes = request.stream_bytes
     body = shard.out + ASK_BYTES

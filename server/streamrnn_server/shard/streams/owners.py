@@ -23,20 +23,28 @@ from streamrnn.kernels.memory import (
     store_u8,
 )
 from streamrnn.kernels.virtual_memory import address_of, reserve, struct_address
+from streamrnn_client.protocol import MAX_BATCH
 from streamrnn_server.config import MAX_USER_NAME_BYTES
 from streamrnn_server.shard.libzmq import msg_property
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.index import equal_bytes, hash64
 from streamrnn_server.shard.memory.slab import slot_of
 from streamrnn_server.shard.requests.request import Request
-from streamrnn_server.shard.structs import Shard, UsersStruct, users_at
+from streamrnn_server.shard.structs import AskBucket, Shard, UsersStruct, users_at
 
 __all__ = [
+    "MAX_ASKS",
+    "MAX_ASKS_PER_CALL",
     "MAX_KEYS",
     "NO_OWNER",
+    "NS_PER_ASK",
     "UNKNOWN",
     "Users",
+    "begin_lookup",
+    "count_stream",
     "encode_key_number",
+    "end_lookup",
+    "has_share_of_streams",
     "is_forbidden",
     "name_of_owner",
     "number_of",
@@ -52,6 +60,13 @@ _TABLE_MASK = 2 * _MAX_USERS - 1
 _KEY_LETTERS = 4  # of a key's number in a `User-Id`, four bits each
 _LETTER_A = ord("A")
 MAX_KEYS = 1 << 4 * _KEY_LETTERS
+# Requests that wait for Python hold records, and without free ones no message is received.
+_MAX_LOOKUPS = MAX_BATCH // 2
+# Requests to Python, of all users together.
+_ASKS_PER_S = 2_000
+MAX_ASKS = 2_000
+MAX_ASKS_PER_CALL = 200
+NS_PER_ASK = 1_000_000_000 // _ASKS_PER_S
 
 
 def encode_key_number(number: int) -> bytes:
@@ -69,6 +84,10 @@ class Users:
         How many slots there are, those of lookups too.
     is_valid : ndarray of uint8, shape (MAX_KEYS,)
         By the number of a key, whether it may be used; Python changes it.
+    max_streams : int
+        The most slots that one user's streams may take.
+    share : int
+        Percent of what goes to Python that one user may ask for.
 
     Attributes
     ----------
@@ -76,15 +95,24 @@ class Users:
         What stands in ``users`` of the shard.
     """
 
-    def __init__(self, num_slots: int, is_valid: NDArray[np.uint8]) -> None:
+    def __init__(
+        self, num_slots: int, is_valid: NDArray[np.uint8], max_streams: int, share: int
+    ) -> None:
         self._names = reserve((_MAX_USERS + 1) * _NAME_BYTES)
         self._table = reserve(4 * (_TABLE_MASK + 1))
         self._owners = reserve(4 * num_slots)
         self._is_valid = is_valid
+        self._num_streams, self._num_lookups = (reserve(4 * (_MAX_USERS + 1)) for _ in range(2))
+        self._asks = reserve(AskBucket.dtype.itemsize * (_MAX_USERS + 1))
+        self._numbers: dict[str, int] = {}
         self._property = np.frombuffer(b"User-Id\0", np.uint8)
         self.struct = UsersStruct.one()
-        for name in ("names", "table", "owners", "property", "is_valid"):
+        tables = ("names", "table", "owners", "property", "is_valid")
+        for name in (*tables, "num_streams", "num_lookups", "asks"):
             self.struct[name] = address_of(getattr(self, f"_{name}"))
+        self.struct["max_streams"], self.struct["max_lookups"] = max_streams, _MAX_LOOKUPS
+        self.struct["max_asks"] = max(MAX_ASKS * share // 100, MAX_ASKS_PER_CALL)
+        self.struct["ns_per_ask"] = NS_PER_ASK * 100 // share
         self.address = struct_address(self.struct)
 
     def name(self, number: int) -> str:
@@ -102,6 +130,13 @@ class Users:
         """
         at = number * _NAME_BYTES
         return bytes(self._names[at + 1 : at + 1 + int(self._names[at])]).decode()
+
+    def num_streams(self, name: str) -> int:
+        """Return how many slots a user's streams take."""
+        for number in range(len(self._numbers) + 1, int(self.struct["num_users"]) + 1):
+            self._numbers[self.name(number)] = number
+        number = self._numbers.get(name, NO_OWNER)
+        return int(self._num_streams[4 * number :][:4].view(np.int32)[0])
 
 
 @jit
@@ -210,3 +245,43 @@ def name_of_owner(shard: Shard, header: Header) -> int:
     if owner <= 0:
         return 0
     return users_at(shard.users).names + owner * _NAME_BYTES
+
+
+@jit
+def count_stream(shard: Shard, header: Header, change: int) -> None:
+    """Count that a slot of a model was taken (1) or given back (-1) by its owner."""
+    owner = owner_of(shard, header)
+    if owner > 0:
+        at = users_at(shard.users).num_streams + 4 * owner
+        store_i32(at, load_i32(at) + change)
+
+
+@jit
+def has_share_of_streams(shard: Shard, owner: int) -> bool:
+    """Tell whether a user has as many streams in memory as one user may have."""
+    if shard.users == 0 or owner <= 0:
+        return False
+    users = users_at(shard.users)
+    return load_i32(users.num_streams + 4 * owner) >= users.max_streams
+
+
+@jit
+def begin_lookup(shard: Shard, asker: int) -> bool:
+    """Count a lookup for a user; False if there are as many as one user may have."""
+    if shard.users == 0:
+        return True
+    users = users_at(shard.users)
+    at = users.num_lookups + 4 * asker
+    num_lookups = load_i32(at)
+    if num_lookups >= users.max_lookups:
+        return False
+    store_i32(at, num_lookups + 1)
+    return True
+
+
+@jit
+def end_lookup(shard: Shard, asker: int) -> None:
+    """Count that a lookup of `begin_lookup` has ended."""
+    if shard.users != 0:
+        at = users_at(shard.users).num_lookups + 4 * asker
+        store_i32(at, load_i32(at) - 1)

@@ -24,6 +24,8 @@ from streamrnn_server.shard.structs import Shard
 
 __all__ = ["fill_slot", "restore_stream", "roll_back"]
 
+_NAME_DIGEST = 0xFFFF_FFFF  # the part of a rollback's digest that is the snapshot's name's
+
 
 @jit
 def fill_slot(shard: Shard, header: Header, record: RecordHead) -> bool:
@@ -107,6 +109,9 @@ def _is_as_recorded(shard: Shard, header: Header, record: RecordHead) -> bool:
 def roll_back(shard: Shard, header: Header, request: Request) -> bool:
     """Set the state back to a record's; tell whether it has changed."""
     digest = request.detail[0]
+    if request.x_count == 0:  # Python has found nothing, but knows not whose the stream is
+        set_error(request, ErrorCode.UNKNOWN_SNAPSHOT, digest & _NAME_DIGEST)
+        return False
     is_open = header.flags & h.IS_OPEN
     if is_open and header.model != request.model:
         set_error(request, ErrorCode.WRONG_MODEL, header.model, request.model)

@@ -11,6 +11,7 @@ from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.index import find_slot, hash64, remove_slot
 from streamrnn_server.shard.memory.slab import header_of, model_of, slot_of
 from streamrnn_server.shard.requests.request import Request
+from streamrnn_server.shard.streams.owners import count_stream
 from streamrnn_server.shard.streams.replay_ring import drop_ring
 from streamrnn_server.shard.structs import Shard
 
@@ -51,6 +52,7 @@ def push_free_slot(shard: Shard, header: Header) -> None:
     header.flags = 0
     if header.model < shard.num_models:
         shard.num_streams -= 1
+        count_stream(shard, header, -1)
 
 
 @jit

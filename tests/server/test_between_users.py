@@ -1,0 +1,211 @@
+"""What one user may take, and what he sees of the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamrnn.errors import StartError
+from streamrnn.state.store import SNAPSHOTS, STREAMS
+from streamrnn_client.protocol import MAX_BATCH, encode_request
+from streamrnn_server.commands.status import _lines
+from streamrnn_server.config import ServerConfig
+from streamrnn_server.control.messages import Ask
+from streamrnn_server.control.turns import Turns
+from streamrnn_server.storage.usage import DiskUsage
+from streamrnn_server.testing import serving
+from tests.support.models import random_model
+from tests.support.peer import RARELY_S, Peer, until
+from tests.support.users import GuardedPeer, make_keys
+
+NUM_INPUTS = 3
+USERS = ("alice", "bob")
+X = bytes(4 * NUM_INPUTS)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(np.random.default_rng(7), [("lstm", 24)], NUM_INPUTS)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("keys")
+    (directory / "clients").mkdir()
+    make_keys(directory, "server", *USERS)
+    for name in USERS:
+        public = (directory / f"{name}.key").read_bytes()
+        (directory / "clients" / f"{name}.key").write_bytes(public)
+    return directory
+
+
+@pytest.fixture
+def serve(model, keys):
+    """Return a function that starts a server, and returns it with a peer of each user."""
+    opened: list[Any] = []
+    peers: list[GuardedPeer] = []
+
+    def start(**options):
+        both = {"curve_secret_key": keys / "server.key_secret", "curve_clients": keys / "clients"}
+        opened.append(serving({"m": model}, **both, **options))
+        server = opened[-1].__enter__()
+        peers.extend(GuardedPeer(server, keys, user) for user in USERS)
+        return (server, *peers[-2:])
+
+    yield start
+    for peer in peers:
+        peer.socket.close()
+    for each in opened:
+        each.__exit__(None, None, None)
+
+
+def open_many(peer, ids):
+    """Return how many streams could be opened; the others found no room."""
+    errors = [error for error, _ in peer.ok("open", ids, None, 1)]
+    assert all(error is None or error[0] == "busy" for error in errors)
+    return sum(error is None for error in errors)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(50, 50), (10, 10), (100, 100)])
+def test_a_user_may_open_his_share_of_all_streams(serve, share, expected):
+    _, alice, bob = serve(max_streams=100, user_share=share)
+    assert open_many(bob, [f"b{k}" for k in range(120)]) == expected
+    assert open_many(alice, ["a"]) == (1 if share < 100 else 0)
+    assert bob.ok("close", "b0") is True
+    assert open_many(bob, ["b0", "another"]) == 1
+    assert bob.ok("stats")["num_streams"] == expected
+    assert bob.ok("stats")["max_streams"] == expected
+
+
+def test_streams_of_a_user_above_his_share_make_way_for_his_own_alone(serve, tmp_path):
+    durable = {"state_dir": tmp_path, "durability": "checkpoint", "checkpoint_interval_s": 0.01}
+    _, alice, bob = serve(max_streams=40, user_share=50, **durable)
+    assert open_many(alice, [f"a{k}" for k in range(15)]) == 15
+    for k in range(60):
+        until(lambda: bob.call("open", f"b{k}", None, 1)[0] is None)  # noqa: B023
+        assert bob.ok("step", f"b{k}", 1, X)[0] == 1
+    assert alice.ok("stats")["num_streams"] == 15
+    assert bob.ok("stats")["num_streams"] <= 20
+    for k in range(60):
+        until(lambda: bob.call("step", f"b{k}", 2, X)[0] is None)  # noqa: B023
+
+
+def test_a_user_who_asks_without_end_leaves_words_for_the_others(serve):
+    server, alice, bob = serve()
+    for _ in range(6000):
+        bob.socket.send(encode_request(1, "hello", [{}]))
+    refused = 0
+    for k in range(6000):
+        refused += bob.receive()[1] is not None
+        if k % 100 == 0:
+            assert alice.ok("hello")["protocol"] == 1
+    assert refused > 0
+    assert server.control.stats()["num_calls_refused"] == refused
+
+
+def test_a_user_has_so_many_lookups_at_once_and_the_others_have_theirs(
+    serve, tmp_path, monkeypatch
+):
+    server, alice, bob = serve(state_dir=tmp_path, durability="checkpoint")
+    alice.ok("hello")
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "_answer_some", lambda: None)  # Python is at something else
+        for k in range(MAX_BATCH // 2 + 1):
+            bob.send("step", k, 1, X)
+        assert bob.receive()[1][0] == "busy"
+        alice.send("step", "hers", 1, X)
+    assert alice.receive()[1][0] == "unknown"
+    codes = {bob.receive()[1][0] for _ in range(MAX_BATCH // 2)}
+    assert codes == {"unknown"}
+    bob.send("step", 1, 1, X)
+    assert bob.receive()[1][0] == "unknown"
+
+
+def test_totals_are_told_to_administrators_alone(serve, model):
+    server, alice, bob = serve(admins=("alice",))
+    open_many(alice, ["a1", "a2"])
+    open_many(bob, ["b"])
+    assert alice.ok("stats")["num_streams"] == 3
+    assert alice.ok("stats")["models"] == {"m": 3}
+    told = bob.ok("stats")
+    assert set(told) == {
+        *("server", "instance", "uptime_s", "durability", "user", "num_streams", "max_streams")
+    }
+    assert (told["user"], told["num_streams"]) == ("bob", 1)
+    assert any("1 in memory" in line for line in _lines(told))
+    assert server.control.stats()["num_streams"] == 3
+    with serving({"m": model}) as server:
+        peer = Peer(server.endpoints[0])
+        assert peer.ok("stats")["models"] == {"m": 0}
+        peer.socket.close()
+
+
+@given(asked=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 99)), max_size=40))
+def test_each_user_is_answered_in_his_order_and_in_turn(asked):
+    turns = Turns()
+    for user, number in asked:
+        turns.add(user, 0, Ask(1, number, 0, (), 0, 0, 0, 0, user.encode(), b""))
+    left = {user: [n for u, n in asked if u == user] for user in "abc"}
+    last = dict.fromkeys("abc", -1)
+    for at in range(len(asked)):
+        _, ask = turns.take()
+        user = ask.identity.decode()
+        assert ask.msgid == left[user].pop(0)
+        others_waiting = [u for u in "abc" if u != user and left[u]]
+        assert all(last[u] >= last[user] or last[user] < 0 for u in others_waiting)
+        last[user] = at
+    assert not turns
+
+
+def test_options_that_make_no_sense_are_refused():
+    with pytest.raises(StartError, match=r"--user-share is 0; it must be 1 to 100"):
+        ServerConfig(user_share=0)
+    with pytest.raises(StartError, match=r"--admin .* needs --curve-clients"):
+        ServerConfig(admins=("alice",))
+
+
+def test_a_user_whose_share_of_the_disk_is_taken_begins_nothing_new(serve, tmp_path):
+    durable = {"state_dir": tmp_path, "durability": "always", "checkpoint_interval_s": RARELY_S}
+    server, alice, bob = serve(user_disk_bytes=4000, **durable)
+    for k in range(100):
+        error, _ = bob.call("snapshot", "b", f"s{k}") if k else bob.call("open", "b", None, 1)
+        if error is not None:
+            break
+    assert error[0] == "read_only"
+    assert "of at most 4000: close some of them" in error[1]
+    taken = bob.ok("stats")["num_bytes_on_disk"]
+    store = server.control._disk.store
+    records = [data for table in (STREAMS, SNAPSHOTS) for _, data in store.items(table)]
+    assert taken == sum(map(len, records)) >= 4000
+    record = bob.ok("export", "b")
+    for call in (
+        ["open", "new", None, 1],
+        ["import", "new", record, None],
+        ["open", "new", None, 1, record],
+        ["fork", "b", "new"],
+        ["snapshot", "b", "one more"],
+    ):
+        code, detail = bob.error(*call)
+        assert (code, "close some" in detail["reason"]) == ("read_only", True)
+    assert bob.ok("step", "b", 1, X)[0] == 1
+    assert alice.ok("open", "a", None, 1) == [0, 0, 1]
+    assert bob.ok("close", "b") is True
+    bob.ok("sync", None)
+    assert bob.ok("stats")["num_bytes_on_disk"] == 0
+    assert bob.ok("open", "new", None, 1) == [0, 0, 1]
+
+
+def test_what_each_user_takes_on_disk_is_known_after_a_restart(serve, tmp_path):
+    durable = {"state_dir": tmp_path, "durability": "always", "checkpoint_interval_s": RARELY_S}
+    server, alice, bob = serve(**durable)
+    alice.ok("open", "a", None, 1)
+    bob.ok("open", "b", None, 1)
+    bob.ok("snapshot", "b", "one")
+    before = [peer.ok("stats")["num_bytes_on_disk"] for peer in (alice, bob)]
+    usage = DiskUsage(server.control._disk.store, 10)  # as the next start makes it
+    assert [usage.num_bytes(user) for user in USERS] == before
+    assert before[1] == 2 * before[0] > 0

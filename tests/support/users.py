@@ -1,0 +1,34 @@
+"""Keys, users, and raw clients with a key."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import zmq
+from zmq.auth import create_certificates, load_certificate
+
+from tests.support.peer import Peer
+
+__all__ = ["GuardedPeer", "make_keys"]
+
+
+def make_keys(directory: Path, *names: str) -> None:
+    """Make pairs of keys, of which each secret one is its owner's alone."""
+    for name in names:
+        _, secret = create_certificates(directory, name)
+        os.chmod(secret, 0o600)
+
+
+class GuardedPeer(Peer):
+    """A client of a user that sends exactly what it is told to."""
+
+    def __init__(self, server, keys, user):
+        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket.linger = 0
+        self.socket.routing_id = b"\1" + os.urandom(15)
+        public, secret = load_certificate(keys / f"{user}.key_secret")
+        self.socket.curve_publickey, self.socket.curve_secretkey = public, secret
+        self.socket.curve_serverkey = load_certificate(keys / "server.key")[0]
+        self.socket.connect(server.endpoints[0])
+        self.msgid = 0
