@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,12 +81,17 @@ class Guard:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._woken, zmq.POLLIN)
+        rested_at_s = 0.0
         while True:
             ready = dict(poller.poll(_REFRESH_MS))
             if self._woken.fileno() in ready:
                 return
+            began_s = time.monotonic()
             try:
-                self.keys.refresh()
+                if began_s >= rested_at_s:
+                    self.keys.refresh()
+                    # With very many files, not for more than half of the time.
+                    rested_at_s = 2 * time.monotonic() - began_s
             except Exception as error:
                 self.keys.forget()  # what cannot be known lets nobody in
                 self._log.write_fault("the clients' keys cannot be read again", error)

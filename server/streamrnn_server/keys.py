@@ -80,6 +80,10 @@ def _load(path: Path) -> tuple[bytes, bytes | None]:
     return public, secret
 
 
+def _stamp_of(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
+
+
 class _File(NamedTuple):
     """A client's key file as it was read: whose key it holds, or why it cannot be used."""
 
@@ -109,7 +113,7 @@ class ClientKeys:
     def __init__(self, location: Path, log: EventLog) -> None:
         self.is_valid = np.zeros(MAX_KEYS, np.uint8)
         self._location, self._log = location, log
-        self._files: dict[Path, _File] = {}
+        self._files: dict[str, _File] = {}  # by name
         self._problems: set[str] = set()
         self._users: dict[bytes, str] = {}
         self._numbers: dict[tuple[bytes, str], int] = {}
@@ -136,7 +140,7 @@ class ClientKeys:
         except OSError as error:
             stamps = {}
             problems.add(f"cannot read --curve-clients {self._location}: {error}")
-        files = {path: self._read(path, stamp) for path, stamp in stamps.items()}
+        files = {name: self._read(name, stamp) for name, stamp in stamps.items()}
         if files != self._files or problems:
             had_users, self._files = bool(self._users), files
             problems |= {file.problem for file in files.values() if file.problem}
@@ -152,30 +156,27 @@ class ClientKeys:
         self._files, self._users = {}, {}
         self.is_valid[:] = 0
 
-    def _stamps(self) -> Iterator[tuple[Path, tuple[int, ...]]]:
-        paths = [self._location]
-        if self._location.is_dir():
-            with os.scandir(self._location) as entries:
-                paths = sorted(Path(each) for each in entries if each.name.endswith(_SUFFIX))
-        for path in paths:
-            try:
-                found = path.stat()
-            except OSError:
-                if path == self._location:
-                    raise
-                yield path, ()  # a dangling link, or just deleted
-            else:
-                yield (
-                    path,
-                    (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino),
-                )
+    def _stamps(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield each file's name and what changes with it; none if it cannot be known."""
+        if not self._location.is_dir():
+            yield self._location.name, _stamp_of(self._location.stat())
+            return
+        with os.scandir(self._location) as entries:
+            for entry in entries:
+                if entry.name.endswith(_SUFFIX):
+                    try:
+                        stamp = _stamp_of(entry.stat())
+                    except OSError:  # a dangling link, or just deleted
+                        stamp = ()
+                    yield entry.name, stamp
 
-    def _read(self, path: Path, stamp: tuple[int, ...]) -> _File:
-        known = self._files.get(path)
+    def _read(self, file_name: str, stamp: tuple[int, ...]) -> _File:
+        known = self._files.get(file_name)
         if known is not None and known.stamp == stamp and known.is_settled:
             return known
         is_settled = bool(stamp) and max(stamp[:2]) < time.time_ns() - _TICK_NS
-        name = path.name.removesuffix(_SUFFIX)
+        path = self._location / file_name if self._location.is_dir() else self._location
+        name = file_name.removesuffix(_SUFFIX)
         shown = os.fsencode(path).decode(errors="backslashreplace")
         try:
             num_bytes = len(name.encode())
@@ -193,7 +194,7 @@ class ClientKeys:
 
     def _set_users(self, problems: set[str]) -> None:
         owners: dict[bytes, list[str]] = {}
-        for file in self._files.values():
+        for _, file in sorted(self._files.items()):
             if file.public:
                 owners.setdefault(file.public, []).append(file.user)
         users = {}
