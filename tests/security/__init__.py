@@ -1,0 +1,1 @@
+"""Keys, users, and what fails in the server itself."""
