@@ -129,6 +129,7 @@ def test_without_a_name_all_are_run(capsys, monkeypatch):
         "step",
         "roundtrip",
         "throughput",
+        "client",
         "scale",
         "durability",
     ]

@@ -61,8 +61,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--streams",
         metavar="N",
         type=_positive,
-        help="throughput: streams, one step of each under way (1000); scale: streams (1000000); "
-        "durability: streams (10000)",
+        help="throughput: streams, one step of each under way (1000); client: of a batch (1000); "
+        "scale: streams (1000000); durability: streams (10000)",
     )
     parser.add_argument(
         "--windows",
@@ -138,6 +138,13 @@ def _throughput(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Res
     )
 
 
+def _client(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
+    from streamrnn_bench.server.client import CLIENT_CASES, measure_client
+
+    sizes = {"num_streams": args.streams} if args.streams else {}
+    return measure_client(cases or CLIENT_CASES, **sizes, **_rounds(args))
+
+
 def _scale(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
     from streamrnn_bench.server.scale import SCALE_CASES, measure_scale
 
@@ -171,6 +178,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, Sequence[Case]], Iterator[Re
     "step": _step,
     "roundtrip": _roundtrip,
     "throughput": _throughput,
+    "client": _client,
     "scale": _scale,
     "durability": _durability,
 }

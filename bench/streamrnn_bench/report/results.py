@@ -28,7 +28,7 @@ class BenchError(StreamRNNError):
 class Result:
     """One measurement and its reference, both of the same run and in the same unit."""
 
-    benchmark: str  # ``step``, ``roundtrip``, ``throughput``, ``scale`` or ``durability``
+    benchmark: str  # ``step``, ``roundtrip``, ``throughput``, ``client``, ``scale``, ``durability``
     case: str  # such as ``"lstm 64->128 B=48 float32 cpu"``
     value: float
     unit: str  # of a rate (``"GFLOP/s"``), or of a time or memory (``"us"``, ``"KiB"``)
