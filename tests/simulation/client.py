@@ -9,13 +9,12 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from streamrnn_client._session.exchange import Call, Exchange
 from streamrnn_client._session.session import Operation, Session
-from streamrnn_client._session.stream_state import Claim, StreamState
+from streamrnn_client._session.turns import Claim, give_back, take
 from tests.support.fake_server import FakeServer
 
 
@@ -36,7 +35,7 @@ class Network:
         self.weather = weather or Weather()
         self.now = 0.0
         self.endpoints = [f"sim://{k}" for k in range(num_shards)]
-        self.session = Session(self.endpoints[0], self._release)
+        self.session = Session(self.endpoints[0], give_back)
         self.exchange = Exchange(lambda: self.now, timeout_s=5.0, resend_s=0.1)
         self._events: list[tuple[float, int, str, Any]] = []
         self._order = itertools.count()
@@ -44,22 +43,26 @@ class Network:
 
     def run(self, operation: Operation[Any]) -> Any:
         """Run an operation to its end; its exceptions come out."""
+        claims: list[Claim] = []
         try:
             wanted = next(operation)
             while True:
                 if isinstance(wanted, Claim):
-                    assert not any(state.claimed for state in wanted.states)
-                    for state in wanted.states:
-                        state.claimed = True
+                    claims.append(wanted)
+                    assert take(wanted)
                 else:
                     self._wait(wanted)
                 wanted = operation.send(None)
         except StopIteration as stop:
             return stop.value
-
-    def _release(self, states: Sequence[StreamState]) -> None:
-        for state in states:
-            state.claimed = False
+        except BaseException as error:
+            operation.close()
+            for claim in claims:
+                give_back(claim, error)
+            raise
+        finally:
+            for claim in claims:
+                give_back(claim)
 
     def _wait(self, call: Call) -> None:
         while not call.done:

@@ -27,6 +27,7 @@ from streamrnn.state.store import STREAMS, StateStore
 from streamrnn_client import protocol
 from streamrnn_client._session.exchange import Exchange
 from streamrnn_client._session.session import Session
+from streamrnn_client._session.turns import give_back
 from streamrnn_server.config import ServerConfig
 from streamrnn_server.control.stats import total_counters
 from streamrnn_server.shard import setup as memory
@@ -110,9 +111,7 @@ class CrashSimulation(Network):
     def new_client(self) -> None:
         """Start the client again: nothing of the old one is left but its messages on their way."""
         old = self.session
-        self.session = Session(
-            self.endpoints[0], self._release, old.max_kept_steps, old.max_kept_bytes
-        )
+        self.session = Session(self.endpoints[0], give_back, old.max_kept_steps, old.max_kept_bytes)
         self.exchange = self._new_exchange()
         self.identity = b"client %d" % self.random.randrange(2**32)
 

@@ -126,7 +126,7 @@ def test_every_numbered_step_has_one_effect(seed, num_shards, window, actions):
         else:
             sim.server.busy_for = amount
     assert sim.server.num_applied == num_applied
-    assert not any(state.claimed for state in states)
+    assert not any(state.turn for state in states)
 
 
 def loses_its_state(feed):

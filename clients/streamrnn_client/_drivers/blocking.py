@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 import weakref
@@ -14,8 +15,9 @@ import zmq
 from streamrnn_client._drivers.sockets import Connection
 from streamrnn_client._session.exchange import Call, Exchange, result_of
 from streamrnn_client._session.session import Operation, Session, step_parts
-from streamrnn_client._session.stream_state import Claim, StreamState
-from streamrnn_client.errors import ClientClosed, StreamRNNClientError
+from streamrnn_client._session.stream_state import StreamState
+from streamrnn_client._session.turns import Claim, Era, give_back, has_turn, take, turn_timeout
+from streamrnn_client.errors import ClientClosed, NotSupported
 from streamrnn_client.inputs import Array
 from streamrnn_client.options import Options
 
@@ -27,7 +29,11 @@ _MAX_POLL_S = 0.25  # so that a thread notices that another one has closed the c
 
 
 class BlockingDriver:
-    """Run a session's operations, one at a time in each thread."""
+    """Run a session's operations, one at a time in each thread.
+
+    A signal handler or a `__del__` may call in the midst of another call of the same thread: it
+    gets sockets of its own, and never waits for a stream. An interrupt may come at any line.
+    """
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -35,16 +41,23 @@ class BlockingDriver:
             options.address, self._release, options.max_kept_steps, options.max_kept_bytes
         )
         self.is_closed = False
-        self._claims_lock = threading.Lock()
-        self._claims = threading.Condition(self._claims_lock)
-        self._num_waiting = 0
+        self._begin_era()
+
+    def _begin_era(self) -> None:
+        """Begin with no sockets and no locks: after a fork the old ones are the parent's."""
+        self._pid = os.getpid()
+        self._era = Era()
+        # Reentrant, and held only where no call waits: a call may be interrupted by another one.
+        self._lock = threading.RLock()
         self._local = threading.local()
         self._links: weakref.WeakSet[_Link] = weakref.WeakSet()
 
     def close(self) -> None:
         """Close all sockets; a thread with a call under way closes its own at the call's end."""
         self.is_closed = True
-        for link in list(self._links):
+        with self._lock:
+            links = list(self._links)
+        for link in links:
             link.close_when_idle()
 
     def run(
@@ -54,75 +67,103 @@ class BlockingDriver:
         **kwargs: P.kwargs,
     ) -> T:
         """Run an operation to its end in this thread and return its result."""
-        link = self._link()
-        try:
-            with link.in_use:
-                return self._drive(link, operation(self.session, link.exchange, *args, **kwargs))
-        finally:
-            if self.is_closed:
-                link.close_when_idle()
+
+        def work(link: _Link, claims: list[Claim]) -> T:
+            return self._drive(
+                link, operation(self.session, link.exchange, *args, **kwargs), claims
+            )
+
+        return self._guard(work)
 
     def step(self, state: StreamState, x: Any, seq: int | None) -> Array:
         """Apply one step as `Session.step` does, straight where nothing stands in its way."""
-        link = self._link()
-        if seq is None and state.numbered and not self.session.is_spread:
-            x = state.model.step_array(x)
-            if link.in_use.acquire(blocking=False):
-                try:
-                    y = self._step_straight(link, state, x)
-                finally:
-                    link.in_use.release()
-                    if self.is_closed:
-                        link.close_when_idle()
-                if y is not None:
-                    return y
-        return self.run(Session.step, state, x, seq)
+        if seq is not None or not state.numbered or self.session.is_spread:
+            return self.run(Session.step, state, x, seq)
+        x = state.model.step_array(x)
 
-    def _step_straight(self, link: _Link, state: StreamState, x: Array) -> Array | None:
+        def work(link: _Link, claims: list[Claim]) -> Array:
+            y = self._step_straight(link, claims, state, x)
+            if y is None:
+                self._end(claims)
+                y = self._drive(link, self.session.step(link.exchange, state, x, None), claims)
+            return y
+
+        return self._guard(work)
+
+    def _guard(self, work: Callable[[_Link, list[Claim]], T]) -> T:
+        """Do the work of a call with sockets of its own, and leave nothing of it behind."""
+        if self._pid != os.getpid():
+            self._era.is_over = True
+            self._begin_era()
+        link = self._link()
+        claims: list[Claim] = []
+        try:
+            while not link.in_use.acquire(blocking=False):
+                link = self._link()
+            result = work(link, claims)
+            self._end(claims)
+            self._free(link)
+            return result
+        except BaseException as error:
+            link.exchange.abandon_all()
+            self._end(claims, error)
+            self._free(link)
+            raise
+
+    def _step_straight(
+        self, link: _Link, claims: list[Claim], state: StreamState, x: Array
+    ) -> Array | None:
         """Apply one step; None if it must go the general way, and nothing was sent."""
         session, exchange = self.session, link.exchange
-        if not exchange.is_idle or not self._claim_now(state):
+        claim = Claim((state,))
+        claim.era = self._era
+        claims.append(claim)
+        with self._lock:
+            if not exchange.is_idle or not take(claim, may_wait=False):
+                return None
+        if state.unfinished is not None or (
+            state.replay_log is not None and state.replay_log.is_full(1)
+        ):
             return None
-        try:
-            if state.replay_log is not None and state.replay_log.is_full(1):
-                return None
-            seq = session.next_seq(state, None, 1)
-            started = time.monotonic()
-            msgid, payload = exchange.encode(*step_parts(state, seq, x))
-            if not link.send(session.address, payload):
-                return None
-            reply = link.receive(session.address)
-            result = None if reply is None else result_of(reply, msgid)
-            if result is not None:
-                return session.accept(state, result, seq, 1, x)
-            # It is under way: the general way goes on with it.
-            call = exchange.adopt(session.address, "step", payload, msgid, started)
-            if reply is not None:
-                exchange.receive(reply)
-            return self._drive(link, session.finish_step(exchange, state, call, seq, x))
-        except BaseException as error:
-            state.in_doubt |= not isinstance(error, StreamRNNClientError)
-            raise
-        finally:
-            self._release((state,))
-
-    def _claim_now(self, state: StreamState) -> bool:
-        """Claim a stream if nobody has it."""
-        with self._claims_lock:
-            is_free = not state.claimed
-            state.claimed = True
-        return is_free
+        seq = session.next_seq(state, None, 1)
+        claim.before = (state.last_seq,)
+        started = time.monotonic()
+        msgid, payload = exchange.encode(*step_parts(state, seq, x))
+        if not link.send(session.address, payload):
+            return None
+        reply = link.receive(session.address)
+        result = None if reply is None else result_of(reply, msgid)
+        if result is not None:
+            return session.accept(state, result, seq, 1, x)
+        # It is under way: the general way goes on with it.
+        call = exchange.adopt(session.address, "step", payload, msgid, started)
+        if reply is not None:
+            exchange.receive(reply)
+        return self._drive(link, session.finish_step(exchange, state, call, seq, x), claims)
 
     def _link(self) -> _Link:
-        link: _Link | None = getattr(self._local, "link", None)
-        if link is None or link.is_closed:
-            if self.is_closed:
-                raise ClientClosed("this client was closed; make a new one")
-            link = self._local.link = _Link(self.options)
+        """Return sockets of this thread that no call uses."""
+        if self.is_closed:
+            raise ClientClosed("this client was closed; make a new one")
+        links: list[_Link] | None = getattr(self._local, "links", None)
+        if links is None:
+            links = self._local.links = []
+        for link in links:
+            if not link.in_use.locked():
+                return link
+        link = _Link(self.options)
+        links.append(link)
+        with self._lock:
             self._links.add(link)
         return link
 
-    def _drive(self, link: _Link, operation: Operation[T]) -> T:
+    def _free(self, link: _Link) -> None:
+        if link.in_use.locked():
+            link.in_use.release()
+        if self.is_closed:
+            link.close_when_idle()
+
+    def _drive(self, link: _Link, operation: Operation[T], claims: list[Claim]) -> T:
         try:
             wanted = next(operation)
             while True:
@@ -130,9 +171,10 @@ class BlockingDriver:
                     if isinstance(wanted, Call):
                         self._wait(link, wanted)
                     else:
-                        self._claim(wanted)
+                        claims.append(wanted)
+                        self._claim(link, wanted)
                 except BaseException as error:
-                    operation.throw(error)  # which releases its streams
+                    operation.throw(error)  # which abandons its requests
                     raise
                 wanted = operation.send(None)
         except StopIteration as stop:
@@ -142,25 +184,45 @@ class BlockingDriver:
         while not call.done:
             if self.is_closed or link.is_closed:
                 raise ClientClosed("the client was closed while a call was under way")
+            link.check_process()
             link.work()
 
-    def _claim(self, claim: Claim) -> None:
-        with self._claims:
-            while any(state.claimed for state in claim.states):
-                self._num_waiting += 1
-                self._claims.wait()
-                self._num_waiting -= 1
-                if self.is_closed:
-                    raise ClientClosed("the client was closed while a call waited for its stream")
-            for state in claim.states:
-                state.claimed = True
+    def _claim(self, link: _Link, claim: Claim) -> None:
+        link.check_process()
+        claim.era = self._era
+        started = time.monotonic()
+        turn = threading.Lock()
+        turn.acquire()
+        claim.wake = turn.release
+        with self._lock:
+            # Another call of this thread goes on only when this one has ended.
+            is_nested = any(each.in_use.locked() for each in self._local.links if each is not link)
+            if take(claim, may_wait=not is_nested):
+                return
+        if is_nested:
+            raise NotSupported(
+                f"this call, from a signal handler or a __del__, has interrupted another one, and "
+                f"stream {claim.states[0].id!r} or another of its streams is in use: it cannot be "
+                "waited for here, and nothing was sent. Call again when the other call has ended"
+            )
+        claim.deadline = started + self.options.timeout_s
+        while (remaining_s := claim.remaining_s(time.monotonic())) > 0:
+            turn.acquire(timeout=min(remaining_s, _MAX_POLL_S))
+            if self.is_closed:
+                raise ClientClosed("the client was closed while a call waited for its stream")
+            with self._lock:
+                if has_turn(claim):
+                    return
+        raise turn_timeout(claim, self.options.timeout_s)
 
-    def _release(self, states: Sequence[StreamState]) -> None:
-        with self._claims_lock:
-            for state in states:
-                state.claimed = False
-            if self._num_waiting:
-                self._claims.notify_all()
+    def _release(self, claim: Claim) -> None:
+        with self._lock:
+            give_back(claim)
+
+    def _end(self, claims: Sequence[Claim], error: BaseException | None = None) -> None:
+        with self._lock:
+            for claim in claims:
+                give_back(claim, error)
 
 
 class _Link:
@@ -182,9 +244,15 @@ class _Link:
         )
         self.in_use = threading.Lock()
         self.is_closed = False
+        self.pid = os.getpid()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._connections = connections
         self._poller = zmq.Poller()
+
+    def check_process(self) -> None:
+        """Raise `ClientClosed` in the child of a fork: the sockets are the parent's."""
+        if self.pid != os.getpid():
+            raise ClientClosed("the process was forked in the midst of this call: call again")
 
     def send(self, endpoint: str, payload: bytes) -> bool:
         """Send at once; False if nothing was ever sent there, or there is no connection."""
@@ -209,6 +277,8 @@ class _Link:
         exchange = self.exchange
         while exchange.outbox:
             call = exchange.outbox.popleft()
+            if call.done:  # abandoned
+                continue
             connection = self._connection(call.endpoint)
             try:
                 connection.socket.send(call.payload, zmq.NOBLOCK)
@@ -216,12 +286,12 @@ class _Link:
                 exchange.send_failed(call)
                 connection.renew()
         remaining_s = exchange.next_at() - time.monotonic()
-        if remaining_s <= 0:
-            exchange.tick()
-            return
-        timeout_ms = math.ceil(1000 * min(remaining_s, _MAX_POLL_S))
-        for socket, _ in self._poller.poll(timeout_ms):
+        timeout_ms = math.ceil(1000 * min(max(remaining_s, 0), _MAX_POLL_S))
+        ready = self._poller.poll(timeout_ms)
+        for socket, _ in ready:
             exchange.receive(socket.recv(zmq.NOBLOCK))
+        if not ready and remaining_s <= 0:  # what has come was read first
+            exchange.tick()
 
     def close_when_idle(self) -> None:
         """Close, unless a call is under way: then its thread does it at the call's end."""

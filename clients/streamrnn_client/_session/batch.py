@@ -20,7 +20,8 @@ from streamrnn_client._session.per_shard import (
 from streamrnn_client._session.replay import MAX_REPLAYS, open_states, recover, server_lag
 from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.stream_group import Rows
-from streamrnn_client._session.stream_state import Claim, StreamState, as_ids
+from streamrnn_client._session.stream_state import StreamState, as_ids
+from streamrnn_client._session.turns import Claim
 from streamrnn_client.inputs import FLOAT, Array, ModelInfo
 from streamrnn_client.protocol import (
     ProtocolError,
@@ -55,17 +56,16 @@ def open_streams(
         raise errors.BadParams(f"window is {window}; it must be a whole number from 1")
     if not states:
         return states, model_info
-    yield Claim(states)
-    try:
-        for state in states:
-            if not state.is_open:
-                state.window = asked
-        failed = yield from open_states(session, ex, states, range(len(states)))
-        if session.is_spread and (again := (yield from _moved(session, ex, states, failed))):
-            failed = {i: error for i, error in failed.items() if i not in again}
-            failed.update((yield from open_states(session, ex, states, again)))
-    finally:
-        session.release(states)
+    claim = Claim(states)
+    yield claim
+    for state in states:
+        if not state.is_open:
+            state.window = asked
+    failed = yield from open_states(session, ex, states, range(len(states)))
+    if session.is_spread and (again := (yield from _moved(session, ex, states, failed))):
+        failed = {i: error for i, error in failed.items() if i not in again}
+        failed.update((yield from open_states(session, ex, states, again)))
+    session.release(claim)
     for i, state in enumerate(states):
         if state.lost:
             failed[i] = errors.StateLost(state.id, state.last_seq, state.lost)
@@ -133,34 +133,34 @@ def step_rows(session: Session, ex: Exchange, rows: Rows, x: Any) -> Operation[A
     outputs = np.zeros((len(states), rows.model.output_size), np.float32)
     if not states:
         return outputs
-    yield Claim(states)
-    try:
-        numbered = states[0].numbered
-        if any(state.numbered != numbered for state in states):
-            raise errors.MixedNumbering("all streams of a batch are numbered, or none is")
-        step = _BatchStep(rows, x, outputs, numbered, session.has_columns)
-        groups = rows.groups(session)
-        unusable: Errors = {}
-        if numbered and session.is_durable and not rows.has_capacity():
-            rows.drop_durable()
-            unusable = yield from session.wait_for_capacity(ex, states, 1)
-        unusable.update(_unusable(session, states))
-        if unusable:
-            usable = [i for i in range(len(states)) if i not in unusable]
-            groups = group_by_endpoint(session, states, usable)
-        failed = yield from step.apply(session, ex, groups)
-        if failed:
-            failed = yield from _asked_for_items(session, ex, step, failed)
-            failed = yield from _open_pristine(session, ex, step, failed)
-            failed = yield from _replayed(session, ex, step, failed)
-            failed = yield from _interpreted(session, ex, states, failed)
-        failed.update(unusable)
-        if failed:
-            done = {s.id: outputs[i] for i, s in enumerate(states) if i not in failed}
-            raise _combined_error(states, done, failed)
-        return outputs
-    finally:
-        session.release(states)
+    claim = Claim(states)
+    yield claim
+    numbered = states[0].numbered
+    if any(state.numbered != numbered for state in states):
+        raise errors.MixedNumbering("all streams of a batch are numbered, or none is")
+    step = _BatchStep(rows, x, outputs, numbered, session.has_columns)
+    step.deadline = claim.deadline
+    claim.before = step.last_seqs
+    groups = rows.groups(session)
+    unusable: Errors = {}
+    if numbered and session.is_durable and not rows.has_capacity():
+        rows.drop_durable()
+        unusable = yield from session.wait_for_capacity(ex, states, 1)
+    unusable.update(_unusable(session, states))
+    if unusable:
+        usable = [i for i in range(len(states)) if i not in unusable]
+        groups = group_by_endpoint(session, states, usable)
+    failed = yield from step.apply(session, ex, groups)
+    if failed:
+        failed = yield from _asked_for_items(session, ex, step, failed)
+        failed = yield from _open_pristine(session, ex, step, failed)
+        failed = yield from _replayed(session, ex, step, failed)
+        failed = yield from _interpreted(session, ex, states, failed)
+    failed.update(unusable)
+    if failed:
+        done = {s.id: outputs[i] for i, s in enumerate(states) if i not in failed}
+        raise _combined_error(states, done, failed)
+    return outputs
 
 
 class _BatchStep:
@@ -173,6 +173,7 @@ class _BatchStep:
         self.outputs = outputs
         self.numbered = numbered
         self.columns = columns
+        self.deadline: float | None = None
         # Fixed here, whatever is learned on the way: a step that is sent again keeps its number.
         self.last_seqs = [state.last_seq for state in self.states]
         self.seqs = [last_seq + 1 for last_seq in self.last_seqs]
@@ -181,6 +182,7 @@ class _BatchStep:
         sending = Scatter(
             session, ex, self.states, "batch", self.build, self.accept, may_resend=self.numbered
         )
+        sending.deadline, self.deadline = self.deadline, None
         return sending.run(groups)
 
     def build(self, indices: Sequence[int]) -> tuple[Buffer, ...]:
@@ -267,10 +269,11 @@ def _state_of(session: Session, stream: StreamId, model: ModelInfo, numbered: bo
 def _unusable(session: Session, states: Sequence[StreamState]) -> Errors:
     failed: Errors = {}
     for i, state in enumerate(states):
-        if state.is_open and not state.lost:
+        if state.is_open and not state.lost and state.unfinished is None:
             continue
         try:
             session.next_seq(state, None, 1)
+            session.check_unfinished(state, None)
         except errors.StreamRNNClientError as error:
             failed[i] = error
     return failed

@@ -14,7 +14,7 @@ from typing import Any
 from streamrnn_client import errors
 from streamrnn_client.protocol import MAX_MSGID, ErrorCode, ProtocolError, decode_response
 
-__all__ = ["Call", "Exchange", "result_of"]
+__all__ = ["GRACE_S", "LATE_S", "Call", "Exchange", "result_of"]
 
 _HEAD = b"\x94\x00\xce"  # an array of four: 0 for a request, then the msgid as uint 32
 _NUM_HEAD_BYTES = len(_HEAD) + 4
@@ -22,6 +22,9 @@ _BUSY = ErrorCode.BUSY.wire
 _MIN_BUSY_S, _MAX_BUSY_S = 0.001, 1.0
 _MIN_RETRY_S, _MAX_RETRY_S = 0.001, 0.05  # after a send that the socket did not take
 _MAX_RESEND_S = 2.0  # while the time between two repetitions doubles
+# What is looked at so late gets so much time once more: other code has kept the event loop, or the
+# process was suspended, and the answer may be here, unread.
+LATE_S, GRACE_S = 0.02, 0.25
 _NEVER = float("inf")
 
 Buffer = bytes | memoryview
@@ -38,7 +41,8 @@ class Call:
 
     `payload` is the same however often it is sent; `may_resend` is False where sending it twice
     would do harm, as with unnumbered steps. `deadline` and `next_at` are in seconds of the
-    exchange's clock: when to give up, and when to look at it again. `waiter` is for the driver.
+    exchange's clock: when to give up, and when to look at it again; `has_grace` says that the
+    deadline was put off already. `waiter` is for the driver.
     """
 
     __slots__ = (
@@ -46,6 +50,7 @@ class Call:
         "done",
         "endpoint",
         "error",
+        "has_grace",
         "interval_s",
         "may_resend",
         "method",
@@ -82,6 +87,7 @@ class Call:
         self.interval_s = _NEVER
         self.retry_s = _MIN_RETRY_S
         self.num_sends = 0
+        self.has_grace = False
         self.done = False
         self.result: Any = None
         self.error: errors.StreamRNNClientError | None = None
@@ -135,7 +141,8 @@ class Exchange:
         """
         msgid, payload = self.encode(*parts)
         now = self._clock()
-        call = self._add(endpoint, method, payload, msgid, may_resend, now, deadline)
+        started = now if deadline is None else deadline - self._timeout_s
+        call = self._add(endpoint, method, payload, msgid, may_resend, started)
         if delay_s > 0:
             call.next_at = now + delay_s
         elif len(self._pending) > self.max_in_flight:
@@ -158,7 +165,7 @@ class Exchange:
 
     def adopt(self, endpoint: str, method: str, payload: bytes, msgid: int, started: float) -> Call:
         """Take on a request that was sent already, once, and that may be sent again."""
-        call = self._add(endpoint, method, payload, msgid, True, started, None)
+        call = self._add(endpoint, method, payload, msgid, True, started)
         self._note_send(call, started)
         return call
 
@@ -191,7 +198,11 @@ class Exchange:
         """Send, send again or give up every call that is due."""
         now = self._clock()
         for call in [call for call in self._pending.values() if call.next_at <= now]:
-            if now >= call.deadline:
+            late_s = now - call.deadline
+            if late_s >= LATE_S and not call.has_grace:
+                call.has_grace = True
+                call.next_at = call.deadline = now + GRACE_S
+            elif late_s >= 0:
                 call.error = self._timeout(call)
                 self._settle(call)
             else:  # what must not be sent again is due at its deadline only
@@ -234,7 +245,6 @@ class Exchange:
         msgid: int,
         may_resend: bool,
         started: float,
-        deadline: float | None,
     ) -> Call:
         call = Call(
             endpoint,
@@ -243,7 +253,7 @@ class Exchange:
             msgid,
             may_resend=may_resend,
             started=started,
-            deadline=started + self._timeout_s if deadline is None else deadline,
+            deadline=started + self._timeout_s,
         )
         call.interval_s = self._resend_s
         self._pending[msgid] = call

@@ -85,10 +85,6 @@ class Scatter:
                 calls.append(call)
             for call in calls:
                 yield call
-        except BaseException:
-            for state in self.states:
-                state.in_doubt = True
-            raise
         finally:
             for call in calls:
                 self.ex.abandon(call)

@@ -91,6 +91,18 @@ class ReplayLog:
             if not column.num_steps:
                 self._entries.pop()
 
+    def forget_after(self, last_seq: int) -> None:
+        """Drop the steps above a number, which will be appended anew."""
+        self._finish_column()
+        entries = self._entries
+        while entries and entries[-1].last_seq > last_seq:
+            entry = entries.pop()
+            self.num_older -= entry.num_steps
+            if entry.first_seq <= last_seq:
+                x = entry.inputs(entry.first_seq, last_seq)
+                entries.append(LogEntry(entry.first_seq, last_seq, x))
+                self.num_older += entries[-1].num_steps
+
     def drop_durable(self, durable_seq: int) -> None:
         """Drop what is on disk; a chunk that is there in part stays whole."""
         entries = self._entries

@@ -12,7 +12,8 @@ import msgpack
 from streamrnn_client import errors
 from streamrnn_client._session.exchange import Call, Exchange
 from streamrnn_client._session.replay_log import MAX_KEPT_BYTES, MAX_KEPT_STEPS, ReplayLog
-from streamrnn_client._session.stream_state import Claim, StreamState
+from streamrnn_client._session.stream_state import StreamState
+from streamrnn_client._session.turns import Claim
 from streamrnn_client.inputs import ModelInfo
 from streamrnn_client.protocol import (
     DEFAULT_MAX_MESSAGE_BYTES,
@@ -110,14 +111,15 @@ class ServerInfo:
 class ServerView:
     """What all threads or tasks of a client share: the server, its models and streams.
 
-    `release` returns claimed streams. `info` is the last `hello`; `is_stale` says that it should be
-    asked again first. `map_version` changes whenever a stream may have got another endpoint.
+    `release` gives back claimed streams before the end of an operation. `info` is the last `hello`;
+    `is_stale` says that it should be asked again first. `map_version` changes whenever a stream may
+    have got another endpoint.
     """
 
     def __init__(
         self,
         address: str,
-        release: Callable[[Sequence[StreamState]], None],
+        release: Callable[[Claim], None],
         max_kept_steps: int = MAX_KEPT_STEPS,
         max_kept_bytes: int = MAX_KEPT_BYTES,
     ) -> None:

@@ -2,7 +2,8 @@
 
 An operation is a generator. It submits requests to an `Exchange` and yields what it waits for: a
 `Call`, until it is settled, or a `Claim`, until it is granted. `_drivers` run operations with
-blocking sockets or an event loop, the tests with a simulated network and clock.
+blocking sockets or an event loop, the tests with a simulated network and clock. A driver gives back
+the claims of an operation that has ended, and takes back the numbers of one that was interrupted.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from streamrnn_client._session.replay import (
 )
 from streamrnn_client._session.server_info import MAX_MOVES, Operation, ServerView
 from streamrnn_client._session.stream_group import Rows
-from streamrnn_client._session.stream_state import Claim, StreamState
+from streamrnn_client._session.stream_state import StreamState
+from streamrnn_client._session.turns import Claim
+from streamrnn_client._session.unfinished import Unfinished
 from streamrnn_client.inputs import Array
 from streamrnn_client.protocol import (
     MAX_SEQ,
@@ -51,15 +54,16 @@ class Session(ServerView):
     def step(self, ex: Exchange, state: StreamState, x: Any, seq: int | None) -> Operation[Array]:
         """Apply one step and return its output."""
         x = state.model.step_array(x)
-        yield Claim((state,))
-        try:
-            first_seq = self.next_seq(state, seq, 1)
-            if state.replay_log is not None and state.replay_log.is_full(1):
-                yield from self._wait_for_one(ex, state, 1)
-            call = self._submit(ex, state, first_seq, x)
-            return (yield from self.finish_step(ex, state, call, first_seq, x))
-        finally:
-            self.release((state,))
+        claim = Claim((state,))
+        yield claim
+        first_seq = self.next_seq(state, seq, 1)
+        if state.unfinished is not None:
+            self.check_unfinished(state, seq)
+        if state.replay_log is not None and state.replay_log.is_full(1):
+            yield from self._wait_for_one(ex, state, 1)
+        claim.before = (state.last_seq,)
+        call = self._submit(ex, state, first_seq, x, claim.deadline)
+        return (yield from self.finish_step(ex, state, call, first_seq, x))
 
     def finish_step(
         self, ex: Exchange, state: StreamState, call: Call, first_seq: int, x: Array
@@ -71,42 +75,79 @@ class Session(ServerView):
     def steps(self, ex: Exchange, state: StreamState, x: Any, seq: int | None) -> Operation[Array]:
         """Apply many steps, in chunks, two of them under way, and return all outputs."""
         x = state.model.steps_array(x)
-        num_steps = len(x)
-        outputs = np.empty((num_steps, state.model.output_size), np.float32)
-        yield Claim((state,))
-        in_flight: deque[tuple[Call, int, int, str]] = deque()
-        sent = done = 0
+        claim = Claim((state,))
+        yield claim
+        first_seq = self.next_seq(state, seq, len(x))
+        job = self._begin_or_go_on(state, x, seq, first_seq)
+        job.base = state.last_seq
+        if state.numbered:
+            claim.unfinished = job
         try:
-            first_seq = self.next_seq(state, seq, num_steps)
-            # Unnumbered chunks must not overtake each other, so only one is under way.
-            depth = 2 if state.numbered and state.window > 1 else 1
-            chunk = max(1, min(state.window // depth, self.max_chunk(state)))
-            while done < num_steps:
+            yield from self._apply_chunks(ex, state, job, claim.deadline)
+        except errors.StreamRNNClientError as error:
+            if state.numbered:
+                job.keep(state, is_told=True)
+            raise _error_of_all_steps(error, job.outputs, job.num_done) from error.__cause__
+        return job.outputs
+
+    def _begin_or_go_on(
+        self, state: StreamState, x: Array, seq: int | None, first_seq: int
+    ) -> Unfinished:
+        """Return what is to be done for a call of `steps`: all of it, or what is left of it."""
+        before, state.unfinished = state.unfinished, None
+        if before is not None:
+            try:
+                if before.num_done_of(state, x, seq):
+                    return before
+            except errors.Conflict:
+                state.unfinished = before
+                raise
+        outputs = np.empty((len(x), state.model.output_size), np.float32)
+        return Unfinished(first_seq, x, outputs)
+
+    def _apply_chunks(
+        self, ex: Exchange, state: StreamState, job: Unfinished, deadline: float | None
+    ) -> Operation[None]:
+        x, num_steps = job.x, len(job.x)
+        in_flight: deque[tuple[Call, int, int, str]] = deque()
+        first = sent = job.num_done
+        # Unnumbered chunks must not overtake each other, so only one is under way.
+        depth = 2 if state.numbered and state.window > 1 else 1
+        chunk = max(1, min(state.window // depth, self.max_chunk(state)))
+        try:
+            while job.num_done < num_steps:
                 while sent < num_steps and len(in_flight) < depth:
                     stop = min(sent + chunk, num_steps)
-                    if state.replay_log is not None and state.replay_log.is_full(stop - done):
+                    if state.replay_log is not None and state.replay_log.is_full(
+                        stop - job.num_done
+                    ):
                         if in_flight:
                             break  # what is under way is not in the log yet
                         yield from self._wait_for_one(ex, state, stop - sent)
-                    number = first_seq + sent if first_seq else 0
-                    call = self._submit(ex, state, number, x[sent:stop])
+                    number = job.first_seq + sent if job.first_seq else 0
+                    call = self._submit(ex, state, number, x[sent:stop], deadline)
                     in_flight.append((call, sent, stop, state.instance))
                     sent = stop
                 call, start, stop, instance = in_flight.popleft()
-                number = first_seq + start if first_seq else 0
-                result = yield from self.settle(ex, state, call, in_order=start == 0)
+                number = job.first_seq + start if job.first_seq else 0
+                result = yield from self.settle(ex, state, call, in_order=start == first)
+                deadline = None  # of the wait for the turn, and the first answer
                 # It may have been answered before a crash that the chunk before it met.
                 state.instance = instance
                 y = self.accept(state, result, number, stop - start, x[start:stop])
-                outputs[start:stop] = y.reshape(stop - start, -1)
-                done = stop
-            return outputs
-        except errors.StreamRNNClientError as error:
-            raise _error_of_all_steps(error, outputs, done) from error.__cause__
+                job.outputs[start:stop] = y.reshape(stop - start, -1)
+                job.num_done = stop
         finally:
             for call, *_ in in_flight:
                 ex.abandon(call)
-            self.release((state,))
+
+    def check_unfinished(self, state: StreamState, seq: int | None) -> None:
+        """Refuse a single step that would follow an interrupted `steps` by mistake."""
+        left, state.unfinished = state.unfinished, None
+        if left is None or left.is_told or seq is not None or state.last_seq != left.last_seq:
+            return
+        state.unfinished = left
+        raise left.conflict(state)
 
     def next_seq(self, state: StreamState, seq: int | None, num_steps: int) -> int:
         """Return the number of the next step, 0 on an unnumbered stream."""
@@ -133,9 +174,18 @@ class Session(ServerView):
             raise errors.BadParams(f"seq is {seq}; steps are numbered from 1", {"seq": seq})
         return seq
 
-    def _submit(self, ex: Exchange, state: StreamState, first_seq: int, x: Array) -> Call:
+    def _submit(
+        self,
+        ex: Exchange,
+        state: StreamState,
+        first_seq: int,
+        x: Array,
+        deadline: float | None = None,
+    ) -> Call:
         parts = step_parts(state, first_seq, x)
-        return ex.submit(self.endpoint(state), "step", parts, may_resend=state.numbered)
+        return ex.submit(
+            self.endpoint(state), "step", parts, may_resend=state.numbered, deadline=deadline
+        )
 
     def settle(
         self, ex: Exchange, state: StreamState, call: Call, *, in_order: bool = True
@@ -174,10 +224,6 @@ class Session(ServerView):
                         error.args = (f"{error}. It may be this call's own: it was sent twice",)
                     raise (yield from self.interpret(ex, state, error))
                 call = ex.repeat(call, self.endpoint(state))
-        except BaseException as error:
-            # After an interrupted wait it is unknown whether the step was applied.
-            state.in_doubt |= not isinstance(error, errors.StreamRNNClientError)
-            raise
         finally:
             ex.abandon(call)
 
@@ -236,16 +282,17 @@ class Session(ServerView):
 
     def sync(self, ex: Exchange, state: StreamState) -> Operation[int]:
         """Have a stream's last step written to disk; return the last one that is."""
-        yield Claim((state,))
-        try:
-            self.next_seq(state, None, 1)
-            return (yield from self.make_durable(ex, state))
-        finally:
-            self.release((state,))
+        claim = Claim((state,))
+        yield claim
+        self.next_seq(state, None, 1)
+        return (yield from self.make_durable(ex, state, claim.deadline))
 
-    def make_durable(self, ex: Exchange, state: StreamState) -> Operation[int]:
+    def make_durable(
+        self, ex: Exchange, state: StreamState, deadline: float | None = None
+    ) -> Operation[int]:
         for _ in range(MAX_REPLAYS):
-            call = self.call(ex, state, "sync", [state.id])
+            call = self.call(ex, state, "sync", [state.id], deadline=deadline)
+            deadline = None
             state.note_durable((yield from self.settle(ex, state, call)))
             if state.durable_seq >= state.last_seq:
                 break
@@ -269,41 +316,39 @@ class Session(ServerView):
 
     def reset(self, ex: Exchange, state: StreamState) -> Operation[None]:
         """Set a stream's state back to that of a new one; takes a number, like a step."""
-        yield Claim((state,))
-        try:
-            seq = self.next_seq(state, None, 1)
-            if state.replay_log is not None and state.replay_log.is_full(1):
-                yield from self._wait_for_one(ex, state, 1)
-            call = self.call(ex, state, "reset", [state.id, seq], may_resend=seq > 0)
-            last_seq, durable_seq = yield from self.settle(ex, state, call)
-            if state.replay_log is not None:
-                state.replay_log.append(seq, 1, None, state.last_seq)
-            state.last_seq = last_seq
-            state.note_durable(durable_seq)
-            state.in_doubt = False
-        finally:
-            self.release((state,))
+        claim = Claim((state,))
+        yield claim
+        seq = self.next_seq(state, None, 1)
+        if state.replay_log is not None and state.replay_log.is_full(1):
+            yield from self._wait_for_one(ex, state, 1)
+        claim.before = (state.last_seq,)
+        params = [state.id, seq]
+        call = self.call(ex, state, "reset", params, may_resend=seq > 0, deadline=claim.deadline)
+        last_seq, durable_seq = yield from self.settle(ex, state, call)
+        if state.replay_log is not None:
+            state.replay_log.append(seq, 1, None, state.last_seq)
+        state.last_seq = last_seq
+        state.note_durable(durable_seq)
+        state.in_doubt = False
 
     def close(self, ex: Exchange, state: StreamState) -> Operation[bool]:
         """Close a stream: the server forgets its state. True if there was one."""
-        yield Claim((state,))
-        try:
-            existed = yield from self.settle(ex, state, self.call(ex, state, "close", [state.id]))
-            state.is_open = False
-            self.streams.pop(state.id, None)
-            return bool(existed)
-        finally:
-            self.release((state,))
+        claim = Claim((state,))
+        yield claim
+        call = self.call(ex, state, "close", [state.id], deadline=claim.deadline)
+        existed = yield from self.settle(ex, state, call)
+        state.is_open = False
+        state.unfinished = None
+        self.streams.pop(state.id, None)
+        return bool(existed)
 
     def resync(self, ex: Exchange, state: StreamState) -> Operation[int]:
         """Set the last step applied to what the server says."""
         yield Claim((state,))
-        try:
-            self.next_seq(state, None, 1)
-            yield from self._open_again(ex, state)
-            return state.last_seq
-        finally:
-            self.release((state,))
+        self.next_seq(state, None, 1)
+        yield from self._open_again(ex, state)
+        state.unfinished = None
+        return state.last_seq
 
     def _open_again(self, ex: Exchange, state: StreamState) -> Operation[None]:
         yield from self.open_claimed(ex, (state,))
@@ -324,9 +369,12 @@ class Session(ServerView):
         params: list[Any],
         *,
         may_resend: bool = True,
+        deadline: float | None = None,
     ) -> Call:
         parts = (msgpack.packb(method), msgpack.packb(params))
-        return ex.submit(self.endpoint(state), method, parts, may_resend=may_resend)
+        return ex.submit(
+            self.endpoint(state), method, parts, may_resend=may_resend, deadline=deadline
+        )
 
 
 def step_parts(state: StreamState, first_seq: int, x: Array) -> tuple[Buffer, ...]:

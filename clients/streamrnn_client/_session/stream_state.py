@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
@@ -17,7 +18,11 @@ from streamrnn_client.protocol import (
     hash_slot,
 )
 
-__all__ = ["Claim", "StreamState", "as_ids", "pack_ids"]
+if TYPE_CHECKING:
+    from streamrnn_client._session.turns import Claim
+    from streamrnn_client._session.unfinished import Unfinished
+
+__all__ = ["StreamState", "as_ids", "pack_ids"]
 
 _STEP = msgpack.packb("step") + b"\x93"
 
@@ -27,15 +32,15 @@ class StreamState:
 
     `window` bounds unacknowledged steps; `last_seq` and `durable_seq` are the last step applied and
     the last one on disk, as far as the server said. `instance` is the start of the server under
-    which the stream was opened. `in_doubt` says that a step's fate is unknown, `claimed` that a
-    call is under way, `lost` why the state is lost (empty: it is not). `replay_log` is None where
-    the server has no disk or the steps have no numbers. `packed_id` and `step_head` are
+    which the stream was opened. `in_doubt` says that a step's fate is unknown, `lost` why the state
+    is lost (empty: it is not). `turn` is the call that has the stream now, `waiting` are those
+    after it; `unfinished` is left by a `steps` that ended before its end. `replay_log` is None
+    where the server has no disk or the steps have no numbers. `packed_id` and `step_head` are
     MessagePack.
     """
 
     __slots__ = (
         "_slot",
-        "claimed",
         "durable_seq",
         "id",
         "in_doubt",
@@ -48,6 +53,9 @@ class StreamState:
         "packed_id",
         "replay_log",
         "step_head",
+        "turn",
+        "unfinished",
+        "waiting",
         "window",
     )
 
@@ -65,8 +73,10 @@ class StreamState:
         self.instance = ""
         self.is_open = False
         self.in_doubt = False
-        self.claimed = False
         self.lost = ""
+        self.turn: Claim | None = None
+        self.waiting: deque[Claim] | None = None
+        self.unfinished: Unfinished | None = None
         self.replay_log: ReplayLog | None = None
         self.packed_id: bytes = msgpack.packb(stream)
         self.step_head: bytes = _STEP + self.packed_id
@@ -85,22 +95,18 @@ class StreamState:
         if self.replay_log is not None:
             self.replay_log.drop_durable(durable_seq)
 
+    def take_back(self, last_seq: int) -> None:
+        """Leave in doubt whether the steps above a number were applied: they are sent again."""
+        self.in_doubt = True
+        if self.last_seq > last_seq:
+            self.last_seq = last_seq
+            if self.replay_log is not None:
+                self.replay_log.forget_after(last_seq)
+
     @property
     def is_pristine(self) -> bool:
         """Whether nothing is lost if the server does not know the stream."""
         return self.numbered and self.last_seq == 0
-
-
-class Claim:
-    """A wait for the exclusive use of streams.
-
-    All of them are claimed at once, so that two operations cannot wait for each other.
-    """
-
-    __slots__ = ("states",)
-
-    def __init__(self, states: Sequence[StreamState]) -> None:
-        self.states = states
 
 
 def pack_ids(states: Sequence[StreamState]) -> bytes:

@@ -9,7 +9,8 @@ from streamrnn_client import errors
 from streamrnn_client._session.exchange import Exchange
 from streamrnn_client._session.replay import MAX_REPLAYS, open_states, sync_shards
 from streamrnn_client._session.session import Operation, Session
-from streamrnn_client._session.stream_state import Claim, StreamState
+from streamrnn_client._session.stream_state import StreamState
+from streamrnn_client._session.turns import Claim
 from streamrnn_client.protocol import StreamId
 
 __all__ = [
@@ -50,17 +51,20 @@ def rollback(
     session: Session, ex: Exchange, state: StreamState, name: str | None
 ) -> Operation[int]:
     """Restore a snapshot's state, or the last one on disk; takes a step's number."""
-    yield Claim((state,))
-    try:
-        seq = session.next_seq(state, None, 1)
-        call = session.call(ex, state, "rollback", [state.id, seq, name], may_resend=seq > 0)
-        last_seq, durable_seq = yield from session.settle(ex, state, call)
-        state.last_seq = max(state.last_seq, last_seq)
-        state.note_durable(durable_seq)
-        state.in_doubt = False
-        return state.last_seq
-    finally:
-        session.release((state,))
+    claim = Claim((state,))
+    yield claim
+    seq = session.next_seq(state, None, 1)
+    claim.before = (state.last_seq,)
+    params = [state.id, seq, name]
+    may_resend = seq > 0
+    call = session.call(
+        ex, state, "rollback", params, may_resend=may_resend, deadline=claim.deadline
+    )
+    last_seq, durable_seq = yield from session.settle(ex, state, call)
+    state.last_seq = max(state.last_seq, last_seq)
+    state.note_durable(durable_seq)
+    state.in_doubt = False
+    return state.last_seq
 
 
 def import_stream(
@@ -95,7 +99,7 @@ def open_with_state(
 def sync_all(session: Session, ex: Exchange) -> Operation[bool]:
     """Have every applied step written to disk; False if the disk cannot be written."""
     yield from session.server_info(ex)
-    states = [state for state in session.streams.values() if state.is_open and not state.lost]
+    states = [state for state in list(session.streams.values()) if state.is_open and not state.lost]
     wanted = {id(state): state.last_seq for state in states}
     # The first shard stands for all where this client has no streams; without a disk it says so.
     if not states or not session.is_durable:
@@ -118,11 +122,10 @@ def sync_all(session: Session, ex: Exchange) -> Operation[bool]:
 def _not_durable(
     session: Session, ex: Exchange, states: Sequence[StreamState], wanted: dict[int, int]
 ) -> Operation[list[StreamState]]:
-    yield Claim(states)
-    try:
-        failed = yield from open_states(session, ex, states, range(len(states)))
-    finally:
-        session.release(states)
+    claim = Claim(states)
+    yield claim
+    failed = yield from open_states(session, ex, states, range(len(states)))
+    session.release(claim)
     for i, error in failed.items():
         raise session.note_failure(states[i], error)
     return [state for state in states if state.durable_seq < wanted[id(state)]]
@@ -135,21 +138,21 @@ def _on_durable_state(
 
     It is made durable before: a server that was started again meanwhile would use an older one.
     """
-    yield Claim((state,))
-    try:
-        session.next_seq(state, None, 1)
-        if state.replay_log is not None and state.durable_seq < state.last_seq:
-            durable_seq = yield from session.make_durable(ex, state)
-            if durable_seq < state.last_seq:
-                raise errors.ReadOnly(
-                    f"the server cannot write its disk now, so {method} might act on an older "
-                    f"state of stream {state.id!r} than that of step {state.last_seq}; nothing was "
-                    "done: try again when the disk can be written",
-                    {"stream": state.id, "durable_seq": durable_seq},
-                )
-        return (yield from session.settle(ex, state, session.call(ex, state, method, params)))
-    finally:
-        session.release((state,))
+    claim = Claim((state,))
+    yield claim
+    session.next_seq(state, None, 1)
+    if state.replay_log is not None and state.durable_seq < state.last_seq:
+        durable_seq = yield from session.make_durable(ex, state, claim.deadline)
+        if durable_seq < state.last_seq:
+            raise errors.ReadOnly(
+                f"the server cannot write its disk now, so {method} might act on an older "
+                f"state of stream {state.id!r} than that of step {state.last_seq}; nothing was "
+                "done: try again when the disk can be written",
+                {"stream": state.id, "durable_seq": durable_seq},
+            )
+        claim.deadline = None
+    call = session.call(ex, state, method, params, deadline=claim.deadline)
+    return (yield from session.settle(ex, state, call))
 
 
 def _prepare(
@@ -167,11 +170,10 @@ def _prepare(
 def _create(
     session: Session, ex: Exchange, state: StreamState, method: str, params: list[Any]
 ) -> Operation[StreamState]:
-    yield Claim((state,))
-    try:
-        result = yield from session.settle(ex, state, session.call(ex, state, method, params))
-    finally:
-        session.release((state,))
+    claim = Claim((state,))
+    yield claim
+    call = session.call(ex, state, method, params, deadline=claim.deadline)
+    result = yield from session.settle(ex, state, call)
     return _register(session, state, result)
 
 
