@@ -231,8 +231,8 @@ class Client:
         ----------
         rows : Rows
             From `rows`.
-        x : array_like, shape (B, num_inputs), or mapping
-            One row a stream.
+        x : array_like, shape (B, num_inputs), or mapping, or table
+            One row a stream; by name as in `Stream.steps`.
 
         Returns
         -------

@@ -5,7 +5,6 @@ The server knows arrays only; names are resolved here, with the description that
 
 from __future__ import annotations
 
-import difflib
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamrnn_client.errors import BadName, BadValue, NotSupported, WrongLength
+from streamrnn_client.protocol.input_names import InputMistake, InputNames
 
 __all__ = ["ModelInfo"]
 
@@ -64,11 +64,11 @@ class ModelInfo:
             self.output_names: tuple[str, ...] = tuple(
                 item["name"] for item in self.spec["outputs"]
             )
-            self._categories: dict[str, dict[str, int]] = {
-                item["name"]: {name: index for index, name in enumerate(item["categories"])}
-                for item in inputs
-                if item["kind"] != "numeric"
-            }
+            self._names = InputNames(
+                f"model {self.name!r}",
+                self.input_names,
+                {i["name"]: i["categories"] for i in inputs if i["kind"] != "numeric"},
+            )
             self.is_token: bool = inputs[0]["kind"] == "token"
         except (KeyError, TypeError, IndexError) as error:
             raise NotSupported(
@@ -86,9 +86,9 @@ class ModelInfo:
     def step_array(self, x: Any) -> Array:
         """Return one step's input as a C-contiguous array [num_inputs].
 
-        In the model's order, or by name; categories by name or by index. A model with one input
-        also takes a plain number. `x` itself is returned where it fits. Raises `WrongLength`,
-        `BadValue` or `BadName`.
+        In the model's order, or by name (a mapping, or a table with one row); categories by name
+        or by index. A model with one input also takes a plain number. `x` itself is returned where
+        it fits. Raises `WrongLength`, `BadValue` or `BadName`.
         """
         array = self._to_short_array(x)
         if array is None:
@@ -104,8 +104,9 @@ class ModelInfo:
     def steps_array(self, x: Any, what: str = "T") -> Array:
         """Return many steps as a C-contiguous array [T, num_inputs].
 
-        In the model's order, or by name with T values each; a model with one input also takes shape
-        (T,). `what` names the first axis in the text of an error. Otherwise as `step_array`.
+        In the model's order, or by name with T values each (a mapping or a table); a model with one
+        input also takes shape (T,). `what` names the first axis in the text of an error. Otherwise
+        as `step_array`.
         """
         array = self._to_array(x)
         if array.ndim == 2 and array.shape[1] == self.num_inputs:
@@ -150,8 +151,13 @@ class ModelInfo:
     def _to_array(self, x: Any) -> Array:
         if type(x) is np.ndarray and x.dtype == self.dtype and x.flags.c_contiguous:
             return x
-        if isinstance(x, Mapping):
-            return self._from_mapping(x)
+        try:
+            columns = self._names.columns(x)
+            if columns is not None:
+                return np.ascontiguousarray(self._names.stack(columns, self._column), self.dtype)
+        except InputMistake as mistake:
+            kind = WrongLength if mistake.kind == "length" else BadName
+            raise kind(str(mistake), mistake.detail) from None
         if self.is_token:
             return self._to_tokens(x)
         return self._to_floats(x, "x")
@@ -167,7 +173,7 @@ class ModelInfo:
         except (ValueError, TypeError) as error:
             raise BadValue(
                 f"{what} is no array of numbers ({error}); give numbers in the order "
-                f"{self._inputs()}, or a mapping by name"
+                f"{self._names}, or a mapping by name"
             ) from None
 
     def _to_tokens(self, x: Any) -> Array:
@@ -177,66 +183,16 @@ class ModelInfo:
         ):
             raise BadValue(
                 f"x holds {array.dtype}; model {self.name!r} takes token ids: integers from 0 to "
-                f"{len(self._categories[self.input_names[0]]) or 2**32} - 1"
+                f"{len(self._names.categories[self.input_names[0]]) or 2**32} - 1"
             )
         return np.ascontiguousarray(array, TOKEN).reshape(array.shape)
 
-    def _from_mapping(self, x: Mapping[str, Any]) -> Array:
-        unknown = [name for name in x if name not in self.input_names]
-        if unknown:
-            nearest = difflib.get_close_matches(str(unknown[0]), self.input_names, 3, 0.4)
-            raise BadName(
-                f"model {self.name!r} has no input {unknown[0]!r}; "
-                + (f"did you mean {' or '.join(map(repr, nearest))}? " if nearest else "")
-                + f"Its inputs are {self._inputs()}",
-                {"name": unknown[0], "nearest": nearest},
-            )
-        absent = [name for name in self.input_names if name not in x]
-        if absent:
-            raise BadName(
-                f"the input {absent[0]!r} of model {self.name!r} is absent; give all of "
-                f"{self._inputs()} (NaN for a missing value, if the model allows it)",
-                {"name": absent[0], "absent": absent},
-            )
-        columns = [self._column(name, x[name]) for name in self.input_names]
-        shapes = {column.shape for column in columns}
-        if len(shapes) > 1:
-            lengths = {name: np.shape(x[name]) for name in self.input_names}
-            raise WrongLength(f"the inputs have different shapes: {lengths}; give as many of each")
-        return np.ascontiguousarray(np.stack(columns, axis=-1), self.dtype)
-
     def _column(self, name: str, values: Any) -> Array:
-        categories = self._categories.get(name)
-        if categories is not None:
-            # As objects, for a list may hold names beside indices.
-            values = values if isinstance(values, np.ndarray) else np.array(values, object)
-            if values.dtype.kind in "UO":
-                flat = [self._category(name, categories, value) for value in values.flat]
-                values = np.array(flat).reshape(values.shape)
         return self._to_tokens(values) if self.is_token else self._to_floats(values, repr(name))
-
-    def _category(self, name: str, categories: Mapping[str, int], value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        index = categories.get(value)
-        if index is None:
-            nearest = difflib.get_close_matches(value, list(categories), 3, 0.4)
-            known = ", ".join(map(repr, list(categories)[:20])) or "known by number only"
-            raise BadName(
-                f"input {name!r} has no category {str(value)!r}; "
-                + (f"did you mean {' or '.join(map(repr, nearest))}? " if nearest else "")
-                + f"Its categories are {known}{', ...' if len(categories) > 20 else ''}",
-                {"name": name, "category": value, "nearest": nearest},
-            )
-        return index
-
-    def _inputs(self) -> str:
-        names = ", ".join(self.input_names[:20])
-        return f"[{names}{', ...' if self.num_inputs > 20 else ''}]"
 
     def _wrong_shape(self, array: Array, expected: str, what: str) -> WrongLength:
         return WrongLength(
             f"x has shape {array.shape}; for {what} model {self.name!r} takes {expected}: the "
-            f"inputs {self._inputs()}",
+            f"inputs {self._names}",
             {"shape": list(array.shape), "num_inputs": self.num_inputs},
         )

@@ -85,7 +85,7 @@ class Stream(StreamView):
 
         Parameters
         ----------
-        x : array_like, shape (num_inputs,), or mapping
+        x : array_like, shape (num_inputs,), or mapping, or table with one row
             In the model's order, or by name (categories by name or index).
         seq : int or None
             The step's number, to number by your source's rows; None for ``last_seq + 1``. The
@@ -118,8 +118,9 @@ class Stream(StreamView):
 
         Parameters
         ----------
-        x : array_like, shape (T, num_inputs), or mapping
-            In the model's order, or by name with T values each.
+        x : array_like, shape (T, num_inputs), or mapping, or table
+            In the model's order, or by name with T values each. A table (a pandas DataFrame) is
+            taken by the names of its columns, whatever their order.
         seq : int or None
             Number of the first step; None for ``last_seq + 1``.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy import empty, ndarray
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from streamrnn.engine.cpu import CpuDevice
 from streamrnn.engine.device import DONE, MISFIT, Device
@@ -93,13 +93,14 @@ class Engine:
         """Return whether a stream has a state."""
         return stream in self._streams
 
-    def step(self, inputs: Mapping[Hashable, ArrayLike]) -> dict[Hashable, NDArray[np.float32]]:
+    def step(self, inputs: Mapping[Any, Any]) -> dict[Hashable, NDArray[np.float32]]:
         """Advance streams by one time step each; unknown ones start in the initial state.
 
         Parameters
         ----------
-        inputs : mapping of stream id to array_like, shape (num_inputs,)
-            One x for each stream. An id is anything hashable.
+        inputs : mapping of stream id to array_like, shape (num_inputs,), or mapping
+            One x for each stream, in the model's order or by name (categories by name or index).
+            An id is anything hashable.
 
         Returns
         -------
@@ -128,15 +129,16 @@ class Engine:
             raise
         return dict(zip(streams, y, strict=True))
 
-    def steps(self, stream: Hashable, x: ArrayLike) -> NDArray[np.float32]:
+    def steps(self, stream: Hashable, x: Any) -> NDArray[np.float32]:
         """Advance one stream by T time steps.
 
         Parameters
         ----------
         stream : hashable
             The stream's id; an unknown one starts from the initial state.
-        x : array_like, shape (T, num_inputs)
-            Inputs in time order.
+        x : array_like, shape (T, num_inputs), or mapping, or table
+            Inputs in time order. What has names, as a mapping or a pandas DataFrame has, is taken
+            by them; the order of its columns does not matter.
 
         Returns
         -------
@@ -182,15 +184,16 @@ class Engine:
                 self._device.start_rows(self._streams.slots(started))
             return rows
 
-    def batch(self, rows: NDArray[np.int64], x: ArrayLike) -> NDArray[np.float32]:
+    def batch(self, rows: NDArray[np.int64], x: Any) -> NDArray[np.float32]:
         """Advance many streams by one time step each: the fast form of `step`.
 
         Parameters
         ----------
         rows : ndarray of int64, shape (B,)
             From `rows`, each at most once.
-        x : array_like, shape (B, num_inputs)
-            Fastest as a contiguous array of float32 (uint32 for a token model).
+        x : array_like, shape (B, num_inputs), or mapping, or table
+            One row a stream; by name as in `steps`. Fastest as a contiguous array of float32
+            (uint32 for a token model).
 
         Returns
         -------

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from streamrnn.engine.device import KIND_BITS, ROW_TWICE, STALE_ROW
 from streamrnn.errors import InputError, StreamError
 from streamrnn.model.spec import ModelSpec
+from streamrnn_client.protocol.input_names import InputMistake, InputNames
 
 __all__ = ["InputForm", "as_rows"]
 
@@ -22,13 +23,25 @@ class InputForm:
         self._spec = spec
         self.dtype = np.dtype(np.uint32 if spec.is_token else np.float32)
         self.num_inputs = spec.num_inputs
+        self._names = InputNames(
+            "the model",
+            [item.name for item in spec.inputs],
+            {item.name: item.categories for item in spec.inputs if item.kind != "numeric"},
+        )
 
-    def as_array(self, x: ArrayLike, shape: Sequence[int], what: str) -> NDArray[Any]:
+    def as_array(self, x: Any, shape: Sequence[int], what: str) -> NDArray[Any]:
         """Return x as a contiguous array of the model's dtype, or raise an `InputError`.
 
-        ``shape`` is the expected one, -1 for a number of steps; ``what`` names x in errors.
+        ``shape`` is the expected one, -1 for a number of steps; ``what`` names x in errors. What
+        has names (a mapping, a table) is taken by name.
         """
-        given = np.asarray(x)
+        try:
+            columns = self._names.columns(x)
+            given = np.asarray(x) if columns is None else self._names.stack(columns, _column)
+        except InputMistake as mistake:
+            raise InputError(f"{what}: {mistake}") from None
+        if columns is not None and len(shape) == 1 and given.ndim == 2 and len(given) == 1:
+            given = given[0]  # a table with one row
         if given.ndim == 1 and len(shape) == 2 and self.num_inputs == 1:
             given = given[:, None]  # a plain series into a model with one input
         expected = tuple(given.shape[0] if size < 0 and given.ndim else size for size in shape)
@@ -36,7 +49,7 @@ class InputForm:
             wanted = ", ".join("T" if size < 0 else str(size) for size in shape)
             raise InputError(
                 f"{what} has shape {given.shape}, expected ({wanted}): one number for each of "
-                f"the model's inputs, {self._names()}"
+                f"the model's inputs, {self._names}"
             )
         if given.dtype == self.dtype:
             return np.ascontiguousarray(given)
@@ -75,9 +88,12 @@ class InputForm:
             "No stream has advanced"
         )
 
-    def _names(self) -> str:
-        names = [item.name for item in self._spec.inputs]
-        return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+def _column(name: str, values: Any) -> NDArray[Any]:
+    column = np.asarray(values)
+    if column.dtype.kind not in "fuib":
+        raise InputMistake("value", f"input {name!r} has dtype {column.dtype}, not numbers")
+    return column
 
 
 def as_rows(rows: object) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from streamrnn.model.spec import HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
 from streamrnn_client.errors import BadName, BadValue, NotSupported, WrongLength
 from streamrnn_client.inputs import ModelInfo
+from tests.support.named import Series, Table
 
 
 def info(*inputs):
@@ -88,6 +89,57 @@ def test_names_and_categories_become_places_and_indices():
     assert TOKENS.step_array({"word": "wed"}).tolist() == [2]
     assert TOKENS.steps_array([0, 1, 2]).dtype == np.dtype("<u4")
     assert np.isnan(MIXED.step_array({"day": 0, "co2": float("nan")})[0])
+
+
+def test_a_table_is_taken_by_the_names_of_its_columns():
+    table = Table(day=["mon", "wed"], co2=[400, 401])
+    assert MIXED.steps_array(table).tolist() == [[400, 0], [401, 2]]
+    assert MIXED.step_array(Table(day=["tue"], co2=[400])).tolist() == [400, 1]
+    assert ONE.steps_array(Table(co2=[1, 2])).tolist() == [[1], [2]]
+    numbers_as_objects = Table(day=[1], co2=np.array([400.5], object))
+    assert MIXED.step_array(numbers_as_objects).tolist() == [400.5, 1]
+    rows = {"a": Series(np.array(["tue", 4], object), ["day", "co2"]), "b": [5, 2]}
+    assert MIXED.row_arrays(rows).tolist() == [[4, 1], [5, 2]]
+    # Labels of another kind are places or times, and the values those of the only input.
+    assert ONE.steps_array(Series([1, 2], range(2))).tolist() == [[1], [2]]
+    assert ONE.steps_array(Series([1, 2], ["monday", "tuesday"])).tolist() == [[1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (Table(day=[1], c02=[1]), "no input 'c02'; did you mean 'co2'"),
+        (Table(day=[1], co2=[1], more=[1]), "no input 'more'"),
+        (Table(co2=[1]), "'day' of model 'm' is absent"),
+        (Table(a=[1], b=[1]).renamed(0, 1), r"named \[0, 1\]; name them .* \[co2, day\]"),
+        (Series([1, 2], ["x", "y"]), "no input 'x'"),
+        (Series([1, 2], ["co2", "co2"]), "'co2' is there twice"),
+    ],
+)
+def test_a_table_of_other_columns_is_refused_never_taken_by_position(table, words):
+    for take in (MIXED.step_array, MIXED.steps_array):
+        with pytest.raises(BadName, match=words):
+            take(table)
+
+
+def test_tables_of_pandas_and_polars_are_taken_by_name():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"day": ["mon", "wed"], "co2": [400.0, 401.5]})
+    expected = [[400, 0], [401.5, 2]]
+    assert MIXED.steps_array(frame).tolist() == expected
+    assert (
+        MIXED.steps_array(frame.astype({"day": "category", "co2": "Float64"})).tolist() == expected
+    )
+    assert MIXED.step_array(frame.iloc[1]).tolist() == expected[1]
+    assert MIXED.step_array(frame.iloc[1:]).tolist() == expected[1]
+    assert ONE.steps_array(frame["co2"]).tolist() == [[400], [401.5]]
+    twice = pandas.DataFrame([[1, 2, 3]], columns=["co2", "co2", "day"])
+    with pytest.raises(BadName, match="'co2' is there twice"):
+        MIXED.steps_array(twice)
+    with pytest.raises(BadName, match=r"named \[0, 1\]"):
+        MIXED.steps_array(pandas.DataFrame([[1, 2]]))
+    polars = pytest.importorskip("polars")
+    assert MIXED.steps_array(polars.DataFrame(frame.to_dict("list"))).tolist() == expected
 
 
 def test_a_model_of_one_input_takes_plain_numbers():

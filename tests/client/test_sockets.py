@@ -1,5 +1,7 @@
 """The blocking client over real sockets."""
 
+import datetime
+import enum
 import gc
 import subprocess
 import sys
@@ -180,10 +182,62 @@ def test_the_errors_of_the_server_have_their_classes(server):
         another.stream("a", "sum3")
 
 
-@pytest.mark.parametrize("stream", ["", "x" * 129, -1, 2**64, 1.5, None, b"a", True, "\ud800"])
-def test_an_invalid_stream_id_is_refused(server, stream):
-    with Client(server.address) as client, pytest.raises(errors.BadParams):
-        client.stream(stream, "sum")
+class Number(enum.IntEnum):
+    ONE = 1
+
+
+class Text(str, enum.Enum):  # noqa: UP042 (the older form, which users have)
+    ONE = "1"
+
+
+class Name(str):
+    pass
+
+
+INVALID_IDS: dict[str, list[Any]] = {
+    "128 bytes": ["", "x" * 129],
+    "2\\*\\*64": [-1, 2**64, 10**5000],
+    "a float": [1.0, 1.5, float("nan"), np.float64(1)],
+    "a bool": [True, np.bool_(True)],
+    "of class Number; .* give 1": [Number.ONE],
+    "of class Text; .* give '1'": [Text.ONE],
+    "of class Name; .* give '1'": [Name("1")],
+    "nil": [None],
+    "a bin": [b"a"],
+    "valid UTF-8": ["\ud800"],
+    "a tuple": [(1,)],
+    "a datetime": [datetime.datetime(2026, 1, 1)],
+}
+
+
+@pytest.mark.parametrize("words", INVALID_IDS)
+def test_an_invalid_stream_id_is_refused_wherever_one_is_taken(server, words):
+    with Client(server.address) as client:
+        source = client.stream("source", "sum")
+        client.streams([1, "1"], "sum")  # what some of the ids are equal to
+        record = source.export()
+        for take in (
+            lambda stream: client.stream(stream, "sum"),
+            lambda stream: client.streams(["a", stream], "sum"),
+            lambda stream: client.rows([stream], "sum"),
+            lambda stream: client.step_many({stream: [1, 2]}, "sum"),
+            lambda stream: client.import_stream(stream, record, "sum"),
+            lambda stream: client.stream(stream, "sum", initial_state=record),
+            lambda stream: source.fork(stream),
+        ):
+            for stream in INVALID_IDS[words]:
+                with pytest.raises(errors.BadParams, match=words):
+                    take(stream)
+        assert server.server.num_applied == 0
+
+
+def test_one_id_and_a_list_of_steps_are_not_taken_for_many(server):
+    with Client(server.address) as client:
+        for streams in (1, 1.5, True, None, {"a": 1}):
+            with pytest.raises(errors.BadParams, match="give a list of stream ids"):
+                client.streams(cast(Any, streams), "sum")
+        with pytest.raises(errors.BadParams, match="give a mapping"):
+            client.step_many(cast(Any, [[1, 2]]), "sum")
 
 
 def test_ids_of_numpy_and_numbers_are_ids(server):
@@ -192,6 +246,13 @@ def test_ids_of_numpy_and_numbers_are_ids(server):
         first.step([1, 2])
         assert client.stream(7, "sum").last_seq == 1
         assert client.stream("7", "sum").last_seq == 0
+        ids = cast("list[int]", list(np.arange(7, 9)))
+        assert client.step_many({each: [1, 1] for each in ids}, "sum")[7].tolist() == [2, 3]
+        assert client.stream(8, "sum").last_seq == 1
+        assert client.streams(cast("list[str]", np.array(["u", "v"])), "sum")[1].id == "v"
+        forked = first.fork(cast(int, np.uint64(2**64 - 1)))
+        assert forked.id == 2**64 - 1
+        assert type(forked.id) is int
         with pytest.raises(errors.BadParams, match="named twice"):
             client.rows(["a", "a"], "sum")
         with pytest.raises(errors.BadParams, match="list of stream ids"):

@@ -94,14 +94,16 @@ def step_many(
     session: Session, ex: Exchange, inputs: Mapping[Id, Any], model: str | None
 ) -> Operation[dict[Id, Array]]:
     """Apply one step of each of many streams; those not seen before are opened."""
-    as_ids(inputs.keys())
-    if not inputs:
+    if not isinstance(inputs, Mapping):
+        raise errors.BadParams(f"inputs is {type(inputs).__name__}; give a mapping of id to x")
+    ids = as_ids(inputs.keys())
+    if not ids:
         return {}
     known = session.streams
-    unseen = [stream for stream in inputs if stream not in known]
+    unseen = [stream for stream in ids if stream not in known]
     if unseen:
         yield from open_streams(session, ex, unseen, model, None, True)
-    states = [known[stream] for stream in inputs]
+    states = [known[stream] for stream in ids]
     rows = session.last_rows
     if rows is None or not rows.are_of(states, model):
         rows = session.last_rows = _rows_of(states, model)

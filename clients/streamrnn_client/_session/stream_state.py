@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from streamrnn_client._session.turns import Claim
     from streamrnn_client._session.unfinished import Unfinished
 
-__all__ = ["StreamState", "as_ids", "pack_ids"]
+__all__ = ["StreamState", "as_id", "as_ids", "pack_ids"]
 
+_PLAIN = frozenset((str, int))  # a bool, an Enum or a subclass is equal to one, and is none
 _STEP = msgpack.packb("step") + b"\x93"
 
 
@@ -60,11 +61,7 @@ class StreamState:
     )
 
     def __init__(self, stream: StreamId, model: ModelInfo, *, numbered: bool) -> None:
-        try:
-            canonical_id(stream)
-        except ProtocolError as error:
-            raise BadParams(str(error), {"stream": stream}) from None
-        self.id = stream
+        self.id = stream = as_id(stream)
         self.model = model
         self.numbered = numbered
         self.window = 1
@@ -118,18 +115,25 @@ def pack_ids(states: Sequence[StreamState]) -> bytes:
 def as_ids(streams: Any) -> list[StreamId]:
     """Return stream ids as a list of plain values.
 
-    Raises `BadParams` if one comes twice, or a single str was given.
+    Raises `BadParams` if one is none or comes twice, or a single one was given.
     """
-    if isinstance(streams, str | bytes | int | Mapping):
+    if isinstance(streams, str | bytes | Mapping) or not isinstance(streams, Iterable):
         raise BadParams(f"streams is {type(streams).__name__}; give a list of stream ids")
-    ids = [_plain(stream) for stream in streams]
+    ids = list(streams)
+    if not _PLAIN.issuperset(map(type, ids)):
+        ids = [as_id(stream) for stream in ids]
     if len(set(ids)) != len(ids):
         twice = next(stream for stream in ids if ids.count(stream) > 1)
         raise BadParams(f"stream {twice!r} is named twice; name each stream once")
     return ids
 
 
-def _plain(stream: Any) -> StreamId:
-    """Turn a NumPy integer or str into Python's, which the wire knows."""
+def as_id(stream: Any) -> StreamId:
+    """Return a stream's id, a NumPy integer or str as Python's; `BadParams` if it is none."""
     item = getattr(stream, "item", None)
-    return item() if item is not None and getattr(stream, "ndim", 1) == 0 else stream
+    plain: StreamId = item() if item is not None and getattr(stream, "ndim", 1) == 0 else stream
+    try:
+        canonical_id(plain)
+    except ProtocolError as error:
+        raise BadParams(str(error), {"stream": stream}) from None
+    return plain

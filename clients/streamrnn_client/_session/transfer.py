@@ -37,7 +37,7 @@ def fork(
 ) -> Operation[StreamState]:
     """Make another stream with the same state and number; return its state here."""
     branch = StreamState(target, state.model, numbered=state.numbered)
-    result = yield from _on_durable_state(session, ex, state, "fork", [state.id, target])
+    result = yield from _on_durable_state(session, ex, state, "fork", [state.id, branch.id])
     return _register(session, branch, result)
 
 

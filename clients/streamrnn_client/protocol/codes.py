@@ -252,11 +252,13 @@ def kind_of(value: object) -> str:
     """Describe a decoded value by its MessagePack type, for instance ``a str of 5``."""
     if value is None:
         return "nil"
-    if isinstance(value, bool | int | float):
-        name = {bool: "a bool", int: "an integer", float: "a float"}[type(value)]
-        return f"{name} ({value})"
+    numbers = {bool: "a bool", int: "an integer", float: "a float"}
+    for kind, name in numbers.items():
+        if isinstance(value, kind):
+            return f"{name} ({value})"
     names = {str: "a str", bytes: "a bin", list: "an array", dict: "a map"}
     for kind, name in names.items():
         if isinstance(value, kind):
             return f"{name} of {len(value)}"
-    return "an extension type"
+    is_extension = type(value).__name__ in ("ExtType", "Timestamp")
+    return "an extension type" if is_extension else f"a {type(value).__name__}"

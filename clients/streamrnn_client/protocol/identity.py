@@ -48,10 +48,17 @@ def canonical_id(stream: StreamId) -> bytes:
         return b"s" + text
     if type(stream) is int:
         if not 0 <= stream <= MAX_UINT_ID:
+            known = str(stream) if stream.bit_length() <= 128 else "a longer number"
             raise bad_params(
-                f"the stream id is {stream}; a number must be from 0 to 2**64 - 1, or use a str"
+                f"the stream id is {known}; a number must be from 0 to 2**64 - 1, or use a str"
             )
         return b"u" + stream.to_bytes(8, "big")
+    if isinstance(stream, str | int) and type(stream) is not bool:
+        plain = str.__str__(stream) if isinstance(stream, str) else int.__int__(stream)
+        raise bad_params(
+            f"the stream id is of class {type(stream).__name__}; it must be a plain str or int: "
+            f"give {plain!r}"
+        )
     raise bad_params(
         f"the stream id is {kind_of(stream)}; it must be a str of 1 to {MAX_ID_BYTES} bytes of "
         "UTF-8, or an unsigned integer"

@@ -1,0 +1,153 @@
+"""Inputs by name: columns and categories put into a model's order, for the client and the engine.
+
+What has names is never taken by position. Mappings have them, and tables (pandas, polars, Arrow),
+which are told by what they offer, for none of these libraries is needed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["InputMistake", "InputNames"]
+
+Array = npt.NDArray[Any]
+_PLAIN = (np.ndarray, list, tuple, float, int)  # what has no names, told at once
+
+
+class InputMistake(ValueError):
+    """What is wrong with an input given by name: a ``name``, or a ``length``."""
+
+    def __init__(self, kind: str, message: str, **detail: Any) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.detail = detail
+
+
+class InputNames:
+    """The names of a model's inputs, and the categories of those that have some.
+
+    `model` is what errors call it.
+    """
+
+    def __init__(
+        self, model: str, names: Sequence[str], categories: Mapping[str, Sequence[str]]
+    ) -> None:
+        self.model = model
+        self.names = tuple(names)
+        self.categories = {
+            name: {category: index for index, category in enumerate(known)}
+            for name, known in categories.items()
+        }
+
+    def columns(self, x: Any) -> Mapping[Any, Any] | None:
+        """Return what x holds by name, or None if it has no names.
+
+        A series (the row of a table) has them if its labels are strings; that of a model with one
+        input only if one of them is the input's name, for it may be values over time.
+        """
+        if isinstance(x, _PLAIN):
+            return None
+        if isinstance(x, Mapping):
+            return x
+        if hasattr(x, "__dataframe__") or (hasattr(x, "columns") and hasattr(x, "to_numpy")):
+            labels = list(x.column_names if hasattr(x, "column_names") else x.columns)
+            if not all(isinstance(label, str) for label in labels):
+                raise InputMistake(
+                    "name",
+                    f"the columns of the table are named {labels[:8]}; name them as the inputs of "
+                    f"{self.model}, {self}, or give an array in this order",
+                )
+            self._check_once(labels)
+            return {label: _column(x[label]) for label in labels}
+        if hasattr(x, "index") and hasattr(x, "to_numpy"):
+            labels = list(x.index)
+            is_named = labels and all(isinstance(label, str) for label in labels)
+            if is_named and (len(self.names) > 1 or self.names[0] in labels):
+                self._check_once(labels)
+                return dict(zip(labels, x.to_numpy().tolist(), strict=True))
+        return None
+
+    def stack(self, x: Mapping[Any, Any], convert: Callable[[str, Any], Array]) -> Array:
+        """Return the columns of x, shape (..., num_inputs), in the model's order.
+
+        `convert` makes an array of a column's name and values; categories are numbers by then.
+        Raises `InputMistake`.
+        """
+        unknown = [name for name in x if name not in self.names]
+        if unknown:
+            nearest = difflib.get_close_matches(str(unknown[0]), self.names, 3, 0.4)
+            raise InputMistake(
+                "name",
+                f"{self.model} has no input {unknown[0]!r}; {_did_you_mean(nearest)}"
+                f"Its inputs are {self}",
+                name=unknown[0],
+                nearest=nearest,
+            )
+        absent = [name for name in self.names if name not in x]
+        if absent:
+            raise InputMistake(
+                "name",
+                f"the input {absent[0]!r} of {self.model} is absent; give all of {self} "
+                "(NaN for a missing value, if the model allows it)",
+                name=absent[0],
+                absent=absent,
+            )
+        columns = [convert(name, self._numbers(name, x[name])) for name in self.names]
+        if len({column.shape for column in columns}) > 1:
+            lengths = {name: np.shape(x[name]) for name in self.names}
+            raise InputMistake(
+                "length", f"the inputs have different shapes: {lengths}; give as many of each"
+            )
+        return np.stack(columns, axis=-1)
+
+    def __str__(self) -> str:
+        return f"[{', '.join(self.names[:20])}{', ...' if len(self.names) > 20 else ''}]"
+
+    def _check_once(self, labels: Sequence[str]) -> None:
+        if len(set(labels)) < len(labels):
+            twice = next(label for label in labels if labels.count(label) > 1)
+            raise InputMistake("name", f"the input {twice!r} is there twice", name=twice)
+
+    def _numbers(self, name: str, values: Any) -> Any:
+        categories = self.categories.get(name)
+        if categories is None:
+            return values
+        # As objects, for a list may hold names beside indices.
+        values = values if isinstance(values, np.ndarray) else np.array(values, object)
+        if values.dtype.kind not in "UOT":
+            return values
+        flat = [self._number(name, categories, value) for value in values.flat]
+        return np.array(flat).reshape(values.shape)
+
+    def _number(self, name: str, categories: Mapping[str, int], value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        index = categories.get(value)
+        if index is None:
+            nearest = difflib.get_close_matches(value, list(categories), 3, 0.4)
+            known = ", ".join(map(repr, list(categories)[:20])) or "known by number only"
+            raise InputMistake(
+                "name",
+                f"input {name!r} has no category {str(value)!r}; {_did_you_mean(nearest)}"
+                f"Its categories are {known}{', ...' if len(categories) > 20 else ''}",
+                name=name,
+                category=value,
+                nearest=nearest,
+            )
+        return index
+
+
+def _column(values: Any) -> Array:
+    column = np.asarray(values)
+    if column.dtype.kind == "O" and not any(isinstance(value, str) for value in column):
+        return np.array(column.tolist())  # numbers of a kind that NumPy does not have
+    return column
+
+
+def _did_you_mean(nearest: Sequence[str]) -> str:
+    return f"did you mean {' or '.join(map(repr, nearest))}? " if nearest else ""
