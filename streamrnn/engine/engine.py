@@ -82,7 +82,7 @@ class Engine:
         self._output_size = model.spec.output_size
         self._streams = StreamTable(max_streams)
         self._device = _make_device(model, device, self._streams.marks, precision)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler or a __del__ may call in the midst
         self._run(np.empty(0, dtype=np.int64), np.empty((0, self._num_inputs), self._dtype), 1)
 
     def __len__(self) -> int:

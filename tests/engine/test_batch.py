@@ -114,6 +114,21 @@ def test_an_invalid_row_number_is_refused(model, x, number):
         engine.batch(rows, x)
 
 
+@pytest.mark.timeout(60)
+def test_a_call_in_the_midst_of_another_one_works(model, x, expected):
+    """As a signal handler makes it, or a finalizer; here the iterable of the outer call does."""
+    engine = Engine(model, max_streams=NUM_STREAMS)
+    engine.rows(["old"])
+
+    def ids():
+        yield 0
+        engine.close("old")
+        yield from range(1, NUM_STREAMS)
+
+    np.testing.assert_array_equal(engine.batch(engine.rows(ids()), x), expected)
+    assert "old" not in engine
+
+
 def test_an_empty_batch_is_accepted(model):
     engine = Engine(model, max_streams=NUM_STREAMS)
     assert engine.batch(engine.rows([]), np.empty((0, NUM_INPUTS))).shape == (0, 2)
