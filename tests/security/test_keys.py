@@ -74,6 +74,17 @@ def test_a_key_that_is_overwritten_in_place_counts_at_once(keys, public, made, u
         assert who(keys, public) == {"alice": "alice", name: "bob"}
 
 
+def test_a_key_that_is_overwritten_within_a_tick_of_the_clock_counts(
+    keys, public, made, users, monkeypatch
+):
+    now_ns = time.time_ns()
+    stamp = (now_ns, now_ns, 1, 1)
+    monkeypatch.setattr("streamrnn_server.keys._stamp_of", lambda _found: stamp)
+    for name in ("bob2", "bob"):
+        (users / "bob.key").write_bytes((made / f"{name}.key").read_bytes())
+        assert who(keys, public) == {"alice": "alice", name: "bob"}
+
+
 def test_files_that_do_not_change_are_read_once(keys, public, users, monkeypatch):
     for path in users.iterdir():
         os.utime(path, (time.time() - 3600,) * 2)
