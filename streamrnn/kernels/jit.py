@@ -9,6 +9,7 @@ processor's name and features to each entry itself.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -16,7 +17,6 @@ import re
 import shutil
 import stat
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -34,18 +34,22 @@ from streamrnn.kernels import vector_width
 __all__ = ["Linked", "cache_directory", "jit"]
 
 _MAX_KEPT_GENERATIONS = 8
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_NO_CACHE = Path(os.devnull) / "streamrnn"  # where nothing can be, nor be made
+_refused: list[Path] = []  # directories that others can write
 _IMPORT = re.compile(rb"^(?:from|import) (streamrnn\w*)\.(\w+)", re.MULTILINE)
 
 
+@functools.cache
 def _cache_root() -> Path:
     chosen = os.environ.get("STREAMRNN_CACHE_DIR")
     if chosen:
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "streamrnn"
-
-
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "streamrnn"
+    except RuntimeError:  # a user without a home
+        return _NO_CACHE
 
 
 def _is_trusted(directory: Path) -> bool:
@@ -56,40 +60,42 @@ def _is_trusted(directory: Path) -> bool:
     return owners <= {os.geteuid(), 0} and not found.st_mode & _OTHERS_WRITE
 
 
-def _private_directory() -> Path:
-    """Make a directory for this process alone, never in a place that others share."""
-    return Path(tempfile.mkdtemp(prefix="streamrnn-cache-"))
+def _close_to_others(directory: Path) -> None:
+    """Let nobody else write a directory of ours, as a umask of 002 made it.
+
+    One for everybody, such as /tmp, stays so.
+    """
+    found = directory.stat()
+    is_open = found.st_mode & _OTHERS_WRITE and not found.st_mode & stat.S_ISVTX
+    if is_open and found.st_uid == os.geteuid():
+        directory.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS_WRITE)
 
 
-def _warn_of_others(directory: Path) -> None:
+def _is_usable(directory: Path) -> bool:
+    """Make a directory, or see that it is there; tell whether what lies in it may be run."""
+    with contextlib.suppress(OSError):  # it may be there all the same, and be read
+        directory.mkdir(0o700, parents=True, exist_ok=True)
+    try:
+        if _is_trusted(directory):
+            return True
+    except OSError:
+        return False
+    _refused.append(directory)
     warnings.warn(
         f"{directory} is not used for machine code, for others can write it: set "
         "STREAMRNN_CACHE_DIR to a directory of your own",
         RuntimeWarning,
         stacklevel=3,
     )
+    return False
 
 
 @functools.cache
-def _writable_root() -> Path:
-    """Return the cache's root, or a private directory of this process if it cannot be used.
-
-    What lies in the cache is run, so it is used only if it is ours, and nobody else can write it.
-    """
-    try:
-        root = _cache_root()
-        root.mkdir(0o700, parents=True, exist_ok=True)
-        found = root.stat()
-        # As a umask of 002 made it. One for everybody, such as /tmp, stays so.
-        if found.st_uid == os.geteuid() and not found.st_mode & stat.S_ISVTX:
-            root.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS_WRITE)
-        if not _is_trusted(root):
-            _warn_of_others(root)
-            return _private_directory()
-        with tempfile.TemporaryFile(dir=root):
-            return root
-    except (OSError, RuntimeError):
-        return _private_directory()
+def _usable_root() -> Path | None:
+    root = _cache_root()
+    with contextlib.suppress(OSError):
+        _close_to_others(root)
+    return root if _is_usable(root) else None
 
 
 @functools.cache
@@ -97,22 +103,21 @@ def cache_directory(folder: Path) -> Path:
     """Return the directory for the machine code of one folder's compiled functions.
 
     The folder lies right below a package, such as ``streamrnn/kernels``. The sources in it, and
-    those in the folders and modules that they import, make up the directory's name.
+    those in the folders and modules that they import, make up the directory's name. Where there is
+    none that can be used, nothing is kept, and it is compiled anew.
     """
     digest = hashlib.sha256()
     digest.update(repr((sys.version, numba.__version__, llvmlite.__version__)).encode())
     digest.update(repr((vector_width.WIDTH, sys.platform)).encode())
     for path in _sources(folder):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    root = _writable_root()
-    directory = root / f"{folder.name}-{digest.hexdigest()[:20]}"
-    if not directory.exists():
+    name = f"{folder.name}-{digest.hexdigest()[:20]}"
+    root = _usable_root()
+    if root is None:
+        return _NO_CACHE / name
+    if not os.path.exists(root / name):
         _forget_old_generations(root, folder.name)
-    directory.mkdir(0o700, parents=True, exist_ok=True)
-    if not _is_trusted(directory):  # somebody was there first
-        _warn_of_others(directory)
-        return _private_directory()
-    return directory
+    return root / name if _is_usable(root / name) else _NO_CACHE / name
 
 
 def _sources(folder: Path) -> list[Path]:
@@ -172,7 +177,33 @@ class _CacheImpl(CompileResultCacheImpl):
 
 
 class _Cache(FunctionCache):
+    """Numba's, but what cannot be read is compiled, and what cannot be written is not kept."""
+
     _impl_class = _CacheImpl
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except OSError:
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError:
+            if not _refused:  # which has been said
+                _warn_of_lost_work()
+
+
+@functools.cache
+def _warn_of_lost_work() -> None:
+    """Say once that every start will compile, and what to do about it."""
+    warnings.warn(
+        f"the machine code that was compiled now cannot be kept in {_cache_root()}, so every start "
+        "will compile: set STREAMRNN_CACHE_DIR to a directory that can be written, or fill it once",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
