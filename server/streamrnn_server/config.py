@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ipaddress
 import itertools
 import os
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from streamrnn_client.protocol import (
     DURABILITIES,
     MAX_BATCH,
 )
+from streamrnn_server.memory_limit import cgroup_limits
 
 __all__ = [
     "DEVICES",
@@ -35,13 +36,10 @@ __all__ = [
 ]
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)([KMGTkmgt]?)")
-_CONTAINER_LIMITS = (
-    "/sys/fs/cgroup/memory.max",
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-)
 _ENDPOINT = re.compile(r"tcp://(\[[^\]]+\]|[^:/]+):(\d+|\*)")
 _MAX_SHARDS = 64
 DEVICES = ("cpu", "cuda", "auto")
+_ANY_IPV4 = ipaddress.IPv4Address(0)
 MAX_USER_NAME_BYTES = 255  # so that the length fits in a byte, in a shard and in a record
 
 
@@ -68,6 +66,42 @@ class Endpoint:
             return ipaddress.ip_address(self.host.strip("[]")).is_loopback
         except ValueError:
             return False
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether it stands for all addresses of this machine, and so is none to connect to."""
+        if self.host == "*":
+            return True
+        try:
+            address = ipaddress.ip_address(self.host.strip("[]"))
+        except ValueError:
+            # What the C library takes for an IPv4 address: "0", "0.0".
+            return _inet_aton(self.host) == bytes(4)
+        return address.is_unspecified or getattr(address, "ipv4_mapped", None) == _ANY_IPV4
+
+    def numeric(self) -> Endpoint:
+        """Return it with its host as a number, IPv4 rather than IPv6: ZeroMQ binds no names.
+
+        What is no name of a host is left as it is: a network interface's is bound by ZeroMQ itself.
+        """
+        if self.host == "*":
+            return self
+        try:
+            found = socket.getaddrinfo(
+                self.host.strip("[]"), None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+        except OSError:
+            return self
+        family, *_, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+        host = str(address[0])
+        return Endpoint(f"[{host}]" if family == socket.AF_INET6 else host, self.port)
+
+
+def _inet_aton(host: str) -> bytes | None:
+    try:
+        return socket.inet_aton(host)
+    except OSError:
+        return None
 
 
 def parse_endpoint(text: str, option: str) -> Endpoint:
@@ -108,12 +142,9 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def _half_of_the_memory() -> int:
-    """Return half of what this process may have: of the machine's memory, or of its container's."""
+    """Return half of what this process may have: of the machine's memory, or of its cgroup's."""
     most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for file in _CONTAINER_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # no container, or without a limit ("max")
-            most = min(most, int(Path(file).read_text()))
-    return most // 2
+    return min([most, *cgroup_limits()]) // 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +176,7 @@ class ServerConfig:
     max_in_flight: int = 2 * MAX_BATCH  # replies of one client; those beyond are dropped, counted
     retry_after_ms: int = 100  # what a client that finds no capacity is told to wait
     max_state_bytes: int = 2**40
+    num_restarts: int = 0  # by a supervisor, after crashes of the servers before this one
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_shards <= _MAX_SHARDS:
@@ -181,6 +213,17 @@ class ServerConfig:
             raise StartError(
                 f"--time-to-live is {self.time_to_live_s}; it must be 0 s or more, and needs "
                 "--state-dir"
+            )
+        if self.advertise is not None and (self.advertise.is_wildcard or not self.advertise.port):
+            raise StartError(
+                f"--advertise is {self.advertise}; clients connect to it: it must name a host and "
+                "a port, like tcp://rnn.example.org:7070"
+            )
+        if self.bind.is_wildcard and self.num_shards > 1 and self.advertise is None:
+            raise StartError(
+                f"{self.bind} is no address that clients could connect to, and they must be told "
+                f"where each of {self.num_shards} shards is: give --advertise tcp://HOST:PORT, or "
+                "bind one address"
             )
         for endpoint in (self.bind, self.advertise):
             if endpoint is not None and endpoint.port + self.num_shards - 1 > 65535:

@@ -169,7 +169,7 @@ class Server:
             self._threads.append(thread)
 
     def _make_router(self, endpoint: Endpoint) -> zmq.Socket[bytes]:
-        config = self._config
+        config, numeric = self._config, endpoint.numeric()
         router = self._context.socket(zmq.ROUTER)
         self._sockets.append(router)
         options = {
@@ -189,14 +189,14 @@ class Server:
             zmq.TCP_KEEPALIVE: 1,
             zmq.BACKLOG: 1024,
             zmq.LINGER: _LINGER_MS,
-            zmq.IPV6: int(endpoint.host.startswith("[")),
+            zmq.IPV6: int(numeric.host.startswith("[")),
         }
         for option, value in options.items():
             router.setsockopt(option, value)
         if self._guard is not None:
             self._guard.protect(router)
         try:
-            router.bind(str(endpoint))
+            router.bind(str(numeric))
         except zmq.ZMQError as error:
             hint = ""
             if error.errno == errno.EADDRINUSE:

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import zmq
 
+from streamrnn_client._drivers.names import numeric_endpoints
 from streamrnn_client.errors import BadParams
 from streamrnn_client.options import Keys
 
@@ -31,9 +32,11 @@ class Connection(Generic[S]):
     def __init__(self, socket: S, endpoint: str, keys: Keys | None = None) -> None:
         self.socket = socket
         self._endpoint = endpoint
+        self._connected_to = ""
+        self._num_tries = 0
         self._pause_s = _MIN_PAUSE_S
         self._next_at = 0.0
-        _configure(socket, endpoint, keys)
+        _configure(socket, keys)
         try:
             self._connect()
         except zmq.ZMQError as error:
@@ -54,21 +57,25 @@ class Connection(Generic[S]):
         was_connected = now > self._next_at + self._pause_s + _MIN_PAUSE_S
         self._pause_s = _MIN_PAUSE_S if was_connected else min(2 * self._pause_s, _MAX_PAUSE_S)
         with contextlib.suppress(zmq.ZMQError):  # libzmq has given it up by itself
-            self.socket.disconnect(self._endpoint)
+            self.socket.disconnect(self._connected_to)
         self._connect()
 
     def _connect(self) -> None:
         # A zero at the beginning would stand for ids that servers give.
         self.socket.setsockopt(zmq.ROUTING_ID, b"\1" + secrets.token_bytes(_ID_BYTES - 1))
-        self.socket.connect(self._endpoint)
+        # A host may have several addresses, and a server listen at one of them only.
+        endpoints = numeric_endpoints(self._endpoint)
+        self._connected_to = endpoints[self._num_tries % len(endpoints)]
+        self._num_tries += 1
+        self.socket.ipv6 = "[" in self._connected_to
+        self.socket.connect(self._connected_to)
         self._next_at = time.monotonic() + self._pause_s
 
 
-def _configure(socket: zmq.Socket[Any], endpoint: str, keys: Keys | None) -> None:
+def _configure(socket: zmq.Socket[Any], keys: Keys | None) -> None:
     """Set all options whose default would hang or flood."""
     socket.linger = 0  # every request has a reply, so nothing that matters waits at the end
     socket.sndhwm = socket.rcvhwm = 0  # bounded by what was asked
-    socket.ipv6 = "[" in endpoint
     # Nothing waits in a queue for a connection: what cannot be sent now is not sent, and known not
     # to be. An unnumbered step then cannot go out long after its caller has given up.
     socket.immediate = True

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import msgpack
@@ -28,6 +29,8 @@ __all__ = ["MAX_MOVES", "OVERHEAD_BYTES", "Operation", "ServerInfo", "ServerView
 
 MAX_MOVES = 4
 OVERHEAD_BYTES = 1024  # what a message holds besides its streams and their x, generously
+
+_WILDCARD = re.compile(r"tcp://(?:\*|0\.0\.0\.0|\[::\]):(\d+)")
 
 T = TypeVar("T")
 Operation = Generator[Call | Claim, None, T]
@@ -80,8 +83,8 @@ class ServerInfo:
     features: tuple[str, ...] = field(default=())
 
     @classmethod
-    def from_map(cls, reply: Any) -> ServerInfo:
-        """Read the result of `hello`, skipping unknown keys.
+    def from_map(cls, reply: Any, address: str) -> ServerInfo:
+        """Read the result of `hello`, skipping unknown keys; ``address`` is where it was asked.
 
         Raises `NotSupported` if the server speaks another protocol.
         """
@@ -105,7 +108,13 @@ class ServerInfo:
             raise errors.NotSupported(
                 f"{info.num_shards} shards, but {len(info.endpoints)} endpoints"
             )
-        return info
+        return replace(info, endpoints=tuple(_reachable(e, address) for e in info.endpoints))
+
+
+def _reachable(endpoint: Any, address: str) -> Any:
+    """Return an endpoint; all addresses of a host are none, and the one that we use is."""
+    wildcard = _WILDCARD.fullmatch(endpoint) if isinstance(endpoint, str) else None
+    return endpoint if wildcard is None else f"{address.rpartition(':')[0]}:{wildcard[1]}"
 
 
 class ServerView:
@@ -152,7 +161,7 @@ class ServerView:
     def hello(self, ex: Exchange) -> Operation[ServerInfo]:
         """Ask which server it is and where its shards are."""
         reply = yield from self.request(ex, "hello", [{"client": "streamrnn-client"}])
-        info = ServerInfo.from_map(reply)
+        info = ServerInfo.from_map(reply, self.address)
         if self.info is None or info.instance != self.info.instance:
             self.models = {}
         self.info = info
