@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 import traceback
@@ -89,6 +90,8 @@ def _open_standard_files() -> None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115, for as long as the program runs
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # where it takes ASCII only, say
 
 
 def _flush(file: TextIO) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from streamrnn.commands.printable import printable, unescaped
 from streamrnn.errors import RecordError, StateError
 from streamrnn.state.record import StreamRecord, decode_record, encode_record
 from streamrnn.state.store import DATA_FILE, STREAMS, StateStore
@@ -34,7 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action.add_argument("directory", type=Path, metavar="DIR", help="of a stopped server")
         if name in ("show", "export", "import"):
             action.add_argument(
-                "stream", metavar="STREAM", help="its id; an integer as int:7, for 7 means '7'"
+                "stream",
+                metavar="STREAM",
+                help="its id, as 'list' shows it; an integer as int:7, for 7 means '7'",
             )
         if name in ("export", "import"):
             action.add_argument("file", type=Path, metavar="FILE", help="the record's; - for stdio")
@@ -74,7 +77,14 @@ def run(args: argparse.Namespace) -> int:
 def _parse_id(text: str) -> StreamId:
     if text.startswith("int:") and text[4:].isdecimal():
         return int(text[4:])
-    return text
+    return unescaped(text.removeprefix("str:"))
+
+
+def _shown_id(stream: bytes) -> str:
+    """Return a canonical id as a command takes it, whatever is in it."""
+    text = printable(id_text(stream))
+    is_like_another = stream[:1] == b"s" and text.startswith(("int:", "str:"))
+    return f"str:{text}" if is_like_another else text
 
 
 def _read(store: StateStore, text: str) -> StreamRecord:
@@ -87,26 +97,33 @@ def _read(store: StateStore, text: str) -> StreamRecord:
 def _list(store: StateStore) -> int:
     print("stream\tmodel\tfingerprint\tlast_seq\twindow\tunused_s")
     for key, data in store.items(STREAMS):
-        name = id_text(key)
+        name = _shown_id(key)
         try:
             record = decode_record(data)
         except RecordError as error:
-            print(f"{name}\tdamaged: {error}")
+            print(f"{name}\tdamaged: {printable(str(error))}")
             continue
         last = record.last_seq if record.numbering == 1 else _NUMBERINGS[record.numbering]
         unused_s = store.clock_s - record.clock_s
-        shown = (name, record.model, record.fingerprint[:12], last, record.window, unused_s)
+        shown = (
+            name,
+            printable(record.model),
+            printable(record.fingerprint)[:12],
+            last,
+            record.window,
+            unused_s,
+        )
         print("\t".join(map(str, shown)))
     return 0
 
 
 def _show(record: StreamRecord) -> None:
     shown = {
-        "stream": id_text(record.stream),
-        "model": record.model,
-        "fingerprint": record.fingerprint,
-        "arithmetic": record.arithmetic,
-        "owner": record.owner or "(nobody)",
+        "stream": _shown_id(record.stream),
+        "model": printable(record.model),
+        "fingerprint": printable(record.fingerprint),
+        "arithmetic": printable(record.arithmetic),
+        "owner": printable(record.owner) or "(nobody)",
         "numbering": _NUMBERINGS[record.numbering],
         "last_seq": record.last_seq,
         "window": record.window,
@@ -136,8 +153,10 @@ def _import(store: StateStore, text: str, path: Path) -> int:
 
 def _verify(directory: Path) -> int:
     """Let another process read everything: a damaged file may end the one that does."""
-    command = [sys.executable, "-m", "streamrnn.state.verify", str(directory)]
-    child = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-X", "utf8", "-m", "streamrnn.state.verify", str(directory)]
+    child = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="backslashreplace"
+    )
     print(child.stdout, end="")
     if child.returncode == EXIT_CANNOT_OPEN:
         raise StateError(child.stderr)

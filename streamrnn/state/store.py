@@ -16,6 +16,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import lmdb
 
@@ -78,10 +79,7 @@ class StateStore:
             raise StoreError(f"{directory} is no state directory: it holds no {DATA_FILE}")
         try:
             directory.mkdir(_DIRECTORY_MODE, parents=True, exist_ok=True)
-            lock = os.open(
-                directory / _LOCK_FILE, os.O_APPEND | os.O_CREAT | os.O_WRONLY, _FILE_MODE
-            )
-            self._lock = os.fdopen(lock, "ab")  # held until close
+            self._lock = self._open_lock()  # held until close
         except OSError as error:
             raise StoreError(f"cannot use {directory} for state: {error.strerror}") from error
         try:
@@ -90,10 +88,27 @@ class StateStore:
                 self._prepare()
             self._open()
         except BaseException:
-            self._lock.close()
+            if self._lock is not None:
+                self._lock.close()
             raise
 
+    def _open_lock(self) -> BinaryIO | None:
+        """Open the file whose lock says who uses the directory; None where there can be none."""
+        path = self.directory / _LOCK_FILE
+        try:
+            flags = os.O_APPEND | os.O_CREAT | os.O_WRONLY
+            return os.fdopen(os.open(path, flags, _FILE_MODE), "ab")
+        except OSError as error:
+            if not self._read_only or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+        try:  # a lock can be taken by who reads, too
+            return path.open("rb")
+        except FileNotFoundError:  # on read-only media, or a copy: no server has ever used it
+            return None
+
     def _take_lock(self) -> None:
+        if self._lock is None:
+            return
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -174,7 +189,8 @@ class StateStore:
         """Let go of the directory. Safe to call twice."""
         with self._mutex:
             self._env.close()
-            self._lock.close()
+            if self._lock is not None:
+                self._lock.close()
 
     def commit(
         self,

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+import os
+import subprocess
+import sys
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamrnn.commands.printable import printable, unescaped
 from streamrnn.state.record import decode_record, encode_record
 from streamrnn.state.store import STREAMS, StateStore
+from streamrnn_client.protocol import canonical_id
 from streamrnn_server.cli import main
+from tests.support.program import ROOT, streamrnn
 from tests.support.records import EXAMPLE
 
 
@@ -66,4 +75,88 @@ def test_a_directory_in_use_is_left_alone(directory, capsys):
     store = StateStore(directory, max_bytes=2**24)
     assert state("list", directory) == 1
     assert "another process" in capsys.readouterr().err
+    store.close()
+
+
+NASTY = [
+    "a\tb",
+    "two\nlines",
+    "\x1b[2Jcleared",
+    "back\\slash",
+    "\u202eright to left",
+    "é",
+    "日本",
+    "int:7",
+]
+
+
+@pytest.fixture
+def nasty(tmp_path):
+    store = StateStore(tmp_path / "state", max_bytes=2**24)
+    keys = [canonical_id(name) for name in NASTY]
+    store.commit([(STREAMS, key, encode_record(EXAMPLE.renamed(key))) for key in keys], 65)
+    store.close()
+    return tmp_path / "state"
+
+
+def test_ids_are_shown_on_one_line_each_and_can_be_typed_back(nasty, capsys):
+    assert state("list", nasty) == 0
+    out = capsys.readouterr().out
+    assert all(char.isprintable() or char in "\t\n" for char in out)
+    shown = [line.split("\t") for line in out.splitlines()[1:]]
+    assert {len(line) for line in shown} == {6}
+    assert {"two\\nlines", "\\x1b[2Jcleared", "é", "str:int:7"} <= {line[0] for line in shown}
+    for name, *_ in shown:
+        assert state("show", nasty, name) == 0
+        assert name in capsys.readouterr().out
+    assert state("show", nasty, "int:7") == 1
+
+
+@given(st.text())
+def test_any_text_is_printable_on_one_line_and_comes_back(text):
+    shown = printable(text)
+    assert shown.isprintable()
+    assert unescaped(shown) == text
+
+
+def test_an_ascii_terminal_shows_escapes(nasty):
+    for action in ("list", "verify"):
+        ended = subprocess.run(
+            streamrnn("state", action, nasty),
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        )
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert ended.stdout.isascii()
+        assert b"\\u65e5" in ended.stdout or action == "verify"
+
+
+READ_ONLY = """
+import errno, os, sys
+def refuse(event, args):  # as read-only media do, to root too
+    if event == "open" and str(args[0]).startswith(sys.argv[1]):
+        if args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system")
+sys.addaudithook(refuse)
+from streamrnn_server.cli import main
+sys.exit(main(["state", "list", sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize("has_lock", [True, False])
+def test_read_only_media_can_be_looked_at(directory, has_lock):
+    if not has_lock:
+        (directory / "owner.lock").unlink()
+    command = [sys.executable, "-c", READ_ONLY, str(directory)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.stderr == ""
+    assert len(ended.stdout.splitlines()) == 4
+
+
+def test_who_can_only_read_sees_that_a_server_runs(directory):
+    store = StateStore(directory, max_bytes=2**24)
+    command = [sys.executable, "-c", READ_ONLY, str(directory)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 1
+    assert "another process" in ended.stderr
     store.close()

@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from streamrnn.commands.printable import printable
 from streamrnn_client import Client
 from streamrnn_client.protocol import DEFAULT_PORT
 from streamrnn_server.config import format_bytes
 
 __all__ = ["configure", "run"]
+
+_MAX_COMMIT_S = 10.0  # a disk that takes longer is in trouble
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,12 +39,22 @@ def run(args: argparse.Namespace) -> int:
     Returns
     -------
     int
-        0.
+        0; 1 if something is wrong now, such as a disk that cannot be written.
     """
     with Client(args.address, curve_key=args.curve_key, server_key=args.server_key) as client:
         stats = client.stats()
-    print(json.dumps(stats) if args.json else "\n".join(_lines(stats)))
-    return 0
+    print(json.dumps(stats) if args.json else "\n".join(map(printable, _lines(stats))))
+    return 1 if _wrong(stats) else 0
+
+
+def _wrong(stats: dict[str, Any]) -> list[str]:
+    """Say what is wrong now; counters tell of what is over."""
+    if stats.get("read_only") is not None:
+        return [f"the disk cannot be written: {stats['read_only']}"]
+    commit_s = stats.get("commit_under_way_s") or 0.0
+    if commit_s > _MAX_COMMIT_S:
+        return [f"the disk has not answered for {commit_s:.0f} s"]
+    return []
 
 
 def _lines(stats: dict[str, Any]) -> list[str]:
@@ -52,7 +65,7 @@ def _lines(stats: dict[str, Any]) -> list[str]:
     models = ", ".join(f"{name} ({number} open)" for name, number in stats["models"].items())
     lines = [
         f"server      streamrnn {stats['server']}, instance {stats['instance']}, "
-        f"up {stats['uptime_s']:.0f} s, durability {stats['durability']}",
+        f"up {stats['uptime_s']:.0f} s, durability {stats['durability']}{_restarts(stats)}",
         f"models      {models}",
         f"streams     {stats['num_streams']:,} of at most {stats['max_streams']:,}",
         f"memory      {format_bytes(stats['memory_used_bytes'])} of at most "
@@ -60,6 +73,8 @@ def _lines(stats: dict[str, Any]) -> list[str]:
         f"work        {stats['num_steps']:,} steps in {stats['num_waves']:,} waves, "
         f"{stats['num_messages']:,} messages, {stats['num_messages'] / uptime_s:,.0f} a second",
     ]
+    if "read_only" in stats:
+        lines.append(f"disk        {_disk(stats)}")
     latency = stats["latency_us"]
     if latency:
         told = ", ".join(f"{name} {value:,.0f}" for name, value in latency.items())
@@ -69,14 +84,17 @@ def _lines(stats: dict[str, Any]) -> list[str]:
         f"{shard['num_messages']:,} messages"
         for k, shard in enumerate(stats["shards"])
     ]
-    wrong = {
+    since_start = {
         name.removeprefix("num_").replace("_", " "): number
         for name, number in stats.items()
         if name.startswith(("num_errors", "num_dropped", "num_calls_ref", "num_too", "num_extra"))
         or name in ("num_quarantined", "num_refused_for_room")
     }
-    told = ", ".join(f"{name} {number:,}" for name, number in wrong.items() if number)
-    lines.append(f"trouble     {told or 'none'}")
+    trouble = [
+        *_wrong(stats),
+        *(f"{name} {number:,}" for name, number in since_start.items() if number),
+    ]
+    lines.append(f"trouble     {', '.join(trouble) or 'none'}")
     return lines
 
 
@@ -92,8 +110,29 @@ def _lines_of_user(stats: dict[str, Any]) -> list[str]:
         f"user        {stats['user']}",
         f"streams     {stats['num_streams']:,} in memory of at most {stats['max_streams']:,}",
         *on_disk,
-        f"trouble     {stats.get('read_only') or 'none'}",
+        f"trouble     {', '.join(_wrong(stats)) or 'none'}",
     ]
+
+
+def _restarts(stats: dict[str, Any]) -> str:
+    number = stats.get("num_restarts")
+    return f", restarted {number:,} times after a crash" if number else ""
+
+
+def _disk(stats: dict[str, Any]) -> str:
+    """Say whether the disk takes what it is given, and how far it is behind."""
+    reason = stats["read_only"]
+    state = "can be written" if reason is None else f"CANNOT BE WRITTEN ({reason})"
+    number = stats.get("num_streams_on_disk")
+    held = "" if number is None else f", {number:,} streams on it"
+    last = "no commit yet"
+    if stats["num_commits"]:
+        last = f"last commit in {stats['last_commit_us'] / 1e3:,.1f} ms"
+        if "since_last_commit_s" in stats:  # servers of before do not say it
+            last += f", {stats['since_last_commit_s']:.1f} s ago"
+    behind = stats.get("num_not_on_disk")
+    lag = "" if behind is None else f"; changes that are not on it: {behind:,}"
+    return f"{state}{held}; {last}{lag}"
 
 
 def _made_way(stats: dict[str, Any]) -> str:

@@ -34,7 +34,13 @@ from streamrnn_server.config import ServerConfig
 from streamrnn_server.control.error_text import word_error, word_items
 from streamrnn_server.control.messages import Ask, Caller, Order, command
 from streamrnn_server.control.state_methods import StateMethods
-from streamrnn_server.control.stats import ShardView, latency_us, shard_stats, total_counters
+from streamrnn_server.control.stats import (
+    ShardView,
+    latency_us,
+    num_not_on_disk,
+    shard_stats,
+    total_counters,
+)
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.structs import AskKind, CommandKind
 from streamrnn_server.storage.record_lookup import RecordLookup
@@ -277,6 +283,14 @@ class Control:
             **usage,
         }
 
+    def _disk_stats(self) -> dict[str, Any]:
+        if self._disk is None:
+            return {}
+        return {
+            **self._disk.stats(),
+            "num_not_on_disk": num_not_on_disk(self.shards),
+        }
+
     def stats(self) -> dict[str, Any]:
         """Return what the server tells about itself.
 
@@ -292,8 +306,9 @@ class Control:
             "server": __version__,
             "instance": self.instance,
             "uptime_s": time.monotonic() - self._started_s,
+            "num_restarts": self._config.num_restarts,
             "durability": self._config.durability,
-            **({} if self._disk is None else self._disk.stats()),
+            **self._disk_stats(),
             "max_streams": self._config.max_streams,
             "num_streams": sum(int(shard.struct["num_streams"]) for shard in self.shards),
             "memory_budget_bytes": self._config.memory_budget_bytes,

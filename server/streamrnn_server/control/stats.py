@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from streamrnn_server.shard import structs as w
 
-__all__ = ["ShardView", "latency_us", "shard_stats", "total_counters"]
+__all__ = ["ShardView", "latency_us", "num_not_on_disk", "shard_stats", "total_counters"]
 
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
 
@@ -64,6 +64,16 @@ def total_counters(shards: Sequence[ShardView]) -> dict[str, int]:
     """Return the counters, added up over all shards."""
     names = w.Counters.dtype.names or ()
     return {name: sum(int(each.struct["counters"][name]) for each in shards) for name in names}
+
+
+def num_not_on_disk(shards: Sequence[ShardView]) -> int:
+    """Return how many changes of streams wait for a checkpoint, or for its end."""
+    return sum(
+        int(each.struct["num_dirty"])
+        + int(each.struct["num_checkpoint_slots"])
+        + int(each.struct["num_in_flight"])
+        for each in shards
+    )
 
 
 def shard_stats(shard: ShardView, endpoint: str) -> dict[str, Any]:

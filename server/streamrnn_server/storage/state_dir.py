@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,12 +91,15 @@ class StateDir:
             num_streams: int | None = self.store.num_items(STREAMS)
         except StoreError:  # the disk has failed just now; `read_only` says how
             num_streams = None
+        now_s, began_s = time.monotonic(), self.saver.began_at_s
         return {
             "read_only": self.saver.read_only,
             "num_streams_on_disk": num_streams,
             "num_commits": self.saver.num_commits,
             "num_bytes_written": self.saver.num_bytes,
             "last_commit_us": round(self.saver.last_commit_s * 1e6),
+            "since_last_commit_s": now_s - self.saver.committed_at_s,
+            "commit_under_way_s": None if began_s is None else now_s - began_s,
             "num_expired": self.expiry.num_expired,
         }
 

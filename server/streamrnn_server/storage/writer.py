@@ -58,6 +58,10 @@ class CheckpointWriter:
         What has been written.
     last_commit_s : float
         How long the last commit took, from its first record to the disk.
+    committed_at_s : float
+        When that was, on the monotonic clock; before the first one, when the server started.
+    began_at_s : float or None
+        When the commit that is under way began.
     """
 
     def __init__(
@@ -73,6 +77,8 @@ class CheckpointWriter:
         self.num_commits = 0
         self.num_bytes = 0
         self.last_commit_s = 0.0
+        self.committed_at_s = time.monotonic()
+        self.began_at_s: float | None = None
         self._store, self._templates, self._disks = store, templates, disks
         self._expiry, self._log, self._usage = expiry, log, usage
         self._look_at_s = time.monotonic() + _EXPIRE_EVERY_S
@@ -121,7 +127,7 @@ class CheckpointWriter:
 
     def _write(self, parts: list[_Part]) -> None:
         """Commit what has come; if it cannot be, say so to the shards, which keep it."""
-        began_s = time.monotonic()
+        self.began_at_s = began_s = time.monotonic()
         is_good = True
         try:
             self._commit(self._changes(parts))
@@ -134,8 +140,10 @@ class CheckpointWriter:
             self._fail(f"a fault of the server's own ({type(error).__name__})")
         else:
             self.num_commits += 1
-            self.last_commit_s = time.monotonic() - began_s
+            self.committed_at_s = time.monotonic()
+            self.last_commit_s = self.committed_at_s - began_s
             self._succeed()
+        self.began_at_s = None
         for part in parts:
             answer = np.array([(part.number, is_good)], w.BufferAck.dtype)
             self._disks[part.shard].send(answer.tobytes())
