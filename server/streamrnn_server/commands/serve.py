@@ -10,14 +10,16 @@ import signal
 import tempfile
 import time
 import traceback
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from streamrnn.errors import StartError, StreamRNNError
-from streamrnn_server.config import add_options, config_of
+from streamrnn_server.config import ServerConfig, add_options, config_of
 from streamrnn_server.event_log import FORMATS, LEVELS, EventLog, UnbufferedFile
 from streamrnn_server.storage.malloc import keep_freed_memory
+from streamrnn_server.supervisor import Supervisor, fixed_port, supervised
 
 __all__ = ["configure", "run"]
 
@@ -38,20 +40,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ready-file", type=Path, metavar="FILE", help="write pid, endpoints, instance when ready"
     )
+    parser.add_argument(
+        "--supervise",
+        action="store_true",
+        help="start the server again when it has crashed (docs/deployment.md)",
+    )
     parser.add_argument("--log-format", choices=FORMATS, default="text")
     parser.add_argument("--log-level", choices=LEVELS, default="info")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGINT, SIGTERM or SIGHUP; return 0 after a clean end."""
+    """Serve until SIGINT, SIGTERM or SIGHUP, or see to it that a child does.
+
+    Returns
+    -------
+    int
+        0 after a clean end.
+    """
     began_s = time.monotonic()
     faulthandler.enable()  # a damaged state file may end the process: then the log says where
     signals = _Signals()
     # What can be refused at once is refused before the compilers are loaded.
     config = config_of(args)
+    log = EventLog(args.log_format, args.log_level)
+    inherited = supervised(config)
+    if args.supervise and inherited is None:
+        return Supervisor(log, fixed_port(config)).run()
+    return _serve(args, inherited or config, log, signals, began_s)
+
+
+def _serve(
+    args: argparse.Namespace, config: ServerConfig, log: EventLog, signals: _Signals, began_s: float
+) -> int:
     from streamrnn_server.models import load_models
 
-    log = EventLog(args.log_format, args.log_level)
+    warnings.showwarning = lambda message, *_, **__: log.write("warning", str(message))
     models = load_models(args.model)
     from streamrnn_server.device import choose_device
     from streamrnn_server.server import Server
