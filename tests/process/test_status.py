@@ -75,10 +75,11 @@ def test_a_server_that_does_not_answer_is_exit_code_1():
 
 def test_an_ascii_terminal_and_a_name_that_moves_the_cursor_are_no_trouble(model):
     with serving({"é\x1b[2J": model}) as server:
-        ask(server.endpoints[0])  # so that there are latencies
+        with Client(server.endpoints[0]) as client:
+            client.stream("a").step(ROWS[0])  # so that there are latencies
         told = ask(server.endpoints[0], PYTHONIOENCODING="ascii", PYTHONUTF8="0")
         assert (told.returncode, told.stderr) == (0, b"")
-        assert b"\nmodels      \\xe9\\x1b[2J (0 open)" in told.stdout
+        assert b"\nmodels      \\xe9\\x1b[2J (1 open)" in told.stdout
         assert b"\nlatency \\xb5s  " in told.stdout
 
 
