@@ -83,6 +83,7 @@ class StreamRNNClientError(Exception):
     """
 
     code = "error"
+    is_of_another_call = False  # which interrupted the one that it came out of
 
     def __init__(self, message: str, detail: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)

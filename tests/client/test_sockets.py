@@ -231,6 +231,16 @@ def test_an_invalid_stream_id_is_refused_wherever_one_is_taken(server, words):
         assert server.server.num_applied == 0
 
 
+@pytest.mark.parametrize("seq", [True, 1.0, "1", 0, -1])
+def test_a_number_of_a_step_is_a_whole_number_from_one(server, seq):
+    with Client(server.address) as client:
+        stream = client.stream("a", "sum")
+        for call in (stream.step, stream.steps):
+            with pytest.raises(errors.BadParams, match="numbered"):
+                call([[1, 2]], seq=seq)
+        assert stream.step([1, 2], seq=cast(int, np.int64(1))).tolist() == [1, 2]
+
+
 def test_one_id_and_a_list_of_steps_are_not_taken_for_many(server):
     with Client(server.address) as client:
         for streams in (1, 1.5, True, None, {"a": 1}):

@@ -17,7 +17,7 @@ from streamrnn_client._session.exchange import Call, Exchange, result_of
 from streamrnn_client._session.session import Operation, Session, step_parts
 from streamrnn_client._session.stream_state import StreamState
 from streamrnn_client._session.turns import Claim, Era, give_back, has_turn, take, turn_timeout
-from streamrnn_client.errors import ClientClosed, NotSupported
+from streamrnn_client.errors import ClientClosed, NotSupported, StreamRNNClientError
 from streamrnn_client.inputs import Array
 from streamrnn_client.options import Options
 
@@ -108,6 +108,8 @@ class BlockingDriver:
             link.exchange.abandon_all()
             self._end(claims, error)
             self._free(link)
+            if isinstance(error, StreamRNNClientError) and self._is_nested(link):
+                error.is_of_another_call = True
             raise
 
     def _step_straight(
@@ -157,6 +159,11 @@ class BlockingDriver:
             self._links.add(link)
         return link
 
+    def _is_nested(self, link: _Link) -> bool:
+        """Return whether another call of this thread goes on only when this one has ended."""
+        links = getattr(self._local, "links", ())
+        return any(each.in_use.locked() for each in links if each is not link)
+
     def _free(self, link: _Link) -> None:
         if link.in_use.locked():
             link.in_use.release()
@@ -195,8 +202,7 @@ class BlockingDriver:
         turn.acquire()
         claim.wake = turn.release
         with self._lock:
-            # Another call of this thread goes on only when this one has ended.
-            is_nested = any(each.in_use.locked() for each in self._local.links if each is not link)
+            is_nested = self._is_nested(link)
             if take(claim, may_wait=not is_nested):
                 return
         if is_nested:

@@ -103,7 +103,9 @@ def step_many(
     unseen = [stream for stream in ids if stream not in known]
     if unseen:
         yield from open_streams(session, ex, unseen, model, None, True)
-    states = [known[stream] for stream in ids]
+    states = [known[stream] for stream in ids if stream in known]
+    if len(states) < len(ids):
+        raise errors.UnknownStream("a stream of this call was closed meanwhile by another call")
     rows = session.last_rows
     if rows is None or not rows.are_of(states, model):
         rows = session.last_rows = _rows_of(states, model)

@@ -169,6 +169,8 @@ class Session(ServerView):
         if seq is None:
             return state.last_seq + 1
         if type(seq) is not int:
+            if isinstance(seq, bool) or not hasattr(seq, "__index__"):
+                raise errors.BadParams(f"seq is {seq!r}; steps are numbered by integers from 1")
             seq = int(seq)
         if not 1 <= seq <= MAX_SEQ - num_steps:
             raise errors.BadParams(f"seq is {seq}; steps are numbered from 1", {"seq": seq})

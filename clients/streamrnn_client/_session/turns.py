@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from streamrnn_client._session.exchange import GRACE_S, LATE_S
 from streamrnn_client._session.stream_state import StreamState
 from streamrnn_client._session.unfinished import Unfinished
-from streamrnn_client.errors import RequestTimeout, StreamRNNClientError
+from streamrnn_client.errors import RequestTimeout
 
 __all__ = ["Claim", "Era", "give_back", "has_turn", "take", "turn_timeout"]
 
@@ -110,9 +110,9 @@ def has_turn(claim: Claim) -> bool:
 def give_back(claim: Claim, error: BaseException | None = None) -> None:
     """Pass the streams on and wake whose turn it is; harmless when done twice.
 
-    An `error` that is none of the client's has interrupted the call.
+    An `error` that is not the call's own has interrupted it.
     """
-    if error is not None and not isinstance(error, StreamRNNClientError):
+    if error is not None and getattr(error, "is_of_another_call", True):
         claim.undo()
     heirs: dict[Claim, None] = {}
     for state in claim.states:
