@@ -3,13 +3,16 @@
 This is the slow and obvious version, in which records are read everywhere and which judges the
 compiled one that packs thousands of them for a checkpoint
 (`streamrnn_server.shard.checkpoint.packing`). Reading is strict: whatever is torn, changed or
-foreign is refused as a whole, with what is wrong and where.
+foreign is refused as a whole, with what is wrong and where. What a record's head may say is stated
+once, in `fault_of` and `fits_model`, which the server compiles too.
 """
 
 from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, replace
+from enum import IntEnum
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 
 from streamrnn.errors import RecordError
 from streamrnn.kernels.structs import I16, I32, I64, U8, Struct
+from streamrnn_client.protocol import MAX_SEQ, MAX_WINDOW
 
 __all__ = [
     "CHECKSUM_BYTES",
@@ -26,16 +30,21 @@ __all__ = [
     "NUMBERED",
     "UNNUMBERED",
     "VERSION",
+    "RecordFault",
     "RecordHead",
     "StreamRecord",
     "decode_record",
     "encode_record",
+    "fault_of",
+    "fits_model",
+    "row_offset",
 ]
 
 MAGIC = b"SRNN"
 VERSION = 1
 FRESH, NUMBERED, UNNUMBERED = range(3)
-_MAX_WINDOW_LOG2 = 8
+_MAX_WINDOW_LOG2 = MAX_WINDOW.bit_length() - 1
+_MAGIC = int.from_bytes(MAGIC, "little")
 CHECKSUM_BYTES = 4
 
 
@@ -60,6 +69,83 @@ class RecordHead(Struct, packed=True):
 
 
 HEAD_BYTES = RecordHead.dtype.itemsize
+
+
+class RecordFault(IntEnum):
+    """What is wrong with a record's head."""
+
+    NONE = 0
+    TOO_SHORT = 1
+    FOREIGN = 2
+    VERSION = 3
+    LENGTH = 4
+    NUMBERS = 5
+    RING = 6
+    OUTPUTS = 7
+    PARTS = 8
+
+
+def fault_of(head: RecordHead, num_bytes: int) -> int:
+    """Return the first `RecordFault` of a head at the beginning of so many bytes.
+
+    Without one all parts lie within these bytes, and no number in it is out of its range.
+    """
+    if num_bytes < HEAD_BYTES + CHECKSUM_BYTES:
+        return RecordFault.TOO_SHORT
+    if head.magic != _MAGIC:
+        return RecordFault.FOREIGN
+    if head.version != VERSION:
+        return RecordFault.VERSION
+    if head.num_bytes != num_bytes:
+        return RecordFault.LENGTH
+    last_seq, num_ring = head.last_seq, head.num_ring
+    if (
+        head.numbering > UNNUMBERED
+        or head.window_log2 > _MAX_WINDOW_LOG2
+        or last_seq < 0
+        or last_seq > MAX_SEQ
+        or head.clock_s < 0
+    ):
+        return RecordFault.NUMBERS
+    is_numbered = head.numbering == NUMBERED
+    kept = min(1 << head.window_log2, last_seq) if is_numbered else 0
+    if num_ring != kept or (last_seq > 0 and not is_numbered):
+        return RecordFault.RING
+    keeps_outputs = num_ring > 0 and head.window_log2 > 0
+    if head.y_bytes < 0 or head.y_bytes % 4 != 0 or (head.y_bytes > 0) != keeps_outputs:
+        return RecordFault.OUTPUTS
+    if head.row_bytes < 0 or head.row_bytes % 64 != 0:
+        return RecordFault.PARTS
+    ring_bytes = num_ring * (8 + head.y_bytes)
+    if row_offset(head) + head.row_bytes + ring_bytes + CHECKSUM_BYTES != num_bytes:
+        return RecordFault.PARTS
+    return RecordFault.NONE
+
+
+def fits_model(row_bytes: int, y_bytes: int, model_row_bytes: int, model_y_bytes: int) -> bool:
+    """Tell whether a record's row and outputs have the sizes of a model's; 0: none are kept."""
+    return row_bytes == model_row_bytes and (y_bytes == 0 or y_bytes == model_y_bytes)
+
+
+def row_offset(head: RecordHead) -> int:
+    """Return where in a record the row begins; digests and outputs follow it."""
+    end = HEAD_BYTES + head.id_bytes + head.model_bytes + head.arithmetic_bytes + head.owner_bytes
+    return (end + 7) // 8 * 8
+
+
+_FAULTS = {
+    RecordFault.FOREIGN: "it begins with {start!r}, not with {MAGIC!r}: this is no stream record",
+    RecordFault.VERSION: "the record has version {version}; version {VERSION} is known",
+    RecordFault.LENGTH: "the record says that it has {num_bytes} bytes, but it has {length}",
+    RecordFault.NUMBERS: "it has numbering {numbering}, window 2**{window_log2}, last step "
+    "{last_seq} of at most {MAX_SEQ}, clock {clock_s} s: there is no such stream",
+    RecordFault.RING: "it keeps {num_ring} steps of {last_seq} with window 2**{window_log2}, "
+    "numbering {numbering}: there is no such stream",
+    RecordFault.OUTPUTS: "it has {num_ring} outputs of {y_bytes} bytes with window "
+    "2**{window_log2}: there is no such stream",
+    RecordFault.PARTS: "its parts, with a row of {row_bytes} bytes and {num_ring} outputs of "
+    "{y_bytes}, do not make {length} bytes",
+}
 
 
 @dataclass(frozen=True)
@@ -169,7 +255,7 @@ def encode_record(record: StreamRecord) -> bytes:
         ]
     )
     values = (
-        int.from_bytes(MAGIC, "little"),
+        _MAGIC,
         VERSION,
         record.numbering,
         record.window.bit_length() - 1,
@@ -209,61 +295,44 @@ def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
         raise RecordError(
             f"the record has {len(data)} bytes, fewer than any has ({HEAD_BYTES + CHECKSUM_BYTES})"
         )
-    _, version, numbering, window_log2, num_bytes, last_seq, clock_s, fingerprint, *rest = (
-        np.frombuffer(data, RecordHead.dtype, 1)[0].item()
+    names = RecordHead.dtype.names or ()
+    head: Any = SimpleNamespace(
+        **dict(zip(names, np.frombuffer(data, RecordHead.dtype, 1)[0].item(), strict=True))
     )
-    magic = data[: len(MAGIC)]
-    row_bytes, y_bytes, num_ring, *lengths = rest
-    if magic != MAGIC:
-        raise RecordError(f"it begins with {magic!r}, not with {MAGIC!r}: this is no stream record")
-    if version != VERSION:
-        raise RecordError(f"the record has version {version}; version {VERSION} is known")
-    if num_bytes != len(data):
-        raise RecordError(f"the record says that it has {num_bytes} bytes, but it has {len(data)}")
+    fault = fault_of(head, len(data))
+    is_ours = fault not in (RecordFault.FOREIGN, RecordFault.VERSION, RecordFault.LENGTH)
     stored = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
     found = zlib.crc32(data[:-CHECKSUM_BYTES])
-    if stored != found:
+    if is_ours and stored != found:
         raise RecordError(
             f"its checksum is {stored:08x}, its bytes give {found:08x}: it is torn or changed"
         )
-    # From here on it is what somebody meant to write; it must still make sense.
-    if min(row_bytes, y_bytes, num_ring) < 0:
-        raise RecordError(f"it has a row of {row_bytes} bytes, {num_ring} outputs of {y_bytes}")
-    at = HEAD_BYTES + sum(lengths)
-    begin = at + -at % 8
-    expected = begin + row_bytes + num_ring * (8 + y_bytes) + CHECKSUM_BYTES
-    if expected != num_bytes or any(data[at:begin]):
-        raise RecordError(f"its parts make {expected} bytes, not {num_bytes}")
-    if numbering > UNNUMBERED or window_log2 > _MAX_WINDOW_LOG2 or last_seq < 0 or clock_s < 0:
-        raise RecordError(
-            f"it has numbering {numbering}, window 2**{window_log2}, last step {last_seq}, clock "
-            f"{clock_s} s: there is no such stream"
-        )
-    window = 1 << window_log2
-    kept = min(window, last_seq) if numbering == NUMBERED else 0
-    if num_ring != kept or (numbering != NUMBERED and last_seq) or row_bytes % 64:
-        raise RecordError(
-            f"it keeps {num_ring} steps of {last_seq} with window {window}, and a row of "
-            f"{row_bytes} bytes: there is no such stream"
-        )
+    if fault != RecordFault.NONE:
+        words = {"MAGIC": MAGIC, "VERSION": VERSION, "MAX_SEQ": MAX_SEQ, "length": len(data)}
+        text = _FAULTS[RecordFault(fault)]
+        raise RecordError(text.format(**vars(head), **words, start=data[: len(MAGIC)]))
+    lengths = [head.id_bytes, head.model_bytes, head.arithmetic_bytes, head.owner_bytes]
+    at, begin = HEAD_BYTES + sum(lengths), row_offset(head)
+    if any(data[at:begin]):
+        raise RecordError(f"bytes {at} to {begin} of it are not all zero")
     stream, *texts = _split(data[HEAD_BYTES:at], lengths)
     _check_id(stream)
     try:
         model, arithmetic, owner = (text.decode() for text in texts)
     except UnicodeDecodeError as error:
         raise RecordError(f"a name in it is not UTF-8: {error}") from error
-    ring = begin + row_bytes
+    ring, num_ring, y_bytes = begin + head.row_bytes, head.num_ring, head.y_bytes
     outputs = np.frombuffer(data, np.uint8, num_ring * y_bytes, ring + 8 * num_ring)
     return StreamRecord(
         stream=stream,
         model=model,
-        fingerprint=bytes(fingerprint).hex(),
+        fingerprint=bytes(head.fingerprint).hex(),
         arithmetic=arithmetic,
         owner=owner,
-        numbering=numbering,
-        window=window,
-        last_seq=last_seq,
-        clock_s=clock_s,
+        numbering=head.numbering,
+        window=1 << head.window_log2,
+        last_seq=head.last_seq,
+        clock_s=head.clock_s,
         row=data[begin:ring],
         digests=np.frombuffer(data, "<i8", num_ring, ring),
         outputs=outputs.reshape(num_ring, y_bytes),

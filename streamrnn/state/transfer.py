@@ -7,7 +7,13 @@ from numpy.typing import NDArray
 
 from streamrnn.errors import RecordError
 from streamrnn.model.model import Model
-from streamrnn.state.record import FRESH, StreamRecord, decode_record, encode_record
+from streamrnn.state.record import (
+    FRESH,
+    StreamRecord,
+    decode_record,
+    encode_record,
+    fits_model,
+)
 from streamrnn_client.protocol import DEFAULT_WINDOW, StreamId, canonical_id
 
 __all__ = ["record_of_row", "row_of_record"]
@@ -62,8 +68,10 @@ def row_of_record(
             f"{arithmetic!r}, with which they do not repeat to the bit. To go on nevertheless, "
             "import it with any_arithmetic=True"
         )
-    if len(record.row) != row_bytes:
+    y_bytes, model_y_bytes = record.outputs.shape[1], 4 * model.spec.output_size
+    if not fits_model(len(record.row), y_bytes, row_bytes, model_y_bytes):
         raise RecordError(
-            f"the record has a row of {len(record.row)} bytes; the model's have {row_bytes}"
+            f"the record has a row of {len(record.row)} and outputs of {y_bytes} bytes; the "
+            f"model's have {row_bytes} and {model_y_bytes}"
         )
     return np.frombuffer(record.row, "<f4").astype(np.float32)

@@ -75,6 +75,8 @@ _TEXTS: Mapping[ErrorCode, tuple[str, ...]] = {
         "there is no such method; docs/protocol.md lists them",
     ),
     ErrorCode.BAD_PARAMS: (
+        "{num_steps} steps from number {first_seq} on end beyond {max}, the largest number there "
+        "is: open a stream with this one's record, which numbers from 1 anew",
         "the parameters do not have the form that the method takes; see docs/protocol.md",
     ),
     ErrorCode.UNKNOWN: (

@@ -14,6 +14,7 @@ __all__ = [
     "MAX_MSGID",
     "MAX_SEQ",
     "MAX_SNAPSHOT_NAME_BYTES",
+    "MAX_UINT",
     "MAX_WINDOW",
     "PROTOCOL_VERSION",
     "grant_window",
@@ -22,7 +23,8 @@ __all__ = [
 PROTOCOL_VERSION = 1
 DEFAULT_PORT = 7070
 MAX_MSGID = 2**32 - 1
-MAX_SEQ = 2**63 - 1  # of a chunk's last step
+MAX_SEQ = 2**62  # of a stream's last step: no sum of numbers wraps
+MAX_UINT = 2**63 - 1  # of a number in a request
 DEFAULT_WINDOW = 16
 MAX_WINDOW = 256
 MAX_BATCH = 4096  # default of `max_batch` in `hello`

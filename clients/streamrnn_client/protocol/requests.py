@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from streamrnn_client.protocol.codes import ErrorCode, ProtocolError, bad_params, kind_of
 from streamrnn_client.protocol.identity import StreamId, canonical_id
-from streamrnn_client.protocol.limits import MAX_SEQ
+from streamrnn_client.protocol.limits import MAX_UINT
 
 __all__ = [
     "PARSERS",
@@ -105,7 +105,7 @@ def _expect_params(params: list[Any], schema: str, num_params: int) -> None:
         raise bad_params(f"{len(params)} parameters; the method takes {num_params}: {schema}")
 
 
-def _parse_uint(value: object, what: str, max_value: int = MAX_SEQ) -> int:
+def _parse_uint(value: object, what: str, max_value: int = MAX_UINT) -> int:
     if type(value) is not int or not 0 <= value <= max_value:
         raise bad_params(f"{what} is {kind_of(value)}; it must be an integer from 0 to {max_value}")
     return value

@@ -11,6 +11,7 @@ import numpy as np
 
 from streamrnn.model.spec import ModelSpec
 from streamrnn_client.protocol import (
+    MAX_SEQ,
     ErrorCode,
     StreamId,
     encode_columns,
@@ -70,6 +71,8 @@ def _detail(
         named = {"num_frames": a}
     elif code is ErrorCode.TOO_LARGE:
         named = {"num_bytes": a, "max": b}
+    elif code is ErrorCode.BAD_PARAMS:
+        named = {"first_seq": a, "num_steps": b, "max": MAX_SEQ}
     elif code is ErrorCode.WRONG_MODEL:
         named = {"has": models[a][0], "model": models[b][0]}
     elif code is ErrorCode.WRONG_LENGTH:

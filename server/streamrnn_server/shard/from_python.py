@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import (
-    copy_bytes,
-    fill_bytes,
-)
+from streamrnn.kernels.memory import copy_bytes
 from streamrnn.kernels.pointers import address, field_address
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard import structs as w
-from streamrnn_server.shard.memory.header import MAX_INLINE_ID_BYTES
 from streamrnn_server.shard.memory.index import hash64
 from streamrnn_server.shard.requests.finish import fail
 from streamrnn_server.shard.requests.queue import append
-from streamrnn_server.shard.requests.request import Form, Kind, allocate_request
+from streamrnn_server.shard.requests.request import (
+    Form,
+    Kind,
+    allocate_request,
+    free_request,
+    set_identity,
+    set_stream,
+)
 from streamrnn_server.shard.streams.admit import admit_one
 from streamrnn_server.shard.streams.dirty import ask_for_checkpoint
 from streamrnn_server.shard.streams.eviction import allocate_block
@@ -22,6 +25,7 @@ from streamrnn_server.shard.streams.lookup import (
     finish_lookup,
     named_owner,
 )
+from streamrnn_server.shard.streams.restore import usable_record
 from streamrnn_server.shard.structs import Command, CommandKind, Shard, ShardState
 
 __all__ = ["handle_command"]
@@ -30,10 +34,12 @@ _STOP_WITHIN_NS = 2_000_000_000
 
 
 @jit
-def handle_command(shard: Shard, command: Command) -> None:
-    """Do what Python says."""
+def handle_command(shard: Shard, command: Command, num_bytes: int) -> None:
+    """Do what Python says, in a message of so many bytes."""
     what = command.what
-    if what == CommandKind.STOP and shard.state == ShardState.RUNNING:
+    if not _are_parts_there(command, num_bytes - w.COMMAND_BYTES):
+        shard.counters.num_calls_refused += 1
+    elif what == CommandKind.STOP and shard.state == ShardState.RUNNING:
         # Not unbound yet: in libzmq that ends the connections that came through the listener too,
         # with all that is still to be said on them.
         shard.stop_at_ns = shard.now_ns + _STOP_WITHIN_NS
@@ -46,6 +52,15 @@ def handle_command(shard: Shard, command: Command) -> None:
         finish_lookup(shard, command)
     elif what == CommandKind.REQUEST:
         _admit_python_request(shard, command)
+
+
+@jit
+def _are_parts_there(command: Command, num_bytes: int) -> bool:
+    """Tell whether what a command's numbers announce is what follows them."""
+    identity, stream, data = command.identity_bytes, command.stream_bytes, command.data_bytes
+    owner = max(command.owner_bytes, 0)
+    is_less = min(identity, stream, data) < 0 or max(identity, stream, data, owner) > num_bytes
+    return not is_less and identity + stream + data + owner == num_bytes
 
 
 @jit
@@ -64,17 +79,23 @@ def _admit_python_request(shard: Shard, command: Command) -> None:
     request.detail[0] = command.digest
     request.received_ns = shard.now_ns
     request.owner = named_owner(shard, command)
-    request.identity_bytes = command.identity_bytes
-    request.stream_bytes = command.stream_bytes
     request.x_count = data_bytes = command.data_bytes
     request.num_items = 0
     request.form = Form.BIN
-    at, stream = address(command) + w.COMMAND_BYTES, field_address(request, "stream")
-    copy_bytes(field_address(request, "identity"), at, command.identity_bytes)
-    at += command.identity_bytes
-    fill_bytes(stream, MAX_INLINE_ID_BYTES, 0)
-    copy_bytes(stream, at, command.stream_bytes)
-    at += command.stream_bytes
+    identity = address(command) + w.COMMAND_BYTES
+    stream = identity + command.identity_bytes
+    at = stream + command.stream_bytes
+    if not set_identity(request, identity, command.identity_bytes) or not set_stream(
+        request, stream, command.stream_bytes
+    ):
+        free_request(pool, request)
+        shard.counters.num_calls_refused += 1
+        return
+    if request.kind in (Kind.RESTORE, Kind.ROLLBACK) and not usable_record(
+        shard, command.model, at, data_bytes
+    ):
+        fail(shard, request, ErrorCode.DAMAGED)
+        return
     if data_bytes > 0:
         block = allocate_block(shard, data_bytes)
         if block == 0:
@@ -87,5 +108,5 @@ def _admit_python_request(shard: Shard, command: Command) -> None:
         append(pool, shard.awaiting_checkpoint, request)
         ask_for_checkpoint(shard)
         return
-    request.hash = hash64(stream, request.stream_bytes)
+    request.hash = hash64(field_address(request, "stream"), request.stream_bytes)
     admit_one(shard, request)

@@ -85,8 +85,9 @@ def listen(shard: Shard) -> None:
             return
         receive_frame(pair, payload)
         if size == 0:
-            if msg_size(payload) >= w.COMMAND_BYTES:
-                handle_command(shard, w.command_at(msg_data(payload)))
+            num_bytes = msg_size(payload)
+            if num_bytes >= w.COMMAND_BYTES:
+                handle_command(shard, w.command_at(msg_data(payload)), num_bytes)
         else:
             _forward(shard, identity, payload)
 

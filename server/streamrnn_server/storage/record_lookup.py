@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from streamrnn.errors import RecordError, StoreError
-from streamrnn.state.record import StreamRecord, decode_record
+from streamrnn.state.record import StreamRecord, decode_record, fits_model
 from streamrnn.state.store import SNAPSHOTS, STREAMS, TOMBSTONES, StateStore, snapshot_key
 from streamrnn_client.protocol import ErrorCode, ProtocolError
 from streamrnn_server.storage.expiry import Expiry, read_tombstone
@@ -151,11 +151,12 @@ class RecordLookup:
             )
         index = next((k for k in fitting if self._models[k].name == record.model), fitting[0])
         model = self._models[index]
-        y_bytes = record.outputs.shape[1]
-        if len(record.row) != model.row_bytes or y_bytes not in (0, model.y_bytes):
+        row_bytes, y_bytes = len(record.row), record.outputs.shape[1]
+        if not fits_model(row_bytes, y_bytes, model.row_bytes, model.y_bytes):
             raise ProtocolError(
                 ErrorCode.DAMAGED,
-                reason=f"a row of {len(record.row)} bytes; the model's have {model.row_bytes}",
+                reason=f"a row of {row_bytes} and outputs of {y_bytes} bytes; the model's have "
+                f"{model.row_bytes} and {model.y_bytes}",
             )
         return index
 

@@ -17,6 +17,7 @@ from enum import IntEnum
 
 import numpy as np
 from isal.isal_zlib import crc32
+from numba.extending import register_jitable
 from numpy.typing import NDArray
 
 from streamrnn.kernels.jit import jit
@@ -24,6 +25,7 @@ from streamrnn.kernels.memory import copy_bytes, fill_bytes, load_i64, store_i64
 from streamrnn.kernels.pointers import address, field_address, pointer_to
 from streamrnn.kernels.structs import I64, Struct
 from streamrnn.kernels.virtual_memory import address_of
+from streamrnn.state import record as records
 from streamrnn.state.record import (
     CHECKSUM_BYTES,
     FRESH,
@@ -42,6 +44,8 @@ __all__ = [
     "EntryKind",
     "Templates",
     "entry_at",
+    "fault_of",
+    "fits_model",
     "pack_entries",
     "part_bytes",
     "record_at",
@@ -95,6 +99,11 @@ _template_at = pointer_to(Template)
 _TEMPLATE_BYTES = Template.dtype.itemsize
 _MAGIC = int.from_bytes(MAGIC, "little")
 _put_checksum = struct.Struct("<I").pack_into
+
+
+# Stated once, in `streamrnn.state.record`, which does not load Numba.
+row_offset = register_jitable(records.row_offset)  # `fault_of` calls it
+fault_of, fits_model = jit(records.fault_of), jit(records.fits_model)
 
 
 class Templates:
@@ -225,8 +234,7 @@ def _pack(entry: Entry, out: int, template: Template, clock_s: int) -> int:
 @jit
 def row_in_record(record: RecordHead) -> int:
     """Return where the row lies in a record; the ring's digests follow it, then its outputs."""
-    names = record.id_bytes + record.model_bytes + record.arithmetic_bytes + record.owner_bytes
-    return address(record) + part_bytes(HEAD_BYTES + names)
+    return address(record) + row_offset(record)
 
 
 @jit

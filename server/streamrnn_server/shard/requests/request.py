@@ -15,9 +15,11 @@ from typing import Annotated, Any
 import numpy as np
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.pointers import address, pointer_to
+from streamrnn.kernels.memory import copy_bytes, fill_bytes
+from streamrnn.kernels.pointers import address, field_address, pointer_to
 from streamrnn.kernels.structs import I32, I64, Struct
 from streamrnn.kernels.virtual_memory import address_of, reserve, touch
+from streamrnn_client.protocol import MAX_ID_BYTES
 
 __all__ = [
     "REQUEST_BYTES",
@@ -31,6 +33,8 @@ __all__ = [
     "link_of",
     "request_at",
     "request_of",
+    "set_identity",
+    "set_stream",
 ]
 
 
@@ -61,6 +65,9 @@ class Form(IntEnum):
 
 
 MAX_INLINE_X_BYTES = 4096
+_MAX_IDENTITY_BYTES = 255  # of a routing id; a peer may send any number
+_MAX_STREAM_BYTES = 1 + MAX_ID_BYTES
+_ZEROED_STREAM_BYTES = 16  # what a header keeps inline
 
 
 class Request(Struct):
@@ -172,6 +179,27 @@ def allocate_request(pool: Pool) -> Request:
     request.y_block = 0
     request.first_child = 0
     return request
+
+
+@jit
+def set_identity(request: Request, identity: int, num_bytes: int) -> bool:
+    """Note whom to answer; false if that is no routing id, and nothing is noted."""
+    if num_bytes < 0 or num_bytes > _MAX_IDENTITY_BYTES:
+        return False
+    copy_bytes(field_address(request, "identity"), identity, num_bytes)
+    request.identity_bytes = num_bytes
+    return True
+
+
+@jit
+def set_stream(request: Request, stream: int, num_bytes: int) -> bool:
+    """Note a canonical id; false if that is none, and nothing is noted."""
+    if num_bytes < 0 or num_bytes > _MAX_STREAM_BYTES:
+        return False
+    fill_bytes(field_address(request, "stream"), _ZEROED_STREAM_BYTES, 0)
+    copy_bytes(field_address(request, "stream"), stream, num_bytes)
+    request.stream_bytes = num_bytes
+    return True
 
 
 @jit

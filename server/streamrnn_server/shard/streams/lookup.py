@@ -7,7 +7,6 @@ from streamrnn.kernels.memory import copy_bytes
 from streamrnn.kernels.pointers import address, field_address
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard import structs as w
-from streamrnn_server.shard.checkpoint.packing import record_at
 from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
@@ -27,7 +26,7 @@ from streamrnn_server.shard.streams.owners import (
     owner_of,
     set_owner,
 )
-from streamrnn_server.shard.streams.restore import fill_slot
+from streamrnn_server.shard.streams.restore import fill_slot, usable_record
 from streamrnn_server.shard.streams.slots import free_slot, make_ready
 from streamrnn_server.shard.structs import ASK_BYTES, AskKind, Command, Shard, ask_at
 
@@ -98,6 +97,15 @@ def finish_lookup(shard: Shard, command: Command) -> None:
         set_owner(shard, header, owner)
         _answer_refused(shard, header, code)
         return
+    data = address(command) + w.COMMAND_BYTES
+    record = usable_record(shard, command.model, data, command.data_bytes)
+    if not record:
+        set_owner(shard, header, owner)
+        _answer_refused(shard, header, ErrorCode.DAMAGED)
+        return
+    if owner == UNKNOWN:  # a name for which the shard has no number left
+        _answer_refused(shard, header, ErrorCode.FORBIDDEN)
+        return
     is_adopted = owner == NO_OWNER and shard.users != 0
     if is_adopted:  # it is of a time before there were keys
         owner = first_waiting(shard.pool, header).owner
@@ -106,7 +114,6 @@ def finish_lookup(shard: Shard, command: Command) -> None:
         _fail_all(shard, header, ErrorCode.BUSY)
         return
     moved.flags = h.IS_READY
-    record = record_at(address(command) + w.COMMAND_BYTES)
     if not fill_slot(shard, moved, record):
         _fail_all(shard, moved, ErrorCode.BUSY)
         return
@@ -127,7 +134,8 @@ def named_owner(shard: Shard, command: Command) -> int:
         return UNKNOWN
     at = address(command) + w.COMMAND_BYTES + command.identity_bytes
     at += command.stream_bytes + command.data_bytes
-    return number_of(shard, at, num_bytes)
+    number = number_of(shard, at, num_bytes)
+    return UNKNOWN if number == NO_OWNER and num_bytes > 0 else number
 
 
 @jit

@@ -18,7 +18,7 @@ from streamrnn.kernels.memory import (
     store_f32,
     store_i32,
 )
-from streamrnn_client.protocol import DEFAULT_WINDOW, MAX_WINDOW, ErrorCode
+from streamrnn_client.protocol import DEFAULT_WINDOW, MAX_SEQ, MAX_WINDOW, ErrorCode
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import model_of, row_of, slot_of
@@ -135,6 +135,15 @@ def _check_number(shard: Shard, header: Header, request: Request, y_bytes: int) 
 
 
 @jit
+def _check_end(request: Request, num_steps: int) -> bool:
+    """Check the number of the last step; if it had no bound, sums of numbers would wrap."""
+    if request.first_seq <= MAX_SEQ + 1 - num_steps:
+        return True
+    set_error(request, ErrorCode.BAD_PARAMS, request.first_seq, num_steps)
+    return False
+
+
+@jit
 def reset_stream(shard: Shard, header: Header, request: Request) -> bool:
     """Set a stream's state back to the initial one; tell whether the state has changed."""
     if not assign_number(shard, header, request, RESET_DIGEST):
@@ -151,7 +160,7 @@ def assign_number(shard: Shard, header: Header, request: Request, digest: int) -
     ``digest`` stands for the change in place of an input's digest.
     """
     y_bytes = model_of(shard, header.model).y_bytes
-    if not _check_number(shard, header, request, y_bytes):
+    if not _check_number(shard, header, request, y_bytes) or not _check_end(request, 1):
         return False
     seq = request.first_seq
     request.last_seq = seq
@@ -245,6 +254,8 @@ def _check_x(shard: Shard, plan: Any, header: Header, request: Request) -> bool:
     window = 1 << header.window_log2
     if num_steps > window:
         set_error(request, ErrorCode.WINDOW, num_steps, window)
+        return False
+    if not _check_end(request, num_steps):
         return False
     reply_bytes = 2 * num_steps * model.y_bytes + _REPLY_SLACK_BYTES
     if reply_bytes > shard.out_bytes:

@@ -7,9 +7,14 @@ from streamrnn.kernels.memory import (
     copy_bytes,
     load_i64,
 )
-from streamrnn.state.record import NUMBERED, UNNUMBERED, RecordHead
+from streamrnn.state.record import NUMBERED, UNNUMBERED, RecordFault, RecordHead
 from streamrnn_client.protocol import ErrorCode
-from streamrnn_server.shard.checkpoint.packing import record_at, row_in_record
+from streamrnn_server.shard.checkpoint.packing import (
+    fault_of,
+    fits_model,
+    record_at,
+    row_in_record,
+)
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.index import equal_bytes
@@ -22,14 +27,28 @@ from streamrnn_server.shard.streams.replay_ring import remember, remembered
 from streamrnn_server.shard.streams.row_location import note_written
 from streamrnn_server.shard.structs import Shard
 
-__all__ = ["fill_slot", "restore_stream", "roll_back"]
+__all__ = ["fill_slot", "restore_stream", "roll_back", "usable_record"]
+
+
+@jit
+def usable_record(shard: Shard, index: int, data: int, num_bytes: int) -> RecordHead:
+    """Return a record that a stream of a model can be made of; a null one if it cannot.
+
+    Nothing of a record is read before this, and nothing else is checked after it.
+    """
+    record = record_at(data)
+    if index < 0 or index >= shard.num_models or fault_of(record, num_bytes) != RecordFault.NONE:
+        return record_at(0)
+    model = model_of(shard, index)
+    is_fitting = fits_model(record.row_bytes, record.y_bytes, model.row_bytes, model.y_bytes)
+    return record if is_fitting else record_at(0)
 
 _NAME_DIGEST = 0xFFFF_FFFF  # the part of a rollback's digest that is the snapshot's name's
 
 
 @jit
 def fill_slot(shard: Shard, header: Header, record: RecordHead) -> bool:
-    """Fill a slot without an open stream from an accepted record; false without memory."""
+    """Fill a slot without an open stream from a usable record; false without memory."""
     model = model_of(shard, header.model)
     numbering, num_ring = record.numbering, record.num_ring
     y_bytes, row_bytes = model.y_bytes, model.row_bytes

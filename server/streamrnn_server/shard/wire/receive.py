@@ -24,6 +24,7 @@ from streamrnn_server.shard.requests.request import (
     allocate_request,
     free_request,
     link_of,
+    set_identity,
 )
 from streamrnn_server.shard.streams.eviction import allocate_block
 from streamrnn_server.shard.streams.owners import NO_OWNER, user_of
@@ -78,20 +79,21 @@ def _take_message(shard: Shard, router: int, identity: int, pool: Pool) -> None:
         shard.counters.num_without_payload += 1
         return
     request = allocate_request(pool)
-    num_bytes = msg_size(identity)
-    copy_bytes(field_address(request, "identity"), msg_data(identity), num_bytes)
-    request.identity_bytes = num_bytes
+    if not set_identity(request, msg_data(identity), msg_size(identity)):
+        free_request(pool, request)
+        _drain(router, identity)
+        shard.counters.num_too_broken_to_answer += 1
+        return
     request.received_ns = shard.now_ns
     payload = field_address(shard, "payload_message")
     num_bytes = receive_frame(router, payload)
     data = msg_data(payload)
     is_unauthorised = not _note_user(shard, payload, request)
     max_bytes = shard.max_message_bytes
-    kind = decode_request(data, num_bytes if num_bytes <= max_bytes else _HEAD_BYTES, request)
+    num_decoded = num_bytes if num_bytes <= max_bytes else min(num_bytes, _HEAD_BYTES)
+    kind = decode_request(data, num_decoded, request)
     if msg_more(payload):
-        num_frames = 1
-        while msg_more(payload) and receive_frame(router, payload) >= 0:
-            num_frames += 1
+        num_frames = 1 + _drain(router, payload)
         shard.counters.num_extra_frames += 1
         _refuse(shard, request, ErrorCode.MALFORMED, num_frames, 0)
     elif is_unauthorised:
@@ -111,6 +113,15 @@ def _take_message(shard: Shard, router: int, identity: int, pool: Pool) -> None:
         finish(shard, request)
     else:
         append(pool, shard.arrived, request)
+
+
+@jit
+def _drain(router: int, message: int) -> int:
+    """Read away what follows a frame in its message; return how many frames that were."""
+    num_frames = 0
+    while msg_more(message) and receive_frame(router, message) >= 0:
+        num_frames += 1
+    return num_frames
 
 
 @jit
