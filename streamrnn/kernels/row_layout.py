@@ -7,16 +7,18 @@ zeros (an h that is a projection has its own width).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.errors import ModelError
 from streamrnn.kernels.gates import padded
 from streamrnn.kernels.structs import I64, Struct
 from streamrnn.model.spec import InputSpec, ModelSpec
 
-__all__ = ["Input", "RowLayout"]
+__all__ = ["Input", "RowLayout", "check_offsets"]
 
 NUMERIC, CATEGORICAL, TOKEN = range(3)
 MISSING_ERROR, MISSING_HOLD, MISSING_MEAN, MISSING_MASK = range(4)
@@ -84,6 +86,32 @@ class RowLayout:
             if output.difference_of is not None:
                 self.output_levels[index] = 4 * memories.index(output.difference_of)
         self.output_centers = np.array([output.center for output in spec.outputs], np.float32)
+        check_offsets(spec, self.inputs, self.h_offsets, self.output_levels, self.row_bytes)
+
+
+def check_offsets(
+    spec: ModelSpec,
+    inputs: NDArray[np.void],
+    h_offsets: Sequence[int],
+    output_levels: NDArray[np.int64],
+    row_bytes: int,
+) -> None:
+    """Raise `ModelError` unless all that a plan reads and writes lies inside its row.
+
+    Kernels check nothing: an offset outside would be another stream's state.
+    """
+    memories_end = 4 * sum(item.has_memory for item in spec.inputs)
+    places = [(int(at), 4, memories_end) for at in (*inputs["memory"], *output_levels) if at != -1]
+    for layer, at in zip(spec.layers, h_offsets, strict=True):
+        places.append((int(at), 4 * sum(map(padded, layer.state_sizes)), row_bytes))
+    for item, row in zip(spec.inputs, inputs, strict=True):
+        places.append((int(row["feature"]), item.num_features, spec.num_features))
+    for begin, length, end in places:
+        if begin < 0 or begin + length > end:
+            raise ModelError(
+                f"the model's plan has a place from {begin} to {begin + length}, outside of its "
+                f"{end}: such a model is not computed"
+            )
 
 
 def _inputs(spec: ModelSpec) -> NDArray[np.void]:

@@ -66,7 +66,7 @@ def read_model_file(path: str | os.PathLike[str]) -> tuple[ModelSpec, dict[str, 
         fingerprint = fingerprint_of(canonical_spec(spec), entries)
     except ModelError as error:
         raise ModelFileError(f"{file.path}: {error}") from error
-    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
         raise ModelFileError(f"{file.path}: the description cannot be read: {error}") from error
     if fingerprint != description["sha256"]:
         raise ModelFileError(
@@ -94,6 +94,7 @@ def _read_description(file: TensorFile) -> dict[str, Any]:
         raise ModelFileError(f"{file.path}: unknown metadata {sorted(file.metadata)} in {header}")
     try:
         description = json.loads(text)
+        json.dumps(description, ensure_ascii=False).encode()  # a lone surrogate is no character
         same = _canonical(description) == text
     except (ValueError, RecursionError) as error:
         raise ModelFileError(

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from streamrnn.errors import SpecError
+from streamrnn.model.checks import check_flag, check_one_of, check_size
 
-__all__ = ["CELLS", "GATE_ACTIVATIONS", "CellKind", "LayerSpec", "check_size"]
-
-MAX_SIZE = 65_536  # of any one axis: far above any recurrent network, far below an overflow
+__all__ = ["CELLS", "GATE_ACTIVATIONS", "CellKind", "LayerSpec"]
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,6 @@ CELLS: Mapping[str, CellKind] = {
 # The two published hard sigmoids differ in their slope: clip(x / 5 + 1/2) is the one of Keras 2 and
 # of ONNX, clip(x / 6 + 1/2) = relu6(x + 3) / 6 the one of PyTorch and of Keras 3.
 GATE_ACTIVATIONS = ("sigmoid", "hard_sigmoid_fifth", "hard_sigmoid_sixth")
-
-
-def check_size(value: object, what: str) -> None:
-    """Raise `SpecError` unless a size is a whole number from 1 to `MAX_SIZE`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
-        raise SpecError(f"{what} is {value!r}; it must be a whole number from 1 to {MAX_SIZE}")
 
 
 @dataclass(frozen=True)
@@ -75,20 +68,13 @@ class LayerSpec:
     gate_activation: str = "sigmoid"
 
     def __post_init__(self) -> None:
-        if self.cell not in CELLS:
-            raise SpecError(f"unknown cell {self.cell!r}; known are {', '.join(CELLS)}")
+        check_one_of(self.cell, "unknown cell", CELLS)
         where = f"a {self.cell} layer"
         check_size(self.hidden_size, f"hidden_size of {where}")
-        if self.projection_size != 0:
-            check_size(self.projection_size, f"projection_size of {where}")
-        if self.gate_activation not in GATE_ACTIVATIONS:
-            raise SpecError(
-                f"{where}: gate_activation is {self.gate_activation!r}; known are "
-                f"{', '.join(GATE_ACTIVATIONS)}"
-            )
+        check_size(self.projection_size, f"projection_size of {where}", least=0)
+        check_one_of(self.gate_activation, f"{where}: gate_activation is", GATE_ACTIVATIONS)
         for name in ("reset_after", "peepholes", "layer_norm"):
-            if not isinstance(getattr(self, name), bool):
-                raise SpecError(f"{where}: {name} is {getattr(self, name)!r}; it is true or false")
+            check_flag(getattr(self, name), f"{where}: {name}")
         owners = {
             "reset_after": ("gru",),
             "projection_size": ("lstm",),

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import ModelError
+from streamrnn.errors import ModelError, SpecError
+from streamrnn.model.checks import check_json
 from streamrnn.model.spec import CELLS, ModelSpec
 
 __all__ = [
@@ -136,10 +137,11 @@ def canonical_spec(spec: ModelSpec) -> str:
     Raises `ModelError` if ``spec.training`` holds something that JSON cannot express.
     """
     try:
+        check_json(spec.training, "training")
         return json.dumps(
             _without_defaults(spec), sort_keys=True, separators=(",", ":"), allow_nan=False
         )
-    except (TypeError, ValueError, RecursionError) as error:
+    except (SpecError, TypeError, ValueError, RecursionError) as error:
         raise ModelError(
             f"the model's description cannot be written as JSON: {error}; training may hold only "
             "plain dicts, lists, strings, finite numbers, booleans and None"

@@ -6,15 +6,21 @@ what changes (state). Layers are described in `streamrnn.model.layer_spec`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from streamrnn.errors import SpecError
-from streamrnn.model.layer_spec import CELLS, GATE_ACTIVATIONS, CellKind, LayerSpec, check_size
+from streamrnn.model.checks import (
+    MAX_WHOLE,
+    check_flag,
+    check_float32,
+    check_one_of,
+    check_size,
+    check_text,
+    check_whole,
+)
+from streamrnn.model.layer_spec import CELLS, GATE_ACTIVATIONS, CellKind, LayerSpec
 
 __all__ = [
     "ACTIVATIONS",
@@ -35,15 +41,6 @@ NUM_SAMPLE_STEPS = 256  # most steps of real inputs that a trained model carries
 ACTIVATIONS = ("identity", "tanh", "sigmoid", "softmax")
 INPUT_KINDS = ("numeric", "categorical", "token")
 MISSING = ("error", "hold", "mean", "mask")
-
-
-def _float32(value: float, what: str) -> float:
-    """Round to float32, so that the kernels and the reference use the same number."""
-    with np.errstate(over="ignore"):  # beyond float32 it is Inf, which is refused below
-        rounded = float(np.float32(value))
-    if not math.isfinite(rounded):
-        raise SpecError(f"{what} is {value!r}; it must be a finite float32")
-    return rounded
 
 
 @dataclass(frozen=True)
@@ -87,16 +84,21 @@ class InputSpec:
     fill: float = 0.0
 
     def __post_init__(self) -> None:
+        check_text(self.name, "an input's name", least=1)
         where = f"input {self.name!r}"
-        if not isinstance(self.name, str) or not self.name:
-            raise SpecError(f"an input's name is {self.name!r}; it must be a non-empty string")
-        if self.kind not in INPUT_KINDS:
-            raise SpecError(f"{where}: kind is {self.kind!r}; known are {', '.join(INPUT_KINDS)}")
-        if self.missing not in MISSING:
-            raise SpecError(f"{where}: missing is {self.missing!r}; known are {', '.join(MISSING)}")
+        check_text(self.unit, f"{where}: unit")
+        check_one_of(self.kind, f"{where}: kind is", INPUT_KINDS)
+        check_one_of(self.missing, f"{where}: missing is", MISSING)
+        check_flag(self.difference, f"{where}: difference")
+        check_size(self.num_categories, f"{where}: num_categories", least=0)
+        check_size(self.embedding_size, f"{where}: embedding_size", least=0)
+        if isinstance(self.categories, str):
+            raise SpecError(f"{where}: categories is a string; it must be a list of names")
         object.__setattr__(self, "categories", tuple(self.categories))
+        for category in self.categories:
+            check_text(category, f"{where}: a category's name")
         for name in ("center", "scale", "fill"):
-            object.__setattr__(self, name, _float32(getattr(self, name), f"{where}: {name}"))
+            object.__setattr__(self, name, check_float32(getattr(self, name), f"{where}: {name}"))
         if self.scale <= 0:
             raise SpecError(f"{where}: scale is {self.scale}; it must be above 0")
         if self.kind == "numeric":
@@ -133,7 +135,7 @@ class InputSpec:
     @property
     def has_memory(self) -> bool:
         """Whether a stream must remember this input's last value."""
-        return self.difference or self.missing == "hold"
+        return bool(self.difference) or self.missing == "hold"
 
 
 @dataclass(frozen=True)
@@ -157,13 +159,15 @@ class OutputSpec:
     difference_of: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise SpecError(f"an output's name is {self.name!r}; it must be a non-empty string")
+        check_text(self.name, "an output's name", least=1)
+        where = f"output {self.name!r}"
+        check_text(self.unit, f"{where}: unit")
         for name in ("center", "scale"):
-            value = _float32(getattr(self, name), f"output {self.name!r}: {name}")
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, check_float32(getattr(self, name), f"{where}: {name}"))
         if self.scale <= 0:
-            raise SpecError(f"output {self.name!r}: scale is {self.scale}; it must be above 0")
+            raise SpecError(f"{where}: scale is {self.scale}; it must be above 0")
+        if self.difference_of is not None:
+            check_text(self.difference_of, f"{where}: difference_of", least=1)
 
 
 @dataclass(frozen=True)
@@ -173,10 +177,10 @@ class HeadSpec:
     activation: str = "identity"
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
-            raise SpecError(
-                f"unknown activation {self.activation!r}; known are {', '.join(ACTIVATIONS)}"
-            )
+        check_one_of(self.activation, "unknown activation", ACTIVATIONS)
+
+
+_PARTS = {"inputs": InputSpec, "layers": LayerSpec, "outputs": OutputSpec}
 
 
 @dataclass(frozen=True)
@@ -208,17 +212,20 @@ class ModelSpec:
     training: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for name in ("inputs", "layers", "outputs"):
+        for name, kind in _PARTS.items():
             object.__setattr__(self, name, tuple(getattr(self, name)))
             if not getattr(self, name):
                 raise SpecError(f"a model needs at least one of its {name}")
+            if not all(isinstance(item, kind) for item in getattr(self, name)):
+                raise SpecError(f"{name} must hold nothing but {kind.__name__}")
+        if not isinstance(self.head, HeadSpec | None) or not isinstance(self.training, dict):
+            raise SpecError("head must be a HeadSpec or None, and training a dict")
         if len(self.layers) > MAX_LAYERS:
             raise SpecError(f"{len(self.layers)} layers; at most {MAX_LAYERS} are supported")
         check_size(len(self.inputs), "number of inputs")
         check_size(len(self.outputs), "number of outputs")
         check_size(self.num_features, "number of features of the first layer")
-        if not isinstance(self.warmup_steps, int) or self.warmup_steps < 0:
-            raise SpecError(f"warmup_steps is {self.warmup_steps!r}; it must be 0 or more")
+        check_whole(self.warmup_steps, "warmup_steps", 0, MAX_WHOLE)
         for what, items in (("input", self.inputs), ("output", self.outputs)):
             names = [item.name for item in items]
             twice = (
@@ -285,13 +292,8 @@ class ModelSpec:
         Raises `SpecError` if a key is unknown or absent, or a value is not allowed.
         """
         data = dict(data)
-        parts: tuple[tuple[str, type], ...] = (
-            ("inputs", InputSpec),
-            ("layers", LayerSpec),
-            ("outputs", OutputSpec),
-        )
         try:
-            for name, kind in parts:
+            for name, kind in _PARTS.items():
                 data[name] = tuple(kind(**item) for item in data[name])
             if data.get("head") is not None:
                 data["head"] = HeadSpec(**data["head"])

@@ -179,8 +179,10 @@ def _parse_header(name: str, raw: bytes) -> tuple[dict[str, Any], bool]:
     """Parse the header's JSON; also return whether it is as compact as ours."""
     try:
         text = raw.rstrip(b" ").decode()
-        header = json.loads(text, object_pairs_hook=_without_duplicates)
-        is_compact = json.dumps(header, separators=(",", ":"), ensure_ascii=False) == text
+        header = json.loads(text, object_pairs_hook=_without_duplicates, parse_int=_parse_int)
+        compact = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+        compact.encode()  # a lone surrogate is no character
+        is_compact = compact == text
     except (ValueError, RecursionError) as error:
         raise ModelFileError(
             f"{name}: the header (bytes 8 to {8 + len(raw)}) is damaged: {error}"
@@ -188,6 +190,12 @@ def _parse_header(name: str, raw: bytes) -> tuple[dict[str, Any], bool]:
     if not isinstance(header, dict):
         raise ModelFileError(f"{name}: the header (bytes 8 to {8 + len(raw)}) is no JSON object")
     return header, is_compact
+
+
+def _parse_int(text: str) -> int:
+    if text == "-0":
+        raise ValueError("-0 is no size")
+    return int(text)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -217,7 +225,9 @@ def _place(name: str, tensor: str, entry: Any) -> tuple[str, tuple[int, ...], in
         raise ModelFileError(
             f"{name}: tensor {tensor!r} has dtype {dtype!r}; known are {', '.join(_DTYPES)}"
         )
-    if not isinstance(shape, list) or len(shape) > 32 or not all(_is_size(n) for n in shape):
+    is_shape = isinstance(shape, list) and len(shape) <= 32 and all(_is_size(n) for n in shape)
+    # An axis of 0 hides the others in the product, but NumPy multiplies them all the same.
+    if not is_shape or not _is_size(math.prod(n or 1 for n in shape)):
         raise ModelFileError(f"{name}: tensor {tensor!r} has the impossible shape {shape}")
     sizes = isinstance(offsets, list) and len(offsets) == 2 and all(_is_size(n) for n in offsets)
     if not sizes or offsets[0] > offsets[1]:

@@ -107,6 +107,11 @@ def test_a_description_that_says_the_same_in_other_letters_is_refused(good_bytes
         (lambda h: h.replace("[8]", "[-8]", 1), r"impossible shape [-8]"),
         (lambda h: h.replace("[8]", '["8"]', 1), "impossible shape"),
         (lambda h: h.replace("[8]", "8", 1), "impossible shape"),
+        # Its product is 0, and NumPy would multiply 2**80.
+        (lambda h: h.replace("[8]", f"[{2**40},{2**40},0]", 1), "impossible shape"),
+        (lambda h: h.replace("[8]", "[-0]", 1), "-0 is no size"),
+        (lambda h: h.replace("[0,32]", "[-0,32]", 1), "-0 is no size"),
+        (lambda h: h.replace('"head.bias"', '"\\ud800"', 1), "surrogates not allowed"),
         (lambda h: h.replace("[8]", f"[{2**63}]", 1), "impossible shape"),
         (lambda h: h.replace("[8]", "[4]", 1), "has 32 bytes; F32 [4] needs 16"),
         (lambda h: h.replace('"data_offsets"', '"offsets"', 1), "does not consist of dtype"),
@@ -237,6 +242,9 @@ def test_weights_that_are_not_finite_are_refused(parts, tmp_path, value):
         {"head": 3},
         {"warmup_steps": "many"},
         {"sizes": []},
+        {"inputs": [{"name": "x0", "difference": 96}, {"name": "x1"}]},
+        {"training": {"note": "\ud800"}},
+        {"training": {"n": 2**64}},
     ],
 )
 def test_a_description_that_makes_no_sense_is_refused(parts, tmp_path, change):
