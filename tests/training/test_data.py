@@ -1,5 +1,8 @@
 """Tables, columns, transforms and the split into parts."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -223,6 +226,10 @@ def test_npz_tokens_predict_the_next_token(tmp_path):
         ({"X": np.zeros((5, 2)), "names": np.array(["a"])}, "1 names"),
         ({"X": np.zeros((2, 5, 1)), "lengths": np.array([5, 6])}, "lengths"),
         ({"X": np.full((5, 1), np.inf)}, "holds Inf"),
+        # As many tokens or classes as the largest says would be allocated.
+        ({"X": np.array([0, 2**63], np.uint64)}, f"token {2**63}; the largest .* is 65535"),
+        ({"X": np.array([0, 2**16], np.uint32)}, "token 65536; the largest .* is 65535"),
+        ({"X": np.zeros((2, 1)), "y": np.array([0, 2**62])}, f"class {2**62}; the largest"),
     ],
 )
 def test_bad_npz_says_what_is_wrong(tmp_path, arrays, message):
@@ -239,6 +246,28 @@ def test_npz_never_unpickles(tmp_path):
         read_table(path)
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(DataError, match=r"cannot be read as \.npz"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "data", "message"),
+    [
+        ((2**31, 2**20), b"", "do not fit into memory|cannot be read"),
+        ((2**62, 4), b"", "cannot be read"),
+        ((-1, 4), b"", "cannot be read"),
+        ((4, 2), bytes(8), "cannot be read"),
+        (None, b"not of that format", "'X' is no array in NumPy's format"),
+    ],
+)
+def test_an_npz_member_that_is_not_what_it_says_is_refused(tmp_path, shape, data, message):
+    path = tmp_path / "data.npz"
+    head = io.BytesIO()
+    if shape is not None:
+        said = {"descr": "<f8", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(head, said)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("X.npy", head.getvalue() + data)
+    with pytest.raises(DataError, match=message):
         read_table(path)
 
 

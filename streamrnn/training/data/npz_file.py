@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.errors import DataError, suggestion
+from streamrnn.model.checks import MAX_SIZE
 from streamrnn.training.data.table import Column, Table
 
 __all__ = ["read_npz"]
@@ -26,14 +28,20 @@ def read_npz(path: str | os.PathLike[str], sha256: str) -> Table:
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
+            for key in archive.files:  # before any is read: it may be of any size
+                if key not in KEYS:
+                    raise DataError(
+                        f"{path}: unknown key {key!r}{suggestion(key, KEYS)}; known are "
+                        f"{', '.join(KEYS)}"
+                    )
             arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{path} cannot be read as .npz: {error}") from error
-    for key in arrays:
-        if key not in KEYS:
-            raise DataError(
-                f"{path}: unknown key {key!r}{suggestion(key, KEYS)}; known are {', '.join(KEYS)}"
-            )
+    except MemoryError as error:
+        raise DataError(f"{path}: its arrays do not fit into memory: {error}") from error
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy returns what is no array as it is
+            raise DataError(f"{path}: {key!r} is no array in NumPy's format")
     if "X" not in arrays:
         raise DataError(f"{path} has no key 'X' (inputs: [N, T, I] or [T, I])")
     x = arrays["X"]
@@ -49,7 +57,7 @@ def read_npz(path: str | os.PathLike[str], sha256: str) -> Table:
     columns: dict[str, Column] = {}
     names = _names(path, arrays.get("names"), ["token"] if is_token else None, "x", num_inputs)
     for k, name in enumerate(names):
-        num_tokens = int(x.max()) + 1 if is_token else 0
+        num_tokens = _num_kinds(path, x, "token") if is_token else 0
         _add(path, columns, Column(name, x[..., k][keep].astype(np.float64), None, num_tokens))
     targets: list[str] = []
     if "y" in arrays:
@@ -99,8 +107,19 @@ def _targets(
     if y.dtype.kind in "iu" and y.shape[2] == 1:
         if y.min() < 0:
             raise DataError(f"{path}: y holds the class {y.min()}; classes are 0, 1, 2, ...")
-        return y, int(y.max()) + 1
+        return y, _num_kinds(path, y, "class")
     return y, 0
+
+
+def _num_kinds(path: str | os.PathLike[str], values: NDArray[Any], what: str) -> int:
+    """Return how many tokens or classes there are: one more than the largest."""
+    largest = int(values.max())
+    if largest >= MAX_SIZE:
+        raise DataError(
+            f"{path} holds the {what} {largest}; the largest that a model may have is "
+            f"{MAX_SIZE - 1}: number those that occur from 0 on"
+        )
+    return largest + 1
 
 
 def _names(
