@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamrnn import Engine, Model
@@ -27,7 +27,7 @@ from tests.support.forms import FORMS, form_of
 from tests.support.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
 from tests.support.precision import SIGMOID_FACTOR, rounded_to_bfloat16
 from tests.support.program import run_python
-from tests.tolerances import KERNEL
+from tests.tolerances import KERNEL, kernel_limit
 
 SIZES = [1, 3, 17, 50, 100, 127]
 QUIET_NAN = np.frombuffer(b"\x01\x00\xc0\x7f", np.float32)[0]
@@ -54,13 +54,15 @@ def test_agrees_with_the_reference_after_1000_steps(rng, name, size):
 
 
 @settings(max_examples=40)
+@example([form_of("lstm_norm", 2)], "identity", 12, 410)  # two sums that are nearly equal
 @given(stacks, st.sampled_from([None, "identity"]), st.integers(1, 20), st.integers(0, 2**32 - 1))
 def test_agrees_with_the_reference_on_random_stacks(layers, head, num_streams, seed):
     rng = np.random.default_rng(seed)
     model = random_model(rng, layers, inputs=5, outputs=3, head=head)
     x = random_inputs(rng, model.spec, num_streams, 5)
     y = stepped(Engine(model, max_streams=32), x, [np.arange(num_streams)])
-    assert np.abs(y - ReferenceModel(model).steps(x)).max() < KERNEL
+    exact = ReferenceModel(model).steps(x)
+    assert np.abs(y - exact).max() < kernel_limit(model, x, exact)
 
 
 @settings(max_examples=40)
