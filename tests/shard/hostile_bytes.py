@@ -40,6 +40,7 @@ from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.setup import ShardMemory
 from streamrnn_server.shard.streams.allocate import allocate_slot
 from streamrnn_server.shard.streams.operations import close_stream
+from streamrnn_server.shard.streams.owners import NO_OWNER
 from streamrnn_server.shard.streams.replay_ring import output_place, remembered
 from streamrnn_server.shard.streams.restore import fill_slot, usable_record
 from streamrnn_server.shard.streams.slots import push_free_slot
@@ -136,7 +137,7 @@ def restore(address: int, data: int, num_bytes: int) -> int:
     shard = shard_at(address)
     if not usable_record(shard, 0, data, num_bytes):
         return -1
-    slot = allocate_slot(shard, 0)
+    slot = allocate_slot(shard, 0, NO_OWNER)
     header = header_of(shard, slot)
     return slot if fill_slot(shard, header, record_at(data)) else -2
 

@@ -91,9 +91,9 @@ def _admit_python_request(shard: Shard, command: Command) -> None:
         free_request(pool, request)
         shard.counters.num_calls_refused += 1
         return
-    if request.kind in (Kind.RESTORE, Kind.ROLLBACK) and not usable_record(
-        shard, command.model, at, data_bytes
-    ):
+    # A rollback without one only says that Python has found none.
+    has_record = request.kind == Kind.RESTORE or (request.kind == Kind.ROLLBACK and data_bytes > 0)
+    if has_record and not usable_record(shard, command.model, at, data_bytes):
         fail(shard, request, ErrorCode.DAMAGED)
         return
     if data_bytes > 0:

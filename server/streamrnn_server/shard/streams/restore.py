@@ -29,6 +29,8 @@ from streamrnn_server.shard.structs import Shard
 
 __all__ = ["fill_slot", "restore_stream", "roll_back", "usable_record"]
 
+_NAME_DIGEST = 0xFFFF_FFFF  # the part of a rollback's digest that is the snapshot's name's
+
 
 @jit
 def usable_record(shard: Shard, index: int, data: int, num_bytes: int) -> RecordHead:
@@ -42,8 +44,6 @@ def usable_record(shard: Shard, index: int, data: int, num_bytes: int) -> Record
     model = model_of(shard, index)
     is_fitting = fits_model(record.row_bytes, record.y_bytes, model.row_bytes, model.y_bytes)
     return record if is_fitting else record_at(0)
-
-_NAME_DIGEST = 0xFFFF_FFFF  # the part of a rollback's digest that is the snapshot's name's
 
 
 @jit
