@@ -235,14 +235,17 @@ class Server:
 
     def _fail(self, thread: str, error: BaseException) -> None:
         """End `run`, for a thread of the server has ended: without it nothing can be promised."""
-        if isinstance(error, DeviceError):
-            self._failure = error
-        else:
-            self._log.write_fault("a thread has ended: so does the server", error, thread=thread)
-            self._failure = ServerError(
-                f"the thread {thread!r} has ended ({type(error).__name__}); the log says where"
-            )
-        self.stop()
+        self._failure = ServerError(
+            f"the thread {thread!r} has ended ({type(error).__name__}); the log says where"
+        )
+        try:
+            if isinstance(error, DeviceError):
+                self._failure = error
+            else:
+                event = "a thread has ended: so does the server"
+                self._log.write_fault(event, error, thread=thread)
+        finally:
+            self.stop()
 
     def run(self) -> None:
         """Do Python's part until `stop`; then answer what has arrived, and end the shards.
