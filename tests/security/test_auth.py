@@ -21,10 +21,10 @@ from streamrnn_client.protocol import canonical_id
 from streamrnn_server.cli import main
 from streamrnn_server.config import Endpoint, ServerConfig
 from streamrnn_server.testing import serving
+from tests.security.users import GuardedPeer, make_keys
 from tests.support.models import random_model
 from tests.support.peer import Peer
 from tests.support.program import Program, streamrnn
-from tests.support.users import GuardedPeer, make_keys
 
 NUM_INPUTS = 3
 USERS = ("alice", "bob")

@@ -18,9 +18,9 @@ from streamrnn_server.control.messages import Ask
 from streamrnn_server.control.turns import Turns
 from streamrnn_server.storage.usage import DiskUsage
 from streamrnn_server.testing import serving
+from tests.security.users import GuardedPeer, make_keys
 from tests.support.models import random_model
 from tests.support.peer import RARELY_S, Peer, until
-from tests.support.users import GuardedPeer, make_keys
 
 NUM_INPUTS = 3
 USERS = ("alice", "bob")

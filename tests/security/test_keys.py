@@ -18,9 +18,9 @@ from streamrnn_server.event_log import EventLog
 from streamrnn_server.keys import ClientKeys, load_secret_key
 from streamrnn_server.shard.streams.owners import encode_key_number
 from streamrnn_server.testing import serving
+from tests.security.users import GuardedPeer, make_keys
 from tests.support.models import random_model
 from tests.support.peer import until
-from tests.support.users import GuardedPeer, make_keys
 
 NUM_INPUTS = 3
 NAMES = ("server", "alice", "bob", "bob2")
