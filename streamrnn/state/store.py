@@ -31,6 +31,7 @@ _NAMES = (b"streams", b"snapshots", b"tombstones")
 _FORMAT = b"streamrnn state 1"
 _FORMAT_KEY, _CLOCK_KEY = b"format", b"clock_s"
 _DEFAULT_MAX_BYTES = 2**40  # of address space; the file grows as it is needed
+_MAX_CLOCK_S = 2**53  # a float64 still tells its seconds
 _LOCK_FILE = "owner.lock"
 _FILES = (DATA_FILE, "lock.mdb", _LOCK_FILE)
 _NEW = ".new"  # where the file is made that is not whole yet
@@ -172,6 +173,8 @@ class StateStore:
                         f"{_FORMAT!r}"
                     )
                 self.clock_s = int(transaction.get(_CLOCK_KEY, b"0", db=self._meta))
+                if not 0 <= self.clock_s < _MAX_CLOCK_S:
+                    raise StoreError(f"{self.directory} says that servers ran {self.clock_s} s")
         except (lmdb.Error, OSError, ValueError) as error:
             raise StoreError(f"cannot open the state in {self.directory}: {error}") from error
 

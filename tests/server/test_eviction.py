@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import lmdb
 import numpy as np
 import pytest
 
 from streamrnn import Engine
-from streamrnn.errors import StartError
+from streamrnn.errors import RecordError, StartError, StoreError
+from streamrnn.state.record import encode_record
 from streamrnn.state.store import STREAMS, TOMBSTONES, StateStore
 from streamrnn_server.config import ServerConfig
-from streamrnn_server.storage.expiry import Expiry
+from streamrnn_server.storage.expiry import Expiry, read_tombstone
 from tests.support.models import random_model
 from tests.support.peer import served, step, step_or_busy, until
+from tests.support.records import EXAMPLE
 
 NUM_INPUTS = 3
 MAX_TEST_S = 300
@@ -144,6 +149,33 @@ def test_streams_expire_by_the_directory_s_own_clock(models, tmp_path, x, monkey
         assert store.num_items(TOMBSTONES) == num_tombstones
     assert store.get(TOMBSTONES, b"sb") is None
     store.close()
+
+
+def test_what_is_damaged_does_not_expire_by_a_clock_that_cannot_be_believed(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    store = StateStore(tmp_path)
+    good = dataclasses.replace(EXAMPLE, stream=b"sgood", clock_s=0)
+    torn = bytearray(encode_record(dataclasses.replace(good, stream=b"storn", clock_s=500)))
+    torn[24:32] = (-(2**63)).to_bytes(8, "little", signed=True)  # its clock
+    buried = [(TOMBSTONES, b"s%d" % k, data) for k, data in enumerate((b"\xff 1", b"", b"x eve"))]
+    changes = [(STREAMS, b"sgood", encode_record(good)), (STREAMS, b"storn", bytes(torn)), *buried]
+    store.commit(changes, 500)
+    expiry = Expiry(store.clock_s, 100)
+    clock.now_s += 10_000
+    assert expiry.due(store) == [(STREAMS, b"sgood", None), (TOMBSTONES, b"sgood", b"0 eve")]
+    for _, _, data in buried:
+        with pytest.raises(RecordError, match="tombstone is damaged"):
+            read_tombstone(data)
+    store.close()
+
+
+@pytest.mark.parametrize("clock_s", [b"-1", b"9007199254740992", b"9" * 5000, b"soon", b""])
+def test_a_clock_that_no_server_wrote_is_refused(tmp_path, clock_s):
+    StateStore(tmp_path).close()
+    with lmdb.open(str(tmp_path), max_dbs=4) as env, env.begin(write=True) as transaction:
+        transaction.put(b"clock_s", clock_s, db=env.open_db(b"meta", transaction))
+    with pytest.raises(StoreError):
+        StateStore(tmp_path)
 
 
 def test_the_clock_goes_on_where_it_was(tmp_path, monkeypatch):

@@ -25,22 +25,23 @@ def read_tombstone(tombstone: bytes) -> tuple[int, str]:
         When its record was written, the last time.
     owner : str
         Whose it was; empty if nobody's.
+
+    Raises
+    ------
+    RecordError
+        If it is damaged.
     """
-    clock_s, _, owner = tombstone.decode().partition(" ")
-    return int(clock_s), owner
+    try:
+        clock_s, _, owner = tombstone.decode().partition(" ")
+        return int(clock_s), owner
+    except ValueError as error:
+        raise RecordError(f"a tombstone is damaged: {tombstone[:80]!r}") from error
 
 
 def _clock_in(record: bytes, now_s: int) -> int:
     if len(record) < HEAD_BYTES:
         return now_s
     return int(np.frombuffer(record, RecordHead.dtype, 1)["clock_s"][0])
-
-
-def _owner_in(record: bytes) -> str:
-    try:
-        return decode_record(record).owner
-    except RecordError:
-        return ""
 
 
 class Expiry:
@@ -94,15 +95,21 @@ class Expiry:
         now_s = self.now_s()
         for key, record in self._next(store, STREAMS):
             clock_s = _clock_in(record, now_s)
-            if self.has_expired(clock_s):
-                changes.append((STREAMS, key, None))
-                changes.append((TOMBSTONES, key, f"{clock_s} {_owner_in(record)}".encode()))
+            if not self.has_expired(clock_s):
+                continue
+            try:
+                owner = decode_record(record).owner
+            except RecordError:  # nor can its clock be believed, and it is not nobody's
+                continue
+            changes.append((STREAMS, key, None))
+            changes.append((TOMBSTONES, key, f"{clock_s} {owner}".encode()))
         self.num_expired += len(changes) // 2
         for key, tombstone in self._next(store, TOMBSTONES):
-            if (
-                self.idle_s(read_tombstone(tombstone)[0])
-                > (1 + _TOMBSTONE_LIVES) * self._time_to_live_s
-            ):
+            try:
+                idle_s = self.idle_s(read_tombstone(tombstone)[0])
+            except RecordError:
+                continue
+            if idle_s > (1 + _TOMBSTONE_LIVES) * self._time_to_live_s:
                 changes.append((TOMBSTONES, key, None))
         return changes
 
