@@ -27,6 +27,10 @@ class Weather:
     slowest_s: float = 0.02
 
 
+class Cancelled(BaseException):
+    """What ends a call as a cancellation does."""
+
+
 class Network:
     """One client, and what is on its way to a server of one or more shards and back."""
 
@@ -40,6 +44,7 @@ class Network:
         self._events: list[tuple[float, int, str, Any]] = []
         self._order = itertools.count()
         self.num_sends = 0
+        self.cancel_in: int | None = None  # so many events from now
 
     def run(self, operation: Operation[Any]) -> Any:
         """Run an operation to its end; its exceptions come out."""
@@ -66,9 +71,16 @@ class Network:
 
     def _wait(self, call: Call) -> None:
         while not call.done:
+            if self.cancel_in is not None:
+                self.cancel_in -= 1
+                if self.cancel_in < 0:
+                    self.cancel_in = None
+                    raise Cancelled
             outbox = self.exchange.outbox
             while outbox:
                 out = outbox.popleft()
+                if out.done:
+                    continue
                 self.num_sends += 1
                 self._ship("request", (self.endpoints.index(out.endpoint), out.payload))
             due = self.exchange.next_at()

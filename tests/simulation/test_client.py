@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from streamrnn_client import errors
 from streamrnn_client._session import batch as batching
-from tests.simulation.client import Simulation, Weather
+from tests.simulation.client import Cancelled, Simulation, Weather
 
 ROUGH = Weather(lost=0.25, twice=0.2, slowest_s=0.3)
 
@@ -126,6 +126,61 @@ def test_every_numbered_step_has_one_effect(seed, num_shards, window, actions):
         else:
             sim.server.busy_for = amount
     assert sim.server.num_applied == num_applied
+    assert not any(state.turn for state in states)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    num_shards=st.integers(1, 3),
+    window=st.sampled_from([1, 2, 8, 16]),
+    name=st.sampled_from(["step", "steps", "batch", "reset"]),
+    num_rows=st.integers(1, 60),
+    is_at_rest=st.booleans(),
+    events=st.lists(st.integers(0, 60) | st.sampled_from(["crash", "checkpoint"]), max_size=8),
+)
+def test_cancelled_calls_that_are_made_again_have_one_effect(
+    seed, num_shards, window, name, num_rows, is_at_rest, events
+):
+    """A number: a call that is cancelled after so many events of the network, if it takes them."""
+    weather = Weather(lost=0.02, twice=0.2, slowest_s=0.05)
+    sim = Simulation(seed, num_shards, weather, durability="checkpoint")
+    ids: list[str | int] = ["a", 7, "b"]
+    open_them = batching.open_streams(sim.session, sim.exchange, ids, "sum", window, True)
+    states = sim.run(open_them)[0]
+    rows = batching.Rows(states, states[0].model)
+    x = np.ones((num_rows, 2), np.float32)
+    if not is_at_rest:
+        x = np.random.default_rng(seed).integers(0, 9, (num_rows, 2)).astype(np.float32)
+    batch = np.resize(x, (3, 2))
+    session, ex = sim.session, sim.exchange
+    make = {
+        "step": lambda: session.step(ex, states[0], x[0], None),
+        "steps": lambda: session.steps(ex, states[0], x, None),
+        "batch": lambda: batching.step_rows(session, ex, rows, batch),
+        "reset": lambda: session.reset(ex, states[0]),
+    }[name]
+    num_calls = 0
+    for event in [*events, None]:
+        if event == "crash":
+            sim.server.crash(f"crash {len(sim.server.requests)}")
+        elif event == "checkpoint":
+            sim.server.end_checkpoint(sim.server.begin_checkpoint())
+        else:
+            sim.cancel_in = event
+            try:
+                y = sim.run(make())
+            except Cancelled:
+                continue
+            sim.cancel_in = None
+            num_calls += 1
+            if name == "steps":
+                expected = (num_calls - 1) * x.sum(axis=0) + np.cumsum(x, axis=0)
+                assert y.tolist() == expected.tolist()
+            elif name != "reset":
+                assert y.tolist() == (num_calls * (batch if name == "batch" else x[0])).tolist()
+            assert states[0].last_seq == num_calls * (num_rows if name == "steps" else 1)
+    assert sim.server.streams[b"sa"].last_seq == states[0].last_seq
     assert not any(state.turn for state in states)
 
 

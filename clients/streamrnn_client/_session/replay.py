@@ -134,7 +134,7 @@ class _Replay:
         for i, (last_seq, _, window) in results.items():
             state = self.states[i]
             assert state.replay_log is not None
-            state.window, state.instance, state.is_open = window, self.instance, True
+            state.window, state.is_open = window, True
             # The steps that the server still has outputs of are sent too: should another client
             # have made others of the same numbers, then that is a conflict, never a mixture.
             self._next[i] = max(state.replay_log.first_seq(last_seq + 1), last_seq + 1 - window, 1)
@@ -149,6 +149,9 @@ class _Replay:
                     self.ex.abandon(call)
             for i, call in zip(todo, calls, strict=True):
                 self._take(i, call)
+        # Not before: a stream whose replay was cancelled is behind because of the crash still.
+        for i in self._next:
+            self.states[i].instance = self.instance
 
     def _submit(self, state: StreamState, seq: int) -> Call:
         assert state.replay_log is not None

@@ -114,15 +114,15 @@ def give_back(claim: Claim, error: BaseException | None = None) -> None:
     """
     if error is not None and getattr(error, "is_of_another_call", True):
         claim.undo()
-    heirs: dict[Claim, None] = {}
+    heirs: list[Claim] = []
     for state in claim.states:
         if state.turn is claim:
             if state.waiting is None:
                 state.turn = None
             elif (heir := _pass_on(state)) is not None:
-                heirs[heir] = None
+                heirs.append(heir)
     claim.is_over = True
-    for heir in heirs:
+    for heir in dict.fromkeys(heirs):
         if heir.wake is not None and all(state.turn is heir for state in heir.states):
             heir.wake()
 
