@@ -22,6 +22,7 @@ from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.model import Model
 from streamrnn_server.auth import Guard
 from streamrnn_server.config import Endpoint, ServerConfig
+from streamrnn_server.control.connections import Connections
 from streamrnn_server.control.dispatcher import Control
 from streamrnn_server.control.messages import command, parse_ask
 from streamrnn_server.control.turns import Turns
@@ -93,6 +94,7 @@ class Server:
         self._disk: StateDir | None = None
         self._failure: StreamRNNError | None = None
         self._guard: Guard | None = None
+        self._connections = Connections(self._context, log)
         try:
             if config.curve_secret_key is not None and config.curve_clients is not None:
                 args = (self._context, config.curve_secret_key, config.curve_clients, log)
@@ -108,6 +110,8 @@ class Server:
     def _start(self, models: Mapping[str, Model]) -> None:
         config = self._config
         routers = [self._make_router(config.bind.shard(k)) for k in range(config.num_shards)]
+        for router in routers:
+            self._connections.watch(router)
         bound = [router.get_string(zmq.LAST_ENDPOINT) for router in routers]
         advertised = config.advertise
         self.endpoints = (
@@ -142,6 +146,7 @@ class Server:
             self.endpoints,
             self._log,
             self._disk,
+            self._connections,
         )
         loops: list[tuple[Callable[..., None], Any]] = []
         for k, router in enumerate(routers):
@@ -159,6 +164,7 @@ class Server:
                 loops.append((GpuShard.serve, gpu_shard))
             else:
                 loops.append((serve, shard.address))
+        self._connections.start(self._fail)
         if self._disk is not None:
             self._disk.saver.start(self._fail)
         for k, loop in enumerate(loops):
@@ -338,6 +344,7 @@ class Server:
     def _close_sockets(self, linger_ms: int | None = None) -> None:
         for each in self._sockets:
             each.close(linger_ms)
+        self._connections.stop()
         if self._guard is not None:
             self._guard.stop()
         self._context.term()
@@ -355,7 +362,7 @@ def _raise_file_limit(log: EventLog) -> None:
     if soft != resource.RLIM_INFINITY and soft < _FEW_FILES:
         log.write(
             "warning",
-            "few open files are allowed: beyond them, new connections wait or fail",
+            "few open files are allowed: beyond them, new connections are cut",
             max_open_files=soft,
             process=os.getpid(),
         )

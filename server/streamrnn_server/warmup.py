@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numba
+import numpy as np
 from numba.core import event, types
 
 from streamrnn.kernels.cpu.tiling import cover_address
@@ -16,7 +17,7 @@ from streamrnn.kernels.precisions import PRECISIONS
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.batch.commit import commit
 from streamrnn_server.shard.checkpoint.copy import checkpoint
-from streamrnn_server.shard.checkpoint.packing import pack_entries, table_of_entries
+from streamrnn_server.shard.checkpoint.packing import pack_entries, part_bytes, table_of_entries
 from streamrnn_server.shard.gpu.loop import compile_for_gpu
 from streamrnn_server.shard.loop import serve
 from streamrnn_server.shard.poll import listen
@@ -64,6 +65,8 @@ def _listening(listener: _Progress) -> Iterator[None]:
 def compile_all(log: EventLog, precision: str, device: str) -> float:
     """Compile the loop with all that it calls, and what makes records, or load them from the cache.
 
+    Afterwards nothing is compiled, loaded or imported any more: there may be no file left for it.
+
     Returns
     -------
     float
@@ -79,6 +82,9 @@ def compile_all(log: EventLog, precision: str, device: str) -> float:
             compile_for_gpu()
         pack_entries.compile((types.int64,) * 5)
         table_of_entries.compile((*(types.int64,) * 3, types.int64[:, ::1]))
+        part_bytes.compile((types.int64,))
+        # Numba imports part of numpy to know an array's type: later there may be no file for it.
+        numba.typeof(np.zeros((0, 6), np.int64))
     passed_s = time.monotonic() - began
     if progress.num_functions:
         log.write("info", "compiled", elapsed_s=round(passed_s, 1))

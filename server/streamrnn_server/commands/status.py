@@ -73,6 +73,10 @@ def _lines(stats: dict[str, Any]) -> list[str]:
         f"work        {stats['num_steps']:,} steps in {stats['num_waves']:,} waves, "
         f"{stats['num_messages']:,} messages, {stats['num_messages'] / uptime_s:,.0f} a second",
     ]
+    if "num_connections" in stats:
+        lines.append(
+            f"connections {stats['num_connections']:,} of at most {stats['max_connections']:,}"
+        )
     if "read_only" in stats:
         lines.append(f"disk        {_disk(stats)}")
     latency = stats["latency_us"]
@@ -88,7 +92,7 @@ def _lines(stats: dict[str, Any]) -> list[str]:
         name.removeprefix("num_").replace("_", " "): number
         for name, number in stats.items()
         if name.startswith(("num_errors", "num_dropped", "num_calls_ref", "num_too", "num_extra"))
-        or name in ("num_quarantined", "num_refused_for_room")
+        or name in ("num_quarantined", "num_refused_for_room", "num_connections_cut")
     }
     trouble = [
         *_wrong(stats),

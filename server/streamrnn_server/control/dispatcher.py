@@ -31,6 +31,7 @@ from streamrnn_client.protocol import (
     error_reply,
 )
 from streamrnn_server.config import ServerConfig
+from streamrnn_server.control.connections import Connections
 from streamrnn_server.control.error_text import word_error, word_items
 from streamrnn_server.control.messages import Ask, Caller, Order, command
 from streamrnn_server.control.state_methods import StateMethods
@@ -74,6 +75,7 @@ class Control:
         endpoints: Sequence[str],
         log: EventLog,
         disk: StateDir | None = None,
+        connections: Connections | None = None,
     ) -> None:
         self.instance = secrets.token_hex(8)
         self.num_too_broken = 0
@@ -86,6 +88,7 @@ class Control:
         self._endpoints = list(endpoints)
         self._log = log
         self._disk = disk
+        self._connections = connections
         self._usage = None if disk is None else disk.usage
         self._started_s = time.monotonic()
         self._methods: dict[str, Callable[[Caller], Any]] = {
@@ -291,6 +294,15 @@ class Control:
             "num_not_on_disk": num_not_on_disk(self.shards),
         }
 
+    def _connection_stats(self) -> dict[str, Any]:
+        if self._connections is None:
+            return {}
+        return {
+            "num_connections": self._connections.num_open,
+            "max_connections": self._connections.max_connections,
+            "num_connections_cut": self._connections.num_cut,
+        }
+
     def stats(self) -> dict[str, Any]:
         """Return what the server tells about itself.
 
@@ -311,6 +323,7 @@ class Control:
             **self._disk_stats(),
             "max_streams": self._config.max_streams,
             "num_streams": sum(int(shard.struct["num_streams"]) for shard in self.shards),
+            **self._connection_stats(),
             "memory_budget_bytes": self._config.memory_budget_bytes,
             "memory_used_bytes": sum(
                 int(shard.struct["budget"]["used_bytes"]) for shard in self.shards

@@ -1,0 +1,166 @@
+"""Connections: how many there are, and an end to new ones before open files run out.
+
+Where no file can be opened, libzmq tries to accept a connection again and again, as fast as it can,
+and what needs a file fails. So the newest connections are cut while some files are left.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from streamrnn_server.event_log import EventLog
+
+__all__ = ["Connections"]
+
+_SPARE_FILES = 32  # for the state, keys, and what Python opens
+_SAY_EVERY_S = 60.0
+_COUNT_EVERY_S = 1.0
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: nothing is kept of the connection
+_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+
+
+class Connections:
+    """Watches the connections of routers, in a thread of its own.
+
+    Attributes
+    ----------
+    max_connections : int
+        More are cut as soon as they are there.
+    num_cut : int
+        How many were.
+    """
+
+    def __init__(self, context: zmq.Context[Any], log: EventLog) -> None:
+        self.max_connections = 0
+        self.num_cut = 0
+        self._context, self._log = context, log
+        self._open: set[int] = set()  # file descriptors
+        self._ports: set[int] = set()
+        self._monitors: list[zmq.Socket[bytes]] = []
+        self._counted_at_s = self._said_at_s = -_SAY_EVERY_S
+        self._num_said = 0
+        self._end, self._ended = (context.socket(zmq.PAIR) for _ in range(2))
+        self._ended.bind("inproc://connections-end")
+        self._end.connect("inproc://connections-end")
+        self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
+
+    @property
+    def num_open(self) -> int:
+        """How many connections there are."""
+        return len(self._open)
+
+    def watch(self, router: zmq.Socket[bytes]) -> None:
+        """Watch a router that is bound and not yet used by another thread."""
+        self._ports.add(int(router.get_string(zmq.LAST_ENDPOINT).rpartition(":")[2]))
+        name = f"inproc://connections-{len(self._monitors)}"
+        router.monitor(name, _EVENTS)
+        monitor = self._context.socket(zmq.PAIR)
+        monitor.set_hwm(0)  # a thread of libzmq must not wait for us
+        monitor.connect(name)
+        self._monitors.append(monitor)
+
+    def start(self, on_failure: Callable[[str, BaseException], None]) -> None:
+        """Begin; ``on_failure`` is called if the thread ends by an exception."""
+        self._on_failure = on_failure
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        used = len(os.listdir("/dev/fd"))
+        self.max_connections = max(1, most - used - _SPARE_FILES)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, when the routers have been closed."""
+        if self._thread.ident is not None:
+            self._end.send(b"")
+            self._thread.join()
+        for each in (*self._monitors, self._end, self._ended):
+            each.close(0)
+
+    def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._serve()
+        except BaseException as error:
+            self._on_failure(self._thread.name, error)
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        for each in (*self._monitors, self._ended):
+            poller.register(each, zmq.POLLIN)
+        while True:
+            for each, _ in poller.poll():
+                if each is self._ended:
+                    return
+                self._take(parse_monitor_message(each.recv_multipart()))
+
+    def _take(self, told: Any) -> None:
+        """Note that a connection has come or gone."""
+        descriptor = told["value"]
+        if told["event"] == zmq.EVENT_DISCONNECTED:
+            self._open.discard(descriptor)
+        elif told["event"] == zmq.EVENT_ACCEPTED:
+            self._open.add(descriptor)
+            if len(self._open) > self.max_connections:
+                self._count_again()
+            if len(self._open) > self.max_connections and self._with_socket(descriptor, _cut):
+                self.num_cut += 1
+                self._say()
+
+    def _count_again(self) -> None:
+        """See which connections are still there, should we not have heard of an end."""
+        now_s = time.monotonic()
+        if now_s - self._counted_at_s >= _COUNT_EVERY_S:
+            self._counted_at_s = now_s
+            self._open = {each for each in self._open if self._with_socket(each, _is_connected)}
+
+    def _with_socket(self, descriptor: int, do: Callable[[socket.socket], bool]) -> bool:
+        """Do something with a connection of libzmq's; False if it is none any more.
+
+        It may be closed at any time, and its number given to another one: a client's, which is
+        then cut in its place, for all other files that are open were so before, or are no sockets.
+        """
+        try:
+            one = socket.socket(fileno=descriptor)
+        except OSError:
+            return False
+        try:
+            return one.getsockname()[1] in self._ports and do(one)
+        except OSError:
+            return False
+        finally:
+            one.detach()  # it is not ours to close
+
+    def _say(self) -> None:
+        """Say, at most once a minute, that connections are cut."""
+        now_s = time.monotonic()
+        if now_s - self._said_at_s >= _SAY_EVERY_S:
+            self._said_at_s = now_s
+            self._log.write(
+                "warning",
+                "too many connections: new ones are cut; allow more open files, or fewer "
+                "connections of one address by a firewall",
+                num_cut=self.num_cut - self._num_said,
+                max_connections=self.max_connections,
+            )
+            self._num_said = self.num_cut
+
+
+def _cut(one: socket.socket) -> bool:
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    one.shutdown(socket.SHUT_RDWR)  # libzmq reads the end, and closes it
+    return True
+
+
+def _is_connected(one: socket.socket) -> bool:
+    one.getpeername()
+    return True
