@@ -45,10 +45,10 @@ from streamrnn_server.shard.streams.replay_ring import output_place, remembered
 from streamrnn_server.shard.streams.restore import fill_slot, usable_record
 from streamrnn_server.shard.streams.slots import push_free_slot
 from streamrnn_server.shard.structs import shard_at
-from tests.shard.test_index import ACTIONS, NUM_HASHES, Streams, check_against_dict
-from tests.support.guarded import Guarded
+from tests.shard.guarded import Guarded
+from tests.shard.index_model import ACTIONS, NUM_HASHES, Streams, check_against_dict
 from tests.support.models import random_model
-from tests.vectors import test_server as codec
+from tests.vectors import codec
 
 GUARDED = Guarded()
 PLACES: tuple[Callable[[bytes], int], ...] = (GUARDED.put_last, GUARDED.put_first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.guarded import check_in_child
+from tests.shard.guarded import check_in_child
 
 MODULE = "tests.shard.hostile_bytes"
 
