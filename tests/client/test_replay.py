@@ -42,8 +42,10 @@ def draw(*shape):
 
 @pytest.mark.parametrize("num_durable", [0, 1, 5, 9, 10])
 @pytest.mark.parametrize("window", [1, 4, 64])
-def test_a_crash_changes_nothing_that_a_user_can_see(num_durable, window):
+@pytest.mark.parametrize("has_details", [True, False])
+def test_a_crash_changes_nothing_that_a_user_can_see(num_durable, window, has_details):
     sim = simulate()
+    sim.server.has_details = has_details
     state = open_one(sim, window=window)
     x = draw(30)
     expected = np.cumsum(x, axis=0).tolist()
@@ -55,6 +57,22 @@ def test_a_crash_changes_nothing_that_a_user_can_see(num_durable, window):
     sim.server.crash("third")
     assert steps(sim, state, x[11:]) == expected[11:]
     assert state.last_seq == sim.server.streams[b"sa"].last_seq == 30
+
+
+def test_a_crash_changes_nothing_for_a_batch_either_when_errors_come_without_details():
+    sim = simulate()
+    sim.server.has_details = False
+    open_rows = batching.open_rows(sim.session, sim.exchange, ["a", "b"], "sum", 8, True)
+    rows = sim.run(open_rows)
+    x = draw(6)
+    expected = np.cumsum(x, axis=0)
+    for k, row in enumerate(x):
+        if k in (2, 4):
+            sim.server.crash(f"after {k}")
+        if k == 3:
+            checkpoint(sim)
+        y = sim.run(batching.step_rows(sim.session, sim.exchange, rows, np.stack([row, row])))
+        np.testing.assert_array_equal(y, np.stack([expected[k], expected[k]]))
 
 
 def test_what_is_on_disk_is_not_kept_and_what_is_not_is():

@@ -77,6 +77,7 @@ class FakeServer:
         self.durability = durability
         self.is_read_only = False
         self.is_old = False  # knows no batch in columns, and so refuses it
+        self.has_details = True  # a shard under a flood of errors sends none
         self.num_refused = 0
         self.disk: dict[bytes, FakeStream] = {}
         self.snapshots: dict[tuple[bytes, str], FakeStream] = {}
@@ -158,7 +159,11 @@ class FakeServer:
             return protocol.encode_response(asked, result)
         except ProtocolError as error:
             to = asked if error.msgid is None else error.msgid
-            return None if to is None else protocol.encode_error(to, error.reply())
+            return None if to is None else protocol.encode_error(to, self._reply(error))
+
+    def _reply(self, error: ProtocolError) -> list[Any]:
+        code, message, detail = error.reply()
+        return [code, message, detail if self.has_details else None]
 
     # ---- methods ------------------------------------------------------------------------------
 
@@ -328,7 +333,7 @@ class FakeServer:
         try:
             return [None, function(*arguments)]
         except ProtocolError as error:
-            return [error.reply(), None]
+            return [self._reply(error), None]
 
     def _admit(self, stream, shard, may_be_busy=True):
         right = protocol.shard_of(protocol.hash_slot(stream), len(self.endpoints))

@@ -17,7 +17,13 @@ from streamrnn_client._session.per_shard import (
     WireErrors,
     group_by_endpoint,
 )
-from streamrnn_client._session.replay import MAX_REPLAYS, open_states, recover, server_lag
+from streamrnn_client._session.replay import (
+    MAX_REPLAYS,
+    complete_gaps,
+    open_states,
+    recover,
+    server_lag,
+)
 from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.stream_group import Rows
 from streamrnn_client._session.stream_state import StreamState, as_ids
@@ -323,6 +329,7 @@ def _replayed(
     """Replay streams that the server is behind with, and step them then."""
     states = step.states
     for _ in range(MAX_REPLAYS):
+        yield from complete_gaps(session, ex, states, failed)
         found = {
             i: how for i, error in failed.items() if (how := server_lag(session, states[i], error))
         }

@@ -25,7 +25,15 @@ from streamrnn_client._session.server_info import MAX_MOVES, Operation, ServerVi
 from streamrnn_client._session.stream_state import StreamState, pack_ids
 from streamrnn_client.protocol import StreamId, encode_bin_header, encode_uint
 
-__all__ = ["MAX_REPLAYS", "ServerLag", "open_states", "recover", "server_lag", "sync_shards"]
+__all__ = [
+    "MAX_REPLAYS",
+    "ServerLag",
+    "complete_gaps",
+    "open_states",
+    "recover",
+    "server_lag",
+    "sync_shards",
+]
 
 MAX_REPLAYS = 32  # of one call: more crashes than that are no accident
 
@@ -52,6 +60,25 @@ def server_lag(
     if not what:
         return None
     return ServerLag(error.detail["expected"] if isinstance(error, errors.Gap) else 1, what)
+
+
+def complete_gaps(
+    view: ServerView, ex: Exchange, states: Sequence[StreamState], failed: Errors
+) -> Operation[None]:
+    """Ask for the number that is expected where a `gap` does not tell it.
+
+    A server under a flood of errors answers without details.
+    """
+    bare = [
+        i
+        for i, error in failed.items()
+        if isinstance(error, errors.Gap) and "expected" not in error.detail
+    ]
+    if bare:
+        results: Results = {}
+        yield from _ask(view, ex, states, bare, results)
+        for i, (last_seq, *_) in results.items():
+            failed[i].detail["expected"] = last_seq + 1
 
 
 def open_states(

@@ -20,6 +20,7 @@ from streamrnn_client._session.exchange import Buffer, Call, Exchange
 from streamrnn_client._session.per_shard import Errors
 from streamrnn_client._session.replay import (
     MAX_REPLAYS,
+    complete_gaps,
     open_states,
     recover,
     server_lag,
@@ -205,6 +206,7 @@ class Session(ServerView):
                 error = call.error
                 if error is None:
                     return call.result
+                yield from complete_gaps(self, ex, (state,), {0: error})
                 if isinstance(error, errors.Moved) and num_moves < MAX_MOVES:
                     num_moves += 1
                     self.note_moved(state, error.detail)
