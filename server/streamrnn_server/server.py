@@ -40,6 +40,7 @@ __all__ = ["Server"]
 _WANTED_FILES = 65_536
 _FEW_FILES = 4096  # fewer are worth a warning
 _TELL_EVERY_S = 10.0
+_DEAD_AFTER_MS = 30_000  # a peer that acknowledges nothing, or takes nothing
 _LINGER_MS = 2_000
 _ANSWERS_A_TURN = 64
 _TOLD_COUNTERS = (
@@ -189,10 +190,14 @@ class Server:
             zmq.SNDHWM: 2 * config.max_in_flight,
             zmq.RCVHWM: config.max_in_flight,
             zmq.HANDSHAKE_IVL: 10_000,
-            zmq.HEARTBEAT_IVL: 10_000,
-            zmq.HEARTBEAT_TIMEOUT: 30_000,
-            zmq.HEARTBEAT_TTL: 60_000,
+            # No PINGs: libzmq aborts where it would send one on a connection that broke while its
+            # pipe was full (docs/decisions.md). TCP finds peers that are gone.
+            zmq.HEARTBEAT_IVL: 0,
             zmq.TCP_KEEPALIVE: 1,
+            zmq.TCP_KEEPALIVE_IDLE: 10,
+            zmq.TCP_KEEPALIVE_INTVL: 5,
+            zmq.TCP_KEEPALIVE_CNT: 4,
+            zmq.TCP_MAXRT: _DEAD_AFTER_MS,
             zmq.BACKLOG: 1024,
             zmq.LINGER: _LINGER_MS,
             zmq.IPV6: int(numeric.host.startswith("[")),
