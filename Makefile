@@ -18,7 +18,7 @@ TORCH ?= torch==2.13.0
 # Two installations at once in one .venv would trip over each other.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test peers check bench docs gpu soak clean
+.PHONY: help demo serve test peers check bench docs gpu soak fuzz clean
 
 help:
 	@echo "make demo    train, serve, stream and compare, by itself"
@@ -31,6 +31,7 @@ help:
 	@echo "make docs    build the documentation into build/docs"
 	@echo "make gpu     on a machine with a GPU: its tests, then its benchmarks into bench/results"
 	@echo "make soak    run the tests that take long"
+	@echo "make fuzz    attack a live server in every way known, ten million messages"
 	@echo "make clean   remove what was built, .venv too"
 
 demo: $(VENV)/installed
@@ -51,6 +52,9 @@ peers: $(VENV)/installed-peers
 
 soak: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m soak --timeout=0 $(ARGS)
+
+fuzz: $(VENV)/installed-test
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: $(VENV)/installed
 	$(BIN)/streamrnn bench $(ARGS)

@@ -1,0 +1,1 @@
+"""A fuzzer for a live server: ``python -m tests.fuzz --help``."""
