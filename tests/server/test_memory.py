@@ -17,7 +17,6 @@ from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import load_i64, store_i64
 from streamrnn.kernels.virtual_memory import HUGE_PAGE_BYTES
 from streamrnn_client.protocol import ErrorCode
-from streamrnn_server import config as configs
 from streamrnn_server.config import ServerConfig, format_bytes, parse_bytes
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.arena import PAGE_BYTES
@@ -70,16 +69,6 @@ def test_a_budget_too_small_to_start_is_refused_with_the_least_that_works():
         serving({"m": model}, memory_budget_bytes=3 * 2**20),
     ):
         pass
-
-
-def test_by_default_it_is_half_of_what_the_process_may_have(tmp_path, monkeypatch):
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(configs, "_CONTAINER_LIMITS", (str(limit),))
-    machine = ServerConfig().memory_budget_bytes
-    limit.write_text("max\n")
-    assert ServerConfig().memory_budget_bytes == machine
-    limit.write_text(f"{2**28}\n")
-    assert ServerConfig().memory_budget_bytes == 2**27
 
 
 # ---------------------------------------------------------------------------------------------
