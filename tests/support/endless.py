@@ -56,8 +56,11 @@ class Cycle:
 
 
 def walk(stream: Stream, cycle: Cycle, goes_on: Callable[[], bool]) -> int:
-    """Step, in steps and chunks and resets, and check every output; return the last number."""
-    while goes_on():
+    """Step, in steps and chunks and resets, and check every output; return the last number.
+
+    However soon it is told to end, it has stepped: also where its first call outlasts all kills.
+    """
+    while stream.last_seq == 0 or goes_on():
         seq = stream.last_seq + 1
         part = cycle.part(seq, cycle.random.randint(1, MAX_CHUNK))
         if part.start == part.stop:
@@ -71,7 +74,7 @@ def walk(stream: Stream, cycle: Cycle, goes_on: Callable[[], bool]) -> int:
 
 async def walk_async(stream: aio.Stream, cycle: Cycle, goes_on: Callable[[], bool]) -> int:
     """Do what `walk` does, among other tasks."""
-    while goes_on():
+    while stream.last_seq == 0 or goes_on():
         seq = stream.last_seq + 1
         part = cycle.part(seq, cycle.random.randint(1, MAX_CHUNK))
         if part.start == part.stop:
@@ -86,7 +89,7 @@ def walk_many(address: str, cycles: list[Cycle], goes_on: Callable[[], bool]) ->
     with Client(address, timeout_s=TIMEOUT_S, resend_s=RESEND_S) as client:
         rows = client.rows([f"many-{k}" for k in range(len(cycles))])
         streams = client.streams(rows.ids)
-        while goes_on():
+        while rows.last_seqs[0] == 0 or goes_on():
             seq = rows.last_seqs[0] + 1
             part = cycles[0].part(seq, 1)
             if part.start == part.stop:
