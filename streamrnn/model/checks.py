@@ -15,6 +15,7 @@ __all__ = [
     "check_float32",
     "check_json",
     "check_one_of",
+    "check_scale",
     "check_size",
     "check_text",
     "check_whole",
@@ -22,6 +23,7 @@ __all__ = [
 
 MAX_SIZE = 65_536  # of any one axis: far above any recurrent network, far below an overflow
 MAX_WHOLE = 2**53  # above it a float64, and many a JSON reader, loses the last digits
+MIN_SCALE = 2.0**-126  # the least normal float32: smaller ones have lost digits, or are taken as 0
 _MAX_TEXT = 65_536  # characters of a name, of which an error shows the first
 _MAX_DEPTH = 64  # far above a configuration, far below what a codec's recursion bears
 
@@ -76,6 +78,17 @@ def check_float32(value: object, what: str) -> float:
             pass
     if not math.isfinite(rounded):
         raise SpecError(f"{what} is {_shown(value)}; it must be a finite float32")
+    return rounded
+
+
+def check_scale(value: object, what: str) -> float:
+    """Round a scale to float32; raise `SpecError` unless it is a normal number above 0."""
+    rounded = check_float32(value, what)
+    if rounded < MIN_SCALE:
+        raise SpecError(
+            f"{what} is {_shown(value)}; it must be above 0, and at least {MIN_SCALE:.3g}: below "
+            "that float32 loses its digits. Give the values in a smaller unit"
+        )
     return rounded
 
 

@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1  # of the weight file, and of what a fingerprint covers
+# Of a weight or a bias with its scale folded in: the kernels multiply it by up to 1.45, and add two
+# biases, in float32.
+_MAX_FOLDED = 2.0**126
 
 Parameters = Mapping[str, NDArray[np.float32]]
 # By name: safetensors' name of the dtype, the shape and the `tensor_digest`.
@@ -99,9 +102,9 @@ def check_parameters(spec: ModelSpec, parameters: Mapping[str, NDArray[Any]]) ->
             f"unknown parameter {unknown[0]!r}; the model's description asks for "
             f"{', '.join(shapes)}"
         )
-    return MappingProxyType(
-        {name: _checked(name, parameters[name], shape) for name, shape in shapes.items()}
-    )
+    checked = {name: _checked(name, parameters[name], shape) for name, shape in shapes.items()}
+    _check_folded(spec, checked)
+    return MappingProxyType(checked)
 
 
 def _checked(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -124,6 +127,30 @@ def _checked(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float3
     owned = np.array(value, dtype=np.float32, order="C", copy=True)
     owned.setflags(write=False)
     return owned
+
+
+def _check_folded(spec: ModelSpec, parameters: Parameters) -> None:
+    """Raise `ModelError` if a number overflows when the scale next to it is folded into it."""
+    scales: list[float] = []
+    for item in spec.inputs:
+        scales += [item.scale] + [1.0] * (item.num_features - 1)
+    output_scales = np.array([item.scale for item in spec.outputs])
+    factors: dict[str, NDArray[np.float64]] = {
+        "weight_ih_l0": 1.0 / np.array(scales),
+        "head.weight": output_scales[:, None],
+        "head.bias": output_scales,
+    }
+    for name, value in parameters.items():
+        folded = value * factors.get(name, np.float64(1.0))
+        over = np.abs(folded) > _MAX_FOLDED
+        if over.any():
+            index = tuple(int(i) for i in np.argwhere(over)[0])
+            raise ModelError(
+                f"parameter {name}{list(index)} is {value[index]:.3g}, and with its scale "
+                f"folded in {folded[index]:.3g}; above {_MAX_FOLDED:.3g} float32 overflows in the "
+                "step, and every stream would answer NaN: is the scale of that input or output "
+                "right, or did the training diverge?"
+            )
 
 
 def canonical_spec(spec: ModelSpec) -> str:

@@ -16,6 +16,7 @@ from streamrnn.model.checks import (
     check_flag,
     check_float32,
     check_one_of,
+    check_scale,
     check_size,
     check_text,
     check_whole,
@@ -97,10 +98,10 @@ class InputSpec:
         object.__setattr__(self, "categories", tuple(self.categories))
         for category in self.categories:
             check_text(category, f"{where}: a category's name")
-        for name in ("center", "scale", "fill"):
+        for name in ("center", "fill"):
             object.__setattr__(self, name, check_float32(getattr(self, name), f"{where}: {name}"))
-        if self.scale <= 0:
-            raise SpecError(f"{where}: scale is {self.scale}; it must be above 0")
+        object.__setattr__(self, "scale", check_scale(self.scale, f"{where}: scale"))
+        check_float32(self.fill - self.center, f"{where}: fill - center")
         if self.kind == "numeric":
             if self.categories or self.num_categories or self.embedding_size:
                 raise SpecError(f"{where}: a numeric input has no categories and no embedding")
@@ -162,10 +163,8 @@ class OutputSpec:
         check_text(self.name, "an output's name", least=1)
         where = f"output {self.name!r}"
         check_text(self.unit, f"{where}: unit")
-        for name in ("center", "scale"):
-            object.__setattr__(self, name, check_float32(getattr(self, name), f"{where}: {name}"))
-        if self.scale <= 0:
-            raise SpecError(f"{where}: scale is {self.scale}; it must be above 0")
+        object.__setattr__(self, "center", check_float32(self.center, f"{where}: center"))
+        object.__setattr__(self, "scale", check_scale(self.scale, f"{where}: scale"))
         if self.difference_of is not None:
             check_text(self.difference_of, f"{where}: difference_of", least=1)
 

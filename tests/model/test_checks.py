@@ -58,7 +58,7 @@ WRONG: dict[tuple[str, int, str], list[Any]] = {
     ("inputs", 0, "missing"): [*NO_NAMES, "Hold", True],
     ("inputs", 0, "difference"): NO_FLAGS,
     ("inputs", 0, "center"): NO_NUMBERS,
-    ("inputs", 0, "scale"): [*NO_NUMBERS, 0, -1.0, 1e-50],
+    ("inputs", 0, "scale"): [*NO_NUMBERS, 0, -1.0, 1e-50, 1e-45, 1e-38],
     ("inputs", 0, "fill"): NO_NUMBERS,
     ("inputs", 0, "num_categories"): [*NO_SIZES, 2],
     ("inputs", 0, "embedding_size"): [*NO_SIZES, 2],
@@ -76,7 +76,7 @@ WRONG: dict[tuple[str, int, str], list[Any]] = {
     ("outputs", 0, "name"): NO_NAMES,
     ("outputs", 0, "unit"): NO_NAMES[1:],
     ("outputs", 0, "center"): NO_NUMBERS,
-    ("outputs", 0, "scale"): [*NO_NUMBERS, 0, -1.0],
+    ("outputs", 0, "scale"): [*NO_NUMBERS, 0, -1.0, 1e-45, 1e-38],
     ("outputs", 0, "difference_of"): ["", 7, ["a"], {}, "b", SURROGATE],
 }
 

@@ -15,6 +15,7 @@ from streamrnn.kernels.vector_width import WIDTH
 __all__ = ["Packed", "aligned_floats", "pack"]
 
 _ALIGNMENT_BYTES = 64
+_LEAST_SCALE = 2.0**-126  # of int8 weights; a bias over it is a normal float32 again
 
 
 def aligned_floats(size: int) -> NDArray[np.float32]:
@@ -92,7 +93,9 @@ def pack(
             largest = np.abs(weights).max(axis=2, keepdims=True, initial=0.0) / 127
             for gate, accumulator in enumerate(gates):
                 scale[accumulator] = np.maximum(scale[accumulator], largest[gate])
-        scale = np.where(scale == 0, 1.0, scale)
+        # The biases must not overflow, nor a scale be a subnormal number, which a step takes as 0.
+        least = _LEAST_SCALE * np.maximum(np.abs(bias), 1.0)
+        scale = np.where(scale == 0, 1.0, np.maximum(scale, least))
         header = [bias / scale, scale]
         x = np.rint(x / scale[list(shape.x_gates)])
         h = np.rint(h / scale[list(shape.h_gates)])

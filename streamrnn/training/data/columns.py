@@ -36,6 +36,7 @@ MAX_ONE_HOT = 8  # more categories than this get an embedding
 MAX_CATEGORIES = 1000
 # How far a level must leave its own past, in that past's standard deviations, to count as drift.
 DRIFT = 1.5
+_LEAST_SCALE = 1e-30  # of a series that is no constant: weights divided by less may overflow
 
 
 def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
@@ -267,6 +268,6 @@ def _center_and_scale(values: NDArray[Any]) -> tuple[float, float]:
         return 0.0, 1.0
     values = values.astype(np.float64)
     center, scale = float(values.mean()), float(values.std())
-    if scale <= 1e-6 * float(np.abs(values).max()):
+    if scale <= max(1e-6 * float(np.abs(values).max()), _LEAST_SCALE):
         scale = 1.0
     return float(np.float32(center)), float(np.float32(scale))
