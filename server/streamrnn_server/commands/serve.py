@@ -25,8 +25,6 @@ __all__ = ["configure", "run"]
 
 _STDOUT, _STDERR = 1, 2
 
-_STDOUT, _STDERR = 1, 2
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""

@@ -22,6 +22,7 @@ from streamrnn_server.shard.requests.request import Pool
 
 __all__ = [
     "NUM_BUCKETS",
+    "REPLY_SLACK_BYTES",
     "Ask",
     "AskBucket",
     "AskKind",
@@ -48,6 +49,7 @@ __all__ = [
 
 NUM_DISK_BUFFERS = 4
 DISK_BUFFER_BYTES = 4 * 2**20
+REPLY_SLACK_BYTES = 4096  # of a reply beside its outputs, generously
 
 # Latencies: eight buckets for each doubling of nanoseconds.
 BUCKETS_LOG2 = 3
@@ -306,7 +308,6 @@ class CommandKind(IntEnum):
     END = 2
     FOUND = 3  # what a lookup found
     REQUEST = 4
-    SYNC = 5
 
 
 class Command(Struct, packed=True):

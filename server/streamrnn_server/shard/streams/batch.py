@@ -10,11 +10,10 @@ from streamrnn_server.shard.requests.request import Form, Request, request_of
 from streamrnn_server.shard.streams.eviction import allocate_block
 from streamrnn_server.shard.streams.owners import is_forbidden
 from streamrnn_server.shard.streams.slots import find_stream
-from streamrnn_server.shard.structs import Shard
+from streamrnn_server.shard.structs import REPLY_SLACK_BYTES, Shard
 
 __all__ = ["prepare_batch"]
 
-_REPLY_SLACK_BYTES = 4096
 _MAX_ITEM_BYTES = 256  # of a batch's reply beside y, in whatever form
 
 
@@ -56,7 +55,7 @@ def prepare_batch(shard: Shard, parent: Request) -> bool:
     if came != expected:
         fail(shard, parent, ErrorCode.WRONG_LENGTH, came, step_bytes, expected, form)
         return False
-    reply_bytes = num_items * (2 * y_bytes + _MAX_ITEM_BYTES) + _REPLY_SLACK_BYTES
+    reply_bytes = num_items * (2 * y_bytes + _MAX_ITEM_BYTES) + REPLY_SLACK_BYTES
     if reply_bytes > shard.out_bytes:
         fail(shard, parent, ErrorCode.TOO_LARGE, reply_bytes, shard.out_bytes)
         return False

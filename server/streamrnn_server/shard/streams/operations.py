@@ -34,7 +34,7 @@ from streamrnn_server.shard.streams.replay_ring import (
     remembered,
 )
 from streamrnn_server.shard.streams.row_location import note_written
-from streamrnn_server.shard.structs import Shard
+from streamrnn_server.shard.structs import REPLY_SLACK_BYTES, Shard
 
 __all__ = [
     "assign_number",
@@ -45,7 +45,6 @@ __all__ = [
     "reset_stream",
 ]
 
-_REPLY_SLACK_BYTES = 4096
 _MAX_WINDOW_LOG2 = MAX_WINDOW.bit_length() - 1
 
 
@@ -257,7 +256,7 @@ def _check_x(shard: Shard, plan: Any, header: Header, request: Request) -> bool:
         return False
     if not _check_end(request, num_steps):
         return False
-    reply_bytes = 2 * num_steps * model.y_bytes + _REPLY_SLACK_BYTES
+    reply_bytes = 2 * num_steps * model.y_bytes + REPLY_SLACK_BYTES
     if reply_bytes > shard.out_bytes:
         set_error(request, ErrorCode.TOO_LARGE, reply_bytes, shard.out_bytes)
         return False
