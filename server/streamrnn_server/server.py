@@ -159,6 +159,8 @@ class Server:
             shard = ShardMemory(
                 config, k, own, router, pair, disks[k], self.endpoints, gpu_rows, valid_keys
             )
+            if self._disk is not None:
+                shard.struct["incarnation"] = self._disk.first_incarnation
             self.control.shards.append(shard)
             if on_gpu:
                 gpu_shard = GpuShard(shard, on_gpu[k])

@@ -28,20 +28,23 @@ __all__ = [
     "HEAD_BYTES",
     "MAGIC",
     "NUMBERED",
+    "OLD_HEAD_BYTES",
     "UNNUMBERED",
     "VERSION",
     "RecordFault",
     "RecordHead",
     "StreamRecord",
+    "check_id",
     "decode_record",
     "encode_record",
     "fault_of",
     "fits_model",
+    "head_bytes_of",
     "row_offset",
 ]
 
 MAGIC = b"SRNN"
-VERSION = 1
+VERSION = 2  # what is written; 1 is read too
 FRESH, NUMBERED, UNNUMBERED = range(3)
 _MAX_WINDOW_LOG2 = MAX_WINDOW.bit_length() - 1
 _MAGIC = int.from_bytes(MAGIC, "little")
@@ -66,9 +69,15 @@ class RecordHead(Struct, packed=True):
     model_bytes: U8
     arithmetic_bytes: U8
     owner_bytes: U8
+    # From here on version 2 alone:
+    incarnation: I64  # which of the streams that have had this id
+    num_changes: I64  # of it so far, those that have a number and those that have none
+    num_outputs: I32  # outputs kept, of the newest steps remembered
+    unused: I32
 
 
 HEAD_BYTES = RecordHead.dtype.itemsize
+OLD_HEAD_BYTES = 80  # of version 1
 
 
 class RecordFault(IntEnum):
@@ -83,6 +92,7 @@ class RecordFault(IntEnum):
     RING = 6
     OUTPUTS = 7
     PARTS = 8
+    HISTORY = 9
 
 
 def fault_of(head: RecordHead, num_bytes: int) -> int:
@@ -90,13 +100,14 @@ def fault_of(head: RecordHead, num_bytes: int) -> int:
 
     Without one all parts lie within these bytes, and no number in it is out of its range.
     """
-    if num_bytes < HEAD_BYTES + CHECKSUM_BYTES:
+    if num_bytes < OLD_HEAD_BYTES + CHECKSUM_BYTES:
         return RecordFault.TOO_SHORT
     if head.magic != _MAGIC:
         return RecordFault.FOREIGN
-    if head.version != VERSION:
+    is_old = head.version == 1
+    if not is_old and head.version != VERSION:
         return RecordFault.VERSION
-    if head.num_bytes != num_bytes:
+    if head.num_bytes != num_bytes or num_bytes < head_bytes_of(head) + CHECKSUM_BYTES:
         return RecordFault.LENGTH
     last_seq, num_ring = head.last_seq, head.num_ring
     if (
@@ -114,6 +125,13 @@ def fault_of(head: RecordHead, num_bytes: int) -> int:
     keeps_outputs = num_ring > 0 and head.window_log2 > 0
     if head.y_bytes < 0 or head.y_bytes % 4 != 0 or (head.y_bytes > 0) != keeps_outputs:
         return RecordFault.OUTPUTS
+    if not is_old and (
+        head.incarnation < 0
+        or head.num_changes < 0
+        or head.num_outputs != (num_ring if keeps_outputs else 0)
+        or head.unused != 0
+    ):
+        return RecordFault.HISTORY
     if head.row_bytes < 0 or head.row_bytes % 64 != 0:
         return RecordFault.PARTS
     ring_bytes = num_ring * (8 + head.y_bytes)
@@ -127,15 +145,26 @@ def fits_model(row_bytes: int, y_bytes: int, model_row_bytes: int, model_y_bytes
     return row_bytes == model_row_bytes and (y_bytes == 0 or y_bytes == model_y_bytes)
 
 
+def head_bytes_of(head: RecordHead) -> int:
+    """Return how long a record's head is; the names follow it."""
+    return OLD_HEAD_BYTES if head.version == 1 else HEAD_BYTES
+
+
 def row_offset(head: RecordHead) -> int:
     """Return where in a record the row begins; digests and outputs follow it."""
-    end = HEAD_BYTES + head.id_bytes + head.model_bytes + head.arithmetic_bytes + head.owner_bytes
+    end = (
+        head_bytes_of(head)
+        + head.id_bytes
+        + head.model_bytes
+        + head.arithmetic_bytes
+        + head.owner_bytes
+    )
     return (end + 7) // 8 * 8
 
 
 _FAULTS = {
     RecordFault.FOREIGN: "it begins with {start!r}, not with {MAGIC!r}: this is no stream record",
-    RecordFault.VERSION: "the record has version {version}; version {VERSION} is known",
+    RecordFault.VERSION: "the record has version {version}; up to {VERSION} is known",
     RecordFault.LENGTH: "the record says that it has {num_bytes} bytes, but it has {length}",
     RecordFault.NUMBERS: "it has numbering {numbering}, window 2**{window_log2}, last step "
     "{last_seq} of at most {MAX_SEQ}, clock {clock_s} s: there is no such stream",
@@ -145,6 +174,8 @@ _FAULTS = {
     "2**{window_log2}: there is no such stream",
     RecordFault.PARTS: "its parts, with a row of {row_bytes} bytes and {num_ring} outputs of "
     "{y_bytes}, do not make {length} bytes",
+    RecordFault.HISTORY: "it has incarnation {incarnation}, {num_changes} changes, {num_outputs} "
+    "outputs of {num_ring} steps and {unused} where 0 belongs: there is no such stream",
 }
 
 
@@ -178,6 +209,10 @@ class StreamRecord:
         Of the inputs of the last ``min(window, last_seq)`` steps, the oldest first.
     outputs : ndarray of uint8, shape (num_ring, y_bytes)
         Their outputs, little-endian float32; with window 1 y_bytes is 0.
+    incarnation : int
+        Which of the streams that have had this id, one after the other; 0 if nobody counts.
+    num_changes : int
+        How often this one was changed while a journal was kept, by whatever.
     """
 
     stream: bytes
@@ -192,6 +227,8 @@ class StreamRecord:
     row: bytes
     digests: NDArray[np.int64]
     outputs: NDArray[np.uint8]
+    incarnation: int = 0
+    num_changes: int = 0
 
     def renamed(self, stream: bytes) -> StreamRecord:
         """Return the same state under another id.
@@ -205,7 +242,7 @@ class StreamRecord:
         -------
         StreamRecord
         """
-        return replace(self, stream=stream)
+        return replace(self, stream=stream, incarnation=0, num_changes=0)
 
     def begun_anew(self, window: int) -> StreamRecord:
         """Return the same state before a first step: nothing is numbered or remembered.
@@ -224,6 +261,8 @@ class StreamRecord:
             numbering=FRESH,
             window=window,
             last_seq=0,
+            incarnation=0,
+            num_changes=0,
             digests=np.zeros(0, np.int64),
             outputs=np.zeros((0, 0), np.uint8),
         )
@@ -268,6 +307,10 @@ def encode_record(record: StreamRecord) -> bytes:
         num_ring,
         len(record.stream),
         *map(len, texts),
+        record.incarnation,
+        record.num_changes,
+        num_ring if y_bytes else 0,
+        0,
     )
     head = np.array([values], RecordHead.dtype).tobytes()
     return head + body + zlib.crc32(body, zlib.crc32(head)).to_bytes(CHECKSUM_BYTES, "little")
@@ -288,17 +331,15 @@ def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
     Raises
     ------
     RecordError
-        If it is not one whole record of this version, unchanged since it was written.
+        If it is not one whole record of a version known, unchanged since it was written.
     """
     data = bytes(data)
-    if len(data) < HEAD_BYTES + CHECKSUM_BYTES:
-        raise RecordError(
-            f"the record has {len(data)} bytes, fewer than any has ({HEAD_BYTES + CHECKSUM_BYTES})"
-        )
+    fewest = OLD_HEAD_BYTES + CHECKSUM_BYTES
+    if len(data) < fewest:
+        raise RecordError(f"the record has {len(data)} bytes, fewer than any has ({fewest})")
     names = RecordHead.dtype.names or ()
-    head: Any = SimpleNamespace(
-        **dict(zip(names, np.frombuffer(data, RecordHead.dtype, 1)[0].item(), strict=True))
-    )
+    numbers = np.frombuffer(data[:HEAD_BYTES].ljust(HEAD_BYTES, b"\0"), RecordHead.dtype)[0]
+    head: Any = SimpleNamespace(**dict(zip(names, numbers.item(), strict=True)))
     fault = fault_of(head, len(data))
     is_ours = fault not in (RecordFault.FOREIGN, RecordFault.VERSION, RecordFault.LENGTH)
     stored = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
@@ -312,11 +353,12 @@ def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
         text = _FAULTS[RecordFault(fault)]
         raise RecordError(text.format(**vars(head), **words, start=data[: len(MAGIC)]))
     lengths = [head.id_bytes, head.model_bytes, head.arithmetic_bytes, head.owner_bytes]
-    at, begin = HEAD_BYTES + sum(lengths), row_offset(head)
+    names_at, begin = head_bytes_of(head), row_offset(head)
+    at = names_at + sum(lengths)
     if any(data[at:begin]):
         raise RecordError(f"bytes {at} to {begin} of it are not all zero")
-    stream, *texts = _split(data[HEAD_BYTES:at], lengths)
-    _check_id(stream)
+    stream, *texts = _split(data[names_at:at], lengths)
+    check_id(stream)
     try:
         model, arithmetic, owner = (text.decode() for text in texts)
     except UnicodeDecodeError as error:
@@ -336,6 +378,8 @@ def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
         row=data[begin:ring],
         digests=np.frombuffer(data, "<i8", num_ring, ring),
         outputs=outputs.reshape(num_ring, y_bytes),
+        incarnation=0 if head.version == 1 else head.incarnation,
+        num_changes=0 if head.version == 1 else head.num_changes,
     )
 
 
@@ -348,7 +392,8 @@ def _split(data: bytes, lengths: list[int]) -> list[bytes]:
     return parts
 
 
-def _check_id(stream: bytes) -> None:
+def check_id(stream: bytes) -> None:
+    """Raise RecordError if this is no canonical id."""
     if stream[:1] == b"u" and len(stream) == 9:
         return
     if stream[:1] == b"s" and 2 <= len(stream) <= 129:

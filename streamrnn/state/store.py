@@ -28,10 +28,12 @@ __all__ = ["DATA_FILE", "SNAPSHOTS", "STREAMS", "TOMBSTONES", "StateStore", "sna
 STREAMS, SNAPSHOTS, TOMBSTONES = range(3)
 DATA_FILE = "data.mdb"
 _NAMES = (b"streams", b"snapshots", b"tombstones")
-_FORMAT = b"streamrnn state 1"
-_FORMAT_KEY, _CLOCK_KEY = b"format", b"clock_s"
+# Directories of format 1 hold no record of version 2; the first commit makes them of format 2.
+_FORMATS = (b"streamrnn state 1", b"streamrnn state 2")
+_FORMAT_KEY, _CLOCK_KEY, _EPOCH_KEY = b"format", b"clock_s", b"epoch"
 _DEFAULT_MAX_BYTES = 2**40  # of address space; the file grows as it is needed
 _MAX_CLOCK_S = 2**53  # a float64 still tells its seconds
+_MAX_EPOCH = 2**31
 _LOCK_FILE = "owner.lock"
 _FILES = (DATA_FILE, "lock.mdb", _LOCK_FILE)
 _NEW = ".new"  # where the file is made that is not whole yet
@@ -61,6 +63,8 @@ class StateStore:
     directory : Path
     clock_s : int
         Seconds that servers had run on the directory at the last commit.
+    epoch : int
+        Above that of whoever has committed anything before; it is on disk with the first commit.
 
     Raises
     ------
@@ -74,6 +78,7 @@ class StateStore:
         self.directory = directory
         self._max_bytes = max_bytes
         self._read_only = read_only
+        self.epoch = 0
         self._is_doubtful = False  # whether a commit has failed and what is on disk is not known
         self._mutex = threading.Lock()  # held while the environment is opened anew
         if read_only and not (directory / DATA_FILE).is_file():
@@ -166,15 +171,19 @@ class StateStore:
             with self._env.begin(write=create) as transaction:
                 form = transaction.get(_FORMAT_KEY, db=self._meta)
                 if form is None and create:
-                    transaction.put(_FORMAT_KEY, _FORMAT, db=self._meta)
-                elif form != _FORMAT:
+                    transaction.put(_FORMAT_KEY, _FORMATS[-1], db=self._meta)
+                elif form not in _FORMATS:
                     raise StoreError(
-                        f"{self.directory} says that it holds {bytes(form or b'')!r}; known is "
-                        f"{_FORMAT!r}"
+                        f"{self.directory} says that it holds {bytes(form or b'')!r}; known are "
+                        f"{' and '.join(map(repr, _FORMATS))}"
                     )
                 self.clock_s = int(transaction.get(_CLOCK_KEY, b"0", db=self._meta))
                 if not 0 <= self.clock_s < _MAX_CLOCK_S:
                     raise StoreError(f"{self.directory} says that servers ran {self.clock_s} s")
+                epoch = int(transaction.get(_EPOCH_KEY, b"0", db=self._meta)) + 1
+                if not 0 < epoch < _MAX_EPOCH:
+                    raise StoreError(f"{self.directory} says that it is in epoch {epoch - 1}")
+                self.epoch = max(self.epoch, epoch)
         except (lmdb.Error, OSError, ValueError) as error:
             raise StoreError(f"cannot open the state in {self.directory}: {error}") from error
 
@@ -232,7 +241,9 @@ class StateStore:
                         cursors[table].delete()
                     if table == STREAMS and value is None:
                         self._delete_snapshots(cursors[SNAPSHOTS], key, on_change)
-                transaction.put(_CLOCK_KEY, str(clock_s).encode(), db=self._meta)
+                for key, text in ((_CLOCK_KEY, str(clock_s)), (_EPOCH_KEY, str(self.epoch))):
+                    transaction.put(key, text.encode(), db=self._meta)
+                transaction.put(_FORMAT_KEY, _FORMATS[-1], db=self._meta)
         except lmdb.Error as error:
             self._is_doubtful = True
             with contextlib.suppress(StoreError, lmdb.Error):

@@ -105,6 +105,11 @@ def hostile(good: StreamRecord) -> dict[str, bytes]:
                 "model_bytes": (0, 255),
                 "arithmetic_bytes": (0, 255),
                 "owner_bytes": (9, 255),
+                "version": (0, 1, 3, -1),
+                "incarnation": (-1, -(2**63)),
+                "num_changes": (-1, -(2**63)),
+                "num_outputs": (0, 7, 9, -1, 2**31 - 1),
+                "unused": (1, -1),
             }.items()
             for value in values
         },

@@ -50,6 +50,7 @@ class SimulatedDisk:
     def __init__(self) -> None:
         self.tables: list[dict[bytes, bytes]] = [{}, {}, {}]
         self.clock_s = 0
+        self.epoch = 1
         self.num_commits = self.num_failed = 0
         self.is_full = False
 
@@ -170,6 +171,9 @@ class Life:
         self.control = Control(config, models, programs, arithmetic, "cpu", endpoints, log, disk)
         self.shards = [self._make_shard(k, config, programs, endpoints) for k in numbers]
         self.control.shards = [shard.memory for shard in self.shards]
+        for shard in self.shards:
+            shard.memory.struct["incarnation"] = store.epoch << 32
+        store.epoch += 1
         wire.is_dead, wire.dies_in = False, -1
         wire.on_send, wire.error_of = self._take_sent, self._error_of
         for k in numbers:

@@ -46,6 +46,8 @@ def records(draw):
         row=rng.bytes(64 * draw(st.integers(1, 3))),
         digests=rng.integers(-(2**63), 2**63 - 1, num_ring),
         outputs=rng.integers(0, 256, (num_ring, y_bytes), np.uint8),
+        incarnation=draw(st.integers(0, 2**63 - 1)),
+        num_changes=draw(st.integers(0, 2**63 - 1)),
     )
 
 
@@ -105,6 +107,8 @@ def test_other_formats_are_refused(data):
         ({"stream": b"s\xff"}, "canonical"),
         ({"stream": b"u1234567"}, "canonical"),
         ({"clock_s": -1}, "clock"),
+        ({"incarnation": -1}, "incarnation -1"),
+        ({"num_changes": -1}, "-1 changes"),
     ],
 )
 def test_a_record_that_makes_no_sense_is_refused(change, words):
@@ -114,8 +118,8 @@ def test_a_record_that_makes_no_sense_is_refused(change, words):
 
 def test_other_versions_and_other_files_are_named():
     data = encode_record(EXAMPLE)
-    with pytest.raises(RecordError, match="version 2"):
-        decode_record(with_checksum(data[:4] + b"\2" + data[5:]))
+    with pytest.raises(RecordError, match="version 3; up to 2"):
+        decode_record(with_checksum(data[:4] + b"\3" + data[5:]))
     with pytest.raises(RecordError, match="no stream record"):
         decode_record(with_checksum(b"NNRS" + data[4:]))
 
@@ -124,6 +128,21 @@ def test_lengths_that_do_not_add_up_are_refused():
     data = bytearray(encode_record(EXAMPLE))
     data[64] += 64
     with pytest.raises(RecordError, match="parts"):
+        decode_record(with_checksum(bytes(data)))
+
+
+def test_fewer_outputs_than_steps_are_refused():
+    data = bytearray(encode_record(EXAMPLE))
+    assert data[96] == 3
+    data[96] = 2
+    with pytest.raises(RecordError, match="2 outputs of 3 steps"):
+        decode_record(with_checksum(bytes(data)))
+
+
+def test_what_belongs_to_nothing_is_zero():
+    data = bytearray(encode_record(EXAMPLE))
+    data[100] = 1
+    with pytest.raises(RecordError, match="1 where 0 belongs"):
         decode_record(with_checksum(bytes(data)))
 
 

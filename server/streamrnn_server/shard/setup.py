@@ -227,6 +227,7 @@ class ShardMemory:
             checkpoint_interval_ns=interval_ns,
             retry_ns=interval_ns,
             checkpoint_due_ns=time.monotonic_ns() + interval_ns,
+            histories=self._own(reserve(w.HISTORY_BYTES * num_slots)),
             dirty=self._own(reserve(4 * num_slots)),
             checkpoint_slots=self._own(reserve(4 * num_slots)),
             disk_buffers=self._own(disk_buffers),

@@ -31,6 +31,7 @@ __all__ = [
     "Counters",
     "DiskBuffer",
     "DiskBufferState",
+    "History",
     "Item",
     "Model",
     "RowLocation",
@@ -41,6 +42,7 @@ __all__ = [
     "ask_bucket_at",
     "command_at",
     "disk_buffer_at",
+    "history_at",
     "item_at",
     "model_at",
     "shard_at",
@@ -136,6 +138,8 @@ class Shard(Struct):
     arena: ArenaStruct
     index: IndexStruct
     headers: I64  # of all models' slots
+    histories: I64  # address of a `History` for each slot; 0 without a state directory
+    incarnation: I64  # of the stream that was made last
     models: I64  # address of the models' records
     num_models: I64
     next_model: I64  # index of the model whose turn a batch is first
@@ -203,6 +207,13 @@ class Shard(Struct):
     num_awaiting_row: I64
     budget: BudgetStruct  # what rows, slots and the arena's pages count against
     users: I64  # address of the users and of the streams' owners; 0 without keys
+
+
+class History(Struct):
+    """What tells a stream from others that had its id, and its states from each other."""
+
+    incarnation: I64  # grows with each stream that is made in a state directory
+    num_changes: I64
 
 
 class DiskBufferState(IntEnum):
@@ -351,10 +362,12 @@ class UsersStruct(Struct):
 
 ASK_BYTES, ITEM_BYTES = Ask.dtype.itemsize, Item.dtype.itemsize
 COMMAND_BYTES, DISK_BUFFER_STRUCT_BYTES = Command.dtype.itemsize, DiskBuffer.dtype.itemsize
+HISTORY_BYTES = History.dtype.itemsize
 SENT_BUFFER_BYTES = SentBuffer.dtype.itemsize
 
 shard_at = pointer_to(Shard)
 model_at = pointer_to(Model)
+history_at = pointer_to(History)
 disk_buffer_at = pointer_to(DiskBuffer)
 sent_buffer_at = pointer_to(SentBuffer)
 buffer_ack_at = pointer_to(BufferAck)

@@ -23,6 +23,8 @@ from streamrnn_server.storage.writer import CheckpointWriter
 
 __all__ = ["StateDir", "served_models", "templates_of"]
 
+_EPOCH_SHIFT = 32
+
 
 def served_models(
     models: Mapping[str, Model], programs: Mapping[str, Program]
@@ -78,6 +80,11 @@ class StateDir:
         self.expiry = Expiry(self.store.clock_s, config.time_to_live_s)
         templates = templates_of(served_models(models, programs), arithmetic)
         self.saver = CheckpointWriter(self.store, templates, sockets, self.expiry, log, self.usage)
+
+    @property
+    def first_incarnation(self) -> int:
+        """What the shards count incarnations from, above all that were before."""
+        return self.store.epoch << _EPOCH_SHIFT
 
     def stats(self) -> dict[str, Any]:
         """Return what there is to say.

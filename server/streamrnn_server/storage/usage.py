@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from streamrnn.state.record import HEAD_BYTES, RecordHead
+from streamrnn.state.record import HEAD_BYTES, RecordHead, head_bytes_of
 from streamrnn.state.store import SNAPSHOTS, STREAMS, Change, StateStore
 
 __all__ = ["DiskUsage"]
@@ -67,7 +67,7 @@ def _owner_of(record: bytes | memoryview) -> str:
     """Return whose a record is; empty if nobody's, or it is damaged."""
     if len(record) < HEAD_BYTES:
         return ""
-    head = np.frombuffer(record, RecordHead.dtype, 1)[0]
+    head = np.frombuffer(record, RecordHead.dtype, 1).view(np.recarray)[0]
     names = (head["id_bytes"], head["model_bytes"], head["arithmetic_bytes"])
-    begin = HEAD_BYTES + sum(map(int, names))
+    begin = head_bytes_of(head) + sum(map(int, names))
     return bytes(record[begin : begin + int(head["owner_bytes"])]).decode(errors="replace")

@@ -9,7 +9,7 @@ from streamrnn_server.shard.checkpoint import packing as e
 from streamrnn_server.shard.checkpoint.packing import Entry, EntryKind, part_bytes
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
-from streamrnn_server.shard.memory.slab import model_of, row_of, slot_of
+from streamrnn_server.shard.memory.slab import history_of, model_of, row_of, slot_of
 from streamrnn_server.shard.requests.request import Kind, Request
 from streamrnn_server.shard.streams.owners import name_of_owner
 from streamrnn_server.shard.structs import Shard
@@ -67,6 +67,10 @@ def write_entry(shard: Shard, header: Header, request: Request, entry: Entry) ->
     entry.digest = ring if window_log2 == 0 else 0
     owner_bytes = load_u8(owner) if owner != 0 else 0
     entry.owner_bytes = owner_bytes
+    entry.incarnation, entry.num_changes = 0, 0
+    if shard.histories != 0:
+        history = history_of(shard, slot)
+        entry.incarnation, entry.num_changes = history.incarnation, history.num_changes
     at = address(entry) + e.ENTRY_HEAD_BYTES
     copy_bytes(at, h.id_address(header), header.id_bytes)
     at += part_bytes(header.id_bytes)

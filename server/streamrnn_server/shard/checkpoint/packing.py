@@ -82,6 +82,8 @@ class Entry(Struct):
     has_ring: I64
     digest: I64  # of the last input, with window 1
     owner_bytes: I64
+    incarnation: I64
+    num_changes: I64
 
 
 class Template(Struct):
@@ -102,7 +104,8 @@ _put_checksum = struct.Struct("<I").pack_into
 
 
 # Stated once, in `streamrnn.state.record`, which does not load Numba.
-row_offset = register_jitable(records.row_offset)  # `fault_of` calls it
+head_bytes_of = register_jitable(records.head_bytes_of)  # `row_offset` calls it,
+row_offset = register_jitable(records.row_offset)  # and `fault_of` that
 fault_of, fits_model = jit(records.fault_of), jit(records.fits_model)
 
 
@@ -205,6 +208,10 @@ def _pack(entry: Entry, out: int, template: Template, clock_s: int) -> int:
     record.model_bytes = template.model_bytes
     record.arithmetic_bytes = template.arithmetic_bytes
     record.owner_bytes = owner_bytes
+    record.incarnation = entry.incarnation
+    record.num_changes = entry.num_changes
+    record.num_outputs = num_ring if y_bytes > 0 else 0
+    record.unused = 0
     source, at = address(entry) + ENTRY_HEAD_BYTES, out + HEAD_BYTES
     copy_bytes(at, source, id_bytes)
     copy_bytes(at + id_bytes, template.texts, text_bytes)

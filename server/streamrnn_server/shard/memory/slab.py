@@ -8,14 +8,25 @@ from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header, header_at
 from streamrnn_server.shard.structs import (
     DISK_BUFFER_STRUCT_BYTES,
+    HISTORY_BYTES,
     DiskBuffer,
+    History,
     Model,
     Shard,
     disk_buffer_at,
+    history_at,
     model_at,
 )
 
-__all__ = ["MODEL_BYTES", "disk_buffer_of", "header_of", "model_of", "row_of", "slot_of"]
+__all__ = [
+    "MODEL_BYTES",
+    "disk_buffer_of",
+    "header_of",
+    "history_of",
+    "model_of",
+    "row_of",
+    "slot_of",
+]
 
 
 MODEL_BYTES = Model.dtype.itemsize
@@ -31,6 +42,12 @@ def header_of(shard: Shard, slot: int) -> Header:
 def slot_of(shard: Shard, header: Header) -> int:
     """Return the slot of a header in the shard's table."""
     return (address(header) - shard.headers) // h.HEADER_BYTES
+
+
+@jit
+def history_of(shard: Shard, slot: int) -> History:
+    """Return the history of a slot; there is none without a state directory."""
+    return history_at(shard.histories + slot * HISTORY_BYTES)
 
 
 @jit

@@ -23,7 +23,7 @@ from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import header_of, model_of, row_of
 from streamrnn_server.shard.streams.owners import owner_of
 from streamrnn_server.shard.streams.slots import evict_stream, is_clean
-from streamrnn_server.shard.structs import Model, Shard
+from streamrnn_server.shard.structs import HISTORY_BYTES, Model, Shard
 
 __all__ = [
     "NUM_SAMPLED",
@@ -36,7 +36,8 @@ __all__ = [
     "has_row",
 ]
 
-SLOT_BYTES = h.HEADER_BYTES + 8  # what a slot takes besides its row: its places in the two lists
+# What a slot takes besides its row: also its places in the two lists, and its history.
+SLOT_BYTES = h.HEADER_BYTES + 8 + HISTORY_BYTES
 NUM_SAMPLED = 32  # slots looked at for one to evict
 _MAX_EVICTIONS = 8  # for one block
 _MAX_SCANS = 4  # units looked through for one that can be emptied

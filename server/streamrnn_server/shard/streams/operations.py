@@ -21,7 +21,7 @@ from streamrnn.kernels.memory import (
 from streamrnn_client.protocol import DEFAULT_WINDOW, MAX_SEQ, MAX_WINDOW, ErrorCode
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
-from streamrnn_server.shard.memory.slab import model_of, row_of, slot_of
+from streamrnn_server.shard.memory.slab import history_of, model_of, row_of, slot_of
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Form, Request, request_at
 from streamrnn_server.shard.streams.eviction import allocate_block, allocate_ring
@@ -38,6 +38,7 @@ from streamrnn_server.shard.structs import REPLY_SLACK_BYTES, Shard
 
 __all__ = [
     "assign_number",
+    "begin_history",
     "close_stream",
     "note_durable",
     "open_stream",
@@ -68,6 +69,7 @@ def open_stream(shard: Shard, header: Header, request: Request) -> bool:
         header.generation += 1
         header.flags = h.IS_OPEN | (flags & h.IS_READY)
         _clear_row(shard, header)
+        begin_history(shard, header)
         model_of(shard, header.model).num_open += 1
         shard.counters.num_opened += 1
     elif has != asked_for:
@@ -76,6 +78,16 @@ def open_stream(shard: Shard, header: Header, request: Request) -> bool:
     request.last_seq = header.last_seq
     request.window = 1 << header.window_log2
     return flags & h.IS_OPEN == 0
+
+
+@jit
+def begin_history(shard: Shard, header: Header) -> None:
+    """Tell a stream that was just made from all that had its id."""
+    if shard.histories == 0:
+        return
+    shard.incarnation += 1
+    history = history_of(shard, slot_of(shard, header))
+    history.incarnation, history.num_changes = shard.incarnation, 1
 
 
 @jit

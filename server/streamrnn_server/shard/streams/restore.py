@@ -18,11 +18,11 @@ from streamrnn_server.shard.checkpoint.packing import (
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.index import equal_bytes
-from streamrnn_server.shard.memory.slab import model_of, row_of, slot_of
+from streamrnn_server.shard.memory.slab import history_of, model_of, row_of, slot_of
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.streams.eviction import allocate_ring
-from streamrnn_server.shard.streams.operations import assign_number
+from streamrnn_server.shard.streams.operations import assign_number, begin_history
 from streamrnn_server.shard.streams.replay_ring import remember, remembered
 from streamrnn_server.shard.streams.row_location import note_written
 from streamrnn_server.shard.structs import Shard
@@ -71,6 +71,11 @@ def fill_slot(shard: Shard, header: Header, record: RecordHead) -> bool:
         flags |= h.IS_NUMBERED
     elif numbering == UNNUMBERED:
         flags |= h.IS_UNNUMBERED
+    if shard.histories != 0:
+        history = history_of(shard, slot_of(shard, header))
+        is_old = record.version == 1
+        history.incarnation = 0 if is_old else record.incarnation
+        history.num_changes = 0 if is_old else record.num_changes
     header.flags = flags | h.IS_OPEN
     header.generation += 1
     model.num_open += 1
@@ -91,6 +96,7 @@ def restore_stream(shard: Shard, header: Header, request: Request) -> bool:
             set_error(request, ErrorCode.EXISTS)
             return False
     elif is_of_model and fill_slot(shard, header, record):
+        begin_history(shard, header)  # it is not the stream whose record it was
         shard.counters.num_opened += 1
     else:
         set_error(request, ErrorCode.BUSY)
