@@ -22,7 +22,8 @@ A message says what came, what was expected and what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import islice
 
 __all__ = [
     "DataError",
@@ -38,8 +39,12 @@ __all__ = [
     "StreamError",
     "StreamRNNError",
     "TrainingError",
+    "listed",
     "suggestion",
 ]
+
+_MAX_LISTED = 40
+_MAX_LETTERS = 100  # of a name in a list
 
 
 class StreamRNNError(Exception):
@@ -100,6 +105,12 @@ class StartError(StreamRNNError):
 
 class ServerError(StreamRNNError):
     """A part of a running server has failed, so that it cannot go on."""
+
+
+def listed(names: Collection[str]) -> str:
+    """Return names for a message, separated by commas: the first ones, where there are many."""
+    first = ", ".join(name[:_MAX_LETTERS] for name in islice(names, _MAX_LISTED))
+    return first if len(names) <= _MAX_LISTED else f"{first}, ... ({len(names)} in all)"
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import DataError, suggestion
+from streamrnn.errors import DataError, listed, suggestion
 from streamrnn.model.model import Model
 from streamrnn.model.spec import InputSpec, ModelSpec
 from streamrnn.training.data.csv_file import CsvReader, number, open_csv, parse_time
@@ -102,6 +102,7 @@ class _Rows:
         self.spec, self.path = spec, reader.path
         self.lines: Iterator[Line] = reader.rows()
         self._names = reader.header
+        self._places = {name: k for k, name in enumerate(reader.header)}
         self._columns = [self._column(item.name) for item in spec.inputs]
         self._time = self._named_or_trained(time, "time")
         self._group = self._named_or_trained(group, "group")
@@ -118,20 +119,20 @@ class _Rows:
         self._last_time: dict[str, float] = {}
 
     def _column(self, name: str) -> int:
-        if name not in self._names:
+        if name not in self._places:
             raise DataError(
                 f"{self.path} has no column {name!r}, which the model needs"
-                f"{suggestion(name, self._names)}; its columns are {', '.join(self._names)}"
+                f"{suggestion(name, self._names)}; its columns are {listed(self._names)}"
             )
-        return self._names.index(name)
+        return self._places[name]
 
     def _named_or_trained(self, name: str | None, what: str) -> int | None:
         """Return the column named, or the one of the training if the file has it."""
         if name:
             return self._column(name)
         trained = self.spec.training.get("config", {}).get(what, "") if name is None else ""
-        if trained in self._names:
-            return self._names.index(trained)
+        if trained in self._places:
+            return self._places[trained]
         if what == "group" and trained:
             raise DataError(
                 f"{self.path} has no column {trained!r}, which told the streams apart in training; "

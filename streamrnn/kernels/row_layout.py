@@ -80,11 +80,12 @@ class RowLayout:
         *self.h_offsets, self.row_bytes = offsets
         self.initial_row = np.zeros(self.row_bytes // 4, dtype=np.float32)
         self.initial_row[: self.num_memories] = np.nan
-        memories = [item.name for item in spec.inputs if item.has_memory]
+        remembered = (item.name for item in spec.inputs if item.has_memory)
+        memories = {name: 4 * k for k, name in enumerate(remembered)}
         self.output_levels = np.full(spec.output_size, -1, dtype=np.int64)
         for index, output in enumerate(spec.outputs):
             if output.difference_of is not None:
-                self.output_levels[index] = 4 * memories.index(output.difference_of)
+                self.output_levels[index] = memories[output.difference_of]
         self.output_centers = np.array([output.center for output in spec.outputs], np.float32)
         check_offsets(spec, self.inputs, self.h_offsets, self.output_levels, self.row_bytes)
 
@@ -104,8 +105,9 @@ def check_offsets(
     places = [(int(at), 4, memories_end) for at in (*inputs["memory"], *output_levels) if at != -1]
     for layer, at in zip(spec.layers, h_offsets, strict=True):
         places.append((int(at), 4 * sum(map(padded, layer.state_sizes)), row_bytes))
+    num_features = spec.num_features
     for item, row in zip(spec.inputs, inputs, strict=True):
-        places.append((int(row["feature"]), item.num_features, spec.num_features))
+        places.append((int(row["feature"]), item.num_features, num_features))
     for begin, length, end in places:
         if begin < 0 or begin + length > end:
             raise ModelError(

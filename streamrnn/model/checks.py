@@ -19,6 +19,7 @@ __all__ = [
     "check_size",
     "check_text",
     "check_whole",
+    "shown",
 ]
 
 MAX_SIZE = 65_536  # of any one axis: far above any recurrent network, far below an overflow
@@ -32,7 +33,7 @@ def check_whole(value: object, what: str, least: int, most: int) -> None:
     """Raise `SpecError` unless a value is a whole number within its bounds."""
     if type(value) is not int or not least <= value <= most:
         raise SpecError(
-            f"{what} is {_shown(value)}; it must be a whole number from {least} to {most}"
+            f"{what} is {shown(value)}; it must be a whole number from {least} to {most}"
         )
 
 
@@ -44,7 +45,7 @@ def check_size(value: object, what: str, least: int = 1) -> None:
 def check_flag(value: object, what: str) -> None:
     """Raise `SpecError` unless a value is true or false."""
     if not isinstance(value, bool):
-        raise SpecError(f"{what} is {_shown(value)}; it is true or false")
+        raise SpecError(f"{what} is {shown(value)}; it is true or false")
 
 
 def check_text(value: object, what: str, least: int = 0) -> None:
@@ -52,7 +53,7 @@ def check_text(value: object, what: str, least: int = 0) -> None:
     if not isinstance(value, str) or not least <= len(value) <= _MAX_TEXT:
         kind = "a non-empty string" if least else "a string"
         raise SpecError(
-            f"{what} is {_shown(value)}; it must be {kind} of at most {_MAX_TEXT} characters"
+            f"{what} is {shown(value)}; it must be {kind} of at most {_MAX_TEXT} characters"
         )
     if not _is_utf8(value):
         raise SpecError(f"{what} is {value!r}; it has a surrogate, which is no character")
@@ -61,7 +62,7 @@ def check_text(value: object, what: str, least: int = 0) -> None:
 def check_one_of(value: object, what: str, known: Collection[str]) -> None:
     """Raise `SpecError` unless a value is one of the known names."""
     if not isinstance(value, str) or value not in known:
-        raise SpecError(f"{what} {_shown(value)}; known are {', '.join(known)}")
+        raise SpecError(f"{what} {shown(value)}; known are {', '.join(known)}")
 
 
 def check_float32(value: object, what: str) -> float:
@@ -77,7 +78,7 @@ def check_float32(value: object, what: str) -> float:
         except OverflowError:  # a whole number beyond float64
             pass
     if not math.isfinite(rounded):
-        raise SpecError(f"{what} is {_shown(value)}; it must be a finite float32")
+        raise SpecError(f"{what} is {shown(value)}; it must be a finite float32")
     return rounded
 
 
@@ -86,7 +87,7 @@ def check_scale(value: object, what: str) -> float:
     rounded = check_float32(value, what)
     if rounded < MIN_SCALE:
         raise SpecError(
-            f"{what} is {_shown(value)}; it must be above 0, and at least {MIN_SCALE:.3g}: below "
+            f"{what} is {shown(value)}; it must be above 0, and at least {MIN_SCALE:.3g}: below "
             "that float32 loses its digits. Give the values in a smaller unit"
         )
     return rounded
@@ -100,7 +101,7 @@ def check_json(value: object, what: str, depth: int = _MAX_DEPTH) -> None:
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
-                raise SpecError(f"{what} has the key {_shown(key)}; a key is a string")
+                raise SpecError(f"{what} has the key {shown(key)}; a key is a string")
     if isinstance(value, dict | list | tuple):
         if depth == 0:
             raise SpecError(f"{what} is nested deeper than {_MAX_DEPTH}")
@@ -109,10 +110,10 @@ def check_json(value: object, what: str, depth: int = _MAX_DEPTH) -> None:
             check_json(item, what, depth - 1)
     elif isinstance(value, str):
         if not _is_utf8(value):
-            raise SpecError(f"{what} has {_shown(value)}, with a surrogate, which is no character")
+            raise SpecError(f"{what} has {shown(value)}, with a surrogate, which is no character")
     elif isinstance(value, int):
         if not -(2**63) <= value < 2**64:
-            raise SpecError(f"{what} has the whole number {_shown(value)}, of more than 64 bits")
+            raise SpecError(f"{what} has the whole number {shown(value)}, of more than 64 bits")
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise SpecError(f"{what} has {value}, which is no finite number")
@@ -128,9 +129,12 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """Write a value for a message, in few letters whatever it is."""
     if isinstance(value, int) and abs(value) >= 2**64:
         return f"a number of {value.bit_length()} bits"
-    text = repr(value) if not isinstance(value, str) else repr(value[:60])
+    try:
+        text = repr(value) if not isinstance(value, str) else repr(value[:60])
+    except (RecursionError, ValueError):  # nested too deep, or with too long a number in it
+        return f"a {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:80]}..."

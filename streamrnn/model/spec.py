@@ -6,6 +6,7 @@ what changes (state). Layers are described in `streamrnn.model.layer_spec`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from streamrnn.model.checks import (
     check_size,
     check_text,
     check_whole,
+    shown,
 )
 from streamrnn.model.layer_spec import CELLS, GATE_ACTIVATIONS, CellKind, LayerSpec
 
@@ -226,14 +228,10 @@ class ModelSpec:
         check_size(self.num_features, "number of features of the first layer")
         check_whole(self.warmup_steps, "warmup_steps", 0, MAX_WHOLE)
         for what, items in (("input", self.inputs), ("output", self.outputs)):
-            names = [item.name for item in items]
-            twice = (
-                sorted({name for name in names if names.count(name) > 1})
-                if (len(set(names)) != len(names))
-                else []
-            )
-            if twice:
-                raise SpecError(f"two {what}s are named {twice[0]!r}; names must differ")
+            counts = Counter(item.name for item in items)
+            name, count = counts.most_common(1)[0]
+            if count > 1:
+                raise SpecError(f"two {what}s are named {shown(name)}; names must differ")
         if len(self.inputs) > 1 and any(item.kind == "token" for item in self.inputs):
             raise SpecError("a token input must be the model's only input; use categorical")
         self._check_outputs()

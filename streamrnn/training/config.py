@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -10,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from streamrnn.errors import StreamRNNError, TrainingError, suggestion
+from streamrnn.model.checks import shown
 from streamrnn.model.spec import CELLS, MISSING, LayerSpec
 from streamrnn.training.network.losses import LOSSES
 
 __all__ = ["TrainingConfig", "parse_layers"]
+
+_MAX_FILE_BYTES = 2**20
+_MAX_INT = 2**64  # far above any setting, and a float can hold it
 
 # Where each setting stands in a TOML file, and what is said beside it.
 SECTIONS: Mapping[str, Mapping[str, str]] = {
@@ -137,10 +142,12 @@ class TrainingConfig:
         if not self.path:
             raise TrainingError("the configuration names no data: set path (a CSV or .npz file)")
         shares = self.split
-        if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        # Written so that NaN is refused too.
+        are_positive = len(shares) == 3 and all(share > 0 for share in shares)
+        if not are_positive or not abs(sum(shares) - 1) <= 1e-6:
             raise TrainingError(
-                f"split is {list(shares)}; it must be three shares above 0 that sum to 1, such as "
-                "[0.6, 0.2, 0.2]"
+                f"split is {shown(list(shares))}; it must be three shares above 0 that sum to 1, "
+                "such as [0.6, 0.2, 0.2]"
             )
         self._check_choices()
         self._check_ranges()
@@ -153,12 +160,12 @@ class TrainingConfig:
             value = getattr(self, name)
             if value not in known:
                 hint = suggestion(value, known)
-                raise TrainingError(f"{name} is {value!r}{hint}; known are {', '.join(known)}")
+                raise TrainingError(f"{name} is {shown(value)}{hint}; known are {', '.join(known)}")
         for column, policy in self.missing.items():
             if policy not in MISSING:
                 raise TrainingError(
-                    f"missing of {column!r} is {policy!r}{suggestion(policy, MISSING)}; known are "
-                    f"{', '.join(MISSING)}"
+                    f"missing of {shown(column)} is {shown(policy)}{suggestion(policy, MISSING)}; "
+                    f"known are {', '.join(MISSING)}"
                 )
 
     def _check_ranges(self) -> None:
@@ -177,7 +184,7 @@ class TrainingConfig:
         ):
             value = getattr(self, name)
             if not least <= value <= most:
-                raise TrainingError(f"{name} is {value}; it must be from {least} to {most}")
+                raise TrainingError(f"{name} is {shown(value)}; it must be from {least} to {most}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain JSON types, without the directory of the data."""
@@ -202,10 +209,15 @@ class TrainingConfig:
         """
         try:
             with open(path, "rb") as file:
-                sections = tomllib.load(file)
+                text = file.read(_MAX_FILE_BYTES + 1)
+            if len(text) > _MAX_FILE_BYTES:
+                raise TrainingError(f"{path} is larger than {_MAX_FILE_BYTES} bytes")
+            sections = tomllib.loads(text.decode().replace("\r\n", "\n"))
         except OSError as error:
             raise TrainingError(f"{path} cannot be opened: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except RecursionError as error:
+            raise TrainingError(f"{path} is not valid TOML: it is nested too deep") from error
+        except ValueError as error:  # no UTF-8, no TOML, a number of thousands of digits
             raise TrainingError(f"{path} is not valid TOML: {error}") from error
         try:
             config = cls(**_flatten(sections))
@@ -248,11 +260,11 @@ def parse_layers(layers: tuple[str, ...]) -> tuple[LayerSpec, ...]:
         cell, _, size = text.strip().partition(":")
         if cell not in CELLS:
             raise TrainingError(
-                f"layer {text!r}: unknown cell {cell!r}{suggestion(cell, CELLS)}; known are "
-                f"{', '.join(CELLS)}"
+                f"layer {shown(text)}: unknown cell {shown(cell)}{suggestion(cell, CELLS)}; "
+                f"known are {', '.join(CELLS)}"
             )
-        if not size.isdecimal() or int(size) == 0:
-            raise TrainingError(f"layer {text!r}: write cell and hidden size, such as lstm:32")
+        if not re.fullmatch("0*[1-9][0-9]{0,8}", size):
+            raise TrainingError(f"layer {shown(text)}: write cell and hidden size, such as lstm:32")
         stack.append(LayerSpec(cell, int(size)))
     if not stack:
         raise TrainingError("layers is empty; a network needs at least one, such as lstm:32")
@@ -266,15 +278,16 @@ def _flatten(sections: Mapping[str, Any]) -> dict[str, Any]:
         if section not in SECTIONS or not isinstance(table, dict):
             hint = suggestion(section, SECTIONS)
             raise TrainingError(
-                f"unknown section or key {section!r}{hint}; the sections are {', '.join(SECTIONS)}"
+                f"unknown section or key {shown(section)}{hint}; the sections are "
+                f"{', '.join(SECTIONS)}"
             )
         for name, value in table.items():
             if home.get(name) != section:
                 known = [key for key, place in home.items() if place == section]
                 elsewhere = f"; it belongs into [{home[name]}]" if name in home else ""
                 raise TrainingError(
-                    f"unknown key {name!r} in [{section}]{elsewhere or suggestion(name, known)}; "
-                    f"known are {', '.join(known)}"
+                    f"unknown key {shown(name)} in [{section}]"
+                    f"{elsewhere or suggestion(name, known)}; known are {', '.join(known)}"
                 )
             values[name] = value
     return values
@@ -297,13 +310,15 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
         if _is_a(value, wanted):
             return wanted(value)
         expected = {"str": "a string", "int": "a whole number", "float": "a number"}[kind]
-    raise TrainingError(f"{name} is {value!r}; it must be {expected}")
+    raise TrainingError(f"{name} is {shown(value)}; it must be {expected}")
 
 
 def _is_a(value: Any, kind: type) -> bool:
     if isinstance(value, bool):
         return False
-    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+    if kind is float and isinstance(value, int):
+        return abs(value) < _MAX_INT
+    return isinstance(value, kind)
 
 
 def _toml(value: Any) -> str:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from streamrnn.errors import ModelError, SpecError
 from streamrnn.kernels.row_layout import RowLayout, check_offsets
+from streamrnn.model.checks import MAX_SIZE
 from streamrnn.model.parameters import canonical_spec
-from streamrnn.model.spec import InputSpec, ModelSpec
+from streamrnn.model.spec import HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
 
 # The only nested parts are lists of dicts, and the head.
 GOOD: dict[str, Any] = {
@@ -201,6 +202,17 @@ def test_a_plan_with_a_place_outside_of_its_row_is_refused(name, index, value):
         inputs[name][index] = value
     with pytest.raises(ModelError, match="outside"):
         check_offsets(spec, inputs, h_offsets, levels, layout.row_bytes)
+
+
+def test_the_most_inputs_and_outputs_are_laid_out_and_a_name_that_comes_twice_is_found():
+    """Work that grows with their square would take minutes."""
+    inputs = [InputSpec(f"x{k}", difference=True) for k in range(MAX_SIZE)]
+    outputs = [OutputSpec(f"y{k}", difference_of=f"x{k}") for k in range(MAX_SIZE)]
+    rest: dict[str, Any] = {"layers": (LayerSpec("gru", 4),), "head": HeadSpec()}
+    layout = RowLayout(ModelSpec(tuple(inputs), outputs=tuple(outputs), **rest))
+    np.testing.assert_array_equal(layout.output_levels, layout.inputs["memory"])
+    with pytest.raises(SpecError, match="two outputs are named 'y0'"):
+        ModelSpec(tuple(inputs), outputs=(*outputs[:-1], outputs[0]), **rest)
 
 
 def test_numbers_of_numpy_are_taken():

@@ -83,6 +83,49 @@ def test_bad_configurations_say_what_is_wrong(tmp_path, text, message):
         read(tmp_path, text)
 
 
+HEX = "0x" + "f" * 6000  # a number that cannot be written in decimal digits
+DATA = "[data]\npath = 'x'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{DATA}[training]\nepochs = {'9' * 5000}", "not valid TOML"),
+        (f"{DATA}[training]\nepochs = {HEX}", "epochs is a number of 24000 bits"),
+        (f"{DATA}[training]\nlearning_rate = {HEX}", "learning_rate is a number of 24000 bits"),
+        (f"{DATA}split = [{HEX}, 0.1, 0.1]", "split is a list; it must be a list of numbers"),
+        (f"[data]\npath = {HEX}", "path is a number of 24000 bits; it must be a string"),
+        (f"{DATA}[training]\nseed = {2**63}", "seed is 9223372036854775808; it must be from 0"),
+        ("[data]\npath = " + "[" * 5000 + "]" * 5000, "nested too deep"),
+        ("[data]\npath" + ".a" * 3000 + " = 1", "path is a dict; it must be a string"),
+        ("[data]\npath = 1979-05-27", "it must be a string"),
+        (f"{DATA}split = [nan, nan, nan]", "three shares"),
+        (f"{DATA}split = [inf, 0.1, 0.1]", "three shares"),
+        (f"{DATA}[model]\nlayers = ['lstm:{'9' * 5000}']", "such as lstm:32"),
+        (f"{DATA}[model]\nlayers = ['lstm:\u0663\u0664']", "such as lstm:32"),
+        (f"{DATA}[model]\nlayers = ['lstm:-4']", "such as lstm:32"),
+        (f"{DATA}[model]\nlayers = ['lstm:70000']", "from 1 to 65536"),
+        (f"{DATA}[model]\nlayers = ['{'x' * 100_000}']", "unknown cell"),
+        (f"{DATA}[training]\nloss = '{'x' * 100_000}'", "loss is"),
+        (f"{DATA}{'n' * 100_000} = 1", "unknown key"),
+        (f"[{'n' * 100_000}]", "unknown section"),
+        ("#" * 2**20 + "\n", "larger than 1048576 bytes"),
+        ("\0", "not valid TOML"),
+    ],
+    ids=range(21),
+)
+def test_a_configuration_that_was_made_to_hurt_is_refused_in_few_words(tmp_path, text, message):
+    with pytest.raises(TrainingError, match=message) as caught:
+        read(tmp_path, text)
+    assert len(str(caught.value)) < 500 + len(str(tmp_path))
+
+
+def test_lines_may_end_as_on_windows(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"[data]\r\npath = 'x'\r\nhorizon = 3\r\n")
+    assert TrainingConfig.read(path).horizon == 3
+
+
 def test_an_absent_file_is_refused(tmp_path):
     with pytest.raises(TrainingError, match="cannot be opened"):
         TrainingConfig.read(tmp_path / "absent.toml")

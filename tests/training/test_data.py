@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,6 +76,41 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
         read_table(path)
     with pytest.raises(DataError, match="cannot be opened"):
         read_table(tmp_path / "absent.csv")
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    for path in ("/dev/zero", str(tmp_path)):
+        with pytest.raises(DataError, match="no regular file"):
+            read_table(path)
+    for path in ("a\0b", "a\ud800"):
+        with pytest.raises(DataError, match="no path of a file"):
+            read_table(path)
+
+
+def test_a_table_of_very_many_columns_is_no_trouble_and_errors_stay_short(tmp_path):
+    """Quadratic work took minutes; the test's time limit would tell."""
+    names = [f"c{k}" for k in range(65_537)]
+    path = write(tmp_path, "\n".join([",".join(names), ",".join(["1"] * len(names))]))
+    table = read_table(path)
+    assert list(table.columns) == names
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({}, "which column"),
+        ({"predict": ("d",)}, "has no column 'd'"),
+        ({"predict": ("c0",), "inputs": ("c0",), "missing": {"d": "hold"}}, "which is no input"),
+        ({"predict": ("c0",)}, "65537 columns are inputs; a model has at most 65536"),
+        ({"predict": ("c0",), "inputs": (*names[:-1],)}, "the train part .* holds 0 targets"),
+    ]
+    for options, message in cases:
+        with pytest.raises((DataError, TrainingError), match=message) as caught:
+            make_dataset(TrainingConfig(path=path, **options), table)
+        assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("text", ["a,b\n" + "9" * 5000 + ",2\n", "t,a\n" + "x" * 9000 + ",1\n"])
+def test_an_error_shows_the_beginning_of_a_long_cell(tmp_path, text):
+    with pytest.raises(DataError) as caught:
+        dataset_of(write(tmp_path, text), predict=("a",), time="t")
+    assert len(str(caught.value)) < 500 + len(str(tmp_path))
 
 
 def test_times_sort():

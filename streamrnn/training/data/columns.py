@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import DataError, TrainingError, suggestion
+from streamrnn.errors import DataError, TrainingError, listed, suggestion
+from streamrnn.model.checks import MAX_SIZE
 from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.csv_file import parse_time
@@ -51,7 +52,7 @@ def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
     if not predict:
         raise DataError(
             f"which column of {table.path} shall be predicted? Name it with --predict (predict = "
-            f"[...] in a configuration); there are {', '.join(table.columns)}"
+            f"[...] in a configuration); there are {listed(table.columns)}"
         )
     group = config.group or table.group
     horizon = config.horizon if config.horizon >= 0 else (0 if table.targets else 1)
@@ -70,14 +71,20 @@ def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
             "nothing to learn from; leave it out of the inputs or predict rows ahead"
         )
     for what, names in (("predict", predict), ("inputs", inputs)):
+        if len(names) > MAX_SIZE:
+            raise DataError(
+                f"{table.path}: {len(names)} columns are {what}; a model has at most {MAX_SIZE}: "
+                f"name fewer (--{what})"
+            )
         if len(set(names)) != len(names):
-            raise TrainingError(f"{what} names a column twice: {', '.join(names)}")
+            raise TrainingError(f"{what} names a column twice: {listed(names)}")
+    seen = set(inputs)
     for what, named in (("missing", config.missing), ("difference", config.difference)):
         for name in named:
-            if name not in inputs and name != "auto":
+            if name not in seen and name != "auto":
                 raise TrainingError(
                     f"{what} names {name!r}, which is no input{suggestion(name, inputs)}; inputs "
-                    f"are {', '.join(inputs)}"
+                    f"are {listed(inputs)}"
                 )
     return config.replace(predict=predict, inputs=inputs, time=time, group=group, horizon=horizon)
 
@@ -115,7 +122,7 @@ def choose_loss(config: TrainingConfig, table: Table) -> str:
         if len(targets) > 1:
             raise TrainingError(
                 f"cross_entropy predicts one column of classes, but {len(targets)} are named "
-                f"({', '.join(config.predict)}); train one model for each"
+                f"({listed(config.predict)}); train one model for each"
             )
         return "cross_entropy"
     if names:

@@ -16,6 +16,7 @@ from typing import IO
 import numpy as np
 
 from streamrnn.errors import DataError
+from streamrnn.model.checks import shown
 from streamrnn.training.data.table import Column, Table
 
 __all__ = ["CsvReader", "number", "open_csv", "parse_time", "read_csv"]
@@ -44,7 +45,7 @@ def parse_time(cell: str) -> float:
         moment = datetime.fromisoformat(cell)
     except ValueError:
         raise DataError(
-            f"{cell!r} is neither a number nor an ISO date (2001-12-29, 2001-12-29T10:00:00)"
+            f"{shown(cell)} is neither a number nor an ISO date (2001-12-29, 2001-12-29T10:00:00)"
         ) from None
     if moment.tzinfo is None:
         moment = datetime.fromisoformat(moment.isoformat() + "+00:00")
@@ -67,11 +68,13 @@ class CsvReader:
         self.header = [name.strip() for name in header]
         if not any(self.header):
             raise DataError(f"{path} is empty; the first line must name the columns")
+        names: set[str] = set()
         for k, name in enumerate(self.header):
             if not name:
                 raise DataError(f"{path}: column {k + 1} has no name in the header")
-            if name in self.header[:k]:
-                raise DataError(f"{path}: two columns are named {name!r}; names must differ")
+            if name in names:
+                raise DataError(f"{path}: two columns are named {shown(name)}; names must differ")
+            names.add(name)
         if all(number(name) is not None for name in self.header):
             raise DataError(
                 f"{path}: the first line holds only numbers; it must name the columns "
@@ -145,8 +148,8 @@ def _text_or_numbers(path: str, name: str, cells: list[str]) -> Column:
             return Column(name, None, cells)
         if abs(value) > MAX_FLOAT32:
             raise DataError(
-                f"{path}, row {k + 1} of column {name!r}: {cell} is not finite as float32; leave "
-                "the cell empty if the value is missing"
+                f"{path}, row {k + 1} of column {name!r}: {cell[:60]} is not finite as float32; "
+                "leave the cell empty if the value is missing"
             )
         numbers[k] = value
     return Column(name, numbers, cells)

@@ -76,6 +76,9 @@ def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
     config = config.replace(loss=choose_loss(config, table))
     rows = _rows_of_streams(config, table)
     stops = {name: _stops(len(index), config) for name, index in rows.items()}
+    for k, part in enumerate(PARTS):  # before each column is looked at: there may be thousands
+        num_rows = sum(stop[k] - (stop[k - 1] if k else 0) for stop in stops.values())
+        _check_part(table, len(rows), part, num_rows * len(config.predict))
     inputs, raw = [], []
     for name in config.inputs:
         item, values = _input(name, config, table, rows, stops)
@@ -99,7 +102,10 @@ def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
         missing={item.name: item.missing for item in inputs if item.kind == "numeric"},
     )
     dataset = Dataset(config, spec, streams, table)
-    _check_parts(dataset)
+    for part in PARTS:
+        targets_of_part = (stream.target[stream.rows(part)] for stream in streams)
+        count = sum(int(np.count_nonzero(~np.isnan(values))) for values in targets_of_part)
+        _check_part(table, len(streams), part, count)
     return dataset
 
 
@@ -143,8 +149,9 @@ def _outputs(
     if config.loss != "mse":
         return tuple(OutputSpec(name) for name in names), levels
     outputs = []
+    sources = {item.name: k for k, item in enumerate(inputs)}
     for o, column in enumerate(config.predict):
-        source = next((k for k, item in enumerate(inputs) if item.name == column), None)
+        source = sources.get(column)
         item = inputs[source] if source is not None else None
         if item is not None and item.difference:
             for key, level in levels.items():
@@ -208,19 +215,14 @@ def _ahead(config: TrainingConfig, table: Table, index: Index) -> Floats:
     return target
 
 
-def _check_parts(dataset: Dataset) -> None:
-    for part in PARTS:
-        count = sum(
-            int(np.count_nonzero(~np.isnan(stream.target[stream.rows(part)])))
-            for stream in dataset.streams
+def _check_part(table: Table, num_streams: int, part: str, num_targets: int) -> None:
+    least = 8 if part == "train" else 1
+    if num_targets < least:
+        raise DataError(
+            f"the {part} part of {table.path} holds {num_targets} targets, at least {least} are "
+            f"needed; {table.num_rows} rows in {num_streams} streams are split by time within each "
+            "stream"
         )
-        least = 8 if part == "train" else 1
-        if count < least:
-            raise DataError(
-                f"the {part} part of {dataset.table.path} holds {count} targets, at least {least} "
-                f"are needed; {dataset.table.num_rows} rows in {len(dataset.streams)} streams are "
-                "split by time within each stream"
-            )
 
 
 def encode(spec: ModelSpec, x: Floats) -> Chunk:

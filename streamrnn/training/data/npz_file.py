@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import DataError, suggestion
+from streamrnn.errors import DataError, listed, suggestion
 from streamrnn.model.checks import MAX_SIZE
 from streamrnn.training.data.table import Column, Table
 
@@ -133,7 +133,7 @@ def _names(
         return default or [f"{letter}{k}" for k in range(count)]
     names = [str(name) for name in np.atleast_1d(given)]
     if len(names) != count:
-        raise DataError(f"{path}: {len(names)} names ({', '.join(names)}) for {count} columns")
+        raise DataError(f"{path}: {len(names)} names ({listed(names)}) for {count} columns")
     return names
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from streamrnn.errors import DataError
+from streamrnn.model.checks import shown
 from streamrnn.training.data.csv_file import read_csv
 from streamrnn.training.data.npz_file import read_npz
 from streamrnn.training.data.table import Table
@@ -38,9 +39,14 @@ def read_table(path: str | os.PathLike[str]) -> Table:
         If it cannot be read, a line is malformed, or a number is infinite.
     """
     try:
+        # What is read twice, and to its end: no pipe, and no device.
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise DataError(f"{path} is no regular file")
         with open(path, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path} cannot be opened: {error.strerror}") from error
+    except ValueError as error:  # a NUL, or a surrogate
+        raise DataError(f"{shown(path)} is no path of a file: {error}") from error
     read = read_npz if Path(path).suffix.lower() == ".npz" else read_csv
     return read(path, sha256)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import DataError, suggestion
+from streamrnn.errors import DataError, listed, suggestion
 
 __all__ = ["Column", "Table"]
 
@@ -71,6 +71,6 @@ class Table:
         if name not in self.columns:
             raise DataError(
                 f"{self.path} has no column {name!r}{suggestion(name, self.columns)}; its columns "
-                f"are {', '.join(self.columns)}"
+                f"are {listed(self.columns)}"
             )
         return self.columns[name]
