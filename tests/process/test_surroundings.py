@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -143,6 +144,57 @@ def test_an_exit_code_is_right_where_nothing_can_be_said(path, arguments, code):
     with open("/dev/full", "w") as full:
         command = streamrnn("serve", path, *arguments)
         assert subprocess.run(command, stdout=full, stderr=full).returncode == code
+
+
+def refused(path, ready, **options):
+    """Return what a server says that cannot write its ready file."""
+    command = streamrnn("serve", path, "--bind", "tcp://127.0.0.1:0", "--ready-file", ready)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, **options)
+    assert ended.returncode == 3
+    assert "cannot write --ready-file" in ended.stderr.splitlines()[-1]
+    return ended.stderr.splitlines()[:-1]
+
+
+def test_a_ready_file_that_cannot_be_is_found_before_anything_is_compiled(path, tmp_path):
+    environment = {**os.environ, "STREAMRNN_CACHE_DIR": str(tmp_path / "empty")}
+    ready = tmp_path / "ready"
+    for place in (tmp_path, "/dev/null/ready", tmp_path / "none" / "ready"):
+        assert refused(path, place, env=environment) == []
+    assert refused(path, ready, env=environment, preexec_fn=lambda: limit_files(0)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_whose_ready_file_fails_in_the_end_stops_in_order(path, tmp_path):
+    told = refused(path, tmp_path / "ready", preexec_fn=lambda: limit_files(100))
+    assert "stopping" in told[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def limit_files(num_bytes):
+    """Let no file of this process become larger."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY))
+
+
+def test_a_log_and_a_disk_that_cannot_be_written_are_written_again_when_they_can(path, tmp_path):
+    """The thread that writes the disk logs that it failed, into a log that fails too."""
+    with (tmp_path / "log").open("wb", buffering=0) as log:
+        log.write(b"-" * 65_535 + b"\n")
+        arguments = ("--checkpoint-interval", 0.05)
+        with Serving(path, tmp_path / "state", *arguments, stderr=log) as server:
+            size = os.stat(log.fileno()).st_size
+            pid = server.process.pid
+            with Client(server.endpoint) as client:
+                streams = client.rows(range(2000))
+                client.batch(streams, np.ones((2000, 3), np.float32))
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+                client.batch(streams, np.ones((2000, 3), np.float32))
+                until(lambda: client.stats()["read_only"] is not None)
+                until(lambda: client.stats()["num_dropped_log_lines"] > 0)
+                assert os.stat(log.fileno()).st_size == size
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (-1, -1))
+                assert client.sync()
+                assert client.stats()["read_only"] is None
+            assert server.end() == 0
 
 
 def test_sighup_is_a_clean_stop(path, tmp_path):

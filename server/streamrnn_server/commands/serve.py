@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import faulthandler
 import json
 import os
@@ -74,6 +75,8 @@ def _serve(
 
     warnings.showwarning = lambda message, *_, **__: log.write("warning", str(message))
     models = load_models(args.model)
+    if args.ready_file is not None:
+        _write_ready_file(args.ready_file, None)
     from streamrnn_server.device import choose_device
     from streamrnn_server.server import Server
     from streamrnn_server.warmup import compile_all
@@ -86,18 +89,22 @@ def _serve(
     signals.hand_over(server.wake_file, server.stop)
     passed_s = time.monotonic() - began_s
     names = ", ".join(models)
-    if args.ready_file is not None:
-        _write_ready_file(
-            args.ready_file,
-            {
-                "pid": os.getpid(),
-                "endpoints": server.endpoints,
-                "instance": server.control.instance,
-                "durability": config.durability,
-                "precision": config.precision,
-                "device": server.device,
-            },
-        )
+    told = {
+        "pid": os.getpid(),
+        "endpoints": server.endpoints,
+        "instance": server.control.instance,
+        "durability": config.durability,
+        "precision": config.precision,
+        "device": server.device,
+    }
+    try:
+        if args.ready_file is not None:
+            _write_ready_file(args.ready_file, json.dumps(told) + "\n")
+    except StartError:
+        server.stop()  # the shards run already: without this the process would not end
+        server.run()
+        server.close()
+        raise
     how = f"durability {config.durability}, {config.precision} on {server.device}"
     how += ", clients need keys" * config.has_users
     _say(
@@ -163,13 +170,19 @@ class _Signals:
             stop()
 
 
-def _write_ready_file(path: Path, content: dict[str, object]) -> None:
-    """Write the file whole or not at all, so that who waits for it never reads half of it."""
+def _write_ready_file(path: Path, content: str | None) -> None:
+    """Write the file whole or not at all, so that who waits for it never reads half of it.
+
+    Without a content only try whether that could be.
+    """
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{path.name}-", delete=False
-        ) as file:
-            file.write(json.dumps(content) + "\n")
-        os.replace(file.name, path)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as directory:
+            whole = Path(directory, "ready")
+            whole.touch(0o600)
+            whole.write_text(content or "\n")  # a full disk takes empty files
+            if content is not None:
+                os.replace(whole, path)
     except OSError as error:
         raise StartError(f"cannot write --ready-file {path}: {error}") from error
