@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import math
 import os
@@ -24,6 +25,7 @@ from streamrnn_server.auth import Guard
 from streamrnn_server.config import Endpoint, ServerConfig
 from streamrnn_server.control.connections import Connections
 from streamrnn_server.control.dispatcher import Control
+from streamrnn_server.control.memory_watch import MemoryWatch
 from streamrnn_server.control.messages import command, parse_ask
 from streamrnn_server.control.turns import Turns
 from streamrnn_server.device import choose_device
@@ -41,8 +43,11 @@ _WANTED_FILES = 65_536
 _FEW_FILES = 4096  # fewer are worth a warning
 _TELL_EVERY_S = 10.0
 _DEAD_AFTER_MS = 30_000  # a peer that acknowledges nothing, or takes nothing
-_LINGER_MS = 2_000
-_ANSWERS_A_TURN = 64
+_LINGER_MS = 1_000
+_LOOK_EVERY_S = 0.005  # for what else has come, while much is asked
+_ANSWER_WITHIN_S = 2.0  # after a stop, whatever waits
+_EXCESS_PART = 5  # of the memory budget: so much more may be held than is accounted for
+_LEAST_EXCESS_BYTES = 2**28  # buffers of thousands of connections
 _TOLD_COUNTERS = (
     "num_errors_without_words",
     "num_calls_refused",
@@ -84,6 +89,8 @@ class Server:
         self.device = choose_device(models, config, log)
         self.compile_s = compile_all(log, config.precision, self.device)
         _raise_file_limit(log)
+        # libzmq numbers clients that have no id from a number of this generator on.
+        ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "little"))
         self._context = zmq.Context(io_threads=config.num_shards)
         self._woken, self._wake = socket.socketpair()
         self._wake.setblocking(False)
@@ -167,7 +174,7 @@ class Server:
                 loops.append((GpuShard.serve, gpu_shard))
             else:
                 loops.append((serve, shard.address))
-        self._connections.start(self._fail)
+        self._connections.start(self._memory_watch(), self._fail)
         if self._disk is not None:
             self._disk.saver.start(self._fail)
         for k, loop in enumerate(loops):
@@ -186,7 +193,7 @@ class Server:
             zmq.ROUTER_MANDATORY: 1,
             # The second with the same routing id is refused: it might be somebody else.
             zmq.ROUTER_HANDOVER: 0,
-            zmq.MAXMSGSIZE: 4 * config.max_message_bytes,
+            zmq.MAXMSGSIZE: config.max_message_bytes + config.max_message_bytes // 4,
             # libzmq learns what has left a pipe after each half of a mark only. With a mark at what
             # a client may have in flight, replies were dropped from half of that on.
             zmq.SNDHWM: 2 * config.max_in_flight,
@@ -227,6 +234,11 @@ class Server:
         ours.bind(f"inproc://{name}")
         theirs.connect(f"inproc://{name}")
         return ours, theirs
+
+    def _memory_watch(self) -> MemoryWatch:
+        """Return what sees to it that all of the process stays near its memory budget."""
+        most = max(self._config.memory_budget_bytes // _EXCESS_PART, _LEAST_EXCESS_BYTES)
+        return MemoryWatch(most, self.control.memory_used_bytes)
 
     def stop(self) -> None:
         """Ask `run` to end. From any thread, also from a signal's handler."""
@@ -273,7 +285,7 @@ class Server:
         poller.register(self._woken, zmq.POLLIN)
         for pair in self._pairs:
             poller.register(pair, zmq.POLLIN)
-        turns, running, is_stopping = self._turns, set(self._pairs), False
+        turns, running, stop_at_s = self._turns, set(self._pairs), math.inf
         drained: list[zmq.Socket[bytes]] = []
         tell_at_s = time.monotonic() + _TELL_EVERY_S
         while running:
@@ -283,15 +295,15 @@ class Server:
                 raise self._failure
             if self._woken.fileno() in ready:
                 self._woken.recv(4096)  # and is listened to further on: a thread may fail yet
-            if self._woken.fileno() in ready and not is_stopping:
-                is_stopping = True
+            if self._woken.fileno() in ready and stop_at_s == math.inf:
+                stop_at_s = time.monotonic() + _ANSWER_WITHIN_S
                 self._log.write("info", "stopping: answering what has arrived")
                 for pair in self._pairs:
                     pair.send_multipart(command(CommandKind.STOP))
             for shard, pair in enumerate(self._pairs):
                 if pair in ready and not self._take_asks(shard, pair):
                     drained.append(pair)
-            self._answer_some()
+            self._answer_some(stop_at_s)
             if not turns:
                 for pair in drained:
                     pair.send_multipart(command(CommandKind.END))
@@ -312,16 +324,24 @@ class Server:
                 ask = parse_ask(*pair.recv_multipart(zmq.DONTWAIT))
                 if ask.ask == AskKind.DRAINED:
                     return False
-                self._turns.add(self.control.shards[shard].user(ask.owner), shard, ask)
+                user = self.control.shards[shard].user(ask.owner)
+                self._turns.add(user or (shard, ask.client), shard, ask)
         except zmq.Again:
             return True
 
-    def _answer_some(self) -> None:
-        """Answer some of what was asked, before it is looked whether more has come."""
-        for _ in range(_ANSWERS_A_TURN):
-            if not self._turns:
-                return
+    def _answer_some(self, stop_at_s: float) -> None:
+        """Answer some of what was asked, before it is looked whether more has come.
+
+        After a stop, what waits is dropped when its time is over.
+        """
+        look_again_at_s = time.monotonic() + _LOOK_EVERY_S
+        now_s = 0.0
+        while self._turns and now_s < look_again_at_s:
             shard, ask = self._turns.take()
+            now_s = time.monotonic()
+            if now_s >= stop_at_s:
+                self.control.drop(shard, ask)
+                continue
             for order in self.control.answer(shard, ask):
                 self._pairs[order.shard].send_multipart(order.frames)
 

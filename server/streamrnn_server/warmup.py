@@ -20,6 +20,7 @@ from streamrnn_server.shard.checkpoint.copy import checkpoint
 from streamrnn_server.shard.checkpoint.packing import pack_entries, part_bytes, table_of_entries
 from streamrnn_server.shard.gpu.loop import compile_for_gpu
 from streamrnn_server.shard.loop import serve
+from streamrnn_server.shard.memory.clients import forget_address
 from streamrnn_server.shard.poll import listen
 from streamrnn_server.shard.streams.sweep import sweep
 from streamrnn_server.shard.structs import Model, Shard
@@ -80,6 +81,7 @@ def compile_all(log: EventLog, precision: str, device: str) -> float:
             serve.compile((types.int64,))
         else:
             compile_for_gpu()
+        forget_address()
         pack_entries.compile((types.int64,) * 5)
         table_of_entries.compile((*(types.int64,) * 3, types.int64[:, ::1]))
         part_bytes.compile((types.int64,))

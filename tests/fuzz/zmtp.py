@@ -12,10 +12,10 @@ import struct
 import time
 from collections.abc import Callable
 
-__all__ = ["ABORTING", "ATTACKS", "RawPeer", "frame"]
+__all__ = ["ABORTING", "ATTACKS", "GREETING", "RawPeer", "frame"]
 
 _TIMEOUT_S = 2.0
-_GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31)
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31)
 _NUM_HEAVY = 4_000_000
 _HEAVY = (
     b"\x94\x00\x01\xa4step\x93\xa1a\x00\xdd" + _NUM_HEAVY.to_bytes(4, "big") + b"\x01" * _NUM_HEAVY
@@ -39,7 +39,7 @@ class RawPeer:
         self.socket.settimeout(_TIMEOUT_S)
         if not handshake:
             return
-        self.socket.sendall(_GREETING)
+        self.socket.sendall(GREETING)
         properties = [(b"Socket-Type", b"DEALER")]
         if identity is not None:
             properties.append((b"Identity", identity))
@@ -66,7 +66,7 @@ class RawPeer:
 def _garbage(rng: random.Random, port: int, message: Callable[[], bytes]) -> int:
     """Send a broken greeting."""
     peer = RawPeer(port, handshake=False)
-    data = bytearray(_GREETING)
+    data = bytearray(GREETING)
     for _ in range(rng.randrange(1, 6)):
         data[rng.randrange(len(data))] = rng.randrange(256)
     peer.send(bytes(data[: rng.randrange(len(data) + 1)]) + rng.randbytes(rng.randrange(100)))

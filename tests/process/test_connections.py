@@ -13,6 +13,7 @@ import pytest
 
 from streamrnn_bench.child_process import start_child
 from streamrnn_client import Client
+from tests.fuzz.zmtp import GREETING, RawPeer
 from tests.support.models import random_model
 from tests.support.program import run_python, streamrnn
 
@@ -30,10 +31,10 @@ def path(tmp_path):
 
 
 @contextlib.contextmanager
-def few_files(path, log):
+def few_files(path, log, *options):
     """A server that may open few files; yields its process and address."""
     limit = ("sh", "-c", f'ulimit -n {MAX_FILES}; exec "$@"', "sh")
-    command = [*limit, *streamrnn("serve", path, "--bind", "tcp://127.0.0.1:0")]
+    command = [*limit, *streamrnn("serve", path, "--bind", "tcp://127.0.0.1:0", *options)]
     with log.open("w") as errors:
         process = start_child(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
@@ -92,10 +93,55 @@ def test_a_flood_of_connections_is_cut_before_files_run_out(path, tmp_path):
             until(lambda: new.stats()["num_connections"] == 2)
 
 
+def close_all(peers):
+    while peers:
+        peers.pop().close()
+
+
+def anonymous_bytes(process):
+    with open(f"/proc/{process.pid}/statm") as file:
+        _, resident, shared, *_ = map(int, file.read().split())
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["frames", "handshakes"])
+def test_who_fills_the_memory_of_libzmq_is_cut_and_others_are_served(path, tmp_path, how):
+    log = tmp_path / "log"
+    with few_files(path, log, "--memory-budget", "512M") as (process, endpoint):
+        port = int(endpoint.rpartition(":")[2])
+        with Client(endpoint, timeout_s=60) as client:
+            stream = client.stream("a")
+            stream.step(ROW)
+            first = most = anonymous_bytes(process)
+            peers: list[RawPeer] = []
+            for k in range(2000):
+                try:
+                    if how == "frames":  # of one message that does not end
+                        peers = peers or [RawPeer(port)]
+                        peers[0].send(b"\x01\x00" * 100_000)
+                    else:  # a READY that does not come whole
+                        peers.append(RawPeer(port, handshake=False))
+                        peers[-1].send(GREETING + b"\x06" + (2**23).to_bytes(8, "big"))
+                        peers[-1].send(b"\x05READY" + bytes(2**23 - 100))
+                except OSError:
+                    close_all(peers)
+                most = max(most, anonymous_bytes(process))
+                stream.step(ROW)
+                if client.stats()["num_connections_cut"] > 1 and k > 100:
+                    break
+            assert client.stats()["num_connections_cut"] > 0
+            close_all(peers)
+            # 256 MiB, and what comes until it is seen.
+            assert most - first < 2**29
+        assert "more than there is memory for" in log.read_text()
+
+
 AFTER_READY = """
 import os, sys
 import numpy as np
 from streamrnn_client import Client
+from tests.fuzz.zmtp import GREETING, RawPeer
 from streamrnn_server.testing import serving
 from tests.support.models import random_model
 

@@ -27,6 +27,7 @@ from streamrnn_server.shard.streams.eviction import NUM_SAMPLED, SLOT_BYTES, all
 from streamrnn_server.shard.streams.slots import evict_stream
 from streamrnn_server.shard.structs import shard_at
 from streamrnn_server.testing import serving
+from tests.server.budget import budget_of, fixed_bytes
 from tests.support.models import random_model
 from tests.support.peer import Peer, served, step_or_busy, until
 
@@ -154,9 +155,9 @@ class Shard:
             return ShardMemory(config, 0, programs, sockets[0], sockets[1], disk, ["there"])
 
         probe = make(2**30)
-        least = int(probe.struct["budget"]["used_bytes"])
+        least = fixed_bytes(probe.struct)
         probe.close()
-        self.memory = make(least + num_free_bytes)
+        self.memory = make(budget_of(least + num_free_bytes))
         self.has_disk = has_disk
         self.address = self.memory.address
         self.streams: dict[int, tuple[int, int]] = {}  # slot -> (model, what its row holds)
@@ -368,18 +369,19 @@ def x(rng):
     return rng.standard_normal((40, NUM_INPUTS)).astype(np.float32)
 
 
-def least_bytes(models, directory, **options):
-    with served(models, directory, tuple(models), **options) as peer:
-        return peer.ok("stats")["memory_used_bytes"]
+def least_bytes(models, **options):
+    with serving(models, **options) as server:
+        return fixed_bytes(server.control.shards[0].struct)
 
 
 def test_more_rings_than_memory_are_evicted_in_turn(models, tmp_path, x):
     options = {"max_streams": 8000, "checkpoint_interval_s": 0.01}
     models = {"m": models["m"]}
-    least = least_bytes(models, tmp_path, **options)
+    disk = {"state_dir": tmp_path, "durability": "checkpoint"}
+    budget = budget_of(least_bytes(models, **disk, **options) + 2**20)
     expected = Engine(models["m"]).steps("s", x)
     names = [f"s{k}" for k in range(1200)]  # each keeps 256 outputs: 4 KiB
-    with served(models, tmp_path, memory_budget_bytes=least + 2**20, **options) as peer:
+    with served(models, tmp_path, memory_budget_bytes=budget, **options) as peer:
         for seq in (1, 2):
             for name in names:
                 if seq == 1:
@@ -389,14 +391,13 @@ def test_more_rings_than_memory_are_evicted_in_turn(models, tmp_path, x):
         until(lambda: stats.update(peer.call("stats")[1] or {}) or stats)
         assert stats["num_spilled_for_memory"] > 400
         assert stats["num_spilled_for_room"] == 0
-        assert stats["memory_used_bytes"] <= stats["memory_budget_bytes"] == least + 2**20
+        assert stats["memory_used_bytes"] <= stats["memory_budget_bytes"] == budget
 
 
 def test_without_evictable_streams_open_is_busy(models, x):
     models = {"m": models["m"]}
-    with serving(models, max_streams=40_000) as server:
-        least = server.control.stats()["memory_used_bytes"]
-    budget = least + 2**21 + 30_000 * SLOT_BYTES
+    least = least_bytes(models, max_streams=40_000)
+    budget = budget_of(least + 2**21 + 30_000 * SLOT_BYTES)
     with serving(models, max_streams=40_000, memory_budget_bytes=budget) as server:
         peer = Peer(server.endpoints[0])
         codes = []

@@ -13,6 +13,7 @@ from streamrnn import Engine
 from streamrnn.model.spec import InputSpec
 from streamrnn_client.protocol import MAX_BATCH, decode_batch_result, encode_request, hash_slot
 from streamrnn_server.testing import serving
+from tests.server.budget import budget_of, fixed_bytes
 from tests.support.models import random_model
 from tests.support.peer import Peer
 
@@ -516,8 +517,8 @@ def test_open_beyond_max_streams_is_busy(models):
 
 def test_a_full_arena_is_busy_and_everything_comes_back(models, x):
     with serving({"lstm": models["lstm"]}, max_streams=5000) as server:
-        least = server.control.stats()["memory_used_bytes"]
-    budget = least + 2 * 2**20
+        least = fixed_bytes(server.control.shards[0].struct)
+    budget = budget_of(least + 2 * 2**20)
     with serving({"lstm": models["lstm"]}, max_streams=5000, memory_budget_bytes=budget) as server:
         peer = Peer(server.endpoints[0])
         names = [f"{k:0>100}" for k in range(4000)]

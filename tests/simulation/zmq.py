@@ -91,6 +91,13 @@ class Wire:
 
     zmq_msg_close = zmq_msg_init
 
+    def zmq_msg_init_data(
+        self, message: int, data: int, num_bytes: int, when_done: int, hint: int
+    ) -> int:
+        self._hold(message, ctypes.string_at(data, num_bytes), False)
+        ctypes.CFUNCTYPE(_word, _word, _word)(when_done)(data, hint)
+        return 0
+
     def zmq_msg_recv(self, message: int, socket: int, flags: int) -> int:
         self._count()
         queue = self.queues[socket]
@@ -113,6 +120,9 @@ class Wire:
 
     def zmq_msg_size(self, message: int) -> int:
         return _word.from_address(message + 8 * _SIZE).value
+
+    def zmq_msg_get(self, message: int, name: int) -> int:
+        return -1  # there are no connections
 
     def zmq_msg_more(self, message: int) -> int:
         return _word.from_address(message + 8 * _MORE).value
@@ -158,11 +168,13 @@ _SIGNATURES: dict[
     str, tuple[Any, ...]
 ] = {  # result, arguments: as `streamrnn_server.shard.libzmq` has
     "zmq_msg_init": (_int, _word),
+    "zmq_msg_init_data": (_int, _word, _word, _word, _word, _word),
     "zmq_msg_close": (_int, _word),
     "zmq_msg_recv": (_int, _word, _word, _int),
     "zmq_msg_send": (_int, _word, _word, _int),
     "zmq_msg_data": (_word, _word),
     "zmq_msg_size": (_word, _word),
+    "zmq_msg_get": (_int, _word, _int),
     "zmq_msg_more": (_int, _word),
     "zmq_send": (_int, _word, _word, _word, _int),
     "zmq_poll": (_int, _word, _int, _word),

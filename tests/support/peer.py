@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,11 +15,16 @@ import zmq
 from streamrnn_client.protocol import ErrorCode, encode_request
 from streamrnn_server.testing import serving
 
-__all__ = ["RARELY_S", "Peer", "served", "step", "step_or_busy", "until"]
+__all__ = ["RARELY_S", "Peer", "random_id", "served", "step", "step_or_busy", "until"]
 
 TIMEOUT_MS = 20_000
 MAX_TRIES = 100_000
 RARELY_S = 3600.0  # a checkpoint interval: no checkpoint but those that are asked for
+
+
+def random_id():
+    """Return a routing id as a client must have one where there are keys."""
+    return b"\1" + secrets.token_bytes(15)
 
 
 class Peer:
@@ -27,6 +33,7 @@ class Peer:
     def __init__(self, endpoint):
         self.socket: Any = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.ROUTING_ID, random_id())
         self.socket.connect(endpoint)
         self.msgid = 0
 

@@ -1,11 +1,13 @@
-"""Connections: how many there are, and an end to new ones before open files run out.
+"""Connections: how many there are, and an end to those that take all open files, or the memory.
 
 Where no file can be opened, libzmq tries to accept a connection again and again, as fast as it can,
-and what needs a file fails. So the newest connections are cut while some files are left.
+and what needs a file fails. So the newest connections are cut while some files are left. Those that
+fill libzmq's memory are cut too: see `MemoryWatch`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -19,6 +21,7 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from streamrnn_server.control.memory_watch import LOOK_EVERY_MS, MemoryWatch, received_bytes
 from streamrnn_server.event_log import EventLog
 
 __all__ = ["Connections"]
@@ -27,6 +30,15 @@ _SPARE_FILES = 32  # for the state, keys, and what Python opens
 _SAY_EVERY_S = 60.0
 _COUNT_EVERY_S = 1.0
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: nothing is kept of the connection
+_TOO_MANY = (
+    "too many connections: new ones are cut; allow more open files, or fewer connections of one "
+    "address by a firewall"
+)
+_TOO_HEAVY = (
+    "connections have brought more than there is memory for, faster than it could be served or in "
+    "messages that do not end: those that brought most are cut"
+)
+_DISCARDED_BYTES = 2**20  # at once
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 
 
@@ -38,7 +50,7 @@ class Connections:
     max_connections : int
         More are cut as soon as they are there.
     num_cut : int
-        How many were.
+        How many were, for their number or for what libzmq held of them.
     """
 
     def __init__(self, context: zmq.Context[Any], log: EventLog) -> None:
@@ -48,8 +60,9 @@ class Connections:
         self._open: set[int] = set()  # file descriptors
         self._ports: set[int] = set()
         self._monitors: list[zmq.Socket[bytes]] = []
-        self._counted_at_s = self._said_at_s = -_SAY_EVERY_S
-        self._num_said = 0
+        self._counted_at_s = -_COUNT_EVERY_S
+        self._unsaid: dict[str, int] = {}  # how many were cut, by the reason
+        self._said_at_s: dict[str, float] = {}
         self._end, self._ended = (context.socket(zmq.PAIR) for _ in range(2))
         self._ended.bind("inproc://connections-end")
         self._end.connect("inproc://connections-end")
@@ -70,9 +83,9 @@ class Connections:
         monitor.connect(name)
         self._monitors.append(monitor)
 
-    def start(self, on_failure: Callable[[str, BaseException], None]) -> None:
+    def start(self, memory: MemoryWatch, on_failure: Callable[[str, BaseException], None]) -> None:
         """Begin; ``on_failure`` is called if the thread ends by an exception."""
-        self._on_failure = on_failure
+        self._memory, self._on_failure = memory, on_failure
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         used = len(os.listdir("/dev/fd"))
         self.max_connections = max(1, most - used - _SPARE_FILES)
@@ -83,6 +96,7 @@ class Connections:
         if self._thread.ident is not None:
             self._end.send(b"")
             self._thread.join()
+            self._memory.close()
         for each in (*self._monitors, self._end, self._ended):
             each.close(0)
 
@@ -98,10 +112,11 @@ class Connections:
         for each in (*self._monitors, self._ended):
             poller.register(each, zmq.POLLIN)
         while True:
-            for each, _ in poller.poll():
+            for each, _ in poller.poll(LOOK_EVERY_MS):
                 if each is self._ended:
                     return
                 self._take(parse_monitor_message(each.recv_multipart()))
+            self._look_at_memory()
 
     def _take(self, told: Any) -> None:
         """Note that a connection has come or gone."""
@@ -112,9 +127,18 @@ class Connections:
             self._open.add(descriptor)
             if len(self._open) > self.max_connections:
                 self._count_again()
-            if len(self._open) > self.max_connections and self._with_socket(descriptor, _cut):
-                self.num_cut += 1
-                self._say()
+            if len(self._open) > self.max_connections:
+                self._cut(descriptor, _TOO_MANY, max_connections=self.max_connections)
+
+    def _look_at_memory(self) -> None:
+        """Cut those who fill libzmq's memory."""
+        for descriptor in self._memory.look(time.monotonic(), self._received):
+            self._cut(descriptor, _TOO_HEAVY)
+
+    def _received(self) -> dict[int, int]:
+        """Return how many bytes each connection has brought."""
+        counts = {each: self._with_socket(each, received_bytes) for each in self._open}
+        return {each: count for each, count in counts.items() if count}
 
     def _count_again(self) -> None:
         """See which connections are still there, should we not have heard of an end."""
@@ -123,7 +147,7 @@ class Connections:
             self._counted_at_s = now_s
             self._open = {each for each in self._open if self._with_socket(each, _is_connected)}
 
-    def _with_socket(self, descriptor: int, do: Callable[[socket.socket], bool]) -> bool:
+    def _with_socket(self, descriptor: int, do: Callable[[socket.socket], int]) -> int:
         """Do something with a connection of libzmq's; False if it is none any more.
 
         It may be closed at any time, and its number given to another one: a client's, which is
@@ -140,24 +164,24 @@ class Connections:
         finally:
             one.detach()  # it is not ours to close
 
-    def _say(self) -> None:
-        """Say, at most once a minute, that connections are cut."""
+    def _cut(self, descriptor: int, reason: str, **numbers: int) -> None:
+        """Cut a connection; say so and how many were, at most once a minute."""
+        if not self._with_socket(descriptor, _reset):
+            return
+        self.num_cut += 1
+        self._unsaid[reason] = self._unsaid.get(reason, 0) + 1
         now_s = time.monotonic()
-        if now_s - self._said_at_s >= _SAY_EVERY_S:
-            self._said_at_s = now_s
-            self._log.write(
-                "warning",
-                "too many connections: new ones are cut; allow more open files, or fewer "
-                "connections of one address by a firewall",
-                num_cut=self.num_cut - self._num_said,
-                max_connections=self.max_connections,
-            )
-            self._num_said = self.num_cut
+        if now_s - self._said_at_s.get(reason, -_SAY_EVERY_S) >= _SAY_EVERY_S:
+            self._said_at_s[reason] = now_s
+            self._log.write("warning", reason, num_cut=self._unsaid.pop(reason), **numbers)
 
 
-def _cut(one: socket.socket) -> bool:
+def _reset(one: socket.socket) -> bool:
     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     one.shutdown(socket.SHUT_RDWR)  # libzmq reads the end, and closes it
+    with contextlib.suppress(OSError):
+        while one.recv(_DISCARDED_BYTES, socket.MSG_DONTWAIT):
+            pass  # what has come, libzmq would still read
     return True
 
 

@@ -118,11 +118,17 @@ class Control:
         list of Order
             What to send to which shard; nothing if nobody can be answered.
         """
+        self.drop(shard, ask)
         try:
             return self._answer(shard, ask)
         except Exception as error:  # a fault of ours must not end the server
             self._log.write_fault("a request failed", error)
             return self._give_up(shard, ask)
+
+    def drop(self, shard: int, ask: Ask) -> None:
+        """Note that a question of a shard no longer waits."""
+        if ask.charge:
+            self.shards[shard].note_answered(ask.client, ask.charge)
 
     def _answer(self, shard: int, ask: Ask) -> list[Order]:
         caller = Caller(shard, ask.identity, ask.msgid)
@@ -303,6 +309,10 @@ class Control:
             "num_connections_cut": self._connections.num_cut,
         }
 
+    def memory_used_bytes(self) -> int:
+        """Return how much of the memory budget is used."""
+        return sum(int(shard.struct["budget"]["used_bytes"]) for shard in self.shards)
+
     def stats(self) -> dict[str, Any]:
         """Return what the server tells about itself.
 
@@ -325,9 +335,7 @@ class Control:
             "num_streams": sum(int(shard.struct["num_streams"]) for shard in self.shards),
             **self._connection_stats(),
             "memory_budget_bytes": self._config.memory_budget_bytes,
-            "memory_used_bytes": sum(
-                int(shard.struct["budget"]["used_bytes"]) for shard in self.shards
-            ),
+            "memory_used_bytes": self.memory_used_bytes(),
             **counters,
             "num_errors_internal": self._log.num_faults,
             "latency_us": latency_us(

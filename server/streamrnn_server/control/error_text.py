@@ -28,6 +28,12 @@ __all__ = ["stream_of", "word_error", "word_items"]
 _KEY_REFUSED = (
     "the server does not take this connection's key any more, nothing was changed: ask its operator"
 )
+_NO_ROUTING_ID = (
+    "this connection has no routing id of its own, and a server with keys answers none that libzmq "
+    "gave, for the next client may be given the same: set ZMQ_ROUTING_ID to 16 random bytes, of "
+    "which the first is not 0; nothing was changed"
+)
+_AUTOMATIC_ID_BYTES = 5
 KnownAbout = Callable[[ErrorCode, bytes], dict[str, Any]]
 
 
@@ -110,7 +116,9 @@ def word_error(ask: Ask, models: Sequence[tuple[str, ModelSpec]], known_about: K
     """
     code = ErrorCode(ask.code)
     if code is ErrorCode.FORBIDDEN and not ask.body:
-        return encode_error(ask.msgid, error_reply(code, _KEY_REFUSED))
+        is_automatic = len(ask.identity) == _AUTOMATIC_ID_BYTES and not ask.identity[0]
+        text = _NO_ROUTING_ID if is_automatic else _KEY_REFUSED
+        return encode_error(ask.msgid, error_reply(code, text))
     detail = _detail(code, ask.details, stream_of(ask.body), models)
     detail |= known_about(code, ask.body)
     return encode_error(ask.msgid, error_reply(code, **detail))

@@ -26,13 +26,16 @@ class Ask(NamedTuple):
     body: bytes
     owner: int = 0
     columns: int = 0
+    client: int = 0
+    charge: int = 0
 
 
 def parse_ask(message: bytes, payload: bytes | None = None) -> Ask:
     """Read the frames of a shard's question; a second one is its body."""
     ask = np.frombuffer(message, w.Ask.dtype, 1)[0]
     begin = w.ASK_BYTES + int(ask["identity_bytes"])
-    numbers = ("msgid", "code", "model", "kind", "form", "num_items", "owner", "columns")
+    numbers = ["msgid", "code", "model", "kind", "form", "num_items", "owner", "columns"]
+    numbers += ["client", "charge"]
     return Ask(
         ask=int(ask["what"]),
         details=tuple(ask["detail"].tolist()),

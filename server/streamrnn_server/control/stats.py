@@ -29,6 +29,9 @@ class ShardView(Protocol):
     def num_streams_of(self, user: str) -> int:
         """Return how many of a user's streams are in memory."""
 
+    def note_answered(self, client: int, num_bytes: int) -> None:
+        """Note that Python is done with so much of what a client has asked."""
+
     def close(self) -> None:
         """Free it, after its thread has ended."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Hashable
 
 from streamrnn_server.control.messages import Ask
 
@@ -12,17 +13,18 @@ __all__ = ["Turns"]
 class Turns:
     """A queue for each user: who asks for little does not wait behind who asks for much.
 
-    What one user asks for stays in its order. Without users there is one queue.
+    What one user asks for stays in its order. Without users each client has a queue. How much waits
+    is limited by the shards (`streamrnn_server.shard.memory.clients`).
     """
 
     def __init__(self) -> None:
-        self._queues: OrderedDict[str, deque[tuple[int, Ask]]] = OrderedDict()
+        self._queues: OrderedDict[Hashable, deque[tuple[int, Ask]]] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._queues)
 
-    def add(self, user: str, shard: int, ask: Ask) -> None:
-        """Let what a shard asks for a user wait."""
+    def add(self, user: Hashable, shard: int, ask: Ask) -> None:
+        """Let what a shard asks for a user, or for a client where there are none, wait."""
         if user not in self._queues:
             self._queues[user] = deque()
         self._queues[user].append((shard, ask))

@@ -7,6 +7,7 @@ from streamrnn.kernels.memory import copy_bytes
 from streamrnn.kernels.pointers import address, field_address
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.memory.clients import find_client
 from streamrnn_server.shard.memory.index import hash64
 from streamrnn_server.shard.requests.finish import fail
 from streamrnn_server.shard.requests.queue import append
@@ -91,6 +92,7 @@ def _admit_python_request(shard: Shard, command: Command) -> None:
         free_request(pool, request)
         shard.counters.num_calls_refused += 1
         return
+    request.client = find_client(shard.clients, identity, command.identity_bytes)
     # A rollback without one only says that Python has found none.
     has_record = request.kind == Kind.RESTORE or (request.kind == Kind.ROLLBACK and data_bytes > 0)
     if has_record and not usable_record(shard, command.model, at, data_bytes):

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from ctypes import CDLL
 from pathlib import Path
+from socket import SHUT_RDWR
 
 import llvmlite.binding as llvm
 import zmq
@@ -28,10 +29,14 @@ __all__ = [
     "LIBRARY",
     "MESSAGE_BYTES",
     "POLL_BYTES",
+    "cut_connection",
+    "free_memory",
+    "get_memory",
     "monotonic_ns",
     "msg_close",
     "msg_data",
     "msg_init",
+    "msg_init_data",
     "msg_more",
     "msg_property",
     "msg_send",
@@ -45,7 +50,9 @@ MESSAGE_BYTES = 64  # sizeof(zmq_msg_t)
 POLL_BYTES = 48  # three zmq_pollitem_t
 EMPTY, FAILED = -1, -2  # results of `receive_frame` besides a size
 _DONTWAIT, _SNDMORE, _POLLIN = int(zmq.DONTWAIT), int(zmq.SNDMORE), int(zmq.POLLIN)
+_SRCFD = 2  # the file descriptor of the connection that a message came by
 _EINTR, _EAGAIN = errno.EINTR, errno.EAGAIN
+_SHUT_RDWR = int(SHUT_RDWR)
 _CLOCK_MONOTONIC = 1 if sys.platform == "linux" else 6
 
 
@@ -84,23 +91,50 @@ LIBRARY = _load()
 
 _int, _word = types.int32, types.int64
 _zmq_msg_init = ExternalFunction("zmq_msg_init", _int(_word))
+_zmq_msg_init_data = ExternalFunction("zmq_msg_init_data", _int(*5 * (_word,)))
 _zmq_msg_close = ExternalFunction("zmq_msg_close", _int(_word))
 _zmq_msg_recv = ExternalFunction("zmq_msg_recv", _int(_word, _word, _int))
 _zmq_msg_send = ExternalFunction("zmq_msg_send", _int(_word, _word, _int))
 _zmq_msg_data = ExternalFunction("zmq_msg_data", _word(_word))
 _zmq_msg_size = ExternalFunction("zmq_msg_size", _word(_word))
 _zmq_msg_gets = ExternalFunction("zmq_msg_gets", _word(_word, _word))
+_zmq_msg_get = ExternalFunction("zmq_msg_get", _int(_word, _int))
 _zmq_msg_more = ExternalFunction("zmq_msg_more", _int(_word))
 _zmq_send = ExternalFunction("zmq_send", _int(_word, _word, _word, _int))
 _zmq_poll = ExternalFunction("zmq_poll", _int(_word, _int, _word))
 _zmq_errno = ExternalFunction("zmq_errno", _int())
 _clock_gettime = ExternalFunction("clock_gettime", _int(_int, _word))
+_shutdown = ExternalFunction("shutdown", _int(_int, _int))
+_malloc = ExternalFunction("malloc", _word(_word))
+_free = ExternalFunction("free", _int(_word))  # returns nothing that is looked at
 
 
 @jit
 def msg_init(message: int) -> None:
     """Make the `MESSAGE_BYTES` at an address an empty message; they must not move."""
     _zmq_msg_init(message)
+
+
+@jit
+def get_memory(num_bytes: int) -> int:
+    """Return the address of so many bytes of the C library's; 0 if there are none."""
+    return _malloc(num_bytes)
+
+
+@jit
+def free_memory(block: int) -> None:
+    """Give back what `get_memory` returned; from any thread."""
+    _free(block)
+
+
+@jit
+def msg_init_data(message: int, data: int, num_bytes: int, when_done: int, hint: int) -> bool:
+    """Make a message of memory of ours; false if libzmq has none for itself.
+
+    ``when_done`` is the address of a function that takes ``data`` and ``hint``; libzmq calls it
+    once, in any of its threads or in the caller's, when it no longer needs the memory.
+    """
+    return _zmq_msg_init_data(message, data, num_bytes, when_done, hint) == 0
 
 
 @jit
@@ -128,6 +162,14 @@ def msg_property(message: int, name: int) -> int:
     Both the name and the result are addresses of text that ends with a zero; 0 if there is none.
     """
     return _zmq_msg_gets(message, name)
+
+
+@jit
+def cut_connection(message: int) -> None:
+    """End the connection by which a message has just come; its peer may connect again."""
+    descriptor = _zmq_msg_get(message, _SRCFD)
+    if descriptor >= 0:
+        _shutdown(descriptor, _SHUT_RDWR)
 
 
 @jit

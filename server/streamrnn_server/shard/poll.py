@@ -9,18 +9,16 @@ from streamrnn_server.shard.checkpoint.copy import is_all_checkpointed, ms_until
 from streamrnn_server.shard.from_python import handle_command
 from streamrnn_server.shard.libzmq import (
     monotonic_ns,
-    msg_close,
     msg_data,
-    msg_init,
-    msg_send,
     msg_size,
     poll_sockets,
     receive_frame,
 )
+from streamrnn_server.shard.memory.clients import find_client
 from streamrnn_server.shard.streams.dirty import ask_for_checkpoint
 from streamrnn_server.shard.structs import Shard, ShardState
 from streamrnn_server.shard.to_python import tell_drained
-from streamrnn_server.shard.wire.reply import count_unsent
+from streamrnn_server.shard.wire.reply import send_reply
 
 __all__ = ["listen", "read_clock", "wait"]
 
@@ -94,16 +92,7 @@ def listen(shard: Shard) -> None:
 
 @jit
 def _forward(shard: Shard, identity: int, payload: int) -> None:
-    """Forward a reply of Python's; if it cannot be sent, free both frames."""
-    router = shard.router
-    error = msg_send(router, identity, True)
-    if error == 0:
-        error = msg_send(router, payload, False)
-    if error == 0:
-        shard.counters.num_replies += 1
-        return
-    count_unsent(shard, error)
-    msg_close(identity)
-    msg_close(payload)
-    msg_init(identity)
-    msg_init(payload)
+    """Send on a reply of Python's."""
+    at, num_bytes = msg_data(identity), msg_size(identity)
+    client = find_client(shard.clients, at, num_bytes)
+    send_reply(shard, client, at, num_bytes, msg_data(payload), msg_size(payload))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -27,18 +28,23 @@ from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.libzmq import msg_close, msg_init
 from streamrnn_server.shard.memory.arena import Arena
 from streamrnn_server.shard.memory.budget import reserve_bytes
+from streamrnn_server.shard.memory.clients import Clients
 from streamrnn_server.shard.memory.header import HEADER_BYTES
 from streamrnn_server.shard.memory.index import StreamIndex
 from streamrnn_server.shard.requests.request import RequestPool
 from streamrnn_server.shard.streams.owners import Users
 from streamrnn_server.shard.structs import DiskBuffer, Model, Shard
 
-__all__ = ["ShardMemory"]
+__all__ = ["ShardMemory", "waiting_bytes"]
 
 _NUM_REQUESTS = 8 * MAX_BATCH
 _MAX_SLOTS = 2**31 - 2
 _OUT_SLACK_BYTES = 64 * 2**20
 _ENTRY_SLACK_BYTES = 4096
+_MESSAGES = ("identity_message", "payload_message", "reply_message")
+# What may wait outside of the shard: these parts of its budget, but not more than is of use.
+_UNREAD_PART, _MAX_UNREAD_BYTES = 16, 2**30  # for clients that read slowly
+_ASKED_PART, _MAX_ASKED_BYTES = 32, 2**26  # for Python
 
 
 class ShardMemory:
@@ -73,6 +79,8 @@ class ShardMemory:
         Each model's.
     row_locations : ndarray of uint8, shape (num_slots,)
         A `RowLocation` for each slot. Empty without a GPU, as the lists below.
+    note_answered : callable
+        Takes the number of a client's account and how much Python is done with.
     written, awaiting_row, checkpoint_rows : ndarray of int32, shape (num_slots,)
         Lists of slots.
     """
@@ -120,11 +128,12 @@ class ShardMemory:
             number=shard,
             num_shards=config.num_shards,
             max_message_bytes=config.max_message_bytes,
+            max_inputs=max(program.spec.num_inputs for program in programs.values()),
             idle_limit_s=config.idle_limit_s,
         )
         if disk is not None:
             self._add_disk(config, disk, num_slots, disk_buffer_bytes)
-        for name in ("identity_message", "payload_message"):
+        for name in _MESSAGES:
             msg_init(address_of(self.struct[name]))
 
     def _add_tables(
@@ -136,7 +145,10 @@ class ShardMemory:
         most_inputs = max(program.spec.num_inputs for program in programs)
         self._pool = RequestPool(_NUM_REQUESTS, 4 * most_inputs, self.struct["pool"])
         self._index = StreamIndex(num_slots, self._own(headers), self.struct["index"])
-        self.struct["budget"]["max_bytes"] = config.memory_budget_of_a_shard
+        budget = config.memory_budget_of_a_shard
+        self.struct["budget"]["max_bytes"] = budget
+        self._clients = Clients(*waiting_bytes(budget), self.struct["clients"])
+        self.note_answered = self._clients.note_answered
         self._set(
             headers=address_of(headers),
             inline_x_bytes=self._pool.inline_x_bytes,
@@ -183,11 +195,13 @@ class ShardMemory:
         self, config: ServerConfig, has_disk: bool, disk_buffer_bytes: int, num_models: int
     ) -> None:
         """Count the memory that does not depend on the number of streams."""
-        always = self._index.num_bytes + self._pool.num_bytes
+        always = self._index.num_bytes + self._pool.num_bytes + self._clients.num_bytes
         always += w.NUM_DISK_BUFFERS * disk_buffer_bytes if has_disk else 0
-        least = always + (num_models + 1) * HUGE_PAGE_BYTES
+        rows = (num_models + 1) * HUGE_PAGE_BYTES
         budget = self.struct["budget"]
-        if not reserve_bytes(budget, always) or least > budget["max_bytes"]:
+        if not reserve_bytes(budget, always) or always + rows > budget["max_bytes"]:
+            waiting = self._clients.max_waiting_bytes
+            least = math.ceil((always - waiting + rows) / (1 - 1 / _UNREAD_PART - 1 / _ASKED_PART))
             each = f", {config.num_shards} shards" if config.num_shards > 1 else ""
             raise StartError(
                 f"--memory-budget is {format_bytes(config.memory_budget_bytes)}; {num_models} "
@@ -238,7 +252,7 @@ class ShardMemory:
 
     def close(self) -> None:
         """Close libzmq's messages. The shard's thread has ended."""
-        for name in ("identity_message", "payload_message"):
+        for name in _MESSAGES:
             msg_close(address_of(self.struct[name]))
 
     def user(self, number: int) -> str:
@@ -303,6 +317,12 @@ class ShardMemory:
         """Return the address of zeroed memory at a multiple of 64."""
         array = np.zeros(num_bytes + 64, np.uint8)
         return -(-self._own(array) // 64) * 64
+
+
+def waiting_bytes(budget: int) -> tuple[int, int]:
+    """Return what of a shard's budget may wait to be read by clients, and what for Python."""
+    unread = min(budget // _UNREAD_PART, _MAX_UNREAD_BYTES)
+    return unread, min(budget // _ASKED_PART, _MAX_ASKED_BYTES)
 
 
 def _disk_buffer_bytes(programs: Iterable[Program]) -> int:

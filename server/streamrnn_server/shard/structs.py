@@ -16,6 +16,7 @@ from streamrnn.kernels.pointers import pointer_to
 from streamrnn.kernels.structs import I64, Struct
 from streamrnn_server.shard.memory.arena import ArenaStruct
 from streamrnn_server.shard.memory.budget import BudgetStruct
+from streamrnn_server.shard.memory.clients import ClientsStruct
 from streamrnn_server.shard.memory.index import IndexStruct
 from streamrnn_server.shard.requests.queue import Queue
 from streamrnn_server.shard.requests.request import Pool
@@ -128,6 +129,7 @@ class Shard(Struct):
     pair: I64
     identity_message: Annotated[Any, np.int64, (8,)]  # zmq_msg_t
     payload_message: Annotated[Any, np.int64, (8,)]
+    reply_message: Annotated[Any, np.int64, (8,)]
     poll_items: Annotated[Any, np.int64, (6,)]  # scratch of libzmq.poll_sockets
     clock: Annotated[Any, np.int64, (2,)]  # scratch of libzmq.monotonic_ns
     now_ns: I64  # the loop's clock: read when messages were received, and after a batch
@@ -149,6 +151,8 @@ class Shard(Struct):
     number: I64
     num_shards: I64
     max_message_bytes: I64
+    max_inputs: I64  # of all models: no step has more values
+    is_skipping: I64  # the frames that come belong to a message that was refused
     inline_x_bytes: I64
     out: I64  # address of the reply being written
     out_bytes: I64
@@ -206,6 +210,7 @@ class Shard(Struct):
     awaiting_row: I64  # address of int32[number of slots]: those that wait for their rows
     num_awaiting_row: I64
     budget: BudgetStruct  # what rows, slots and the arena's pages count against
+    clients: ClientsStruct
     users: I64  # address of the users and of the streams' owners; 0 without keys
 
 
@@ -298,6 +303,8 @@ class Ask(Struct, packed=True):
     body_bytes: I64
     owner: I64  # number of the user who asks
     columns: I64  # ITEMS: whether the reply is in columns
+    client: I64  # number of the client's account
+    charge: I64  # what it is charged for this
 
 
 class Item(Struct, packed=True):

@@ -2,7 +2,7 @@
 
 Compiled code builds no text. A request that ended with an error goes to Python as numbers, with the
 identity of its sender; Python writes the message and the shard sends it. A token bucket limits how
-many go there, counted by number and by size.
+many go there, counted by number and by size; what waits there is charged to its client.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from streamrnn.kernels.pointers import field_address
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.libzmq import send_bytes
+from streamrnn_server.shard.memory.clients import charge_ask, may_ask
 from streamrnn_server.shard.requests.request import Kind, Request, request_of
 from streamrnn_server.shard.streams.owners import MAX_ASKS, MAX_ASKS_PER_CALL, NS_PER_ASK
 from streamrnn_server.shard.structs import AskBucket, AskKind, Shard, ask_bucket_at, users_at
@@ -27,7 +28,8 @@ _BUCKET_BYTES = AskBucket.dtype.itemsize
 def call_python(shard: Shard, request: Request, data: int, num_bytes: int) -> bool:
     """Pass a message to Python, which answers it; False if too many are there already."""
     num_asks = min(1 + num_bytes // _BYTES_PER_ASK, MAX_ASKS_PER_CALL)
-    if not _take_tokens(shard, request.owner, num_asks):
+    has_room = may_ask(shard.clients, request.client, num_bytes)
+    if not has_room or not _take_tokens(shard, request.owner, num_asks):
         shard.counters.num_calls_refused += 1
         return False
     shard.counters.num_calls += 1
@@ -40,10 +42,15 @@ def call_python(shard: Shard, request: Request, data: int, num_bytes: int) -> bo
 def ask_python(shard: Shard, request: Request) -> bool:
     """Let Python make the reply if it needs text or a record; False if it does not."""
     if request.kind == Kind.EXPORT and request.code == 0:
+        if not may_ask(shard.clients, request.client, request.y_bytes):
+            shard.counters.num_calls_refused += 1
+            request.code = ErrorCode.BUSY
+            return False
         at = _write_ask(shard, request, AskKind.ENTRY, request.y_bytes)
         copy_bytes(at, request.y, request.y_bytes)
         return _ask(shard, at + request.y_bytes)
     num_asks = 1 if _needs_text(request) else 0
+    num_bytes = 0
     if request.code == 0:
         pool = shard.pool
         link = request.first_child
@@ -51,9 +58,12 @@ def ask_python(shard: Shard, request: Request) -> bool:
             child = request_of(pool, link)
             link = child.sibling
             num_asks += 1 if _needs_text(child) else 0
+            num_bytes += w.ITEM_BYTES + child.stream_bytes + _y_bytes_of_item(child)
     if num_asks == 0:
         return False
-    if not _take_tokens(shard, request.owner, min(num_asks, MAX_ASKS_PER_CALL)):
+    num_tokens = min(num_asks, MAX_ASKS_PER_CALL)
+    has_room = may_ask(shard.clients, request.client, num_bytes)
+    if not has_room or not _take_tokens(shard, request.owner, num_tokens):
         shard.counters.num_errors_without_words += num_asks
         return False
     if request.code != 0:
@@ -81,13 +91,18 @@ def _write_items(shard: Shard, parent: Request) -> int:
         item.durable_seq = child.last_seq if shard.is_always else child.durable_seq
         item.window = child.window
         item.id_bytes = child.stream_bytes
-        item.y_bytes = child.y_bytes if child.code == 0 and child.kind == Kind.STEP else 0
+        item.y_bytes = _y_bytes_of_item(child)
         at += w.ITEM_BYTES
         copy_bytes(at, field_address(child, "stream"), child.stream_bytes)
         at += child.stream_bytes
         copy_bytes(at, child.y, item.y_bytes)
         at += item.y_bytes
     return at
+
+
+@jit
+def _y_bytes_of_item(child: Request) -> int:
+    return child.y_bytes if child.code == 0 and child.kind == Kind.STEP else 0
 
 
 @jit
@@ -147,12 +162,15 @@ def _write_ask(shard: Shard, request: Request, what: int, body_bytes: int) -> in
     ask.columns = request.columns if request.kind == Kind.STEP_MANY else 0
     identity = shard.out + w.ASK_BYTES
     copy_bytes(identity, field_address(request, "identity"), request.identity_bytes)
+    ask.client = request.client
     return identity + request.identity_bytes
 
 
 @jit
 def _ask(shard: Shard, end: int) -> bool:
     out = shard.out
+    ask = w.ask_at(out)
+    ask.charge = charge_ask(shard.clients, ask.client, end - out)
     return send_bytes(shard.pair, out, end - out, False) == 0
 
 
@@ -164,7 +182,7 @@ def tell_reply(shard: Shard, request: Request, data: int, num_bytes: int) -> Non
     ask.what = AskKind.REPLY
     ask.msgid = request.msgid
     ask.owner = request.owner
-    ask.identity_bytes = 0
+    ask.identity_bytes = ask.charge = 0
     if send_bytes(shard.pair, head, w.ASK_BYTES, True) == 0:
         send_bytes(shard.pair, data, num_bytes, False)
 
@@ -174,6 +192,6 @@ def tell_drained(shard: Shard) -> bool:
     """Tell Python that no more will come; Python sends `CommandKind.END` in turn."""
     ask = w.ask_at(shard.out)
     ask.what = AskKind.DRAINED
-    ask.identity_bytes = 0
+    ask.identity_bytes = ask.charge = 0
     ask.body_bytes = 0
     return send_bytes(shard.pair, shard.out, w.ASK_BYTES, False) == 0

@@ -108,7 +108,8 @@ class Request(Struct):
     stream: Annotated[Any, np.uint8, (136,)]  # canonical id: at most 129 bytes, zeros up to 16
     owner: I64  # number of the user, where there are users
     columns: I64  # whether a batch is answered in columns
-    unused: Annotated[Any, np.int64, (5,)]
+    client: I64  # number of the sender's account
+    unused: Annotated[Any, np.int64, (4,)]
 
 
 class Pool(Struct):

@@ -9,6 +9,7 @@ from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.memory import header as h
+from streamrnn_server.shard.memory.clients import charge_ask, may_ask
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import header_of
 from streamrnn_server.shard.requests.finish import finish, set_error
@@ -171,7 +172,11 @@ def _fail_all(shard: Shard, header: Header, code: int) -> None:
 
 @jit
 def start_lookup(shard: Shard, request: Request) -> int:
-    """Have a stream looked up on disk; its slot, or -1 without memory."""
+    """Have a stream looked up on disk; its slot, or -1 without memory, or if Python is behind."""
+    num_bytes = request.stream_bytes
+    if not may_ask(shard.clients, request.client, num_bytes):
+        shard.counters.num_calls_refused += 1
+        return -1
     if not begin_lookup(shard, request.owner):
         return -1
     slot = allocate_named_slot(shard, shard.num_models, request)
@@ -186,9 +191,11 @@ def start_lookup(shard: Shard, request: Request) -> int:
     ask.detail[1] = header.generation
     ask.owner = request.owner
     ask.identity_bytes = 0
-    ask.body_bytes = request.stream_bytes
+    ask.body_bytes = num_bytes
+    ask.client = request.client
+    ask.charge = charge_ask(shard.clients, request.client, num_bytes)
     body = shard.out + ASK_BYTES
-    copy_bytes(body, field_address(request, "stream"), request.stream_bytes)
-    send_bytes(shard.pair, shard.out, ASK_BYTES + request.stream_bytes, False)
+    copy_bytes(body, field_address(request, "stream"), num_bytes)
+    send_bytes(shard.pair, shard.out, ASK_BYTES + num_bytes, False)
     shard.counters.num_looked_up += 1
     return slot

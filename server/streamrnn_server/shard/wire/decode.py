@@ -20,9 +20,9 @@ from streamrnn_server.shard.wire.values import (
     is_utf8,
     read_array,
     read_head,
-    read_numbers,
     read_stream,
     read_uint,
+    skip_numbers,
 )
 
 __all__ = ["decode_request"]
@@ -113,7 +113,7 @@ def _decode_x(at: int, end: int, request: Request) -> int:
         request.form = Form.BIN
         return at + length
     request.form = Form.ARRAY
-    return read_numbers(at, end, length, 0) if kind == ValueKind.ARRAY else 0
+    return skip_numbers(at, end, length) if kind == ValueKind.ARRAY else 0
 
 
 @jit

@@ -9,8 +9,16 @@ from __future__ import annotations
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes
 from streamrnn.kernels.pointers import address, field_address
-from streamrnn_client.protocol import MAX_BATCH, ErrorCode
-from streamrnn_server.shard.libzmq import monotonic_ns, msg_data, msg_more, msg_size, receive_frame
+from streamrnn_client.protocol import MAX_BATCH, MAX_WINDOW, ErrorCode
+from streamrnn_server.shard.libzmq import (
+    cut_connection,
+    monotonic_ns,
+    msg_data,
+    msg_more,
+    msg_size,
+    receive_frame,
+)
+from streamrnn_server.shard.memory.clients import find_client
 from streamrnn_server.shard.memory.index import equal_bytes, hash64, prefetch_entry
 from streamrnn_server.shard.memory.slab import model_of
 from streamrnn_server.shard.requests.finish import fail, finish
@@ -31,7 +39,7 @@ from streamrnn_server.shard.streams.owners import NO_OWNER, user_of
 from streamrnn_server.shard.structs import Shard, ShardState
 from streamrnn_server.shard.to_python import call_python
 from streamrnn_server.shard.wire.decode import decode_request
-from streamrnn_server.shard.wire.values import read_numbers, read_stream, read_uint
+from streamrnn_server.shard.wire.values import has_few_values, read_numbers, read_stream, read_uint
 
 __all__ = ["receive"]
 
@@ -39,6 +47,10 @@ __all__ = ["receive"]
 _LOOK_AGAIN_NS = 20_000
 _KEPT_FOR_PYTHON = 1024  # records for requests that Python makes
 _HEAD_BYTES = 32  # enough to find the msgid
+_MAX_TURN_BYTES = 2**20  # and the message that exceeds it: then others have their turn
+_MAX_TURN_FRAMES = 4096  # of one message
+_MAX_VALUES_FOR_PYTHON = 4 * MAX_BATCH  # in one message: each becomes an object
+_AUTOMATIC_ID_BYTES = 5  # of a routing id that libzmq gave: a zero, and a counter
 
 
 @jit
@@ -56,10 +68,16 @@ def receive(shard: Shard) -> int:
         return 0
     router, pool = shard.router, shard.pool
     identity = field_address(shard, "identity_message")
-    num_messages, max_rows = 0, shard.max_rows
+    num_messages, num_bytes, max_rows = 0, 0, shard.max_rows
+    if shard.is_skipping:
+        _skip_frames(shard, 0)
+        if shard.is_skipping:
+            return 1
     # A message may need a record for each item. Without free records it stays in the socket, until
     # at last the client's own socket blocks.
     while num_messages < max_rows and pool.num_free > MAX_BATCH + _KEPT_FOR_PYTHON:
+        if num_bytes > _MAX_TURN_BYTES or shard.is_skipping:
+            break
         if receive_frame(router, identity) < 0:
             shard.last_empty_ns = now
             break
@@ -67,23 +85,25 @@ def receive(shard: Shard) -> int:
             now = monotonic_ns(field_address(shard, "clock"))
             shard.now_ns = now
         num_messages += 1
-        _take_message(shard, router, identity, pool)
+        num_bytes += _take_message(shard, router, identity, pool)
     shard.counters.num_messages += num_messages
     return num_messages
 
 
 @jit
-def _take_message(shard: Shard, router: int, identity: int, pool: Pool) -> None:
-    """Take the rest of the message whose identity frame is here."""
+def _take_message(shard: Shard, router: int, identity: int, pool: Pool) -> int:
+    """Take the rest of the message whose identity frame is here; return its payload's bytes."""
     if not msg_more(identity):
         shard.counters.num_without_payload += 1
-        return
+        return 0
     request = allocate_request(pool)
-    if not set_identity(request, msg_data(identity), msg_size(identity)):
+    num_bytes = msg_size(identity)
+    if not set_identity(request, msg_data(identity), num_bytes):
         free_request(pool, request)
-        _drain(router, identity)
+        _skip_frames(shard, 0)
         shard.counters.num_too_broken_to_answer += 1
-        return
+        return 0
+    request.client = find_client(shard.clients, field_address(request, "identity"), num_bytes)
     request.received_ns = shard.now_ns
     payload = field_address(shard, "payload_message")
     num_bytes = receive_frame(router, payload)
@@ -93,7 +113,9 @@ def _take_message(shard: Shard, router: int, identity: int, pool: Pool) -> None:
     num_decoded = num_bytes if num_bytes <= max_bytes else min(num_bytes, _HEAD_BYTES)
     kind = decode_request(data, num_decoded, request)
     if msg_more(payload):
-        num_frames = 1 + _drain(router, payload)
+        num_frames = _skip_frames(shard, 1)
+        if shard.is_skipping:
+            cut_connection(payload)  # nobody is served until libzmq has handed over all of them
         shard.counters.num_extra_frames += 1
         _refuse(shard, request, ErrorCode.MALFORMED, num_frames, 0)
     elif is_unauthorised:
@@ -103,7 +125,9 @@ def _take_message(shard: Shard, router: int, identity: int, pool: Pool) -> None:
     elif kind == Kind.FOR_PYTHON or (
         kind in (Kind.OPEN, Kind.OPEN_MANY) and not _find_model(shard, request)
     ):
-        if call_python(shard, request, data, num_bytes):
+        if not has_few_values(data, data + num_bytes, _MAX_VALUES_FOR_PYTHON):
+            _refuse(shard, request, ErrorCode.BAD_PARAMS, 0, 0)
+        elif call_python(shard, request, data, num_bytes):
             free_request(pool, request)
         else:
             _refuse(shard, request, ErrorCode.BUSY, 0, 0)
@@ -113,22 +137,35 @@ def _take_message(shard: Shard, router: int, identity: int, pool: Pool) -> None:
         finish(shard, request)
     else:
         append(pool, shard.arrived, request)
+    return num_bytes
 
 
 @jit
-def _drain(router: int, message: int) -> int:
-    """Read away what follows a frame in its message; return how many frames that were."""
-    num_frames = 0
-    while msg_more(message) and receive_frame(router, message) >= 0:
-        num_frames += 1
+def _skip_frames(shard: Shard, num_frames: int) -> int:
+    """Drop the frames of a message behind some that were taken; return how many it has.
+
+    If they are many, that is how many there were in this turn; ``is_skipping`` tells of the rest.
+    """
+    payload = field_address(shard, "payload_message")
+    shard.is_skipping = 1
+    while shard.is_skipping and num_frames < _MAX_TURN_FRAMES:
+        is_there = receive_frame(shard.router, payload) >= 0
+        num_frames += is_there
+        shard.is_skipping = is_there and msg_more(payload)
     return num_frames
 
 
 @jit
 def _note_user(shard: Shard, message: int, request: Request) -> bool:
-    """Note the sender's user id; False if there are users and it is none of them."""
+    """Note the sender's user id; False if there are users and it is none of them.
+
+    Where there are users nobody may have an id that libzmq gave: the next who comes may get the
+    same one, or take it, and with it what is still on its way to the one who had it.
+    """
     if shard.users == 0:
         return True
+    if request.identity_bytes == _AUTOMATIC_ID_BYTES and request.identity[0] == 0:
+        return False
     user = user_of(shard, message)
     request.owner = user
     return user != NO_OWNER
@@ -179,6 +216,11 @@ def _keep(shard: Shard, request: Request, end: int) -> bool:
 def _keep_x(shard: Shard, request: Request, end: int) -> bool:
     x, length = request.x, request.x_count
     form = request.form
+    num_values = length if form == Form.ARRAY else length // 4
+    max_steps = MAX_WINDOW if request.kind == Kind.STEP else request.num_items
+    if num_values > max_steps * shard.max_inputs:
+        request.x = 0  # no stream takes so much: it is refused for its length, and not looked at
+        return True
     num_bytes = length if form == Form.BIN else 8 * length
     target = address(request) + REQUEST_BYTES
     if num_bytes > shard.inline_x_bytes:

@@ -17,8 +17,22 @@ from streamrnn.kernels.memory import copy_bytes, fill_bytes, load_i64, store_i64
 from streamrnn.kernels.pointers import field_address
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard import structs as w
-from streamrnn_server.shard.libzmq import send_bytes
+from streamrnn_server.shard.libzmq import (
+    msg_close,
+    msg_init,
+    msg_init_data,
+    msg_send,
+    send_bytes,
+)
 from streamrnn_server.shard.memory.arena import release
+from streamrnn_server.shard.memory.clients import (
+    MARKER_BYTES,
+    charge_reply,
+    forget_marker,
+    make_marker,
+    may_reply,
+    needs_marker,
+)
 from streamrnn_server.shard.requests.queue import pop_first
 from streamrnn_server.shard.requests.request import (
     Form,
@@ -41,9 +55,9 @@ from streamrnn_server.shard.wire.encode import (
     write_uint,
 )
 
-__all__ = ["count_unsent", "reply"]
+__all__ = ["reply", "send_reply"]
 
-_EAGAIN, _EHOSTUNREACH = errno.EAGAIN, errno.EHOSTUNREACH
+_EAGAIN, _EHOSTUNREACH, _ENOMEM = errno.EAGAIN, errno.EHOSTUNREACH, errno.ENOMEM
 
 
 @intrinsic
@@ -80,19 +94,54 @@ def _send(shard: Shard, request: Request, data: int, num_bytes: int) -> None:
     if request.identity_bytes == 0:
         tell_reply(shard, request, data, num_bytes)
         return
-    router = shard.router
-    error = send_bytes(router, field_address(request, "identity"), request.identity_bytes, True)
-    # After a failed identity the payload would go out as an orphan.
-    if error == 0:
-        error = send_bytes(router, data, num_bytes, False)
-    if error == 0:
-        shard.counters.num_replies += 1
-    else:
-        count_unsent(shard, error)
+    identity = field_address(request, "identity")
+    send_reply(shard, request.client, identity, request.identity_bytes, data, num_bytes)
 
 
 @jit
-def count_unsent(shard: Shard, error: int) -> None:
+def send_reply(
+    shard: Shard, client: int, identity: int, identity_bytes: int, data: int, num_bytes: int
+) -> None:
+    """Send a reply to a client, or drop it and count why: the client asks again."""
+    clients, router = shard.clients, shard.router
+    if not may_reply(clients, client, num_bytes):
+        shard.counters.num_dropped_slow_reader += 1
+        return
+    error = send_bytes(router, identity, identity_bytes, True)
+    # After a failed identity the payload would go out as an orphan.
+    if error == 0:
+        block = 0
+        if needs_marker(clients, client, num_bytes):
+            block = make_marker(clients, client, data, num_bytes)
+        if block != 0:
+            error = _send_marker(shard, block, num_bytes)
+        else:
+            error = send_bytes(router, data, num_bytes, False)
+            if error == 0:
+                charge_reply(clients, client, num_bytes)
+    if error == 0:
+        shard.counters.num_replies += 1
+    else:
+        _count_unsent(shard, error)
+
+
+@jit
+def _send_marker(shard: Shard, block: int, num_bytes: int) -> int:
+    """Send what `make_marker` has made; however it ends, it is given back and no longer counted."""
+    message, forget = field_address(shard, "reply_message"), shard.clients.forget
+    if not msg_init_data(message, block + MARKER_BYTES, num_bytes, forget, block):
+        msg_init(message)
+        msg_send(shard.router, message, False)  # an empty one, for its identity is sent
+        forget_marker(shard.clients, block)
+        return _ENOMEM
+    error = msg_send(shard.router, message, False)
+    if error != 0:
+        msg_close(message)
+    return error
+
+
+@jit
+def _count_unsent(shard: Shard, error: int) -> None:
     """Count a reply that could not be sent, by its error number."""
     if error == _EAGAIN:
         shard.counters.num_dropped_slow_reader += 1

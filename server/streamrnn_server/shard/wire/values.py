@@ -29,12 +29,14 @@ from streamrnn_server.shard.wire.encode import reverse_bytes
 
 __all__ = [
     "ValueKind",
+    "has_few_values",
     "is_utf8",
     "read_array",
     "read_head",
     "read_numbers",
     "read_stream",
     "read_uint",
+    "skip_numbers",
 ]
 
 
@@ -241,8 +243,64 @@ def is_utf8(at: int, num_bytes: int) -> bool:
 
 
 @jit
+def skip_numbers(at: int, end: int, num_values: int) -> int:
+    """Return the position after numbers of any kind, 0 if one of them is no number."""
+    k = 0
+    while at != 0 and k < num_values:
+        first = load_u8(at) if at < end else 0xC1
+        if first < 0x80 or first >= 0xE0:
+            at += 1
+        elif first == 0xCB:
+            at += 9
+        elif first == 0xCA:
+            at += 5
+        else:
+            kind, _, at = read_head(at, end)
+            if kind not in (ValueKind.UINT, ValueKind.NEGATIVE, ValueKind.BIG):
+                return 0
+        k += 1
+    return at if at <= end else 0
+
+
+@jit
+def has_few_values(at: int, end: int, max_values: int) -> bool:
+    """Tell whether all values of a message together, there or only announced, are at most so many.
+
+    A decoder makes room for what is announced, also where the message ends before.
+    """
+    num_values, num_read = 1, 0
+    while num_read < num_values and num_values <= max_values:
+        if at >= end:
+            return True
+        first = load_u8(at)
+        kind, length, after = read_head(at, end)
+        if 0xDC <= first <= 0xDF and at + 5 <= end:
+            kind = ValueKind.ARRAY if first < 0xDE else ValueKind.MAP
+            width = 4 if first & 1 else 2
+            length, after = _load_big(at + 1, width), at + 1 + width
+        elif 0x80 <= first < 0xA0:
+            kind = ValueKind.MAP if first < 0x90 else ValueKind.ARRAY
+            length, after = first & 0x0F, at + 1
+        elif 0xD4 <= first <= 0xD8:
+            kind, length, after = ValueKind.BIN, 1 + (1 << (first - 0xD4)), at + 1
+        elif after == 0:
+            return True  # here ends every decoder
+        if kind == ValueKind.ARRAY:
+            num_values += length
+        elif kind == ValueKind.MAP:
+            num_values += 2 * length
+        elif kind in (ValueKind.STR, ValueKind.BIN):
+            after += length
+        elif kind == ValueKind.EXT:
+            after += 1 + length
+        at = after
+        num_read += 1
+    return num_values <= max_values
+
+
+@jit
 def read_numbers(at: int, end: int, num_values: int, target: int) -> int:
-    """Read numbers of any kind as float64, to an address or, if it is 0, only to check them.
+    """Read numbers of any kind as float64, to an address.
 
     Returns the position after them, 0 if one of them is no number.
     """
@@ -256,6 +314,5 @@ def read_numbers(at: int, end: int, num_values: int, target: int) -> int:
             number = _double_of_bits(value)
         else:
             return 0
-        if target != 0:
-            store_f64(target + 8 * k, number)
+        store_f64(target + 8 * k, number)
     return at
