@@ -49,9 +49,12 @@ settings.load_profile("streamrnn")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell's background job ignores Ctrl-C, and so would the programs that tests interrupt.
+    # A shell's background job ignores Ctrl-C, and nohup's a lost terminal; so would the programs
+    # that tests signal.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # Numba reads this when it is imported: without a GPU its kernels run in the simulator.
     if config.getoption("markexpr") != "gpu":
         os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")

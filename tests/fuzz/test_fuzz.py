@@ -9,7 +9,7 @@ import pytest
 from tests.fuzz.campaign import SCENARIOS, attack
 from tests.fuzz.messages import Messages, mutate_record
 
-NUM_MESSAGES, LIMIT_S = 20_000, 30.0
+NUM_MESSAGES, LIMIT_S = 8_000, 10.0
 NUM_IN_SOAK, SOAK_LIMIT_S = 10_000_000, 120.0 / len(SCENARIOS)
 SEED = 20_261_127
 

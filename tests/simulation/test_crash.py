@@ -17,7 +17,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-NUM_SEEDS, NUM_PROCESSES = 240, 2
+NUM_SEEDS, NUM_PROCESSES = 120, 2
 
 
 def tell(first: int, last: int, *options: str) -> subprocess.CompletedProcess[str]:
