@@ -70,7 +70,7 @@ class BlockingDriver:
 
         def work(link: _Link, claims: list[Claim]) -> T:
             return self._drive(
-                link, operation(self.session, link.exchange, *args, **kwargs), claims
+                link, claims, operation(self.session, link.exchange, *args, **kwargs)
             )
 
         return self._guard(work)
@@ -79,18 +79,14 @@ class BlockingDriver:
         """Apply one step as `Session.step` does, straight where nothing stands in its way."""
         if seq is not None or not state.numbered or self.session.is_spread:
             return self.run(Session.step, state, x, seq)
-        x = state.model.step_array(x)
+        return self._guard(self._step, state, state.model.step_array(x))
 
-        def work(link: _Link, claims: list[Claim]) -> Array:
-            y = self._step_straight(link, claims, state, x)
-            if y is None:
-                self._end(claims)
-                y = self._drive(link, self.session.step(link.exchange, state, x, None), claims)
-            return y
-
-        return self._guard(work)
-
-    def _guard(self, work: Callable[[_Link, list[Claim]], T]) -> T:
+    def _guard(
+        self,
+        work: Callable[Concatenate[_Link, list[Claim], P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
         """Do the work of a call with sockets of its own, and leave nothing of it behind."""
         if self._pid != os.getpid():
             self._era.is_over = True
@@ -100,7 +96,7 @@ class BlockingDriver:
         try:
             while not link.in_use.acquire(blocking=False):
                 link = self._link()
-            result = work(link, claims)
+            result = work(link, claims, *args, **kwargs)
             self._end(claims)
             self._free(link)
             return result
@@ -111,6 +107,13 @@ class BlockingDriver:
             if isinstance(error, StreamRNNClientError) and self._is_nested(link):
                 error.is_of_another_call = True
             raise
+
+    def _step(self, link: _Link, claims: list[Claim], state: StreamState, x: Array) -> Array:
+        y = self._step_straight(link, claims, state, x)
+        if y is None:
+            self._end(claims)
+            y = self._drive(link, claims, self.session.step(link.exchange, state, x, None))
+        return y
 
     def _step_straight(
         self, link: _Link, claims: list[Claim], state: StreamState, x: Array
@@ -141,7 +144,7 @@ class BlockingDriver:
         call = exchange.adopt(session.address, "step", payload, msgid, started)
         if reply is not None:
             exchange.receive(reply)
-        return self._drive(link, session.finish_step(exchange, state, call, seq, x), claims)
+        return self._drive(link, claims, session.finish_step(exchange, state, call, seq, x))
 
     def _link(self) -> _Link:
         """Return sockets of this thread that no call uses."""
@@ -170,7 +173,7 @@ class BlockingDriver:
         if self.is_closed:
             link.close_when_idle()
 
-    def _drive(self, link: _Link, operation: Operation[T], claims: list[Claim]) -> T:
+    def _drive(self, link: _Link, claims: list[Claim], operation: Operation[T]) -> T:
         try:
             wanted = next(operation)
             while True:
