@@ -70,6 +70,9 @@ class ModelInfo:
                 {i["name"]: i["categories"] for i in inputs if i["kind"] != "numeric"},
             )
             self.is_token: bool = inputs[0]["kind"] == "token"
+            names = (self.name, self.fingerprint, *self.input_names, *self.output_names)
+            if not all(isinstance(name, str) for name in names) or not self.output_names:
+                raise TypeError("a name is no string, or there is no output")
         except (KeyError, TypeError, IndexError) as error:
             raise NotSupported(
                 f"the server describes a model in a way that this client cannot read ({error!r}); "

@@ -12,6 +12,7 @@ from streamrnn_client import Client, errors
 from streamrnn_client._drivers.blocking import _Link
 from streamrnn_client._session.exchange import Exchange
 from streamrnn_client._session.session import Session
+from streamrnn_client.protocol import MAX_SEQ
 from tests.support.fake_server import SocketServer
 
 FAST: dict[str, Any] = {"timeout_s": 20.0, "resend_s": 0.01}
@@ -48,6 +49,27 @@ def test_a_numbered_step_on_one_shard_goes_straight(monkeypatch, durability, x):
         server.stop()
         server.start_again(keep_state=True)
         assert stream.step(x).tolist() == [6, 12]
+
+
+@pytest.mark.parametrize(
+    ("seq", "came"),
+    [
+        (0, "0"),
+        (-1, "-1"),
+        (MAX_SEQ, str(MAX_SEQ)),
+        (MAX_SEQ - 1, str(MAX_SEQ - 1)),
+        (1 << 16_609, "a number of 16610 bits"),
+    ],
+    ids=["none", "negative", "last", "too few left", "thousands of digits"],
+)
+def test_a_number_out_of_bounds_is_refused_with_the_bounds(server, seq, came):
+    with Client(server.address) as client:
+        stream = client.stream("a", "sum")
+        with pytest.raises(
+            errors.BadParams, match=f"seq is {came}; .* from 1, .* may have {2**62 - 2} "
+        ):
+            stream.steps([[1, 2], [1, 2]], seq=seq)
+        assert stream.step([1, 2]).tolist() == [1, 2]
 
 
 def test_shards_unnumbered_streams_and_given_numbers_go_the_general_way(monkeypatch):

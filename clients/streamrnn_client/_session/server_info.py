@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import msgpack
@@ -24,6 +24,7 @@ from streamrnn_client.protocol import (
     PROTOCOL_VERSION,
     shard_of,
 )
+from streamrnn_client.protocol.codes import kind_of
 
 __all__ = ["MAX_MOVES", "OVERHEAD_BYTES", "Operation", "ServerInfo", "ServerView"]
 
@@ -89,15 +90,17 @@ class ServerInfo:
         Raises `NotSupported` if the server speaks another protocol.
         """
         version = reply.get("protocol") if isinstance(reply, dict) else None
-        if version != PROTOCOL_VERSION:
+        if type(version) is not int or version != PROTOCOL_VERSION:
             raise errors.NotSupported(
                 f"the server speaks protocol {version!r}, this client {PROTOCOL_VERSION}: "
                 "install streamrnn-client in the server's version",
                 {"protocol": version, "expected": PROTOCOL_VERSION},
             )
-        known = {key: reply[key] for key in cls.__dataclass_fields__ if key in reply}
-        for key in ("endpoints", "models", "features"):
-            known[key] = tuple(known.get(key, ()))
+        known = {
+            item.name: _checked(item.name, item.type, reply[item.name])
+            for item in fields(cls)
+            if item.name in reply
+        }
         try:
             info = cls(**known)
         except TypeError as error:
@@ -111,9 +114,26 @@ class ServerInfo:
         return replace(info, endpoints=tuple(_reachable(e, address) for e in info.endpoints))
 
 
-def _reachable(endpoint: Any, address: str) -> Any:
+def _checked(name: str, kind: Any, value: Any) -> Any:
+    """Return a field of `hello` in its type; raise `NotSupported` if it has another one."""
+    if kind == "str" and isinstance(value, str):
+        return value
+    if kind == "int" and type(value) is int and value >= 1:
+        return value
+    is_list = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    if kind == "tuple[str, ...]" and is_list:
+        return tuple(value)
+    expected = {"str": "a string", "int": "a whole number from 1"}.get(kind, "a list of strings")
+    raise errors.NotSupported(
+        f"{name} in hello is {kind_of(value)}; expected was {expected}: the server is another "
+        "program, or of a version that this client does not know",
+        {"field": name},
+    )
+
+
+def _reachable(endpoint: str, address: str) -> str:
     """Return an endpoint; all addresses of a host are none, and the one that we use is."""
-    wildcard = _WILDCARD.fullmatch(endpoint) if isinstance(endpoint, str) else None
+    wildcard = _WILDCARD.fullmatch(endpoint)
     return endpoint if wildcard is None else f"{address.rpartition(':')[0]}:{wildcard[1]}"
 
 
@@ -182,7 +202,9 @@ class ServerView:
         """Ask for all models and their descriptions."""
         yield from self.server_info(ex)
         reply = yield from self.request(ex, "models", [])
-        self.models = {entry["name"]: ModelInfo(entry) for entry in reply}
+        if not isinstance(reply, list):
+            raise errors.NotSupported(f"models answered {kind_of(reply)}; expected was a list")
+        self.models = {model.name: model for model in map(ModelInfo, reply)}
         return dict(self.models)
 
     def stats(self, ex: Exchange) -> Operation[dict[str, Any]]:

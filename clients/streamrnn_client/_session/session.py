@@ -174,7 +174,12 @@ class Session(ServerView):
                 raise errors.BadParams(f"seq is {seq!r}; steps are numbered by integers from 1")
             seq = int(seq)
         if not 1 <= seq <= MAX_SEQ - num_steps:
-            raise errors.BadParams(f"seq is {seq}; steps are numbered from 1", {"seq": seq})
+            came = seq if seq.bit_length() <= 128 else f"a number of {seq.bit_length()} bits"
+            raise errors.BadParams(
+                f"seq is {came}; steps are numbered from 1, and the first of {num_steps} may have "
+                f"{MAX_SEQ - num_steps} at most",
+                {"seq": seq},
+            )
         return seq
 
     def _submit(
