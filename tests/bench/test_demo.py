@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from streamrnn.errors import ModelError, StartError, StreamRNNError
 from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from streamrnn_bench.child_process import start_child
+from streamrnn_bench.demo import server_process
 from streamrnn_bench.demo.many_streams import check_bits
 from streamrnn_bench.demo.numpy_loop import NumpyLoop
 from streamrnn_bench.demo.output import Output, duration, sparkline
@@ -145,6 +147,52 @@ def test_a_server_that_cannot_start_says_why(tmp_path):
         with pytest.raises(StartError, match=r"code \d.*absent\.safetensors"):
             server.start()
         assert server.wait() != 0
+
+
+class Compiling:
+    """A process that logs every minute, for so many of them, and is ready after `num_minutes`."""
+
+    def __init__(self, server, num_minutes, num_lines):
+        self.server, self.num_minutes, self.num_lines = server, num_minutes, num_lines
+        self.minute = 0
+
+    def perf_counter(self):
+        return 60.0 * self.minute
+
+    def wait(self, timeout):
+        self.minute += 1
+        if self.minute <= self.num_lines:
+            with self.server.log_path.open("a") as log:
+                log.write(f"compiling {self.minute}\n")
+        if self.minute == self.num_minutes:
+            self.server._ready_path.touch()
+        raise subprocess.TimeoutExpired("serve", timeout)
+
+
+@pytest.fixture
+def compiling(monkeypatch):
+    """Return a function that makes a server whose start takes some minutes, of no time."""
+    with ServerProcess(Path("absent"), 1) as server:
+
+        def start(num_minutes, num_lines):
+            server.log_path.touch()
+            process: Any = Compiling(server, num_minutes, num_lines)
+            monkeypatch.setattr(server, "_process", process)
+            monkeypatch.setattr(server_process, "time", process)
+            return server
+
+        yield start
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("num_minutes", "num_lines"), [(500, 500), (12, 10)])
+def test_a_start_is_waited_for_as_long_as_it_makes_progress(compiling, num_minutes, num_lines):
+    assert compiling(num_minutes, num_lines).wait_until_ready() == 60.0 * num_minutes
+
+
+def test_a_start_that_says_nothing_any_more_is_given_up(compiling):
+    with pytest.raises(StartError, match=r"after 780 s.* nothing for 180 s.*words: compiling 10"):
+        compiling(100, 10).wait_until_ready()
 
 
 def test_a_taken_port_is_named():

@@ -19,7 +19,7 @@ from streamrnn_bench.server.processes import defer_signals
 __all__ = ["PREFERRED_PORT", "ServerProcess", "usable_port"]
 
 PREFERRED_PORT = 7070
-READY_WITHIN_S = 180.0  # a first start on a slow machine compiles everything
+QUIET_WITHIN_S = 180.0  # the log of a start: one that compiles tells of it every few seconds
 STOP_WITHIN_S = 10.0
 LOOK_EVERY_S = 0.02
 SLOW_S = 3.0
@@ -84,21 +84,25 @@ class ServerProcess:
         """Wait until the launched process is ready; return the seconds since its launch.
 
         Calls ``slow`` once if that takes longer than usual. Raises a `StartError` if the process
-        ends instead, or is not ready for minutes.
+        ends instead, or has logged nothing for minutes.
         """
         assert self._process is not None
+        log_bytes, grew_at_s = -1, self._launched_s
         while not self._ready_path.exists():
             try:
                 code = self._process.wait(LOOK_EVERY_S)
             except subprocess.TimeoutExpired:
-                passed_s = time.perf_counter() - self._launched_s
-                if passed_s >= SLOW_S:
+                now_s = time.perf_counter()
+                if now_s - self._launched_s >= SLOW_S:
                     slow()
                     slow = _nothing
-                if passed_s < READY_WITHIN_S:
+                if (size := self.log_path.stat().st_size) != log_bytes:
+                    log_bytes, grew_at_s = size, now_s
+                if now_s - grew_at_s < QUIET_WITHIN_S:
                     continue
                 raise StartError(
-                    f"the server is not ready after {READY_WITHIN_S:.0f} s. {self._last_words()}"
+                    f"the server is not ready after {now_s - self._launched_s:.0f} s, and has "
+                    f"said nothing for {QUIET_WITHIN_S:.0f} s. {self._last_words()}"
                 ) from None
             raise StartError(f"the server ended with code {code}. {self._last_words()}")
         return time.perf_counter() - self._launched_s
