@@ -1,23 +1,26 @@
-"""Compile every kernel of the GPU to PTX and to machine code, where there is no GPU.
+"""Compile every kernel as it is compiled for a GPU, where there is none.
 
-``python -m tests.cuda.ptx 9 0`` prints JSON: for each kernel its PTX and what the assembler says.
+``python -m tests.cuda.ptx`` prints JSON: for each kernel its LLVM, its PTX, what the assembler says
+of that, and the machine code that goes to the driver, which is the fake one: it says for what GPU.
 A process of its own: in the tests' process numba's simulator takes the compiler's place.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 
-def assemble(ptx: str, capability: tuple[int, int]) -> str:
+def assemble(ptx: str) -> str:
     """Return what the assembler says about registers, memory and spills."""
     from cuda import pathfinder
     from cuda.bindings import nvjitlink
 
-    options = ["-arch=sm_{}{}".format(*capability), "-Xptxas=-v", "-verbose"]
+    [architecture] = re.findall(r"^\.target (\w+)", ptx, re.M)
+    options = [f"-arch={architecture}", "-Xptxas=-v", "-verbose"]
     linker = nvjitlink.create(len(options), options)
     code = ptx.encode()
     nvjitlink.add_data(linker, nvjitlink.InputType.PTX, code, len(code), "kernel")
@@ -31,10 +34,9 @@ def assemble(ptx: str, capability: tuple[int, int]) -> str:
     return log.decode(errors="replace")
 
 
-def main(capability: tuple[int, int]) -> None:
-    """Print every kernel's PTX and the assembler's words."""
-    from numba import cuda, float32, int32, int64
-    from numba.cuda import dispatcher
+def main() -> None:
+    """Print every kernel."""
+    from numba import float32, int32, int64
 
     from streamrnn.kernels.cuda import (
         features,
@@ -47,8 +49,6 @@ def main(capability: tuple[int, int]) -> None:
     )
     from streamrnn.kernels.gates import DENSE, GRU, LSTM
 
-    # Functions that kernels call are compiled for the GPU that is there; say which it would be.
-    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
     words, ints, floats = int64[::1], int32[::1], float32[::1]
     tiling = network.TILING
     threads = tiling.row_threads
@@ -75,21 +75,26 @@ def main(capability: tuple[int, int]) -> None:
     state = (words, floats, floats, floats, ints)
     kernels["features"] = (features.make_features_kernel(threads), (*state, floats, ints, *batch))
     kernels["finish"] = (outputs.make_finish_kernel(threads), (*state, floats, *batch))
-    kernels["softmax"] = (outputs.make_softmax_kernel(threads), (floats, int64, *batch))
+    kernels["softmax"] = (outputs.make_softmax_kernel(threads), (floats, int64, *two))
     kernels["persistent"] = (
         persistent.make_persistent_kernel(threads),
-        (*state, floats, ints, floats, *two, *batch),
+        (*state, floats, ints, floats, *two, *two),
     )
-    kernels["fma rate"] = (roofline._multiply_and_add, (float32, floats))
+    kernels["fma rate"] = (roofline._multiply_and_add, (floats, int64, floats))
     kernels["start"] = (outputs.make_start_kernel(threads), (floats, ints, floats))
     kernels["move"] = (outputs.make_move_kernel(threads), (floats, ints, floats, int64, int64))
     result = {}
     for name, (kernel, signature) in kernels.items():
-        bounds = kernel.targetoptions["launch_bounds"]
-        ptx, _ = cuda.compile_ptx(kernel.py_func, signature, cc=capability, launch_bounds=bounds)
-        result[name] = {"ptx": ptx, "log": assemble(ptx, capability)}
+        library = kernel.compile(signature).library
+        ptx = library.get_asm_str()
+        result[name] = {
+            "llvm": library.get_llvm_str(),
+            "ptx": ptx,
+            "log": assemble(ptx),
+            "machine_code": base64.b64encode(library.get_cubin().code).decode(),
+        }
     json.dump(result, sys.stdout)
 
 
 if __name__ == "__main__":
-    main((int(sys.argv[1]), int(sys.argv[2])))
+    main()

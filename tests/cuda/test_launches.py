@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from streamrnn.errors import DeviceError
 from streamrnn.kernels.cuda import plan
 from streamrnn.kernels.cuda.launches import (
     DRIVER_FUNCTIONS,
     Launch,
     Launches,
+    Limits,
     Number,
     begin_batch,
     compute_batch,
@@ -52,7 +55,12 @@ PERSISTENT = (
     Launch("persistent", (9, ARRAY, *OF_BATCH), 128, 32, shared_bytes=60_000, is_cooperative=True),
     Launch("softmax", (X, STRIDE), 32, 12),
 )
-LAUNCHES = Launches(STEP, PERSISTENT, max_persistent_rows=2, num_inputs=7)
+LAUNCHES = Launches(STEP, PERSISTENT, max_rows=512, max_persistent_rows=2, num_inputs=7)
+LIMITS = Limits(threads=256, shared_bytes=100_000, blocks_together=132)
+
+
+def packed(launches, limits, function=lambda launch: 1, head=HANDLES):
+    return pack_launches(launches, function, lambda array: 1 << 40, head, lambda launch: limits)
 
 
 class Driver:
@@ -68,8 +76,8 @@ class Driver:
             self._kept.append(function)
             self.head[name] = ctypes.cast(function, ctypes.c_void_p).value or 0
         self.kernels = {launch.kernel: 50 + k for k, launch in enumerate((*STEP, *PERSISTENT))}
-        self.table, kept = pack_launches(
-            LAUNCHES, lambda launch: self.kernels[launch.kernel], lambda array: 1 << 40, self.head
+        self.table, kept = packed(
+            LAUNCHES, LIMITS, lambda launch: self.kernels[launch.kernel], self.head
         )
         self._kept += kept
 
@@ -121,11 +129,43 @@ def test_the_tile_goes_by_the_number_of_blocks():
     def kernels(*batch):
         return [(launch.kernel, grid) for launch, grid, _ in launches_of_batch(LAUNCHES, *batch)]
 
-    assert kernels(384, 1) == [("narrow", (8, 48)), ("finish", (1, 384))]
-    assert kernels(385, 1) == [("wide", (4, 4)), ("finish", (1, 385))]
-    assert kernels(2, 1) == [("narrow", (8, 1)), ("finish", (1, 2))]
+    assert kernels(384, 1) == [("narrow", (48, 8)), ("finish", (384, 1))]
+    assert kernels(385, 1) == [("wide", (4, 4)), ("finish", (385, 1))]
+    assert kernels(2, 1) == [("narrow", (1, 8)), ("finish", (2, 1))]
     assert kernels(2, 9) == [("persistent", (32, 1)), ("softmax", (12, 1))]
-    assert kernels(3, 2) == 2 * [("narrow", (8, 1)), ("finish", (1, 3))]
+    assert kernels(3, 2) == 2 * [("narrow", (1, 8)), ("finish", (3, 1))]
+
+
+# Each launch is at the limit that the field names, and one less is too little.
+AT_A_LIMIT = {
+    "threads": (Launch("k", (ROWS,), 256, 1), 256),
+    "shared_bytes": (Launch("k", (ROWS,), 32, 1, shared_bytes=60_000), 60_000),
+    "blocks_together": (Launch("k", (ROWS,), 32, 100, is_cooperative=True), 100),
+    "blocks_x": (Launch("k", (ROWS,), 32, 1, block_rows=1), 512),
+    "blocks_y": (Launch("k", (ROWS,), 32, 7, block_rows=128), 7),
+    "parameter_bytes": (Launch("k", (ROWS, 5, ARRAY), 32, 1), 8 * 9),
+}
+
+
+@pytest.mark.parametrize("limit", AT_A_LIMIT)
+@pytest.mark.parametrize("is_persistent", [False, True])
+def test_a_launch_beyond_a_limit_of_the_gpu_is_refused_by_its_name(limit, is_persistent):
+    step: tuple[Launch, ...]
+    persistent: tuple[Launch, ...]
+    launch, most = AT_A_LIMIT[limit]
+    step, persistent = ((), (launch,)) if is_persistent else ((launch,), ())
+    launches = Launches(step, persistent, max_rows=512, max_persistent_rows=2, num_inputs=7)
+    packed(launches, dataclasses.replace(LIMITS, **{limit: most}))
+    with pytest.raises(DeviceError, match=rf"kernel k needs {most:,} .* takes {most - 1:,}; use"):
+        packed(launches, dataclasses.replace(LIMITS, **{limit: most - 1}))
+
+
+def test_no_number_of_rows_is_too_many_blocks_for_a_gpu():
+    """Rows lie in x, which takes 2,147,483,647 blocks; y takes 65,535."""
+    launches = dataclasses.replace(LAUNCHES, max_rows=2**31 - 1)
+    packed(launches, LIMITS)
+    for launch, grid, _ in launches_of_batch(LAUNCHES, 70_000, 1):
+        assert grid[1] <= 8, launch
 
 
 def test_a_batch_is_copied_computed_and_copied_back(driver):

@@ -5,11 +5,7 @@ The simulator has no fused multiply-add. Where bits are compared with the CPU's,
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import re
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -336,85 +332,3 @@ def test_a_gpu_that_failed_is_not_used_again(rng, monkeypatch, which):
     monkeypatch.undo()
     with pytest.raises(DeviceError, match="restore their states"):
         engine.step({"a": [0.0, 0.0]})
-
-
-def test_an_old_gpu_is_named(monkeypatch):
-    from types import SimpleNamespace
-
-    from numba import cuda
-
-    gpu = SimpleNamespace(compute_capability=(6, 1), name=b"GeForce GTX 1080")
-    monkeypatch.setattr(support, "SIMULATED", False)
-    monkeypatch.setattr(cuda, "get_current_device", lambda: gpu)
-    with pytest.raises(DeviceError, match=r"GeForce GTX 1080 has compute capability 6\.1.* 8\.0"):
-        support.require_gpu()
-
-
-def test_without_numba_cuda_the_extra_is_named(rng, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DeviceError, match=r"pip install 'streamrnn\[cuda\]'"):
-        Engine(random_model(rng), device="cuda")
-
-
-def test_without_a_driver_its_words_are_passed_on(monkeypatch):
-    from numba import cuda
-
-    monkeypatch.setattr(cuda, "is_available", lambda: False)
-    monkeypatch.setattr(cuda, "cuda_error", lambda: "\nCUDA driver library\ncannot be found.\n:")
-    with pytest.raises(DeviceError, match=r"used: CUDA driver library cannot be found; check what"):
-        support.require_gpu()
-
-
-def test_the_benchmark_verifies_and_measures(capsys):
-    from streamrnn_bench.step.cases import Case
-    from streamrnn_bench.step.cuda import GpuCase, measure_gpu_steps
-
-    case = Case("rnn_tanh", 1, 1)
-    cases = [GpuCase(case, 2, target=0.6), GpuCase(case, 1, 2, wanted_us=6.0), GpuCase(case, 1)]
-    results = list(measure_gpu_steps(cases, num_rounds=1, round_s=0.001))
-    assert [(result.case.partition("1->1 ")[2], result.target) for result in results] == [
-        ("B=2 T=1 float32 cuda", 0.6),
-        ("B=2 T=1 float32 cuda Engine", None),
-        ("B=1 T=2 float32 cuda", None),
-        ("B=1 T=2 float32 cuda Engine", None),
-        ("B=1 T=2 float32 cuda", 1.0),
-        ("B=1 T=1 float32 cuda", None),
-        ("B=1 T=1 float32 cuda Engine", None),
-        ("B=1 T=1 float32 cuda wave", 1.0),
-    ]
-    assert [r.reference_value for r in results if r.reference == "wanted"] == [6.0, 30.0]
-    assert all(result.ratio > 0 for result in results)
-
-
-def test_the_benchmark_s_file_is_named_by_the_gpu(tmp_path, monkeypatch):
-    from streamrnn_bench.commands import bench as command
-    from streamrnn_bench.report.results import Result
-    from streamrnn_bench.step import cuda as step_cuda
-
-    given = []
-
-    def measure(cases, **rounds):
-        given.extend(cases)
-        yield Result("step", "a case", 1.0, "us", "wanted", 2.0)
-
-    monkeypatch.setattr(step_cuda, "measure_gpu_steps", measure)
-    parser = argparse.ArgumentParser()
-    command.configure(parser)
-    words = ["step", "--device", "cuda", "--json", str(tmp_path), "--cases", "lstm:2:3"]
-    assert command.run(parser.parse_args([*words, "--precision", "tf32"])) == 0
-    [line] = (tmp_path / "simulator-step.jsonl").read_text().splitlines()
-    assert json.loads(line)["ratio"] == 2.0
-    assert [str(case) for case in given] == [
-        f"lstm 2->3 B={num_streams} T=1 tf32 cuda" for num_streams in (1, 4096)
-    ]
-
-
-def test_only_one_package_imports_numba_cuda():
-    root = Path(support.__file__).parents[3]
-    package = Path(support.__file__).parent
-    paths = [*root.glob("streamrnn/**/*.py"), *root.glob("server/**/*.py")]
-    outside = [path for path in paths if package not in path.parents]
-    assert len(outside) > 10
-    importing = re.compile(r"^\s*(from numba import .*\bcuda\b|(from|import) numba\.cuda)", re.M)
-    assert importing.search((package / "tiles.py").read_text())
-    assert not [path for path in outside if importing.search(path.read_text())]

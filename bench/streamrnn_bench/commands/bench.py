@@ -10,7 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from streamrnn_bench.report.results import BenchError, Result, header, processor, table, write_json
+from streamrnn_bench.report.results import (
+    ERROR_UNIT,
+    BenchError,
+    Result,
+    header,
+    processor,
+    table,
+    write_json,
+)
 from streamrnn_bench.step.cases import BATCH_SIZES, Case, parse_case
 
 __all__ = ["BENCHMARKS", "configure", "run"]
@@ -204,13 +212,19 @@ def run(args: argparse.Namespace) -> int:
     Raises a `BenchError` if a measurement cannot be made, or a result to be measured is wrong.
     """
     cases = [parse_case(text) for text in args.cases or ()]
+    wrong: list[str] = []
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(_json_path(args), "w")) if args.json else None
         print(header())
         for name in [args.name] if args.name else BENCHMARKS:
-            results = list(BENCHMARKS[name](args, cases))
+            results = []
+            for result in BENCHMARKS[name](args, cases):
+                results.append(result)
+                if file is not None:  # at once: what is measured stays, whatever comes next
+                    write_json([result], file)
+                    file.flush()
             print(f"\n{name}\n{table(results)}", flush=True)
-            if file is not None:
-                write_json(results, file)
-                file.flush()
+            wrong += [result.case for result in results if result.unit == ERROR_UNIT]
+    if wrong:
+        raise BenchError(f"wrong, and so not timed: {', '.join(wrong)}")
     return 0

@@ -17,7 +17,16 @@ import streamrnn
 from streamrnn.errors import StreamRNNError
 from streamrnn.kernels.vector_width import WIDTH
 
-__all__ = ["BenchError", "Result", "commit", "header", "processor", "table", "write_json"]
+__all__ = [
+    "ERROR_UNIT",
+    "BenchError",
+    "Result",
+    "commit",
+    "header",
+    "processor",
+    "table",
+    "write_json",
+]
 
 
 class BenchError(StreamRNNError):
@@ -59,7 +68,9 @@ class Result:
         }
 
 
-_UNITS_OF_COST = ("s", "ms", "us", "ns", "KiB")
+ERROR_UNIT = "off"
+"""The unit of an error that is more than its tolerance: such a result is wrong."""
+_UNITS_OF_COST = ("s", "ms", "us", "ns", "KiB", ERROR_UNIT)
 
 
 @cache

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from streamrnn.engine.engine import Engine
 from streamrnn.kernels.cuda.compiler import require_gpu
 from streamrnn.reference.model import ReferenceModel
-from streamrnn_bench.report.results import BenchError, Result
+from streamrnn_bench.report.results import ERROR_UNIT, Result
 from streamrnn_bench.report.timing import interleave
 from streamrnn_bench.step.cases import Case
 
@@ -29,8 +29,9 @@ __all__ = ["GPU_CASES", "GpuCase", "measure_gpu_steps"]
 
 # Against float64, outputs of order 1.
 TOLERANCES = {"float32": 5e-6, "tf32": 1e-3, "bfloat16": 1e-2}
-_WANTED_BATCH_US = 30.0  # of launches, copies and waiting
+_WANTED_BATCH_US = 15.0  # of launches, copies and waiting
 _NUM_CHECKED_STREAMS, _NUM_CHECKED_STEPS = 16, 3
+_WORST = 1e9  # an error as JSON can say it
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ class GpuCase:
 
 
 GPU_CASES = (
-    GpuCase(Case("lstm", 1024, 1024), 4096, target=0.6),
-    GpuCase(Case("lstm", 64, 128), 100_000, target=0.6),
+    GpuCase(Case("lstm", 1024, 1024), 4096, target=0.72),
+    GpuCase(Case("lstm", 64, 128), 100_000, target=0.62),
     GpuCase(Case("gru", 64, 128), 100_000),
     GpuCase(Case("lstm", 256, 256), 48),
-    GpuCase(Case("lstm", 64, 512), 1, 1000, wanted_us=6.0),
+    GpuCase(Case("lstm", 64, 512), 1, 1000, wanted_us=3.0),
     GpuCase(Case("lstm", 1024, 1024), 4096, precision="tf32"),
     GpuCase(Case("lstm", 1024, 1024), 4096, precision="bfloat16"),
     GpuCase(Case("rnn_tanh", 1, 1), 1),  # all of it is launches, copies and waiting
@@ -66,17 +67,20 @@ def measure_gpu_steps(
     """Measure steps on a GPU: times in us of one step of all streams.
 
     Chunks (T above 1) are of one stream. Each measurement has ``num_rounds`` turns of about
-    ``round_s``, between those of its references. Raises a `DeviceError` if there is no GPU, a
-    `BenchError` if outputs are wrong.
+    ``round_s``, between those of its references. Of a case whose outputs are wrong, their error is
+    all that comes. Raises a `DeviceError` if there is no GPU.
     """
     require_gpu()
-    from streamrnn.kernels.cuda.roofline import FmaRate, ResidentStreams, copy_runner
+    from streamrnn.kernels.cuda.roofline import CopyRate, FmaRate, ResidentStreams
 
     rate = FmaRate()
     for item in cases:
         model = item.case.model()
         engine = Engine(model, "cuda", item.num_streams, item.precision)
-        _verify(item, engine)
+        wrong = _verify(item, engine)
+        if wrong is not None:
+            yield wrong
+            continue
         rng = np.random.default_rng(1)
         shape = (item.num_streams, item.num_steps, item.case.input_size)
         x = rng.standard_normal(shape, dtype=np.float32)
@@ -84,7 +88,7 @@ def measure_gpu_steps(
         copy_bytes = _moved_bytes(item)
         runs: dict[str, Callable[[int], object]] = {
             "fma": rate.run,
-            "copy": copy_runner(copy_bytes),
+            "copy": CopyRate(copy_bytes).run,
             "resident": resident.run,
             "engine": _engine_runner(item, engine, x),
             "wave": _batch_runner(engine),
@@ -153,8 +157,8 @@ def _moved_bytes(item: GpuCase) -> int:
     return weights + item.num_streams * stream
 
 
-def _verify(item: GpuCase, engine: Engine) -> None:
-    """Compare some streams of a few batches with the float64 reference."""
+def _verify(item: GpuCase, engine: Engine) -> Result | None:
+    """Compare some streams of a few batches with the float64 reference: what is off, or None."""
     rng = np.random.default_rng(0)
     some = np.linspace(0, item.num_streams - 1, _NUM_CHECKED_STREAMS).astype(int)
     reference = ReferenceModel(engine.model)
@@ -167,10 +171,17 @@ def _verify(item: GpuCase, engine: Engine) -> None:
         error = float(np.max(np.abs(engine.batch(rows, x)[some] - expected)))
         tolerance = TOLERANCES[item.precision]
         if not error <= tolerance:
-            raise BenchError(
-                f"{item}: step {step} is off by {error:g} from the float64 reference, more than "
-                f"{tolerance:g}; a wrong result is not timed"
+            return Result(
+                benchmark="step",
+                case=f"{item} outputs",
+                value=min(np.nan_to_num(error, nan=_WORST), _WORST),
+                unit=ERROR_UNIT,
+                reference="tolerance",
+                reference_value=tolerance,
+                target=1.0,
+                note=f"off from the float64 reference in step {step}; a wrong result is not timed",
             )
+    return None
 
 
 def _engine_runner(

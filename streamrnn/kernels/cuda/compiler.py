@@ -5,16 +5,19 @@ Importing this module imports no numba-cuda: `require_gpu` says first what is mi
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba import config
 
 from streamrnn.errors import DeviceError
 
 __all__ = [
     "MIN_COMPUTE_CAPABILITY",
+    "OPTIONS",
     "SIMULATED",
     "arithmetic",
     "device_function",
@@ -32,8 +35,13 @@ MIN_COMPUTE_CAPABILITY = (8, 0)
 # NUMBA_ENABLE_CUDASIM=1: kernels run as Python, one Python thread for each of the GPU's.
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
+# What bits and registers depend on is stated, for numba takes its defaults from the environment
+# (NUMBA_OPT, NUMBA_CUDA_DEBUGINFO) and from what is installed (lto). Without fastmath NVVM has its
+# defaults: ftz=0, prec-div=1, prec-sqrt=1. Without lto the PTX, which says so in every
+# instruction, is what the assembler gets: the tests read it, and the machine code.
+OPTIONS = {"fastmath": False, "lto": False, "opt": True, "debug": False, "lineinfo": False}
 
-_SYSTEM_SHARED_BYTES = 1 << 10
+_STATIC_SHARED_BYTES = 1 << 10  # left to what a kernel, or the system, declares of its own
 _SIMULATED_SHARED_BYTES = 47 << 10
 
 
@@ -43,15 +51,10 @@ def require_gpu() -> Any:
     Raises
     ------
     DeviceError
-        If numba-cuda, the driver or a GPU is missing, or the GPU is too old.
+        If numba-cuda, the driver or a GPU is missing, numba-cuda does not work with the numpy that
+        is installed, or the GPU is too old.
     """
-    if importlib.util.find_spec("numba_cuda") is None:
-        raise DeviceError(
-            "device 'cuda' needs numba-cuda, which is not installed: "
-            "pip install 'streamrnn[cuda]', or use device 'cpu'"
-        )
-    from numba import cuda
-
+    cuda = _import_numba_cuda()
     if not cuda.is_available():
         reason = str(cuda.cuda_error() or "the driver found no GPU").strip(" :.\n")
         raise DeviceError(
@@ -72,6 +75,28 @@ def require_gpu() -> Any:
     return cuda
 
 
+def _import_numba_cuda() -> Any:
+    if importlib.util.find_spec("numba_cuda") is None:
+        raise DeviceError(
+            "device 'cuda' needs numba-cuda, which is not installed: "
+            "pip install 'streamrnn[cuda]', or use device 'cpu'"
+        )
+    try:
+        from numba import cuda
+
+        if not SIMULATED:
+            # Imported when the first kernel is compiled, and the first to miss what a new numpy
+            # has dropped (numba-cuda 0.30 and np.row_stack, which numpy 2.5 has no more).
+            importlib.import_module("numba.cuda.np.arrayobj")
+    except (AttributeError, ImportError) as error:
+        raise DeviceError(
+            f"device 'cuda' cannot be used: numba-cuda {importlib.metadata.version('numba-cuda')} "
+            f"does not work with numpy {np.__version__} ({error}); pip install 'streamrnn[cuda]' "
+            "brings versions that fit, or use device 'cpu'"
+        ) from error
+    return cuda
+
+
 def gpu_errors() -> tuple[type[Exception], ...]:
     """Return the exceptions of a failing GPU: of numba-cuda, and of what it launches with."""
     from numba.cuda.cudadrv.driver import CudaAPIError
@@ -86,10 +111,18 @@ def gpu_errors() -> tuple[type[Exception], ...]:
 def arithmetic(precision: str) -> str:
     """Return what decides the bits of an output besides model and inputs.
 
-    Its number is to be raised whenever any output's bits change. The simulator rounds each product
-    before it is added.
+    Its number is to be raised whenever any output's bits change. Float32 is the same on every GPU;
+    how a tensor core adds differs from one architecture to the next. The simulator rounds each
+    product before it is added.
     """
-    return f"cuda{'-simulator' if SIMULATED else ''}-{precision}-2"
+    place = ""
+    if SIMULATED:
+        place = "-simulator"
+    elif precision != "float32":
+        from numba import cuda
+
+        place = "-sm{}{}".format(*cuda.get_current_device().compute_capability)
+    return f"cuda{place}-{precision}-2"
 
 
 def num_multiprocessors() -> int:
@@ -108,13 +141,13 @@ def gpu_name() -> str:
 
 
 def max_shared_bytes() -> int:
-    """Return the most shared memory of a block, less what the system keeps of it."""
+    """Return the most dynamic shared memory that a block may be planned with."""
     from numba import cuda
 
     if SIMULATED:
         return _SIMULATED_SHARED_BYTES
     gpu = cuda.get_current_device()
-    return int(gpu.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN) - _SYSTEM_SHARED_BYTES
+    return int(gpu.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN) - _STATIC_SHARED_BYTES
 
 
 def kernel(max_threads: int, min_blocks: int = 1) -> Callable[[Callable[..., Any]], Any]:
@@ -131,7 +164,9 @@ def kernel(max_threads: int, min_blocks: int = 1) -> Callable[[Callable[..., Any
 
     if SIMULATED:
         return cuda.jit
-    return cuda.jit(launch_bounds=(max_threads, min_blocks))
+    # Called without the function, numba-cuda 0.30's decorator forgets ``lto``.
+    bounds = (max_threads, min_blocks)
+    return lambda function: cuda.jit(function, launch_bounds=bounds, **OPTIONS)
 
 
 def device_function(function: Callable[..., Any]) -> Any:
@@ -140,4 +175,4 @@ def device_function(function: Callable[..., Any]) -> Any:
 
     if SIMULATED:
         return cuda.jit(function, device=True)
-    return cuda.jit(function, device=True, forceinline=True)
+    return cuda.jit(function, device=True, forceinline=True, **OPTIONS)

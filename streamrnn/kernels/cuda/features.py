@@ -69,7 +69,7 @@ def features_rows(num_inputs: int, num_threads: int) -> int:
 def make_features_kernel(num_threads: int) -> Any:
     """Return the kernel that turns x into the first layer's input and remembers what must be.
 
-    A thread takes an input of a row. Grid: (1, the rows over `features_rows`). Arguments: ``plan``,
+    A thread takes an input of a row. Grid: the rows over `features_rows`. Arguments: ``plan``,
     ``weights``, ``slab``, ``work`` and ``slots`` as in `make_layer_kernel`; ``x`` float32[:] and
     ``tokens`` int32[:], the batch's inputs, which are the same memory; the batch's numbers.
     """
@@ -78,7 +78,7 @@ def make_features_kernel(num_threads: int) -> Any:
     def write_features(plan, weights, slab, work, slots, x, tokens, num_rows, step, num_steps):
         num_inputs = plan[p.NUM_INPUTS]
         block_rows = max(1, num_threads // num_inputs)
-        first_row = int64(cuda.blockIdx.y) * block_rows
+        first_row = int64(cuda.blockIdx.x) * block_rows
         for i in range(int64(cuda.threadIdx.x), block_rows * num_inputs, num_threads):
             row, which = first_row + i // num_inputs, i % num_inputs
             if row < num_rows:

@@ -20,6 +20,7 @@ from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from streamrnn.errors import DeviceError
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.pointers import pointer_to
 from streamrnn.kernels.structs import I64, Struct
@@ -28,6 +29,7 @@ __all__ = [
     "DRIVER_FUNCTIONS",
     "Launch",
     "Launches",
+    "Limits",
     "Number",
     "begin_batch",
     "compute_batch",
@@ -57,8 +59,8 @@ class Launch:
         Any, ...
     ]  # arrays on the GPU, numbers, and a `Number` for what batches differ in
     threads: int  # of a block
-    num_blocks: int  # in x
-    block_rows: int = 0  # with 0 one block in y, else as many as the rows need
+    num_blocks: int  # in y if its blocks take rows, else in x
+    block_rows: int = 0  # rows of a block, of which there are as many in x as the batch needs
     min_blocks: int = 0  # with fewer blocks in all, the next launch of the list takes its place
     num_alternatives: int = 0  # launches that are left out if this one is taken
     shared_bytes: int = 0  # dynamic shared memory of a block
@@ -71,8 +73,16 @@ class Launches:
 
     step: tuple[Launch, ...]  # of one step of any batch, in order
     persistent: tuple[Launch, ...]  # of many steps of a few rows; empty if none are taken together
+    max_rows: int  # of a batch
     max_persistent_rows: int
     num_inputs: int  # of a step, in the batch's x
+
+
+def _grid(launch: Launch, num_rows: int) -> tuple[int, int]:
+    """Return a launch's blocks in x and y. Rows lie in x: in y a GPU takes 65,535 blocks."""
+    if not launch.block_rows:
+        return launch.num_blocks, 1
+    return -(-num_rows // launch.block_rows), launch.num_blocks
 
 
 def launches_of_batch(
@@ -87,17 +97,50 @@ def launches_of_batch(
 
     if num_steps > 1 and num_rows <= launches.max_persistent_rows:
         for launch in launches.persistent:
-            yield launch, (launch.num_blocks, 1), arguments_of(launch, 0)
+            yield launch, _grid(launch, num_rows), arguments_of(launch, 0)
         return
     for step in range(num_steps):
         index = 0
         while index < len(launches.step):
             launch = launches.step[index]
-            num_y = -(-num_rows // launch.block_rows) if launch.block_rows else 1
+            num_x, num_y = _grid(launch, num_rows)
             index += 1
-            if launch.num_blocks * num_y >= launch.min_blocks:
-                yield launch, (launch.num_blocks, num_y), arguments_of(launch, step)
+            if num_x * num_y >= launch.min_blocks:
+                yield launch, (num_x, num_y), arguments_of(launch, step)
                 index += launch.num_alternatives
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a GPU takes of one kernel."""
+
+    threads: int  # of a block
+    shared_bytes: int  # dynamic, of a block
+    blocks_together: int  # of a cooperative launch
+    blocks_x: int = (1 << 31) - 1
+    blocks_y: int = (1 << 16) - 1
+    parameter_bytes: int = 4096
+
+
+def _check_launch(launch: Launch, max_rows: int, parameter_bytes: int, limits: Limits) -> None:
+    """Raise a `DeviceError` for what the driver would refuse, or a GPU could not run."""
+    num_x, num_y = _grid(launch, max_rows)
+    blocks = ("blocks in x", num_x, limits.blocks_x)
+    if launch.is_cooperative:
+        blocks = ("blocks at once", num_x * num_y, limits.blocks_together)
+    for what, value, most in (
+        blocks,
+        ("blocks in y", num_y, limits.blocks_y),
+        ("threads of a block", launch.threads, limits.threads),
+        ("bytes of shared memory", launch.shared_bytes, limits.shared_bytes),
+        ("bytes of parameters", parameter_bytes, limits.parameter_bytes),
+    ):
+        if not 0 <= value <= most:
+            name = getattr(launch.kernel, "__name__", launch.kernel)
+            raise DeviceError(
+                f"kernel {name} needs {value:,} {what} for {max_rows:,} rows, where this GPU takes "
+                f"{most:,}; use device 'cpu'"
+            )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -197,12 +240,14 @@ def pack_launches(
     function: Callable[[Launch], int],
     pointer: Callable[[Any], int],
     head: dict[str, int],
+    limits: Callable[[Launch], Limits],
 ) -> tuple[NDArray[np.void], list[NDArray[Any]]]:
     """Return the table of a model's launches, and what it points to: to be kept as long as it.
 
     ``function`` returns the driver's handle of a launch's kernel, ``pointer`` an array's address on
     the GPU. ``head`` has the addresses of `DRIVER_FUNCTIONS` by the driver's names, and by the
-    fields of the table the driver's handles, the buffers' addresses and ``output_size``.
+    fields of the table the driver's handles, the buffers' addresses and ``output_size``. Raises a
+    `DeviceError` if a launch is beyond its ``limits``.
     """
     all_launches = (*launches.step, *launches.persistent)
     table, packed = np.zeros(1, _Table.dtype), np.zeros(len(all_launches), _PackedLaunch.dtype)
@@ -217,6 +262,7 @@ def pack_launches(
     kept: list[NDArray[Any]] = [packed]
     for row, launch in zip(packed, all_launches, strict=True):
         parameters = parameters_of(launch.arguments, pointer)
+        _check_launch(launch, launches.max_rows, 8 * len(parameters), limits(launch))
         values = np.array(parameters, dtype=np.int64)
         addresses = values.ctypes.data + 8 * np.arange(len(values))
         for k, parameter in enumerate(parameters):
@@ -262,10 +308,10 @@ _call_launch_cooperative = _driver_function("piiiiiiipp")
 
 
 @jit
-def _run_launch(table, launch, num_y):
+def _run_launch(table, launch, num_x, num_y):
     arguments = (
         launch.function,
-        *(launch.num_blocks, num_y, 1),
+        *(num_x, num_y, 1),
         *(launch.threads, 1, 1),
         launch.shared_bytes,
         table.compute,
@@ -286,7 +332,8 @@ def _run_launches(table, num_rows, num_steps):
     if num_steps > 1 and num_rows <= table.max_persistent_rows:
         for k in range(table.num_persistent_launches):
             place = table.launches + (table.num_step_launches + k) * _LAUNCH_BYTES
-            error = _run_launch(table, _launch_at(place), 1)
+            launch = _launch_at(place)
+            error = _run_launch(table, launch, launch.num_blocks, 1)
             if error != 0:
                 return error
         return 0
@@ -296,12 +343,12 @@ def _run_launches(table, num_rows, num_steps):
         index = 0
         while index < table.num_step_launches:
             launch = _launch_at(table.launches + index * _LAUNCH_BYTES)
-            num_y = 1
+            num_x, num_y = launch.num_blocks, 1
             if launch.block_rows > 0:
-                num_y = (num_rows + launch.block_rows - 1) // launch.block_rows
+                num_x, num_y = (num_rows + launch.block_rows - 1) // launch.block_rows, num_x
             index += 1
-            if launch.num_blocks * num_y >= launch.min_blocks:
-                error = _run_launch(table, launch, num_y)
+            if num_x * num_y >= launch.min_blocks:
+                error = _run_launch(table, launch, num_x, num_y)
                 if error != 0:
                     return error
                 index += launch.num_alternatives

@@ -108,11 +108,16 @@ else:
 
     _FLOAT, _WORD = ir.FloatType(), ir.IntType(32)
 
+    def _call_assembly(builder: Any, kind: Any, assembly: str, constraints: str, args: Any) -> Any:
+        """Call PTX that stays where it stands: all lanes of a warp must come by it together."""
+        code = ir.InlineAsm(kind, assembly, constraints, side_effect=True)
+        return builder.call(code, args, attrs=("convergent",))
+
     def _make_word(assembly: str) -> Any:
         def word(typingctx: Any, first: Any, second: Any) -> Any:
             def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
                 kind = ir.FunctionType(_WORD, [_FLOAT, _FLOAT])
-                return builder.call(ir.InlineAsm(kind, assembly, "=r,f,f"), args)
+                return _call_assembly(builder, kind, assembly, "=r,f,f", args)
 
             return types.int32(types.float32, types.float32), codegen
 
@@ -132,7 +137,7 @@ else:
                 words = [builder.extract_value(args[1], k) for k in range(4)]
                 words += [builder.extract_value(args[2], k) for k in range(2)]
                 old = [builder.extract_value(args[0], k) for k in range(4)]
-                new = builder.call(ir.InlineAsm(kind, assembly, constraints), words + old)
+                new = _call_assembly(builder, kind, assembly, constraints, words + old)
                 values = [builder.extract_value(new, k) for k in range(4)]
                 return context.make_tuple(builder, signature.return_type, values)
 

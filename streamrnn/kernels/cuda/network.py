@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numba import cuda
-from numba.core.errors import NumbaPerformanceWarning
 from numpy.typing import NDArray
 
 from streamrnn.kernels.activations import SOFTMAX
-from streamrnn.kernels.cuda.compiler import max_shared_bytes, num_multiprocessors
+from streamrnn.kernels.cuda.compiler import SIMULATED, max_shared_bytes, num_multiprocessors
 from streamrnn.kernels.cuda.features import features_rows, make_features_kernel
 from streamrnn.kernels.cuda.launches import Launch, Launches, Number
 from streamrnn.kernels.cuda.outputs import (
@@ -30,6 +28,11 @@ from streamrnn.kernels.row_layout import RowLayout
 from streamrnn.model.model import Model
 
 __all__ = ["TENSOR_TILING", "TILING", "Batch", "Network", "Tiling"]
+
+
+# Numba warns of a grid of fewer blocks, in a class of warnings of its own and in whatever thread
+# that is: a filter would reach the user's warnings too. What has no row ends at once.
+_MIN_BLOCKS = 1 if SIMULATED else 128
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Network:
 
     def __init__(self, model: Model, max_rows: int, precision: str = "float32") -> None:
         self.plan = GpuPlan(model, precision)
-        self._precision = precision
+        self._precision, self._max_rows = precision, max_rows
         self._tiling = tiling = TILING if precision == "float32" else TENSOR_TILING
         self._words = cuda.to_device(self.plan.words)
         self._weights = cuda.to_device(self.plan.weights)
@@ -150,8 +153,10 @@ class Network:
             step += self._layer_launches(layer, arguments)
             x_place = (self._work, layer.out, plan.work_size)
         step.append(Launch(self._finish, (*state, batch.slots, batch.y, *of_batch), threads, 1, 1))
-        persistent = self._persistent_launches(slab, batch, of_batch)
-        return Launches(tuple(step), persistent, self.max_persistent_rows, num_inputs)
+        persistent = self._persistent_launches(slab, batch)
+        return Launches(
+            tuple(step), persistent, self._max_rows, self.max_persistent_rows, num_inputs
+        )
 
     def _layer_launches(self, layer: GpuLayer, arguments: tuple[Any, ...]) -> list[Launch]:
         """Return both tiles: which is taken decides how fast, never what comes out."""
@@ -171,16 +176,15 @@ class Network:
             )
         ]
 
-    def _persistent_launches(
-        self, slab: Any, batch: Batch, of_batch: tuple[Number, ...]
-    ) -> tuple[Launch, ...]:
+    def _persistent_launches(self, slab: Any, batch: Batch) -> tuple[Launch, ...]:
         shape, header, threads = self._persistent, self.plan.header, self._tiling.row_threads
         if shape is None:
             return ()
+        of_chunk = (Number.NUM_ROWS, Number.NUM_STEPS)
         arrays = (self._words, self._weights, slab, self._work, batch.slots, batch.x, batch.slots)
         persistent = Launch(
             self._step_persistent,
-            (*arrays, batch.y, shape.vector_size, shape.sums_size, *of_batch),
+            (*arrays, batch.y, shape.vector_size, shape.sums_size, *of_chunk),
             threads,
             shape.num_blocks,
             shared_bytes=shape.shared_bytes,
@@ -188,7 +192,7 @@ class Network:
         )
         if not self.plan.head or header["head_activation"] != SOFTMAX:
             return (persistent,)
-        arguments = (batch.y, int(header["output_size"]), *of_batch)
+        arguments = (batch.y, int(header["output_size"]), *of_chunk)
         softmax = Launch(self._softmax_rows, arguments, threads, 4 * self._num_multiprocessors)
         return (persistent, softmax)
 
@@ -214,8 +218,5 @@ class Network:
         launch(slab, cuda.to_device(slots), rows, self.plan.row_size, inwards)
 
     def _launch_of_rows(self, kernel: Any, num_rows: int) -> Any:
-        """Return a kernel ready to be called, one block a row."""
-        with warnings.catch_warnings():
-            # Few rows fill no GPU, and their owner knows.
-            warnings.simplefilter("ignore", NumbaPerformanceWarning)
-            return kernel[num_rows, self._tiling.row_threads]
+        """Return a kernel ready to be called, at least one block a row."""
+        return kernel[max(num_rows, _MIN_BLOCKS), self._tiling.row_threads]

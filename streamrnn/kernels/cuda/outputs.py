@@ -83,14 +83,14 @@ def _commit(plan, slab, work, stream, scratch, tid, num_threads):
 def make_finish_kernel(num_threads: int) -> Any:
     """Return the kernel that writes the outputs and puts the new h of every layer into the rows.
 
-    Grid: (1, rows). Arguments: ``plan``, ``weights``, ``slab``, ``work`` and ``slots`` as in
+    Grid: rows. Arguments: ``plan``, ``weights``, ``slab``, ``work`` and ``slots`` as in
     `make_layer_kernel`; ``y`` float32[:], the batch's outputs; the numbers of the batch.
     """
 
     @kernel(num_threads)
     def finish(plan, weights, slab, work, slots, y, num_rows, step, num_steps):
         shared = cuda.shared.array(num_threads, float32)
-        row, tid = int64(cuda.blockIdx.y), int64(cuda.threadIdx.x)
+        row, tid = int64(cuda.blockIdx.x), int64(cuda.threadIdx.x)
         stream = int64(slots[_index(row)]) * plan[p.ROW_SIZE]
         scratch = row * plan[p.WORK_SIZE]
         size = plan[p.OUTPUT_SIZE]
@@ -120,12 +120,12 @@ def make_finish_kernel(num_threads: int) -> Any:
 def make_softmax_kernel(num_threads: int) -> Any:
     """Return the kernel that replaces each output of a batch by its softmax.
 
-    Grid: any number of blocks in x. Arguments: ``y`` float32[:]; ``size`` of an output; the numbers
-    of the batch.
+    Grid: any number of blocks in x. Arguments: ``y`` float32[:]; ``size`` of an output; the
+    batch's numbers of rows and of steps.
     """
 
     @kernel(num_threads)
-    def softmax_rows(y, size, num_rows, step, num_steps):
+    def softmax_rows(y, size, num_rows, num_steps):
         shared = cuda.shared.array(num_threads, float32)
         tid = int64(cuda.threadIdx.x)
         for row in range(int64(cuda.blockIdx.x), num_rows * num_steps, int64(cuda.gridDim.x)):
@@ -136,13 +136,16 @@ def make_softmax_kernel(num_threads: int) -> Any:
 
 
 def make_start_kernel(num_threads: int) -> Any:
-    """Return the kernel that puts rows into a given state: one block for each row.
+    """Return the kernel that puts rows into a given state.
 
-    Arguments: ``slab``; ``slots`` int32[:]; ``row`` float32[row_size].
+    Grid: at least as many blocks as rows. Arguments: ``slab``; ``slots`` int32[:]; ``row``
+    float32[row_size].
     """
 
     @kernel(num_threads)
     def start_rows(slab, slots, row):
+        if cuda.blockIdx.x >= len(slots):
+            return
         stream = int64(slots[_index(cuda.blockIdx.x)]) * len(row)
         for j in range(int64(cuda.threadIdx.x), len(row), num_threads):
             slab[_index(stream + j)] = row[_index(j)]
@@ -151,15 +154,17 @@ def make_start_kernel(num_threads: int) -> Any:
 
 
 def make_move_kernel(num_threads: int) -> Any:
-    """Return the kernel that takes rows out of the slab, or puts them there: one block a row.
+    """Return the kernel that takes rows out of the slab, or puts them there.
 
-    Arguments: ``slab``; ``slots`` int32[:]; ``rows`` float32[len(slots) * row_size]; ``row_size``;
-    ``inwards``, 1 to write the slab, 0 to read it.
+    Grid: at least as many blocks as rows. Arguments: ``slab``; ``slots`` int32[:]; ``rows``
+    float32[len(slots) * row_size]; ``row_size``; ``inwards``, 1 to write the slab, 0 to read it.
     """
 
     @kernel(num_threads)
     def move_rows(slab, slots, rows, row_size, inwards):
         row = int64(cuda.blockIdx.x)
+        if row >= len(slots):
+            return
         stream = int64(slots[_index(row)]) * row_size
         for j in range(int64(cuda.threadIdx.x), row_size, num_threads):
             if inwards:

@@ -343,7 +343,8 @@ def make_persistent_kernel(threads: int) -> Any:
     Arguments: ``plan``, ``weights``, ``slab``, ``slots`` as in `make_layer_kernel`; ``work``
     likewise, of two rows a stream; ``x`` float32[:] and ``tokens`` int32[:], the batch's inputs,
     which are the same memory; ``y`` float32[:], for the outputs (a softmax is left to
-    `make_softmax_kernel`); sizes of the `PersistentShape`; the numbers of the batch.
+    `make_softmax_kernel`); sizes of the `PersistentShape`; the
+    batch's numbers of rows and of steps.
     """
 
     @kernel(threads)
@@ -359,7 +360,6 @@ def make_persistent_kernel(threads: int) -> Any:
         vector_size,
         sums_size,
         num_rows,
-        step,
         num_steps,
     ):
         arrays = _Arrays(plan, weights, slab, work, cuda.shared.array(0, float32))

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import cuda, float32
 from numpy.typing import NDArray
@@ -14,30 +12,47 @@ from streamrnn.kernels.cuda.compiler import SIMULATED, kernel
 from streamrnn.kernels.cuda.transfer import Transfer
 from streamrnn.model.model import Model
 
-__all__ = ["FmaRate", "ResidentStreams", "copy_runner"]
+__all__ = ["CopyRate", "FmaRate", "ResidentStreams"]
 
 _NUM_SUMS = 16  # of a thread, independent of each other
-_NUM_ITERATIONS = 4 if SIMULATED else 4096
+_NUM_FACTORS = 8  # and as many addends
+_UNROLLED = 16  # times that each sum is multiplied before the loop goes back
+_NUM_ITERATIONS = 1 if SIMULATED else 256
 _NUM_THREADS = 4 if SIMULATED else 256
 _BLOCKS_A_MULTIPROCESSOR = 1 if SIMULATED else 8
 
 
 @kernel(_NUM_THREADS)
-def _multiply_and_add(factor, out):
+def _multiply_and_add(numbers, num_iterations, out):
+    """Multiply and add; ``numbers`` are float32[num_threads + _NUM_SUMS], from -1 to 1.
+
+    Every instruction has operands of its own that no compiler knows, and every sum goes on changing
+    in all of its bits: what does not change takes less power, and so gets a higher clock.
+    """
     sums = cuda.local.array(_NUM_SUMS, float32)
+    factors = cuda.local.array(_NUM_FACTORS, float32)
+    addends = cuda.local.array(_NUM_FACTORS, float32)
+    thread = cuda.grid(1)
     for i in range(_NUM_SUMS):
-        sums[i] = factor
-    for _ in range(_NUM_ITERATIONS):
-        for i in range(_NUM_SUMS):
-            sums[i] = cuda.fma(sums[i], factor, factor)
-    total = factor
+        sums[i] = numbers[thread + i]
+    for i in range(_NUM_FACTORS):
+        factors[i] = numbers[thread + i]
+        addends[i] = numbers[thread + _NUM_FACTORS + i]
+    left = np.int32(num_iterations)
+    while left > 0:
+        for j in range(_UNROLLED):
+            for i in range(_NUM_SUMS):
+                k = (i + j) & (_NUM_FACTORS - 1)  # another one than the instruction before
+                sums[i] = cuda.fma(sums[i], factors[k], addends[k])
+        left -= np.int32(1)
+    total = float32(0)
     for i in range(_NUM_SUMS):
         total += sums[i]
-    out[cuda.grid(1)] = total
+    out[thread] = total
 
 
 class FmaRate:
-    """A kernel that only multiplies and adds, in float32 and in registers.
+    """A kernel that only multiplies and adds, in float32 and in registers, random numbers.
 
     Attributes
     ----------
@@ -50,27 +65,36 @@ class FmaRate:
         num_multiprocessors = 1 if SIMULATED else gpu.MULTIPROCESSOR_COUNT
         self._num_blocks = _BLOCKS_A_MULTIPROCESSOR * num_multiprocessors
         num_threads = self._num_blocks * _NUM_THREADS
+        numbers = _random().uniform(-1, 1, num_threads + _NUM_SUMS).astype(np.float32)
+        self.numbers = cuda.to_device(numbers)
         self._out = cuda.device_array(num_threads, np.float32)
-        self.flops = 2 * num_threads * _NUM_SUMS * _NUM_ITERATIONS
+        self.flops = 2 * num_threads * _NUM_SUMS * _UNROLLED * _NUM_ITERATIONS
 
     def run(self, num_repeats: int) -> None:
         """Run the kernel so many times, and wait for it."""
         for _ in range(num_repeats):
-            _multiply_and_add[self._num_blocks, _NUM_THREADS](np.float32(0.5), self._out)
+            _multiply_and_add[self._num_blocks, _NUM_THREADS](
+                self.numbers, _NUM_ITERATIONS, self._out
+            )
         cuda.synchronize()
 
 
-def copy_runner(num_bytes: int) -> Any:
-    """Return a function that copies memory of the GPU to itself so many times, and waits."""
-    source = cuda.to_device(np.zeros(num_bytes, dtype=np.uint8))
-    target = cuda.device_array(num_bytes, np.uint8)
+def _random() -> np.random.Generator:
+    return np.random.default_rng(12)
 
-    def run(num_repeats: int) -> None:
+
+class CopyRate:
+    """Copies of the GPU's memory to itself, of random numbers."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self.source = cuda.to_device(np.frombuffer(_random().bytes(num_bytes), np.uint8))
+        self.target = cuda.device_array(num_bytes, np.uint8)
+
+    def run(self, num_repeats: int) -> None:
+        """Copy so many times, and wait."""
         for _ in range(num_repeats):
-            target.copy_to_device(source)
+            self.target.copy_to_device(self.source)
         cuda.synchronize()
-
-    return run
 
 
 class ResidentStreams:

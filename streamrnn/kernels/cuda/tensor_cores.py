@@ -184,7 +184,7 @@ def make_tensor_kernel(kind: int, shape: TensorShape, precision: str) -> Any:
     kind : int
         Of the tile: `DENSE`, `GRU` or `LSTM`.
     shape : TensorShape
-        How its blocks divide the work. Grid: (units, rows) over the block's.
+        How its blocks divide the work. Grid: (rows, units) over the block's.
     precision : str
         ``"tf32"`` or ``"bfloat16"``.
 
@@ -219,9 +219,9 @@ def make_tensor_kernel(kind: int, shape: TensorShape, precision: str) -> Any:
         starts = cuda.local.array(num_starts, int64)
         tid = int64(cuda.threadIdx.x)
         lane, warp = tid % _WARP, tid // _WARP
-        first_unit = int64(cuda.blockIdx.x) * block_units
+        first_unit = int64(cuda.blockIdx.y) * block_units
         own_unit = first_unit + warp % warps_x * groups * _COLUMNS + 2 * (lane % 4)
-        first_row = int64(cuda.blockIdx.y) * block_rows
+        first_row = int64(cuda.blockIdx.x) * block_rows
         own_row = first_row + warp // warps_x * products_y * _ROWS + lane // 4
         num_units = plan[layer + p.NUM_UNITS]
         state = plan[layer + p.STATE]

@@ -155,7 +155,7 @@ def make_layer_kernel(kind: int, shape: TileShape) -> Any:
     kind : int
         Of the tile: `DENSE`, `GRU` or `LSTM`.
     shape : TileShape
-        How its blocks divide the work. Grid: (units, rows) over the block's.
+        How its blocks divide the work. Grid: (rows, units) over the block's.
 
     Returns
     -------
@@ -193,8 +193,8 @@ def make_layer_kernel(kind: int, shape: TileShape) -> Any:
         starts = cuda.local.array(num_starts, int64)
         tid = int64(cuda.threadIdx.x)
         tx, ty = tid % threads_x, tid // threads_x
-        first_unit = int64(cuda.blockIdx.x) * block_units + tx * units
-        first_row = int64(cuda.blockIdx.y) * block_rows
+        first_unit = int64(cuda.blockIdx.y) * block_units + tx * units
+        first_row = int64(cuda.blockIdx.x) * block_rows
         num_units = plan[layer + p.NUM_UNITS]
         state = plan[layer + p.STATE]
         row_size = plan[p.ROW_SIZE]

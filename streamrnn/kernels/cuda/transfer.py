@@ -8,10 +8,11 @@ import numpy as np
 from numba import cuda, float32, int32, int64
 from numpy.typing import NDArray
 
-from streamrnn.kernels.cuda.compiler import SIMULATED
+from streamrnn.kernels.cuda.compiler import SIMULATED, num_multiprocessors
 from streamrnn.kernels.cuda.launches import (
     DRIVER_FUNCTIONS,
     Launch,
+    Limits,
     begin_batch,
     compute_batch,
     end_batch,
@@ -23,7 +24,6 @@ from streamrnn.kernels.cuda.network import Batch, Network
 __all__ = ["Transfer", "signature_of"]
 
 _DRIVER_VERSION = 12_000  # whose form of the driver's functions is called
-_SHARED_BYTES_OF_ALL = 48 << 10  # more has to be asked for
 
 
 class Transfer:
@@ -109,7 +109,7 @@ class Transfer:
         head |= {name: int(event.handle) for name, event in events.items()}
         head |= {"host_x": self.x.ctypes.data, "host_y": self.y.ctypes.data}
         head |= {"device_x": _pointer(self.batch.x), "device_y": _pointer(self.batch.y)}
-        table, kept = pack_launches(self._launches, _function, _pointer, head)
+        table, kept = pack_launches(self._launches, _function, _pointer, head, _limits)
         self._kept += [copies, events, table, kept]
         return int(table.ctypes.data)
 
@@ -126,17 +126,41 @@ def _pointer(array: Any) -> int:
 
 def _function(launch: Launch) -> int:
     """Compile a kernel, and return the driver's handle of it."""
+    return int(launch.kernel.compile(signature_of(launch)).library.get_cufunc().handle)
+
+
+def _limits(launch: Launch) -> Limits:
+    """Return what the GPU takes of a kernel, and let it have all of the shared memory.
+
+    Models share the kernel, so what it may have must not be what one of them needs.
+    """
     from cuda.bindings import driver
 
-    function = launch.kernel.compile(signature_of(launch)).library.get_cufunc()
-    if launch.shared_bytes > _SHARED_BYTES_OF_ALL:
-        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        gpu = cuda.get_current_device()
-        [error] = driver.cuKernelSetAttribute(
-            attribute, launch.shared_bytes, function.handle, gpu.id
+    gpu, function = cuda.get_current_device(), driver.CUkernel(_function(launch))
+    attributes = driver.CUfunction_attribute
+
+    def attribute(which: Any) -> int:
+        error, value = driver.cuKernelGetAttribute(which, function, gpu.id)
+        _check(int(error))
+        return int(value)
+
+    static_bytes = attribute(attributes.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)
+    shared_bytes = int(gpu.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN) - static_bytes
+    num_blocks = 0
+    if launch.shared_bytes:
+        which = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        [error] = driver.cuKernelSetAttribute(which, shared_bytes, function, gpu.id)
+        _check(int(error))
+    if launch.is_cooperative:
+        error, num_blocks = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(
+            driver.CUfunction(int(function)), launch.threads, launch.shared_bytes
         )
         _check(int(error))
-    return int(function.handle)
+    return Limits(
+        attribute(attributes.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK),
+        shared_bytes,
+        num_blocks * num_multiprocessors(),
+    )
 
 
 def _check(error: int) -> None:

@@ -1,0 +1,187 @@
+"""The host path on the fake driver: ``python -m tests.cuda.host_path [CHECK ...]`` prints JSON.
+
+A process of its own, for the driver is loaded once. The driver's kernels add each step's first
+input to a stream's state, and give that, plus 0, 1, 2, ..., as outputs: what comes out must be what
+went in, in its own stream and step.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from streamrnn import Engine
+from streamrnn.engine import cuda as engine_cuda
+from tests.support.models import random_model
+
+CHECKS: dict[str, Callable[[], None]] = {}
+NUM_INPUTS, NUM_OUTPUTS = 5, 3
+
+
+def check(function: Callable[[], None]) -> Callable[[], None]:
+    CHECKS[function.__name__] = function
+    return function
+
+
+def engine_of(layers: Any, max_streams: int, **options: Any) -> Any:
+    rng = np.random.default_rng(0)
+    model = random_model(rng, layers=layers, inputs=NUM_INPUTS, outputs=NUM_OUTPUTS, head="softmax")
+    return Engine(model, device="cuda", max_streams=max_streams, **options)
+
+
+def inputs(*shape: int) -> Any:
+    return np.random.default_rng(1).integers(-9, 9, (*shape, NUM_INPUTS)).astype(np.float32)
+
+
+def expected(x: Any) -> Any:
+    return np.cumsum(x[..., :1], axis=-2) + np.arange(NUM_OUTPUTS)
+
+
+@check
+def every_stream_has_its_own_outputs() -> None:
+    engine = engine_of([("lstm", 50), ("gru", 17)], 300)
+    x, rows = inputs(300, 4), engine.rows(range(300))
+    order = np.random.default_rng(2).permutation(300)
+    for t in range(4):
+        for batch in np.split(order, [1, 3, 120]):
+            y = engine.batch(rows[batch], x[batch, t])
+            np.testing.assert_array_equal(y, expected(x)[batch, t])
+
+
+@check
+def a_call_of_many_batches_keeps_them_apart() -> None:
+    """Two pairs of buffers, used again and again, each read when its batch has ended."""
+    sizes: Any = {"_MAX_BUFFER_BYTES": 4 * 600, "_MIN_ROWS": 50, "_MAX_ROWS": 50}
+    with mock.patch.multiple(engine_cuda, **sizes):
+        engine = engine_of([("gru", 17)], 300)
+    x = inputs(300, 1)
+    y = engine.batch(engine.rows(range(300)), x[:, 0])
+    np.testing.assert_array_equal(y, expected(x)[:, 0])
+    chunk = inputs(700)
+    np.testing.assert_array_equal(engine.steps(0, chunk), expected(chunk) + x[0, 0, 0])
+
+
+@check
+def chunks_of_models_of_any_size_share_a_kernel() -> None:
+    """A small model that comes later takes nothing from the shared memory of a large one."""
+    large, small = engine_of([("lstm", 512)], 8), engine_of([("lstm", 9)], 8)
+    assert large._device.max_chunk_rows >= 1
+    x = inputs(40)
+    for stream, engine in enumerate((large, small, large)):
+        np.testing.assert_array_equal(engine.steps(stream, x), expected(x))
+
+
+@check
+def any_thread_may_step_export_and_import() -> None:
+    engine = engine_of([("gru", 17)], 8)
+    x, errors = inputs(3, 6), []
+    rows = engine.rows(range(3))
+    np.testing.assert_array_equal(engine.batch(rows, x[:, 0]), expected(x)[:, 0])
+
+    def step(stream: int) -> None:
+        try:
+            for t in range(1, 3):
+                y = engine.batch(rows[[stream]], x[[stream], t])
+                np.testing.assert_array_equal(y, expected(x)[[stream], t])
+            record = engine.export_state(stream)
+            engine.close(stream)
+            engine.import_state(stream, record)
+            np.testing.assert_array_equal(
+                engine.steps(stream, x[stream, 3:]), expected(x)[stream, 3:]
+            )
+        except BaseException:
+            errors.append(traceback.format_exc())
+
+    for stream in range(3):  # a thread that CUDA has not seen before
+        thread = threading.Thread(target=step, args=(stream,))
+        thread.start()
+        thread.join()
+    assert not errors, errors[0]
+
+
+@check
+def tensor_cores_name_their_architecture() -> None:
+    names = {}
+    for precision in ("float32", "tf32", "bfloat16"):
+        engine = engine_of([("lstm", 40)], 8, precision=precision)
+        x = inputs(2, 3)
+        for stream in range(2):
+            np.testing.assert_array_equal(engine.steps(stream, x[stream]), expected(x)[stream])
+        names[precision] = engine._device.arithmetic
+    assert names == {
+        "float32": "cuda-float32-2",
+        "tf32": "cuda-sm90-tf32-2",
+        "bfloat16": "cuda-sm90-bfloat16-2",
+    }
+
+
+@check
+def a_batch_may_have_more_rows_than_a_gpu_has_blocks_in_y() -> None:
+    from streamrnn.kernels.cuda.roofline import ResidentStreams
+
+    rng = np.random.default_rng(0)
+    model = random_model(rng, layers=[("rnn_tanh", 2)], inputs=NUM_INPUTS, outputs=NUM_OUTPUTS)
+    x = inputs(70_000, 1)
+    resident = ResidentStreams(model, x)
+    resident.run(2)
+    np.testing.assert_array_equal(resident.outputs(), expected(x) + x[:, :, :1])
+
+
+@check
+def the_benchmark_s_limits_are_measured_on_random_numbers() -> None:
+    from streamrnn.kernels.cuda.roofline import CopyRate, FmaRate
+
+    rate, copies = FmaRate(), CopyRate(1 << 16)
+    rate.run(2)
+    copies.run(2)
+    numbers = rate.numbers.copy_to_host()
+    assert len(np.unique(numbers)) > 0.9 * len(numbers)
+    copied = copies.target.copy_to_host()
+    np.testing.assert_array_equal(copied, copies.source.copy_to_host())
+    assert np.bincount(copied, minlength=256).min() > 0.7 * len(copied) / 256
+
+
+@check
+def the_driver_refuses_what_the_hardware_does_not_take() -> None:
+    from numba import cuda
+
+    from streamrnn.kernels.cuda.compiler import gpu_errors
+    from streamrnn.kernels.cuda.outputs import make_start_kernel
+
+    start = make_start_kernel(64)
+    slab, row = (cuda.to_device(np.zeros(n, np.float32)) for n in (8, 4))
+    slots = cuda.to_device(np.zeros(1, np.int32))
+    start[128, 64](slab, slots, row)
+    cuda.synchronize()
+    for grid, threads, shared_bytes in (
+        ((1, 1 << 16), 64, 0),
+        (128, 128, 0),  # compiled for 64
+        (128, 64, 50_000),  # not asked for
+    ):
+        try:
+            start[grid, threads, 0, shared_bytes](slab, slots, row)
+        except gpu_errors():
+            continue
+        raise AssertionError(f"launched {(grid, threads, shared_bytes)}")
+
+
+def main() -> None:
+    results = {}
+    for name in sys.argv[1:] or CHECKS:
+        try:
+            CHECKS[name]()
+            results[name] = ""
+        except BaseException:
+            results[name] = traceback.format_exc()
+    json.dump(results, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
