@@ -18,7 +18,7 @@ TORCH ?= torch==2.13.0
 # Two installations at once in one .venv would trip over each other.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test peers check bench docs gpu soak fuzz clean
+.PHONY: help demo serve test peers check bench docs gpu gpu-wheels soak fuzz clean
 
 help:
 	@echo "make demo    train, serve, stream and compare, by itself"
@@ -29,7 +29,8 @@ help:
 	@echo "make check   lint, format, types, who imports whom"
 	@echo "make bench   measure against peers and the machine's limits"
 	@echo "make docs    build the documentation into build/docs"
-	@echo "make gpu     on a machine with a GPU: its tests, then its benchmarks into bench/results"
+	@echo "make gpu     on a machine with a GPU: all that is to be seen, into build/gpu"
+	@echo "make gpu-wheels  what a machine with a GPU and no network needs, into build/wheels"
 	@echo "make soak    run the tests that take long"
 	@echo "make fuzz    attack a live server in every way known, ten million messages"
 	@echo "make clean   remove what was built, .venv too"
@@ -59,12 +60,20 @@ fuzz: $(VENV)/installed-test
 bench: $(VENV)/installed
 	$(BIN)/streamrnn bench $(ARGS)
 
-# Beside cuDNN too, if PyTorch with CUDA is in .venv (.venv/bin/pip install torch).
+# Beside cuDNN too, if PyTorch with CUDA is there. Without a network: with the folder WHEELS, which
+# `make gpu-wheels` fills on another machine, PYTHON runs as it is and no .venv is made.
+WHEELS ?= build/wheels
+GPU_OUT ?= build/gpu
+ifneq ($(wildcard $(WHEELS)/*.whl),)
+gpu:
+	PYTHON=$(PYTHON) bench/gpu/run.sh $(WHEELS) $(GPU_OUT) $(ARGS)
+else
 gpu: $(VENV)/installed-test
-	mkdir -p bench/results
-	$(BIN)/python -m pytest -m gpu $(ARGS)
-	$(BIN)/streamrnn bench step --device cuda --json bench/results
-	$(BIN)/streamrnn bench throughput --device cuda --streams 4000 --json bench/results
+	PYTHON=$(BIN)/python bench/gpu/run.sh $(WHEELS) $(GPU_OUT) $(ARGS)
+endif
+
+gpu-wheels:
+	$(PYTHON) bench/gpu/wheels.py collect $(WHEELS) $(ARGS)
 
 check: $(VENV)/installed-check
 	$(BIN)/ruff check .

@@ -1,0 +1,47 @@
+"""Whether kernels can be compiled and run here: versions, then blocks that wait for each other."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import numpy as np
+
+from streamrnn.kernels.cuda.compiler import gpu_name, kernel, require_gpu
+
+PACKAGES = ("numba", "numba-cuda", "llvmlite", "numpy", "cuda-core", "cuda-bindings", "torch")
+LIBRARIES = ("nvidia-nvvm", "nvidia-nvjitlink", "nvidia-cuda-runtime")
+
+
+def main() -> None:
+    """Print versions and places, and compile and run one kernel."""
+    for name in (*PACKAGES, *LIBRARIES):
+        try:
+            print(name, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            print(name, "is not here")
+    cuda = require_gpu()
+    from cuda.pathfinder import load_nvidia_dynamic_lib
+
+    for library in ("nvvm", "nvJitLink"):
+        print(load_nvidia_dynamic_lib(library).abs_path)
+
+    @kernel(32)
+    def add_up(numbers, total):  # type: ignore[no-untyped-def]
+        block = cuda.blockIdx.x
+        grid = cuda.cg.this_grid()
+        numbers[block] = block + 1
+        grid.sync()
+        if block == 0 and cuda.threadIdx.x == 0:
+            for i in range(cuda.gridDim.x):
+                total[0] += numbers[i]
+
+    numbers, total = (cuda.to_device(np.zeros(n, np.int64)) for n in (128, 1))
+    add_up[128, 32](numbers, total)
+    [found] = total.copy_to_host()
+    if found != 128 * 129 // 2:
+        raise SystemExit(f"blocks that wait for each other added up to {found}, not 8256")
+    print(f"{gpu_name()}: kernels are compiled and run; blocks wait for each other")
+
+
+if __name__ == "__main__":
+    main()
