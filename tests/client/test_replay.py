@@ -6,7 +6,7 @@ import pytest
 from streamrnn_client import errors, protocol
 from streamrnn_client._session import batch as batching
 from streamrnn_client._session import transfer as moving
-from tests.simulation.client import Simulation, Weather
+from tests.simulation.client import TIMEOUT_S, Simulation, Weather
 
 
 def simulate(seed=1, **options):
@@ -351,6 +351,31 @@ def test_the_number_of_shards_may_change(before, after):
     assert step(sim, state, [1, 1]) == [2, 2]
     y = sim.run(batching.step_rows(sim.session, sim.exchange, rows, x))
     assert y.tolist() == (2 * x).tolist()
+
+
+@pytest.mark.parametrize("is_hello_silent", [False, True])
+@pytest.mark.parametrize("what", ["step", "batch", "open"])
+def test_silent_endpoints_cost_little_more_than_the_timeout(what, is_hello_silent):
+    """A silent one may be the wrong one: the server is asked, and the right one is tried."""
+    sim = simulate(num_shards=3)
+    session, ex, handle = sim.session, sim.exchange, sim.server.handle
+    rows = sim.run(batching.open_rows(session, ex, list(range(30)), "sum", None, True))
+    state = next(state for state in rows._states if session.endpoint(state) == "sim://2")
+    sim.server.endpoints = sim.endpoints[:2]
+    sim.server.handle = lambda payload, shard: (
+        handle(payload, shard) if b"hello" in payload and not is_hello_silent else None
+    )
+    calls = {
+        "step": lambda: step(sim, state, [1, 1]),
+        "batch": lambda: sim.run(batching.step_rows(session, ex, rows, draw(30))),
+        "open": lambda: sim.run(batching.open_rows(session, ex, ["a", "b", "c"], None, None, True)),
+    }
+    began = sim.now
+    with pytest.raises((errors.RequestTimeout, errors.PartialFailure)):
+        calls[what]()
+    assert sim.now - began <= 1.25 * TIMEOUT_S
+    sim.server.handle = handle
+    assert step(sim, state, [1, 1]) == [1, 1]
 
 
 def test_a_server_restarted_without_its_disk_raises_state_lost():

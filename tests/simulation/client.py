@@ -17,6 +17,8 @@ from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.turns import Claim, give_back, take
 from tests.support.fake_server import FakeServer
 
+TIMEOUT_S = 5.0
+
 
 @dataclass
 class Weather:
@@ -40,7 +42,7 @@ class Network:
         self.now = 0.0
         self.endpoints = [f"sim://{k}" for k in range(num_shards)]
         self.session = Session(self.endpoints[0], give_back)
-        self.exchange = Exchange(lambda: self.now, timeout_s=5.0, resend_s=0.1)
+        self.exchange = Exchange(lambda: self.now, timeout_s=TIMEOUT_S, resend_s=0.1)
         self._events: list[tuple[float, int, str, Any]] = []
         self._order = itertools.count()
         self.num_sends = 0

@@ -68,9 +68,10 @@ def open_streams(
         if not state.is_open:
             state.window = asked
     failed = yield from open_states(session, ex, states, range(len(states)))
-    if session.is_spread and (again := (yield from _moved(session, ex, states, failed))):
+    deadline = ex.last_deadline()
+    if session.is_spread and (again := (yield from _moved(session, ex, states, failed, deadline))):
         failed = {i: error for i, error in failed.items() if i not in again}
-        failed.update((yield from open_states(session, ex, states, again)))
+        failed.update((yield from open_states(session, ex, states, again, deadline)))
     session.release(claim)
     for i, state in enumerate(states):
         if state.lost:
@@ -340,7 +341,8 @@ def _replayed(
             failed.update(lost)
             again = [i for i in found if i not in lost]
         elif session.is_spread and step.numbered:
-            again = yield from _moved(session, ex, states, failed)
+            step.deadline = ex.last_deadline()
+            again = yield from _moved(session, ex, states, failed, step.deadline)
         if not again:
             break
         for i in again:
@@ -352,7 +354,11 @@ def _replayed(
 
 
 def _moved(
-    session: Session, ex: Exchange, states: Sequence[StreamState], failed: Errors
+    session: Session,
+    ex: Exchange,
+    states: Sequence[StreamState],
+    failed: Errors,
+    deadline: float,
 ) -> Operation[list[int]]:
     """Return streams whose silent endpoint is theirs no longer: shards became fewer."""
     silent = {
@@ -360,9 +366,9 @@ def _moved(
         for i, error in failed.items()
         if isinstance(error, TimeoutError | ConnectionError)
     }
-    if not silent or (yield from session.refresh(ex)):
+    if not silent or (yield from session.refresh(ex, deadline)):
         return []
-    return [i for i, endpoint in silent.items() if session.endpoint(states[i]) != endpoint]
+    return [i for i, at in silent.items() if session.endpoint(states[i]) != at]
 
 
 def _interpreted(

@@ -169,10 +169,12 @@ class Exchange:
         self._note_send(call, started)
         return call
 
-    def repeat(self, call: Call, endpoint: str) -> Call:
-        """Take on a request like one that was settled, under a new msgid."""
+    def repeat(self, call: Call, endpoint: str, deadline: float | None = None) -> Call:
+        """Take on a request like one that was settled, under a new msgid; `deadline` as above."""
         parts = (memoryview(call.payload)[_NUM_HEAD_BYTES:],)
-        return self.submit(endpoint, call.method, parts, may_resend=call.may_resend)
+        return self.submit(
+            endpoint, call.method, parts, may_resend=call.may_resend, deadline=deadline
+        )
 
     def receive(self, payload: bytes) -> None:
         """Take a server's message: an answer settles its call, others are dropped."""
@@ -216,6 +218,10 @@ class Exchange:
         """Return whether what is put off by a delay can be answered by a deadline."""
         # An answer needs time too: `busy` says more than the timeout of one last try.
         return deadline is None or self._clock() + delay_s + self._answer_s < deadline
+
+    def last_deadline(self) -> float:
+        """Return until when what has timed out may be tried once more, at another endpoint."""
+        return self._clock() + 2 * self._answer_s  # the endpoint is asked for first
 
     def send_failed(self, call: Call) -> None:
         """Take back a call that the socket did not take: it is tried again soon."""

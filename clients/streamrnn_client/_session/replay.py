@@ -82,7 +82,11 @@ def complete_gaps(
 
 
 def open_states(
-    view: ServerView, ex: Exchange, states: Sequence[StreamState], indices: Sequence[int]
+    view: ServerView,
+    ex: Exchange,
+    states: Sequence[StreamState],
+    indices: Sequence[int],
+    deadline: float | None = None,
 ) -> Operation[Errors]:
     """Open streams; replay those that the server knows less of than this client.
 
@@ -91,7 +95,7 @@ def open_states(
     """
     results: Results = {}
     instance = view.info.instance if view.info is not None else ""
-    failed = yield from _ask(view, ex, states, indices, results)
+    failed = yield from _ask(view, ex, states, indices, results, deadline)
     unsafe = [i for i, result in results.items() if _must_sync(view, states[i], result)]
     if unsafe:
         yield from sync_shards(view, ex, [states[i] for i in unsafe])
@@ -257,6 +261,7 @@ def _ask(
     states: Sequence[StreamState],
     indices: Sequence[int],
     results: Results,
+    deadline: float | None = None,
 ) -> Operation[Errors]:
     """Send `open`, with one request a shard for all streams that ask for the same window."""
     failed: Errors = {}
@@ -275,5 +280,6 @@ def _ask(
             return refused
 
         opening = Scatter(view, ex, states, "open", build, accept)
+        opening.deadline = deadline
         failed.update((yield from opening.run(group_by_endpoint(view, states, members))))
     return failed

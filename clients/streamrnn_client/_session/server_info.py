@@ -165,10 +165,12 @@ class ServerView:
 
     # ---- the server ---------------------------------------------------------------------------
 
-    def request(self, ex: Exchange, method: str, params: Sequence[Any]) -> Operation[Any]:
+    def request(
+        self, ex: Exchange, method: str, params: Sequence[Any], deadline: float | None = None
+    ) -> Operation[Any]:
         """Send the first shard a request that belongs to no stream; may be sent again."""
         parts = (msgpack.packb(method), msgpack.packb(params))
-        call = ex.submit(self.address, method, parts)
+        call = ex.submit(self.address, method, parts, deadline=deadline)
         try:
             yield call
         finally:
@@ -178,9 +180,10 @@ class ServerView:
             raise call.error
         return call.result
 
-    def hello(self, ex: Exchange) -> Operation[ServerInfo]:
+    def hello(self, ex: Exchange, deadline: float | None = None) -> Operation[ServerInfo]:
         """Ask which server it is and where its shards are."""
-        reply = yield from self.request(ex, "hello", [{"client": "streamrnn-client"}])
+        params = [{"client": "streamrnn-client"}]
+        reply = yield from self.request(ex, "hello", params, deadline)
         info = ServerInfo.from_map(reply, self.address)
         if self.info is None or info.instance != self.info.instance:
             self.models = {}
@@ -302,13 +305,15 @@ class ServerView:
             self._moved = {**self._moved, state.slot: endpoint}
             self.map_version += 1
 
-    def has_moved(self, ex: Exchange, state: StreamState, call: Call) -> Operation[bool]:
+    def has_moved(
+        self, ex: Exchange, state: StreamState, call: Call, deadline: float
+    ) -> Operation[bool]:
         """Return whether a silent endpoint is not the stream's any more."""
         if not isinstance(call.error, TimeoutError | ConnectionError):
             return False
         if not call.may_resend or call.endpoint == self.address:
             return False
-        silence = yield from self.refresh(ex)
+        silence = yield from self.refresh(ex, deadline)
         return not silence and self.endpoint(state) != call.endpoint
 
     # ---- what went wrong ----------------------------------------------------------------------
@@ -336,10 +341,10 @@ class ServerView:
             return "the server does not know the stream"
         return ""
 
-    def refresh(self, ex: Exchange) -> Operation[str]:
+    def refresh(self, ex: Exchange, deadline: float | None = None) -> Operation[str]:
         """Ask `hello` again; return the code of its error, empty if it answered."""
         try:
-            yield from self.hello(ex)
+            yield from self.hello(ex, deadline)
         except errors.StreamRNNClientError as error:
             return error.code
         return ""

@@ -208,7 +208,7 @@ class Session(ServerView):
         try:
             while True:
                 yield call
-                error = call.error
+                error, deadline = call.error, None
                 if error is None:
                     return call.result
                 yield from complete_gaps(self, ex, (state,), {0: error})
@@ -225,14 +225,16 @@ class Session(ServerView):
                     failed = yield from recover(self, ex, (state,), {0: found})
                     if failed:
                         raise failed[0]
-                elif may_look and (yield from self.has_moved(ex, state, call)):
-                    may_look = False
+                elif may_look and (
+                    yield from self.has_moved(ex, state, call, last := ex.last_deadline())
+                ):
+                    may_look, deadline = False, last
                 else:
                     if isinstance(error, errors.Exists) and call.num_sends > 1:
                         error.detail["num_sends"] = call.num_sends
                         error.args = (f"{error}. It may be this call's own: it was sent twice",)
                     raise (yield from self.interpret(ex, state, error))
-                call = ex.repeat(call, self.endpoint(state))
+                call = ex.repeat(call, self.endpoint(state), deadline)
         finally:
             ex.abandon(call)
 
