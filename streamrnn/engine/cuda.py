@@ -75,7 +75,7 @@ class CudaDevice:
                 Transfer(self._network, self._slab, *sizes, self._compute) for _ in range(2)
             ]
         except gpu_errors() as error:
-            raise DeviceError(f"the GPU has refused the memory that it showed: {error}") from error
+            raise DeviceError(f"the GPU has refused what the engine needs: {error}") from error
         self.max_chunk_rows = rows = self._network.max_persistent_rows
         self.max_chunk_steps = min(
             _MAX_CHUNK_STEPS,

@@ -2,7 +2,8 @@
 
 ``python -m tests.cuda.ptx`` prints JSON: for each kernel its LLVM, its PTX, what the assembler says
 of that, and the machine code that goes to the driver, which is the fake one: it says for what GPU.
-A process of its own: in the tests' process numba's simulator takes the compiler's place.
+A process of its own: in the tests' process numba's simulator takes the compiler's place, and
+`disassemble` shows what came out.
 """
 
 from __future__ import annotations
@@ -10,8 +11,18 @@ from __future__ import annotations
 import base64
 import json
 import re
+import struct
+import subprocess
 import sys
+import tempfile
+from dataclasses import dataclass
 from typing import Any
+
+import pytest
+
+_LABEL = re.compile(r"^(\.L_\w+):")
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([\w.]+)(.*);")
+_TARGET = re.compile(r"`\((\.L_\w+)\)")
 
 
 def assemble(ptx: str) -> str:
@@ -94,6 +105,97 @@ def main() -> None:
             "machine_code": base64.b64encode(library.get_cubin().code).decode(),
         }
     json.dump(result, sys.stdout)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The instructions from a label to the jump back to it, by name: ``FFMA``, ``LDS.128``."""
+
+    names: tuple[str, ...]
+
+    def count(self, prefix: str) -> int:
+        """Return how many instructions begin so."""
+        return sum(name == prefix or name.startswith(prefix + ".") for name in self.names)
+
+    def share(self, prefix: str) -> float:
+        """Return their part of the loop."""
+        return self.count(prefix) / len(self.names)
+
+
+def disassemble(machine_code: bytes, entry: str) -> list[tuple[str, str]]:
+    """Return a kernel's labels and instructions, (name, operands); a label has no operands.
+
+    Skips the test where there is no disassembler.
+    """
+    from cuda import pathfinder
+
+    tool = pathfinder.find_nvidia_binary_utility("nvdisasm")
+    if tool is None:
+        pytest.skip("needs nvdisasm: pip install nvidia-cuda-nvdisasm")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(machine_code)
+        file.flush()
+        text = subprocess.check_output([tool, "-c", file.name], text=True)
+    [section] = re.findall(
+        rf"^\s*\.section\s+\.text\.{entry},.*?(?=^\s*\.section\s|\Z)", text, re.M | re.S
+    )
+    found = []
+    for line in section.splitlines():
+        if label := _LABEL.match(line):
+            found.append((label[1] + ":", ""))
+        elif instruction := _INSTRUCTION.match(line):
+            found.append((instruction[1], instruction[2]))
+    return found
+
+
+def loops_of(code: list[tuple[str, str]]) -> list[Loop]:
+    """Return the loops of a kernel that hold no other loop."""
+    places, spans = {}, []
+    for place, (name, operands) in enumerate(code):
+        if name.endswith(":"):
+            places[name[:-1]] = place
+        elif name.startswith("BRA"):
+            target = _TARGET.search(operands)
+            if target and target[1] in places:
+                spans.append((places[target[1]], place))
+    inner = [
+        (start, end)
+        for start, end in spans
+        if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in spans)
+    ]
+    return [
+        Loop(tuple(name for name, _ in code[start : end + 1] if not name.endswith(":")))
+        for start, end in inner
+    ]
+
+
+def num_registers(machine_code: bytes, entry: str) -> int:
+    """Return the registers that a kernel's section of the ELF file asks for."""
+    sections = elf_sections(machine_code)
+    text = sections[f".text.{entry}"]
+    info = sections[".nv.info"]
+    place, end = info[4], info[4] + info[5]
+    while place < end:
+        kind, attribute, size = struct.unpack_from("<BBH", machine_code, place)
+        place += 4
+        if kind == 4:
+            if attribute == 0x2F:
+                symbol, count = struct.unpack_from("<II", machine_code, place)
+                if symbol == text[7] & 0xFFFFFF:
+                    return int(count)
+            place += size
+    raise AssertionError(entry)
+
+
+def elf_sections(machine_code: bytes) -> dict[str, tuple[int, ...]]:
+    """Return the section headers of a 64-bit ELF file by their names."""
+    [start] = struct.unpack_from("<Q", machine_code, 0x28)
+    size, count, names = struct.unpack_from("<HHH", machine_code, 0x3A)
+    headers = [
+        struct.unpack_from("<IIQQQQIIQQ", machine_code, start + k * size) for k in range(count)
+    ]
+    texts = machine_code[headers[names][4] :]
+    return {texts[h[0] : texts.index(b"\0", h[0])].decode(): h for h in headers}
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ import base64
 import contextlib
 import json
 import re
-import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ pytest.importorskip("cuda.bindings.nvjitlink", reason="needs NVIDIA's linker: nu
 from streamrnn.kernels.cuda.launches import parameters_of
 from streamrnn_bench.child_process import start_child
 from tests.cuda.fake import environment_of, make_driver
+from tests.cuda.ptx import disassemble, loops_of, num_registers
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +56,48 @@ NUM_MMAS = {
     f"{kind} {width}": number * gates // 4
     for kind, gates in (("dense", 4), ("gru", 3), ("lstm", 4))
     for width, number in (("wide", 64), ("narrow", 16))
+}
+
+
+class Structure(NamedTuple):
+    """What a kernel's machine code is made of, at the least or at the most.
+
+    Bars of what is there: better code raises them. Of tensor cores, `HMMA` is a warp's product.
+    """
+
+    most_registers: int  # of a thread
+    product: str = ""  # the instruction that multiplies, in the loops over k;
+    num_products: int = 0  # of a round,
+    least_share: float = 0.0  # of the loop's instructions
+    num_wide_loads: int = 0  # of its loads from shared memory, those of 128 bits
+
+
+STRUCTURES = {
+    "dense wide": Structure(160, "FFMA", 64, 0.76, 4),
+    "gru wide": Structure(128, "FFMA", 48, 0.66, 2),
+    "lstm wide": Structure(128, "FFMA", 64, 0.71, 2),
+    "dense narrow": Structure(80, "FFMA", 16, 0.20, 4),
+    "gru narrow": Structure(64, "FFMA", 12, 0.14),
+    "lstm narrow": Structure(80, "FFMA", 16, 0.17),
+    **{
+        f"{precision} {name}": structure
+        for precision in ("tf32", "bfloat16")
+        for name, structure in {
+            "dense wide": Structure(184, "HMMA", 32, 0.10),
+            "gru wide": Structure(176, "HMMA", 24, 0.07),
+            "lstm wide": Structure(176, "HMMA", 32, 0.10),
+            "dense narrow": Structure(168, "HMMA", 8, 0.04),
+            "gru narrow": Structure(144, "HMMA", 6, 0.03),
+            "lstm narrow": Structure(168, "HMMA", 8, 0.04),
+        }.items()
+    },
+    "features": Structure(40),
+    "finish": Structure(48),
+    "softmax": Structure(80),
+    "persistent": Structure(168, "FFMA", 16, 0.17),
+    "fma rate": Structure(48, "FFMA", 256, 0.97),
+    "start": Structure(32),
+    "move": Structure(32),
 }
 
 
@@ -223,33 +265,25 @@ def test_the_benchmarks_limit_is_multiply_and_add(kernels):
     assert len({(factor, addend) for _, _, factor, addend in products}) == 8
 
 
-def num_registers(machine_code, entry):
-    """Return the registers that a kernel's section of the ELF file asks for."""
-    sections = elf_sections(machine_code)
-    text = sections[f".text.{entry}"]
-    info = sections[".nv.info"]
-    place, end = info[4], info[4] + info[5]
-    while place < end:
-        kind, attribute, size = struct.unpack_from("<BBH", machine_code, place)
-        place += 4
-        if kind == 4:
-            if attribute == 0x2F:
-                symbol, count = struct.unpack_from("<II", machine_code, place)
-                if symbol == text[7] & 0xFFFFFF:
-                    return count
-            place += size
-    raise AssertionError(entry)
-
-
-def elf_sections(machine_code):
-    """Return the section headers of a 64-bit ELF file by their names."""
-    [start] = struct.unpack_from("<Q", machine_code, 0x28)
-    size, count, names = struct.unpack_from("<HHH", machine_code, 0x3A)
-    headers = [
-        struct.unpack_from("<IIQQQQIIQQ", machine_code, start + k * size) for k in range(count)
-    ]
-    texts = machine_code[headers[names][4] :]
-    return {texts[h[0] : texts.index(b"\0", h[0])].decode(): h for h in headers}
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_machine_code_is_made_of_what_multiplies(kernels, name):
+    """Loops over k, of x and of h, of as little else as there was; nothing in local memory."""
+    machine_code = base64.b64decode(kernels[name]["machine_code"])
+    [entry] = re.findall(r"\.visible \.entry (\w+)", kernels[name]["ptx"])
+    wanted = STRUCTURES[name]
+    assert num_registers(machine_code, entry) <= wanted.most_registers
+    code = disassemble(machine_code, entry)
+    assert len(code) > 8
+    spilled = [instruction for instruction, _ in code if instruction.startswith(("LDL", "STL"))]
+    assert len(spilled) <= (2 if name == "lstm wide" else 0), spilled
+    if not wanted.product:
+        return
+    loops = [loop for loop in loops_of(code) if loop.count(wanted.product) == wanted.num_products]
+    assert len(loops) == (1 if name == "fma rate" else 2)
+    for loop in loops:
+        assert loop.share(wanted.product) >= wanted.least_share, loop
+        assert loop.count("LDS.128") >= wanted.num_wide_loads, loop
+        assert not [each for each in loop.names if ".FTZ" in each]
 
 
 def fusible_sums(ptx):

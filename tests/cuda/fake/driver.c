@@ -284,10 +284,13 @@ Result cuStreamCreate(void **stream, unsigned flags)
     IN_CONTEXT;
     pthread_mutex_lock(&lock);
     stream_of(0);
-    Result result = num_streams == 64 ? NO_MEMORY : OK;
+    int place = 1;
+    while (place < num_streams && streams[place]->is_alive) place++;
+    Result result = place == 64 ? refuse(NO_MEMORY, "streams that nobody has ended", place) : OK;
     if (!result) {
-        *stream = streams[num_streams++] = calloc(1, sizeof(Stream));
-        ((Stream *)*stream)->is_alive = 1;
+        num_streams = place == num_streams ? place + 1 : num_streams;
+        *stream = streams[place] = calloc(1, sizeof(Stream)); /* an old one may have events */
+        streams[place]->is_alive = 1;
     }
     pthread_mutex_unlock(&lock);
     return result;
