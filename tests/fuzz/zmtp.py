@@ -48,10 +48,23 @@ class RawPeer:
             for name, value in properties
         )
         self.socket.sendall(frame(ready, command=True))
+        # libzmq ends a connection whose peer sends messages before it has had its READY.
+        self.read(len(GREETING))
+        self.read(self.read(2)[1])
 
     def send(self, data: bytes) -> None:
         """Send bytes; a peer that does not take them in time is an `OSError`."""
         self.socket.sendall(data)
+
+    def read(self, num_bytes: int) -> bytes:
+        """Return so many bytes; a connection that ends before is an `OSError`."""
+        data = b""
+        while len(data) < num_bytes:
+            part = self.socket.recv(num_bytes - len(data))
+            if not part:
+                raise ConnectionAbortedError("the server has ended the connection")
+            data += part
+        return data
 
     def reset(self) -> None:
         """End the connection by a TCP reset."""
