@@ -79,6 +79,18 @@ def options(request, tmp_path):
     return {"state_dir": tmp_path, "durability": "checkpoint", "checkpoint_interval_s": 3600.0}
 
 
+def test_nobody_is_served_under_an_id_that_the_next_may_be_given(model, keys, x):
+    """libzmq counts ids for those who have none; a reply on its way would be the next one's."""
+    with guarded(model, keys) as server:
+        with_id, without = (GuardedPeer(server, keys, "alice", has_id=k) for k in (True, False))
+        with_id.ok("open", "a", None, 8)
+        for call in (["hello", {}], ["open", "b", None, 8], ["step", "a", 1, x[0].tobytes()]):
+            error, _ = without.call(*call)
+            assert error[0] == "forbidden"
+            assert "ZMQ_ROUTING_ID" in error[1]
+        assert with_id.ok("step", "a", 1, x[0].tobytes())[0] == 1
+
+
 def test_one_user_cannot_touch_another_s_streams(model, keys, x, expected, options):
     with guarded(model, keys, **options) as server:
         alice, bob = (GuardedPeer(server, keys, user) for user in USERS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import zmq
 from zmq.auth import create_certificates, load_certificate
 
-from tests.support.peer import Peer
+from tests.support.peer import Peer, random_id
 
 __all__ = ["GuardedPeer", "make_keys"]
 
@@ -23,10 +23,11 @@ def make_keys(directory: Path, *names: str) -> None:
 class GuardedPeer(Peer):
     """A client of a user that sends exactly what it is told to."""
 
-    def __init__(self, server, keys, user):
+    def __init__(self, server, keys, user, has_id=True):
         self.socket = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.linger = 0
-        self.socket.routing_id = b"\1" + os.urandom(15)
+        if has_id:
+            self.socket.routing_id = random_id()
         public, secret = load_certificate(keys / f"{user}.key_secret")
         self.socket.curve_publickey, self.socket.curve_secretkey = public, secret
         self.socket.curve_serverkey = load_certificate(keys / "server.key")[0]
