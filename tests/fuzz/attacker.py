@@ -19,6 +19,7 @@ import zmq
 
 from tests.fuzz.messages import Messages
 from tests.fuzz.zmtp import ABORTING, ATTACKS
+from tests.support.peer import random_id
 
 _NUM_SOCKETS = 4
 _BURST = 64
@@ -30,6 +31,7 @@ def _dealer(context: zmq.Context[Any], endpoint: str, curve: dict[str, str]) -> 
     socket = context.socket(zmq.DEALER)
     socket.linger = 0
     socket.sndhwm = 1000
+    socket.routing_id = random_id()
     if curve:
         socket.curve_publickey, socket.curve_secretkey = (
             curve["public"].encode(),

@@ -31,7 +31,7 @@ _READY_WITHIN_S = 900  # a cache of its own: all is compiled
 _STOP_WITHIN_S = 60
 _SAMPLE_S = 0.2
 _MAX_OVER_BUDGET = 1.2
-_BUDGET_BYTES = 48 * 2**20
+_BUDGET_BYTES = 64 * 2**20
 # libzmq's own assertions end the process; nothing of ours can prevent them (docs/security.md).
 _LIBZMQ_ABORT = re.compile(r"Assertion failed: .*\((?:\S*/)?src/\w+\.[ch]pp:\d+\)")
 
@@ -57,7 +57,7 @@ SCENARIOS = (
     Scenario("state", ("--checkpoint-interval", "0.2", "--idle-limit", "1"), has_state=True),
     Scenario(
         "small budget",
-        ("--checkpoint-interval", "0.2", "--max-streams", "10000", "--memory-budget", "48M"),
+        ("--checkpoint-interval", "0.2", "--max-streams", "10000", "--memory-budget", "64M"),
         has_state=True,
         budget_bytes=_BUDGET_BYTES,
     ),

@@ -89,6 +89,8 @@ def test_nobody_is_served_under_an_id_that_the_next_may_be_given(model, keys, x)
             assert error[0] == "forbidden"
             assert "ZMQ_ROUTING_ID" in error[1]
         assert with_id.ok("step", "a", 1, x[0].tobytes())[0] == 1
+        for peer in (with_id, without):
+            peer.socket.close()
 
 
 def test_one_user_cannot_touch_another_s_streams(model, keys, x, expected, options):

@@ -113,7 +113,7 @@ def test_a_user_has_so_many_lookups_at_once_and_the_others_have_theirs(
     server, alice, bob = serve(state_dir=tmp_path, durability="checkpoint")
     alice.ok("hello")
     with monkeypatch.context() as patch:
-        patch.setattr(server, "_answer_some", lambda: None)  # Python is at something else
+        patch.setattr(server, "_answer_some", lambda stop_at_s: None)  # Python is at something else
         for k in range(MAX_BATCH // 2 + 1):
             bob.send("step", k, 1, X)
         assert bob.receive()[1][0] == "busy"

@@ -164,6 +164,21 @@ def test_a_message_of_many_frames_is_dropped_in_parts_and_its_connection_is_cut(
     assert (stats["num_extra_frames"], stats["num_without_payload"]) == (1, 0)
 
 
+def test_who_asks_for_much_of_python_leaves_some_for_others(server, victim):
+    hostile = Peer(server.endpoints[0])
+    num_asked = 6000
+    for _ in range(num_asked):
+        hostile.socket.send(encode_request(1, "models", []))
+    codes = set()
+    for k in range(num_asked):
+        _, error, _ = hostile.receive()
+        codes.add(error and error[0])
+        if k % 100 == 0:
+            assert victim.ok("hello", {})["protocol"] == 1  # and not `busy`
+    hostile.socket.close()
+    assert codes == {None, "busy"}
+
+
 class Gate:
     """Python's part of a server, which waits where it is told to, and keeps the order of work."""
 

@@ -16,7 +16,7 @@ from streamrnn.kernels.pointers import pointer_to
 from streamrnn.kernels.structs import I64, Struct
 from streamrnn_server.shard.memory.arena import ArenaStruct
 from streamrnn_server.shard.memory.budget import BudgetStruct
-from streamrnn_server.shard.memory.clients import ClientsStruct
+from streamrnn_server.shard.memory.clients import AskBucket, ClientsStruct
 from streamrnn_server.shard.memory.index import IndexStruct
 from streamrnn_server.shard.requests.queue import Queue
 from streamrnn_server.shard.requests.request import Pool
@@ -25,7 +25,6 @@ __all__ = [
     "NUM_BUCKETS",
     "REPLY_SLACK_BYTES",
     "Ask",
-    "AskBucket",
     "AskKind",
     "Command",
     "CommandKind",
@@ -40,7 +39,6 @@ __all__ = [
     "ShardState",
     "UsersStruct",
     "ask_at",
-    "ask_bucket_at",
     "command_at",
     "disk_buffer_at",
     "history_at",
@@ -115,13 +113,6 @@ class Counters(Struct):
     num_records_refused: I64
 
 
-class AskBucket(Struct):
-    """A token bucket of requests that may still go to Python."""
-
-    left: I64
-    filled_ns: I64  # when it was filled last
-
-
 class Shard(Struct):
     """All that one thread works on."""
 
@@ -173,7 +164,7 @@ class Shard(Struct):
     sweep_position: I64  # where the search for idle streams goes on, among the slots of SWEEP_MODEL
     sweep_model: I64
     sweep_ns: I64  # when it last looked
-    asks: AskBucket  # of all users together
+    asks: AskBucket  # of all together
     encoded_errors: I64  # address of int64[NUM_CODES, 2]: address and length of each error
     encoded_moved: I64  # address of int64[num_shards, 2]: the error that names a shard's endpoint
     counters: Counters
@@ -379,7 +370,6 @@ disk_buffer_at = pointer_to(DiskBuffer)
 sent_buffer_at = pointer_to(SentBuffer)
 buffer_ack_at = pointer_to(BufferAck)
 ask_at = pointer_to(Ask)
-ask_bucket_at = pointer_to(AskBucket)
 item_at = pointer_to(Item)
 command_at = pointer_to(Command)
 users_at = pointer_to(UsersStruct)

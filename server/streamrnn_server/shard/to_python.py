@@ -13,14 +13,21 @@ from streamrnn.kernels.pointers import field_address
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.libzmq import send_bytes
-from streamrnn_server.shard.memory.clients import charge_ask, may_ask
+from streamrnn_server.shard.memory.clients import (
+    AskBucket,
+    ask_bucket_at,
+    asks_of,
+    charge_ask,
+    may_ask,
+)
 from streamrnn_server.shard.requests.request import Kind, Request, request_of
 from streamrnn_server.shard.streams.owners import MAX_ASKS, MAX_ASKS_PER_CALL, NS_PER_ASK
-from streamrnn_server.shard.structs import AskBucket, AskKind, Shard, ask_bucket_at, users_at
+from streamrnn_server.shard.structs import AskKind, Shard, users_at
 
 __all__ = ["ask_python", "call_python", "tell_drained", "tell_reply"]
 
 _BYTES_PER_ASK = 4096
+_ASKS_OF_NEW = 20
 _BUCKET_BYTES = AskBucket.dtype.itemsize
 
 
@@ -29,7 +36,7 @@ def call_python(shard: Shard, request: Request, data: int, num_bytes: int) -> bo
     """Pass a message to Python, which answers it; False if too many are there already."""
     num_asks = min(1 + num_bytes // _BYTES_PER_ASK, MAX_ASKS_PER_CALL)
     has_room = may_ask(shard.clients, request.client, num_bytes)
-    if not has_room or not _take_tokens(shard, request.owner, num_asks):
+    if not has_room or not _take_tokens(shard, request, num_asks):
         shard.counters.num_calls_refused += 1
         return False
     shard.counters.num_calls += 1
@@ -63,7 +70,7 @@ def ask_python(shard: Shard, request: Request) -> bool:
         return False
     num_tokens = min(num_asks, MAX_ASKS_PER_CALL)
     has_room = may_ask(shard.clients, request.client, num_bytes)
-    if not has_room or not _take_tokens(shard, request.owner, num_tokens):
+    if not has_room or not _take_tokens(shard, request, num_tokens):
         shard.counters.num_errors_without_words += num_asks
         return False
     if request.code != 0:
@@ -112,26 +119,27 @@ def _needs_text(request: Request) -> bool:
 
 
 @jit
-def _take_tokens(shard: Shard, owner: int, num_asks: int) -> bool:
-    """Take from the token buckets that limit what goes to Python, of a user and in all.
+def _take_tokens(shard: Shard, request: Request, num_asks: int) -> bool:
+    """Take from the token buckets that limit what goes to Python: of a user, or client, and of all.
 
     Who has asked for little of late gets it even if others have emptied the common one.
     """
-    asks = shard.asks
-    _fill(asks, shard.now_ns, NS_PER_ASK, MAX_ASKS)
+    now, asks = shard.now_ns, shard.asks
     if shard.users == 0:
-        if asks.left < num_asks:
-            return False
-        asks.left -= num_asks
-        return True
-    users = users_at(shard.users)
-    own = ask_bucket_at(users.asks + owner * _BUCKET_BYTES)
-    _fill(own, shard.now_ns, users.ns_per_ask, users.max_asks)
-    is_modest = own.left > users.max_asks // 2
+        own, ns_per_ask, most = asks_of(shard.clients, request.client), NS_PER_ASK, MAX_ASKS
+        if own.filled_ns == 0:  # whoever comes anew may ask for some, but not for much by that
+            own.left, own.filled_ns = most // 2 + _ASKS_OF_NEW, now
+    else:
+        users = users_at(shard.users)
+        own = ask_bucket_at(users.asks + request.owner * _BUCKET_BYTES)
+        ns_per_ask, most = users.ns_per_ask, users.max_asks
+    _fill(own, now, ns_per_ask, most)
+    _fill(asks, now, NS_PER_ASK, MAX_ASKS)
+    is_modest = own.left > most // 2
     if own.left < num_asks or (asks.left < num_asks and not is_modest):
         return False
     own.left -= num_asks
-    asks.left -= num_asks
+    asks.left = max(0, asks.left - num_asks)
     return True
 
 

@@ -26,8 +26,11 @@ from streamrnn_server.shard.libzmq import free_memory, get_memory
 
 __all__ = [
     "MARKER_BYTES",
+    "AskBucket",
     "Clients",
     "ClientsStruct",
+    "ask_bucket_at",
+    "asks_of",
     "charge_ask",
     "charge_reply",
     "find_client",
@@ -50,6 +53,13 @@ _MIX_B = 0xBF58476D1CE4E5B9 - 2**64
 _LOW_32 = 0xFFFFFFFF
 
 
+class AskBucket(Struct):
+    """A token bucket of requests that may still go to Python."""
+
+    left: I64
+    filled_ns: I64  # when it was filled last; 0: never
+
+
 class Client(Struct):
     """The account of one routing id, or of some whose ids fall together."""
 
@@ -59,8 +69,7 @@ class Client(Struct):
     unmarked_bytes: I64  # sent since the last marker
     asked_bytes: I64  # passed to Python
     answered_bytes: I64  # of those, what Python is done with; Python writes it
-    unused_0: I64
-    unused_1: I64
+    asks: AskBucket
 
 
 class ClientsStruct(Struct):
@@ -78,6 +87,7 @@ class ClientsStruct(Struct):
 
 _CLIENT_BYTES = Client.dtype.itemsize
 _client_at = pointer_to(Client)
+ask_bucket_at = pointer_to(AskBucket)
 # Before a marker's bytes: addresses of the account and of the sums, and what it counts for.
 MARKER_BYTES = 24
 
@@ -183,7 +193,14 @@ def find_client(clients: ClientsStruct, identity: int, num_bytes: int) -> int:
     client = _client(clients, idle)
     client.key = key
     client.unmarked_bytes = 0
+    client.asks.filled_ns = 0
     return idle
+
+
+@jit
+def asks_of(clients: ClientsStruct, number: int) -> AskBucket:
+    """Return an account's token bucket."""
+    return ask_bucket_at(field_address(_client(clients, number), "asks"))
 
 
 @jit

@@ -26,11 +26,12 @@ from streamrnn.kernels.virtual_memory import address_of, reserve, struct_address
 from streamrnn_client.protocol import MAX_BATCH
 from streamrnn_server.config import MAX_USER_NAME_BYTES
 from streamrnn_server.shard.libzmq import msg_property
+from streamrnn_server.shard.memory.clients import AskBucket
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.index import equal_bytes, hash64
 from streamrnn_server.shard.memory.slab import slot_of
 from streamrnn_server.shard.requests.request import Request
-from streamrnn_server.shard.structs import AskBucket, Shard, UsersStruct, users_at
+from streamrnn_server.shard.structs import Shard, UsersStruct, users_at
 
 __all__ = [
     "MAX_ASKS",
