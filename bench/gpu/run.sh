@@ -71,7 +71,8 @@ if [ "$part" = all ] || [ "$part" = checks ]; then
     stage step 120 "$python" -m streamrnn_server bench step --device cuda --rounds 7 --json "$out"
 fi
 if [ "$part" = all ] || [ "$part" = tests ]; then
-    stage tests 150 "$python" -m pytest tests/cuda/test_gpu.py -m gpu -n 8 -q -W default \
+    workers=$(nproc) && workers=$((workers < 14 ? workers : 14))
+    stage tests 150 "$python" -m pytest tests/cuda/test_gpu.py -m gpu -n $workers -q -W default \
         -p no:cacheprovider -k "not sanitizer"
     for tool in memcheck racecheck; do
         stage $tool 70 compute-sanitizer --tool $tool --error-exitcode 9 \

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -22,11 +24,18 @@ from streamrnn.engine import cuda as engine_cuda
 from tests.support.models import random_model
 
 CHECKS: dict[str, Callable[[], None]] = {}
+SERVER_CHECKS: dict[str, Callable[[], None]] = {}
+"""For `tests/server`, whose machine code they run."""
 NUM_INPUTS, NUM_OUTPUTS = 5, 3
 
 
 def check(function: Callable[[], None]) -> Callable[[], None]:
     CHECKS[function.__name__] = function
+    return function
+
+
+def server_check(function: Callable[[], None]) -> Callable[[], None]:
+    SERVER_CHECKS[function.__name__] = function
     return function
 
 
@@ -172,11 +181,33 @@ def the_driver_refuses_what_the_hardware_does_not_take() -> None:
         raise AssertionError(f"launched {(grid, threads, shared_bytes)}")
 
 
+@server_check
+def a_server_steps_keeps_and_restores_its_streams() -> None:
+    """Its shard has a thread of its own; the second server finds what the first has written."""
+    from streamrnn_client import Client
+    from streamrnn_server.testing import serving
+
+    model = engine_of([("lstm", 40)], 1).model
+    x = inputs(60, 8)
+    with tempfile.TemporaryDirectory() as directory:
+        options: Any = {"device": "cuda", "max_streams": 70, "state_dir": Path(directory)}
+        options["durability"] = "checkpoint"
+        for steps in (range(3), range(3, 5)):
+            with serving({"m": model}, **options) as server, Client(server.endpoints[0]) as client:
+                for t in steps:
+                    ys = client.step_many({k: x[k, t] for k in range(60)}, model="m")
+                    y = np.stack([ys[k] for k in range(60)])
+                    np.testing.assert_array_equal(y, expected(x)[:, t])
+                if 4 in steps:  # many steps of one stream are one launch
+                    y = client.stream(7, model="m").steps(x[7, 5:])
+                    np.testing.assert_array_equal(y, expected(x)[7, 5:])
+
+
 def main() -> None:
     results = {}
     for name in sys.argv[1:] or CHECKS:
         try:
-            CHECKS[name]()
+            (CHECKS | SERVER_CHECKS)[name]()
             results[name] = ""
         except BaseException:
             results[name] = traceback.format_exc()

@@ -26,7 +26,9 @@ from streamrnn_server.event_log import EventLog
 from streamrnn_server.server import Server
 from streamrnn_server.shard.gpu import loop as gpu
 from streamrnn_server.testing import serving
+from tests.cuda.fake import make_driver, run_checks
 from tests.cuda.grid import run_block
+from tests.cuda.host_path import SERVER_CHECKS
 from tests.support.models import random_inputs, random_model
 from tests.support.peer import RARELY_S, Peer, step
 
@@ -323,3 +325,8 @@ def test_unknown_devices_and_precisions_are_refused():
         ServerConfig(precision="tf32")
     with pytest.raises(StartError, match=r"--device is 'tpu'; it must be one of cpu, cuda, auto"):
         ServerConfig(device="tpu")
+
+
+@pytest.mark.parametrize("name", SERVER_CHECKS)
+def test_on_the_fake_driver(tmp_path, name):
+    assert run_checks(make_driver(tmp_path), [name]) == {name: ""}

@@ -5,14 +5,17 @@ In the tests' own process numba's simulator takes the driver's place.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-__all__ = ["environment_of", "make_driver"]
+__all__ = ["environment_of", "make_driver", "run_checks"]
 
 _FLAGS = ("-O1", "-shared", "-fPIC", "-Wall", "-Werror", "-pthread")
 
@@ -35,3 +38,20 @@ def environment_of(driver: Path, capability: tuple[int, int] = (9, 0)) -> dict[s
     environment["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in paths if path)
     environment["FAKE_CAPABILITY"] = "{}{}".format(*capability)
     return environment
+
+
+def run_checks(driver: Path, names: Iterable[str]) -> dict[str, str]:
+    """Run checks of `tests.cuda.host_path` in a process of their own; return what went wrong.
+
+    Warnings are errors there: numba's own must not reach a user.
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.cuda.host_path", *names],
+        cwd=Path(__file__).parents[3],
+        env=environment_of(driver),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    return {name: error and error + done.stderr for name, error in results.items()}
