@@ -84,6 +84,16 @@ def test_a_path_that_is_not_there_leaves_what_is_mounted(tmp_path, path):
     assert version_2(tmp_path, path, {"/memory.max": 5000}) == [5000]
 
 
+def test_a_path_that_leads_out_of_the_mount_is_not_followed(tmp_path):
+    limits = {"/memory.max": 5000, "/../memory.max": 7, "/../../memory.max": 8}
+    assert version_2(tmp_path, "/../../x", limits) == [5000]
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "", "max", "5 000"])
+def test_what_is_no_limit_is_none(tmp_path, limit):
+    assert version_2(tmp_path, "/a", {"/a/memory.max": limit, "/memory.max": 5000}) == [5000]
+
+
 def test_a_mount_point_may_hold_a_space(tmp_path):
     files = {
         "/proc/self/cgroup": V2.format("/a"),

@@ -158,7 +158,8 @@ def test_what_is_damaged_does_not_expire_by_a_clock_that_cannot_be_believed(tmp_
     torn = bytearray(encode_record(dataclasses.replace(good, stream=b"storn", clock_s=500)))
     torn[24:32] = (-(2**63)).to_bytes(8, "little", signed=True)  # its clock
     buried = [(TOMBSTONES, b"s%d" % k, data) for k, data in enumerate((b"\xff 1", b"", b"x eve"))]
-    changes = [(STREAMS, b"sgood", encode_record(good)), (STREAMS, b"storn", bytes(torn)), *buried]
+    records = {b"sgood": encode_record(good), b"storn": bytes(torn), b"sshort": b"", b"scut": b"x"}
+    changes = [*((STREAMS, key, record) for key, record in records.items()), *buried]
     store.commit(changes, 500)
     expiry = Expiry(store.clock_s, 100)
     clock.now_s += 10_000
@@ -166,6 +167,26 @@ def test_what_is_damaged_does_not_expire_by_a_clock_that_cannot_be_believed(tmp_
     for _, _, data in buried:
         with pytest.raises(RecordError, match="tombstone is damaged"):
             read_tombstone(data)
+    store.close()
+
+
+def test_all_streams_are_looked_at_in_turn_some_at_a_time(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr("streamrnn_server.storage.expiry._MAX_LOOKED_AT", 2)
+    store = StateStore(tmp_path)
+    keys = [b"s%d" % k for k in range(5)]
+    store.commit(
+        [
+            (STREAMS, key, encode_record(dataclasses.replace(EXAMPLE, stream=key, clock_s=clock_s)))
+            for key, clock_s in zip(keys, (500, 500, 500, 0, 0), strict=True)
+        ],
+        500,
+    )
+    expiry = Expiry(store.clock_s, 100)
+    found = [[key for table, key, _ in expiry.due(store) if table == STREAMS] for _ in range(3)]
+    assert found == [[], [b"s3"], [b"s4"]]
+    clock.now_s += 1000
+    assert [key for table, key, _ in expiry.due(store) if table == STREAMS] == keys[:2]
     store.close()
 
 

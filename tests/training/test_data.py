@@ -262,6 +262,8 @@ def test_npz_tokens_predict_the_next_token(tmp_path):
         ({"X": np.zeros((5, 2)), "names": np.array(["a"])}, "1 names"),
         ({"X": np.zeros((2, 5, 1)), "lengths": np.array([5, 6])}, "lengths"),
         ({"X": np.full((5, 1), np.inf)}, "holds Inf"),
+        ({"X": np.zeros((5, 2)), "names": np.array(["a", "a"])}, "two columns are named 'a'"),
+        ({"X": np.zeros((2, 1)), "y": np.array([0, -1])}, "class -1; classes are 0, 1, 2"),
         # As many tokens or classes as the largest says would be allocated.
         ({"X": np.array([0, 2**63], np.uint64)}, f"token {2**63}; the largest .* is 65535"),
         ({"X": np.array([0, 2**16], np.uint32)}, "token 65536; the largest .* is 65535"),
@@ -273,6 +275,16 @@ def test_bad_npz_says_what_is_wrong(tmp_path, arrays, message):
     np.savez(path, **arrays)
     with pytest.raises(DataError, match=message):
         read_table(path)
+
+
+def test_an_npz_whose_compressed_data_are_damaged_is_refused(tmp_path):
+    path = tmp_path / "data.npz"
+    np.savez_compressed(path, X=np.random.default_rng(1).standard_normal((100, 2)))
+    whole = path.read_bytes()
+    for at in range(60, 1000, 50):
+        path.write_bytes(whole[:at] + bytes(20) + whole[at + 20 :])
+        with pytest.raises(DataError, match=r"cannot be read as \.npz"):
+            read_table(path)
 
 
 def test_npz_never_unpickles(tmp_path):
