@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import zmq
 
-from streamrnn_client._drivers.sockets import Connection
+from streamrnn_client._drivers.sockets import Connection, send_outbox
 from streamrnn_client._session.exchange import Call, Exchange, result_of
 from streamrnn_client._session.session import Operation, Session, step_parts
 from streamrnn_client._session.stream_state import StreamState
@@ -284,16 +284,7 @@ class _Link:
     def work(self) -> None:
         """Send what is to be sent, wait for the next event, and take it."""
         exchange = self.exchange
-        while exchange.outbox:
-            call = exchange.outbox.popleft()
-            if call.done:  # abandoned
-                continue
-            connection = self._connection(call.endpoint)
-            try:
-                connection.socket.send(call.payload, zmq.NOBLOCK)
-            except zmq.Again:
-                exchange.send_failed(call)
-                connection.renew()
+        send_outbox(exchange, self._connection)
         remaining_s = exchange.next_at() - time.monotonic()
         timeout_ms = math.ceil(1000 * min(max(remaining_s, 0), _MAX_POLL_S))
         ready = self._poller.poll(timeout_ms)

@@ -11,7 +11,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import zmq
 
-from streamrnn_client._drivers.sockets import Connection
+from streamrnn_client._drivers.sockets import Connection, send_outbox
 from streamrnn_client._session.exchange import Call, Exchange
 from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.turns import Claim, Era, give_back, has_turn, take, turn_timeout
@@ -192,7 +192,8 @@ class _Hub:
         """
         num_received = 0
         while not self.is_closed:
-            self._send()
+            if send_outbox(self.exchange, self._connection):
+                self._set_alarm(self.exchange.next_at())
             num_new = self._receive()
             num_received += num_new
             if not num_new:
@@ -200,20 +201,6 @@ class _Hub:
             if num_received > _MAX_RECEIVED:
                 self.loop.call_soon(self._work)
                 return
-
-    def _send(self) -> None:
-        exchange = self.exchange
-        while exchange.outbox:
-            call = exchange.outbox.popleft()
-            if call.done:  # abandoned
-                continue
-            connection = self._connection(call.endpoint)
-            try:
-                connection.socket.send(call.payload, zmq.NOBLOCK)
-            except zmq.Again:
-                exchange.send_failed(call)
-                connection.renew()
-                self._set_alarm(call.next_at)
 
     def _receive(self) -> int:
         exchange, num_received = self.exchange, 0

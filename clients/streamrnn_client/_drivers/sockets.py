@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import zmq
 
 from streamrnn_client._drivers.names import numeric_endpoints
+from streamrnn_client._session.exchange import Exchange
 from streamrnn_client.errors import BadParams
 from streamrnn_client.options import Keys
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "send_outbox"]
 
 S = TypeVar("S", bound="zmq.Socket[Any]")
 _ID_BYTES = 16
@@ -70,6 +72,23 @@ class Connection(Generic[S]):
         self.socket.ipv6 = "[" in self._connected_to
         self.socket.connect(self._connected_to)
         self._next_at = time.monotonic() + self._pause_s
+
+
+def send_outbox(exchange: Exchange, connection_to: Callable[[str], Connection[Any]]) -> bool:
+    """Send what stands in an outbox; return whether something could not be sent now."""
+    has_failed = False
+    while exchange.outbox:
+        call = exchange.outbox.popleft()
+        if call.done:  # abandoned
+            continue
+        connection = connection_to(call.endpoint)
+        try:
+            connection.socket.send(call.payload, zmq.NOBLOCK)
+        except zmq.Again:
+            exchange.send_failed(call)
+            connection.renew()
+            has_failed = True
+    return has_failed
 
 
 def _configure(socket: zmq.Socket[Any], keys: Keys | None) -> None:

@@ -142,7 +142,16 @@ class Exchange:
         msgid, payload = self.encode(*parts)
         now = self._clock()
         started = now if deadline is None else deadline - self._timeout_s
-        call = self._add(endpoint, method, payload, msgid, may_resend, started)
+        call = Call(
+            endpoint,
+            method,
+            payload,
+            msgid,
+            may_resend=may_resend,
+            started=started,
+            deadline=started + self._timeout_s,
+        )
+        self._add(call)
         if delay_s > 0:
             call.next_at = now + delay_s
         elif len(self._pending) > self.max_in_flight:
@@ -165,7 +174,11 @@ class Exchange:
 
     def adopt(self, endpoint: str, method: str, payload: bytes, msgid: int, started: float) -> Call:
         """Take on a request that was sent already, once, and that may be sent again."""
-        call = self._add(endpoint, method, payload, msgid, True, started)
+        deadline = started + self._timeout_s
+        call = Call(
+            endpoint, method, payload, msgid, may_resend=True, started=started, deadline=deadline
+        )
+        self._add(call)
         self._note_send(call, started)
         return call
 
@@ -243,27 +256,9 @@ class Exchange:
             call.error = errors.ClientClosed("the client was closed while a call was under way")
             self._settle(call)
 
-    def _add(
-        self,
-        endpoint: str,
-        method: str,
-        payload: bytes,
-        msgid: int,
-        may_resend: bool,
-        started: float,
-    ) -> Call:
-        call = Call(
-            endpoint,
-            method,
-            payload,
-            msgid,
-            may_resend=may_resend,
-            started=started,
-            deadline=started + self._timeout_s,
-        )
+    def _add(self, call: Call) -> None:
         call.interval_s = self._resend_s
-        self._pending[msgid] = call
-        return call
+        self._pending[call.msgid] = call
 
     def _enqueue(self, call: Call, now: float) -> None:
         self._note_send(call, now)
