@@ -250,6 +250,12 @@ class ServerConfig:
         return self.curve_secret_key is not None
 
     @property
+    def keeps_journal(self) -> bool:
+        """Whether inputs are on disk before their answers, where a CPU computes."""
+        # A record that expires is deleted though its stream may yet be stepped, in memory.
+        return self.durability == "always" and self.time_to_live_s == 0
+
+    @property
     def memory_budget_of_a_shard(self) -> int:
         """The most bytes for the streams of one shard."""
         return self.memory_budget_bytes // self.num_shards

@@ -140,11 +140,16 @@ class Server:
             ]
             arithmetic = on_gpu[0][0].arithmetic
         disks: list[zmq.Socket[bytes] | None] = [None] * config.num_shards
+        journals, pairs = list(disks), []
         if config.state_dir is not None:
             ends = [self._make_pair(f"disk-{k}") for k in range(config.num_shards)]
             disks = [theirs for _, theirs in ends]
             ours = [our for our, _ in ends]
-            self._disk = StateDir(config, models, programs, arithmetic, ours, self._log)
+            if config.keeps_journal and self.device == "cpu":
+                pairs = [self._make_pair(f"journal-{k}") for k in range(config.num_shards)]
+                journals = [theirs for _, theirs in pairs]
+            args = (config, models, programs, arithmetic, ours, self._log)
+            self._disk = StateDir(*args, [our for our, _ in pairs])
         self.control = Control(
             config,
             models,
@@ -163,9 +168,8 @@ class Server:
             own = {name: program.for_shard() for name, program in programs.items()}
             gpu_rows = max_batch_rows(on_gpu[k]) if on_gpu else 0
             valid_keys = None if self._guard is None else self._guard.keys.is_valid
-            shard = ShardMemory(
-                config, k, own, router, pair, disks[k], self.endpoints, gpu_rows, valid_keys
-            )
+            sockets = (router, pair, disks[k], self.endpoints, gpu_rows, valid_keys, journals[k])
+            shard = ShardMemory(config, k, own, *sockets)
             if self._disk is not None:
                 shard.struct["incarnation"] = self._disk.first_incarnation
             self.control.shards.append(shard)
@@ -176,7 +180,7 @@ class Server:
                 loops.append((serve, shard.address))
         self._connections.start(self._memory_watch(), self._fail)
         if self._disk is not None:
-            self._disk.saver.start(self._fail)
+            self._disk.start(self._fail)
         for k, loop in enumerate(loops):
             thread = threading.Thread(
                 target=self._run_shard, args=loop, name=f"shard-{k}", daemon=True

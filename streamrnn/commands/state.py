@@ -10,6 +10,8 @@ from pathlib import Path
 
 from streamrnn.commands.printable import printable, unescaped
 from streamrnn.errors import RecordError, StateError
+from streamrnn.state.journal import ChangeKind
+from streamrnn.state.pending import changes_above, journal_entries
 from streamrnn.state.record import StreamRecord, decode_record, encode_record
 from streamrnn.state.store import DATA_FILE, STREAMS, StateStore
 from streamrnn.state.verify import EXIT_CANNOT_OPEN, id_text
@@ -28,7 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "show": "all about one stream",
         "export": "write a stream's record to a file",
         "import": "make a stream of a record",
-        "verify": "read every record, and say which are damaged",
+        "verify": "read every record and the journal, and say what is damaged",
+        "journal": "one line for each change in the journal, with the inputs",
     }
     for name, line in lines.items():
         action = actions.add_parser(name, help=line, description=line, allow_abbrev=False)
@@ -62,11 +65,16 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.action == "list":
             return _list(store)
+        if args.action == "journal":
+            return _list_journal(store)
         if args.action == "import":
             return _import(store, args.stream, args.file)
+        num_changes = changes_above(store).get(canonical_id(_parse_id(args.stream)), 0)
+        if args.action == "export" and num_changes > 0:
+            raise StateError(_not_in_record(args.stream, num_changes))
         record = _read(store, args.stream)
         if args.action == "show":
-            _show(record)
+            _show(record, num_changes)
         else:
             _write(args.file, encode_record(record))
         return 0
@@ -94,6 +102,23 @@ def _read(store: StateStore, text: str) -> StreamRecord:
     return decode_record(data)
 
 
+def _not_in_record(text: str, num_changes: int) -> str:
+    return (
+        f"stream {text!r} has {num_changes} changes in the journal that are not in its record: "
+        "start the server with its model, which applies them, and stop it"
+    )
+
+
+def _list_journal(store: StateStore) -> int:
+    print("segment\tgroup\tstream\tchange\tincarnation\tnum_changes\tseq\tdata")
+    for segment, sequence, entry in journal_entries(store):
+        change = ChangeKind(entry.kind).name.lower()
+        numbers = entry.incarnation, entry.num_changes, entry.seq
+        place = segment.path.name, sequence, _shown_id(entry.stream)
+        print("\t".join(map(str, (*place, change, *numbers, entry.data.hex()))))
+    return 0
+
+
 def _list(store: StateStore) -> int:
     print("stream\tmodel\tfingerprint\tlast_seq\twindow\tunused_s")
     for key, data in store.items(STREAMS):
@@ -114,10 +139,17 @@ def _list(store: StateStore) -> int:
             unused_s,
         )
         print("\t".join(map(str, shown)))
+    above = changes_above(store)
+    if above:
+        print(
+            f"{len(above)} streams have changes in the journal that are not in their records: "
+            "start the server, which applies them",
+            file=sys.stderr,
+        )
     return 0
 
 
-def _show(record: StreamRecord) -> None:
+def _show(record: StreamRecord, num_changes: int) -> None:
     shown = {
         "stream": _shown_id(record.stream),
         "model": printable(record.model),
@@ -130,9 +162,10 @@ def _show(record: StreamRecord) -> None:
         "outputs kept": len(record.digests),
         "row bytes": len(record.row),
         "written at": f"{record.clock_s} s of serving",
+        "in the journal": f"{num_changes} changes more",
     }
     for name, value in shown.items():
-        print(f"{name:14}{value}")
+        print(f"{name:16}{value}")
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -147,6 +180,8 @@ def _import(store: StateStore, text: str, path: Path) -> int:
     stream = canonical_id(_parse_id(text))
     if store.get(STREAMS, stream) is not None:
         raise StateError(f"stream {text!r} is in {store.directory} already")
+    if num_changes := changes_above(store).get(stream, 0):
+        raise StateError(_not_in_record(text, num_changes))
     store.commit([(STREAMS, stream, encode_record(record.renamed(stream)))], store.clock_s)
     return 0
 

@@ -21,6 +21,7 @@ from typing import BinaryIO
 import lmdb
 
 from streamrnn.errors import StoreError
+from streamrnn.state.journal import JOURNAL_DIRECTORY
 
 __all__ = ["DATA_FILE", "SNAPSHOTS", "STREAMS", "TOMBSTONES", "StateStore", "snapshot_key"]
 
@@ -129,7 +130,7 @@ class StateStore:
                 if path.exists():
                     _tighten(path, _FILE_MODE)
             # One that holds nothing else: nobody misses what others may do in there.
-            if set(os.listdir(self.directory)) <= {*_FILES, _NEW}:
+            if set(os.listdir(self.directory)) <= {*_FILES, _NEW, JOURNAL_DIRECTORY}:
                 _tighten(self.directory, _DIRECTORY_MODE)
             if not (self.directory / DATA_FILE).exists():
                 self._make_file()

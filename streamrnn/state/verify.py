@@ -6,11 +6,13 @@ LMDB trusts its pages: one that was changed behind its back may end the process 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from streamrnn.errors import RecordError, StateError, StoreError
+from streamrnn.state.pending import changes_above
 from streamrnn.state.record import decode_record
 from streamrnn.state.store import SNAPSHOTS, STREAMS, TOMBSTONES, StateStore
 
@@ -35,6 +37,10 @@ def damages(store: StateStore) -> Iterator[str]:
     str
         Nothing if every record is whole and every key is found in its place.
     """
+    try:
+        changes_above(store)
+    except StoreError as error:
+        yield str(error)
     for table, what in _TABLES.items():
         try:
             yield from _damages_of(store, table, what)
@@ -83,6 +89,9 @@ def main(directory: str) -> int:
     for line in damages(store):
         num_damages += 1
         print(line, flush=True)
+    with contextlib.suppress(StoreError):
+        if above := changes_above(store):
+            print(f"the journal has {sum(above.values())} changes of {len(above)} streams more")
     numbers = [f"{store.num_items(table)} {what}s" for table, what in _TABLES.items()]
     print(f"{', '.join(numbers)}, {num_damages} damaged")
     store.close()

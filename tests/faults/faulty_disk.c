@@ -1,8 +1,8 @@
 /* A disk that fails on command: preloaded (LD_PRELOAD) into a server by tests.faults.test_disk.
  *
  * While the file named by FAULTY_DISK exists, it says in one word what fails of what is written to
- * files named data.mdb, and with which error number: "write 28", "sync 5", "meta 5", "torn 28".
- * `meta` is the page that makes a commit count (LMDB writes it through a descriptor of its own,
+ * files named data.mdb or *.journal, and with which error number: "write 28", "sync 5", "meta 5",
+ * "torn 28". A third word, "data.mdb" or ".journal", leaves it at these. `meta` is the page that makes a commit count (LMDB writes it through a descriptor of its own,
  * with O_DSYNC); `torn` writes half of what it is given before it fails. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -17,7 +17,13 @@
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
-static int is_our_file(int file)
+static int ends_with(const char *path, const char *end)
+{
+    size_t length = strlen(path), end_length = strlen(end);
+    return length >= end_length && strcmp(path + length - end_length, end) == 0;
+}
+
+static int is_our_file(int file, const char *end)
 {
     char link[64], path[4096];
     snprintf(link, sizeof link, "/proc/self/fd/%d", file);
@@ -25,18 +31,19 @@ static int is_our_file(int file)
     if (length < 8)
         return 0;
     path[length] = 0;
-    return strcmp(path + length - 8, "data.mdb") == 0;
+    return ends_with(path, end) && (ends_with(path, "data.mdb") || ends_with(path, ".journal"));
 }
 
 /* Return the error number if this kind of call fails now, or 0. */
 static int fault(int file, const char *kind)
 {
-    char wanted[16];
+    char wanted[16], end[16] = "";
     int number = 0, saved = errno;
     const char *name = getenv("FAULTY_DISK");
-    FILE *control = name && is_our_file(file) ? fopen(name, "r") : NULL;
+    FILE *control = name && is_our_file(file, "") ? fopen(name, "r") : NULL;
     if (control) {
-        if (fscanf(control, "%15s %d", wanted, &number) != 2 || strcmp(wanted, kind) != 0)
+        if (fscanf(control, "%15s %d %15s", wanted, &number, end) < 2 ||
+            strcmp(wanted, kind) != 0 || !is_our_file(file, end))
             number = 0;
         fclose(control);
     }

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from streamrnn import Engine
+from streamrnn.state.journal import JOURNAL_DIRECTORY, segment_paths
 from streamrnn.state.record import decode_record
 from streamrnn.state.store import DATA_FILE, STREAMS, StateStore
 from streamrnn_client.protocol import canonical_id
@@ -182,16 +184,21 @@ def test_a_failing_disk_is_reported_and_recovered_from(model, library, tmp_path,
             log.write_bytes(b"")
             control.with_suffix(".new").write_text(f"{kind} {number}")
             control.with_suffix(".new").replace(control)
+            waits = durability == "always" and kind != "meta"
             if durability == "checkpoint":
                 frozen_is_told(walk, tmp_path / "state", tmp_path / "copy")
-            else:
+            elif waits:
                 replies_wait(walk)
+            else:  # the journal is enough
+                walk.step(5)
+                until(lambda: is_read_only(peer))
+                walk.step(5)
             failed = peer.ok("stats")
             assert failed["read_only"] == is_read_only(peer) == os.strerror(number)
             assert failed["num_checkpoints_failed"] > 0
             assert b"cannot be written" in log.read_bytes()
             control.unlink()
-            if durability == "always":
+            if waits:
                 walk.take(*peer.receive()[1:])
             until(lambda: is_read_only(peer) is None)
             walk.step()
@@ -204,6 +211,58 @@ def test_a_failing_disk_is_reported_and_recovered_from(model, library, tmp_path,
             assert survived.last_seq >= walk.durable_seq
             walk = survived
         walk.step(10)
+        peer.socket.close()
+
+
+@pytest.mark.parametrize(("kind", "number"), [fault for fault in FAULTS if fault[0] != "meta"])
+def test_without_a_journal_replies_wait_for_checkpoints(model, library, tmp_path, kind, number):
+    model, path = model
+    log = tmp_path / "log"
+    with faulty(path, tmp_path, "always", library, log) as (program, control):
+        peer = Peer(program.endpoint)
+        walk = Walk(model, peer)
+        walk.step(3)
+        control.with_suffix(".new").write_text(f"{kind} {number} .journal")
+        control.with_suffix(".new").replace(control)
+        walk.step(5)
+        assert is_read_only(peer) == os.strerror(number)
+        assert b"the journal cannot be written" in log.read_bytes()
+        program.kill()
+        program.start()
+        survived = Walk(model, peer)
+        assert survived.last_seq == walk.last_seq
+        control.unlink()
+        until(lambda: (survived.step(), is_read_only(peer))[1] is None)
+        last_seq = survived.last_seq
+        program.kill()
+        program.start()
+        survived = Walk(model, peer)
+        assert survived.last_seq == last_seq
+        survived.step(10)
+        assert program.end(signal.SIGTERM) == 0
+        assert segment_paths(tmp_path / "state" / JOURNAL_DIRECTORY) == []
+        peer.socket.close()
+
+
+def test_a_full_disk_does_not_lock_itself(model, small_disk):
+    """Where the journal has no room, checkpoints have it, and what they cover is answered."""
+    model, path = model
+    with DurableProgram(path, small_disk / "state", "always") as program:
+        program.start()
+        peer = Peer(program.endpoint)
+        walk = Walk(model, peer)
+        walk.step(3)
+        assert peer.ok("sync", "a") == 3
+        with contextlib.suppress(OSError):
+            fill(small_disk / "filler")
+        walk.step(50)
+        program.kill()
+        program.start()
+        survived = Walk(model, peer)
+        assert survived.last_seq == walk.last_seq
+        survived.step(50)
+        (small_disk / "filler").unlink()
+        assert program.end(signal.SIGTERM) == 0
         peer.socket.close()
 
 

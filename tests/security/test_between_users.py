@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamrnn.errors import StartError
+from streamrnn.state.journal import JOURNAL_DIRECTORY, entries_of, read_journal
 from streamrnn.state.store import SNAPSHOTS, STREAMS
 from streamrnn_client.protocol import MAX_BATCH, encode_request
 from streamrnn_server.commands.status import _lines
@@ -204,6 +205,10 @@ def test_what_each_user_takes_on_disk_is_known_after_a_restart(serve, tmp_path):
     server, alice, bob = serve(**durable)
     alice.ok("open", "a", None, 1)
     bob.ok("open", "b", None, 1)
+    segments = list(read_journal(tmp_path / JOURNAL_DIRECTORY))
+    entries = [e for each in segments for group in each.groups for e in entries_of(group, 1)]
+    assert [(entry.stream, entry.data) for entry in entries] == [(b"sa", b"alice"), (b"sb", b"bob")]
+    alice.ok("sync", "a")
     bob.ok("snapshot", "b", "one")
     before = [peer.ok("stats")["num_bytes_on_disk"] for peer in (alice, bob)]
     usage = DiskUsage(server.control._disk.store, 10)  # as the next start makes it

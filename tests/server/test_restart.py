@@ -297,6 +297,8 @@ def test_hello_and_stats_say_what_is_promised(models, tmp_path, x):
         assert peer.ok("hello", {})["durability"] == "always"
         assert peer.ok("hello", {})["read_only"] is None
         peer.ok("open", "a", None, 8)
+        assert peer.ok("stats")["num_groups"] == 1
+        peer.ok("sync", "a")
         stats = peer.ok("stats")
         assert stats["num_streams_on_disk"] == 1
         assert stats["num_checkpoints"] >= 1

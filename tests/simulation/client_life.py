@@ -382,6 +382,8 @@ def run_story(seed: int, num_actions: int = 40) -> collections.Counter[str]:
             "crashes": sim.num_crashes,
             "torn turns": sim.num_torn_turns,
             "clean stops": sim.num_stops,
+            "broken starts": sim.num_broken_starts,
+            "groups": sim.num_groups,
         }
     )
     return story.happened

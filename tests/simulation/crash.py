@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from streamrnn.errors import StoreError
 from streamrnn.kernels.cpu.program import Program
+from streamrnn.state.journal import ChangeKind, entries_of, read_journal, segment_paths
 from streamrnn.state.record import RecordHead
 from streamrnn.state.store import STREAMS, StateStore
 from streamrnn_client import protocol
@@ -34,8 +36,9 @@ from streamrnn_server.shard import setup as memory
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.memory import arena, index
 from streamrnn_server.shard.requests import request as requests
+from streamrnn_server.storage import replay
 from tests.simulation.client import Network, Weather
-from tests.simulation.server import Life, SimulatedDisk
+from tests.simulation.server import Life, ServerKilled, SimulatedDisk
 from tests.simulation.zmq import take_over
 from tests.support.models import random_model
 
@@ -50,6 +53,7 @@ for _module in (arena, index, memory, requests):
     _module.touch = lambda *_: None  # type: ignore[attr-defined]
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
+replay._MAX_STREAMS = 2  # so that a start can end between two commits
 _rng = np.random.default_rng(1)
 MODELS = {
     "m": random_model(_rng, [("lstm", 8), ("gru", 5)], NUM_INPUTS, 2),
@@ -77,7 +81,7 @@ class CrashSimulation(Network):
         self.crash_s = draw.choice([1.0, 4.0, 16.0])
         self.full_s = draw.choice([2.0, 10.0, math.inf])
         self._options: dict[str, Any] = {
-            "durability": draw.choice(["checkpoint", "checkpoint", "always"]),
+            "durability": draw.choice(["checkpoint", "always"]),
             "checkpoint_interval_s": draw.choice([0.02, 0.1, 1.0]),
             "idle_limit_s": int(draw.random() < 0.15),
         }
@@ -87,11 +91,15 @@ class CrashSimulation(Network):
             where = _MEMORY if os.path.isdir(_MEMORY) else None
             self._directory = Path(tempfile.mkdtemp(prefix="streamrnn-simulation-", dir=where))
         self._disk = SimulatedDisk()
+        where = _MEMORY if os.path.isdir(_MEMORY) else None
+        made = tempfile.mkdtemp(prefix="streamrnn-journal-", dir=where)
+        self._journal_directory = Path(made)
         self.exchange = self._new_exchange()
         self.identity = b"client 0"
         self.kill_client_in: int | None = None  # so many events
         self.counters: dict[str, int] = dict.fromkeys(w.Counters.dtype.names or (), 0)
-        self.num_crashes = self.num_torn_turns = self.num_stops = 0
+        self.num_crashes = self.num_torn_turns = self.num_stops = self.num_broken_starts = 0
+        self.num_groups = 0
         self.closed_at_s: dict[bytes, float] = {}
         self._asked: dict[tuple[bytes, int], protocol.Request] = {}
         self._told: dict[bytes, int] = {}  # the last step of each stream that was answered
@@ -107,6 +115,7 @@ class CrashSimulation(Network):
             self.life.end()
         if self._directory is not None:
             shutil.rmtree(self._directory)
+        shutil.rmtree(self._journal_directory)
 
     def new_client(self) -> None:
         """Start the client again: nothing of the old one is left but its messages on their way."""
@@ -172,7 +181,19 @@ class CrashSimulation(Network):
         self._lives += 1
         self._told = {}
         endpoints = self.endpoints[:num_shards]
-        self.life = Life(self, WIRE, store, MODELS, PROGRAMS, config, endpoints, self._take_reply)
+        self._disk.commits_left = self.random.choice([None, None, None, 0, 1, 2])
+        args = (store, MODELS, PROGRAMS, config, endpoints, self._take_reply)
+        try:
+            where = (self._disk, self._journal_directory)
+            self.life = Life(self, WIRE, *args, *where)
+        except (StoreError, ServerKilled):
+            store.close()
+            # It is not the streams' own fault, as the next starts might think.
+            (self._journal_directory / replay.UNDER_WAY).unlink(missing_ok=True)
+            self.num_broken_starts += 1
+            self._at(self.random.uniform(0.01, 1), "start")
+            return
+        self._disk.commits_left = None
         self._fate()
 
     def _fate(self) -> None:
@@ -206,6 +227,9 @@ class CrashSimulation(Network):
     def _lose(self) -> None:
         """The server is gone, with all that was not committed."""
         assert self.life is not None
+        if not self.life.has_ended:
+            self.life.tear()
+        self.num_groups += sum(journal.num_groups for journal in self.life.journals)
         for name, number in total_counters(self.life.control.shards).items():
             self.counters[name] += number
         self.life.store.close()
@@ -256,21 +280,40 @@ class CrashSimulation(Network):
 
     def record(self, stream: bytes) -> bytes | None:
         """Return a stream's record on disk; the server is started for it, if it is down."""
-        self._on_start()
-        assert self.life is not None
+        while self.life is None:
+            self._disk.is_full = False
+            self._on_start()
         found: bytes | None = self.life.store.get(STREAMS, stream)
         return found
 
     def seq_on_disk(self, stream: bytes) -> int:
         """Return the last step of a stream that would survive a crash now."""
         record = self.record(stream)
-        if record is None:
-            return 0
-        return int(np.frombuffer(record, RecordHead.dtype, 1)[0]["last_seq"])
+        reached, seq = (-1, 0), 0
+        if record is not None:
+            head = np.frombuffer(record, RecordHead.dtype, 1)[0]
+            reached, seq = (int(head["incarnation"]), int(head["num_changes"])), head["last_seq"]
+        for segment in read_journal(self._journal_directory):
+            for group in segment.groups:
+                for entry in entries_of(group, len(MODELS)):
+                    place = entry.incarnation, entry.num_changes
+                    if entry.stream != stream or place <= reached:
+                        continue
+                    reached = place
+                    if entry.kind in (ChangeKind.OPEN, ChangeKind.CLOSE):
+                        seq = 0
+                    elif entry.kind in (ChangeKind.STEP, ChangeKind.RESET):
+                        seq = entry.seq
+        return int(seq)
 
     def _check_nothing_lost(self, life: Life) -> None:
         """A clean stop loses nothing, if the disk lets it."""
         if life.saver.read_only is None:
+            for journal in life.journals:
+                journal.turn()
+                journal.stop()
+            if left := segment_paths(self._journal_directory):
+                raise BrokenPromise(f"a clean stop left {left} in the journal")
             for stream, last_seq in self._told.items():
                 if stream not in self.closed_at_s and self.seq_on_disk(stream) < last_seq:
                     raise BrokenPromise(f"a clean stop lost step {last_seq} of {stream!r}")

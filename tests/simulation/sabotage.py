@@ -6,8 +6,11 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from streamrnn.state.journal import SegmentWriter
 from streamrnn.state.record import NUMBERED, decode_record, encode_record
 from streamrnn_client._session.replay_log import ReplayLog
+from streamrnn_server.storage import replay
+from streamrnn_server.storage.journal_writer import JournalWriter
 from streamrnn_server.storage.record_lookup import RecordLookup
 from tests.simulation.server import SimulatedDisk
 
@@ -76,10 +79,40 @@ def _forget_too_early() -> None:
     _replace(ReplayLog, "drop_durable", lambda kept, seq: drop_durable(kept, seq + 1))
 
 
+def _drop_a_segment_too_early() -> None:
+    """Delete the newest segment after a checkpoint, whatever is in it."""
+    drop = JournalWriter._drop
+    _replace(JournalWriter, "_drop", lambda journal, covered: drop(journal, 2**62))
+
+
+def _tell_of_a_group_too_early() -> None:
+    """Acknowledge a group, and write it when the next one comes."""
+    append = SegmentWriter.append
+    late: dict[int, tuple[int, int, bytes]] = {}
+
+    def append_the_one_before(
+        segment: SegmentWriter, sequence: int, num_entries: int, entries: Any
+    ) -> None:
+        before = late.get(id(segment))
+        late[id(segment)] = sequence, num_entries, bytes(entries)
+        if before is not None:
+            append(segment, *before)
+
+    _replace(SegmentWriter, "append", append_the_one_before)
+
+
+def _ignore_the_incarnation() -> None:
+    """Look at the number of a change alone to say whether a record has it."""
+    replay.is_above = lambda entry, reached: entry.num_changes > reached[1]
+
+
 SABOTAGES: dict[str, Callable[[], None]] = {
     "disk-told-too-early": _tell_too_early,
     "disk-forgets-a-step": lambda: _bring_back(_forget_a_step),
     "disk-flips-a-bit": lambda: _bring_back(_flip_a_bit),
     "client-replays-other-inputs": _replay_other_inputs,
     "client-forgets-too-early": _forget_too_early,
+    "journal-dropped-too-early": _drop_a_segment_too_early,
+    "journal-told-too-early": _tell_of_a_group_too_early,
+    "journal-without-incarnations": _ignore_the_incarnation,
 }

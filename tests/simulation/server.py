@@ -7,10 +7,12 @@ the disk under the saver, and who has his turn when: a `Scheduler` says.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import functools
 import io
 import itertools
+import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +26,7 @@ import zmq
 from streamrnn.errors import StoreError
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.model import Model
+from streamrnn.state.journal import SegmentHead, SegmentWriter
 from streamrnn.state.store import SNAPSHOTS, STREAMS, TOMBSTONES, Change, snapshot_key
 from streamrnn_server.config import ServerConfig
 from streamrnn_server.control.dispatcher import Control
@@ -34,12 +37,40 @@ from streamrnn_server.shard.poll import wait
 from streamrnn_server.shard.setup import ShardMemory
 from streamrnn_server.shard.structs import AskKind, CommandKind, ShardState
 from streamrnn_server.storage.expiry import Expiry
-from streamrnn_server.storage.state_dir import served_models, templates_of
+from streamrnn_server.storage.journal_writer import JournalWriter
+from streamrnn_server.storage.replay import Replay
+from streamrnn_server.storage.state_dir import begin_journal, served_models, templates_of
 from streamrnn_server.storage.writer import CheckpointWriter
 from tests.simulation.zmq import Frames, Wire
 
 MAX_TURN_S = 3e-4
 _handles = itertools.count(1)
+
+
+class ServerKilled(BaseException):
+    """The server's process is gone, in the midst of its start."""
+
+
+class SimulatedSegment(SegmentWriter):
+    """A segment, a real file, on a disk that is full or fails for a while."""
+
+    disk: SimulatedDisk
+    random: random.Random
+
+    def append(self, sequence: int, num_entries: int, entries: memoryview | bytes) -> None:
+        if self.disk.is_full and self.random.random() < 0.5:
+            self.tear(sequence, num_entries, entries)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().append(sequence, num_entries, entries)
+        if self.disk.is_full:  # it is all there, as far as one can see
+            raise OSError(errno.EIO, "Input/output error")
+
+    def tear(self, sequence: int, num_entries: int, entries: memoryview | bytes) -> None:
+        """Write a part of a group, as a crash leaves it."""
+        before = self.num_bytes
+        super().append(sequence, num_entries, entries)
+        size = self.num_bytes - before
+        os.ftruncate(self._file, before + self.random.randrange(size))
 
 
 class SimulatedDisk:
@@ -53,6 +84,7 @@ class SimulatedDisk:
         self.epoch = 1
         self.num_commits = self.num_failed = 0
         self.is_full = False
+        self.commits_left: int | None = None  # then the process dies
 
     def commit(self, changes: Iterable[Change], clock_s: int) -> None:
         tables = [dict(table) for table in self.tables]
@@ -67,6 +99,10 @@ class SimulatedDisk:
                 prefix = snapshot_key(key, b"")
                 for name in [name for name in tables[SNAPSHOTS] if name.startswith(prefix)]:
                     del tables[SNAPSHOTS][name]
+        if self.commits_left is not None:
+            self.commits_left -= 1
+            if self.commits_left < 0:
+                raise ServerKilled
         if self.is_full:
             self.num_failed += 1
             raise StoreError("No space left on device")
@@ -95,7 +131,7 @@ class Scheduler(Protocol):
 
 
 class _DiskEnd:
-    """The saver's end of the PAIR to one shard."""
+    """Python's end of the PAIR from one shard to a thread that writes."""
 
     def __init__(self, answer: Callable[[bytes], None]) -> None:
         self.arrived: deque[bytes] = deque()
@@ -114,6 +150,7 @@ class _Shard:
     router: int
     pair: int
     disk: int
+    journal: int
     memory: ShardMemory
     asked: deque[Frames] = field(default_factory=deque)  # and not yet answered by Python
     num_calls: int = 0  # what is scheduled for another number is out of date
@@ -139,6 +176,15 @@ class Life:
         The shards'.
     on_reply : callable
         Takes an identity and a payload for it.
+    disk : SimulatedDisk
+        Says whether it is full.
+    journal_directory : Path
+        Where the journal's segments are.
+
+    Raises
+    ------
+    StoreError, ServerKilled
+        If the journal cannot be replayed.
     """
 
     def __init__(
@@ -151,8 +197,11 @@ class Life:
         config: ServerConfig,
         endpoints: list[str],
         on_reply: Callable[[bytes, bytes], None],
+        disk: SimulatedDisk,
+        journal_directory: Path,
     ) -> None:
         self.store = store
+        self.directory = journal_directory
         self.log = io.StringIO()
         self._scheduler, self._wire, self._random = scheduler, wire, scheduler.random
         self._on_reply = on_reply
@@ -162,13 +211,33 @@ class Life:
         arithmetic = next(iter(programs.values())).arithmetic
         expiry = Expiry(store.clock_s, config.time_to_live_s)
         numbers = range(config.num_shards)
+        served = served_models(models, programs)
+        held = Replay(store, journal_directory, served, programs, arithmetic, log).run()
+        assert not held
+        self._journal_ends = [
+            _DiskEnd(functools.partial(self._answer_group_later, k)) for k in numbers
+        ]
+        self._writes: set[int] = set()  # shards whose journal's turn is scheduled
+        self.journals: list[JournalWriter] = []
+        if config.keeps_journal:
+            begin_journal(store, journal_directory)
+            self.journals = [self._make_journal(k, served, arithmetic, disk) for k in numbers]
         self._ends = [_DiskEnd(functools.partial(self._answer_later, k)) for k in numbers]
-        templates = templates_of(served_models(models, programs), arithmetic)
+        templates = templates_of(served, arithmetic)
         self.saver = CheckpointWriter(store, templates, self._ends, expiry, log)  # type: ignore[arg-type]
-        disk: Any = SimpleNamespace(
-            store=store, expiry=expiry, saver=self.saver, stats=dict, usage=None
+        state_dir: Any = SimpleNamespace(
+            store=store,
+            expiry=expiry,
+            saver=self.saver,
+            stats=dict,
+            usage=None,
+            held=held,
+            has_journal=bool(self.journals),
+            read_only=None,
         )
-        self.control = Control(config, models, programs, arithmetic, "cpu", endpoints, log, disk)
+        self.control = Control(
+            config, models, programs, arithmetic, "cpu", endpoints, log, state_dir
+        )
         self.shards = [self._make_shard(k, config, programs, endpoints) for k in numbers]
         self.control.shards = [shard.memory for shard in self.shards]
         for shard in self.shards:
@@ -183,21 +252,49 @@ class Life:
         self, k: int, config: ServerConfig, programs: Mapping[str, Program], endpoints: list[str]
     ) -> _Shard:
         own = {name: program.for_shard() for name, program in programs.items()}
-        router, pair, disk = (next(_handles) for _ in range(3))
-        for handle in (router, pair, disk):
+        router, pair, disk, journal = (next(_handles) for _ in range(4))
+        for handle in (router, pair, disk, journal):
             self._wire.queues[handle] = deque()
         a: Any
         b: Any
         c: Any
-        a, b, c = (SimpleNamespace(underlying=each) for each in (router, pair, disk))
-        return _Shard(router, pair, disk, ShardMemory(config, k, own, a, b, c, endpoints))
+        d: Any
+        a, b, c, d = (SimpleNamespace(underlying=each) for each in (router, pair, disk, journal))
+        ends = {"journal": d} if self.journals else {}
+        made = ShardMemory(config, k, own, a, b, c, endpoints, **ends)
+        return _Shard(router, pair, disk, journal, made)
+
+    def _make_journal(
+        self, k: int, served: Any, arithmetic: str, disk: SimulatedDisk
+    ) -> JournalWriter:
+        def make(directory: Path, head: SegmentHead) -> SimulatedSegment:
+            segment = SimulatedSegment(directory, head)
+            segment.disk, segment.random = disk, self._random
+            return segment
+
+        names = tuple((model.name, model.fingerprint) for model in served)
+        head = SegmentHead(self.store.epoch, k, 0, arithmetic, names)
+        end: Any = self._journal_ends[k]
+        return JournalWriter(self.directory, head, end, self._log, 0.05, make)
 
     def end(self) -> None:
         """Throw all of it away."""
         assert self._log.num_faults == 0, self.log.getvalue()
         for shard in self.shards:
-            for handle in (shard.router, shard.pair, shard.disk):
+            for handle in (shard.router, shard.pair, shard.disk, shard.journal):
                 del self._wire.queues[handle]
+        for journal in self.journals:
+            journal.stop()
+
+    def tear(self) -> None:
+        """Leave on disk what a crash in the midst of a write may leave."""
+        for journal in self.journals:
+            order, segment = journal._pending, journal._segment
+            if order is None or not isinstance(segment, SimulatedSegment):
+                continue
+            if self._random.random() < 0.5:
+                entries = ctypes.string_at(order.at, order.num_bytes)
+                segment.tear(journal._sequence, order.num_entries, entries)
 
     # ---- the shards -----------------------------------------------------------------------------
 
@@ -256,10 +353,13 @@ class Life:
         k, shard = next(
             (k, each)
             for k, each in enumerate(self.shards)
-            if handle in (each.router, each.pair, each.disk)
+            if handle in (each.router, each.pair, each.disk, each.journal)
         )
         if handle == shard.router:
             self._on_reply(*frames)
+        elif handle == shard.journal:
+            self._journal_ends[k].arrived.append(frames[0])
+            self._write_later(k, self._random.expovariate(500))
         elif handle == shard.disk:
             self._ends[k].arrived.append(frames[0])
             if not self._saves:
@@ -286,6 +386,25 @@ class Life:
         """Let the saver commit what has come. Its answers come later: a crash may be between."""
         self._saves = False
         self.saver.turn()
+
+    def _write_later(self, k: int, delay_s: float) -> None:
+        if k not in self._writes:
+            self._writes.add(k)
+            self._scheduler.at(delay_s, "write", k)
+
+    def write(self, k: int) -> None:
+        """Let a journal's thread write what has come; if it cannot, it tries again."""
+        self._writes.discard(k)
+        self.journals[k].turn()
+        if self.journals[k]._pending is not None or self.journals[k].read_only is not None:
+            self._write_later(k, 0.05)
+
+    def _answer_group_later(self, k: int, answer: bytes) -> None:
+        self._scheduler.at(self._random.expovariate(1000), "tell_written", k, answer)
+
+    def tell_written(self, k: int, answer: bytes) -> None:
+        """Let a journal's answer come to its shard."""
+        self._put(k, self.shards[k].journal, [answer])
 
     def _answer_later(self, k: int, answer: bytes) -> None:
         self._scheduler.at(self._random.expovariate(500), "tell_saved", k, answer)

@@ -53,6 +53,8 @@ def test_crashes_change_nothing():
         "crashes": 4,
         "torn turns": 1,
         "clean stops": 1,
+        "broken starts": 0.2,
+        "groups": 10,
         "branches": 1,
         "num_checkpoints": 20,
         "num_checkpoints_failed": 1,
@@ -83,6 +85,8 @@ def test_many_crashes_change_nothing():
         ("disk-flips-a-bit", "differs at step"),
         ("client-replays-other-inputs", "differs at step"),
         ("client-forgets-too-early", "StateLost"),
+        ("journal-dropped-too-early", "BrokenPromise"),
+        ("journal-told-too-early", "BrokenPromise"),
     ],
 )
 def test_planted_faults_are_detected(broken, words):

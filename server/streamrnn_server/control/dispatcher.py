@@ -98,7 +98,10 @@ class Control:
         }
         served = served_models(models, programs)
         store, expiry = (None, None) if disk is None else (disk.store, disk.expiry)
-        self._record_lookup = RecordLookup(served, arithmetic, store, expiry, config.has_users)
+        held = {} if disk is None else disk.held
+        self._record_lookup = RecordLookup(
+            served, arithmetic, store, expiry, config.has_users, held
+        )
         templates = templates_of(served, arithmetic)
         self._state_methods = StateMethods(
             self._record_lookup,
@@ -108,6 +111,7 @@ class Control:
             is_durable=disk is not None,
             min_window=1 if device == "cpu" else 2,
             usage=self._usage,
+            has_journal=disk is not None and disk.has_journal,
         )
 
     def answer(self, shard: int, ask: Ask) -> list[Order]:
@@ -168,11 +172,17 @@ class Control:
         is_new = code in (ErrorCode.UNKNOWN, ErrorCode.EXPIRED)
         if is_new and self._usage is not None and self._usage.is_full(self._user(shard, ask)):
             return self._found(ask, ErrorCode.READ_ONLY)
-        return self._found(ask, code, model, record, owner)
+        is_held = self._record_lookup.is_held(ask.body)
+        return self._found(ask, code, model, record, owner, is_held)
 
     @staticmethod
     def _found(
-        ask: Ask, code: int, model: int = 0, record: bytes = b"", owner: str | None = None
+        ask: Ask,
+        code: int,
+        model: int = 0,
+        record: bytes = b"",
+        owner: str | None = None,
+        is_held: bool = False,
     ) -> list[bytes]:
         slot, generation, *_ = ask.details
         values = {
@@ -183,6 +193,7 @@ class Control:
             "data_bytes": len(record),
             "owner_bytes": -1 if owner is None else len(owner.encode()),
             "asker": ask.owner,
+            "digest": is_held,
         }
         return command(CommandKind.FOUND, values, record, (owner or "").encode())
 
@@ -196,7 +207,7 @@ class Control:
         if code is ErrorCode.READ_ONLY and self._usage is not None and self._usage.is_full(user):
             return {"reason": self._usage.reason(user)}
         if code is ErrorCode.READ_ONLY and self._disk is not None:
-            return {"reason": self._disk.saver.read_only or "it failed a moment ago"}
+            return {"reason": self._disk.read_only or "it failed a moment ago"}
         return {}
 
     def _call(self, caller: Caller, payload: bytes) -> list[Order]:
@@ -243,7 +254,7 @@ class Control:
             "server": __version__,
             "instance": self.instance,
             "durability": config.durability,
-            "read_only": self._disk and self._disk.saver.read_only,
+            "read_only": self._disk and self._disk.read_only,
             "arithmetic": self._arithmetic,
             "precision": config.precision,
             "device": self._device,
@@ -285,7 +296,7 @@ class Control:
             "instance": self.instance,
             "uptime_s": time.monotonic() - self._started_s,
             "durability": config.durability,
-            **({} if self._disk is None else {"read_only": self._disk.saver.read_only}),
+            **({} if self._disk is None else {"read_only": self._disk.read_only}),
             "user": user,
             "num_streams": sum(shard.num_streams_of(user) for shard in self.shards),
             "max_streams": config.max_streams_of_a_user * config.num_shards,

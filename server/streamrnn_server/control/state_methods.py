@@ -68,10 +68,11 @@ class StateMethods:
         is_durable: bool,
         min_window: int,
         usage: DiskUsage | None = None,
+        has_journal: bool = False,
     ) -> None:
         self._record_lookup, self._templates = record_lookup, templates
         self._names, self._num_shards, self._is_durable = list(names), num_shards, is_durable
-        self._min_window, self._usage = min_window, usage
+        self._min_window, self._usage, self._has_journal = min_window, usage, has_journal
         self._forks: dict[int, _Fork] = {}
         self._tokens = itertools.cycle(range(MAX_MSGID + 1))
         self._methods: dict[str, Callable[..., list[Order]]] = {
@@ -175,6 +176,9 @@ class StateMethods:
         self, caller: Caller, stream: StreamId, seq: int, name: str | None
     ) -> list[Order]:
         self._need_disk()
+        if name is None and self._has_journal:  # the last good state is in the shard
+            values = {"seq": seq, "digest": _ROLLBACK_DIGEST, "window": 1}
+            return [self._request(caller.shard, caller, Kind.ROLLBACK, stream, values)]
         written = b"" if name is None else name.encode()
         try:
             index, record = self._record_lookup.snapshot(canonical_id(stream), name, caller.user)

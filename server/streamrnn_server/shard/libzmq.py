@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 MESSAGE_BYTES = 64  # sizeof(zmq_msg_t)
-POLL_BYTES = 48  # three zmq_pollitem_t
+POLL_BYTES = 64  # four zmq_pollitem_t
 EMPTY, FAILED = -1, -2  # results of `receive_frame` besides a size
 _DONTWAIT, _SNDMORE, _POLLIN = int(zmq.DONTWAIT), int(zmq.SNDMORE), int(zmq.POLLIN)
 _SRCFD = 2  # the file descriptor of the connection that a message came by
@@ -227,16 +227,18 @@ def msg_send(socket: int, message: int, more: bool) -> int:
 
 
 @jit
-def poll_sockets(items: int, first: int, second: int, third: int, timeout_ms: int) -> int:
+def poll_sockets(
+    items: int, first: int, second: int, third: int, fourth: int, timeout_ms: int
+) -> int:
     """Wait until a socket can be read; return a bit for each that can, 0 after the timeout.
 
-    ``items`` is the address of `POLL_BYTES` of scratch. ``third`` may be 0, for none. A timeout
-    of -1 never passes. A signal ends the wait too.
+    ``items`` is the address of `POLL_BYTES` of scratch. ``fourth`` may be 0, for none, and so may
+    ``third`` be with it. A timeout of -1 never passes. A signal ends the wait too.
     """
-    num_sockets = 2 if third == 0 else 3
+    num_sockets = 2 if third == 0 else 3 if fourth == 0 else 4
     for k in range(num_sockets):
         item = items + 16 * k
-        store_i64(item, first if k == 0 else second if k == 1 else third)
+        store_i64(item, first if k == 0 else second if k == 1 else third if k == 2 else fourth)
         store_i32(item + 8, -1)
         store_u16(item + 12, _POLLIN)
         store_u16(item + 14, 0)

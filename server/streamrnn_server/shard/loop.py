@@ -6,9 +6,10 @@ from streamrnn.kernels.cpu.float_mode import enter_float_mode, leave_float_mode
 from streamrnn.kernels.cpu.plan import plan_at
 from streamrnn.kernels.cpu.step import step_rows
 from streamrnn.kernels.jit import jit
-from streamrnn_server.shard.batch.commit import commit
-from streamrnn_server.shard.batch.schedule import batch_of, choose_model, gather
+from streamrnn_server.shard.batch.commit import commit, keep_rows
+from streamrnn_server.shard.batch.schedule import batch_of, can_step, choose_model, gather
 from streamrnn_server.shard.checkpoint.copy import can_checkpoint, checkpoint
+from streamrnn_server.shard.checkpoint.groups import exchange_groups
 from streamrnn_server.shard.poll import listen, read_clock, wait
 from streamrnn_server.shard.streams.admit import admit
 from streamrnn_server.shard.streams.sweep import sweep
@@ -47,12 +48,14 @@ def turn(shard: Shard) -> bool:
         plan, batch = plan_at(model.plan), batch_of(shard)
         num_rows = gather(shard, plan, model)
         if num_rows > 0:
+            keep_rows(shard, model, num_rows)
             step_rows(plan, batch.rows, batch.xs, batch.ys, num_rows)
             commit(shard, model, num_rows)
         read_clock(shard)
     checkpoint(shard, num_messages > 0)
     listen(shard)
+    exchange_groups(shard)
     reply(shard)
     sweep(shard)
-    is_idle = num_messages == 0 and shard.num_ready == 0
+    is_idle = num_messages == 0 and not can_step(shard)
     return is_idle and not can_checkpoint(shard)

@@ -53,13 +53,13 @@ def wait(shard: Shard) -> None:
     # Without the router, once it is no longer listened to, or its messages would end every wait.
     router = shard.router if state < ShardState.DRAINED else pair
     shard.counters.num_polls += 1
-    disk = shard.disk
-    has_come = poll_sockets(field_address(shard, "poll_items"), router, pair, disk, timeout_ms)
+    items, disk, journal = field_address(shard, "poll_items"), shard.disk, shard.journal.socket
+    has_come = poll_sockets(items, router, pair, disk, journal, timeout_ms)
     now = read_clock(shard)
     if has_come & 2:
         shard.last_pair_ns = 0
     is_quiet = has_come & 1 == 0 or now > shard.stop_at_ns
-    if state == ShardState.STOPPING and is_quiet and has_come & 6 == 0:
+    if state == ShardState.STOPPING and is_quiet and has_come & 14 == 0:
         if is_all_checkpointed(shard):
             if tell_drained(shard):
                 shard.state = ShardState.DRAINED

@@ -31,6 +31,7 @@ from streamrnn_server.shard.memory.budget import reserve_bytes
 from streamrnn_server.shard.memory.clients import Clients
 from streamrnn_server.shard.memory.header import HEADER_BYTES
 from streamrnn_server.shard.memory.index import StreamIndex
+from streamrnn_server.shard.memory.journal import MAX_ENTRY_BYTES
 from streamrnn_server.shard.requests.request import RequestPool
 from streamrnn_server.shard.streams.owners import Users
 from streamrnn_server.shard.structs import DiskBuffer, Model, Shard
@@ -45,6 +46,7 @@ _MESSAGES = ("identity_message", "payload_message", "reply_message")
 # What may wait outside of the shard: these parts of its budget, but not more than is of use.
 _UNREAD_PART, _MAX_UNREAD_BYTES = 16, 2**30  # for clients that read slowly
 _ASKED_PART, _MAX_ASKED_BYTES = 32, 2**26  # for Python
+_GROUP_BYTES = 2 * 2**20  # with more, no batch is begun
 
 
 class ShardMemory:
@@ -68,6 +70,8 @@ class ShardMemory:
         The most rows of a batch that a GPU computes; 0 where the CPU does.
     valid_keys : ndarray of uint8, optional
         Which keys may be used, where there are users.
+    journal : zmq.Socket, optional
+        Connected to the thread that writes the shard's journal, where there is one.
 
     Attributes
     ----------
@@ -96,6 +100,7 @@ class ShardMemory:
         endpoints: Sequence[str],
         gpu_rows: int = 0,
         valid_keys: NDArray[np.uint8] | None = None,
+        journal: zmq.Socket[bytes] | None = None,
     ) -> None:
         max_streams = config.max_streams_of_a_shard
         if max_streams * len(programs) > _MAX_SLOTS:
@@ -115,7 +120,11 @@ class ShardMemory:
             most = config.max_streams_of_a_user
             self._users = Users(num_slots, valid_keys, most, config.user_share)
         self._add_tables(config, list(programs.values()), num_slots)
-        self._reserve_fixed(config, disk is not None, disk_buffer_bytes, len(programs))
+        journal_bytes = 2 * _GROUP_BYTES if journal is not None else 0
+        fixed_bytes = journal_bytes + (
+            w.NUM_DISK_BUFFERS * disk_buffer_bytes if disk is not None else 0
+        )
+        self._reserve_fixed(config, fixed_bytes, len(programs))
         budget = self.struct["budget"]
         self._arena = Arena(int(budget["max_bytes"]), budget, self.struct["arena"])
         self._add_models(programs, max_streams)
@@ -133,6 +142,8 @@ class ShardMemory:
         )
         if disk is not None:
             self._add_disk(config, disk, num_slots, disk_buffer_bytes)
+        if journal is not None:
+            self._add_journal(journal, list(programs.values()))
         for name in _MESSAGES:
             msg_init(address_of(self.struct[name]))
 
@@ -191,12 +202,10 @@ class ShardMemory:
             ),
         )
 
-    def _reserve_fixed(
-        self, config: ServerConfig, has_disk: bool, disk_buffer_bytes: int, num_models: int
-    ) -> None:
+    def _reserve_fixed(self, config: ServerConfig, buffer_bytes: int, num_models: int) -> None:
         """Count the memory that does not depend on the number of streams."""
         always = self._index.num_bytes + self._pool.num_bytes + self._clients.num_bytes
-        always += w.NUM_DISK_BUFFERS * disk_buffer_bytes if has_disk else 0
+        always += buffer_bytes
         rows = (num_models + 1) * HUGE_PAGE_BYTES
         budget = self.struct["budget"]
         if not reserve_bytes(budget, always) or always + rows > budget["max_bytes"]:
@@ -249,6 +258,26 @@ class ShardMemory:
             acknowledged=-1,
             can_look_up=1,
         )
+
+    def _add_journal(self, socket: zmq.Socket[bytes], programs: Sequence[Program]) -> None:
+        """Add the buffers of entries: behind one that is full there is space for what may come."""
+        max_rows = int(self.struct["max_rows"])
+        largest = max(4 * program.spec.num_inputs for program in programs)
+        steps = max_rows * (MAX_ENTRY_BYTES + largest)
+        # A request makes one entry beside its steps, and a stream that comes from disk one.
+        capacity = _GROUP_BYTES + steps + 3 * _NUM_REQUESTS * MAX_ENTRY_BYTES
+        row_bytes = max(program.row_bytes for program in programs)
+        values = {
+            "socket": socket.underlying,
+            "filling": self._own(reserve(capacity)),
+            "other": self._own(reserve(capacity)),
+            "capacity": capacity,
+            "max_used_bytes": _GROUP_BYTES,
+            "rows": self._own(reserve(max_rows * row_bytes)),
+            "row_stride": row_bytes,
+        }
+        for name, value in values.items():
+            self.struct["journal"][name] = value
 
     def close(self) -> None:
         """Close libzmq's messages. The shard's thread has ended."""

@@ -18,6 +18,7 @@ from streamrnn_server.shard.memory.arena import ArenaStruct
 from streamrnn_server.shard.memory.budget import BudgetStruct
 from streamrnn_server.shard.memory.clients import AskBucket, ClientsStruct
 from streamrnn_server.shard.memory.index import IndexStruct
+from streamrnn_server.shard.memory.journal import JournalStruct
 from streamrnn_server.shard.requests.queue import Queue
 from streamrnn_server.shard.requests.request import Pool
 
@@ -121,7 +122,7 @@ class Shard(Struct):
     identity_message: Annotated[Any, np.int64, (8,)]  # zmq_msg_t
     payload_message: Annotated[Any, np.int64, (8,)]
     reply_message: Annotated[Any, np.int64, (8,)]
-    poll_items: Annotated[Any, np.int64, (6,)]  # scratch of libzmq.poll_sockets
+    poll_items: Annotated[Any, np.int64, (8,)]  # scratch of libzmq.poll_sockets
     clock: Annotated[Any, np.int64, (2,)]  # scratch of libzmq.monotonic_ns
     now_ns: I64  # the loop's clock: read when messages were received, and after a batch
     started_ns: I64
@@ -193,6 +194,8 @@ class Shard(Struct):
     ack_is_good: I64
     awaiting_checkpoint: Queue  # requests that the next checkpoint must cover
     awaiting_commit: Queue  # requests that wait for the one that is being made
+    journal: JournalStruct
+    awaiting_group: Queue  # requests whose entries in the journal are not durable yet, in order
     can_look_up: I64  # streams that are not in memory may be on disk
     min_window_log2: I64  # what is granted at least
     row_locations: I64  # address of uint8[number of slots]: where each row is; 0 without a GPU
@@ -331,7 +334,7 @@ class Command(Struct, packed=True):
     msgid: I64
     seq: I64
     window: I64
-    digest: I64
+    digest: I64  # FOUND: whether the stream's record may not be deleted
     identity_bytes: I64
     stream_bytes: I64
     data_bytes: I64  # a record; a snapshot's name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from streamrnn.errors import RecordError, StoreError
@@ -49,9 +49,11 @@ class RecordLookup:
         store: StateStore | None,
         expiry: Expiry | None,
         has_users: bool = False,
+        held: Mapping[bytes, ProtocolError] | None = None,
     ) -> None:
         self._models = list(models)
         self._arithmetic = arithmetic
+        self._held = held or {}
         self._store, self._expiry, self._has_users = store, expiry, has_users
         self._refusals: OrderedDict[bytes, dict[str, Any]] = OrderedDict()
 
@@ -72,6 +74,9 @@ class RecordLookup:
         assert self._store is not None
         owner: str | None = None
         try:
+            if stream in self._held:
+                why = self._held[stream]
+                raise ProtocolError(why.code, **why.detail)
             data = self._store.get(STREAMS, stream)
             if data is None:
                 is_buried = self._store.get(TOMBSTONES, stream) is not None
@@ -90,6 +95,10 @@ class RecordLookup:
         if self._expiry is not None and self._expiry.has_expired(record.clock_s):
             return int(ErrorCode.EXPIRED), 0, b"", owner
         return 0, index, data, owner
+
+    def is_held(self, stream: bytes) -> bool:
+        """Tell whether the journal has more of a stream than could be brought into its record."""
+        return stream in self._held
 
     def idle_s(self, stream: bytes, user: str) -> int | None:
         """Return how long a stream that has expired had not been used.

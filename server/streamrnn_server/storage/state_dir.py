@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -12,16 +13,20 @@ import zmq
 from streamrnn.errors import StartError, StoreError
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.model import Model
+from streamrnn.state.journal import JOURNAL_DIRECTORY, SegmentHead, segment_paths, sync_directory
 from streamrnn.state.store import STREAMS, StateStore
 from streamrnn_server.config import ServerConfig
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.checkpoint.packing import Templates
+from streamrnn_server.storage.disk_reserve import DiskReserve
 from streamrnn_server.storage.expiry import Expiry
+from streamrnn_server.storage.journal_writer import JournalWriter
 from streamrnn_server.storage.record_lookup import ServedModel
+from streamrnn_server.storage.replay import Replay
 from streamrnn_server.storage.usage import DiskUsage
 from streamrnn_server.storage.writer import CheckpointWriter
 
-__all__ = ["StateDir", "served_models", "templates_of"]
+__all__ = ["StateDir", "begin_journal", "served_models", "templates_of"]
 
 _EPOCH_SHIFT = 32
 
@@ -41,6 +46,20 @@ def templates_of(models: Sequence[ServedModel], arithmetic: str) -> Templates:
     return Templates([(model.name, model.fingerprint) for model in models], arithmetic)
 
 
+def begin_journal(store: StateStore, directory: Path) -> None:
+    """Make the directory that segments are made in, and an epoch above that of any in there."""
+    directory.mkdir(0o700, exist_ok=True)
+    sync_directory(directory.parent)
+    for path in segment_paths(directory):
+        store.epoch = max(store.epoch, int(path.name.split("-")[0]) + 1)
+    try:  # a release before this one must not begin without the journal
+        store.commit([], store.clock_s)
+    except StoreError:
+        if not DiskReserve(directory).release():
+            raise
+        store.commit([], store.clock_s)
+
+
 class StateDir:
     """A state directory in use.
 
@@ -51,6 +70,10 @@ class StateDir:
     saver : CheckpointWriter
     usage : DiskUsage or None
         Where there are users.
+    journals : list of JournalWriter
+        One for each shard; none without a journal.
+    held : dict of bytes to ProtocolError
+        Streams of which the journal has more than could be brought into their records, and why.
 
     Raises
     ------
@@ -66,20 +89,61 @@ class StateDir:
         arithmetic: str,
         sockets: Sequence[zmq.Socket[bytes]],
         log: EventLog,
+        journal_sockets: Sequence[zmq.Socket[bytes]] = (),
     ) -> None:
         assert config.state_dir is not None
         try:
             self.store = StateStore(config.state_dir, config.max_state_bytes)
         except StoreError as error:
             raise StartError(str(error)) from error
+        served, directory = served_models(models, programs), config.state_dir / JOURNAL_DIRECTORY
+        try:
+            self.held = Replay(self.store, directory, served, programs, arithmetic, log).run()
+            if journal_sockets:
+                begin_journal(self.store, directory)
+        except BaseException as error:
+            self.store.close()
+            if not isinstance(error, StoreError | OSError):
+                raise
+            raise StartError(f"cannot use the journal in {directory}: {error}") from error
         self.usage: DiskUsage | None = None
         if config.has_users:
             disk_bytes = shutil.disk_usage(config.state_dir).total
             max_bytes = config.user_disk_bytes or disk_bytes * config.user_share // 100
             self.usage = DiskUsage(self.store, max_bytes)
         self.expiry = Expiry(self.store.clock_s, config.time_to_live_s)
-        templates = templates_of(served_models(models, programs), arithmetic)
-        self.saver = CheckpointWriter(self.store, templates, sockets, self.expiry, log, self.usage)
+        templates = templates_of(served, arithmetic)
+        self._reserve = DiskReserve(directory) if journal_sockets else None
+        args = (self.store, templates, sockets, self.expiry, log, self.usage, self._reserve)
+        self.saver = CheckpointWriter(*args)
+        named = tuple((model.name, model.fingerprint) for model in served)
+        self.journals = [
+            JournalWriter(
+                directory,
+                SegmentHead(self.store.epoch, k, 0, arithmetic, named),
+                socket,
+                log,
+                config.checkpoint_interval_s,
+            )
+            for k, socket in enumerate(journal_sockets)
+        ]
+
+    def start(self, on_failure: Callable[[str, BaseException], None]) -> None:
+        """Begin to write; ``on_failure`` is called if a thread ends by an exception."""
+        self.saver.start(on_failure)
+        for journal in self.journals:
+            journal.start(on_failure)
+
+    @property
+    def has_journal(self) -> bool:
+        """Whether inputs are written before they are answered."""
+        return bool(self.journals)
+
+    @property
+    def read_only(self) -> str | None:
+        """Why the directory cannot be written just now."""
+        reasons = [self.saver.read_only, *(journal.read_only for journal in self.journals)]
+        return next((reason for reason in reasons if reason is not None), None)
 
     @property
     def first_incarnation(self) -> int:
@@ -100,10 +164,12 @@ class StateDir:
             num_streams = None
         now_s, began_s = time.monotonic(), self.saver.began_at_s
         return {
-            "read_only": self.saver.read_only,
+            "read_only": self.read_only,
             "num_streams_on_disk": num_streams,
             "num_commits": self.saver.num_commits,
             "num_bytes_written": self.saver.num_bytes,
+            "num_groups": sum(each.num_groups for each in self.journals),
+            "num_journal_bytes_written": sum(each.num_bytes for each in self.journals),
             "last_commit_us": round(self.saver.last_commit_s * 1e6),
             "since_last_commit_s": now_s - self.saver.committed_at_s,
             "commit_under_way_s": None if began_s is None else now_s - began_s,
@@ -111,6 +177,10 @@ class StateDir:
         }
 
     def close(self) -> None:
-        """End the thread and let go of the directory, after the shards have ended."""
+        """End the threads and let go of the directory, after the shards have ended."""
         self.saver.stop()
+        for journal in self.journals:
+            journal.stop()
+        if self._reserve is not None:
+            self._reserve.release()
         self.store.close()

@@ -26,6 +26,7 @@ from streamrnn_server.shard.checkpoint.packing import (
     seal,
     table_of_entries,
 )
+from streamrnn_server.storage.disk_reserve import DiskReserve
 from streamrnn_server.storage.expiry import Expiry
 from streamrnn_server.storage.usage import DiskUsage
 
@@ -72,6 +73,7 @@ class CheckpointWriter:
         expiry: Expiry,
         log: EventLog,
         usage: DiskUsage | None = None,
+        disk_reserve: DiskReserve | None = None,
     ) -> None:
         self.read_only: str | None = None
         self.num_commits = 0
@@ -81,6 +83,7 @@ class CheckpointWriter:
         self.began_at_s: float | None = None
         self._store, self._templates, self._disks = store, templates, disks
         self._expiry, self._log, self._usage = expiry, log, usage
+        self._disk_reserve = disk_reserve
         self._look_at_s = time.monotonic() + _EXPIRE_EVERY_S
         self._has_ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
@@ -130,7 +133,12 @@ class CheckpointWriter:
         self.began_at_s = began_s = time.monotonic()
         is_good = True
         try:
-            self._commit(self._changes(parts))
+            try:
+                self._commit(self._changes(parts))
+            except StoreError:
+                if self._disk_reserve is None or not self._disk_reserve.release():
+                    raise
+                self._commit(self._changes(parts))
         except StoreError as error:
             is_good = False
             self._fail(str(error))
@@ -143,6 +151,8 @@ class CheckpointWriter:
             self.committed_at_s = time.monotonic()
             self.last_commit_s = self.committed_at_s - began_s
             self._succeed()
+            if self._disk_reserve is not None:
+                self._disk_reserve.hold()
         self.began_at_s = None
         for part in parts:
             answer = np.array([(part.number, is_good)], w.BufferAck.dtype)

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 from streamrnn.kernels.cpu.nan_scan import has_nan
 from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import copy_bytes
+from streamrnn.state.journal import ChangeKind
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard.batch.schedule import batch_of, mark_idle
+from streamrnn_server.shard.checkpoint.history import note_change
 from streamrnn_server.shard.memory import header as h
+from streamrnn_server.shard.memory.digest import digest_of
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import header_of
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
 from streamrnn_server.shard.requests.request import Request, request_at
 from streamrnn_server.shard.streams.dirty import mark_dirty
-from streamrnn_server.shard.streams.operations import (
-    note_durable,
-)
-from streamrnn_server.shard.streams.replay_ring import digest_of, remember
+from streamrnn_server.shard.streams.operations import note_durable
+from streamrnn_server.shard.streams.replay_ring import remember
 from streamrnn_server.shard.streams.slots import make_ready
 from streamrnn_server.shard.structs import Model, Shard
 
-__all__ = ["commit", "note_all_but_last", "note_step"]
+__all__ = ["commit", "keep_rows", "note_all_but_last", "note_step"]
+
+
+@jit
+def keep_rows(shard: Shard, model: Model, num_rows: int) -> None:
+    """Keep the rows of a batch, where there is a journal.
+
+    There the record on disk may be some steps behind; so a stream whose state turns NaN is put back
+    to its last good one, and that is written.
+    """
+    journal = shard.journal
+    if journal.socket == 0:
+        return
+    rows = batch_of(shard).rows
+    for row in range(num_rows):
+        copy_bytes(journal.rows + row * journal.row_stride, rows[row], model.row_bytes)
 
 
 @jit
@@ -51,15 +68,24 @@ def note_step(shard: Shard, model: Model, row: int) -> None:
     request = request_at(batch.requests[row])
     if request.code != 0:
         return
-    header, y = header_of(shard, batch.slots[row]), batch.ys[row]
+    header, x, y = header_of(shard, batch.slots[row]), batch.xs[row], batch.ys[row]
+    # Each output sees all of the state: if it has no NaN, then neither has the state.
+    is_broken = has_nan(y, model.y_bytes)
+    is_put_back = is_broken and shard.journal.socket != 0
     if request.first_seq > 0:
         header.last_seq += 1
-        digest = digest_of(batch.xs[row], model.step_bytes)
-        remember(header, header.last_seq, digest, y, model.y_bytes)
+        if not is_put_back:
+            digest = digest_of(x, model.step_bytes)
+            remember(header, header.last_seq, digest, y, model.y_bytes)
     mark_dirty(shard, header)
-    # Each output sees all of the state: if it has no NaN, then neither has the state.
-    if has_nan(y, model.y_bytes):
+    if is_put_back:
+        kept = shard.journal.rows + row * shard.journal.row_stride
+        copy_bytes(batch.rows[row], kept, model.row_bytes)
+    if is_broken:
         _quarantine(shard, header, request)
+    else:
+        seq = header.last_seq if request.first_seq > 0 else 0
+        note_change(shard, header, ChangeKind.STEP, seq, x, model.step_bytes)
     request.progress += 1
 
 
@@ -80,7 +106,7 @@ def note_all_but_last(shard: Shard, model: Model, num_rows: int, num_steps: int)
 
 @jit
 def _quarantine(shard: Shard, header: Header, request: Request) -> None:
-    """Quarantine a stream whose state contains NaN; what is on disk stays as it is."""
+    """Quarantine a stream whose state has turned NaN; what is on disk is not that."""
     header.flags |= h.IS_QUARANTINED
     seq = header.last_seq
     set_error(request, ErrorCode.QUARANTINED, seq, seq + 1 if seq > 0 else 0)

@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import int64_array
 from streamrnn.kernels.pointers import address
+from streamrnn.state.journal import ChangeKind
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard.checkpoint.entry import entry_bytes, write_entry
+from streamrnn_server.shard.checkpoint.history import note_change, note_owner
 from streamrnn_server.shard.checkpoint.packing import entry_at
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.arena import release
 from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.memory.journal import is_full
 from streamrnn_server.shard.memory.slab import header_of, model_of, row_of, slot_of
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
@@ -36,7 +39,7 @@ from streamrnn_server.shard.streams.row_location import is_row_on_gpu, wait_for_
 from streamrnn_server.shard.streams.slots import free_slot
 from streamrnn_server.shard.structs import Model, Shard, model_at
 
-__all__ = ["batch_of", "choose_model", "gather", "mark_idle"]
+__all__ = ["batch_of", "can_step", "choose_model", "gather", "mark_idle"]
 
 _LOOKED_AT_A_ROW = 4  # slots, at most
 
@@ -64,9 +67,15 @@ def batch_of(shard: Shard) -> Batch:
 
 
 @jit
+def can_step(shard: Shard) -> bool:
+    """Tell whether a batch can be begun: streams are ready, and the journal has space."""
+    return shard.num_ready > 0 and not is_full(shard.journal)
+
+
+@jit
 def choose_model(shard: Shard) -> Model:
-    """Choose the model of the next batch, in turn; a null one if no stream is ready."""
-    if shard.num_ready == 0:
+    """Choose the model of the next batch, in turn; a null one if none can be begun."""
+    if not can_step(shard):
         return model_at(0)
     index = shard.next_model
     while True:
@@ -146,10 +155,12 @@ def _must_wait_for_disk(shard: Shard, header: Header, request: Request) -> bool:
     if kind == Kind.OPEN:
         if open_stream(shard, header, request):
             mark_dirty(shard, header)
+            note_owner(shard, header, ChangeKind.OPEN)
         return False
     if kind == Kind.RESET:
         if reset_stream(shard, header, request):
             mark_dirty(shard, header)
+            note_change(shard, header, ChangeKind.RESET, request.first_seq, 0, 0)
         return False
     if kind == Kind.CLOSE:
         if has_disk and flags & h.IS_OPEN:

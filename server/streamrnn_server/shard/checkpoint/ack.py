@@ -7,13 +7,15 @@ from streamrnn.kernels.memory import (
     prefetch,
 )
 from streamrnn.kernels.pointers import address, field_address
+from streamrnn.state.journal import ChangeKind
 from streamrnn_client.protocol import ErrorCode
+from streamrnn_server.shard.checkpoint.history import note_change
 from streamrnn_server.shard.checkpoint.packing import Entry, EntryKind, entry_at
 from streamrnn_server.shard.libzmq import msg_data, receive_frame
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import disk_buffer_of, header_of
-from streamrnn_server.shard.requests.finish import finish, set_error
+from streamrnn_server.shard.requests.finish import end_close, finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
 from streamrnn_server.shard.requests.request import Kind
 from streamrnn_server.shard.streams.dirty import mark_dirty
@@ -91,6 +93,8 @@ def _answer_blocked(shard: Shard, header: Header, is_good: int) -> None:
         set_error(request, ErrorCode.READ_ONLY)
         shard.counters.num_errors += 1
     elif kind == Kind.CLOSE:
+        if header.flags & h.IS_OPEN:
+            note_change(shard, header, ChangeKind.CLOSE, 0, 0, 0)
         close_stream(shard, header)
         shard.counters.num_closed += 1
         request.last_seq = 1
@@ -98,7 +102,10 @@ def _answer_blocked(shard: Shard, header: Header, is_good: int) -> None:
         request.last_seq = header.last_seq
         request.window = 1 << header.window_log2
     pop_waiting(pool, header)
-    finish(shard, request)
+    if kind == Kind.CLOSE and request.code == 0:
+        end_close(shard, request)
+    else:
+        finish(shard, request)
     if is_pending(shard, header):
         answer_without_record(shard, header, ErrorCode.UNKNOWN)
     else:

@@ -23,6 +23,7 @@ from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.checkpoint import packing as e
 from streamrnn_server.shard.checkpoint.ack import MAX_SLICE_SLOTS, process_acks
 from streamrnn_server.shard.checkpoint.entry import entry_bytes, write_entry
+from streamrnn_server.shard.checkpoint.groups import tell_covered
 from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.slab import disk_buffer_of, header_of, model_of, row_of
@@ -42,13 +43,25 @@ _MIN_SLICE_SLOTS = 8
 
 
 @jit
+def _has_work(shard: Shard) -> bool:
+    is_journal_behind = shard.journal.num_appended > shard.journal.num_covered
+    return shard.num_dirty > 0 or shard.awaiting_checkpoint.first != 0 or is_journal_behind
+
+
+@jit
 def _is_due(shard: Shard) -> bool:
-    has_work = shard.num_dirty > 0 or shard.awaiting_checkpoint.first != 0
-    if not has_work:
+    if not _has_work(shard):
         return False
-    if shard.num_failed_in_a_row == 0 and (shard.checkpoint_requested or shard.is_always):
+    is_waited_for = shard.checkpoint_requested != 0 or _must_be_quick(shard)
+    if shard.num_failed_in_a_row == 0 and is_waited_for:
         return True
     return shard.now_ns >= shard.checkpoint_due_ns
+
+
+@jit
+def _must_be_quick(shard: Shard) -> bool:
+    """Tell whether each reply waits for a checkpoint: a journal is quicker, if there is one."""
+    return shard.is_always != 0 and shard.journal.socket == 0
 
 
 @jit
@@ -56,7 +69,7 @@ def ms_until_checkpoint(shard: Shard) -> int:
     """Return how long an idle shard may wait, in ms; -1: no limit."""
     if shard.disk == 0 or shard.is_checkpointing:
         return -1  # the thread that writes will say when it is done
-    if shard.num_dirty == 0 and shard.awaiting_checkpoint.first == 0:
+    if not _has_work(shard):
         return -1
     left_ns = shard.checkpoint_due_ns - shard.now_ns
     return max(0, (left_ns + 999_999) // 1_000_000)
@@ -82,8 +95,7 @@ def is_all_checkpointed(shard: Shard) -> bool:
         return True
     if shard.is_checkpointing:
         return False
-    has_work = shard.num_dirty > 0 or shard.awaiting_checkpoint.first != 0
-    return not has_work or shard.num_failed_in_a_row > 0
+    return not _has_work(shard) or shard.num_failed_in_a_row > 0
 
 
 @jit
@@ -132,7 +144,8 @@ def _end_of_slice(shard: Shard) -> int:
 @jit
 def _begin(shard: Shard) -> None:
     is_waited_for = shard.checkpoint_requested or shard.awaiting_checkpoint.first != 0
-    is_paced = not is_waited_for and shard.is_always == 0
+    is_paced = not is_waited_for and not _must_be_quick(shard)
+    shard.journal.began_at = shard.journal.num_appended
     shard.is_paced = 1 if is_paced else 0
     taken = shard.dirty
     shard.dirty = shard.checkpoint_slots
@@ -162,6 +175,7 @@ def _end(shard: Shard) -> None:
         shard.checkpoint_due_ns = shard.now_ns + shard.retry_ns
     else:
         shard.counters.num_checkpoints += 1
+        tell_covered(shard)
         shard.num_failed_in_a_row = 0
     while True:
         request = pop_first(pool, shard.awaiting_commit)
@@ -185,6 +199,8 @@ def _copy_some(shard: Shard, end: int) -> None:
     slots = shard.checkpoint_slots
     place, last = shard.checkpoint_position, shard.num_checkpoint_slots
     num_bytes = 0
+    # Where there is a journal, the row of a quarantined stream is that of its last good step.
+    bad = h.IS_OPEN | (0 if shard.journal.socket != 0 else h.IS_QUARANTINED)
     for _ in range(MAX_SLICE_SLOTS):
         if place >= end or num_bytes >= _MAX_SLICE_BYTES:
             break
@@ -194,7 +210,7 @@ def _copy_some(shard: Shard, end: int) -> None:
         header = header_of(shard, slot)
         flags = header.flags
         is_blocked = flags & h.IS_BLOCKED != 0
-        is_good = flags & (h.IS_OPEN | h.IS_QUARANTINED) == h.IS_OPEN
+        is_good = flags & bad == h.IS_OPEN
         if flags & h.IS_DIRTY and (is_blocked or is_good):
             if is_row_on_gpu(shard, slot):
                 break  # it is brought here before the next slice

@@ -56,6 +56,8 @@ def write_entry(shard: Shard, header: Header, request: Request, entry: Entry) ->
     entry.slot = slot
     entry.generation = header.generation
     entry.last_seq = header.last_seq
+    if shard.journal.socket != 0 and header.flags & h.IS_QUARANTINED and header.last_seq > 0:
+        entry.last_seq -= 1  # the row is that of the step before the one that was refused
     entry.model = header.model
     entry.flags = header.flags
     entry.window_log2 = window_log2

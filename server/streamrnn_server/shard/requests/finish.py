@@ -7,7 +7,7 @@ from streamrnn_server.shard.requests.queue import append
 from streamrnn_server.shard.requests.request import Kind, Request, request_at
 from streamrnn_server.shard.structs import Shard
 
-__all__ = ["fail", "finish", "set_error"]
+__all__ = ["end_close", "fail", "finish", "set_error"]
 
 
 @jit
@@ -18,12 +18,30 @@ def finish(shard: Shard, request: Request) -> None:
         request.num_left -= 1
         if request.num_left > 0:
             return
-    changes = request.kind in (Kind.STEP, Kind.RESET, Kind.OPEN, Kind.STEP_MANY, Kind.OPEN_MANY)
-    if shard.is_always and request.code == 0 and changes:
+    if not shard.is_always or request.code != 0 or not _is_change(request.kind):
+        append(shard.pool, shard.finished, request)
+    elif shard.journal.socket == 0:
         # What it did to its stream must be on disk before anybody learns of it.
         append(shard.pool, shard.awaiting_checkpoint, request)
     else:
+        request.position = shard.journal.num_appended
+        append(shard.pool, shard.awaiting_group, request)
+
+
+@jit
+def end_close(shard: Shard, request: Request) -> None:
+    """Note that a close, which is in no queue, is done: the record is gone from the disk."""
+    if shard.journal.socket != 0:
+        request.position = shard.journal.num_appended
+        append(shard.pool, shard.awaiting_group, request)
+    else:
         append(shard.pool, shard.finished, request)
+
+
+@jit
+def _is_change(kind: int) -> bool:
+    is_many = kind in (Kind.STEP_MANY, Kind.OPEN_MANY)
+    return is_many or kind in (Kind.STEP, Kind.RESET, Kind.OPEN)
 
 
 @jit

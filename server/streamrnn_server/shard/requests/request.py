@@ -109,7 +109,8 @@ class Request(Struct):
     owner: I64  # number of the user, where there are users
     columns: I64  # whether a batch is answered in columns
     client: I64  # number of the sender's account
-    unused: Annotated[Any, np.int64, (4,)]
+    position: I64  # number of entries in the journal that must be durable before the answer
+    unused: Annotated[Any, np.int64, (3,)]
 
 
 class Pool(Struct):

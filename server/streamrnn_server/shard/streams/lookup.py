@@ -5,8 +5,10 @@ from __future__ import annotations
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes
 from streamrnn.kernels.pointers import address, field_address
+from streamrnn.state.journal import ChangeKind
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.checkpoint.history import note_owner
 from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.clients import charge_ask, may_ask
@@ -96,16 +98,16 @@ def finish_lookup(shard: Shard, command: Command) -> None:
         return
     if code != 0:
         set_owner(shard, header, owner)
-        _answer_refused(shard, header, code)
+        _answer_refused(shard, header, code, command.digest != 0)
         return
     data = address(command) + w.COMMAND_BYTES
     record = usable_record(shard, command.model, data, command.data_bytes)
     if not record:
         set_owner(shard, header, owner)
-        _answer_refused(shard, header, ErrorCode.DAMAGED)
+        _answer_refused(shard, header, ErrorCode.DAMAGED, False)
         return
     if owner == UNKNOWN:  # a name for which the shard has no number left
-        _answer_refused(shard, header, ErrorCode.FORBIDDEN)
+        _answer_refused(shard, header, ErrorCode.FORBIDDEN, False)
         return
     is_adopted = owner == NO_OWNER and shard.users != 0
     if is_adopted:  # it is of a time before there were keys
@@ -121,6 +123,7 @@ def finish_lookup(shard: Shard, command: Command) -> None:
     moved.durable_seq = moved.last_seq
     if is_adopted:
         mark_dirty(shard, moved)
+        note_owner(shard, moved, ChangeKind.OWNER)
     shard.counters.num_restored += 1
     make_ready(shard, moved)
 
@@ -140,11 +143,12 @@ def named_owner(shard: Shard, command: Command) -> int:
 
 
 @jit
-def _answer_refused(shard: Shard, header: Header, code: int) -> None:
-    """Answer requests for an unusable record; `close` deletes it."""
+def _answer_refused(shard: Shard, header: Header, code: int, is_held: bool) -> None:
+    """Answer requests for an unusable record; `close` deletes it, unless a journal has more."""
     pool = shard.pool
     shard.counters.num_records_refused += 1
-    is_secret = owner_of(shard, header) == UNKNOWN  # then it may not be deleted from here
+    # Then it may not be deleted from here.
+    is_kept = is_held or owner_of(shard, header) == UNKNOWN
     while True:
         request = first_waiting(pool, header)
         if not request:
@@ -152,7 +156,7 @@ def _answer_refused(shard: Shard, header: Header, code: int) -> None:
             return
         if is_forbidden(shard, header, request):
             _end_first(shard, header, request, ErrorCode.FORBIDDEN)
-        elif request.kind == Kind.CLOSE and code != ErrorCode.FORBIDDEN and not is_secret:
+        elif request.kind == Kind.CLOSE and code != ErrorCode.FORBIDDEN and not is_kept:
             wait_for_disk(shard, header)
             return
         else:

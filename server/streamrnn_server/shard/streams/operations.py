@@ -19,15 +19,15 @@ from streamrnn.kernels.memory import (
     store_i32,
 )
 from streamrnn_client.protocol import DEFAULT_WINDOW, MAX_SEQ, MAX_WINDOW, ErrorCode
+from streamrnn_server.shard.checkpoint.history import begin_history
 from streamrnn_server.shard.memory import header as h
+from streamrnn_server.shard.memory.digest import RESET_DIGEST, digest_of
 from streamrnn_server.shard.memory.header import Header
-from streamrnn_server.shard.memory.slab import history_of, model_of, row_of, slot_of
+from streamrnn_server.shard.memory.slab import model_of, row_of, slot_of
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Form, Request, request_at
 from streamrnn_server.shard.streams.eviction import allocate_block, allocate_ring
 from streamrnn_server.shard.streams.replay_ring import (
-    RESET_DIGEST,
-    digest_of,
     drop_ring,
     output_place,
     remember,
@@ -38,7 +38,6 @@ from streamrnn_server.shard.structs import REPLY_SLACK_BYTES, Shard
 
 __all__ = [
     "assign_number",
-    "begin_history",
     "close_stream",
     "note_durable",
     "open_stream",
@@ -78,16 +77,6 @@ def open_stream(shard: Shard, header: Header, request: Request) -> bool:
     request.last_seq = header.last_seq
     request.window = 1 << header.window_log2
     return flags & h.IS_OPEN == 0
-
-
-@jit
-def begin_history(shard: Shard, header: Header) -> None:
-    """Tell a stream that was just made from all that had its id."""
-    if shard.histories == 0:
-        return
-    shard.incarnation += 1
-    history = history_of(shard, slot_of(shard, header))
-    history.incarnation, history.num_changes = shard.incarnation, 1
 
 
 @jit

@@ -9,13 +9,11 @@ header: y follows from the state.
 from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import copy_bytes, load_i64, load_u32, prefetch, store_i64
+from streamrnn.kernels.memory import copy_bytes, load_i64, prefetch, store_i64
 from streamrnn_server.shard.memory.arena import ArenaStruct, release
 from streamrnn_server.shard.memory.header import Header
 
 __all__ = [
-    "RESET_DIGEST",
-    "digest_of",
     "drop_ring",
     "output_place",
     "prefetch_place",
@@ -23,33 +21,7 @@ __all__ = [
     "remembered",
 ]
 
-RESET_DIGEST = 0x5EED_0F_A_2E5E7  # stands for a reset in place of an input
-_MIX_A = 0x9E3779B97F4A7C15 - 2**64
-_MIX_B = 0xBF58476D1CE4E5B9 - 2**64
-_LOW_32 = 0xFFFFFFFF
 _MAX_PREFETCHED_BYTES = 1024
-
-
-@jit
-def _stir(value: int, factor: int) -> int:
-    value *= factor
-    return value ^ ((value >> 32) & _LOW_32)
-
-
-@jit
-def digest_of(x: int, num_bytes: int) -> int:
-    """Return a 64-bit hash, not cryptographic, of a multiple of 4 bytes."""
-    # Two lanes, for one alone would wait for each multiplication.
-    a, b = num_bytes * _MIX_A, _MIX_B
-    k = 0
-    while k + 16 <= num_bytes:
-        a = _stir(a ^ load_i64(x + k), _MIX_B)
-        b = _stir(b ^ load_i64(x + k + 8), _MIX_A)
-        k += 16
-    while k < num_bytes:
-        a = _stir(a ^ load_u32(x + k), _MIX_B)
-        k += 4
-    return _stir(_stir(a, _MIX_A) ^ b, _MIX_B)
 
 
 @jit
@@ -75,7 +47,7 @@ def output_place(header: Header, seq: int, y_bytes: int) -> int:
 
 @jit
 def remember(header: Header, seq: int, digest: int, y: int, y_bytes: int) -> None:
-    """Enter a step just applied, by its input's digest or `RESET_DIGEST`."""
+    """Enter a step just applied, by its input's digest or what stands for it."""
     if header.window_log2 == 0:
         header.ring = digest
         return

@@ -9,6 +9,7 @@ from streamrnn.kernels.memory import (
 )
 from streamrnn.state.record import NUMBERED, UNNUMBERED, RecordFault, RecordHead
 from streamrnn_client.protocol import ErrorCode
+from streamrnn_server.shard.checkpoint.history import begin_history, count_change
 from streamrnn_server.shard.checkpoint.packing import (
     fault_of,
     fits_model,
@@ -22,7 +23,7 @@ from streamrnn_server.shard.memory.slab import history_of, model_of, row_of, slo
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.streams.eviction import allocate_ring
-from streamrnn_server.shard.streams.operations import assign_number, begin_history
+from streamrnn_server.shard.streams.operations import assign_number
 from streamrnn_server.shard.streams.replay_ring import remember, remembered
 from streamrnn_server.shard.streams.row_location import note_written
 from streamrnn_server.shard.structs import Shard
@@ -97,6 +98,7 @@ def restore_stream(shard: Shard, header: Header, request: Request) -> bool:
             return False
     elif is_of_model and fill_slot(shard, header, record):
         begin_history(shard, header)  # it is not the stream whose record it was
+        count_change(shard, header)
         shard.counters.num_opened += 1
     else:
         set_error(request, ErrorCode.BUSY)
@@ -132,17 +134,25 @@ def _is_as_recorded(shard: Shard, header: Header, record: RecordHead) -> bool:
 
 @jit
 def roll_back(shard: Shard, header: Header, request: Request) -> bool:
-    """Set the state back to a record's; tell whether it has changed."""
-    digest = request.detail[0]
-    if request.x_count == 0:  # Python has found nothing, but knows not whose the stream is
+    """Set the state back to a record's; tell whether it has changed.
+
+    Where there is a journal the last good state is here, and back to that there is no record.
+    """
+    digest, is_here = request.detail[0], request.window != 0
+    if (
+        request.x_count == 0 and not is_here
+    ):  # Python has found nothing, but knows not whose the stream is
         set_error(request, ErrorCode.UNKNOWN_SNAPSHOT, digest & _NAME_DIGEST)
         return False
     is_open = header.flags & h.IS_OPEN
-    if is_open and header.model != request.model:
+    if is_open and not is_here and header.model != request.model:
         set_error(request, ErrorCode.WRONG_MODEL, header.model, request.model)
         return False
     if not assign_number(shard, header, request, digest):
         return False
+    count_change(shard, header)
+    if is_here:
+        return True
     row, model = row_in_record(record_at(request.x)), model_of(shard, header.model)
     copy_bytes(row_of(model, slot_of(shard, header)), row, model.row_bytes)
     note_written(shard, header)

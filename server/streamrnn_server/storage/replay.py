@@ -1,0 +1,329 @@
+"""Replay: at a start, bring what the journal has into the records, and empty it.
+
+A segment at a time, and of it some streams at a time: so memory is bounded, and a start that ends
+in the midst leaves records that tell how far they have come. Steps are computed by the kernels that
+serve; the bits of an output depend on the stream's own inputs alone, so they are what was answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from streamrnn.errors import RecordError, StoreError
+from streamrnn.kernels.cpu.program import Program
+from streamrnn.state.journal import (
+    ChangeKind,
+    Entry,
+    Segment,
+    entries_of,
+    read_journal,
+    sync_directory,
+)
+from streamrnn.state.record import StreamRecord, decode_record, encode_record, fits_model
+from streamrnn.state.store import STREAMS, Change, StateStore
+from streamrnn.state.verify import id_text
+from streamrnn_client.protocol import ErrorCode, ProtocolError
+from streamrnn_server.event_log import EventLog
+from streamrnn_server.storage.disk_reserve import DiskReserve
+from streamrnn_server.storage.record_lookup import ServedModel
+from streamrnn_server.storage.replayed import Replayed, ReplayedStream
+
+__all__ = ["SET_ASIDE", "UNDER_WAY", "Replay", "is_above"]
+
+_MAX_STREAMS, _MAX_BYTES = 4096, 64 * 2**20  # replayed at once
+UNDER_WAY, SET_ASIDE = "replaying.json", "set-aside.json"
+_MAX_ATTEMPTS = 2
+_MAX_NAMED = 10
+
+
+def is_above(entry: Entry, reached: tuple[int, int]) -> bool:
+    """Tell whether a record that has reached an incarnation and a change lacks an entry."""
+    return (entry.incarnation, entry.num_changes) > reached
+
+
+def _is_first(entry: Entry) -> bool:
+    return entry.kind == ChangeKind.OPEN and entry.num_changes == 1
+
+
+class Replay:
+    """Replays a journal.
+
+    Parameters
+    ----------
+    store : StateStore
+    directory : Path
+        The journal's; it need not be there.
+    served : sequence of ServedModel
+    programs : mapping of str to Program
+        What computes them, in the same order.
+    arithmetic : str
+    log : EventLog
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        directory: Path,
+        served: Sequence[ServedModel],
+        programs: Mapping[str, Program],
+        arithmetic: str,
+        log: EventLog,
+    ) -> None:
+        self._store, self._directory, self._log = store, directory, log
+        self._served, self._arithmetic = list(served), arithmetic
+        self._replayed = [Replayed(program.for_shard()) for program in programs.values()]
+        self._held: dict[bytes, ProtocolError] = {}
+        self._made: set[bytes] = set()  # streams that begin in the journal
+        self._num_changes = 0
+
+    def run(self) -> dict[bytes, ProtocolError]:
+        """Replay what can be, delete what is done with.
+
+        Returns
+        -------
+        dict of bytes to ProtocolError
+            Streams of which some was not applied, and why: they must not be served.
+
+        Raises
+        ------
+        StoreError
+            If the journal is damaged, or a record cannot be written. Nothing is dropped then.
+        """
+        suspects, num_attempts = self._read_under_way()
+        for stream in self._read_set_aside():
+            self._set_aside(stream)
+        if len(suspects) == 1 and num_attempts >= _MAX_ATTEMPTS:
+            self._write_set_aside([*suspects, *self._held])
+            self._set_aside(suspects[0])
+            suspects = []
+        done, kept = [], []
+        kept_places = set()
+        for segment in read_journal(self._directory):
+            if segment.num_torn:
+                self._log.write(
+                    "warning",
+                    "a segment of the journal ends in what was not answered; it is left out",
+                    path=segment.path,
+                    num_bytes=segment.num_torn,
+                )
+            place = segment.head.epoch, segment.head.shard
+            is_done = self._replay_segment(segment, suspects, num_attempts)
+            if is_done and place not in kept_places:
+                done.append(segment.path)
+            else:  # and those behind it, so that none is missing between them
+                kept_places.add(place)
+                kept.append(segment.path)
+        for path in done:
+            path.unlink()
+        with contextlib.suppress(FileNotFoundError):
+            (self._directory / UNDER_WAY).unlink()
+        if done:
+            sync_directory(self._directory)
+            self._log.write("info", "the journal was replayed", num_changes=self._num_changes)
+        if kept:
+            self._tell_held(kept)
+        return self._held
+
+    def _replay_segment(self, segment: Segment, suspects: list[bytes], num_attempts: int) -> bool:
+        """Replay a segment; tell whether nothing of it is left."""
+        models = segment.head.models
+        by_stream: dict[bytes, list[Entry]] = {}
+        for group in segment.groups:
+            for entry in entries_of(group, len(models)):
+                by_stream.setdefault(entry.stream, []).append(entry)
+        indices = [self._index_of(segment, k) for k in range(len(models))]
+        num_held = 0
+        closed: list[Change] = []
+        waiting: list[list[ReplayedStream]] = [[] for _ in self._replayed]
+        for stream, entries in by_stream.items():
+            left = self._prepare(stream, entries, indices, segment)
+            if left is None:
+                num_held += 1
+            elif left.entries and left.entries[0].kind == ChangeKind.CLOSE:
+                closed.append((STREAMS, stream, None))
+            elif left.entries:
+                waiting[left.model].append(left)
+        if closed:
+            self._store_changes(closed)
+        for model, streams in enumerate(waiting):
+            for part in self._parts(model, streams, suspects):
+                self._write_under_way(part, suspects, num_attempts)
+                self._commit(model, part)
+        return num_held == 0
+
+    def _index_of(self, segment: Segment, k: int) -> int | ProtocolError:
+        """Return which served model is a segment's, or why none is."""
+        name, fingerprint = segment.head.models[k]
+        if segment.head.arithmetic != self._arithmetic:
+            return ProtocolError(
+                ErrorCode.MISMATCH,
+                stored_arithmetic=segment.head.arithmetic,
+                arithmetic=self._arithmetic,
+            )
+        fitting = [k for k, each in enumerate(self._served) if each.fingerprint == fingerprint]
+        if not fitting:
+            served = [f"{each.name} {each.fingerprint}" for each in self._served]
+            detail: dict[str, Any] = {"stored_model": name, "stored": fingerprint, "served": served}
+            return ProtocolError(ErrorCode.MISMATCH, **detail)
+        return next((k for k in fitting if self._served[k].name == name), fitting[0])
+
+    def _prepare(
+        self,
+        stream: bytes,
+        entries: list[Entry],
+        indices: list[int | ProtocolError],
+        segment: Segment,
+    ) -> ReplayedStream | None:
+        """Find what of a stream's entries is above its record; None if it is held back."""
+        data = self._store.get(STREAMS, stream)
+        try:
+            record = None if data is None else decode_record(data)
+            if record is not None and record.stream != stream:
+                raise RecordError(f"it is of stream {record.stream!r}")
+        except RecordError as error:
+            self._hold(stream, ProtocolError(ErrorCode.DAMAGED, reason=str(error)))
+            return None
+        reached = (-1, 0) if record is None else (record.incarnation, record.num_changes)
+        above = [each for each in entries if is_above(each, reached)]
+        if not above:
+            return ReplayedStream(stream, 0, [], None)
+        if stream in self._held:
+            return None
+        index = indices[above[-1].model]
+        if isinstance(index, ProtocolError):
+            self._hold(stream, index)
+            return None
+        opened = max((k for k, each in enumerate(above) if _is_first(each)), default=-1)
+        where = f"{segment.path}: stream {id_text(stream)!r}"
+        if opened >= 0:
+            above, record = above[opened:], None  # those before are of streams now closed
+            self._made.add(stream)
+        left = ReplayedStream(stream, index, above, record, where)
+        if left.entries[-1].kind == ChangeKind.CLOSE:
+            left.entries = left.entries[-1:]
+            return left
+        if (record is not None or opened >= 0) and left.is_without_gap():
+            if record is None or self._fits(index, record):
+                return left
+            self._hold(stream, ProtocolError(ErrorCode.DAMAGED, reason="it is of another model"))
+            return None
+        if record is None or stream in self._made:
+            # Its record was deleted, and the server ended before the journal said so.
+            self._log.write("info", "a stream was being closed", stream=id_text(stream))
+            left.entries = []
+            return left
+        raise StoreError(
+            f"the journal is damaged: {where}: change {above[0].num_changes} follows on "
+            f"{reached[1]}, or some between them are missing"
+        )
+
+    def _fits(self, index: int, record: StreamRecord) -> bool:
+        model = self._served[index]
+        sizes = len(record.row), record.outputs.shape[1], model.row_bytes, model.y_bytes
+        is_same = (record.fingerprint, record.arithmetic) == (model.fingerprint, self._arithmetic)
+        return is_same and fits_model(*sizes)
+
+    def _parts(
+        self, model: int, streams: list[ReplayedStream], suspects: list[bytes]
+    ) -> Iterator[list[ReplayedStream]]:
+        """Yield streams to be replayed together: those who may have killed a start, alone."""
+        part: list[ReplayedStream] = []
+        num_bytes = 0
+        for stream in streams:
+            if stream.stream in suspects:
+                yield [stream]
+                continue
+            size = self._replayed[model].bytes_of(stream)
+            if part and (len(part) == _MAX_STREAMS or num_bytes + size > _MAX_BYTES):
+                yield part
+                part, num_bytes = [], 0
+            part.append(stream)
+            num_bytes += size
+        if part:
+            yield part
+
+    def _commit(self, model: int, part: list[ReplayedStream]) -> None:
+        name, fingerprint = self._served[model].name, self._served[model].fingerprint
+        changes: list[Change] = []
+        for stream, record in self._replayed[model].replay(
+            part, name, fingerprint, self._arithmetic, self._store.clock_s
+        ):
+            changes.append((STREAMS, stream, encode_record(record)))
+        self._num_changes += sum(len(stream.entries) for stream in part)
+        self._store_changes(changes)
+
+    def _store_changes(self, changes: list[Change]) -> None:
+        try:
+            self._store.commit(changes, self._store.clock_s)
+        except StoreError:
+            if not DiskReserve(self._directory).release():
+                raise
+            self._store.commit(changes, self._store.clock_s)
+
+    # ---- streams that are held back -------------------------------------------------------------
+
+    def _hold(self, stream: bytes, why: ProtocolError) -> None:
+        self._held.setdefault(stream, why)
+
+    def _set_aside(self, stream: bytes) -> None:
+        reason = (
+            "its replay from the journal has ended the server's start twice; it is set aside, and "
+            "nothing of it was deleted"
+        )
+        self._hold(stream, ProtocolError(ErrorCode.DAMAGED, reason=reason))
+
+    def _tell_held(self, kept: list[Path]) -> None:
+        reasons = sorted({str(dict(error.detail)) for error in self._held.values()})
+        self._log.write(
+            "warning",
+            "streams have steps in the journal that cannot be replayed here: they are refused, and "
+            "the journal is kept; to drain it, start and stop a server with their models and "
+            "their arithmetic",
+            num_streams=len(self._held),
+            streams=", ".join(sorted(map(id_text, self._held))[:_MAX_NAMED]),
+            segments=", ".join(path.name for path in kept[:_MAX_NAMED]),
+            reason="; ".join(reasons[:_MAX_NAMED]),
+        )
+
+    # ---- starts that were ended by a replay -----------------------------------------------------
+
+    def _write_under_way(
+        self, part: list[ReplayedStream], suspects: list[bytes], num_attempts: int
+    ) -> None:
+        """Say whose replay is under way, for the start after one that it ends."""
+        is_again = len(part) == 1 and part[0].stream in suspects
+        content = {
+            "streams": [each.stream.hex() for each in part],
+            "attempts": num_attempts + 1 if is_again else 1,
+        }
+        with contextlib.suppress(OSError):  # a full disk is no reason not to start
+            (self._directory / UNDER_WAY).write_text(json.dumps(content))
+
+    def _read_under_way(self) -> tuple[list[bytes], int]:
+        content = self._read(UNDER_WAY)
+        try:
+            return [bytes.fromhex(each) for each in content["streams"]], int(content["attempts"])
+        except (KeyError, TypeError, ValueError):
+            return [], 0
+
+    def _read_set_aside(self) -> list[bytes]:
+        content = self._read(SET_ASIDE)
+        try:
+            return [bytes.fromhex(each) for each in content["streams"]]
+        except (KeyError, TypeError, ValueError):
+            return []
+
+    def _write_set_aside(self, streams: list[bytes]) -> None:
+        content = {"streams": [each.hex() for each in streams]}
+        (self._directory / SET_ASIDE).write_text(json.dumps(content))
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads((self._directory / name).read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}

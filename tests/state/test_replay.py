@@ -1,0 +1,312 @@
+"""Replay of journals that a test has made: what is applied, held back, refused."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+
+from streamrnn import Engine
+from streamrnn.errors import StoreError
+from streamrnn.kernels.cpu.program import Program
+from streamrnn.state.journal import (
+    ChangeKind,
+    Entry,
+    SegmentHead,
+    SegmentWriter,
+    encode_entry,
+    segment_paths,
+)
+from streamrnn.state.record import NUMBERED, decode_record, encode_record
+from streamrnn.state.store import STREAMS, StateStore
+from streamrnn_client.protocol import ErrorCode, canonical_id
+from streamrnn_server.event_log import EventLog
+from streamrnn_server.storage import replay
+from streamrnn_server.storage.replay import SET_ASIDE, UNDER_WAY, Replay
+from streamrnn_server.storage.state_dir import served_models
+from tests.support.models import random_model
+
+NUM_INPUTS, WINDOW_LOG2 = 3, 2
+MODEL = random_model(np.random.default_rng(3), [("gru", 8)], NUM_INPUTS, 2)
+PROGRAMS = {"m": Program(MODEL)}
+ARITHMETIC = PROGRAMS["m"].arithmetic
+SERVED = served_models({"m": MODEL}, PROGRAMS)
+HEAD = SegmentHead(1, 0, 1, ARITHMETIC, (("m", MODEL.fingerprint),))
+X = np.random.default_rng(5).standard_normal((40, NUM_INPUTS)).astype(np.float32)
+A = canonical_id("a")
+
+
+class Journal:
+    """A state directory with a journal that a test writes."""
+
+    def __init__(self, directory):
+        self.directory = directory / "journal"
+        self.directory.mkdir()
+        self.store = StateStore(directory, max_bytes=2**24)
+        self.log = io.StringIO()
+        self.sequence = 0
+
+    def write(self, *entries, head=HEAD):
+        segment = SegmentWriter(self.directory, head)
+        segment.append(self.sequence, len(entries), b"".join(map(encode_entry, entries)))
+        segment.close()
+        self.sequence += 1
+        return segment.path
+
+    def replay(self, served=SERVED, programs=PROGRAMS, arithmetic=ARITHMETIC):
+        args = (self.store, self.directory, served, programs, arithmetic)
+        return Replay(*args, EventLog(stream=self.log)).run()
+
+    def record(self, stream=A):
+        data = self.store.get(STREAMS, stream)
+        return None if data is None else decode_record(data)
+
+    @property
+    def segments(self):
+        return segment_paths(self.directory)
+
+
+@pytest.fixture
+def journal(tmp_path):
+    made = Journal(tmp_path)
+    yield made
+    made.store.close()
+
+
+def opened(incarnation=1, stream=A):
+    return Entry(ChangeKind.OPEN, 0, stream, incarnation, 1, WINDOW_LOG2, b"")
+
+
+def stepped(first, last, incarnation=1, stream=A, offset=0):
+    """Return the entries of steps; step k is the change k + 1."""
+    return [
+        Entry(ChangeKind.STEP, 0, stream, incarnation, k + 1, k, X[k - 1 + offset].tobytes())
+        for k in range(first, last + 1)
+    ]
+
+
+def row_after(x):
+    engine = Engine(MODEL)
+    engine.steps("s", x)
+    return decode_record(engine.export_state("s")).row
+
+
+def test_entries_above_the_record_are_applied(journal):
+    journal.write(opened(), *stepped(1, 6))
+    assert journal.replay() == {}
+    record = journal.record()
+    assert (record.last_seq, record.numbering, record.window) == (6, NUMBERED, 4)
+    assert (record.incarnation, record.num_changes) == (1, 7)
+    assert record.row == row_after(X[:6])
+    outputs = Engine(MODEL).steps("s", X[:6])
+    assert record.outputs.tobytes() == outputs[2:].tobytes()
+    assert journal.segments == []
+    journal.write(*stepped(5, 9))  # some of them twice
+    journal.replay()
+    assert journal.record().row == row_after(X[:9])
+    assert journal.record().num_changes == 10
+
+
+def test_a_group_that_is_there_twice_is_applied_once(journal):
+    entries = [opened(), *stepped(1, 3)]
+    journal.write(*entries)
+    journal.sequence = 0
+    journal.write(*entries, *stepped(4, 5), head=HEAD._replace(number=2))
+    journal.replay()
+    assert journal.record().row == row_after(X[:5])
+
+
+def test_the_streams_before_one_of_the_same_id_do_not_touch_its_record(journal):
+    journal.write(opened(2), *stepped(1, 2, 2, offset=20))
+    journal.replay()
+    before = journal.record()
+    closed = Entry(ChangeKind.CLOSE, 0, A, 1, 11, 0, b"")
+    journal.write(opened(), *stepped(1, 9), closed, opened(2), *stepped(1, 3, 2, offset=20))
+    journal.replay()
+    assert before.row == row_after(X[20:22])
+    assert journal.record().row == row_after(X[20:23])
+    assert journal.record().incarnation == 2
+
+
+def test_a_closed_stream_is_deleted_and_one_being_closed_does_not_come_back(journal):
+    b = canonical_id("b")
+    journal.write(opened(), *stepped(1, 2), opened(stream=b), *stepped(1, 2, stream=b))
+    journal.replay()
+    journal.store.commit([(STREAMS, b, None)], 0)
+    journal.write(*stepped(3, 3), Entry(ChangeKind.CLOSE, 0, A, 1, 5, 0, b""))
+    journal.write(*stepped(3, 4, stream=b), head=HEAD._replace(number=2))
+    assert journal.replay() == {}
+    assert journal.record(A) is None
+    assert journal.record(b) is None
+    assert journal.segments == []
+
+
+def test_a_change_that_is_missing_is_damage(journal):
+    journal.write(opened(), *stepped(1, 2))
+    journal.replay()
+    journal.write(*stepped(4, 5))
+    with pytest.raises(StoreError, match="change 5 follows on 3"):
+        journal.replay()
+    assert journal.record().last_seq == 2
+    assert len(journal.segments) == 1
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [opened()._replace(seq=9)],
+        [opened(), *stepped(1, 1), stepped(2, 2)[0]._replace(seq=3)],
+        [opened(), stepped(1, 1)[0]._replace(data=bytes(4))],
+        [opened(), stepped(1, 1)[0]._replace(data=np.full(3, np.inf, np.float32).tobytes())],
+        [opened(), stepped(1, 1)[0]._replace(seq=2**62 + 1)],
+        [opened(), *stepped(1, 1), stepped(2, 2)[0]._replace(seq=0)],
+        [opened(), stepped(1, 1)[0]._replace(kind=ChangeKind.OPEN)],
+    ],
+)
+def test_entries_that_no_server_makes_are_damage(journal, entries):
+    journal.write(*entries)
+    with pytest.raises(StoreError, match="journal is damaged"):
+        journal.replay()
+    assert journal.record() is None
+    assert len(journal.segments) == 1
+
+
+def test_a_number_that_was_refused_for_nan_is_skipped_by_a_reset(journal):
+    reset = Entry(ChangeKind.RESET, 0, A, 1, 4, 4, b"")
+    after = [each._replace(num_changes=each.num_changes - 1) for each in stepped(5, 6)]
+    journal.write(opened(), *stepped(1, 2), reset, *after)
+    journal.replay()
+    assert journal.record().last_seq == 6
+    assert journal.record().row == row_after(X[4:6])
+
+
+def test_other_arithmetic_and_other_models_are_held_and_drained_later(journal):
+    b = canonical_id("b")
+    journal.write(opened(), *stepped(1, 3), head=HEAD._replace(arithmetic="abacus"))
+    other = HEAD._replace(shard=1, models=(("old", "ab" * 32), *HEAD.models))
+    journal.sequence = 0
+    journal.write(
+        opened(stream=b),
+        *(each._replace(model=1) for each in (opened(stream=A + b"2"),)),
+        head=other,
+    )
+    held = journal.replay()
+    assert {key: error.code for key, error in held.items()} == {
+        A: ErrorCode.MISMATCH,
+        b: ErrorCode.MISMATCH,
+    }
+    assert held[A].detail["stored_arithmetic"] == "abacus"
+    assert held[b].detail["stored_model"] == "old"
+    assert journal.record(A) is None
+    assert journal.record(A + b"2") is not None
+    assert len(journal.segments) == 2
+    assert "to drain it" in journal.log.getvalue()
+    assert journal.replay(arithmetic="abacus").keys() == {b}
+    assert journal.record().last_seq == 3
+    assert len(journal.segments) == 1
+
+
+def test_a_damaged_record_holds_its_stream_back(journal):
+    journal.store.commit([(STREAMS, A, b"no record")], 0)
+    journal.write(opened(), *stepped(1, 3))
+    assert journal.replay()[A].code == ErrorCode.DAMAGED
+    assert journal.store.get(STREAMS, A) == b"no record"
+    assert len(journal.segments) == 1
+
+
+def test_a_record_of_another_model_is_not_stepped(journal):
+    journal.write(opened(), *stepped(1, 3))
+    journal.replay()
+    record = journal.record()
+    other = record.__class__(**{**vars(record), "fingerprint": "ab" * 32})
+    journal.store.commit([(STREAMS, A, encode_record(other))], 0)
+    journal.write(*stepped(4, 5))
+    assert journal.replay()[A].code == ErrorCode.DAMAGED
+    assert journal.record().last_seq == 3
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def test_a_stream_that_kills_the_start_twice_is_set_aside_and_named(journal, monkeypatch):
+    streams = [canonical_id(f"s{k}") for k in range(5)]
+    for k, stream in enumerate(streams):
+        journal.write(
+            opened(stream=stream), *stepped(1, 4, stream=stream), head=HEAD._replace(number=k)
+        )
+    commit = Replay._commit
+
+    def kill(self, model, part):
+        if any(each.stream == streams[2] for each in part):
+            raise Killed
+        commit(self, model, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Replay, "_commit", kill)
+        for _ in range(2):
+            with pytest.raises(Killed):
+                journal.replay()
+        held = journal.replay()
+    assert list(held) == [streams[2]]
+    assert "set aside" in held[streams[2]].detail["reason"]
+    assert "s2" in journal.log.getvalue()
+    assert [journal.record(each) is not None for each in streams] == [True, True, False, True, True]
+    assert journal.segments[0].name == HEAD._replace(number=2).file_name
+    assert list(journal.replay()) == [streams[2]]  # and stays so
+    (journal.directory / SET_ASIDE).unlink()
+    assert journal.replay() == {}
+    assert journal.record(streams[2]).row == row_after(X[:4])
+    assert journal.segments == []
+
+
+def test_of_many_that_were_under_way_the_one_that_kills_is_found(journal, monkeypatch):
+    streams = [canonical_id(f"s{k}") for k in range(5)]
+    entries = [e for s in streams for e in (opened(stream=s), *stepped(1, 4, stream=s))]
+    journal.write(*entries)
+    commit = Replay._commit
+
+    def kill(self, model, part):
+        if any(each.stream == streams[2] for each in part):
+            raise Killed
+        commit(self, model, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Replay, "_commit", kill)
+        for _ in range(2):
+            with pytest.raises(Killed):
+                journal.replay()
+            assert json.loads((journal.directory / UNDER_WAY).read_text())["streams"]
+        assert list(journal.replay()) == [streams[2]]
+    assert journal.record(streams[4]) is not None
+
+
+def test_memory_is_bounded_by_replaying_some_streams_at_a_time(journal, monkeypatch):
+    monkeypatch.setattr(replay, "_MAX_BYTES", 3000)
+    streams = [canonical_id(f"s{k}") for k in range(30)]
+    entries = [e for s in streams for e in (opened(stream=s), *stepped(1, 2, stream=s))]
+    journal.write(*entries)
+    sizes = []
+    commit = Replay._commit
+
+    def commit_and_note(self, model, part):
+        sizes.append(len(part))
+        commit(self, model, part)
+
+    monkeypatch.setattr(Replay, "_commit", commit_and_note)
+    journal.replay()
+    assert sum(sizes) == 30
+    assert 1 < max(sizes) < 30
+    assert all(journal.record(each).row == row_after(X[:2]) for each in streams)
+
+
+def test_whose_a_stream_is_comes_from_the_journal(journal):
+    owner = Entry(ChangeKind.OWNER, 0, A, 1, 2, 0, b"bob")
+    journal.write(opened()._replace(data=b"alice"))
+    journal.replay()
+    assert journal.record().owner == "alice"
+    journal.write(owner)
+    journal.replay()
+    assert journal.record().owner == "bob"
