@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import subprocess
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,3 +96,12 @@ def test_an_ascii_terminal_and_a_name_that_moves_the_cursor_are_no_trouble(model
 )
 def test_what_counts_as_wrong(stats, wrong):
     assert status._wrong(stats) == wrong
+
+
+def test_the_line_of_the_disk_tells_the_last_commit_and_what_is_not_on_it():
+    stats: dict[str, Any] = {"read_only": None, "num_streams_on_disk": 1200, "num_commits": 3}
+    stats |= {"last_commit_us": 2500, "since_last_commit_s": 7.25, "num_not_on_disk": 4000}
+    line = (
+        "can be written, 1,200 streams on it; last commit in 2.5 ms, 7.2 s ago; changes that are "
+    )
+    assert status._disk(stats) == line + "not on it: 4,000"
