@@ -132,8 +132,8 @@ def test_who_fills_the_memory_of_libzmq_is_cut_and_others_are_served(path, tmp_p
                     break
             assert client.stats()["num_connections_cut"] > 0
             close_all(peers)
-            # 256 MiB, and what comes until it is seen.
-            assert most - first < 2**29
+            # 256 MiB, and what comes until it is seen; without the cuts it would be 12 GiB.
+            assert most - first < 2**30
         assert "more than there is memory for" in log.read_text()
 
 
