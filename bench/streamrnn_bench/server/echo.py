@@ -68,7 +68,7 @@ def echo(socket: int, reply: NDArray[np.uint8], scratch: NDArray[np.uint8], max_
         if receive_frame(socket, identity) < 0:
             if monotonic_ns(clock) >= until:
                 break
-            poll_sockets(poll_items, socket, socket, 0, _POLL_MS)
+            poll_sockets(poll_items, socket, socket, 0, 0, _POLL_MS)
             continue
         if receive_frame(socket, payload) >= _MSGID_AT + _MSGID_BYTES:
             copy_bytes(reply.ctypes.data + _MSGID_AT, msg_data(payload) + _MSGID_AT, _MSGID_BYTES)

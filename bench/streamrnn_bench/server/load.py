@@ -182,7 +182,7 @@ def drive(
         size = receive_frame(traffic.socket, message)
         if size < 0:
             if size == FAILED or not poll_sockets(
-                poll_items, traffic.socket, traffic.socket, 0, _TIMEOUT_MS
+                poll_items, traffic.socket, traffic.socket, 0, 0, _TIMEOUT_MS
             ):
                 how = NO_REPLY
             continue
