@@ -30,9 +30,9 @@ COMPILED = {
         "|tests/(bench/test_peers|bench/test_step|engine/test_batch|model/test_inspect)"
     ),
     "shard": re.compile(
-        "tests/(bench|engine|faults|process|security|server|shard)/|tests/client/real_server/"
+        "tests/(bench|engine|faults|fuzz|process|security|server|shard)/|tests/client/real_server/"
         "|tests/(project/test_examples|simulation/test_crash|training/test_commands)"
-        "|tests/vectors/test_server"
+        "|tests/state/test_(release_1|replay)|tests/vectors/test_server"
     ),
 }
 # Files that are there anyway.

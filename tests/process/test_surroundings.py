@@ -181,6 +181,7 @@ def test_a_log_and_a_disk_that_cannot_be_written_are_written_again_when_they_can
         log.write(b"-" * 65_535 + b"\n")
         arguments = ("--checkpoint-interval", 0.05)
         with Serving(path, tmp_path / "state", *arguments, stderr=log) as server:
+            until(lambda: os.stat(log.fileno()).st_size > 65_536)  # that it is ready
             size = os.stat(log.fileno()).st_size
             pid = server.process.pid
             with Client(server.endpoint) as client:
