@@ -13,7 +13,6 @@ import pytest
 
 from streamrnn import Engine
 from streamrnn.errors import StartError
-from streamrnn.model.model import Model
 from streamrnn.state import store
 from streamrnn.state.journal import JOURNAL_DIRECTORY, segment_paths
 from streamrnn.state.record import decode_record
@@ -23,7 +22,7 @@ from streamrnn_client.errors import StreamRNNClientError
 from streamrnn_client.protocol import canonical_id
 from streamrnn_server.cli import main
 from streamrnn_server.testing import serving
-from tests.support.models import random_model
+from tests.support.models import exploding_model, random_model
 from tests.support.peer import RARELY_S, Peer, step
 
 NUM_INPUTS, NUM_STEPS, WINDOW = 3, 40, 8
@@ -213,23 +212,10 @@ def test_replies_do_not_come_before_their_group_is_on_disk(servers, x):
         peer.socket.close()
 
 
-@pytest.fixture(scope="module")
-def exploding():
-    """A network whose state doubles at each step, and is Inf - Inf in the end."""
-    model = random_model(np.random.default_rng(1), [("rnn_relu", 16)], 1, 2)
-    parameters = {name: np.array(value) for name, value in model.parameters.items()}
-    parameters["weight_hh_l0"][...] = 2e30 * np.eye(16, dtype=np.float32)
-    parameters["weight_hh_l0"][0, 1] = -8e37
-    parameters["weight_ih_l0"][...] = 1.0
-    return Model(model.spec, parameters)
-
-
 @pytest.mark.parametrize("first_seq", [1, 0])
 @pytest.mark.parametrize("way_back", ["rollback", "reset", "crash", "checkpoint and crash"])
-def test_a_stream_that_turns_nan_is_put_back_to_its_last_good_step(
-    exploding, tmp_path, first_seq, way_back
-):
-    servers = Servers(exploding, tmp_path / "state")
+def test_a_stream_that_turns_nan_is_put_back_to_its_last_good_step(tmp_path, first_seq, way_back):
+    servers = Servers(exploding_model(), tmp_path / "state")
     x = np.ones(1, np.float32)
     with servers.serve() as server:
         peer = Peer(server.endpoints[0])

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from streamrnn import Engine
-from streamrnn.model.model import Model
 from streamrnn.state.record import decode_record, encode_record
 from streamrnn_server.testing import serving
-from tests.support.models import random_model
+from tests.support.models import exploding_model, random_model
 from tests.support.peer import Peer, served, step
 
 NUM_INPUTS = 3
@@ -180,21 +179,10 @@ def test_without_a_state_directory_sync_and_snapshots_are_not_supported(models, 
         peer.socket.close()
 
 
-@pytest.fixture(scope="module")
-def exploding():
-    """A network whose state doubles at each step, and is Inf - Inf in the end."""
-    model = random_model(np.random.default_rng(1), [("rnn_relu", 16)], 1, 2)
-    parameters = {name: np.array(value) for name, value in model.parameters.items()}
-    parameters["weight_hh_l0"][...] = 2e30 * np.eye(16, dtype=np.float32)
-    parameters["weight_hh_l0"][0, 1] = -8e37
-    parameters["weight_ih_l0"][...] = 1.0
-    return Model(model.spec, parameters)
-
-
 @pytest.mark.parametrize("first_seq", [1, 0])
-def test_a_stream_that_turns_nan_is_frozen_and_can_be_rolled_back(exploding, tmp_path, first_seq):
+def test_a_stream_that_turns_nan_is_frozen_and_can_be_rolled_back(tmp_path, first_seq):
     x = np.ones(1, np.float32)
-    with served({"m": exploding}, tmp_path) as peer:
+    with served({"m": exploding_model()}, tmp_path) as peer:
         peer.ok("open", "a", None, 8)
         good = step(peer, "a", first_seq, x)[2]
         peer.ok("sync", "a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 
@@ -231,21 +232,28 @@ class Killed(BaseException):
     """The process is gone."""
 
 
+@contextlib.contextmanager
+def killing(monkeypatch, stream):
+    """Let every replay end when it would write a stream."""
+    commit = Replay._commit
+
+    def kill(self, model, part):
+        if any(each.stream == stream for each in part):
+            raise Killed
+        commit(self, model, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Replay, "_commit", kill)
+        yield
+
+
 def test_a_stream_that_kills_the_start_twice_is_set_aside_and_named(journal, monkeypatch):
     streams = [canonical_id(f"s{k}") for k in range(5)]
     for k, stream in enumerate(streams):
         journal.write(
             opened(stream=stream), *stepped(1, 4, stream=stream), head=HEAD._replace(number=k)
         )
-    commit = Replay._commit
-
-    def kill(self, model, part):
-        if any(each.stream == streams[2] for each in part):
-            raise Killed
-        commit(self, model, part)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Replay, "_commit", kill)
+    with killing(monkeypatch, streams[2]):
         for _ in range(2):
             with pytest.raises(Killed):
                 journal.replay()
@@ -266,15 +274,7 @@ def test_of_many_that_were_under_way_the_one_that_kills_is_found(journal, monkey
     streams = [canonical_id(f"s{k}") for k in range(5)]
     entries = [e for s in streams for e in (opened(stream=s), *stepped(1, 4, stream=s))]
     journal.write(*entries)
-    commit = Replay._commit
-
-    def kill(self, model, part):
-        if any(each.stream == streams[2] for each in part):
-            raise Killed
-        commit(self, model, part)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Replay, "_commit", kill)
+    with killing(monkeypatch, streams[2]):
         for _ in range(2):
             with pytest.raises(Killed):
                 journal.replay()

@@ -13,7 +13,13 @@ from streamrnn.model.model import Model
 from streamrnn.model.parameters import parameter_shapes
 from streamrnn.model.spec import HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
 
-__all__ = ["EVERY_KIND_OF_INPUT", "random_inputs", "random_model", "random_parameters"]
+__all__ = [
+    "EVERY_KIND_OF_INPUT",
+    "exploding_model",
+    "random_inputs",
+    "random_model",
+    "random_parameters",
+]
 
 # Every transform that an input of a model with float32 inputs can have.
 EVERY_KIND_OF_INPUT: tuple[InputSpec, ...] = (
@@ -148,3 +154,13 @@ def random_inputs(
             column = rng.integers(0, item.num_categories, shape).astype(np.float64)
         columns.append(column)
     return np.stack(columns, axis=-1).astype(np.uint32 if spec.is_token else np.float32)
+
+
+def exploding_model() -> Model:
+    """Return a network whose state doubles at each step, and is Inf - Inf in the end."""
+    model = random_model(np.random.default_rng(1), [("rnn_relu", 16)], 1, 2)
+    parameters = {name: np.array(value) for name, value in model.parameters.items()}
+    parameters["weight_hh_l0"][...] = 2e30 * np.eye(16, dtype=np.float32)
+    parameters["weight_hh_l0"][0, 1] = -8e37
+    parameters["weight_ih_l0"][...] = 1.0
+    return Model(model.spec, parameters)
