@@ -47,8 +47,8 @@ def reply(address, client, data, num_bytes):
 
 
 @jit
-def forget(address, block):
-    forget_marker(clients_at(address), block)
+def forget(block):
+    forget_marker(block)
 
 
 class Accounts:
@@ -98,7 +98,7 @@ def test_no_client_may_have_more_waiting_than_is_free_for_all():
     assert counts == [7, 4, 2]
     for each in blocks.values():
         for block in each:
-            forget(accounts.address, block)
+            forget(block)
     assert accounts.struct["sent_bytes"] == accounts.struct["left_bytes"]
     assert reply(accounts.address, 24, address_of(data), len(data))
 

@@ -141,7 +141,7 @@ def _forget_marker(data: int, block: int) -> int:
 
 
 @jit
-def forget_marker(clients: ClientsStruct, block: int) -> None:
+def forget_marker(block: int) -> None:
     """Give back what `make_marker` has made, and libzmq has not taken."""
     _forget_marker(0, block)
 

@@ -36,7 +36,6 @@ class JournalStruct(Struct):
     num_entries: I64  # in FILLING
     num_appended: I64
     is_in_flight: I64
-    num_sent: I64  # entries up to the end of the group on its way
     num_synced: I64  # entries that survive a crash, in the journal or in records
     began_at: I64  # entries appended before the checkpoint that is being made began
     num_covered: I64  # entries that records on disk have in them

@@ -132,7 +132,7 @@ def _send_marker(shard: Shard, block: int, num_bytes: int) -> int:
     if not msg_init_data(message, block + MARKER_BYTES, num_bytes, forget, block):
         msg_init(message)
         msg_send(shard.router, message, False)  # an empty one, for its identity is sent
-        forget_marker(shard.clients, block)
+        forget_marker(block)
         return _ENOMEM
     error = msg_send(shard.router, message, False)
     if error != 0:
