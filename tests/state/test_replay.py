@@ -110,6 +110,17 @@ def test_entries_above_the_record_are_applied(journal):
     assert journal.record().num_changes == 10
 
 
+def test_a_segment_that_a_crash_left_without_a_head_goes_too(journal):
+    paths = [journal.directory / HEAD._replace(number=k).file_name for k in range(2)]
+    paths[0].write_bytes(b"")
+    journal.replay()
+    assert journal.segments == []
+    paths[0].write_bytes(b"SRNJ")
+    kept = journal.write(opened(), *stepped(1, 3), head=HEAD._replace(arithmetic="abacus"))
+    journal.replay()
+    assert journal.segments == [kept]
+
+
 def test_a_group_that_is_there_twice_is_applied_once(journal):
     entries = [opened(), *stepped(1, 3)]
     journal.write(*entries)

@@ -21,6 +21,7 @@ from streamrnn.state.journal import (
     Segment,
     entries_of,
     read_journal,
+    segment_paths,
     sync_directory,
 )
 from streamrnn.state.record import StreamRecord, decode_record, encode_record, fits_model
@@ -100,7 +101,8 @@ class Replay:
             self._write_set_aside([*suspects, *self._held])
             self._set_aside(suspects[0])
             suspects = []
-        done, kept = [], []
+        paths = segment_paths(self._directory)
+        num_done, kept = 0, []
         kept_places = set()
         for segment in read_journal(self._directory):
             if segment.num_torn:
@@ -113,16 +115,18 @@ class Replay:
             place = segment.head.epoch, segment.head.shard
             is_done = self._replay_segment(segment, suspects, num_attempts)
             if is_done and place not in kept_places:
-                done.append(segment.path)
+                num_done += 1
             else:  # and those behind it, so that none is missing between them
                 kept_places.add(place)
                 kept.append(segment.path)
-        for path in done:
+        dropped = [path for path in paths if path not in kept]  # also those without a whole head
+        for path in dropped:
             path.unlink()
         with contextlib.suppress(FileNotFoundError):
             (self._directory / UNDER_WAY).unlink()
-        if done:
+        if dropped:
             sync_directory(self._directory)
+        if num_done:
             self._log.write("info", "the journal was replayed", num_changes=self._num_changes)
         if kept:
             self._tell_held(kept)
