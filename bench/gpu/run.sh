@@ -81,10 +81,9 @@ if [ "$part" = all ] || [ "$part" = tests ]; then
 fi
 if [ "$part" = all ] || [ "$part" = server ]; then
     stage compile 180 "$python" -m tests.support.compile shard
-    for device in cuda cpu; do
-        stage server-$device 150 "$python" -m streamrnn_server bench throughput --device $device \
-            --streams 10000 --json "$out"
-    done
+    throughput=("$python" -m streamrnn_server bench throughput --streams 10000 --json "$out")
+    stage server-cuda 150 "${throughput[@]}" --device cuda
+    stage server-cpu 240 "${throughput[@]}" --shards 1 2 4 8 --rounds 8
 fi
 
 "$python" bench/gpu/show.py "$out"/*.jsonl >> "$out/summary.txt" 2> /dev/null

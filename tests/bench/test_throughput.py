@@ -19,10 +19,10 @@ from streamrnn_bench.child_process import start_child
 from streamrnn_bench.report.results import BenchError
 from streamrnn_bench.server import throughput as messages
 from streamrnn_bench.server.echo import fixed_reply
-from streamrnn_bench.server.load import FIRST_MSGID, make_traffic, stream_names
+from streamrnn_bench.server.load import FIRST_MSGID, make_traffic, stream_names, streams_of_shard
 from streamrnn_bench.server.processes import echo, load, serving, temporary_model
 from streamrnn_bench.step.cases import Case
-from streamrnn_client.protocol import decode_request, decode_response
+from streamrnn_client.protocol import decode_request, decode_response, hash_slot, shard_of
 
 CASE = Case("gru", 3, 8)
 GIVE_UP_AFTER_S = 240
@@ -60,6 +60,20 @@ def test_requests_begin_as_the_protocol_says():
     request = decode_request(traffic.heads[2].tobytes() + seq + x)
     assert (request.msgid, request.method) == (FIRST_MSGID + 2, "step")
     assert tuple(request.call) == (stream_names(3)[2], 7, bytes(8))
+
+
+def test_each_stream_is_driven_at_its_own_shard():
+    parts = [streams_of_shard(100, shard, 3) for shard in range(3)]
+    assert sorted(np.concatenate(parts)) == list(range(100))
+    traffic = make_traffic(0, len(parts[1]), 2, 4, numbers=parts[1])
+    for k, head in enumerate(traffic.heads):
+        request = decode_request(head.tobytes() + b"\x07\xc4\x08" + bytes(8))
+        assert request.msgid == FIRST_MSGID + k
+        [name, *_] = request.call
+        assert isinstance(name, str)
+        assert shard_of(hash_slot(name), 3) == 1
+    with pytest.raises(BenchError, match=r"none of 1 streams belongs to shard . of 2"):
+        [streams_of_shard(1, shard, 2) for shard in range(2)]
 
 
 def test_an_echo_is_a_good_reply_with_the_msgid_in_its_place(tmp_path):
@@ -113,11 +127,14 @@ def test_a_step_that_is_refused_is_told():
 @pytest.mark.slow
 def test_throughput_and_roundtrip_with_the_real_server():
     results = [
-        *messages.measure_throughput([CASE], num_rounds=2, round_s=0.02, num_streams=5),
+        *messages.measure_throughput(
+            [CASE], num_rounds=2, round_s=0.02, num_streams=20, shards=(1, 2)
+        ),
         *messages.measure_roundtrips([CASE], num_rounds=2, round_s=0.02),
     ]
     assert [(each.benchmark, each.case, each.unit, each.reference) for each in results] == [
-        ("throughput", "gru 3->8 5 streams float32 cpu", "messages/s", "libzmq_echo"),
+        ("throughput", "gru 3->8 20 streams float32 cpu", "messages/s", "libzmq_echo"),
+        ("throughput", "gru 3->8 20 streams float32 cpu, 2 shards", "messages/s", "libzmq_echo"),
         ("roundtrip", "gru 3->8 p50 float32 cpu", "us", "libzmq_echo"),
         ("roundtrip", "gru 3->8 p99 float32 cpu", "us", "libzmq_echo"),
         ("roundtrip", "gru 3->8 p50 Python client float32 cpu", "us", "libzmq_echo"),

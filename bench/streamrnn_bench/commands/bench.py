@@ -73,6 +73,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "scale: streams (1000000); durability: streams (10000)",
     )
     parser.add_argument(
+        "--shards",
+        metavar="N",
+        type=_positive,
+        nargs="+",
+        help="throughput: numbers of the server's shards, measured one after the other (1)",
+    )
+    parser.add_argument(
         "--windows",
         metavar="W",
         type=_positive,
@@ -142,7 +149,11 @@ def _throughput(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Res
 
     sizes = {"num_streams": args.streams} if args.streams else {}
     return measure_throughput(
-        cases or THROUGHPUT_CASES, device=args.device, **sizes, **_rounds(args)
+        cases or THROUGHPUT_CASES,
+        device=args.device,
+        shards=args.shards or (1,),
+        **sizes,
+        **_rounds(args),
     )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes
 from streamrnn_bench.report.results import BenchError
-from streamrnn_client.protocol import encode_request
+from streamrnn_client.protocol import encode_request, hash_slot, shard_of
 from streamrnn_server.shard.libzmq import (
     FAILED,
     MESSAGE_BYTES,
@@ -40,6 +40,7 @@ __all__ = [
     "make_traffic",
     "stream_names",
     "stream_order",
+    "streams_of_shard",
 ]
 
 # A stream's number is added: all msgids take five bytes, so an echo finds them without parsing.
@@ -83,6 +84,23 @@ def stream_names(num_streams: int) -> list[str]:
     return [f"stream-{k:0{_NUM_DIGITS}d}" for k in range(num_streams)]
 
 
+def streams_of_shard(num_streams: int, shard: int, num_shards: int) -> NDArray[np.int64]:
+    """Return which of the streams 0, 1, ... belong to a shard of a server.
+
+    Raises a `BenchError` if none does.
+    """
+    if num_shards == 1:
+        return np.arange(num_streams)
+    shards = [shard_of(hash_slot(name), num_shards) for name in stream_names(num_streams)]
+    numbers = np.flatnonzero(np.array(shards) == shard)
+    if not len(numbers):
+        raise BenchError(
+            f"none of {num_streams} streams belongs to shard {shard} of {num_shards}; "
+            "drive more of them"
+        )
+    return numbers
+
+
 def stream_order(num_streams: int, num_under_way: int = 0, seed: int = 0) -> NDArray[np.int64]:
     """Return which of the streams are stream 0, 1, ... of a `Traffic`.
 
@@ -103,19 +121,22 @@ def make_traffic(
     num_round_trips: int = 0,
     seed: int = 0,
     num_under_way: int = 0,
+    numbers: NDArray[np.int64] | None = None,
 ) -> Traffic:
     """Prepare the load of N streams, all of which are open already.
 
     ``num_kept`` is the number of first steps whose outputs are kept, of at most `MAX_LOOKED_AT`
     streams; ``num_round_trips`` the number of round trips to be timed; ``seed`` that of the inputs,
     and of the streams' order where not all have a step in flight. ``num_under_way`` is 0 for all
-    streams; a `BenchError` if it does not divide N.
+    streams; a `BenchError` if it does not divide N. ``numbers`` says which streams they are, if
+    not the first N.
     """
     num_under_way = num_under_way or num_streams
     if num_streams % num_under_way:
         raise BenchError(f"{num_under_way} steps under way do not divide {num_streams} streams")
     rng = np.random.default_rng(seed)
-    heads = _make_heads(stream_order(num_streams, num_under_way, seed))
+    order = stream_order(num_streams, num_under_way, seed)
+    heads = _make_heads(order if numbers is None else numbers[order])
     num_looked_at = min(num_streams, MAX_LOOKED_AT)
     return Traffic(
         socket=socket,

@@ -1,7 +1,8 @@
 """Load generator process: commands in on stdin, findings out on stdout.
 
 ``python -m streamrnn_bench.server.load_generator --endpoint ENDPOINT --case CASE --num-streams N``,
-and with ``--under-way n`` only so many steps in flight, of streams in random order.
+and with ``--under-way n`` only so many steps in flight, of streams in random order; with
+``--shard K OF`` only those of the N streams that belong to shard K of OF, whose endpoint it is.
 
 One JSON object a line each way. ``{"drive_s": s, "num_round_trips": n}`` drives the streams so
 long; ``{"keep": path, "num_steps": T}``, only as the first command, does T steps of each stream
@@ -23,7 +24,14 @@ import numpy as np
 import zmq
 
 from streamrnn_bench.report.results import BenchError
-from streamrnn_bench.server.load import ALL_WELL, Traffic, drive, make_traffic, stream_names
+from streamrnn_bench.server.load import (
+    ALL_WELL,
+    Traffic,
+    drive,
+    make_traffic,
+    stream_names,
+    streams_of_shard,
+)
 from streamrnn_bench.step.cases import Case, parse_case
 from streamrnn_client.protocol import MAX_BATCH, decode_response, encode_request
 
@@ -38,8 +46,8 @@ class Generator:
     """Load generator of N streams on one connected DEALER.
 
     ``is_echo``: the other end knows neither streams nor numbers. ``window`` is 0 for the server's
-    default, ``num_under_way`` 0 for a step of each stream. A `BenchError` if streams cannot be
-    opened.
+    default, ``num_under_way`` 0 for a step of each stream. ``shard`` is one of how many: the
+    streams are those of the N that belong to it. A `BenchError` if streams cannot be opened.
     """
 
     def __init__(
@@ -50,26 +58,29 @@ class Generator:
         is_echo: bool,
         window: int = 0,
         num_under_way: int = 0,
+        shard: Sequence[int] = (0, 1),
     ) -> None:
         self._socket, self._case, self._is_echo = socket, case, is_echo
         self._num_under_way = num_under_way
+        self._numbers = streams_of_shard(num_streams, *shard)
         began_s = time.perf_counter()
         if not is_echo:
-            names = stream_names(num_streams)
-            for first in range(0, num_streams, MAX_BATCH):
+            names = np.array(stream_names(num_streams))[self._numbers].tolist()
+            for first in range(0, len(names), MAX_BATCH):
                 self._open(names[first : first + MAX_BATCH], window)
         self._opened_s = time.perf_counter() - began_s
-        self._traffic = self._prepare(num_streams, 0, 0)
+        self._traffic = self._prepare(0, 0)
 
-    def _prepare(self, num_streams: int, num_kept: int, num_round_trips: int) -> Traffic:
+    def _prepare(self, num_kept: int, num_round_trips: int) -> Traffic:
         return make_traffic(
             self._socket.underlying,
-            num_streams,
+            len(self._numbers),
             self._case.input_size,
             self._case.hidden_size,
             num_kept,
             num_round_trips,
             num_under_way=self._num_under_way,
+            numbers=self._numbers,
         )
 
     def _open(self, names: list[str], window: int) -> None:
@@ -87,9 +98,8 @@ class Generator:
 
         Raises a `BenchError` if a reply is missing or wrong.
         """
-        num_streams, seqs = len(self._traffic.seqs), self._traffic.seqs
-        num_kept = command.get("num_steps", 0)
-        traffic = self._prepare(num_streams, num_kept, command.get("num_round_trips", 0))
+        seqs, num_kept = self._traffic.seqs, command.get("num_steps", 0)
+        traffic = self._prepare(num_kept, command.get("num_round_trips", 0))
         # The streams go on where they were.
         traffic = self._traffic = traffic._replace(seqs=seqs)
         duration_ns = int(command.get("drive_s", 0) * 1e9) or _FOREVER
@@ -131,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--echo", action="store_true")
     parser.add_argument("--window", type=int, default=0)
     parser.add_argument("--under-way", type=int, default=0)
+    parser.add_argument("--shard", type=int, nargs=2, metavar=("K", "OF"), default=(0, 1))
     args = parser.parse_args(argv)
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.set_hwm(0)
@@ -142,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if generator is None:
                     case = parse_case(args.case)
                     arguments = (args.num_streams, args.echo, args.window, args.under_way)
-                    generator = Generator(dealer, case, *arguments)
+                    generator = Generator(dealer, case, *arguments, args.shard)
                 found = generator.run_command(json.loads(line))
             except BenchError as error:
                 found = {"error": str(error)}

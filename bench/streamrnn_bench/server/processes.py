@@ -137,7 +137,8 @@ def temporary_model(case: Case) -> Iterator[Path]:
 class Server(NamedTuple):
     """Server process that is ready; ``ready_s`` is its start-up, to about 0.02 s."""
 
-    endpoint: str
+    endpoint: str  # of the first shard
+    endpoints: tuple[str, ...]
     pid: int
     ready_s: float
 
@@ -153,7 +154,8 @@ def server(model: Path, *arguments: str) -> Iterator[Server]:
     always = ("serve", str(model), "--bind", "tcp://127.0.0.1:0", "--ready-file", str(ready))
     with _process("streamrnn_server", *always, *arguments) as process:
         told = json.loads(_wait_for(ready, process))
-        yield Server(told["endpoints"][0], told["pid"], time.monotonic() - began_s)
+        endpoints = tuple(told["endpoints"])
+        yield Server(endpoints[0], endpoints, told["pid"], time.monotonic() - began_s)
 
 
 @contextlib.contextmanager
@@ -169,7 +171,7 @@ def echo(case: Case, directory: Path) -> Iterator[str]:
 
     Its ready file is in ``directory``. Raises a `BenchError` if it does not start.
     """
-    ready = directory / "echo.ready"
+    ready = directory / f"echo-{time.monotonic_ns()}.ready"
     arguments = ("--y-bytes", str(4 * case.hidden_size), "--ready-file", str(ready))
     with _process("streamrnn_bench.server.echo", *arguments) as process:
         yield _wait_for(ready, process)
@@ -186,11 +188,19 @@ class Load:
 
         Raises a `BenchError` if a reply was missing or wrong, or the process has ended.
         """
+        self.begin(**command)
+        return self.end()
+
+    def begin(self, **command: Any) -> None:
+        """Send a command, whose findings `end` returns: others may work meanwhile."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(command) + "\n")
             self._process.stdin.flush()
+
+    def end(self) -> dict[str, Any]:
+        """Wait for the command that `begin` has sent, and do what `ask` does."""
+        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise BenchError("the load generator has ended")

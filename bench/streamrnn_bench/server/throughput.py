@@ -1,14 +1,16 @@
 """``streamrnn bench throughput`` and ``roundtrip``: messages, against an echo.
 
 Three kinds of processes: the server, as users start it; a bare libzmq echo that takes requests and
-returns replies of the same sizes; and for each of them the same compiled load generator. They take
-turns on the machine, and the others wait for a message meanwhile. Machines are shared: the half of
-all rounds with the least load of other processes counts.
+returns replies of the same sizes; and for each of them the same compiled load generator. Where the
+server has several shards, each has an echo and generators of its own. They take turns on the
+machine, and the others wait for a message meanwhile. Machines are shared: the half of all rounds
+with the least load of other processes counts.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +29,7 @@ from streamrnn_bench.server.processes import (
     Load,
     echo,
     load,
-    serving,
+    server,
     stopping_cleanly,
     temporary_model,
 )
@@ -90,22 +92,36 @@ def verify_server(generator: Load, case: Case, directory: Path, device: str = "c
 
 
 @contextlib.contextmanager
-def _two_loads(
-    case: Case, num_streams: int, device: str = "cpu"
-) -> Iterator[tuple[str, Load, Load]]:
-    """Start server, echo, and a generator for each; verify the server's outputs."""
+def _loads(
+    case: Case, num_streams: int, device: str = "cpu", num_shards: int = 1
+) -> Iterator[tuple[str, list[Load], list[Load]]]:
+    """Start server, echo, and a generator for each, of each shard; verify the server's outputs."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopping_cleanly())
         model = stack.enter_context(temporary_model(case))
-        room = ("--device", device, "--max-streams", str(num_streams + 1)) * (device != "cpu")
-        endpoint = stack.enter_context(serving(model, *room))
-        echo_endpoint = stack.enter_context(echo(case, model.parent))
-        ours = stack.enter_context(load(endpoint, case, num_streams))
-        theirs = stack.enter_context(load(echo_endpoint, case, num_streams, is_echo=True))
-        verify_server(ours, case, model.parent, device)
-        for generator in (ours, theirs):
-            generator.ask(drive_s=_WARM_UP_S)
-        yield endpoint, ours, theirs
+        options = ["--shards", str(num_shards)]
+        if device != "cpu":
+            options += ["--device", device, "--max-streams", str(num_streams + 1)]
+        endpoints = stack.enter_context(server(model, *options)).endpoints
+        ours, theirs = [], []
+        for shard, endpoint in enumerate(endpoints):
+            part = ("--shard", str(shard), str(num_shards))
+            ours.append(stack.enter_context(load(endpoint, case, num_streams, False, *part)))
+            echo_endpoint = stack.enter_context(echo(case, model.parent))
+            theirs.append(stack.enter_context(load(echo_endpoint, case, num_streams, True, *part)))
+        for generator in ours:
+            verify_server(generator, case, model.parent, device)
+        for generators in (ours, theirs):
+            _messages_per_s(generators, _WARM_UP_S)
+        yield endpoints[0], ours, theirs
+
+
+def _messages_per_s(generators: Sequence[Load], drive_s: float) -> float:
+    """Let generators drive their streams, all of them at once."""
+    for generator in generators:
+        generator.begin(drive_s=drive_s)
+    found = [generator.end() for generator in generators]
+    return sum(float(each["num_replies"] / each["elapsed_s"]) for each in found)
 
 
 def measure_throughput(
@@ -114,32 +130,33 @@ def measure_throughput(
     round_s: float = 0.5,
     num_streams: int = 1_000,
     device: str = "cpu",
+    shards: Sequence[int] = (1,),
 ) -> Iterator[Result]:
     """Measure steps a second with one step a message, against messages of the echo.
 
     Each stream sends its next step when it has the reply to the one before. Server and echo have
-    ``num_rounds`` turns of ``round_s``; medians of the quieter half. Raises a `BenchError` if a
+    ``num_rounds`` turns of ``round_s``; medians of the quieter half. ``shards`` are numbers of
+    shards, of which each has a server of its own, and as many echoes. Raises a `BenchError` if a
     reply is wrong or missing.
     """
-    for case in cases:
+    for case, num_shards in itertools.product(cases, shards):
         rounds = []
-        with _two_loads(case, num_streams, device) as (_endpoint, to_server, to_echo):
+        with _loads(case, num_streams, device, num_shards) as (_endpoint, to_server, to_echo):
             machine_load = MachineLoad()
             for _ in range(num_rounds):
-                pair = tuple(
-                    found["num_replies"] / found["elapsed_s"]
-                    for found in (to_server.ask(drive_s=round_s), to_echo.ask(drive_s=round_s))
-                )
+                pair = _messages_per_s(to_server, round_s), _messages_per_s(to_echo, round_s)
                 rounds.append((machine_load.share(), pair))
         share, pairs = quieter_half(rounds)
+        of_shards = f", {num_shards} shards" * (num_shards > 1)
+        has_target = device == "cpu" and num_shards == 1
         yield Result(
             benchmark="throughput",
-            case=f"{case} {num_streams} streams float32 {device}",
+            case=f"{case} {num_streams} streams float32 {device}{of_shards}",
             value=median(our for our, _ in pairs),
             unit="messages/s",
             reference="libzmq_echo",
             reference_value=median(their for _, their in pairs),
-            target=_THROUGHPUT_TARGETS.get(str(case)) if device == "cpu" else None,
+            target=_THROUGHPUT_TARGETS.get(str(case)) if has_target else None,
             note=describe_rounds(share, [our / their for our, their in pairs]),
         )
 
@@ -165,7 +182,7 @@ def measure_roundtrips(
     command = {"drive_s": round_s, "num_round_trips": _MAX_ROUND_TRIPS}
     for case in cases:
         compiled, python = [], []
-        with _two_loads(case, 1) as (endpoint, to_server, to_echo):
+        with _loads(case, 1) as (endpoint, [to_server], [to_echo]):
             machine_load = MachineLoad()
             for _ in range(num_rounds):
                 pair = to_server.ask(**command), to_echo.ask(**command)
