@@ -3,30 +3,51 @@
 A state dict holds names and shapes, not code. Kind and sizes of the recurrent layers follow from
 the shapes: ``weight_hh`` has G*H rows and H columns, and G is 1 for ``nn.RNN``, 3 for ``nn.GRU``,
 4 for ``nn.LSTM``. What comes before and after is found by asking that every tensor has a role:
-a model that would leave something out is refused unless the caller chooses the part.
+a model that would leave something out is refused unless the caller chooses the part. What shapes
+cannot say has an option, and nothing is proved before outputs were compared.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from streamrnn.errors import ModelError, ModelFileError
-from streamrnn.importers.torch_layers import RECURRENT_NAME, RecurrentLayers, read_layers
+from streamrnn.errors import ModelError, ModelFileError, listed
+from streamrnn.importers.build import build_model
+from streamrnn.importers.network import (
+    Activation,
+    Dense,
+    Embedding,
+    ImportedModel,
+    Layer,
+    Names,
+    Network,
+    zeros,
+)
+from streamrnn.importers.torch_layers import (
+    RecurrentModule,
+    chained,
+    find_modules,
+    layers_of,
+    numbered_order,
+    read_module,
+)
+from streamrnn.importers.torch_names import (
+    WRAPPERS,
+    refuse_parametrized,
+    unwrapped,
+    with_tied,
+)
+from streamrnn.importers.torch_roles import Roles, Wanted, choose_roles
 from streamrnn.model.file import METADATA_KEY
-from streamrnn.model.model import Model
-from streamrnn.model.spec import HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
 from streamrnn.model.tensor_file import TensorFile, read_tensor_file
 
-__all__ = ["ImportedModel", "TorchOptions", "import_torch"]
+__all__ = ["ImportedModel", "TorchOptions", "import_state_dict", "import_torch"]
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
+_MAX_FIRST_STATE_AXES = 4
 
 
 @dataclass(frozen=True)
@@ -36,56 +57,54 @@ class TorchOptions:
     Attributes
     ----------
     prefix : str or None
-        Names of the recurrent layers up to ``weight_ih_l0``; None takes the only ones. Given,
-        tensors that belong to no part of the model are left out.
-    head : str or None
-        Name of the linear layer, ``none`` for no head; None finds it.
+        Names of the recurrent layers up to ``weight_ih_l0``; None takes all. Given, tensors that
+        belong to no part of the model are left out.
+    order : sequence of str or None
+        Prefixes of several recurrent modules in the order of the data; None finds it.
+    before : sequence of str or None
+        Names of linear layers before the recurrent ones, ``none`` for none; None finds them.
+    before_activation : sequence of str or None
+        What follows each of them.
+    head : str, sequence of str or None
+        Names of the linear layers after them, ``none`` for no head; None finds them.
+    head_input : str
+        Activation between the recurrent layers and the linear ones.
     embedding : str or None
         Name of the embedding, ``none`` for no embedding; None finds it.
-    activation : str
-        Activation after the linear layer.
+    activation : str or sequence of str
+        Activation after each of the linear layers after the recurrent ones.
     nonlinearity : str or None
         ``tanh`` or ``relu`` for ``nn.RNN``; None is tanh, PyTorch's default.
+    first_state : str or None
+        ``zeros`` leaves a trained first state out.
     inputs, outputs : sequence of str or None
         Names; None numbers them: ``x0``, ``x1``, ... and ``y0``, ``y1``, ...
     """
 
     prefix: str | None = None
-    head: str | None = None
+    order: Sequence[str] | None = None
+    before: str | Sequence[str] | None = None
+    before_activation: str | Sequence[str] | None = None
+    head: str | Sequence[str] | None = None
+    head_input: str = "identity"
     embedding: str | None = None
-    activation: str = "identity"
+    activation: str | Sequence[str] = "identity"
     nonlinearity: str | None = None
+    first_state: str | None = None
     inputs: Sequence[str] | None = None
     outputs: Sequence[str] | None = None
-
-
-@dataclass
-class ImportedModel:
-    """An imported model, and notes for its user."""
-
-    model: Model  # ready to be saved
-    # what was converted, assumed or left out, one sentence each
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Roles:
-    """Roles of the tensors; names end before ``.weight``."""
-
-    embedding: str | None
-    head: str | None
-    unused: tuple[str, ...]
 
 
 def import_torch(
     path: str | os.PathLike[str], options: TorchOptions | None = None
 ) -> ImportedModel:
-    """Read a PyTorch state dict with ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``.
+    """Read a PyTorch state dict with ``nn.RNN``, ``nn.GRU``, ``nn.LSTM`` or their cells.
 
     Parameters
     ----------
     path : str or path
-        A safetensors file, as ``safetensors.torch.save_file(model.state_dict(), path)`` writes.
+        A safetensors file, as ``safetensors.torch.save_file(model.state_dict(), path)`` or
+        ``save_model(model, path)`` writes.
     options : TorchOptions or None
         What the file cannot tell; None for the defaults.
 
@@ -96,249 +115,265 @@ def import_torch(
     Raises
     ------
     ModelFileError
-        If the file is damaged, holds no recurrent network, several, or one that cannot be
-        streamed, or has tensors without a role. The message names the option that chooses.
+        If the file is damaged, holds no recurrent network, or one that cannot be streamed, can be
+        read in several ways, or has tensors without a role. The message names the option.
     ModelError
         If an option does not fit the model, or a weight is not finite.
     """
-    options = options or TorchOptions()
     file = read_tensor_file(path)
     if METADATA_KEY in file.metadata:
         raise ModelFileError(f"{file.path} is a model of StreamRNN already; use it as it is")
-    prefix = _choose_prefix(file, options.prefix)
-    recurrent = read_layers(file, prefix)
-    cell = recurrent.cell
-    roles = _choose_roles(file, prefix, recurrent.sizes, options)
-    notes = []
+    return import_state_dict(file, options or TorchOptions())
+
+
+def import_state_dict(
+    file: TensorFile, options: TorchOptions, source: str = "PyTorch state dict"
+) -> ImportedModel:
+    """Import a state dict that was read already; see `import_torch`."""
+    notes: list[str] = []
+    file = with_tied(unwrapped(file), notes)
+    refuse_parametrized(file)
+    order = _choose_order(file, options, notes)
+    recurrent = {name for module in order for name in find_modules(file)[module.prefix]}
+    others = [name for name in file.tensors if name not in recurrent]
+    others = _without_first_state(file, others, order, options, notes)
+    roles = choose_roles(
+        file,
+        others,
+        (order[0].sizes[0], order[-1].sizes[-1]),
+        Wanted(_listed(options.embedding), _listed(options.before), _listed(options.head)),
+        may_leave_out=options.prefix is not None,
+    )
     if roles.unused:
-        notes.append(f"left out: {', '.join(roles.unused)}")
-    if cell == "rnn":
-        cell = f"rnn_{options.nonlinearity or 'tanh'}"
-        if options.nonlinearity is None:
-            notes.append(
-                "the file does not tell the nonlinearity of nn.RNN: took tanh, PyTorch's default "
-                "(--nonlinearity relu for the other)"
-            )
-    elif options.nonlinearity is not None:
-        raise ModelError(
-            f"{file.path} holds nn.{cell.upper()}, whose nonlinearity is fixed; leave "
-            "--nonlinearity out"
-        )
-    if roles.head is None and options.activation != "identity":
-        raise ModelError(
-            f"{file.path} has no linear layer that --activation {options.activation} could "
-            "follow; leave it out"
-        )
-    parameters = _read_parameters(file, prefix, recurrent, roles, notes)
-    spec = _make_spec(parameters, replace(recurrent, cell=cell), roles, options)
-    if roles.embedding is not None:
-        name = f"embedding.{spec.inputs[0].name}.weight"
-        parameters[name] = parameters.pop("embedding.weight")
-    try:
-        return ImportedModel(Model(spec, parameters), notes)
-    except ModelError as error:
-        raise ModelFileError(f"{file.path}: {error}") from error
+        notes.append(f"left out: {listed(roles.unused)}")
+    _check_dtypes(file, recurrent | _tensors_of(file, roles), notes)
+    layers = _layers(file, order, roles, options, notes)
+    network = Network(file.path, source, layers, [], notes, holds_graph=False)
+    return build_model(network, Names(options.inputs, options.outputs))
 
 
-def _choose_prefix(file: TensorFile, wanted: str | None) -> str:
-    """Find the one recurrent network, or the one that was asked for."""
-    found: dict[str, list[str]] = {}
-    for name in file.tensors:
-        match = RECURRENT_NAME.fullmatch(name)
-        if match:
-            found.setdefault(match["prefix"], []).append(name)
+# --- the recurrent modules ---------------------------------------------------------------------
+
+
+def _choose_order(
+    file: TensorFile, options: TorchOptions, notes: list[str]
+) -> tuple[RecurrentModule, ...]:
+    """Find the recurrent modules, and which comes first."""
+    found = sorted(find_modules(file))
     if not found:
-        names = list(file.tensors)
         raise ModelFileError(
-            f"{file.path} holds no nn.RNN, nn.GRU or nn.LSTM: no tensor is named like "
-            f"'...weight_ih_l0'. Its tensors: {_shortened(names)}"
+            f"{file.path} holds no nn.RNN, nn.GRU or nn.LSTM, nor their cells: no tensor is named "
+            f"like '...weight_ih_l0' or '...weight_ih'. Its tensors: {listed(file.tensors)}"
         )
-    if wanted is None:
-        if len(found) > 1:
-            raise ModelFileError(
-                f"{file.path} holds {len(found)} recurrent networks; choose one with "
-                + " or ".join(f"--prefix {prefix!r}" for prefix in sorted(found))
-            )
-        return next(iter(found))
-    for prefix in (wanted, f"{wanted}."):
-        if prefix in found:
-            return prefix
+    if options.prefix is not None:
+        return (read_module(file, _resolved(file, found, options.prefix)),)
+    if options.order is not None:
+        order = tuple(read_module(file, _resolved(file, found, name)) for name in options.order)
+        if len({module.prefix for module in order}) < len(order) or not order:
+            raise ModelFileError(f"{file.path}: --order names a module twice, or none")
+        for a, b in itertools.pairwise(order):
+            if a.sizes[-1] != b.sizes[0]:
+                raise ModelFileError(
+                    f"{file.path}: {b.prefix!r} takes {b.sizes[0]} values, but {a.prefix!r} gives "
+                    f"{a.sizes[-1]}; --order is another one, or something stands between them"
+                )
+        return order
+    modules = [read_module(file, prefix) for prefix in found]
+    if len(modules) == 1:
+        return (modules[0],)
+    orders = chained(modules)
+    by_number = numbered_order(modules)
+    choices = " or ".join(f"--prefix {prefix!r}" for prefix in found)
+    if by_number is not None:
+        order, why = by_number, "by their numbers"
+    elif len(orders) == 1:
+        order, why = orders[0], "the only order that their sizes allow"
+    elif orders:
+        raise ModelFileError(
+            f"{file.path} holds {len(modules)} recurrent networks that fit one after the other in "
+            f"several orders; choose with --order {','.join(found)} (or another order), or take "
+            f"one alone with {choices}"
+        )
+    else:
+        raise ModelFileError(
+            f"{file.path} holds {len(modules)} recurrent networks whose sizes make no chain; "
+            f"choose one with {choices}"
+        )
+    names = " -> ".join(module.prefix.rstrip(".") or "(no name)" for module in order)
+    notes.append(f"read {names}, one after the other: {why} (--order for another)")
+    return order
+
+
+def _resolved(file: TensorFile, found: Sequence[str], wanted: str) -> str:
+    """Find the prefix that a name, or the end of a name, means."""
+    stems = {prefix: prefix.rstrip(".") for prefix in found}
+    name = WRAPPERS.sub("", wanted).rstrip(".")
+    exact = [prefix for prefix in found if prefix == wanted or stems[prefix] == name]
+    ends = [prefix for prefix in found if name and stems[prefix].endswith(f".{name}")]
+    for matches in (exact, ends):
+        if len(matches) == 1:
+            return matches[0]
     raise ModelFileError(
         f"{file.path} holds no recurrent network under the prefix {wanted!r}; there is "
-        + " and ".join(repr(prefix) for prefix in sorted(found))
+        + " and ".join(repr(prefix) for prefix in found)
     )
 
 
-def _choose_roles(
-    file: TensorFile, prefix: str, sizes: Sequence[int], options: TorchOptions
-) -> _Roles:
-    """Give every other tensor a role: of all ways, the one that leaves the fewest out."""
-    modules: dict[str, dict[str, tuple[int, ...]]] = {}
-    others = []
-    for name, stored in file.tensors.items():
-        match = RECURRENT_NAME.fullmatch(name)
-        if match and match["prefix"] == prefix:
-            continue
-        others.append(name)
-        module, _, leaf = name.rpartition(".")
-        modules.setdefault(module, {})[leaf] = stored.shape
-    heads = _candidates(modules, options.head, "head", _is_linear, sizes[-1], file)
-    embeddings = _candidates(modules, options.embedding, "embedding", _is_embedding, sizes[0], file)
-    ways = []
-    for embedding, head in itertools.product(embeddings, heads):
-        if embedding is None or embedding != head:
-            taken = {name for name in others if name.rpartition(".")[0] in {embedding, head}}
-            unused = tuple(name for name in others if name not in taken)
-            ways.append(_Roles(embedding, head, unused))
-    fewest = min(len(way.unused) for way in ways)
-    best = [way for way in ways if len(way.unused) == fewest]
-    if len(best) > 1:
-        raise ModelFileError(
-            f"{file.path}: the recurrent network {prefix!r} can be read in {len(best)} ways; "
-            "choose one: "
-            + "; ".join(
-                f"--embedding {_option(way.embedding)} --head {_option(way.head)}" for way in best
-            )
-        )
-    if best[0].unused and options.prefix is None:
-        raise ModelFileError(
-            f"{file.path} holds more than one recurrent network with a linear layer after it: "
-            f"{_shortened(best[0].unused)} would be left out. If that is right, say so with "
-            f"--prefix {prefix!r}, and prove the result with --check"
-        )
-    return best[0]
-
-
-def _candidates(
-    modules: Mapping[str, Mapping[str, tuple[int, ...]]],
-    wanted: str | None,
-    role: str,
-    fits: Any,
-    size: int,
+def _without_first_state(
     file: TensorFile,
-) -> list[str | None]:
-    """List the modules that can play a role; None stands for none."""
-    fitting = [name for name, tensors in modules.items() if fits(tensors, size)]
-    if wanted is None:
-        return [None, *fitting]
-    if wanted == "none":
-        return [None]
-    if wanted not in fitting:
-        raise ModelFileError(
-            f"{file.path}: {wanted!r} cannot be the {role}; "
-            + (f"{' or '.join(map(repr, fitting))} can" if fitting else "no layer here can")
-            + f", or none (--{role} none)"
-        )
-    return [wanted]
-
-
-def _is_linear(tensors: Mapping[str, tuple[int, ...]], hidden_size: int) -> bool:
-    weight = tensors.get("weight", ())
-    if len(weight) != 2 or weight[1] != hidden_size:
-        return False
-    return set(tensors) == {"weight"} or dict(tensors) == {"weight": weight, "bias": weight[:1]}
-
-
-def _is_embedding(tensors: Mapping[str, tuple[int, ...]], input_size: int) -> bool:
-    weight = tensors.get("weight", ())
-    return set(tensors) == {"weight"} and len(weight) == 2 and weight[1] == input_size
-
-
-def _read_parameters(
-    file: TensorFile, prefix: str, recurrent: RecurrentLayers, roles: _Roles, notes: list[str]
-) -> dict[str, NDArray[np.float32]]:
-    """Read the tensors under our names; ``embedding.weight`` is renamed later."""
-    names: dict[str, str] = {}
-    if roles.embedding is not None:
-        names["embedding.weight"] = _joined(roles.embedding, "weight")
-    leaves = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
-    if recurrent.projection_size:
-        leaves.append("weight_hr")
-    for k in range(len(recurrent.sizes) - 1):
-        for name in leaves:
-            names[f"{name}_l{k}"] = f"{prefix}{name}_l{k}"
-    if roles.head is not None:
-        names["head.weight"] = _joined(roles.head, "weight")
-        names["head.bias"] = _joined(roles.head, "bias")
-    parameters: dict[str, NDArray[np.float32]] = {}
-    converted = set()
-    for name, stored_name in names.items():
-        stored = file.tensors.get(stored_name)
-        if stored is None:  # bias=False: adding zero changes nothing
-            num_rows = parameters[name.replace("bias", "weight")].shape[0]
-            parameters[name] = np.zeros(num_rows, np.float32)
+    others: list[str],
+    order: Sequence[RecurrentModule],
+    options: TorchOptions,
+    notes: list[str],
+) -> list[str]:
+    """Take out what looks like a trained first state, or refuse it by name."""
+    counts = {
+        (num_layers * size, size)
+        for module in order
+        for num_layers in (module.num_layers, 1)
+        for size in (module.sizes[-1], module.hidden_size)
+    }
+    states = []
+    for name in others:
+        shape = file.tensors[name].shape
+        leaf = name.rpartition(".")[2]
+        if (
+            leaf in ("weight", "bias", "running_mean", "running_var")
+            or not 1 <= len(shape) <= _MAX_FIRST_STATE_AXES
+        ):
             continue
-        if stored.dtype not in _FLOATS:
+        num_values = 1
+        for axis in shape:
+            num_values *= axis
+        if (num_values, shape[-1]) in counts:
+            states.append(name)
+    if not states:
+        return others
+    if options.first_state != "zeros":
+        raise ModelFileError(
+            f"{file.path}: {listed(states)} "
+            + ("look" if len(states) > 1 else "looks")
+            + " like a trained first state (h0, c0): streams of a model begin with zeros, so it "
+            "cannot be held. --first-state zeros leaves it out: then the first outputs of every "
+            "stream differ from the original's, until the network has forgotten its start"
+        )
+    notes.append(
+        f"left out the first state {listed(states)}: streams begin with zeros, and their first "
+        "outputs differ from the original's"
+    )
+    return [name for name in others if name not in states]
+
+
+# --- layers ------------------------------------------------------------------------------------
+
+
+def _listed(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    names = (given,) if isinstance(given, str) else tuple(given)
+    return () if names == ("none",) else names
+
+
+def _tensors_of(file: TensorFile, roles: Roles) -> set[str]:
+    names = {*roles.before, *roles.head}
+    if roles.embedding is not None:
+        names.add(roles.embedding)
+    return {name for name in file.tensors if name.rpartition(".")[0] in names}
+
+
+def _check_dtypes(file: TensorFile, names: set[str], notes: list[str]) -> None:
+    converted = set()
+    for name in sorted(names):
+        dtype = file.tensors[name].dtype
+        if dtype not in _FLOATS:
             raise ModelFileError(
-                f"{file.path}: tensor {stored_name!r} is {stored.dtype}; expected one of "
+                f"{file.path}: tensor {name!r} is {dtype}; expected one of "
                 f"{', '.join(_FLOATS)} (quantised models cannot be imported)"
             )
-        if stored.dtype != "F32":
-            converted.add(stored.dtype)
-        with np.errstate(over="ignore"):  # float64 beyond float32: Model refuses the Inf, by name
-            parameters[name] = stored.array().astype(np.float32)
+        if dtype != "F32":
+            converted.add(dtype)
     if converted:
         notes.append(
             f"converted from {' and '.join(sorted(converted))} to F32"
             + (", which rounds" if "F64" in converted else "")
         )
-    return parameters
 
 
-def _option(module: str | None) -> str:
-    return "none" if module is None else repr(module)
+def _layers(
+    file: TensorFile,
+    order: Sequence[RecurrentModule],
+    roles: Roles,
+    options: TorchOptions,
+    notes: list[str],
+) -> list[Layer]:
+    """Put everything into the order of the data."""
+    layers: list[Layer] = []
+    if roles.embedding is not None:
+        name = _joined(roles.embedding, "weight")
+        weight = file.tensors[name].array()
+        layers.append(Embedding(roles.embedding, weight, {"weight": name}))
+    layers += _dense(file, roles.before, options.before_activation, "--before-activation")
+    nonlinearity = _nonlinearity(file, order, options, notes)
+    for module in order:
+        layers += layers_of(module, file.tensors, nonlinearity)
+    if options.head_input != "identity":
+        layers.append(Activation(f"{options.head_input} before the head", options.head_input))
+    activation = options.activation
+    if activation in ("identity", ["identity"], ("identity",)) and len(roles.head) <= 1:
+        activation = ("identity",) * len(roles.head)
+    if not roles.head and (given := _listed(activation)):
+        raise ModelError(
+            f"{file.path} has no linear layer that --activation {','.join(given)} could follow; "
+            "leave it out"
+        )
+    return layers + _dense(file, roles.head, activation, "--activation")
+
+
+def _dense(
+    file: TensorFile,
+    names: Sequence[str],
+    activations: str | Sequence[str] | None,
+    option: str,
+) -> list[Layer]:
+    given = _listed(activations) or ()
+    if len(given) != len(names):
+        kinds = ",".join(["relu"] * (len(names) - 1) + ["identity"])
+        raise ModelFileError(
+            f"{file.path}: a state dict does not say what follows each of the linear layers "
+            f"{', '.join(names) or '(there is none)'}: say it with {option} {kinds}, or whatever "
+            f"it is ({len(names)} of identity, relu, tanh, ...), and prove it with --check"
+        )
+    layers: list[Layer] = []
+    for name, activation in zip(names, given, strict=True):
+        stored = _joined(name, "weight")
+        weight = file.tensors[stored].array()
+        origins, bias = {"weight": stored}, zeros(weight.shape[0])
+        if (other := _joined(name, "bias")) in file.tensors:
+            bias, origins["bias"] = file.tensors[other].array(), other
+        layers.append(Dense(name or "(no name)", weight, bias, origins, activation))
+    return layers
+
+
+def _nonlinearity(
+    file: TensorFile,
+    order: Sequence[RecurrentModule],
+    options: TorchOptions,
+    notes: list[str],
+) -> str:
+    if any(module.cell == "rnn" for module in order):
+        if options.nonlinearity is None:
+            notes.append(
+                "the file does not tell the nonlinearity of nn.RNN: took tanh, PyTorch's default "
+                "(--nonlinearity relu for the other)"
+            )
+        return options.nonlinearity or "tanh"
+    if options.nonlinearity is not None:
+        raise ModelError(
+            f"{file.path} holds {order[0].kind}, whose nonlinearity is fixed; leave "
+            "--nonlinearity out"
+        )
+    return "tanh"
 
 
 def _joined(module: str, leaf: str) -> str:
     return f"{module}.{leaf}" if module else leaf
-
-
-def _make_spec(
-    parameters: Mapping[str, NDArray[np.float32]],
-    recurrent: RecurrentLayers,
-    roles: _Roles,
-    options: TorchOptions,
-) -> ModelSpec:
-    sizes = recurrent.sizes
-    layer = LayerSpec(
-        recurrent.cell, recurrent.hidden_size, projection_size=recurrent.projection_size
-    )
-    if roles.embedding is not None:
-        num_categories, embedding_size = parameters["embedding.weight"].shape
-        (name,) = _names(options.inputs, 1, "input", "--inputs", ["token"])
-        inputs = [
-            InputSpec(
-                name, kind="token", num_categories=num_categories, embedding_size=embedding_size
-            )
-        ]
-    else:
-        default = [f"x{i}" for i in range(sizes[0])]
-        names = _names(options.inputs, sizes[0], "input", "--inputs", default)
-        inputs = [InputSpec(name) for name in names]
-    num_outputs = sizes[-1] if roles.head is None else parameters["head.weight"].shape[0]
-    default = [f"y{o}" for o in range(num_outputs)]
-    names = _names(options.outputs, num_outputs, "output", "--outputs", default)
-    return ModelSpec(
-        inputs=tuple(inputs),
-        layers=(layer,) * (len(sizes) - 1),
-        outputs=tuple(OutputSpec(name) for name in names),
-        head=None if roles.head is None else HeadSpec(options.activation),
-        training={"imported_from": "PyTorch state dict"},
-    )
-
-
-def _names(
-    given: Sequence[str] | None, count: int, what: str, option: str, default: Sequence[str]
-) -> Sequence[str]:
-    if given is None:
-        return default
-    if len(given) != count:
-        raise ModelError(
-            f"{option} names {len(given)} {what}s ({', '.join(given)}); the model has {count}"
-        )
-    return given
-
-
-def _shortened(names: Sequence[str], at_most: int = 8) -> str:
-    shown = ", ".join(names[:at_most])
-    return f"{shown} and {len(names) - at_most} more" if len(names) > at_most else shown
