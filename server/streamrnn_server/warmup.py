@@ -14,6 +14,7 @@ from numba.core import event, types
 
 from streamrnn.kernels.cpu.tiling import cover_address
 from streamrnn.kernels.precisions import PRECISIONS
+from streamrnn.state.journal_table import find_entries, find_lacking
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.batch.commit import commit
 from streamrnn_server.shard.checkpoint.copy import checkpoint
@@ -25,6 +26,7 @@ from streamrnn_server.shard.poll import listen
 from streamrnn_server.shard.streams.sweep import sweep
 from streamrnn_server.shard.structs import Model, Shard
 from streamrnn_server.shard.wire.reply import reply
+from streamrnn_server.storage.replayed import apply_entries
 
 __all__ = ["compile_all", "compile_backwards"]
 
@@ -64,7 +66,7 @@ def _listening(listener: _Progress) -> Iterator[None]:
 
 
 def compile_all(log: EventLog, precision: str, device: str) -> float:
-    """Compile the loop with all that it calls, and what makes records, or load them from the cache.
+    """Compile the loop with all that it calls, and what makes and replays records, or load it.
 
     Afterwards nothing is compiled, loaded or imported any more: there may be no file left for it.
 
@@ -85,12 +87,21 @@ def compile_all(log: EventLog, precision: str, device: str) -> float:
         pack_entries.compile((types.int64,) * 5)
         table_of_entries.compile((*(types.int64,) * 3, types.int64[:, ::1]))
         part_bytes.compile((types.int64,))
+        if device == "cpu":
+            _compile_replay()
         # Numba imports part of numpy to know an array's type: later there may be no file for it.
         numba.typeof(np.zeros((0, 6), np.int64))
     passed_s = time.monotonic() - began
     if progress.num_functions:
         log.write("info", "compiled", elapsed_s=round(passed_s, 1))
     return passed_s
+
+
+def _compile_replay() -> None:
+    """Compile what a start does to a journal: the first one may come after a crash."""
+    apply_entries.compile((types.int64,) * 4)
+    find_entries.compile((types.int64,) * 5)
+    find_lacking.compile((types.int64,) * 4)
 
 
 def compile_backwards(log: EventLog) -> None:
@@ -100,6 +111,7 @@ def compile_backwards(log: EventLog) -> None:
     """
     shard, model = numba.from_dtype(Shard.dtype), numba.from_dtype(Model.dtype)
     with _listening(_Progress(log)):
+        _compile_replay()
         sweep.compile((shard,))
         reply.compile((shard,))
         listen.compile((shard,))

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from isal.isal_zlib import crc32
 
 from streamrnn.errors import RecordError, StoreError
+from streamrnn.kernels.structs import I16, I32, I64, U8, Struct
 from streamrnn.state.record import check_id
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "JOURNAL_DIRECTORY",
     "ChangeKind",
     "Entry",
+    "EntryHead",
     "Group",
     "Segment",
     "SegmentHead",
@@ -57,6 +59,18 @@ class ChangeKind(IntEnum):
     RESET = 3
     CLOSE = 4
     OWNER = 5  # `data` is the name of who has it now
+
+
+class EntryHead(Struct):
+    """What an entry begins with, `ENTRY_HEAD`, for compiled code."""
+
+    data_bytes: I32
+    model: I16
+    kind: U8
+    id_bytes: U8
+    incarnation: I64
+    num_changes: I64
+    seq: I64
 
 
 class Entry(NamedTuple):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from streamrnn.state.journal import SegmentWriter
+from streamrnn.state.journal_table import entry_at, find_lacking
 from streamrnn.state.record import NUMBERED, decode_record, encode_record
 from streamrnn_client._session.replay_log import ReplayLog
 from streamrnn_server.storage import replay
@@ -103,7 +105,15 @@ def _tell_of_a_group_too_early() -> None:
 
 def _ignore_the_incarnation() -> None:
     """Look at the number of a change alone to say whether a record has it."""
-    replay.is_above = lambda entry, reached: entry.num_changes > reached[1]
+    find = find_lacking
+
+    def find_by_number(places: int, num: int, incarnation: int, num_changes: int) -> Any:
+        if incarnation >= 0:
+            last = ctypes.c_int64.from_address(places + 8 * (num - 1)).value
+            incarnation = entry_at(last).incarnation
+        return find(places, num, incarnation, num_changes)
+
+    vars(replay)["find_lacking"] = find_by_number
 
 
 SABOTAGES: dict[str, Callable[[], None]] = {

@@ -17,13 +17,12 @@ from streamrnn.errors import RecordError, StoreError
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.state.journal import (
     ChangeKind,
-    Entry,
     Segment,
-    entries_of,
     read_journal,
     segment_paths,
     sync_directory,
 )
+from streamrnn.state.journal_table import EntryTable, find_lacking, table_of
 from streamrnn.state.record import StreamRecord, decode_record, encode_record, fits_model
 from streamrnn.state.store import STREAMS, Change, StateStore
 from streamrnn.state.verify import id_text
@@ -33,21 +32,12 @@ from streamrnn_server.storage.disk_reserve import DiskReserve
 from streamrnn_server.storage.record_lookup import ServedModel
 from streamrnn_server.storage.replayed import Replayed, ReplayedStream
 
-__all__ = ["SET_ASIDE", "UNDER_WAY", "Replay", "is_above"]
+__all__ = ["SET_ASIDE", "UNDER_WAY", "Replay"]
 
 _MAX_STREAMS, _MAX_BYTES = 4096, 64 * 2**20  # replayed at once
 UNDER_WAY, SET_ASIDE = "replaying.json", "set-aside.json"
 _MAX_ATTEMPTS = 2
 _MAX_NAMED = 10
-
-
-def is_above(entry: Entry, reached: tuple[int, int]) -> bool:
-    """Tell whether a record that has reached an incarnation and a change lacks an entry."""
-    return (entry.incarnation, entry.num_changes) > reached
-
-
-def _is_first(entry: Entry) -> bool:
-    return entry.kind == ChangeKind.OPEN and entry.num_changes == 1
 
 
 class Replay:
@@ -134,22 +124,16 @@ class Replay:
 
     def _replay_segment(self, segment: Segment, suspects: list[bytes], num_attempts: int) -> bool:
         """Replay a segment; tell whether nothing of it is left."""
-        models = segment.head.models
-        by_stream: dict[bytes, list[Entry]] = {}
-        for group in segment.groups:
-            for entry in entries_of(group, len(models)):
-                by_stream.setdefault(entry.stream, []).append(entry)
-        indices = [self._index_of(segment, k) for k in range(len(models))]
+        table = table_of(segment)
+        indices = [self._index_of(segment, k) for k in range(len(segment.head.models))]
         num_held = 0
         closed: list[Change] = []
         waiting: list[list[ReplayedStream]] = [[] for _ in self._replayed]
-        for stream, entries in by_stream.items():
-            left = self._prepare(stream, entries, indices, segment)
+        for k in range(len(table.streams)):
+            left = self._prepare(table, k, indices, closed)
             if left is None:
                 num_held += 1
-            elif left.entries and left.entries[0].kind == ChangeKind.CLOSE:
-                closed.append((STREAMS, stream, None))
-            elif left.entries:
+            elif left.num_entries > 0:
                 waiting[left.model].append(left)
         if closed:
             self._store_changes(closed)
@@ -177,12 +161,16 @@ class Replay:
 
     def _prepare(
         self,
-        stream: bytes,
-        entries: list[Entry],
+        table: EntryTable,
+        k: int,
         indices: list[int | ProtocolError],
-        segment: Segment,
+        closed: list[Change],
     ) -> ReplayedStream | None:
-        """Find what of a stream's entries is above its record; None if it is held back."""
+        """Find what of a stream's entries is above its record; None if it is held back.
+
+        Of one that was closed nothing is left to do but what is added to ``closed``.
+        """
+        stream = table.streams[k]
         data = self._store.get(STREAMS, stream)
         try:
             record = None if data is None else decode_record(data)
@@ -192,37 +180,39 @@ class Replay:
             self._hold(stream, ProtocolError(ErrorCode.DAMAGED, reason=str(error)))
             return None
         reached = (-1, 0) if record is None else (record.incarnation, record.num_changes)
-        above = [each for each in entries if is_above(each, reached)]
-        if not above:
-            return ReplayedStream(stream, 0, [], None)
+        left = ReplayedStream(table, k, record)
+        num_entries = table.bounds[k + 1] - table.bounds[k]
+        num_lacking, is_opened, is_whole = find_lacking(left.address, num_entries, *reached)
+        if num_lacking == 0:
+            return left
         if stream in self._held:
             return None
-        index = indices[above[-1].model]
+        last = left.entry(num_lacking - 1)
+        index = indices[last.model]
         if isinstance(index, ProtocolError):
             self._hold(stream, index)
             return None
-        opened = max((k for k, each in enumerate(above) if _is_first(each)), default=-1)
-        where = f"{segment.path}: stream {id_text(stream)!r}"
-        if opened >= 0:
-            above, record = above[opened:], None  # those before are of streams now closed
+        if is_opened:
+            left.record = None
             self._made.add(stream)
-        left = ReplayedStream(stream, index, above, record, where)
-        if left.entries[-1].kind == ChangeKind.CLOSE:
-            left.entries = left.entries[-1:]
+        if last.kind == ChangeKind.CLOSE:
+            closed.append((STREAMS, stream, None))
             return left
-        if (record is not None or opened >= 0) and left.is_without_gap():
-            if record is None or self._fits(index, record):
-                return left
-            self._hold(stream, ProtocolError(ErrorCode.DAMAGED, reason="it is of another model"))
-            return None
-        if record is None or stream in self._made:
+        if is_whole:
+            if left.record is not None and not self._fits(index, left.record):
+                reason = "it is of another model"
+                self._hold(stream, ProtocolError(ErrorCode.DAMAGED, reason=reason))
+                return None
+            left.num_entries, left.incarnation, left.model = num_lacking, last.incarnation, index
+            left.window = left.find_window()
+            return left
+        if left.record is None or stream in self._made:
             # Its record was deleted, and the server ended before the journal said so.
             self._log.write("info", "a stream was being closed", stream=id_text(stream))
-            left.entries = []
             return left
-        raise StoreError(
-            f"the journal is damaged: {where}: change {above[0].num_changes} follows on "
-            f"{reached[1]}, or some between them are missing"
+        raise left.damage(
+            f"change {left.entry(0).num_changes} follows on {reached[1]}, or some between them "
+            "are missing"
         )
 
     def _fits(self, index: int, record: StreamRecord) -> bool:
@@ -257,7 +247,7 @@ class Replay:
             part, name, fingerprint, self._arithmetic, self._store.clock_s
         ):
             changes.append((STREAMS, stream, encode_record(record)))
-        self._num_changes += sum(len(stream.entries) for stream in part)
+        self._num_changes += sum(stream.num_entries for stream in part)
         self._store_changes(changes)
 
     def _store_changes(self, changes: list[Change]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +16,18 @@ from streamrnn.kernels.cpu.plan import MAX_BATCH_ROWS, plan_at
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.kernels.cpu.step import check_input, step_rows
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import int64_array
-from streamrnn.kernels.virtual_memory import address_of
-from streamrnn.state.journal import ChangeKind, Entry
-from streamrnn.state.record import FRESH, NUMBERED, UNNUMBERED, StreamRecord
+from streamrnn.kernels.memory import copy_bytes, int64_array, load_i64, store_i64
+from streamrnn.kernels.pointers import pointer_to
+from streamrnn.kernels.structs import I64, Struct
+from streamrnn.kernels.virtual_memory import address_of, struct_address
+from streamrnn.state.journal import ChangeKind, Entry, EntryHead
+from streamrnn.state.journal_table import EntryTable, data_of, entry_at, entry_head_at
+from streamrnn.state.record import NUMBERED, UNNUMBERED, StreamRecord
+from streamrnn.state.verify import id_text
 from streamrnn_client.protocol import MAX_SEQ, MAX_WINDOW
 from streamrnn_server.shard.memory.digest import RESET_DIGEST, digest_of
 
-__all__ = ["Replayed", "ReplayedStream"]
+__all__ = ["Replayed", "ReplayedStream", "apply_entries"]
 
 
 @dataclass
@@ -32,94 +36,115 @@ class ReplayedStream:
 
     Attributes
     ----------
-    stream : bytes
-        The canonical id.
-    model : int
-        Index among those served.
-    entries : list of Entry
-        What is above its record, in order.
+    table : EntryTable
+        Where its entries are.
+    k : int
+        Its index there.
     record : StreamRecord or None
         What it begins with; None where the first entry opens it.
-    where : str
-        For errors.
+    num_entries : int
+        What its record lacks: so many, from the first on.
+    incarnation : int
+        Of these entries.
+    window : int
+    model : int
+        Index among those served.
     """
 
-    stream: bytes
-    model: int
-    entries: list[Entry]
+    table: EntryTable
+    k: int
     record: StreamRecord | None
-    where: str = ""
+    num_entries: int = 0
+    incarnation: int = 0
+    window: int = 1
+    model: int = 0
 
-    def is_without_gap(self) -> bool:
-        """Tell whether each change follows on the one before."""
-        first = 0 if self.record is None else self.record.num_changes
-        incarnation = self.entries[-1].incarnation
-        number = first
-        for entry in self.entries:
-            if entry.incarnation != incarnation or entry.model != self.entries[-1].model:
-                return False
-            if entry.num_changes > number + 1:
-                return False
-            number = max(number, entry.num_changes)  # a group may be there twice
-        return True
+    @property
+    def stream(self) -> bytes:
+        """The canonical id."""
+        return self.table.streams[self.k]
 
-    def window(self) -> int:
+    @property
+    def address(self) -> int:
+        """Where the addresses of its entries are."""
+        return self.table.address + 8 * self.table.bounds[self.k]
+
+    def entry(self, k: int) -> Entry:
+        """Return the k-th of its entries."""
+        return entry_at(self.table.places[self.table.bounds[self.k] + k])
+
+    def find_window(self) -> int:
         """Return its window; raises StoreError if it can have none such."""
         if self.record is not None:
             return self.record.window
-        opened = self.entries[0]
+        opened = self.entry(0)
         if opened.kind != ChangeKind.OPEN or 1 << min(opened.seq, 62) > MAX_WINDOW:
-            raise StoreError(f"the journal is damaged: {self.where}: it begins with {opened!r}")
+            raise self.damage(f"it begins with {opened!r}")
         return 1 << opened.seq
 
+    def damage(self, words: str) -> StoreError:
+        """Return the error that a journal which says this of it deserves."""
+        where = f"{self.table.segment.path}: stream {id_text(self.stream)!r}"
+        return StoreError(f"the journal is damaged: {where}: {words}")
 
-class _Running:
-    """A stream whose entries are applied: places in `Replayed`'s arrays, and its numbers."""
 
-    def __init__(
-        self,
-        given: ReplayedStream,
-        row: NDArray[np.float32],
-        digests: NDArray[np.int64],
-        outputs: NDArray[np.uint8],
-    ) -> None:
-        self.given, self.row, self.digests, self.outputs = given, row, digests, outputs
-        self.window = given.window()
-        self.left = deque(given.entries)
-        self.is_open = given.record is not None
-        self.numbering, self.last_seq, self.owner = FRESH, 0, ""
-        self.incarnation = given.entries[0].incarnation
-        self.num_changes = 0
-        record = given.record
-        if record is not None:
-            row[:] = np.frombuffer(record.row, "<f4")
-            self.numbering, self.last_seq = record.numbering, record.last_seq
-            self.owner, self.num_changes = record.owner, record.num_changes
-            num_ring = len(record.digests)
-            places = np.arange(record.last_seq - num_ring + 1, record.last_seq + 1) % self.window
-            digests[places] = record.digests
-            if record.outputs.size:
-                outputs[places] = record.outputs
+class _Running(Struct):
+    """A stream whose entries are applied: addresses, and its numbers so far."""
 
-    def fail(self, entry: Entry) -> StoreError:
-        """Return the error of an entry that cannot have been made."""
-        return StoreError(
-            f"the journal is damaged: {self.given.where}: after step {self.last_seq} it has "
-            f"{ChangeKind(entry.kind).name} {entry.seq}"
-        )
+    row: I64
+    digests: I64
+    outputs: I64
+    window: I64
+    next: I64  # where the address of the entry is that is to be applied next
+    end: I64
+    incarnation: I64
+    num_changes: I64
+    numbering: I64
+    last_seq: I64
+    is_open: I64
+    owner: I64  # the entry that says whose it is; 0: the record does
 
-    def number(self, entry: Entry, most_skipped: int) -> None:
-        """Take an entry's number."""
-        seq = entry.seq
-        is_mixed = self.numbering == (UNNUMBERED if seq > 0 else NUMBERED)
-        if not self.is_open or seq > MAX_SEQ or is_mixed:
-            raise self.fail(entry)
-        if seq > 0:
-            # A step that was refused because the state turned NaN has had a number.
-            if not self.last_seq < seq <= self.last_seq + 1 + most_skipped:
-                raise self.fail(entry)
-            self.last_seq, self.numbering = seq, NUMBERED
-        self.num_changes = entry.num_changes
+
+class _Work(Struct):
+    """What streams of one model have in common."""
+
+    plan: I64
+    initial_row: I64
+    row_bytes: I64
+    x_bytes: I64
+    y_bytes: I64
+    spare: I64  # room for outputs that are not kept
+    rows: I64  # room for addresses, as many as there are steps at once
+    xs: I64
+    ys: I64
+
+
+class _Ring(NamedTuple):
+    """A stream's places among digests and outputs."""
+
+    first: int
+    window: int
+
+    def places(self, last_seq: int, num: int) -> NDArray[np.int64]:
+        """Return those of the last steps, the oldest first."""
+        return self.first + np.arange(last_seq - num + 1, last_seq + 1) % self.window
+
+
+class _Memory(NamedTuple):
+    """What streams are replayed in, side by side."""
+
+    rows: NDArray[np.float32]
+    digests: NDArray[np.int64]
+    outputs: NDArray[np.uint8]
+    firsts: list[int]
+    running: NDArray[np.void]
+
+    def ring(self, k: int) -> _Ring:
+        return _Ring(self.firsts[k], int(self.running[k]["window"]))
+
+
+_running_at, _work_at = pointer_to(_Running), pointer_to(_Work)
+_RUNNING_BYTES = _Running.dtype.itemsize
 
 
 class Replayed:
@@ -133,11 +158,11 @@ class Replayed:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._x_bytes, self._y_bytes = 4 * program.spec.num_inputs, 4 * program.spec.output_size
+        self._y_bytes = 4 * program.spec.output_size
 
     def bytes_of(self, stream: ReplayedStream) -> int:
         """Return how much memory a stream takes."""
-        return self._program.row_bytes + stream.window() * (8 + self._y_bytes)
+        return self._program.row_bytes + stream.window * (8 + self._y_bytes)
 
     def replay(
         self,
@@ -159,139 +184,215 @@ class Replayed:
         StoreError
             If an entry cannot have been made.
         """
-        running = self._begin(streams)
-        at_work = running
-        while at_work:
-            at_work = [each for each in at_work if self._advance(each)]
-            self._step(at_work)
-        for each in running:
-            is_numbered = each.numbering == NUMBERED
-            num_ring = min(each.window, each.last_seq) if is_numbered else 0
-            places = np.arange(each.last_seq - num_ring + 1, each.last_seq + 1) % each.window
-            has_outputs = each.window > 1 and num_ring > 0
-            yield (
-                each.given.stream,
-                StreamRecord(
-                    stream=each.given.stream,
-                    model=name,
-                    fingerprint=fingerprint,
-                    arithmetic=arithmetic,
-                    owner=each.owner,
-                    numbering=each.numbering,
-                    window=each.window,
-                    last_seq=each.last_seq,
-                    clock_s=clock_s,
-                    row=each.row.astype("<f4").tobytes(),
-                    digests=each.digests[places],
-                    outputs=each.outputs[places]
-                    if has_outputs
-                    else np.zeros((num_ring, 0), np.uint8),
-                    incarnation=each.incarnation,
-                    num_changes=each.num_changes,
-                ),
+        memory = self._make_memory(streams)
+        for k, stream in enumerate(streams):
+            _begin(stream, memory, k)
+        self._apply(streams, memory.running)
+        for k, stream in enumerate(streams):
+            state, ring = memory.running[k], memory.ring(k)
+            last_seq, numbering = int(state["last_seq"]), int(state["numbering"])
+            num_ring = min(ring.window, last_seq) if numbering == NUMBERED else 0
+            num_outputs = _num_outputs(stream, last_seq, num_ring)
+            has_outputs = ring.window > 1 and num_ring > 0
+            record = StreamRecord(
+                stream=stream.stream,
+                model=name,
+                fingerprint=fingerprint,
+                arithmetic=arithmetic,
+                owner=_owner_of(stream, int(state["owner"])),
+                numbering=numbering,
+                window=ring.window,
+                last_seq=last_seq,
+                clock_s=clock_s,
+                row=memory.rows[k].astype("<f4").tobytes(),
+                digests=memory.digests[ring.places(last_seq, num_ring)],
+                outputs=memory.outputs[ring.places(last_seq, num_outputs)]
+                if has_outputs
+                else np.zeros((num_ring, 0), np.uint8),
+                incarnation=int(state["incarnation"]),
+                num_changes=int(state["num_changes"]),
             )
+            yield stream.stream, record
 
-    def _begin(self, streams: list[ReplayedStream]) -> list[_Running]:
-        num_floats = self._program.row_bytes // 4
-        rows = aligned_floats(len(streams) * num_floats).reshape(len(streams), num_floats)
-        windows = [stream.window() for stream in streams]
-        digests = np.zeros(sum(windows), np.int64)
-        outputs = np.zeros((sum(windows), self._y_bytes), np.uint8)
-        running, at = [], 0
-        for stream, row, window in zip(streams, rows, windows, strict=True):
-            end = at + window
-            running.append(_Running(stream, row, digests[at:end], outputs[at:end]))
-            at = end
-        return running
+    def _make_memory(self, streams: list[ReplayedStream]) -> _Memory:
+        num, row_bytes = len(streams), self._program.row_bytes
+        rows = aligned_floats(num * row_bytes // 4).reshape(num, row_bytes // 4)
+        windows = np.array([stream.window for stream in streams])
+        firsts = np.cumsum(windows) - windows
+        digests = np.zeros(windows.sum(), np.int64)
+        outputs = np.zeros((windows.sum(), self._y_bytes), np.uint8)
+        running = np.zeros(num, _Running.dtype)
+        running["row"] = address_of(rows) + row_bytes * np.arange(num)
+        running["digests"] = address_of(digests) + 8 * firsts
+        running["outputs"] = address_of(outputs) + self._y_bytes * firsts
+        running["window"] = windows
+        return _Memory(rows, digests, outputs, firsts.tolist(), running)
 
-    def _advance(self, stream: _Running) -> bool:
-        """Apply a stream's entries up to its next step; tell whether there is one."""
-        while stream.left:
-            entry = stream.left[0]
-            if entry.num_changes <= stream.num_changes:
-                stream.left.popleft()  # of a group that is there twice
-                continue
-            if entry.kind == ChangeKind.STEP:
-                if len(entry.data) != self._x_bytes:
-                    raise stream.fail(entry)
-                return True
-            self._apply(stream, entry)
-            stream.left.popleft()
-        return False
-
-    def _apply(self, stream: _Running, entry: Entry) -> None:
-        if entry.kind == ChangeKind.OPEN:
-            if stream.is_open:
-                raise stream.fail(entry)
-            stream.is_open, stream.num_changes = True, entry.num_changes
-            stream.row[:] = self._program.initial_row
-            stream.owner = entry.data.decode(errors="replace")
-        elif entry.kind == ChangeKind.RESET:
-            stream.number(entry, 1)
-            stream.row[:] = self._program.initial_row
-            if entry.seq > 0:
-                stream.digests[entry.seq % stream.window] = RESET_DIGEST
-        elif stream.is_open and entry.kind == ChangeKind.OWNER:
-            stream.owner = entry.data.decode(errors="replace")
-        else:
-            raise stream.fail(entry)
-        stream.num_changes = entry.num_changes
-
-    def _step(self, streams: list[_Running]) -> None:
-        """Take the next step of each stream."""
-        num = len(streams)
-        if num == 0:
-            return
-        entries = [stream.left.popleft() for stream in streams]
-        xs = np.frombuffer(b"".join(entry.data for entry in entries), np.uint8)
-        rows, ys, digests = np.zeros((3, num), np.int64)
-        spare = np.zeros((num, self._y_bytes), np.uint8)
-        for k, (stream, entry) in enumerate(zip(streams, entries, strict=True)):
-            stream.number(entry, 0)
-            rows[k] = address_of(stream.row)
-            is_kept = entry.seq > 0 and stream.window > 1
-            ys[k] = address_of(stream.outputs[entry.seq % stream.window] if is_kept else spare[k])
-            if entry.seq == 0:
-                stream.numbering = UNNUMBERED
-        bad = _step_batch(
-            self._program.plan_address,
-            address_of(rows),
-            address_of(xs),
-            self._x_bytes,
-            address_of(ys),
-            address_of(digests),
-            num,
-        )
+    def _apply(self, streams: list[ReplayedStream], running: NDArray[np.void]) -> None:
+        program, work = self._program, _Work.one()
+        initial_row = np.ascontiguousarray(program.initial_row)
+        spare = np.zeros((MAX_BATCH_ROWS, self._y_bytes), np.uint8)
+        room = np.zeros((3, MAX_BATCH_ROWS), np.int64)
+        work["plan"], work["initial_row"] = program.plan_address, address_of(initial_row)
+        work["row_bytes"], work["y_bytes"] = program.row_bytes, self._y_bytes
+        work["x_bytes"] = 4 * program.spec.num_inputs
+        work["spare"] = address_of(spare)
+        work["rows"], work["xs"], work["ys"] = map(address_of, room)
+        at_work = np.arange(len(streams))
+        args = address_of(running), address_of(at_work), len(streams)
+        bad = apply_entries(struct_address(work), *args)
         if bad >= 0:
-            raise streams[bad].fail(entries[bad])
-        for stream, entry, digest in zip(streams, entries, digests.tolist(), strict=True):
-            if entry.seq > 0:
-                stream.digests[entry.seq % stream.window] = digest
+            stream, state = streams[bad], running[bad]
+            entry = stream.entry((int(state["next"]) - stream.address) // 8)
+            kind = ChangeKind(entry.kind).name
+            raise stream.damage(f"after step {state['last_seq']} it has {kind} {entry.seq}")
+
+
+def _begin(stream: ReplayedStream, memory: _Memory, k: int) -> None:
+    """Say where a stream's entries are, and bring back what its record has."""
+    state, record = memory.running[k], stream.record
+    state["next"] = stream.address
+    state["end"] = stream.address + 8 * stream.num_entries
+    state["incarnation"] = stream.incarnation
+    if record is None:
+        return
+    state["is_open"], state["num_changes"] = 1, record.num_changes
+    state["numbering"], state["last_seq"] = record.numbering, record.last_seq
+    memory.rows[k] = np.frombuffer(record.row, "<f4")
+    ring = memory.ring(k)
+    memory.digests[ring.places(record.last_seq, len(record.digests))] = record.digests
+    if record.outputs.size:
+        memory.outputs[ring.places(record.last_seq, len(record.outputs))] = record.outputs
+
+
+def _num_outputs(stream: ReplayedStream, last_seq: int, num_ring: int) -> int:
+    """Return of how many of the last steps the outputs are known."""
+    record = stream.record
+    before = 0 if record is None else record.last_seq - len(record.outputs)
+    return min(num_ring, last_seq - before)
+
+
+def _owner_of(stream: ReplayedStream, entry: int) -> str:
+    if entry:
+        return entry_at(entry).data.decode(errors="replace")
+    return "" if stream.record is None else stream.record.owner
 
 
 @jit
-def _step_batch(
-    plan_address: int, rows: int, x: int, x_bytes: int, ys: int, digests: int, num: int
-) -> int:
-    """Step streams, and digest their inputs; return the first whose input is none, or -1."""
-    plan = plan_at(plan_address)
-    for k in range(num):
-        if check_input(plan, x + k * x_bytes, 1) >= 0:
-            return k
+def apply_entries(work_at: int, running_at: int, at_work_at: int, num_streams: int) -> int:
+    """Apply the entries of streams, one step of each after the other.
+
+    Returns
+    -------
+    int
+        Index of a stream whose next entry cannot have been made; -1 if there is none.
+    """
+    work = _work_at(work_at)
+    at_work, bad = int64_array(at_work_at, num_streams), -1
     before = enter_float_mode()
-    xs = int64_array(digests, num)
-    for k in range(num):
-        xs[k] = x + k * x_bytes
-    for first in range(0, num, MAX_BATCH_ROWS):
-        some = min(MAX_BATCH_ROWS, num - first)
-        step_rows(
-            plan,
-            int64_array(rows + 8 * first, some),
-            int64_array(digests + 8 * first, some),
-            int64_array(ys + 8 * first, some),
-            some,
-        )
+    while num_streams > 0 and bad < 0:
+        left = num_taken = 0
+        for k in range(num_streams):
+            stream = _running_at(running_at + _RUNNING_BYTES * at_work[k])
+            found = _advance(work, stream)
+            if found < 0:
+                bad = at_work[k]
+                break
+            if found > 0:
+                at_work[left] = at_work[k]
+                left += 1
+                _take_step(work, stream, num_taken)
+                num_taken += 1
+                if num_taken == MAX_BATCH_ROWS:
+                    _step(work, num_taken)
+                    num_taken = 0
+        _step(work, num_taken)
+        num_streams = left
     leave_float_mode(before)
-    for k in range(num):
-        xs[k] = digest_of(x + k * x_bytes, x_bytes)
-    return -1
+    return bad
+
+
+@jit
+def _step(work: _Work, num: int) -> None:
+    if num > 0:
+        rows, xs, ys = (
+            int64_array(work.rows, num),
+            int64_array(work.xs, num),
+            int64_array(work.ys, num),
+        )
+        step_rows(plan_at(work.plan), rows, xs, ys, num)
+
+
+@jit
+def _advance(work: _Work, stream: _Running) -> int:
+    """Apply entries up to a step; return 1 if there is one, 0 at the end, -1 if one is wrong."""
+    while stream.next < stream.end:
+        place = load_i64(stream.next)
+        entry = entry_head_at(place)
+        if entry.num_changes > stream.num_changes:  # else it is of a group that is there twice
+            if entry.kind == ChangeKind.STEP:
+                is_input = entry.data_bytes == work.x_bytes
+                is_input = is_input and check_input(plan_at(work.plan), data_of(place), 1) < 0
+                return 1 if is_input and _take_number(stream, entry, 0) else -1
+            if not _change(work, stream, place):
+                return -1
+        stream.next += 8
+    return 0
+
+
+@jit
+def _change(work: _Work, stream: _Running, place: int) -> bool:
+    """Apply an entry that is no step; tell whether it can have been made."""
+    entry = entry_head_at(place)
+    if entry.kind == ChangeKind.OPEN:
+        if stream.is_open:
+            return False
+        stream.is_open, stream.owner = 1, place
+        copy_bytes(stream.row, work.initial_row, work.row_bytes)
+    elif entry.kind == ChangeKind.RESET:
+        # A step that was refused because the state turned NaN has had a number.
+        if not _take_number(stream, entry, 1):
+            return False
+        copy_bytes(stream.row, work.initial_row, work.row_bytes)
+        if entry.seq > 0:
+            store_i64(stream.digests + 8 * (entry.seq % stream.window), RESET_DIGEST)
+    elif entry.kind == ChangeKind.OWNER and stream.is_open:
+        stream.owner = place
+    else:
+        return False
+    stream.num_changes = entry.num_changes
+    return True
+
+
+@jit
+def _take_number(stream: _Running, entry: EntryHead, most_skipped: int) -> bool:
+    """Take the number of a step or reset; tell whether it can have it."""
+    seq = entry.seq
+    other = UNNUMBERED if seq > 0 else NUMBERED
+    if not stream.is_open or seq > MAX_SEQ or stream.numbering == other:
+        return False
+    if seq > 0:
+        if seq <= stream.last_seq or seq > stream.last_seq + 1 + most_skipped:
+            return False
+        stream.last_seq, stream.numbering = seq, NUMBERED
+    stream.num_changes = entry.num_changes
+    return True
+
+
+@jit
+def _take_step(work: _Work, stream: _Running, k: int) -> None:
+    """Let a stream's next step be the k-th of those that are computed together."""
+    place = load_i64(stream.next)
+    stream.next += 8
+    seq, x, at = entry_head_at(place).seq, data_of(place), 0
+    y = work.spare + work.y_bytes * k
+    if seq == 0:
+        stream.numbering = UNNUMBERED
+    else:
+        at = seq % stream.window
+        store_i64(stream.digests + 8 * at, digest_of(x, work.x_bytes))
+        if stream.window > 1:
+            y = stream.outputs + work.y_bytes * at
+    store_i64(work.rows + 8 * k, stream.row)
+    store_i64(work.xs + 8 * k, x)
+    store_i64(work.ys + 8 * k, y)

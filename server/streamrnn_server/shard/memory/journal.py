@@ -8,7 +8,8 @@ from __future__ import annotations
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes, store_i64
 from streamrnn.kernels.pointers import pointer_to
-from streamrnn.kernels.structs import I16, I32, I64, U8, Struct
+from streamrnn.kernels.structs import I64, Struct
+from streamrnn.state.journal import EntryHead
 
 __all__ = [
     "MAX_ENTRY_BYTES",
@@ -42,18 +43,6 @@ class JournalStruct(Struct):
     overflowed_at: I64  # the last one for which there was no space
     rows: I64  # address of the rows of a batch as they were before it
     row_stride: I64
-
-
-class EntryHead(Struct):
-    """What an entry begins with: `streamrnn.state.journal.ENTRY_HEAD`."""
-
-    data_bytes: I32
-    model: I16
-    kind: U8
-    id_bytes: U8
-    incarnation: I64
-    num_changes: I64
-    seq: I64
 
 
 class JournalOrder(Struct, packed=True):
