@@ -1,9 +1,9 @@
 """``streamrnn bench durability``: the cost of keeping streams on disk.
 
 Servers of each durability take turns under the same load: many streams, all stepping all the time,
-so that each has changed at every checkpoint. A server's shard, I/O and writer threads and the load
+so that each has changed at every checkpoint. A server's shard, I/O and writing threads and the load
 generator's two threads share the machine. A turn begins with a time to settle, lasts for a whole
-number of checkpoints, and ends when the rest has been written.
+number of checkpoints, and ends when the rest has been written. The disk has its turn too.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from streamrnn.state.journal import GROUP_HEAD_BYTES
 from streamrnn_bench.report.machine_load import MachineLoad, quieter_half
 from streamrnn_bench.report.results import BenchError, Result
 from streamrnn_bench.server.processes import Load, load, serving, stopping_cleanly, temporary_model
+from streamrnn_bench.server.replay import measure_replay
 from streamrnn_bench.server.throughput import verify_server
 from streamrnn_bench.step.cases import Case
 from streamrnn_client import Client
@@ -36,7 +36,10 @@ _INTERVAL_S = 1.0  # of checkpoints, the server's default
 _SETTLE_S = 0.9
 _MAX_ROUND_TRIPS = 1 << 22
 _NUM_FSYNCS = 50
-_THROUGHPUT_TARGET, _LATENCY_TARGET = 0.95, 1 / 1.5
+_MAX_FDATASYNCS = 3  # of a group, that `always` may take beside what `none` takes
+_RATE_TARGETS = {_CHECKPOINT: 0.95, _ALWAYS: 0.5}
+_TAIL_TARGETS = {_CHECKPOINT: 1 / 1.5, _ALWAYS: None}
+_COUNTS = ("num_saved", "num_steps", "num_groups", "num_bytes_written", "num_journal_bytes_written")
 
 Found = dict[str, Any]
 
@@ -57,12 +60,7 @@ class _Server(NamedTuple):
             if self.durability != "none" and not client.sync():
                 raise BenchError(f"the state cannot be written: {client.stats()['read_only']}")
             after = client.stats()
-        changes = {
-            name: after[name] - before[name]
-            for name in ("num_saved", "num_checkpoints", "num_commits", "num_bytes_written")
-            if name in after
-        }
-        return found | changes
+        return found | {name: after[name] - before[name] for name in _COUNTS if name in after}
 
 
 @contextlib.contextmanager
@@ -119,10 +117,10 @@ def measure_durability(
     ``windows`` are the steps that the server remembers of each stream. The state is in a temporary
     directory below ``directory``.
 
-    Yields with `checkpoint` steps a second and the p99.9 of the round trip against those with
-    `none`; with `always` steps a second against those with `none`, and p50 and p99 of the round
-    trip against fdatasync after writes of the same size. Medians of the quieter half of the rounds.
-    Raises a `BenchError` if a reply is wrong or missing, or streams are not written every second.
+    Yields for `checkpoint` and `always` steps a second, and p50 and p99.9 of the round trip,
+    against those with `none`; p50 of `always` against that with `none` and three fdatasyncs of as
+    much as one group. Medians of the quieter half of the rounds. Then `measure_replay`. Raises a
+    `BenchError` if a reply is wrong or missing, or streams are not written every second.
     """
     round_s = -(-round_s // _INTERVAL_S) * _INTERVAL_S
     for case in cases:
@@ -134,10 +132,13 @@ def measure_durability(
                 for _ in range(num_rounds):
                     found = {key: server.turn(round_s) for key, server in servers.items()}
                     _check_writing(found[_CHECKPOINT], num_streams, round_s)
+                    found[_ALWAYS]["fdatasync_us"] = _fdatasync_us(directory, found[_ALWAYS])
                     rounds.append((machine_load.share(), found))
             share, chosen = quieter_half(rounds)
-            yield from _checkpoint_results(name, chosen, share)
-            yield from _always_results(name, chosen, directory)
+            note = f"others took up to {share:.0%} of the machine"
+            for durability in (_CHECKPOINT, _ALWAYS):
+                yield from _results(f"{name} {durability}", chosen, durability, note)
+        yield measure_replay(case, num_streams, directory)
 
 
 def _check_writing(found: Found, num_streams: int, round_s: float) -> None:
@@ -150,84 +151,87 @@ def _check_writing(found: Found, num_streams: int, round_s: float) -> None:
         )
 
 
+def _fdatasync_us(directory: Path, found: Found) -> float:
+    """Return what the disk takes for as much as one group, at p50."""
+    return median(fsync_us(directory, _group_bytes(found)))
+
+
+def _group_bytes(found: Found) -> int:
+    return GROUP_HEAD_BYTES + round(found["num_journal_bytes_written"] / found["num_groups"])
+
+
 def _rate(found: Found) -> float:
     return float(found["num_replies"] / found["elapsed_s"])
 
 
-def _checkpoint_results(
-    name: str, rounds: Sequence[dict[str, Found]], share: float
-) -> list[Result]:
-    def both(measure: Any) -> tuple[list[float], list[float]]:
-        none = [float(measure(found["none"])) for found in rounds]
-        return [float(measure(found[_CHECKPOINT])) for found in rounds], none
+def _bytes_a_step(found: Found) -> float:
+    """Return how much is written for a step, in records and in the journal."""
+    written = found["num_bytes_written"] + found["num_journal_bytes_written"]
+    return float(written / found["num_steps"])
 
-    rates, rates_none = both(_rate)
-    tails, tails_none = both(lambda found: found["p99.9_us"])
-    ratios = [a / b for a, b in zip(rates, rates_none, strict=True)]
-    ratios_of_tails = [b / a for a, b in zip(tails, tails_none, strict=True)]
-    written = [each[_CHECKPOINT] for each in rounds]
-    num_bytes = median(each["num_bytes_written"] / each["num_saved"] for each in written)
-    return [
-        Result(
+
+def _results(
+    name: str, rounds: Sequence[dict[str, Found]], durability: str, note: str
+) -> Iterator[Result]:
+    """Yield what a durability costs."""
+    found, none = ([each[key] for each in rounds] for key in (durability, "none"))
+    ratios = [_rate(a) / _rate(b) for a, b in zip(found, none, strict=True)]
+    num_bytes = median(map(_bytes_a_step, found))
+    yield Result(
+        benchmark="durability",
+        case=f"{name} float32 cpu",
+        value=median(map(_rate, found)),
+        unit="messages/s",
+        reference="none",
+        reference_value=median(map(_rate, none)),
+        target=_RATE_TARGETS[durability],
+        note=f"{num_bytes:,.0f} bytes a step; {_range(ratios)}; {note}",
+    )
+    for quantile in ("p50", "p99.9"):
+        times, times_none = ([each[f"{quantile}_us"] for each in of] for of in (found, none))
+        ratios = [b / a for a, b in zip(times, times_none, strict=True)]
+        yield Result(
             benchmark="durability",
-            case=f"{name} checkpoint float32 cpu",
-            value=median(rates),
-            unit="messages/s",
-            reference="none",
-            reference_value=median(rates_none),
-            target=_THROUGHPUT_TARGET,
-            note=f"{_range(ratios)}; {num_bytes:,.0f} bytes a stream; "
-            f"others took up to {share:.0%} of the machine",
-        ),
-        Result(
-            benchmark="durability",
-            case=f"{name} checkpoint p99.9 float32 cpu",
-            value=median(tails),
+            case=f"{name} {quantile} float32 cpu",
+            value=median(times),
             unit="us",
             reference="none",
-            reference_value=median(tails_none),
-            target=_LATENCY_TARGET,
-            note=_range(ratios_of_tails),
-        ),
+            reference_value=median(times_none),
+            target=None if quantile == "p50" else _TAIL_TARGETS[durability],
+            note=_range(ratios),
+        )
+    if durability == _ALWAYS:
+        yield _against_disk(name, found, none)
+
+
+def _against_disk(name: str, found: Sequence[Found], none: Sequence[Found]) -> Result:
+    """Compare p50 with what the disk and a server without one would need."""
+    synced_us = [each["fdatasync_us"] for each in found]
+    steps = [each["num_steps"] / each["num_groups"] for each in found]
+    limits = [
+        _MAX_FDATASYNCS * us + each["p50_us"] for us, each in zip(synced_us, none, strict=True)
     ]
+    return Result(
+        benchmark="durability",
+        case=f"{name} p50 and disk float32 cpu",
+        value=median(each["p50_us"] for each in found),
+        unit="us",
+        reference=f"{_MAX_FDATASYNCS}_fdatasync_and_none",
+        reference_value=median(limits),
+        target=1.0,
+        note=f"an fdatasync of {median(map(_group_bytes, found)) / 1e3:,.0f} kB, a group of "
+        f"{median(steps):,.0f} steps: {median(synced_us):,.0f} us",
+    )
 
 
 def _range(ratios: Sequence[float]) -> str:
     return f"{len(ratios)} rounds, {min(ratios):.2f} to {max(ratios):.2f}"
 
 
-def _always_results(
-    name: str, rounds: Sequence[dict[str, Found]], directory: Path
-) -> Iterator[Result]:
-    found = [each[_ALWAYS] for each in rounds]
-    commits = sum(each["num_commits"] for each in found)
-    num_bytes = round(sum(each["num_bytes_written"] for each in found) / commits)
-    yield Result(
-        benchmark="durability",
-        case=f"{name} always float32 cpu",
-        value=median(map(_rate, found)),
-        unit="messages/s",
-        reference="none",
-        reference_value=median(_rate(each["none"]) for each in rounds),
-        note=f"{sum(each['num_saved'] for each in found) / commits:,.0f} streams a commit",
-    )
-    synced_us = fsync_us(directory, num_bytes)
-    for quantile, reference_us in zip((50, 99), np.percentile(synced_us, (50, 99)), strict=True):
-        yield Result(
-            benchmark="durability",
-            case=f"{name} always p{quantile} float32 cpu",
-            value=median(each[f"p{quantile}_us"] for each in found),
-            unit="us",
-            reference="fdatasync",
-            reference_value=float(reference_us),
-            note=f"of {num_bytes / 1e3:,.0f} kB, as much as a commit writes",
-        )
-
-
 def fsync_us(directory: Path, num_bytes: int) -> list[float]:
     """Return times of a write with its fdatasync, in microseconds.
 
-    Each write overwrites what the file holds already, as LMDB does.
+    Each write overwrites what the file holds already: the disk alone is asked.
     """
     data = os.urandom(max(1, num_bytes))
     times_us = []
