@@ -23,12 +23,11 @@ _NOT_PROVED = "none: nothing was compared with the original"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = (
-        "Read a PyTorch state dict, saved with safetensors.torch.save_file, that holds nn.RNN, "
-        "nn.GRU or nn.LSTM of any depth or their cells, perhaps an nn.Embedding or nn.Linear "
-        "before and nn.Linear after. Kind and sizes are read off the shapes; what shapes cannot "
-        "say has an option."
+        "Turn a file of another framework into a model. Its content says what it is: a PyTorch "
+        "state dict (saved with safetensors.torch.save_file) or ONNX. Nothing in it is run, and no "
+        "pickle is read."
     )
-    parser.add_argument("file", metavar="FILE", help="state dict (.safetensors)")
+    parser.add_argument("file", metavar="FILE", help="state dict (.safetensors) or .onnx")
     parser.add_argument("-o", "--output", metavar="MODEL", required=True, help="file to write")
     parser.add_argument(
         "--check",

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 
-from streamrnn.importers.network import ImportedModel
+from streamrnn.errors import ModelError, ModelFileError
+from streamrnn.importers.network import ImportedModel, Names
+from streamrnn.importers.onnx.file import looks_like_onnx
+from streamrnn.importers.onnx.network import import_onnx
 from streamrnn.importers.torch import TorchOptions, import_torch
 
 __all__ = ["import_file"]
+
+# Options that every source has; the others say what a state dict leaves open.
+_COMMON = ("inputs", "outputs", "first_state")
 
 
 def import_file(path: str | os.PathLike[str], options: TorchOptions | None = None) -> ImportedModel:
@@ -29,4 +36,38 @@ def import_file(path: str | os.PathLike[str], options: TorchOptions | None = Non
     ModelError
         If the file is damaged, of no known kind, or holds what a model cannot.
     """
+    options = options or TorchOptions()
+    start = _start_of(path)
+    if start[8:9] != b"{" and looks_like_onnx(start):
+        _refuse_state_dict_options(path, options)
+        names = Names(options.inputs, options.outputs)
+        return import_onnx(path, names, zero_state=options.first_state == "zeros")
     return import_torch(path, options)
+
+
+def _start_of(path: str | os.PathLike[str]) -> bytes:
+    """Read a file's first bytes; nothing of what is no regular file, which its reader refuses."""
+    try:
+        if not os.path.isfile(path):
+            return b""
+        with open(path, "rb") as file:
+            return file.read(64)
+    except OSError as error:
+        raise ModelFileError(
+            f"{os.fspath(path)} cannot be read: {error.strerror or error}"
+        ) from error
+    except ValueError:  # a path with a NUL character
+        return b""
+
+
+def _refuse_state_dict_options(path: str | os.PathLike[str], options: TorchOptions) -> None:
+    given = [
+        item.name.replace("_", "-")
+        for item in fields(options)
+        if item.name not in _COMMON and getattr(options, item.name) != item.default
+    ]
+    if given:
+        raise ModelError(
+            f"{os.fspath(path)} says itself how its layers are joined; leave out "
+            + ", ".join(f"--{name}" for name in given)
+        )

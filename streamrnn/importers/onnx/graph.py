@@ -1,0 +1,310 @@
+"""Follow a graph node by node, from its inputs to its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.errors import ModelFileError
+from streamrnn.importers.onnx.file import OnnxFile, check_texts
+from streamrnn.importers.onnx.layers import (
+    ARITHMETIC,
+    FUNCTIONS,
+    apply_arithmetic,
+    apply_function,
+    apply_product,
+    look_up,
+    normalise,
+)
+from streamrnn.importers.onnx.moves import MAX_ELEMENTS, MOVES, move
+from streamrnn.importers.onnx.recurrent import RECURRENT, StateUse, apply_recurrent
+from streamrnn.importers.onnx.values import (
+    FEATURE,
+    NotFollowed,
+    Signal,
+    Symbols,
+    Unknown,
+    Value,
+)
+
+__all__ = ["Graph", "follow"]
+
+_MAX_NODES = 100_000
+_MAX_DEPTH = 8  # of graphs in branches
+_OPEN_SIZES = (5, 7, 11, 13, 17, 19)  # stand for axes whose size is open: no two are alike
+
+
+@dataclass
+class Graph:
+    """What is known of a graph after it was followed."""
+
+    file: OnnxFile
+    values: dict[str, Value] = field(default_factory=dict)
+    state_inputs: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    uses: list[StateUse] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)  # of nodes
+    num_symbols: int = 0
+    num_made: int = 0  # elements of constants that the graph made
+
+    def new_symbols(self, shape: Sequence[int]) -> NDArray[np.int64]:
+        """Give every element of a shape a new id."""
+        count = int(np.prod(shape))
+        if self.num_symbols + count > MAX_ELEMENTS:
+            raise NotFollowed("it has too many states")
+        ids = np.arange(self.num_symbols, self.num_symbols + count).reshape(tuple(shape))
+        self.num_symbols += count
+        return ids
+
+
+def follow(file: OnnxFile) -> Graph:
+    """Follow the graph of a file.
+
+    Raises `ModelFileError` if it is no graph that can be followed at all; what one node does that
+    is not understood becomes `Unknown`.
+    """
+    graph = Graph(file)
+    main = file.model.graph
+    if len(main.node) > _MAX_NODES:
+        raise ModelFileError(f"{file.path}: {len(main.node)} nodes; at most {_MAX_NODES} are read")
+    check_texts(file.path, main)
+    _add_constants(graph, main)
+    states = _state_names(main)
+    sizes: dict[str, int] = {}
+    for item in main.input:
+        if item.name in graph.values:  # an initialiser that is an input too, as before IR 4
+            continue
+        shape = _input_shape(file, item, sizes)
+        if item.name in states:
+            try:
+                ids = graph.new_symbols(shape)
+            except NotFollowed as error:
+                raise ModelFileError(f"{file.path}: input {item.name!r}: {error}") from error
+            graph.state_inputs[item.name] = ids
+            graph.values[item.name] = Symbols(ids)
+        else:
+            axes = tuple(((f"{item.name}.{k}", size),) for k, size in enumerate(shape))
+            graph.values[item.name] = Signal(item.name, axes)
+    _run(graph, main.node, 0)
+    return graph
+
+
+def _add_constants(graph: Graph, main: Any) -> None:
+    for tensor in main.initializer:
+        graph.values[tensor.name] = graph.file.array(tensor)
+    for sparse in main.sparse_initializer:
+        graph.values[sparse.values.name] = Unknown(
+            (f"tensor {sparse.values.name!r} is sparse, which is not supported",)
+        )
+
+
+def _input_shape(file: OnnxFile, item: Any, sizes: dict[str, int]) -> tuple[int, ...]:
+    """Return the shape of an input; axes whose size is open get one that is like no other."""
+    if not item.type.HasField("tensor_type") or not item.type.tensor_type.HasField("shape"):
+        raise ModelFileError(f"{file.path}: input {item.name!r} has no shape")
+    shape = []
+    for k, axis in enumerate(item.type.tensor_type.shape.dim):
+        if axis.HasField("dim_value") and axis.dim_value > 0:
+            shape.append(int(axis.dim_value))
+            continue
+        name = axis.dim_param or f"{item.name}.{k}"
+        shape.append(sizes.setdefault(name, _OPEN_SIZES[len(sizes) % len(_OPEN_SIZES)]))
+    if len(shape) > 8 or any(size > 1 << 24 for size in shape):
+        raise ModelFileError(f"{file.path}: input {item.name!r} has the shape {shape}")
+    return tuple(shape)
+
+
+def _state_names(main: Any) -> set[str]:
+    """Find the inputs that reach an initial state and are only moved on the way."""
+    wanted: set[str] = set()
+    for node in reversed(main.node):
+        if node.op_type in RECURRENT:
+            wanted |= {name for name in list(node.input)[5:7] if name}
+        elif node.op_type in MOVES and wanted & set(node.output):
+            inputs = list(node.input) if node.op_type == "Concat" else list(node.input)[:1]
+            wanted |= set(inputs)
+    return wanted & {item.name for item in main.input}
+
+
+def _run(graph: Graph, nodes: Iterable[Any], depth: int) -> None:
+    for node in nodes:
+        output = next((output for output in node.output if output), "(no name)")
+        name = output if not node.name or node.name in graph.names else node.name
+        graph.names.add(name)
+        where = f"node {name!r} ({node.op_type})"
+        inputs = [graph.values.get(key) if key else None for key in node.input]
+        reasons = [
+            f"{where} reads {key!r}, which nothing before it makes"
+            for key in node.input
+            if key and key not in graph.values
+        ]
+        reasons += [
+            reason for value in inputs if isinstance(value, Unknown) for reason in value.reasons
+        ]
+        outputs: list[Value] = []
+        try:
+            if not reasons or node.op_type not in _KNOWN:
+                outputs = _apply(graph, node, name, inputs, depth)
+        except NotFollowed as error:
+            reasons += [f"{where}: {text}" for text in error.args]
+        except (ValueError, TypeError, IndexError, OverflowError, MemoryError) as error:
+            reasons.append(f"{where} does not fit its inputs: {error}")
+        if reasons:
+            outputs = [Unknown(tuple(dict.fromkeys(reasons)))] * len(node.output)
+        for key, value in zip(node.output, outputs, strict=False):
+            if key:
+                graph.values[key] = value
+
+
+def _apply(
+    graph: Graph, node: Any, name: str, inputs: Sequence[Value | None], depth: int
+) -> list[Value]:
+    op = node.op_type
+    if node.domain not in ("", "ai.onnx") or op not in _KNOWN:
+        domain = f" of domain {node.domain!r}" if node.domain not in ("", "ai.onnx") else ""
+        raise NotFollowed(f"the operator{domain} is not supported")
+    attributes = _attributes(graph.file, node)
+    names = list(node.input)
+    if op in RECURRENT:
+        outputs, uses = apply_recurrent(op, name, inputs, names, attributes, graph.new_symbols)
+        graph.uses += uses
+        return outputs
+    if op == "Constant":
+        return [_constant(attributes)]
+    if op == "Shape":
+        return [_shape(inputs[0], attributes)]
+    if op == "ConstantOfShape":
+        return [_filled(graph, inputs[0], attributes)]
+    if op == "If":
+        return _branch(graph, node, inputs[0], depth)
+    if op in ARITHMETIC and len(inputs) == 2:
+        return [apply_arithmetic(op, name, inputs, names)]
+    if op in FUNCTIONS:
+        return [apply_function(op, name, inputs[0], attributes, graph.file.opset)]
+    if op in ("MatMul", "Gemm"):
+        data = [_as_last_step(graph, value) for value in inputs]
+        return [apply_product(op, name, data, names, attributes)]
+    if op == "BatchNormalization" and isinstance(inputs[0], Signal):
+        epsilon = float(attributes.get("epsilon", 1e-5))
+        return [normalise(inputs[0], inputs, name, epsilon)]
+    if op == "Gather" and isinstance(inputs[0], np.ndarray) and isinstance(inputs[1], Signal):
+        if attributes.get("axis", 0) != 0:
+            raise NotFollowed("it looks up along another axis than the first")
+        return [look_up(inputs[1], inputs[0], name, names[0])]
+    outputs = move(op, inputs, attributes, len(node.output))
+    for value in outputs:
+        graph.num_made += value.size if isinstance(value, np.ndarray) else 0
+    if graph.num_made > MAX_ELEMENTS:
+        raise NotFollowed("the graph makes too many constants")
+    return outputs
+
+
+_KNOWN = {
+    *MOVES,
+    *ARITHMETIC,
+    *FUNCTIONS,
+    *RECURRENT,
+    "BatchNormalization",
+    "Constant",
+    "ConstantOfShape",
+    "Gemm",
+    "If",
+    "MatMul",
+    "Shape",
+}
+
+
+def _attributes(file: OnnxFile, node: Any) -> dict[str, Any]:
+    import onnx
+
+    attributes: dict[str, Any] = {}
+    for item in node.attribute:
+        if item.type == onnx.AttributeProto.TENSOR:
+            attributes[item.name] = file.array(item.t)
+        elif item.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+            continue
+        else:
+            value = onnx.helper.get_attribute_value(item)
+            if isinstance(value, bytes):
+                value = value.decode(errors="replace")
+            if isinstance(value, list | tuple):
+                value = [v.decode(errors="replace") if isinstance(v, bytes) else v for v in value]
+            attributes[item.name] = value
+    return attributes
+
+
+def _constant(attributes: dict[str, Any]) -> Value:
+    for key in ("value", "value_float", "value_floats", "value_int", "value_ints"):
+        if key in attributes:
+            value = attributes[key]
+            if isinstance(value, np.ndarray):
+                return value
+            return np.array(value, np.float32 if "float" in key else np.int64)
+    raise NotFollowed("its value is no number")
+
+
+def _shape(value: Value | None, attributes: dict[str, Any]) -> Value:
+    if isinstance(value, Symbols):
+        shape: tuple[int, ...] = value.ids.shape
+    elif isinstance(value, Signal | np.ndarray):
+        shape = value.shape
+    else:
+        raise NotFollowed("its input is not known")
+    part = slice(attributes.get("start"), attributes.get("end"))
+    return np.array(shape[part], np.int64)
+
+
+def _filled(graph: Graph, value: Value | None, attributes: dict[str, Any]) -> Value:
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.ndim > 1:
+        raise NotFollowed("its shape is no constant")
+    shape = tuple(int(size) for size in np.atleast_1d(value))
+    if len(shape) > 8 or min(shape, default=0) < 0 or np.prod(shape, dtype=float) > MAX_ELEMENTS:
+        raise NotFollowed(f"it makes the shape {list(shape)}")
+    fill = attributes.get("value", np.zeros(1, np.float32))
+    return np.broadcast_to(np.asarray(fill).reshape(-1)[:1], shape)
+
+
+def _branch(graph: Graph, node: Any, condition: Value | None, depth: int) -> list[Value]:
+    """Follow the branch that a constant condition chooses."""
+    if not isinstance(condition, np.ndarray) or condition.size != 1 or depth >= _MAX_DEPTH:
+        raise NotFollowed("its condition is no constant")
+    wanted = "then_branch" if condition.any() else "else_branch"
+    branch = next((item.g for item in node.attribute if item.name == wanted), None)
+    if branch is None or len(branch.output) != len(node.output):
+        raise NotFollowed(f"it has no {wanted}")
+    check_texts(graph.file.path, branch)
+    _add_constants(graph, branch)
+    _run(graph, branch.node, depth + 1)
+    missing = Unknown((f"node {node.name!r} (If): its branch makes no such output",))
+    return [graph.values.get(item.name, missing) for item in branch.output]
+
+
+def _as_last_step(graph: Graph, value: Value | None) -> Value | None:
+    """Let the final h of a recurrent layer be its output at the last step."""
+    if not isinstance(value, Symbols):
+        return value
+    for use in graph.uses:
+        signal = next(
+            (
+                v
+                for v in graph.values.values()
+                if isinstance(v, Signal) and v.layers and v.layers[-1].name == use.layer
+            ),
+            None,
+        )
+        ids = value.ids.reshape(-1, value.ids.shape[-1]) if value.ids.ndim else value.ids
+        if signal is not None and not signal.is_last_step and np.array_equal(ids, use.last):
+            is_h = next(u for u in graph.uses if u.layer == use.layer) is use
+            if is_h:
+                axes = tuple(((f"batch{k}", size),) for k, size in enumerate(value.ids.shape[:-1]))
+                return Signal(
+                    signal.source,
+                    (*axes, ((FEATURE, value.ids.shape[-1]),)),
+                    signal.layers,
+                    signal.time,
+                    is_last_step=True,
+                )
+    raise NotFollowed("it computes with states of the network")

@@ -1,0 +1,177 @@
+"""Operators that compute: on constants with NumPy, on what the network computes as layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.importers.network import Activation, Dense, Embedding, Scale, zeros
+from streamrnn.importers.onnx.moves import MAX_ELEMENTS
+from streamrnn.importers.onnx.values import FEATURE, NotFollowed, Signal, Value
+
+__all__ = ["ARITHMETIC", "FUNCTIONS", "apply_arithmetic", "apply_function", "apply_product"]
+
+Attributes = dict[str, Any]
+ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+    "Add": np.add,
+    "Div": np.divide,
+    "Mul": np.multiply,
+    "Sub": np.subtract,
+}
+# Our names of them; which of them a model can hold is not asked here.
+FUNCTIONS = {
+    "Elu": "elu",
+    "Gelu": "gelu",
+    "HardSigmoid": "hard_sigmoid",
+    "HardSwish": "hard_swish",
+    "LeakyRelu": "leaky_relu",
+    "LogSoftmax": "log_softmax",
+    "Relu": "relu",
+    "Selu": "selu",
+    "Sigmoid": "sigmoid",
+    "Softmax": "softmax",
+    "Softplus": "softplus",
+    "Softsign": "softsign",
+    "Tanh": "tanh",
+}
+
+
+def apply_function(
+    op: str, name: str, value: Value | None, attributes: Attributes, opset: int
+) -> Value:
+    """Apply a function of one argument to a signal."""
+    if not isinstance(value, Signal):
+        raise NotFollowed("it is applied to something else than what the network computes")
+    if op in ("Softmax", "LogSoftmax"):
+        rank = len(value.axes)
+        # Before opset 13 the default was 1, and all axes from there on were one.
+        axis = int(attributes.get("axis", -1 if opset >= 13 else 1)) % max(rank, 1)
+        if axis != rank - 1:
+            raise NotFollowed("it is a softmax along another axis than the last")
+        value.num_features()
+    return value.plus(Activation(name, FUNCTIONS[op]))
+
+
+def apply_arithmetic(
+    op: str, name: str, inputs: Sequence[Value | None], names: Sequence[str]
+) -> Value:
+    """Apply an operator of two arguments."""
+    a, b = inputs[0], inputs[1]
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        if math.prod(np.broadcast_shapes(a.shape, b.shape)) > MAX_ELEMENTS:
+            raise NotFollowed("it makes too many elements")
+        if op == "Div" and a.dtype.kind in "iu":
+            if (b == 0).any():
+                raise NotFollowed("it divides by zero")
+            return np.asarray(a // b)
+        return np.asarray(ARITHMETIC[op](a, b))
+    if isinstance(a, Signal) and isinstance(b, Signal):
+        what = "a skip connection" if op in ("Add", "Sub") else "a gate"
+        raise NotFollowed(f"it joins two results of the network, {what}, which no model has")
+    if isinstance(a, Signal) and isinstance(b, np.ndarray):
+        signal, constant, stored, is_left = a, b, names[1], False
+    elif isinstance(b, Signal) and isinstance(a, np.ndarray):
+        signal, constant, stored, is_left = b, a, names[0], True
+    else:
+        raise NotFollowed("it computes with states of the network")
+    row = _row(signal, constant)
+    one, none = np.ones_like(row), np.zeros_like(row)
+    last = signal.layers[-1] if signal.layers else None
+    if op == "Add" and isinstance(last, Dense) and last.activation == "identity":
+        origins = last.origins | {
+            "bias": ", ".join(filter(None, (last.origins.get("bias"), stored)))
+        }
+        joined = replace(last, bias=last.bias + row, origins=origins)
+        return replace(signal, layers=(*signal.layers[:-1], joined))
+    gain, shift = {
+        "Add": (one, row),
+        "Sub": (-one, row) if is_left else (one, -row),
+        "Mul": (row, none),
+        "Div": (one / row if not is_left else none, none),
+    }[op]
+    if op == "Div" and is_left:
+        raise NotFollowed("it divides by what the network computes")
+    return signal.plus(Scale(name, gain, shift)).with_features(row.size)
+
+
+def _row(signal: Signal, constant: NDArray[Any]) -> NDArray[np.float64]:
+    """Return a constant as one number for every feature."""
+    num_features = signal.num_features()
+    if constant.dtype.kind not in "fiu" or constant.size not in (1, num_features):
+        raise NotFollowed("its constant is not one number for every feature")
+    if constant.size > 1 and constant.shape[-1] != num_features:
+        raise NotFollowed("its constant goes along another axis than the features'")
+    row: NDArray[np.float64] = np.broadcast_to(
+        constant.reshape(-1).astype(np.float64), (num_features,)
+    )
+    return row
+
+
+def apply_product(
+    op: str,
+    name: str,
+    inputs: Sequence[Value | None],
+    names: Sequence[str],
+    attributes: Attributes,
+) -> Value:
+    """Apply a MatMul or a Gemm with a constant matrix."""
+    signal, weight = inputs[0], inputs[1]
+    if isinstance(signal, np.ndarray) and isinstance(weight, np.ndarray):
+        raise NotFollowed("it multiplies constants")
+    if not isinstance(signal, Signal) or not isinstance(weight, np.ndarray) or weight.ndim != 2:
+        raise NotFollowed("it is no product of what the network computes with a constant matrix")
+    bias = inputs[2] if len(inputs) > 2 else None
+    alpha, beta = 1.0, 1.0
+    if op == "Gemm":
+        alpha, beta = float(attributes.get("alpha", 1.0)), float(attributes.get("beta", 1.0))
+        if attributes.get("transA", 0):
+            raise NotFollowed("it transposes its first matrix")
+        if len(signal.axes) != 2:
+            raise NotFollowed(f"it takes {len(signal.axes)} axes")
+    rows = weight if attributes.get("transB", 0) and op == "Gemm" else weight.T
+    if signal.num_features() != rows.shape[1]:
+        raise NotFollowed(f"its matrix takes {rows.shape[1]} of {signal.num_features()} features")
+    num_outputs = rows.shape[0]
+    shift: NDArray[Any] = zeros(num_outputs)
+    origins = {"weight": names[1]}
+    if bias is not None:
+        if not isinstance(bias, np.ndarray) or bias.size not in (1, num_outputs):
+            raise NotFollowed("its bias is not one number for every output")
+        shift = np.broadcast_to(bias.reshape(-1), (num_outputs,))
+        origins["bias"] = names[2]
+    rows = rows if alpha == 1 else rows.astype(np.float64) * alpha
+    shift = shift if beta == 1 else shift.astype(np.float64) * beta
+    return signal.plus(Dense(name, rows, shift, origins)).with_features(num_outputs)
+
+
+def look_up(signal: Signal, table: NDArray[Any], name: str, stored: str) -> Signal:
+    """Make an embedding of a Gather from a constant table."""
+    if signal.layers or table.ndim != 2:
+        raise NotFollowed("it looks up in a table by what the network computes")
+    axes = (*signal.axes, ((FEATURE, table.shape[1]),))
+    return replace(signal, axes=axes).plus(Embedding(name, table, {"weight": stored}))
+
+
+def normalise(signal: Signal, inputs: Sequence[Value | None], name: str, epsilon: float) -> Signal:
+    """Make a scale of a batch normalisation, whose features lie on axis 1."""
+    constants = [value for value in inputs[1:5] if isinstance(value, np.ndarray)]
+    if len(constants) != 4 or len({c.shape for c in constants}) != 1 or constants[0].ndim != 1:
+        raise NotFollowed("its four vectors are no constants")
+    k = 1
+    labels = {label for label, size in signal.axes[k] if size != 1} if len(signal.axes) > k else {}
+    if (
+        not labels
+        or (labels != {FEATURE} and signal.layers)
+        or signal.shape[k] != constants[0].size
+    ):
+        raise NotFollowed("it does not work along the features")
+    if labels != {FEATURE} and k != len(signal.axes) - 1:
+        raise NotFollowed("it works on the input along an axis that need not be the features'")
+    scale, bias, mean, variance = (c.astype(np.float64) for c in constants)
+    gain = scale / np.sqrt(variance + epsilon)
+    return signal.plus(Scale(name, gain, bias - mean * gain))

@@ -1,0 +1,322 @@
+"""Operators that move elements and compute nothing, on constants, symbols and signals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.importers.onnx.values import NotFollowed, Signal, Symbols, Value
+
+__all__ = ["MAX_ELEMENTS", "MOVES", "move"]
+
+MAX_ELEMENTS = 1 << 26  # of one constant that a graph makes
+Attributes = dict[str, Any]
+MOVES = (
+    "Cast",
+    "Concat",
+    "Dropout",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)
+
+
+def move(
+    op: str, inputs: Sequence[Value | None], attributes: Attributes, num_outputs: int
+) -> list[Value]:
+    """Apply one operator; return its outputs.
+
+    Raises `NotFollowed` if it does more than move, or its operands are not constants.
+    """
+    first = inputs[0] if inputs else None
+    if op in ("Identity", "Dropout", "Cast"):
+        if isinstance(first, np.ndarray) and op == "Cast":
+            return [_cast(first, attributes)]
+        return [_there(first)]
+    others = [_constant(value) for value in inputs[1:]]
+    if op == "Concat":
+        return [_concat(inputs, attributes)]
+    if op == "Split":
+        return _split(_there(first), others, attributes, num_outputs)
+    return [_one(op, _there(first), others, attributes)]
+
+
+def _there(value: Value | None) -> Value:
+    if value is None:
+        raise NotFollowed("an input is missing")
+    return value
+
+
+def _constant(value: Value | None) -> NDArray[Any] | None:
+    """Return an operand that must be constant; None where there is none, or it is no constant."""
+    return value if isinstance(value, np.ndarray) else None
+
+
+def _integers(value: NDArray[Any] | None, what: str) -> list[int]:
+    if value is None or value.dtype.kind not in "iu" or value.ndim > 1 or value.size > 64:
+        raise NotFollowed(f"its {what} are no constant whole numbers")
+    return [int(item) for item in np.atleast_1d(value)]
+
+
+def _axes(
+    others: Sequence[NDArray[Any] | None], attributes: Attributes, rank: int
+) -> list[int] | None:
+    """Return the axes of Squeeze and Unsqueeze, an attribute once and an input since opset 13."""
+    given: list[int] | None = None
+    if others:
+        given = _integers(others[0], "axes")
+    elif "axes" in attributes:
+        given = [int(axis) for axis in attributes["axes"]]
+    if given is None:
+        return None
+    if any(not -rank <= axis < rank for axis in given) or len(given) > rank:
+        raise NotFollowed(f"its axes {given} are none of {rank}")
+    return sorted({axis % rank for axis in given})
+
+
+def _one(
+    op: str, value: Value, others: Sequence[NDArray[Any] | None], attributes: Attributes
+) -> Value:
+    if isinstance(value, Signal):
+        return _move_signal(op, value, others, attributes)
+    if isinstance(value, Symbols):
+        return Symbols(np.asarray(_move_array(op, value.ids, others, attributes)))
+    if isinstance(value, np.ndarray):  # NumPy makes a scalar of what has no axes
+        return np.asarray(_move_array(op, value, others, attributes))
+    raise NotFollowed("its input is not known")
+
+
+def _move_array(
+    op: str,
+    array: NDArray[Any],
+    others: Sequence[NDArray[Any] | None],
+    attributes: Attributes,
+) -> NDArray[Any]:
+    rank = array.ndim
+    if op == "Transpose":
+        return array.transpose(_order(attributes, rank))
+    if op == "Squeeze":
+        axes = _axes(others, attributes, rank)
+        if axes is None:
+            axes = [k for k, size in enumerate(array.shape) if size == 1]
+        return array.squeeze(tuple(axes))
+    if op == "Unsqueeze":
+        num_axes = len(others[0]) if others and others[0] is not None else 0
+        num_axes = num_axes or len(attributes.get("axes", ()))
+        axes = _axes(others, attributes, rank + num_axes) or []
+        return np.expand_dims(array, tuple(axes))
+    if op == "Reshape":
+        return array.reshape(_target(array.shape, others, attributes))
+    if op == "Flatten":
+        return array.reshape(_flattened(array.shape, attributes))
+    if op == "Expand":
+        wanted = tuple(_integers(others[0] if others else None, "sizes"))
+        shape = np.broadcast_shapes(array.shape, wanted)
+        if math.prod(shape) > MAX_ELEMENTS:
+            raise NotFollowed(f"it makes {math.prod(shape)} elements of {array.size}")
+        return np.broadcast_to(array, shape)
+    if op == "Gather":
+        indices = others[0] if others else None
+        if indices is None or indices.dtype.kind not in "iu":
+            raise NotFollowed("its indices are no constant whole numbers")
+        axis = _axis(attributes, 0, rank)
+        if indices.size * (array.size // max(array.shape[axis], 1)) > MAX_ELEMENTS:
+            raise NotFollowed("it makes too many elements")
+        return array.take(indices, axis=axis)
+    return array[_slices(array.shape, others, attributes)]
+
+
+def _move_signal(
+    op: str,
+    signal: Signal,
+    others: Sequence[NDArray[Any] | None],
+    attributes: Attributes,
+) -> Signal:
+    shape, rank = signal.shape, len(signal.axes)
+    if op == "Transpose":
+        return signal.transposed(_order(attributes, rank))
+    if op == "Squeeze":
+        axes = _axes(others, attributes, rank)
+        if axes is None:
+            axes = [k for k, size in enumerate(shape) if size == 1]
+        for k in reversed(axes):
+            if shape[k] != 1:
+                raise NotFollowed(f"it squeezes an axis of {shape[k]} elements")
+            signal = signal.without(k)
+        return signal
+    if op == "Unsqueeze":
+        num_axes = len(others[0]) if others and others[0] is not None else 0
+        num_axes = num_axes or len(attributes.get("axes", ()))
+        new = list(signal.axes)
+        for k in _axes(others, attributes, rank + num_axes) or []:
+            new.insert(k, ())
+        return replace(signal, axes=tuple(new))
+    if op == "Reshape":
+        return signal.reshaped(_target(shape, others, attributes))
+    if op == "Flatten":
+        return signal.reshaped(_flattened(shape, attributes))
+    if op in ("Gather", "Slice"):
+        return _take_last(op, signal, others, attributes)
+    raise NotFollowed("it does that to what the network computes")
+
+
+def _take_last(
+    op: str,
+    signal: Signal,
+    others: Sequence[NDArray[Any] | None],
+    attributes: Attributes,
+) -> Signal:
+    """Take the last time step out, or everything."""
+    shape = signal.shape
+    k = signal.find(signal.time) if signal.time else None
+    if op == "Slice":
+        slices = _slices(shape, others, attributes)
+        changed = [
+            j for j, part in enumerate(slices) if range(*part.indices(shape[j])) != range(shape[j])
+        ]
+        if not changed:
+            return signal
+        indices = range(*slices[changed[0]].indices(shape[changed[0]]))
+        is_last = len(changed) == 1 and changed[0] == k and list(indices) == [shape[k] - 1]
+    else:
+        axis = _axis(attributes, 0, len(shape))
+        chosen = _integers(others[0] if others else None, "indices")
+        is_scalar = others[0] is not None and others[0].ndim == 0
+        is_last = axis == k and is_scalar and chosen[0] in (-1, shape[axis] - 1)
+        if not is_last and shape[axis] == 1 and is_scalar and chosen[0] in (0, -1):
+            return signal.without(axis)
+    if not is_last or k is None:
+        raise NotFollowed("it takes a part of what the network computes, other than the last step")
+    last = replace(
+        signal,
+        axes=tuple(
+            tuple((label, 1 if label == signal.time else size) for label, size in axis)
+            for axis in signal.axes
+        ),
+        is_last_step=True,
+    )
+    return last if op == "Slice" else last.without(k)
+
+
+def _concat(inputs: Sequence[Value | None], attributes: Attributes) -> Value:
+    axis = attributes.get("axis", 0)
+    if all(isinstance(value, np.ndarray) for value in inputs):
+        return np.concatenate([value for value in inputs if isinstance(value, np.ndarray)], axis)
+    if all(isinstance(value, Symbols) for value in inputs):
+        ids = [value.ids for value in inputs if isinstance(value, Symbols)]
+        return Symbols(np.concatenate(ids, axis))
+    if len(inputs) == 1 and isinstance(inputs[0], Signal):
+        return inputs[0]
+    raise NotFollowed("it joins several results of the network")
+
+
+def _split(
+    value: Value,
+    others: Sequence[NDArray[Any] | None],
+    attributes: Attributes,
+    num_outputs: int,
+) -> list[Value]:
+    if not isinstance(value, np.ndarray | Symbols):
+        raise NotFollowed("it parts what the network computes")
+    array = value if isinstance(value, np.ndarray) else value.ids
+    axis = _axis(attributes, 0, array.ndim)
+    if others or "split" in attributes:
+        sizes = _integers(others[0], "sizes") if others else list(attributes["split"])
+    else:
+        each = -(-array.shape[axis] // max(num_outputs, 1))
+        sizes = [each] * (num_outputs - 1)
+        sizes.append(array.shape[axis] - sum(sizes))
+    if len(sizes) != num_outputs or min(sizes) < 0 or sum(sizes) != array.shape[axis]:
+        raise NotFollowed(f"it parts {array.shape[axis]} elements into {sizes}")
+    parts = np.split(array, np.cumsum(sizes)[:-1], axis)
+    return [part if isinstance(value, np.ndarray) else Symbols(part) for part in parts]
+
+
+def _order(attributes: Attributes, rank: int) -> tuple[int, ...]:
+    order = tuple(int(k) for k in attributes.get("perm", range(rank - 1, -1, -1)))
+    if sorted(order) != list(range(rank)):
+        raise NotFollowed(f"its order {list(order)} is none of {rank} axes")
+    return order
+
+
+def _axis(attributes: Attributes, default: int, rank: int) -> int:
+    axis = int(attributes.get("axis", default))
+    if not -rank <= axis < rank:
+        raise NotFollowed(f"its axis {axis} is none of {rank}")
+    return axis % rank
+
+
+def _target(
+    shape: tuple[int, ...], others: Sequence[NDArray[Any] | None], attributes: Attributes
+) -> tuple[int, ...]:
+    """Resolve 0 (as before) and -1 (the rest) in the shape of a Reshape."""
+    if "shape" in attributes:
+        given = [int(size) for size in attributes["shape"]]
+    else:
+        given = _integers(others[0] if others else None, "sizes")
+    if not attributes.get("allowzero", 0):
+        given = [shape[k] if size == 0 and k < len(shape) else size for k, size in enumerate(given)]
+    known = math.prod(size for size in given if size != -1)
+    if given.count(-1) == 1 and known > 0:
+        given[given.index(-1)] = math.prod(shape) // known
+    if min(given, default=0) < 0 or math.prod(given) != math.prod(shape):
+        raise NotFollowed(f"it reshapes {list(shape)} to {given}")
+    return tuple(given)
+
+
+def _flattened(shape: tuple[int, ...], attributes: Attributes) -> tuple[int, ...]:
+    axis = int(attributes.get("axis", 1))
+    axis = axis + len(shape) if axis < 0 else axis
+    if not 0 <= axis <= len(shape):
+        raise NotFollowed(f"its axis {axis} is none of {len(shape)}")
+    return math.prod(shape[:axis]), math.prod(shape[axis:])
+
+
+def _slices(
+    shape: tuple[int, ...], others: Sequence[NDArray[Any] | None], attributes: Attributes
+) -> tuple[slice, ...]:
+    """Return the slices of a Slice: attributes once, inputs since opset 10."""
+    rank = len(shape)
+    if others:
+        starts = _integers(others[0], "starts")
+        ends = _integers(others[1] if len(others) > 1 else None, "ends")
+        axes = list(range(len(starts)))
+        if len(others) > 2 and others[2] is not None:
+            axes = _integers(others[2], "axes")
+        steps = [1] * len(starts)
+        if len(others) > 3 and others[3] is not None:
+            steps = _integers(others[3], "steps")
+    else:
+        starts, ends = list(attributes.get("starts", ())), list(attributes.get("ends", ()))
+        axes = list(attributes.get("axes", range(len(starts))))
+        steps = [1] * len(starts)
+    if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
+        raise NotFollowed("its starts, ends, axes and steps do not belong together")
+    slices = [slice(None)] * rank
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        if not -rank <= axis < rank:
+            raise NotFollowed(f"its axis {axis} is none of {rank}")
+        if step < 0:
+            raise NotFollowed("it goes backwards")
+        slices[axis] = slice(start, end, step)
+    return tuple(slices)
+
+
+def _cast(array: NDArray[Any], attributes: Attributes) -> NDArray[Any]:
+    kinds = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16, 11: np.float64}
+    kind = kinds.get(int(attributes.get("to", 0)))
+    if kind is None:
+        raise NotFollowed(f"it casts to data type {attributes.get('to')}")
+    return array.astype(kind)

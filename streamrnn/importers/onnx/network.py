@@ -1,0 +1,171 @@
+"""Import an ONNX file: make a network of a graph that was followed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.errors import ModelFileError, listed
+from streamrnn.importers.build import build_model, refuse
+from streamrnn.importers.network import Embedding, ImportedModel, Names, Network, Recurrent
+from streamrnn.importers.onnx.file import read_onnx_file
+from streamrnn.importers.onnx.graph import Graph, follow
+from streamrnn.importers.onnx.values import Signal, Symbols, Unknown
+
+__all__ = ["import_onnx"]
+
+
+def import_onnx(
+    path: str | os.PathLike[str], names: Names, *, zero_state: bool = False
+) -> ImportedModel:
+    """Read an ONNX file with RNN, GRU or LSTM nodes.
+
+    Parameters
+    ----------
+    path : str or path
+        The file; tensors may lie in files beside it.
+    names : Names
+        Names for inputs and outputs.
+    zero_state : bool
+        Whether a first state other than zeros is left out.
+
+    Returns
+    -------
+    ImportedModel
+
+    Raises
+    ------
+    ModelFileError
+        If the file is damaged, or its graph holds what a model cannot: all of that is listed.
+    """
+    file = read_onnx_file(path)
+    graph = follow(file)
+    outputs = {item.name: graph.values.get(item.name) for item in file.model.graph.output}
+    reasons = [
+        reason
+        for value in outputs.values()
+        if isinstance(value, Unknown)
+        for reason in value.reasons
+    ]
+    if reasons:
+        raise refuse(file.path, reasons)
+    signals = {name: value for name, value in outputs.items() if isinstance(value, Signal)}
+    if not signals and any(isinstance(value, Symbols) for value in outputs.values()):
+        raise ModelFileError(
+            f"{file.path}: its outputs are final states alone ({listed(list(outputs))}); export "
+            "the output of every step too"
+        )
+    if len(signals) != 1:
+        raise ModelFileError(
+            f"{file.path}: {len(signals)} of its outputs are computed from its input "
+            f"({listed(list(signals)) or 'none'}); a model has one"
+        )
+    ((name, signal),) = signals.items()
+    network = Network(file.path, _source(graph), list(signal.layers))
+    signal.num_features()
+    _check_input(graph, signal, network)
+    _check_states(graph, outputs, network)
+    if signal.is_last_step:
+        network.notes.append(
+            f"the file gives the last step alone ({name!r}); the model gives every step, and the "
+            "last one is the file's"
+        )
+        network.gives_last_step = True
+    if zero_state:
+        network.layers = [
+            layer if not isinstance(layer, Recurrent) else _without_first_state(layer, network)
+            for layer in network.layers
+        ]
+    return build_model(network, names)
+
+
+def _source(graph: Graph) -> str:
+    producer = str(graph.file.model.producer_name)[:40]
+    return f"ONNX opset {graph.file.opset}" + (f" of {producer}" if producer else "")
+
+
+def _without_first_state(layer: Recurrent, network: Network) -> Recurrent:
+    if not layer.first_state:
+        return layer
+    network.notes.append(
+        f"left out the first state {layer.first_state}: streams begin with zeros, and their first "
+        "outputs differ from the original's"
+    )
+    return replace(layer, first_state="")
+
+
+def _check_input(graph: Graph, signal: Signal, network: Network) -> None:
+    """Check that the input is of whole numbers if and only if an embedding looks it up."""
+    others = [
+        name
+        for name, value in graph.values.items()
+        if isinstance(value, Signal)
+        and not value.layers
+        and value.source == name
+        and name != signal.source
+    ]
+    if others:
+        network.notes.append(f"inputs that do not reach the output: {listed(others)}")
+    item = next(item for item in graph.file.model.graph.input if item.name == signal.source)
+    is_whole = item.type.tensor_type.elem_type in (6, 7)
+    has_embedding = bool(signal.layers) and isinstance(signal.layers[0], Embedding)
+    if is_whole != has_embedding:
+        kind = "whole numbers" if is_whole else "floats"
+        network.problems.append(
+            f"input {signal.source!r} is of {kind}, and "
+            + ("an embedding looks it up" if has_embedding else "no embedding looks it up")
+        )
+
+
+def _check_states(graph: Graph, outputs: Mapping[str, object], network: Network) -> None:
+    """Check that what a state output gives is what the state input takes at the next step."""
+    firsts = [use.first.reshape(-1) for use in graph.uses]
+    lasts = [use.last.reshape(-1) for use in graph.uses]
+    if not firsts:
+        return
+    first, last = np.concatenate(firsts), np.concatenate(lasts)
+    given_back = {
+        name: value.ids.reshape(-1) for name, value in outputs.items() if isinstance(value, Symbols)
+    }
+    for name, ids in graph.state_inputs.items():
+        flat = ids.reshape(-1)
+        used = np.isin(first, flat)
+        if not used.any():
+            continue
+        places = first[used] - flat[0]
+        candidates = {
+            other: values for other, values in given_back.items() if values.size == flat.size
+        }
+        match = _matching(candidates, places, last[used])
+        if match is not None:
+            given_back.pop(match)
+            network.notes.append(
+                f"the state {name!r} -> {match!r} is kept by the stream; it begins with zeros"
+            )
+        elif candidates:
+            network.problems.append(
+                f"the state input {name!r} is none of what {listed(list(candidates))} gives back: "
+                "the states would be exchanged at every step"
+            )
+        else:
+            network.notes.append(
+                f"the first state is an input of the graph ({name!r}); streams begin with zeros"
+            )
+    mixed = [use.layer for use in graph.uses if (use.first >= 0).any() != (use.first >= 0).all()]
+    if mixed:
+        network.problems.append(f"a part of the first state of {listed(mixed)} is not an input")
+    if given_back:
+        network.notes.append(f"final states are left out: {listed(list(given_back))}")
+
+
+def _matching(
+    candidates: dict[str, NDArray[np.int64]], places: NDArray[np.int64], last: NDArray[np.int64]
+) -> str | None:
+    for name, values in candidates.items():
+        if np.array_equal(values[places], last):
+            return name
+    return None

@@ -1,0 +1,100 @@
+"""Real files of other frameworks, where they are at hand: what becomes of each of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamrnn.errors import ModelFileError
+from streamrnn.importers.source import import_file
+from streamrnn.importers.torch import TorchOptions
+from streamrnn.reference.model import ReferenceModel
+from tests.importers.shared import SHARED
+
+MODELS = SHARED / "models"
+RELATIVE = 1e-5  # of the outputs' scale
+ZEROS = TorchOptions(first_state="zeros")
+# Options, and the outputs that come out right with them.
+RIGHT: dict[str, tuple[TorchOptions, str]] = {
+    name: (TorchOptions(), "y")
+    for name in (
+        "dtln_model_1.onnx",
+        "onnx_gru_default.onnx",
+        "onnx_gru_f16.onnx",
+        "onnx_gru_lbr1.onnx",
+        "onnx_lstm_f16.onnx",
+        "onnx_lstm_f64.onnx",
+        "onnx_lstm_hardsigmoid.onnx",
+        "onnx_lstm_hardsigmoid_sixth.onnx",
+        "onnx_lstm_layout1.onnx",
+        "onnx_lstm_lowercase.onnx",
+        "onnx_lstm_nobias.onnx",
+        "onnx_lstm_opset7.onnx",
+        "onnx_lstm_plain.onnx",
+        "onnx_rnn_default.onnx",
+        "onnx_rnn_relu.onnx",
+    )
+} | {
+    name: (TorchOptions(), "out_0")
+    for name in (
+        "torch_gru_legacy.onnx",
+        "torch_lstm_dynamo.onnx",
+        "torch_lstm_legacy.onnx",
+        "torch_lstm_nobias_dynamo.onnx",
+        "torch_lstm_nobias_legacy.onnx",
+        "torch_lstm_state_dynamo.onnx",
+    )
+}
+RIGHT["silero_vad_16k.safetensors"] = (
+    TorchOptions(prefix="lstm_cell", head="none"),
+    "y",
+)
+REFUSED = {
+    # They cannot stream.
+    "onnx_lstm_bidir.onnx": "bidirectional",
+    "onnx_lstm_reverse.onnx": "backwards",
+    "torch_lstm_bi_dynamo.onnx": "bidirectional",
+    "torch_lstm_bi_legacy.onnx": "bidirectional",
+    # What no model has yet.
+    "onnx_gru_clip.onnx": "clips its gates",
+    "onnx_gru_relu.onnx": "activation relu",
+    "onnx_lstm_clip.onnx": "clips its gates",
+    "onnx_lstm_initial.onnx": "h0, c0 is a trained first state",
+    "onnx_lstm_inputforget.onnx": "input_forget",
+    "onnx_rnn_affine.onnx": "activation affine",
+    "silero_vad_16k.safetensors": "a convolution",
+}
+SPECIAL = {"silero_vad_16k.safetensors": "silero_vad_16k_lstm_cell.npz"}
+
+pytestmark = pytest.mark.skipif(not MODELS.is_dir(), reason="the models are not at hand")
+
+
+def needs_reader(name: str) -> None:
+    if name.endswith(".onnx"):
+        pytest.importorskip("onnx")
+
+
+def recording(name: str) -> Path:
+    return MODELS / SPECIAL.get(name, f"{name.removesuffix('.weights.h5').rsplit('.', 1)[0]}.npz")
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_file_comes_out_right(name):
+    needs_reader(name)
+    options, key = RIGHT[name]
+    model = import_file(MODELS / name, options).model
+    with np.load(recording(name)) as recorded:
+        x = next(recorded[k] for k in ("x", "in_x", "in_input") if k in recorded)
+        y = recorded[key].reshape(-1, model.spec.output_size)
+    x = x.reshape(-1, model.spec.num_inputs)
+    got = ReferenceModel(model).steps(x if model.spec.is_token else x.astype(np.float32))
+    assert np.abs(got - y).max() <= RELATIVE * np.abs(y).max()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_file_is_refused_with_its_reason(name):
+    needs_reader(name)
+    with pytest.raises(ModelFileError, match=REFUSED[name]):
+        import_file(MODELS / name)
