@@ -40,6 +40,7 @@ __all__ = [
     "fault_of",
     "fits_model",
     "head_bytes_of",
+    "num_outputs_of",
     "row_offset",
 ]
 
@@ -72,7 +73,7 @@ class RecordHead(Struct, packed=True):
     # From here on version 2 alone:
     incarnation: I64  # which of the streams that have had this id
     num_changes: I64  # of it so far, those that have a number and those that have none
-    num_outputs: I32  # outputs kept, of the newest steps remembered
+    num_outputs: I32  # outputs kept, of the newest steps remembered: those not received yet
     unused: I32
 
 
@@ -128,13 +129,14 @@ def fault_of(head: RecordHead, num_bytes: int) -> int:
     if not is_old and (
         head.incarnation < 0
         or head.num_changes < 0
-        or head.num_outputs != (num_ring if keeps_outputs else 0)
+        or head.num_outputs < 0
+        or head.num_outputs > (num_ring if keeps_outputs else 0)
         or head.unused != 0
     ):
         return RecordFault.HISTORY
     if head.row_bytes < 0 or head.row_bytes % 64 != 0:
         return RecordFault.PARTS
-    ring_bytes = num_ring * (8 + head.y_bytes)
+    ring_bytes = 8 * num_ring + num_outputs_of(head) * head.y_bytes
     if row_offset(head) + head.row_bytes + ring_bytes + CHECKSUM_BYTES != num_bytes:
         return RecordFault.PARTS
     return RecordFault.NONE
@@ -148,6 +150,13 @@ def fits_model(row_bytes: int, y_bytes: int, model_row_bytes: int, model_y_bytes
 def head_bytes_of(head: RecordHead) -> int:
     """Return how long a record's head is; the names follow it."""
     return OLD_HEAD_BYTES if head.version == 1 else HEAD_BYTES
+
+
+def num_outputs_of(head: RecordHead) -> int:
+    """Return how many outputs a record has, of the newest steps that it remembers."""
+    if head.version == 1:
+        return head.num_ring if head.y_bytes > 0 else 0
+    return head.num_outputs
 
 
 def row_offset(head: RecordHead) -> int:
@@ -207,8 +216,9 @@ class StreamRecord:
         The model's state, little-endian float32.
     digests : ndarray of int64, shape (num_ring,)
         Of the inputs of the last ``min(window, last_seq)`` steps, the oldest first.
-    outputs : ndarray of uint8, shape (num_ring, y_bytes)
-        Their outputs, little-endian float32; with window 1 y_bytes is 0.
+    outputs : ndarray of uint8, shape (num_outputs, y_bytes)
+        Those of the newest of them, little-endian float32; with window 1 there are none, and
+        y_bytes is 0.
     incarnation : int
         Which of the streams that have had this id, one after the other; 0 if nobody counts.
     num_changes : int
@@ -283,7 +293,7 @@ def encode_record(record: StreamRecord) -> bytes:
     texts = [record.model.encode(), record.arithmetic.encode(), record.owner.encode()]
     names = b"".join([record.stream, *texts])
     num_ring = len(record.digests)
-    y_bytes = record.outputs.shape[1] if num_ring else 0
+    num_outputs, y_bytes = record.outputs.shape if num_ring else (0, 0)
     body = b"".join(
         [
             names,
@@ -309,7 +319,7 @@ def encode_record(record: StreamRecord) -> bytes:
         *map(len, texts),
         record.incarnation,
         record.num_changes,
-        num_ring if y_bytes else 0,
+        num_outputs if y_bytes else 0,
         0,
     )
     head = np.array([values], RecordHead.dtype).tobytes()
@@ -364,7 +374,8 @@ def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
     except UnicodeDecodeError as error:
         raise RecordError(f"a name in it is not UTF-8: {error}") from error
     ring, num_ring, y_bytes = begin + head.row_bytes, head.num_ring, head.y_bytes
-    outputs = np.frombuffer(data, np.uint8, num_ring * y_bytes, ring + 8 * num_ring)
+    num_outputs = num_outputs_of(head)
+    outputs = np.frombuffer(data, np.uint8, num_outputs * y_bytes, ring + 8 * num_ring)
     return StreamRecord(
         stream=stream,
         model=model,
@@ -377,7 +388,7 @@ def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
         clock_s=head.clock_s,
         row=data[begin:ring],
         digests=np.frombuffer(data, "<i8", num_ring, ring),
-        outputs=outputs.reshape(num_ring, y_bytes),
+        outputs=outputs.reshape(num_outputs, y_bytes),
         incarnation=0 if head.version == 1 else head.incarnation,
         num_changes=0 if head.version == 1 else head.num_changes,
     )

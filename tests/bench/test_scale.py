@@ -21,7 +21,7 @@ CASE = Case("gru", 3, 8)
 def test_a_small_window_steps_streams_in_random_order():
     traffic = make_traffic(0, 1_000, 2, 4, num_under_way=10)
     names = [
-        decode_request(head.tobytes() + b"\x07\xc4\x08" + bytes(8)).call[0]
+        decode_request(head.tobytes() + b"\x07\xc4\x08" + bytes(8) + b"\x06").call[0]
         for head in traffic.heads
     ]
     assert sorted(names) == stream_names(1_000)

@@ -57,9 +57,9 @@ def test_one_wrong_bit_is_found():
 def test_requests_begin_as_the_protocol_says():
     traffic = make_traffic(0, 3, 2, 4)
     seq, x = b"\x07", b"\xc4\x08" + bytes(8)
-    request = decode_request(traffic.heads[2].tobytes() + seq + x)
+    request = decode_request(traffic.heads[2].tobytes() + seq + x + b"\x06")
     assert (request.msgid, request.method) == (FIRST_MSGID + 2, "step")
-    assert tuple(request.call) == (stream_names(3)[2], 7, bytes(8))
+    assert tuple(request.call) == (stream_names(3)[2], 7, bytes(8), 6)
 
 
 def test_each_stream_is_driven_at_its_own_shard():
@@ -67,7 +67,7 @@ def test_each_stream_is_driven_at_its_own_shard():
     assert sorted(np.concatenate(parts)) == list(range(100))
     traffic = make_traffic(0, len(parts[1]), 2, 4, numbers=parts[1])
     for k, head in enumerate(traffic.heads):
-        request = decode_request(head.tobytes() + b"\x07\xc4\x08" + bytes(8))
+        request = decode_request(head.tobytes() + b"\x07\xc4\x08" + bytes(8) + b"\x06")
         assert request.msgid == FIRST_MSGID + k
         [name, *_] = request.call
         assert isinstance(name, str)

@@ -41,7 +41,7 @@ from streamrnn_server.shard.setup import ShardMemory
 from streamrnn_server.shard.streams.allocate import allocate_slot
 from streamrnn_server.shard.streams.operations import close_stream
 from streamrnn_server.shard.streams.owners import NO_OWNER
-from streamrnn_server.shard.streams.replay_ring import output_place, remembered
+from streamrnn_server.shard.streams.replay_ring import num_kept, output_place, remembered
 from streamrnn_server.shard.streams.restore import fill_slot, usable_record
 from streamrnn_server.shard.streams.slots import push_free_slot
 from streamrnn_server.shard.structs import shard_at
@@ -153,16 +153,20 @@ def differs(address: int, slot: int, row: int, digests: Any, outputs: int) -> bo
     """Tell whether a stream is not as a record says, and free it."""
     shard = shard_at(address)
     header, model = header_of(shard, slot), model_of(shard, 0)
+    _, num_outputs = num_kept(header, header.last_seq)
+    first = header.last_seq + 1 - num_outputs
     is_other = False
     for k in range(model.row_bytes):
         is_other |= load_u8(row_of(model, slot) + k) != load_u8(row + k)
     for k in range(len(digests)):
         seq = header.last_seq - len(digests) + 1 + k
         is_other |= not remembered(header, seq, digests[k])
-        if header.window_log2 > 0:
+        if seq >= first:
             place = output_place(header, seq, model.y_bytes)
             for i in range(model.y_bytes):
-                is_other |= load_u8(place + i) != load_u8(outputs + k * model.y_bytes + i)
+                is_other |= load_u8(place + i) != load_u8(
+                    outputs + (seq - first) * model.y_bytes + i
+                )
     close_stream(shard, header)
     push_free_slot(shard, header)
     return is_other
@@ -186,6 +190,7 @@ def damaged_records(draw, shard: Shard):
     last_seq = draw(st.sampled_from([1, 5, 2**62])) if numbering == NUMBERED else 0
     num_ring = min(window, last_seq)
     y_bytes = draw(st.sampled_from([4 * NUM_OUTPUTS] * 3 + [0, 4])) if window > 1 else 0
+    num_outputs = draw(st.integers(0, num_ring)) if y_bytes else 0
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     good = StreamRecord(
         stream=canonical_id(draw(st.one_of(st.text("aä", min_size=1, max_size=9), st.just(7)))),
@@ -199,7 +204,7 @@ def damaged_records(draw, shard: Shard):
         clock_s=3,
         row=rng.bytes(shard.program.row_bytes + draw(st.sampled_from([0, 0, 0, 64, -64]))),
         digests=rng.integers(-(2**63), 2**63 - 1, num_ring),
-        outputs=rng.integers(0, 256, (num_ring, y_bytes), np.uint8),
+        outputs=rng.integers(0, 256, (num_outputs, y_bytes), np.uint8),
     )
     data = bytearray(encode_record(good))
     head = np.frombuffer(data, RecordHead.dtype, 1)

@@ -38,6 +38,7 @@ MODELS = {"sum": spec(), "sum3": spec(("a", "b", "c"))}
 
 
 _NOTHING = np.zeros(())
+_NUM_PARAMS = {"step": 3, "batch": 3, "reset": 2, "open": 3}  # of an old server
 
 
 @dataclass
@@ -49,6 +50,11 @@ class FakeStream:
     durable_seq: int = 0
     numbered: bool | None = None
     ring: deque[tuple[int, bytes, bytes]] = field(default_factory=deque)
+    received: int = 0
+
+    @property
+    def oldest(self) -> int:
+        return max(self.last_seq + 1 - len(self.ring), self.received + 1)
 
     def is_as(self, other: FakeStream) -> bool:
         """Tell whether both have the same state, numbers and last steps."""
@@ -76,7 +82,7 @@ class FakeServer:
     ):
         self.durability = durability
         self.is_read_only = False
-        self.is_old = False  # knows no batch in columns, and so refuses it
+        self.is_old = False  # knows no features, and so refuses them
         self.has_details = True  # a shard under a flood of errors sends none
         self.num_refused = 0
         self.disk: dict[bytes, FakeStream] = {}
@@ -151,7 +157,8 @@ class FakeServer:
                 max_message_bytes=self.limits["max_message_bytes"],
                 max_batch=self.limits["max_batch"],
             )
-            if method == "batch" and self.is_old and len(msgpack.unpackb(payload)[3]) != 3:
+            params = msgpack.unpackb(payload)[3]
+            if self.is_old and len(params) > _NUM_PARAMS.get(method, len(params)):
                 self.num_refused += 1
                 raise _fail(ErrorCode.BAD_PARAMS)
             self.requests.append(method)
@@ -181,7 +188,7 @@ class FakeServer:
             "max_in_flight": 1000,
             "models": list(self.models),
             "from_the_future": 7,
-            **({} if self.is_old else {"features": ["batch_columns", "of_the_future"]}),
+            **({} if self.is_old else {"features": ["batch_columns", "received", "of_the_future"]}),
             **self.limits,
         }
 
@@ -203,11 +210,12 @@ class FakeServer:
         window = protocol.grant_window(call.window, self.limits["max_window"])
         if isinstance(call, protocol.OpenWithStateRequest):
             return self._make(call.stream, call.record, model, shard, window)
+        args = model, window, shard, call.tells_oldest
         if not call.many:
-            return self._open_one(call.streams[0], model, window, shard)
-        return [self._item(self._open_one, s, model, window, shard) for s in call.streams]
+            return self._open_one(call.streams[0], *args)
+        return [self._item(self._open_one, s, *args) for s in call.streams]
 
-    def _open_one(self, stream, model, window, shard):
+    def _open_one(self, stream, model, window, shard, tells_oldest=False):
         self._admit(stream, shard)
         key = protocol.canonical_id(stream)
         known = self._find(stream)
@@ -216,7 +224,8 @@ class FakeServer:
             known = self.streams[key] = FakeStream(model, window, np.zeros(size, np.float32))
         if known.model != model:
             raise _fail(ErrorCode.WRONG_MODEL, stream=stream, has=known.model, model=model)
-        return [known.last_seq, known.durable_seq, known.window]
+        oldest = [known.oldest] if tells_oldest else []
+        return [known.last_seq, known.durable_seq, known.window, *oldest]
 
     def _close(self, call, shard):
         self._admit(call.stream, shard, may_be_busy=False)
@@ -232,6 +241,7 @@ class FakeServer:
         if call.seq and self._from_ring(known, call.seq, b"reset") is not None:
             return [call.seq, known.durable_seq]
         known.total = np.zeros_like(known.total)
+        known.received = max(known.received, min(call.received, known.last_seq))
         self._commit(known, call.seq, b"reset", b"")
         return [known.last_seq, known.durable_seq]
 
@@ -305,7 +315,7 @@ class FakeServer:
 
     def _step(self, call, shard):
         known = self._known(call.stream, shard)
-        y = self._apply(known, call.first_seq, self._values(call.x, known))
+        y = self._apply(known, call.first_seq, self._values(call.x, known), call.received)
         last = call.first_seq + len(y) - 1 if call.first_seq else 0
         return [last, known.durable_seq, self._answer(call.x, y)]
 
@@ -315,16 +325,17 @@ class FakeServer:
         if len(values) % max(len(call.streams), 1):
             raise _fail(ErrorCode.WRONG_LENGTH, num_bytes=4 * len(values), expected_multiple=8)
         rows = values.reshape(len(call.streams), -1).astype("<f4")
+        received = call.received if call.received is not None else [0] * len(call.streams)
         form = b"" if call.columns else call.x
         items = [
-            self._item(self._batch_one, stream, seq, row, form, shard)
-            for stream, seq, row in zip(call.streams, seqs, rows, strict=True)
+            self._item(self._batch_one, *each, form, shard)
+            for each in zip(call.streams, seqs, rows, received, strict=True)
         ]
         return protocol.encode_columns(items) if call.columns else items
 
-    def _batch_one(self, stream, seq, row, x, shard):
+    def _batch_one(self, stream, seq, row, received, x, shard):
         known = self._known(stream, shard)
-        y = self._apply(known, seq, self._values(row.tobytes(), known))
+        y = self._apply(known, seq, self._values(row.tobytes(), known), received)
         return [seq, known.durable_seq, self._answer(x, y)]
 
     # ---- rules --------------------------------------------------------------------------------
@@ -364,7 +375,7 @@ class FakeServer:
             raise _fail(ErrorCode.BAD_VALUE, step=step, input=number, name=name)
         return rows
 
-    def _apply(self, known, first_seq, rows):
+    def _apply(self, known, first_seq, rows, received):
         if len(rows) > known.window:
             raise _fail(ErrorCode.WINDOW, num_steps=len(rows), window=known.window)
         self._check_numbering(known, first_seq)
@@ -373,6 +384,9 @@ class FakeServer:
             self._from_ring(known, number, row.tobytes()) if number else None
             for number, row in zip(numbers, rows, strict=True)
         ]
+        if outputs[0] is not None and first_seq < known.oldest:
+            raise _fail(ErrorCode.STALE, got=first_seq, oldest=known.oldest)
+        known.received = max(known.received, min(received, known.last_seq))
         for k, (number, row) in enumerate(zip(numbers, rows, strict=True)):
             if outputs[k] is None:
                 known.total = known.total + row
@@ -396,8 +410,7 @@ class FakeServer:
                 if kept != digest:
                     raise _fail(ErrorCode.CONFLICT, seq=seq)
                 return y
-        oldest = known.ring[0][0] if known.ring else known.last_seq + 1
-        raise _fail(ErrorCode.STALE, got=seq, oldest=oldest)
+        raise _fail(ErrorCode.STALE, got=seq, oldest=known.oldest)
 
     def _commit(self, known, seq, digest, y):
         known.numbered = seq > 0

@@ -64,14 +64,16 @@ def decode(message, place=GUARDED.put_last, record=RECORD):
     if kind in (Kind.OPEN, Kind.OPEN_MANY):
         name = ctypes.string_at(field("x"), field("x_count")).decode() if field("x") else None
         meaning |= {"model": name, "window": field("window")}
+        meaning["tells_oldest"] = field("oldest_output") == 0
     if kind in (Kind.STEP, Kind.RESET):
-        meaning["first_seq"] = field("first_seq")
+        meaning |= {"first_seq": field("first_seq"), "received": field("received")}
     if kind == Kind.STEP_MANY:
-        position, seqs = field("seqs"), []
-        for _ in range(field("num_items") if position else 0):
-            seq, position = read_uint(position, end)
-            seqs.append(seq)
-        meaning["seqs"] = seqs if field("seqs") else None
+        for name, begin in (("seqs", field("seqs")), ("received", field("received_at"))):
+            position, numbers = begin, []
+            for _ in range(field("num_items") if begin else 0):
+                number, position = read_uint(position, end)
+                numbers.append(number)
+            meaning[name] = numbers if begin else None
         meaning["columns"] = field("columns")
     if kind in (Kind.STEP, Kind.STEP_MANY):
         if field("form") == Form.BIN:
@@ -79,7 +81,7 @@ def decode(message, place=GUARDED.put_last, record=RECORD):
         else:
             values = np.zeros(field("x_count") + 1, np.float64)
             after = read_numbers(field("x"), end, field("x_count"), address_of(values))
-            assert after in (end, end - 1)  # a batch's `columns` may follow
+            assert 0 < after <= end  # `columns` and `received` may follow
             meaning["x"] = values[:-1]
     return kind, meaning
 
@@ -102,11 +104,12 @@ def expected_of(message):
         stream = call.streams[0] if method == "open" else call.stream
         meaning["stream"] = canonical_id(stream)
     if method == "open":
-        meaning |= {"model": call.model, "window": call.window}
+        meaning |= {"model": call.model, "window": call.window, "tells_oldest": call.tells_oldest}
     if method in ("step", "reset"):
+        meaning["received"] = call.received
         meaning["first_seq"] = call.first_seq if method == "step" else call.seq
     if method == "batch":
-        meaning |= {"seqs": call.seqs, "columns": call.columns}
+        meaning |= {"seqs": call.seqs, "columns": call.columns, "received": call.received}
     if method in ("step", "batch"):
         meaning["x"] = call.x if isinstance(call.x, bytes) else np.array(call.x, np.float64)
     return kind, meaning

@@ -97,10 +97,16 @@ def step(stream: bytes = text("a"), seq: bytes = ONE, x: bytes = binary(X), **pa
 def valid_requests() -> list[dict[str, Any]]:
     vectors: list[dict[str, Any]] = []
 
+    absent: dict[str, dict[str, Any]] = {  # what a parameter that is left out means
+        "step": {"received": 0},
+        "reset": {"received": 0},
+        "batch": {"received": None},
+        "open": {"tells_oldest": False},
+    }
+
     def add(name: str, message: bytes, method: str, msgid: int = 1, **meaning: Any) -> None:
-        vectors.append(
-            {"name": name, "hex": message.hex(), "msgid": msgid, "method": method, **meaning}
-        )
+        head = {"name": name, "hex": message.hex(), "msgid": msgid, "method": method}
+        vectors.append({**head, **absent.get(method, {}), **meaning})
 
     def add_step(name: str, message: bytes, msgid: int = 1, **meaning: Any) -> None:
         defaults = {"stream": {"str": "a"}, "first_seq": 1, "x_bin": X.hex()}
@@ -174,6 +180,14 @@ def valid_requests() -> list[dict[str, Any]]:
         x_float32=floats(*range(16)).hex(),
     )
 
+    for received, bits in ((0, 0), (7, 16), (2**63 - 1, 64)):
+        add_step(f"step, received {received}",
+                 request(STEP, array(text("a"), uint(8), binary(X), uint(received, bits))),
+                 first_seq=8, received=received)  # fmt: skip
+    add_step("step, received, x as numbers, params as array 32",
+             request(STEP, array(text("a"), ONE, array(ONE), uint(5, 64), bits=32)),
+             x_float32=floats(1).hex(), received=5)  # fmt: skip
+
     two = array(text("a"), uint(7))
     streams = [{"str": "a"}, {"uint": "7"}]
     for bits in (0, 16, 32):
@@ -198,6 +212,16 @@ def valid_requests() -> list[dict[str, Any]]:
         request(text("batch"), array(two, NIL, array(uint(1), float64(2)), TRUE)),
         "batch", streams=streams, seqs=None, x_float32=floats(1, 2).hex(),
         columns=True)  # fmt: skip
+    for label, told, had in (
+        ("nil", NIL, None),
+        ("two numbers", array(uint(2), uint(8, 64)), [2, 8]),
+        ("two numbers in array 32", array(uint(2), uint(0), bits=32), [2, 0]),
+    ):
+        add(f"batch, received {label}",
+            request(text("batch"),
+                    array(two, array(uint(3), uint(9)), binary(X * 2), TRUE, told)),
+            "batch", streams=streams, seqs=[3, 9], x_bin=(X * 2).hex(), columns=True,
+            received=had)  # fmt: skip
     add("batch, nobody", request(text("batch"), array(array(), array(), binary(b""))), "batch",
         streams=[], seqs=[], x_bin="", columns=False)  # fmt: skip
     add("batch, the same stream twice",
@@ -226,6 +250,12 @@ def valid_requests() -> list[dict[str, Any]]:
     for bits in (16, 32):
         add_open(f"named by str {bits}", array(uint(7), text("co2", bits), uint(0), bits=bits),
                  streams=[{"uint": "7"}], many=False, model="co2", window=0)  # fmt: skip
+    for tells_oldest in (True, False):
+        add_open(f"oldest output told {tells_oldest}",
+                 array(text("a"), NIL, uint(0), bool_of(tells_oldest)), streams=[{"str": "a"}],
+                 many=False, model=None, window=0, tells_oldest=tells_oldest)  # fmt: skip
+    add_open("a list, oldest output told", array(two, text("co2"), uint(16), TRUE),
+             streams=streams, many=True, model="co2", window=16, tells_oldest=True)  # fmt: skip
     add("close", request(text("close"), array(text("a"))), "close", stream={"str": "a"})
     add("close in wide forms", request(text("close", 32), array(uint(7, 64), bits=32)), "close",
         stream={"uint": "7"})  # fmt: skip
@@ -233,6 +263,8 @@ def valid_requests() -> list[dict[str, Any]]:
         stream={"str": "a"}, seq=5)  # fmt: skip
     add("reset, unnumbered", request(text("reset"), array(uint(7), uint(0))), "reset",
         stream={"uint": "7"}, seq=0)  # fmt: skip
+    add("reset, received", request(text("reset"), array(text("a"), uint(5), uint(4))), "reset",
+        stream={"str": "a"}, seq=5, received=4)  # fmt: skip
     add("hello", request(text("hello"), array(b"\x80")), "hello")
     add("models", request(text("models"), array()), "models")
     add("stats", request(text("stats"), array()), "stats")
@@ -353,13 +385,28 @@ def invalid_requests() -> list[dict[str, Any]]:
     for name, named_method, params in [
         ("step, no parameters", "step", array()),
         ("step, two parameters", "step", array(text("a"), ONE)),
-        ("step, four parameters", "step", array(text("a"), ONE, binary(X), NIL)),
+        ("step, received nil", "step", array(text("a"), ONE, binary(X), NIL)),
+        ("step, received negative", "step", array(text("a"), ONE, binary(X), sint(-1))),
+        ("step, received above 2**63", "step", array(text("a"), ONE, binary(X), uint(2**63, 64))),
+        ("step, five parameters", "step", array(text("a"), ONE, binary(X), ONE, ONE)),
         ("batch, streams nil", "batch", array(NIL, NIL, binary(X))),
         ("batch, streams one id", "batch", array(text("a"), NIL, binary(X))),
         ("batch, too few seqs", "batch", array(array(ONE, ONE), array(ONE), binary(X))),
         ("batch, too many seqs", "batch", array(array(ONE), array(ONE, ONE), binary(X))),
         ("batch, two parameters", "batch", array(array(ONE), NIL)),
-        ("batch, five parameters", "batch", array(array(ONE), NIL, binary(X), TRUE, TRUE)),
+        ("batch, received true", "batch", array(array(ONE), NIL, binary(X), TRUE, TRUE)),
+        ("batch, received one number", "batch", array(array(ONE), NIL, binary(X), TRUE, ONE)),
+        (
+            "batch, received of two",
+            "batch",
+            array(array(ONE), NIL, binary(X), TRUE, array(ONE, ONE)),
+        ),
+        (
+            "batch, received a str",
+            "batch",
+            array(array(ONE), NIL, binary(X), TRUE, array(text("1"))),
+        ),
+        ("batch, six parameters", "batch", array(array(ONE), NIL, binary(X), TRUE, NIL, NIL)),
         ("batch, columns nil", "batch", array(array(ONE), NIL, binary(X), NIL)),
         ("batch, columns an integer", "batch", array(array(ONE), NIL, binary(X), ONE)),
         ("batch, columns a str", "batch", array(array(ONE), NIL, binary(X), text("true"))),
@@ -368,12 +415,15 @@ def invalid_requests() -> list[dict[str, Any]]:
         ("open, model not UTF-8", "open", array(text("a"), raw(b"\xff"), uint(0))),
         ("open, window nil", "open", array(text("a"), NIL, NIL)),
         ("open, two parameters", "open", array(text("a"), NIL)),
+        ("open, oldest output nil", "open", array(text("a"), NIL, uint(0), NIL)),
+        ("open, five parameters", "open", array(text("a"), NIL, uint(0), TRUE, TRUE)),
         ("open, a list in a list", "open", array(array(array(ONE)), NIL, uint(0))),
         ("close, no parameters", "close", array()),
         ("close, two parameters", "close", array(text("a"), NIL)),
         ("close, a list", "close", array(array(text("a")))),
         ("reset, one parameter", "reset", array(text("a"))),
-        ("reset, three parameters", "reset", array(text("a"), ONE, ONE)),
+        ("reset, received nil", "reset", array(text("a"), ONE, NIL)),
+        ("reset, four parameters", "reset", array(text("a"), ONE, ONE, ONE)),
     ]:
         add("bad_params", name, request(text(named_method), params))
     too_many = array(*[uint(1)] * 4097)
@@ -436,6 +486,9 @@ def responses() -> list[dict[str, Any]]:
          "result": True},
         {"name": "open", "hex": response(NIL, array(uint(12), uint(0), uint(16))).hex(),
          "msgid": 9, "error": None, "result": [12, 0, 16]},
+        {"name": "open, with the oldest output",
+         "hex": response(NIL, array(uint(12), uint(0), uint(16), uint(10))).hex(),
+         "msgid": 9, "error": None, "result": [12, 0, 16, 10]},
     ]  # fmt: skip
 
 

@@ -157,7 +157,7 @@ def make_traffic(
 def _make_heads(numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Return the heads of requests: stream 0's, with other msgids and other digits."""
     (name,) = stream_names(1)
-    whole = encode_request(FIRST_MSGID, "step", [name, 0, b""])
+    whole = encode_request(FIRST_MSGID, "step", [name, 0, b"", 0])
     head = np.frombuffer(whole[: whole.index(name.encode()) + len(name)], np.uint8)
     heads = np.tile(head, (len(numbers), 1))
     at = whole.index(FIRST_MSGID.to_bytes(4, "big"))
@@ -234,7 +234,7 @@ def drive(
 
 @jit
 def _send_step(traffic: Traffic, stream: int, now: int) -> int:
-    """Send a stream's next step; return how it went."""
+    """Send a stream's next step, and that those before it were answered; return how it went."""
     seq = traffic.seqs[stream] + 1
     traffic.seqs[stream] = seq
     traffic.sent_ns[stream] = now
@@ -243,6 +243,7 @@ def _send_step(traffic: Traffic, stream: int, now: int) -> int:
     x = traffic.x[(stream + 7 * seq) % NUM_X]
     copy_bytes(out, head.ctypes.data, len(head))
     at = write_bin(write_uint(out + len(head), seq), x.ctypes.data, 4 * len(x))
+    at = write_uint(at, seq - 1)
     return NOT_SENT if send_bytes(traffic.socket, out, at - out, False) != 0 else ALL_WELL
 
 

@@ -133,7 +133,7 @@ class BlockingDriver:
         seq = session.next_seq(state, None, 1)
         claim.before = (state.last_seq,)
         started = time.monotonic()
-        msgid, payload = exchange.encode(*step_parts(state, seq, x))
+        msgid, payload = exchange.encode(*step_parts(state, seq, x, session.received(state)))
         if not link.send(session.address, payload):
             return None
         reply = link.receive(session.address)

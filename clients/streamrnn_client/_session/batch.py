@@ -41,7 +41,8 @@ __all__ = ["Rows", "open_rows", "open_streams", "step_many", "step_rows"]
 Id = TypeVar("Id", bound=StreamId)
 
 _BATCH = msgpack.packb("batch")
-_ITEMS, _COLUMNS = (b"\x93", b""), (b"\x94", msgpack.packb(True))  # around the parameters
+_ARRAY_OF_3, _ARRAY_OF_4, _ARRAY_OF_5 = b"\x93", b"\x94", b"\x95"  # of parameters
+_COLUMNS = msgpack.packb(True)
 
 
 def open_streams(
@@ -149,7 +150,7 @@ def step_rows(session: Session, ex: Exchange, rows: Rows, x: Any) -> Operation[A
     numbered = states[0].numbered
     if any(state.numbered != numbered for state in states):
         raise errors.MixedNumbering("all streams of a batch are numbered, or none is")
-    step = _BatchStep(rows, x, outputs, numbered, session.has_columns)
+    step = _BatchStep(session, rows, x, outputs, numbered)
     step.deadline = claim.deadline
     claim.before = step.last_seqs
     groups = rows.groups(session)
@@ -177,17 +178,27 @@ def step_rows(session: Session, ex: Exchange, rows: Rows, x: Any) -> Operation[A
 class _BatchStep:
     """One step of many streams: the requests, and where their results go."""
 
-    def __init__(self, rows: Rows, x: Array, outputs: Array, numbered: bool, columns: bool) -> None:
+    def __init__(
+        self, session: Session, rows: Rows, x: Array, outputs: Array, numbered: bool
+    ) -> None:
         self.rows = rows
         self.states = rows._states
         self.x = x
         self.outputs = outputs
         self.numbered = numbered
-        self.columns = columns
+        self.look_at_features(session)
         self.deadline: float | None = None
         # Fixed here, whatever is learned on the way: a step that is sent again keeps its number.
         self.last_seqs = [state.last_seq for state in self.states]
         self.seqs = [last_seq + 1 for last_seq in self.last_seqs]
+        self.received = [
+            state.received if state.unread_seq else state.last_seq for state in self.states
+        ]
+
+    def look_at_features(self, session: Session) -> None:
+        """See what the server can be sent, as far as it said."""
+        self.has_columns = session.has_columns
+        self.has_received = session.has_columns and session.has_received and self.numbered
 
     def apply(self, session: Session, ex: Exchange, groups: Groups) -> Operation[Errors]:
         sending = Scatter(
@@ -202,9 +213,13 @@ class _BatchStep:
             x = x[indices.start : indices.stop] if isinstance(indices, range) else x[indices]
             seqs = [seqs[i] for i in indices]
         numbers = msgpack.packb(seqs if self.numbered else None)
-        head = encode_bin_header(x.nbytes)
-        begin, end = _COLUMNS if self.columns else _ITEMS
-        return _BATCH, begin, self.rows.packed_ids(indices), numbers, head, x.data, end
+        ids, head = self.rows.packed_ids(indices), encode_bin_header(x.nbytes)
+        if not self.has_columns:
+            return _BATCH, _ARRAY_OF_3, ids, numbers, head, x.data
+        if not self.has_received:
+            return _BATCH, _ARRAY_OF_4, ids, numbers, head, x.data, _COLUMNS
+        received = msgpack.packb([self.received[i] for i in indices])
+        return _BATCH, _ARRAY_OF_5, ids, numbers, head, x.data, _COLUMNS, received
 
     def accept(self, indices: Sequence[int], result: Any) -> WireErrors:
         try:
@@ -293,13 +308,14 @@ def _unusable(session: Session, states: Sequence[StreamState]) -> Errors:
 def _asked_for_items(
     session: Session, ex: Exchange, step: _BatchStep, failed: Errors
 ) -> Operation[Errors]:
-    """Step again, without columns, what an older server in the place of this one has refused."""
+    """Step again, in an older form, what an older server in the place of this one has refused."""
     refused = [i for i, error in failed.items() if isinstance(error, errors.BadParams)]
-    if not step.columns or not refused:
+    if not step.has_columns or not refused or (yield from session.refresh(ex)):
         return failed
-    if (yield from session.refresh(ex)) or session.has_columns:
+    before = step.has_columns, step.has_received
+    step.look_at_features(session)
+    if before == (step.has_columns, step.has_received):
         return failed
-    step.columns = False
     again = yield from step.apply(session, ex, group_by_endpoint(session, step.states, refused))
     others = {i: error for i, error in failed.items() if i not in refused}
     return {**others, **again}

@@ -37,7 +37,7 @@ __all__ = [
 
 MAX_REPLAYS = 32  # of one call: more crashes than that are no accident
 
-_OPEN = msgpack.packb("open") + b"\x93"
+_OPEN = msgpack.packb("open")
 _RESET = msgpack.packb("reset")
 
 Results = dict[int, Sequence[int]]
@@ -135,7 +135,8 @@ def recover(
         if not todo:
             return failed
         results: Results = {}
-        failed.update((yield from _ask(view, ex, states, todo, results)))
+        asked = yield from _ask(view, ex, states, todo, results, tells_oldest=view.has_received)
+        failed.update(asked)
         replay = _Replay(view, ex, states, info.instance)
         yield from replay.run({i: results[i] for i in todo if i not in failed})
         failed.update(replay.failed)
@@ -162,13 +163,14 @@ class _Replay:
         self._num_moves = 0
 
     def run(self, results: Results) -> Operation[None]:
-        for i, (last_seq, _, window) in results.items():
+        for i, (last_seq, _, window, *told) in results.items():
             state = self.states[i]
             assert state.replay_log is not None
             state.window, state.is_open = window, True
             # The steps that the server still has outputs of are sent too: should another client
             # have made others of the same numbers, then that is a conflict, never a mixture.
-            self._next[i] = max(state.replay_log.first_seq(last_seq + 1), last_seq + 1 - window, 1)
+            oldest = told[0] if told else max(last_seq + 1 - window, 1)
+            self._next[i] = max(state.replay_log.first_seq(last_seq + 1), oldest)
         while todo := [i for i, seq in self._next.items() if seq <= self.states[i].last_seq]:
             calls: list[Call] = []
             try:
@@ -248,7 +250,7 @@ def sync_shards(
 
 
 def _must_sync(view: ServerView, state: StreamState, result: Sequence[int]) -> bool:
-    last_seq, durable_seq, _ = result
+    last_seq, durable_seq, *_ = result
     if not view.is_durable or not state.numbered or last_seq <= durable_seq:
         return False
     log = state.replay_log
@@ -262,17 +264,20 @@ def _ask(
     indices: Sequence[int],
     results: Results,
     deadline: float | None = None,
+    *,
+    tells_oldest: bool = False,
 ) -> Operation[Errors]:
     """Send `open`, with one request a shard for all streams that ask for the same window."""
+    begin, end = (_OPEN + b"\x94", msgpack.packb(True)) if tells_oldest else (_OPEN + b"\x93", b"")
     failed: Errors = {}
     kinds: dict[tuple[str, int], list[int]] = {}
     for i in indices:
         kinds.setdefault((states[i].model.name, states[i].window), []).append(i)
     for (model, window), members in kinds.items():
-        tail = msgpack.packb(model) + msgpack.packb(window)
+        tail = msgpack.packb(model) + msgpack.packb(window) + end
 
         def build(group: Sequence[int], tail: bytes = tail) -> tuple[Buffer, ...]:
-            return _OPEN, pack_ids([states[i] for i in group]), tail
+            return begin, pack_ids([states[i] for i in group]), tail
 
         def accept(group: Sequence[int], reply: Any) -> WireErrors:
             refused, opened = split_items(reply, len(group))

@@ -66,7 +66,7 @@ class ServerInfo:
     models : tuple of str
         Their names.
     features : tuple of str
-        What an older server lacks: ``batch_columns``.
+        What an older server lacks: ``batch_columns``, ``received``.
     """
 
     server: str
@@ -259,6 +259,15 @@ class ServerView:
         return self.info is not None and "batch_columns" in self.info.features
 
     @property
+    def has_received(self) -> bool:
+        """Whether the server can be told which outputs were received, as far as it said."""
+        return self.info is not None and "received" in self.info.features
+
+    def received(self, state: StreamState) -> int:
+        """Return what a stream's server is told that its caller has; 0 for nothing."""
+        return state.received if self.has_received and state.window > 1 else 0
+
+    @property
     def is_durable(self) -> bool:
         """Whether the server keeps streams on disk, as far as it said."""
         return self.info is not None and self.info.durability != "none"
@@ -276,7 +285,7 @@ class ServerView:
 
         Without a replay log, a step that the server no longer knows of is a loss.
         """
-        last_seq, durable_seq, window = result
+        last_seq, durable_seq, window, *_ = result
         if last_seq < state.last_seq:
             if state.replay_log is not None:
                 return False
@@ -284,6 +293,8 @@ class ServerView:
             if self.info is not None and self.info.instance != state.instance:
                 state.lost += f"; it was started again (instance {self.info.instance})"
             return True
+        if last_seq > state.last_seq:  # of steps that were not answered, or not asked for here
+            state.unread_seq = last_seq
         state.last_seq, state.window = last_seq, window
         # Of the time before the request was sent: should the server have been started again since,
         # then a loss looks like one by a crash, which is the side to err on.
@@ -387,6 +398,6 @@ class ServerView:
             # Of a chunk, the steps before the one that was refused were applied.
             expected = error.detail.get("expected")
             if isinstance(expected, int) and state.numbered:
-                state.last_seq = max(state.last_seq, expected - 1)
+                state.last_seq = state.unread_seq = max(state.last_seq, expected - 1)
         error.detail.setdefault("stream", state.id)
         return error

@@ -42,6 +42,8 @@ from streamrnn_client.protocol import (
 
 __all__ = ["Operation", "Session", "step_parts"]
 
+_STEP = msgpack.packb("step") + b"\x94"
+_NUM_PARAMS = {"step": 4, "reset": 3}  # with what was received
 _MIN_SYNC_S, _MAX_SYNC_S = 0.01, 0.5  # between two tries to have a disk written
 
 
@@ -63,7 +65,8 @@ class Session(ServerView):
         if state.replay_log is not None and state.replay_log.is_full(1):
             yield from self._wait_for_one(ex, state, 1)
         claim.before = (state.last_seq,)
-        call = self._submit(ex, state, first_seq, x, claim.deadline)
+        received = self.received(state) if seq is None else 0
+        call = self._submit(ex, state, first_seq, x, received, claim.deadline)
         return (yield from self.finish_step(ex, state, call, first_seq, x))
 
     def finish_step(
@@ -81,6 +84,7 @@ class Session(ServerView):
         first_seq = self.next_seq(state, seq, len(x))
         job = self._begin_or_go_on(state, x, seq, first_seq)
         job.base = state.last_seq
+        job.received = self.received(state) if seq is None else 0
         if state.numbered:
             claim.unfinished = job
         try:
@@ -126,7 +130,7 @@ class Session(ServerView):
                             break  # what is under way is not in the log yet
                         yield from self._wait_for_one(ex, state, stop - sent)
                     number = job.first_seq + sent if job.first_seq else 0
-                    call = self._submit(ex, state, number, x[sent:stop], deadline)
+                    call = self._submit(ex, state, number, x[sent:stop], job.received, deadline)
                     in_flight.append((call, sent, stop, state.instance))
                     sent = stop
                 call, start, stop, instance = in_flight.popleft()
@@ -188,9 +192,10 @@ class Session(ServerView):
         state: StreamState,
         first_seq: int,
         x: Array,
+        received: int = 0,
         deadline: float | None = None,
     ) -> Call:
-        parts = step_parts(state, first_seq, x)
+        parts = step_parts(state, first_seq, x, received)
         return ex.submit(
             self.endpoint(state), "step", parts, may_resend=state.numbered, deadline=deadline
         )
@@ -220,6 +225,16 @@ class Session(ServerView):
                 elif isinstance(error, errors.UnknownStream) and state.is_pristine and may_open:
                     may_open = False
                     yield from self._open_again(ex, state)
+                elif (
+                    isinstance(error, errors.BadParams)
+                    and (plain := _without_received(call)) is not None
+                    and not (yield from self.refresh(ex))
+                    and not self.has_received
+                ):  # an older server is in the place of this one
+                    call = ex.submit(
+                        self.endpoint(state), call.method, plain, may_resend=call.may_resend
+                    )
+                    continue
                 elif num_replays < MAX_REPLAYS and (found := server_lag(self, state, error)):
                     num_replays += 1
                     failed = yield from recover(self, ex, (state,), {0: found})
@@ -334,6 +349,8 @@ class Session(ServerView):
             yield from self._wait_for_one(ex, state, 1)
         claim.before = (state.last_seq,)
         params = [state.id, seq]
+        if received := self.received(state):
+            params.append(received)
         call = self.call(ex, state, "reset", params, may_resend=seq > 0, deadline=claim.deadline)
         last_seq, durable_seq = yield from self.settle(ex, state, call)
         if state.replay_log is not None:
@@ -388,9 +405,22 @@ class Session(ServerView):
         )
 
 
-def step_parts(state: StreamState, first_seq: int, x: Array) -> tuple[Buffer, ...]:
+def step_parts(
+    state: StreamState, first_seq: int, x: Array, received: int = 0
+) -> tuple[Buffer, ...]:
     """Return the encoded method and parameters of steps."""
-    return state.step_head, encode_uint(first_seq), encode_bin_header(x.nbytes), x.data
+    head, seq, size = state.step_head, encode_uint(first_seq), encode_bin_header(x.nbytes)
+    if not received:
+        return head, seq, size, x.data
+    return _STEP, state.packed_id, seq, size, x.data, encode_uint(received)
+
+
+def _without_received(call: Call) -> tuple[Buffer, ...] | None:
+    """Return the parts of a call that tells what was received, without that; None if it is none."""
+    _, _, method, params = msgpack.unpackb(call.payload)
+    if len(params) != _NUM_PARAMS.get(method):
+        return None
+    return msgpack.packb(method), msgpack.packb(params[:-1])
 
 
 def _read_only(state: StreamState) -> errors.ReadOnly:

@@ -32,12 +32,13 @@ class StreamState:
     """What a client knows about one of its streams; `BadParams` if the id is none.
 
     `window` bounds unacknowledged steps; `last_seq` and `durable_seq` are the last step applied and
-    the last one on disk, as far as the server said. `instance` is the start of the server under
-    which the stream was opened. `in_doubt` says that a step's fate is unknown, `lost` why the state
-    is lost (empty: it is not). `turn` is the call that has the stream now, `waiting` are those
-    after it; `unfinished` is left by a `steps` that ended before its end. `replay_log` is None
-    where the server has no disk or the steps have no numbers. `packed_id` and `step_head` are
-    MessagePack.
+    the last one on disk, as far as the server said. `unread_seq` is the last one whose output the
+    caller may not have got, though it knows of later ones; 0: there is none. `instance` is the
+    start of the server under which the stream was opened. `in_doubt` says that a step's fate is
+    unknown, `lost` why the state is lost (empty: it is not). `turn` is the call that has the stream
+    now, `waiting` are those after it; `unfinished` is left by a `steps` that ended before its end.
+    `replay_log` is None where the server has no disk or the steps have no numbers. `packed_id` and
+    `step_head` are MessagePack.
     """
 
     __slots__ = (
@@ -56,6 +57,7 @@ class StreamState:
         "step_head",
         "turn",
         "unfinished",
+        "unread_seq",
         "waiting",
         "window",
     )
@@ -67,6 +69,7 @@ class StreamState:
         self.window = 1
         self.last_seq = 0
         self.durable_seq = 0
+        self.unread_seq = 0
         self.instance = ""
         self.is_open = False
         self.in_doubt = False
@@ -85,6 +88,14 @@ class StreamState:
         if self._slot < 0:
             self._slot = hash_slot(self.id)
         return self._slot
+
+    @property
+    def received(self) -> int:
+        """The step up to which the caller has all outputs that the server keeps; 0 if unknown."""
+        if self.unread_seq and self.last_seq - self.window < self.unread_seq:
+            return 0
+        self.unread_seq = 0
+        return self.last_seq
 
     def note_durable(self, durable_seq: int) -> None:
         """Set the last step on disk, and drop what is there from the replay log."""

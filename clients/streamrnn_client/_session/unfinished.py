@@ -13,13 +13,14 @@ class Unfinished:
     """A call of `steps`: its inputs, and the outputs of the `num_done` steps that were applied.
 
     `is_told` says whether an error told the caller how far it came; `base` is the stream's last
-    step before the call. It matters only as long as the last step is the call's own last one.
+    step before the call, `received` what the server is told that the caller has. It matters only as
+    long as the last step is the call's own last one.
     """
 
-    __slots__ = ("base", "first_seq", "is_told", "num_done", "outputs", "x")
+    __slots__ = ("base", "first_seq", "is_told", "num_done", "outputs", "received", "x")
 
     def __init__(self, first_seq: int, x: Array, outputs: Array) -> None:
-        self.base = 0
+        self.base = self.received = 0
         self.first_seq = first_seq
         self.x = x
         self.outputs = outputs
@@ -38,7 +39,7 @@ class Unfinished:
             state.take_back(max(self.last_seq, self.base))
         if self.num_done and state.last_seq == self.last_seq and not state.lost:
             self.x = self.x.copy()  # the caller may change theirs
-            state.unfinished = self
+            state.unfinished, state.unread_seq = self, self.last_seq
 
     def num_done_of(self, state: StreamState, x: Array, seq: int | None) -> int:
         """Return how many of the steps of a call were applied by this one: all or none of them.

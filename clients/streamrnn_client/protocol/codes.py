@@ -120,8 +120,8 @@ _TEXTS: Mapping[ErrorCode, tuple[str, ...]] = {
         "a step was left out: send the steps in order; open tells the last one applied",
     ),
     ErrorCode.STALE: (
-        "step {got} is too old: the oldest whose output is still kept is {oldest}; go on after the "
-        "last_seq that open tells",
+        "step {got} is too old: outputs are kept from step {oldest} on, the client has received or "
+        "left behind those before; go on after the last_seq that open tells",
         "the step is too old, its output is no longer kept; go on after the last_seq that open "
         "tells",
     ),

@@ -43,7 +43,7 @@ COLD_METHODS = (
     "sync",
 )
 DURABILITIES = ("none", "checkpoint", "always")  # `durability` in `hello`
-FEATURES = ("batch_columns",)  # `features` in `hello`: what a server may lack
+FEATURES = ("batch_columns", "received")  # `features` in `hello`: what a server may lack
 MAX_SNAPSHOT_NAME_BYTES = 128
 
 

@@ -28,6 +28,7 @@ class StepRequest(NamedTuple):
     stream: StreamId
     first_seq: int
     x: bytes | list[float]
+    received: int = 0  # the last step whose output the client has, as far as it says
 
 
 class BatchRequest(NamedTuple):
@@ -37,6 +38,7 @@ class BatchRequest(NamedTuple):
     seqs: list[int] | None
     x: bytes | list[float]
     columns: bool = False  # whether the answer is `Columns`
+    received: list[int] | None = None  # as of `StepRequest`
 
 
 class OpenRequest(NamedTuple):
@@ -46,6 +48,7 @@ class OpenRequest(NamedTuple):
     many: bool
     model: str | None
     window: int
+    tells_oldest: bool = False  # whether the answer has the number of the oldest output kept
 
 
 class OpenWithStateRequest(NamedTuple):
@@ -68,6 +71,7 @@ class ResetRequest(NamedTuple):
 
     stream: StreamId
     seq: int
+    received: int = 0  # as of `StepRequest`
 
 
 class ColdRequest(NamedTuple):
@@ -140,29 +144,36 @@ def _parse_streams(streams: object, max_batch: int) -> list[StreamId]:
 
 
 def _parse_step(params: list[Any], _max_batch: int) -> StepRequest:
-    _expect_params(params, "[stream, first_seq, x]", 3)
-    stream, first_seq, x = params
+    if len(params) != 4:
+        _expect_params(params, "[stream, first_seq, x] or [stream, first_seq, x, received]", 3)
+    stream, first_seq, x = params[:3]
     canonical_id(stream)
-    return StepRequest(stream, _parse_uint(first_seq, "first_seq"), _parse_x(x))
+    received = _parse_uint(params[3] if len(params) == 4 else 0, "received")
+    return StepRequest(stream, _parse_uint(first_seq, "first_seq"), _parse_x(x), received)
 
 
 def _parse_batch(params: list[Any], max_batch: int) -> BatchRequest:
-    if len(params) != 4:
-        _expect_params(params, "[streams, seqs, X] or [streams, seqs, X, columns]", 3)
+    if not 3 <= len(params) <= 5:
+        _expect_params(params, "[streams, seqs, X, columns, received], the last two as needed", 3)
     streams, seqs, x = params[:3]
-    columns = params[3] if len(params) == 4 else False
+    columns = params[3] if len(params) > 3 else False
     if type(columns) is not bool:
         raise bad_params(f"columns is {kind_of(columns)}; it must be a bool")
     _parse_streams(streams, max_batch)
-    if seqs is not None:
-        if type(seqs) is not list or len(seqs) != len(streams):
-            raise bad_params(
-                f"seqs is {kind_of(seqs)}; it must be nil or an array of {len(streams)} numbers, "
-                "one for each stream"
-            )
-        for seq in seqs:
-            _parse_uint(seq, "a number in seqs")
-    return BatchRequest(streams, seqs, _parse_x(x), columns)
+    seqs = _parse_numbers(seqs, "seqs", len(streams))
+    received = _parse_numbers(params[4] if len(params) == 5 else None, "received", len(streams))
+    return BatchRequest(streams, seqs, _parse_x(x), columns, received)
+
+
+def _parse_numbers(numbers: object, what: str, num_streams: int) -> list[int] | None:
+    if numbers is None:
+        return None
+    if type(numbers) is not list or len(numbers) != num_streams:
+        raise bad_params(
+            f"{what} is {kind_of(numbers)}; it must be nil or an array of {num_streams} numbers, "
+            "one for each stream"
+        )
+    return [_parse_uint(number, f"a number in {what}") for number in numbers]
 
 
 def _parse_open(params: list[Any], max_batch: int) -> OpenRequest | OpenWithStateRequest:
@@ -178,10 +189,12 @@ def _parse_open(params: list[Any], max_batch: int) -> OpenRequest | OpenWithStat
     window = _parse_uint(window, "window")
     if len(params) == 3:
         return OpenRequest(streams, many, model, window)
+    if type(params[3]) is bool:
+        return OpenRequest(streams, many, model, window, params[3])
     if many or type(params[3]) is not bytes:
         raise bad_params(
-            f"the initial state is {kind_of(params[3])}; it must be the bin that export returned, "
-            "for one stream"
+            f"the fourth parameter is {kind_of(params[3])}; it must be the bin that export "
+            "returned, for one stream, or a bool: whether to tell the oldest output"
         )
     return OpenWithStateRequest(streams[0], model, window, params[3])
 
@@ -193,9 +206,11 @@ def _parse_close(params: list[Any], _max_batch: int) -> CloseRequest:
 
 
 def _parse_reset(params: list[Any], _max_batch: int) -> ResetRequest:
-    _expect_params(params, "[stream, seq]", 2)
+    if len(params) != 3:
+        _expect_params(params, "[stream, seq] or [stream, seq, received]", 2)
     canonical_id(params[0])
-    return ResetRequest(params[0], _parse_uint(params[1], "seq"))
+    received = _parse_uint(params[2] if len(params) == 3 else 0, "received")
+    return ResetRequest(params[0], _parse_uint(params[1], "seq"), received)
 
 
 PARSERS: Mapping[str, Callable[[list[Any], int], Any]] = {  # (params, max_batch) -> request

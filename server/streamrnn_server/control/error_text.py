@@ -150,11 +150,15 @@ def word_items(
         at += len(y)
         details = item["detail"].tolist()
         if item["code"] == 0:
-            what: Any = int(item["window"])
+            result: list[Any] = [int(item["last_seq"]), int(item["durable_seq"])]
             if ask.kind == Kind.STEP_MANY:
                 as_numbers = ask.form == Form.ARRAY and not ask.columns
-                what = np.frombuffer(y, np.float32).tolist() if as_numbers else y
-            items.append([None, [int(item["last_seq"]), int(item["durable_seq"]), what]])
+                result.append(np.frombuffer(y, np.float32).tolist() if as_numbers else y)
+            else:
+                result.append(int(item["window"]))
+                if item["oldest_output"] >= 0:
+                    result.append(int(item["oldest_output"]))
+            items.append([None, result])
             continue
         code = ErrorCode(int(item["code"]))
         if code is ErrorCode.BUSY:

@@ -309,6 +309,7 @@ class Item(Struct, packed=True):
     last_seq: I64
     durable_seq: I64
     window: I64
+    oldest_output: I64
     id_bytes: I64
     y_bytes: I64
 

@@ -97,6 +97,7 @@ def _write_items(shard: Shard, parent: Request) -> int:
         item.last_seq = child.last_seq
         item.durable_seq = child.last_seq if shard.is_always else child.durable_seq
         item.window = child.window
+        item.oldest_output = child.oldest_output
         item.id_bytes = child.stream_bytes
         item.y_bytes = _y_bytes_of_item(child)
         at += w.ITEM_BYTES

@@ -208,7 +208,7 @@ class Replayed:
                 digests=memory.digests[ring.places(last_seq, num_ring)],
                 outputs=memory.outputs[ring.places(last_seq, num_outputs)]
                 if has_outputs
-                else np.zeros((num_ring, 0), np.uint8),
+                else np.zeros((0, 0), np.uint8),
                 incarnation=int(state["incarnation"]),
                 num_changes=int(state["num_changes"]),
             )

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -180,10 +181,12 @@ class CheckpointWriter:
         self.num_bytes += total
         entries = memoryview((ctypes.c_char * part.num_bytes).from_address(part.address)).cast("B")
         records = self._records.data
-        for kind, at, id_bytes, name_bytes, begin, length in self._table[
-            : part.num_entries
-        ].tolist():
-            key = bytes(entries[at : at + id_bytes])
+        listed = [
+            (bytes(entries[at : at + id_bytes]), kind, at + part_bytes(id_bytes), *rest)
+            for kind, at, id_bytes, *rest in self._table[: part.num_entries].tolist()
+        ]
+        listed.sort(key=itemgetter(0))  # neighbours in the file are written one after the other
+        for key, kind, at, name_bytes, begin, length in listed:
             if kind == EntryKind.DELETE:
                 yield STREAMS, key, None
                 continue
@@ -191,7 +194,6 @@ class CheckpointWriter:
             seal(record)
             yield STREAMS, key, record
             if kind == EntryKind.SNAPSHOT:
-                at += part_bytes(id_bytes)
                 name = bytes(entries[at : at + name_bytes])
                 yield SNAPSHOTS, snapshot_key(key, name), record
 

@@ -1,4 +1,4 @@
-"""Checkpoint entries: a stream's header, texts, row and ring, copied as they are."""
+"""Checkpoint entries: a stream's header, texts, row, and what is kept of its last steps."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import history_of, model_of, row_of, slot_of
 from streamrnn_server.shard.requests.request import Kind, Request
 from streamrnn_server.shard.streams.owners import name_of_owner
+from streamrnn_server.shard.streams.replay_ring import copy_ring, num_kept
 from streamrnn_server.shard.structs import Shard
 
 __all__ = ["entry_bytes", "write_entry"]
@@ -27,11 +28,16 @@ def entry_bytes(shard: Shard, header: Header, request: Request) -> int:
         num_bytes += part_bytes(request.x_count)
     if kind != EntryKind.DELETE:
         num_bytes += part_bytes(load_u8(owner)) if owner != 0 else 0
-        num_bytes += model.row_bytes
-        window_log2 = header.window_log2
-        if window_log2 > 0 and header.ring != 0:
-            num_bytes += part_bytes((8 + model.y_bytes) << window_log2)
+        num_ring, num_outputs = num_kept(header, _last_seq(shard, header))
+        num_bytes += model.row_bytes + part_bytes(8 * num_ring + num_outputs * model.y_bytes)
     return num_bytes
+
+
+@jit
+def _last_seq(shard: Shard, header: Header) -> int:
+    """Return the last step whose state the row is."""
+    is_put_back = shard.journal.socket != 0 and header.flags & h.IS_QUARANTINED != 0
+    return max(0, header.last_seq - 1) if is_put_back else header.last_seq
 
 
 @jit
@@ -49,24 +55,22 @@ def write_entry(shard: Shard, header: Header, request: Request, entry: Entry) ->
     model, slot = model_of(shard, header.model), slot_of(shard, header)
     owner = name_of_owner(shard, header)
     kind = _kind_of(request)
-    y_bytes, window_log2, ring = model.y_bytes, header.window_log2, header.ring
+    last_seq = _last_seq(shard, header)
+    num_ring, num_outputs = num_kept(header, last_seq)
     name_bytes = request.x_count if kind == EntryKind.SNAPSHOT else 0
     entry.num_bytes = entry_bytes(shard, header, request)
     entry.kind = kind
     entry.slot = slot
     entry.generation = header.generation
-    entry.last_seq = header.last_seq
-    if shard.journal.socket != 0 and header.flags & h.IS_QUARANTINED and header.last_seq > 0:
-        entry.last_seq -= 1  # the row is that of the step before the one that was refused
+    entry.last_seq = last_seq
     entry.model = header.model
     entry.flags = header.flags
-    entry.window_log2 = window_log2
+    entry.window_log2 = header.window_log2
     entry.id_bytes = header.id_bytes
     entry.name_bytes = name_bytes
     entry.row_bytes = model.row_bytes
-    entry.y_bytes = y_bytes if window_log2 > 0 else 0
-    entry.has_ring = 1 if header.flags & h.IS_NUMBERED else 0
-    entry.digest = ring if window_log2 == 0 else 0
+    entry.y_bytes = model.y_bytes if header.window_log2 > 0 else 0
+    entry.num_ring, entry.num_outputs = num_ring, num_outputs
     owner_bytes = load_u8(owner) if owner != 0 else 0
     entry.owner_bytes = owner_bytes
     entry.incarnation, entry.num_changes = 0, 0
@@ -83,5 +87,4 @@ def write_entry(shard: Shard, header: Header, request: Request, entry: Entry) ->
     copy_bytes(at, owner + 1, owner_bytes)
     at += part_bytes(owner_bytes)
     copy_bytes(at, row_of(model, slot), model.row_bytes)
-    if window_log2 > 0 and ring != 0:
-        copy_bytes(at + model.row_bytes, ring, (8 + y_bytes) << window_log2)
+    copy_ring(header, last_seq, model.y_bytes, at + model.row_bytes)

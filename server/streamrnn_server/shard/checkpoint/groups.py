@@ -1,7 +1,9 @@
 """Groups of journal entries on their way to disk, and the requests that wait for them.
 
-One group is on its way at a time; what comes meanwhile is the next one. A request waits for all
-entries before its answer: that is no more than for its own, since groups come to disk in turn.
+One group is on its way at a time; what comes meanwhile is the next one. A shard with nothing else
+to do sends it at once; one that is busy lets it grow for a while, for each group costs about as
+much, whatever is in it. A request waits for all entries before its answer: that is no more than for
+its own, since groups come to disk in turn.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from streamrnn_server.shard.memory.journal import (
     GroupAck,
     JournalOrder,
     group_ack_at,
+    is_full,
     journal_order_at,
 )
 from streamrnn_server.shard.requests.queue import append, pop_first
@@ -23,10 +26,11 @@ __all__ = ["exchange_groups", "tell_covered"]
 
 _ORDER_BYTES = JournalOrder.dtype.itemsize
 _ACK_BYTES = GroupAck.dtype.itemsize
+_GROUP_EVERY_NS = 2_000_000  # of a shard that is busy
 
 
 @jit
-def exchange_groups(shard: Shard) -> None:
+def exchange_groups(shard: Shard, is_idle: bool) -> None:
     """Take the answer for a group, send the next one, and let go of requests that are durable."""
     journal = shard.journal
     if journal.socket == 0:
@@ -41,7 +45,9 @@ def exchange_groups(shard: Shard) -> None:
                 journal.is_in_flight = 0
                 if journal.overflowed_at <= journal.num_covered:
                     journal.num_synced = max(journal.num_synced, ack.end)
-    if journal.is_in_flight == 0 and journal.num_entries > 0:
+    is_due = is_idle or is_full(journal) or shard.now_ns - journal.sent_ns > _GROUP_EVERY_NS
+    if journal.is_in_flight == 0 and journal.num_entries > 0 and is_due:
+        journal.sent_ns = shard.now_ns
         order = journal_order_at(shard.out)
         order.num_bytes = journal.used_bytes
         order.at = journal.filling

@@ -1,11 +1,11 @@
 """Streams on their way to disk: copied out of the slab as entries, packed into records off it.
 
 The thread that steps streams copies a slot as it is, in a fraction of a microsecond; another thread
-puts the ring into order, adds names and the checksum, and so makes the record
-(`streamrnn.state.record`, which is also the judge of what is packed here).
+adds names and the checksum, and so makes the record (`streamrnn.state.record`, which is also the
+judge of what is packed here).
 
 An entry is its fields, then the canonical id, the name of the snapshot, the owner's name, the row,
-and the ring as it lies in the arena, each from a multiple of 8 bytes.
+and the digests and outputs that are kept, the oldest first, each part from a multiple of 8 bytes.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -21,7 +21,7 @@ from numba.extending import register_jitable
 from numpy.typing import NDArray
 
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import copy_bytes, fill_bytes, load_i64, store_i64
+from streamrnn.kernels.memory import copy_bytes, fill_bytes
 from streamrnn.kernels.pointers import address, field_address, pointer_to
 from streamrnn.kernels.structs import I64, Struct
 from streamrnn.kernels.virtual_memory import address_of
@@ -46,6 +46,7 @@ __all__ = [
     "entry_at",
     "fault_of",
     "fits_model",
+    "num_outputs_of",
     "pack_entries",
     "part_bytes",
     "record_at",
@@ -65,7 +66,7 @@ class EntryKind(IntEnum):
 
 
 class Entry(Struct):
-    """What an entry begins with; then id, snapshot's name, owner, row and ring."""
+    """What an entry begins with; then id, snapshot's name, owner, row, digests and outputs."""
 
     num_bytes: I64  # of the whole entry
     kind: I64
@@ -78,9 +79,9 @@ class Entry(Struct):
     id_bytes: I64
     name_bytes: I64
     row_bytes: I64
-    y_bytes: I64  # of one output in the ring; 0 with window 1
-    has_ring: I64
-    digest: I64  # of the last input, with window 1
+    y_bytes: I64  # of one output that is kept; 0 with window 1
+    num_ring: I64  # digests
+    num_outputs: I64
     owner_bytes: I64
     incarnation: I64
     num_changes: I64
@@ -105,7 +106,8 @@ _put_checksum = struct.Struct("<I").pack_into
 
 # Stated once, in `streamrnn.state.record`, which does not load Numba.
 head_bytes_of = register_jitable(records.head_bytes_of)  # `row_offset` calls it,
-row_offset = register_jitable(records.row_offset)  # and `fault_of` that
+row_offset = register_jitable(records.row_offset)  # and `fault_of` that,
+num_outputs_of = register_jitable(records.num_outputs_of)  # and this
 fault_of, fits_model = jit(records.fault_of), jit(records.fits_model)
 
 
@@ -170,22 +172,19 @@ def _template_of(templates: int, entry: Entry) -> Template:
 def record_bytes(entry: Entry, template: Template) -> int:
     """Return the length of the record that an entry makes."""
     names = entry.id_bytes + template.model_bytes + template.arithmetic_bytes + entry.owner_bytes
-    ring_bytes = _num_ring(entry) * (8 + entry.y_bytes)
-    return part_bytes(HEAD_BYTES + names) + entry.row_bytes + ring_bytes + CHECKSUM_BYTES
+    body_bytes = entry.row_bytes + _ring_bytes(entry)
+    return part_bytes(HEAD_BYTES + names) + body_bytes + CHECKSUM_BYTES
 
 
 @jit
-def _num_ring(entry: Entry) -> int:
-    if entry.has_ring == 0:
-        return 0
-    return min(1 << entry.window_log2, entry.last_seq)
+def _ring_bytes(entry: Entry) -> int:
+    return 8 * entry.num_ring + entry.num_outputs * entry.y_bytes
 
 
 @jit
 def _pack(entry: Entry, out: int, template: Template, clock_s: int) -> int:
     """Write one record but for its checksum; return its length."""
     id_bytes, owner_bytes, row_bytes = entry.id_bytes, entry.owner_bytes, entry.row_bytes
-    window_log2, y_bytes, num_ring = entry.window_log2, entry.y_bytes, _num_ring(entry)
     text_bytes = template.model_bytes + template.arithmetic_bytes
     numbering = FRESH
     if entry.flags & h.IS_NUMBERED:
@@ -196,21 +195,21 @@ def _pack(entry: Entry, out: int, template: Template, clock_s: int) -> int:
     record.magic = _MAGIC
     record.version = VERSION
     record.numbering = numbering
-    record.window_log2 = window_log2
+    record.window_log2 = entry.window_log2
     record.num_bytes = record_bytes(entry, template)
     record.last_seq = entry.last_seq
     record.clock_s = clock_s
     copy_bytes(field_address(record, "fingerprint"), template.fingerprint, 32)
     record.row_bytes = row_bytes
-    record.y_bytes = y_bytes if num_ring > 0 else 0
-    record.num_ring = num_ring
+    record.y_bytes = entry.y_bytes if entry.num_ring > 0 else 0
+    record.num_ring = entry.num_ring
     record.id_bytes = id_bytes
     record.model_bytes = template.model_bytes
     record.arithmetic_bytes = template.arithmetic_bytes
     record.owner_bytes = owner_bytes
     record.incarnation = entry.incarnation
     record.num_changes = entry.num_changes
-    record.num_outputs = num_ring if y_bytes > 0 else 0
+    record.num_outputs = entry.num_outputs
     record.unused = 0
     source, at = address(entry) + ENTRY_HEAD_BYTES, out + HEAD_BYTES
     copy_bytes(at, source, id_bytes)
@@ -222,19 +221,7 @@ def _pack(entry: Entry, out: int, template: Template, clock_s: int) -> int:
     begin = out + part_bytes(at - out)
     fill_bytes(at, begin - at, 0)
     row = owner + part_bytes(owner_bytes)
-    copy_bytes(begin, row, row_bytes)
-    at = begin + row_bytes
-    if num_ring > 0 and window_log2 == 0:
-        store_i64(at, entry.digest)
-        at += 8
-    elif num_ring > 0:
-        window = 1 << window_log2
-        ring = row + row_bytes
-        for k in range(num_ring):
-            place = (entry.last_seq - num_ring + 1 + k) & (window - 1)
-            store_i64(at + 8 * k, load_i64(ring + 8 * place))
-            y = ring + 8 * window + place * y_bytes
-            copy_bytes(at + 8 * num_ring + k * y_bytes, y, y_bytes)
+    copy_bytes(begin, row, row_bytes + _ring_bytes(entry))
     return record.num_bytes
 
 

@@ -37,6 +37,7 @@ class JournalStruct(Struct):
     num_entries: I64  # in FILLING
     num_appended: I64
     is_in_flight: I64
+    sent_ns: I64  # when the last group was sent
     num_synced: I64  # entries that survive a crash, in the journal or in records
     began_at: I64  # entries appended before the checkpoint that is being made began
     num_covered: I64  # entries that records on disk have in them

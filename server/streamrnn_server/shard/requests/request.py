@@ -110,7 +110,9 @@ class Request(Struct):
     columns: I64  # whether a batch is answered in columns
     client: I64  # number of the sender's account
     position: I64  # number of entries in the journal that must be durable before the answer
-    unused: Annotated[Any, np.int64, (3,)]
+    received: I64  # the last step whose output the client has; 0 where it does not say
+    received_at: I64  # of a batch: address of the first such number, in the message, or 0
+    oldest_output: I64  # the answer's to an `open`; -1: it is not to be told
 
 
 class Pool(Struct):
@@ -177,6 +179,8 @@ def allocate_request(pool: Pool) -> Request:
     request.y = 0
     request.parent = 0
     request.code = 0
+    request.received = 0
+    request.oldest_output = -1
     request.x_block = 0
     request.y_block = 0
     request.first_child = 0

@@ -22,6 +22,7 @@ from streamrnn_server.shard.memory.budget import release_pages, reserve_bytes
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import header_of, model_of, row_of
 from streamrnn_server.shard.streams.owners import owner_of
+from streamrnn_server.shard.streams.replay_ring import ring_size
 from streamrnn_server.shard.streams.slots import evict_stream, is_clean
 from streamrnn_server.shard.structs import HISTORY_BYTES, Model, Shard
 
@@ -130,7 +131,7 @@ def allocate_ring(shard: Shard, header: Header, y_bytes: int) -> bool:
     window_log2 = header.window_log2
     if window_log2 == 0 or header.ring != 0:
         return True
-    num_bytes = (8 + y_bytes) << window_log2
+    num_bytes = ring_size(window_log2, y_bytes)
     ring = allocate_block(shard, num_bytes)
     header.ring = ring
     if ring != 0:  # what another stream left there must reach neither disk nor anybody
@@ -210,7 +211,7 @@ def _find_idle(shard: Shard, index: int, ring_bytes: int, owner: int) -> int:
             continue
         if ring_bytes != 0:
             has_ring = header.ring != 0 and header.window_log2 > 0
-            size = (8 + model.y_bytes) << header.window_log2
+            size = ring_size(header.window_log2, model.y_bytes)
             if not has_ring or (ring_bytes != _ANY_RING and size != ring_bytes):
                 continue
         if header.last_used_s < _last_used_s(shard, oldest):

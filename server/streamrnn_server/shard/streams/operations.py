@@ -29,8 +29,10 @@ from streamrnn_server.shard.requests.request import Form, Request, request_at
 from streamrnn_server.shard.streams.eviction import allocate_block, allocate_ring
 from streamrnn_server.shard.streams.replay_ring import (
     drop_ring,
+    note_received,
+    oldest_output,
     output_place,
-    remember,
+    remember_digest,
     remembered,
 )
 from streamrnn_server.shard.streams.row_location import note_written
@@ -76,6 +78,8 @@ def open_stream(shard: Shard, header: Header, request: Request) -> bool:
         return False
     request.last_seq = header.last_seq
     request.window = 1 << header.window_log2
+    if request.oldest_output >= 0:
+        request.oldest_output = oldest_output(header)
     return flags & h.IS_OPEN == 0
 
 
@@ -126,7 +130,7 @@ def _check_number(shard: Shard, header: Header, request: Request, y_bytes: int) 
     if first > last + 1:
         set_error(request, ErrorCode.GAP, last + 1, first)
     elif first <= last - window:
-        set_error(request, ErrorCode.STALE, first, last - window + 1)
+        set_error(request, ErrorCode.STALE, first, oldest_output(header))
     elif not allocate_ring(shard, header, y_bytes):
         set_error(request, ErrorCode.BUSY)
     else:
@@ -170,11 +174,13 @@ def assign_number(shard: Shard, header: Header, request: Request, digest: int) -
             set_error(request, ErrorCode.CONFLICT, seq)
         else:
             shard.counters.num_duplicates += 1
+            note_received(header, request.received)
         return False
     if seq > 0:
         flags |= h.IS_NUMBERED
         header.last_seq = seq
-        remember(header, seq, digest, 0, 0)
+        remember_digest(header, seq, digest)
+        note_received(header, request.received)
     header.flags = flags & ~h.IS_QUARANTINED
     return True
 
@@ -217,6 +223,9 @@ def prepare_step(shard: Shard, plan: Any, header: Header, request: Request) -> N
         num_old = min(num_steps, header.last_seq - first + 1)
     if not _are_the_same(model.step_bytes, header, request, num_old):
         return
+    if num_old > 0 and first < oldest_output(header):
+        set_error(request, ErrorCode.STALE, first, oldest_output(header))
+        return
     if is_child:
         request.y = parent.y + request.item * y_bytes
     elif num_steps > 1 or num_old > 0 or shard.is_always:
@@ -234,6 +243,7 @@ def prepare_step(shard: Shard, plan: Any, header: Header, request: Request) -> N
     if num_old > 0:
         _answer_old(shard, plan, header, request, num_old)
         shard.counters.num_duplicates += num_old
+    note_received(header, request.received)
 
 
 @jit

@@ -13,6 +13,7 @@ from streamrnn_server.shard.checkpoint.history import begin_history, count_chang
 from streamrnn_server.shard.checkpoint.packing import (
     fault_of,
     fits_model,
+    num_outputs_of,
     record_at,
     row_in_record,
 )
@@ -24,7 +25,12 @@ from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.streams.eviction import allocate_ring
 from streamrnn_server.shard.streams.operations import assign_number
-from streamrnn_server.shard.streams.replay_ring import remember, remembered
+from streamrnn_server.shard.streams.replay_ring import (
+    note_received,
+    output_place,
+    remember_digest,
+    remembered,
+)
 from streamrnn_server.shard.streams.row_location import note_written
 from streamrnn_server.shard.structs import Shard
 
@@ -61,11 +67,14 @@ def fill_slot(shard: Shard, header: Header, record: RecordHead) -> bool:
     copy_bytes(row_of(model, slot_of(shard, header)), row, row_bytes)
     note_written(shard, header)
     digests = row + row_bytes
-    outputs = digests + 8 * num_ring
     for k in range(num_ring):
-        seq = record.last_seq - num_ring + 1 + k
-        remember(header, seq, load_i64(digests + 8 * k), outputs + k * y_bytes, y_bytes)
+        remember_digest(header, record.last_seq + 1 - num_ring + k, load_i64(digests + 8 * k))
+    num_outputs, outputs = num_outputs_of(record), digests + 8 * num_ring
+    for k in range(num_outputs):
+        y = output_place(header, record.last_seq + 1 - num_outputs + k, y_bytes)
+        copy_bytes(y, outputs + k * y_bytes, y_bytes)
     header.last_seq = record.last_seq
+    note_received(header, record.last_seq - num_outputs)
     header.durable_seq = 0
     flags = header.flags & (h.IS_READY | h.IS_BLOCKED)
     if numbering == NUMBERED:

@@ -80,9 +80,7 @@ def decode_request(data: int, num_bytes: int, request: Request) -> int:
         at = _decode_stream(read_array(at, end, 1), end, request)
     elif length == 5 and name == _RESE and last == _T:
         method = Kind.RESET
-        at = _decode_stream(read_array(at, end, 2), end, request)
-        seq, at = read_uint(at, end)
-        request.first_seq = seq
+        at = _decode_reset(at, end, request)
     if at != end:
         return Kind.FOR_PYTHON
     request.kind = method
@@ -98,10 +96,40 @@ def _decode_stream(at: int, end: int, request: Request) -> int:
 
 @jit
 def _decode_step(at: int, end: int, request: Request) -> int:
-    at = _decode_stream(read_array(at, end, 3), end, request)
+    """Read ``[stream, first_seq, x]``, or with a fourth parameter: what was received."""
+    num_params, at = _read_params(at, end, 3, 4)
+    at = _decode_stream(at, end, request)
     seq, at = read_uint(at, end)
     request.first_seq = seq
-    return _decode_x(at, end, request)
+    at = _decode_x(at, end, request)
+    return _decode_received(at, end, num_params == 4, request)
+
+
+@jit
+def _decode_reset(at: int, end: int, request: Request) -> int:
+    """Read ``[stream, seq]``, or with a third parameter: what was received."""
+    num_params, at = _read_params(at, end, 2, 3)
+    at = _decode_stream(at, end, request)
+    seq, at = read_uint(at, end)
+    request.first_seq = seq
+    return _decode_received(at, end, num_params == 3, request)
+
+
+@jit
+def _decode_received(at: int, end: int, is_there: bool, request: Request) -> int:
+    received = 0
+    if is_there:
+        received, at = read_uint(at, end)
+    request.received = received
+    return at
+
+
+@jit
+def _read_params(at: int, end: int, fewest: int, most: int) -> tuple[int, int]:
+    """Read the head of an array of parameters: how many, and where they begin; 0 if it is none."""
+    kind, num_params, at = read_head(at, end)
+    is_good = kind == ValueKind.ARRAY and fewest <= num_params <= most
+    return num_params, at if is_good else 0
 
 
 @jit
@@ -130,36 +158,48 @@ def _decode_streams(at: int, end: int, num_streams: int, request: Request) -> in
 
 @jit
 def _decode_batch(at: int, end: int, request: Request) -> int:
-    """Read ``[streams, seqs, x]``, or with a fourth parameter: whether to answer in columns."""
-    kind, num_params, at = read_head(at, end)
-    if kind != ValueKind.ARRAY or num_params < 3 or num_params > 4:
-        return 0
+    """Read ``[streams, seqs, x]``, and perhaps: whether to answer in columns; what was received."""
+    num_params, at = _read_params(at, end, 3, 5)
     kind, num_streams, at = read_head(at, end)
     if kind != ValueKind.ARRAY:
         return 0
     at = _decode_streams(at, end, num_streams, request)
-    kind, num_seqs, at = read_head(at, end)
-    request.seqs = 0
-    if kind == ValueKind.ARRAY and num_seqs == num_streams:
-        request.seqs = at
-        for _ in range(num_seqs):
-            _seq, at = read_uint(at, end)
-    elif kind != ValueKind.NIL:
-        return 0
+    seqs, at = _decode_numbers(at, end, num_streams)
+    request.seqs = seqs
     at = _decode_x(at, end, request)
-    request.columns = 0
-    if num_params == 4:
+    request.columns = request.received_at = 0
+    if num_params >= 4:
         kind, value, at = read_head(at, end)
         if kind != ValueKind.BOOL:
             return 0
         request.columns = value
+    if num_params == 5:
+        received_at, at = _decode_numbers(at, end, num_streams)
+        request.received_at = received_at
     return at
 
 
 @jit
+def _decode_numbers(at: int, end: int, num_streams: int) -> tuple[int, int]:
+    """Check an array of a number for each stream, or nil; return where they are, or 0."""
+    kind, length, at = read_head(at, end)
+    if kind == ValueKind.NIL:
+        return 0, at
+    if kind != ValueKind.ARRAY or length != num_streams:
+        return 0, 0
+    first = at
+    for _ in range(length):
+        _number, at = read_uint(at, end)
+    return first, at
+
+
+@jit
 def _decode_open(at: int, end: int, request: Request) -> int:
-    """Read ``[stream or streams, model or nil, window]``; x is the model's name."""
-    at = read_array(at, end, 3)
+    """Read ``[stream or streams, model or nil, window]``; x is the model's name.
+
+    A fourth parameter that is a bool says whether to tell the oldest output.
+    """
+    num_params, at = _read_params(at, end, 3, 4)
     kind, length, after = read_head(at, end)
     request.streams = 0
     if kind == ValueKind.ARRAY:
@@ -180,4 +220,10 @@ def _decode_open(at: int, end: int, request: Request) -> int:
             return 0
     window, at = read_uint(at, end)
     request.window = window
+    request.oldest_output = -1
+    if num_params == 4:
+        kind, value, at = read_head(at, end)
+        if kind != ValueKind.BOOL:
+            return 0
+        request.oldest_output = value - 1
     return at

@@ -250,6 +250,7 @@ def _make_children(shard: Shard, parent: Request, kind: int, end: int) -> None:
     num_items = parent.num_items
     at = parent.streams
     seqs_at = parent.seqs if kind == Kind.STEP_MANY else 0
+    received_at = parent.received_at if kind == Kind.STEP_MANY else 0
     parent.num_left = num_items
     previous = parent
     for k in range(num_items):
@@ -262,6 +263,9 @@ def _make_children(shard: Shard, parent: Request, kind: int, end: int) -> None:
         seq = 0
         if seqs_at != 0:
             seq, seqs_at = read_uint(seqs_at, end)
+        if received_at != 0:
+            received, received_at = read_uint(received_at, end)
+            child.received = received
         num_bytes, at = read_stream(at, end, field_address(child, "stream"))
         child.stream_bytes = num_bytes
         child.kind = Kind.STEP if kind == Kind.STEP_MANY else Kind.OPEN
@@ -272,6 +276,7 @@ def _make_children(shard: Shard, parent: Request, kind: int, end: int) -> None:
         child.form = parent.form
         child.model = parent.model
         child.window = parent.window
+        child.oldest_output = parent.oldest_output
         _set_hash(shard, child)
     previous.sibling = 0
     parent.model = -1

@@ -269,11 +269,15 @@ def _write_result(shard: Shard, request: Request, at: int) -> int:
         return at + 1
     if kind == Kind.SYNC:
         return write_uint(at, durable_seq)
-    at = write_array(at, 2 if kind in (Kind.RESET, Kind.SNAPSHOT, Kind.ROLLBACK) else 3)
+    num_values = 2 if kind in (Kind.RESET, Kind.SNAPSHOT, Kind.ROLLBACK) else 3
+    tells_oldest = request.oldest_output >= 0
+    at = write_array(at, num_values + tells_oldest)
     at = write_uint(at, last_seq)
     at = write_uint(at, durable_seq)
     if kind == Kind.OPEN or kind == Kind.RESTORE:
         at = write_uint(at, request.window)
+        if tells_oldest:
+            at = write_uint(at, request.oldest_output)
     elif kind == Kind.STEP:
         y = request.y
         num_bytes = request.y_bytes
