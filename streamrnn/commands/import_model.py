@@ -24,10 +24,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = (
         "Turn a file of another framework into a model. Its content says what it is: a PyTorch "
-        "state dict (saved with safetensors.torch.save_file) or ONNX. Nothing in it is run, and no "
-        "pickle is read."
+        "state dict (saved with safetensors.torch.save_file), ONNX or Keras. Nothing in it is "
+        "run, and no pickle is read."
     )
-    parser.add_argument("file", metavar="FILE", help="state dict (.safetensors) or .onnx")
+    parser.add_argument(
+        "file", metavar="FILE", help="state dict (.safetensors), .onnx, .keras or .h5"
+    )
     parser.add_argument("-o", "--output", metavar="MODEL", required=True, help="file to write")
     parser.add_argument(
         "--check",
@@ -52,14 +54,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=("zeros",),
         help="leave a trained first state (h0, c0) out: the first outputs will differ",
     )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="for weights of Keras alone (.weights.h5): the file that has the configuration",
+    )
     state_dict = parser.add_argument_group("what a state dict does not say")
     state_dict.add_argument(
         "--activation",
         type=_names,
-        default="identity",
         metavar="A,...",
         help="what follows each linear layer after the recurrent ones: identity, relu, tanh, "
-        "sigmoid, softmax (default: %(default)s)",
+        "sigmoid, softmax (default: identity)",
     )
     state_dict.add_argument(
         "--nonlinearity", choices=("tanh", "relu"), help="of nn.RNN (default: tanh)"
@@ -111,12 +117,13 @@ def run(args: argparse.Namespace) -> int:
             head=args.head,
             head_input=args.head_input,
             embedding=args.embedding,
-            activation=args.activation,
+            activation=args.activation or "identity",
             nonlinearity=args.nonlinearity,
             first_state=args.first_state,
             inputs=args.inputs,
             outputs=args.outputs,
         ),
+        args.config,
     )
     model = imported.model
     print(f"{args.file}: {imported.source}: {_summary(model)}")

@@ -53,7 +53,7 @@ def build_model(network: Network, names: Names) -> ImportedModel:
     not fit.
     """
     path = network.path
-    layers = _fold(_join_activations(network.layers), network)
+    layers = _fold(_join_activations(network), network)
     embedding = center_scale = head = None
     if layers and isinstance(layers[0], Embedding):
         embedding, layers = layers[0], layers[1:]
@@ -100,10 +100,10 @@ def refuse(path: str, problems: Iterable[str]) -> ModelFileError:
     )
 
 
-def _join_activations(layers: Sequence[Layer]) -> list[Layer]:
+def _join_activations(network: Network) -> list[Layer]:
     """Let every activation belong to the dense layer before it, one of its own if there is none."""
     joined: list[Layer] = []
-    for layer in layers:
+    for layer in network.layers:
         if not isinstance(layer, Activation):
             joined.append(layer)
             continue
@@ -113,7 +113,7 @@ def _join_activations(layers: Sequence[Layer]) -> list[Layer]:
         if isinstance(last, Dense) and last.activation == "identity":
             joined[-1] = replace(last, activation=layer.kind)
         elif (size := _output_size(last)) is None:
-            raise ModelFileError(f"the activation {layer.name!r} follows no layer with a size")
+            network.problems.append(f"{layer.name!r} ({layer.kind}) stands before every layer")
         else:
             unit = np.eye(size, dtype=np.float32)
             joined.append(Dense(layer.name, unit, zeros(size), {}, layer.kind))

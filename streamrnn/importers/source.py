@@ -6,6 +6,8 @@ import os
 from dataclasses import fields
 
 from streamrnn.errors import ModelError, ModelFileError
+from streamrnn.importers.keras.files import HDF5_MAGIC, ZIP_MAGIC, is_keras_archive
+from streamrnn.importers.keras.network import import_keras
 from streamrnn.importers.network import ImportedModel, Names
 from streamrnn.importers.onnx.file import looks_like_onnx
 from streamrnn.importers.onnx.network import import_onnx
@@ -17,7 +19,11 @@ __all__ = ["import_file"]
 _COMMON = ("inputs", "outputs", "first_state")
 
 
-def import_file(path: str | os.PathLike[str], options: TorchOptions | None = None) -> ImportedModel:
+def import_file(
+    path: str | os.PathLike[str],
+    options: TorchOptions | None = None,
+    config: str | os.PathLike[str] | None = None,
+) -> ImportedModel:
     """Import a file of any source.
 
     Parameters
@@ -26,6 +32,8 @@ def import_file(path: str | os.PathLike[str], options: TorchOptions | None = Non
         The file; its name says nothing.
     options : TorchOptions or None
         What the file cannot tell; None for the defaults.
+    config : str, path or None
+        For weights of Keras alone: the file that holds the configuration.
 
     Returns
     -------
@@ -38,9 +46,14 @@ def import_file(path: str | os.PathLike[str], options: TorchOptions | None = Non
     """
     options = options or TorchOptions()
     start = _start_of(path)
+    names = Names(options.inputs, options.outputs)
+    if start[:8] == HDF5_MAGIC or (start[:4] == ZIP_MAGIC and is_keras_archive(path)):
+        _refuse_state_dict_options(path, options)
+        return import_keras(path, names, config)
+    if config is not None:
+        raise ModelError(f"{os.fspath(path)} is no file of Keras; leave out --config")
     if start[8:9] != b"{" and looks_like_onnx(start):
         _refuse_state_dict_options(path, options)
-        names = Names(options.inputs, options.outputs)
         return import_onnx(path, names, zero_state=options.first_state == "zeros")
     return import_torch(path, options)
 

@@ -15,6 +15,7 @@ from streamrnn.reference.gru import gru_step
 from streamrnn.reference.lstm import lstm_step
 from streamrnn.reference.model import ReferenceModel
 from streamrnn.reference.rnn import rnn_step
+from streamrnn_server.cli import main
 from tests.tolerances import REFERENCE_FLOAT64
 
 onnx = pytest.importorskip("onnx")
@@ -323,6 +324,19 @@ def test_options_of_a_state_dict_are_refused(importing):
     node = H.make_node("LSTM", list("XWRB"), ["Y"])
     with pytest.raises(ModelError, match="leave out --head, --activation"):
         importing([node], weights("LSTM"), options={"head": "fc", "activation": "tanh"})
+
+
+def test_the_command_imports_and_proves_it(tmp_path, capsys):
+    tensors = weights("LSTM")
+    node = H.make_node("LSTM", list("XWRB"), ["Y"])
+    path = graph_file(tmp_path / "m.onnx", [node], tensors)
+    np.save(tmp_path / "in.npy", X)
+    np.save(tmp_path / "out.npy", run("LSTM", tensors, X[0])[None])
+    recorded = [str(tmp_path / name) for name in ("in.npy", "out.npy")]
+    assert main(["import", str(path), "-o", str(tmp_path / "m"), "--check", *recorded]) == 0
+    assert "ONNX opset 17: 3 inputs -> lstm 4" in capsys.readouterr().out
+    assert main(["import", str(path), "-o", str(tmp_path / "m")]) == 0
+    assert "NOT PROVED: it was read as the file says" in capsys.readouterr().out
 
 
 # --- files -------------------------------------------------------------------------------------

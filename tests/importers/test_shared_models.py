@@ -35,6 +35,14 @@ RIGHT: dict[str, tuple[TorchOptions, str]] = {
         "onnx_lstm_plain.onnx",
         "onnx_rnn_default.onnx",
         "onnx_rnn_relu.onnx",
+        "keras_gru_reset_after.h5",
+        "keras_gru_reset_after.keras",
+        "keras_gru_reset_before.keras",
+        "keras_lstm_dense.h5",
+        "keras_lstm_dense.keras",
+        "keras_lstm_hardsigmoid.keras",
+        "keras_simplernn_relu.keras",
+        "keras_stateful.keras",
     )
 } | {
     name: (TorchOptions(), "out_0")
@@ -57,7 +65,11 @@ REFUSED = {
     "onnx_lstm_reverse.onnx": "backwards",
     "torch_lstm_bi_dynamo.onnx": "bidirectional",
     "torch_lstm_bi_legacy.onnx": "bidirectional",
+    "keras_backwards.keras": "backwards",
+    "keras_bidir.keras": "bidirectional",
     # What no model has yet.
+    "keras_embedding_maskzero.keras": "mask_zero",
+    "keras_lstm_relu.keras": "activation relu",
     "onnx_gru_clip.onnx": "clips its gates",
     "onnx_gru_relu.onnx": "activation relu",
     "onnx_lstm_clip.onnx": "clips its gates",
@@ -65,6 +77,9 @@ REFUSED = {
     "onnx_lstm_inputforget.onnx": "input_forget",
     "onnx_rnn_affine.onnx": "activation affine",
     "silero_vad_16k.safetensors": "a convolution",
+    # What is missing.
+    "keras_gru_reset_after.weights.h5": "holds weights alone.*--config",
+    "keras_lstm_dense.weights.h5": "holds weights alone.*--config",
 }
 SPECIAL = {"silero_vad_16k.safetensors": "silero_vad_16k_lstm_cell.npz"}
 
@@ -74,6 +89,8 @@ pytestmark = pytest.mark.skipif(not MODELS.is_dir(), reason="the models are not 
 def needs_reader(name: str) -> None:
     if name.endswith(".onnx"):
         pytest.importorskip("onnx")
+    if name.startswith("keras"):
+        pytest.importorskip("h5py")
 
 
 def recording(name: str) -> Path:
@@ -98,3 +115,13 @@ def test_a_file_is_refused_with_its_reason(name):
     needs_reader(name)
     with pytest.raises(ModelFileError, match=REFUSED[name]):
         import_file(MODELS / name)
+
+
+@pytest.mark.parametrize("name", ["keras_gru_reset_after", "keras_lstm_dense"])
+@pytest.mark.parametrize("config", ["keras", "h5"])
+def test_weights_alone_come_out_right_with_a_configuration(name, config):
+    pytest.importorskip("h5py")
+    found = import_file(MODELS / f"{name}.weights.h5", config=MODELS / f"{name}.{config}")
+    whole = import_file(MODELS / f"{name}.keras")
+    for key, value in whole.model.parameters.items():
+        assert np.array_equal(found.model.parameters[key], value)
