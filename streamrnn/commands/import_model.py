@@ -24,11 +24,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = (
         "Turn a file of another framework into a model. Its content says what it is: a PyTorch "
-        "state dict (saved with safetensors.torch.save_file), ONNX or Keras. Nothing in it is "
-        "run, and no pickle is read."
+        "state dict (saved with safetensors.torch.save_file), ONNX, Keras, Neural Amp Modeler, "
+        "RTNeural, AIDA-X or GuitarML. Nothing in it is run, and no pickle is read."
     )
     parser.add_argument(
-        "file", metavar="FILE", help="state dict (.safetensors), .onnx, .keras or .h5"
+        "file", metavar="FILE", help=".safetensors, .onnx, .keras, .h5, .nam or .json"
     )
     parser.add_argument("-o", "--output", metavar="MODEL", required=True, help="file to write")
     parser.add_argument(

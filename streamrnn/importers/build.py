@@ -67,7 +67,7 @@ def build_model(network: Network, names: Names) -> ImportedModel:
     if len(stack) > MAX_LAYERS:
         network.problems.append(f"it needs {len(stack)} layers; a model has at most {MAX_LAYERS}")
     network.problems += [
-        f"{layer.first_state} is a trained first state of {layer.name!r}: streams of a model begin "
+        f"{layer.name!r} has a trained first state ({layer.first_state}): streams of a model begin "
         "with zeros (--first-state zeros leaves it out, and the first steps will differ)"
         for layer in stack
         if layer.first_state

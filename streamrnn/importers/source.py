@@ -5,12 +5,21 @@ from __future__ import annotations
 import os
 from dataclasses import fields
 
-from streamrnn.errors import ModelError, ModelFileError
+from streamrnn.errors import ModelError, ModelFileError, listed
+from streamrnn.importers.json_state import (
+    import_guitarml,
+    import_json_state_dict,
+    is_guitarml,
+    is_state_dict,
+)
+from streamrnn.importers.json_text import read_json_file
 from streamrnn.importers.keras.files import HDF5_MAGIC, ZIP_MAGIC, is_keras_archive
 from streamrnn.importers.keras.network import import_keras
+from streamrnn.importers.nam import import_nam, is_nam
 from streamrnn.importers.network import ImportedModel, Names
 from streamrnn.importers.onnx.file import looks_like_onnx
 from streamrnn.importers.onnx.network import import_onnx
+from streamrnn.importers.rtneural import import_rtneural, is_rtneural
 from streamrnn.importers.torch import TorchOptions, import_torch
 
 __all__ = ["import_file"]
@@ -52,10 +61,31 @@ def import_file(
         return import_keras(path, names, config)
     if config is not None:
         raise ModelError(f"{os.fspath(path)} is no file of Keras; leave out --config")
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
+        return _import_json(os.fspath(path), options, names)
     if start[8:9] != b"{" and looks_like_onnx(start):
         _refuse_state_dict_options(path, options)
         return import_onnx(path, names, zero_state=options.first_state == "zeros")
     return import_torch(path, options)
+
+
+def _import_json(path: str, options: TorchOptions, names: Names) -> ImportedModel:
+    value = read_json_file(path)
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{path} is JSON, but no object")
+    if is_state_dict(value) and not is_rtneural(value):
+        return import_json_state_dict(path, value, options)
+    _refuse_state_dict_options(path, options)
+    if is_nam(value):
+        return import_nam(path, value, names, zero_state=options.first_state == "zeros")
+    if is_guitarml(value):
+        return import_guitarml(path, value, options)
+    if is_rtneural(value):
+        return import_rtneural(path, value, names)
+    raise ModelFileError(
+        f"{path} is JSON of no known kind; known are Neural Amp Modeler, RTNeural and AIDA-X, "
+        f"GuitarML, and state dicts. Its keys: {listed([str(key) for key in value])}"
+    )
 
 
 def _start_of(path: str | os.PathLike[str]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,8 @@ RIGHT: dict[str, tuple[TorchOptions, str]] = {
         "torch_lstm_state_dynamo.onnx",
     )
 }
+RIGHT["rtneural_gru_torch.json"] = RIGHT["rtneural_lstm_1d.json"] = (TorchOptions(), "y")
+RIGHT["nam_BossLSTM-1x16.nam"] = RIGHT["nam_lstm.nam"] = (ZEROS, "y_from_zero")
 RIGHT["silero_vad_16k.safetensors"] = (
     TorchOptions(prefix="lstm_cell", head="none"),
     "y",
@@ -68,12 +71,15 @@ REFUSED = {
     "keras_backwards.keras": "backwards",
     "keras_bidir.keras": "bidirectional",
     # What no model has yet.
+    "guitarml_lstm8_ts9_pytorch.json": r"skip: 1.: a skip connection",
+    "nam_BossLSTM-1x16.nam": r"has a trained first state \(h0 and c0\)",
+    "nam_lstm.nam": r"has a trained first state \(h0 and c0\)",
     "keras_embedding_maskzero.keras": "mask_zero",
     "keras_lstm_relu.keras": "activation relu",
     "onnx_gru_clip.onnx": "clips its gates",
     "onnx_gru_relu.onnx": "activation relu",
     "onnx_lstm_clip.onnx": "clips its gates",
-    "onnx_lstm_initial.onnx": "h0, c0 is a trained first state",
+    "onnx_lstm_initial.onnx": r"has a trained first state \(h0, c0\)",
     "onnx_lstm_inputforget.onnx": "input_forget",
     "onnx_rnn_affine.onnx": "activation affine",
     "silero_vad_16k.safetensors": "a convolution",
@@ -125,3 +131,13 @@ def test_weights_alone_come_out_right_with_a_configuration(name, config):
     whole = import_file(MODELS / f"{name}.keras")
     for key, value in whole.model.parameters.items():
         assert np.array_equal(found.model.parameters[key], value)
+
+
+def test_the_rest_of_a_guitarml_file_comes_out_right(tmp_path):
+    value = json.loads((MODELS / "guitarml_lstm8_ts9_pytorch.json").read_text())
+    value["model_data"]["skip"] = 0
+    (tmp_path / "m.json").write_text(json.dumps(value))
+    model = import_file(tmp_path / "m.json").model
+    with np.load(MODELS / "guitarml_lstm8_ts9_pytorch.npz") as recorded:
+        x, y = recorded["x"].astype(np.float32), recorded["y"]
+    assert np.abs(ReferenceModel(model).steps(x) + x - y).max() <= RELATIVE * np.abs(y).max()

@@ -1,0 +1,105 @@
+"""PyTorch state dicts in JSON: GuitarML (NeuralSeed, Proteus), CoreAudioML, and plain ones.
+
+Source: ``CoreAudioML/networks.py`` of https://github.com/Alec-Wright/CoreAudioML, class
+``SimpleRNN``: ``lin(rec(x))``, and with ``skip`` the first channels of x are added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from streamrnn.errors import ModelFileError
+from streamrnn.importers.build import refuse
+from streamrnn.importers.json_text import array_of
+from streamrnn.importers.network import ImportedModel
+from streamrnn.importers.torch import TorchOptions, import_state_dict
+from streamrnn.model.tensor_file import StoredTensor, TensorFile
+
+__all__ = ["import_guitarml", "import_json_state_dict", "is_guitarml", "is_state_dict"]
+
+_MAX_TENSORS = 10_000
+_CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh"}
+
+
+def is_guitarml(value: dict[str, Any]) -> bool:
+    """Whether a JSON object has the form of one."""
+    return isinstance(value.get("state_dict"), dict) and isinstance(value.get("model_data"), dict)
+
+
+def is_state_dict(value: dict[str, Any]) -> bool:
+    """Whether a JSON object is a state dict."""
+    return bool(value) and all(isinstance(item, list) for item in value.values())
+
+
+def import_json_state_dict(
+    path: str, value: dict[str, Any], options: TorchOptions
+) -> ImportedModel:
+    """Import a plain state dict; see `streamrnn.importers.torch.import_torch`."""
+    return import_state_dict(_as_tensors(path, value), options, "PyTorch state dict in JSON")
+
+
+def import_guitarml(path: str, value: dict[str, Any], options: TorchOptions) -> ImportedModel:
+    """Import a state dict whose class the file names.
+
+    Parameters
+    ----------
+    path : str
+        For messages.
+    value : dict
+        The file's JSON.
+    options : TorchOptions
+        Names for inputs and outputs; the rest the file says.
+
+    Returns
+    -------
+    ImportedModel
+
+    Raises
+    ------
+    ModelFileError
+        If it is another class, contradicts itself, or has a skip connection.
+    """
+    data = value["model_data"]
+    kind, cell = data.get("model", "SimpleRNN"), data.get("unit_type")
+    problems = []
+    if kind != "SimpleRNN" or cell not in _CELLS:
+        problems.append(
+            f"its class is {str(kind)[:40]!r} with units {str(cell)[:40]!r}; known is SimpleRNN "
+            f"with {', '.join(_CELLS)}"
+        )
+    if skip := data.get("skip", 0):
+        problems.append(
+            f"the input is added to the output (skip: {str(skip)[:20]}): a skip connection, which "
+            "no model has"
+        )
+    if problems:
+        raise refuse(path, problems)
+    found = import_state_dict(_as_tensors(path, value["state_dict"]), options, "GuitarML")
+    spec = found.model.spec
+    said = {
+        "hidden_size": {layer.hidden_size for layer in spec.layers},
+        "num_layers": {len(spec.layers)},
+        "input_size": {spec.num_inputs},
+        "output_size": {spec.output_size},
+    }
+    for key, values in said.items():
+        if key in data and values != {data[key]}:
+            raise ModelFileError(
+                f"{path} says {key} {str(data[key])[:40]}; its tensors say {sorted(values)}"
+            )
+    if any(layer.cell != _CELLS[str(cell)] for layer in spec.layers) or spec.head is None:
+        raise ModelFileError(f"{path} says {cell} with a linear layer; its tensors are another")
+    # The class is known, and so is the graph.
+    return replace(found, holds_graph=True)
+
+
+def _as_tensors(path: str, value: dict[str, Any]) -> TensorFile:
+    if len(value) > _MAX_TENSORS:
+        raise ModelFileError(f"{path} has {len(value)} tensors; at most {_MAX_TENSORS} are read")
+    tensors = {}
+    for name, item in value.items():
+        array = array_of(item, f"{path}: tensor {name[:100]!r}")
+        data = memoryview(array.tobytes())
+        tensors[name] = StoredTensor("F32", array.shape, 0, data)
+    return TensorFile(path, 0, {}, tensors, is_compact=False)

@@ -1,0 +1,287 @@
+"""`streamrnn import` of networks in JSON: NAM, RTNeural, AIDA-X, GuitarML, state dicts."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from streamrnn.errors import ModelError, ModelFileError
+from streamrnn.importers.source import import_file
+from streamrnn.importers.torch import TorchOptions
+from streamrnn.reference.gru import gru_step
+from streamrnn.reference.lstm import lstm_step
+from streamrnn.reference.model import ReferenceModel
+from tests.tolerances import REFERENCE_FLOAT64
+
+RNG = np.random.default_rng(11)
+X = RNG.standard_normal((15, 2)).astype(np.float32)
+
+
+def draw(*shape):
+    return (RNG.standard_normal(shape) * 0.6).astype(np.float32)
+
+
+def plain(value):
+    """Turn arrays into lists, as a file has them."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value.astype(float).tolist() if isinstance(value, np.ndarray) else value
+
+
+@pytest.fixture
+def importing(tmp_path):
+    def do(value, **options):
+        path = tmp_path / "m.json"
+        path.write_text(json.dumps(plain(value)))
+        return import_file(path, TorchOptions(**options))
+
+    return do
+
+
+def answers(found, x=X):
+    return ReferenceModel(found.model).steps(x)
+
+
+def run_lstm(w, x):
+    w = [np.asarray(a, np.float64) for a in w]
+    h = c = np.zeros((1, w[1].shape[1]))
+    steps = []
+    for row in np.asarray(x, np.float64):
+        h, c = lstm_step(row[None], h, c, *w)
+        steps.append(h[0])
+    return np.array(steps)
+
+
+# --- Neural Amp Modeler ------------------------------------------------------------------------
+
+
+def nam(hidden=3, num_layers=2, num_inputs=2, first=0.0):
+    """Make a file, and its layers as (W_ih, W_hh, b, 0), head and bias."""
+    numbers, layers = [], []
+    for k in range(num_layers):
+        columns = hidden if k else num_inputs
+        matrix, bias = draw(4 * hidden, columns + hidden), draw(4 * hidden)
+        numbers += [matrix.ravel(), bias, np.full(2 * hidden, first, np.float32)]
+        layers.append((matrix[:, :columns], matrix[:, columns:], bias, np.zeros(4 * hidden)))
+    head, bias = draw(hidden), draw(1)
+    value = {
+        "version": "0.5.4",
+        "architecture": "LSTM",
+        "config": {"input_size": num_inputs, "hidden_size": hidden, "num_layers": num_layers},
+        "weights": np.concatenate([*numbers, head, bias]),
+    }
+    return value, layers, head, bias
+
+
+def test_a_nam_list_is_taken_apart(importing):
+    value, layers, head, bias = nam()
+    found = importing(value)
+    hidden = run_lstm(layers[1], run_lstm(layers[0], X))
+    wanted = (hidden @ head.astype(np.float64) + bias)[:, None]
+    assert np.abs(answers(found) - wanted).max() <= REFERENCE_FLOAT64
+    assert found.became["weight_hh_l1"] == "weights, W of layer 1, columns of h"
+
+
+def test_a_nam_first_state_is_refused_or_left_out(importing):
+    value, *_ = nam(first=0.5)
+    with pytest.raises(ModelFileError) as caught:
+        importing(value)
+    for k in (0, 1):
+        assert f"'layer {k}' has a trained first state (h0 and c0)" in str(caught.value)
+    assert "left out the first state of layer 0" in importing(value, first_state="zeros").notes[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"architecture": "WaveNet"}, "'WaveNet'.*need convolutions"),
+        ({"weights": [1.0, 2.0]}, r"shape \[2\]; 2 layers of 3 units and a head ask for 172"),
+        ({"weights": "x"}, "is no list of numbers"),
+        ({"weights": [[1.0], 2.0]}, "is no array"),
+        ({"config": {"hidden_size": 3}}, "known are"),
+        ({"config": {"input_size": 2, "hidden_size": 1 << 40, "num_layers": 2}}, "from 1 to 8192"),
+        ({"config": {"input_size": 2, "hidden_size": True, "num_layers": 2}}, "a whole number"),
+    ],
+)
+def test_a_nam_file_that_is_another_is_refused(importing, change, reason):
+    with pytest.raises(ModelFileError, match=reason):
+        importing(nam()[0] | change)
+
+
+# --- RTNeural and AIDA-X -----------------------------------------------------------------------
+
+
+def rtneural(**more):
+    """Make an LSTM of 3, a GRU of 4 and two dense layers; Keras's order of gates and axes."""
+    layers = [
+        {"type": "lstm", "activation": "tanh", "shape": [None, None, 3]},
+        {"type": "gru", "activation": "tanh", "shape": [None, None, 4]},
+        {"type": "time-distributed-dense", "activation": "relu", "shape": [None, None, 5]},
+        {"type": "dense", "activation": "", "shape": [None, None, 1]},
+    ]
+    arrays = [
+        [draw(2, 12), draw(3, 12), draw(12)],
+        [draw(3, 12), draw(4, 12), draw(2, 12)],
+        [draw(4, 5), draw(5)],
+        [draw(5, 1), draw(1)],
+    ]
+    for layer, weights in zip(layers, arrays, strict=True):
+        layer["weights"] = weights
+    return {"in_shape": [None, None, 2], "layers": layers} | more
+
+
+def rtneural_answer(value, x):
+    lstm, gru, first, last = (layer["weights"] for layer in value["layers"])
+    hidden = run_lstm((lstm[0].T, lstm[1].T, lstm[2], np.zeros(12)), x)
+
+    def rzn(rows):
+        z, r, n = np.split(rows, 3)
+        return np.concatenate([r, z, n]).astype(np.float64)
+
+    w = [rzn(a) for a in (gru[0].T, gru[1].T, gru[2][0], gru[2][1])]
+    h, steps = np.zeros((1, 4)), []
+    for row in hidden:
+        h = gru_step(row[None], h, *w)
+        steps.append(h[0])
+    score = np.maximum(np.array(steps) @ first[0].astype(np.float64) + first[1], 0)
+    return score @ last[0].astype(np.float64) + last[1]
+
+
+def test_rtneural_layers_have_the_layout_of_keras(importing):
+    value = rtneural()
+    found = importing(value)
+    assert np.abs(answers(found) - rtneural_answer(value, X)).max() <= REFERENCE_FLOAT64
+    assert found.holds_graph
+
+
+def test_gains_of_aida_x_are_in_decibels(importing):
+    value = rtneural(in_gain=6.0, out_gain=-20.0, in_skip=0, samplerate=48000)
+    wanted = rtneural_answer(value, X.astype(np.float64) * 10**0.3) / 10
+    assert np.abs(answers(importing(value)) - wanted).max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda v: v.update(in_skip=1), "in_skip: 1.: a skip connection"),
+        (lambda v: v.update(in_gain="loud"), "in_gain is loud; expected decibels"),
+        (lambda v: v["layers"][0].update(type="conv1d"), r"layer 0 \(conv1d\) is not supported"),
+        (lambda v: v["layers"][2].update(activation="elu"), "has the activation elu"),
+        (lambda v: v["layers"][0].update(activation="relu"), "activation relu where it has tanh"),
+        (lambda v: v["layers"][0].update(shape=[3, -1]), "must be a whole number from 1"),
+        (lambda v: v["layers"][1]["weights"].pop(), "has 2 arrays; expected kernel, recurrent"),
+        (lambda v: v["layers"][3]["weights"].pop(0), r"expected \[5, 1\]"),
+        (lambda v: v.update(in_shape=None), "in_shape is no list"),
+        (lambda v: v.update(layers=[]), "has 0 layers"),
+    ],
+)
+def test_what_a_model_has_not_is_refused_by_name(importing, change, reason):
+    value = copy.deepcopy(rtneural())
+    change(value)
+    with pytest.raises(ModelFileError, match=reason):
+        importing(value)
+
+
+# --- state dicts -------------------------------------------------------------------------------
+
+
+def guitarml(**data):
+    tensors = {
+        "rec.weight_ih_l0": draw(16, 2),
+        "rec.weight_hh_l0": draw(16, 4),
+        "rec.bias_ih_l0": draw(16),
+        "rec.bias_hh_l0": draw(16),
+        "lin.weight": draw(1, 4),
+        "lin.bias": draw(1),
+    }
+    known = {"model": "SimpleRNN", "unit_type": "LSTM", "hidden_size": 4, "num_layers": 1}
+    known |= {"input_size": 2, "output_size": 1, "skip": 0, "bias_fl": True}
+    return {"model_data": known | data, "state_dict": tensors}
+
+
+def guitarml_answer(value, x):
+    tensors = list(value["state_dict"].values())
+    weight, bias = tensors[4].astype(np.float64), tensors[5]
+    return run_lstm(tensors[:4], x) @ weight.T + bias
+
+
+def test_a_guitarml_file_says_its_graph(importing):
+    value = guitarml()
+    found = importing(value)
+    assert np.abs(answers(found) - guitarml_answer(value, X)).max() <= REFERENCE_FLOAT64
+    assert found.holds_graph
+    assert found.source == "GuitarML"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ({"skip": 1}, "skip: 1.: a skip connection"),
+        ({"model": "ConvSimpleRNN"}, "its class is 'ConvSimpleRNN'"),
+        ({"unit_type": "GRU"}, "says GRU with a linear layer; its tensors are another"),
+        ({"hidden_size": 5}, "says hidden_size 5; its tensors say .4."),
+        ({"num_layers": 2}, "says num_layers 2"),
+        ({"output_size": None}, "says output_size None"),
+    ],
+)
+def test_a_guitarml_file_that_is_another_is_refused(importing, data, reason):
+    with pytest.raises(ModelFileError, match=reason):
+        importing(guitarml(**data))
+
+
+def test_a_state_dict_in_json_has_the_options_of_one(importing):
+    value = guitarml()["state_dict"]
+    found = importing(value, head_input="relu")
+    assert not found.holds_graph
+    assert [layer.cell for layer in found.model.spec.layers] == ["lstm", "rnn_relu"]
+    with pytest.raises(ModelError, match="leave out --head-input"):
+        importing(guitarml(), head_input="relu")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "is no JSON"),
+        ('{"a": NaN}', "NaN is no number"),
+        ('{"a": 1, "a": 2}', "a name is there twice"),
+        ("{" + '"a": [' * 5000, "is no JSON that can be read"),
+        ('{"a": {}}', "JSON of no known kind"),
+        ('{"a": [[[[1.0]]]]}', "holds something else than numbers"),
+        ('{"a": [true]}', "holds something else than numbers"),
+        ('{"rnn.weight_hh_l0": [[1], [1, 2]]}', "not of one length"),
+        ('{"rnn.weight_hh_l0": [[1e999]], "rnn.weight_ih_l0": [[1]]}', "weight_hh_l0.* is inf"),
+        ('{"rnn.weight_hh_l0": [[' + "9" * 400 + ']], "rnn.weight_ih_l0": [[1]]}', "is no array"),
+        ('{"rnn.weight_hh_l0": [[' + "9" * 5000 + "]]}", "is no JSON that can be read"),
+    ],
+)
+def test_hostile_json_is_refused(tmp_path, text, reason):
+    path = tmp_path / "m.json"
+    path.write_text(text)
+    with pytest.raises(ModelFileError, match=reason):
+        import_file(path)
+
+
+@pytest.mark.parametrize("make", [lambda: nam()[0], rtneural, guitarml])
+def test_damaged_files_raise_nothing_else(tmp_path, make):
+    data = json.dumps(plain(make())).encode()
+    rng = np.random.default_rng(0)
+    bits = [b"null", b"-1", b"[]", b"{}", b"1e400", b'"x"', b"true", b"0", b"[[1]]", b"9999999999"]
+    path = tmp_path / "m.json"
+    for _ in range(300):
+        damaged = data
+        for _ in range(rng.integers(1, 4)):
+            at = int(rng.integers(len(damaged)))
+            new = (
+                bits[rng.integers(len(bits))] if rng.random() < 0.7 else bytes([rng.integers(256)])
+            )
+            damaged = damaged[:at] + new + damaged[at + int(rng.integers(4)) :]
+        path.write_bytes(damaged)
+        try:
+            import_file(path)
+        except ModelError:
+            continue
