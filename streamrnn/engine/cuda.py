@@ -18,6 +18,7 @@ from streamrnn.errors import DeviceError
 from streamrnn.kernels.cpu.plan import plan_at
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.kernels.cuda.compiler import arithmetic, gpu_errors, require_gpu
+from streamrnn.kernels.cuda.launches import first_input
 from streamrnn.kernels.jit import jit
 from streamrnn.model.model import Model
 
@@ -59,7 +60,8 @@ class CudaDevice:
         self.max_rows = max(_MIN_ROWS, min(_MAX_ROWS, _MAX_WORK_BYTES // work_bytes, max_streams))
         # Enough for one step of all rows, or for more steps of fewer.
         buffer_size = _MAX_BUFFER_BYTES // 4
-        self._x_size = max(buffer_size, self.max_rows * (self._num_inputs + 1))
+        fewest = first_input(self.max_rows) + self.max_rows * self._num_inputs
+        self._x_size = max(buffer_size, fewest)
         self._y_size = max(buffer_size, self.max_rows * self._output_size)
         self._failure: DeviceError | None = None
         self._started: list[int] = []  # slots whose rows `start_rows` has deferred
@@ -79,7 +81,7 @@ class CudaDevice:
         self.max_chunk_rows = rows = self._network.max_persistent_rows
         self.max_chunk_steps = min(
             _MAX_CHUNK_STEPS,
-            self._x_size // max(1, rows * (1 + self._num_inputs)),
+            (self._x_size - first_input(rows)) // max(1, rows * self._num_inputs),
             self._y_size // max(1, rows * self._output_size),
         )
         self.batch_x, self.batch_y = self._transfers[0].x, self._transfers[0].y
@@ -130,9 +132,10 @@ class CudaDevice:
     def begin_batch(self, num_rows: int, num_steps: int = 1) -> None:
         """Start a batch that the caller has checked and packed into ``batch_x``.
 
-        ``batch_x`` holds the slots (int32, all different; 1 to ``max_rows``), then the inputs
-        [num_rows, num_steps, num_inputs], and must not change until `end_batch`. Raises a
-        `DeviceError` if the GPU has failed, now or before; the streams are lost then.
+        ``batch_x`` holds the slots (int32, all different; 1 to ``max_rows``) and, at
+        `first_input`, the inputs [num_rows, num_steps, num_inputs]. It must not change until
+        `end_batch`. Raises a `DeviceError` if the GPU has failed, now or before; the streams are
+        lost then.
         """
         self._guard(self._transfers[0].begin, num_rows, num_steps, False)
 
@@ -159,7 +162,8 @@ class CudaDevice:
             inputs = x[rows, steps]
             num_rows, num_batch_steps = inputs.shape[:2]
             transfer.x[:num_rows].view(np.int32)[:] = slots[rows]
-            transfer.x[num_rows : num_rows + inputs.size].reshape(inputs.shape)[:] = inputs
+            first = first_input(num_rows)
+            transfer.x[first : first + inputs.size].reshape(inputs.shape)[:] = inputs
             transfer.begin(num_rows, num_batch_steps, len(batches) > 1)
             under_way.append((transfer, y[rows, steps]))
         for each in under_way:
@@ -168,7 +172,7 @@ class CudaDevice:
     def _warm_up(self) -> None:
         """Run the kernels once; overwrites the first row, which no stream has yet."""
         transfer = self._transfers[0]
-        transfer.x[: 1 + 2 * self._num_inputs] = 0
+        transfer.x[: first_input(1) + 2 * self._num_inputs] = 0
         for num_steps in (1, 2):
             transfer.begin(1, num_steps, False)
             transfer.end()
@@ -182,7 +186,7 @@ class CudaDevice:
             rows = slice(first, min(num_rows, first + self.max_rows))
             batch_rows = rows.stop - first
             most = min(
-                (self._x_size - batch_rows) // (batch_rows * self._num_inputs),
+                (self._x_size - first_input(batch_rows)) // (batch_rows * self._num_inputs),
                 self._y_size // (batch_rows * self._output_size),
             )
             for step in range(0, num_steps, most):

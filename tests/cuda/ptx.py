@@ -1,8 +1,8 @@
 """Compile every kernel as it is compiled for a GPU, where there is none.
 
-``python -m tests.cuda.ptx`` prints JSON: for each kernel its LLVM, its PTX, what the assembler says
-of that, and the machine code that goes to the driver, which is the fake one: it says for what GPU.
-A process of its own: in the tests' process numba's simulator takes the compiler's place, and
+``python -m tests.cuda.ptx PART OF`` prints JSON: for each kernel of a part of them its LLVM, and
+for each architecture its PTX and the machine code that goes to the driver, which is the fake one. A
+process of its own: in the tests' process numba's simulator takes the compiler's place, and
 `disassemble` shows what came out.
 """
 
@@ -25,9 +25,12 @@ _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([\w.]+)(.*)
 _TARGET = re.compile(r"`\((\.L_\w+)\)")
 
 
+ARCHITECTURES = {"sm_80": (8, 0, ""), "sm_90a": (9, 0, "a")}
+"""What the tests read, by the name in the PTX, as numba names it."""
+
+
 def assemble(ptx: str) -> str:
     """Return what the assembler says about registers, memory and spills."""
-    from cuda import pathfinder
     from cuda.bindings import nvjitlink
 
     [architecture] = re.findall(r"^\.target (\w+)", ptx, re.M)
@@ -35,9 +38,6 @@ def assemble(ptx: str) -> str:
     linker = nvjitlink.create(len(options), options)
     code = ptx.encode()
     nvjitlink.add_data(linker, nvjitlink.InputType.PTX, code, len(code), "kernel")
-    if "cudaCG" in ptx:  # blocks that wait for each other: of NVIDIA's device runtime
-        library = pathfinder.find_static_lib("cudadevrt")
-        nvjitlink.add_file(linker, nvjitlink.InputType.LIBRARY, library)
     nvjitlink.complete(linker)
     log = bytearray(nvjitlink.get_info_log_size(linker))
     nvjitlink.get_info_log(linker, log)
@@ -46,9 +46,10 @@ def assemble(ptx: str) -> str:
 
 
 def main() -> None:
-    """Print every kernel."""
+    """Print the kernels of the part that is asked for."""
     from numba import float32, int32, int64
 
+    from streamrnn.kernels.activations import IDENTITY, TANH
     from streamrnn.kernels.cuda import (
         features,
         network,
@@ -64,23 +65,23 @@ def main() -> None:
     tiling = network.TILING
     threads = tiling.row_threads
     two, batch = (int64,) * 2, (int64,) * 3
+    layer = (words, floats, floats, floats, floats, ints, *batch)
+    kinds = {"head": (DENSE, IDENTITY), "dense": (DENSE, TANH), "gru": (GRU, 0), "lstm": (LSTM, 0)}
     kernels: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        f"{kind} {width}": (
-            tiles.make_layer_kernel(number, getattr(tiling, width)),
-            (words, floats, floats, floats, floats, ints, *batch, int64),
-        )
-        for kind, number in (("dense", DENSE), ("gru", GRU), ("lstm", LSTM))
+        f"{kind} {width}": (tiles.make_layer_kernel(*cell, getattr(tiling, width)), layer)
+        for kind, cell in kinds.items()
         for width in ("wide", "narrow")
     }
+    del kinds["head"]
     kernels |= {
         f"{precision} {kind} {width}": (
             tensor_cores.make_tensor_kernel(
-                number, getattr(network.TENSOR_TILING, width), precision
+                *cell, getattr(network.TENSOR_TILING, width), precision
             ),
-            (words, floats, floats, floats, floats, ints, *batch, int64),
+            layer,
         )
         for precision in ("tf32", "bfloat16")
-        for kind, number in (("dense", DENSE), ("gru", GRU), ("lstm", LSTM))
+        for kind, cell in kinds.items()
         for width in ("wide", "narrow")
     }
     state = (words, floats, floats, floats, ints)
@@ -89,21 +90,21 @@ def main() -> None:
     kernels["softmax"] = (outputs.make_softmax_kernel(threads), (floats, int64, *two))
     kernels["persistent"] = (
         persistent.make_persistent_kernel(threads),
-        (*state, floats, ints, floats, *two, *two),
+        (*state, floats, ints, floats, *two, *two, *two),
     )
     kernels["fma rate"] = (roofline._multiply_and_add, (floats, int64, floats))
     kernels["start"] = (outputs.make_start_kernel(threads), (floats, ints, floats))
     kernels["move"] = (outputs.make_move_kernel(threads), (floats, ints, floats, int64, int64))
-    result = {}
-    for name, (kernel, signature) in kernels.items():
+    part, num_parts = map(int, sys.argv[1:])
+    result: dict[str, Any] = {}
+    for name, (kernel, signature) in list(kernels.items())[part::num_parts]:
         library = kernel.compile(signature).library
-        ptx = library.get_asm_str()
-        result[name] = {
-            "llvm": library.get_llvm_str(),
-            "ptx": ptx,
-            "log": assemble(ptx),
-            "machine_code": base64.b64encode(library.get_cubin().code).decode(),
-        }
+        result[name] = {"llvm": library.get_llvm_str()}
+        for architecture, capability in ARCHITECTURES.items():
+            result[name][architecture] = {
+                "ptx": library.get_asm_str(cc=capability),
+                "machine_code": base64.b64encode(library.get_cubin(cc=capability).code).decode(),
+            }
     json.dump(result, sys.stdout)
 
 

@@ -175,7 +175,7 @@ def test_a_batch_is_copied_computed_and_copied_back(driver):
     h = HANDLES
     assert driver.calls == [
         ("cuCtxSetCurrent", h["context"]),
-        ("cuMemcpyHtoDAsync", h["device_x"], h["host_x"], 4 * 2 * (1 + 7), h["compute"]),
+        ("cuMemcpyHtoDAsync", h["device_x"], h["host_x"], 4 * (4 + 2 * 7), h["compute"]),
         *expected_launches(2, 1),
         ("cuMemcpyDtoHAsync", h["host_y"], h["device_y"], 4 * 2 * 3, h["compute"]),
         ("cuEventRecord", h["received"], h["compute"]),
@@ -189,7 +189,7 @@ def test_copies_wait_for_the_kernels_whose_buffers_they_use(driver):
     h = HANDLES
     assert driver.calls == [
         ("cuCtxSetCurrent", h["context"]),
-        ("cuMemcpyHtoDAsync", h["device_x"], h["host_x"], 4 * 5 * (1 + 4 * 7), h["copies"]),
+        ("cuMemcpyHtoDAsync", h["device_x"], h["host_x"], 4 * (8 + 5 * 4 * 7), h["copies"]),
         ("cuEventRecord", h["sent"], h["copies"]),
         ("cuStreamWaitEvent", h["compute"], h["sent"], 0),
         *expected_launches(5, 4),

@@ -22,6 +22,7 @@ from streamrnn.kernels.cuda import network, transfer
 from streamrnn.kernels.cuda.persistent import persistent_shape
 from streamrnn.kernels.cuda.plan import GpuPlan
 from streamrnn.kernels.cuda.tiles import TileShape
+from streamrnn.model.model import Model
 from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from tests.cuda.grid import run_block, run_together
@@ -31,8 +32,10 @@ from tests.tolerances import KERNEL
 
 pytestmark = pytest.mark.skipif(not support.SIMULATED, reason="runs in the simulator")
 
-# The shapes of the real tiling made small. The wide tile has two streams a thread.
-WIDE, NARROW = TileShape(4, 4, 2, 4), TileShape(4, 4, 1, 4)
+# The shapes of the real tiling made small: a warp each. The wide tile has two streams a thread.
+WIDE, NARROW = TileShape(1, 1, 2, 1, 2), TileShape(1, 1, 1, 1, 3)
+
+REAL = network.TILING
 
 
 @pytest.fixture(autouse=True)
@@ -80,8 +83,7 @@ def test_agrees_with_the_reference(rng, layers, head, num_streams):
 
 @pytest.mark.slow
 def test_the_shapes_of_a_real_gpu_agree_with_the_reference(rng, monkeypatch):
-    tiling = network.Tiling(TileShape(16, 16, 8, 8, 2), TileShape(16, 8, 1, 4), 128)
-    monkeypatch.setattr(network, "TILING", tiling)
+    monkeypatch.setattr(network, "TILING", REAL)
     model = random_model(rng, layers=[("lstm", 2)], inputs=1, outputs=1)
     x = random_inputs(rng, model.spec, 2, 1)
     expected = ReferenceModel(model).steps(x)
@@ -120,6 +122,17 @@ def test_the_bits_are_those_of_the_cpu(rng, exact_fma, layers, head):
     model = random_model(rng, layers=layers, inputs=5, outputs=3, head=head)
     x = random_inputs(rng, model.spec, 3, 3)
     assert_same_bits(stepped(engine_on_gpu(model), x), stepped(Engine(model, max_streams=4), x))
+
+
+@pytest.mark.parametrize(("value", "step", "output"), [(-0.0, 0, -0.0), (1e30, 3, np.inf)])
+def test_padding_changes_no_sum(rng, value, step, output):
+    """Neither one that is -0, to which a product of zeros adds 0, nor with infinity times 0."""
+    model = random_model(rng, layers=[("rnn_relu", 3)], inputs=5, head=None)
+    model = Model(model.spec, {k: np.full_like(v, value) for k, v in model.parameters.items()})
+    x = np.ones((2, 4, 5), np.float32)
+    y = stepped(engine_on_gpu(model), x)
+    assert_same_bits(y[:, step], np.full((2, 3), output, np.float32))
+    assert_same_bits(y, stepped(Engine(model, max_streams=4), x))
 
 
 @pytest.mark.slow

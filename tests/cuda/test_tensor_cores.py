@@ -15,7 +15,7 @@ from streamrnn import Engine
 from streamrnn.errors import InputError
 from streamrnn.kernels.cuda import compiler as support
 from streamrnn.kernels.cuda import network
-from streamrnn.kernels.cuda.mma import pack_words
+from streamrnn.kernels.cuda.ptx import pack_words
 from streamrnn.kernels.cuda.tensor_cores import TensorShape
 from streamrnn.reference.model import ReferenceModel
 from tests.cuda.grid import run_block

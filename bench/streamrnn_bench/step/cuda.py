@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from streamrnn.engine.engine import Engine
 from streamrnn.kernels.cuda.compiler import require_gpu
+from streamrnn.kernels.cuda.launches import first_input
 from streamrnn.reference.model import ReferenceModel
 from streamrnn_bench.report.results import ERROR_UNIT, Result
 from streamrnn_bench.report.timing import interleave
@@ -204,7 +205,7 @@ def _engine_runner(
 def _batch_runner(engine: Engine) -> Callable[[int], object]:
     """Return a function that copies and steps one stream's batch without the Engine."""
     device: Any = engine._device
-    device.batch_x[: 1 + engine.model.spec.num_inputs] = 0
+    device.batch_x[: first_input(1) + engine.model.spec.num_inputs] = 0
 
     def run(num_repeats: int) -> None:
         for _ in range(num_repeats):

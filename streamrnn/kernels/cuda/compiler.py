@@ -27,6 +27,7 @@ __all__ = [
     "max_shared_bytes",
     "num_multiprocessors",
     "require_gpu",
+    "unrolled",
 ]
 
 # What every kernel is compiled and checked for. Older ones may work; nobody has looked.
@@ -176,3 +177,35 @@ def device_function(function: Callable[..., Any]) -> Any:
     if SIMULATED:
         return cuda.jit(function, device=True)
     return cuda.jit(function, device=True, forceinline=True, **OPTIONS)
+
+
+def unrolled(count: int, body: Any) -> Any:
+    """Return a device function that calls ``body(0, ...)`` to ``body(count - 1, ...)``.
+
+    A chain of calls, which the compiler has to take as it is; a loop it unrolls as it likes. The
+    body is of the module of the kernel.
+    """
+    if SIMULATED:
+        # By itself the simulator puts its own ``cuda`` into the module at each call: most of the
+        # time, and the kernel's call has done it.
+        def call_each(*args: Any) -> None:
+            for k in range(count):
+                body.fn(k, *args)
+
+        return call_each
+    last = count - 1
+    if last == 0:
+
+        @device_function
+        def call_once(*args: Any) -> None:
+            body(0, *args)
+
+        return call_once
+    call_others = unrolled(last, body)
+
+    @device_function
+    def call_all(*args: Any) -> None:
+        call_others(*args)
+        body(last, *args)
+
+    return call_all

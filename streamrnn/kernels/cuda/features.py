@@ -71,18 +71,19 @@ def make_features_kernel(num_threads: int) -> Any:
 
     A thread takes an input of a row. Grid: the rows over `features_rows`. Arguments: ``plan``,
     ``weights``, ``slab``, ``work`` and ``slots`` as in `make_layer_kernel`; ``x`` float32[:] and
-    ``tokens`` int32[:], the batch's inputs, which are the same memory; the batch's numbers.
+    ``tokens`` int32[:], the batch's inputs, which are the same memory; ``x_start`` and
+    ``x_stride``, where each row's begin; ``num_rows``.
     """
 
     @kernel(num_threads)
-    def write_features(plan, weights, slab, work, slots, x, tokens, num_rows, step, num_steps):
+    def write_features(plan, weights, slab, work, slots, x, tokens, x_start, x_stride, num_rows):
         num_inputs = plan[p.NUM_INPUTS]
         block_rows = max(1, num_threads // num_inputs)
         first_row = int64(cuda.blockIdx.x) * block_rows
         for i in range(int64(cuda.threadIdx.x), block_rows * num_inputs, num_threads):
             row, which = first_row + i // num_inputs, i % num_inputs
             if row < num_rows:
-                place = num_rows + (row * num_steps + step) * num_inputs + which
+                place = x_start + row * x_stride + which
                 stream = int64(slots[_index(row)]) * plan[p.ROW_SIZE]
                 features = row * plan[p.WORK_SIZE] + plan[p.FEATURES]
                 transform_input(

@@ -34,6 +34,7 @@ __all__ = [
     "begin_batch",
     "compute_batch",
     "end_batch",
+    "first_input",
     "launches_of_batch",
     "pack_launches",
     "parameters_of",
@@ -85,13 +86,20 @@ def _grid(launch: Launch, num_rows: int) -> tuple[int, int]:
     return -(-num_rows // launch.block_rows), launch.num_blocks
 
 
+@jit
+def first_input(num_rows):
+    """Return where a batch's inputs begin, behind its slots: a multiple of 16 bytes."""
+    return (num_rows + 3) // 4 * 4
+
+
 def launches_of_batch(
     launches: Launches, num_rows: int, num_steps: int
 ) -> Iterator[tuple[Launch, tuple[int, int], tuple[Any, ...]]]:
     """Yield what `begin_batch` launches: each launch, its blocks in x and y, its arguments."""
 
     def arguments_of(launch: Launch, step: int) -> tuple[Any, ...]:
-        x_start, x_stride = num_rows + step * launches.num_inputs, num_steps * launches.num_inputs
+        x_start = first_input(num_rows) + step * launches.num_inputs
+        x_stride = num_steps * launches.num_inputs
         numbers = (num_rows, step, num_steps, x_start, x_stride)
         return tuple(numbers[a] if isinstance(a, Number) else a for a in launch.arguments)
 
@@ -327,7 +335,7 @@ def _run_launches(table, num_rows, num_steps):
     """Run what `launches_of_batch` yields."""
     batch = table.batch
     batch.num_rows, batch.num_steps = num_rows, num_steps
-    batch.step, batch.x_start = 0, num_rows
+    batch.step, batch.x_start = 0, first_input(num_rows)
     batch.x_stride = num_steps * table.num_inputs
     if num_steps > 1 and num_rows <= table.max_persistent_rows:
         for k in range(table.num_persistent_launches):
@@ -339,7 +347,7 @@ def _run_launches(table, num_rows, num_steps):
         return 0
     for step in range(num_steps):
         batch.step = step  # the driver copies parameters while it is called
-        batch.x_start = num_rows + step * table.num_inputs
+        batch.x_start = first_input(num_rows) + step * table.num_inputs
         index = 0
         while index < table.num_step_launches:
             launch = _launch_at(table.launches + index * _LAUNCH_BYTES)
@@ -379,14 +387,14 @@ def begin_batch(address, num_rows, num_steps, overlaps):
     """Start a batch: copy its inputs, compute, copy its outputs. Return 0, or the driver's error.
 
     The table at ``address`` is used by one thread at a time. The pinned buffer holds ``num_rows``
-    slots (int32) and the inputs behind them. ``overlaps`` says that another batch may be under way:
-    then copies take a stream of their own.
+    slots (int32) and, at `first_input`, the inputs. ``overlaps`` says that another batch may be
+    under way: then copies take a stream of their own.
     """
     table = _table_at(address)
     stream = table.copies if overlaps else table.compute
     error = _call_p(table.set_context, (table.context,))
     if error == 0:
-        num_bytes = 4 * num_rows * (1 + num_steps * table.num_inputs)
+        num_bytes = 4 * (first_input(num_rows) + num_rows * num_steps * table.num_inputs)
         error = _call_copy(table.copy_to_device, (table.device_x, table.host_x, num_bytes, stream))
     if error == 0 and overlaps:
         error = _wait_for(table, table.sent, table.copies, table.compute)

@@ -21,7 +21,7 @@ from streamrnn.kernels.cuda.outputs import (
     make_start_kernel,
 )
 from streamrnn.kernels.cuda.persistent import make_persistent_kernel, persistent_shape
-from streamrnn.kernels.cuda.plan import GpuLayer, GpuPlan
+from streamrnn.kernels.cuda.plan import LAYER_SIZE, GpuLayer, GpuPlan
 from streamrnn.kernels.cuda.tensor_cores import TensorShape, make_tensor_kernel
 from streamrnn.kernels.cuda.tiles import TileShape, make_layer_kernel
 from streamrnn.kernels.row_layout import RowLayout
@@ -46,7 +46,7 @@ class Tiling:
 
 
 # 128 streams and 32 LSTM units a block, 64 sums a thread in registers; or 8 streams and 16 units.
-TILING = Tiling(TileShape(16, 16, 8, 8, min_blocks=2), TileShape(16, 8, 1, 4), 128)
+TILING = Tiling(TileShape(2, 4, 8, 2, 2, min_blocks=2), TileShape(2, 2, 1, 1, 4), 128)
 # The same block by eight warps; or 16 streams and 32 units by four.
 TENSOR_TILING = Tiling(TensorShape(2, 4, 2, 8), TensorShape(4, 1, 1, 4), 128)
 
@@ -61,10 +61,12 @@ class Batch:
 
 
 @functools.cache
-def _layer_kernel(kind: int, shape: TileShape | TensorShape, precision: str) -> Any:
+def _layer_kernel(
+    kind: int, activation: int, shape: TileShape | TensorShape, precision: str
+) -> Any:
     if isinstance(shape, TensorShape):
-        return make_tensor_kernel(kind, shape, precision)
-    return make_layer_kernel(kind, shape)
+        return make_tensor_kernel(kind, activation, shape, precision)
+    return make_layer_kernel(kind, activation, shape)
 
 
 @functools.cache
@@ -122,7 +124,7 @@ class Network:
         )
         # The persistent kernel's streams take two rows each, in turn.
         num_work_rows = max(max_rows, 2 * self._persistent.max_rows if self._persistent else 0)
-        self._work = cuda.device_array(num_work_rows * self.plan.work_size, np.float32)
+        self._work = cuda.to_device(np.zeros(num_work_rows * self.plan.work_size, np.float32))
 
     @property
     def max_persistent_rows(self) -> int:
@@ -132,26 +134,27 @@ class Network:
     def launches(self, slab: Any, batch: Batch) -> Launches:
         """Describe the launches of batches.
 
-        ``slab`` holds the streams' rows. The batch holds slots, all different; behind them the
-        inputs [num_rows, num_steps, num_inputs]; in ``y`` go outputs [num_rows, num_steps,
+        ``slab`` holds the streams' rows. The batch holds slots, all different, and at `first_input`
+        the inputs [num_rows, num_steps, num_inputs]; in ``y`` go outputs [num_rows, num_steps,
         output_size].
         """
         plan, threads = self.plan, self._tiling.row_threads
         state = (self._words, self._weights, slab, self._work)
-        of_batch = (Number.NUM_ROWS, Number.STEP, Number.NUM_STEPS)
         num_inputs = int(plan.header["num_inputs"])
         step: list[Launch] = []
         x_place: tuple[Any, int, int] = (batch.x, Number.X_START, Number.X_STRIDE)
-        if not plan.inputs_are_features:
-            arguments = (*state, batch.slots, batch.x, batch.slots, *of_batch)
+        if plan.has_features:
+            arguments = (*state, batch.slots, batch.x, batch.slots, *x_place[1:], Number.NUM_ROWS)
             block_rows = features_rows(num_inputs, threads)
             step.append(Launch(self._write_features, arguments, threads, 1, block_rows))
             x_place = (self._work, int(plan.header["features"]), plan.work_size)
         for layer in (*plan.layers, *([plan.head] if plan.head else [])):
             x, *place = x_place
-            arguments = (*state, x, batch.slots, layer.place, *place, Number.NUM_ROWS)
+            words = self._words[layer.place : layer.place + LAYER_SIZE]
+            arguments = (words, *state[1:], x, batch.slots, *place, Number.NUM_ROWS)
             step += self._layer_launches(layer, arguments)
             x_place = (self._work, layer.out, plan.work_size)
+        of_batch = (Number.NUM_ROWS, Number.STEP, Number.NUM_STEPS)
         step.append(Launch(self._finish, (*state, batch.slots, batch.y, *of_batch), threads, 1, 1))
         persistent = self._persistent_launches(slab, batch)
         return Launches(
@@ -162,7 +165,7 @@ class Network:
         """Return both tiles: which is taken decides how fast, never what comes out."""
         return [
             Launch(
-                _layer_kernel(layer.kind, shape, self._precision),
+                _layer_kernel(layer.kind, layer.activation, shape, self._precision),
                 arguments,
                 shape.num_threads,
                 num_blocks=-(-layer.num_units // shape.block_units(layer.kind)),
@@ -180,11 +183,11 @@ class Network:
         shape, header, threads = self._persistent, self.plan.header, self._tiling.row_threads
         if shape is None:
             return ()
-        of_chunk = (Number.NUM_ROWS, Number.NUM_STEPS)
+        of_chunk, x_place = (Number.NUM_ROWS, Number.NUM_STEPS), (Number.X_START, Number.X_STRIDE)
         arrays = (self._words, self._weights, slab, self._work, batch.slots, batch.x, batch.slots)
         persistent = Launch(
             self._step_persistent,
-            (*arrays, batch.y, shape.vector_size, shape.sums_size, *of_chunk),
+            (*arrays, batch.y, shape.vector_size, shape.sums_size, *of_chunk, *x_place),
             threads,
             shape.num_blocks,
             shared_bytes=shape.shared_bytes,

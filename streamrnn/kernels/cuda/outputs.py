@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 from numba import cuda, float32, int64
-from numba.cuda import libdevice
 
 from streamrnn.kernels.activations import SOFTMAX
 from streamrnn.kernels.cuda import plan as p
 from streamrnn.kernels.cuda.activations import activate, exp
-from streamrnn.kernels.cuda.compiler import SIMULATED, device_function, kernel
+from streamrnn.kernels.cuda.compiler import device_function, kernel
+from streamrnn.kernels.cuda.ptx import add
 
 __all__ = [
     "make_finish_kernel",
@@ -23,17 +23,6 @@ __all__ = [
 
 _index = np.uint64
 _ZERO = np.float32(0.0)
-
-
-@device_function
-def _add(a, b):
-    """Add what was rounded: a product before a plain sum may be made one operation with it.
-
-    That would be the compiler's choice, in one kernel and perhaps not in another.
-    """
-    if SIMULATED:
-        return a + b
-    return libdevice.fadd_rn(a, b)
 
 
 @device_function
@@ -60,7 +49,7 @@ def _softmax(source, place, y, out, size, shared, tid, num_threads):
     for j in range(tid, size, num_threads):
         value = exp(source[_index(place + j)] - largest)
         y[_index(out + j)] = value
-        total = _add(total, value)
+        total = add(total, value)
     shared[_index(tid)] = total
     cuda.syncthreads()
     total = _ZERO

@@ -34,6 +34,7 @@ _index = np.uint64
 _MAX_ROWS = 8  # at most the threads of a block, which are a power of two
 _NO_LANE = 1 << 40  # beyond the end of every loop
 _UNITS_A_BLOCK = 4
+_COLUMNS_AT_ONCE = 4
 _AHEAD = 8  # products whose factors are loaded before the first of them is added
 
 
@@ -56,17 +57,16 @@ def persistent_shape(
     ``max_blocks`` run at once, one a multiprocessor. None: there is no room for one stream.
     """
     layers = [*plan.layers] + ([plan.head] if plan.head else [])
-    most_units = max(layer.num_units for layer in layers)
+    most_units = max(layer.size for layer in layers)
     num_blocks = min(max_blocks, -(-most_units // _UNITS_A_BLOCK))
     num_weights = vector_size = sums_size = 0
     for layer in layers:
         shape = SHAPES[layer.kind]
-        num_own = -(-layer.num_units // num_blocks)
+        num_own = -(-layer.size // num_blocks)
         num_x, num_h = layer.num_x, layer.num_h
         vector_size = max(vector_size, num_x + num_h)
         sums_size = max(sums_size, num_own * shape.num_accumulators)
-        num_runs = shape.num_accumulators + len(shape.x_gates) * num_x + len(shape.h_gates) * num_h
-        num_weights += num_own * num_runs
+        num_weights += num_own * shape.num_accumulators * (1 + num_x + num_h)
     memory_size = plan.layers[0].state  # what inputs must remember
     row_bytes = 4 * (memory_size + vector_size + sums_size)
     max_rows = min(_MAX_ROWS, (max_shared_bytes - 4 * num_weights) // row_bytes)
@@ -79,28 +79,6 @@ def persistent_shape(
 @device_function
 def _num_accumulators(kind):
     return 1 if kind == DENSE else 4
-
-
-@device_function
-def _num_gates(kind):
-    """Return the gates of a packed matrix, of x or of h."""
-    if kind == DENSE:
-        return 1
-    return 3 if kind == GRU else 4
-
-
-@device_function
-def _x_gate(kind, accumulator):
-    """Return which gate of x an accumulator adds, or -1."""
-    return -1 if kind == GRU and accumulator == 3 else accumulator
-
-
-@device_function
-def _h_gate(kind, accumulator):
-    """Return which gate of h an accumulator adds, or -1."""
-    if kind == GRU and accumulator >= 2:
-        return -1 if accumulator == 2 else 2
-    return accumulator
 
 
 class _Arrays(NamedTuple):
@@ -146,10 +124,11 @@ class _Layer(NamedTuple):
 def _layer_of_block(plan, i):
     """Return layer i of the plan; the head follows the last."""
     fields = plan[p.LAYERS] + i * p.LAYER_SIZE
-    num_units, num_blocks = plan[fields + p.NUM_UNITS], int64(cuda.gridDim.x)
-    each = (num_units + num_blocks - 1) // num_blocks
+    size, num_units = plan[fields + p.SIZE], plan[fields + p.NUM_UNITS]
+    num_blocks = int64(cuda.gridDim.x)
+    each = (size + num_blocks - 1) // num_blocks
     first = int64(cuda.blockIdx.x) * each
-    num_own = max(0, min(each, num_units - first))
+    num_own = max(0, min(each, size - first))
     kind, num_x, num_h = plan[fields + p.KIND], plan[fields + p.NUM_X], plan[fields + p.NUM_H]
     return _Layer(fields, kind, num_x, num_h, num_units, first, num_own)
 
@@ -157,8 +136,7 @@ def _layer_of_block(plan, i):
 @device_function
 def _num_shared(layer):
     """Return the floats that a block keeps of a layer."""
-    num_runs = _num_accumulators(layer.kind) + _num_gates(layer.kind) * (layer.num_x + layer.num_h)
-    return layer.num_own * num_runs
+    return layer.num_own * _num_accumulators(layer.kind) * (1 + layer.num_x + layer.num_h)
 
 
 @device_function
@@ -186,12 +164,14 @@ def _row_of_thread(plan, slots, sizes, num_rows, threads):
 
 @device_function
 def _load_runs(arrays, layer, source, num_runs, place, threads):
-    """Copy the block's units out of runs of all units; return the place behind them."""
-    tid, num_own = int64(cuda.threadIdx.x), layer.num_own
-    for run in range(tid // _UNITS_A_BLOCK, num_runs, threads // _UNITS_A_BLOCK):
-        for unit in range(tid % _UNITS_A_BLOCK, num_own, _UNITS_A_BLOCK):
-            weight = arrays.weights[_index(source + run * layer.num_units + layer.first + unit)]
-            arrays.shared[_index(place + run * num_own + unit)] = weight
+    """Copy the block's columns out of runs of all columns; return the place behind them."""
+    tid, width = int64(cuda.threadIdx.x), _num_accumulators(layer.kind)
+    num_own, size = layer.num_own * width, layer.num_units * width
+    source += layer.first * width
+    for run in range(tid // _COLUMNS_AT_ONCE, num_runs, threads // _COLUMNS_AT_ONCE):
+        for column in range(tid % _COLUMNS_AT_ONCE, num_own, _COLUMNS_AT_ONCE):
+            weight = arrays.weights[_index(source + run * size + column)]
+            arrays.shared[_index(place + run * num_own + column)] = weight
     return place + num_runs * num_own
 
 
@@ -201,13 +181,11 @@ def _load_model(arrays, row, place, threads):
     plan, num_layers = arrays.plan, arrays.plan[p.NUM_LAYERS]
     for i in range(num_layers + plan[p.HAS_HEAD]):
         layer = _layer_of_block(plan, i)
-        source, num_gates = layer.fields, _num_gates(layer.kind)
-        num_runs = _num_accumulators(layer.kind)
-        place = _load_runs(arrays, layer, plan[source + p.BIAS], num_runs, place, threads)
-        num_runs = num_gates * layer.num_x
-        place = _load_runs(arrays, layer, plan[source + p.X_WEIGHTS], num_runs, place, threads)
-        num_runs = num_gates * layer.num_h
-        place = _load_runs(arrays, layer, plan[source + p.H_WEIGHTS], num_runs, place, threads)
+        bias, x_weights = plan[layer.fields + p.BIAS], plan[layer.fields + p.X_WEIGHTS]
+        h_weights = plan[layer.fields + p.H_WEIGHTS]
+        place = _load_runs(arrays, layer, bias, 1, place, threads)
+        place = _load_runs(arrays, layer, x_weights, layer.num_x, place, threads)
+        place = _load_runs(arrays, layer, h_weights, layer.num_h, place, threads)
         if i < num_layers:
             state = plan[layer.fields + p.STATE] + layer.first
             for u in range(row.lane, layer.num_own, row.num_lanes):
@@ -257,21 +235,17 @@ def _add_products(total, shared, vector, num_k, weight, step):
 def _sum_up(shared, row, layer, place):
     """Compute a row's sums of the block's units from its staged x and h."""
     kind, num_own = layer.kind, layer.num_own
-    num_accumulators, num_gates = _num_accumulators(kind), _num_gates(kind)
-    step = num_gates * num_own
-    x_weights = place + num_accumulators * num_own
+    step = _num_accumulators(kind) * num_own
+    x_weights = place + step
     h_weights = x_weights + layer.num_x * step
     h = row.vector + layer.num_x
-    for i in range(row.lane, num_accumulators * num_own, row.num_lanes):
-        accumulator, unit = (i & 3, i >> 2) if num_accumulators == 4 else (0, i)
-        total = shared[_index(place + accumulator * num_own + unit)]  # the bias
-        gate = _x_gate(kind, accumulator)
-        if gate >= 0:
-            weight = x_weights + gate * num_own + unit
+    for i in range(row.lane, step, row.num_lanes):
+        total = shared[_index(place + i)]  # the bias
+        if kind != GRU or i & 3 != 3:
+            weight = x_weights + i
             total = _add_products(total, shared, row.vector, layer.num_x, weight, step)
-        gate = _h_gate(kind, accumulator)
-        if gate >= 0:
-            weight = h_weights + gate * num_own + unit
+        if kind != GRU or i & 3 != 2:
+            weight = h_weights + i
             total = _add_products(total, shared, h, layer.num_h, weight, step)
         shared[_index(row.sums + i)] = total
 
@@ -282,15 +256,14 @@ def _write_head(arrays, row, layer, y, y_place):
     plan, shared = arrays.plan, arrays.shared
     for u in range(row.lane, layer.num_own, row.num_lanes):
         unit = layer.first + u
-        if unit < plan[p.OUTPUT_SIZE]:
-            value = shared[_index(row.sums + u)]
-            if plan[p.HEAD_ACTIVATION] != SOFTMAX:
-                value = activate(plan[p.HEAD_ACTIVATION], value)
-                value += arrays.weights[_index(plan[p.CENTERS] + unit)]
-                level = plan[plan[p.LEVELS] + unit]
-                if level >= 0:
-                    value += shared[_index(row.memory + level)]
-            y[_index(y_place + unit)] = value
+        value = shared[_index(row.sums + u)]
+        if plan[p.HEAD_ACTIVATION] != SOFTMAX:
+            value = activate(plan[p.HEAD_ACTIVATION], value)
+            value += arrays.weights[_index(plan[p.CENTERS] + unit)]
+            level = plan[plan[p.LEVELS] + unit]
+            if level >= 0:
+                value += shared[_index(row.memory + level)]
+        y[_index(y_place + unit)] = value
 
 
 @device_function
@@ -304,9 +277,7 @@ def _new_h(arrays, row, layer, u):
     sum_1 = shared[_index(row.sums + 4 * u + 1)]
     sum_2 = shared[_index(row.sums + 4 * u + 2)]
     sum_3 = shared[_index(row.sums + 4 * u + 3)]
-    h = float32(0)
-    if unit < layer.num_h:
-        h = shared[_index(row.vector + layer.num_x + unit)]
+    h = shared[_index(row.vector + layer.num_x + unit)]
     c_place = row.stream + plan[layer.fields + p.STATE] + layer.num_units + unit
     return step_unit(layer.kind, (sum_0, sum_1, sum_2, sum_3), h, arrays.slab, c_place)
 
@@ -318,7 +289,7 @@ def _write_h(arrays, row, layer, new, y, y_place, is_output):
     for u in range(row.lane, layer.num_own, row.num_lanes):
         new_h = _new_h(arrays, row, layer, u)
         arrays.work[_index(new + out + u)] = new_h
-        if is_output and layer.first + u < arrays.plan[p.OUTPUT_SIZE]:
+        if is_output:
             y[_index(y_place + layer.first + u)] = new_h
 
 
@@ -344,7 +315,7 @@ def make_persistent_kernel(threads: int) -> Any:
     likewise, of two rows a stream; ``x`` float32[:] and ``tokens`` int32[:], the batch's inputs,
     which are the same memory; ``y`` float32[:], for the outputs (a softmax is left to
     `make_softmax_kernel`); sizes of the `PersistentShape`; the
-    batch's numbers of rows and of steps.
+    batch's numbers of rows and of steps; ``x_start`` and ``x_stride``, where each row's inputs lie.
     """
 
     @kernel(threads)
@@ -361,6 +332,8 @@ def make_persistent_kernel(threads: int) -> Any:
         sums_size,
         num_rows,
         num_steps,
+        x_start,
+        x_stride,
     ):
         arrays = _Arrays(plan, weights, slab, work, cuda.shared.array(0, float32))
         row = _row_of_thread(plan, slots, (vector_size, sums_size), num_rows, threads)
@@ -378,7 +351,7 @@ def make_persistent_kernel(threads: int) -> Any:
         for t in range(num_steps):
             old = row.work + (t & 1) * work_size
             new = row.work + work_size - (t & 1) * work_size
-            x_place = num_rows + (row.number * num_steps + t) * plan[p.NUM_INPUTS]
+            x_place = x_start + row.number * x_stride + t * plan[p.NUM_INPUTS]
             y_place = (row.number * num_steps + t) * plan[p.OUTPUT_SIZE]
             place = first_place
             for i in range(num_products):

@@ -6,10 +6,15 @@ plan holds addresses, this one holds places in arrays of float32. It is a `Heade
 fields as numbers of one int64 array, by constants: records compile to the same loads, but each
 table would then be an array of its own, seven parameters more of every kernel.
 
-A matrix is packed as [k][gate][unit]: for every element of x or of h one run of units a gate,
-padded with zeros to a multiple of 16 units and of `DEPTH` elements. In bfloat16 a word holds the
-weights of two neighbouring k, and `DEPTH` counts words. A row of scratch (*work*) holds
-the new h of every layer at its place in the stream's row, then features, then the head's output.
+A matrix is packed as [k][unit][sum]: for every element of x or of h one run of columns, which are
+the sums of the first unit, then those of the second; a GRU has four sums a unit as an LSTM does, of
+which each matrix leaves one out. Units are padded to a multiple of 16, and k to one of `DEPTH`:
+with -0, whose product with the 0 that x and h are padded with is -0, the only number that changes
+no sum. For tensor cores it is [k][gate][unit], padded with 0, in words: in bfloat16 a word holds
+the weights of two neighbouring k, and `DEPTH` counts words.
+
+A row of scratch (*work*) holds the new h of every layer at its place in the stream's row, then
+features, then the head's output. Its padding is 0, and stays so.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.kernels.activations import ACTIVATIONS, IDENTITY
-from streamrnn.kernels.cuda.mma import NUM_PACKED, pack_words
+from streamrnn.kernels.cuda.ptx import NUM_PACKED, pack_words
 from streamrnn.kernels.gates import DENSE, SHAPES, head_matrices, layer_matrices, padded
 from streamrnn.kernels.row_layout import RowLayout
 from streamrnn.kernels.structs import I64, Struct
@@ -58,9 +63,12 @@ class Header(Struct):
 class Layer(Struct):
     """One layer, or the head."""
 
+    row_size: I64  # the same as in the header: a kernel of one layer is given this alone
+    work_size: I64
     num_x: I64
     num_h: I64
-    num_units: I64  # padded
+    size: I64  # units
+    num_units: I64  # the same, padded
     state: I64  # of h in the stream's row; an LSTM's c follows it
     out: I64  # of the new h in a row of work
     bias: I64
@@ -96,7 +104,8 @@ LAYER_SIZE, INPUT_SIZE = Layer.dtype.itemsize // 8, Input.dtype.itemsize // 8
     FEATURES, INPUTS, LEVELS, VALUES, CENTERS, HAS_TRANSFORMS, NUM_LAYERS, LAYERS,
 ) = _places(Header)
 (
-    NUM_X, NUM_H, NUM_UNITS, STATE, OUT, BIAS, X_WEIGHTS, H_WEIGHTS, ACTIVATION, STATE_SIZE, KIND,
+    LAYER_ROW_SIZE, LAYER_WORK_SIZE, NUM_X, NUM_H, SIZE, NUM_UNITS, STATE, OUT, BIAS, X_WEIGHTS,
+    H_WEIGHTS, ACTIVATION, STATE_SIZE, KIND,
 ) = _places(Layer)
 (
     INPUT_KIND, FEATURE, MEMORY, MISSING, IS_DIFFERENCE, NUM_CATEGORIES, EMBEDDING, EMBEDDING_SIZE,
@@ -110,8 +119,10 @@ class GpuLayer:
 
     place: int
     kind: int
+    activation: int
     num_x: int
     num_h: int
+    size: int
     num_units: int
     state: int
     out: int
@@ -134,8 +145,8 @@ class GpuPlan:
     head : GpuLayer or None
     row_size, work_size : int
         Floats of a stream's row and of a row of scratch.
-    inputs_are_features : bool
-        Whether x can be read as it comes.
+    has_features : bool
+        Whether x must be written to a row of scratch first: transformed, or padded.
     """
 
     def __init__(self, model: Model, precision: str = "float32") -> None:
@@ -146,10 +157,10 @@ class GpuPlan:
         parameters = {
             name: np.asarray(value, dtype=np.float64) for name, value in model.parameters.items()
         }
-        self.inputs_are_features = layout.inputs_are_features
+        self.has_features = not layout.inputs_are_features or spec.num_features % DEPTH > 0
         self.row_size = layout.row_bytes // 4
         features = self.row_size
-        head = features + (0 if self.inputs_are_features else padded(spec.num_features))
+        head = features + padded(spec.num_features) * self.has_features
         self.work_size = head + (padded(spec.output_size) if spec.head else 0)
 
         inputs = self._inputs(model, layout, parameters)
@@ -167,11 +178,12 @@ class GpuPlan:
             np.stack([layout.inputs["center"], layout.inputs["fill"]], axis=1)
         )
         header["centers"] = self._add(layout.output_centers)
-        header["has_transforms"] = not self.inputs_are_features
+        header["has_transforms"] = not layout.inputs_are_features
         header["num_layers"] = len(spec.layers)
         header["layers"] = header["levels"] + levels.size
 
         rows = np.zeros(len(spec.layers) + (spec.head is not None), Layer.dtype)
+        rows["row_size"], rows["work_size"] = self.row_size, self.work_size
         for index, layer in enumerate(spec.layers):
             kind, activation, biases, x_weights, h_weights = layer_matrices(spec, parameters, index)
             self._pack(rows[index], kind, biases, x_weights, h_weights)
@@ -228,9 +240,9 @@ class GpuPlan:
         shape = SHAPES[kind]
         size, num_units = len(biases[0]), padded(len(biases[0]))
         factors = np.array(shape.factors)
-        bias = np.zeros((shape.num_accumulators, num_units))
-        bias[:, :size] = np.stack(list(biases)) * factors[:, None]
-        row["kind"], row["num_units"] = kind, num_units
+        bias = np.zeros((num_units, shape.num_accumulators))
+        bias[:size] = np.stack(list(biases), axis=1) * factors
+        row["kind"], row["size"], row["num_units"] = kind, size, num_units
         row["bias"] = self._add(bias)
         row["num_x"], row["num_h"] = x_weights.shape[1], h_weights.shape[1]
         for name, weights, gates in (
@@ -238,10 +250,14 @@ class GpuPlan:
             ("h_weights", h_weights, shape.h_gates),
         ):
             num_k = weights.shape[1]
-            by_gate = weights.reshape(len(gates), size, num_k)
+            by_gate = weights.reshape(len(gates), size, num_k) * factors[list(gates), None, None]
             depth = DEPTH * NUM_PACKED[self._precision]
-            packed = np.zeros((-(-num_k // depth) * depth, len(gates), num_units))
-            packed[:num_k, :, :size] = (by_gate * factors[list(gates), None, None]).transpose(
-                2, 0, 1
-            )
+            num_padded = -(-num_k // depth) * depth
+            if self._precision == "float32":
+                packed = np.zeros((num_padded, num_units, shape.num_accumulators))
+                packed[:num_k, :size, list(gates)] = by_gate.transpose(2, 1, 0)
+                packed[num_k:] = -0.0
+            else:
+                packed = np.zeros((num_padded, len(gates), num_units))
+                packed[:num_k, :, :size] = by_gate.transpose(2, 0, 1)
             row[name] = self._add(pack_words(packed, self._precision))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from streamrnn.kernels.cuda import network
 from streamrnn.kernels.cuda.compiler import SIMULATED, kernel
+from streamrnn.kernels.cuda.launches import first_input
 from streamrnn.kernels.cuda.transfer import Transfer
 from streamrnn.model.model import Model
 
@@ -120,10 +121,11 @@ class ResidentStreams:
         streams.start_rows(slab, slots)
         self._stream = cuda.stream()
         y_size = num_streams * num_steps * self._output_size
-        self._transfer = Transfer(streams, slab, num_streams + x.size, y_size, self._stream)
-        self._transfer.batch.x.copy_to_device(
-            np.concatenate([slots.view(np.float32), x.reshape(-1)])
-        )
+        inputs = np.zeros(first_input(num_streams) + x.size, np.float32)
+        inputs[:num_streams].view(np.int32)[:] = slots
+        inputs[first_input(num_streams) :] = x.reshape(-1)
+        self._transfer = Transfer(streams, slab, inputs.size, y_size, self._stream)
+        self._transfer.batch.x.copy_to_device(inputs)
         cuda.synchronize()
 
     def run(self, num_repeats: int) -> None:

@@ -13,6 +13,7 @@ and a shared function for rows or weights made the wide tiles spill.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +23,14 @@ from numba import cuda, float32, int32, int64
 from streamrnn.kernels.cuda import plan as p
 from streamrnn.kernels.cuda.activations import activate, step_unit
 from streamrnn.kernels.cuda.compiler import device_function, kernel
-from streamrnn.kernels.cuda.mma import (
+from streamrnn.kernels.cuda.plan import DEPTH
+from streamrnn.kernels.cuda.ptx import (
     NUM_PACKED,
     mma_bfloat16,
     mma_tf32,
     word_bfloat16,
     word_tf32,
 )
-from streamrnn.kernels.cuda.plan import DEPTH
 from streamrnn.kernels.gates import GRU, LSTM, SHAPES
 
 __all__ = ["TensorShape", "make_tensor_kernel"]
@@ -83,6 +84,7 @@ def _run_of_units(block_units: int, num_gates: int) -> int:
     return run
 
 
+@functools.cache
 def _make_multiply(shape: TensorShape, kind: int, gates: tuple[int, ...], precision: str) -> Any:
     """Return the device function that adds the product with x, or with h, to the accumulators."""
     num_accumulators = SHAPES[kind].num_accumulators
@@ -176,13 +178,15 @@ def _make_multiply(shape: TensorShape, kind: int, gates: tuple[int, ...], precis
     return multiply
 
 
-def make_tensor_kernel(kind: int, shape: TensorShape, precision: str) -> Any:
+def make_tensor_kernel(kind: int, activation: int, shape: TensorShape, precision: str) -> Any:
     """Return the kernel that steps one layer of all rows of a batch.
 
     Parameters
     ----------
     kind : int
         Of the tile: `DENSE`, `GRU` or `LSTM`.
+    activation : int
+        Of a dense layer.
     shape : TensorShape
         How its blocks divide the work. Grid: (rows, units) over the block's.
     precision : str
@@ -212,7 +216,7 @@ def make_tensor_kernel(kind: int, shape: TensorShape, precision: str) -> Any:
     multiply_h = _make_multiply(shape, kind, tuple(tile.h_gates), precision)
 
     @kernel(threads)
-    def step_layer(plan, weights, slab, work, x, slots, layer, x_start, x_stride, num_rows):
+    def step_layer(layer, weights, slab, work, x, slots, x_start, x_stride, num_rows):
         shared_x = cuda.shared.array(x_size, int32)
         shared_w = cuda.shared.array(w_size, int32)
         sums = cuda.local.array(num_sums, float32)
@@ -223,9 +227,9 @@ def make_tensor_kernel(kind: int, shape: TensorShape, precision: str) -> Any:
         own_unit = first_unit + warp % warps_x * groups * _COLUMNS + 2 * (lane % 4)
         first_row = int64(cuda.blockIdx.x) * block_rows
         own_row = first_row + warp // warps_x * products_y * _ROWS + lane // 4
-        num_units = plan[layer + p.NUM_UNITS]
-        state = plan[layer + p.STATE]
-        row_size = plan[p.ROW_SIZE]
+        num_units = layer[p.NUM_UNITS]
+        state = layer[p.STATE]
+        row_size = layer[p.LAYER_ROW_SIZE]
 
         for group in range(groups):
             for a in range(num_accumulators):
@@ -233,7 +237,7 @@ def make_tensor_kernel(kind: int, shape: TensorShape, precision: str) -> Any:
                     unit = own_unit + group * _COLUMNS + e
                     bias = _ZERO
                     if unit < num_units:
-                        bias = weights[_index(plan[layer + p.BIAS] + a * num_units + unit)]
+                        bias = weights[_index(layer[p.BIAS] + unit * num_accumulators + a)]
                     for r in range(num_rows_of_thread):
                         sums[r * row_sums + 2 * (group * num_accumulators + a) + e] = bias
 
@@ -241,16 +245,15 @@ def make_tensor_kernel(kind: int, shape: TensorShape, precision: str) -> Any:
         for i in range(num_starts):
             row = first_row + tid // DEPTH + i * row_step
             starts[i] = x_start + row * x_stride if row < num_rows else -1
-        num_x, first_weight = plan[layer + p.NUM_X], plan[layer + p.X_WEIGHTS]
+        num_x, first_weight = layer[p.NUM_X], layer[p.X_WEIGHTS]
         multiply_x(sums, shared_x, shared_w, x, starts, num_x, weights, first_weight, places)
         for i in range(num_starts):
             row = first_row + tid // DEPTH + i * row_step
             starts[i] = int64(slots[_index(row)]) * row_size + state if row < num_rows else -1
-        num_h, first_weight = plan[layer + p.NUM_H], plan[layer + p.H_WEIGHTS]
+        num_h, first_weight = layer[p.NUM_H], layer[p.H_WEIGHTS]
         multiply_h(sums, shared_x, shared_w, slab, starts, num_h, weights, first_weight, places)
 
         # As in `tiles`: each row takes the first sums through shared memory, the rest move up.
-        activation = plan[layer + p.ACTIVATION]
         for r in range(num_rows_of_thread):
             for i in range(row_sums):
                 shared_w[_index(i * threads + tid)] = sums[i].view(np.int32)
@@ -260,7 +263,7 @@ def make_tensor_kernel(kind: int, shape: TensorShape, precision: str) -> Any:
             if row >= num_rows:
                 continue
             old = int64(slots[_index(row)]) * row_size + state
-            new = row * plan[p.WORK_SIZE] + plan[layer + p.OUT]
+            new = row * layer[p.LAYER_WORK_SIZE] + layer[p.OUT]
             for u in range(2 * groups):
                 unit = own_unit + u // 2 * _COLUMNS + u % 2
                 if unit >= num_units:

@@ -1,18 +1,46 @@
 """One layer of a batch: a product tiled through shared memory, its gates fused with the cell.
 
-A block computes some units of some streams. All gates of a unit stand in the same thread, so the
-cell's element-wise part reads its sums from registers. Every output has one accumulator: it
-starts at the bias, takes the products with x in the order of k, then those with h, each by one
-fused multiply-add. That is the order of every tile, and of the CPU's: the bits of an output depend
-neither on the tile nor on the batch.
+A column is one sum of a unit: a GRU's or an LSTM's unit has four, side by side, a dense one has
+one. A block computes some columns of some streams, and goes along k, through x and then through h,
+`DEPTH` elements at a time:
+
+        weights [k][column]                  a warp's lanes, each with a stream's row and
+             ┌───────────────┐               four columns, of which every 8 x 4 x warps_x
+        16 k │               │               and every 4 x warps_y rows come again
+             └───────────────┘
+     16 k     columns of a block                 c 0-3   c 4-7        c 28-31
+    ┌────┐   ┌───────────────┐                ┌───────┬───────┬─ ─ ─┬────────┐
+    │    │   │               │          row 0 │ lane 0│ lane 2│     │ lane 14│
+  x │    │   │     sums      │ rows     row 1 │      1│      3│     │      15│
+  or│    │   │               │          row 2 │     16│     18│     │      30│
+  h │    │   │               │          row 3 │     17│     19│     │      31│
+    └────┘   └───────────────┘                └───────┴───────┴─ ─ ─┴────────┘
+
+The wide tile: 128 rows and 128 columns by 8 warps, 64 sums a thread, of 8 rows and twice 4 columns.
+Of x and h a thread has 4 k of each of its rows in registers; for each k it loads twice 4 weights
+and multiplies: 1,024 multiply-adds of 1,120 instructions. Lanes lie so that the eight that a load
+serves at once read two rows, or four groups of columns: 8 different banks of 16 bytes at most.
+
+Shared memory is a ring of stages, each of 16 k of x or h and of the weights. All but one are
+filled, by copies of 16 bytes past the registers, while that one is multiplied. Rows and columns
+beyond the end are those of the last: what comes of them nobody writes.
+
+Every output has one accumulator: it starts at the bias, takes the products with x in the order of
+k, then those with h, each by one fused multiply-add. That is the order of every tile, and of the
+CPU's: the bits of an output depend neither on the tile nor on the batch.
 
 The new c replaces the old one in the stream's row, since nobody else reads it. The new h goes to
 scratch, since other blocks still read the old one; `streamrnn.kernels.cuda.outputs` commits it.
+
+Sums are registers, which only constants can name: where a loop would not be unrolled, a chain of
+functions is (`unrolled`). For two blocks a multiprocessor 128 registers are all there are, of which
+sums and factors take 104, so what is needed after the loops is computed anew (`thread_index`).
 """
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,18 +49,27 @@ from numba import cuda, float32, int64
 
 from streamrnn.kernels.cuda import plan as p
 from streamrnn.kernels.cuda.activations import activate, step_unit
-from streamrnn.kernels.cuda.compiler import SIMULATED, device_function, kernel
+from streamrnn.kernels.cuda.compiler import device_function, kernel, unrolled
 from streamrnn.kernels.cuda.plan import DEPTH
-from streamrnn.kernels.gates import GRU, LSTM, SHAPES
+from streamrnn.kernels.cuda.ptx import (
+    ADDRESS,
+    commit_copies,
+    copy_16_bytes,
+    global_address,
+    i32,
+    load_four,
+    make_shared_memory,
+    thread_index,
+    wait_for_copies,
+)
+from streamrnn.kernels.gates import DENSE, SHAPES
 
 __all__ = ["TileShape", "make_layer_kernel"]
 
-# An index of this type is taken as it is; a signed one would be tested for being below 0, and the
-# loads of neighbours would not be seen to be neighbours.
+# An index of this type is taken as it is; a signed one would be tested for being below 0.
 _index = np.uint64
-_ALIGNMENT_BYTES = 16  # four floats in one load
-_PAD = 4  # floats between the runs of shared x: keeps their alignment, spreads them over the banks
-_ZERO = np.float32(0.0)
+_LANES, _LANE_ROWS, _LANE_COLUMNS = 32, 4, 32
+_COPY = 4  # floats
 
 
 @dataclass(frozen=True)
@@ -41,212 +78,261 @@ class TileShape:
 
     Attributes
     ----------
-    threads_x, threads_y : int
-        Threads along the units and along the streams. Their product is a multiple of `DEPTH` and
-        of a block's units.
+    warps_x, warps_y : int
+        Warps along the columns and along the rows.
     num_rows : int
-        Streams of a thread.
-    num_sums : int
-        Accumulators of a thread and stream: all those of ``num_sums // num_accumulators`` units.
+        Rows of a thread.
+    num_groups : int
+        Groups of four columns of a thread.
+    num_stages : int
+        Of shared memory, 2 to 4.
     min_blocks : int
-        Blocks that a multiprocessor shall hold at once, where the gates leave room for it.
+        Blocks that a multiprocessor shall hold at once.
     """
 
-    threads_x: int
-    threads_y: int
+    warps_x: int
+    warps_y: int
     num_rows: int
-    num_sums: int
+    num_groups: int
+    num_stages: int
     min_blocks: int = 1
 
     @property
     def num_threads(self) -> int:
         """Threads of a block."""
-        return self.threads_x * self.threads_y
+        return _LANES * self.warps_x * self.warps_y
 
     @property
     def block_rows(self) -> int:
         """Streams of a block."""
-        return self.threads_y * self.num_rows
+        return _LANE_ROWS * self.warps_y * self.num_rows
+
+    @property
+    def block_columns(self) -> int:
+        """Columns of a block."""
+        return _LANE_COLUMNS * self.warps_x * self.num_groups
+
+    @property
+    def stage_bytes(self) -> tuple[int, int]:
+        """Bytes of x or h of a stage, and of the whole stage."""
+        x_bytes = 4 * DEPTH * self.block_rows
+        return x_bytes, x_bytes + 4 * DEPTH * self.block_columns
 
     def block_units(self, kind: int) -> int:
         """Return the units of a block of a kind of tile."""
-        return self.threads_x * (self.num_sums // SHAPES[kind].num_accumulators)
+        return self.block_columns // SHAPES[kind].num_accumulators
 
 
-def _make_multiply(shape: TileShape, num_accumulators: int, gates: tuple[int, ...]) -> Any:
-    """Return the device function that adds the product with x, or with h, to the accumulators."""
-    threads, threads_x = shape.num_threads, shape.threads_x
-    rows, units = shape.num_rows, shape.num_sums // num_accumulators
-    num_gates = len(gates)
-    first, second, third, fourth = (*gates, 0, 0, 0)[:4]
-    block_units = threads_x * units
-    run = shape.block_rows + _PAD  # of shared x, one for each k
-    x_loads = shape.block_rows * DEPTH // threads
-    w_run = num_gates * block_units
-    w_loads = w_run * DEPTH // threads
-    gate_rows = threads // block_units  # runs of one gate's units that the block loads at once
-    num_weights = num_gates * units
+def _make_multiply_stage(shape: TileShape, gates: tuple[int, ...]) -> Any:
+    """Return the device function that adds the products of one stage to the sums.
+
+    ``gates`` says which of four neighbouring columns the matrix has.
+    """
+    rows, groups, columns = shape.num_rows, shape.num_groups, shape.block_columns
+    row_step = 4 * DEPTH * _LANE_ROWS * shape.warps_y  # bytes
+    group_step = 4 * _LANE_COLUMNS * shape.warps_x
+    x_bytes, _ = shape.stage_bytes
 
     @device_function
-    def multiply(sums, shared_x, shared_w, x, starts, num_k, weights, first_weight, places):
-        num_units, first_unit, tid = places
-        tx, ty = tid % threads_x, tid // threads_x
-        next_x = cuda.local.array(x_loads, float32)
-        next_w = cuda.local.array(w_loads, float32)
-        own_x = cuda.local.array(rows, float32)
-        own_w = cuda.local.array(num_weights, float32)
-        my_k, my_row = tid % DEPTH, tid // DEPTH
-        my_unit = first_unit + tid % block_units
-        w_start = first_weight + tid // block_units * num_units + my_unit
-        num_tiles = (num_k + DEPTH - 1) // DEPTH
-        # While one tile is multiplied, the next is on its way from memory to registers, and then
-        # goes into the other half of shared memory: one barrier a tile.
-        for tile in range(num_tiles + 1):
-            if tile < num_tiles:
-                k = tile * DEPTH + my_k
-                for i in range(x_loads):
-                    inside = starts[i] >= 0 and k < num_k
-                    next_x[i] = x[_index(starts[i] + k)] if inside else _ZERO
-                w_tile = w_start + tile * DEPTH * num_gates * num_units
-                for i in range(w_loads):
-                    weight = _index(w_tile + i * gate_rows * num_units)
-                    next_w[i] = weights[weight] if my_unit < num_units else _ZERO
-            if tile > 0:
-                half = (tile - 1) & 1
-                for k in range(DEPTH):
-                    x_place = (half * DEPTH + k) * run + ty * rows
-                    w_place = (half * DEPTH + k) * w_run + tx * units
-                    for r in range(rows):
-                        own_x[r] = shared_x[_index(x_place + r)]
-                    for g in range(num_gates):
-                        for u in range(units):
-                            own_w[g * units + u] = shared_w[_index(w_place + g * block_units + u)]
-                    for r in range(rows):
-                        for u in range(units):
-                            s = (r * units + u) * num_accumulators
-                            w = own_w[u]
-                            sums[s + first] = cuda.fma(own_x[r], w, sums[s + first])
-                            if num_gates > 1:
-                                w = own_w[units + u]
-                                sums[s + second] = cuda.fma(own_x[r], w, sums[s + second])
-                            if num_gates > 2:
-                                w = own_w[2 * units + u]
-                                sums[s + third] = cuda.fma(own_x[r], w, sums[s + third])
-                            if num_gates > 3:
-                                w = own_w[3 * units + u]
-                                sums[s + fourth] = cuda.fma(own_x[r], w, sums[s + fourth])
-            if tile < num_tiles:
-                half = tile & 1
-                for i in range(x_loads):
-                    row = my_row + i * (threads // DEPTH)
-                    shared_x[_index((half * DEPTH + my_k) * run + row)] = next_x[i]
-                for i in range(w_loads):
-                    shared_w[_index(half * DEPTH * w_run + tid + i * threads)] = next_w[i]
-            cuda.syncthreads()
+    def multiply_column(which, sums, own_x, weights, first, j):
+        gate = gates[which]
+        for r in range(rows):
+            s = 4 * r * groups + first + gate
+            sums[s] = cuda.fma(own_x[4 * r + j], weights[gate], sums[s])
 
+    multiply_columns = unrolled(len(gates), multiply_column)
+
+    @device_function
+    def multiply_four(quarter, sums, own_x, x_place, w_place):
+        for r in range(rows):
+            x = load_four(x_place, r * row_step + 16 * quarter)
+            own_x[4 * r], own_x[4 * r + 1], own_x[4 * r + 2], own_x[4 * r + 3] = x
+        for j in range(4):
+            for g in range(groups):
+                w_row = 4 * columns * (4 * quarter + j)
+                weights = load_four(w_place, x_bytes + w_row + g * group_step)
+                multiply_columns(sums, own_x, weights, 4 * g, j)
+
+    return unrolled(DEPTH // 4, multiply_four)
+
+
+@functools.cache
+def _make_multiply(shape: TileShape, gates: tuple[int, ...]) -> Any:
+    """Return the device function that adds the product with x, or with h, to the sums."""
+    threads, block_rows, num_stages = shape.num_threads, shape.block_rows, shape.num_stages
+    x_bytes, stage_bytes = shape.stage_bytes
+    num_x_copies, num_w_copies = _num_copies(shape)
+    x_step = 4 * DEPTH * (threads * _COPY // DEPTH)  # bytes between a thread's copies
+    num_own_x = 4 * shape.num_rows
+    wait = wait_for_copies[num_stages - 2]
+    multiply_stage = _make_multiply_stage(shape, gates)
+
+    @device_function
+    def fill(place, from_x, from_w, w_step):
+        """Begin to copy a stage; return where the next one's weights come from."""
+        if threads <= block_rows * DEPTH // _COPY or cuda.threadIdx.x < block_rows * DEPTH // _COPY:
+            for i in range(num_x_copies):
+                copy_16_bytes(place, i * x_step, from_x[i])
+                from_x[i] += 4 * DEPTH
+        for i in range(num_w_copies):
+            copy_16_bytes(place, x_bytes + 16 * threads * i, from_w)
+            from_w += w_step
+        commit_copies()
+        return from_w
+
+    @device_function
+    def multiply(sums, places, from_x, num_k, from_w, w_step):
+        own_place, x_place, w_place = places
+        own_x = cuda.local.array(num_own_x, float32)
+        left = i32((num_k + DEPTH - 1) // DEPTH)  # stages to be multiplied
+        for s in range(num_stages - 1):
+            if s < left:
+                from_w = fill(i32(own_place + s * stage_bytes), from_x, from_w, w_step)
+            else:
+                commit_copies()
+        stage, free = i32(0), i32((num_stages - 1) * stage_bytes)
+        while left > 0:
+            wait()
+            cuda.syncthreads()
+            if left >= num_stages:
+                from_w = fill(i32(own_place + free), from_x, from_w, w_step)
+            elif num_stages > 2:
+                commit_copies()  # of nothing: as many groups, whatever there is to copy
+            multiply_stage(sums, own_x, i32(x_place + stage), i32(w_place + stage))
+            left = i32(left - 1)
+            free = stage
+            if num_stages == 2:
+                stage = i32(stage_bytes - stage)
+            else:
+                stage = i32(stage + stage_bytes) if stage < free_end else i32(0)
+        cuda.syncthreads()
+
+    free_end = (num_stages - 1) * stage_bytes
     return multiply
 
 
-def make_layer_kernel(kind: int, shape: TileShape) -> Any:
+def _num_copies(shape: TileShape) -> tuple[int, int]:
+    """Return the copies of a thread and stage: of x or h, and of the weights."""
+    copied = shape.num_threads * _COPY
+    return -(-DEPTH * shape.block_rows // copied), DEPTH * shape.block_columns // copied
+
+
+def make_layer_kernel(kind: int, activation: int, shape: TileShape) -> Any:
     """Return the kernel that steps one layer of all rows of a batch.
 
     Parameters
     ----------
     kind : int
         Of the tile: `DENSE`, `GRU` or `LSTM`.
+    activation : int
+        Of a dense layer.
     shape : TileShape
         How its blocks divide the work. Grid: (rows, units) over the block's.
 
     Returns
     -------
     numba dispatcher
-        Its arguments: ``plan`` int64[:] and ``weights`` float32[:] of a `GpuPlan`; ``slab``,
-        float32[num_slots * row_size]; ``work``, float32[max_rows * work_size]; ``x``, float32[:];
-        ``slots``, int32[:], each row's place in the slab; ``layer``, where its words begin;
-        ``x_start`` and ``x_stride``, where each row's input lies in x; ``num_rows``.
+        Its arguments: ``layer`` int64[:], a layer's words of a `GpuPlan`, and ``weights``
+        float32[:] of the plan; ``slab``, float32[num_slots * row_size]; ``work``,
+        float32[max_rows * work_size]; ``x``, float32[:]; ``slots``, int32[:], each row's place in
+        the slab; ``x_start`` and ``x_stride``, where each row's input lies in x, multiples of 4,
+        padded with numbers to a multiple of `DEPTH`; ``num_rows``.
     """
-    tile = SHAPES[kind]
-    num_accumulators = tile.num_accumulators
-    threads, threads_x = shape.num_threads, shape.threads_x
-    rows, units = shape.num_rows, shape.num_sums // num_accumulators
-    row_sums = units * num_accumulators
-    num_sums = rows * row_sums
-    block_rows, block_units = shape.block_rows, shape.block_units(kind)
-    x_size = 2 * DEPTH * (block_rows + _PAD)
-    w_size = max(2 * DEPTH * len(tile.x_gates) * block_units, row_sums * threads)
-    num_starts = block_rows * DEPTH // threads
-    row_step = threads // DEPTH
-    has_gates = kind in (GRU, LSTM)
-    multiply_x = _make_multiply(shape, num_accumulators, tile.x_gates)
-    multiply_h = _make_multiply(shape, num_accumulators, tile.h_gates)
+    cell = SHAPES[kind]
+    num_sums_of_unit = cell.num_accumulators
+    rows, groups = shape.num_rows, shape.num_groups
+    warps_x, block_rows, block_columns = shape.warps_x, shape.block_rows, shape.block_columns
+    row_step, group_step = _LANE_ROWS * shape.warps_y, _LANE_COLUMNS * shape.warps_x
+    num_sums, shared_size = 4 * rows * groups, shape.num_stages * shape.stage_bytes[1] // 4
+    num_x_copies, _ = _num_copies(shape)
+    x_rows = shape.num_threads * _COPY // DEPTH  # that the block copies at once
+    w_lanes = block_columns // _COPY  # threads that copy one k
+    w_rows = shape.num_threads // w_lanes  # k that the block copies at once
+    shared_memory = make_shared_memory(shared_size)
+    is_dense = kind == DENSE
+    multiply_x = _make_multiply(shape, (0, 1, 2, 3) if is_dense else cell.x_gates)
+    multiply_h = _make_multiply(shape, (0, 1, 2, 3) if is_dense else cell.h_gates)
 
-    # A dense tile has more weights a thread and would spill registers.
-    @kernel(threads, shape.min_blocks if has_gates else 1)
-    def step_layer(plan, weights, slab, work, x, slots, layer, x_start, x_stride, num_rows):
-        if SIMULATED:
-            shared_x = cuda.shared.array(x_size, float32)
-            shared_w = cuda.shared.array(w_size, float32)
-        else:
-            shared_x = cuda.shared.array(x_size, float32, _ALIGNMENT_BYTES)
-            shared_w = cuda.shared.array(w_size, float32, _ALIGNMENT_BYTES)
-        sums = cuda.local.array(num_sums, float32)
-        starts = cuda.local.array(num_starts, int64)
-        tid = int64(cuda.threadIdx.x)
-        tx, ty = tid % threads_x, tid // threads_x
-        first_unit = int64(cuda.blockIdx.y) * block_units + tx * units
-        first_row = int64(cuda.blockIdx.x) * block_rows
-        num_units = plan[layer + p.NUM_UNITS]
-        state = plan[layer + p.STATE]
-        row_size = plan[p.ROW_SIZE]
+    @device_function
+    def own_place(tid):
+        """Return the first row and column of a thread, within the block."""
+        lane, warp = tid % _LANES, tid // _LANES
+        row = warp // warps_x * _LANE_ROWS + lane // 16 * 2 + lane % 2
+        column = warp % warps_x * _LANE_COLUMNS + lane // 2 % 8 * 4
+        return i32(row), i32(column)
 
-        for u in range(units):
-            unit = first_unit + u
-            for a in range(num_accumulators):
-                bias = _ZERO
-                if unit < num_units:
-                    bias = weights[_index(plan[layer + p.BIAS] + a * num_units + unit)]
-                for r in range(rows):
-                    sums[(r * units + u) * num_accumulators + a] = bias
+    @device_function
+    def first_weight(layer, tid):
+        """Return where a thread's copies of a matrix begin."""
+        num_columns = i32(layer[_index(p.NUM_UNITS)] * num_sums_of_unit)
+        column = i32(i32(cuda.blockIdx.y) * block_columns + tid % w_lanes * _COPY)
+        return i32(tid // w_lanes * num_columns + min(column, i32(num_columns - _COPY)))
 
-        places = (num_units, first_unit - tx * units, tid)
-        for i in range(num_starts):
-            row = first_row + tid // DEPTH + i * row_step
-            starts[i] = x_start + row * x_stride if row < num_rows else -1
-        num_x, first_weight = plan[layer + p.NUM_X], plan[layer + p.X_WEIGHTS]
-        multiply_x(sums, shared_x, shared_w, x, starts, num_x, weights, first_weight, places)
-        for i in range(num_starts):
-            row = first_row + tid // DEPTH + i * row_step
-            starts[i] = int64(slots[_index(row)]) * row_size + state if row < num_rows else -1
-        num_h, first_weight = plan[layer + p.NUM_H], plan[layer + p.H_WEIGHTS]
-        multiply_h(sums, shared_x, shared_w, slab, starts, num_h, weights, first_weight, places)
+    @device_function
+    def row_of_copy(tid, i, num_rows):
+        row = i32(i32(cuda.blockIdx.x) * block_rows + tid // (DEPTH // _COPY) + i * x_rows)
+        return min(row, i32(num_rows - 1))
 
-        # The sums are in registers, which only a constant can name. So each row takes the first
-        # ones, through the thread's own places in shared memory, and the rest move up.
-        activation = plan[layer + p.ACTIVATION]
-        for r in range(rows):
-            for i in range(row_sums):
-                shared_w[_index(i * threads + tid)] = sums[i]
-            for i in range(num_sums - row_sums):
-                sums[i] = sums[i + row_sums]
-            row = first_row + ty * rows + r
-            if row >= num_rows:
-                continue
-            old = int64(slots[_index(row)]) * row_size + state
-            new = row * plan[p.WORK_SIZE] + plan[layer + p.OUT]
-            for u in range(units):
-                unit = first_unit + u
-                if unit >= num_units:
-                    continue
-                place = u * num_accumulators * threads + tid
-                sum_0 = shared_w[_index(place)]
-                if not has_gates:
-                    work[_index(new + unit)] = activate(activation, sum_0)
-                    continue
-                sum_1 = shared_w[_index(place + threads)]
-                sum_2 = shared_w[_index(place + 2 * threads)]
-                sum_3 = shared_w[_index(place + 3 * threads)]
-                h, unit_sums = slab[_index(old + unit)], (sum_0, sum_1, sum_2, sum_3)
+    @device_function
+    def write_row(r, sums, layer, slab, work, slots, first_row, first_column, num_rows):
+        row = i32(first_row + r * row_step)
+        if row >= num_rows:
+            return
+        size, num_units = layer[_index(p.SIZE)], layer[_index(p.NUM_UNITS)]
+        old = int64(slots[_index(row)]) * layer[_index(p.LAYER_ROW_SIZE)] + layer[_index(p.STATE)]
+        new = row * layer[_index(p.LAYER_WORK_SIZE)] + layer[_index(p.OUT)]
+        for g in range(groups):
+            column = i32(first_column + g * group_step)
+            s = 4 * (r * groups + g)
+            if is_dense:
+                for c in range(4):
+                    if column + c < size:
+                        work[_index(new + column + c)] = activate(activation, sums[s + c])
+            elif column // 4 < size:
+                unit = column // 4
+                h, unit_sums = (
+                    slab[_index(old + unit)],
+                    (sums[s], sums[s + 1], sums[s + 2], sums[s + 3]),
+                )
                 new_h = step_unit(kind, unit_sums, h, slab, old + num_units + unit)
                 work[_index(new + unit)] = new_h
+
+    write_rows = unrolled(rows, write_row)
+
+    @kernel(shape.num_threads, shape.min_blocks)
+    def step_layer(layer, weights, slab, work, x, slots, x_start, x_stride, num_rows):
+        shared = shared_memory()
+        sums = cuda.local.array(num_sums, float32)
+        from_x = cuda.local.array(num_x_copies, ADDRESS)
+        tid = i32(cuda.threadIdx.x)
+        row, column = own_place(tid)
+        num_columns = i32(layer[_index(p.NUM_UNITS)] * num_sums_of_unit)
+        for g in range(groups):
+            first = i32(i32(cuda.blockIdx.y) * block_columns + column + g * group_step)
+            bias = layer[_index(p.BIAS)] + min(first, i32(num_columns - 4))
+            for c in range(4):
+                for r in range(rows):
+                    sums[4 * (r * groups + g) + c] = weights[_index(bias + c)]
+
+        places = (i32(shared + 16 * tid), i32(shared + 4 * DEPTH * row), i32(shared + 4 * column))
+        w_step = i32(4 * w_rows * num_columns)
+        for i in range(num_x_copies):
+            place = x_start + row_of_copy(tid, i, num_rows) * x_stride
+            from_x[i] = global_address(x, place + tid % (DEPTH // _COPY) * _COPY)
+        from_w = global_address(weights, layer[_index(p.X_WEIGHTS)] + first_weight(layer, tid))
+        multiply_x(sums, places, from_x, layer[_index(p.NUM_X)], from_w, w_step)
+
+        tid = thread_index()
+        for i in range(num_x_copies):
+            slot = int64(slots[_index(row_of_copy(tid, i, num_rows))])
+            place = slot * layer[_index(p.LAYER_ROW_SIZE)] + layer[_index(p.STATE)]
+            from_x[i] = global_address(slab, place + tid % (DEPTH // _COPY) * _COPY)
+        from_w = global_address(weights, layer[_index(p.H_WEIGHTS)] + first_weight(layer, tid))
+        multiply_h(sums, places, from_x, layer[_index(p.NUM_H)], from_w, w_step)
+
+        row, column = own_place(thread_index())
+        row = i32(row + i32(cuda.blockIdx.x) * block_rows)
+        column = i32(column + i32(cuda.blockIdx.y) * block_columns)
+        write_rows(sums, layer, slab, work, slots, row, column, num_rows)
 
     return step_layer

@@ -16,6 +16,7 @@ from streamrnn.kernels.cuda.launches import (
     begin_batch,
     compute_batch,
     end_batch,
+    first_input,
     launches_of_batch,
     pack_launches,
 )
@@ -45,7 +46,8 @@ class Transfer:
     batch : Batch
         The buffers on the GPU.
     x : ndarray of float32, shape (x_size,)
-        Pinned: a batch's slots (int32), then its inputs [num_rows, num_steps, num_inputs].
+        Pinned: a batch's slots (int32), and its inputs [num_rows, num_steps, num_inputs], which
+        begin at `first_input`.
     y : ndarray of float32, shape (y_size,)
         Pinned: its outputs [num_rows, num_steps, output_size], after `end`.
     """
@@ -87,7 +89,7 @@ class Transfer:
 
     def _simulate(self, num_rows: int, num_steps: int) -> None:
         """Do what `begin_batch` does, in Python."""
-        size = num_rows * (1 + num_steps * self._num_inputs)
+        size = first_input(num_rows) + num_rows * num_steps * self._num_inputs
         self.batch.x[:size].copy_to_device(self.x[:size])
         self.compute(num_rows, num_steps)
         size = num_rows * num_steps * self._output_size

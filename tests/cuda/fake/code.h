@@ -104,7 +104,7 @@ static void run_kernel(Kernel *kernel, int64_t *values)
         int64_t num_rows = numbers[0], num_steps = numbers[is_persistent ? 1 : 2];
         int64_t first = is_persistent ? 0 : numbers[1], end = is_persistent ? num_steps : first + 1;
         int32_t *slots = ARRAY(int32_t, 4);
-        float *x = (float *)slots + num_rows, *y = ARRAY(float, is_persistent ? 7 : 5);
+        float *x = (float *)slots + (num_rows + 3) / 4 * 4, *y = ARRAY(float, is_persistent ? 7 : 5);
         for (int64_t t = first; t < end; t++)
             for (int64_t row = 0; row < num_rows; row++) {
                 float *state = ARRAY(float, 2) + slots[row] * plan[0];

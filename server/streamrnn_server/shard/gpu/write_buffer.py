@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from streamrnn.kernels.cuda.launches import first_input
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import (
     copy_bytes,
@@ -57,11 +58,11 @@ def steps_together(shard: Shard, num_rows: int, max_rows: int, max_steps: int) -
 
 @jit
 def fill_batch(shard: Shard, model: Model, num_rows: int, num_steps: int, buffer: int) -> None:
-    """Write a batch's slots, int32[num_rows], and behind them num_rows * num_steps inputs."""
+    """Write a batch's slots, int32[num_rows], and at `first_input` num_rows * num_steps inputs."""
     row_locations, first_slot = shard.row_locations, model.first_slot
     slots, xs = shard.batch_slots, shard.xs
     row_bytes = num_steps * model.step_bytes
-    inputs = buffer + 4 * num_rows
+    inputs = buffer + 4 * first_input(num_rows)
     for row in range(num_rows):
         slot = load_i64(slots + 8 * row)
         store_i32(buffer + 4 * row, slot - first_slot)

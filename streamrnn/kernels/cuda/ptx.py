@@ -1,0 +1,361 @@
+"""All PTX of the kernels: what numba has no name for, and what stands for it in the simulator.
+
+Copies past the registers (``cp.async``), for the tiles: 16 bytes each, from an address in the GPU's
+memory to one in shared memory. What a thread has copied belongs to a group when it calls
+`commit_copies`; ``wait_for_copies[n]`` waits for all of its groups but the last n. Addresses in
+shared memory are 32 bits wide, which `i32` keeps them at: numba's integers have 64, two registers.
+
+A warp's product on tensor cores: ``mma.sync.aligned.m16n8k8`` (TF32) and ``m16n8k16`` (bfloat16)
+multiply 16 rows of A with 8 columns of B and add to 16 x 8 sums in float32. Seen as words of 32
+bits, each with one TF32 number or two bfloat16 of neighbouring k, both take 8 words of k and have
+the same layout (PTX ISA, "Matrix Fragments for mma.m16n8k8"): with ``g, t = lane // 4, lane % 4``,
+
+- A: words (row g, word t), (g + 8, t), (g, t + 4), (g + 8, t + 4);
+- B: words (t, column g), (t + 4, g);
+- sums: (row g, column 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+
+In what order the tensor core adds is NVIDIA's affair; it is the same for every element.
+
+The simulator has neither addresses nor warps. There an address is an array and a place, checked at
+every access; a copy is done as late as it may be, when it is waited for; and for a warp's product
+every thread shows its words to the others.
+"""
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import cuda, int32
+from numpy.typing import NDArray
+
+from streamrnn.kernels.cuda.compiler import SIMULATED, device_function
+
+__all__ = [
+    "ADDRESS",
+    "NUM_PACKED",
+    "add",
+    "commit_copies",
+    "copy_16_bytes",
+    "global_address",
+    "i32",
+    "load_four",
+    "make_shared_memory",
+    "mma_bfloat16",
+    "mma_tf32",
+    "pack_words",
+    "shared_address",
+    "thread_index",
+    "wait_for_copies",
+    "word_bfloat16",
+    "word_tf32",
+]
+
+NUM_PACKED = {"float32": 1, "tf32": 1, "bfloat16": 2}
+"""Elements of k in a word of 32 bits."""
+
+_MAX_SIMULATED_THREADS = 1024
+_MAX_GROUPS = 4  # of copies that are waited for one by one
+_COPY_BYTES = 16
+
+
+def pack_words(values: NDArray[np.generic], precision: str) -> NDArray[np.float32]:
+    """Round numbers as the kernels round their factors, and pack them into words.
+
+    Parameters
+    ----------
+    values : ndarray of float, shape (K, ...)
+        K is a multiple of what a word holds.
+    precision : str
+        A key of `NUM_PACKED`.
+
+    Returns
+    -------
+    ndarray of float32, shape (K // NUM_PACKED[precision], ...)
+        With tf32 the rounded numbers; with bfloat16 two in the bits of one.
+    """
+    floats = np.ascontiguousarray(values, dtype=np.float32)
+    if precision == "float32":
+        return floats
+    bits = floats.view(np.uint32).astype(np.uint64)
+    if precision == "tf32":  # to the nearest, ties away from zero
+        return ((bits + 0x1000) & 0xFFFFE000).astype(np.uint32).view(np.float32)
+    # To the nearest, ties to even.
+    halves = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 & 0xFFFF
+    return (halves[0::2] | halves[1::2] << 16).astype(np.uint32).view(np.float32)
+
+
+if SIMULATED:
+    ADDRESS: Any = object  # the type of an address in a local array
+
+    class _Address:
+        """A place in an array of float32, in bytes from its beginning."""
+
+        def __init__(self, array: Any, place: int) -> None:
+            for name in ("_item", "_ary"):  # of what numba wraps around a kernel's arguments
+                array = getattr(array, name, array)
+            self.array, self.place = array, place
+
+        def __add__(self, num_bytes: int) -> _Address:
+            return _Address(self.array, self.place + int(num_bytes))
+
+        def floats(self, offset: int = 0) -> NDArray[np.float32]:
+            """Return the four floats there, all of which must be in the array."""
+            first, rest = divmod(self.place + offset, _COPY_BYTES)
+            found: NDArray[np.float32] = self.array[4 * first : 4 * first + 4]
+            if rest or first < 0 or len(found) != 4:
+                place = self.place + offset
+                raise IndexError(f"16 bytes at {place} of an array of {self.array.nbytes}")
+            return found
+
+    class _Copies(threading.local):
+        """The copies of a thread, in groups, that it has not waited for; the last is open."""
+
+        def __init__(self) -> None:
+            self.groups: list[list[tuple[Any, Any]]] = [[]]
+
+    _copies = _Copies()
+
+    def i32(value):
+        """Return the value: it is no number."""
+        return value
+
+    def shared_address(array):
+        """Return the address of a shared array."""
+        return _Address(array, 0)
+
+    def make_shared_memory(size: int) -> Any:
+        """Return the device function that gives the address of so many floats."""
+
+        @device_function
+        def shared_memory():
+            return shared_address(cuda.shared.array(size, np.float32))
+
+        return shared_memory
+
+    @device_function
+    def thread_index():
+        """Return the thread's number."""
+        return cuda.threadIdx.x
+
+    def global_address(array, place):
+        """Return the address of an element of an array."""
+        return _Address(array, 4 * int(place))
+
+    def load_four(address, offset):
+        """Return four floats of shared memory."""
+        return tuple(address.floats(offset))
+
+    def copy_16_bytes(target, offset, source):
+        """Copy to shared memory, when it is waited for."""
+        _copies.groups[-1].append((target.floats(offset), source.floats()))
+
+    def commit_copies():
+        """Close a group of copies."""
+        _copies.groups.append([])
+
+    def _make_wait(num_groups: int) -> Any:
+        def wait():
+            while len(_copies.groups) - 1 > num_groups:
+                for target, source in _copies.groups.pop(0):
+                    target[:] = source
+
+        return wait
+
+    def add(a, b):
+        """Add two numbers."""
+        return a + b
+
+    def _word_tf32(first, second):
+        return pack_words(np.array([first]), "tf32").view(np.int32)[0]
+
+    def _word_bfloat16(first, second):
+        return pack_words(np.array([first, second]), "bfloat16").view(np.int32)[0]
+
+    def _tf32_numbers(words):
+        return words.view(np.float32)
+
+    def _bfloat16_numbers(words):
+        halves = words.view(np.uint16).astype(np.uint32) << 16
+        return halves.view(np.float32)
+
+    def _make_mma(numbers: Any) -> Any:
+        @device_function
+        def mma(sums, a, b):
+            shown = cuda.shared.array((_MAX_SIMULATED_THREADS, 6), int32)
+            tid = cuda.threadIdx.x
+            shown[tid] = (*a, *b)
+            cuda.syncthreads()
+            lane, first = tid % 32, tid // 32 * 32
+            g, t = lane // 4, lane % 4
+            b_words = [[shown[first + 4 * (2 * t + e) + w % 4, 4 + w // 4] for w in range(8)]
+                       for e in range(2)]  # fmt: skip
+            result = []
+            for half in range(2):
+                a_words = [shown[first + 4 * g + w % 4, 2 * (w // 4) + half] for w in range(8)]
+                for e in range(2):
+                    total = sums[2 * half + e]
+                    left, right = (numbers(np.array(words)) for words in (a_words, b_words[e]))
+                    for x, w in zip(left, right, strict=True):
+                        total = np.float32(total + x * w)
+                    result.append(total)
+            cuda.syncthreads()
+            return tuple(result)
+
+        return mma
+
+    word_tf32, word_bfloat16 = _word_tf32, _word_bfloat16
+    mma_tf32 = _make_mma(_tf32_numbers)
+    mma_bfloat16 = _make_mma(_bfloat16_numbers)
+else:
+    from numba.cuda import libdevice, types
+    from numba.cuda.extending import intrinsic
+
+    ADDRESS = types.int64
+    i32 = np.int32
+    _FLOAT, _WORD, _WIDE, _VOID = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.VoidType()
+
+    def _call_assembly(builder: Any, kind: Any, assembly: str, constraints: str, args: Any) -> Any:
+        """Call PTX that stays where it stands: all lanes of a warp must come by it together."""
+        code = ir.InlineAsm(kind, assembly, constraints, side_effect=True)
+        return builder.call(code, args, attrs=("convergent",))
+
+    def _data_of(context: Any, builder: Any, kind: Any, array: Any) -> Any:
+        return context.make_array(kind)(context, builder, array).data
+
+    def _plus(builder: Any, address: Any, offset: Any) -> Any:
+        """Add a constant, which becomes part of the instruction."""
+        return builder.add(address, builder.trunc(offset, _WORD))
+
+    @intrinsic
+    def thread_index(typingctx: Any) -> Any:
+        """Return the thread's number, read anew: no register keeps it, nor what came of it."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = ir.FunctionType(_WORD, [])
+            return _call_assembly(builder, kind, "mov.u32 $0, %tid.x;", "=r", [])
+
+        return types.int32(), codegen
+
+    @intrinsic
+    def shared_address(typingctx: Any, array: Any) -> Any:
+        """Return the address of a shared array, in 32 bits."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            data = builder.ptrtoint(_data_of(context, builder, signature.args[0], args[0]), _WIDE)
+            assembly = "{ .reg .u64 t; cvta.to.shared.u64 t, $1; cvt.u32.u64 $0, t; }"
+            return _call_assembly(
+                builder, ir.FunctionType(_WORD, [_WIDE]), assembly, "=r,l", [data]
+            )
+
+        return types.int32(array), codegen
+
+    def make_shared_memory(size: int) -> Any:
+        """Return the device function that gives the address of so many floats."""
+
+        @device_function
+        def shared_memory():
+            return shared_address(cuda.shared.array(size, types.float32, _COPY_BYTES))
+
+        return shared_memory
+
+    @intrinsic
+    def global_address(typingctx: Any, array: Any, place: Any) -> Any:
+        """Return the address of an element of an array."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            data = _data_of(context, builder, signature.args[0], args[0])
+            return builder.ptrtoint(builder.gep(data, [args[1]]), _WIDE)
+
+        return types.int64(array, types.int64), codegen
+
+    @intrinsic
+    def load_four(typingctx: Any, address: Any, offset: Any) -> Any:
+        """Load four floats of shared memory with one instruction."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = ir.FunctionType(ir.LiteralStructType([_FLOAT] * 4), [_WORD])
+            assembly = "ld.shared.v4.f32 {$0, $1, $2, $3}, [$4];"
+            constraints = "=f,=f,=f,=f,r,~{memory}"
+            place = _plus(builder, args[0], args[1])
+            found = _call_assembly(builder, kind, assembly, constraints, [place])
+            values = [builder.extract_value(found, k) for k in range(4)]
+            return context.make_tuple(builder, signature.return_type, values)
+
+        return types.UniTuple(types.float32, 4)(types.int32, types.int64), codegen
+
+    @intrinsic
+    def copy_16_bytes(typingctx: Any, target: Any, offset: Any, source: Any) -> Any:
+        """Copy to shared memory, by way of the second cache alone."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = ir.FunctionType(_VOID, [_WORD, _WIDE])
+            assembly = f"cp.async.cg.shared.global [$0], [$1], {_COPY_BYTES};"
+            place = _plus(builder, args[0], args[1])
+            _call_assembly(builder, kind, assembly, "r,l,~{memory}", [place, args[2]])
+            return context.get_dummy_value()
+
+        return types.void(types.int32, types.int64, types.int64), codegen
+
+    def _make_order(assembly: str) -> Any:
+        def order(typingctx: Any) -> Any:
+            def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                _call_assembly(builder, ir.FunctionType(_VOID, []), assembly, "~{memory}", [])
+                return context.get_dummy_value()
+
+            return types.void(), codegen
+
+        return intrinsic(order)
+
+    commit_copies = _make_order("cp.async.commit_group;")
+
+    def _make_wait(num_groups: int) -> Any:
+        return _make_order(f"cp.async.wait_group {num_groups};")
+
+    # A product before a plain sum may be made one operation with it, in one kernel and perhaps not
+    # in another: that would be the compiler's choice.
+    add = libdevice.fadd_rn
+
+    def _make_word(assembly: str) -> Any:
+        def word(typingctx: Any, first: Any, second: Any) -> Any:
+            def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                kind = ir.FunctionType(_WORD, [_FLOAT, _FLOAT])
+                return _call_assembly(builder, kind, assembly, "=r,f,f", args)
+
+            return types.int32(types.float32, types.float32), codegen
+
+        return intrinsic(word)
+
+    def _make_warp_mma(form: str) -> Any:
+        assembly = (
+            f"mma.sync.aligned.{form} {{$0, $1, $2, $3}}, {{$4, $5, $6, $7}}, {{$8, $9}}, "
+            "{$10, $11, $12, $13};"
+        )
+        constraints = ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * 4)
+
+        def mma(typingctx: Any, sums: Any, a: Any, b: Any) -> Any:
+            def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                result = ir.LiteralStructType([_FLOAT] * 4)
+                kind = ir.FunctionType(result, [_WORD] * 6 + [_FLOAT] * 4)
+                words = [builder.extract_value(args[1], k) for k in range(4)]
+                words += [builder.extract_value(args[2], k) for k in range(2)]
+                old = [builder.extract_value(args[0], k) for k in range(4)]
+                new = _call_assembly(builder, kind, assembly, constraints, words + old)
+                values = [builder.extract_value(new, k) for k in range(4)]
+                return context.make_tuple(builder, signature.return_type, values)
+
+            four = types.UniTuple(types.float32, 4)
+            a_words, b_words = types.UniTuple(types.int32, 4), types.UniTuple(types.int32, 2)
+            return four(four, a_words, b_words), codegen
+
+        return intrinsic(mma)
+
+    word_tf32 = _make_word("cvt.rna.tf32.f32 $0, $1;")
+    word_bfloat16 = _make_word("cvt.rn.bf16x2.f32 $0, $2, $1;")
+    mma_tf32 = _make_warp_mma("m16n8k8.row.col.f32.tf32.tf32.f32")
+    mma_bfloat16 = _make_warp_mma("m16n8k16.row.col.f32.bf16.bf16.f32")
+
+wait_for_copies = tuple(_make_wait(num_groups) for num_groups in range(_MAX_GROUPS))
