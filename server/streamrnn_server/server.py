@@ -8,12 +8,10 @@ import errno
 import math
 import os
 import resource
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
 
 import zmq
 
@@ -21,7 +19,7 @@ from streamrnn.engine.cuda import CudaDevice
 from streamrnn.errors import DeviceError, ServerError, StartError, StreamRNNError
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.model import Model
-from streamrnn_server.auth import Guard
+from streamrnn_server.access.auth import Guard
 from streamrnn_server.config import Endpoint, ServerConfig
 from streamrnn_server.control.connections import Connections
 from streamrnn_server.control.dispatcher import Control
@@ -36,6 +34,7 @@ from streamrnn_server.shard.setup import ShardMemory
 from streamrnn_server.shard.structs import AskKind, CommandKind
 from streamrnn_server.storage.state_dir import StateDir
 from streamrnn_server.warmup import compile_all
+from streamrnn_server.worker import Worker
 
 __all__ = ["Server"]
 
@@ -96,7 +95,7 @@ class Server:
         self._wake.setblocking(False)
         self._pairs: list[zmq.Socket[bytes]] = []
         self._sockets: list[zmq.Socket[bytes]] = []
-        self._threads: list[threading.Thread] = []
+        self._shards: list[Worker] = []
         self._told: dict[str, int] = {}
         self._turns = Turns()
         self._disk: StateDir | None = None
@@ -161,7 +160,7 @@ class Server:
             self._disk,
             self._connections,
         )
-        loops: list[tuple[Callable[..., None], Any]] = []
+        loops: list[Callable[[], None]] = []
         for k, router in enumerate(routers):
             our, pair = self._make_pair(f"shard-{k}")
             self._pairs.append(our)
@@ -175,18 +174,15 @@ class Server:
             self.control.shards.append(shard)
             if on_gpu:
                 gpu_shard = GpuShard(shard, on_gpu[k])
-                loops.append((GpuShard.serve, gpu_shard))
+                loops.append(gpu_shard.serve)
             else:
-                loops.append((serve, shard.address))
+                loops.append(partial(serve, shard.address))
         self._connections.start(self._memory_watch(), self._fail)
         if self._disk is not None:
             self._disk.start(self._fail)
         for k, loop in enumerate(loops):
-            thread = threading.Thread(
-                target=self._run_shard, args=loop, name=f"shard-{k}", daemon=True
-            )
-            thread.start()
-            self._threads.append(thread)
+            self._shards.append(Worker(f"shard-{k}", loop))
+            self._shards[k].start(self._fail)
 
     def _make_router(self, endpoint: Endpoint) -> zmq.Socket[bytes]:
         config, numeric = self._config, endpoint.numeric()
@@ -254,14 +250,6 @@ class Server:
         """A file that ends `run` when something is written to it, for `signal.set_wakeup_fd`."""
         return self._wake.fileno()
 
-    def _run_shard(self, loop: Callable[..., None], shard: Any) -> None:
-        """Run a shard in this thread. Signals are the main thread's."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            loop(shard)
-        except BaseException as error:
-            self._fail(threading.current_thread().name, error)
-
     def _fail(self, thread: str, error: BaseException) -> None:
         """End `run`, for a thread of the server has ended: without it nothing can be promised."""
         self._failure = ServerError(
@@ -316,8 +304,8 @@ class Server:
             if time.monotonic() >= tell_at_s:
                 tell_at_s += _TELL_EVERY_S
                 self._tell()
-        for thread in self._threads:
-            thread.join()
+        for worker in self._shards:
+            worker.join()
         if self._disk is not None:
             self._disk.close()
 

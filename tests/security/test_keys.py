@@ -14,8 +14,8 @@ from zmq.auth import load_certificate
 from zmq.utils import z85
 
 from streamrnn.errors import StartError
+from streamrnn_server.access.keys import ClientKeys, load_secret_key
 from streamrnn_server.event_log import EventLog
-from streamrnn_server.keys import ClientKeys, load_secret_key
 from streamrnn_server.shard.streams.owners import encode_key_number
 from streamrnn_server.testing import serving
 from tests.security.users import GuardedPeer, make_keys
@@ -79,7 +79,7 @@ def test_a_key_that_is_overwritten_within_a_tick_of_the_clock_counts(
 ):
     now_ns = time.time_ns()
     stamp = (now_ns, now_ns, 1, 1)
-    monkeypatch.setattr("streamrnn_server.keys._stamp_of", lambda _found: stamp)
+    monkeypatch.setattr("streamrnn_server.access.keys._stamp_of", lambda _found: stamp)
     for name in ("bob2", "bob"):
         (users / "bob.key").write_bytes((made / f"{name}.key").read_bytes())
         assert who(keys, public) == {"alice": "alice", name: "bob"}
@@ -89,9 +89,9 @@ def test_files_that_do_not_change_are_read_once(keys, public, users, monkeypatch
     for path in users.iterdir():
         os.utime(path, (time.time() - 3600,) * 2)
     later_ns = time.time_ns() + 10**10
-    monkeypatch.setattr("streamrnn_server.keys.time.time_ns", lambda: later_ns)
+    monkeypatch.setattr("streamrnn_server.access.keys.time.time_ns", lambda: later_ns)
     who(keys, public)
-    monkeypatch.setattr("streamrnn_server.keys.load_certificate", None)
+    monkeypatch.setattr("streamrnn_server.access.keys.load_certificate", None)
     assert who(keys, public) == {"alice": "alice", "bob": "bob"}
 
 

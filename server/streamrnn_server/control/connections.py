@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import signal
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +21,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from streamrnn_server.control.memory_watch import LOOK_EVERY_MS, MemoryWatch, received_bytes
 from streamrnn_server.event_log import EventLog
+from streamrnn_server.worker import OnFailure, Worker
 
 __all__ = ["Connections"]
 
@@ -66,7 +65,7 @@ class Connections:
         self._end, self._ended = (context.socket(zmq.PAIR) for _ in range(2))
         self._ended.bind("inproc://connections-end")
         self._end.connect("inproc://connections-end")
-        self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
+        self._worker = Worker("connections", self._serve)
 
     @property
     def num_open(self) -> int:
@@ -83,29 +82,22 @@ class Connections:
         monitor.connect(name)
         self._monitors.append(monitor)
 
-    def start(self, memory: MemoryWatch, on_failure: Callable[[str, BaseException], None]) -> None:
+    def start(self, memory: MemoryWatch, on_failure: OnFailure) -> None:
         """Begin; ``on_failure`` is called if the thread ends by an exception."""
-        self._memory, self._on_failure = memory, on_failure
+        self._memory = memory
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         used = len(os.listdir("/dev/fd"))
         self.max_connections = max(1, most - used - _SPARE_FILES)
-        self._thread.start()
+        self._worker.start(on_failure)
 
     def stop(self) -> None:
         """End, when the routers have been closed."""
-        if self._thread.ident is not None:
+        if self._worker.has_begun:
             self._end.send(b"")
-            self._thread.join()
+            self._worker.join()
             self._memory.close()
         for each in (*self._monitors, self._end, self._ended):
             each.close(0)
-
-    def _run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            self._serve()
-        except BaseException as error:
-            self._on_failure(self._thread.name, error)
 
     def _serve(self) -> None:
         poller = zmq.Poller()

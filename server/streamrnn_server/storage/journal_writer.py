@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import zmq
 from streamrnn.state.journal import SegmentHead, SegmentWriter, sync_directory
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.memory.journal import GroupAck, JournalOrder
+from streamrnn_server.worker import OnFailure, Worker
 
 __all__ = ["JournalWriter"]
 
@@ -83,32 +83,26 @@ class JournalWriter:
         self._covered = 0
         self._retry_at_s = 0.0
         self._has_ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"journal-{head.shard}", daemon=True)
+        self._worker = Worker(f"journal-{head.shard}", self._serve)
 
-    def start(self, on_failure: Callable[[str, BaseException], None]) -> None:
+    def start(self, on_failure: OnFailure) -> None:
         """Begin; ``on_failure`` is called if the thread ends by an exception."""
-        self._on_failure = on_failure
-        self._thread.start()
+        self._worker.start(on_failure)
 
     def stop(self) -> None:
         """End, after the shard has: what it has sent is done before, if the disk lets it."""
         self._has_ended.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._worker.join()
         self._drop(self._covered)  # also a segment that nothing was written to
         if self._segment is not None:
             self._segment.close()
             self._segment = None
 
-    def _run(self) -> None:
-        try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            while not self._has_ended.is_set():
-                self._socket.poll(_POLL_MS)
-                self.turn()
+    def _serve(self) -> None:
+        while not self._has_ended.is_set():
+            self._socket.poll(_POLL_MS)
             self.turn()
-        except BaseException as error:
-            self._on_failure(self._thread.name, error)
+        self.turn()
 
     def turn(self) -> None:
         """Do what has come, and try again what has failed."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -30,6 +29,7 @@ from streamrnn_server.shard.checkpoint.packing import (
 from streamrnn_server.storage.disk_reserve import DiskReserve
 from streamrnn_server.storage.expiry import Expiry
 from streamrnn_server.storage.usage import DiskUsage
+from streamrnn_server.worker import OnFailure, Worker
 
 __all__ = ["CheckpointWriter"]
 
@@ -87,32 +87,23 @@ class CheckpointWriter:
         self._disk_reserve = disk_reserve
         self._look_at_s = time.monotonic() + _EXPIRE_EVERY_S
         self._has_ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
+        self._worker = Worker("saver", self._serve)
         # The most that a commit packs at once: what one shard may have on its way, in one go.
         growth = _MAX_GROWTH_BYTES + templates.max_text_bytes
         most = w.NUM_DISK_BUFFERS * w.DISK_BUFFER_BYTES
         self._records = reserve(most + most // _MIN_ENTRY_BYTES * growth)
         self._table: NDArray[np.int64] = np.zeros((0, 6), np.int64)
 
-    def start(self, on_failure: Callable[[str, BaseException], None]) -> None:
+    def start(self, on_failure: OnFailure) -> None:
         """Begin; ``on_failure`` is called if the thread ends by an exception."""
-        self._on_failure = on_failure
-        self._thread.start()
+        self._worker.start(on_failure)
 
     def stop(self) -> None:
         """End, when the shards have ended and nothing is on its way."""
         self._has_ended.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            self._serve()
-        except BaseException as error:
-            self._on_failure(self._thread.name, error)
+        self._worker.join()
 
     def _serve(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         poller = zmq.Poller()
         for disk in self._disks:
             poller.register(disk, zmq.POLLIN)

@@ -2,8 +2,8 @@
 
 Without keys there are no users, no table, and nothing is looked at. With keys, libzmq says of each
 message whose connection it came through (`User-Id`, which the ZAP handler of
-`streamrnn_server.auth` has set: the number of the key, and the user's name); what a client says of
-itself counts for nothing. A key that was removed is refused from the next message on.
+`streamrnn_server.access.auth` has set: the number of the key, and the user's name); what a client
+says of itself counts for nothing. A key that was removed is refused from the next message on.
 
 A stream's owner is `UNKNOWN` while its record is looked up, and `NO_OWNER` if it is of a time
 before there were keys: then it belongs to the first user who asks for it.

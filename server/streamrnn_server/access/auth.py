@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import socket
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import zmq
 from zmq.utils import z85
 
+from streamrnn_server.access.keys import ClientKeys, load_secret_key
 from streamrnn_server.event_log import EventLog
-from streamrnn_server.keys import ClientKeys, load_secret_key
+from streamrnn_server.worker import OnFailure, Worker
 
 __all__ = ["Guard"]
 
@@ -45,13 +43,12 @@ class Guard:
         self.keys, self._log = ClientKeys(clients, log), log
         self._socket = context.socket(zmq.REP)
         self._woken, self._wake = socket.socketpair()
-        self._thread = threading.Thread(target=self._run, name="keys", daemon=True)
+        self._worker = Worker("keys", self._serve)
 
-    def start(self, on_failure: Callable[[str, BaseException], None]) -> None:
+    def start(self, on_failure: OnFailure) -> None:
         """Begin; ``on_failure`` is called if the thread ends by an exception."""
-        self._on_failure = on_failure
         self._socket.bind(_ZAP_ENDPOINT)
-        self._thread.start()
+        self._worker.start(on_failure)
 
     def protect(self, socket: zmq.Socket[Any]) -> None:
         """Let a socket take clients with keys only."""
@@ -64,20 +61,12 @@ class Guard:
     def stop(self) -> None:
         """End the thread."""
         self._wake.send(b"\0")
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._worker.join()
         self._socket.close(0)
         self._wake.close()
         self._woken.close()
 
-    def _run(self) -> None:
-        try:
-            self._serve()
-        except BaseException as error:
-            self._on_failure(self._thread.name, error)
-
     def _serve(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._woken, zmq.POLLIN)
