@@ -19,6 +19,7 @@ from streamrnn.kernels.cpu.plan import plan_at
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.kernels.cuda.compiler import arithmetic, gpu_errors, require_gpu
 from streamrnn.kernels.cuda.launches import first_input
+from streamrnn.kernels.gates import padded
 from streamrnn.kernels.jit import jit
 from streamrnn.model.model import Model
 
@@ -56,7 +57,9 @@ class CudaDevice:
         spec = model.spec
         self._row_size = self.program.row_bytes // 4
         self._num_inputs, self._output_size = spec.num_inputs, spec.output_size
-        work_bytes = self.program.row_bytes + 4 * (spec.num_features + spec.output_size + 32)
+        scratch = sum(2 * padded(each.hidden_size) for each in spec.layers if not each.is_plain)
+        work_size = spec.num_features + spec.output_size + 32 + scratch
+        work_bytes = self.program.row_bytes + 4 * work_size
         self.max_rows = max(_MIN_ROWS, min(_MAX_ROWS, _MAX_WORK_BYTES // work_bytes, max_streams))
         # Enough for one step of all rows, or for more steps of fewer.
         buffer_size = _MAX_BUFFER_BYTES // 4

@@ -16,10 +16,12 @@ from streamrnn.model.spec import LayerSpec, ModelSpec
 __all__ = [
     "DENSE",
     "GATE_FACTOR",
+    "GATE_FORMS",
     "GRU",
     "LSTM",
     "SHAPES",
     "Shape",
+    "gate_biases",
     "head_matrices",
     "is_staged",
     "layer_kind",
@@ -30,6 +32,13 @@ __all__ = [
 
 DENSE, GRU, LSTM = range(3)
 GATE_FACTOR = -math.log2(math.e)  # of the weights of gates that end in a sigmoid
+# A gate's sum is brought to the form that its function takes, by a factor and an addend: a sigmoid
+# wants a power of two, a hard sigmoid is a clip of a x + b.
+GATE_FORMS = {
+    "sigmoid": (GATE_FACTOR, 0.0),
+    "hard_sigmoid_fifth": (1.0 / 5.0, 0.5),
+    "hard_sigmoid_sixth": (1.0 / 6.0, 0.5),
+}
 _UNIT_MULTIPLE = 16  # of every padded size, whatever the vector width: rows look alike everywhere
 
 
@@ -112,7 +121,7 @@ def layer_matrices(
     Raises
     ------
     DeviceError
-        If the layer's form has no tile of its own: only the CPU has the staged path.
+        If the layer has another form than PyTorch's.
     """
     layer = spec.layers[index]
     if is_staged(layer):
@@ -121,7 +130,7 @@ def layer_matrices(
         )
     kind, activation = layer_kind(layer)
     x_bias, h_bias = parameters[f"bias_ih_l{index}"], parameters[f"bias_hh_l{index}"]
-    biases = _biases(kind, layer.hidden_size, x_bias, h_bias)
+    biases = gate_biases(kind, layer.hidden_size, x_bias, h_bias)
     x_weights = scaled_x_weights(spec, parameters, index)
     return kind, activation, biases, x_weights, parameters[f"weight_hh_l{index}"]
 
@@ -135,7 +144,7 @@ def head_matrices(
     return [parameters["head.bias"] * scales], weights, np.zeros((spec.output_size, 0))
 
 
-def _biases(
+def gate_biases(
     kind: int, hidden_size: int, x_bias: NDArray[np.float64], h_bias: NDArray[np.float64]
 ) -> list[NDArray[np.float64]]:
     """Return one bias for each accumulator of a tile."""

@@ -9,6 +9,7 @@ process of its own: in the tests' process numba's simulator takes the compiler's
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
 import struct
@@ -59,6 +60,7 @@ def main() -> None:
         tensor_cores,
         tiles,
     )
+    from streamrnn.kernels.cuda.plan import BLEND, FORM, RESET, Cell
     from streamrnn.kernels.gates import DENSE, GRU, LSTM
 
     words, ints, floats = int64[::1], int32[::1], float32[::1]
@@ -66,24 +68,32 @@ def main() -> None:
     threads = tiling.row_threads
     two, batch = (int64,) * 2, (int64,) * 3
     layer = (words, floats, floats, floats, floats, ints, *batch)
-    kinds = {"head": (DENSE, IDENTITY), "dense": (DENSE, TANH), "gru": (GRU, 0), "lstm": (LSTM, 0)}
-    kernels: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        f"{kind} {width}": (tiles.make_layer_kernel(*cell, getattr(tiling, width)), layer)
-        for kind, cell in kinds.items()
-        for width in ("wide", "narrow")
+    cells = {
+        "head": Cell(DENSE, IDENTITY),
+        "dense": Cell(DENSE, TANH),
+        "gru": Cell(GRU),
+        "lstm": Cell(LSTM),
     }
-    del kinds["head"]
-    kernels |= {
-        f"{precision} {kind} {width}": (
-            tensor_cores.make_tensor_kernel(
-                *cell, getattr(network.TENSOR_TILING, width), precision
-            ),
-            layer,
-        )
-        for precision in ("tf32", "bfloat16")
-        for kind, cell in kinds.items()
-        for width in ("wide", "narrow")
+    forms = {
+        "lstm form": Cell(LSTM, end=FORM),
+        "reset": Cell(GRU, end=RESET, is_hard=True),
+        "blend": Cell(DENSE, end=BLEND),
     }
+    shapes: dict[str, Any] = {"wide": tiling.wide, "narrow": tiling.narrow}
+    tensor_shapes: dict[str, Any] = {
+        "wide": network.TENSOR_TILING.wide,
+        "narrow": network.TENSOR_TILING.narrow,
+    }
+    kernels: dict[str, tuple[Any, tuple[Any, ...]]] = {}
+    for (name, cell), (width, shape) in itertools.product(cells.items(), shapes.items()):
+        kernels[f"{name} {width}"] = (tiles.make_layer_kernel(cell, shape), layer)
+    for name, cell in forms.items():
+        kernels[f"{name} wide"] = (tiles.make_layer_kernel(cell, shapes["wide"]), layer)
+    del cells["head"]
+    for (name, cell), width in itertools.product(cells.items(), shapes):
+        for precision in ("tf32", "bfloat16"):
+            made = tensor_cores.make_tensor_kernel(cell, tensor_shapes[width], precision)
+            kernels[f"{precision} {name} {width}"] = (made, layer)
     state = (words, floats, floats, floats, ints)
     kernels["features"] = (features.make_features_kernel(threads), (*state, floats, ints, *batch))
     kernels["finish"] = (outputs.make_finish_kernel(threads), (*state, floats, *batch))

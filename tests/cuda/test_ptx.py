@@ -29,9 +29,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 WIDTHS = ("wide", "narrow")
 LAYERS = [f"{kind} {width}" for kind in ("head", "dense", "gru", "lstm") for width in WIDTHS]
+FORMS = ["lstm form wide", "reset wide", "blend wide"]
 TENSOR_LAYERS = [f"{precision} {name}" for precision in ("tf32", "bfloat16") for name in LAYERS[2:]]
 KERNELS = [
     *LAYERS,
+    *FORMS,
     *TENSOR_LAYERS,
     "features",
     "finish",
@@ -75,6 +77,9 @@ STRUCTURES = {
     "dense wide": Structure(128, "FFMA", 1024, 0.91, 64),
     "gru wide": Structure(128, "FFMA", 768, 0.88, 64),
     "lstm wide": Structure(128, "FFMA", 1024, 0.91, 64),
+    "lstm form wide": Structure(128, "FFMA", 1024, 0.91, 64),
+    "reset wide": Structure(128, "FFMA", 512, 0.84, 32),  # two gates of four, and so half loads
+    "blend wide": Structure(128, "FFMA", 1024, 0.91, 64),
     "head narrow": Structure(80, "FFMA", 64, 0.52, 20),
     "dense narrow": Structure(80, "FFMA", 64, 0.52, 20),
     "gru narrow": Structure(80, "FFMA", 48, 0.45, 20),

@@ -27,11 +27,14 @@ from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from tests.cuda.grid import run_block, run_together
 from tests.support.engines import assert_same_bits, stepped
+from tests.support.forms import FORMS as ALL_FORMS
+from tests.support.forms import form_of
 from tests.support.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
 from tests.tolerances import KERNEL
 
 pytestmark = pytest.mark.skipif(not support.SIMULATED, reason="runs in the simulator")
 
+FORMS = {name: form for name, form in ALL_FORMS.items() if not form.get("layer_norm")}
 # The shapes of the real tiling made small: a warp each. The wide tile has two streams a thread.
 WIDE, NARROW = TileShape(1, 1, 2, 1, 2), TileShape(1, 1, 1, 1, 3)
 
@@ -122,6 +125,20 @@ def test_the_bits_are_those_of_the_cpu(rng, exact_fma, layers, head):
     model = random_model(rng, layers=layers, inputs=5, outputs=3, head=head)
     x = random_inputs(rng, model.spec, 3, 3)
     assert_same_bits(stepped(engine_on_gpu(model), x), stepped(Engine(model, max_streams=4), x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [sorted(FORMS)[:4], sorted(FORMS)[4:]])
+def test_the_bits_of_other_forms_are_those_of_the_cpu(rng, exact_fma, names):
+    """Each above a layer of another, so that all but the first read what a form has written."""
+    layers = [form_of(name, 5) for name in names]
+    model = random_model(rng, layers=layers, inputs=3, outputs=2)
+    x = random_inputs(rng, model.spec, 2, 3)
+    gpu, cpu = engine_on_gpu(model), Engine(model, max_streams=16)
+    y = stepped(gpu, x)
+    assert np.ptp(y) > 0.01
+    assert_same_bits(y, stepped(cpu, x))
+    assert_same_bits(*(each._device.read_rows(np.arange(2)) for each in (gpu, cpu)))
 
 
 @pytest.mark.parametrize(("value", "step", "output"), [(-0.0, 0, -0.0), (1e30, 3, np.inf)])

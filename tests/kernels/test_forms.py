@@ -250,13 +250,18 @@ def test_every_vector_width_gives_the_same_bits():
     assert len(digests.pop().strip()) == hashlib.sha256().digest_size * 2
 
 
-def test_only_the_cpu_takes_the_staged_path(rng):
+def test_only_the_cpu_normalises_layers_and_only_float32_has_other_forms(rng):
     for name in FORMS:
         layer = form_of(name, 6)
         assert is_staged(layer)
         model = random_model(rng, [("lstm", 4), layer])
-        with pytest.raises(DeviceError, match=r"layer 1 is .* runs on the CPU only"):
-            GpuPlan(model)
+        if layer.layer_norm:
+            with pytest.raises(DeviceError, match=r"layer 1 is .* runs on the CPU only"):
+                GpuPlan(model)
+        else:
+            assert not GpuPlan(model).is_plain
+            with pytest.raises(DeviceError, match=r"layer 1 is .* in float32 only, not in tf32"):
+                GpuPlan(model, "tf32")
     for cell in CELLS:
         assert not is_staged(LayerSpec(cell, 6))
 

@@ -1,4 +1,4 @@
-"""The activations: operation by operation those of the CPU, `activations` and `cell_ends`.
+"""The activations and cells: operation by operation those of the CPU.
 
 So both sides give the same bits wherever their sums have. The mathematics library of the GPU would
 be as accurate, but its exp and tanh go through approximate instructions whose bits NVIDIA does not
@@ -8,15 +8,19 @@ promise from one architecture to the next; a division is rounded to nearest on a
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import cuda
 
 from streamrnn.kernels import activations as constants
 from streamrnn.kernels.activations import RELU, SIGMOID, TANH
+from streamrnn.kernels.cuda import plan as p
 from streamrnn.kernels.cuda.compiler import device_function
-from streamrnn.kernels.gates import GRU
+from streamrnn.kernels.cuda.plan import BLEND, FORM, RESET, Cell
+from streamrnn.kernels.gates import DENSE, GRU, LSTM
 
-__all__ = ["activate", "exp", "sigmoid", "step_unit", "tanh"]
+__all__ = ["activate", "exp", "make_write_unit", "sigmoid", "step_unit", "tanh"]
 
 _float, _index = np.float32, np.uint64
 _int = np.int32
@@ -173,3 +177,100 @@ def activate(kind, x):
     if kind == RELU and x < _ZERO:
         return _ZERO
     return x
+
+
+def _make_gate(is_hard: bool) -> Any:
+    """Return the gate of a sum, which the weights have brought to the form it takes."""
+
+    @device_function
+    def hard(t):
+        if t > _ONE:
+            return _ONE
+        if t < _ZERO:
+            return _ZERO
+        return t
+
+    @device_function
+    def soft(t):
+        return _ONE / _gate_denominator(t)
+
+    return hard if is_hard else soft
+
+
+def _make_blend(is_hard: bool) -> Any:
+    """Return ``(1 - z) tanh(candidate) + z h``, of the sum of z."""
+    gate = _make_gate(True)
+
+    @device_function
+    def hard(update, candidate, h):
+        n = tanh(candidate)
+        return cuda.fma(gate(update), h - n, n)
+
+    @device_function
+    def soft(update, candidate, h):
+        x = _clamp(candidate, _TANH_BOUND)
+        below = _tanh_below(x)
+        above = cuda.fma(_tanh_above(x), _gate_power(update), h * below)
+        return above / (below * _gate_denominator(update))
+
+    return hard if is_hard else soft
+
+
+def make_write_unit(cell: Cell) -> Any:
+    """Return the device function that makes a unit's sums what they become.
+
+    Its arguments: ``layer``, ``weights``, ``slab`` and ``work`` as in `make_layer_kernel`;
+    ``stream`` and ``scratch``, where the row begins in slab and work; ``unit``; its four sums, of
+    which a dense one has the first.
+    """
+    kind, activation = cell.kind, cell.activation
+    gate, blend = _make_gate(cell.is_hard), _make_blend(cell.is_hard)
+
+    @device_function
+    def write_dense(layer, weights, slab, work, stream, scratch, unit, s0, s1, s2, s3):
+        work[_index(scratch + layer[_index(p.OUT)] + unit)] = activate(activation, s0)
+
+    @device_function
+    def write_plain(layer, weights, slab, work, stream, scratch, unit, s0, s1, s2, s3):
+        h = slab[_index(stream + layer[_index(p.STATE)] + unit)]
+        new_h = step_unit(kind, (s0, s1, s2, s3), h, slab, stream + layer[_index(p.CELL)] + unit)
+        work[_index(scratch + layer[_index(p.OUT)] + unit)] = new_h
+
+    @device_function
+    def write_lstm_form(layer, weights, slab, work, stream, scratch, unit, s0, s1, s2, s3):
+        c_place = stream + layer[_index(p.CELL)] + unit
+        peephole = layer[_index(p.PEEPHOLES)] + 4 * unit
+        c = slab[_index(c_place)]
+        enter = gate(cuda.fma(weights[_index(peephole)], c, s0))
+        keep = gate(cuda.fma(weights[_index(peephole + 1)], c, s1))
+        new_c = cuda.fma(keep, c, enter * tanh(s2))
+        slab[_index(c_place)] = new_c
+        out = gate(cuda.fma(weights[_index(peephole + 2)], new_c, s3))
+        work[_index(scratch + layer[_index(p.OUT)] + unit)] = out * tanh(new_c)
+
+    @device_function
+    def write_gru_form(layer, weights, slab, work, stream, scratch, unit, s0, s1, s2, s3):
+        h = slab[_index(stream + layer[_index(p.STATE)] + unit)]
+        new_h = blend(s1, cuda.fma(gate(s0), s3, s2), h)
+        work[_index(scratch + layer[_index(p.OUT)] + unit)] = new_h
+
+    @device_function
+    def write_reset(layer, weights, slab, work, stream, scratch, unit, s0, s1, s2, s3):
+        """Write r h, which is multiplied next, and the sum of z."""
+        out = scratch + layer[_index(p.OUT)] + unit
+        h = slab[_index(stream + layer[_index(p.STATE)] + unit)]
+        work[_index(out)] = cuda.fma(gate(s0), h, _ZERO)
+        work[_index(out + layer[_index(p.NUM_UNITS)])] = s1
+
+    @device_function
+    def write_blend(layer, weights, slab, work, stream, scratch, unit, s0, s1, s2, s3):
+        update = scratch + layer[_index(p.RESET_H)] + layer[_index(p.NUM_UNITS)] + unit
+        h = slab[_index(stream + layer[_index(p.STATE)] + unit)]
+        new_h = blend(work[_index(update)], s0, h)
+        work[_index(scratch + layer[_index(p.OUT)] + unit)] = new_h
+
+    if cell.end == FORM:
+        return write_lstm_form if kind == LSTM else write_gru_form
+    if cell.end in (RESET, BLEND):
+        return write_reset if cell.end == RESET else write_blend
+    return write_dense if kind == DENSE else write_plain

@@ -21,7 +21,7 @@ from streamrnn.kernels.cuda.outputs import (
     make_start_kernel,
 )
 from streamrnn.kernels.cuda.persistent import make_persistent_kernel, persistent_shape
-from streamrnn.kernels.cuda.plan import LAYER_SIZE, GpuLayer, GpuPlan
+from streamrnn.kernels.cuda.plan import LAYER_SIZE, Cell, GpuLayer, GpuPlan
 from streamrnn.kernels.cuda.tensor_cores import TensorShape, make_tensor_kernel
 from streamrnn.kernels.cuda.tiles import TileShape, make_layer_kernel
 from streamrnn.kernels.row_layout import RowLayout
@@ -61,12 +61,10 @@ class Batch:
 
 
 @functools.cache
-def _layer_kernel(
-    kind: int, activation: int, shape: TileShape | TensorShape, precision: str
-) -> Any:
+def _layer_kernel(cell: Cell, shape: TileShape | TensorShape, precision: str) -> Any:
     if isinstance(shape, TensorShape):
-        return make_tensor_kernel(kind, activation, shape, precision)
-    return make_layer_kernel(kind, activation, shape)
+        return make_tensor_kernel(cell, shape, precision)
+    return make_layer_kernel(cell, shape)
 
 
 @functools.cache
@@ -148,12 +146,15 @@ class Network:
             block_rows = features_rows(num_inputs, threads)
             step.append(Launch(self._write_features, arguments, threads, 1, block_rows))
             x_place = (self._work, int(plan.header["features"]), plan.work_size)
+        computed = x_place
         for layer in (*plan.layers, *([plan.head] if plan.head else [])):
-            x, *place = x_place
+            x, *place = x_place if layer.reads_x else computed
             words = self._words[layer.place : layer.place + LAYER_SIZE]
             arguments = (words, *state[1:], x, batch.slots, *place, Number.NUM_ROWS)
             step += self._layer_launches(layer, arguments)
-            x_place = (self._work, layer.out, plan.work_size)
+            computed = (self._work, layer.out, plan.work_size)
+            if layer.is_last:
+                x_place = computed
         of_batch = (Number.NUM_ROWS, Number.STEP, Number.NUM_STEPS)
         step.append(Launch(self._finish, (*state, batch.slots, batch.y, *of_batch), threads, 1, 1))
         persistent = self._persistent_launches(slab, batch)
@@ -165,10 +166,10 @@ class Network:
         """Return both tiles: which is taken decides how fast, never what comes out."""
         return [
             Launch(
-                _layer_kernel(layer.kind, layer.activation, shape, self._precision),
+                _layer_kernel(layer.cell, shape, self._precision),
                 arguments,
                 shape.num_threads,
-                num_blocks=-(-layer.num_units // shape.block_units(layer.kind)),
+                num_blocks=-(-layer.num_units // shape.block_units(layer.cell.kind)),
                 block_rows=shape.block_rows,
                 min_blocks=min_blocks,
                 num_alternatives=num_alternatives,

@@ -54,14 +54,17 @@ def persistent_shape(
 ) -> PersistentShape | None:
     """Find how many blocks hold a model's weights in shared memory, and for how many streams.
 
-    ``max_blocks`` run at once, one a multiprocessor. None: there is no room for one stream.
+    ``max_blocks`` run at once, one a multiprocessor. None: there is no room for one stream, or a
+    cell is not PyTorch's.
     """
+    if not plan.is_plain:
+        return None
     layers = [*plan.layers] + ([plan.head] if plan.head else [])
     most_units = max(layer.size for layer in layers)
     num_blocks = min(max_blocks, -(-most_units // _UNITS_A_BLOCK))
     num_weights = vector_size = sums_size = 0
     for layer in layers:
-        shape = SHAPES[layer.kind]
+        shape = SHAPES[layer.cell.kind]
         num_own = -(-layer.size // num_blocks)
         num_x, num_h = layer.num_x, layer.num_h
         vector_size = max(vector_size, num_x + num_h)

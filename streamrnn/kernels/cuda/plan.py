@@ -19,24 +19,70 @@ features, then the head's output. Its padding is 0, and stays so.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.errors import DeviceError
 from streamrnn.kernels.activations import ACTIVATIONS, IDENTITY
 from streamrnn.kernels.cuda.ptx import NUM_PACKED, pack_words
-from streamrnn.kernels.gates import DENSE, SHAPES, head_matrices, layer_matrices, padded
+from streamrnn.kernels.gates import (
+    DENSE,
+    GATE_FORMS,
+    GRU,
+    LSTM,
+    SHAPES,
+    gate_biases,
+    head_matrices,
+    layer_matrices,
+    padded,
+    scaled_x_weights,
+)
 from streamrnn.kernels.row_layout import RowLayout
 from streamrnn.kernels.structs import I64, Struct
 from streamrnn.model.model import Model
+from streamrnn.model.spec import LayerSpec, ModelSpec
 
-__all__ = ["DEPTH", "GpuLayer", "GpuPlan", "Header", "Input", "Layer"]
+__all__ = ["BLEND", "DEPTH", "FORM", "PLAIN", "RESET", "Cell", "GpuLayer", "GpuPlan"]
+__all__ += ["Header", "Input", "Layer"]
 
 DEPTH = 16  # elements of k that a tile takes at once
+
+# What becomes of a product's sums: PyTorch's cells, or an activation; a cell of another form; the
+# two launches of a GRU that resets h before the product.
+PLAIN, FORM, RESET, BLEND = range(4)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a kernel of one layer computes; each has a kernel of its own.
+
+    Attributes
+    ----------
+    kind : int
+        Of its columns: `DENSE` has one a unit, `GRU` and `LSTM` four.
+    activation : int
+        Of a dense one.
+    end : int
+        `PLAIN`, `FORM`, `RESET` or `BLEND`.
+    is_hard : bool
+        Whether gates are hard sigmoids, unless it is plain.
+    """
+
+    kind: int
+    activation: int = IDENTITY
+    end: int = PLAIN
+    is_hard: bool = False
+
+    @property
+    def gates(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Which of a unit's columns the matrices for x and for h have."""
+        if self.end == RESET:
+            return (0, 1), (0, 1)
+        return SHAPES[self.kind].x_gates, SHAPES[self.kind].h_gates
 
 
 class Header(Struct):
@@ -69,8 +115,11 @@ class Layer(Struct):
     num_h: I64
     size: I64  # units
     num_units: I64  # the same, padded
-    state: I64  # of h in the stream's row; an LSTM's c follows it
-    out: I64  # of the new h in a row of work
+    state: I64  # of h in the stream's row,
+    cell: I64  # and of an LSTM's c
+    out: I64  # of what it computes, in a row of work
+    reset_h: I64  # of r h in a row of work, and behind it the sums of z
+    peepholes: I64  # of the weights: [num_units, 4], for i, f and o
     bias: I64
     x_weights: I64
     h_weights: I64
@@ -104,8 +153,8 @@ LAYER_SIZE, INPUT_SIZE = Layer.dtype.itemsize // 8, Input.dtype.itemsize // 8
     FEATURES, INPUTS, LEVELS, VALUES, CENTERS, HAS_TRANSFORMS, NUM_LAYERS, LAYERS,
 ) = _places(Header)
 (
-    LAYER_ROW_SIZE, LAYER_WORK_SIZE, NUM_X, NUM_H, SIZE, NUM_UNITS, STATE, OUT, BIAS, X_WEIGHTS,
-    H_WEIGHTS, ACTIVATION, STATE_SIZE, KIND,
+    LAYER_ROW_SIZE, LAYER_WORK_SIZE, NUM_X, NUM_H, SIZE, NUM_UNITS, STATE, CELL, OUT, RESET_H,
+    PEEPHOLES, BIAS, X_WEIGHTS, H_WEIGHTS, ACTIVATION, STATE_SIZE, KIND,
 ) = _places(Layer)
 (
     INPUT_KIND, FEATURE, MEMORY, MISSING, IS_DIFFERENCE, NUM_CATEGORIES, EMBEDDING, EMBEDDING_SIZE,
@@ -115,17 +164,86 @@ LAYER_SIZE, INPUT_SIZE = Layer.dtype.itemsize // 8, Input.dtype.itemsize // 8
 
 @dataclass(frozen=True)
 class GpuLayer:
-    """What the host must know to launch one layer: where it is in the plan, and some fields."""
+    """What the host must know of one product: where it is in the plan, and some fields."""
 
+    cell: Cell
+    reads_x: bool  # the layer's, or else what the product before it has computed
+    is_last: bool  # of its layer: computes the new h
     place: int
-    kind: int
-    activation: int
     num_x: int
     num_h: int
     size: int
     num_units: int
     state: int
     out: int
+
+
+@dataclass(frozen=True)
+class _Product:
+    """One launch of a layer, before it is packed."""
+
+    cell: Cell
+    biases: Sequence[NDArray[np.float64]]  # one for each sum of a unit
+    x_weights: NDArray[np.float64]  # [G * H, I]
+    h_weights: NDArray[np.float64]
+    factors: tuple[float, ...] = (1.0,)  # of each sum's weights and bias,
+    addends: tuple[float, ...] | float = -0.0  # and of the bias then; -0 changes none, 0 a -0
+    reads_x: bool = True
+    scratch_size: int = 0  # floats for what it computes, unless that is the layer's new h
+    peepholes: NDArray[np.float64] | None = None  # [H, 4]
+
+
+def _products_of(
+    spec: ModelSpec, parameters: Mapping[str, NDArray[np.float64]], index: int
+) -> list[_Product]:
+    """Return what a layer is made of; raise a `DeviceError` for a form that a GPU does not have."""
+    layer = spec.layers[index]
+    if layer.is_plain or layer.layer_norm:
+        kind, activation, biases, x_weights, h_weights = layer_matrices(spec, parameters, index)
+        factors = SHAPES[kind].factors
+        return [_Product(Cell(kind, activation), biases, x_weights, h_weights, factors)]
+
+    def own(name: str) -> NDArray[np.float64]:
+        return parameters[f"{name}_l{index}"]
+
+    size, is_hard = layer.hidden_size, layer.gate_activation != LayerSpec.gate_activation
+    x_weights, h_weights = scaled_x_weights(spec, parameters, index), own("weight_hh")
+    a, b = GATE_FORMS[layer.gate_activation]
+    if layer.cell == "lstm":
+        biases = gate_biases(LSTM, size, own("bias_ih"), own("bias_hh"))
+        peepholes = np.zeros((size, 4))
+        if layer.peepholes:
+            peepholes[:, :3] = a * np.stack([own(f"weight_c{gate}") for gate in "ifo"], axis=1)
+        form = _Product(
+            Cell(LSTM, end=FORM, is_hard=is_hard),
+            *(biases, x_weights, h_weights, (a, a, 1.0, a), (b, b, 0.0, b)),
+            scratch_size=padded(size) if layer.projection_size else 0,
+            peepholes=peepholes,
+        )
+        if not layer.projection_size:
+            return [form]
+        no_biases, nothing = np.zeros(layer.projection_size), np.zeros((layer.projection_size, 0))
+        return [
+            form,
+            _Product(Cell(DENSE), [no_biases], own("weight_hr"), nothing, reads_x=False),
+        ]
+
+    factors, addends = (a, a, 1.0, 1.0), (b, b, 0.0, 0.0)
+    if layer.reset_after:
+        biases = gate_biases(GRU, size, own("bias_ih"), own("bias_hh"))
+        cell = Cell(GRU, end=FORM, is_hard=is_hard)
+        return [_Product(cell, biases, x_weights, h_weights, factors, addends)]
+    biases = list((own("bias_ih") + own("bias_hh")).reshape(3, size))
+    gates = slice(0, 2 * size)
+    reset = _Product(
+        Cell(GRU, end=RESET, is_hard=is_hard),
+        [*biases[:2], np.zeros(size), np.zeros(size)],
+        *(x_weights[gates], h_weights[gates], factors, addends),
+        scratch_size=2 * padded(size),
+    )
+    new = slice(2 * size, None)
+    cell = Cell(DENSE, end=BLEND, is_hard=is_hard)
+    return [reset, _Product(cell, biases[2:], x_weights[new], h_weights[new])]
 
 
 class GpuPlan:
@@ -145,6 +263,8 @@ class GpuPlan:
     head : GpuLayer or None
     row_size, work_size : int
         Floats of a stream's row and of a row of scratch.
+    is_plain : bool
+        Whether all cells are PyTorch's.
     has_features : bool
         Whether x must be written to a row of scratch first: transformed, or padded.
     """
@@ -157,11 +277,21 @@ class GpuPlan:
         parameters = {
             name: np.asarray(value, dtype=np.float64) for name, value in model.parameters.items()
         }
+        by_layer = [_products_of(spec, parameters, index) for index in range(len(spec.layers))]
+        self.is_plain = all(layer.is_plain for layer in spec.layers)
+        if not self.is_plain and precision != "float32":
+            layer = next(layer for layer in spec.layers if not layer.is_plain)
+            raise DeviceError(
+                f"layer {spec.layers.index(layer)} is {layer.describe()}; on a GPU this form runs "
+                f"in float32 only, not in {precision}"
+            )
         self.has_features = not layout.inputs_are_features or spec.num_features % DEPTH > 0
         self.row_size = layout.row_bytes // 4
         features = self.row_size
         head = features + padded(spec.num_features) * self.has_features
-        self.work_size = head + (padded(spec.output_size) if spec.head else 0)
+        scratch = head + (padded(spec.output_size) if spec.head else 0)
+        products = [product for some in by_layer for product in some]
+        self.work_size = scratch + sum(product.scratch_size for product in products)
 
         inputs = self._inputs(model, layout, parameters)
         levels = np.where(layout.output_levels >= 0, layout.output_levels // 4, -1)
@@ -179,23 +309,37 @@ class GpuPlan:
         )
         header["centers"] = self._add(layout.output_centers)
         header["has_transforms"] = not layout.inputs_are_features
-        header["num_layers"] = len(spec.layers)
+        header["num_layers"] = len(products)
         header["layers"] = header["levels"] + levels.size
 
-        rows = np.zeros(len(spec.layers) + (spec.head is not None), Layer.dtype)
-        rows["row_size"], rows["work_size"] = self.row_size, self.work_size
-        for index, layer in enumerate(spec.layers):
-            kind, activation, biases, x_weights, h_weights = layer_matrices(spec, parameters, index)
-            self._pack(rows[index], kind, biases, x_weights, h_weights)
-            rows[index]["state"] = rows[index]["out"] = layout.h_offsets[index] // 4
-            rows[index]["activation"] = activation
-            rows[index]["state_size"] = padded(layer.hidden_size)
         if spec.head is not None:
-            self._pack(rows[-1], DENSE, *head_matrices(spec, parameters))
+            products.append(_Product(Cell(DENSE), *head_matrices(spec, parameters)))
+        rows = np.zeros(len(products), Layer.dtype)
+        rows["row_size"], rows["work_size"] = self.row_size, self.work_size
+        for product, row in zip(products, rows, strict=True):
+            self._pack(product, row)
+        numbers = iter(rows)
+        for offset, layer, some in zip(layout.h_offsets, spec.layers, by_layer, strict=True):
+            for product in some:
+                row = next(numbers)
+                row["state"] = row["out"] = offset // 4
+                row["cell"] = row["state"] + padded(layer.output_size)
+                if product.scratch_size:
+                    row["out"], scratch = scratch, scratch + product.scratch_size
+                else:
+                    row["state_size"] = padded(layer.output_size)
+            row["reset_h"] = scratch - sum(product.scratch_size for product in some)
+        if spec.head is not None:
             rows[-1]["out"] = head
         self.layers = [
-            GpuLayer(place, *(int(row[field.name]) for field in fields(GpuLayer)[1:]))
-            for place, row in zip(itertools.count(int(header["layers"]), LAYER_SIZE), rows)
+            GpuLayer(
+                product.cell,
+                product.reads_x,
+                not product.scratch_size,
+                int(header["layers"]) + index * LAYER_SIZE,
+                *(int(rows[index][field.name]) for field in fields(GpuLayer)[4:]),
+            )
+            for index, product in enumerate(products)
         ]
         self.head = self.layers.pop() if spec.head is not None else None
         tables = (np.array([header]), inputs, levels, rows)
@@ -228,33 +372,30 @@ class GpuPlan:
         self._num_weights += part.size
         return place
 
-    def _pack(
-        self,
-        row: Any,
-        kind: int,
-        biases: Sequence[NDArray[np.float64]],
-        x_weights: NDArray[np.float64],
-        h_weights: NDArray[np.float64],
-    ) -> None:
-        """Append a layer's matrices to the weights, and fill in its sizes and places."""
-        shape = SHAPES[kind]
-        size, num_units = len(biases[0]), padded(len(biases[0]))
-        factors = np.array(shape.factors)
-        bias = np.zeros((num_units, shape.num_accumulators))
-        bias[:size] = np.stack(list(biases), axis=1) * factors
-        row["kind"], row["size"], row["num_units"] = kind, size, num_units
+    def _pack(self, product: _Product, row: Any) -> None:
+        """Append a product's matrices to the weights, and fill in its sizes and places."""
+        cell, biases, factors = product.cell, product.biases, np.array(product.factors)
+        size, num_units, num_sums = len(biases[0]), padded(len(biases[0])), len(biases)
+        bias = np.zeros((num_units, num_sums))
+        bias[:size] = np.stack(list(biases), axis=1) * factors + np.array(product.addends)
+        row["kind"], row["activation"] = cell.kind, cell.activation
+        row["size"], row["num_units"] = size, num_units
         row["bias"] = self._add(bias)
-        row["num_x"], row["num_h"] = x_weights.shape[1], h_weights.shape[1]
-        for name, weights, gates in (
-            ("x_weights", x_weights, shape.x_gates),
-            ("h_weights", h_weights, shape.h_gates),
+        if product.peepholes is not None:
+            row["peepholes"] = self._add(product.peepholes)
+        row["num_x"], row["num_h"] = product.x_weights.shape[1], product.h_weights.shape[1]
+        for name, weights, gates in zip(
+            ("x_weights", "h_weights"),
+            (product.x_weights, product.h_weights),
+            cell.gates,
+            strict=True,
         ):
             num_k = weights.shape[1]
             by_gate = weights.reshape(len(gates), size, num_k) * factors[list(gates), None, None]
             depth = DEPTH * NUM_PACKED[self._precision]
             num_padded = -(-num_k // depth) * depth
             if self._precision == "float32":
-                packed = np.zeros((num_padded, num_units, shape.num_accumulators))
+                packed = np.zeros((num_padded, num_units, num_sums))
                 packed[:num_k, :size, list(gates)] = by_gate.transpose(2, 1, 0)
                 packed[num_k:] = -0.0
             else:

@@ -23,7 +23,7 @@ from numba import cuda, float32, int32, int64
 from streamrnn.kernels.cuda import plan as p
 from streamrnn.kernels.cuda.activations import activate, step_unit
 from streamrnn.kernels.cuda.compiler import device_function, kernel
-from streamrnn.kernels.cuda.plan import DEPTH
+from streamrnn.kernels.cuda.plan import DEPTH, Cell
 from streamrnn.kernels.cuda.ptx import (
     NUM_PACKED,
     mma_bfloat16,
@@ -178,15 +178,13 @@ def _make_multiply(shape: TensorShape, kind: int, gates: tuple[int, ...], precis
     return multiply
 
 
-def make_tensor_kernel(kind: int, activation: int, shape: TensorShape, precision: str) -> Any:
+def make_tensor_kernel(cell: Cell, shape: TensorShape, precision: str) -> Any:
     """Return the kernel that steps one layer of all rows of a batch.
 
     Parameters
     ----------
-    kind : int
-        Of the tile: `DENSE`, `GRU` or `LSTM`.
-    activation : int
-        Of a dense layer.
+    cell : Cell
+        What it computes; a plain one.
     shape : TensorShape
         How its blocks divide the work. Grid: (rows, units) over the block's.
     precision : str
@@ -198,7 +196,7 @@ def make_tensor_kernel(kind: int, activation: int, shape: TensorShape, precision
         Its arguments: as of `streamrnn.kernels.cuda.tiles.make_layer_kernel`, with the weights of
         a `GpuPlan` in this precision.
     """
-    tile = SHAPES[kind]
+    kind, activation, tile = cell.kind, cell.activation, SHAPES[cell.kind]
     num_accumulators = tile.num_accumulators
     threads, warps_x = shape.num_threads, shape.warps_x
     products_y, groups = shape.num_products_y, shape.num_products_x // num_accumulators

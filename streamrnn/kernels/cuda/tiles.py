@@ -48,9 +48,9 @@ import numpy as np
 from numba import cuda, float32, int64
 
 from streamrnn.kernels.cuda import plan as p
-from streamrnn.kernels.cuda.activations import activate, step_unit
+from streamrnn.kernels.cuda.activations import make_write_unit
 from streamrnn.kernels.cuda.compiler import device_function, kernel, unrolled
-from streamrnn.kernels.cuda.plan import DEPTH
+from streamrnn.kernels.cuda.plan import BLEND, DEPTH, Cell
 from streamrnn.kernels.cuda.ptx import (
     ADDRESS,
     commit_copies,
@@ -70,6 +70,7 @@ __all__ = ["TileShape", "make_layer_kernel"]
 _index = np.uint64
 _LANES, _LANE_ROWS, _LANE_COLUMNS = 32, 4, 32
 _COPY = 4  # floats
+_ZERO = np.float32(0.0)
 
 
 @dataclass(frozen=True)
@@ -217,15 +218,13 @@ def _num_copies(shape: TileShape) -> tuple[int, int]:
     return -(-DEPTH * shape.block_rows // copied), DEPTH * shape.block_columns // copied
 
 
-def make_layer_kernel(kind: int, activation: int, shape: TileShape) -> Any:
+def make_layer_kernel(cell: Cell, shape: TileShape) -> Any:
     """Return the kernel that steps one layer of all rows of a batch.
 
     Parameters
     ----------
-    kind : int
-        Of the tile: `DENSE`, `GRU` or `LSTM`.
-    activation : int
-        Of a dense layer.
+    cell : Cell
+        What it computes.
     shape : TileShape
         How its blocks divide the work. Grid: (rows, units) over the block's.
 
@@ -238,8 +237,7 @@ def make_layer_kernel(kind: int, activation: int, shape: TileShape) -> Any:
         the slab; ``x_start`` and ``x_stride``, where each row's input lies in x, multiples of 4,
         padded with numbers to a multiple of `DEPTH`; ``num_rows``.
     """
-    cell = SHAPES[kind]
-    num_sums_of_unit = cell.num_accumulators
+    num_sums_of_unit = SHAPES[cell.kind].num_accumulators
     rows, groups = shape.num_rows, shape.num_groups
     warps_x, block_rows, block_columns = shape.warps_x, shape.block_rows, shape.block_columns
     row_step, group_step = _LANE_ROWS * shape.warps_y, _LANE_COLUMNS * shape.warps_x
@@ -249,9 +247,10 @@ def make_layer_kernel(kind: int, activation: int, shape: TileShape) -> Any:
     w_lanes = block_columns // _COPY  # threads that copy one k
     w_rows = shape.num_threads // w_lanes  # k that the block copies at once
     shared_memory = make_shared_memory(shared_size)
-    is_dense = kind == DENSE
-    multiply_x = _make_multiply(shape, (0, 1, 2, 3) if is_dense else cell.x_gates)
-    multiply_h = _make_multiply(shape, (0, 1, 2, 3) if is_dense else cell.h_gates)
+    is_dense, h_is_scratch = cell.kind == DENSE, cell.end == BLEND
+    x_gates, h_gates = ((0, 1, 2, 3),) * 2 if is_dense else cell.gates
+    multiply_x, multiply_h = _make_multiply(shape, x_gates), _make_multiply(shape, h_gates)
+    write_unit = make_write_unit(cell)
 
     @device_function
     def own_place(tid):
@@ -274,28 +273,30 @@ def make_layer_kernel(kind: int, activation: int, shape: TileShape) -> Any:
         return min(row, i32(num_rows - 1))
 
     @device_function
-    def write_row(r, sums, layer, slab, work, slots, first_row, first_column, num_rows):
+    def write_row(r, sums, layer, weights, slab, work, slots, first_row, first_column, num_rows):
         row = i32(first_row + r * row_step)
         if row >= num_rows:
             return
-        size, num_units = layer[_index(p.SIZE)], layer[_index(p.NUM_UNITS)]
-        old = int64(slots[_index(row)]) * layer[_index(p.LAYER_ROW_SIZE)] + layer[_index(p.STATE)]
-        new = row * layer[_index(p.LAYER_WORK_SIZE)] + layer[_index(p.OUT)]
+        size = layer[_index(p.SIZE)]
+        stream = int64(slots[_index(row)]) * layer[_index(p.LAYER_ROW_SIZE)]
+        scratch = row * layer[_index(p.LAYER_WORK_SIZE)]
         for g in range(groups):
             column = i32(first_column + g * group_step)
             s = 4 * (r * groups + g)
-            if is_dense:
-                for c in range(4):
-                    if column + c < size:
-                        work[_index(new + column + c)] = activate(activation, sums[s + c])
-            elif column // 4 < size:
-                unit = column // 4
-                h, unit_sums = (
-                    slab[_index(old + unit)],
-                    (sums[s], sums[s + 1], sums[s + 2], sums[s + 3]),
-                )
-                new_h = step_unit(kind, unit_sums, h, slab, old + num_units + unit)
-                work[_index(new + unit)] = new_h
+            s0, s1, s2, s3 = sums[s], sums[s + 1], sums[s + 2], sums[s + 3]
+            places = (layer, weights, slab, work, stream, scratch)
+            if not is_dense:
+                if column // 4 < size:
+                    write_unit(*places, column // 4, s0, s1, s2, s3)
+                continue
+            if column < size:
+                write_unit(*places, column, s0, _ZERO, _ZERO, _ZERO)
+            if column + 1 < size:
+                write_unit(*places, column + 1, s1, _ZERO, _ZERO, _ZERO)
+            if column + 2 < size:
+                write_unit(*places, column + 2, s2, _ZERO, _ZERO, _ZERO)
+            if column + 3 < size:
+                write_unit(*places, column + 3, s3, _ZERO, _ZERO, _ZERO)
 
     write_rows = unrolled(rows, write_row)
 
@@ -324,15 +325,19 @@ def make_layer_kernel(kind: int, activation: int, shape: TileShape) -> Any:
 
         tid = thread_index()
         for i in range(num_x_copies):
-            slot = int64(slots[_index(row_of_copy(tid, i, num_rows))])
-            place = slot * layer[_index(p.LAYER_ROW_SIZE)] + layer[_index(p.STATE)]
-            from_x[i] = global_address(slab, place + tid % (DEPTH // _COPY) * _COPY)
+            row, k = row_of_copy(tid, i, num_rows), tid % (DEPTH // _COPY) * _COPY
+            if h_is_scratch:
+                place = row * layer[_index(p.LAYER_WORK_SIZE)] + layer[_index(p.RESET_H)]
+                from_x[i] = global_address(work, place + k)
+            else:
+                place = int64(slots[_index(row)]) * layer[_index(p.LAYER_ROW_SIZE)]
+                from_x[i] = global_address(slab, place + layer[_index(p.STATE)] + k)
         from_w = global_address(weights, layer[_index(p.H_WEIGHTS)] + first_weight(layer, tid))
         multiply_h(sums, places, from_x, layer[_index(p.NUM_H)], from_w, w_step)
 
         row, column = own_place(thread_index())
         row = i32(row + i32(cuda.blockIdx.x) * block_rows)
         column = i32(column + i32(cuda.blockIdx.y) * block_columns)
-        write_rows(sums, layer, slab, work, slots, row, column, num_rows)
+        write_rows(sums, layer, weights, slab, work, slots, row, column, num_rows)
 
     return step_layer

@@ -15,18 +15,10 @@ from numpy.typing import NDArray
 
 from streamrnn.kernels.cpu.pack import Packed, aligned_floats, pack
 from streamrnn.kernels.cpu.plan import Stages
-from streamrnn.kernels.gates import DENSE, GATE_FACTOR, padded
+from streamrnn.kernels.gates import DENSE, GATE_FORMS, padded
 from streamrnn.model.spec import CELLS, LayerSpec
 
 __all__ = ["num_blocks", "pack_stages"]
-
-# A gate's sum is brought to the form that its function takes: `emit_gate_parts` wants a power of
-# two, a hard sigmoid is a clip of a x + b.
-_GATE_FORMS = {
-    "sigmoid": (GATE_FACTOR, 0.0),
-    "hard_sigmoid_fifth": (1.0 / 5.0, 0.5),
-    "hard_sigmoid_sixth": (1.0 / 6.0, 0.5),
-}
 
 
 def num_blocks(layer: LayerSpec) -> int:
@@ -77,7 +69,7 @@ class _Stager:
         self._size, self._is_lstm = layer.hidden_size, layer.cell == "lstm"
         gates = CELLS[layer.cell].gates
         self._num_gates = len(gates)
-        self._factor, offset = _GATE_FORMS[layer.gate_activation]
+        self._factor, offset = GATE_FORMS[layer.gate_activation]
         is_gate = np.array([gate not in "gn" for gate in gates])
         self._factors = np.repeat(np.where(is_gate, self._factor, 1.0), self._size)
         self._offsets = np.repeat(np.where(is_gate, offset, 0.0), self._size)
