@@ -54,6 +54,8 @@ RIGHT: dict[str, tuple[TorchOptions, str]] = {
         "torch_lstm_nobias_dynamo.onnx",
         "torch_lstm_nobias_legacy.onnx",
         "torch_lstm_state_dynamo.onnx",
+        "torch_lstmcell_state_dynamo.onnx",
+        "torch_rnn_relu_dynamo.onnx",
     )
 }
 RIGHT["rtneural_gru_torch.json"] = RIGHT["rtneural_lstm_1d.json"] = (TorchOptions(), "y")

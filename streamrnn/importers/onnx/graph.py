@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.errors import ModelFileError
+from streamrnn.importers.onnx.cell_layers import apply_cell
+from streamrnn.importers.onnx.cells import Cell, find_cells
 from streamrnn.importers.onnx.file import OnnxFile, check_texts
 from streamrnn.importers.onnx.layers import (
     ARITHMETIC,
@@ -72,7 +74,8 @@ def follow(file: OnnxFile) -> Graph:
         raise ModelFileError(f"{file.path}: {len(main.node)} nodes; at most {_MAX_NODES} are read")
     check_texts(file.path, main)
     _add_constants(graph, main)
-    states = _state_names(main)
+    cells = _find_cells(graph, main)
+    states = _state_names(main, cells)
     sizes: dict[str, int] = {}
     for item in main.input:
         if item.name in graph.values:  # an initialiser that is an input too, as before IR 4
@@ -88,8 +91,20 @@ def follow(file: OnnxFile) -> Graph:
         else:
             axes = tuple(((f"{item.name}.{k}", size),) for k, size in enumerate(shape))
             graph.values[item.name] = Signal(item.name, axes)
-    _run(graph, main.node, 0)
+    _run(graph, main.node, 0, cells)
     return graph
+
+
+def _find_cells(graph: Graph, main: Any) -> list[Cell]:
+    """Find the cells that an exporter wrote out."""
+    constants = dict(graph.values)
+    for node in main.node:
+        if node.op_type == "Constant" and len(node.output) == 1:
+            try:
+                constants[node.output[0]] = _constant(_attributes(graph.file, node))
+            except (NotFollowed, ValueError):
+                continue  # refused where it is used
+    return find_cells(main.node, constants, [item.name for item in main.output])
 
 
 def _add_constants(graph: Graph, main: Any) -> None:
@@ -117,9 +132,9 @@ def _input_shape(file: OnnxFile, item: Any, sizes: dict[str, int]) -> tuple[int,
     return tuple(shape)
 
 
-def _state_names(main: Any) -> set[str]:
+def _state_names(main: Any, cells: Sequence[Cell]) -> set[str]:
     """Find the inputs that reach an initial state and are only moved on the way."""
-    wanted: set[str] = set()
+    wanted = {name for cell in cells for name in cell.state}
     for node in reversed(main.node):
         if node.op_type in RECURRENT:
             wanted |= {name for name in list(node.input)[5:7] if name}
@@ -129,8 +144,14 @@ def _state_names(main: Any) -> set[str]:
     return wanted & {item.name for item in main.input}
 
 
-def _run(graph: Graph, nodes: Iterable[Any], depth: int) -> None:
-    for node in nodes:
+def _run(graph: Graph, nodes: Iterable[Any], depth: int, cells: Sequence[Cell] = ()) -> None:
+    ends = {max(cell.nodes): cell for cell in cells}
+    inside = {k for cell in cells for k in cell.nodes}
+    for k, node in enumerate(nodes):
+        if k in ends:
+            _run_cell(graph, ends[k], node.name or ends[k].outputs[0])
+        if k in inside:
+            continue
         output = next((output for output in node.output if output), "(no name)")
         name = output if not node.name or node.name in graph.names else node.name
         graph.names.add(name)
@@ -157,6 +178,18 @@ def _run(graph: Graph, nodes: Iterable[Any], depth: int) -> None:
         for key, value in zip(node.output, outputs, strict=False):
             if key:
                 graph.values[key] = value
+
+
+def _run_cell(graph: Graph, cell: Cell, name: str) -> None:
+    """Let a cell that was found stand in place of its nodes."""
+    outputs: list[Value] = []
+    try:
+        outputs, uses = apply_cell(cell, name, graph.values, graph.new_symbols)
+        graph.uses += uses
+    except NotFollowed as error:
+        reasons = tuple(f"node {name!r} (a {cell.kind} cell): {text}" for text in error.args)
+        outputs = [Unknown(reasons)] * len(cell.outputs)
+    graph.values.update(zip(cell.outputs, outputs, strict=False))
 
 
 def _apply(

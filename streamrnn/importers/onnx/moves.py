@@ -90,7 +90,10 @@ def _one(
     op: str, value: Value, others: Sequence[NDArray[Any] | None], attributes: Attributes
 ) -> Value:
     if isinstance(value, Signal):
-        return _move_signal(op, value, others, attributes)
+        moved = _move_signal(op, value, others, attributes)
+        if value.ids is None:
+            return moved
+        return replace(moved, ids=np.asarray(_move_array(op, value.ids, others, attributes)))
     if isinstance(value, Symbols):
         return Symbols(np.asarray(_move_array(op, value.ids, others, attributes)))
     if isinstance(value, np.ndarray):  # NumPy makes a scalar of what has no axes
@@ -214,11 +217,12 @@ def _concat(inputs: Sequence[Value | None], attributes: Attributes) -> Value:
     axis = attributes.get("axis", 0)
     if all(isinstance(value, np.ndarray) for value in inputs):
         return np.concatenate([value for value in inputs if isinstance(value, np.ndarray)], axis)
-    if all(isinstance(value, Symbols) for value in inputs):
-        ids = [value.ids for value in inputs if isinstance(value, Symbols)]
-        return Symbols(np.concatenate(ids, axis))
     if len(inputs) == 1 and isinstance(inputs[0], Signal):
         return inputs[0]
+    ids = [value.ids for value in inputs if isinstance(value, Symbols | Signal)]
+    known = [part for part in ids if part is not None]
+    if len(known) == len(inputs):
+        return Symbols(np.concatenate(known, axis))
     raise NotFollowed("it joins several results of the network")
 
 

@@ -14,7 +14,7 @@ from streamrnn.importers.build import build_model, refuse
 from streamrnn.importers.network import Embedding, ImportedModel, Names, Network, Recurrent
 from streamrnn.importers.onnx.file import read_onnx_file
 from streamrnn.importers.onnx.graph import Graph, follow
-from streamrnn.importers.onnx.values import Signal, Symbols, Unknown
+from streamrnn.importers.onnx.values import Signal, Symbols, Unknown, Value
 
 __all__ = ["import_onnx"]
 
@@ -53,22 +53,12 @@ def import_onnx(
     ]
     if reasons:
         raise refuse(file.path, reasons)
-    signals = {name: value for name, value in outputs.items() if isinstance(value, Signal)}
-    if not signals and any(isinstance(value, Symbols) for value in outputs.values()):
-        raise ModelFileError(
-            f"{file.path}: its outputs are final states alone ({listed(list(outputs))}); export "
-            "the output of every step too"
-        )
-    if len(signals) != 1:
-        raise ModelFileError(
-            f"{file.path}: {len(signals)} of its outputs are computed from its input "
-            f"({listed(list(signals)) or 'none'}); a model has one"
-        )
-    ((name, signal),) = signals.items()
-    network = Network(file.path, _source(graph), list(signal.layers))
+    network = Network(file.path, _source(graph))
+    given_back = _check_states(graph, outputs, network)
+    name, signal = _main_output(file.path, outputs, given_back)
+    network.layers = list(signal.layers)
     signal.num_features()
     _check_input(graph, signal, network)
-    _check_states(graph, outputs, network)
     if signal.is_last_step:
         network.notes.append(
             f"the file gives the last step alone ({name!r}); the model gives every step, and the "
@@ -81,6 +71,26 @@ def import_onnx(
             for layer in network.layers
         ]
     return build_model(network, names)
+
+
+def _main_output(
+    path: str, outputs: Mapping[str, Value | None], given_back: set[str]
+) -> tuple[str, Signal]:
+    """Find the one output that is no state; a cell alone gives its state as its output."""
+    signals = {name: value for name, value in outputs.items() if isinstance(value, Signal)}
+    if not signals and any(isinstance(value, Symbols) for value in outputs.values()):
+        raise ModelFileError(
+            f"{path}: its outputs are final states alone ({listed(list(outputs))}); export the "
+            "output of every step too"
+        )
+    own = {name: value for name, value in signals.items() if name not in given_back}
+    found = list((own or signals).items())
+    if len(found) == 1 or (found and not own):
+        return found[0]
+    raise ModelFileError(
+        f"{path}: {len(found)} of its outputs are computed from its input "
+        f"({listed(list(signals)) or 'none'}); a model has one"
+    )
 
 
 def _source(graph: Graph) -> str:
@@ -121,15 +131,21 @@ def _check_input(graph: Graph, signal: Signal, network: Network) -> None:
         )
 
 
-def _check_states(graph: Graph, outputs: Mapping[str, object], network: Network) -> None:
-    """Check that what a state output gives is what the state input takes at the next step."""
+def _check_states(graph: Graph, outputs: Mapping[str, Value | None], network: Network) -> set[str]:
+    """Check that what a state output gives is what the state input takes at the next step.
+
+    Returns the names of the outputs that are such states.
+    """
     firsts = [use.first.reshape(-1) for use in graph.uses]
     lasts = [use.last.reshape(-1) for use in graph.uses]
+    matched: set[str] = set()
     if not firsts:
-        return
+        return matched
     first, last = np.concatenate(firsts), np.concatenate(lasts)
     given_back = {
-        name: value.ids.reshape(-1) for name, value in outputs.items() if isinstance(value, Symbols)
+        name: value.ids.reshape(-1)
+        for name, value in outputs.items()
+        if isinstance(value, Symbols | Signal) and value.ids is not None
     }
     for name, ids in graph.state_inputs.items():
         flat = ids.reshape(-1)
@@ -143,6 +159,7 @@ def _check_states(graph: Graph, outputs: Mapping[str, object], network: Network)
         match = _matching(candidates, places, last[used])
         if match is not None:
             given_back.pop(match)
+            matched.add(match)
             network.notes.append(
                 f"the state {name!r} -> {match!r} is kept by the stream; it begins with zeros"
             )
@@ -151,6 +168,8 @@ def _check_states(graph: Graph, outputs: Mapping[str, object], network: Network)
                 f"the state input {name!r} is none of what {listed(list(candidates))} gives back: "
                 "the states would be exchanged at every step"
             )
+        elif any(use.must_return and np.isin(use.first, flat).any() for use in graph.uses):
+            network.problems.append(f"no output gives back what input {name!r} is at the next step")
         else:
             network.notes.append(
                 f"the first state is an input of the graph ({name!r}); streams begin with zeros"
@@ -158,8 +177,10 @@ def _check_states(graph: Graph, outputs: Mapping[str, object], network: Network)
     mixed = [use.layer for use in graph.uses if (use.first >= 0).any() != (use.first >= 0).all()]
     if mixed:
         network.problems.append(f"a part of the first state of {listed(mixed)} is not an input")
-    if given_back:
-        network.notes.append(f"final states are left out: {listed(list(given_back))}")
+    rest = [name for name in given_back if isinstance(outputs[name], Symbols)]
+    if rest:
+        network.notes.append(f"final states are left out: {listed(rest)}")
+    return matched
 
 
 def _matching(

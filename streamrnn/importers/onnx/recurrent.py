@@ -13,7 +13,7 @@ from streamrnn.importers.gates import SOURCE_GATES, in_our_order
 from streamrnn.importers.network import Recurrent, zeros
 from streamrnn.importers.onnx.values import FEATURE, NotFollowed, Signal, Symbols, Unknown, Value
 
-__all__ = ["RECURRENT", "StateUse", "apply_recurrent"]
+__all__ = ["RECURRENT", "StateUse", "apply_recurrent", "time_label"]
 
 RECURRENT = ("RNN", "GRU", "LSTM")
 _DEFAULTS = {
@@ -31,6 +31,8 @@ class StateUse:
     layer: str
     first: NDArray[np.int64]  # [B, H]
     last: NDArray[np.int64]  # [B, H]
+    # A cell that was written out is one only if its state comes back.
+    must_return: bool = False
 
 
 def apply_recurrent(
@@ -57,7 +59,7 @@ def apply_recurrent(
     if layout not in (0, 1):
         raise NotFollowed(*problems, f"layout is {layout}")
     time_axis = 1 if layout else 0
-    time = _time_label(signal, time_axis)
+    time = time_label(signal, time_axis)
     weights = [_constant(slots[k], what) for k, what in ((1, "W"), (2, "R"))]
     cell = "rnn_tanh" if op == "RNN" else op.lower()
     num_gates = len(SOURCE_GATES["onnx"][cell])
@@ -195,7 +197,7 @@ def _form(op: str, attributes: dict[str, Any]) -> tuple[dict[str, Any], list[str
     return form, problems
 
 
-def _time_label(signal: Signal, axis: int) -> str:
+def time_label(signal: Signal, axis: int) -> str:
     """Check that every recurrent layer runs along the same axis, and return its label."""
     labels = [label for label, _ in signal.axes[axis]]
     if signal.is_last_step:

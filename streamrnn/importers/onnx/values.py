@@ -45,6 +45,8 @@ class Signal:
     layers: tuple[Layer, ...] = ()
     time: str = ""  # label of the axis that recurrent layers run along, once there is one
     is_last_step: bool = False  # whether the last step was taken out
+    # Symbols of the same numbers, where they are a cell's new state: it may be given back.
+    ids: NDArray[np.int64] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,7 +55,7 @@ class Signal:
 
     def plus(self, *layers: Layer) -> Signal:
         """Return the signal after further layers."""
-        return replace(self, layers=(*self.layers, *layers))
+        return replace(self, layers=(*self.layers, *layers), ids=None)
 
     def with_features(self, num_features: int) -> Signal:
         """Return it with its last axis as features, of another number."""
