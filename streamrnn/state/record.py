@@ -9,6 +9,7 @@ once, in `fault_of` and `fits_model`, which the server compiles too.
 
 from __future__ import annotations
 
+import struct
 import zlib
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -78,6 +79,15 @@ class RecordHead(Struct, packed=True):
 
 
 HEAD_BYTES = RecordHead.dtype.itemsize
+_FIELDS: list[str] = list(RecordHead.dtype.names or ())
+_CODES = {"int64": "q", "int32": "i", "int16": "h", "uint8": "B"}
+_HEAD = struct.Struct(  # the same, for Python: ten times as fast as NumPy for a single one
+    "<"
+    + "".join(
+        f"{field.itemsize}s" if field.shape else _CODES[field.name]
+        for field in (RecordHead.dtype[name] for name in _FIELDS)
+    )
+)
 OLD_HEAD_BYTES = 80  # of version 1
 
 
@@ -311,7 +321,7 @@ def encode_record(record: StreamRecord) -> bytes:
         HEAD_BYTES + len(body) + CHECKSUM_BYTES,
         record.last_seq,
         record.clock_s,
-        list(bytes.fromhex(record.fingerprint)),
+        bytes.fromhex(record.fingerprint),
         len(record.row),
         y_bytes,
         num_ring,
@@ -322,7 +332,7 @@ def encode_record(record: StreamRecord) -> bytes:
         num_outputs if y_bytes else 0,
         0,
     )
-    head = np.array([values], RecordHead.dtype).tobytes()
+    head = _HEAD.pack(*values)
     return head + body + zlib.crc32(body, zlib.crc32(head)).to_bytes(CHECKSUM_BYTES, "little")
 
 
@@ -347,9 +357,8 @@ def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
     fewest = OLD_HEAD_BYTES + CHECKSUM_BYTES
     if len(data) < fewest:
         raise RecordError(f"the record has {len(data)} bytes, fewer than any has ({fewest})")
-    names = RecordHead.dtype.names or ()
-    numbers = np.frombuffer(data[:HEAD_BYTES].ljust(HEAD_BYTES, b"\0"), RecordHead.dtype)[0]
-    head: Any = SimpleNamespace(**dict(zip(names, numbers.item(), strict=True)))
+    numbers = _HEAD.unpack(data[:HEAD_BYTES].ljust(HEAD_BYTES, b"\0"))
+    head: Any = SimpleNamespace(**dict(zip(_FIELDS, numbers, strict=True)))
     fault = fault_of(head, len(data))
     is_ours = fault not in (RecordFault.FOREIGN, RecordFault.VERSION, RecordFault.LENGTH)
     stored = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
@@ -379,7 +388,7 @@ def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
     return StreamRecord(
         stream=stream,
         model=model,
-        fingerprint=bytes(head.fingerprint).hex(),
+        fingerprint=head.fingerprint.hex(),
         arithmetic=arithmetic,
         owner=owner,
         numbering=head.numbering,
