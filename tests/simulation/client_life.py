@@ -98,7 +98,7 @@ class Story:
         self.states: dict[str, StreamState] = {}
         self.at_risk: set[str] = set()  # what was not on disk when this client opened it
         self.happened: collections.Counter[str] = collections.Counter()
-        self._num_branches = 0
+        self._num_branches = self._num_closable = 0
 
     def run(self, num_actions: int) -> None:
         """Do so much, bring all of it to its end, and look at what is on disk."""
@@ -346,9 +346,24 @@ class Story:
         state = self.states[source.id]
         assert self._until_it_works(lambda session, ex: session.sync(ex, state)) <= source.num_done
 
+    def _one_to_close(self) -> Source:
+        """Return a stream that is closed and opened anew again and again, with some steps."""
+        names = [name for name in self.sources if name.startswith("again.")]
+        if not names:
+            self._num_closable += 1
+            names = [f"again.{self._num_closable}"]
+            self.sources[names[0]] = Source(names[0], "m")
+            self._open(names, "m")
+        source = self.sources[names[0]]
+        self._catch_up(source)
+        self._steps(source)
+        return source
+
     def _close(self, source: Source) -> None:
         """Close a branch, and open it anew: nothing of it may come back."""
-        if source.id not in self.states or "." not in source.id:
+        if "." not in source.id:
+            source = self._one_to_close()
+        if source.id not in self.states:
             return
         state = self.states.pop(source.id)
         del self.sources[source.id]  # a client that is killed now never asks for it again
@@ -358,8 +373,10 @@ class Story:
         self.sim.closed_at_s[key] = self.sim.now
         self._until_it_works(lambda session, ex: session.close(ex, state))
         self.sim.closed_at_s[key] = self.sim.now
+        self.sim.crashes_with = key
         self.sources[source.id] = Source(source.id, source.model)
         self._open([source.id], source.model)
+        self._step(self.sources[source.id])
         self.happened["closed"] += 1
 
 

@@ -97,6 +97,7 @@ class CrashSimulation(Network):
         self.exchange = self._new_exchange()
         self.identity = b"client 0"
         self.kill_client_in: int | None = None  # so many events
+        self.crashes_with: bytes | None = None  # a stream: when its record comes to disk
         self.counters: dict[str, int] = dict.fromkeys(w.Counters.dtype.names or (), 0)
         self.num_crashes = self.num_torn_turns = self.num_stops = self.num_broken_starts = 0
         self.num_groups = 0
@@ -154,6 +155,10 @@ class CrashSimulation(Network):
         if life is None or number != self._lives:
             return
         getattr(life, kind)(*what)
+        if kind == "save" and self._has_steps(self.crashes_with):
+            # The journal has still what was done to the stream that had this id before.
+            self.crashes_with = None
+            self._at(self.random.uniform(0, 0.004), "crash", self._lives)
         if WIRE.is_dead:
             self.num_torn_turns += 1
             self._lose()
@@ -161,6 +166,11 @@ class CrashSimulation(Network):
             self._check_nothing_lost(life)
             self.num_stops += 1
             self._lose()
+
+    def _has_steps(self, stream: bytes | None) -> bool:
+        """Tell whether a stream's record has any."""
+        record = None if stream is None else self.record(stream)
+        return record is not None and np.frombuffer(record, RecordHead.dtype, 1)["last_seq"][0] > 0
 
     def _on_start(self) -> None:
         if self.life is not None:
@@ -186,10 +196,13 @@ class CrashSimulation(Network):
         try:
             where = (self._disk, self._journal_directory)
             self.life = Life(self, WIRE, *args, *where)
-        except (StoreError, ServerKilled):
+        except (StoreError, ServerKilled) as failure:
             store.close()
-            # It is not the streams' own fault, as the next starts might think.
-            (self._journal_directory / replay.UNDER_WAY).unlink(missing_ok=True)
+            if "damaged" in str(failure):
+                raise
+            if isinstance(failure, ServerKilled):
+                # It is not the streams' own fault, as the next starts might think.
+                (self._journal_directory / replay.UNDER_WAY).unlink(missing_ok=True)
             self.num_broken_starts += 1
             self._at(self.random.uniform(0.01, 1), "start")
             return
@@ -247,7 +260,7 @@ class CrashSimulation(Network):
         request = protocol.decode_request(payload)
         # A connection keeps the order, so nothing comes after what was sent once it was answered.
         # Numbers make that true of all but these; Python prepares some of them, and meanwhile a
-        # close may overtake the copy of one that was answered before (docs/state-format.md says
+        # close may overtake the copy of one that was answered before (docs/STATE.md says
         # so).
         if request.method in ("snapshot", "close", "import", "fork") and (
             identity != self.identity or request.msgid not in self.exchange._pending

@@ -108,10 +108,13 @@ def _ignore_the_incarnation() -> None:
     find = find_lacking
 
     def find_by_number(places: int, num: int, incarnation: int, num_changes: int) -> Any:
-        if incarnation >= 0:
-            last = ctypes.c_int64.from_address(places + 8 * (num - 1)).value
-            incarnation = entry_at(last).incarnation
-        return find(places, num, incarnation, num_changes)
+        entries = (ctypes.c_int64 * num).from_address(places)
+        above = [each for each in entries if entry_at(each).num_changes > num_changes]
+        for k, each in enumerate(above):
+            entries[k] = each
+        if above and incarnation >= 0:
+            incarnation = entry_at(above[0]).incarnation
+        return find(places, len(above), incarnation, num_changes)
 
     vars(replay)["find_lacking"] = find_by_number
 

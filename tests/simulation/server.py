@@ -268,6 +268,9 @@ class Life:
         self, k: int, served: Any, arithmetic: str, disk: SimulatedDisk
     ) -> JournalWriter:
         def make(directory: Path, head: SegmentHead) -> SimulatedSegment:
+            if disk.is_full and self._random.random() < 0.5:
+                (directory / head.file_name).write_bytes(b"SRNJ"[: self._random.randrange(5)])
+                raise OSError(errno.ENOSPC, "No space left on device")
             segment = SimulatedSegment(directory, head)
             segment.disk, segment.random = disk, self._random
             return segment
