@@ -1,4 +1,4 @@
-"""The journal of inputs: segments of groups of entries, as docs/state-format.md states it.
+"""The journal of inputs: segments of groups of entries, as docs/STATE.md states it.
 
 A group is what one fdatasync makes durable. Groups count on from segment to segment, so that one
 that is missing is told from one that was never written. A group that could not be synced is written
@@ -9,6 +9,7 @@ in a segment, and a bad group before a good one is damage.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 JOURNAL_DIRECTORY = "journal"  # in a state directory
-_SUFFIX = ".journal"
+_SEGMENT_NAME = re.compile(r"\d{10}-\d{5}-\d{10}\.journal", re.ASCII)
 _MAGIC, _GROUP_MAGIC, _VERSION = b"SRNJ", b"SRNG", 1
 _HEAD = struct.Struct("<4sHHIIqqII")  # magic, version, shard, bytes, models, epoch, number, ...
 _GROUP_HEAD = struct.Struct("<4sIqqqII")  # magic, entries, bytes, place, sequence, CRC, 0
@@ -122,7 +123,7 @@ class SegmentHead(NamedTuple):
     @property
     def file_name(self) -> str:
         """Of its segment; names are ordered as segments were made."""
-        return f"{self.epoch:010}-{self.shard:05}-{self.number:010}{_SUFFIX}"
+        return f"{self.epoch:010}-{self.shard:05}-{self.number:010}.journal"
 
 
 class Group(NamedTuple):
@@ -313,7 +314,9 @@ def sync_directory(directory: Path) -> None:
 
 def segment_paths(directory: Path) -> list[Path]:
     """Return a journal's segments, in the order in which they were made; none if there is none."""
-    return sorted(directory.glob(f"*{_SUFFIX}")) if directory.is_dir() else []
+    if not directory.is_dir():
+        return []
+    return sorted(path for path in directory.iterdir() if _SEGMENT_NAME.fullmatch(path.name))
 
 
 def read_journal(directory: Path) -> Iterator[Segment]:

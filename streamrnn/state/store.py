@@ -21,9 +21,17 @@ from typing import BinaryIO
 import lmdb
 
 from streamrnn.errors import StoreError
-from streamrnn.state.journal import JOURNAL_DIRECTORY
+from streamrnn.state.journal import JOURNAL_DIRECTORY, sync_directory
 
-__all__ = ["DATA_FILE", "SNAPSHOTS", "STREAMS", "TOMBSTONES", "StateStore", "snapshot_key"]
+__all__ = [
+    "DATA_FILE",
+    "MAX_EPOCH",
+    "SNAPSHOTS",
+    "STREAMS",
+    "TOMBSTONES",
+    "StateStore",
+    "snapshot_key",
+]
 
 # What a change is made in.
 STREAMS, SNAPSHOTS, TOMBSTONES = range(3)
@@ -34,7 +42,7 @@ _FORMATS = (b"streamrnn state 1", b"streamrnn state 2")
 _FORMAT_KEY, _CLOCK_KEY, _EPOCH_KEY = b"format", b"clock_s", b"epoch"
 _DEFAULT_MAX_BYTES = 2**40  # of address space; the file grows as it is needed
 _MAX_CLOCK_S = 2**53  # a float64 still tells its seconds
-_MAX_EPOCH = 2**31
+MAX_EPOCH = 2**31
 _LOCK_FILE = "owner.lock"
 _FILES = (DATA_FILE, "lock.mdb", _LOCK_FILE)
 _NEW = ".new"  # where the file is made that is not whole yet
@@ -134,6 +142,7 @@ class StateStore:
                 _tighten(self.directory, _DIRECTORY_MODE)
             if not (self.directory / DATA_FILE).exists():
                 self._make_file()
+            shutil.rmtree(self.directory / _NEW, ignore_errors=True)  # a crash may have left it
         except OSError as error:
             raise StoreError(f"cannot use {self.directory} for state: {error.strerror}") from error
 
@@ -146,7 +155,7 @@ class StateStore:
         with open(aside / DATA_FILE, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside / DATA_FILE, self.directory / DATA_FILE)
-        shutil.rmtree(aside, ignore_errors=True)
+        sync_directory(self.directory)
 
     def _open(self) -> None:
         try:
@@ -182,7 +191,7 @@ class StateStore:
                 if not 0 <= self.clock_s < _MAX_CLOCK_S:
                     raise StoreError(f"{self.directory} says that servers ran {self.clock_s} s")
                 epoch = int(transaction.get(_EPOCH_KEY, b"0", db=self._meta)) + 1
-                if not 0 < epoch < _MAX_EPOCH:
+                if not 0 < epoch < MAX_EPOCH:
                     raise StoreError(f"{self.directory} says that it is in epoch {epoch - 1}")
                 self.epoch = max(self.epoch, epoch)
         except (lmdb.Error, OSError, ValueError) as error:

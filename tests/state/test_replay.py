@@ -220,6 +220,16 @@ def test_other_arithmetic_and_other_models_are_held_and_drained_later(journal):
     assert len(journal.segments) == 1
 
 
+def test_a_record_of_another_incarnation_is_not_gone_on_with(journal):
+    journal.write(opened(), *stepped(1, 2))
+    journal.replay()
+    journal.write(*stepped(3, 4, incarnation=2))
+    with pytest.raises(StoreError, match="change 4 follows on 3"):
+        journal.replay()
+    assert journal.record().last_seq == 2
+    assert len(journal.segments) == 1
+
+
 def test_a_damaged_record_holds_its_stream_back(journal):
     journal.store.commit([(STREAMS, A, b"no record")], 0)
     journal.write(opened(), *stepped(1, 3))
@@ -279,6 +289,31 @@ def test_a_stream_that_kills_the_start_twice_is_set_aside_and_named(journal, mon
     assert journal.replay() == {}
     assert journal.record(streams[2]).row == row_after(X[:4])
     assert journal.segments == []
+
+
+def test_a_disk_that_is_full_at_every_start_sets_nobody_aside(journal, monkeypatch):
+    journal.write(opened(), *stepped(1, 4))
+    with monkeypatch.context() as patch:
+
+        def fail(*_):
+            raise StoreError("No space left on device")
+
+        patch.setattr(journal.store, "commit", fail)
+        for _ in range(4):
+            with pytest.raises(StoreError, match="No space left"):
+                journal.replay()
+    assert journal.replay() == {}
+    assert journal.record().last_seq == 4
+
+
+def test_of_one_that_is_set_aside_nothing_is_held_when_its_record_has_all(journal):
+    journal.write(opened(), *stepped(1, 4))
+    journal.replay()
+    journal.write(*stepped(3, 4))
+    (journal.directory / SET_ASIDE).write_text(json.dumps({"streams": [A.hex()]}))
+    assert journal.replay() == {}
+    assert journal.segments == []
+    assert not (journal.directory / SET_ASIDE).exists()
 
 
 def test_of_many_that_were_under_way_the_one_that_kills_is_found(journal, monkeypatch):

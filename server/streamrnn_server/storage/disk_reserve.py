@@ -12,6 +12,7 @@ _FILE = "reserve"
 _MAX_BYTES = 32 * 2**20  # a checkpoint's commit takes 16 MiB, and some more of LMDB's pages
 _MIN_BYTES = 2**16
 _PART = 8  # of what is free
+_BLOCK_BYTES = 512  # POSIX leaves it open; Linux and macOS count so
 
 
 class DiskReserve:
@@ -19,7 +20,9 @@ class DiskReserve:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / _FILE
-        self._is_held = self._path.exists()
+        self._is_held = False
+        with contextlib.suppress(OSError):  # of a server that has crashed, perhaps as it made it
+            self._is_held = self._path.stat().st_blocks * _BLOCK_BYTES >= _MIN_BYTES
 
     def hold(self) -> None:
         """Take a part of what is free; without it things go on too."""
@@ -39,10 +42,8 @@ class DiskReserve:
 
     def release(self) -> bool:
         """Give the room up; tell whether there was any."""
-        if not self._is_held:
-            return False
-        self._is_held = False
+        was_held, self._is_held = self._is_held, False
         with contextlib.suppress(OSError):
             self._path.unlink()
-            return True
+            return was_held
         return False

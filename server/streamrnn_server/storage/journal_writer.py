@@ -193,12 +193,12 @@ class JournalWriter:
         is_empty = self._end == self._first
         path = self._directory / self._head.file_name
         self._close_segment()
-        if is_empty:  # no group of it was acknowledged
+        if is_empty:  # no group of it was acknowledged, or it could not even be made
+            self._closed = [closed for closed in self._closed if closed.path != path]
             try:
                 path.unlink(missing_ok=True)
             except OSError:
-                return
-            self._closed = [closed for closed in self._closed if closed.path != path]
+                self._closed.append(_Closed(path, self._end, 0))
 
     def _drop(self, covered: int) -> None:
         """Delete the segments whose entries are all in records."""

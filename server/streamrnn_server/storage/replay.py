@@ -69,6 +69,7 @@ class Replay:
         self._replayed = [Replayed(program.for_shard()) for program in programs.values()]
         self._held: dict[bytes, ProtocolError] = {}
         self._made: set[bytes] = set()  # streams that begin in the journal
+        self._lacking: set[bytes] = set()  # those held back that records lack something of
         self._num_changes = 0
 
     def run(self) -> dict[bytes, ProtocolError]:
@@ -85,12 +86,13 @@ class Replay:
             If the journal is damaged, or a record cannot be written. Nothing is dropped then.
         """
         suspects, num_attempts = self._read_under_way()
-        for stream in self._read_set_aside():
-            self._set_aside(stream)
+        set_aside = self._read_set_aside()
         if len(suspects) == 1 and num_attempts >= _MAX_ATTEMPTS:
-            self._write_set_aside([*suspects, *self._held])
-            self._set_aside(suspects[0])
+            set_aside = list(dict.fromkeys([*suspects, *set_aside]))
+            self._write_set_aside(set_aside)
             suspects = []
+        for stream in set_aside:
+            self._set_aside(stream)
         paths = segment_paths(self._directory)
         num_done, kept = 0, []
         kept_places = set()
@@ -112,15 +114,17 @@ class Replay:
         dropped = [path for path in paths if path not in kept]  # also those without a whole head
         for path in dropped:
             path.unlink()
-        with contextlib.suppress(FileNotFoundError):
-            (self._directory / UNDER_WAY).unlink()
+        self._forget_under_way()
+        if not self._lacking.intersection(set_aside):
+            (self._directory / SET_ASIDE).unlink(missing_ok=True)
         if dropped:
             sync_directory(self._directory)
         if num_done:
             self._log.write("info", "the journal was replayed", num_changes=self._num_changes)
+        held = {stream: why for stream, why in self._held.items() if stream in self._lacking}
         if kept:
-            self._tell_held(kept)
-        return self._held
+            self._tell_held(held, kept)
+        return held
 
     def _replay_segment(self, segment: Segment, suspects: list[bytes], num_attempts: int) -> bool:
         """Replay a segment; tell whether nothing of it is left."""
@@ -132,6 +136,7 @@ class Replay:
         for k in range(len(table.streams)):
             left = self._prepare(table, k, indices, closed)
             if left is None:
+                self._lacking.add(table.streams[k])
                 num_held += 1
             elif left.num_entries > 0:
                 waiting[left.model].append(left)
@@ -253,10 +258,20 @@ class Replay:
     def _store_changes(self, changes: list[Change]) -> None:
         try:
             self._store.commit(changes, self._store.clock_s)
+            return
         except StoreError:
             if not DiskReserve(self._directory).release():
+                self._forget_under_way()
                 raise
+        try:
             self._store.commit(changes, self._store.clock_s)
+        except StoreError:
+            self._forget_under_way()
+            raise
+
+    def _forget_under_way(self) -> None:
+        """Let the next start suspect nobody: this one ends well, or by the disk's fault."""
+        (self._directory / UNDER_WAY).unlink(missing_ok=True)
 
     # ---- streams that are held back -------------------------------------------------------------
 
@@ -270,15 +285,15 @@ class Replay:
         )
         self._hold(stream, ProtocolError(ErrorCode.DAMAGED, reason=reason))
 
-    def _tell_held(self, kept: list[Path]) -> None:
-        reasons = sorted({str(dict(error.detail)) for error in self._held.values()})
+    def _tell_held(self, held: dict[bytes, ProtocolError], kept: list[Path]) -> None:
+        reasons = sorted({str(dict(error.detail)) for error in held.values()})
         self._log.write(
             "warning",
             "streams have steps in the journal that cannot be replayed here: they are refused, and "
             "the journal is kept; to drain it, start and stop a server with their models and "
             "their arithmetic",
-            num_streams=len(self._held),
-            streams=", ".join(sorted(map(id_text, self._held))[:_MAX_NAMED]),
+            num_streams=len(held),
+            streams=", ".join(sorted(map(id_text, held))[:_MAX_NAMED]),
             segments=", ".join(path.name for path in kept[:_MAX_NAMED]),
             reason="; ".join(reasons[:_MAX_NAMED]),
         )

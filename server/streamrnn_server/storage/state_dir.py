@@ -14,7 +14,7 @@ from streamrnn.errors import StartError, StoreError
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.model import Model
 from streamrnn.state.journal import JOURNAL_DIRECTORY, SegmentHead, segment_paths, sync_directory
-from streamrnn.state.store import STREAMS, StateStore
+from streamrnn.state.store import MAX_EPOCH, STREAMS, StateStore
 from streamrnn_server.config import ServerConfig
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.checkpoint.packing import Templates
@@ -52,6 +52,8 @@ def begin_journal(store: StateStore, directory: Path) -> None:
     sync_directory(directory.parent)
     for path in segment_paths(directory):
         store.epoch = max(store.epoch, int(path.name.split("-")[0]) + 1)
+    if store.epoch >= MAX_EPOCH:
+        raise StoreError(f"a segment is of epoch {store.epoch - 1}, which no server has reached")
     try:  # a release before this one must not begin without the journal
         store.commit([], store.clock_s)
     except StoreError:
@@ -101,6 +103,8 @@ class StateDir:
             self.held = Replay(self.store, directory, served, programs, arithmetic, log).run()
             if journal_sockets:
                 begin_journal(self.store, directory)
+            else:  # a server that kept one may have crashed
+                DiskReserve(directory).release()
         except BaseException as error:
             self.store.close()
             if not isinstance(error, StoreError | OSError):
