@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import zmq
 
 from streamrnn.errors import StartError
-from streamrnn.kernels.virtual_memory import address_of
 from streamrnn.state.journal import (
     JOURNAL_DIRECTORY,
     ChangeKind,
@@ -24,10 +19,7 @@ from streamrnn.state.journal import (
 )
 from streamrnn.state.store import MAX_EPOCH, StateStore
 from streamrnn_client import Client
-from streamrnn_server.event_log import EventLog
-from streamrnn_server.shard.memory.journal import JournalOrder
 from streamrnn_server.storage.disk_reserve import DiskReserve
-from streamrnn_server.storage.journal_writer import JournalWriter
 from streamrnn_server.storage.replay import SET_ASIDE, UNDER_WAY
 from streamrnn_server.testing import serving
 from tests.support.models import random_model
@@ -106,53 +98,4 @@ def test_a_reserve_that_a_crash_left_unfinished_is_no_room(tmp_path):
     reserve.hold()
     assert (tmp_path / "reserve").stat().st_size >= 2**16
     assert DiskReserve(tmp_path).release()
-    assert names(tmp_path) == []
-
-
-class Shard:
-    """A journal's shard, of which a test says what it sends."""
-
-    def __init__(self):
-        self.sent = []
-        self.entries = np.frombuffer(make_open(), np.uint8)
-
-    def order(self, num_bytes, end, began_at):
-        values = (num_bytes, address_of(self.entries), 1, end, began_at)
-        self.sent.append(np.array([values], JournalOrder.dtype).tobytes())
-
-    def recv(self, flags):
-        if not self.sent:
-            raise zmq.Again
-        return self.sent.pop(0)
-
-    def send(self, ack):
-        pass
-
-
-def test_a_segment_that_could_not_be_made_nor_deleted_goes_with_those_before(tmp_path, monkeypatch):
-    made = []
-
-    def make(directory, head):
-        made.append(directory / head.file_name)
-        if len(made) == 1:
-            made[0].write_bytes(b"SRNJ")
-            raise OSError(28, "No space left on device")
-        return SegmentWriter(directory, head)
-
-    def refuse(path, missing_ok=False):
-        raise OSError(5, "Input/output error")
-
-    shard: Any = Shard()
-    log = EventLog(stream=io.StringIO())
-    journal = JournalWriter(tmp_path, HEAD, shard, log, 0.0, make)
-    shard.order(len(shard.entries), 1, 0)
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", refuse)
-        journal.turn()
-    assert names(tmp_path) == [made[0].name]
-    journal.turn()
-    assert names(tmp_path) == [path.name for path in made]
-    shard.order(0, 1, 1)
-    journal.turn()
-    journal.stop()
     assert names(tmp_path) == []

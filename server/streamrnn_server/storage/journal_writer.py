@@ -232,7 +232,8 @@ class JournalWriter:
 
     def _fail(self, reason: str) -> None:
         self._retry_at_s = time.monotonic() + self._retry_s
-        self._tell(0, False, True)
+        if self._pending is not None:  # with no group on its way the shard does not listen
+            self._tell(0, False, True)
         if reason != self.read_only:
             self._log.write(
                 "error",
