@@ -172,7 +172,7 @@ class Stream(StreamView):
         Returns
         -------
         bytes
-            As of ``last_seq``. The format is that of docs/state-format.md.
+            As of ``last_seq``. The format is that of docs/STATE.md.
 
         Raises
         ------

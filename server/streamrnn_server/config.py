@@ -340,7 +340,7 @@ _OPTIONS = {
     ),
     "state_dir": _Option(
         "--state-dir",
-        "keep streams on disk (docs/state-format.md)",
+        "keep streams on disk (docs/STATE.md)",
         type=Path,
         metavar="DIR",
     ),

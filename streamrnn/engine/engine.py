@@ -262,7 +262,7 @@ class Engine:
         Returns
         -------
         bytes
-            As docs/state-format.md describes it.
+            As docs/STATE.md describes it.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""The one byte format of a stream, on disk or moved: docs/state-format.md states it.
+"""The one byte format of a stream, on disk or moved: docs/STATE.md states it.
 
 This is the slow and obvious version, in which records are read everywhere and which judges the
 compiled one that packs thousands of them for a checkpoint

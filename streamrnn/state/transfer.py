@@ -27,7 +27,7 @@ def record_of_row(
     Returns
     -------
     bytes
-        As docs/state-format.md describes it.
+        As docs/STATE.md describes it.
     """
     return encode_record(
         StreamRecord(
