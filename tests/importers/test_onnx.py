@@ -188,6 +188,14 @@ def test_a_first_state_is_refused_by_name_or_left_out(importing):
     assert "left out the first state h0" in found.notes[0]
 
 
+def test_a_first_state_of_another_shape_is_no_first_state(importing):
+    # PyTorch's exporter loses the projection of an LSTM, and leaves a state of the wrong width.
+    tensors = weights("LSTM") | {"zero": np.zeros((1, 1, 5), np.float32)}
+    node = H.make_node("LSTM", ["X", "W", "R", "B", "", "", "zero"], ["Y"])
+    with pytest.raises(ModelFileError, match=r"shape \[1, 1, 5\]; expected \[1, 1, 4\]"):
+        importing([node], tensors)
+
+
 # --- graphs ------------------------------------------------------------------------------------
 
 

@@ -245,6 +245,11 @@ def _state(
     if value is None:
         return None
     if isinstance(value, np.ndarray):
+        wanted = (shape[0], 1, shape[1]) if layout else (1, *shape)
+        if value.shape != wanted:
+            raise NotFollowed(
+                f"its first state has the shape {list(value.shape)}; expected {list(wanted)}"
+            )
         return "other numbers" if value.any() else None
     if isinstance(value, Symbols):
         ids = value.ids[:, 0] if layout and value.ids.ndim == 3 else value.ids
