@@ -1,4 +1,7 @@
-"""kill -9 of the server under a minimal replaying client."""
+"""kill -9 of the server under a minimal replaying client.
+
+`make soak` kills it 1,000 times in each durability (STREAMRNN_SOAK_KILLS times, if that is set).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import pytest
 import zmq
 
 from streamrnn import Engine
+from streamrnn.state.journal import JOURNAL_DIRECTORY, segment_paths
 from streamrnn_client.protocol import encode_request
 from tests.support.models import random_model
 from tests.support.peer import RARELY_S
@@ -20,6 +24,8 @@ from tests.support.program import TIMEOUT_S, DurableProgram
 pytestmark = pytest.mark.slow
 
 NUM_INPUTS, NUM_STREAMS, WINDOW, NUM_STEPS = 3, 8, 8, 400
+NUM_KILLS = int(os.environ.get("STREAMRNN_SOAK_KILLS", 1000))
+MAX_START_S = 1.0
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +123,10 @@ def kill_and_compare(program, inputs, expected, durability, num_kills, rng):
         for _ in range(num_kills):
             client.run(time.monotonic() + rng.uniform(0, 0.15))
             program.kill()
+            if rng.random() < 0.2:  # once more as it starts, perhaps in the midst of a replay
+                program.begin()
+                time.sleep(rng.uniform(0, MAX_START_S))
+                program.kill()
             program.start()
             client.recover(durability == "always")
             if min(client.acknowledged) == NUM_STEPS:  # all over again, as other streams would be
@@ -125,6 +135,7 @@ def kill_and_compare(program, inputs, expected, durability, num_kills, rng):
     finally:
         client.socket.close()
     assert program.end(signal.SIGTERM) == 0
+    assert segment_paths(program.state / JOURNAL_DIRECTORY) == []
     return client.num_lost
 
 
@@ -152,7 +163,7 @@ def test_kills_change_no_bit(model, tmp_path, durability):
 def test_a_thousand_kills_change_no_bit(model, tmp_path, durability):
     seed = int.from_bytes(os.urandom(4), "little")
     print(f"seed {seed}")
-    kill_many_times(model, tmp_path, durability, 500, seed)
+    kill_many_times(model, tmp_path, durability, NUM_KILLS, seed)
 
 
 def test_a_clean_stop_loses_nothing(model, tmp_path):

@@ -73,6 +73,7 @@ class DurableProgram:
             *("serve", model, "--bind", self.endpoint, "--state-dir", state),
             *("--durability", durability, "--checkpoint-interval", interval_s),
         )
+        self.state = Path(state)
         self.options: dict[str, Any] = options  # of `subprocess.Popen`
         self.process: subprocess.Popen[str] | None = None
 
@@ -85,11 +86,15 @@ class DurableProgram:
 
     def start(self, num_shards=1):
         """Start it and wait until it is ready."""
+        self.begin(num_shards)
+        assert self.process is not None
+        assert self.process.stdout is not None
+        assert "ready" in self.process.stdout.readline(), "the server did not start"
+
+    def begin(self, num_shards=1):
+        """Start it, and do not wait."""
         command = [*self.command, "--shards", str(num_shards)]
-        process = start_child(command, stdout=subprocess.PIPE, text=True, **self.options)
-        self.process = process
-        assert process.stdout is not None
-        assert "ready" in process.stdout.readline(), "the server did not start"
+        self.process = start_child(command, stdout=subprocess.PIPE, text=True, **self.options)
 
     def end(self, number):
         """Send a signal and return the exit code; one that has ended is left alone."""
