@@ -102,7 +102,7 @@ def test_a_nam_first_state_is_refused_or_left_out(importing):
         ({"architecture": "WaveNet"}, "'WaveNet'.*need convolutions"),
         ({"weights": [1.0, 2.0]}, r"shape \[2\]; 2 layers of 3 units and a head ask for 172"),
         ({"weights": "x"}, "is no list of numbers"),
-        ({"weights": [[1.0], 2.0]}, "is no array"),
+        ({"weights": [[1.0], 2.0]}, "holds something else than numbers"),
         ({"config": {"hidden_size": 3}}, "known are"),
         ({"config": {"input_size": 2, "hidden_size": 1 << 40, "num_layers": 2}}, "from 1 to 8192"),
         ({"config": {"input_size": 2, "hidden_size": True, "num_layers": 2}}, "a whole number"),
