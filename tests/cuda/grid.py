@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from streamrnn.kernels.cuda import ptx
+
 
 def _as_a_gpu() -> np.errstate:
     """Let arithmetic pass in silence: lanes without a row compute with whatever memory holds."""
@@ -48,7 +50,7 @@ def run_together(
     from numba.cuda.simulator import kernelapi
     from numba.cuda.simulator.kernel import _push_kernel_context
 
-    all_meet = threading.Barrier(num_blocks * num_threads)
+    ptx.has_failed.clear()
     block_meets = [threading.Barrier(num_threads) for _ in range(num_blocks)]
     shared = [kernelapi.FakeCUDAShared(shared_bytes) for _ in range(num_blocks)]
     errors: list[BaseException] = []
@@ -57,16 +59,6 @@ def run_together(
         @property
         def shared(self) -> Any:
             return shared[self.blockIdx.x]
-
-        @property
-        def cg(self) -> Any:
-            return self
-
-        def this_grid(self) -> Any:
-            return self
-
-        def sync(self) -> None:
-            all_meet.wait()
 
         def syncthreads(self) -> None:
             block_meets[self.blockIdx.x].wait()
@@ -84,7 +76,8 @@ def run_together(
                     function(*args)
             except BaseException as error:
                 errors.append(error)
-                for barrier in (all_meet, *block_meets):
+                ptx.has_failed.set()
+                for barrier in block_meets:
                     barrier.abort()
 
     module = Grid((num_blocks, 1, 1), (num_threads, 1, 1), shared_bytes)

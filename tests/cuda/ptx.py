@@ -19,12 +19,25 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
+
+from tests.support.models import EVERY_KIND_OF_INPUT, random_model
 
 _LABEL = re.compile(r"^(\.L_\w+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([\w.]+)(.*);")
 _TARGET = re.compile(r"`\((\.L_\w+)\)")
 
+
+CHUNKS: dict[str, dict[str, Any]] = {
+    "persistent": {"layers": [("lstm", 512)], "inputs": 64, "head": None},
+    "persistent stack": {
+        "layers": [("gru", 40), ("rnn_tanh", 33)],
+        "inputs": EVERY_KIND_OF_INPUT,
+        "head": "tanh",
+    },
+}
+"""Models whose kernels for chunks are read."""
 
 ARCHITECTURES = {"sm_80": (8, 0, ""), "sm_90a": (9, 0, "a")}
 """What the tests read, by the name in the PTX, as numba names it."""
@@ -60,7 +73,7 @@ def main() -> None:
         tensor_cores,
         tiles,
     )
-    from streamrnn.kernels.cuda.plan import BLEND, FORM, RESET, Cell
+    from streamrnn.kernels.cuda.plan import BLEND, FORM, RESET, Cell, GpuPlan
     from streamrnn.kernels.gates import DENSE, GRU, LSTM
 
     words, ints, floats = int64[::1], int32[::1], float32[::1]
@@ -98,10 +111,11 @@ def main() -> None:
     kernels["features"] = (features.make_features_kernel(threads), (*state, floats, ints, *batch))
     kernels["finish"] = (outputs.make_finish_kernel(threads), (*state, floats, *batch))
     kernels["softmax"] = (outputs.make_softmax_kernel(threads), (floats, int64, *two))
-    kernels["persistent"] = (
-        persistent.make_persistent_kernel(threads),
-        (*state, floats, ints, floats, *two, *two, *two),
-    )
+    exchange = (words, floats, floats, words, ints, floats, ints, floats, *two, *two)
+    for name, options in CHUNKS.items():
+        model = random_model(np.random.default_rng(0), **options)
+        shape = persistent.persistent_shape(GpuPlan(model), 132, 227 << 10, threads)
+        kernels[name] = (persistent.make_persistent_kernel(shape), exchange)
     kernels["fma rate"] = (roofline._multiply_and_add, (floats, int64, floats))
     kernels["start"] = (outputs.make_start_kernel(threads), (floats, ints, floats))
     kernels["move"] = (outputs.make_move_kernel(threads), (floats, ints, floats, int64, int64))

@@ -20,7 +20,14 @@ pytest.importorskip("cuda.bindings.nvjitlink", reason="needs NVIDIA's linker: nu
 from streamrnn.kernels.cuda.launches import parameters_of
 from streamrnn_bench.child_process import start_child
 from tests.cuda.fake import environment_of, make_driver
-from tests.cuda.ptx import ARCHITECTURES, assemble, disassemble, loops_of, num_registers
+from tests.cuda.ptx import (
+    ARCHITECTURES,
+    CHUNKS,
+    assemble,
+    disassemble,
+    loops_of,
+    num_registers,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +45,7 @@ KERNELS = [
     "features",
     "finish",
     "softmax",
-    "persistent",
+    *CHUNKS,
     "fma rate",
     "start",
     "move",
@@ -99,7 +106,8 @@ STRUCTURES = {
     "features": Structure(40),
     "finish": Structure(48),
     "softmax": Structure(80),
-    "persistent": Structure(168, "FFMA", 16, 0.17),
+    "persistent": Structure(168, "FFMA", 64, 0.60, 32),  # the product with h, unrolled further
+    "persistent stack": Structure(200),
     "fma rate": Structure(48, "FFMA", 256, 0.97),
     "start": Structure(32),
     "move": Structure(32),
@@ -139,8 +147,8 @@ def test_every_kernel_compiles(kernels):
 
 def test_arguments_are_words_as_they_are_packed(kernels):
     """A table of launches holds seven words for an array and one for a number."""
-    num_numbers = {"features": 3, "finish": 3, "softmax": 3, "persistent": 6}
-    num_arrays = {"features": 7, "finish": 6, "softmax": 1, "persistent": 8}
+    num_numbers = {"features": 3, "finish": 3, "softmax": 3, **dict.fromkeys(CHUNKS, 4)}
+    num_arrays = {"features": 7, "finish": 6, "softmax": 1, **dict.fromkeys(CHUNKS, 8)}
     for name in (*LAYERS, *TENSOR_LAYERS, *num_arrays):
         arguments = [np.zeros(3, np.float32)] * num_arrays.get(name, 6)
         words = parameters_of(arguments, lambda array: 1 << 40)
@@ -182,6 +190,16 @@ def test_inline_assembly_stays_where_it_stands(kernels):
         for call in calls:
             assert "asm sideeffect" in call, name
             assert call.rstrip().endswith("convergent"), name
+
+
+def test_blocks_wait_for_words_and_not_for_each_other(kernels):
+    """A number and the step it is of are one access; four looks are under way at once."""
+    for name in CHUNKS:
+        ptx = kernels[name]["ptx"]
+        assert "st.relaxed.gpu.global.u64" in ptx
+        steps = re.findall(r"\t(ld\.relaxed\.gpu\.global\.u64|@?%?\w* ?bra|st\.shared)", ptx)
+        assert 4 * "ld.relaxed.gpu.global.u64 " in " ".join(steps), name
+        assert not re.search(r"\b(membar|fence|red|atom)\b|cudaCG|barrier\.", ptx), name
 
 
 def test_every_sum_is_rounded_once(kernels):
@@ -265,7 +283,7 @@ def test_the_machine_code_is_made_of_what_multiplies(kernels, name):
     if not wanted.product:
         return
     loops = [loop for loop in loops_of(code) if loop.count(wanted.product) == wanted.num_products]
-    assert len(loops) == (1 if name == "fma rate" else 2)
+    assert len(loops) == (1 if name in ("fma rate", "persistent") else 2)
     for loop in loops:
         assert loop.share(wanted.product) >= wanted.least_share, loop
         assert loop.count("LDS.128") >= wanted.num_wide_loads, loop

@@ -18,8 +18,8 @@ from streamrnn import Engine
 from streamrnn.engine import cuda as engine_cuda
 from streamrnn.errors import DeviceError, RecordError
 from streamrnn.kernels.cuda import compiler as support
-from streamrnn.kernels.cuda import network, transfer
-from streamrnn.kernels.cuda.persistent import persistent_shape
+from streamrnn.kernels.cuda import network, persistent, transfer
+from streamrnn.kernels.cuda.persistent import make_persistent_kernel, persistent_shape
 from streamrnn.kernels.cuda.plan import GpuPlan
 from streamrnn.kernels.cuda.tiles import TileShape
 from streamrnn.model.model import Model
@@ -214,13 +214,19 @@ class Together:
         return run
 
 
-def in_chunks(model, num_blocks, monkeypatch):
+def in_chunks(model, num_blocks, num_rows, monkeypatch):
     """Make an engine whose chunks are computed by so many blocks; return its kernel too."""
-    together = Together(network._row_kernels(network.TILING.row_threads)[-1])
-    kernels = (*network._row_kernels(network.TILING.row_threads)[:-1], together)
-    monkeypatch.setattr(network, "_row_kernels", lambda threads: kernels)
+    kernels = []
+
+    def make(shape):
+        kernels.append(Together(make_persistent_kernel(shape)))
+        return kernels[-1]
+
+    monkeypatch.setattr(persistent, "_MAX_ROWS", num_rows)
+    monkeypatch.setattr(network, "make_persistent_kernel", make)
     monkeypatch.setattr(network, "num_multiprocessors", lambda: num_blocks)
     engine = engine_on_gpu(model)
+    together = kernels[0]  # of the first pair of buffers
     together.num_launches = 0
     return engine, together
 
@@ -231,9 +237,9 @@ def in_chunks(model, num_blocks, monkeypatch):
 def test_a_chunk_in_one_launch_is_its_steps_to_the_bit(rng, monkeypatch, options, num_blocks):
     """However many blocks share its units: 16 or 32, padded, by threes."""
     model = random_model(rng, **options)
-    x = random_inputs(rng, model.spec, 1, 5)[0]
+    x = random_inputs(rng, model.spec, 1, 7)[0]
     singly = engine_on_gpu(model, wide_from=100)
-    engine, kernel = in_chunks(model, num_blocks, monkeypatch)
+    engine, kernel = in_chunks(model, num_blocks, 2, monkeypatch)
     for part in (x[:3], x[3:]):
         steps = [singly.steps("a", x_t[None])[0] for x_t in part]
         assert_same_bits(engine.steps("a", part), steps)
@@ -246,12 +252,11 @@ def test_a_chunk_in_one_launch_is_its_steps_to_the_bit(rng, monkeypatch, options
 @pytest.mark.parametrize("options", CHUNK_MODELS.values(), ids=CHUNK_MODELS)
 @pytest.mark.parametrize("num_rows", [3, 8])
 def test_a_chunk_of_a_few_streams_is_that_of_each_to_the_bit(rng, monkeypatch, options, num_rows):
-    """Eight threads a block: two lanes a stream, or one; with three streams two threads rest."""
     model = random_model(rng, **options)
     x = random_inputs(rng, model.spec, num_rows, 3)
     singly = engine_on_gpu(model, wide_from=100)
     expected = stepped(singly, x)
-    engine, kernel = in_chunks(model, 2, monkeypatch)
+    engine, kernel = in_chunks(model, 2, num_rows, monkeypatch)
     rows = engine.rows(range(num_rows))
     y = np.empty((num_rows * 3, model.spec.output_size), np.float32)
     flat = np.ascontiguousarray(x.reshape(num_rows * 3, -1)).astype(engine._form.dtype)
@@ -262,19 +267,28 @@ def test_a_chunk_of_a_few_streams_is_that_of_each_to_the_bit(rng, monkeypatch, o
     assert_same_bits(*rows)
 
 
+def test_what_one_layer_leaves_in_a_chunk_reaches_no_other(rng, monkeypatch):
+    """Infinity is left behind the vectors of a smaller layer; times a weight 0 it would be NaN."""
+    model = random_model(rng, layers=[("rnn_relu", 9), ("rnn_relu", 3)], inputs=5, head=None)
+    model = Model(model.spec, {k: np.full_like(v, 1e30) for k, v in model.parameters.items()})
+    engine, kernel = in_chunks(model, 2, 1, monkeypatch)
+    assert np.isinf(engine.steps("a", np.ones((4, 5), np.float32))[1:]).all()
+    assert kernel.num_launches == 1
+
+
 def test_shared_memory_bounds_the_streams_of_a_chunk(rng):
     model = random_model(rng, layers=[("lstm", 512)], inputs=64, outputs=1)
     plan = GpuPlan(model)
     size = persistent_shape(
-        plan, 132, 47 << 10
+        plan, 132, 47 << 10, 128
     )  # an H100 or H200 that gives no more than any other
     assert size is not None
-    assert (size.num_blocks, size.max_rows) == (128, 3)
+    assert (size.num_blocks, size.max_rows) == (128, 2)
     assert size.shared_bytes <= 47 << 10
-    whole = persistent_shape(plan, 132, 227 << 10)
+    whole = persistent_shape(plan, 132, 227 << 10, 128)
     assert whole is not None
     assert whole.max_rows == 8
-    assert persistent_shape(plan, 100, 47 << 10) is None
+    assert persistent_shape(plan, 100, 47 << 10, 128) is None
 
 
 def test_a_streams_state_moves_between_devices(rng):

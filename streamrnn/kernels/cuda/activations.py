@@ -20,7 +20,8 @@ from streamrnn.kernels.cuda.compiler import device_function
 from streamrnn.kernels.cuda.plan import BLEND, FORM, RESET, Cell
 from streamrnn.kernels.gates import DENSE, GRU, LSTM
 
-__all__ = ["activate", "exp", "make_write_unit", "sigmoid", "step_unit", "tanh"]
+__all__ = ["activate", "exp", "gru_output", "lstm_cell", "lstm_output", "make_write_unit"]
+__all__ += ["sigmoid", "step_unit", "tanh"]
 
 _float, _index = np.float32, np.uint64
 _int = np.int32
@@ -129,7 +130,7 @@ def tanh(x):
 
 
 @device_function
-def _lstm_cell(enter, keep, candidate, c):
+def lstm_cell(enter, keep, candidate, c):
     """Return c' = f c + i g, of the sums of i and f, times `GATE_FACTOR`, and of g."""
     candidate = _clamp(candidate, _TANH_BOUND)
     below = _tanh_below(candidate) * _gate_denominator(enter)
@@ -138,14 +139,14 @@ def _lstm_cell(enter, keep, candidate, c):
 
 
 @device_function
-def _lstm_output(out, new_c):
+def lstm_output(out, new_c):
     """Return h' = o tanh(c'), of the sum of o times `GATE_FACTOR`."""
     x = _clamp(new_c, _TANH_BOUND)
     return _tanh_above(x) / (_tanh_below(x) * _gate_denominator(out))
 
 
 @device_function
-def _gru_output(reset, update, from_x, from_h, h):
+def gru_output(reset, update, from_x, from_h, h):
     """Return h' = (1 - z) n + z h, with n = tanh(n_x + r n_h).
 
     ``reset`` and ``update`` are the sums of r and z, times `GATE_FACTOR`; ``from_x`` and ``from_h``
@@ -161,10 +162,10 @@ def _gru_output(reset, update, from_x, from_h, h):
 def step_unit(kind, sums, h, slab, c_place):
     """Return the new h of a unit of a GRU or an LSTM; an LSTM's c in the slab is replaced."""
     if kind == GRU:
-        return _gru_output(sums[0], sums[1], sums[2], sums[3], h)
-    new_c = _lstm_cell(sums[0], sums[1], sums[2], slab[_index(c_place)])
+        return gru_output(sums[0], sums[1], sums[2], sums[3], h)
+    new_c = lstm_cell(sums[0], sums[1], sums[2], slab[_index(c_place)])
     slab[_index(c_place)] = new_c
-    return _lstm_output(sums[3], new_c)
+    return lstm_output(sums[3], new_c)
 
 
 @device_function

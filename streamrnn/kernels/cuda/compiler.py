@@ -20,6 +20,7 @@ __all__ = [
     "OPTIONS",
     "SIMULATED",
     "arithmetic",
+    "chained",
     "device_function",
     "gpu_errors",
     "gpu_name",
@@ -207,5 +208,19 @@ def unrolled(count: int, body: Any) -> Any:
     def call_all(*args: Any) -> None:
         call_others(*args)
         body(last, *args)
+
+    return call_all
+
+
+def chained(functions: list[Any]) -> Any:
+    """Return a device function that calls all of them, one after the other."""
+    if len(functions) == 1:
+        return functions[0]
+    call_others, last = chained(functions[:-1]), functions[-1]
+
+    @device_function
+    def call_all(*args: Any) -> None:
+        call_others(*args)
+        last(*args)
 
     return call_all

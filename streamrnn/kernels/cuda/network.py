@@ -20,7 +20,11 @@ from streamrnn.kernels.cuda.outputs import (
     make_softmax_kernel,
     make_start_kernel,
 )
-from streamrnn.kernels.cuda.persistent import make_persistent_kernel, persistent_shape
+from streamrnn.kernels.cuda.persistent import (
+    exchange_size,
+    make_persistent_kernel,
+    persistent_shape,
+)
 from streamrnn.kernels.cuda.plan import LAYER_SIZE, Cell, GpuLayer, GpuPlan
 from streamrnn.kernels.cuda.tensor_cores import TensorShape, make_tensor_kernel
 from streamrnn.kernels.cuda.tiles import TileShape, make_layer_kernel
@@ -75,7 +79,6 @@ def _row_kernels(num_threads: int) -> tuple[Any, ...]:
         make_start_kernel(num_threads),
         make_move_kernel(num_threads),
         make_softmax_kernel(num_threads),
-        make_persistent_kernel(num_threads),
     )
 
 
@@ -110,19 +113,21 @@ class Network:
             self._start_rows,
             self._move_rows,
             self._softmax_rows,
-            self._step_persistent,
         ) = _row_kernels(tiling.row_threads)
         self._num_multiprocessors = num_multiprocessors()
         # Every multiprocessor has room for one block. A chunk has the bits of its single steps,
         # which the persistent kernel would not give it beside tensor cores.
         self._persistent = (
-            persistent_shape(self.plan, self._num_multiprocessors, max_shared_bytes())
+            persistent_shape(
+                self.plan, self._num_multiprocessors, max_shared_bytes(), tiling.row_threads
+            )
             if precision == "float32"
             else None
         )
-        # The persistent kernel's streams take two rows each, in turn.
-        num_work_rows = max(max_rows, 2 * self._persistent.max_rows if self._persistent else 0)
-        self._work = cuda.to_device(np.zeros(num_work_rows * self.plan.work_size, np.float32))
+        if self._persistent:
+            num_words = exchange_size(self._persistent)
+            self._exchange = cuda.to_device(np.zeros(num_words, np.int64))
+        self._work = cuda.to_device(np.zeros(max_rows * self.plan.work_size, np.float32))
 
     @property
     def max_persistent_rows(self) -> int:
@@ -185,11 +190,11 @@ class Network:
         if shape is None:
             return ()
         of_chunk, x_place = (Number.NUM_ROWS, Number.NUM_STEPS), (Number.X_START, Number.X_STRIDE)
-        arrays = (self._words, self._weights, slab, self._work, batch.slots, batch.x, batch.slots)
+        arrays = (self._words, self._weights, slab, self._exchange, batch.slots, batch.x)
         persistent = Launch(
-            self._step_persistent,
-            (*arrays, batch.y, shape.vector_size, shape.sums_size, *of_chunk, *x_place),
-            threads,
+            make_persistent_kernel(shape),
+            (*arrays, batch.slots, batch.y, *of_chunk, *x_place),
+            shape.threads,
             shape.num_blocks,
             shared_bytes=shape.shared_bytes,
             is_cooperative=True,

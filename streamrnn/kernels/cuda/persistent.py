@@ -2,55 +2,104 @@
 
 A step of few streams reads every weight for few products, and a launch takes longer than those
 products. So here each block keeps the weights of a few units of every layer in its shared memory
-(Diamos et al., "Persistent RNNs", ICML 2016), and the blocks take the steps together: they
-meet once for each layer and step, when its new h must be seen by all.
+(Diamos et al., "Persistent RNNs", ICML 2016), and the blocks take the steps together:
 
-A thread has one sum of one stream: eight streams take about as long as one.
+         x(t) ─▶ product ─┐      h(t-1) of all units, from all blocks
+                          ▼                  │ wait
+                        sums ◀── product ◀───┘
+                          │ cell
+                          ▼
+                        h(t) of the block's units ─▶ publish ─▶ all blocks
 
-Sums run in the order of every other kernel: bias, x, h, one fused multiply-add each. The h of two
-steps lie in two rows of scratch, so that no block overwrites what another still reads.
+What blocks tell each other goes through words of 64 bits in the GPU's memory: an h, and the number
+of its step. A word is written and read as one, so nobody waits for anything but the words that he
+reads: there is no barrier of all blocks. Steps use two places in turn. A block writes h(t + 2) over
+h(t) when it has had h(t + 1) of all blocks, each of which had read h(t) before; so, too, the rows
+of the slab may be overwritten at the end. Numbers go on from launch to launch.
+
+A thread has one sum of one stream: eight streams take about as long as one. Sums run in the order
+of every other kernel: bias, x, h, one fused multiply-add each. Sizes and places of a model are
+constants of its kernel. Shared memory holds, of every row, what its inputs remember, x and h of a
+layer, and its sums; then the weights of all layers, as [k/4][column][4 k], padded as in the plan.
 """
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import cuda, float32, int64
 
 from streamrnn.kernels.activations import SOFTMAX
 from streamrnn.kernels.cuda import plan as p
-from streamrnn.kernels.cuda.activations import activate, step_unit
-from streamrnn.kernels.cuda.compiler import device_function, kernel
+from streamrnn.kernels.cuda.activations import activate, gru_output, lstm_cell, lstm_output
+from streamrnn.kernels.cuda.compiler import chained, device_function, kernel
 from streamrnn.kernels.cuda.features import transform_input
-from streamrnn.kernels.cuda.plan import GpuPlan
-from streamrnn.kernels.gates import DENSE, GRU, SHAPES
+from streamrnn.kernels.cuda.plan import GpuLayer, GpuPlan
+from streamrnn.kernels.cuda.ptx import i32, load_four, peek, publish, shared_address
+from streamrnn.kernels.gates import DENSE, GRU, LSTM, SHAPES
 
-__all__ = ["PersistentShape", "make_persistent_kernel", "persistent_shape"]
+__all__ = ["PersistentShape", "exchange_size", "make_persistent_kernel", "persistent_shape"]
 
 _index = np.uint64
-_MAX_ROWS = 8  # at most the threads of a block, which are a power of two
-_NO_LANE = 1 << 40  # beyond the end of every loop
+_ZERO = np.float32(0.0)
+_MAX_ROWS, _MAX_THREADS = 8, 1024
 _UNITS_A_BLOCK = 4
-_COLUMNS_AT_ONCE = 4
-_AHEAD = 8  # products whose factors are loaded before the first of them is added
+_GROUP = 8  # k that a loop takes at once: vectors and weights are padded to it
+_TAG_MASK = (1 << 31) - 1
+
+
+def _padded(size: int) -> int:
+    return -(-size // _GROUP) * _GROUP
 
 
 @dataclass(frozen=True)
 class PersistentShape:
-    """How a model's many steps are launched."""
+    """How a model's many steps are launched: all that its kernel is compiled for."""
 
     num_blocks: int  # that share the units of every layer
     max_rows: int  # streams at once
-    vector_size: int  # floats of a stream's x and h of a layer
-    sums_size: int  # and of its sums
-    shared_bytes: int  # of a block
+    threads: int
+    memory_size: int  # of a row: what its inputs remember
+    has_transforms: bool
+    head_activation: int
+    layers: tuple[GpuLayer, ...]  # the head last
+    has_head: bool
+
+    def own(self, layer: GpuLayer) -> int:
+        """Return a block's units of a layer; the last blocks have fewer."""
+        return -(-layer.size // self.num_blocks)
+
+    def columns(self, layer: GpuLayer) -> int:
+        """Return a block's sums of a layer and row."""
+        return self.own(layer) * SHAPES[layer.cell.kind].num_accumulators
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Floats of a row's x, h and sums; x and h with what is loaded ahead of need."""
+        num_x = max(_padded(layer.num_x) for layer in self.layers) + 4
+        num_h = max(_padded(layer.num_h) for layer in self.layers) + 4
+        return num_x, num_h, max(self.columns(layer) for layer in self.layers)
+
+    @property
+    def first_weight(self) -> int:
+        """Floats of shared memory before the weights: a multiple of 4."""
+        return -(-self.max_rows * (self.memory_size + sum(self.sizes)) // 4) * 4
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block, with what is loaded ahead of need."""
+        num_k = [_padded(layer.num_x) + _padded(layer.num_h) for layer in self.layers]
+        columns = [self.columns(layer) for layer in self.layers]
+        weights = sum(k * size for k, size in zip(num_k, columns, strict=True))
+        return 4 * (self.first_weight + weights + 4 * max(columns))
 
 
 def persistent_shape(
-    plan: GpuPlan, max_blocks: int, max_shared_bytes: int
+    plan: GpuPlan, max_blocks: int, max_shared_bytes: int, min_threads: int
 ) -> PersistentShape | None:
     """Find how many blocks hold a model's weights in shared memory, and for how many streams.
 
@@ -59,324 +108,330 @@ def persistent_shape(
     """
     if not plan.is_plain:
         return None
-    layers = [*plan.layers] + ([plan.head] if plan.head else [])
-    most_units = max(layer.size for layer in layers)
+    most_units = max(layer.size for layer in plan.layers)
     num_blocks = min(max_blocks, -(-most_units // _UNITS_A_BLOCK))
-    num_weights = vector_size = sums_size = 0
-    for layer in layers:
-        shape = SHAPES[layer.cell.kind]
-        num_own = -(-layer.size // num_blocks)
-        num_x, num_h = layer.num_x, layer.num_h
-        vector_size = max(vector_size, num_x + num_h)
-        sums_size = max(sums_size, num_own * shape.num_accumulators)
-        num_weights += num_own * shape.num_accumulators * (1 + num_x + num_h)
-    memory_size = plan.layers[0].state  # what inputs must remember
-    row_bytes = 4 * (memory_size + vector_size + sums_size)
-    max_rows = min(_MAX_ROWS, (max_shared_bytes - 4 * num_weights) // row_bytes)
-    if max_rows < 1:
-        return None
-    shared_bytes = 4 * num_weights + max_rows * row_bytes
-    return PersistentShape(num_blocks, max_rows, vector_size, sums_size, shared_bytes)
+    num_blocks = -(-most_units // -(-most_units // num_blocks))  # each has a unit of the largest
+    header = plan.header
+    for max_rows in range(_MAX_ROWS, 0, -1):
+        shape = PersistentShape(
+            num_blocks,
+            max_rows,
+            threads=0,
+            memory_size=plan.layers[0].state,
+            has_transforms=bool(header["has_transforms"]),
+            head_activation=int(header["head_activation"]),
+            layers=(*plan.layers, *([plan.head] if plan.head else [])),
+            has_head=plan.head is not None,
+        )
+        threads = max(min_threads, -(-max_rows * shape.sizes[2] // 32) * 32)
+        if threads <= _MAX_THREADS and shape.shared_bytes <= max_shared_bytes:
+            return PersistentShape(**(vars(shape) | {"threads": threads}))
+    return None
+
+
+def _exchange_places(shape: PersistentShape) -> list[int]:
+    """Return where each layer's words begin: [2, max_rows, size]; behind a word for the number."""
+    places, end = [], 1
+    for layer in shape.layers:
+        places.append(end)
+        end += 2 * shape.max_rows * layer.size
+    return [*places, end]
+
+
+def exchange_size(shape: PersistentShape) -> int:
+    """Return the words of 64 bits that the blocks need, 0 at first."""
+    return _exchange_places(shape)[-1]
 
 
 @device_function
-def _num_accumulators(kind):
-    return 1 if kind == DENSE else 4
+def _add_products(total, vector, weight, num_groups, w_step):
+    """Add the products with one vector to a sum, in the order of k, `_GROUP` at a time.
 
-
-class _Arrays(NamedTuple):
-    """What every block reads and writes; ``shared`` is its own.
-
-    Shared memory holds, of every row, what its inputs remember, x and h of a layer, and its sums;
-    then the weights of all layers.
+    Each four of both are loaded while those before them are multiplied.
     """
-
-    plan: Any
-    weights: Any
-    slab: Any
-    work: Any
-    shared: Any
-
-
-class _Row(NamedTuple):
-    """The row of a thread: its place in each array, and the thread's part of its elements."""
-
-    number: Any
-    lane: Any  # the first element of the thread, which takes every num_lanes-th
-    num_lanes: Any
-    stream: Any  # in the slab
-    work: Any  # the first of its two rows of scratch
-    memory: Any  # in shared memory: what its inputs remember,
-    vector: Any  # x and h of a layer,
-    sums: Any  # and its sums
-
-
-class _Layer(NamedTuple):
-    """One layer, and the units of it that are the block's."""
-
-    fields: Any  # place in the plan
-    kind: Any
-    num_x: Any
-    num_h: Any
-    num_units: Any
-    first: Any
-    num_own: Any  # the same number for all blocks but the last
-
-
-@device_function
-def _layer_of_block(plan, i):
-    """Return layer i of the plan; the head follows the last."""
-    fields = plan[p.LAYERS] + i * p.LAYER_SIZE
-    size, num_units = plan[fields + p.SIZE], plan[fields + p.NUM_UNITS]
-    num_blocks = int64(cuda.gridDim.x)
-    each = (size + num_blocks - 1) // num_blocks
-    first = int64(cuda.blockIdx.x) * each
-    num_own = max(0, min(each, size - first))
-    kind, num_x, num_h = plan[fields + p.KIND], plan[fields + p.NUM_X], plan[fields + p.NUM_H]
-    return _Layer(fields, kind, num_x, num_h, num_units, first, num_own)
-
-
-@device_function
-def _num_shared(layer):
-    """Return the floats that a block keeps of a layer."""
-    return layer.num_own * _num_accumulators(layer.kind) * (1 + layer.num_x + layer.num_h)
-
-
-@device_function
-def _row_of_thread(plan, slots, sizes, num_rows, threads):
-    """Divide the block's threads among the rows."""
-    vector_size, sums_size = sizes
-    memory_size = plan[plan[p.LAYERS] + p.STATE]
-    tid = int64(cuda.threadIdx.x)
-    # Every row has some lanes of the block, a power of two: a division takes long here.
-    num_lanes = int64(threads)
-    while num_lanes * num_rows > threads:
-        num_lanes >>= 1
-    number, lane = tid // num_lanes, tid & (num_lanes - 1)
-    stream = int64(0)
-    if number < num_rows:
-        stream = int64(slots[_index(number)]) * plan[p.ROW_SIZE]
-    else:
-        lane = int64(_NO_LANE)
-    work = 2 * number * plan[p.WORK_SIZE]
-    memory = number * memory_size
-    vector = num_rows * memory_size + number * vector_size
-    sums = num_rows * (memory_size + vector_size) + number * sums_size
-    return _Row(number, lane, num_lanes, stream, work, memory, vector, sums)
-
-
-@device_function
-def _load_runs(arrays, layer, source, num_runs, place, threads):
-    """Copy the block's columns out of runs of all columns; return the place behind them."""
-    tid, width = int64(cuda.threadIdx.x), _num_accumulators(layer.kind)
-    num_own, size = layer.num_own * width, layer.num_units * width
-    source += layer.first * width
-    for run in range(tid // _COLUMNS_AT_ONCE, num_runs, threads // _COLUMNS_AT_ONCE):
-        for column in range(tid % _COLUMNS_AT_ONCE, num_own, _COLUMNS_AT_ONCE):
-            weight = arrays.weights[_index(source + run * size + column)]
-            arrays.shared[_index(place + run * num_own + column)] = weight
-    return place + num_runs * num_own
-
-
-@device_function
-def _load_model(arrays, row, place, threads):
-    """Copy the block's weights to shared memory, and the rows' h to scratch."""
-    plan, num_layers = arrays.plan, arrays.plan[p.NUM_LAYERS]
-    for i in range(num_layers + plan[p.HAS_HEAD]):
-        layer = _layer_of_block(plan, i)
-        bias, x_weights = plan[layer.fields + p.BIAS], plan[layer.fields + p.X_WEIGHTS]
-        h_weights = plan[layer.fields + p.H_WEIGHTS]
-        place = _load_runs(arrays, layer, bias, 1, place, threads)
-        place = _load_runs(arrays, layer, x_weights, layer.num_x, place, threads)
-        place = _load_runs(arrays, layer, h_weights, layer.num_h, place, threads)
-        if i < num_layers:
-            state = plan[layer.fields + p.STATE] + layer.first
-            for u in range(row.lane, layer.num_own, row.num_lanes):
-                h = arrays.slab[_index(row.stream + state + u)]
-                arrays.work[_index(row.work + state + u)] = h
-
-
-@device_function
-def _stage_x(arrays, row, x, tokens, place, num_x):
-    """Write the first layer's x of a row. Every block transforms the inputs for itself."""
-    plan, shared = arrays.plan, arrays.shared
-    if plan[p.HAS_TRANSFORMS]:
-        weights, memory, vector = arrays.weights, row.memory, row.vector
-        for k in range(row.lane, plan[p.NUM_INPUTS], row.num_lanes):
-            transform_input(plan, weights, k, x, tokens, place + k, shared, memory, shared, vector)
-    else:
-        for k in range(row.lane, num_x, row.num_lanes):
-            shared[_index(row.vector + k)] = x[_index(place + k)]
-
-
-@device_function
-def _stage_work(arrays, row, place, target, size):
-    """Copy a layer's h of a row from scratch."""
-    for k in range(row.lane, size, row.num_lanes):
-        arrays.shared[_index(target + k)] = arrays.work[_index(place + k)]
-
-
-@device_function
-def _add_products(total, shared, vector, num_k, weight, step):
-    """Add the products with one vector to a sum, in the order of k."""
-    values = cuda.local.array(_AHEAD, float32)
-    factors = cuda.local.array(_AHEAD, float32)
-    num_together = num_k // _AHEAD * _AHEAD
-    for k in range(0, num_together, _AHEAD):
-        for j in range(_AHEAD):
-            values[j] = shared[_index(vector + k + j)]
-            factors[j] = shared[_index(weight + (k + j) * step)]
-        for j in range(_AHEAD):
-            total = cuda.fma(values[j], factors[j], total)
-    for k in range(num_together, num_k):
-        w = shared[_index(weight + k * step)]
-        total = cuda.fma(shared[_index(vector + k)], w, total)
+    v0, v1, v2, v3 = load_four(vector, 0)
+    w0, w1, w2, w3 = load_four(weight, 0)
+    left = i32(num_groups)
+    while left > 0:
+        a0, a1, a2, a3 = load_four(vector, 16)
+        b0, b1, b2, b3 = load_four(weight, w_step)
+        total = cuda.fma(v0, w0, total)
+        total = cuda.fma(v1, w1, total)
+        total = cuda.fma(v2, w2, total)
+        total = cuda.fma(v3, w3, total)
+        vector = i32(vector + 32)
+        weight = i32(weight + 2 * w_step)
+        v0, v1, v2, v3 = load_four(vector, 0)
+        w0, w1, w2, w3 = load_four(weight, 0)
+        total = cuda.fma(a0, b0, total)
+        total = cuda.fma(a1, b1, total)
+        total = cuda.fma(a2, b2, total)
+        total = cuda.fma(a3, b3, total)
+        left = i32(left - 1)
     return total
 
 
 @device_function
-def _sum_up(shared, row, layer, place):
-    """Compute a row's sums of the block's units from its staged x and h."""
-    kind, num_own = layer.kind, layer.num_own
-    step = _num_accumulators(kind) * num_own
-    x_weights = place + step
-    h_weights = x_weights + layer.num_x * step
-    h = row.vector + layer.num_x
-    for i in range(row.lane, step, row.num_lanes):
-        total = shared[_index(place + i)]  # the bias
-        if kind != GRU or i & 3 != 3:
-            weight = x_weights + i
-            total = _add_products(total, shared, row.vector, layer.num_x, weight, step)
-        if kind != GRU or i & 3 != 2:
-            weight = h_weights + i
-            total = _add_products(total, shared, h, layer.num_h, weight, step)
-        shared[_index(row.sums + i)] = total
+def _await(exchange, first, size, tag, shared, target, stride, num_rows, threads):
+    """Wait for ``size`` words of each row, and write their numbers to its vector in shared memory.
+
+    Four at once: a look at the GPU's memory takes long, and four take as long as one.
+    """
+    count = num_rows * size
+    last = count - 1
+    for i in range(int64(cuda.threadIdx.x), count, 4 * threads):
+        i1, i2, i3 = min(i + threads, last), min(i + 2 * threads, last), min(i + 3 * threads, last)
+        is_there = False
+        while not is_there:
+            t0, h0 = peek(exchange, first + i)
+            t1, h1 = peek(exchange, first + i1)
+            t2, h2 = peek(exchange, first + i2)
+            t3, h3 = peek(exchange, first + i3)
+            is_there = t0 == tag and t1 == tag and t2 == tag and t3 == tag
+        shared[_index(target + i // size * stride + i % size)] = h0
+        shared[_index(target + i1 // size * stride + i1 % size)] = h1
+        shared[_index(target + i2 // size * stride + i2 % size)] = h2
+        shared[_index(target + i3 // size * stride + i3 % size)] = h3
 
 
 @device_function
-def _write_head(arrays, row, layer, y, y_place):
-    """Write the block's units of a row's output. A softmax is left to a launch of its own."""
-    plan, shared = arrays.plan, arrays.shared
-    for u in range(row.lane, layer.num_own, row.num_lanes):
-        unit = layer.first + u
-        value = shared[_index(row.sums + u)]
-        if plan[p.HEAD_ACTIVATION] != SOFTMAX:
-            value = activate(plan[p.HEAD_ACTIVATION], value)
-            value += arrays.weights[_index(plan[p.CENTERS] + unit)]
+def _clear(shared, target, stride, begin, end, num_rows, threads):
+    """Write 0 behind the vector of each row: there may be what another layer has left."""
+    for i in range(int64(cuda.threadIdx.x), num_rows * (end - begin), threads):
+        row, k = i // (end - begin), begin + i % (end - begin)
+        shared[_index(target + row * stride + k)] = _ZERO
+
+
+def _make_load(shape: PersistentShape, layer: GpuLayer, place: int) -> Any:
+    """Return the device function that copies a block's weights of a layer to shared memory."""
+    width, threads = SHAPES[layer.cell.kind].num_accumulators, shape.threads
+    own, columns, size = shape.own(layer), shape.columns(layer), layer.size
+    num_columns = layer.num_units * width
+    padded_x, padded_h = _padded(layer.num_x), _padded(layer.num_h)
+    x_weights, h_weights = layer.x_weights, layer.h_weights
+
+    @device_function
+    def load(weights, shared):
+        first = int64(cuda.blockIdx.x) * own
+        num_own = max(0, min(own, size - first)) * width
+        for i in range(int64(cuda.threadIdx.x), (padded_x + padded_h) * columns, threads):
+            k, column = i // columns, i % columns
+            source = x_weights + k * num_columns
+            if k >= padded_x:
+                source = h_weights + (k - padded_x) * num_columns
+            weight = _ZERO
+            if column < num_own:
+                weight = weights[_index(source + first * width + column)]
+            shared[_index(place + (k // 4 * columns + column) * 4 + k % 4)] = weight
+
+    return load
+
+
+def _make_step(shape: PersistentShape, index: int, place: int) -> Any:
+    """Return the device function that takes a step of one layer, or of the head, of all rows."""
+    layer, threads = shape.layers[index], shape.threads
+    kind, activation = layer.cell.kind, layer.cell.activation
+    width = SHAPES[kind].num_accumulators
+    own, columns, size = shape.own(layer), shape.columns(layer), layer.size
+    num_x, memory_size = layer.num_x, shape.memory_size
+    x_stride, h_stride, sums_stride = shape.sizes
+    x_first = shape.max_rows * memory_size
+    h_first = x_first + shape.max_rows * x_stride
+    sums_first = h_first + shape.max_rows * h_stride
+    x_end, h_end = _padded(num_x), _padded(layer.num_h)
+    x_groups, h_groups = x_end // _GROUP, h_end // _GROUP
+    h_place = place + x_end * columns
+    w_step = 16 * columns
+    words = _exchange_places(shape)[index]
+    below_words = _exchange_places(shape)[index - 1]
+    row_words = shape.max_rows * size
+    below_row_words = shape.max_rows * num_x
+    bias, state = layer.bias, layer.state
+    is_head = shape.has_head and index == len(shape.layers) - 1
+    is_output = index == len(shape.layers) - 1 and not is_head
+    has_transforms, head_activation = shape.has_transforms, shape.head_activation
+    is_first, is_gru, is_lstm = index == 0, kind == GRU, kind == LSTM
+
+    @device_function
+    def stage_x(arrays, shared, tag, t, numbers):
+        """Write the layer's x: inputs, which every block transforms for itself, or an h."""
+        plan, weights, _, exchange, _, x, tokens, _ = arrays
+        num_rows, _, first, stride = numbers
+        if not is_first:
+            source = below_words + (t & 1) * below_row_words
+            _await(exchange, source, num_x, tag, shared, x_first, x_stride, num_rows, threads)
+        elif has_transforms:
+            num_inputs = plan[p.NUM_INPUTS]
+            for i in range(int64(cuda.threadIdx.x), num_rows * num_inputs, threads):
+                row, k = i // num_inputs, i % num_inputs
+                at, memory = first + row * stride + t * num_inputs + k, row * memory_size
+                out = x_first + row * x_stride
+                transform_input(plan, weights, k, x, tokens, at, shared, memory, shared, out)
+        else:
+            for i in range(int64(cuda.threadIdx.x), num_rows * num_x, threads):
+                row, k = i // num_x, i % num_x
+                value = x[_index(first + row * stride + t * num_x + k)]
+                shared[_index(x_first + row * x_stride + k)] = value
+
+    @device_function
+    def stage_h(arrays, shared, tag, t, num_rows):
+        """Write the layer's h: that of the rows before the first step, then that of all blocks."""
+        plan, _, slab, exchange, slots, _, _, _ = arrays
+        if t > 0:
+            source = words + ((t + 1) & 1) * row_words
+            before = i32((tag - 1) & _TAG_MASK)
+            _await(exchange, source, size, before, shared, h_first, h_stride, num_rows, threads)
+        else:
+            for i in range(int64(cuda.threadIdx.x), num_rows * size, threads):
+                row, k = i // size, i % size
+                stream = int64(slots[_index(row)]) * plan[p.ROW_SIZE]
+                h = slab[_index(stream + state + k)]
+                shared[_index(h_first + row * h_stride + k)] = h
+
+    @device_function
+    def write_output(arrays, shared, t, num_steps, row, unit, value):
+        plan, weights, _, _, _, _, _, y = arrays
+        if head_activation != SOFTMAX:  # which is left to a launch of its own
+            value = activate(head_activation, value)
+            value += weights[_index(plan[p.CENTERS] + unit)]
             level = plan[plan[p.LEVELS] + unit]
             if level >= 0:
-                value += shared[_index(row.memory + level)]
-        y[_index(y_place + unit)] = value
+                value += shared[_index(row * memory_size + level)]
+        y[_index((row * num_steps + t) * size + unit)] = value
 
-
-@device_function
-def _new_h(arrays, row, layer, u):
-    """Return the new h of the block's unit u, and replace an LSTM's c."""
-    plan, shared = arrays.plan, arrays.shared
-    unit = layer.first + u
-    if layer.kind == DENSE:
-        return activate(plan[layer.fields + p.ACTIVATION], shared[_index(row.sums + u)])
-    sum_0 = shared[_index(row.sums + 4 * u)]
-    sum_1 = shared[_index(row.sums + 4 * u + 1)]
-    sum_2 = shared[_index(row.sums + 4 * u + 2)]
-    sum_3 = shared[_index(row.sums + 4 * u + 3)]
-    h = shared[_index(row.vector + layer.num_x + unit)]
-    c_place = row.stream + plan[layer.fields + p.STATE] + layer.num_units + unit
-    return step_unit(layer.kind, (sum_0, sum_1, sum_2, sum_3), h, arrays.slab, c_place)
-
-
-@device_function
-def _write_h(arrays, row, layer, new, y, y_place, is_output):
-    """Write the new h of the block's units to scratch, and to the outputs if there is no head."""
-    out = arrays.plan[layer.fields + p.OUT] + layer.first
-    for u in range(row.lane, layer.num_own, row.num_lanes):
-        new_h = _new_h(arrays, row, layer, u)
-        arrays.work[_index(new + out + u)] = new_h
+    @device_function
+    def step(arrays, shared, cells, newest, tag, t, numbers):
+        _, weights, _, exchange, _, _, _, y = arrays
+        num_rows, num_steps, _, _ = numbers
+        base, tid = shared_address(shared), int64(cuda.threadIdx.x)
+        row, column = tid // columns, tid % columns
+        unit = int64(cuda.blockIdx.x) * own + column // width
+        has_sum = row < num_rows and unit < size
+        stage_x(arrays, shared, tag, t, numbers)
+        if x_end > num_x:
+            _clear(shared, x_first, x_stride, num_x, x_end, num_rows, threads)
+        cuda.syncthreads()
+        total = _ZERO
+        if has_sum:
+            total = weights[_index(bias + unit * width + column % width)]
+        if has_sum and not (is_gru and column & 3 == 3):
+            vector = i32(base + 4 * (x_first + row * x_stride))
+            weight = i32(base + 4 * (place + column * 4))
+            total = _add_products(total, vector, weight, x_groups, w_step)
+        if is_head:
+            if has_sum:
+                write_output(arrays, shared, t, num_steps, row, unit, total)
+            cuda.syncthreads()  # the levels have been read: the next step may change them
+            return
+        stage_h(arrays, shared, tag, t, num_rows)
+        if h_end > size:
+            _clear(shared, h_first, h_stride, size, h_end, num_rows, threads)
+        cuda.syncthreads()
+        if has_sum and not (is_gru and column & 3 == 2):
+            vector = i32(base + 4 * (h_first + row * h_stride))
+            weight = i32(base + 4 * (h_place + column * 4))
+            total = _add_products(total, vector, weight, h_groups, w_step)
+        sums = sums_first + row * sums_stride + column
+        if has_sum:
+            shared[_index(sums)] = total
+        cuda.syncthreads()
+        if not has_sum or column % width != 0:
+            return
+        if kind == DENSE:
+            h = activate(activation, total)
+        else:
+            s1, s2 = shared[_index(sums + 1)], shared[_index(sums + 2)]
+            s3 = shared[_index(sums + 3)]
+            if is_lstm:
+                cells[index] = lstm_cell(total, s1, s2, cells[index])
+                h = lstm_output(s3, cells[index])
+            else:
+                h = gru_output(total, s1, s2, s3, shared[_index(h_first + row * h_stride + unit)])
+        newest[index] = h
+        publish(exchange, words + (t & 1) * row_words + row * size + unit, tag, h)
         if is_output:
-            y[_index(y_place + layer.first + u)] = new_h
+            y[_index((row * num_steps + t) * size + unit)] = h
+
+    return step
 
 
-@device_function
-def _commit(arrays, row, newest, memory_size):
-    """Copy the newest h, and what inputs remember, to the rows of the slab."""
-    plan = arrays.plan
-    for i in range(plan[p.NUM_LAYERS]):
-        layer = _layer_of_block(plan, i)
-        state = plan[layer.fields + p.STATE] + layer.first
-        for u in range(row.lane, layer.num_own, row.num_lanes):
-            arrays.slab[_index(row.stream + state + u)] = arrays.work[_index(newest + state + u)]
-    if cuda.blockIdx.x == 0:
-        for i in range(row.lane, memory_size, row.num_lanes):
-            arrays.slab[_index(row.stream + i)] = arrays.shared[_index(row.memory + i)]
+def _make_keep(shape: PersistentShape, index: int) -> Any:
+    """Return the device function that brings a thread's c of a layer, or puts h and c back."""
+    layer = shape.layers[index]
+    own, columns, size = shape.own(layer), shape.columns(layer), layer.size
+    width, is_lstm = SHAPES[layer.cell.kind].num_accumulators, layer.cell.kind == LSTM
+    state, cell = layer.state, layer.state + layer.num_units
+
+    @device_function
+    def keep(plan, slab, slots, cells, newest, num_rows, is_end):
+        row, column = int64(cuda.threadIdx.x) // columns, int64(cuda.threadIdx.x) % columns
+        unit = int64(cuda.blockIdx.x) * own + column // width
+        if row >= num_rows or unit >= size or column % width != 0:
+            return
+        stream = int64(slots[_index(row)]) * plan[p.ROW_SIZE]
+        if is_end:
+            slab[_index(stream + state + unit)] = newest[index]
+            if is_lstm:
+                slab[_index(stream + cell + unit)] = cells[index]
+        elif is_lstm:
+            cells[index] = slab[_index(stream + cell + unit)]
+
+    return keep
 
 
-def make_persistent_kernel(threads: int) -> Any:
-    """Return the kernel that advances a few streams by many steps.
+@functools.cache
+def make_persistent_kernel(shape: PersistentShape) -> Any:
+    """Return the kernel that advances a few streams by two or more steps.
 
-    Grid: the blocks of a `PersistentShape`, all running at once; dynamic shared memory: its bytes.
-    Arguments: ``plan``, ``weights``, ``slab``, ``slots`` as in `make_layer_kernel`; ``work``
-    likewise, of two rows a stream; ``x`` float32[:] and ``tokens`` int32[:], the batch's inputs,
-    which are the same memory; ``y`` float32[:], for the outputs (a softmax is left to
-    `make_softmax_kernel`); sizes of the `PersistentShape`; the
-    batch's numbers of rows and of steps; ``x_start`` and ``x_stride``, where each row's inputs lie.
+    Grid: the blocks of the shape, all running at once; dynamic shared memory: its bytes.
+    Arguments: ``plan``, ``weights``, ``slab``, ``slots`` as in `make_layer_kernel`; ``exchange``
+    int64[`exchange_size`], of nobody else; ``x`` float32[:] and ``tokens`` int32[:], the batch's
+    inputs, which are the same memory; ``y`` float32[:], for the outputs (a softmax is left to
+    `make_softmax_kernel`); the batch's numbers of rows and of steps; ``x_start`` and ``x_stride``,
+    where each row's inputs lie.
     """
+    places, place = [], shape.first_weight
+    for layer in shape.layers:
+        places.append(place)
+        place += (_padded(layer.num_x) + _padded(layer.num_h)) * shape.columns(layer)
+    num_products, num_layers = len(shape.layers), len(shape.layers) - shape.has_head
+    load_all = chained([_make_load(shape, shape.layers[i], places[i]) for i in range(num_products)])
+    step_all = chained([_make_step(shape, i, places[i]) for i in range(num_products)])
+    keep_all = chained([_make_keep(shape, i) for i in range(num_layers)])
+    threads, memory_size = shape.threads, shape.memory_size
+    first_weight = shape.first_weight
 
     @kernel(threads)
     def step_persistent(
-        plan,
-        weights,
-        slab,
-        work,
-        slots,
-        x,
-        tokens,
-        y,
-        vector_size,
-        sums_size,
-        num_rows,
-        num_steps,
-        x_start,
-        x_stride,
+        plan, weights, slab, exchange, slots, x, tokens, y, num_rows, num_steps, x_start, x_stride
     ):
-        arrays = _Arrays(plan, weights, slab, work, cuda.shared.array(0, float32))
-        row = _row_of_thread(plan, slots, (vector_size, sums_size), num_rows, threads)
-        num_layers, work_size = plan[p.NUM_LAYERS], plan[p.WORK_SIZE]
-        num_products = num_layers + plan[p.HAS_HEAD]
-        memory_size = plan[plan[p.LAYERS] + p.STATE]
-        first_place = num_rows * (memory_size + vector_size + sums_size)
-        grid = cuda.cg.this_grid()
-
-        for i in range(row.lane, memory_size, row.num_lanes):
-            arrays.shared[_index(row.memory + i)] = slab[_index(row.stream + i)]
-        _load_model(arrays, row, first_place, threads)
-        grid.sync()
-
+        shared = cuda.shared.array(0, float32)
+        cells = cuda.local.array(num_products, float32)
+        newest = cuda.local.array(num_products, float32)
+        arrays = (plan, weights, slab, exchange, slots, x, tokens, y)
+        numbers = (num_rows, num_steps, x_start, x_stride)
+        tid = int64(cuda.threadIdx.x)
+        number = exchange[0]  # of the launches' steps so far
+        for i in range(tid, first_weight, threads):
+            shared[_index(i)] = _ZERO
+        cuda.syncthreads()
+        for i in range(tid, num_rows * memory_size, threads):
+            row, k = i // memory_size, i % memory_size
+            stream = int64(slots[_index(row)]) * plan[p.ROW_SIZE]
+            shared[_index(i)] = slab[_index(stream + k)]
+        load_all(weights, shared)
+        keep_all(plan, slab, slots, cells, newest, num_rows, False)
+        cuda.syncthreads()
         for t in range(num_steps):
-            old = row.work + (t & 1) * work_size
-            new = row.work + work_size - (t & 1) * work_size
-            x_place = x_start + row.number * x_stride + t * plan[p.NUM_INPUTS]
-            y_place = (row.number * num_steps + t) * plan[p.OUTPUT_SIZE]
-            place = first_place
-            for i in range(num_products):
-                layer = _layer_of_block(plan, i)
-                if i == 0:
-                    _stage_x(arrays, row, x, tokens, x_place, layer.num_x)
-                else:
-                    below = new + plan[layer.fields - p.LAYER_SIZE + p.OUT]
-                    _stage_work(arrays, row, below, row.vector, layer.num_x)
-                h = old + plan[layer.fields + p.STATE]
-                _stage_work(arrays, row, h, row.vector + layer.num_x, layer.num_h)
-                cuda.syncthreads()
-                _sum_up(arrays.shared, row, layer, place)
-                place += _num_shared(layer)
-                cuda.syncthreads()
-                if i < num_layers:
-                    _write_h(arrays, row, layer, new, y, y_place, i + 1 == num_products)
-                    grid.sync()
-                else:
-                    _write_head(arrays, row, layer, y, y_place)
-                    cuda.syncthreads()  # the levels have been read: the next step may change them
-
-        _commit(arrays, row, row.work + (num_steps & 1) * work_size, memory_size)
+            tag = i32((number + t + 1) & _TAG_MASK)
+            step_all(arrays, shared, cells, newest, tag, t, numbers)
+        keep_all(plan, slab, slots, cells, newest, num_rows, True)
+        if cuda.blockIdx.x == 0:
+            for i in range(tid, num_rows * memory_size, threads):
+                row, k = i // memory_size, i % memory_size
+                stream = int64(slots[_index(row)]) * plan[p.ROW_SIZE]
+                slab[_index(stream + k)] = shared[_index(i)]
+            if tid == 0:
+                exchange[0] = number + num_steps
 
     return step_persistent

@@ -176,6 +176,9 @@ class GpuLayer:
     num_units: int
     state: int
     out: int
+    bias: int
+    x_weights: int
+    h_weights: int
 
 
 @dataclass(frozen=True)

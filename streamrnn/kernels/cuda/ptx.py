@@ -25,6 +25,7 @@ every thread shows its words to the others.
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ __all__ = [
     "mma_bfloat16",
     "mma_tf32",
     "pack_words",
+    "peek",
+    "publish",
     "shared_address",
     "thread_index",
     "wait_for_copies",
@@ -118,6 +121,7 @@ if SIMULATED:
             self.groups: list[list[tuple[Any, Any]]] = [[]]
 
     _copies = _Copies()
+    has_failed = threading.Event()  # a thread: the others wait for its words no longer
 
     def i32(value):
         """Return the value: it is no number."""
@@ -164,6 +168,18 @@ if SIMULATED:
                     target[:] = source
 
         return wait
+
+    def publish(array, place, tag, value):
+        """Write a tag and a number as one word."""
+        array[place] = int(tag) << 32 | int(np.float32(value).view(np.uint32))
+
+    def peek(array, place):
+        """Read a tag and a number that were written as one word; let others run."""
+        if has_failed.is_set():
+            raise threading.BrokenBarrierError
+        time.sleep(1e-5)
+        tag, bits = divmod(int(array[place]), 1 << 32)
+        return tag, np.uint32(bits).view(np.float32)
 
     def add(a, b):
         """Add two numbers."""
@@ -314,6 +330,41 @@ else:
 
     def _make_wait(num_groups: int) -> Any:
         return _make_order(f"cp.async.wait_group {num_groups};")
+
+    def _place_of(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = _data_of(context, builder, signature.args[0], args[0])
+        return builder.ptrtoint(builder.gep(data, [args[1]]), _WIDE)
+
+    @intrinsic
+    def publish(typingctx: Any, array: Any, place: Any, tag: Any, value: Any) -> Any:
+        """Write a tag and a number as one word, which others see as one."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            tag = builder.shl(builder.zext(args[2], _WIDE), _WIDE(32))
+            word = builder.or_(tag, builder.zext(builder.bitcast(args[3], _WORD), _WIDE))
+            kind = ir.FunctionType(_VOID, [_WIDE, _WIDE])
+            assembly = "st.relaxed.gpu.global.u64 [$0], $1;"
+            place = _place_of(context, builder, signature, args)
+            _call_assembly(builder, kind, assembly, "l,l,~{memory}", [place, word])
+            return context.get_dummy_value()
+
+        return types.void(array, types.int64, types.int32, types.float32), codegen
+
+    @intrinsic
+    def peek(typingctx: Any, array: Any, place: Any) -> Any:
+        """Read a tag and a number that were written as one word, wherever they are now."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = ir.FunctionType(_WIDE, [_WIDE])
+            assembly = "ld.relaxed.gpu.global.u64 $0, [$1];"
+            place = _place_of(context, builder, signature, args)
+            word = _call_assembly(builder, kind, assembly, "=l,l,~{memory}", [place])
+            tag = builder.trunc(builder.lshr(word, _WIDE(32)), _WORD)
+            value = builder.bitcast(builder.trunc(word, _WORD), _FLOAT)
+            return context.make_tuple(builder, signature.return_type, (tag, value))
+
+        result = types.Tuple((types.int32, types.float32))
+        return result(array, types.int64), codegen
 
     # A product before a plain sum may be made one operation with it, in one kernel and perhaps not
     # in another: that would be the compiler's choice.

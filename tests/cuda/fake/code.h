@@ -100,7 +100,7 @@ static void run_kernel(Kernel *kernel, int64_t *values)
     } else if (strstr(name, "6finish") || strstr(name, "step_persistent")) {
         int is_persistent = !strstr(name, "6finish");
         int64_t *plan = ARRAY(int64_t, 0), num_inputs = plan[2], num_outputs = plan[3];
-        int64_t *numbers = values + (is_persistent ? 7 * 8 + 2 : 7 * 6);
+        int64_t *numbers = values + (is_persistent ? 7 * 8 : 7 * 6);
         int64_t num_rows = numbers[0], num_steps = numbers[is_persistent ? 1 : 2];
         int64_t first = is_persistent ? 0 : numbers[1], end = is_persistent ? num_steps : first + 1;
         int32_t *slots = ARRAY(int32_t, 4);
