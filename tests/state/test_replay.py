@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 
@@ -108,6 +109,21 @@ def test_entries_above_the_record_are_applied(journal):
     journal.replay()
     assert journal.record().row == row_after(X[:9])
     assert journal.record().num_changes == 10
+
+
+@pytest.mark.parametrize(("num_left", "num_more"), [(0, 1), (1, 1), (1, 3), (4, 1)])
+def test_outputs_that_a_record_has_no_more_do_not_come_back(journal, num_left, num_more):
+    journal.write(opened(), *stepped(1, 6))
+    journal.replay()
+    record = journal.record()
+    shorter = dataclasses.replace(record, outputs=record.outputs[4 - num_left :])
+    journal.store.commit([(STREAMS, A, encode_record(shorter))], 0)
+    journal.write(*stepped(7, 6 + num_more))
+    journal.replay()
+    kept = min(num_left + num_more, 4)
+    expected = Engine(MODEL).steps("s", X[: 6 + num_more])[-kept:]
+    assert journal.record().outputs.tobytes() == expected.tobytes()
+    assert len(journal.record().digests) == 4
 
 
 def test_a_segment_that_a_crash_left_without_a_head_goes_too(journal):
