@@ -97,12 +97,11 @@ class _Running(Struct):
     window: I64
     next: I64  # where the address of the entry is that is to be applied next
     end: I64
-    incarnation: I64
     num_changes: I64
     numbering: I64
     last_seq: I64
-    is_open: I64
     owner: I64  # the entry that says whose it is; 0: the record does
+    is_open: I64
 
 
 class _Work(Struct):
@@ -136,15 +135,13 @@ class _Memory(NamedTuple):
     rows: NDArray[np.float32]
     digests: NDArray[np.int64]
     outputs: NDArray[np.uint8]
-    firsts: list[int]
+    rings: list[_Ring]
     running: NDArray[np.void]
-
-    def ring(self, k: int) -> _Ring:
-        return _Ring(self.firsts[k], int(self.running[k]["window"]))
 
 
 _running_at, _work_at = pointer_to(_Running), pointer_to(_Work)
 _RUNNING_BYTES = _Running.dtype.itemsize
+_NUMBERS = ("num_changes", "numbering", "last_seq", "owner")
 
 
 class Replayed:
@@ -186,11 +183,12 @@ class Replayed:
         """
         memory = self._make_memory(streams)
         for k, stream in enumerate(streams):
-            _begin(stream, memory, k)
+            if stream.record is not None:
+                _bring_back(stream.record, memory, k)
         self._apply(streams, memory.running)
-        for k, stream in enumerate(streams):
-            state, ring = memory.running[k], memory.ring(k)
-            last_seq, numbering = int(state["last_seq"]), int(state["numbering"])
+        numbers = (memory.running[name].tolist() for name in _NUMBERS)
+        for k, (num_changes, numbering, last_seq, owner) in enumerate(zip(*numbers, strict=True)):
+            stream, ring = streams[k], memory.rings[k]
             num_ring = min(ring.window, last_seq) if numbering == NUMBERED else 0
             num_outputs = _num_outputs(stream, last_seq, num_ring)
             has_outputs = ring.window > 1 and num_ring > 0
@@ -199,7 +197,7 @@ class Replayed:
                 model=name,
                 fingerprint=fingerprint,
                 arithmetic=arithmetic,
-                owner=_owner_of(stream, int(state["owner"])),
+                owner=_owner_of(stream, owner),
                 numbering=numbering,
                 window=ring.window,
                 last_seq=last_seq,
@@ -209,8 +207,8 @@ class Replayed:
                 outputs=memory.outputs[ring.places(last_seq, num_outputs)]
                 if has_outputs
                 else np.zeros((0, 0), np.uint8),
-                incarnation=int(state["incarnation"]),
-                num_changes=int(state["num_changes"]),
+                incarnation=stream.incarnation,
+                num_changes=num_changes,
             )
             yield stream.stream, record
 
@@ -226,7 +224,10 @@ class Replayed:
         running["digests"] = address_of(digests) + 8 * firsts
         running["outputs"] = address_of(outputs) + self._y_bytes * firsts
         running["window"] = windows
-        return _Memory(rows, digests, outputs, firsts.tolist(), running)
+        running["next"] = [stream.address for stream in streams]
+        running["end"] = running["next"] + [8 * stream.num_entries for stream in streams]
+        rings = list(map(_Ring, firsts.tolist(), windows.tolist()))
+        return _Memory(rows, digests, outputs, rings, running)
 
     def _apply(self, streams: list[ReplayedStream], running: NDArray[np.void]) -> None:
         program, work = self._program, _Work.one()
@@ -248,18 +249,12 @@ class Replayed:
             raise stream.damage(f"after step {state['last_seq']} it has {kind} {entry.seq}")
 
 
-def _begin(stream: ReplayedStream, memory: _Memory, k: int) -> None:
-    """Say where a stream's entries are, and bring back what its record has."""
-    state, record = memory.running[k], stream.record
-    state["next"] = stream.address
-    state["end"] = stream.address + 8 * stream.num_entries
-    state["incarnation"] = stream.incarnation
-    if record is None:
-        return
-    state["is_open"], state["num_changes"] = 1, record.num_changes
-    state["numbering"], state["last_seq"] = record.numbering, record.last_seq
+def _bring_back(record: StreamRecord, memory: _Memory, k: int) -> None:
+    """Let a stream be what its record says."""
+    numbers = record.num_changes, record.numbering, record.last_seq, 0, 1
+    memory.running[[*_NUMBERS, "is_open"]][k] = numbers
     memory.rows[k] = np.frombuffer(record.row, "<f4")
-    ring = memory.ring(k)
+    ring = memory.rings[k]
     memory.digests[ring.places(record.last_seq, len(record.digests))] = record.digests
     if record.outputs.size:
         memory.outputs[ring.places(record.last_seq, len(record.outputs))] = record.outputs
