@@ -340,6 +340,16 @@ def test_what_float32_costs_is_no_error_and_a_coarse_check_says_so(saved, tmp_pa
     assert Model.load(tmp_path / "model.safetensors").spec.training["proof"]["is_coarse"]
 
 
+def test_of_a_long_recording_every_step_is_compared(saved, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("streamrnn.importers.proof._MOVED_STEPS", 5)
+    tensors = recurrent() | linear()
+    y = dense(tensors, run_cell(tensors, X))
+    assert run(saved(tensors), tmp_path, *record(tmp_path, X, y.astype(np.float32))) == 0
+    y[9, 1] += 1e-3
+    assert run(saved(tensors), tmp_path, *record(tmp_path, X, y.astype(np.float32))) == 1
+    assert "first at stream 0, step 9, output 'y1'" in capsys.readouterr().err
+
+
 def test_half_precision_says_so(saved, tmp_path, capsys):
     tensors = recurrent() | linear()
     y = dense(tensors, run_cell(tensors, X)).astype(np.float16)
