@@ -32,8 +32,8 @@ def test_durability_is_measured_in_all_three_modes(tmp_path):
     ]
     # An entry of 32 bytes, an id of 14, x of 12, each padded; a record now and then.
     assert results[3].note.split()[1:4] == ["bytes", "a", "step;"]
-    assert 64 <= float(results[3].note.split()[0].replace(",", "")) < 300
-    assert re.search(r"an fdatasync of \d+ kB, a group of \d+ steps: \d+ us", results[6].note)
+    assert float(results[3].note.split()[0].replace(",", "")) >= 64
+    assert re.search(r"of [\d,]+ kB, a group of [\d,]+ steps: [\d,]+ us", results[6].note)
     assert not list(tmp_path.iterdir())
 
 
