@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -16,12 +17,14 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamr
 
 from streamrnn import Engine
 from streamrnn.errors import DeviceError
+from streamrnn.kernels.cuda import network
 from streamrnn.kernels.cuda.compiler import SIMULATED, require_gpu
 from streamrnn.model.spec import OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from streamrnn_client import Client
 from streamrnn_server.testing import serving
 from tests.support.engines import assert_same_bits, stepped
+from tests.support.forms import FORMS, form_of
 from tests.support.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
 from tests.tolerances import KERNEL_RELATIVE, TENSOR
 
@@ -81,6 +84,28 @@ def test_the_bits_are_those_of_the_cpu(rng, cell):
     """As long as no number is subnormal: the CPU takes those for 0."""
     model = random_model(rng, layers=[(cell, 100), (cell, 33)], inputs=9, head="tanh")
     x = random_inputs(rng, model.spec, 200, 20)
+    gpu = stepped(Engine(model, device="cuda", max_streams=256), x)
+    assert_same_bits(gpu, stepped(Engine(model, max_streams=256), x))
+
+
+@pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
+@pytest.mark.parametrize("wide_from", [1, 1 << 30])
+def test_the_bits_are_those_of_the_cpu_at_every_size(rng, monkeypatch, cell, wide_from):
+    """In both tiles. The chunks' kernel, which each model has of its own, is left out."""
+    tiling = dataclasses.replace(network.TILING, min_wide_blocks=wide_from)
+    monkeypatch.setattr(network, "TILING", tiling)
+    monkeypatch.setattr(network, "persistent_shape", lambda *args: None)
+    for size in range(1, 131):
+        model = random_model(rng, layers=[(cell, size)], inputs=size % 19 + 1, head="tanh")
+        x = random_inputs(rng, model.spec, 9, 10)
+        gpu = stepped(Engine(model, device="cuda", max_streams=16), x)
+        assert_same_bits(gpu, stepped(Engine(model, max_streams=16), x))
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if "norm" not in name])
+def test_the_bits_of_other_forms_are_those_of_the_cpu(rng, name):
+    model = random_model(rng, layers=[form_of(name, 70), form_of(name, 33)], inputs=9)
+    x = random_inputs(rng, model.spec, 200, 10)
     gpu = stepped(Engine(model, device="cuda", max_streams=256), x)
     assert_same_bits(gpu, stepped(Engine(model, max_streams=256), x))
 
