@@ -25,14 +25,14 @@ def serving(models: Mapping[str, Model], **options: Any) -> Iterator[Server]:
     models : mapping of str to Model
         What to serve.
     **options
-        Fields of `ServerConfig`; the address is a free port of 127.0.0.1.
+        Fields of `ServerConfig`; by default the address is a free port of 127.0.0.1.
 
     Yields
     ------
     Server
         Ready; its ``endpoints`` say where.
     """
-    config = ServerConfig(bind=Endpoint("127.0.0.1", 0), **options)
+    config = ServerConfig(**{"bind": Endpoint("127.0.0.1", 0), **options})
     server = Server(models, config, EventLog(stream=io.StringIO()))
     thread = threading.Thread(target=server.run, name="control")
     thread.start()

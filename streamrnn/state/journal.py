@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -35,13 +35,16 @@ __all__ = [
     "SegmentWriter",
     "encode_entry",
     "entries_of",
+    "leave_in_segment",
     "read_journal",
+    "remove_unfinished",
     "segment_paths",
     "sync_directory",
 ]
 
 JOURNAL_DIRECTORY = "journal"  # in a state directory
 _SEGMENT_NAME = re.compile(r"\d{10}-\d{5}-\d{10}\.journal", re.ASCII)
+_NEW_SUFFIX = ".new"  # of a segment that takes another's place
 _MAGIC, _GROUP_MAGIC, _VERSION = b"SRNJ", b"SRNG", 1
 _HEAD = struct.Struct("<4sHHIIqqII")  # magic, version, shard, bytes, models, epoch, number, ...
 _GROUP_HEAD = struct.Struct("<4sIqqqII")  # magic, entries, bytes, place, sequence, CRC, 0
@@ -255,8 +258,8 @@ class SegmentWriter:
         If it cannot be made.
     """
 
-    def __init__(self, directory: Path, head: SegmentHead) -> None:
-        self.path = directory / head.file_name
+    def __init__(self, directory: Path, head: SegmentHead, path: Path | None = None) -> None:
+        self.path = directory / head.file_name if path is None else path
         data = _encode_head(head)
         self._seed = int.from_bytes(data[-_CHECKSUM_BYTES:], "little")
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _FILE_MODE)
@@ -276,11 +279,15 @@ class SegmentWriter:
         OSError
             If it may not be.
         """
+        self.write_group(sequence, num_entries, entries)
+        self.sync()
+
+    def write_group(self, sequence: int, num_entries: int, entries: memoryview | bytes) -> None:
+        """Write a group that is durable only when `sync` has returned; raises OSError."""
         num_bytes = GROUP_HEAD_BYTES + len(entries)
         numbers = _GROUP_MAGIC, num_entries, num_bytes, self.num_bytes, sequence
         checksum = crc32(entries, crc32(_GROUP_HEAD.pack(*numbers, 0, 0), self._seed))
         self._write([_GROUP_HEAD.pack(*numbers, checksum, 0), entries])
-        self.sync()
 
     def sync(self) -> None:
         """Make what was written durable; raises OSError if it may not be."""
@@ -310,6 +317,41 @@ def sync_directory(directory: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def leave_in_segment(segment: Segment, streams: Set[bytes]) -> None:
+    """Leave in a segment on disk only what was done to some streams; its groups keep their places.
+
+    After a crash the file is what it was before, or what it was to be.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; nothing is changed then.
+    StoreError
+        As `entries_of` does.
+    """
+    num_models = len(segment.head.models)
+    path = segment.path.with_suffix(_NEW_SUFFIX)
+    left = SegmentWriter(segment.path.parent, segment.head, path)
+    try:
+        for group in segment.groups:
+            entries = [each for each in entries_of(group, num_models) if each.stream in streams]
+            left.write_group(group.sequence, len(entries), b"".join(map(encode_entry, entries)))
+        left.sync()
+        path.replace(segment.path)
+        sync_directory(path.parent)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        left.close()
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Delete what a crash has left of `leave_in_segment`."""
+    for path in directory.glob(f"*{_NEW_SUFFIX}"):
+        path.unlink()
 
 
 def segment_paths(directory: Path) -> list[Path]:

@@ -5,8 +5,10 @@ A crash is a copy of the directory as it is at a moment: what was answered befor
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -18,12 +20,15 @@ from streamrnn.state.journal import JOURNAL_DIRECTORY, segment_paths
 from streamrnn.state.record import decode_record
 from streamrnn.state.store import STREAMS, StateStore
 from streamrnn_client import Client
-from streamrnn_client.errors import StreamRNNClientError
+from streamrnn_client.errors import Gap, Quarantined, StreamRNNClientError
 from streamrnn_client.protocol import canonical_id
 from streamrnn_server.cli import main
+from streamrnn_server.config import Endpoint
+from streamrnn_server.storage.journal_writer import JournalWriter
 from streamrnn_server.testing import serving
 from tests.support.models import exploding_model, random_model
 from tests.support.peer import RARELY_S, Peer, step
+from tests.support.program import free_ports
 
 NUM_INPUTS, NUM_STEPS, WINDOW = 3, 40, 8
 
@@ -256,6 +261,109 @@ def test_a_stream_that_turns_nan_is_put_back_to_its_last_good_step(tmp_path, fir
             again = peer.call("step", "a", last_good, x.tobytes())
             assert again[0][0] == "quarantined"
         peer.socket.close()
+
+
+def until_refused(peer, window, first_seq=1):
+    """Step a stream of the exploding model, other inputs each time; return what was answered."""
+    peer.ok("open", "a", None, window)
+    answered: dict[int, tuple[bytes, bytes]] = {}
+    for seq in itertools.count(1):
+        x = np.array([1 + 0.25 * seq], np.float32).tobytes()
+        error, result = peer.call("step", "a", seq, x)
+        if error is not None:
+            assert error[0] == "quarantined"
+            return answered, seq, x
+        answered[seq] = x, result[2]
+
+
+@pytest.mark.parametrize("is_replayed", [False, True])
+@pytest.mark.parametrize("window", [1, 2, 8])
+def test_the_number_of_a_step_that_was_put_back_is_no_other_steps(tmp_path, window, is_replayed):
+    servers = Servers(exploding_model(), tmp_path / "state")
+    with servers.serve() as server:
+        peer = Peer(server.endpoints[0])
+        answered, refused, x = until_refused(peer, window)
+        peer.ok("reset", "a", refused + 1)
+        after = servers.crash()
+        if not is_replayed:
+            after.directory = tmp_path / "other"
+        peer.socket.close()
+    if not is_replayed:
+        after = servers
+    with after.serve() as server:
+        peer = Peer(server.endpoints[0])
+        for each in (x, *(x for x, _ in answered.values())):
+            code, _ = peer.error("step", "a", refused, each)
+            assert code == ("stale" if window == 1 else "conflict")
+        peer.socket.close()
+
+
+def test_a_chunk_refused_in_its_midst_is_answered_when_the_steps_before_are_on_disk(
+    tmp_path, monkeypatch
+):
+    servers = Servers(exploding_model(), tmp_path / "state")
+    gate, write = threading.Event(), JournalWriter._write
+    gate.set()
+
+    def write_when_let(*args):
+        gate.wait()
+        write(*args)
+
+    monkeypatch.setattr(JournalWriter, "_write", write_when_let)
+    with servers.serve() as server:
+        peer = Peer(server.endpoints[0])
+        peer.ok("open", "a", None, 16)
+        gate.clear()
+        chunk = peer.send("step", "a", 1, np.ones(16, np.float32).tobytes())
+        hello = peer.send("hello", {})
+        first, *_ = peer.receive()
+        gate.set()
+        assert first == hello
+        msgid, error, _ = peer.receive()
+        assert (msgid, error[0]) == (chunk, "quarantined")
+        after = servers.crash()
+        peer.socket.close()
+    monkeypatch.undo()
+    with after.serve() as server:
+        peer = Peer(server.endpoints[0])
+        assert peer.ok("open", "a", None, 16)[0] == error[2]["expected"] - 2
+        peer.socket.close()
+
+
+@pytest.mark.parametrize(
+    ("durability", "way_on"),
+    [(durability, way) for durability in ("always", "checkpoint") for way in ("reset", "step")]
+    + [("always", "rollback")],
+)
+def test_a_client_goes_on_when_a_server_was_started_again_after_a_refused_step(
+    tmp_path, durability, way_on
+):
+    bind = Endpoint("127.0.0.1", free_ports(1))
+    servers = Servers(exploding_model(), tmp_path / "state")
+    options = {"durability": durability, "bind": bind}
+    x = np.ones(1, np.float32)
+    with Client(str(bind)) as client:
+        with servers.serve(**options):
+            stream = client.stream("a", window=8)
+            last_good = 0
+            with contextlib.suppress(Quarantined):
+                for last_good in range(99):  # noqa: B007
+                    stream.step(x)
+            assert stream.last_seq == last_good + 1
+        with servers.serve(**options):
+            if way_on == "reset":
+                stream.reset()
+                assert stream.last_seq == last_good + 1
+                assert np.isfinite(stream.step(x)).all()
+            elif way_on == "rollback":
+                assert stream.rollback() == last_good + 1
+                with pytest.raises(Quarantined):
+                    stream.step(x)
+            else:
+                with pytest.raises(Gap):
+                    stream.step(x)
+                with pytest.raises(Quarantined):
+                    stream.step(x)
 
 
 def test_streams_of_another_model_are_held_and_not_deleted(servers, x, y):

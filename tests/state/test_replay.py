@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from streamrnn.state.store import STREAMS, StateStore
 from streamrnn_client.protocol import ErrorCode, canonical_id
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.storage import replay
+from streamrnn_server.storage.record_lookup import ServedModel
 from streamrnn_server.storage.replay import SET_ASIDE, UNDER_WAY, Replay
 from streamrnn_server.storage.state_dir import served_models
 from tests.support.models import random_model
@@ -208,6 +210,49 @@ def test_a_number_that_was_refused_for_nan_is_skipped_by_a_reset(journal):
     journal.replay()
     assert journal.record().last_seq == 6
     assert journal.record().row == row_after(X[4:6])
+
+
+@pytest.mark.parametrize("is_opened_again", [False, True])
+def test_a_stream_that_was_closed_does_not_come_back_from_a_segment_that_is_kept(
+    journal, is_opened_again
+):
+    b, c = canonical_id("b"), canonical_id("c")
+    head = HEAD._replace(models=(*HEAD.models, ("old", "ab" * 32)))
+    others = [each._replace(model=1) for each in (opened(stream=b), *stepped(1, 2, stream=b))]
+    journal.write(opened(), others[0], *stepped(1, 3), head=head)
+    journal.write(*others[1:], *stepped(4, 5), head=head._replace(number=2))
+    journal.write(opened(stream=c), head=head._replace(number=3))
+    assert journal.replay().keys() == {b}
+    assert journal.record().last_seq == 5
+    records = [(STREAMS, key, None) for key in (A, c)]
+    journal.store.commit(records, 0)  # closed, and checkpoints have dropped what was told of it
+    if is_opened_again:
+        journal.write(opened(2), *stepped(1, 1, 2), head=HEAD._replace(epoch=2))
+    assert journal.replay().keys() == {b}
+    assert (journal.record() is not None) == is_opened_again
+    assert journal.record(c) is None
+    served = [*SERVED, ServedModel("old", "ab" * 32, SERVED[0].row_bytes, SERVED[0].y_bytes)]
+    assert journal.replay(served=served, programs={**PROGRAMS, "old": PROGRAMS["m"]}) == {}
+    assert journal.record(b).last_seq == 2
+    assert (journal.record() is not None) == is_opened_again
+    assert list(journal.directory.iterdir()) == []
+
+
+def test_a_crash_as_a_segment_is_written_anew_leaves_it_as_it_was(journal, monkeypatch):
+    head = HEAD._replace(models=(*HEAD.models, ("old", "ab" * 32)))
+    b = opened(stream=canonical_id("b"))._replace(model=1)
+    path = journal.write(opened(), b, *stepped(1, 3), head=head)
+    content = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentWriter, "sync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            journal.replay()
+    assert path.read_bytes() == content
+    assert len(list(journal.directory.iterdir())) == 3  # and whose replay was under way
+    assert journal.replay().keys() == {b.stream}
+    assert list(journal.directory.iterdir()) == [path]
+    assert len(path.read_bytes()) < len(content)
 
 
 def test_other_arithmetic_and_other_models_are_held_and_drained_later(journal):

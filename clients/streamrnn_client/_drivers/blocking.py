@@ -14,8 +14,8 @@ import zmq
 
 from streamrnn_client._drivers.sockets import Connection, send_outbox
 from streamrnn_client._session.exchange import Call, Exchange, result_of
-from streamrnn_client._session.session import Operation, Session, step_parts
-from streamrnn_client._session.stream_state import StreamState
+from streamrnn_client._session.session import Operation, Session
+from streamrnn_client._session.stream_state import StreamState, step_parts
 from streamrnn_client._session.turns import Claim, Era, give_back, has_turn, take, turn_timeout
 from streamrnn_client.errors import ClientClosed, NotSupported, StreamRNNClientError
 from streamrnn_client.inputs import Array

@@ -160,6 +160,8 @@ class _Replay:
         self.failed: Errors = {}
         self.found: dict[int, ServerLag] = {}
         self._next: dict[int, int] = {}
+        self._last: dict[int, int] = {}  # of the chunk under way
+        self._oldest: dict[int, int] = {}  # whose output the server has
         self._num_moves = 0
 
     def run(self, results: Results) -> Operation[None]:
@@ -167,14 +169,15 @@ class _Replay:
             state = self.states[i]
             assert state.replay_log is not None
             state.window, state.is_open = window, True
-            # The steps that the server still has outputs of are sent too: should another client
-            # have made others of the same numbers, then that is a conflict, never a mixture.
-            oldest = told[0] if told else max(last_seq + 1 - window, 1)
-            self._next[i] = max(state.replay_log.first_seq(last_seq + 1), oldest)
+            # The steps that the server remembers are sent too: should another client have made
+            # others of the same numbers, then that is a conflict, never a mixture.
+            first = max(last_seq + 1 - window, 1)
+            self._next[i] = max(state.replay_log.first_seq(last_seq + 1), first)
+            self._oldest[i] = told[0] if told else first
         while todo := [i for i, seq in self._next.items() if seq <= self.states[i].last_seq]:
             calls: list[Call] = []
             try:
-                calls.extend(self._submit(self.states[i], self._next[i]) for i in todo)
+                calls.extend(self._submit(i) for i in todo)
                 for call in calls:
                     yield call
             finally:
@@ -186,10 +189,13 @@ class _Replay:
         for i in self._next:
             self.states[i].instance = self.instance
 
-    def _submit(self, state: StreamState, seq: int) -> Call:
+    def _submit(self, i: int) -> Call:
+        state, seq = self.states[i], self._next[i]
         assert state.replay_log is not None
         num_steps = min(self.view.max_chunk(state), state.last_seq + 1 - seq)
-        _, _, x = state.replay_log.chunk(seq, num_steps)
+        if seq < self._oldest[i]:  # of these there is only a digest
+            num_steps = min(num_steps, self._oldest[i] - seq)
+        _, self._last[i], x = state.replay_log.chunk(seq, num_steps)
         endpoint = self.view.endpoint(state)
         if x is None:
             return self.ex.submit(endpoint, "reset", (_RESET, msgpack.packb([state.id, seq])))
@@ -208,6 +214,9 @@ class _Replay:
         if isinstance(error, errors.Moved) and self._num_moves < MAX_MOVES * len(self.states):
             self._num_moves += 1
             self.view.note_moved(state, error.detail)
+            return
+        if isinstance(error, errors.Stale) and self._last[i] < self._oldest[i]:
+            self._next[i] = self._last[i] + 1  # they are the same, and their outputs have arrived
             return
         found = server_lag(self.view, state, error)
         if isinstance(error, errors.Stale):  # it went on meanwhile; `open` tells how far

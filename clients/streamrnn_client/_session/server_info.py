@@ -286,6 +286,7 @@ class ServerView:
         Without a replay log, a step that the server no longer knows of is a loss.
         """
         last_seq, durable_seq, window, *_ = result
+        state.forget_refused(last_seq)
         if last_seq < state.last_seq:
             if state.replay_log is not None:
                 return False
@@ -343,6 +344,10 @@ class ServerView:
         """Return what a stream lost according to an error; empty if nothing."""
         expected = error.detail.get("expected")
         if isinstance(error, errors.Gap) and isinstance(expected, int):
+            state.forget_refused(expected - 1)
+        elif isinstance(error, errors.UnknownStream):
+            state.forget_refused(0)
+        if isinstance(error, errors.Gap) and isinstance(expected, int):
             if expected <= state.last_seq:
                 return f"the server expects step {expected} next"
         elif isinstance(error, errors.Expired):
@@ -399,5 +404,6 @@ class ServerView:
             expected = error.detail.get("expected")
             if isinstance(expected, int) and state.numbered:
                 state.last_seq = state.unread_seq = max(state.last_seq, expected - 1)
+                state.refused_seq = expected - 1
         error.detail.setdefault("stream", state.id)
         return error

@@ -16,7 +16,7 @@ import msgpack
 import numpy as np
 
 from streamrnn_client import errors
-from streamrnn_client._session.exchange import Buffer, Call, Exchange
+from streamrnn_client._session.exchange import Call, Exchange
 from streamrnn_client._session.per_shard import Errors
 from streamrnn_client._session.replay import (
     MAX_REPLAYS,
@@ -28,22 +28,18 @@ from streamrnn_client._session.replay import (
 )
 from streamrnn_client._session.server_info import MAX_MOVES, Operation, ServerView
 from streamrnn_client._session.stream_group import Rows
-from streamrnn_client._session.stream_state import StreamState
+from streamrnn_client._session.stream_state import StreamState, step_parts, without_received
 from streamrnn_client._session.turns import Claim
 from streamrnn_client._session.unfinished import Unfinished
 from streamrnn_client.inputs import Array
 from streamrnn_client.protocol import (
     MAX_SEQ,
     ErrorCode,
-    encode_bin_header,
-    encode_uint,
     error_message,
 )
 
-__all__ = ["Operation", "Session", "step_parts"]
+__all__ = ["Operation", "Session"]
 
-_STEP = msgpack.packb("step") + b"\x94"
-_NUM_PARAMS = {"step": 4, "reset": 3}  # with what was received
 _MIN_SYNC_S, _MAX_SYNC_S = 0.01, 0.5  # between two tries to have a disk written
 
 
@@ -227,7 +223,7 @@ class Session(ServerView):
                     yield from self._open_again(ex, state)
                 elif (
                     isinstance(error, errors.BadParams)
-                    and (plain := _without_received(call)) is not None
+                    and (plain := without_received(call.payload)) is not None
                     and not (yield from self.refresh(ex))
                     and not self.has_received
                 ):  # an older server is in the place of this one
@@ -265,6 +261,8 @@ class Session(ServerView):
                 f"expected were {num_steps * state.model.output_size}"
             )
         state.durable_seq = durable_seq
+        if first_seq > state.last_seq + 1:  # steps between were made, and answered to somebody else
+            state.unread_seq = first_seq - 1
         if state.replay_log is not None:
             state.replay_log.append(first_seq, num_steps, x, state.last_seq)
             state.replay_log.drop_durable(durable_seq)
@@ -344,20 +342,40 @@ class Session(ServerView):
         """Set a stream's state back to that of a new one; takes a number, like a step."""
         claim = Claim((state,))
         yield claim
-        seq = self.next_seq(state, None, 1)
+        self.next_seq(state, None, 1)
         if state.replay_log is not None and state.replay_log.is_full(1):
             yield from self._wait_for_one(ex, state, 1)
-        claim.before = (state.last_seq,)
-        params = [state.id, seq]
-        if received := self.received(state):
-            params.append(received)
-        call = self.call(ex, state, "reset", params, may_resend=seq > 0, deadline=claim.deadline)
-        last_seq, durable_seq = yield from self.settle(ex, state, call)
+        received = self.received(state)
+        seq, last_seq, durable_seq = yield from self.numbered_call(
+            ex, state, "reset", [received] if received else [], claim
+        )
         if state.replay_log is not None:
             state.replay_log.append(seq, 1, None, state.last_seq)
         state.last_seq = last_seq
         state.note_durable(durable_seq)
         state.in_doubt = False
+
+    def numbered_call(
+        self, ex: Exchange, state: StreamState, method: str, rest: list[Any], claim: Claim
+    ) -> Operation[tuple[int, int, int]]:
+        """Request a change that takes a number and is no step.
+
+        Returns its number, the last one, and the last one on disk.
+        """
+        deadline = claim.deadline
+        while True:
+            seq = self.next_seq(state, None, 1)
+            claim.before = (state.last_seq,)
+            params = [state.id, seq, *rest]
+            call = self.call(ex, state, method, params, may_resend=seq > 0, deadline=deadline)
+            try:
+                last_seq, durable_seq = yield from self.settle(ex, state, call)
+            except errors.Gap:
+                if state.last_seq + 1 == seq:
+                    raise
+                deadline = None  # the number before was given back: `forget_refused`
+            else:
+                return seq, last_seq, durable_seq
 
     def close(self, ex: Exchange, state: StreamState) -> Operation[bool]:
         """Close a stream: the server forgets its state. True if there was one."""
@@ -403,24 +421,6 @@ class Session(ServerView):
         return ex.submit(
             self.endpoint(state), method, parts, may_resend=may_resend, deadline=deadline
         )
-
-
-def step_parts(
-    state: StreamState, first_seq: int, x: Array, received: int = 0
-) -> tuple[Buffer, ...]:
-    """Return the encoded method and parameters of steps."""
-    head, seq, size = state.step_head, encode_uint(first_seq), encode_bin_header(x.nbytes)
-    if not received:
-        return head, seq, size, x.data
-    return _STEP, state.packed_id, seq, size, x.data, encode_uint(received)
-
-
-def _without_received(call: Call) -> tuple[Buffer, ...] | None:
-    """Return the parts of a call that tells what was received, without that; None if it is none."""
-    _, _, method, params = msgpack.unpackb(call.payload)
-    if len(params) != _NUM_PARAMS.get(method):
-        return None
-    return msgpack.packb(method), msgpack.packb(params[:-1])
 
 
 def _read_only(state: StreamState) -> errors.ReadOnly:

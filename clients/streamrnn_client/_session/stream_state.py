@@ -1,4 +1,4 @@
-"""What a client knows of each of its streams: no logic, no sockets."""
+"""What a client knows of each of its streams, and how it is written: no logic, no sockets."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import msgpack
 
 from streamrnn_client._session.replay_log import ReplayLog
 from streamrnn_client.errors import BadParams
-from streamrnn_client.inputs import ModelInfo
+from streamrnn_client.inputs import Array, ModelInfo
 from streamrnn_client.protocol import (
     ProtocolError,
     StreamId,
     canonical_id,
+    encode_bin_header,
+    encode_uint,
     hash_slot,
 )
 
@@ -22,10 +24,11 @@ if TYPE_CHECKING:
     from streamrnn_client._session.turns import Claim
     from streamrnn_client._session.unfinished import Unfinished
 
-__all__ = ["StreamState", "as_id", "as_ids", "pack_ids"]
+__all__ = ["StreamState", "as_id", "as_ids", "pack_ids", "step_parts", "without_received"]
 
 _PLAIN = frozenset((str, int))  # a bool, an Enum or a subclass is equal to one, and is none
-_STEP = msgpack.packb("step") + b"\x93"
+_STEP, _STEP_WITH_RECEIVED = (msgpack.packb("step") + head for head in (b"\x93", b"\x94"))
+_NUM_PARAMS = {"step": 4, "reset": 3}  # with what was received
 
 
 class StreamState:
@@ -33,12 +36,13 @@ class StreamState:
 
     `window` bounds unacknowledged steps; `last_seq` and `durable_seq` are the last step applied and
     the last one on disk, as far as the server said. `unread_seq` is the last one whose output the
-    caller may not have got, though it knows of later ones; 0: there is none. `instance` is the
-    start of the server under which the stream was opened. `in_doubt` says that a step's fate is
-    unknown, `lost` why the state is lost (empty: it is not). `turn` is the call that has the stream
-    now, `waiting` are those after it; `unfinished` is left by a `steps` that ended before its end.
-    `replay_log` is None where the server has no disk or the steps have no numbers. `packed_id` and
-    `step_head` are MessagePack.
+    caller may not have got, though it knows of later ones; 0: there is none. `refused_seq` is that
+    of a step which turned the state NaN: a server keeps none of it. `instance` is the start of the
+    server under which the stream was opened. `in_doubt` says that a step's fate is unknown, `lost`
+    why the state is lost (empty: it is not). `turn` is the call that has the stream now, `waiting`
+    are those after it; `unfinished` is left by a `steps` that ended before its end. `replay_log` is
+    None where the server has no disk or the steps have no numbers. `packed_id` and `step_head` are
+    MessagePack.
     """
 
     __slots__ = (
@@ -53,6 +57,7 @@ class StreamState:
         "model",
         "numbered",
         "packed_id",
+        "refused_seq",
         "replay_log",
         "step_head",
         "turn",
@@ -70,6 +75,7 @@ class StreamState:
         self.last_seq = 0
         self.durable_seq = 0
         self.unread_seq = 0
+        self.refused_seq = 0
         self.instance = ""
         self.is_open = False
         self.in_doubt = False
@@ -97,6 +103,12 @@ class StreamState:
         self.unread_seq = 0
         return self.last_seq
 
+    def forget_refused(self, last_seq: int) -> None:
+        """Give back the number of a refused step, if the server knows of steps before it only."""
+        if last_seq < self.refused_seq == self.last_seq:
+            self.last_seq -= 1
+            self.refused_seq = 0
+
     def note_durable(self, durable_seq: int) -> None:
         """Set the last step on disk, and drop what is there from the replay log."""
         self.durable_seq = durable_seq
@@ -115,6 +127,24 @@ class StreamState:
     def is_pristine(self) -> bool:
         """Whether nothing is lost if the server does not know the stream."""
         return self.numbered and self.last_seq == 0
+
+
+def step_parts(
+    state: StreamState, first_seq: int, x: Array, received: int = 0
+) -> tuple[bytes | memoryview, ...]:
+    """Return the encoded method and parameters of steps."""
+    head, seq, size = state.step_head, encode_uint(first_seq), encode_bin_header(x.nbytes)
+    if not received:
+        return head, seq, size, x.data
+    return _STEP_WITH_RECEIVED, state.packed_id, seq, size, x.data, encode_uint(received)
+
+
+def without_received(payload: bytes) -> tuple[bytes | memoryview, ...] | None:
+    """Return the parts of a request without what was received; None if it does not tell that."""
+    _, _, method, params = msgpack.unpackb(payload)
+    if len(params) != _NUM_PARAMS.get(method):
+        return None
+    return msgpack.packb(method), msgpack.packb(params[:-1])
 
 
 def pack_ids(states: Sequence[StreamState]) -> bytes:

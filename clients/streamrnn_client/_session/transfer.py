@@ -53,14 +53,9 @@ def rollback(
     """Restore a snapshot's state, or the last one on disk; takes a step's number."""
     claim = Claim((state,))
     yield claim
-    seq = session.next_seq(state, None, 1)
-    claim.before = (state.last_seq,)
-    params = [state.id, seq, name]
-    may_resend = seq > 0
-    call = session.call(
-        ex, state, "rollback", params, may_resend=may_resend, deadline=claim.deadline
+    _, last_seq, durable_seq = yield from session.numbered_call(
+        ex, state, "rollback", [name], claim
     )
-    last_seq, durable_seq = yield from session.settle(ex, state, call)
     state.last_seq = max(state.last_seq, last_seq)
     state.note_durable(durable_seq)
     state.in_doubt = False

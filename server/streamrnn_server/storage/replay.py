@@ -18,7 +18,9 @@ from streamrnn.kernels.cpu.program import Program
 from streamrnn.state.journal import (
     ChangeKind,
     Segment,
+    leave_in_segment,
     read_journal,
+    remove_unfinished,
     segment_paths,
     sync_directory,
 )
@@ -93,6 +95,7 @@ class Replay:
             suspects = []
         for stream in set_aside:
             self._set_aside(stream)
+        remove_unfinished(self._directory)
         paths = segment_paths(self._directory)
         num_done, kept = 0, []
         kept_places = set()
@@ -105,12 +108,16 @@ class Replay:
                     num_bytes=segment.num_torn,
                 )
             place = segment.head.epoch, segment.head.shard
-            is_done = self._replay_segment(segment, suspects, num_attempts)
-            if is_done and place not in kept_places:
+            table = table_of(segment)
+            held = self._replay_segment(table, suspects, num_attempts)
+            if not held and place not in kept_places:
                 num_done += 1
-            else:  # and those behind it, so that none is missing between them
-                kept_places.add(place)
-                kept.append(segment.path)
+                continue
+            kept_places.add(place)
+            kept.append(segment.path)  # and those behind it, so that none is missing between them
+            if len(held) < len(table.streams):
+                # The others go on from their records now; if one is closed, it must not come back.
+                self._leave_in(segment, held)
         dropped = [path for path in paths if path not in kept]  # also those without a whole head
         for path in dropped:
             path.unlink()
@@ -121,23 +128,24 @@ class Replay:
             sync_directory(self._directory)
         if num_done:
             self._log.write("info", "the journal was replayed", num_changes=self._num_changes)
-        held = {stream: why for stream, why in self._held.items() if stream in self._lacking}
+        refused = {stream: why for stream, why in self._held.items() if stream in self._lacking}
         if kept:
-            self._tell_held(held, kept)
-        return held
+            self._tell_held(refused, kept)
+        return refused
 
-    def _replay_segment(self, segment: Segment, suspects: list[bytes], num_attempts: int) -> bool:
-        """Replay a segment; tell whether nothing of it is left."""
-        table = table_of(segment)
+    def _replay_segment(
+        self, table: EntryTable, suspects: list[bytes], num_attempts: int
+    ) -> set[bytes]:
+        """Replay a segment; return the streams that are held back."""
+        segment = table.segment
         indices = [self._index_of(segment, k) for k in range(len(segment.head.models))]
-        num_held = 0
+        held: set[bytes] = set()
         closed: list[Change] = []
         waiting: list[list[ReplayedStream]] = [[] for _ in self._replayed]
         for k in range(len(table.streams)):
             left = self._prepare(table, k, indices, closed)
             if left is None:
-                self._lacking.add(table.streams[k])
-                num_held += 1
+                held.add(table.streams[k])
             elif left.num_entries > 0:
                 waiting[left.model].append(left)
         if closed:
@@ -146,7 +154,16 @@ class Replay:
             for part in self._parts(model, streams, suspects):
                 self._write_under_way(part, suspects, num_attempts)
                 self._commit(model, part)
-        return num_held == 0
+        self._lacking |= held
+        return held
+
+    def _leave_in(self, segment: Segment, streams: set[bytes]) -> None:
+        try:
+            leave_in_segment(segment, streams)
+        except OSError:
+            if not DiskReserve(self._directory).release():
+                raise
+            leave_in_segment(segment, streams)
 
     def _index_of(self, segment: Segment, k: int) -> int | ProtocolError:
         """Return which served model is a segment's, or why none is."""

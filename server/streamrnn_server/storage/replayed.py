@@ -25,7 +25,7 @@ from streamrnn.state.journal_table import EntryTable, data_of, entry_at, entry_h
 from streamrnn.state.record import NUMBERED, UNNUMBERED, StreamRecord
 from streamrnn.state.verify import id_text
 from streamrnn_client.protocol import MAX_SEQ, MAX_WINDOW
-from streamrnn_server.shard.memory.digest import RESET_DIGEST, digest_of
+from streamrnn_server.shard.memory.digest import REFUSED_DIGEST, RESET_DIGEST, digest_of
 
 __all__ = ["Replayed", "ReplayedStream", "apply_entries"]
 
@@ -346,9 +346,12 @@ def _change(work: _Work, stream: _Running, place: int) -> bool:
         copy_bytes(stream.row, work.initial_row, work.row_bytes)
     elif entry.kind == ChangeKind.RESET:
         # A step that was refused because the state turned NaN has had a number.
+        last_seq = stream.last_seq
         if not _take_number(stream, entry, 1):
             return False
         copy_bytes(stream.row, work.initial_row, work.row_bytes)
+        if entry.seq > last_seq + 1:
+            store_i64(stream.digests + 8 * ((entry.seq - 1) % stream.window), REFUSED_DIGEST)
         if entry.seq > 0:
             store_i64(stream.digests + 8 * (entry.seq % stream.window), RESET_DIGEST)
     elif entry.kind == ChangeKind.OWNER and stream.is_open:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import load_i64, load_u32
 
-__all__ = ["RESET_DIGEST", "digest_of"]
+__all__ = ["REFUSED_DIGEST", "RESET_DIGEST", "digest_of"]
 
 RESET_DIGEST = 0x5EED_0F_A_2E5E7  # stands for a reset in place of an input
+REFUSED_DIGEST = 0x5EED_0F_A_4EF  # of a step whose state turned NaN, and that was put back
 _MIX_A = 0x9E3779B97F4A7C15 - 2**64
 _MIX_B = 0xBF58476D1CE4E5B9 - 2**64
 _LOW_32 = 0xFFFFFFFF

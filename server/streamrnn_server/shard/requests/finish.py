@@ -18,9 +18,14 @@ def finish(shard: Shard, request: Request) -> None:
         request.num_left -= 1
         if request.num_left > 0:
             return
-    if not shard.is_always or request.code != 0 or not _is_change(request.kind):
+    # A chunk that was refused in its midst tells of the steps before that.
+    is_refused = request.code != 0 and request.progress == 0
+    if not shard.is_always or is_refused or not _is_change(request.kind):
         append(shard.pool, shard.finished, request)
     elif shard.journal.socket == 0:
+        if request.code != 0:  # its stream is frozen, and no checkpoint has more of it
+            append(shard.pool, shard.finished, request)
+            return
         # What it did to its stream must be on disk before anybody learns of it.
         append(shard.pool, shard.awaiting_checkpoint, request)
     else:

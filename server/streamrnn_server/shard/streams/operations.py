@@ -21,7 +21,7 @@ from streamrnn.kernels.memory import (
 from streamrnn_client.protocol import DEFAULT_WINDOW, MAX_SEQ, MAX_WINDOW, ErrorCode
 from streamrnn_server.shard.checkpoint.history import begin_history
 from streamrnn_server.shard.memory import header as h
-from streamrnn_server.shard.memory.digest import RESET_DIGEST, digest_of
+from streamrnn_server.shard.memory.digest import REFUSED_DIGEST, RESET_DIGEST, digest_of
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import model_of, row_of, slot_of
 from streamrnn_server.shard.requests.finish import set_error
@@ -178,6 +178,8 @@ def assign_number(shard: Shard, header: Header, request: Request, digest: int) -
         return False
     if seq > 0:
         flags |= h.IS_NUMBERED
+        if flags & h.IS_QUARANTINED and shard.journal.socket != 0:
+            remember_digest(header, seq - 1, REFUSED_DIGEST)  # which nothing was remembered of
         header.last_seq = seq
         remember_digest(header, seq, digest)
         note_received(header, request.received)
