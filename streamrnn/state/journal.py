@@ -33,6 +33,7 @@ __all__ = [
     "Segment",
     "SegmentHead",
     "SegmentWriter",
+    "delete_segment",
     "encode_entry",
     "entries_of",
     "leave_in_segment",
@@ -317,6 +318,15 @@ def sync_directory(directory: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def delete_segment(path: Path) -> None:
+    """Delete a segment, before any that comes after it.
+
+    If the next one went first in a crash, a stream could be left opened that was closed there.
+    """
+    path.unlink(missing_ok=True)
+    sync_directory(path.parent)
 
 
 def leave_in_segment(segment: Segment, streams: Set[bytes]) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import zmq
 
-from streamrnn.state.journal import SegmentHead, SegmentWriter, sync_directory
+from streamrnn.state.journal import SegmentHead, SegmentWriter, delete_segment
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.memory.journal import GroupAck, JournalOrder
 from streamrnn_server.worker import OnFailure, Worker
@@ -205,14 +205,10 @@ class JournalWriter:
         self._covered = covered
         if self._segment is not None and self._end <= covered:
             self._close_segment()
-        num_deleted = 0
         try:
             while self._closed and self._closed[0].end <= covered:
-                self._closed[0].path.unlink(missing_ok=True)
+                delete_segment(self._closed[0].path)
                 self._closed.pop(0)
-                num_deleted += 1
-            if num_deleted:
-                sync_directory(self._directory)
         except OSError as error:  # it is tried again after the next checkpoint
             self._log.write(
                 "warning",

@@ -18,11 +18,11 @@ from streamrnn.kernels.cpu.program import Program
 from streamrnn.state.journal import (
     ChangeKind,
     Segment,
+    delete_segment,
     leave_in_segment,
     read_journal,
     remove_unfinished,
     segment_paths,
-    sync_directory,
 )
 from streamrnn.state.journal_table import EntryTable, find_lacking, table_of
 from streamrnn.state.record import StreamRecord, decode_record, encode_record, fits_model
@@ -120,12 +120,10 @@ class Replay:
                 self._leave_in(segment, held)
         dropped = [path for path in paths if path not in kept]  # also those without a whole head
         for path in dropped:
-            path.unlink()
+            delete_segment(path)
         self._forget_under_way()
         if not self._lacking.intersection(set_aside):
             (self._directory / SET_ASIDE).unlink(missing_ok=True)
-        if dropped:
-            sync_directory(self._directory)
         if num_done:
             self._log.write("info", "the journal was replayed", num_changes=self._num_changes)
         refused = {stream: why for stream, why in self._held.items() if stream in self._lacking}
