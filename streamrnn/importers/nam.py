@@ -12,7 +12,15 @@ from typing import Any
 from streamrnn.errors import ModelFileError
 from streamrnn.importers.build import build_model
 from streamrnn.importers.json_text import array_of, whole
-from streamrnn.importers.network import Dense, ImportedModel, Names, Network, Recurrent, zeros
+from streamrnn.importers.network import (
+    Dense,
+    ImportedModel,
+    Names,
+    Network,
+    Recurrent,
+    note_on_first_state,
+    zeros,
+)
 
 __all__ = ["import_nam", "is_nam"]
 
@@ -88,10 +96,7 @@ def import_nam(
         }
         first = "h0 and c0" if h0.any() or c0.any() else ""
         if first and zero_state:
-            network.notes.append(
-                f"left out the first state of {name}: streams begin with zeros, and their first "
-                "outputs differ from the original's"
-            )
+            network.notes.append(note_on_first_state(f"of {name}"))
         network.layers.append(
             Recurrent(
                 name,

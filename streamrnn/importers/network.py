@@ -27,6 +27,7 @@ __all__ = [
     "Origins",
     "Recurrent",
     "Scale",
+    "note_on_first_state",
     "zeros",
 ]
 
@@ -125,6 +126,14 @@ class ImportedModel:
     became: dict[str, str] = field(default_factory=dict)
     source: str = "PyTorch state dict"
     holds_graph: bool = False
+
+
+def note_on_first_state(what: str) -> str:
+    """Return the note on a first state that was left out."""
+    return (
+        f"left out the first state {what}: streams begin with zeros, and their first outputs "
+        "differ from the original's"
+    )
 
 
 def zeros(num_rows: int) -> NDArray[np.float32]:

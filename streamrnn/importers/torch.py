@@ -24,6 +24,7 @@ from streamrnn.importers.network import (
     Layer,
     Names,
     Network,
+    note_on_first_state,
     zeros,
 )
 from streamrnn.importers.torch_layers import (
@@ -257,10 +258,7 @@ def _without_first_state(
             "cannot be held. --first-state zeros leaves it out: then the first outputs of every "
             "stream differ from the original's, until the network has forgotten its start"
         )
-    notes.append(
-        f"left out the first state {listed(states)}: streams begin with zeros, and their first "
-        "outputs differ from the original's"
-    )
+    notes.append(note_on_first_state(listed(states)))
     return [name for name in others if name not in states]
 
 

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from streamrnn.errors import ModelFileError, listed
 from streamrnn.importers.build import build_model, refuse
-from streamrnn.importers.network import Embedding, ImportedModel, Names, Network, Recurrent
+from streamrnn.importers.network import (
+    Embedding,
+    ImportedModel,
+    Names,
+    Network,
+    Recurrent,
+    note_on_first_state,
+)
 from streamrnn.importers.onnx.file import read_onnx_file
 from streamrnn.importers.onnx.graph import Graph, follow
 from streamrnn.importers.onnx.values import Signal, Symbols, Unknown, Value
@@ -101,10 +108,7 @@ def _source(graph: Graph) -> str:
 def _without_first_state(layer: Recurrent, network: Network) -> Recurrent:
     if not layer.first_state:
         return layer
-    network.notes.append(
-        f"left out the first state {layer.first_state}: streams begin with zeros, and their first "
-        "outputs differ from the original's"
-    )
+    network.notes.append(note_on_first_state(layer.first_state))
     return replace(layer, first_state="")
 
 

@@ -148,9 +148,8 @@ def roll_back(shard: Shard, header: Header, request: Request) -> bool:
     Where there is a journal the last good state is here, and back to that there is no record.
     """
     digest, is_here = request.detail[0], request.window != 0
-    if (
-        request.x_count == 0 and not is_here
-    ):  # Python has found nothing, but knows not whose the stream is
+    # Without a record Python has found nothing, but knows not whose the stream is.
+    if request.x_count == 0 and not is_here:
         set_error(request, ErrorCode.UNKNOWN_SNAPSHOT, digest & _NAME_DIGEST)
         return False
     is_open = header.flags & h.IS_OPEN
