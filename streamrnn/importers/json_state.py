@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from streamrnn.errors import ModelFileError
 from streamrnn.importers.build import refuse
 from streamrnn.importers.json_text import array_of
@@ -29,7 +31,7 @@ def is_guitarml(value: dict[str, Any]) -> bool:
 
 def is_state_dict(value: dict[str, Any]) -> bool:
     """Whether a JSON object is a state dict."""
-    return bool(value) and all(isinstance(item, list) for item in value.values())
+    return bool(value) and all(isinstance(item, list | np.ndarray) for item in value.values())
 
 
 def import_json_state_dict(

@@ -255,7 +255,7 @@ def test_a_state_dict_in_json_has_the_options_of_one(importing):
         ('{"a": [true]}', "holds something else than numbers"),
         ('{"rnn.weight_hh_l0": [[1], [1, 2]]}', "not of one length"),
         ('{"rnn.weight_hh_l0": [[1e999]], "rnn.weight_ih_l0": [[1]]}', "weight_hh_l0.* is inf"),
-        ('{"rnn.weight_hh_l0": [[' + "9" * 400 + ']], "rnn.weight_ih_l0": [[1]]}', "is no array"),
+        ('{"rnn.weight_hh_l0": [[' + "9" * 400 + ']], "rnn.weight_ih_l0": [[1]]}', "too large"),
         ('{"rnn.weight_hh_l0": [[' + "9" * 5000 + "]]}", "is no JSON that can be read"),
     ],
 )

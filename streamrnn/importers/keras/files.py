@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamrnn.errors import ModelFileError
-from streamrnn.importers.json_text import parse_json
+from streamrnn.importers.json_text import MAX_REST_BYTES, parse_json
 from streamrnn.importers.keras.hdf5 import Hdf5Contents, read_hdf5
 
 __all__ = ["HDF5_MAGIC", "ZIP_MAGIC", "KerasFile", "is_keras_archive", "read_keras_file"]
@@ -19,7 +19,6 @@ __all__ = ["HDF5_MAGIC", "ZIP_MAGIC", "KerasFile", "is_keras_archive", "read_ker
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 ZIP_MAGIC = b"PK\x03\x04"
 _MAX_BYTES = 4 << 30
-_MAX_CONFIG_BYTES = 16 << 20
 _MAX_INFLATED = 64 << 20  # of weights that are compressed; Keras compresses none
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 # What zipfile raises for damaged archives.
@@ -100,7 +99,7 @@ def _part(archive: zipfile.ZipFile, name: str) -> bytes:
     info = archive.getinfo(name)
     stored = info.compress_type == zipfile.ZIP_STORED
     most = info.compress_size if stored else _MAX_INFLATED
-    most = min(most, _MAX_CONFIG_BYTES) if name.endswith(".json") else most
+    most = min(most, MAX_REST_BYTES) if name.endswith(".json") else most
     if info.file_size > most:
         raise ModelFileError(f"{name} in {archive.filename} claims {info.file_size} bytes")
     with archive.open(info) as part:

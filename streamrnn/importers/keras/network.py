@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from streamrnn.errors import ModelFileError
 from streamrnn.importers.build import build_model
-from streamrnn.importers.json_text import read_json_file
+from streamrnn.importers.json_text import MAX_REST_BYTES, parse_json
 from streamrnn.importers.keras.files import KerasFile, read_keras_file
 from streamrnn.importers.keras.layers import RECURRENT, make_layers
 from streamrnn.importers.network import Dense, ImportedModel, Names, Network, Recurrent, Scale
@@ -68,9 +68,9 @@ def import_keras(
 
 def _read_config(path: str | os.PathLike[str]) -> KerasFile:
     with open(path, "rb") as opened:
-        start = opened.read(64).lstrip()
-    if start[:1] == b"{":
-        config = read_json_file(path)
+        start = opened.read(MAX_REST_BYTES + 1)
+    if start[:64].lstrip()[:1] == b"{":
+        config = parse_json(start, os.fspath(path))
         if not isinstance(config, dict):
             raise ModelFileError(f"{os.fspath(path)} is no JSON object")
         return KerasFile(os.fspath(path), config, str(config.get("keras_version", ""))[:40])
