@@ -41,6 +41,7 @@ COMMANDS = {
     "import": Command(
         "streamrnn.commands.import_model", "turn another framework's file into a model"
     ),
+    "export": Command("streamrnn.commands.export", "turn a model into another framework's file"),
     "inspect": Command("streamrnn.commands.inspect", "show what a model file holds"),
     "serve": Command("streamrnn_server.commands.serve", "serve models to streams"),
     "state": Command("streamrnn.commands.state", "look at a stopped server's streams, move them"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from typing import Any
 
+from streamrnn.commands.arguments import share
 from streamrnn.commands.printable import printable
 from streamrnn.importers.network import ImportedModel
 from streamrnn.importers.proof import TOLERANCE, prove, read_recording, with_proof
@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tolerance",
-        type=_tolerance,
+        type=share,
         default=TOLERANCE,
         metavar="SHARE",
         help="largest error of an output, as a share of the range over which it varies; what the "
@@ -96,13 +96,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
-
-
-def _tolerance(text: str) -> float:
-    value = float(text)
-    if not (0 < value < 1 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"{text} is no share; give a number above 0 and below 1")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Order of the gates in every source, and the one function that reorders them.
+"""Order of the gates in every source, and the functions that reorder them.
 
 `streamrnn.model.layer_spec.CELLS` has our order. docs/importing.md shows this table.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from streamrnn.errors import ModelFileError
 from streamrnn.model.layer_spec import CELLS
 
-__all__ = ["SOURCE_GATES", "in_our_order"]
+__all__ = ["SOURCE_GATES", "in_our_order", "in_their_order"]
 
 # Row blocks of a source's matrices and biases, under our names of the gates.
 SOURCE_GATES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -44,3 +44,10 @@ def in_our_order(rows: NDArray[Any], source: str, cell: str) -> NDArray[Any]:
         )
     blocks = dict(zip(theirs, np.split(rows, len(theirs)), strict=True))
     return np.concatenate([blocks[gate] for gate in ours])
+
+
+def in_their_order(rows: NDArray[Any], target: str, cell: str) -> NDArray[Any]:
+    """Bring blocks of rows [G*H, ...] from our order of gates into another framework's."""
+    theirs, ours = SOURCE_GATES[target][cell], CELLS[cell].gates
+    blocks = dict(zip(ours, np.split(rows, len(ours)), strict=True))
+    return np.concatenate([blocks[gate] for gate in theirs])

@@ -59,7 +59,9 @@ class Proof:
     facts: dict[str, Any]  # for the model's metadata
 
 
-def prove(model: Model, recording: Recording, tolerance: float = TOLERANCE) -> Proof:
+def prove(
+    model: Model, recording: Recording, tolerance: float = TOLERANCE, *, advises: bool = True
+) -> Proof:
     """Compare reference and engine with a recording.
 
     Parameters
@@ -71,6 +73,8 @@ def prove(model: Model, recording: Recording, tolerance: float = TOLERANCE) -> P
     tolerance : float
         Largest error of an output, as a share of the range over which it varies; more is allowed
         where the recording's precision costs more.
+    advises : bool
+        Whether a failure says what a user of ``streamrnn import`` may try.
 
     Returns
     -------
@@ -99,6 +103,8 @@ def prove(model: Model, recording: Recording, tolerance: float = TOLERANCE) -> P
         lines.append(f"check: {name}: max abs error {worst:.3g} over {y.size} outputs")
         failure = _first_beyond(model, recording, given, limit)
         if failure is not None:
+            if advises:
+                failure += f". {_advice(model, recording, given, limit)}"
             break
     lines.append(
         f"check: tolerance {tolerance:g} of the range of each output ({_range_text(span)}), or "
@@ -189,15 +195,13 @@ def _first_beyond(
     step = recording.x.shape[1] - 1 if recording.is_last_step else t
     return (
         f"beyond {limit[t, o]:.3g} first at stream {b}, step {step}, output "
-        f"{model.spec.outputs[o].name!r}: got {y[b, t, o]:.9g}, expected {expected[b, t, o]:.9g}. "
-        f"{_advice(model, recording, y, limit, t)}"
+        f"{model.spec.outputs[o].name!r}: got {y[b, t, o]:.9g}, expected {expected[b, t, o]:.9g}"
     )
 
 
-def _advice(
-    model: Model, recording: Recording, y: NDArray[Any], limit: NDArray[Any], t: int
-) -> str:
+def _advice(model: Model, recording: Recording, y: NDArray[Any], limit: NDArray[Any]) -> str:
     x, expected = recording.x, recording.y
+    t = int(np.argmax(~(np.abs(y - expected) <= limit).all(axis=(0, 2))))
     if x.shape[2] == y.shape[2] and not model.spec.is_token:
         rest = expected - _shown(recording, x)
         if (np.abs(y - rest) <= limit + np.finfo(np.float32).eps * np.abs(expected)).all():

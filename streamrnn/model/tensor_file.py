@@ -31,6 +31,7 @@ __all__ = [
     "StoredTensor",
     "TensorFile",
     "read_tensor_file",
+    "replace_file",
     "write_tensor_file",
 ]
 
@@ -271,6 +272,14 @@ def write_tensor_file(
             f"{os.fspath(path)}: the description takes {header_bytes} bytes; at most "
             f"{MAX_HEADER_BYTES} are allowed, keep large things out of training"
         )
+    replace_file(path, data)
+
+
+def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file atomically: afterwards there is all of it or the old one.
+
+    A symbolic link is followed. Raises `ModelFileError` if it cannot be written.
+    """
     target = Path(os.path.realpath(path))
     # Beside the target: a rename is atomic within one file system only.
     partial = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.partial")

@@ -88,14 +88,14 @@ def apply_arithmetic(
         }
         joined = replace(last, bias=last.bias + row, origins=origins)
         return replace(signal, layers=(*signal.layers[:-1], joined))
-    gain, shift = {
-        "Add": (one, row),
-        "Sub": (-one, row) if is_left else (one, -row),
-        "Mul": (row, none),
-        "Div": (one / row if not is_left else none, none),
-    }[op]
     if op == "Div" and is_left:
         raise NotFollowed("it divides by what the network computes")
+    if op in ("Add", "Sub"):
+        gain = -one if op == "Sub" and is_left else one
+        shift = -row if op == "Sub" and not is_left else row
+    else:
+        with np.errstate(divide="ignore"):  # the model refuses the Inf, by name
+            gain, shift = (one / row if op == "Div" else row), none
     return signal.plus(Scale(name, gain, shift)).with_features(row.size)
 
 

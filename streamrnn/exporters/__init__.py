@@ -1,0 +1,1 @@
+"""Write models for other frameworks, proved by running them there."""

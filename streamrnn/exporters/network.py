@@ -1,0 +1,82 @@
+"""What every exporter gives: bytes, the answers of the framework, and what its user must know."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.errors import ModelError
+from streamrnn.importers.proof import Proof, Recording, prove
+from streamrnn.model.model import Model
+from streamrnn.model.spec import ModelSpec
+
+__all__ = ["Answers", "Exported", "is_installed", "prove_export", "refuse", "trial_inputs"]
+
+NUM_STEPS, NUM_STREAMS = 200, 2
+_MISSING_SHARE = 0.2
+# Inputs [B, T, I] to the outputs [B, T, O] as a sequence, and step by step with the states.
+Answers = Callable[[NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model as another framework has it."""
+
+    data: bytes  # of the file
+    framework: str  # the package that runs it
+    answers: Answers  # imports that package
+    lines: list[str] = field(default_factory=list)  # for the user
+    text: str = ""  # to be printed: what the file does not hold
+
+
+def refuse(target: str, problems: Iterable[str]) -> ModelError:
+    """Word one refusal that lists everything."""
+    listed = list(dict.fromkeys(problems))
+    if len(listed) == 1:
+        return ModelError(f"{target} cannot express this model: {listed[0]}")
+    return ModelError(
+        f"{target} cannot express this model:" + "".join(f"\n  - {item}" for item in listed)
+    )
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def trial_inputs(spec: ModelSpec) -> NDArray[Any]:
+    """Make inputs [B, T, I]: normal numbers around each centre, some missing where they may be."""
+    rng = np.random.default_rng(0)
+    shape = (NUM_STREAMS, NUM_STEPS)
+    columns: list[NDArray[Any]] = []
+    for item in spec.inputs:
+        if item.num_categories:
+            columns.append(rng.integers(0, item.num_categories, shape))
+            continue
+        column = item.center + item.scale * rng.standard_normal(shape)
+        if item.missing != "error":
+            column[rng.random(shape) < _MISSING_SHARE] = np.nan
+        columns.append(column)
+    return np.stack(columns, axis=2).astype(np.int64 if spec.is_token else np.float32)
+
+
+def prove_export(model: Model, exported: Exported, tolerance: float) -> list[Proof]:
+    """Compare the framework's answers with the float64 reference and the engine.
+
+    Two proofs: as a sequence, and step by step.
+    """
+    x = trial_inputs(model.spec)
+    return [
+        prove(
+            model,
+            Recording(x, y.astype(np.float64), y.dtype, f"{exported.framework}, {how}"),
+            tolerance,
+            advises=False,
+        )
+        for how, y in zip(("a sequence", "step by step"), exported.answers(x), strict=True)
+    ]
