@@ -9,7 +9,7 @@ from typing import Any
 from streamrnn.commands.arguments import share
 from streamrnn.commands.printable import printable
 from streamrnn.importers.network import ImportedModel
-from streamrnn.importers.proof import TOLERANCE, prove, read_recording, with_proof
+from streamrnn.importers.proof import TOLERANCE, prove, read_recording
 from streamrnn.importers.source import import_file
 from streamrnn.importers.torch import TorchOptions
 from streamrnn.model.model import Model
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{args.output} was not written", file=sys.stderr)
             return 1
         facts = proof.facts
-    with_proof(model, facts).save(args.output)
+    Model(model.spec, model.parameters, facts).save(args.output)
     print(f"wrote {args.output}: {_verdict(imported, facts)}")
     return 0
 

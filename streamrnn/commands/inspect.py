@@ -52,7 +52,7 @@ def describe(model: Model) -> dict[str, Any]:
         "parameter_bytes": sum(value.nbytes for value in model.parameters.values()),
         "state_bytes": state_bytes(model.spec),
         "spec": model.spec.to_dict(),
-    }
+    } | ({} if model.proof is None else {"proof": model.proof})
 
 
 def _lines(spec: ModelSpec, facts: dict[str, Any]) -> list[str]:
@@ -72,6 +72,8 @@ def _lines(spec: ModelSpec, facts: dict[str, Any]) -> list[str]:
     if spec.training:
         lines.append("training")
         lines += [f"  {line}" for line in _training_lines(spec.training)]
+    if "proof" in facts:
+        lines += _tree({"proof": facts["proof"]})
     if "precision" in facts:
         lines += _precision_lines(spec, facts["precision"])
     return lines

@@ -8,7 +8,7 @@ its parameters do in their last bits. The recording carries that cost, and so do
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from streamrnn.model.model import Model
 from streamrnn.model.spec import ModelSpec
 from streamrnn.reference.model import ReferenceModel
 
-__all__ = ["TOLERANCE", "Proof", "Recording", "prove", "read_recording", "with_proof"]
+__all__ = ["TOLERANCE", "Proof", "Recording", "prove", "read_recording"]
 
 # Of the range over which an output varies. A framework that sums in another order is some 1e-6 off,
 # any other network much more than this.
@@ -126,12 +126,6 @@ def prove(
         "max_abs_error": errors,
     }
     return Proof(lines, failure, facts)
-
-
-def with_proof(model: Model, facts: dict[str, Any] | str) -> Model:
-    """Return the model with its proof in its metadata."""
-    training = model.spec.training | {"proof": facts}
-    return Model(replace(model.spec, training=training), model.parameters)
 
 
 def _shown(recording: Recording, y: NDArray[Any]) -> NDArray[Any]:

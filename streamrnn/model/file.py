@@ -5,20 +5,25 @@ The metadata holds one entry, ``streamrnn``, a JSON text in canonical form (sort
     {"format": 1,                     version of this layout
      "sha256": "...",                 the model's fingerprint, which covers all that follows
      "spec": {...},                   ModelSpec without the fields that have their default
-     "tensors": {"head.bias": "..."}} SHA-256 of every tensor's bytes: says which one is damaged
+     "tensors": {"head.bias": "..."}, SHA-256 of every tensor's bytes: says which one is damaged
+     "proof": {"facts": ..., "sha256": "..."}} with which outputs it was compared, if it was
+
+The proof has a digest of its own: a model is the same, proved or not, and so are its streams.
 
 This module knows specifications and tensors; `streamrnn.model.model` makes models of them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from typing import Any
 
 from numpy.typing import NDArray
 
-from streamrnn.errors import ModelError, ModelFileError
+from streamrnn.errors import ModelError, ModelFileError, SpecError
+from streamrnn.model.checks import check_json
 from streamrnn.model.parameters import (
     FORMAT_VERSION,
     Parameters,
@@ -34,13 +39,17 @@ from streamrnn.model.tensor_file import TensorFile, read_tensor_file, write_tens
 __all__ = ["METADATA_KEY", "read_model_file", "write_model_file"]
 
 METADATA_KEY = "streamrnn"
+_PARTS = {"format", "sha256", "spec", "tensors"}
 
 
-def write_model_file(path: str | os.PathLike[str], spec: ModelSpec, parameters: Parameters) -> None:
+def write_model_file(
+    path: str | os.PathLike[str], spec: ModelSpec, parameters: Parameters, proof: Any = None
+) -> None:
     """Write a weight file, all or nothing; the same model always makes the same bytes.
 
-    Raises `ModelFileError` if the file cannot be written.
+    Raises `ModelFileError` if the file cannot be written, `SpecError` if the proof is not plain.
     """
+    check_json(proof, "the proof")
     spec_text = canonical_spec(spec)
     entries = tensor_entries(parameters)
     description = {
@@ -49,17 +58,26 @@ def write_model_file(path: str | os.PathLike[str], spec: ModelSpec, parameters: 
         "spec": json.loads(spec_text),
         "tensors": {name: digest for name, (_, _, digest) in entries.items()},
     }
+    if proof is not None:
+        description["proof"] = {"facts": proof, "sha256": _digest(proof)}
     write_tensor_file(path, parameters, {METADATA_KEY: _canonical(description)})
 
 
-def read_model_file(path: str | os.PathLike[str]) -> tuple[ModelSpec, dict[str, NDArray[Any]]]:
-    """Read the description and the tensors of a weight file.
+def _digest(value: Any) -> str:
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+
+
+def read_model_file(
+    path: str | os.PathLike[str],
+) -> tuple[ModelSpec, dict[str, NDArray[Any]], Any]:
+    """Read the description, the tensors and the proof (None for none) of a weight file.
 
     Whether the tensors are those that the description asks for is not checked here. Raises
     `ModelFileError` if the file is damaged, of another kind, or its description is not valid.
     """
     file = read_tensor_file(path)
     description = _read_description(file)
+    proof = _checked_proof(file, description)
     entries = _check_digests(file, description)
     try:
         spec = ModelSpec.from_dict(description["spec"])
@@ -73,7 +91,7 @@ def read_model_file(path: str | os.PathLike[str]) -> tuple[ModelSpec, dict[str, 
             f"{file.path}: the description is not in the form that this version writes "
             f"(fingerprint {fingerprint}, the file says {description['sha256']})"
         )
-    return spec, {name: stored.array() for name, stored in file.tensors.items()}
+    return spec, {name: stored.array() for name, stored in file.tensors.items()}, proof
 
 
 def _canonical(value: Any) -> str:
@@ -109,17 +127,26 @@ def _read_description(file: TensorFile) -> dict[str, Any]:
             f"{file.path} has format version {description['format']!r}; this StreamRNN reads "
             f"version {FORMAT_VERSION}. Update StreamRNN, or write the file again with this version"
         )
-    if not (file.is_compact and same) or set(description) != {
-        "format",
-        "sha256",
-        "spec",
-        "tensors",
-    }:
+    if not (file.is_compact and same) or set(description) - {"proof"} != _PARTS:
         raise ModelFileError(
             f"{file.path}: the model's description in {header} is damaged or was edited: it is "
             "not in the form that StreamRNN writes"
         )
     return description
+
+
+def _checked_proof(file: TensorFile, description: dict[str, Any]) -> Any:
+    proof = description.get("proof", {"facts": None, "sha256": _digest(None)})
+    try:
+        if set(proof) == {"facts", "sha256"} and proof["sha256"] == _digest(proof["facts"]):
+            check_json(proof["facts"], "the proof")
+            return proof["facts"]
+    except (TypeError, SpecError):
+        pass
+    raise ModelFileError(
+        f"{file.path}: the proof in the header (bytes 8 to {8 + file.header_bytes}) is damaged or "
+        "was edited; copy the file again"
+    )
 
 
 def _check_digests(file: TensorFile, description: dict[str, Any]) -> TensorEntries:

@@ -35,10 +35,13 @@ class Model:
         What is fixed about it.
     parameters : mapping of str to ndarray of float32
         Exactly those that `streamrnn.model.parameters.parameter_shapes` names; copied.
+    proof : dict, str or None
+        With which outputs of the original an imported model was compared; plain JSON types. It is
+        kept in the file, and no part of the fingerprint.
 
     Attributes
     ----------
-    spec : ModelSpec
+    spec, proof
         As given.
     parameters : mapping of str to ndarray of float32
         Read-only arrays in C order, in the order of `parameter_shapes`.
@@ -51,8 +54,14 @@ class Model:
         If a parameter is missing, unknown, of another shape or dtype, or not finite.
     """
 
-    def __init__(self, spec: ModelSpec, parameters: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        parameters: Mapping[str, NDArray[Any]],
+        proof: Any = None,
+    ) -> None:
         self.spec = spec
+        self.proof = proof
         self.parameters = check_parameters(spec, parameters)
 
     @cached_property
@@ -91,9 +100,9 @@ class Model:
             If the file is damaged, of another kind, or holds a model that does not fit its own
             description. The message says what and where.
         """
-        spec, tensors = read_model_file(path)
+        spec, tensors, proof = read_model_file(path)
         try:
-            return cls(spec, tensors)
+            return cls(spec, tensors, proof)
         except ModelError as error:
             raise ModelFileError(f"{os.fspath(path)}: {error}") from error
 
@@ -110,4 +119,4 @@ class Model:
         ModelFileError
             If the file cannot be written.
         """
-        write_model_file(path, self.spec, self.parameters)
+        write_model_file(path, self.spec, self.parameters, self.proof)

@@ -306,13 +306,26 @@ def test_a_proof_stands_in_the_metadata_and_in_inspect(saved, tmp_path, capsys):
     wanted = dense(tensors, run_cell(tensors, X)).astype(np.float32)
     assert run(saved(tensors), tmp_path, *record(tmp_path, X, wanted)) == 0
     assert "proved with 24 recorded outputs" in capsys.readouterr().out
-    facts = Model.load(tmp_path / "model.safetensors").spec.training
-    assert facts["proof"]["compared_with"] == "in.npy, out.npy"
-    assert 0 < facts["proof"]["max_abs_error"]["engine"] < 1e-5
-    assert facts["tensors"]["head.bias"] == "fc.bias"
+    model = Model.load(tmp_path / "model.safetensors")
+    assert model.proof["compared_with"] == "in.npy, out.npy"
+    assert 0 < model.proof["max_abs_error"]["engine"] < 1e-5
+    assert model.spec.training["tensors"]["head.bias"] == "fc.bias"
     main(["inspect", str(tmp_path / "model.safetensors"), "--json"])
-    shown = json.loads(capsys.readouterr().out)["spec"]["training"]
+    shown = json.loads(capsys.readouterr().out)
     assert shown["proof"]["num_outputs"] == 24
+    main(["inspect", str(tmp_path / "model.safetensors")])
+    assert "proof\n  compared_with: in.npy, out.npy\n" in capsys.readouterr().out
+
+
+def test_a_proof_does_not_change_what_the_model_is(saved, tmp_path):
+    tensors = recurrent() | linear()
+    wanted = dense(tensors, run_cell(tensors, X)).astype(np.float32)
+    fingerprints = set()
+    recorded = record(tmp_path, X, wanted)
+    for count in (0, len(recorded)):
+        assert run(saved(tensors), tmp_path, *recorded[:count]) == 0
+        fingerprints.add(Model.load(tmp_path / "model.safetensors").fingerprint)
+    assert len(fingerprints) == 1
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 400.0])
@@ -337,7 +350,7 @@ def test_what_float32_costs_is_no_error_and_a_coarse_check_says_so(saved, tmp_pa
     y = dense(tensors, run_cell(tensors, X))
     assert run(saved(tensors), tmp_path, *record(tmp_path, X, y.astype(np.float32))) == 0
     assert "check: this is coarse" in capsys.readouterr().out
-    assert Model.load(tmp_path / "model.safetensors").spec.training["proof"]["is_coarse"]
+    assert Model.load(tmp_path / "model.safetensors").proof["is_coarse"]
 
 
 def test_of_a_long_recording_every_step_is_compared(saved, tmp_path, capsys, monkeypatch):

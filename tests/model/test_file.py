@@ -54,6 +54,46 @@ def test_the_file_is_safetensors_that_others_can_read(rng, tmp_path):
     }
 
 
+PROOF = {"compared_with": "größe.npy", "max_abs_error": {"engine": 1e-7, "x": None}}
+
+
+@pytest.mark.parametrize("proof", [PROOF, "none: nothing was compared"])
+def test_a_proof_is_kept_beside_the_model(rng, tmp_path, proof):
+    model = random_model(rng)
+    proved = Model(model.spec, model.parameters, proof)
+    proved.save(tmp_path / "model.safetensors")
+    loaded = Model.load(tmp_path / "model.safetensors")
+    assert loaded.proof == proof
+    assert loaded.fingerprint == model.fingerprint
+    loaded.save(tmp_path / "again.safetensors")
+    again = (tmp_path / "again.safetensors").read_bytes()
+    assert again == (tmp_path / "model.safetensors").read_bytes()
+
+
+def test_a_model_without_a_proof_makes_the_bytes_that_it_made_before(rng, tmp_path):
+    random_model(rng).save(tmp_path / "model.safetensors")
+    assert b"proof" not in (tmp_path / "model.safetensors").read_bytes()
+    assert Model.load(tmp_path / "model.safetensors").proof is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"1e-07", b"2e-07"),
+        (b"facts", b"fasts"),
+        (b'{\\"facts\\":\\"ok\\"', b'{\\"facts\\":\\"no\\"'),
+        (b'{\\"facts\\":\\"ok\\",\\"sha256\\":\\"', b'\\"' + b"x" * 27),
+    ],
+)
+def test_a_proof_that_was_edited_is_refused(rng, tmp_path, refusal, old, new):
+    model = random_model(rng)
+    proof = "ok" if b"ok" in old else PROOF
+    Model(model.spec, model.parameters, proof).save(tmp_path / "model.safetensors")
+    data = (tmp_path / "model.safetensors").read_bytes()
+    assert old in data
+    assert "damaged" in refusal(data.replace(old, new, 1))
+
+
 # --- what is no weight file --------------------------------------------------------------------
 
 
