@@ -27,12 +27,12 @@ ON_DEMAND = ("gpu", "soak")
 COMPILED = {
     "engine": re.compile(
         "tests/(cuda|importers|kernels)/"
-        "|tests/(bench/test_peers|bench/test_step|engine/test_batch|model/test_inspect)"
+        "|tests/(bench/test_peers|bench/test_step|engine/test_batch|model/test_(inspect|scales))"
     ),
     "shard": re.compile(
         "tests/(bench|engine|faults|fuzz|process|security|server|shard)/|tests/client/real_server/"
         "|tests/(project/test_examples|simulation/test_crash|training/test_commands)"
-        "|tests/state/test_(release_1|replay)|tests/vectors/test_server"
+        "|tests/state/test_(leftovers|release_1|replay)|tests/vectors/test_server"
     ),
 }
 # Files that are there anyway.

@@ -1,14 +1,12 @@
-"""The host path on the fake driver: ``python -m tests.cuda.host_path [CHECK ...]`` prints JSON.
+"""The host's part on the fake driver, which refuses what a real one would.
 
-A process of its own, for the driver is loaded once. The driver's kernels add each step's first
-input to a stream's state, and give that, plus 0, 1, 2, ..., as outputs: what comes out must be what
-went in, in its own stream and step.
+`tests.cuda.compiled` runs it. The driver's kernels add each step's first input to a stream's state,
+and give that, plus 0, 1, 2, ..., as outputs: what comes out must be what went in, in its own stream
+and step.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 import threading
 import traceback
@@ -21,28 +19,34 @@ import numpy as np
 
 from streamrnn import Engine
 from streamrnn.engine import cuda as engine_cuda
+from streamrnn.model.model import Model
 from tests.support.models import random_model
 
-CHECKS: dict[str, Callable[[], None]] = {}
-SERVER_CHECKS: dict[str, Callable[[], None]] = {}
-"""For `tests/server`, whose machine code they run."""
+Check = Callable[[], None]
+CHECKS: dict[str, dict[str, Check]] = {"tiles": {}, "others": {}, "server": {}}
+"""By the kernels that they run; those of the server for `tests/server`, whose machine code it is.
+
+A model has a kernel of its own for chunks, so there are as few models as can be.
+"""
 NUM_INPUTS, NUM_OUTPUTS = 5, 3
+STACK = (("lstm", 50), ("gru", 17))
 
 
-def check(function: Callable[[], None]) -> Callable[[], None]:
-    CHECKS[function.__name__] = function
-    return function
+def check(part: str) -> Callable[[Check], Check]:
+    def add(function: Check) -> Check:
+        CHECKS[part][function.__name__] = function
+        return function
+
+    return add
 
 
-def server_check(function: Callable[[], None]) -> Callable[[], None]:
-    SERVER_CHECKS[function.__name__] = function
-    return function
-
-
-def engine_of(layers: Any, max_streams: int, **options: Any) -> Any:
+def model_of(layers: Any = STACK, head: str | None = "softmax") -> Model:
     rng = np.random.default_rng(0)
-    model = random_model(rng, layers=layers, inputs=NUM_INPUTS, outputs=NUM_OUTPUTS, head="softmax")
-    return Engine(model, device="cuda", max_streams=max_streams, **options)
+    return random_model(rng, layers=layers, inputs=NUM_INPUTS, outputs=NUM_OUTPUTS, head=head)
+
+
+def engine_of(max_streams: int, model: Model | None = None, **options: Any) -> Any:
+    return Engine(model or model_of(), device="cuda", max_streams=max_streams, **options)
 
 
 def inputs(*shape: int) -> Any:
@@ -53,9 +57,10 @@ def expected(x: Any) -> Any:
     return np.cumsum(x[..., :1], axis=-2) + np.arange(NUM_OUTPUTS)
 
 
-@check
+@check("tiles")
 def every_stream_has_its_own_outputs() -> None:
-    engine = engine_of([("lstm", 50), ("gru", 17)], 300)
+    engine = engine_of(300)
+    assert engine._device.arithmetic == "cuda-float32-2"
     x, rows = inputs(300, 4), engine.rows(range(300))
     order = np.random.default_rng(2).permutation(300)
     for t in range(4):
@@ -64,12 +69,12 @@ def every_stream_has_its_own_outputs() -> None:
             np.testing.assert_array_equal(y, expected(x)[batch, t])
 
 
-@check
+@check("tiles")
 def a_call_of_many_batches_keeps_them_apart() -> None:
     """Two pairs of buffers, used again and again, each read when its batch has ended."""
     sizes: Any = {"_MAX_BUFFER_BYTES": 4 * 600, "_MIN_ROWS": 50, "_MAX_ROWS": 50}
     with mock.patch.multiple(engine_cuda, **sizes):
-        engine = engine_of([("gru", 17)], 300)
+        engine = engine_of(300)
     x = inputs(300, 1)
     y = engine.batch(engine.rows(range(300)), x[:, 0])
     np.testing.assert_array_equal(y, expected(x)[:, 0])
@@ -77,19 +82,19 @@ def a_call_of_many_batches_keeps_them_apart() -> None:
     np.testing.assert_array_equal(engine.steps(0, chunk), expected(chunk) + x[0, 0, 0])
 
 
-@check
+@check("tiles")
 def chunks_of_models_of_any_size_share_a_kernel() -> None:
     """A small model that comes later takes nothing from the shared memory of a large one."""
-    large, small = engine_of([("lstm", 512)], 8), engine_of([("lstm", 9)], 8)
+    large, small = engine_of(8, model_of([("lstm", 512)])), engine_of(8)
     assert large._device.max_chunk_rows >= 1
     x = inputs(40)
     for stream, engine in enumerate((large, small, large)):
         np.testing.assert_array_equal(engine.steps(stream, x), expected(x))
 
 
-@check
+@check("tiles")
 def any_thread_may_step_export_and_import() -> None:
-    engine = engine_of([("gru", 17)], 8)
+    engine = engine_of(8)
     x, errors = inputs(3, 6), []
     rows = engine.rows(range(3))
     np.testing.assert_array_equal(engine.batch(rows, x[:, 0]), expected(x)[:, 0])
@@ -115,35 +120,29 @@ def any_thread_may_step_export_and_import() -> None:
     assert not errors, errors[0]
 
 
-@check
+@check("others")
 def tensor_cores_name_their_architecture() -> None:
-    names = {}
-    for precision in ("float32", "tf32", "bfloat16"):
-        engine = engine_of([("lstm", 40)], 8, precision=precision)
+    names, model = {}, model_of([("lstm", NUM_OUTPUTS)], head=None)
+    for precision in ("tf32", "bfloat16"):
+        engine = engine_of(8, model, precision=precision)
         x = inputs(2, 3)
         for stream in range(2):
             np.testing.assert_array_equal(engine.steps(stream, x[stream]), expected(x)[stream])
         names[precision] = engine._device.arithmetic
-    assert names == {
-        "float32": "cuda-float32-2",
-        "tf32": "cuda-sm90-tf32-2",
-        "bfloat16": "cuda-sm90-bfloat16-2",
-    }
+    assert names == {"tf32": "cuda-sm90-tf32-2", "bfloat16": "cuda-sm90-bfloat16-2"}
 
 
-@check
+@check("tiles")
 def a_batch_may_have_more_rows_than_a_gpu_has_blocks_in_y() -> None:
     from streamrnn.kernels.cuda.roofline import ResidentStreams
 
-    rng = np.random.default_rng(0)
-    model = random_model(rng, layers=[("rnn_tanh", 2)], inputs=NUM_INPUTS, outputs=NUM_OUTPUTS)
     x = inputs(70_000, 1)
-    resident = ResidentStreams(model, x)
+    resident = ResidentStreams(model_of(), x)
     resident.run(2)
     np.testing.assert_array_equal(resident.outputs(), expected(x) + x[:, :, :1])
 
 
-@check
+@check("others")
 def the_benchmark_s_limits_are_measured_on_random_numbers() -> None:
     from streamrnn.kernels.cuda.roofline import CopyRate, FmaRate
 
@@ -157,7 +156,7 @@ def the_benchmark_s_limits_are_measured_on_random_numbers() -> None:
     assert np.bincount(copied, minlength=256).min() > 0.7 * len(copied) / 256
 
 
-@check
+@check("tiles")
 def the_driver_refuses_what_the_hardware_does_not_take() -> None:
     from numba import cuda
 
@@ -181,14 +180,13 @@ def the_driver_refuses_what_the_hardware_does_not_take() -> None:
         raise AssertionError(f"launched {(grid, threads, shared_bytes)}")
 
 
-@server_check
+@check("server")
 def a_server_steps_keeps_and_restores_its_streams() -> None:
     """Its shard has a thread of its own; the second server finds what the first has written."""
     from streamrnn_client import Client
     from streamrnn_server.testing import serving
 
-    model = engine_of([("lstm", 40)], 1).model
-    x = inputs(60, 8)
+    model, x = model_of([("rnn_tanh", NUM_OUTPUTS)], head=None), inputs(60, 8)
     with tempfile.TemporaryDirectory() as directory:
         options: Any = {"device": "cuda", "max_streams": 70, "state_dir": Path(directory)}
         options["durability"] = "checkpoint"
@@ -201,18 +199,3 @@ def a_server_steps_keeps_and_restores_its_streams() -> None:
                 if 4 in steps:  # many steps of one stream are one launch
                     y = client.stream(7, model="m").steps(x[7, 5:])
                     np.testing.assert_array_equal(y, expected(x)[7, 5:])
-
-
-def main() -> None:
-    results = {}
-    for name in sys.argv[1:] or CHECKS:
-        try:
-            (CHECKS | SERVER_CHECKS)[name]()
-            results[name] = ""
-        except BaseException:
-            results[name] = traceback.format_exc()
-    json.dump(results, sys.stdout)
-
-
-if __name__ == "__main__":
-    main()

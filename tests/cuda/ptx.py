@@ -1,46 +1,21 @@
-"""Compile every kernel as it is compiled for a GPU, where there is none.
-
-``python -m tests.cuda.ptx PART OF`` prints JSON: for each kernel of a part of them its LLVM, and
-for each architecture its PTX and the machine code that goes to the driver, which is the fake one. A
-process of its own: in the tests' process numba's simulator takes the compiler's place, and
-`disassemble` shows what came out.
-"""
+"""What the machine code of the kernels, which `tests.cuda.compiled` makes, consists of."""
 
 from __future__ import annotations
 
-import base64
-import itertools
-import json
 import re
 import struct
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import pytest
 
-from tests.support.models import EVERY_KIND_OF_INPUT, random_model
+NUM_REGISTERS, FRAME_BYTES = 0x2F, 0x11
+"""Of a kernel, as NVIDIA numbers what its files say; memory that spills need is in its frame."""
 
 _LABEL = re.compile(r"^(\.L_\w+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([\w.]+)(.*);")
 _TARGET = re.compile(r"`\((\.L_\w+)\)")
-
-
-CHUNKS: dict[str, dict[str, Any]] = {
-    "persistent": {"layers": [("lstm", 512)], "inputs": 64, "head": None},
-    "persistent stack": {
-        "layers": [("gru", 40), ("rnn_tanh", 33)],
-        "inputs": EVERY_KIND_OF_INPUT,
-        "head": "tanh",
-    },
-}
-"""Models whose kernels for chunks are read."""
-
-ARCHITECTURES = {"sm_80": (8, 0, ""), "sm_90a": (9, 0, "a")}
-"""What the tests read, by the name in the PTX, as numba names it."""
 
 
 def assemble(ptx: str) -> str:
@@ -57,79 +32,6 @@ def assemble(ptx: str) -> str:
     nvjitlink.get_info_log(linker, log)
     nvjitlink.destroy(linker)
     return log.decode(errors="replace")
-
-
-def main() -> None:
-    """Print the kernels of the part that is asked for."""
-    from numba import float32, int32, int64
-
-    from streamrnn.kernels.activations import IDENTITY, TANH
-    from streamrnn.kernels.cuda import (
-        features,
-        network,
-        outputs,
-        persistent,
-        roofline,
-        tensor_cores,
-        tiles,
-    )
-    from streamrnn.kernels.cuda.plan import BLEND, FORM, RESET, Cell, GpuPlan
-    from streamrnn.kernels.gates import DENSE, GRU, LSTM
-
-    words, ints, floats = int64[::1], int32[::1], float32[::1]
-    tiling = network.TILING
-    threads = tiling.row_threads
-    two, batch = (int64,) * 2, (int64,) * 3
-    layer = (words, floats, floats, floats, floats, ints, *batch)
-    cells = {
-        "head": Cell(DENSE, IDENTITY),
-        "dense": Cell(DENSE, TANH),
-        "gru": Cell(GRU),
-        "lstm": Cell(LSTM),
-    }
-    forms = {
-        "lstm form": Cell(LSTM, end=FORM),
-        "reset": Cell(GRU, end=RESET, is_hard=True),
-        "blend": Cell(DENSE, end=BLEND),
-    }
-    shapes: dict[str, Any] = {"wide": tiling.wide, "narrow": tiling.narrow}
-    tensor_shapes: dict[str, Any] = {
-        "wide": network.TENSOR_TILING.wide,
-        "narrow": network.TENSOR_TILING.narrow,
-    }
-    kernels: dict[str, tuple[Any, tuple[Any, ...]]] = {}
-    for (name, cell), (width, shape) in itertools.product(cells.items(), shapes.items()):
-        kernels[f"{name} {width}"] = (tiles.make_layer_kernel(cell, shape), layer)
-    for name, cell in forms.items():
-        kernels[f"{name} wide"] = (tiles.make_layer_kernel(cell, shapes["wide"]), layer)
-    del cells["head"]
-    for (name, cell), width in itertools.product(cells.items(), shapes):
-        for precision in ("tf32", "bfloat16"):
-            made = tensor_cores.make_tensor_kernel(cell, tensor_shapes[width], precision)
-            kernels[f"{precision} {name} {width}"] = (made, layer)
-    state = (words, floats, floats, floats, ints)
-    kernels["features"] = (features.make_features_kernel(threads), (*state, floats, ints, *batch))
-    kernels["finish"] = (outputs.make_finish_kernel(threads), (*state, floats, *batch))
-    kernels["softmax"] = (outputs.make_softmax_kernel(threads), (floats, int64, *two))
-    exchange = (words, floats, floats, words, ints, floats, ints, floats, *two, *two)
-    for name, options in CHUNKS.items():
-        model = random_model(np.random.default_rng(0), **options)
-        shape = persistent.persistent_shape(GpuPlan(model), 132, 227 << 10, threads)
-        kernels[name] = (persistent.make_persistent_kernel(shape), exchange)
-    kernels["fma rate"] = (roofline._multiply_and_add, (floats, int64, floats))
-    kernels["start"] = (outputs.make_start_kernel(threads), (floats, ints, floats))
-    kernels["move"] = (outputs.make_move_kernel(threads), (floats, ints, floats, int64, int64))
-    part, num_parts = map(int, sys.argv[1:])
-    result: dict[str, Any] = {}
-    for name, (kernel, signature) in list(kernels.items())[part::num_parts]:
-        library = kernel.compile(signature).library
-        result[name] = {"llvm": library.get_llvm_str()}
-        for architecture, capability in ARCHITECTURES.items():
-            result[name][architecture] = {
-                "ptx": library.get_asm_str(cc=capability),
-                "machine_code": base64.b64encode(library.get_cubin(cc=capability).code).decode(),
-            }
-    json.dump(result, sys.stdout)
 
 
 @dataclass(frozen=True)
@@ -194,8 +96,8 @@ def loops_of(code: list[tuple[str, str]]) -> list[Loop]:
     ]
 
 
-def num_registers(machine_code: bytes, entry: str) -> int:
-    """Return the registers that a kernel's section of the ELF file asks for."""
+def attribute_of(machine_code: bytes, entry: str, wanted: int) -> int:
+    """Return what the ELF file says of a kernel: `NUM_REGISTERS`, or `FRAME_BYTES`."""
     sections = elf_sections(machine_code)
     text = sections[f".text.{entry}"]
     info = sections[".nv.info"]
@@ -204,10 +106,10 @@ def num_registers(machine_code: bytes, entry: str) -> int:
         kind, attribute, size = struct.unpack_from("<BBH", machine_code, place)
         place += 4
         if kind == 4:
-            if attribute == 0x2F:
-                symbol, count = struct.unpack_from("<II", machine_code, place)
+            if attribute == wanted:
+                symbol, value = struct.unpack_from("<II", machine_code, place)
                 if symbol == text[7] & 0xFFFFFF:
-                    return int(count)
+                    return int(value)
             place += size
     raise AssertionError(entry)
 
@@ -221,7 +123,3 @@ def elf_sections(machine_code: bytes) -> dict[str, tuple[int, ...]]:
     ]
     texts = machine_code[headers[names][4] :]
     return {texts[h[0] : texts.index(b"\0", h[0])].decode(): h for h in headers}
-
-
-if __name__ == "__main__":
-    main()

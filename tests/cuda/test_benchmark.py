@@ -19,14 +19,14 @@ from streamrnn_bench.report.results import BenchError, Result
 from streamrnn_bench.step import cuda as step_cuda
 from streamrnn_bench.step.cases import Case
 from streamrnn_bench.step.cuda import GpuCase, measure_gpu_steps
-from tests.cuda.grid import run_block
+from tests.cuda.grid import launch
 
 pytestmark = pytest.mark.skipif(not support.SIMULATED, reason="runs in the simulator")
 
 
 @pytest.fixture(autouse=True)
 def small_and_fast(monkeypatch):
-    monkeypatch.setattr("numba.cuda.simulator.kernel.BlockManager.run", run_block)
+    monkeypatch.setattr("numba.cuda.simulator.kernel.FakeCUDAKernel.__call__", launch)
     tiling = network.Tiling(TileShape(1, 1, 2, 1, 2), TileShape(1, 1, 1, 1, 3), 8)
     monkeypatch.setattr(network, "TILING", tiling)
 

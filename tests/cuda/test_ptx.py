@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import json
 import re
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,18 +13,17 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamr
 pytest.importorskip("cuda.bindings.nvjitlink", reason="needs NVIDIA's linker: numba-cuda[cu13]")
 
 from streamrnn.kernels.cuda.launches import parameters_of
-from streamrnn_bench.child_process import start_child
-from tests.cuda.fake import environment_of, make_driver
+from tests.cuda.compiled import ARCHITECTURES, CHUNKS
+from tests.cuda.fake import compile_and_check, make_driver
+from tests.cuda.host_path import CHECKS
 from tests.cuda.ptx import (
-    ARCHITECTURES,
-    CHUNKS,
+    FRAME_BYTES,
+    NUM_REGISTERS,
     assemble,
+    attribute_of,
     disassemble,
     loops_of,
-    num_registers,
 )
-
-ROOT = Path(__file__).parents[2]
 
 # Its compilations take a minute on two idle cores.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -116,26 +110,16 @@ STRUCTURES = {
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """Every kernel for every architecture, compiled by two processes side by side."""
+    """Every kernel for every architecture, and what the checks of the host's part found."""
     driver = make_driver(tmp_path_factory.mktemp("driver"))
-    options: Any = {"cwd": ROOT, "stdout": subprocess.PIPE, "text": True}
-    with contextlib.ExitStack() as stack:
-        processes = []
-        for part in ("0", "1"):
-            command = [sys.executable, "-m", "tests.cuda.ptx", part, "2"]
-            process = start_child(command, env=environment_of(driver), **options)
-            processes.append(stack.enter_context(process))  # waits for its end
-            stack.callback(process.kill)
-        outputs = [process.communicate()[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes)
-    return {name: kernel for output in outputs for name, kernel in json.loads(output).items()}
+    return compile_and_check(driver, "tiles", "others")
 
 
 @pytest.fixture(params=ARCHITECTURES)
 def kernels(request, compiled):
     return {
         name: {"llvm": kernel["llvm"], "architecture": request.param, **kernel[request.param]}
-        for name, kernel in compiled.items()
+        for name, kernel in compiled["kernels"].items()
     }
 
 
@@ -143,6 +127,11 @@ def test_every_kernel_compiles(kernels):
     assert sorted(kernels) == sorted(KERNELS)
     for name, kernel in kernels.items():
         assert re.search(r"\.visible \.entry ", kernel["ptx"]), name
+
+
+@pytest.mark.parametrize("name", [*CHECKS["tiles"], *CHECKS["others"]])
+def test_the_host_s_part_runs_on_the_fake_driver(compiled, name):
+    assert not compiled["checks"][name], compiled["checks"][name]
 
 
 def test_arguments_are_words_as_they_are_packed(kernels):
@@ -177,9 +166,8 @@ def test_the_machine_code_is_made_of_the_ptx_that_is_read(kernels):
         log = assemble(kernels[name]["ptx"])
         found = re.search(rf"'{entry}':\s+info\s+: used (\d+) registers", log)
         assert found, log
-        assert num_registers(base64.b64decode(kernels[name]["machine_code"]), entry) == int(
-            found[1]
-        )
+        machine_code = base64.b64decode(kernels[name]["machine_code"])
+        assert attribute_of(machine_code, entry, NUM_REGISTERS) == int(found[1])
 
 
 def test_inline_assembly_stays_where_it_stands(kernels):
@@ -275,7 +263,10 @@ def test_the_machine_code_is_made_of_what_multiplies(kernels, name):
     machine_code = base64.b64decode(kernels[name]["machine_code"])
     [entry] = re.findall(r"\.visible \.entry (\w+)", kernels[name]["ptx"])
     wanted = STRUCTURES[name]
-    assert num_registers(machine_code, entry) <= wanted.most_registers
+    assert attribute_of(machine_code, entry, NUM_REGISTERS) <= wanted.most_registers
+    assert attribute_of(machine_code, entry, FRAME_BYTES) == 0
+    if kernels[name]["architecture"] != "sm_90a" and name not in LAYERS:
+        return  # each disassembly takes a third of a second
     code = disassemble(machine_code, entry)
     assert len(code) > 8
     assert not [instruction for instruction, _ in code if instruction.startswith(("LDL", "STL"))]

@@ -25,7 +25,7 @@ from streamrnn.kernels.cuda.tiles import TileShape
 from streamrnn.model.model import Model
 from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
-from tests.cuda.grid import run_block, run_together
+from tests.cuda.grid import launch
 from tests.support.engines import assert_same_bits, stepped
 from tests.support.forms import FORMS as ALL_FORMS
 from tests.support.forms import form_of
@@ -43,7 +43,7 @@ REAL = network.TILING
 
 @pytest.fixture(autouse=True)
 def small_and_fast(monkeypatch):
-    monkeypatch.setattr("numba.cuda.simulator.kernel.BlockManager.run", run_block)
+    monkeypatch.setattr("numba.cuda.simulator.kernel.FakeCUDAKernel.__call__", launch)
     monkeypatch.setattr(network, "TILING", network.Tiling(WIDE, NARROW, 8))
 
 
@@ -198,20 +198,15 @@ CHUNK_MODELS = {
 }
 
 
-class Together:
-    """A kernel whose blocks all run at once, which the simulator's own do not."""
+class Counted:
+    """A kernel whose launches are counted."""
 
     def __init__(self, kernel):
         self.kernel, self.num_launches = kernel, 0
 
     def __getitem__(self, configuration):
-        grid, threads, _, shared_bytes = configuration
-
-        def run(*args):
-            self.num_launches += 1
-            run_together(self.kernel, grid[0], threads, shared_bytes, args)
-
-        return run
+        self.num_launches += 1
+        return self.kernel[configuration]
 
 
 def in_chunks(model, num_blocks, num_rows, monkeypatch):
@@ -219,16 +214,16 @@ def in_chunks(model, num_blocks, num_rows, monkeypatch):
     kernels = []
 
     def make(shape):
-        kernels.append(Together(make_persistent_kernel(shape)))
+        kernels.append(Counted(make_persistent_kernel(shape)))
         return kernels[-1]
 
     monkeypatch.setattr(persistent, "_MAX_ROWS", num_rows)
     monkeypatch.setattr(network, "make_persistent_kernel", make)
     monkeypatch.setattr(network, "num_multiprocessors", lambda: num_blocks)
     engine = engine_on_gpu(model)
-    together = kernels[0]  # of the first pair of buffers
-    together.num_launches = 0
-    return engine, together
+    counted = kernels[0]  # of the first pair of buffers
+    counted.num_launches = 0
+    return engine, counted
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from streamrnn.kernels.cuda import network
 from streamrnn.kernels.cuda.ptx import pack_words
 from streamrnn.kernels.cuda.tensor_cores import TensorShape
 from streamrnn.reference.model import ReferenceModel
-from tests.cuda.grid import run_block
+from tests.cuda.grid import launch
 from tests.support.engines import assert_same_bits, stepped
 from tests.support.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
 from tests.tolerances import TENSOR
@@ -32,7 +32,7 @@ WIDE, NARROW = TensorShape(1, 1, 2, 4), TensorShape(2, 1, 1, 4)
 
 @pytest.fixture(autouse=True)
 def small_and_fast(monkeypatch):
-    monkeypatch.setattr("numba.cuda.simulator.kernel.BlockManager.run", run_block)
+    monkeypatch.setattr("numba.cuda.simulator.kernel.FakeCUDAKernel.__call__", launch)
     monkeypatch.setattr(network, "TENSOR_TILING", network.Tiling(WIDE, NARROW, 8))
 
 

@@ -1,10 +1,12 @@
-"""Sizes of folders and files, and imports between tests."""
+"""Sizes of folders and files, imports between tests, and which of them wait for a compilation."""
 
 from __future__ import annotations
 
 import ast
 from collections import Counter
 from pathlib import Path
+
+from tests.conftest import COMPILED
 
 ROOT = Path(__file__).parents[2]
 PRODUCT = ("streamrnn", "server", "clients", "bench")
@@ -45,6 +47,22 @@ def test_no_file_imports_a_test_module():
         for path, names in imports.items()
     }
     assert {path: names for path, names in wrong.items() if names} == {}
+
+
+def test_what_needs_machine_code_waits_for_it():
+    """Where the cache is empty such a test would compile for itself, for more than a minute."""
+    server = {f"tests.support.program.{name}" for name in ("DurableProgram", "Program")}
+    server |= {"streamrnn_server.testing", "tests.support.peer"}
+    wrong = []
+    for path in sources("tests"):
+        name, imports = str(path.relative_to(ROOT)), imported_modules(path)
+        parts = {part for part, tests in COMPILED.items() if tests.match(name)}
+        needs_shard = bool(imports & server) and "pytest.mark.gpu" not in path.read_text()
+        if path.name.startswith("test_") and (
+            (needs_shard and "shard" not in parts) or ("streamrnn.Engine" in imports and not parts)
+        ):
+            wrong.append(name)
+    assert wrong == []
 
 
 def test_no_folder_has_too_many_files():

@@ -26,9 +26,9 @@ from streamrnn_server.event_log import EventLog
 from streamrnn_server.server import Server
 from streamrnn_server.shard.gpu import loop as gpu
 from streamrnn_server.testing import serving
-from tests.cuda.fake import make_driver, run_checks
-from tests.cuda.grid import run_block
-from tests.cuda.host_path import SERVER_CHECKS
+from tests.cuda.fake import compile_and_check, make_driver
+from tests.cuda.grid import launch
+from tests.cuda.host_path import CHECKS
 from tests.support.models import random_inputs, random_model
 from tests.support.peer import RARELY_S, Peer, step
 
@@ -40,7 +40,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def small_and_fast(monkeypatch):
-    monkeypatch.setattr("numba.cuda.simulator.kernel.BlockManager.run", run_block)
+    monkeypatch.setattr("numba.cuda.simulator.kernel.FakeCUDAKernel.__call__", launch)
     tiling = network.Tiling(TileShape(1, 1, 2, 1, 2), TileShape(1, 1, 1, 1, 3), 8)
     monkeypatch.setattr(network, "TILING", tiling)
     tensor_tiling = network.Tiling(TensorShape(1, 1, 1, 4), TensorShape(1, 1, 1, 4), 8)
@@ -327,6 +327,7 @@ def test_unknown_devices_and_precisions_are_refused():
         ServerConfig(device="tpu")
 
 
-@pytest.mark.parametrize("name", SERVER_CHECKS)
-def test_on_the_fake_driver(tmp_path, name):
-    assert run_checks(make_driver(tmp_path), [name]) == {name: ""}
+def test_a_server_runs_on_the_fake_driver(tmp_path):
+    checks = compile_and_check(make_driver(tmp_path), "server")["checks"]
+    assert list(checks) == list(CHECKS["server"])
+    assert not any(checks.values()), checks

@@ -25,12 +25,11 @@ every thread shows its words to the others.
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import cuda, int32
+from numba import cuda
 from numpy.typing import NDArray
 
 from streamrnn.kernels.cuda.compiler import SIMULATED, device_function
@@ -121,7 +120,6 @@ if SIMULATED:
             self.groups: list[list[tuple[Any, Any]]] = [[]]
 
     _copies = _Copies()
-    has_failed = threading.Event()  # a thread: the others wait for its words no longer
 
     def i32(value):
         """Return the value: it is no number."""
@@ -173,11 +171,10 @@ if SIMULATED:
         """Write a tag and a number as one word."""
         array[place] = int(tag) << 32 | int(np.float32(value).view(np.uint32))
 
+    @device_function
     def peek(array, place):
         """Read a tag and a number that were written as one word; let others run."""
-        if has_failed.is_set():
-            raise threading.BrokenBarrierError
-        time.sleep(1e-5)
+        cuda.nanosleep(1)
         tag, bits = divmod(int(array[place]), 1 << 32)
         return tag, np.uint32(bits).view(np.float32)
 
@@ -192,34 +189,29 @@ if SIMULATED:
         return pack_words(np.array([first, second]), "bfloat16").view(np.int32)[0]
 
     def _tf32_numbers(words):
-        return words.view(np.float32)
+        return np.ascontiguousarray(words).view(np.float32)
 
     def _bfloat16_numbers(words):
-        halves = words.view(np.uint16).astype(np.uint32) << 16
-        return halves.view(np.float32)
+        halves = np.stack([words << 16, words & -(1 << 16)], axis=1)
+        return halves.reshape(-1, words.shape[1]).view(np.float32)
 
     def _make_mma(numbers: Any) -> Any:
         @device_function
         def mma(sums, a, b):
-            shown = cuda.shared.array((_MAX_SIMULATED_THREADS, 6), int32)
+            shown = cuda.shared.array((_MAX_SIMULATED_THREADS, 6), np.int32)
             tid = cuda.threadIdx.x
             shown[tid] = (*a, *b)
             cuda.syncthreads()
-            lane, first = tid % 32, tid // 32 * 32
-            g, t = lane // 4, lane % 4
-            b_words = [[shown[first + 4 * (2 * t + e) + w % 4, 4 + w // 4] for w in range(8)]
-                       for e in range(2)]  # fmt: skip
-            result = []
-            for half in range(2):
-                a_words = [shown[first + 4 * g + w % 4, 2 * (w // 4) + half] for w in range(8)]
-                for e in range(2):
-                    total = sums[2 * half + e]
-                    left, right = (numbers(np.array(words)) for words in (a_words, b_words[e]))
-                    for x, w in zip(left, right, strict=True):
-                        total = np.float32(total + x * w)
-                    result.append(total)
+            words = shown[tid // 32 * 32 :][:32]
+            g, t = tid % 32 // 4, tid % 4
+            # Of the thread's two rows and two columns: [k, row] and [k, column].
+            own_a = words[4 * g :, :4][:4].reshape(4, 2, 2).swapaxes(0, 1).reshape(8, 2)
+            own_b = words[8 * t :, 4:][:8].reshape(2, 4, 2).T.reshape(8, 2)
+            total = np.array(sums, np.float32).reshape(2, 2)
+            for product in numbers(own_a)[:, :, None] * numbers(own_b)[:, None, :]:
+                total = total + product
             cuda.syncthreads()
-            return tuple(result)
+            return tuple(total.reshape(4))
 
         return mma
 

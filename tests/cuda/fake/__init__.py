@@ -5,17 +5,21 @@ In the tests' own process numba's simulator takes the driver's place.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-__all__ = ["environment_of", "make_driver", "run_checks"]
+from streamrnn_bench.child_process import start_child
+
+__all__ = ["compile_and_check", "make_driver"]
 
 _FLAGS = ("-O1", "-shared", "-fPIC", "-Wall", "-Werror", "-pthread")
 
@@ -31,27 +35,31 @@ def make_driver(directory: Path) -> Path:
     return directory
 
 
-def environment_of(driver: Path, capability: tuple[int, int] = (9, 0)) -> dict[str, str]:
-    """Return the environment of a process whose GPU is the fake one."""
-    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
-    paths = [str(driver), environment.get("LD_LIBRARY_PATH", "")]
-    environment["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in paths if path)
-    environment["FAKE_CAPABILITY"] = "{}{}".format(*capability)
-    return environment
-
-
-def run_checks(driver: Path, names: Iterable[str]) -> dict[str, str]:
-    """Run checks of `tests.cuda.host_path` in a process of their own; return what went wrong.
+def compile_and_check(driver: Path, *parts: str) -> dict[str, dict[str, Any]]:
+    """Run parts of `tests.cuda.compiled` side by side; return their kernels, and what went wrong.
 
     Warnings are errors there: numba's own must not reach a user.
     """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.cuda.host_path", *names],
-        cwd=Path(__file__).parents[3],
-        env=environment_of(driver),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout)
-    return {name: error and error + done.stderr for name, error in results.items()}
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
+    paths = [str(driver), environment.get("LD_LIBRARY_PATH", "")]
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in paths if path)
+    environment["FAKE_CAPABILITY"] = "90"
+    options: Any = {"env": environment, "cwd": Path(__file__).parents[3], "text": True}
+    found: dict[str, dict[str, Any]] = {"kernels": {}, "checks": {}}
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for part in parts:
+            command = [sys.executable, "-W", "error", "-m", "tests.cuda.compiled", part]
+            errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+            process = start_child(command, stdout=subprocess.PIPE, stderr=errors, **options)
+            processes.append((stack.enter_context(process), errors))  # waits for its end
+            stack.callback(process.kill)
+        for process, errors in processes:
+            output, _ = process.communicate()
+            errors.seek(0)
+            said = errors.read()
+            assert process.returncode == 0, said
+            part = json.loads(output)
+            found["kernels"] |= part["kernels"]
+            found["checks"] |= {k: error and error + said for k, error in part["checks"].items()}
+    return found

@@ -1,0 +1,139 @@
+"""Compile every kernel as for a GPU, and run the host's part, where there is none.
+
+``python -m tests.cuda.compiled PART`` prints JSON: of a part of the kernels their LLVM, and for
+each architecture their PTX and the machine code that goes to the driver, which is the fake one; and
+what went wrong in the checks of `tests.cuda.host_path` that run these kernels. A process of its
+own: in the tests' process numba's simulator takes the compiler's place. Compiling takes nearly all
+of the time, so what is compiled once serves both.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tests.cuda.host_path import CHECKS
+from tests.support.models import EVERY_KIND_OF_INPUT, random_model
+
+__all__ = ["ARCHITECTURES", "CHUNKS", "PARTS"]
+
+ARCHITECTURES = {"sm_80": (8, 0, ""), "sm_90a": (9, 0, "a")}
+"""What the tests read, by the name in the PTX, as numba names it."""
+
+CHUNKS: dict[str, dict[str, Any]] = {
+    "persistent": {"layers": [("lstm", 512)], "inputs": 64, "head": None},
+    "persistent stack": {
+        "layers": [("gru", 40), ("rnn_tanh", 33)],
+        "inputs": EVERY_KIND_OF_INPUT,
+        "head": "tanh",
+    },
+}
+"""Models whose kernels for chunks are read."""
+
+Kernels = dict[str, tuple[Any, tuple[Any, ...]]]
+
+
+def _tiles() -> Kernels:
+    """Return the kernels of batches in float32, with the types of their arguments."""
+    from numba import float32, int32, int64
+
+    from streamrnn.kernels.activations import TANH
+    from streamrnn.kernels.cuda import network
+    from streamrnn.kernels.cuda.plan import BLEND, FORM, RESET, Cell
+    from streamrnn.kernels.gates import DENSE, GRU, LSTM
+
+    words, ints, floats = int64[::1], int32[::1], float32[::1]
+    batch, layer = (int64,) * 3, _layer_arguments()
+    tiling = network.TILING
+    kernels: Kernels = {}
+    cells = {"head": Cell(DENSE), "dense": Cell(DENSE, TANH), "gru": Cell(GRU), "lstm": Cell(LSTM)}
+    forms = {
+        "lstm form": Cell(LSTM, end=FORM),
+        "reset": Cell(GRU, end=RESET, is_hard=True),
+        "blend": Cell(DENSE, end=BLEND),
+    }
+    for (name, cell), width in itertools.product(cells.items(), ("wide", "narrow")):
+        made = network._layer_kernel(cell, getattr(tiling, width), "float32")
+        kernels[f"{name} {width}"] = (made, layer)
+    for name, cell in forms.items():
+        made = network._layer_kernel(cell, tiling.wide, "float32")
+        kernels[f"{name} wide"] = (made, layer)
+    features, finish, start, move, softmax = network._row_kernels(tiling.row_threads)
+    state = (words, floats, floats, floats, ints)
+    kernels["features"] = (features, (*state, floats, ints, *batch))
+    kernels["finish"] = (finish, (*state, floats, *batch))
+    kernels["softmax"] = (softmax, (floats, int64, int64, int64))
+    kernels["start"] = (start, (floats, ints, floats))
+    kernels["move"] = (move, (floats, ints, floats, int64, int64))
+    return kernels
+
+
+def _others() -> Kernels:
+    """Return the kernels of tensor cores, of chunks, and of the benchmark."""
+    from numba import float32, int32, int64
+
+    from streamrnn.kernels.activations import TANH
+    from streamrnn.kernels.cuda import network, persistent, roofline
+    from streamrnn.kernels.cuda.plan import Cell, GpuPlan
+    from streamrnn.kernels.gates import DENSE, GRU, LSTM
+
+    words, ints, floats = int64[::1], int32[::1], float32[::1]
+    tiling = network.TENSOR_TILING
+    kernels: Kernels = {}
+    cells = {"dense": Cell(DENSE, TANH), "gru": Cell(GRU), "lstm": Cell(LSTM)}
+    for precision, (name, cell), width in itertools.product(
+        ("tf32", "bfloat16"), cells.items(), ("wide", "narrow")
+    ):
+        made = network._layer_kernel(cell, getattr(tiling, width), precision)
+        kernels[f"{precision} {name} {width}"] = (made, _layer_arguments())
+    exchange = (words, floats, floats, words, ints, floats, ints, floats, *(int64,) * 4)
+    for name, options in CHUNKS.items():
+        model = random_model(np.random.default_rng(0), **options)
+        shape = persistent.persistent_shape(GpuPlan(model), 132, 227 << 10, tiling.row_threads)
+        assert shape is not None
+        kernels[name] = (persistent.make_persistent_kernel(shape), exchange)
+    kernels["fma rate"] = (roofline._multiply_and_add, (floats, int64, floats))
+    return kernels
+
+
+def _layer_arguments() -> tuple[Any, ...]:
+    from numba import float32, int32, int64
+
+    return (int64[::1], *(float32[::1],) * 4, int32[::1], *(int64,) * 3)
+
+
+PARTS: dict[str, Callable[[], Kernels]] = {"tiles": _tiles, "others": _others, "server": dict}
+"""The kernels that are read, by the part of `CHECKS` that runs some of them."""
+
+
+def main() -> None:
+    """Print the kernels and the results of the part that is asked for."""
+    [part] = sys.argv[1:]
+    kernels: dict[str, Any] = {}
+    for name, (kernel, signature) in PARTS[part]().items():
+        library = kernel.compile(signature).library
+        kernels[name] = {"llvm": library.get_llvm_str()}
+        for architecture, capability in ARCHITECTURES.items():
+            kernels[name][architecture] = {
+                "ptx": library.get_asm_str(cc=capability),
+                "machine_code": base64.b64encode(library.get_cubin(cc=capability).code).decode(),
+            }
+    results = {}
+    for name, run in CHECKS[part].items():
+        try:
+            run()
+            results[name] = ""
+        except BaseException:
+            results[name] = traceback.format_exc()
+    json.dump({"kernels": kernels, "checks": results}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
