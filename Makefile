@@ -46,8 +46,9 @@ build/demo/co2.safetensors: | $(VENV)/installed
 	$(BIN)/streamrnn train $(CO2) --predict co2 --time date -o $@
 
 # A worker a core; a file's tests stay together, for they share servers. The order is conftest's.
+# Byte code is written, wherever the environment forbids it: some 250 programs are started.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 peers: $(VENV)/installed-peers
 

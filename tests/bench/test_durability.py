@@ -16,7 +16,7 @@ CASE = Case("gru", 3, 8)
 @pytest.mark.slow
 def test_durability_is_measured_in_all_three_modes(tmp_path):
     measure = durability.measure_durability(
-        [CASE], num_rounds=1, round_s=1, num_streams=20, windows=(4,), directory=tmp_path
+        [CASE], num_rounds=1, round_s=0.3, num_streams=20, windows=(4,), directory=tmp_path
     )
     results = list(measure)
     case = "gru 3->8 20 streams window 4"

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(
 
 NUM_INPUTS, NUM_OUTPUTS = 3, 64
 RING_BYTES = WINDOW * (8 + 4 * NUM_OUTPUTS)  # of each stream; more, rounded up
-SHORT_S, LONG_S = 20.0, float(os.environ.get("STREAMRNN_SOAK_S", 600))
+SHORT_S, LONG_S = 8.0, float(os.environ.get("STREAMRNN_SOAK_S", 600))
 NUM_SAMPLES = 100
 WARM_UP = 0.4  # of the time; the first checkpoints, spills and the allocator's own pools
 # What allocators and buffers go up and down by; Python's own are coarser.
