@@ -5,6 +5,7 @@ The server knows arrays only; names are resolved here, with the description that
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -40,6 +41,8 @@ class ModelInfo:
         In the order of the elements of x and of y.
     num_inputs, output_size : int
         Number of elements of x and of y for one step.
+    output_shapes : dict of str to tuple of int
+        Of each output by name; empty for one number.
     is_token : bool
         Whether x holds uint32 token ids instead of float32 values.
     dtype : numpy.dtype
@@ -68,7 +71,13 @@ class ModelInfo:
                 f"model {self.name!r}",
                 self.input_names,
                 {i["name"]: i["categories"] for i in inputs if i["kind"] != "numeric"},
+                {i["name"]: i["shape"] for i in inputs if i.get("shape")},
             )
+            self.output_shapes: dict[str, tuple[int, ...]] = {
+                item["name"]: tuple(item.get("shape", ())) for item in self.spec["outputs"]
+            }
+            self.num_inputs: int = sum(math.prod(item.get("shape", ())) for item in inputs)
+            self.output_size: int = sum(map(math.prod, self.output_shapes.values()))
             self.is_token: bool = inputs[0]["kind"] == "token"
             names = (self.name, self.fingerprint, *self.input_names, *self.output_names)
             if not all(isinstance(name, str) for name in names) or not self.output_names:
@@ -78,8 +87,6 @@ class ModelInfo:
                 f"the server describes a model in a way that this client cannot read ({error!r}); "
                 "client and server should be of the same version"
             ) from None
-        self.num_inputs = len(self.input_names)
-        self.output_size = len(self.output_names)
         self.dtype = TOKEN if self.is_token else FLOAT
         self._pack_floats = struct.Struct(f"<{self.num_inputs}f").pack
 
@@ -95,7 +102,7 @@ class ModelInfo:
         """
         array = self._to_short_array(x)
         if array is None:
-            array = self._to_array(x)
+            array = self._names.flat(self._to_array(x), 0)
         if array.shape == (self.num_inputs,):
             return array
         if array.ndim == 0 and self.num_inputs == 1:
@@ -111,7 +118,7 @@ class ModelInfo:
         input also takes shape (T,). `what` names the first axis in the text of an error. Otherwise
         as `step_array`.
         """
-        array = self._to_array(x)
+        array = self._names.flat(self._to_array(x), 1)
         if array.ndim == 2 and array.shape[1] == self.num_inputs:
             return array
         if array.ndim == 1 and self.num_inputs == 1:

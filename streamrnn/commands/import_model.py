@@ -160,10 +160,7 @@ def _summary(model: Model) -> str:
     parts = [f"{spec.num_inputs} input{'s' * (spec.num_inputs > 1)}"]
     if spec.is_token:
         parts = [f"{first.num_categories} tokens", f"embedding {first.embedding_size}"]
-    parts += [
-        f"{layer.cell} {layer.hidden_size}" + (f"->{r}" if (r := layer.projection_size) else "")
-        for layer in spec.layers
-    ]
+    parts += [layer.summary() for layer in spec.layers]
     if spec.head is not None:
         parts.append(f"linear {spec.output_size} ({spec.head.activation})")
     return f"{' -> '.join(parts)}, {model.num_parameters} parameters"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from typing import Any
 
+from streamrnn.model.graph import Read
+from streamrnn.model.layers.base import Shape
+from streamrnn.model.layers.memory import MemorySpec, TimeConvSpec
 from streamrnn.model.model import Model
-from streamrnn.model.spec import InputSpec, ModelSpec, OutputSpec
+from streamrnn.model.spec import InputSpec, LayerSpec, ModelSpec, OutputSpec
 from streamrnn.training.report import report_lines
 
 __all__ = ["configure", "describe", "run", "state_bytes"]
@@ -39,9 +43,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def state_bytes(spec: ModelSpec) -> int:
-    """Count the bytes of a stream's float32 states and input memories, unpadded."""
-    num_values = sum(sum(layer.state_sizes) for layer in spec.layers)
-    return 4 * (num_values + sum(item.has_memory for item in spec.inputs))
+    """Count the bytes of all that a stream keeps from step to step, unpadded."""
+    graph = spec.graph
+    num_values = sum(item.has_memory for item in spec.inputs)
+    for k, layer in enumerate(spec.layers):
+        if isinstance(layer, LayerSpec):
+            num_values += sum(layer.state_sizes)
+        elif isinstance(layer, MemorySpec):
+            num_values += layer.places * graph.shape_of_joined(k)[1]
+        elif isinstance(layer, TimeConvSpec):
+            num_values += layer.num_kept * math.prod(graph.shape_of_joined(k))
+    num_values += sum(math.prod(graph.shape_of(Read(k, is_before=True))) for k in graph.kept)
+    return 4 * num_values
 
 
 def describe(model: Model) -> dict[str, Any]:
@@ -131,6 +144,8 @@ def _named(item: InputSpec | OutputSpec) -> str:
 
 def _input_line(item: InputSpec) -> str:
     parts = [_named(item), item.kind]
+    if item.shape:
+        parts.append(f"shape {list(item.shape)}")
     if item.num_categories:
         shown = ", ".join(item.categories[:12]) + ", ..." * (len(item.categories) > 12)
         names = f": {shown}" if shown else ""
@@ -147,6 +162,8 @@ def _input_line(item: InputSpec) -> str:
 
 def _output_line(item: OutputSpec) -> str:
     parts = [_named(item)]
+    if item.shape:
+        parts.append(f"shape {list(item.shape)}")
     if item.center != 0 or item.scale != 1:
         parts.append(f"center {item.center:g}, scale {item.scale:g}")
     if item.difference_of is not None:
@@ -155,15 +172,24 @@ def _output_line(item: OutputSpec) -> str:
 
 
 def _layer_lines(spec: ModelSpec) -> list[str]:
-    lines = []
-    size = spec.num_features
-    for layer in spec.layers:
-        form = layer.describe().removeprefix(layer.cell)
-        lines.append(f"  {layer.cell}  {size} -> {layer.hidden_size}{form}")
-        size = layer.output_size
+    """Write every layer with the size of what it reads and of what it gives."""
+    graph, lines = spec.graph, []
+    for k, layer in enumerate(spec.layers):
+        what = layer.describe()
+        read, given = _size(graph.shape_of_joined(k)), _size(graph.shapes[k])
+        if isinstance(layer, LayerSpec):
+            what, given = layer.cell, f"{layer.hidden_size}{layer.describe()[len(layer.cell) :]}"
+        name = f"{layer.name}: " if layer.name else ""
+        reads = f"  (of {', '.join(layer.reads)})" if layer.reads else ""
+        lines.append(f"  {name}{what}  {read} -> {given}{reads}")
     if spec.head is not None:
+        size = _size(graph.shapes[-1])
         lines.append(f"  linear  {size} -> {spec.output_size}  {spec.head.activation}")
     return lines
+
+
+def _size(shape: Shape) -> str:
+    return str(shape[1]) if shape[0] == 1 else f"[{shape[0]}, {shape[1]}]"
 
 
 def _tree(value: dict[str, Any], indent: str = "") -> list[str]:

@@ -50,6 +50,7 @@ class CudaDevice:
         self._cuda = require_gpu()
         self._marks, max_streams = marks, len(marks) - 1
         from streamrnn.kernels.cuda.network import Network
+        from streamrnn.kernels.cuda.plan import check_for_gpu
         from streamrnn.kernels.cuda.transfer import Transfer
 
         self.program = Program(model)
@@ -57,7 +58,8 @@ class CudaDevice:
         spec = model.spec
         self._row_size = self.program.row_bytes // 4
         self._num_inputs, self._output_size = spec.num_inputs, spec.output_size
-        scratch = sum(2 * padded(each.hidden_size) for each in spec.layers if not each.is_plain)
+        check_for_gpu(spec)
+        scratch = sum(2 * padded(each.hidden_size) for each in spec.chain if not each.is_plain)
         work_size = spec.num_features + spec.output_size + 32 + scratch
         work_bytes = self.program.row_bytes + 4 * work_size
         self.max_rows = max(_MIN_ROWS, min(_MAX_ROWS, _MAX_WORK_BYTES // work_bytes, max_streams))

@@ -27,6 +27,7 @@ class InputForm:
             "the model",
             [item.name for item in spec.inputs],
             {item.name: item.categories for item in spec.inputs if item.kind != "numeric"},
+            {item.name: item.shape for item in spec.inputs if item.shape},
         )
 
     def as_array(self, x: Any, shape: Sequence[int], what: str) -> NDArray[Any]:
@@ -44,6 +45,7 @@ class InputForm:
             given = given[0]  # a table with one row
         if given.ndim == 1 and len(shape) == 2 and self.num_inputs == 1:
             given = given[:, None]  # a plain series into a model with one input
+        given = self._names.flat(given, len(shape) - 1)
         expected = tuple(given.shape[0] if size < 0 and given.ndim else size for size in shape)
         if given.shape != expected:
             wanted = ", ".join("T" if size < 0 else str(size) for size in shape)
@@ -78,7 +80,7 @@ class InputForm:
                 "one step of each stream, so send the second one in another batch, or use steps()"
             )
         step, index = divmod(item, self.num_inputs)
-        given = self._spec.inputs[index]
+        given = self._spec.input_elements[index]
         if given.kind == "numeric":
             wanted = "a finite number" + ("" if given.missing == "error" else " or NaN (missing)")
         else:

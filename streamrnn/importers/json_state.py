@@ -16,6 +16,7 @@ from streamrnn.importers.build import refuse
 from streamrnn.importers.json_text import array_of
 from streamrnn.importers.network import ImportedModel
 from streamrnn.importers.torch import TorchOptions, import_state_dict
+from streamrnn.model.spec import LayerSpec
 from streamrnn.model.tensor_file import StoredTensor, TensorFile
 
 __all__ = ["import_guitarml", "import_json_state_dict", "is_guitarml", "is_state_dict"]
@@ -79,9 +80,10 @@ def import_guitarml(path: str, value: dict[str, Any], options: TorchOptions) -> 
         raise refuse(path, problems)
     found = import_state_dict(_as_tensors(path, value["state_dict"]), options, "GuitarML")
     spec = found.model.spec
+    recurrent = [layer for layer in spec.layers if isinstance(layer, LayerSpec)]
     said = {
-        "hidden_size": {layer.hidden_size for layer in spec.layers},
-        "num_layers": {len(spec.layers)},
+        "hidden_size": {layer.hidden_size for layer in recurrent},
+        "num_layers": {len(recurrent)},
         "input_size": {spec.num_inputs},
         "output_size": {spec.output_size},
     }
@@ -90,7 +92,7 @@ def import_guitarml(path: str, value: dict[str, Any], options: TorchOptions) -> 
             raise ModelFileError(
                 f"{path} says {key} {str(data[key])[:40]}; its tensors say {sorted(values)}"
             )
-    if any(layer.cell != _CELLS[str(cell)] for layer in spec.layers) or spec.head is None:
+    if any(layer.cell != _CELLS[str(cell)] for layer in recurrent) or spec.head is None:
         raise ModelFileError(f"{path} says {cell} with a linear layer; its tensors are another")
     # The class is known, and so is the graph.
     return replace(found, holds_graph=True)

@@ -9,15 +9,37 @@ from __future__ import annotations
 
 __all__ = [
     "ACTIVATIONS",
+    "ELU",
+    "ERF_BOUND",
+    "ERF_P",
+    "ERF_Q",
+    "EXP",
     "EXP2",
+    "GELU",
+    "GELU_TANH",
+    "HARD_SIGMOID_FIFTH",
+    "HARD_SIGMOID_SIXTH",
+    "HARD_SWISH",
+    "HARD_TANH",
     "IDENTITY",
+    "LN2",
+    "LN2_REST",
+    "LOG1P_P",
+    "LOG1P_Q",
     "LOG2E",
     "LOG2E_REST",
+    "LOG_SOFTMAX",
     "MAX_EXPONENT",
+    "PRELU",
     "RELU",
+    "RELU6",
     "ROUND",
+    "SELU",
     "SIGMOID",
+    "SILU",
     "SOFTMAX",
+    "SOFTPLUS",
+    "SOFTSIGN",
     "TANH",
     "TANH_BOUND",
     "TANH_P",
@@ -25,8 +47,47 @@ __all__ = [
 ]
 
 IDENTITY, TANH, SIGMOID, RELU, SOFTMAX = range(5)
-ACTIVATIONS = {"identity": IDENTITY, "tanh": TANH, "sigmoid": SIGMOID, "softmax": SOFTMAX}
-"""Those of a head, by name."""
+(
+    RELU6,
+    PRELU,
+    ELU,
+    SELU,
+    SILU,
+    GELU,
+    GELU_TANH,
+    SOFTPLUS,
+    SOFTSIGN,
+    HARD_SIGMOID_FIFTH,
+    HARD_SIGMOID_SIXTH,
+    HARD_SWISH,
+    HARD_TANH,
+    LOG_SOFTMAX,
+    EXP,
+) = range(5, 20)
+ACTIVATIONS = {
+    "identity": IDENTITY,
+    "tanh": TANH,
+    "sigmoid": SIGMOID,
+    "softmax": SOFTMAX,
+    "relu": RELU,
+    "relu6": RELU6,
+    "leaky_relu": PRELU,  # a prelu of which all slopes are the same
+    "prelu": PRELU,
+    "elu": ELU,
+    "selu": SELU,
+    "silu": SILU,
+    "gelu": GELU,
+    "gelu_tanh": GELU_TANH,
+    "softplus": SOFTPLUS,
+    "softsign": SOFTSIGN,
+    "hard_sigmoid_fifth": HARD_SIGMOID_FIFTH,
+    "hard_sigmoid_sixth": HARD_SIGMOID_SIXTH,
+    "hard_swish": HARD_SWISH,
+    "hard_tanh": HARD_TANH,
+    "log_softmax": LOG_SOFTMAX,
+    "exp": EXP,
+}
+"""By name; those of a GPU's head are the first four, and relu for its cells."""
 
 MAX_EXPONENT = 87.0  # exp stays a normal float32, and so does 1 / (1 + exp)
 LOG2E = 1.4426950216293335  # float32
@@ -40,6 +101,39 @@ EXP2 = (
     0.009618489071726799,
     0.0013399930903688073,
     0.00015345809515565634,
+)
+LN2 = 0.693145751953125  # in few digits, so that a small whole number of it is exact
+LN2_REST = 1.42860682030941723212e-6  # ln 2 - LN2
+# log(1 + u) = u P(u) / Q(u) for u from -0.3 to 1
+LOG1P_P = tuple(
+    float.fromhex(value) for value in ("0x1p+0", "0x1.24928ap+0", "0x1.228572p-2", "0x1.3f231cp-8")
+)
+LOG1P_Q = tuple(
+    float.fromhex(value) for value in ("0x1p+0", "0x1.a49286p+0", "0x1.8b2abcp-1", "0x1.7d9486p-4")
+)
+ERF_BOUND = 4.0  # erf rounds to 1 from here on
+# erf(x) = x P(x^2) / Q(x^2) below the bound
+ERF_P = tuple(
+    float.fromhex(value)
+    for value in (
+        "0x1.20dd74p+0",
+        "0x1.8c6134p-3",
+        "0x1.b301dep-5",
+        "0x1.fcfc56p-9",
+        "0x1.2a5f96p-12",
+        "0x1.0aa414p-19",
+    )
+)
+ERF_Q = tuple(
+    float.fromhex(value)
+    for value in (
+        "0x1p+0",
+        "0x1.027ca2p-1",
+        "0x1.d878e4p-4",
+        "0x1.f24e64p-7",
+        "0x1.36c728p-10",
+        "0x1.39e214p-15",
+    )
 )
 TANH_BOUND = 8.399999618530273  # tanh rounds to 1 from here on
 TANH_P = tuple(

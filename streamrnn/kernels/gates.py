@@ -96,12 +96,9 @@ def scaled_x_weights(
 ) -> NDArray[np.float64]:
     """Return a layer's ``weight_ih``, with the inputs' scales folded into the first one's."""
     weights = parameters[f"weight_ih_l{index}"]
-    if index:
+    if index or not spec.folds_input_scales:
         return weights
-    scales: list[float] = []
-    for item in spec.inputs:
-        scales += [item.scale] + [1.0] * (item.num_features - 1)
-    return weights / np.array(scales)
+    return weights / spec.feature_scales
 
 
 def layer_matrices(
@@ -124,6 +121,7 @@ def layer_matrices(
         If the layer has another form than PyTorch's.
     """
     layer = spec.layers[index]
+    assert isinstance(layer, LayerSpec)
     if is_staged(layer):
         raise DeviceError(
             f'layer {index} is {layer.describe()}; this form runs on the CPU only, use device="cpu"'

@@ -75,7 +75,7 @@ class Model:
         return sum(value.size for value in self.parameters.values())
 
     def __repr__(self) -> str:
-        layers = " -> ".join(f"{layer.cell} {layer.hidden_size}" for layer in self.spec.layers)
+        layers = " -> ".join(layer.summary() for layer in self.spec.layers)
         return (
             f"<Model {self.spec.num_inputs} inputs -> {layers} -> {self.spec.output_size} outputs, "
             f"{self.num_parameters} parameters>"

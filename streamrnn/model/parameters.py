@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from streamrnn.errors import ModelError, SpecError
 from streamrnn.model.checks import check_json
-from streamrnn.model.spec import CELLS, ModelSpec
+from streamrnn.model.layers.base import Layer
+from streamrnn.model.spec import ModelSpec
 
 __all__ = [
     "FORMAT_VERSION",
@@ -52,34 +53,22 @@ def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     matrix that it enters, is R wide then); ``weight_ci_l{k}``, ``weight_cf_l{k}`` and
     ``weight_co_l{k}`` [H] (peepholes); ``norm_weight_ih_l{k}`` and ``norm_weight_hh_l{k}`` [G*H]
     (the gains of a layer normalisation, whose shifts are the two biases), and for an LSTM
-    ``norm_weight_c_l{k}`` and ``norm_bias_c_l{k}`` [H].
+    ``norm_weight_c_l{k}`` and ``norm_bias_c_l{k}`` [H]; ``first_h_l{k}`` [H or R] and
+    ``first_c_l{k}`` [H] (the state of new streams).
+
+    Layers of other kinds have ``weight_l{k}`` and ``bias_l{k}``, and ``slope_l{k}`` for a prelu;
+    the classes of `streamrnn.model.layers` give their shapes.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for item in spec.inputs:
         if item.embedding_size:
             shapes[f"embedding.{item.name}.weight"] = (item.num_categories, item.embedding_size)
-    num_columns = spec.num_features
     for k, layer in enumerate(spec.layers):
-        num_units, num_outputs = layer.hidden_size, layer.output_size
-        num_rows = len(CELLS[layer.cell].gates) * num_units
-        shapes[f"weight_ih_l{k}"] = (num_rows, num_columns)
-        shapes[f"weight_hh_l{k}"] = (num_rows, num_outputs)
-        shapes[f"bias_ih_l{k}"] = (num_rows,)
-        shapes[f"bias_hh_l{k}"] = (num_rows,)
-        if layer.projection_size:
-            shapes[f"weight_hr_l{k}"] = (num_outputs, num_units)
-        if layer.peepholes:
-            for gate in "ifo":
-                shapes[f"weight_c{gate}_l{k}"] = (num_units,)
-        if layer.layer_norm:
-            shapes[f"norm_weight_ih_l{k}"] = (num_rows,)
-            shapes[f"norm_weight_hh_l{k}"] = (num_rows,)
-            if layer.cell == "lstm":
-                shapes[f"norm_weight_c_l{k}"] = (num_units,)
-                shapes[f"norm_bias_c_l{k}"] = (num_units,)
-        num_columns = num_outputs
+        named = layer.parameter_shapes(spec.graph.read_shapes(k))
+        shapes |= {f"{name}_l{k}": shape for name, shape in named.items()}
     if spec.head is not None:
-        shapes["head.weight"] = (spec.output_size, num_columns)
+        length, channels = spec.graph.shapes[-1]
+        shapes["head.weight"] = (spec.output_size, length * channels)
         shapes["head.bias"] = (spec.output_size,)
     return shapes
 
@@ -131,15 +120,12 @@ def _checked(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float3
 
 def _check_folded(spec: ModelSpec, parameters: Parameters) -> None:
     """Raise `ModelError` if a number overflows when the scale next to it is folded into it."""
-    scales: list[float] = []
-    for item in spec.inputs:
-        scales += [item.scale] + [1.0] * (item.num_features - 1)
-    output_scales = np.array([item.scale for item in spec.outputs])
-    factors: dict[str, NDArray[np.float64]] = {
-        "weight_ih_l0": 1.0 / np.array(scales),
-        "head.weight": output_scales[:, None],
-        "head.bias": output_scales,
-    }
+    factors: dict[str, NDArray[np.float64]] = {}
+    if spec.folds_input_scales:
+        factors["weight_ih_l0"] = 1.0 / spec.feature_scales
+    if spec.head is not None:
+        output_scales = np.array([item.scale for item in spec.outputs])
+        factors |= {"head.weight": output_scales[:, None], "head.bias": output_scales}
     for name, value in parameters.items():
         folded = value * factors.get(name, np.float64(1.0))
         over = np.abs(folded) > _MAX_FOLDED
@@ -184,6 +170,8 @@ def _without_defaults(item: Any) -> Any:
             default = entry.default if entry.default_factory is MISSING else entry.default_factory()
             if value != default:
                 plain[entry.name] = _without_defaults(value)
+        if isinstance(item, Layer) and item.op:
+            plain["op"] = item.op
         return plain
     if isinstance(item, tuple):
         return [_without_defaults(element) for element in item]

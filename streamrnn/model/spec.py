@@ -1,7 +1,8 @@
 """Specification of a model: sizes, cell kinds, names, units and transforms.
 
 Three kinds of data never mix: what is fixed (`ModelSpec`, here), what is loaded (parameters) and
-what changes (state). Layers are described in `streamrnn.model.layer_spec`.
+what changes (state). A model is an ordered list of layers (`streamrnn.model.layers`), each of which
+reads the one before or any others by name.
 """
 
 from __future__ import annotations
@@ -9,26 +10,34 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from streamrnn.errors import SpecError
 from streamrnn.model.checks import (
     MAX_WHOLE,
-    check_flag,
     check_float32,
     check_one_of,
-    check_scale,
     check_size,
-    check_text,
     check_whole,
     shown,
 )
-from streamrnn.model.layer_spec import CELLS, GATE_ACTIVATIONS, CellKind, LayerSpec
+from streamrnn.model.graph import Graph, Read
+from streamrnn.model.io_spec import INPUT_KINDS, MISSING, InputSpec, OutputSpec
+from streamrnn.model.layers import frame, memory
+from streamrnn.model.layers.base import Layer, Shape
+from streamrnn.model.layers.recurrent import CELLS, GATE_ACTIVATIONS, CellKind, LayerSpec
 
 __all__ = [
     "ACTIVATIONS",
     "CELLS",
     "GATE_ACTIVATIONS",
+    "INPUT_KINDS",
+    "LAYER_KINDS",
+    "MISSING",
     "NUM_SAMPLE_STEPS",
     "CellKind",
     "HeadSpec",
@@ -38,142 +47,34 @@ __all__ = [
     "OutputSpec",
 ]
 
-MAX_LAYERS = 16
+MAX_LAYERS = 512
 NUM_SAMPLE_STEPS = 256  # most steps of real inputs that a trained model carries to be tried with
 
-ACTIVATIONS = ("identity", "tanh", "sigmoid", "softmax")
-INPUT_KINDS = ("numeric", "categorical", "token")
-MISSING = ("error", "hold", "mean", "mask")
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """One named input and the transforms that run inside the step.
-
-    Attributes
-    ----------
-    name, unit : str
-        As the user calls and measures it; ``unit`` may be empty.
-    kind : str
-        ``numeric``; ``categorical`` (the category's index, as float32); ``token`` (the model's
-        only input, as uint32, through an embedding).
-    categories : tuple of str
-        Names of the categories; empty for numeric inputs, and for tokens known by number only.
-    num_categories : int
-        Number of categories or tokens; 0 for numeric inputs.
-    embedding_size : int
-        E; 0 means one-hot (categorical only).
-    difference : bool
-        Whether the network sees the change since the previous input instead of the level.
-    center, scale : float
-        The feature is ``(value - center) / scale``; numeric inputs only.
-    missing : str
-        What a NaN means: ``error``, ``hold`` (the last value seen), ``mean`` (``fill``) or
-        ``mask`` (a further feature tells 1 for missing, 0 for present).
-    fill : float
-        The value taken where nothing has been seen yet, usually the training mean.
-    """
-
-    name: str
-    unit: str = ""
-    kind: str = "numeric"
-    categories: tuple[str, ...] = ()
-    num_categories: int = 0
-    embedding_size: int = 0
-    difference: bool = False
-    center: float = 0.0
-    scale: float = 1.0
-    missing: str = "error"
-    fill: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_text(self.name, "an input's name", least=1)
-        where = f"input {self.name!r}"
-        check_text(self.unit, f"{where}: unit")
-        check_one_of(self.kind, f"{where}: kind is", INPUT_KINDS)
-        check_one_of(self.missing, f"{where}: missing is", MISSING)
-        check_flag(self.difference, f"{where}: difference")
-        check_size(self.num_categories, f"{where}: num_categories", least=0)
-        check_size(self.embedding_size, f"{where}: embedding_size", least=0)
-        if isinstance(self.categories, str):
-            raise SpecError(f"{where}: categories is a string; it must be a list of names")
-        object.__setattr__(self, "categories", tuple(self.categories))
-        for category in self.categories:
-            check_text(category, f"{where}: a category's name")
-        for name in ("center", "fill"):
-            object.__setattr__(self, name, check_float32(getattr(self, name), f"{where}: {name}"))
-        object.__setattr__(self, "scale", check_scale(self.scale, f"{where}: scale"))
-        check_float32(self.fill - self.center, f"{where}: fill - center")
-        if self.kind == "numeric":
-            if self.categories or self.num_categories or self.embedding_size:
-                raise SpecError(f"{where}: a numeric input has no categories and no embedding")
-            if self.difference and self.missing == "mean":
-                raise SpecError(
-                    f"{where}: a differenced input keeps its level where a value is missing; "
-                    "use missing='hold' or 'mask' instead of 'mean'"
-                )
-            return
-        check_size(self.num_categories, f"{where}: num_categories")
-        if self.categories and len(self.categories) != self.num_categories:
-            raise SpecError(
-                f"{where}: {len(self.categories)} category names for {self.num_categories} "
-                "categories; name each one once, or none"
-            )
-        if len(set(self.categories)) != len(self.categories):
-            raise SpecError(f"{where}: a category is named twice")
-        if self.embedding_size or self.kind == "token":
-            check_size(self.embedding_size, f"{where}: embedding_size")
-        if self.difference or self.missing != "error" or self.center != 0 or self.scale != 1:
-            raise SpecError(
-                f"{where}: difference, missing, center and scale are for numeric inputs only"
-            )
-
-    @property
-    def num_features(self) -> int:
-        """Number of columns that this input takes in the first layer's matrix."""
-        if self.kind == "numeric":
-            return 2 if self.missing == "mask" else 1
-        return self.embedding_size or self.num_categories
-
-    @property
-    def has_memory(self) -> bool:
-        """Whether a stream must remember this input's last value."""
-        return bool(self.difference) or self.missing == "hold"
-
-
-@dataclass(frozen=True)
-class OutputSpec:
-    """One named output.
-
-    Attributes
-    ----------
-    name, unit : str
-        As the user calls and measures it.
-    center, scale : float
-        ``y = head * scale + center``; other than 0 and 1 only behind an identity head.
-    difference_of : str or None
-        Name of a differenced input whose current level is added: the inverse of the difference.
-    """
-
-    name: str
-    unit: str = ""
-    center: float = 0.0
-    scale: float = 1.0
-    difference_of: str | None = None
-
-    def __post_init__(self) -> None:
-        check_text(self.name, "an output's name", least=1)
-        where = f"output {self.name!r}"
-        check_text(self.unit, f"{where}: unit")
-        object.__setattr__(self, "center", check_float32(self.center, f"{where}: center"))
-        object.__setattr__(self, "scale", check_scale(self.scale, f"{where}: scale"))
-        if self.difference_of is not None:
-            check_text(self.difference_of, f"{where}: difference_of", least=1)
+ACTIVATIONS = ("identity", "tanh", "sigmoid", "softmax")  # of a head
+_OTHER_LAYERS: tuple[type[Layer], ...] = (
+    frame.ActivationSpec,
+    frame.ConvSpec,
+    frame.DenseSpec,
+    frame.MagnitudeSpec,
+    frame.MixSpec,
+    frame.NormSpec,
+    frame.PadSpec,
+    frame.PoolSpec,
+    frame.ScaleSpec,
+    frame.SliceSpec,
+    memory.MemorySpec,
+    memory.TimeConvSpec,
+)
+LAYER_KINDS: Mapping[str, type[Layer]] = {kind.op: kind for kind in _OTHER_LAYERS}
+"""The layers that are not recurrent, by their name in a file."""
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """The dense layer after the last recurrent one: ``activation(W h + b)``."""
+    """The dense layer after the last one: ``activation(b + W h)``, the bias being added first.
+
+    Outputs are scaled, and a difference undone, behind it. `DenseSpec` adds its bias last.
+    """
 
     activation: str = "identity"
 
@@ -181,7 +82,7 @@ class HeadSpec:
         check_one_of(self.activation, "unknown activation", ACTIVATIONS)
 
 
-_PARTS = {"inputs": InputSpec, "layers": LayerSpec, "outputs": OutputSpec}
+_PARTS = {"inputs": InputSpec, "layers": Layer, "outputs": OutputSpec}
 
 
 @dataclass(frozen=True)
@@ -192,25 +93,29 @@ class ModelSpec:
     ----------
     inputs : tuple of InputSpec
         In the order of the elements of x.
-    layers : tuple of LayerSpec
-        From the input to the output.
+    layers : tuple of Layer
+        From the input to the output, which is the last one's (or the head's).
     outputs : tuple of OutputSpec
         In the order of the elements of y.
     head : HeadSpec or None
-        Without a head the last layer's h is the output.
+        Without a head the last layer's output is the model's.
     warmup_steps : int
         Number of steps after which a new stream's outputs are as good as they get.
     training : dict
         What it was trained on (data hash, configuration, versions), its errors beside the
         baselines, its memory horizon. Free-form, JSON.
+    mask_value : float or None
+        A step whose inputs are all equal to it is no step: it leaves the state, and its output is
+        the one before once more.
     """
 
     inputs: tuple[InputSpec, ...]
-    layers: tuple[LayerSpec, ...]
+    layers: tuple[Layer, ...]
     outputs: tuple[OutputSpec, ...]
     head: HeadSpec | None = None
     warmup_steps: int = 0
     training: dict[str, Any] = field(default_factory=dict, hash=False)
+    mask_value: float | None = None
 
     def __post_init__(self) -> None:
         for name, kind in _PARTS.items():
@@ -234,15 +139,28 @@ class ModelSpec:
                 raise SpecError(f"two {what}s are named {shown(name)}; names must differ")
         if len(self.inputs) > 1 and any(item.kind == "token" for item in self.inputs):
             raise SpecError("a token input must be the model's only input; use categorical")
+        check_size(self.num_inputs, "number of elements of the inputs")
+        check_size(self.output_size, "number of elements of the outputs")
+        graph = self.graph  # raises what is wrong with it
         self._check_outputs()
+        if self.mask_value is not None:
+            value = check_float32(self.mask_value, "mask_value")
+            object.__setattr__(self, "mask_value", value)
+            if not graph.output_is_state:
+                raise SpecError(
+                    "mask_value needs an output that follows from the recurrent layers' states "
+                    "alone: a masked step repeats it"
+                )
 
     def _check_outputs(self) -> None:
-        last_size = self.layers[-1].output_size
-        if self.head is None and len(self.outputs) != last_size:
+        length, channels = self.graph.shapes[-1]
+        if self.head is None and self.output_size != length * channels:
             raise SpecError(
-                f"without a head the {last_size} units of the last layer are the output, "
-                f"but {len(self.outputs)} outputs are named"
+                f"without a head the {length * channels} units of the last layer are the output, "
+                f"but {self.output_size} outputs are named"
             )
+        if self.head is not None and any(output.shape for output in self.outputs):
+            raise SpecError("an output with a shape needs a model without a head")
         differenced = {item.name for item in self.inputs if item.difference}
         linear = self.head is not None and self.head.activation == "identity"
         for output in self.outputs:
@@ -261,17 +179,70 @@ class ModelSpec:
     @property
     def num_inputs(self) -> int:
         """Number of elements of x for one step."""
-        return len(self.inputs)
+        return sum(item.size for item in self.inputs)
 
     @property
     def num_features(self) -> int:
-        """Number of columns of the first layer's input matrix."""
+        """Number of features: columns of the first layer's input matrix."""
         return sum(item.num_features for item in self.inputs)
 
     @property
     def output_size(self) -> int:
         """Number of elements of y for one step."""
-        return len(self.outputs)
+        return sum(item.size for item in self.outputs)
+
+    @property
+    def input_elements(self) -> tuple[InputSpec, ...]:
+        """The input that each element of x belongs to."""
+        return tuple(item for item in self.inputs for _ in range(item.size))
+
+    @property
+    def input_shape(self) -> Shape:
+        """Shape of the features as layers read them."""
+        if len(self.inputs) == 1 and len(self.inputs[0].shape) == 2:
+            return self.inputs[0].shape[0], self.inputs[0].shape[1]
+        return 1, self.num_features
+
+    @property
+    def chain(self) -> tuple[LayerSpec, ...]:
+        """The layers, where all are recurrent and each reads the one before.
+
+        Raises `SpecError` where they are not.
+        """
+        layers = tuple(layer for layer in self.layers if isinstance(layer, LayerSpec))
+        if not self.graph.is_chain:
+            other = next((each for each in self.layers if each not in layers), None)
+            what = f"it has the layer {other.describe()}" if other else "layers read others by name"
+            raise SpecError(f"the model is no plain stack of recurrent layers: {what}")
+        return layers
+
+    @property
+    def feature_scales(self) -> NDArray[np.float64]:
+        """What every feature is divided by, [F]."""
+        scales: list[float] = []
+        for item in self.inputs:
+            if item.shape:
+                scales += [item.scale] * item.size
+            else:
+                scales += [item.scale] + [1.0] * (item.num_features - 1)
+        return np.array(scales)
+
+    @property
+    def folds_input_scales(self) -> bool:
+        """Whether the first layer, a recurrent one, alone reads the features.
+
+        Their scales are folded into its matrix then.
+        """
+        readers = [k for k, reads in enumerate(self.graph.reads) if Read(-1) in reads]
+        return readers == [0] and self.graph.reads[0] == (Read(-1),) and not self.layers[0].op
+
+    @cached_property
+    def graph(self) -> Graph:
+        """What every layer reads, and of which shape.
+
+        Raises `SpecError` if a layer reads what is not there, or cannot read it.
+        """
+        return Graph(self.layers, self.input_shape, self.output_size if self.head else None)
 
     @property
     def is_token(self) -> bool:
@@ -280,7 +251,11 @@ class ModelSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as plain JSON types."""
-        return asdict(self)
+        data = asdict(self)
+        for layer, item in zip(self.layers, data["layers"], strict=True):
+            if layer.op:
+                item["op"] = layer.op
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
@@ -290,10 +265,19 @@ class ModelSpec:
         """
         data = dict(data)
         try:
-            for name, kind in _PARTS.items():
-                data[name] = tuple(kind(**item) for item in data[name])
+            data["inputs"] = tuple(InputSpec(**item) for item in data["inputs"])
+            data["layers"] = tuple(_layer_from(dict(item)) for item in data["layers"])
+            data["outputs"] = tuple(OutputSpec(**item) for item in data["outputs"])
             if data.get("head") is not None:
                 data["head"] = HeadSpec(**data["head"])
             return cls(**data)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise SpecError(f"the model's description cannot be read: {error}") from error
+
+
+def _layer_from(item: dict[str, Any]) -> Layer:
+    op = item.pop("op", None)
+    if op is None:
+        return LayerSpec(**item)
+    check_one_of(op, "unknown layer", LAYER_KINDS)
+    return LAYER_KINDS[op](**item)

@@ -24,6 +24,7 @@ def gru_step(
     bias_hh: Array,
     *,
     gate: Callable[[Array], Array] = sigmoid,
+    candidate: Callable[[Array], Array] = np.tanh,
     reset_after: bool = True,
     norm: CellNorm | None = None,
 ) -> Array:
@@ -37,7 +38,7 @@ def gru_step(
         h' = (1 - z) * n + z * h
 
     Shapes: x [B, I], h [B, H], weight_ih [3*H, I], weight_hh [3*H, H], biases [3*H]; row blocks
-    r, z, n. ``gate`` stands in place of the sigmoid of r and z.
+    r, z, n. ``gate`` stands in place of the sigmoid of r and z, ``candidate`` of n's tanh.
 
     Source: K. Cho et al., "Learning phrase representations using RNN encoder-decoder for
     statistical machine translation", EMNLP 2014, equations 5 to 8. This is the variant of
@@ -66,10 +67,10 @@ def gru_step(
     r = gate(a_r + b_r)
     z = gate(a_z + b_z)
     if reset_after:
-        n = np.tanh(a_n + r * b_n)
+        n = candidate(a_n + r * b_n)
     else:
         weight_hn, bias_hn = np.split(weight_hh, 3)[2], np.split(bias_hh, 3)[2]
-        n = np.tanh(a_n + (r * h) @ weight_hn.T + bias_hn)
+        n = candidate(a_n + (r * h) @ weight_hn.T + bias_hn)
     return (1.0 - z) * n + z * h
 
 

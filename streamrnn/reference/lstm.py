@@ -25,6 +25,8 @@ def lstm_step(
     bias_hh: Array,
     *,
     gate: Callable[[Array], Array] = sigmoid,
+    candidate: Callable[[Array], Array] = np.tanh,
+    shown_as: Callable[[Array], Array] = np.tanh,
     weight_hr: Array | None = None,
     peepholes: tuple[Array, Array, Array] | None = None,
     norm: CellNorm | None = None,
@@ -42,7 +44,7 @@ def lstm_step(
 
     Shapes: x [B, I], h [B, H] (with a projection [B, R]), c [B, H], weight_ih [4*H, I], weight_hh
     [4*H, H] (or [4*H, R]), biases [4*H]; row blocks i, f, g, o. ``gate`` stands in place of the
-    sigmoid of i, f and o.
+    sigmoid of i, f and o, ``candidate`` of g's tanh, ``shown_as`` of that of c'.
 
     Source: S. Hochreiter and J. Schmidhuber, "Long short-term memory", Neural Computation 9
     (1997), 1735-1780, with the forget gate of F. A. Gers, J. Schmidhuber and F. Cummins,
@@ -75,9 +77,9 @@ def lstm_step(
         b = norm.gain_hh * normalised(b, norm.epsilon)
     a_i, a_f, a_g, a_o = np.split(a + bias_ih + b + bias_hh, 4, axis=1)
     w_ci, w_cf, w_co = np.zeros((3, 1)) if peepholes is None else peepholes
-    c = gate(a_f + w_cf * c) * c + gate(a_i + w_ci * c) * np.tanh(a_g)
+    c = gate(a_f + w_cf * c) * c + gate(a_i + w_ci * c) * candidate(a_g)
     shown = c
     if norm is not None:
         shown = norm.gain_c * normalised(c, norm.epsilon) + norm.shift_c
-    m = gate(a_o + w_co * c) * np.tanh(shown)
+    m = gate(a_o + w_co * c) * shown_as(shown)
     return (m if weight_hr is None else m @ weight_hr.T), c

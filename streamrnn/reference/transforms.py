@@ -36,7 +36,7 @@ def check_inputs(spec: ModelSpec, x: NDArray[Any]) -> Array:
         values = x.astype(np.float64)
     else:
         values = x.astype(np.float32).astype(np.float64)
-    for i, item in enumerate(spec.inputs):
+    for i, item in enumerate(spec.input_elements):
         _check_column(item, values[:, i])
     return values
 
@@ -78,7 +78,7 @@ def encode_inputs(
     columns: list[Array] = []
     new_memory = memory.copy()
     values = x.copy()
-    for i, item in enumerate(spec.inputs):
+    for i, item in enumerate(spec.input_elements):
         if item.kind != "numeric":
             columns.append(_encode_category(item, parameters, x[:, i]))
             continue
@@ -109,9 +109,10 @@ def transform_outputs(spec: ModelSpec, y: Array, values: Array) -> Array:
     ``y * scale + center``, and for the inverse of a difference plus the input's current level, from
     ``values`` [B, num_inputs] as `encode_inputs` returned them.
     """
-    y = y * [item.scale for item in spec.outputs] + [item.center for item in spec.outputs]
-    names = [item.name for item in spec.inputs]
-    for o, item in enumerate(spec.outputs):
+    outputs = [item for item in spec.outputs for _ in range(item.size)]
+    y = y * [item.scale for item in outputs] + [item.center for item in outputs]
+    names = [item.name for item in spec.input_elements]
+    for o, item in enumerate(outputs):
         if item.difference_of is not None:
             y[:, o] += values[:, names.index(item.difference_of)]
     return y

@@ -76,7 +76,7 @@ def importing(tmp_path):
 def test_kind_and_sizes_are_read_off_the_shapes(importing, prefix, gates, cell, layers):
     tensors = recurrent(prefix, gates, layers=layers)
     spec = importing(tensors).model.spec
-    assert [(layer.cell, layer.hidden_size) for layer in spec.layers] == [(cell, 5)] * layers
+    assert [(layer.cell, layer.hidden_size) for layer in spec.chain] == [(cell, 5)] * layers
     assert [item.name for item in spec.inputs] == ["x0", "x1", "x2"]
     assert spec.head is None
     assert [item.name for item in spec.outputs] == [f"y{o}" for o in range(5)]
@@ -94,7 +94,7 @@ def test_tensors_arrive_where_they_belong(importing):
 def test_a_projection_is_read_off_the_shapes(importing):
     tensors = projected() | linear(hidden=2)
     model = importing(tensors).model
-    assert model.spec.layers == (LayerSpec("lstm", 5, projection_size=2),) * 2
+    assert model.spec.chain == (LayerSpec("lstm", 5, projection_size=2),) * 2
     for k in range(2):
         expected = tensors[f"rnn.weight_hr_l{k}"]
         assert np.array_equal(model.parameters[f"weight_hr_l{k}"], expected)
@@ -155,7 +155,7 @@ def test_several_networks_are_listed_with_the_option_that_chooses(importing):
         importing(tensors)
     for prefix in ("decoder.", "decoder"):
         found = importing(tensors, prefix=prefix)
-        assert found.model.spec.layers[0].cell == "gru"
+        assert found.model.spec.chain[0].cell == "gru"
         assert found.model.spec.head is not None
         (note,) = found.notes
         assert note.startswith("left out: encoder.bias_hh_l0, ")
@@ -195,7 +195,7 @@ def test_head_and_embedding_can_be_chosen(importing):
 def test_the_nonlinearity_is_an_option_and_its_default_a_note(importing):
     assert "took tanh" in importing(recurrent(gates=1)).notes[0]
     found = importing(recurrent(gates=1), nonlinearity="relu")
-    assert found.model.spec.layers[0].cell == "rnn_relu"
+    assert found.model.spec.chain[0].cell == "rnn_relu"
     assert found.notes == []
     with pytest.raises(ModelError, match=r"nn.LSTM, whose nonlinearity is fixed"):
         importing(recurrent(), nonlinearity="relu")
@@ -291,7 +291,7 @@ def test_files_of_other_writers_are_read_but_our_own_are_not(importing, rng, tmp
     header = json.dumps(json.loads(data[8 : 8 + num_bytes]), indent=1).encode()
     path = tmp_path / "indented.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + num_bytes :])
-    assert import_torch(path).model.spec.layers[0].cell == "lstm"
+    assert import_torch(path).model.spec.chain[0].cell == "lstm"
     random_model(rng).save(path)
     with pytest.raises(ModelFileError, match="is a model of StreamRNN already"):
         import_torch(path)

@@ -106,7 +106,7 @@ def quantised(model, precision):
     A row of int8 weights has one scale for what is summed together: x and h of a gate, but not of
     a candidate whose half r scales, nor where each product is normalised.
     """
-    (layer,) = model.spec.layers
+    (layer,) = model.spec.chain
     slope = {"sigmoid": SIGMOID_FACTOR, "hard_sigmoid_fifth": 1 / 5, "hard_sigmoid_sixth": 1 / 6}
     gates = CELLS[layer.cell].gates
     of_gate = 1.0 if layer.layer_norm else slope[layer.gate_activation]
@@ -153,7 +153,7 @@ def test_the_last_output_follows_from_the_state(rng, name):
     model = random_model(rng, [form_of(name, 20)], inputs=5, head=None)
     engine = Engine(model, max_streams=2)
     y = engine.steps("a", random_inputs(rng, model.spec, 1, 7)[0])
-    h_size = model.spec.layers[0].output_size
+    h_size = model.spec.chain[0].output_size
     [row] = engine._device.read_rows(np.array([0]))
     np.testing.assert_array_equal(row[:h_size], y[-1])
     assert not row[h_size : padded(h_size)].any(), "padding stays zero"
@@ -313,7 +313,7 @@ def test_gates_are_exact_at_their_ends(is_hard):
     expected = [0.5, 3.5, np.nan, *((3.5, 0.5) if is_hard else (0.5, 3.5))]
     np.testing.assert_array_equal(out[:5], np.array(expected, np.float32))
     h = block([0.25] * 5)
-    blend(is_hard, *(item.ctypes.data for item in (t, addend, h, out)), 64)
+    blend(is_hard, 1, *(item.ctypes.data for item in (t, addend, h, out)), 64)
     n = np.float32(np.tanh(0.5))
     assert out[[0, 1, 3, 4]] == pytest.approx(
         [n, 0.25, 0.25, n] if is_hard else [n, 0.25, n, 0.25], abs=1e-7

@@ -30,7 +30,7 @@ GATE_FACTORS = {
 def quantised(model: Model, precision: str) -> Model:
     """Return a model whose float32 weights are what a precision makes of them."""
     parameters = {name: value.astype(np.float64) for name, value in model.parameters.items()}
-    for k, layer in enumerate(model.spec.layers):
+    for k, layer in enumerate(model.spec.chain):
         names = (f"weight_ih_l{k}", f"weight_hh_l{k}")
         factors = np.repeat(GATE_FACTORS[layer.cell], layer.hidden_size)[:, None]
         x, h = (parameters[name] * factors for name in names)

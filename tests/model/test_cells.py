@@ -14,7 +14,8 @@ from streamrnn.importers.torch import TorchOptions, import_torch
 from streamrnn.model.model import Model
 from streamrnn.model.parameters import parameter_shapes
 from streamrnn.model.spec import ACTIVATIONS, HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
-from streamrnn.reference.activations import HEAD_ACTIVATIONS, relu, sigmoid, softmax
+from streamrnn.reference.activations import ACTIVATIONS as FUNCTIONS
+from streamrnn.reference.activations import relu, sigmoid, softmax
 from streamrnn.reference.model import ReferenceModel
 from tests.support.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
 from tests.tolerances import REFERENCE_FLOAT32, REFERENCE_FLOAT64
@@ -39,15 +40,15 @@ def test_every_cell_and_activation_has_a_golden_case():
         import_torch(GOLDEN / f"{case}.safetensors", TorchOptions(**options)).model
         for case, options in CASES.items()
     ]
-    assert {layer.cell for m in models for layer in m.spec.layers} == {
+    assert {layer.cell for m in models for layer in m.spec.chain} == {
         "rnn_tanh",
         "rnn_relu",
         "gru",
         "lstm",
     }
     assert {m.spec.head.activation for m in models if m.spec.head} == set(ACTIVATIONS)
-    assert {len(m.spec.layers) for m in models} >= {1, 2, 3}
-    assert {bool(m.spec.layers[-1].projection_size) for m in models} == {False, True}
+    assert {len(m.spec.chain) for m in models} >= {1, 2, 3}
+    assert {bool(m.spec.chain[-1].projection_size) for m in models} == {False, True}
 
 
 # --- activations -------------------------------------------------------------------------------
@@ -58,7 +59,7 @@ def test_activations_neither_overflow_nor_swallow_nan():
     assert sigmoid(x).tolist()[0] == [0.0, pytest.approx(math.exp(-745)), 0.5, 1.0, 1.0]
     assert softmax(x).tolist() == [[0, 0, 0, 0, 1]]
     assert relu(x).tolist() == [[0, 0, 0, 745, 1e4]]
-    for name, activation in HEAD_ACTIVATIONS.items():
+    for name, activation in FUNCTIONS.items():
         assert np.isnan(activation(np.array([[NAN]]))).all(), name
     assert np.isnan(relu(np.array([NAN]))).all()
 

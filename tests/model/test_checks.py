@@ -111,7 +111,7 @@ def test_a_value_of_another_type_or_beyond_its_bounds_is_refused(place):
         ("training", [None, [1], "x", 3]),
         ("head", [[], "identity", 3, {"activation": 3}, {"activation": ["tanh"]}, {"a": 1}]),
         ("inputs", [None, [], "a", {"name": "a"}, [None], [3], [["name"]], [{}]]),
-        ("layers", [None, [], "a", [{"cell": "gru"}], GOOD["layers"] * 9]),
+        ("layers", [None, [], "a", [{"cell": "gru"}], GOOD["layers"] * 300]),
         ("outputs", [None, [], "a", {"name": "a"}, GOOD["outputs"] * 2]),
         ("colour", [1]),
     ],

@@ -152,6 +152,7 @@ def test_the_defaults_are_part_of_the_file_format():
                 "scale": 1.0,
                 "missing": "error",
                 "fill": 0.0,
+                "shape": (),
             },
         ),
         "layers": (
@@ -164,12 +165,27 @@ def test_the_defaults_are_part_of_the_file_format():
                 "layer_norm": False,
                 "norm_epsilon": 1e-05,
                 "gate_activation": "sigmoid",
+                "cell_activation": "tanh",
+                "output_activation": "tanh",
+                "first_state": False,
+                "name": "",
+                "reads": (),
             },
         ),
-        "outputs": ({"name": "b", "unit": "", "center": 0.0, "scale": 1.0, "difference_of": None},),
+        "outputs": (
+            {
+                "name": "b",
+                "unit": "",
+                "center": 0.0,
+                "scale": 1.0,
+                "difference_of": None,
+                "shape": (),
+            },
+        ),
         "head": {"activation": "identity"},
         "warmup_steps": 0,
         "training": {},
+        "mask_value": None,
     }, "a field may be added here; a default that changes would change every saved model"
 
 

@@ -53,14 +53,17 @@ def random_parameters(rng: np.random.Generator, spec: ModelSpec) -> dict[str, ND
         errors are forgotten.
     """
     bounds = {
-        f"l{k}": max(layer.hidden_size, layer.output_size) for k, layer in enumerate(spec.layers)
+        f"l{k}": max(layer.hidden_size, layer.output_size)
+        if isinstance(layer, LayerSpec)
+        else math.prod(spec.graph.shape_of_joined(k))
+        for k, layer in enumerate(spec.layers)
     }
     parameters = {}
     for name, shape in parameter_shapes(spec).items():
         if name.startswith("embedding."):
             bound = 1.0
         else:
-            size = bounds.get(name.rsplit("_", 1)[-1], spec.layers[-1].output_size)
+            size = bounds.get(name.rsplit("_", 1)[-1], math.prod(spec.graph.shapes[-1]))
             bound = 1.0 / math.sqrt(size)
         values = rng.uniform(-bound, bound, shape)
         if name.startswith("norm_weight_"):

@@ -92,7 +92,7 @@ def _report(
     trained_s: float,
     checked_s: float,
 ) -> None:
-    [layer] = learned.model.spec.layers
+    [layer] = learned.model.spec.chain
     updates = result.report["updates"]
     output.say(
         f"{layer.cell.upper()}, {layer.hidden_size} units, {learned.model.num_parameters:,} "

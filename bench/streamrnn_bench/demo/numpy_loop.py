@@ -24,7 +24,7 @@ class NumpyLoop:
         spec = model.spec
         if not (
             all(item.kind == "numeric" and item.missing != "mask" for item in spec.inputs)
-            and all(layer.cell == "lstm" for layer in spec.layers)
+            and all(layer.cell == "lstm" for layer in spec.chain)
             and spec.head is not None
             and spec.head.activation == "identity"
         ):
@@ -53,7 +53,7 @@ class NumpyLoop:
         ]
         self.last = np.full((num_streams, len(names)), np.nan, np.float32)
         self.hidden: list[Floats] = [
-            np.zeros((num_streams, n.hidden_size), np.float32) for n in spec.layers
+            np.zeros((num_streams, n.hidden_size), np.float32) for n in spec.chain
         ]
         self.cells: list[Floats] = [np.zeros_like(h) for h in self.hidden]
 

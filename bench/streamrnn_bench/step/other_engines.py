@@ -36,7 +36,7 @@ class Peer(ABC):
     """
 
     def __init__(self, model: Model, num_streams: int, num_steps: int) -> None:
-        (layer,) = model.spec.layers
+        (layer,) = model.spec.chain
         self.cell, self.hidden_size = layer.cell, layer.hidden_size
         self.num_states = len(CELLS[layer.cell].states)
         self.parameters = {name[:-3]: array for name, array in model.parameters.items()}

@@ -29,16 +29,21 @@ class InputMistake(ValueError):
 
 
 class InputNames:
-    """The names of a model's inputs, and the categories of those that have some.
+    """The names of a model's inputs, the categories and the shapes of those that have some.
 
-    `model` is what errors call it.
+    `model` is what errors call it. An input with a shape is that many elements of x, in C order.
     """
 
     def __init__(
-        self, model: str, names: Sequence[str], categories: Mapping[str, Sequence[str]]
+        self,
+        model: str,
+        names: Sequence[str],
+        categories: Mapping[str, Sequence[str]],
+        shapes: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.model = model
         self.names = tuple(names)
+        self.shapes = {name: tuple(shape) for name, shape in (shapes or {}).items()}
         self.categories = {
             name: {category: index for index, category in enumerate(known)}
             for name, known in categories.items()
@@ -98,6 +103,8 @@ class InputNames:
                 absent=absent,
             )
         columns = [convert(name, self._numbers(name, x[name])) for name in self.names]
+        if self.shapes:
+            return self._joined(dict(zip(self.names, columns, strict=True)))
         if len({column.shape for column in columns}) > 1:
             lengths = {name: np.shape(x[name]) for name in self.names}
             raise InputMistake(
@@ -105,8 +112,39 @@ class InputNames:
             )
         return np.stack(columns, axis=-1)
 
+    def flat(self, x: Array, num_leading: int) -> Array:
+        """Return x with its last axes as one, if they are the shape of the model's only input."""
+        shape = self.shapes.get(self.names[0], ())
+        if len(self.names) == 1 and len(shape) > 1 and x.shape[num_leading:] == shape:
+            return x.reshape(*x.shape[:num_leading], -1)
+        return x
+
+    def _joined(self, columns: Mapping[str, Array]) -> Array:
+        """Join columns of which some are arrays, each with its elements in C order."""
+        parts = []
+        for name, column in columns.items():
+            shape = self.shapes.get(name, ())
+            num_leading = column.ndim - len(shape)
+            if num_leading < 0 or column.shape[num_leading:] != shape:
+                raise InputMistake(
+                    "length",
+                    f"input {name!r} has shape {column.shape}; expected (..., "
+                    f"{', '.join(map(str, shape))})",
+                )
+            parts.append(column.reshape(*column.shape[:num_leading], -1))
+        if len({part.shape[:-1] for part in parts}) > 1:
+            lengths = {name: column.shape for name, column in columns.items()}
+            raise InputMistake(
+                "length", f"the inputs have different shapes: {lengths}; give as many of each"
+            )
+        return np.concatenate(parts, axis=-1)
+
     def __str__(self) -> str:
-        return f"[{', '.join(self.names[:20])}{', ...' if len(self.names) > 20 else ''}]"
+        shown = [
+            f"{name} {list(self.shapes[name])}" if name in self.shapes else name
+            for name in self.names[:20]
+        ]
+        return f"[{', '.join(shown)}{', ...' if len(self.names) > 20 else ''}]"
 
     def _check_once(self, labels: Sequence[str]) -> None:
         if len(set(labels)) < len(labels):

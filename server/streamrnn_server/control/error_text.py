@@ -48,7 +48,7 @@ def stream_of(canonical: bytes) -> StreamId | None:
 
 def _bad_value(details: Sequence[int], spec: ModelSpec) -> dict[str, Any]:
     step, number, bits, _ = details
-    item = spec.inputs[number]
+    item = spec.input_elements[number]
     detail: dict[str, Any] = {"step": step, "input": number, "name": item.name}
     raw = struct.pack("<i", bits)
     if item.kind == "numeric":

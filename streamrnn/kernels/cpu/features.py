@@ -25,7 +25,7 @@ from streamrnn.kernels.row_layout import (
     Input,
 )
 
-__all__ = ["check_input", "write_features"]
+__all__ = ["check_input", "is_masked", "write_features"]
 
 _EXPONENT = 0x7F800000  # of a float32; all of its bits are set in a NaN and in an infinity
 _BLOCK = 256
@@ -81,6 +81,17 @@ def check_input(plan: Plan, x: int, num_steps: int) -> int:
         elif math.isinf(value):
             return i
     return -1
+
+
+@jit
+def is_masked(plan: Plan, x: int) -> bool:
+    """Return whether all of one step's inputs are the value that says: no step."""
+    if input_at(plan.inputs).kind == TOKEN:
+        return load_u32(x) == np.uint32(plan.mask_value)
+    i = 0
+    while i < plan.num_inputs and load_f32(x + 4 * i) == plan.mask_value:
+        i += 1
+    return i == plan.num_inputs
 
 
 @jit

@@ -1,4 +1,4 @@
-"""A loaded model as compiled code sees it: the plan, its layers, and a product to compute.
+"""A loaded model as compiled code sees it: the plan, its operations, and a product to compute.
 
 There is one compiled program for all models. Sizes, cells and offsets are data in the plan; only
 the tiles' shapes are constants of the machine code, so the cache on disk serves every model and no
@@ -18,12 +18,14 @@ from streamrnn.kernels.structs import I64, Struct
 __all__ = [
     "MAX_BATCH_ROWS",
     "Layer",
+    "Op",
     "Plan",
     "Product",
     "Stages",
     "Weights",
     "input_at",
     "layer_at",
+    "op_at",
     "plan_at",
     "product_at",
     "stages_at",
@@ -65,7 +67,7 @@ class Weights(Struct):
 
 
 class Layer(Struct):
-    """One layer."""
+    """One recurrent layer."""
 
     kind: I64  # of its tile
     activation: I64  # that follows the tile
@@ -82,6 +84,8 @@ class Stages(Struct):
 
     is_lstm: I64
     gates_are_hard: I64
+    candidate: I64  # activation of n or g; TANH has passes of its own
+    shown: I64  # activation of c on its way to the output
     reset_after: I64
     has_norm: I64
     output_size: I64  # elements of h
@@ -98,11 +102,49 @@ class Stages(Struct):
     cell_shift: I64  # address of one block
     mask: I64  # address of a block a gate: 1 where there is a unit, 0 in the padding
     zeros: I64  # address of one block
+    ones: I64  # address of one block: the slopes of an elu
     joint: Weights
     x_alone: Weights
     h_alone: Weights
     projection: Weights
     epsilon: Annotated[float, np.float32]
+
+
+class Op(Struct):
+    """One operation on the frames of a step: see `streamrnn.kernels.cpu.frames.ops`.
+
+    A frame's address is that of its first place, in scratch, in a stream's row or in its input;
+    from place to place it is a pitch.
+    """
+
+    code: I64
+    in_base: I64  # what is read: SCRATCH, ROW or INPUT
+    in_offset: I64  # bytes from the base
+    in_pitch: I64  # bytes from place to place, of a product from window to window
+    other_base: I64  # what is read beside it, or where an operation keeps its state
+    other_offset: I64
+    other_pitch: I64
+    out_base: I64  # SCRATCH or ROW
+    out_offset: I64
+    out_pitch: I64
+    length: I64  # places of the output
+    size: I64  # channels of the output
+    is_held: I64  # whether the output can be computed from the row alone
+    layer: I64  # address of a recurrent one's `Layer`
+    weights: Weights  # of a product
+    num_x: I64  # floats of a window
+    window: I64  # places of a pool, taps of a convolution over time
+    step: I64  # places from window to window, steps from tap to tap
+    gain: I64  # addresses of a float32 a channel
+    bias: I64  # or 0
+    slopes: I64
+    mask: I64
+    activation: I64
+    pads: I64  # whether what lies after the channels of a place has to be set to zero
+    runs: I64  # address of int64[num_runs, 3]: bytes from, bytes to, and how many
+    num_runs: I64
+    factor: Annotated[float, np.float32]  # of what is read; the epsilon of a norm
+    other_factor: Annotated[float, np.float32]
 
 
 class Plan(Struct):
@@ -113,13 +155,17 @@ class Plan(Struct):
     row_bytes: I64
     inputs_are_features: I64  # x can be read as it comes: nothing to transform
     inputs: I64  # address of Input[num_inputs]
-    num_layers: I64
-    layers: I64  # address of Layer[num_layers]
-    last_h: I64  # bytes from the row to the last layer's h
-    last_size: I64  # its elements
+    num_ops: I64
+    ops: I64  # address of Op[num_ops]
     cover: I64  # address of the function that computes a product
-    head: Weights
-    head_activation: I64
+    output_offset: I64  # bytes from a row of the scratch to the last frame
+    output_pitch: I64
+    output_channels: I64
+    last_y: I64  # bytes from the row to the last y; -1 where the state gives it
+    steps_alone: I64  # whether an operation reads what a later one made at the step before
+    has_mask: I64
+    mask_value: Annotated[float, np.float32]
+    block_rows: I64  # rows that are computed together, at most `MAX_BATCH_ROWS`
     output_levels: I64  # address of int64[output_size]: bytes to the remembered level, or -1
     output_centers: I64  # address of float32[output_size]
     outputs_are_plain: I64  # no level and no center to add
@@ -127,14 +173,16 @@ class Plan(Struct):
     product: Product
     features: I64  # address of float32[MAX_BATCH_ROWS, feature_stride]
     feature_stride: I64
-    hidden: I64  # address of float32[MAX_BATCH_ROWS, hidden_stride]: new h, head's output
-    hidden_stride: I64
-    sequence: I64  # address of float32[MAX_BATCH_ROWS, hidden_stride]: a layer's h of each step
+    values: I64  # address of float32[block_rows, value_stride]: every frame of a step
+    value_stride: I64
     sums: I64  # address of float32[MAX_BATCH_ROWS, sums_stride]: accumulators after the x phase
     sums_stride: I64
     levels: I64  # address of float32[MAX_BATCH_ROWS, level_stride]: what was remembered at a step
     level_stride: I64
     x_pointers: I64  # addresses of int64[MAX_BATCH_ROWS]
+    input_pointers: I64
+    row_pointers: I64
+    masked: I64  # rows, xs and ys of the streams that take a step, then of those that do not
     h_pointers: I64
     level_pointers: I64
     y_pointers: I64
@@ -145,4 +193,5 @@ plan_at = pointer_to(Plan)
 product_at = pointer_to(Product)
 stages_at = pointer_to(Stages)
 layer_at = pointer_to(Layer)
+op_at = pointer_to(Op)
 input_at = pointer_to(Input)

@@ -9,15 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.errors import InputError
-from streamrnn.kernels.activations import ACTIVATIONS
-from streamrnn.kernels.cpu.pack import Packed, aligned_floats, pack
+from streamrnn.kernels.cpu.frames.builder import Frame, columns_of, fill_weights
+from streamrnn.kernels.cpu.frames.lower import Lowering
+from streamrnn.kernels.cpu.pack import aligned_floats, pack
 from streamrnn.kernels.cpu.plan import MAX_BATCH_ROWS, Layer, Plan
 from streamrnn.kernels.cpu.staged.pack import num_blocks, pack_stages
 from streamrnn.kernels.cpu.tiling import cover_address
 from streamrnn.kernels.gates import (
-    DENSE,
     SHAPES,
-    head_matrices,
     is_staged,
     layer_kind,
     layer_matrices,
@@ -25,7 +24,7 @@ from streamrnn.kernels.gates import (
     scaled_x_weights,
 )
 from streamrnn.kernels.precisions import PRECISION_NAMES, PRECISIONS
-from streamrnn.kernels.row_layout import RowLayout
+from streamrnn.kernels.row_layout import RowLayout, first_row, recurrent_layers
 from streamrnn.kernels.vector_width import WIDTH
 from streamrnn.kernels.virtual_memory import struct_address
 from streamrnn.model.model import Model
@@ -34,6 +33,10 @@ from streamrnn.model.spec import LayerSpec
 __all__ = ["Program"]
 
 _ARITHMETIC_VERSION = 2  # to be raised whenever any output's bits change
+# A batch's frames should stay in the cache between the layers that write and read them.
+_FRAME_CACHE_BYTES = 512 << 10
+_CHAIN_CACHE_BYTES = 4 << 20  # of recurrent layers alone, whose weights are read once a block
+_MIN_ROWS = 6  # of a block: of the largest tile
 
 
 class Program:
@@ -52,7 +55,8 @@ class Program:
     ----------
     plan : Plan
         Holds addresses of arrays that the program owns: keep the program alive.
-    layers : ndarray of Layer, shape (num_layers,)
+    layers : list of ndarray of Layer, shape (1,)
+        The recurrent ones.
     layout : RowLayout
     row_bytes : int
         Bytes of one stream's row.
@@ -69,7 +73,7 @@ class Program:
         self.layout = layout = RowLayout(model.spec)
         self.row_bytes = layout.row_bytes
         self.initial_row = aligned_floats(self.row_bytes // 4)
-        self.initial_row[:] = layout.initial_row
+        self.initial_row[:] = first_row(model)
         self.plan = Plan.one()
         self.plan["cover"] = cover_address(self.precision)
         self.plan["row_bytes"] = self.row_bytes
@@ -78,7 +82,7 @@ class Program:
             name: np.asarray(value, dtype=np.float64) for name, value in model.parameters.items()
         }
         self._add_inputs()
-        self._add_layers()
+        self._add_ops(model)
         self._add_outputs()
         del self._parameters
         self._add_scratch()
@@ -111,54 +115,66 @@ class Program:
         self._owned.append(array)
         return array.ctypes.data
 
-    def _set_weights(self, weights: Any, packed: Packed) -> None:
-        """Fill a `Weights` struct."""
-        weights["panels"] = self._own(packed.memory)
-        weights["panel_bytes"] = packed.panel_bytes
-        weights["first_weight"] = packed.first_weight
-        weights["first_h_weight"] = packed.first_h_weight
-        weights["num_panels"] = packed.num_panels
-
     def _add_inputs(self) -> None:
         spec, plan, inputs = self.spec, self.plan, self.layout.inputs.copy()
-        for item, row in zip(spec.inputs, inputs, strict=True):
+        for item, row in zip(spec.input_elements, inputs, strict=True):
             if item.embedding_size:
                 weights = self._parameters[f"embedding.{item.name}.weight"]
                 row["embedding"] = self._own(np.ascontiguousarray(weights, dtype=np.float32))
         plan["num_inputs"] = spec.num_inputs
         plan["inputs"] = self._own(inputs)
         plan["inputs_are_features"] = self.layout.inputs_are_features
+        plan["has_mask"] = spec.mask_value is not None
+        plan["mask_value"] = spec.mask_value or 0.0
 
-    def _add_layers(self) -> None:
-        spec, plan = self.spec, self.plan
-        self.layers = np.zeros(len(spec.layers), Layer.dtype)
-        num_x = spec.num_features
-        for index, (spec_layer, layer) in enumerate(zip(spec.layers, self.layers, strict=True)):
-            if is_staged(spec_layer):
-                layer["stages"] = self._stages(index, spec_layer)
-            else:
-                kind, activation, biases, x, h = layer_matrices(spec, self._parameters, index)
-                layer["kind"], layer["activation"] = kind, activation
-                packed = pack(kind, biases, x, h, self.precision)
-                self._set_weights(layer["weights"], packed)
-            layer["num_x"], layer["hidden_size"] = num_x, spec_layer.hidden_size
-            layer["h_offset"] = self.layout.h_offsets[index]
-            layer["num_panels"] = padded(spec_layer.hidden_size) // WIDTH
-            num_x = spec_layer.output_size
-        plan["num_layers"], plan["layers"] = len(spec.layers), self._own(self.layers)
-        plan["last_h"], plan["last_size"] = self.layout.h_offsets[-1], num_x
+    def _add_ops(self, model: Model) -> None:
+        """Lower the layers to operations."""
+        plan = self.plan
+        self._h_offsets = iter(self.layout.h_offsets)
+        self.layers: list[NDArray[np.void]] = []
+        lowering = Lowering(
+            *(model.spec, self.layout, self._parameters, self.precision, self._own),
+            self._add_recurrent,
+        )
+        lowering.lower()
+        ops = np.concatenate(lowering.ops)
+        plan["num_ops"], plan["ops"] = len(ops), self._own(ops)
+        plan["steps_alone"] = bool(model.spec.graph.kept)
+        plan["last_y"] = self.layout.last_y
+        self._num_floats = lowering.num_floats
+        output = lowering.output
+        plan["output_offset"], plan["output_pitch"] = 4 * output.offset, 4 * output.pitch
+        plan["output_channels"] = output.channels
 
-    def _stages(self, index: int, layer: LayerSpec) -> int:
+    def _add_recurrent(self, k: int, spec_layer: LayerSpec, read: Frame) -> int:
+        """Pack a recurrent layer and return the address of its `Layer`."""
+        array = np.zeros(1, Layer.dtype)
+        layer = array[0]
+        x_weights = columns_of(scaled_x_weights(self.spec, self._parameters, k), read)
+        if is_staged(spec_layer):
+            layer["stages"] = self._stages(k, spec_layer, x_weights)
+        else:
+            kind, activation, biases, _, h = layer_matrices(self.spec, self._parameters, k)
+            layer["kind"], layer["activation"] = kind, activation
+            packed = pack(kind, biases, x_weights, h, self.precision)
+            fill_weights(layer["weights"], packed, self._own)
+        layer["num_x"], layer["hidden_size"] = x_weights.shape[1], spec_layer.hidden_size
+        layer["h_offset"] = next(self._h_offsets)
+        layer["num_panels"] = padded(spec_layer.hidden_size) // WIDTH
+        self.layers.append(array)
+        return self._own(array)
+
+    def _stages(self, k: int, layer: LayerSpec, x_weights: NDArray[np.float64]) -> int:
         """Pack a staged layer and return the address of its `Stages`."""
         parameters = {
-            name.removesuffix(f"_l{index}"): value
+            name.removesuffix(f"_l{k}"): value
             for name, value in self._parameters.items()
-            if name.endswith(f"_l{index}")
+            if name.endswith(f"_l{k}")
         }
-        parameters["weight_ih"] = scaled_x_weights(self.spec, self._parameters, index)
+        parameters["weight_ih"] = x_weights
         stages, products = pack_stages(layer, parameters, self.precision, self._own)
         for name, packed in products.items():
-            self._set_weights(stages[name][0], packed)
+            fill_weights(stages[name][0], packed, self._own)
         return self._own(stages)
 
     def _add_outputs(self) -> None:
@@ -168,26 +184,29 @@ class Program:
         plan["output_levels"] = self._own(levels)
         plan["output_centers"] = self._own(centers)
         plan["outputs_are_plain"] = not centers.any() and bool(np.all(levels < 0))
-        if spec.head is not None:
-            packed = pack(DENSE, *head_matrices(spec, self._parameters), self.precision)
-            self._set_weights(plan["head"], packed)
-            plan["head_activation"] = ACTIVATIONS[spec.head.activation]
 
     def _add_scratch(self) -> None:
         spec, plan = self.spec, self.plan
-        widest = padded(max(spec.output_size, *(layer.output_size for layer in spec.layers)))
-        most_sums = max(padded(layer.hidden_size) * _num_sums(layer) for layer in spec.layers)
+        layers = recurrent_layers(spec)
+        sums = [padded(layer.hidden_size) * _num_sums(layer) for layer in layers]
+        value_bytes = 4 * padded(self._num_floats)
+        cached = _FRAME_CACHE_BYTES if len(layers) < len(spec.layers) else _CHAIN_CACHE_BYTES
+        block_rows = max(_MIN_ROWS, min(MAX_BATCH_ROWS, cached // value_bytes))
+        plan["block_rows"] = block_rows = block_rows // _MIN_ROWS * _MIN_ROWS
+        plan["values"], plan["value_stride"] = (
+            self._own(aligned_floats(block_rows * value_bytes // 4)),
+            value_bytes,
+        )
         for place, stride, size in (
             ("features", "feature_stride", padded(spec.num_features)),
-            ("hidden", "hidden_stride", widest),
-            ("sequence", "hidden_stride", widest),
-            ("sums", "sums_stride", most_sums),
+            ("sums", "sums_stride", max(sums, default=0)),
             ("levels", "level_stride", padded(self.layout.num_memories)),
         ):
             plan[place] = self._own(aligned_floats(MAX_BATCH_ROWS * size))
             plan[stride] = 4 * size
-        for place in ("x", "h", "level", "y", "staged"):
+        for place in ("x", "input", "row", "h", "level", "y", "staged"):
             plan[f"{place}_pointers"] = self._own(np.zeros(MAX_BATCH_ROWS, dtype=np.int64))
+        plan["masked"] = self._own(np.zeros(3 * MAX_BATCH_ROWS, dtype=np.int64))
 
 
 def _num_sums(layer: LayerSpec) -> int:

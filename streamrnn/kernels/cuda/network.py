@@ -28,7 +28,7 @@ from streamrnn.kernels.cuda.persistent import (
 from streamrnn.kernels.cuda.plan import LAYER_SIZE, Cell, GpuLayer, GpuPlan
 from streamrnn.kernels.cuda.tensor_cores import TensorShape, make_tensor_kernel
 from streamrnn.kernels.cuda.tiles import TileShape, make_layer_kernel
-from streamrnn.kernels.row_layout import RowLayout
+from streamrnn.kernels.row_layout import first_row
 from streamrnn.model.model import Model
 
 __all__ = ["TENSOR_TILING", "TILING", "Batch", "Network", "Tiling"]
@@ -106,7 +106,7 @@ class Network:
         self._tiling = tiling = TILING if precision == "float32" else TENSOR_TILING
         self._words = cuda.to_device(self.plan.words)
         self._weights = cuda.to_device(self.plan.weights)
-        self._initial_row = cuda.to_device(RowLayout(model.spec).initial_row)
+        self._initial_row = cuda.to_device(first_row(model))
         (
             self._write_features,
             self._finish,

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import DeviceError
+from streamrnn.errors import DeviceError, SpecError
 from streamrnn.kernels.activations import ACTIVATIONS, IDENTITY
 from streamrnn.kernels.cuda.ptx import NUM_PACKED, pack_words
 from streamrnn.kernels.gates import (
@@ -200,7 +200,11 @@ def _products_of(
     spec: ModelSpec, parameters: Mapping[str, NDArray[np.float64]], index: int
 ) -> list[_Product]:
     """Return what a layer is made of; raise a `DeviceError` for a form that a GPU does not have."""
-    layer = spec.layers[index]
+    layer = spec.chain[index]
+    if {layer.cell_activation, layer.output_activation} != {"tanh"}:
+        raise DeviceError(
+            f'layer {index} is {layer.describe()}; this form runs on the CPU only, use device="cpu"'
+        )
     if layer.is_plain or layer.layer_norm:
         kind, activation, biases, x_weights, h_weights = layer_matrices(spec, parameters, index)
         factors = SHAPES[kind].factors
@@ -249,6 +253,16 @@ def _products_of(
     return [reset, _Product(cell, biases[2:], x_weights[new], h_weights[new])]
 
 
+def check_for_gpu(spec: ModelSpec) -> None:
+    """Raise `DeviceError` unless a model is a stack of recurrent layers, with a head or without."""
+    try:
+        _ = spec.chain
+    except SpecError as error:
+        raise DeviceError(f'{error}; such models run on the CPU only, use device="cpu"') from None
+    if spec.mask_value is not None:
+        raise DeviceError('the model masks steps, on the CPU only; use device="cpu"')
+
+
 class GpuPlan:
     """Packs a model for the GPU, on the host.
 
@@ -280,12 +294,13 @@ class GpuPlan:
         parameters = {
             name: np.asarray(value, dtype=np.float64) for name, value in model.parameters.items()
         }
+        check_for_gpu(spec)
         by_layer = [_products_of(spec, parameters, index) for index in range(len(spec.layers))]
-        self.is_plain = all(layer.is_plain for layer in spec.layers)
+        self.is_plain = all(layer.is_plain for layer in spec.chain)
         if not self.is_plain and precision != "float32":
-            layer = next(layer for layer in spec.layers if not layer.is_plain)
+            layer = next(layer for layer in spec.chain if not layer.is_plain)
             raise DeviceError(
-                f"layer {spec.layers.index(layer)} is {layer.describe()}; on a GPU this form runs "
+                f"layer {spec.chain.index(layer)} is {layer.describe()}; on a GPU this form runs "
                 f"in float32 only, not in {precision}"
             )
         self.has_features = not layout.inputs_are_features or spec.num_features % DEPTH > 0
@@ -322,7 +337,7 @@ class GpuPlan:
         for product, row in zip(products, rows, strict=True):
             self._pack(product, row)
         numbers = iter(rows)
-        for offset, layer, some in zip(layout.h_offsets, spec.layers, by_layer, strict=True):
+        for offset, layer, some in zip(layout.h_offsets, spec.chain, by_layer, strict=True):
             for product in some:
                 row = next(numbers)
                 row["state"] = row["out"] = offset // 4

@@ -57,7 +57,7 @@ def initial_parameters(spec: ModelSpec, rng: np.random.Generator) -> dict[str, A
             view[:] = rng.normal(0.0, 1.0 / np.sqrt(view.shape[1]), view.shape)
         elif name == "head.weight":
             view[:] = _glorot(rng, *view.shape)
-    for index, layer in enumerate(spec.layers):
+    for index, layer in enumerate(spec.chain):
         size = layer.hidden_size
         weight_ih, weight_hh = views[f"weight_ih_l{index}"], views[f"weight_hh_l{index}"]
         for k, gate in enumerate(CELLS[layer.cell].gates):
@@ -95,7 +95,7 @@ class Network:
             view[:] = parameters[name]
         self.layers = [
             make_layer(layer, k, self.parameters, self.gradients)
-            for k, layer in enumerate(spec.layers)
+            for k, layer in enumerate(spec.chain)
         ]
         self._scratch = Scratch(self.dtype)
         self._embedded: list[tuple[str, slice]] = []

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.kernels.activations import ACTIVATIONS
 from streamrnn.kernels.cpu.pack import Packed, aligned_floats, pack
 from streamrnn.kernels.cpu.plan import Stages
 from streamrnn.kernels.gates import DENSE, GATE_FORMS, padded
@@ -82,7 +83,10 @@ class _Stager:
         stages["gates_are_hard"] = layer.gate_activation != "sigmoid"
         stages["has_norm"], stages["output_size"] = layer.layer_norm, layer.output_size
         stages["h_bytes"] = 4 * padded(layer.output_size)
+        stages["candidate"] = ACTIVATIONS[layer.cell_activation]
+        stages["shown"] = ACTIVATIONS[layer.output_activation]
         stages["zeros"] = self._blocks(np.zeros(self._size))
+        stages["ones"] = self._blocks(np.ones(self._size))
         if layer.layer_norm:
             self._add_norm()
         else:

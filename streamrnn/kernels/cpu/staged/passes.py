@@ -36,67 +36,76 @@ def _emit_gate(e: Emitter, t: ir.Value, is_hard: bool) -> ir.Value:
     return b.select(b.fcmp_ordered("<", t, zero), zero, t)
 
 
-def _vector_pass(emit: Callable[[Emitter, bool, list[ir.Value]], None], num_addresses: int) -> Any:
-    """Make an intrinsic ``(is_hard, addresses)`` that works on one vector at each address.
+def _emit_candidate(e: Emitter, t: ir.Value, is_tanh: bool) -> ir.Value:
+    """Return a candidate: its tanh, or what another activation has made of it before."""
+    if not is_tanh:
+        return t
+    p, q = emit_tanh_parts(e, t)
+    return e.builder.fdiv(p, q)
 
-    ``emit`` gets the addresses; ``is_hard`` is a literal 0 or 1.
+
+_Form = tuple[bool, bool]  # whether gates are hard sigmoids; whether tanh is still to be taken
+
+
+def _vector_pass(emit: Callable[[Emitter, _Form, list[ir.Value]], None], num_addresses: int) -> Any:
+    """Make an intrinsic ``(form, addresses)`` that works on one vector at each address.
+
+    ``emit`` gets the addresses; ``form`` is a literal, 2 for hard gates and 1 for tanh.
     """
     addresses = types.containers.UniTuple(types.int64, num_addresses)
 
-    def one_vector(typingctx: Any, is_hard: types.Type, places: types.Type) -> Any:
-        if not isinstance(is_hard, types.IntegerLiteral):
+    def one_vector(typingctx: Any, form: types.Type, places: types.Type) -> Any:
+        if not isinstance(form, types.IntegerLiteral):
             return None
-        chosen = bool(is_hard.literal_value)
+        chosen = bool(form.literal_value & 2), bool(form.literal_value & 1)
 
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             values = [builder.extract_value(args[1], i) for i in range(num_addresses)]
             emit(Emitter(builder), chosen, values)
             return context.get_dummy_value()
 
-        return types.void(is_hard, addresses), codegen
+        return types.void(form, addresses), codegen
 
     return intrinsic(prefer_literal=True)(one_vector)
 
 
-def _emit_add_gated(e: Emitter, is_hard: bool, places: list[ir.Value]) -> None:
+def _emit_add_gated(e: Emitter, form: _Form, places: list[ir.Value]) -> None:
     t, factor, addend, out = places
-    gate = _emit_gate(e, e.load(t), is_hard)
+    gate = _emit_gate(e, e.load(t), form[0])
     e.store(e.fma(gate, e.load(factor), e.load(addend)), out)
 
 
-def _emit_blend(e: Emitter, is_hard: bool, places: list[ir.Value]) -> None:
-    b = e.builder
+def _emit_blend(e: Emitter, form: _Form, places: list[ir.Value]) -> None:
+    b, (is_hard, is_tanh) = e.builder, form
     t, candidate, before, out = places
     h = e.load(before)
-    p, q = emit_tanh_parts(e, e.load(candidate))
-    if is_hard:
-        n = b.fdiv(p, q)
-        e.store(e.fma(_emit_gate(e, e.load(t), True), b.fsub(h, n), n), out)
+    if is_hard or not is_tanh:
+        n = _emit_candidate(e, e.load(candidate), is_tanh)
+        e.store(e.fma(_emit_gate(e, e.load(t), is_hard), b.fsub(h, n), n), out)
         return
     # With n = p / q and z = 1 / (1 + u) it is (p u + h q) / (q (1 + u)): one division.
+    p, q = emit_tanh_parts(e, e.load(candidate))
     power, below = emit_gate_parts(e, e.load(t))
     above = e.fma(p, power, b.fmul(h, q))
     e.store(b.fdiv(above, b.fmul(q, below)), out)
 
 
-def _emit_enter(e: Emitter, is_hard: bool, places: list[ir.Value]) -> None:
-    b = e.builder
+def _emit_enter(e: Emitter, form: _Form, places: list[ir.Value]) -> None:
+    b, (is_hard, is_tanh) = e.builder, form
     in_i, in_f, in_g, in_o, peep_i, peep_f, peep_o, cell = places
     c = e.load(cell)
     i = _emit_gate(e, e.fma(e.load(peep_i), c, e.load(in_i)), is_hard)
     f = _emit_gate(e, e.fma(e.load(peep_f), c, e.load(in_f)), is_hard)
-    p, q = emit_tanh_parts(e, e.load(in_g))
-    new_c = e.fma(f, c, b.fmul(i, b.fdiv(p, q)))
+    g = _emit_candidate(e, e.load(in_g), is_tanh)
+    new_c = e.fma(f, c, b.fmul(i, g))
     e.store(new_c, cell)
     e.store(e.fma(e.load(peep_o), new_c, e.load(in_o)), in_o)
 
 
-def _emit_leave(e: Emitter, is_hard: bool, places: list[ir.Value]) -> None:
-    b = e.builder
+def _emit_leave(e: Emitter, form: _Form, places: list[ir.Value]) -> None:
     t, cell, out = places
-    p, q = emit_tanh_parts(e, e.load(cell))
-    gate = _emit_gate(e, e.load(t), is_hard)
-    e.store(b.fmul(gate, b.fdiv(p, q)), out)
+    shown = _emit_candidate(e, e.load(cell), form[1])
+    e.store(e.builder.fmul(_emit_gate(e, e.load(t), form[0]), shown), out)
 
 
 _add_gated = _vector_pass(_emit_add_gated, 4)
@@ -115,30 +124,39 @@ def add_gated(is_hard, t, factor, addend, out, num_bytes):
     for i in range(0, num_bytes, _VECTOR_BYTES):
         places = (t + i, factor + i, addend + i, out + i)
         if is_hard:
-            _add_gated(1, places)
+            _add_gated(2, places)
         else:
             _add_gated(0, places)
 
 
 @jit
-def blend(is_hard, t, candidate, before, out, num_bytes):
-    """Compute ``out = (1 - z) tanh(candidate) + z before`` with ``z = gate(t)``."""
+def blend(is_hard, is_tanh, t, candidate, before, out, num_bytes):
+    """Compute ``out = (1 - z) tanh(candidate) + z before`` with ``z = gate(t)``.
+
+    Where tanh is not to be taken, the candidate has gone through another activation. So it is in
+    all passes that have this flag.
+    """
+    form = 2 * (is_hard != 0) + (is_tanh != 0)
     for i in range(0, num_bytes, _VECTOR_BYTES):
         places = (t + i, candidate + i, before + i, out + i)
-        if is_hard:
+        if form == 1:
             _blend(1, places)
-        else:
+        elif form == 0:
             _blend(0, places)
+        elif form == 3:
+            _blend(3, places)
+        else:
+            _blend(2, places)
 
 
 @jit
-def enter_cell(is_hard, sums, peepholes, cell, num_bytes):
+def enter_cell(is_hard, is_tanh, sums, peepholes, cell, num_bytes):
     """Replace c by ``gate(f) c + gate(i) tanh(g)``, and add to o what it sees of the new c.
 
     Parameters
     ----------
-    is_hard : int64
-        As in `add_gated`.
+    is_hard, is_tanh : int64
+        As in `blend`.
     sums : int64
         Address of four blocks: i, f, g, o.
     peepholes : int64
@@ -148,6 +166,7 @@ def enter_cell(is_hard, sums, peepholes, cell, num_bytes):
     num_bytes : int64
         Of a block.
     """
+    form = 2 * (is_hard != 0) + (is_tanh != 0)
     for i in range(0, num_bytes, _VECTOR_BYTES):
         s, p = sums + i, peepholes + i
         places = (
@@ -160,21 +179,30 @@ def enter_cell(is_hard, sums, peepholes, cell, num_bytes):
             p + 2 * num_bytes,
             cell + i,
         )
-        if is_hard:
+        if form == 1:
             _enter(1, places)
-        else:
+        elif form == 0:
             _enter(0, places)
+        elif form == 3:
+            _enter(3, places)
+        else:
+            _enter(2, places)
 
 
 @jit
-def leave_cell(is_hard, t, cell, out, num_bytes):
+def leave_cell(is_hard, is_tanh, t, cell, out, num_bytes):
     """Compute ``out = gate(t) tanh(cell)``."""
+    form = 2 * (is_hard != 0) + (is_tanh != 0)
     for i in range(0, num_bytes, _VECTOR_BYTES):
         places = (t + i, cell + i, out + i)
-        if is_hard:
+        if form == 1:
             _leave(1, places)
-        else:
+        elif form == 0:
             _leave(0, places)
+        elif form == 3:
+            _leave(3, places)
+        else:
+            _leave(2, places)
 
 
 def _emit_total(e: Emitter, sums: list[ir.Value]) -> ir.Value:

@@ -12,42 +12,46 @@ of a batch or for one step, all the rest. So a chunk has the bits of its steps.
 
 from __future__ import annotations
 
+from streamrnn.kernels.activations import TANH
+from streamrnn.kernels.cpu.activations import activate
 from streamrnn.kernels.cpu.plan import Layer, Plan, Stages, Weights, stages_at
 from streamrnn.kernels.cpu.staged.passes import add_gated, blend, enter_cell, leave_cell, normalise
 from streamrnn.kernels.cpu.tiles import VECTOR_BYTES
 from streamrnn.kernels.cpu.tiling import continue_sums, run_product, set_weights
 from streamrnn.kernels.gates import DENSE
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import copy_bytes, load_i64, store_i64
+from streamrnn.kernels.memory import copy_bytes, fill_bytes, load_i64, store_i64
 
 __all__ = ["run_staged_layer", "step_staged_layer"]
 
 # Blocks of a row's scratch, beside the sums of the gates in the first ones.
 _GRU_N = 2
-_SHOWN, _OUT, _LSTM_O = 1, 2, 3  # the first two of an LSTM whose i, f and g are spent
+_SHOWN, _OUT, _LSTM_G, _LSTM_O = 1, 2, 2, 3  # the first two of an LSTM whose i, f, g are spent
 
 _WHOLE, _X_HALF, _H_HALF = range(3)  # of a product; the half with h goes on from that with x
 
 
 @jit
 def step_staged_layer(
-    plan: Plan, layer: Layer, x_pointers: int, h_pointers: int, num_rows: int
+    plan: Plan, layer: Layer, x_pointers: int, h_pointers: int, out: int, num_rows: int
 ) -> None:
     """Compute one layer's new h (and c, in place) for all rows, then put h into the rows."""
     stages = stages_at(layer.stages)
     _multiply_x(plan, layer, stages, x_pointers, num_rows)
-    _finish(plan, layer, stages, plan.sums, h_pointers, plan.hidden, num_rows)
+    _finish(plan, layer, stages, plan.sums, h_pointers, out, num_rows)
 
 
 @jit
-def run_staged_layer(plan: Plan, layer: Layer, row: int, x_pointers: int, num_steps: int) -> None:
-    """Run one layer through steps of one stream, and write its h of each to `Plan.sequence`."""
+def run_staged_layer(
+    plan: Plan, layer: Layer, row: int, x_pointers: int, out: int, num_steps: int
+) -> None:
+    """Run one layer through steps of one stream, and write its h of each to the scratch."""
     stages = stages_at(layer.stages)
     _multiply_x(plan, layer, stages, x_pointers, num_steps)
     store_i64(plan.h_pointers, row + layer.h_offset)
     for t in range(num_steps):
         sums = plan.sums + t * plan.sums_stride
-        new_h = plan.sequence + t * plan.hidden_stride
+        new_h = out + t * plan.value_stride
         _finish(plan, layer, stages, sums, plan.h_pointers, new_h, 1)
 
 
@@ -126,7 +130,7 @@ def _finish(
         _finish_gru(plan, layer, stages, sums, h_pointers, out, num_rows)
     h_bytes = stages.h_bytes
     for i in range(num_rows):
-        copy_bytes(load_i64(h_pointers + 8 * i), out + i * plan.hidden_stride, h_bytes)
+        copy_bytes(load_i64(h_pointers + 8 * i), out + i * plan.value_stride, h_bytes)
 
 
 @jit
@@ -139,7 +143,7 @@ def _finish_lstm(
     out: int,
     num_rows: int,
 ) -> None:
-    block, stride = layer.num_panels * VECTOR_BYTES, plan.hidden_stride
+    block, stride = layer.num_panels * VECTOR_BYTES, plan.value_stride
     is_hard, has_norm = stages.gates_are_hard, stages.has_norm
     has_projection = stages.projection.panels
     _multiply_h(plan, layer, stages, sums, h_pointers, stages.num_joint, num_rows)
@@ -149,12 +153,19 @@ def _finish_lstm(
         shown = cell
         if has_norm:
             _normalise_gates(layer, stages, row, stages.num_apart, block)
-        enter_cell(is_hard, row, stages.peepholes, cell, block)
+        if stages.candidate != TANH:
+            _activate_block(stages, stages.candidate, row + _LSTM_G * block, layer, block)
+        enter_cell(is_hard, stages.candidate == TANH, row, stages.peepholes, cell, block)
         if has_norm:
             shown = row + _SHOWN * block
             _normalise_cell(layer, stages, cell, shown, block)
         new_h = row + _OUT * block if has_projection else out + i * stride
-        leave_cell(is_hard, row + _LSTM_O * block, shown, new_h, block)
+        if stages.shown != TANH:
+            copy_bytes(row + _SHOWN * block, cell, block)
+            shown = row + _SHOWN * block
+            _activate_block(stages, stages.shown, shown, layer, block)
+        is_tanh = stages.shown == TANH
+        leave_cell(is_hard, is_tanh, row + _LSTM_O * block, shown, new_h, block)
         store_i64(plan.staged_pointers + 8 * i, new_h)
     if has_projection:
         panels = (0, stages.projection.num_panels)
@@ -195,8 +206,18 @@ def _finish_gru(
         _multiply(plan, stages.joint, _H_HALF, panels, inputs, target, num_rows)
     for i in range(num_rows):
         row, h = sums + i * stride, load_i64(h_pointers + 8 * i)
-        new_h = out + i * plan.hidden_stride
-        blend(is_hard, row + block, row + _GRU_N * block, h, new_h, block)
+        new_h = out + i * plan.value_stride
+        n, is_tanh = row + _GRU_N * block, stages.candidate == TANH
+        if not is_tanh:
+            _activate_block(stages, stages.candidate, n, layer, block)
+        blend(is_hard, is_tanh, row + block, n, h, new_h, block)
+
+
+@jit
+def _activate_block(stages: Stages, kind: int, values: int, layer: Layer, block: int) -> None:
+    """Apply an activation to a block; its padding stays zero."""
+    activate(kind, values, block // 4, stages.ones)
+    fill_bytes(values + 4 * layer.hidden_size, block - 4 * layer.hidden_size, 0)
 
 
 @jit

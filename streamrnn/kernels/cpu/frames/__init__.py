@@ -1,0 +1,1 @@
+"""Layers over frames: how they become operations, and how these are computed."""

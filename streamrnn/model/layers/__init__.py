@@ -1,0 +1,1 @@
+"""The kinds of layers that a model is made of."""

@@ -1,0 +1,100 @@
+"""Layers of every kind: against the float64 reference, and bit for bit."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamrnn import Engine
+from streamrnn.model.parameters import canonical_spec
+from streamrnn.model.spec import ModelSpec
+from streamrnn.reference.model import ReferenceModel
+from tests.support.graphs import GRAPHS, graph_model, head_reading_model
+
+# Frames of random convolutions are of order 1, and their errors those of sums of float32.
+TOLERANCE = 5e-6
+
+
+def inputs_of(rng, model, num_streams, num_steps):
+    x = rng.normal(0, 1, (num_streams, num_steps, model.spec.num_inputs)).astype(np.float32)
+    if model.spec.mask_value is not None:
+        x[rng.uniform(size=x.shape[:2]) < 0.3] = model.spec.mask_value
+    return x
+
+
+def by_steps(model, x, batches):
+    """Step batch by batch: y [B, T, O]."""
+    engine = Engine(model, max_streams=256)
+    rows = engine.rows(range(len(x)))
+    y = np.empty((*x.shape[:2], model.spec.output_size), np.float32)
+    for t in range(x.shape[1]):
+        for batch in batches:
+            y[batch, t] = engine.batch(rows[batch], x[batch, t])
+    return y
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_agrees_with_the_reference(rng, name):
+    model = graph_model(rng, name)
+    x = inputs_of(rng, model, 5, 40)
+    y = by_steps(model, x, [np.arange(5)])
+    expected = ReferenceModel(model).steps(x)
+    assert np.max(np.abs(y - expected)) < TOLERANCE * max(1.0, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_bits_depend_on_neither_batch_nor_chunk(rng, name):
+    model = graph_model(rng, name)
+    x = inputs_of(rng, model, 110, 7)
+    y = by_steps(model, x, [np.arange(110)])
+    few = by_steps(model, x[:9], [np.arange(3), np.array([5, 4]), np.arange(6, 9), np.array([3])])
+    np.testing.assert_array_equal(few, y[:9])
+    engine = Engine(model, max_streams=4)
+    chunks = np.concatenate([engine.steps("a", x[0, :4]), engine.steps("a", x[0, 4:])])
+    np.testing.assert_array_equal(chunks, y[0])
+
+
+def test_long_chunks_have_the_bits_of_their_steps(rng):
+    for name in ("causal", "stft", "masked", "jordan", "depthwise and dilated"):
+        model = graph_model(rng, name)
+        x = inputs_of(rng, model, 1, 250)
+        y = by_steps(model, x, [np.arange(1)])
+        np.testing.assert_array_equal(Engine(model, max_streams=1).steps("a", x[0]), y[0])
+
+
+def test_a_layer_reads_what_the_head_gave_before(rng):
+    model = head_reading_model(rng)
+    x = inputs_of(rng, model, 3, 20)
+    y = by_steps(model, x, [np.arange(3)])
+    np.testing.assert_allclose(y, ReferenceModel(model).steps(x), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("name", ["stft", "causal", "residual stack"])
+def test_other_precisions_are_near(rng, name, precision):
+    model = graph_model(rng, name)
+    x = inputs_of(rng, model, 2, 20)
+    engine = Engine(model, max_streams=2, precision=precision)
+    y = np.stack([engine.steps(s, x[s]) for s in range(2)])
+    assert np.max(np.abs(y - ReferenceModel(model).steps(x))) < 0.05
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_description_comes_back_from_its_file(rng, name):
+    spec = graph_model(rng, name).spec
+    assert ModelSpec.from_dict(json.loads(canonical_spec(spec))) == spec
+    assert ModelSpec.from_dict(spec.to_dict()) == spec
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(GRAPHS)), st.integers(1, 30))
+def test_random_models_agree_with_the_reference(seed, name, num_streams):
+    rng = np.random.default_rng(seed)
+    model = graph_model(rng, name)
+    x = inputs_of(rng, model, num_streams, 4)
+    y = by_steps(model, x, [np.arange(num_streams)])
+    expected = ReferenceModel(model).steps(x)
+    assert np.max(np.abs(y - expected)) < TOLERANCE * max(1.0, np.abs(expected).max())
