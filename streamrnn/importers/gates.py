@@ -1,6 +1,6 @@
 """Order of the gates in every source, and the functions that reorder them.
 
-`streamrnn.model.layer_spec.CELLS` has our order. docs/importing.md shows this table.
+`streamrnn.model.layers.recurrent.CELLS` has our order. docs/importing.md shows this table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.errors import ModelFileError
-from streamrnn.model.layer_spec import CELLS
+from streamrnn.model.layers.recurrent import CELLS
 
 __all__ = ["SOURCE_GATES", "in_our_order", "in_their_order"]
 
