@@ -75,7 +75,7 @@ def export_onnx(model: Model) -> Exported:
         raise ModelError("ONNX needs the package onnx: pip install 'streamrnn[onnx]'") from error
     graph = _Graph(model)
     value = _features(graph)
-    for k, layer in enumerate(model.spec.layers):
+    for k, layer in enumerate(model.spec.chain):
         value = _LAYERS[type(layer)](graph, k, layer, value)
     value = _head(graph, value)
     if graph.problems:
@@ -302,7 +302,7 @@ def _answers(
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     steps = x[..., 0].T if model.spec.is_token else x.swapaxes(0, 1)
-    sizes = [size for layer in model.spec.layers for size in layer.state_sizes]
+    sizes = [size for layer in model.spec.chain for size in layer.state_sizes]
     zeros = {
         name: np.zeros((1, x.shape[0], size), np.float32)
         for name, size in zip(states, sizes, strict=True)

@@ -48,7 +48,7 @@ def export_torch(model: Model) -> Exported:
         made.append(f"self.embedding = torch.nn.Embedding({item.num_categories}, {size})")
         used.append("x = self.embedding(x)")
     plain = model if problems else _folded(model, problems)
-    for k, layer in enumerate(plain.spec.layers):
+    for k, layer in enumerate(plain.spec.chain):
         text, own, own_problems = _LAYERS[type(layer)](plain, k, layer, size)
         problems += own_problems
         tensors |= {f"rnn{k}.{name}": value for name, value in own.items()}
@@ -65,7 +65,7 @@ def export_torch(model: Model) -> Exported:
         result = _HEADS[plain.spec.head.activation].format("self.head(x)")
         if plain.spec.head.activation != "identity":
             options.append(f"--activation {plain.spec.head.activation}")
-    cells = {layer.cell for layer in plain.spec.layers}
+    cells = {layer.cell for layer in plain.spec.chain}
     lines = [f"  {name:<20} {list(value.shape)}" for name, value in tensors.items()]
     if "rnn_relu" in cells:
         options.append("--nonlinearity relu")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from streamrnn.errors import ModelFileError
-from streamrnn.importers.build import refuse
+from streamrnn.importers.build.model import refuse
 from streamrnn.importers.json_text import array_of
 from streamrnn.importers.network import ImportedModel
 from streamrnn.importers.torch import TorchOptions, import_state_dict

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from streamrnn.errors import ModelFileError
-from streamrnn.importers.build import build_model
+from streamrnn.importers.build.model import build_model
 from streamrnn.importers.json_text import array_of, whole
 from streamrnn.importers.network import (
     Dense,
@@ -94,9 +94,11 @@ def import_nam(
             "weight_hh": f"weights, W of {name}, columns of h",
             "bias_ih": f"weights, b of {name}",
         }
-        first = "h0 and c0" if h0.any() or c0.any() else ""
-        if first and zero_state:
+        has_first = h0.any() or c0.any()
+        if has_first and zero_state:
             network.notes.append(note_on_first_state(f"of {name}"))
+        if has_first:
+            origins |= {"first_h": f"weights, h0 of {name}", "first_c": f"weights, c0 of {name}"}
         network.layers.append(
             Recurrent(
                 name,
@@ -106,7 +108,7 @@ def import_nam(
                 bias,
                 zeros(4 * hidden),
                 origins,
-                first_state="" if zero_state else first,
+                first=(h0, c0) if has_first and not zero_state else (),
             )
         )
     head = weights[at:-1].reshape(1, hidden)

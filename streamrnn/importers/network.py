@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.model.layers.base import Layer as SpecLayer
 from streamrnn.model.model import Model
 
 __all__ = [
     "Activation",
     "Dense",
     "Embedding",
+    "FrameLayer",
     "ImportedModel",
     "Layer",
     "Names",
@@ -36,7 +38,14 @@ Origins = dict[str, str]  # a field's name to the tensors of the source that it 
 
 
 @dataclass(frozen=True)
-class Embedding:
+class Imported:
+    """Base of all layers: what they read, by name; nothing for the layer before."""
+
+    reads: tuple[str, ...] = field(default=(), kw_only=True)
+
+
+@dataclass(frozen=True)
+class Embedding(Imported):
     """A token's row of a matrix; the first layer or none."""
 
     name: str
@@ -45,7 +54,7 @@ class Embedding:
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Imported):
     """``activation(W x + b)``."""
 
     name: str
@@ -53,27 +62,29 @@ class Dense:
     bias: Array  # [O]
     origins: Origins
     activation: str = "identity"
+    slope: float | None = None
 
 
 @dataclass(frozen=True)
-class Scale:
-    """``gain * x + shift``, element by element."""
+class Scale(Imported):
+    """``gain * x + shift``, channel by channel."""
 
     name: str
-    gain: Array  # [I]
-    shift: Array  # [I]
+    gain: Array  # [C]
+    shift: Array  # [C]
 
 
 @dataclass(frozen=True)
-class Activation:
-    """A function of every element, or a softmax over all of them."""
+class Activation(Imported):
+    """A function of every element, or a softmax over all channels."""
 
     name: str
     kind: str
+    slope: float | None = None
 
 
 @dataclass(frozen=True)
-class Recurrent:
+class Recurrent(Imported):
     """One recurrent layer, in the words of `streamrnn.model.spec.LayerSpec`."""
 
     name: str
@@ -87,10 +98,22 @@ class Recurrent:
     peepholes: tuple[Array, Array, Array] | None = None  # of i, f, o, each [H]
     reset_after: bool = True
     gate_activation: str = "sigmoid"
-    first_state: str = ""  # what holds a first state other than zeros; a model has none
+    cell_activation: str = "tanh"
+    output_activation: str = "tanh"
+    first: tuple[Array, ...] = ()  # a first state other than zeros: h, and c
 
 
-Layer = Embedding | Dense | Scale | Activation | Recurrent
+@dataclass(frozen=True)
+class FrameLayer(Imported):
+    """A layer of any other kind, in the words of `streamrnn.model.layers`."""
+
+    name: str
+    spec: SpecLayer  # without a name, and what it reads
+    arrays: dict[str, Array] = field(default_factory=dict)  # its parameters
+    origins: Origins = field(default_factory=dict)
+
+
+Layer = Embedding | Dense | Scale | Activation | Recurrent | FrameLayer
 
 
 @dataclass(frozen=True)
@@ -113,6 +136,9 @@ class Network:
     holds_graph: bool = True  # whether the file says how its tensors are joined
     # Whether the source gave the last step alone; a model gives every step.
     gives_last_step: bool = False
+    num_inputs: int = 0  # where the layers do not say
+    input_shape: tuple[int, ...] = ()  # of a frame [L, C] that a step brings
+    mask_value: float | None = None
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from streamrnn.errors import ModelFileError
-from streamrnn.importers.build import build_model
+from streamrnn.importers.build.model import build_model
 from streamrnn.importers.gates import SOURCE_GATES, in_our_order
 from streamrnn.importers.json_text import array_of, whole
 from streamrnn.importers.network import (

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from streamrnn.errors import ModelError, ModelFileError, listed
-from streamrnn.importers.build import build_model
+from streamrnn.importers.build.model import build_model
 from streamrnn.importers.network import (
     Activation,
     Dense,

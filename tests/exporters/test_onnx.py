@@ -61,10 +61,10 @@ def test_what_comes_back_answers_the_same(tmp_path, name, model):
     # Centres and scales that are not powers of two come back rounded to float32.
     most = 1e-6 if name.endswith("transformed") else REFERENCE_FLOAT64
     assert np.abs(ReferenceModel(found.model).steps(x) - wanted).max() <= most * scale
-    assert [layer.cell for layer in found.model.spec.layers] == [
-        layer.cell for layer in model.spec.layers
+    assert [layer.cell for layer in found.model.spec.chain] == [
+        layer.cell for layer in model.spec.chain
     ]
-    num_states = sum(len(layer.state_sizes) for layer in model.spec.layers)
+    num_states = sum(len(layer.state_sizes) for layer in model.spec.chain)
     assert sum("is kept by the stream" in note for note in found.notes) == num_states
 
 

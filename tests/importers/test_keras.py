@@ -265,7 +265,6 @@ def test_the_last_step_alone_makes_a_model_of_every_step(importing):
         (layer("Masking", mask_value=0.0), "masks steps"),
         (layer("Conv1D", [draw(3, 3, 4)], filters=4), "is a Conv1D, which is not supported"),
         (layer("ReLU", max_value=6.0), "has options that are not supported"),
-        (dense(3, 3, activation="gelu"), "has the activation gelu"),
         (dense(3, 3, dtype={"config": {"name": "int8_from_float32"}}), "is quantised"),
         (layer("Dense", [draw(3, 3), draw(3)], units=4), r"asks for \[\[3, 4\], \[4\]\]"),
         (layer("Dense", units=4), "has no weights in the file"),

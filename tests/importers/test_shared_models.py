@@ -25,10 +25,12 @@ RIGHT: dict[str, tuple[TorchOptions, str]] = {
         "onnx_gru_default.onnx",
         "onnx_gru_f16.onnx",
         "onnx_gru_lbr1.onnx",
+        "onnx_gru_relu.onnx",
         "onnx_lstm_f16.onnx",
         "onnx_lstm_f64.onnx",
         "onnx_lstm_hardsigmoid.onnx",
         "onnx_lstm_hardsigmoid_sixth.onnx",
+        "onnx_lstm_initial.onnx",
         "onnx_lstm_layout1.onnx",
         "onnx_lstm_lowercase.onnx",
         "onnx_lstm_nobias.onnx",
@@ -44,6 +46,8 @@ RIGHT: dict[str, tuple[TorchOptions, str]] = {
         "keras_lstm_hardsigmoid.keras",
         "keras_simplernn_relu.keras",
         "keras_stateful.keras",
+        "nam_BossLSTM-1x16.nam",
+        "nam_lstm.nam",
     )
 } | {
     name: (TorchOptions(), "out_0")
@@ -59,7 +63,6 @@ RIGHT: dict[str, tuple[TorchOptions, str]] = {
     )
 }
 RIGHT["rtneural_gru_torch.json"] = RIGHT["rtneural_lstm_1d.json"] = (TorchOptions(), "y")
-RIGHT["nam_BossLSTM-1x16.nam"] = RIGHT["nam_lstm.nam"] = (ZEROS, "y_from_zero")
 RIGHT["silero_vad_16k.safetensors"] = (
     TorchOptions(prefix="lstm_cell", head="none"),
     "y",
@@ -74,14 +77,10 @@ REFUSED = {
     "keras_bidir.keras": "bidirectional",
     # What no model has yet.
     "guitarml_lstm8_ts9_pytorch.json": r"skip: 1.: a skip connection",
-    "nam_BossLSTM-1x16.nam": r"has a trained first state \(h0 and c0\)",
-    "nam_lstm.nam": r"has a trained first state \(h0 and c0\)",
     "keras_embedding_maskzero.keras": "mask_zero",
     "keras_lstm_relu.keras": "activation relu",
     "onnx_gru_clip.onnx": "clips its gates",
-    "onnx_gru_relu.onnx": "activation relu",
     "onnx_lstm_clip.onnx": "clips its gates",
-    "onnx_lstm_initial.onnx": r"has a trained first state \(h0, c0\)",
     "onnx_lstm_inputforget.onnx": "input_forget",
     "onnx_rnn_affine.onnx": "activation affine",
     "silero_vad_16k.safetensors": "a convolution",
@@ -108,7 +107,15 @@ def recording(name: str) -> Path:
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_file_comes_out_right(name):
     needs_reader(name)
-    options, key = RIGHT[name]
+    check(name, *RIGHT[name])
+
+
+@pytest.mark.parametrize("name", ["nam_BossLSTM-1x16.nam", "nam_lstm.nam"])
+def test_a_first_state_can_be_left_out(name):
+    check(name, ZEROS, "y_from_zero")
+
+
+def check(name: str, options: TorchOptions, key: str) -> None:
     model = import_file(MODELS / name, options).model
     with np.load(recording(name)) as recorded:
         x = next(recorded[k] for k in ("x", "in_x", "in_input") if k in recorded)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.errors import ModelFileError
-from streamrnn.importers.build import build_model
+from streamrnn.importers.build.model import build_model
 from streamrnn.importers.json_text import MAX_REST_BYTES, parse_json
 from streamrnn.importers.keras.files import KerasFile, read_keras_file
 from streamrnn.importers.keras.layers import RECURRENT, make_layers

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.errors import ModelFileError, listed
-from streamrnn.importers.build import build_model, refuse
+from streamrnn.importers.build.model import build_model, refuse
 from streamrnn.importers.network import (
     Embedding,
     ImportedModel,
@@ -106,10 +106,11 @@ def _source(graph: Graph) -> str:
 
 
 def _without_first_state(layer: Recurrent, network: Network) -> Recurrent:
-    if not layer.first_state:
+    if not layer.first:
         return layer
-    network.notes.append(note_on_first_state(layer.first_state))
-    return replace(layer, first_state="")
+    names = [name for key, name in layer.origins.items() if key.startswith("first_")]
+    network.notes.append(note_on_first_state(listed(names)))
+    return replace(layer, first=())
 
 
 def _check_input(graph: Graph, signal: Signal, network: Network) -> None:

@@ -21,6 +21,14 @@ _DEFAULTS = {
     "GRU": ("sigmoid", "tanh"),
     "LSTM": ("sigmoid", "tanh", "tanh"),
 }
+_CELL_ACTIVATIONS = {
+    "tanh": "tanh",
+    "relu": "relu",
+    "sigmoid": "sigmoid",
+    "softsign": "softsign",
+    "softplus": "softplus",
+    "elu": "elu",
+}
 _SLOPES = {0.2: "hard_sigmoid_fifth", 1 / 6: "hard_sigmoid_sixth"}
 
 
@@ -87,13 +95,21 @@ def apply_recurrent(
         raise NotFollowed(f"B has {bias.size} elements; expected {2 * rows}")
     batch = signal.shape[1 - time_axis]
     states = [_state(slots[k], layout, (batch, hidden_size)) for k in (5, 6)[: 1 + (op == "LSTM")]]
-    first_state = ", ".join(
-        labels[5 + k] for k, state in enumerate(states) if isinstance(state, str)
-    )
+    firsts = [state for state in states if state is not None and state.dtype.kind == "f"]
+    first: tuple[NDArray[Any], ...] = ()
+    if firsts:
+        if any(state is not None and state.dtype.kind != "f" for state in states):
+            raise NotFollowed("one of its first states is an input and the other one is not")
+        first = tuple(np.zeros(hidden_size) if state is None else state for state in states)
     ours = [in_our_order(part, "onnx", cell) for part in (weights[0][0], weights[1][0])]
     origins = {"weight_ih": f"{labels[1]}", "weight_hh": labels[2]}
     if slots[3] is not None:
         origins |= {"bias_ih": f"{labels[3]} (Wb)", "bias_hh": f"{labels[3]} (Rb)"}
+    origins |= {
+        f"first_{which}": labels[5 + k]
+        for k, which in enumerate("hc"[: len(first)])
+        if labels[5 + k]
+    }
     if peepholes is not None:
         origins |= dict.fromkeys(("weight_ci", "weight_cf", "weight_co"), labels[7])
     layer = Recurrent(
@@ -105,7 +121,7 @@ def apply_recurrent(
         in_our_order(bias[rows:], "onnx", cell),
         origins,
         peepholes=peepholes,
-        first_state=first_state,
+        first=first,
         **form,
     )
     return _outputs(layer, signal, time, layout, states, new_symbols, (batch, hidden_size))
@@ -116,7 +132,7 @@ def _outputs(
     signal: Signal,
     time: str,
     layout: int,
-    states: Sequence[NDArray[np.int64] | str | None],
+    states: Sequence[NDArray[Any] | None],
     new_symbols: Any,
     shape: tuple[int, int],
 ) -> tuple[list[Value], list[StateUse]]:
@@ -128,7 +144,8 @@ def _outputs(
     uses = []
     for state in states:
         last = new_symbols(shape)
-        first = state if isinstance(state, np.ndarray) else np.full(shape, -1)
+        is_input = state is not None and state.dtype.kind != "f"
+        first = state if is_input and state is not None else np.full(shape, -1)
         uses.append(StateUse(layer.name, first, last))
         outputs.append(Symbols(last[:, None] if layout else last[None]))
     return outputs, uses
@@ -188,12 +205,17 @@ def _form(op: str, attributes: dict[str, Any]) -> tuple[dict[str, Any], list[str
             form["gate_activation"] = _SLOPES[slope]
     elif gate != "sigmoid":
         problems.append(f"its gates have the activation {gate}; known are sigmoid and hard sigmoid")
-    others = given[1:] if op != "RNN" else []
-    problems += [
-        f"it has the activation {function} where a {op} layer has tanh"
-        for function in others
-        if function != "tanh"
-    ]
+    keys = ("cell_activation", "output_activation")
+    for key, function in zip(keys, given[1:] if op != "RNN" else (), strict=False):
+        name = _CELL_ACTIVATIONS.get(function)
+        # An elu has an alpha of its own; the numbers of all functions stand in one list.
+        if name is None or (name == "elu" and numbers["alpha"] not in ([], [1.0])):
+            problems.append(
+                f"it has the activation {function}; a {op} layer has one of "
+                f"{', '.join(_CELL_ACTIVATIONS)}"
+            )
+        else:
+            form[key] = name
     return form, problems
 
 
@@ -238,10 +260,8 @@ def _peepholes(
     return i, f, o
 
 
-def _state(
-    value: Value | None, layout: int, shape: tuple[int, int]
-) -> NDArray[np.int64] | str | None:
-    """Return the symbols that a layer begins with; None for zeros, text for other numbers."""
+def _state(value: Value | None, layout: int, shape: tuple[int, int]) -> NDArray[Any] | None:
+    """Return the symbols that a layer begins with, or the numbers [H]; None for zeros."""
     if value is None:
         return None
     if isinstance(value, np.ndarray):
@@ -250,7 +270,10 @@ def _state(
             raise NotFollowed(
                 f"its first state has the shape {list(value.shape)}; expected {list(wanted)}"
             )
-        return "other numbers" if value.any() else None
+        rows = value.reshape(shape).astype(np.float64)
+        if (rows != rows[0]).any():
+            raise NotFollowed("its first state differs from sequence to sequence of the batch")
+        return rows[0] if rows[0].any() else None
     if isinstance(value, Symbols):
         ids = value.ids[:, 0] if layout and value.ids.ndim == 3 else value.ids
         ids = ids[0] if not layout and ids.ndim == 3 and len(ids) == 1 else ids
