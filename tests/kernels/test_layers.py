@@ -13,7 +13,7 @@ from streamrnn import Engine
 from streamrnn.model.parameters import canonical_spec
 from streamrnn.model.spec import ModelSpec
 from streamrnn.reference.model import ReferenceModel
-from tests.support.graphs import GRAPHS, graph_model, head_reading_model
+from tests.kernels.graphs import GRAPHS, graph_model, head_reading_model
 
 # Frames of random convolutions are of order 1, and their errors those of sums of float32.
 TOLERANCE = 5e-6
