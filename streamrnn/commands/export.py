@@ -9,7 +9,6 @@ from collections.abc import Callable
 from streamrnn.commands.arguments import share
 from streamrnn.commands.printable import printable
 from streamrnn.exporters.network import (
-    NUM_STEPS,
     NUM_STREAMS,
     Exported,
     is_installed,
@@ -62,10 +61,8 @@ def run(args: argparse.Namespace) -> int:
                 print(f"check failed: {proof.failure}", file=sys.stderr)
                 print(f"{args.output} was not written", file=sys.stderr)
                 return 1
-        verdict = (
-            f"proved with {exported.framework}: {NUM_STREAMS} streams of {NUM_STEPS} steps, as a "
-            "sequence and step by step"
-        )
+        how = f"{NUM_STREAMS} streams, as a sequence and step by step"
+        verdict = f"proved with {exported.framework}: {how}"
     replace_file(args.output, exported.data)
     if exported.text:
         print(exported.text)

@@ -9,7 +9,8 @@ from typing import Any
 from streamrnn.commands.arguments import share
 from streamrnn.commands.printable import printable
 from streamrnn.importers.network import ImportedModel
-from streamrnn.importers.proof import TOLERANCE, prove, read_recording
+from streamrnn.importers.original.run import record_original
+from streamrnn.importers.proof import TOLERANCE, joined, prove, read_recording
 from streamrnn.importers.source import import_file
 from streamrnn.importers.torch import TorchOptions
 from streamrnn.model.model import Model
@@ -46,6 +47,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="largest error of an output, as a share of the range over which it varies; what the "
         "recording's precision costs is allowed beside it (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--no-run",
+        action="store_true",
+        help="do not run the original; otherwise, without --check, an ONNX file is run with "
+        "onnxruntime and one of Keras with keras, where that is installed, in a process of its own",
     )
     parser.add_argument("--inputs", type=_names, metavar="A,B,...", help="names of the inputs")
     parser.add_argument("--outputs", type=_names, metavar="A,B,...", help="names of the outputs")
@@ -125,23 +132,34 @@ def run(args: argparse.Namespace) -> int:
         print(f"  {ours:<18} {shape:>11}  from {printable(theirs)}")
     for note in imported.notes:
         print(f"note: {printable(note)}")
-    facts: dict[str, Any] | str = _NOT_PROVED
+    recordings, proofs = [], []
     if args.check:
-        proof = prove(model, read_recording(model.spec, *args.check), args.tolerance)
+        recordings = [read_recording(model.spec, *args.check)]
+    elif not args.no_run:
+        recordings, reason = record_original(args.file, imported)
+        if reason:
+            print(f"note: {printable(reason)}")
+    for recording in recordings:
+        proof = prove(model, recording, args.tolerance)
+        if not args.check:
+            print(f"check: {printable(recording.source)}")
         print("\n".join(proof.lines))
         if proof.failure is not None:
             print(f"check failed: {proof.failure}", file=sys.stderr)
             print(f"{args.output} was not written", file=sys.stderr)
             return 1
-        facts = proof.facts
+        proofs.append(proof)
+    facts = joined(proofs) if proofs else _NOT_PROVED
     Model(model.spec, model.parameters, facts).save(args.output)
-    print(f"wrote {args.output}: {_verdict(imported, facts)}")
+    print(f"wrote {args.output}: {_verdict(imported, facts, is_recorded=bool(args.check))}")
     return 0
 
 
-def _verdict(imported: ImportedModel, facts: dict[str, Any] | str) -> str:
+def _verdict(imported: ImportedModel, facts: dict[str, Any] | str, *, is_recorded: bool) -> str:
     if not isinstance(facts, str):
-        return f"proved with {facts['num_outputs']} recorded outputs"
+        if is_recorded:
+            return f"proved with {facts['num_outputs']} recorded outputs"
+        return f"proved with {facts['num_outputs']} outputs of the original, which was run"
     if imported.holds_graph:
         return (
             "NOT PROVED: it was read as the file says, but nothing was compared; record inputs and "

@@ -11,14 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.errors import ModelError
+from streamrnn.importers.original.trial import num_trial_steps, trial_inputs
 from streamrnn.importers.proof import Proof, Recording, prove
 from streamrnn.model.model import Model
-from streamrnn.model.spec import ModelSpec
 
-__all__ = ["Answers", "Exported", "is_installed", "prove_export", "refuse", "trial_inputs"]
+__all__ = ["Answers", "Exported", "is_installed", "prove_export", "refuse"]
 
-NUM_STEPS, NUM_STREAMS = 200, 2
-_MISSING_SHARE = 0.2
+NUM_STREAMS = 2
 # Inputs [B, T, I] to the outputs [B, T, O] as a sequence, and step by step with the states.
 Answers = Callable[[NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
 
@@ -49,28 +48,12 @@ def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def trial_inputs(spec: ModelSpec) -> NDArray[Any]:
-    """Make inputs [B, T, I]: normal numbers around each centre, some missing where they may be."""
-    rng = np.random.default_rng(0)
-    shape = (NUM_STREAMS, NUM_STEPS)
-    columns: list[NDArray[Any]] = []
-    for item in spec.inputs:
-        if item.num_categories:
-            columns.append(rng.integers(0, item.num_categories, shape))
-            continue
-        column = item.center + item.scale * rng.standard_normal(shape)
-        if item.missing != "error":
-            column[rng.random(shape) < _MISSING_SHARE] = np.nan
-        columns.append(column)
-    return np.stack(columns, axis=2).astype(np.int64 if spec.is_token else np.float32)
-
-
 def prove_export(model: Model, exported: Exported, tolerance: float) -> list[Proof]:
     """Compare the framework's answers with the float64 reference and the engine.
 
     Two proofs: as a sequence, and step by step.
     """
-    x = trial_inputs(model.spec)
+    x = trial_inputs(model.spec, NUM_STREAMS, num_trial_steps(model))
     return [
         prove(
             model,

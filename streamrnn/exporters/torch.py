@@ -15,7 +15,8 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from streamrnn.exporters.network import Exported, refuse, trial_inputs
+from streamrnn.exporters.network import Exported, refuse
+from streamrnn.importers.original.trial import num_trial_steps, trial_inputs
 from streamrnn.importers.proof import TOLERANCE
 from streamrnn.model.model import Model
 from streamrnn.model.spec import InputSpec, LayerSpec, ModelSpec, OutputSpec
@@ -113,7 +114,7 @@ def _folded(model: Model, problems: list[str]) -> Model:
         parameters["head.bias"] = (bias + centers).astype(np.float32)
         spec = replace(spec, outputs=tuple(OutputSpec(item.name) for item in spec.outputs))
     folded = Model(spec, parameters)
-    x = trial_inputs(model.spec)
+    x = trial_inputs(model.spec, 1, num_trial_steps(model))
     exact = ReferenceModel(model).steps(x)
     error = np.abs(ReferenceModel(folded).steps(x) - exact).max(axis=(0, 1))
     if (error > TOLERANCE * np.ptp(exact, axis=(0, 1))).any():

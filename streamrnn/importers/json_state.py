@@ -66,7 +66,7 @@ def import_guitarml(path: str, value: dict[str, Any], options: TorchOptions) -> 
     data = value["model_data"]
     kind, cell = data.get("model", "SimpleRNN"), data.get("unit_type")
     problems = []
-    if kind != "SimpleRNN" or cell not in _CELLS:
+    if kind != "SimpleRNN" or str(cell) not in _CELLS:
         problems.append(
             f"its class is {str(kind)[:40]!r} with units {str(cell)[:40]!r}; known is SimpleRNN "
             f"with {', '.join(_CELLS)}"
@@ -88,7 +88,7 @@ def import_guitarml(path: str, value: dict[str, Any], options: TorchOptions) -> 
         "output_size": {spec.output_size},
     }
     for key, values in said.items():
-        if key in data and values != {data[key]}:
+        if key in data and (type(data[key]) is not int or values != {data[key]}):
             raise ModelFileError(
                 f"{path} says {key} {str(data[key])[:40]}; its tensors say {sorted(values)}"
             )

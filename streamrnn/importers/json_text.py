@@ -48,7 +48,7 @@ def parse_json(data: bytes | str, what: str) -> Any:
     Raises `ModelFileError` if it is no JSON, is too long, is nested too deep, or has numbers that
     are none.
     """
-    return _parsed(data.encode() if isinstance(data, str) else data, what, [])
+    return _parsed(data.encode(errors="surrogatepass") if isinstance(data, str) else data, what, [])
 
 
 def _parsed(data: bytes, what: str, arrays: list[Array]) -> Any:

@@ -7,7 +7,7 @@ its parameters do in their last bits. The recording carries that cost, and so do
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from streamrnn.model.model import Model
 from streamrnn.model.spec import ModelSpec
 from streamrnn.reference.model import ReferenceModel
 
-__all__ = ["TOLERANCE", "Proof", "Recording", "prove", "read_recording"]
+__all__ = ["TOLERANCE", "Proof", "Recording", "joined", "prove", "read_recording"]
 
 # Of the range over which an output varies. A framework that sums in another order is some 1e-6 off,
 # any other network much more than this.
@@ -126,6 +126,21 @@ def prove(
         "max_abs_error": errors,
     }
     return Proof(lines, failure, facts)
+
+
+def joined(proofs: Sequence[Proof]) -> dict[str, Any]:
+    """Return the facts of several proofs of one model, for its metadata."""
+    facts = [proof.facts for proof in proofs]
+    errors: dict[str, float] = {}
+    for item in facts:
+        for name, error in item["max_abs_error"].items():
+            errors[name] = max(error, errors.get(name, 0.0))
+    return facts[0] | {
+        "compared_with": "; ".join(item["compared_with"] for item in facts),
+        "num_outputs": sum(item["num_outputs"] for item in facts),
+        "is_coarse": any(item["is_coarse"] for item in facts),
+        "max_abs_error": errors,
+    }
 
 
 def _shown(recording: Recording, y: NDArray[Any]) -> NDArray[Any]:

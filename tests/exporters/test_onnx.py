@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from streamrnn.errors import ModelError, ModelFileError
-from streamrnn.exporters.network import prove_export, trial_inputs
+from streamrnn.exporters.network import prove_export
 from streamrnn.exporters.onnx import export_onnx
+from streamrnn.importers.original.trial import trial_inputs
 from streamrnn.importers.proof import TOLERANCE
 from streamrnn.importers.source import import_file
 from streamrnn.model.spec import InputSpec, LayerSpec, OutputSpec
@@ -55,7 +56,7 @@ def test_what_comes_back_answers_the_same(tmp_path, name, model):
     path = tmp_path / "m.onnx"
     path.write_bytes(export_onnx(model).data)
     found = import_file(path)
-    x = trial_inputs(model.spec)
+    x = trial_inputs(model.spec, 2, 200)
     wanted = ReferenceModel(model).steps(x)
     scale = max(1.0, np.abs(wanted).max())
     # Centres and scales that are not powers of two come back rounded to float32.

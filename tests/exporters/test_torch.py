@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from streamrnn.errors import ModelError
-from streamrnn.exporters.network import prove_export, trial_inputs
+from streamrnn.exporters.network import prove_export
 from streamrnn.exporters.torch import export_torch
+from streamrnn.importers.original.trial import trial_inputs
 from streamrnn.importers.proof import TOLERANCE
 from streamrnn.importers.source import import_file
 from streamrnn.importers.torch import TorchOptions
@@ -51,7 +52,7 @@ def test_what_comes_back_answers_the_same(tmp_path, name, model, options):
     path.write_bytes(exported.data)
     found = import_file(path, TorchOptions(**options)).model
     if name.endswith("transformed"):  # folded, and rounded there
-        x = trial_inputs(model.spec)
+        x = trial_inputs(model.spec, 2, 200)
         wanted = ReferenceModel(model).steps(x)
         error = np.abs(ReferenceModel(found).steps(x) - wanted).max(axis=(0, 1))
         assert (error <= 1e-5 * np.ptp(wanted, axis=(0, 1))).all()

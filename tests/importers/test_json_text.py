@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamrnn.errors import ModelFileError
-from streamrnn.importers.json_text import read_json_file
+from streamrnn.importers.json_text import parse_json, read_json_file
 
 RNG = np.random.default_rng(3)
 
@@ -71,6 +71,11 @@ def test_lists_are_not_found_within_texts_nor_after_an_open_one(tmp_path):
     path.write_text('{"a": "' + "[" + "1, " * 100 + "1]")
     with pytest.raises(ModelFileError, match="Unterminated string"):
         read_json_file(path)
+
+
+def test_a_half_of_a_surrogate_pair_is_refused():
+    with pytest.raises(ModelFileError, match="is no JSON that can be read"):
+        parse_json('{"a": "\udca7"}', "a text")
 
 
 @pytest.mark.slow

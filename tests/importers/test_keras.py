@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 
 import numpy as np
 import pytest
@@ -18,39 +16,24 @@ from streamrnn.reference.lstm import lstm_step
 from streamrnn.reference.model import ReferenceModel
 from streamrnn.reference.rnn import rnn_step
 from streamrnn_server.cli import main
+from tests.importers.files.keras import (
+    GATES,
+    OURS,
+    RNG,
+    archive,
+    dense,
+    draw,
+    entries,
+    fill,
+    layer,
+    legacy,
+    recurrent,
+    sequential,
+)
 from tests.tolerances import REFERENCE_FLOAT64
 
 h5py = pytest.importorskip("h5py")
-RNG = np.random.default_rng(5)
 X = RNG.standard_normal((9, 3)).astype(np.float32)
-GATES = {"SimpleRNN": "h", "GRU": "zrh", "LSTM": "ifco"}
-OURS = {"SimpleRNN": "h", "GRU": "rzh", "LSTM": "ifco"}
-SNAKE = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "simple_rnn", "Dense": "dense"}
-SNAKE |= {"Embedding": "embedding", "BatchNormalization": "batch_normalization"}
-SNAKE |= {"TimeDistributed": "time_distributed", "Normalization": "normalization"}
-
-
-def draw(*shape):
-    return (RNG.standard_normal(shape) * 0.6).astype(np.float32)
-
-
-def layer(kind, arrays=(), **config):
-    return kind, config, list(arrays)
-
-
-def recurrent(kind, inputs=3, units=4, *, reset_after=True, bias=True, **config):
-    rows = len(GATES[kind]) * units
-    arrays = [draw(inputs, rows), draw(units, rows)]
-    if bias:
-        arrays.append(draw(2, rows) if kind == "GRU" and reset_after else draw(rows))
-    config = {"units": units, "use_bias": bias, "return_sequences": True} | config
-    if kind == "GRU":
-        config["reset_after"] = reset_after
-    return layer(kind, arrays, **config)
-
-
-def dense(inputs=4, units=2, **config):
-    return layer("Dense", [draw(inputs, units), draw(units)], units=units, **config)
 
 
 def run(made, x, gate="sigmoid"):
@@ -78,70 +61,6 @@ def run(made, x, gate="sigmoid"):
             h = rnn_step(row[None], h, w[0], w[1], w[2], w[3], config.get("activation", "tanh"))
         steps.append(h[0])
     return np.array(steps)
-
-
-def entries(layers):
-    """Name the layers as nobody would count them, and list their configurations."""
-    return [
-        {
-            "module": "keras.layers",
-            "class_name": kind,
-            "config": {"name": f"{SNAKE.get(kind, 'x')}_{40 + k}"} | config,
-            "registered_name": None,
-        }
-        for k, (kind, config, _) in enumerate(layers)
-    ]
-
-
-def sequential(layers):
-    return {"module": "keras", "class_name": "Sequential", "config": {"layers": entries(layers)}}
-
-
-def fill(root, layers):
-    """Write weights as Keras 3 does: by class and number."""
-    counts: dict[str, int] = {}
-    for kind, _, arrays in layers:
-        place = SNAKE.get(kind, kind.lower())
-        number = counts[place] = counts.get(place, -1) + 1
-        place += f"_{number}" if number else ""
-        inner = "cell/vars" if kind in GATES else "vars"
-        inner = "layer/vars" if kind == "TimeDistributed" else inner
-        root.create_group(f"layers/{place}/vars")
-        for k, array in enumerate(arrays):
-            root[f"layers/{place}/{inner}/{k}"] = array
-
-
-def archive(path, layers, config=None, version="3.15.1"):
-    weights = io.BytesIO()
-    with h5py.File(weights, "w") as root:
-        fill(root, layers)
-    with zipfile.ZipFile(path, "w") as made:
-        made.writestr("metadata.json", json.dumps({"keras_version": version}))
-        made.writestr("config.json", json.dumps(config or sequential(layers)))
-        made.writestr("model.weights.h5", weights.getvalue())
-    return path
-
-
-def legacy(path, layers, version="2.15.0", config=True):
-    """Write the HDF5 format of Keras 2."""
-    with h5py.File(path, "w") as root:
-        described = sequential(layers)
-        for entry in described["config"]["layers"]:
-            entry.pop("module")
-            entry.pop("registered_name")
-        top = root
-        if config:
-            root.attrs["model_config"] = json.dumps(described)
-            top = root.create_group("model_weights")
-        top.attrs["keras_version"] = version
-        names = [entry["config"]["name"] for entry in described["config"]["layers"]]
-        top.attrs["layer_names"] = [name.encode() for name in names]
-        for name, (_, _, arrays) in zip(names, layers, strict=True):
-            group = top.create_group(name)
-            group.attrs["weight_names"] = [f"{name}/w{k}:0".encode() for k in range(len(arrays))]
-            for k, array in enumerate(arrays):
-                group[f"{name}/w{k}:0"] = array
-    return path
 
 
 @pytest.fixture
@@ -403,48 +322,3 @@ def test_links_and_foreign_storage_are_not_followed(tmp_path):
     assert "in another file" in edited(foreign)
     assert "is compressed" in edited(squeezed)
     assert "claims 4294967296 bytes" in edited(huge)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("write", [archive, legacy])
-def test_damaged_files_raise_nothing_else(tmp_path, write):
-    path = write(tmp_path / "m", [recurrent("LSTM"), dense()])
-    data = path.read_bytes()
-    rng = np.random.default_rng(1)
-    outcomes = set()
-    for k in range(24):
-        damaged = bytearray(data)
-        for _ in range(rng.integers(1, 6)):
-            damaged[rng.integers(len(data))] = rng.integers(256)
-        path.write_bytes(damaged[: rng.integers(9, len(data))] if k % 7 == 0 else damaged)
-        try:
-            outcomes.add(type(import_file(path)).__name__)
-        except ModelError as error:
-            outcomes.add(type(error).__name__)
-    assert outcomes <= {"ImportedModel", "ModelFileError", "SpecError"}
-    assert "ModelFileError" in outcomes
-
-
-@pytest.mark.slow
-def test_configurations_of_every_shape_raise_nothing_else(tmp_path):
-    layers = [recurrent("LSTM"), dense()]
-    good = json.dumps(sequential(layers))
-    rng = np.random.default_rng(2)
-    parts = ["null", "[]", "{}", '"x"', "-1", "1e999", "[[[]]]", '{"class_name": 3}', "true"]
-    values = [": 4", ': "Dense"', ": null", ": true", "[", "{", ': "LSTM"', ': "dense_41"']
-    for _ in range(24):
-        text = good
-        for _ in range(rng.integers(1, 3)):
-            old = values[rng.integers(len(values))]
-            new = ": " + parts[rng.integers(len(parts))]
-            text = text.replace(old, new, int(rng.integers(1, 3)))
-        path = archive(tmp_path / "m", layers)
-        with zipfile.ZipFile(path) as made:
-            weights = made.read("model.weights.h5")
-        with zipfile.ZipFile(path, "w") as made:
-            made.writestr("config.json", text)
-            made.writestr("model.weights.h5", weights)
-        try:
-            import_file(path)
-        except ModelError:
-            continue

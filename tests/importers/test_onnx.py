@@ -16,24 +16,12 @@ from streamrnn.reference.lstm import lstm_step
 from streamrnn.reference.model import ReferenceModel
 from streamrnn.reference.rnn import rnn_step
 from streamrnn_server.cli import main
+from tests.importers.files.onnx import GATES, RNG, H, draw, graph_file, state_graph, weights
 from tests.tolerances import REFERENCE_FLOAT64
 
 onnx = pytest.importorskip("onnx")
-H = onnx.helper
-FLOAT = onnx.TensorProto.FLOAT
-GATES = {"RNN": "h", "GRU": "zrn", "LSTM": "iofg"}
 OURS = {"RNN": "h", "GRU": "rzn", "LSTM": "ifgo"}
-RNG = np.random.default_rng(3)
 X = RNG.standard_normal((1, 9, 3)).astype(np.float32)  # [B, T, I]
-
-
-def draw(*shape):
-    return (RNG.standard_normal(shape) * 0.6).astype(np.float32)
-
-
-def weights(op, inputs=3, hidden=4):
-    rows = len(GATES[op]) * hidden
-    return {"W": draw(1, rows, inputs), "R": draw(1, rows, hidden), "B": draw(1, 2 * rows)}
 
 
 def ours(op, rows):
@@ -60,23 +48,6 @@ def run(op, tensors, x, *, step=None, first=None, **options):
             h = rnn_step(row[None], h, w, r, b, rb, step or "tanh")
         steps.append(h[0])
     return np.array(steps)
-
-
-def graph_file(path, nodes, tensors, inputs=None, outputs=("Y",), opset=17, kinds=FLOAT):
-    """Write a model; inputs are names with shapes."""
-    inputs = inputs or {"X": [9, 1, 3]}
-    model = H.make_model(
-        H.make_graph(
-            nodes,
-            "g",
-            [H.make_tensor_value_info(name, kinds, shape) for name, shape in inputs.items()],
-            [H.make_tensor_value_info(name, FLOAT, None) for name in outputs],
-            [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in tensors.items()],
-        ),
-        opset_imports=[H.make_opsetid("", opset)],
-    )
-    path.write_bytes(model.SerializeToString())
-    return path
 
 
 @pytest.fixture
@@ -254,18 +225,6 @@ def test_an_embedding_takes_tokens(importing):
     assert np.abs(answers(found, tokens) - wanted).max() <= REFERENCE_FLOAT64
 
 
-def state_graph(swapped=False):
-    """Make an LSTM whose h and c are one input and one output, packed [1, 2, 4]."""
-    tensors = weights("LSTM") | {"one": np.array([1]), "axis": np.array([0])}
-    order = ["c1", "h1"] if swapped else ["h1", "c1"]
-    nodes = [
-        H.make_node("Split", ["S"], ["h", "c"], axis=1),
-        H.make_node("LSTM", ["X", "W", "R", "B", "", "h", "c"], ["Y", "h1", "c1"]),
-        H.make_node("Concat", order, ["S1"], axis=1),
-    ]
-    return nodes, tensors, {"X": [9, 1, 3], "S": [1, 2, 4]}
-
-
 def test_a_packed_state_is_kept_by_the_stream(importing):
     nodes, tensors, inputs = state_graph()
     # [1, 2, 4] parts along axis 1 into [1, 1, 4] twice: layers, batch, H.
@@ -349,7 +308,7 @@ def test_the_command_imports_and_proves_it(tmp_path, capsys):
     recorded = [str(tmp_path / name) for name in ("in.npy", "out.npy")]
     assert main(["import", str(path), "-o", str(tmp_path / "m"), "--check", *recorded]) == 0
     assert "ONNX opset 17: 3 inputs -> lstm 4" in capsys.readouterr().out
-    assert main(["import", str(path), "-o", str(tmp_path / "m")]) == 0
+    assert main(["import", str(path), "-o", str(tmp_path / "m"), "--no-run"]) == 0
     assert "NOT PROVED: it was read as the file says" in capsys.readouterr().out
 
 
@@ -411,28 +370,6 @@ def test_external_tensors_are_read_from_their_place_alone(tmp_path, entries, rea
     (inside / "out.bin").symlink_to(tmp_path / "out.bin")
     with pytest.raises(ModelFileError, match=reason):
         import_file(path)
-
-
-def test_damaged_files_raise_nothing_else_and_make_no_large_arrays(tmp_path):
-    nodes, tensors, inputs = state_graph()
-    tensors |= {"size": np.array([1, 1, 4])}
-    nodes.insert(0, H.make_node("Expand", ["one", "size"], ["unused"]))
-    path = graph_file(tmp_path / "m.onnx", nodes, tensors, inputs, ("Y", "S1"))
-    data = path.read_bytes()
-    rng = np.random.default_rng(0)
-    outcomes = set()
-    for k in range(600):
-        damaged = bytearray(data)
-        for _ in range(rng.integers(1, 6)):
-            damaged[rng.integers(len(data))] = rng.integers(256)
-        if k % 7 == 0:
-            damaged = damaged[: rng.integers(1, len(data))]
-        path.write_bytes(damaged)
-        try:
-            outcomes.add(type(import_file(path)).__name__)
-        except ModelError as error:
-            outcomes.add(type(error).__name__)
-    assert outcomes == {"ImportedModel", "ModelFileError"}
 
 
 @pytest.mark.parametrize(

@@ -237,3 +237,27 @@ def test_a_layer_that_was_written_out_is_put_together(importing):
 def test_what_only_looks_like_a_layer_is_refused(importing, options):
     with pytest.raises(ModelFileError, match="other than the last step"):
         importing(*written_out(**options), ["y"])
+
+
+@pytest.mark.parametrize(
+    ("make", "gates"),
+    [
+        (lstm_nodes, 4),
+        (lambda: gru_nodes("difference"), 3),
+        (lambda: gru_nodes("kept"), 3),
+        (lambda: rnn_nodes("Tanh"), 1),
+    ],
+    ids=["lstm", "gru", "gru_kept", "rnn"],
+)
+def test_a_cell_whose_nodes_lost_inputs_is_refused(importing, make, gates):
+    constants = tensors(gates) | {"one": np.ones(1, np.float32)}
+    states = {"c": [1, 5]} if gates == 4 else {}
+    outputs = ["h1", "c1"] if gates == 4 else ["h1"]
+    for k in range(len(make())):
+        for num_left in (0, 1):
+            nodes = make()
+            if len(nodes[k].input) <= num_left or nodes[k].op_type == "Gemm":
+                continue
+            del nodes[k].input[num_left:]
+            with pytest.raises(ModelFileError):
+                importing(nodes, constants, STATE | states, outputs)

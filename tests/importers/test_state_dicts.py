@@ -15,27 +15,9 @@ from streamrnn.reference.gru import gru_step
 from streamrnn.reference.lstm import lstm_step
 from streamrnn.reference.model import ReferenceModel
 from streamrnn_server.cli import main
+from tests.importers.files.state_dicts import draw, linear, recurrent
 from tests.importers.shared import SHARED
 from tests.tolerances import REFERENCE_FLOAT32, REFERENCE_FLOAT64
-
-RNG = np.random.default_rng(7)
-
-
-def draw(*shape):
-    return (RNG.standard_normal(shape) * 0.5).astype(np.float32)
-
-
-def recurrent(prefix="rnn.", gates=4, inputs=3, hidden=5, suffix="_l0"):
-    return {
-        f"{prefix}weight_ih{suffix}": draw(gates * hidden, inputs),
-        f"{prefix}weight_hh{suffix}": draw(gates * hidden, hidden),
-        f"{prefix}bias_ih{suffix}": draw(gates * hidden),
-        f"{prefix}bias_hh{suffix}": draw(gates * hidden),
-    }
-
-
-def linear(name="fc", outputs=2, inputs=5):
-    return {f"{name}.weight": draw(outputs, inputs), f"{name}.bias": draw(outputs)}
 
 
 def run_cell(tensors, x, prefix="rnn.", suffix="_l0"):

@@ -27,7 +27,8 @@ __all__ = ["Hdf5Contents", "read_hdf5"]
 
 _MAX_LAYERS = 10_000
 _MAX_CONFIG_BYTES = 16 << 20
-_SECONDS = 60  # for the child, and one more for every 10 MB
+_SECONDS = 60  # for the child on a busy machine, and one more for every 10 MB
+_CPU_SECONDS = 10  # of it, likewise: a damaged file may keep the library in a ring
 _MEMORY_BYTES = 1 << 29  # beside twice the file
 _REFUSED = 3  # the child's exit code when its last line on stderr says why
 
@@ -138,7 +139,7 @@ def _limit_itself(num_bytes: int) -> None:
     memory = _MEMORY_BYTES + 2 * num_bytes
     for limit, most in (
         (resource.RLIMIT_DATA, memory),
-        (resource.RLIMIT_CPU, _SECONDS + num_bytes // 10_000_000),
+        (resource.RLIMIT_CPU, _CPU_SECONDS + num_bytes // 10_000_000),
         (resource.RLIMIT_CORE, 0),
     ):
         hard = resource.getrlimit(limit)[1]

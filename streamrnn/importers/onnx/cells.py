@@ -21,6 +21,8 @@ __all__ = ["Cell", "Product", "find_cells"]
 Array = NDArray[Any]
 _MAX_LOOKS = 2_000_000  # at nodes: some seconds; a graph of 100,000 nodes needs fewer
 _MAX_STEPS = 10_000  # of a recurrence that was written out
+# Inputs that a node must have to be one of a cell's; others have at least one.
+_LEAST_INPUTS = {"Add": 2, "Gather": 2, "Gemm": 2, "MatMul": 2, "Mul": 2, "Slice": 2, "Sub": 2}
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,23 @@ class Cell:
     is_written_out: bool = False  # whether it is all steps; then h begins with zeros
 
 
+def _is_whole(node: Any) -> bool:
+    return len(node.input) >= _LEAST_INPUTS.get(node.op_type, 1)
+
+
 class _Finder:
     """Matches nodes backwards from a value."""
 
     def __init__(self, nodes: Sequence[Any], constants: Mapping[str, Any]) -> None:
         self.nodes = nodes
         self.constants = constants
-        self.maker = {name: k for k, node in enumerate(nodes) for name in node.output if name}
+        self.maker = {
+            name: k
+            for k, node in enumerate(nodes)
+            if _is_whole(node)
+            for name in node.output
+            if name
+        }
         self.used: set[int] = set()
         self.looks_left = _MAX_LOOKS
 
@@ -176,6 +188,8 @@ def find_cells(
             if finder.looks_left <= 0:
                 return cells
             if node.op_type not in ops or k in taken or len(node.output) != 1:
+                continue
+            if not _is_whole(node):
                 continue
             finder.used = {k}
             cell = match(finder, node)

@@ -102,7 +102,7 @@ def _find_cells(graph: Graph, main: Any) -> list[Cell]:
         if node.op_type == "Constant" and len(node.output) == 1:
             try:
                 constants[node.output[0]] = _constant(_attributes(graph.file, node))
-            except (NotFollowed, ValueError):
+            except (NotFollowed, TypeError, ValueError):
                 continue  # refused where it is used
     return find_cells(main.node, constants, [item.name for item in main.output])
 

@@ -23,7 +23,7 @@ from streamrnn.importers.onnx.file import read_onnx_file
 from streamrnn.importers.onnx.graph import Graph, follow
 from streamrnn.importers.onnx.values import Signal, Symbols, Unknown, Value
 
-__all__ = ["import_onnx"]
+__all__ = ["check_states", "import_onnx", "main_output"]
 
 
 def import_onnx(
@@ -61,8 +61,8 @@ def import_onnx(
     if reasons:
         raise refuse(file.path, reasons)
     network = Network(file.path, _source(graph))
-    given_back = _check_states(graph, outputs, network)
-    name, signal = _main_output(file.path, outputs, given_back)
+    states = check_states(graph, outputs, network)
+    name, signal = main_output(file.path, outputs, set(states.values()))
     network.layers = list(signal.layers)
     signal.num_features()
     _check_input(graph, signal, network)
@@ -80,7 +80,7 @@ def import_onnx(
     return build_model(network, names)
 
 
-def _main_output(
+def main_output(
     path: str, outputs: Mapping[str, Value | None], given_back: set[str]
 ) -> tuple[str, Signal]:
     """Find the one output that is no state; a cell alone gives its state as its output."""
@@ -136,14 +136,16 @@ def _check_input(graph: Graph, signal: Signal, network: Network) -> None:
         )
 
 
-def _check_states(graph: Graph, outputs: Mapping[str, Value | None], network: Network) -> set[str]:
+def check_states(
+    graph: Graph, outputs: Mapping[str, Value | None], network: Network
+) -> dict[str, str]:
     """Check that what a state output gives is what the state input takes at the next step.
 
-    Returns the names of the outputs that are such states.
+    Returns for each such input the name of the output.
     """
     firsts = [use.first.reshape(-1) for use in graph.uses]
     lasts = [use.last.reshape(-1) for use in graph.uses]
-    matched: set[str] = set()
+    matched: dict[str, str] = {}
     if not firsts:
         return matched
     first, last = np.concatenate(firsts), np.concatenate(lasts)
@@ -164,7 +166,7 @@ def _check_states(graph: Graph, outputs: Mapping[str, Value | None], network: Ne
         match = _matching(candidates, places, last[used])
         if match is not None:
             given_back.pop(match)
-            matched.add(match)
+            matched[name] = match
             network.notes.append(
                 f"the state {name!r} -> {match!r} is kept by the stream; it begins with zeros"
             )

@@ -1,0 +1,1 @@
+"""Run the original of an imported model where its framework is installed."""

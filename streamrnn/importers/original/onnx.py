@@ -1,0 +1,121 @@
+"""How an ONNX file is run: as a sequence, and step by step where its states come back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.importers.network import Network
+from streamrnn.importers.onnx.cell_layers import ONE_STEP
+from streamrnn.importers.onnx.file import read_onnx_file
+from streamrnn.importers.onnx.graph import follow
+from streamrnn.importers.onnx.network import check_states, main_output
+from streamrnn.importers.onnx.values import Signal
+from streamrnn.importers.original.plan import NotRun, Plan, Trial, apart, on_and_on
+from streamrnn.importers.original.trial import num_trial_steps
+from streamrnn.model.model import Model
+
+__all__ = ["plan_onnx"]
+
+_KINDS = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
+_SHORT_STEPS = 25  # of streams whose last step alone is answered
+_MAX_STEPS = 10_000
+
+
+def plan_onnx(path: str, model: Model) -> Plan:
+    """Plan the runs of a file that was imported.
+
+    Raises `NotRun` if it cannot be told which axis of its input is what.
+    """
+    file = read_onnx_file(path)
+    graph = follow(file)
+    main = file.model.graph
+    outputs = {item.name: graph.values.get(item.name) for item in main.output}
+    states = check_states(graph, outputs, Network(path, ""))
+    name, signal = main_output(path, outputs, set(states.values()))
+    items = {item.name: item.type.tensor_type for item in main.input}
+    constants = {tensor.name for tensor in main.initializer}
+    zeros = {
+        key: (
+            [axis.dim_value or 1 for axis in item.shape.dim],
+            _KINDS.get(item.elem_type, "float32"),
+        )
+        for key, item in items.items()
+        if key != signal.source and key not in constants
+    }
+    item = items[signal.source]
+    kind = _KINDS.get(item.elem_type, "float32")
+    layout = _Layout(signal, [axis.dim_value for axis in item.shape.dim], kind, model)
+    carries = (
+        bool(states)
+        and set(states) == set(graph.state_inputs)
+        and all((use.first >= 0).all() for use in graph.uses)
+    )
+    facts = {
+        "kind": "onnx",
+        "path": path,
+        "input": signal.source,
+        "output": name,
+        "zeros": zeros,
+        "states": states,
+        "carries": carries,
+    }
+    return Plan(facts, _trials(layout, model, carries))
+
+
+class _Layout:
+    """Which axis of the graph's input and output is what."""
+
+    def __init__(self, signal: Signal, sizes: list[int], kind: str, model: Model) -> None:
+        self.signal, self.is_token, self.kind = signal, model.spec.is_token, kind
+        self.has_time = signal.time not in ("", ONE_STEP)
+        labels = [f"{signal.source}.{k}" for k in range(len(sizes))]
+        if self.has_time and signal.time not in labels:
+            raise NotRun("it cannot be told which axis of its input is time")
+        self.time = labels.index(signal.time) if self.has_time else -1
+        self.features = -1 if self.is_token else len(sizes) - 1
+        if not self.is_token and (
+            self.time == self.features or sizes[-1] not in (0, model.spec.num_inputs)
+        ):
+            raise NotRun("the features are not the last axis of its input")
+        self.batch = [k for k in range(len(sizes)) if k not in (self.time, self.features)]
+        self.batch_sizes = [sizes[k] or 1 for k in self.batch]
+        self.num_streams = int(np.prod(self.batch_sizes, initial=1))
+        # 0 for any number of steps.
+        self.fixed_steps = sizes[self.time] if self.has_time else 1
+        self.num_outputs = model.spec.output_size
+        if self.num_streams > 64 or self.fixed_steps > _MAX_STEPS:
+            raise NotRun(f"it takes {self.num_streams} streams, {self.fixed_steps} steps at once")
+
+    def given(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Lay [B, L, I] out as the graph takes it."""
+        shape = [*self.batch_sizes]
+        order = [*self.batch]
+        if self.has_time:
+            shape.append(x.shape[1])
+            order.append(self.time)
+        if not self.is_token:
+            shape.append(x.shape[2])
+            order.append(self.features)
+        return x.reshape(shape).transpose(np.argsort(order)).astype(self.kind)
+
+    def read(self, answer: NDArray[Any]) -> NDArray[Any]:
+        """Bring an answer of the graph to [B, L, O], or [B, 1, O] of the last step alone."""
+        if self.num_streams > 1 and self.has_time and not self.signal.is_last_step:
+            k = self.signal.find(self.signal.time)
+            if k is None or len(self.signal.axes[k]) > 1:
+                raise NotRun("streams and steps lie along one axis of its output")
+            answer = np.moveaxis(answer, k, -2)
+        return answer.reshape(self.num_streams, -1, self.num_outputs)
+
+
+def _trials(layout: _Layout, model: Model, carries: bool) -> list[Trial]:
+    most = num_trial_steps(model)
+    fixed = layout.fixed_steps
+    if not carries:
+        length = fixed or (min(most, _SHORT_STEPS) if layout.signal.is_last_step else most)
+        return [apart(layout, model, length, max(1, most // length))]
+    lengths = [fixed] if fixed else [most, 1]
+    return [on_and_on(layout, model, n, -(-most // n)) for n in lengths]

@@ -1,0 +1,1 @@
+"""Files of every source, made here."""

@@ -1,0 +1,106 @@
+"""Files of Keras, made without it."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+h5py = pytest.importorskip("h5py")
+
+RNG = np.random.default_rng(5)
+GATES = {"SimpleRNN": "h", "GRU": "zrh", "LSTM": "ifco"}
+OURS = {"SimpleRNN": "h", "GRU": "rzh", "LSTM": "ifco"}
+SNAKE = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "simple_rnn", "Dense": "dense"}
+SNAKE |= {"Embedding": "embedding", "BatchNormalization": "batch_normalization"}
+SNAKE |= {"TimeDistributed": "time_distributed", "Normalization": "normalization"}
+
+
+def draw(*shape):
+    return (RNG.standard_normal(shape) * 0.6).astype(np.float32)
+
+
+def layer(kind, arrays=(), **config):
+    return kind, config, list(arrays)
+
+
+def recurrent(kind, inputs=3, units=4, *, reset_after=True, bias=True, **config):
+    rows = len(GATES[kind]) * units
+    arrays = [draw(inputs, rows), draw(units, rows)]
+    if bias:
+        arrays.append(draw(2, rows) if kind == "GRU" and reset_after else draw(rows))
+    config = {"units": units, "use_bias": bias, "return_sequences": True} | config
+    if kind == "GRU":
+        config["reset_after"] = reset_after
+    return layer(kind, arrays, **config)
+
+
+def dense(inputs=4, units=2, **config):
+    return layer("Dense", [draw(inputs, units), draw(units)], units=units, **config)
+
+
+def entries(layers):
+    """Name the layers as nobody would count them, and list their configurations."""
+    return [
+        {
+            "module": "keras.layers",
+            "class_name": kind,
+            "config": {"name": f"{SNAKE.get(kind, 'x')}_{40 + k}"} | config,
+            "registered_name": None,
+        }
+        for k, (kind, config, _) in enumerate(layers)
+    ]
+
+
+def sequential(layers):
+    return {"module": "keras", "class_name": "Sequential", "config": {"layers": entries(layers)}}
+
+
+def fill(root, layers):
+    """Write weights as Keras 3 does: by class and number."""
+    counts: dict[str, int] = {}
+    for kind, _, arrays in layers:
+        place = SNAKE.get(kind, kind.lower())
+        number = counts[place] = counts.get(place, -1) + 1
+        place += f"_{number}" if number else ""
+        inner = "cell/vars" if kind in GATES else "vars"
+        inner = "layer/vars" if kind == "TimeDistributed" else inner
+        root.create_group(f"layers/{place}/vars")
+        for k, array in enumerate(arrays):
+            root[f"layers/{place}/{inner}/{k}"] = array
+
+
+def archive(path, layers, config=None, version="3.15.1"):
+    weights = io.BytesIO()
+    with h5py.File(weights, "w") as root:
+        fill(root, layers)
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("metadata.json", json.dumps({"keras_version": version}))
+        made.writestr("config.json", json.dumps(config or sequential(layers)))
+        made.writestr("model.weights.h5", weights.getvalue())
+    return path
+
+
+def legacy(path, layers, version="2.15.0", config=True):
+    """Write the HDF5 format of Keras 2."""
+    with h5py.File(path, "w") as root:
+        described = sequential(layers)
+        for entry in described["config"]["layers"]:
+            entry.pop("module")
+            entry.pop("registered_name")
+        top = root
+        if config:
+            root.attrs["model_config"] = json.dumps(described)
+            top = root.create_group("model_weights")
+        top.attrs["keras_version"] = version
+        names = [entry["config"]["name"] for entry in described["config"]["layers"]]
+        top.attrs["layer_names"] = [name.encode() for name in names]
+        for name, (_, _, arrays) in zip(names, layers, strict=True):
+            group = top.create_group(name)
+            group.attrs["weight_names"] = [f"{name}/w{k}:0".encode() for k in range(len(arrays))]
+            for k, array in enumerate(arrays):
+                group[f"{name}/w{k}:0"] = array
+    return path

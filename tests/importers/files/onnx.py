@@ -1,0 +1,51 @@
+"""ONNX files, made node by node."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+
+H = onnx.helper
+FLOAT = onnx.TensorProto.FLOAT
+GATES = {"RNN": "h", "GRU": "zrn", "LSTM": "iofg"}
+RNG = np.random.default_rng(3)
+
+
+def draw(*shape):
+    return (RNG.standard_normal(shape) * 0.6).astype(np.float32)
+
+
+def weights(op, inputs=3, hidden=4):
+    rows = len(GATES[op]) * hidden
+    return {"W": draw(1, rows, inputs), "R": draw(1, rows, hidden), "B": draw(1, 2 * rows)}
+
+
+def graph_file(path, nodes, tensors, inputs=None, outputs=("Y",), opset=17, kinds=FLOAT):
+    """Write a model; inputs are names with shapes."""
+    inputs = inputs or {"X": [9, 1, 3]}
+    model = H.make_model(
+        H.make_graph(
+            nodes,
+            "g",
+            [H.make_tensor_value_info(name, kinds, shape) for name, shape in inputs.items()],
+            [H.make_tensor_value_info(name, FLOAT, None) for name in outputs],
+            [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in tensors.items()],
+        ),
+        opset_imports=[H.make_opsetid("", opset)],
+    )
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def state_graph(swapped=False):
+    """Make an LSTM whose h and c are one input and one output, packed [1, 2, 4]."""
+    tensors = weights("LSTM") | {"one": np.array([1]), "axis": np.array([0])}
+    order = ["c1", "h1"] if swapped else ["h1", "c1"]
+    nodes = [
+        H.make_node("Split", ["S"], ["h", "c"], axis=1),
+        H.make_node("LSTM", ["X", "W", "R", "B", "", "h", "c"], ["Y", "h1", "c1"]),
+        H.make_node("Concat", order, ["S1"], axis=1),
+    ]
+    return nodes, tensors, {"X": [9, 1, 3], "S": [1, 2, 4]}
