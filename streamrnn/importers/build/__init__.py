@@ -1,0 +1,1 @@
+"""From what an importer has read to a model."""
