@@ -14,7 +14,7 @@ from streamrnn.exporters.network import (
     is_installed,
     prove_export,
 )
-from streamrnn.exporters.onnx import export_onnx
+from streamrnn.exporters.onnx.model import export_onnx
 from streamrnn.exporters.torch import export_torch
 from streamrnn.importers.proof import TOLERANCE
 from streamrnn.model.model import Model

@@ -15,6 +15,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from streamrnn.errors import SpecError
 from streamrnn.exporters.network import Exported, refuse
 from streamrnn.importers.original.trial import num_trial_steps, trial_inputs
 from streamrnn.importers.proof import TOLERANCE
@@ -39,6 +40,10 @@ def export_torch(model: Model) -> Exported:
     Raises `ModelError` if ``torch.nn`` has no module for what the model does: all of that is
     listed.
     """
+    try:
+        layers = model.spec.chain
+    except SpecError as error:
+        raise refuse("PyTorch", [str(error)]) from error
     problems = _problems_of_ends(model.spec)
     tensors: dict[str, NDArray[np.float32]] = {}
     made, used = [], []
@@ -49,7 +54,7 @@ def export_torch(model: Model) -> Exported:
         made.append(f"self.embedding = torch.nn.Embedding({item.num_categories}, {size})")
         used.append("x = self.embedding(x)")
     plain = model if problems else _folded(model, problems)
-    for k, layer in enumerate(plain.spec.chain):
+    for k, layer in enumerate(layers):
         text, own, own_problems = _LAYERS[type(layer)](plain, k, layer, size)
         problems += own_problems
         tensors |= {f"rnn{k}.{name}": value for name, value in own.items()}
@@ -66,7 +71,7 @@ def export_torch(model: Model) -> Exported:
         result = _HEADS[plain.spec.head.activation].format("self.head(x)")
         if plain.spec.head.activation != "identity":
             options.append(f"--activation {plain.spec.head.activation}")
-    cells = {layer.cell for layer in plain.spec.chain}
+    cells = {layer.cell for layer in layers}
     lines = [f"  {name:<20} {list(value.shape)}" for name, value in tensors.items()]
     if "rnn_relu" in cells:
         options.append("--nonlinearity relu")
@@ -74,14 +79,18 @@ def export_torch(model: Model) -> Exported:
         lines.append("note: `streamrnn import` takes one nonlinearity for all simple layers")
     elif options:
         lines.append(f"note: `streamrnn import` of it needs {' '.join(options)}")
-    text = _module(made, used, result, len(plain.spec.layers))
+    text = _module(made, used, result, len(layers))
     data = safetensors.numpy.save(tensors, metadata={"format": "pt"})
     return Exported(data, "torch", lambda x: _answers(text, tensors, plain, x), lines, text)
 
 
 def _problems_of_ends(spec: ModelSpec) -> list[str]:
     problems = []
+    if spec.mask_value is not None:
+        problems.append("it leaves masked steps out (mask_value)")
     for item in spec.inputs:
+        if item.shape:
+            problems.append(f"input {item.name!r} has a shape")
         if item.has_memory or item.missing != "error":
             what = "difference" if item.difference else f"missing: {item.missing}"
             problems.append(f"input {item.name!r} has a transform of its own ({what})")
@@ -137,6 +146,9 @@ def _recurrent(
             (layer.layer_norm, "a layer normalisation within the cell"),
             (not layer.reset_after, "its reset before the product"),
             (layer.gate_activation != "sigmoid", f"the gates' function {layer.gate_activation}"),
+            (layer.cell_activation != "tanh", f"the candidate's {layer.cell_activation}"),
+            (layer.output_activation != "tanh", f"the output's {layer.output_activation}"),
+            (layer.first_state, "a trained first state"),
         )
         if has_it
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import fields
 
+import numpy as np
+
 from streamrnn.errors import ModelError, ModelFileError, listed
 from streamrnn.importers.json_state import (
     import_guitarml,
@@ -28,6 +30,7 @@ __all__ = ["import_file"]
 _COMMON = ("inputs", "outputs", "first_state")
 
 
+@np.errstate(all="ignore")  # the model refuses what overflows, by name
 def import_file(
     path: str | os.PathLike[str],
     options: TorchOptions | None = None,

@@ -7,11 +7,22 @@ import pytest
 
 from streamrnn.errors import ModelError, ModelFileError
 from streamrnn.exporters.network import prove_export
-from streamrnn.exporters.onnx import export_onnx
+from streamrnn.exporters.onnx.model import export_onnx
 from streamrnn.importers.original.trial import trial_inputs
 from streamrnn.importers.proof import TOLERANCE
 from streamrnn.importers.source import import_file
-from streamrnn.model.spec import InputSpec, LayerSpec, OutputSpec
+from streamrnn.model.layers.base import LAYER_ACTIVATIONS, Layer
+from streamrnn.model.layers.frame import (
+    DenseSpec,
+    MixSpec,
+    NormSpec,
+    ScaleSpec,
+    SliceSpec,
+)
+from streamrnn.model.layers.memory import TimeConvSpec
+from streamrnn.model.model import Model
+from streamrnn.model.parameters import parameter_shapes
+from streamrnn.model.spec import InputSpec, LayerSpec, ModelSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from tests.support.forms import FORMS, form_of
 from tests.support.models import random_model
@@ -95,6 +106,85 @@ def test_inputs_with_transforms_become_nodes(tmp_path, inputs):
     pytest.importorskip("onnxruntime")
     proofs = prove_export(model, exported, TOLERANCE)
     assert [proof.failure for proof in proofs] == [None, None]
+
+
+READ_BACK = {"dense_before", "dense_after", "scale", "relu", "elu", "softplus", "gru_relu", "tanh"}
+
+
+def graph_of(layers):
+    """Make a model of three inputs of any layers."""
+    inputs = tuple(InputSpec(f"x{i}") for i in range(3))
+    probe = ModelSpec(inputs, (*layers, DenseSpec(1)), (OutputSpec("y"),))
+    outputs = tuple(OutputSpec(f"y{o}") for o in range(probe.graph.shapes[-2][1]))
+    spec = ModelSpec(inputs, tuple(layers), outputs)
+    rng = np.random.default_rng(0)
+    shapes = parameter_shapes(spec).items()
+    drawn = {name: rng.uniform(-0.6, 0.6, shape).astype(np.float32) for name, shape in shapes}
+    return Model(spec, drawn)
+
+
+OTHER: dict[str, list[Layer]] = {
+    "dense_before": [DenseSpec(5, "relu"), LayerSpec("lstm", 4)],
+    "dense_after": [LayerSpec("gru", 4), DenseSpec(6, "tanh"), DenseSpec(2)],
+    "scale": [ScaleSpec(), LayerSpec("gru", 4), ScaleSpec()],
+    "norm": [LayerSpec("gru", 4), NormSpec(), DenseSpec(2)],
+    "skip": [
+        LayerSpec("gru", 3, name="a"),
+        MixSpec((1.0, 0.5), name="b", reads=("a", "input")),
+        LayerSpec("lstm", 4),
+    ],
+    "gate": [
+        LayerSpec("gru", 3, name="a"),
+        MixSpec(is_product=True, reads=("a", "input")),
+        DenseSpec(2),
+    ],
+    "joined": [LayerSpec("gru", 3, name="a"), LayerSpec("lstm", 4, reads=("a", "input"))],
+    "slice": [LayerSpec("gru", 5), SliceSpec(channels=(1, 4))],
+}
+OTHER |= {
+    f"{cell}_{name}": [LayerSpec(cell, 4, cell_activation=name)]
+    for cell in ("gru", "lstm")
+    for name in ("relu", "softsign", "elu", "softplus", "identity", "sigmoid")
+}
+OTHER |= {name: [LayerSpec("gru", 6), DenseSpec(4, name)] for name in LAYER_ACTIVATIONS}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_layers_of_every_kind_answer_the_same_in_onnxruntime(tmp_path, name):
+    model = graph_of(OTHER[name])
+    exported = export_onnx(model)
+    (tmp_path / "m.onnx").write_bytes(exported.data)
+    try:
+        found = import_file(tmp_path / "m.onnx").model
+    except ModelError:  # no silent other model
+        assert name not in READ_BACK
+    else:
+        x = trial_inputs(model.spec, 2, 200)
+        wanted = ReferenceModel(model).steps(x)
+        assert np.abs(ReferenceModel(found).steps(x) - wanted).max() <= 1e-6
+    pytest.importorskip("onnxruntime")
+    proofs = prove_export(model, exported, TOLERANCE)
+    assert [proof.failure for proof in proofs] == [None, None]
+
+
+def test_layers_that_are_not_exported_yet_are_refused_by_name():
+    model = graph_of(
+        [
+            DenseSpec(3, name="a", reads=("input", "b[t-1]")),
+            TimeConvSpec(4, 2),
+            LayerSpec("gru", 4, first_state=True, name="b"),
+            LayerSpec("lstm", 4, cell_activation="hard_tanh"),
+        ]
+    )
+    with pytest.raises(ModelError) as caught:
+        export_onnx(model)
+    for text in (
+        "layer 0 (dense 3) reads an output of the step before",
+        "layer 1 (causal conv 4 (kernel 2)) is of a kind that is not exported yet",
+        "layer 2 (gru) has a trained first state",
+        "layer 3 (lstm with hard_tanh candidate) has an activation that ONNX has not",
+    ):
+        assert text in str(caught.value)
 
 
 def test_all_that_onnx_has_not_is_refused_by_name():

@@ -12,7 +12,10 @@ from streamrnn.importers.original.trial import trial_inputs
 from streamrnn.importers.proof import TOLERANCE
 from streamrnn.importers.source import import_file
 from streamrnn.importers.torch import TorchOptions
-from streamrnn.model.spec import InputSpec, LayerSpec, OutputSpec
+from streamrnn.model.layers.frame import DenseSpec
+from streamrnn.model.model import Model
+from streamrnn.model.parameters import parameter_shapes
+from streamrnn.model.spec import InputSpec, LayerSpec, ModelSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from tests.support.models import random_model
 
@@ -21,6 +24,7 @@ TRANSFORMED = {
     "inputs": [InputSpec("a", center=5.0, scale=0.5), InputSpec("b"), InputSpec("c", scale=2.0)],
     "outputs": [OutputSpec("u", scale=3.0, center=-70.0), OutputSpec("v")],
 }
+OUTPUTS = (OutputSpec("a"), OutputSpec("b"))
 TOKEN = [InputSpec("token", kind="token", num_categories=11, embedding_size=5)]
 
 
@@ -94,6 +98,24 @@ def test_all_that_pytorch_has_not_is_refused_by_name():
         "input 'colour' is categorical",
         "output 'level' is added to the level of 'change'",
     ):
+        assert text in str(caught.value)
+
+
+def test_layers_of_other_kinds_are_refused_by_name():
+    spec = ModelSpec((InputSpec("x"),), (DenseSpec(3, "relu"), LayerSpec("gru", 2)), OUTPUTS)
+    shapes = parameter_shapes(spec).items()
+    model = Model(spec, {name: np.zeros(shape, np.float32) for name, shape in shapes})
+    with pytest.raises(ModelError, match="it has the layer dense 3 relu"):
+        export_torch(model)
+
+
+def test_first_states_and_activations_within_a_cell_are_refused_by_name():
+    model = model_of(
+        LayerSpec("lstm", 3, first_state=True, cell_activation="relu", output_activation="elu")
+    )
+    with pytest.raises(ModelError) as caught:
+        export_torch(model)
+    for text in ("a trained first state", "the candidate's relu", "the output's elu"):
         assert text in str(caught.value)
 
 

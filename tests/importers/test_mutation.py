@@ -45,7 +45,7 @@ def make_safetensors(tmp_path):
 
 def make_onnx(tmp_path):
     pytest.importorskip("onnx")
-    from streamrnn.exporters.onnx import export_onnx
+    from streamrnn.exporters.onnx.model import export_onnx
     from tests.importers.files.onnx import graph_file, state_graph
 
     rng = np.random.default_rng(0)

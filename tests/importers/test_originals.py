@@ -27,7 +27,7 @@ KERAS_FILES = shared_files("models", "keras_*.keras")
 
 def exported(path, *layers, **more):
     pytest.importorskip("onnx")
-    from streamrnn.exporters.onnx import export_onnx
+    from streamrnn.exporters.onnx.model import export_onnx
 
     path.write_bytes(export_onnx(random_model(np.random.default_rng(0), layers, **more)).data)
     return path

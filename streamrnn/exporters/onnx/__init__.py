@@ -1,0 +1,1 @@
+"""Write models as ONNX graphs."""
