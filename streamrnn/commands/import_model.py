@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import Any
 
 from streamrnn.commands.arguments import share
 from streamrnn.commands.printable import printable
-from streamrnn.importers.network import ImportedModel
+from streamrnn.importers.network import GraphOptions, ImportedModel
 from streamrnn.importers.original.run import record_original
 from streamrnn.importers.proof import TOLERANCE, joined, prove, read_recording
 from streamrnn.importers.source import import_file
@@ -66,6 +67,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="for weights of Keras alone (.weights.h5): the file that has the configuration",
     )
+    graph = parser.add_argument_group("what an ONNX graph leaves open")
+    graph.add_argument(
+        "--set",
+        type=_fixed,
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="an input of the graph that is the same at every step, or the size of an open axis; "
+        "may be given several times",
+    )
+    graph.add_argument(
+        "--context",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the last N samples of the frame before stand in front of every frame",
+    )
     state_dict = parser.add_argument_group("what a state dict does not say")
     state_dict.add_argument(
         "--activation",
@@ -101,6 +119,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _fixed(text: str) -> tuple[str, float]:
+    name, separator, number = text.partition("=")
+    if not name or not separator or not math.isfinite(value := float(number)):
+        raise ValueError(text)  # argparse says what it was
+    return name, value
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
@@ -124,6 +149,7 @@ def run(args: argparse.Namespace) -> int:
             outputs=args.outputs,
         ),
         args.config,
+        GraphOptions(dict(args.set), args.context),
     )
     model = imported.model
     print(f"{args.file}: {imported.source}: {_summary(model)}")

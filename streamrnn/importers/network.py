@@ -7,7 +7,7 @@ rows of gates are in our order already.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "Dense",
     "Embedding",
     "FrameLayer",
+    "GraphOptions",
     "ImportedModel",
     "Layer",
     "Names",
@@ -122,6 +123,22 @@ class Names:
 
     inputs: Sequence[str] | None = None
     outputs: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """What a graph leaves open, in the caller's words.
+
+    Attributes
+    ----------
+    fixed : mapping of str to float
+        Values of graph inputs that are the same at every step, and sizes of open axes.
+    context : int
+        Samples of the frame before that stand in front of every frame.
+    """
+
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    context: int = 0
 
 
 @dataclass

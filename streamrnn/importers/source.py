@@ -18,7 +18,7 @@ from streamrnn.importers.json_text import read_json_file
 from streamrnn.importers.keras.files import HDF5_MAGIC, ZIP_MAGIC, is_keras_archive
 from streamrnn.importers.keras.network import import_keras
 from streamrnn.importers.nam import import_nam, is_nam
-from streamrnn.importers.network import ImportedModel, Names
+from streamrnn.importers.network import GraphOptions, ImportedModel, Names
 from streamrnn.importers.onnx.file import looks_like_onnx
 from streamrnn.importers.onnx.network import import_onnx
 from streamrnn.importers.rtneural import import_rtneural, is_rtneural
@@ -35,6 +35,7 @@ def import_file(
     path: str | os.PathLike[str],
     options: TorchOptions | None = None,
     config: str | os.PathLike[str] | None = None,
+    graph: GraphOptions | None = None,
 ) -> ImportedModel:
     """Import a file of any source.
 
@@ -46,6 +47,8 @@ def import_file(
         What the file cannot tell; None for the defaults.
     config : str, path or None
         For weights of Keras alone: the file that holds the configuration.
+    graph : GraphOptions or None
+        What a graph of ONNX leaves open.
 
     Returns
     -------
@@ -61,14 +64,17 @@ def import_file(
     names = Names(options.inputs, options.outputs)
     if start[:8] == HDF5_MAGIC or (start[:4] == ZIP_MAGIC and is_keras_archive(path)):
         _refuse_state_dict_options(path, options)
+        _refuse_graph_options(path, graph)
         return import_keras(path, names, config)
     if config is not None:
         raise ModelError(f"{os.fspath(path)} is no file of Keras; leave out --config")
     if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
+        _refuse_graph_options(path, graph)
         return _import_json(os.fspath(path), options, names)
     if start[8:9] != b"{" and looks_like_onnx(start):
         _refuse_state_dict_options(path, options)
-        return import_onnx(path, names, zero_state=options.first_state == "zeros")
+        return import_onnx(path, names, graph, zero_state=options.first_state == "zeros")
+    _refuse_graph_options(path, graph)
     return import_torch(path, options)
 
 
@@ -104,6 +110,11 @@ def _start_of(path: str | os.PathLike[str]) -> bytes:
         ) from error
     except ValueError:  # a path with a NUL character
         return b""
+
+
+def _refuse_graph_options(path: str | os.PathLike[str], graph: GraphOptions | None) -> None:
+    if graph is not None and graph != GraphOptions():
+        raise ModelError(f"{os.fspath(path)} is no ONNX file; leave out --set and --context")
 
 
 def _refuse_state_dict_options(path: str | os.PathLike[str], options: TorchOptions) -> None:

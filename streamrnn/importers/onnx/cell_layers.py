@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 
 from streamrnn.importers.network import Recurrent
 from streamrnn.importers.onnx.cells import Cell
-from streamrnn.importers.onnx.recurrent import StateUse, time_label
+from streamrnn.importers.onnx.recurrent import ONE_STEP, StateUse, time_label
 from streamrnn.importers.onnx.values import NotFollowed, Signal, Symbols, Unknown, Value
 
 __all__ = ["apply_cell"]
-
-ONE_STEP = "one step"  # stands for time in a graph that has no axis of it
 
 
 def apply_cell(
@@ -36,7 +34,9 @@ def apply_cell(
     size = cell.h.weight.shape[1]
     origins = {f"{field}_ih": text for field, text in cell.x.origins.items()}
     origins |= {f"{field}_hh": text for field, text in cell.h.origins.items()}
-    arrays = (cell.x.weight, cell.h.weight, cell.x.bias, cell.h.bias)
+    order = signal.feature_order()
+    x_weight = cell.x.weight if order is None else cell.x.weight[:, order]
+    arrays = (x_weight, cell.h.weight, cell.x.bias, cell.h.bias)
     layer = Recurrent(name, cell.kind, *arrays, origins)
     if cell.is_written_out:
         if len(signal.axes) != 3:

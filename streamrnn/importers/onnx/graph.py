@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from streamrnn.errors import ModelFileError
 from streamrnn.importers.onnx.cell_layers import apply_cell
 from streamrnn.importers.onnx.cells import Cell, find_cells
 from streamrnn.importers.onnx.file import OnnxFile, check_texts
+from streamrnn.importers.onnx.folded import FOLDED, fold_constants
+from streamrnn.importers.onnx.frames import FRAMES, apply_frame
 from streamrnn.importers.onnx.layers import (
     ARITHMETIC,
     FUNCTIONS,
@@ -23,7 +25,7 @@ from streamrnn.importers.onnx.layers import (
     normalise,
 )
 from streamrnn.importers.onnx.moves import MAX_ELEMENTS, MOVES, move
-from streamrnn.importers.onnx.recurrent import RECURRENT, StateUse, apply_recurrent
+from streamrnn.importers.onnx.recurrent import ONE_STEP, RECURRENT, StateUse, apply_recurrent
 from streamrnn.importers.onnx.values import (
     FEATURE,
     NotFollowed,
@@ -51,6 +53,9 @@ class Graph:
     names: set[str] = field(default_factory=set)  # of nodes
     num_symbols: int = 0
     num_made: int = 0  # elements of constants that the graph made
+    along: dict[str, str] = field(default_factory=dict)  # layers to the axis that they run along
+    open_axes: set[str] = field(default_factory=set)  # labels of axes whose size is open
+    fixed: set[str] = field(default_factory=set)  # of what was given, the names that were found
 
     def new_symbols(self, shape: Sequence[int]) -> NDArray[np.int64]:
         """Give every element of a shape a new id."""
@@ -62,12 +67,14 @@ class Graph:
         return ids
 
 
-def follow(file: OnnxFile) -> Graph:
+def follow(file: OnnxFile, fixed: Mapping[str, float] | None = None) -> Graph:
     """Follow the graph of a file.
 
-    Raises `ModelFileError` if it is no graph that can be followed at all; what one node does that
-    is not understood becomes `Unknown`.
+    ``fixed`` are values of inputs, and sizes of axes that the file leaves open. Raises
+    `ModelFileError` if it is no graph that can be followed at all; what one node does that is not
+    understood becomes `Unknown`.
     """
+    fixed = fixed or {}
     graph = Graph(file)
     main = file.model.graph
     if len(main.node) > _MAX_NODES:
@@ -80,7 +87,11 @@ def follow(file: OnnxFile) -> Graph:
     for item in main.input:
         if item.name in graph.values:  # an initialiser that is an input too, as before IR 4
             continue
-        shape = _input_shape(file, item, sizes)
+        shape = _input_shape(graph, item, sizes, fixed)
+        if item.name in fixed:
+            graph.fixed.add(item.name)
+            graph.values[item.name] = _given(item, shape, fixed[item.name])
+            continue
         if item.name in states:
             try:
                 ids = graph.new_symbols(shape)
@@ -116,8 +127,17 @@ def _add_constants(graph: Graph, main: Any) -> None:
         )
 
 
-def _input_shape(file: OnnxFile, item: Any, sizes: dict[str, int]) -> tuple[int, ...]:
+def _given(item: Any, shape: tuple[int, ...], value: float) -> NDArray[Any]:
+    """Return an input that is the same at every step."""
+    is_whole = item.type.tensor_type.elem_type in (6, 7)
+    return np.full(shape, value, np.int64 if is_whole else np.float64)
+
+
+def _input_shape(
+    graph: Graph, item: Any, sizes: dict[str, int], fixed: Mapping[str, float]
+) -> tuple[int, ...]:
     """Return the shape of an input; axes whose size is open get one that is like no other."""
+    file = graph.file
     if not item.type.HasField("tensor_type") or not item.type.tensor_type.HasField("shape"):
         raise ModelFileError(f"{file.path}: input {item.name!r} has no shape")
     shape = []
@@ -126,6 +146,11 @@ def _input_shape(file: OnnxFile, item: Any, sizes: dict[str, int]) -> tuple[int,
             shape.append(int(axis.dim_value))
             continue
         name = axis.dim_param or f"{item.name}.{k}"
+        if name in fixed and fixed[name] == int(fixed[name]) > 0:
+            graph.fixed.add(name)
+            shape.append(int(fixed[name]))
+            continue
+        graph.open_axes.add(f"{item.name}.{k}")
         shape.append(sizes.setdefault(name, _OPEN_SIZES[len(sizes) % len(_OPEN_SIZES)]))
     if len(shape) > 8 or any(size > 1 << 24 for size in shape):
         raise ModelFileError(f"{file.path}: input {item.name!r} has the shape {shape}")
@@ -135,13 +160,30 @@ def _input_shape(file: OnnxFile, item: Any, sizes: dict[str, int]) -> tuple[int,
 def _state_names(main: Any, cells: Sequence[Cell]) -> set[str]:
     """Find the inputs that reach an initial state and are only moved on the way."""
     wanted = {name for cell in cells for name in cell.state}
-    for node in reversed(main.node):
+    for node in reversed(list(_all_nodes(main.node, 0))):
         if node.op_type in RECURRENT:
             wanted |= {name for name in list(node.input)[5:7] if name}
+        elif node.op_type == "If":
+            for branch in _branches(node):
+                outputs = zip(node.output, branch.output, strict=False)
+                wanted |= {inner.name for outer, inner in outputs if outer in wanted}
         elif node.op_type in MOVES and wanted & set(node.output):
             inputs = list(node.input) if node.op_type == "Concat" else list(node.input)[:1]
             wanted |= set(inputs)
     return wanted & {item.name for item in main.input}
+
+
+def _branches(node: Any) -> list[Any]:
+    return [item.g for item in node.attribute if item.name in ("then_branch", "else_branch")]
+
+
+def _all_nodes(nodes: Iterable[Any], depth: int) -> Iterator[Any]:
+    """Yield nodes, those of an If's branches before it."""
+    for node in nodes:
+        inner = _branches(node) if node.op_type == "If" and depth < _MAX_DEPTH else []
+        for branch in inner:
+            yield from _all_nodes(branch.node, depth + 1)
+        yield node
 
 
 def _run(graph: Graph, nodes: Iterable[Any], depth: int, cells: Sequence[Cell] = ()) -> None:
@@ -209,6 +251,11 @@ def _apply(
         return [_constant(attributes)]
     if op == "Shape":
         return [_shape(inputs[0], attributes)]
+    if op in FOLDED and all(isinstance(value, np.ndarray) for value in inputs):
+        return [fold_constants(op, inputs)]
+    inputs = [_as_signal(graph, op, value) for value in inputs]
+    if op in FRAMES:
+        return [apply_frame(op, name, inputs, names, attributes, graph.along)]
     if op == "ConstantOfShape":
         return [_filled(graph, inputs[0], attributes)]
     if op == "If":
@@ -218,8 +265,7 @@ def _apply(
     if op in FUNCTIONS:
         return [apply_function(op, name, inputs[0], attributes, graph.file.opset)]
     if op in ("MatMul", "Gemm"):
-        data = [_as_last_step(graph, value) for value in inputs]
-        return [apply_product(op, name, data, names, attributes)]
+        return [apply_product(op, name, inputs, names, attributes)]
     if op == "BatchNormalization" and isinstance(inputs[0], Signal):
         epsilon = float(attributes.get("epsilon", 1e-5))
         return [normalise(inputs[0], inputs, name, epsilon)]
@@ -227,7 +273,7 @@ def _apply(
         if attributes.get("axis", 0) != 0:
             raise NotFollowed("it looks up along another axis than the first")
         return [look_up(inputs[1], inputs[0], name, names[0])]
-    outputs = move(op, inputs, attributes, len(node.output))
+    outputs = move(op, inputs, attributes, len(node.output), name)
     for value in outputs:
         graph.num_made += value.size if isinstance(value, np.ndarray) else 0
     if graph.num_made > MAX_ELEMENTS:
@@ -238,6 +284,8 @@ def _apply(
 _KNOWN = {
     *MOVES,
     *ARITHMETIC,
+    *FOLDED,
+    *FRAMES,
     *FUNCTIONS,
     *RECURRENT,
     "BatchNormalization",
@@ -315,29 +363,31 @@ def _branch(graph: Graph, node: Any, condition: Value | None, depth: int) -> lis
     return [graph.values.get(item.name, missing) for item in branch.output]
 
 
-def _as_last_step(graph: Graph, value: Value | None) -> Value | None:
-    """Let the final h of a recurrent layer be its output at the last step."""
-    if not isinstance(value, Symbols):
+def _as_signal(graph: Graph, op: str, value: Value | None) -> Value | None:
+    """Let the new h of a recurrent layer be its output, where an operator computes with it.
+
+    In a graph of one step that is every step's output, else that of the last one.
+    """
+    if not isinstance(value, Symbols) or op in MOVES or op in RECURRENT:
         return value
+    flat = value.ids.reshape(-1)
     for use in graph.uses:
+        is_h = next(other for other in graph.uses if other.layer == use.layer) is use
+        if not is_h or not np.array_equal(flat, use.last.reshape(-1)):
+            continue
         signal = next(
-            (
-                v
-                for v in graph.values.values()
-                if isinstance(v, Signal) and v.layers and v.layers[-1].name == use.layer
-            ),
+            (v for v in graph.values.values() if isinstance(v, Signal) and v.head == use.layer),
             None,
         )
-        ids = value.ids.reshape(-1, value.ids.shape[-1]) if value.ids.ndim else value.ids
-        if signal is not None and not signal.is_last_step and np.array_equal(ids, use.last):
-            is_h = next(u for u in graph.uses if u.layer == use.layer) is use
-            if is_h:
-                axes = tuple(((f"batch{k}", size),) for k, size in enumerate(value.ids.shape[:-1]))
-                return Signal(
-                    signal.source,
-                    (*axes, ((FEATURE, value.ids.shape[-1]),)),
-                    signal.layers,
-                    signal.time,
-                    is_last_step=True,
-                )
-    raise NotFollowed("it computes with states of the network")
+        if signal is None or signal.is_last_step:
+            continue
+        sizes = list(value.ids.shape)
+        num_units = use.last.shape[-1]
+        feature = len(sizes) - 1 - sizes[::-1].index(num_units)
+        axes = tuple(
+            ((FEATURE, size),) if k == feature else ((f"batch{k}", size),) if size != 1 else ()
+            for k, size in enumerate(sizes)
+        )
+        one_step = signal.time == ONE_STEP
+        return replace(signal, axes=axes, is_last_step=not one_step, ids=value.ids)
+    return value

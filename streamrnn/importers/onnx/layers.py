@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.importers.network import Activation, Dense, Embedding, Scale, zeros
+from streamrnn.importers.onnx.frames import join_signals
 from streamrnn.importers.onnx.moves import MAX_ELEMENTS
-from streamrnn.importers.onnx.values import FEATURE, NotFollowed, Signal, Value
+from streamrnn.importers.onnx.values import FEATURE, NotFollowed, Signal, Symbols, Value
 
 __all__ = ["ARITHMETIC", "FUNCTIONS", "apply_arithmetic", "apply_function", "apply_product"]
 
@@ -26,6 +27,7 @@ ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
 # Our names of them; which of them a model can hold is not asked here.
 FUNCTIONS = {
     "Elu": "elu",
+    "Exp": "exp",
     "Gelu": "gelu",
     "HardSigmoid": "hard_sigmoid",
     "HardSwish": "hard_swish",
@@ -54,7 +56,32 @@ def apply_function(
         if axis != rank - 1:
             raise NotFollowed("it is a softmax along another axis than the last")
         value.num_features()
-    return value.plus(Activation(name, FUNCTIONS[op]))
+    return value.plus(_activation(op, name, attributes))
+
+
+def _activation(op: str, name: str, attributes: Attributes) -> Activation:
+    """Return an activation with its numbers, which must be ones that a layer has."""
+    kind = FUNCTIONS[op]
+    alpha, beta = attributes.get("alpha"), attributes.get("beta", 0.5)
+    if op in ("Elu", "LeakyRelu"):
+        return Activation(name, kind, None if alpha is None else float(alpha))
+    if op == "HardSigmoid":
+        alpha = 0.2 if alpha is None else alpha
+        slopes = {0.2: "hard_sigmoid_fifth", 1 / 6: "hard_sigmoid_sixth"}
+        named = next((name for slope, name in slopes.items() if abs(slope - alpha) < 1e-6), None)
+        if named is None or beta != 0.5:
+            raise NotFollowed(
+                f"it has alpha {alpha:g} and beta {beta:g}; known are alpha 0.2 and 1/6 with beta "
+                "0.5"
+            )
+        return Activation(name, named)
+    if op == "Gelu" and str(attributes.get("approximate", "none")) == "tanh":
+        return Activation(name, "gelu_tanh")
+    known = {"Selu": {"alpha": 1.67326319, "gamma": 1.05070102}}.get(op, {})
+    for key, value in known.items():
+        if abs(float(attributes.get(key, value)) - value) > 1e-5:
+            raise NotFollowed(f"it has {key} {attributes[key]:g}; known is {value:g}")
+    return Activation(name, kind)
 
 
 def apply_arithmetic(
@@ -71,23 +98,27 @@ def apply_arithmetic(
             return np.asarray(a // b)
         return np.asarray(ARITHMETIC[op](a, b))
     if isinstance(a, Signal) and isinstance(b, Signal):
-        what = "a skip connection" if op in ("Add", "Sub") else "a gate"
-        raise NotFollowed(f"it joins two results of the network, {what}, which no model has")
+        return join_signals(op, name, (a, b))
     if isinstance(a, Signal) and isinstance(b, np.ndarray):
         signal, constant, stored, is_left = a, b, names[1], False
     elif isinstance(b, Signal) and isinstance(a, np.ndarray):
         signal, constant, stored, is_left = b, a, names[0], True
+    elif op == "Add" and isinstance(a, Symbols) and isinstance(b, np.ndarray) and not b.any():
+        return a  # a zero that an exporter adds so that an input has a use
     else:
         raise NotFollowed("it computes with states of the network")
+    if constant.size == 1 and op in ("Add", "Sub", "Mul", "Div") and not is_left:
+        neutral = 0.0 if op in ("Add", "Sub") else 1.0
+        if float(constant.reshape(())) == neutral and signal.layers:
+            return signal
     row = _row(signal, constant)
     one, none = np.ones_like(row), np.zeros_like(row)
-    last = signal.layers[-1] if signal.layers else None
+    last = signal.last
     if op == "Add" and isinstance(last, Dense) and last.activation == "identity":
         origins = last.origins | {
             "bias": ", ".join(filter(None, (last.origins.get("bias"), stored)))
         }
-        joined = replace(last, bias=last.bias + row, origins=origins)
-        return replace(signal, layers=(*signal.layers[:-1], joined))
+        return signal.exchanged(replace(last, bias=last.bias + row, origins=origins))
     if op == "Div" and is_left:
         raise NotFollowed("it divides by what the network computes")
     if op in ("Add", "Sub"):
@@ -96,11 +127,21 @@ def apply_arithmetic(
     else:
         with np.errstate(divide="ignore"):  # the model refuses the Inf, by name
             gain, shift = (one / row if op == "Div" else row), none
-    return signal.plus(Scale(name, gain, shift)).with_features(row.size)
+    made = signal.plus(Scale(name, gain, shift))
+    is_frame = signal.find(FEATURE) not in (None, len(signal.axes) - 1)
+    return made if is_frame else made.with_features(row.size)
 
 
 def _row(signal: Signal, constant: NDArray[Any]) -> NDArray[np.float64]:
     """Return a constant as one number for every feature."""
+    k = signal.find(FEATURE)
+    if k is not None and k != len(signal.axes) - 1:  # a frame, its channels before the places
+        shape = [1] * (len(signal.axes) - constant.ndim) + list(constant.shape)
+        others = [size for axis, size in enumerate(shape) if axis != k]
+        if any(size != 1 for size in others) or constant.dtype.kind not in "fiu":
+            raise NotFollowed("its constant is not one number for every channel")
+        channels = np.broadcast_to(constant.reshape(-1).astype(np.float64), signal.shape[k])
+        return channels
     num_features = signal.num_features()
     if constant.dtype.kind not in "fiu" or constant.size not in (1, num_features):
         raise NotFollowed("its constant is not one number for every feature")
@@ -144,6 +185,8 @@ def apply_product(
             raise NotFollowed("its bias is not one number for every output")
         shift = np.broadcast_to(bias.reshape(-1), (num_outputs,))
         origins["bias"] = names[2]
+    if (order := signal.feature_order()) is not None:
+        rows = rows[:, order]
     rows = rows if alpha == 1 else rows.astype(np.float64) * alpha
     shift = shift if beta == 1 else shift.astype(np.float64) * beta
     return signal.plus(Dense(name, rows, shift, origins)).with_features(num_outputs)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.importers.onnx.frames import join_signals, take_channels
 from streamrnn.importers.onnx.values import NotFollowed, Signal, Symbols, Value
 
 __all__ = ["MAX_ELEMENTS", "MOVES", "move"]
@@ -34,9 +35,13 @@ MOVES = (
 
 
 def move(
-    op: str, inputs: Sequence[Value | None], attributes: Attributes, num_outputs: int
+    op: str,
+    inputs: Sequence[Value | None],
+    attributes: Attributes,
+    num_outputs: int,
+    name: str = "",
 ) -> list[Value]:
-    """Apply one operator; return its outputs.
+    """Apply one operator; return its outputs. ``name`` is for the layers that it makes.
 
     Raises `NotFollowed` if it does more than move, or its operands are not constants.
     """
@@ -47,10 +52,10 @@ def move(
         return [_there(first)]
     others = [_constant(value) for value in inputs[1:]]
     if op == "Concat":
-        return [_concat(inputs, attributes)]
+        return [_concat(inputs, attributes, name)]
     if op == "Split":
-        return _split(_there(first), others, attributes, num_outputs)
-    return [_one(op, _there(first), others, attributes)]
+        return _split(_there(first), others, attributes, num_outputs, name)
+    return [_one(op, _there(first), others, attributes, name)]
 
 
 def _there(value: Value | None) -> Value:
@@ -87,10 +92,10 @@ def _axes(
 
 
 def _one(
-    op: str, value: Value, others: Sequence[NDArray[Any] | None], attributes: Attributes
+    op: str, value: Value, others: Sequence[NDArray[Any] | None], attributes: Attributes, name: str
 ) -> Value:
     if isinstance(value, Signal):
-        moved = _move_signal(op, value, others, attributes)
+        moved = _move_signal(op, value, others, attributes, name)
         if value.ids is None:
             return moved
         return replace(moved, ids=np.asarray(_move_array(op, value.ids, others, attributes)))
@@ -146,6 +151,7 @@ def _move_signal(
     signal: Signal,
     others: Sequence[NDArray[Any] | None],
     attributes: Attributes,
+    name: str,
 ) -> Signal:
     shape, rank = signal.shape, len(signal.axes)
     if op == "Transpose":
@@ -171,7 +177,7 @@ def _move_signal(
     if op == "Flatten":
         return signal.reshaped(_flattened(shape, attributes))
     if op in ("Gather", "Slice"):
-        return _take_last(op, signal, others, attributes)
+        return _take_last(op, signal, others, attributes, name)
     raise NotFollowed("it does that to what the network computes")
 
 
@@ -180,8 +186,9 @@ def _take_last(
     signal: Signal,
     others: Sequence[NDArray[Any] | None],
     attributes: Attributes,
+    name: str,
 ) -> Signal:
-    """Take the last time step out, or everything."""
+    """Take the last time step out, or everything, or some of the channels."""
     shape = signal.shape
     k = signal.find(signal.time) if signal.time else None
     if op == "Slice":
@@ -192,7 +199,11 @@ def _take_last(
         if not changed:
             return signal
         indices = range(*slices[changed[0]].indices(shape[changed[0]]))
+        if indices.step < 0:
+            raise NotFollowed("it goes backwards")
         is_last = len(changed) == 1 and changed[0] == k and list(indices) == [shape[k] - 1]
+        if not is_last and len(changed) == 1 and indices.step == 1 and len(indices):
+            return take_channels(signal, name, changed[0], indices.start, indices.stop)
     else:
         axis = _axis(attributes, 0, len(shape))
         chosen = _integers(others[0] if others else None, "indices")
@@ -213,7 +224,7 @@ def _take_last(
     return last if op == "Slice" else last.without(k)
 
 
-def _concat(inputs: Sequence[Value | None], attributes: Attributes) -> Value:
+def _concat(inputs: Sequence[Value | None], attributes: Attributes, name: str) -> Value:
     axis = attributes.get("axis", 0)
     if all(isinstance(value, np.ndarray) for value in inputs):
         return np.concatenate([value for value in inputs if isinstance(value, np.ndarray)], axis)
@@ -223,6 +234,9 @@ def _concat(inputs: Sequence[Value | None], attributes: Attributes) -> Value:
     known = [part for part in ids if part is not None]
     if len(known) == len(inputs):
         return Symbols(np.concatenate(known, axis))
+    signals = [value for value in inputs if isinstance(value, Signal)]
+    if len(signals) == len(inputs) > 1:
+        return join_signals("Concat", name, signals, _axis(attributes, 0, len(signals[0].axes)))
     raise NotFollowed("it joins several results of the network")
 
 
@@ -231,20 +245,28 @@ def _split(
     others: Sequence[NDArray[Any] | None],
     attributes: Attributes,
     num_outputs: int,
+    name: str,
 ) -> list[Value]:
-    if not isinstance(value, np.ndarray | Symbols):
-        raise NotFollowed("it parts what the network computes")
-    array = value if isinstance(value, np.ndarray) else value.ids
-    axis = _axis(attributes, 0, array.ndim)
+    if not isinstance(value, np.ndarray | Symbols | Signal):
+        raise NotFollowed("it parts what is not known")
+    shape = value.ids.shape if isinstance(value, Symbols) else value.shape
+    axis = _axis(attributes, 0, len(shape))
     if others or "split" in attributes:
         sizes = _integers(others[0], "sizes") if others else list(attributes["split"])
     else:
-        each = -(-array.shape[axis] // max(num_outputs, 1))
+        each = -(-shape[axis] // max(num_outputs, 1))
         sizes = [each] * (num_outputs - 1)
-        sizes.append(array.shape[axis] - sum(sizes))
-    if len(sizes) != num_outputs or min(sizes) < 0 or sum(sizes) != array.shape[axis]:
-        raise NotFollowed(f"it parts {array.shape[axis]} elements into {sizes}")
-    parts = np.split(array, np.cumsum(sizes)[:-1], axis)
+        sizes.append(shape[axis] - sum(sizes))
+    if len(sizes) != num_outputs or min(sizes) < 0 or sum(sizes) != shape[axis]:
+        raise NotFollowed(f"it parts {shape[axis]} elements into {sizes}")
+    ends = np.cumsum(sizes)
+    if isinstance(value, Signal):
+        return [
+            take_channels(value, f"{name}.{k}", axis, int(end) - size, int(end))
+            for k, (size, end) in enumerate(zip(sizes, ends, strict=True))
+        ]
+    array = value if isinstance(value, np.ndarray) else value.ids
+    parts = np.split(array, ends[:-1], axis)
     return [part if isinstance(value, np.ndarray) else Symbols(part) for part in parts]
 
 
@@ -312,8 +334,6 @@ def _slices(
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if not -rank <= axis < rank:
             raise NotFollowed(f"its axis {axis} is none of {rank}")
-        if step < 0:
-            raise NotFollowed("it goes backwards")
         slices[axis] = slice(start, end, step)
     return tuple(slices)
 

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import ModelFileError, listed
+from streamrnn.errors import ModelError, ModelFileError, listed
 from streamrnn.importers.build.model import build_model, refuse
 from streamrnn.importers.network import (
     Embedding,
+    FrameLayer,
+    GraphOptions,
     ImportedModel,
+    Layer,
     Names,
     Network,
     Recurrent,
     note_on_first_state,
 )
 from streamrnn.importers.onnx.file import read_onnx_file
+from streamrnn.importers.onnx.frames import settle
 from streamrnn.importers.onnx.graph import Graph, follow
 from streamrnn.importers.onnx.values import Signal, Symbols, Unknown, Value
+from streamrnn.model.layers.base import INPUT
+from streamrnn.model.layers.memory import MemorySpec, TimeConvSpec
 
 __all__ = ["check_states", "import_onnx", "main_output"]
 
 
 def import_onnx(
-    path: str | os.PathLike[str], names: Names, *, zero_state: bool = False
+    path: str | os.PathLike[str],
+    names: Names,
+    options: GraphOptions | None = None,
+    *,
+    zero_state: bool = False,
 ) -> ImportedModel:
     """Read an ONNX file with RNN, GRU or LSTM nodes.
 
@@ -37,6 +48,8 @@ def import_onnx(
         The file; tensors may lie in files beside it.
     names : Names
         Names for inputs and outputs.
+    options : GraphOptions or None
+        What the graph leaves open.
     zero_state : bool
         Whether a first state other than zeros is left out.
 
@@ -50,7 +63,13 @@ def import_onnx(
         If the file is damaged, or its graph holds what a model cannot: all of that is listed.
     """
     file = read_onnx_file(path)
-    graph = follow(file)
+    options = options or GraphOptions()
+    graph = follow(file, options.fixed)
+    if unknown := sorted(set(options.fixed) - graph.fixed):
+        raise ModelError(
+            f"{file.path} has no graph input and no open axis {listed(unknown)}; it has "
+            f"{listed([item.name for item in file.model.graph.input])}"
+        )
     outputs = {item.name: graph.values.get(item.name) for item in file.model.graph.output}
     reasons = [
         reason
@@ -63,8 +82,10 @@ def import_onnx(
     network = Network(file.path, _source(graph))
     states = check_states(graph, outputs, network)
     name, signal = main_output(file.path, outputs, set(states.values()))
-    network.layers = list(signal.layers)
-    signal.num_features()
+    is_steps = signal.time or next(iter(graph.open_axes & set(graph.along.values())), "")
+    network.layers = settle(signal.pruned().layers, graph.along, is_steps, network.problems.append)
+    _add_frames(graph, signal, network, options.context)
+    network.layers = _in_rows(network.layers)
     _check_input(graph, signal, network)
     if signal.is_last_step:
         network.notes.append(
@@ -100,6 +121,64 @@ def main_output(
     )
 
 
+def _in_rows(layers: Sequence[Layer]) -> list[Layer]:
+    """Leave out what a layer reads where that is the layer before it."""
+    before = (INPUT, *(layer.name for layer in layers))
+    return [
+        replace(layer, reads=() if layer.reads == (name,) else layer.reads)
+        for name, layer in zip(before, layers, strict=False)
+    ]
+
+
+def _add_frames(graph: Graph, signal: Signal, network: Network, context: int) -> None:
+    """Give the network an input with a shape, where layers run along the places of a frame."""
+    labels = {
+        graph.along[layer.name]
+        for layer in network.layers
+        if isinstance(layer, FrameLayer) and graph.along.get(layer.name)
+    } - {signal.time}
+    is_frame = any(
+        isinstance(layer, FrameLayer) and not isinstance(layer.spec, TimeConvSpec)
+        for layer in network.layers
+        if graph.along.get(layer.name) in labels
+    )
+    if not is_frame:
+        if context:
+            network.problems.append("--context is for networks that take a frame a step")
+        return
+    given = graph.values[signal.source]
+    assert isinstance(given, Signal)
+    sizes = {label: size for axis in given.axes for label, size in axis}
+    [label] = labels if len(labels) == 1 else [""]
+    if not label or label in graph.open_axes:
+        network.problems.append(
+            "it runs along several axes of its input, or one whose size is open: say how many "
+            "places a frame has with --set AXIS=NUMBER"
+        )
+        return
+    others = [size for name, size in sizes.items() if name != label and name not in graph.open_axes]
+    channels = math.prod(others)
+    if not 0 <= context < sizes[label]:
+        network.problems.append(f"--context {context} leaves nothing of {sizes[label]} places")
+        return
+    network.input_shape = (sizes[label] - context, channels)
+    if channels > 1:
+        network.notes.append(
+            f"the input is [{channels}, {sizes[label]}] in the file; a step brings the places, "
+            "each with its channels"
+        )
+    if context:
+        memory = FrameLayer("context", MemorySpec(context), reads=(INPUT,))
+        network.layers = [
+            memory,
+            *(
+                replace(layer, reads=tuple("context" if r == INPUT else r for r in layer.reads))
+                for layer in network.layers
+            ),
+        ]
+        network.notes.append(f"the last {context} places of the frame before stand before each")
+
+
 def _source(graph: Graph) -> str:
     producer = str(graph.file.model.producer_name)[:40]
     return f"ONNX opset {graph.file.opset}" + (f" of {producer}" if producer else "")
@@ -127,7 +206,7 @@ def _check_input(graph: Graph, signal: Signal, network: Network) -> None:
         network.notes.append(f"inputs that do not reach the output: {listed(others)}")
     item = next(item for item in graph.file.model.graph.input if item.name == signal.source)
     is_whole = item.type.tensor_type.elem_type in (6, 7)
-    has_embedding = bool(signal.layers) and isinstance(signal.layers[0], Embedding)
+    has_embedding = any(isinstance(layer, Embedding) for layer in signal.layers)
     if is_whole != has_embedding:
         kind = "whole numbers" if is_whole else "floats"
         network.problems.append(

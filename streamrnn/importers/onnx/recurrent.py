@@ -13,9 +13,10 @@ from streamrnn.importers.gates import SOURCE_GATES, in_our_order
 from streamrnn.importers.network import Recurrent, zeros
 from streamrnn.importers.onnx.values import FEATURE, NotFollowed, Signal, Symbols, Unknown, Value
 
-__all__ = ["RECURRENT", "StateUse", "apply_recurrent", "time_label"]
+__all__ = ["ONE_STEP", "RECURRENT", "StateUse", "apply_recurrent", "time_label"]
 
 RECURRENT = ("RNN", "GRU", "LSTM")
+ONE_STEP = "one step"  # stands for time in a graph that has no axis of it
 _DEFAULTS = {
     "RNN": ("tanh",),
     "GRU": ("sigmoid", "tanh"),
@@ -69,6 +70,9 @@ def apply_recurrent(
     time_axis = 1 if layout else 0
     time = time_label(signal, time_axis)
     weights = [_constant(slots[k], what) for k, what in ((1, "W"), (2, "R"))]
+    order = signal.feature_order()
+    if order is not None and weights[0].shape[-1] == order.size:
+        weights[0] = weights[0][..., order]
     cell = "rnn_tanh" if op == "RNN" else op.lower()
     num_gates = len(SOURCE_GATES["onnx"][cell])
     hidden_size = weights[1].shape[-1]
@@ -146,7 +150,7 @@ def _outputs(
         last = new_symbols(shape)
         is_input = state is not None and state.dtype.kind != "f"
         first = state if is_input and state is not None else np.full(shape, -1)
-        uses.append(StateUse(layer.name, first, last))
+        uses.append(StateUse(layer.name, first, last, must_return=time == ONE_STEP))
         outputs.append(Symbols(last[:, None] if layout else last[None]))
     return outputs, uses
 
@@ -224,10 +228,14 @@ def time_label(signal: Signal, axis: int) -> str:
     labels = [label for label, _ in signal.axes[axis]]
     if signal.is_last_step:
         raise NotFollowed("it runs on the last step of another one")
+    if signal.time == ONE_STEP and not labels:
+        return ONE_STEP
     if signal.time:
         if signal.time not in labels:
             raise NotFollowed("it runs along another axis than the recurrent layers before it")
         return signal.time
+    if all(size == 1 for _, size in signal.axes[axis]) and FEATURE not in labels and not labels:
+        return ONE_STEP
     if len(labels) != 1 or labels[0] == FEATURE:
         raise NotFollowed("it runs along an axis that is not one of the input's")
     return labels[0]

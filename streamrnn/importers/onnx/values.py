@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.importers.network import Layer
+from streamrnn.importers.network import Dense, FrameLayer, Layer
+from streamrnn.model.layers.base import INPUT
 
 __all__ = [
     "FEATURE",
@@ -42,7 +43,8 @@ class Signal:
 
     source: str  # name of the graph's input
     axes: tuple[Axis, ...]
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[Layer, ...] = ()  # every one behind those that it reads
+    head: str = INPUT  # the name of the layer that gives it
     time: str = ""  # label of the axis that recurrent layers run along, once there is one
     is_last_step: bool = False  # whether the last step was taken out
     # Symbols of the same numbers, where they are a cell's new state: it may be given back.
@@ -53,9 +55,57 @@ class Signal:
         """Number of elements of each axis."""
         return tuple(math.prod(size for _, size in axis) for axis in self.axes)
 
-    def plus(self, *layers: Layer) -> Signal:
-        """Return the signal after further layers."""
-        return replace(self, layers=(*self.layers, *layers), ids=None)
+    @property
+    def last(self) -> Layer | None:
+        """The layer that gives it."""
+        return self.layer(self.head)
+
+    def layer(self, name: str) -> Layer | None:
+        """Return the layer with a name."""
+        return next((layer for layer in self.layers if layer.name == name), None)
+
+    def channels_of(self, name: str) -> int:
+        """Return how many channels a product or a convolution gives; 0 of another layer."""
+        layer = self.layer(name)
+        if isinstance(layer, FrameLayer) and "weight" in layer.arrays:
+            return int(layer.arrays["weight"].shape[0])
+        return int(layer.weight.shape[0]) if isinstance(layer, Dense) else 0
+
+    def plus(self, layer: Layer, reads: tuple[str, ...] = ()) -> Signal:
+        """Return the signal after a further layer, which reads it or others by name."""
+        layer = replace(layer, reads=reads or (self.head,))
+        return replace(self, layers=(*self.layers, layer), head=layer.name, ids=None)
+
+    def exchanged(self, layer: Layer) -> Signal:
+        """Return the signal with another layer in place of its last one."""
+        rest = tuple(each for each in self.layers if each.name != self.head)
+        layer = replace(layer, reads=next(e.reads for e in self.layers if e.name == self.head))
+        return replace(self, layers=(*rest, layer), head=layer.name, ids=None)
+
+    def merged(self, other: Signal) -> Signal:
+        """Return the signal with all layers of another one too."""
+        if self.source != other.source:
+            raise NotFollowed(
+                f"it joins what the network computes of two inputs, {self.source!r} and "
+                f"{other.source!r}"
+            )
+        if self.is_last_step != other.is_last_step:
+            raise NotFollowed("it joins the last step with every step")
+        if self.time and other.time and self.time != other.time:
+            raise NotFollowed("it joins results along two axes of time")
+        known = {layer.name: layer for layer in self.layers}
+        if any(known.get(layer.name, layer) is not layer for layer in other.layers):
+            raise NotFollowed("it joins a product with and without what is added to it")
+        layers = (*self.layers, *(each for each in other.layers if each.name not in known))
+        return replace(self, layers=layers, time=self.time or other.time, ids=None)
+
+    def pruned(self) -> Signal:
+        """Leave out layers that nothing reads any more."""
+        wanted = {self.head}
+        for layer in reversed(self.layers):
+            if layer.name in wanted:
+                wanted |= set(layer.reads)
+        return replace(self, layers=tuple(each for each in self.layers if each.name in wanted))
 
     def with_features(self, num_features: int) -> Signal:
         """Return it with its last axis as features, of another number."""
@@ -66,11 +116,24 @@ class Signal:
         axis = self.axes[-1] if self.axes else ()
         labels = {label for label, size in axis if size != 1}
         is_input = not self.layers and len(labels) == 1
-        if labels - {FEATURE} and not is_input:
+        if labels - {FEATURE} and not is_input and FEATURE not in labels:
             raise NotFollowed("it works along another axis than the features'")
         if self.time and self.time in labels:
             raise NotFollowed("it works along time")
         return self.shape[-1] if self.axes else 0
+
+    def feature_order(self) -> NDArray[np.int64] | None:
+        """Return where each of our features lies in the last axis: we have places first.
+
+        None where the order is the same. A frame that was flattened has its channels first.
+        """
+        factors = [(label, size) for label, size in self.axes[-1] if size != 1]
+        if len(factors) < 2 or factors[-1][0] == FEATURE:
+            return None
+        if len(factors) > 2 or factors[0][0] != FEATURE:
+            raise NotFollowed("it flattens more than a frame")
+        order = np.arange(self.shape[-1]).reshape(factors[0][1], factors[1][1])
+        return order.T.reshape(-1)
 
     def transposed(self, order: tuple[int, ...]) -> Signal:
         """Exchange the axes."""

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.importers.network import Network
-from streamrnn.importers.onnx.cell_layers import ONE_STEP
 from streamrnn.importers.onnx.file import read_onnx_file
 from streamrnn.importers.onnx.graph import follow
 from streamrnn.importers.onnx.network import check_states, main_output
+from streamrnn.importers.onnx.recurrent import ONE_STEP
 from streamrnn.importers.onnx.values import Signal
 from streamrnn.importers.original.plan import NotRun, Plan, Trial, apart, on_and_on
 from streamrnn.importers.original.trial import num_trial_steps
