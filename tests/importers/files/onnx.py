@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from streamrnn.reference.gru import gru_step
+from streamrnn.reference.lstm import lstm_step
+from streamrnn.reference.rnn import rnn_step
+
 onnx = pytest.importorskip("onnx")
 
 H = onnx.helper
@@ -49,3 +53,33 @@ def state_graph(swapped=False):
         H.make_node("Concat", order, ["S1"], axis=1),
     ]
     return nodes, tensors, {"X": [9, 1, 3], "S": [1, 2, 4]}
+
+
+OURS = {"RNN": "h", "GRU": "rzn", "LSTM": "ifgo"}
+X = RNG.standard_normal((1, 9, 3)).astype(np.float32)  # [B, T, I]
+
+
+def ours(op, rows):
+    """Bring rows into the order of the reference's steps, block by block."""
+    blocks = dict(zip(GATES[op], np.split(rows, len(GATES[op])), strict=True))
+    return np.concatenate([blocks[gate] for gate in OURS[op]]).astype(np.float64)
+
+
+def run(op, tensors, x, *, step=None, first=None, **options):
+    """Run one layer over x [T, I] in float64, from zeros or from ``first``, h and c [H]."""
+    w_b, r_b = np.split(tensors.get("B", np.zeros((1, 2 * tensors["R"].shape[1])))[0], 2)
+    arrays = [ours(op, a) for a in (tensors["W"][0], tensors["R"][0], w_b, r_b)]
+    h = c = np.zeros((1, arrays[1].shape[1]))
+    if first:
+        h, c = (state[None] for state in first)
+    steps = []
+    for row in x.astype(np.float64):
+        if op == "LSTM":
+            h, c = lstm_step(row[None], h, c, *arrays, **options)
+        elif op == "GRU":
+            h = gru_step(row[None], h, *arrays, **options)
+        else:
+            w, r, b, rb = arrays
+            h = rnn_step(row[None], h, w, r, b, rb, step or "tanh")
+        steps.append(h[0])
+    return np.array(steps)

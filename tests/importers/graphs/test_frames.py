@@ -9,8 +9,7 @@ from streamrnn.errors import ModelError, ModelFileError
 from streamrnn.importers.network import GraphOptions
 from streamrnn.importers.source import import_file
 from streamrnn.reference.model import ReferenceModel
-from tests.importers.files.onnx import RNG, H, draw, graph_file, weights
-from tests.importers.test_onnx import X, run
+from tests.importers.files.onnx import RNG, H, X, draw, graph_file, run, weights
 from tests.tolerances import REFERENCE_FLOAT64
 
 
@@ -177,7 +176,7 @@ def test_a_convolution_over_time_is_causal_or_refused(importing, attributes, rea
 
 
 def test_skips_gates_and_heads_side_by_side_come_out_right(importing):
-    tensors = weights("LSTM") | {"K": draw(4, 4), "Q": draw(4, 2), "half": np.float32([0.5] * 4)}
+    tensors = weights("LSTM") | {"K": draw(4, 4), "Q": draw(4, 2)}
     nodes = [
         H.make_node("LSTM", list("XWRB"), ["Y"]),
         H.make_node("MatMul", ["Y", "K"], ["k"]),

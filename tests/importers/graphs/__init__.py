@@ -1,0 +1,1 @@
+"""ONNX files: nodes, cells that were written out, frames."""
