@@ -14,6 +14,7 @@ from streamrnn.importers.original.run import record_original
 from streamrnn.importers.proof import TOLERANCE, joined, prove, read_recording
 from streamrnn.importers.source import import_file
 from streamrnn.importers.torch import TorchOptions
+from streamrnn.model.layers.base import LAYER_ACTIVATIONS
 from streamrnn.model.model import Model
 
 __all__ = ["configure", "run"]
@@ -59,8 +60,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--outputs", type=_names, metavar="A,B,...", help="names of the outputs")
     parser.add_argument(
         "--first-state",
-        choices=("zeros",),
-        help="leave a trained first state (h0, c0) out: the first outputs will differ",
+        type=_names,
+        metavar="NAME,...",
+        help="of a state dict: the tensors of a trained first state, h0 (and c0) of every "
+        "recurrent module; or 'zeros' to leave a first state out: the first outputs will differ",
     )
     parser.add_argument(
         "--config",
@@ -86,20 +89,48 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     state_dict = parser.add_argument_group("what a state dict does not say")
     state_dict.add_argument(
+        "--layers",
+        type=_names,
+        metavar="A,...",
+        help="everything in the order of the data: modules by their names, and activations; a "
+        "normalisation may have its epsilon after a colon, a causal convolution over steps its "
+        "dilation, an embedding ':embedding'",
+    )
+    state_dict.add_argument(
         "--activation",
         type=_names,
         metavar="A,...",
-        help="what follows each linear layer after the recurrent ones: identity, relu, tanh, "
-        "sigmoid, softmax (default: identity)",
+        help="what follows each linear layer after the recurrent ones (default: identity): "
+        f"{', '.join(LAYER_ACTIVATIONS)}; with a slope after a colon where one takes it "
+        "(leaky_relu:0.2), a prelu with the name of its module (prelu:act)",
     )
     state_dict.add_argument(
         "--nonlinearity", choices=("tanh", "relu"), help="of nn.RNN (default: tanh)"
     )
     state_dict.add_argument(
+        "--skip",
+        type=float,
+        nargs="?",
+        const=1.0,
+        metavar="GAIN",
+        help="the first inputs are added to the outputs, times this (default: 1)",
+    )
+    state_dict.add_argument(
+        "--causal-conv",
+        metavar="NAME[:DILATION]",
+        help="a convolution over steps that sees the past alone, before all other layers",
+    )
+    state_dict.add_argument(
         "--head-input",
-        choices=("identity", "relu", "tanh"),
+        metavar="A",
         default="identity",
         help="what stands between the recurrent layers and the linear ones (default: %(default)s)",
+    )
+    state_dict.add_argument(
+        "--between",
+        type=_names,
+        metavar="A,...",
+        help="what follows each recurrent module but the last",
     )
     state_dict.add_argument(
         "--head", type=_names, metavar="NAME,...", help="linear layers after, or 'none'"
@@ -135,7 +166,11 @@ def run(args: argparse.Namespace) -> int:
     imported = import_file(
         args.file,
         TorchOptions(
+            layers=args.layers,
             prefix=args.prefix,
+            between=args.between,
+            causal_conv=args.causal_conv,
+            skip=args.skip,
             order=args.order,
             before=args.before,
             before_activation=args.before_activation,

@@ -13,9 +13,10 @@ import numpy as np
 
 from streamrnn.errors import ModelFileError
 from streamrnn.importers.build.model import refuse
-from streamrnn.importers.json_text import array_of
+from streamrnn.importers.json_text import array_of, whole
 from streamrnn.importers.network import ImportedModel
 from streamrnn.importers.torch import TorchOptions, import_state_dict
+from streamrnn.model.layers.frame import DenseSpec
 from streamrnn.model.spec import LayerSpec
 from streamrnn.model.tensor_file import StoredTensor, TensorFile
 
@@ -61,7 +62,7 @@ def import_guitarml(path: str, value: dict[str, Any], options: TorchOptions) -> 
     Raises
     ------
     ModelFileError
-        If it is another class, contradicts itself, or has a skip connection.
+        If it is another class, contradicts itself, or adds inputs to another number of outputs.
     """
     data = value["model_data"]
     kind, cell = data.get("model", "SimpleRNN"), data.get("unit_type")
@@ -71,15 +72,18 @@ def import_guitarml(path: str, value: dict[str, Any], options: TorchOptions) -> 
             f"its class is {str(kind)[:40]!r} with units {str(cell)[:40]!r}; known is SimpleRNN "
             f"with {', '.join(_CELLS)}"
         )
-    if skip := data.get("skip", 0):
+    skip = whole(data.get("skip", 0), f"{path}: skip", 0, 65_536)
+    if skip and skip != data.get("output_size", 1):
         problems.append(
-            f"the input is added to the output (skip: {str(skip)[:20]}): a skip connection, which "
-            "no model has"
+            f"the first {skip} inputs are added (skip) to {str(data.get('output_size', 1))[:20]} "
+            "outputs; there must be as many"
         )
     if problems:
         raise refuse(path, problems)
+    options = replace(options, skip=1.0 if skip else None)
     found = import_state_dict(_as_tensors(path, value["state_dict"]), options, "GuitarML")
     spec = found.model.spec
+    has_linear = spec.head is not None or any(isinstance(each, DenseSpec) for each in spec.layers)
     recurrent = [layer for layer in spec.layers if isinstance(layer, LayerSpec)]
     said = {
         "hidden_size": {layer.hidden_size for layer in recurrent},
@@ -92,7 +96,7 @@ def import_guitarml(path: str, value: dict[str, Any], options: TorchOptions) -> 
             raise ModelFileError(
                 f"{path} says {key} {str(data[key])[:40]}; its tensors say {sorted(values)}"
             )
-    if any(layer.cell != _CELLS[str(cell)] for layer in recurrent) or spec.head is None:
+    if any(layer.cell != _CELLS[str(cell)] for layer in recurrent) or not has_linear:
         raise ModelFileError(f"{path} says {cell} with a linear layer; its tensors are another")
     # The class is known, and so is the graph.
     return replace(found, holds_graph=True)

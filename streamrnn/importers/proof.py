@@ -216,7 +216,7 @@ def _advice(model: Model, recording: Recording, y: NDArray[Any], limit: NDArray[
         if (np.abs(y - rest) <= limit + np.finfo(np.float32).eps * np.abs(expected)).all():
             return (
                 "With the input added, the outputs agree: the original has a skip connection from "
-                "its input to its output, which a model cannot hold"
+                "its input to its output (of a state dict: --skip)"
             )
     if recording.is_last_step:
         hint = "Only the last step was recorded: record all steps to see where they part"

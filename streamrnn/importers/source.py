@@ -73,7 +73,7 @@ def import_file(
         return _import_json(os.fspath(path), options, names)
     if start[8:9] != b"{" and looks_like_onnx(start):
         _refuse_state_dict_options(path, options)
-        return import_onnx(path, names, graph, zero_state=options.first_state == "zeros")
+        return import_onnx(path, names, graph, zero_state=options.zero_state)
     _refuse_graph_options(path, graph)
     return import_torch(path, options)
 
@@ -86,7 +86,7 @@ def _import_json(path: str, options: TorchOptions, names: Names) -> ImportedMode
         return import_json_state_dict(path, value, options)
     _refuse_state_dict_options(path, options)
     if is_nam(value):
-        return import_nam(path, value, names, zero_state=options.first_state == "zeros")
+        return import_nam(path, value, names, zero_state=options.zero_state)
     if is_guitarml(value):
         return import_guitarml(path, value, options)
     if is_rtneural(value):
@@ -123,6 +123,8 @@ def _refuse_state_dict_options(path: str | os.PathLike[str], options: TorchOptio
         for item in fields(options)
         if item.name not in _COMMON and getattr(options, item.name) != item.default
     ]
+    if options.first_state is not None and not options.zero_state:
+        given.append("first-state")
     if given:
         raise ModelError(
             f"{os.fspath(path)} says itself how its layers are joined; leave out "

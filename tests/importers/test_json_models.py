@@ -154,10 +154,17 @@ def test_a_guitarml_file_says_its_graph(importing):
     assert found.source == "GuitarML"
 
 
+def test_a_guitarml_skip_adds_the_first_inputs(importing):
+    value = guitarml(skip=1)
+    expected = guitarml_answer(value, X) + X[:, :1].astype(np.float64)
+    assert np.abs(answers(importing(value)) - expected).max() <= REFERENCE_FLOAT64
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        ({"skip": 1}, "skip: 1.: a skip connection"),
+        ({"skip": 2}, "the first 2 inputs are added"),
+        ({"skip": 1.5}, "skip is 1.5; it must be a whole number"),
         ({"model": "ConvSimpleRNN"}, "its class is 'ConvSimpleRNN'"),
         ({"unit_type": "GRU"}, "says GRU with a linear layer; its tensors are another"),
         ({"hidden_size": 5}, "says hidden_size 5; its tensors say .4."),

@@ -237,7 +237,9 @@ def test_a_weight_norm_is_named_with_its_cure(importing, names, cure):
 
 def test_a_first_state_is_refused_by_name_or_left_out(importing):
     tensors = recurrent() | linear() | {"h0": draw(1, 1, 5), "c0": draw(1, 1, 5)}
-    with pytest.raises(ModelFileError, match="c0, h0 look like a trained first state"):
+    with pytest.raises(
+        ModelFileError, match=r"h0, c0 look like a trained first .*--first-state h0,c0"
+    ):
         importing(tensors)
     found = importing(tensors, first_state="zeros")
     assert found.notes == [
@@ -389,7 +391,9 @@ CASES = SHARED / "cases" / "import"
         ("tied_weights", [], 0),
         ("two_modules", [], 0),
         ("skip_connection", [], 1),
+        ("skip_connection", ["--skip"], 0),
         ("initial_state", [], 1),
+        ("initial_state", ["--first-state=h0,c0"], 0),
         ("weight_norm", [], 1),
     ],
 )

@@ -102,7 +102,8 @@ def choose_roles(
         raise ModelFileError(
             f"{file.path} holds tensors that no part of a model is made of:"
             + "".join(f"\n  - {line}" for line in describe_leftovers(file, best[0].unused))
-            + "\nIf they belong to other networks, name this one with --prefix, and prove the "
+            + "\nIf they belong here, name everything in the order of the data with --layers (or "
+            "--causal-conv NAME); if to other networks, name this one with --prefix; and prove the "
             "result with --check"
         )
     if len(best) > 1:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from numpy.typing import NDArray
+
 from streamrnn.errors import ModelFileError
 from streamrnn.importers.network import Recurrent, zeros
 from streamrnn.model.tensor_file import StoredTensor, TensorFile
@@ -124,9 +126,12 @@ def read_module(file: TensorFile, prefix: str) -> RecurrentModule:
 
 
 def layers_of(
-    module: RecurrentModule, tensors: Mapping[str, StoredTensor], nonlinearity: str
+    module: RecurrentModule,
+    tensors: Mapping[str, StoredTensor],
+    nonlinearity: str,
+    array: Callable[[str], NDArray[Any]],
 ) -> list[Recurrent]:
-    """Read the layers of a module; ``nonlinearity`` is that of nn.RNN."""
+    """Read the layers of a module with ``array``; ``nonlinearity`` is that of nn.RNN."""
     leaf = _leaf(module.is_cell)
     cell = f"rnn_{nonlinearity}" if module.cell == "rnn" else module.cell
     layers = []
@@ -136,7 +141,7 @@ def layers_of(
         for field in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"):
             name = f"{module.prefix}{leaf(field, k)}"
             if name in tensors:
-                fields[field] = tensors[name].array()
+                fields[field] = array(name)
                 origins[field] = name
         num_rows = fields["weight_ih"].shape[0]
         for field in ("bias_ih", "bias_hh"):
