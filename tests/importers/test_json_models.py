@@ -69,8 +69,9 @@ def test_a_nam_first_state_is_kept_or_left_out(importing):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"architecture": "WaveNet"}, "'WaveNet'.*need convolutions"),
-        ({"weights": [1.0, 2.0]}, r"shape \[2\]; 2 layers of 3 units and a head ask for 172"),
+        ({"architecture": "Linear"}, "architecture 'Linear'; read are LSTM, WaveNet, ConvNet"),
+        ({"weights": [1.0, 2.0]}, "has 2 weights; its config asks for more"),
+        ({"weights": [0.5] * 173}, "has 173 weights; its config asks for 172"),
         ({"weights": "x"}, "is no list of numbers"),
         ({"weights": [[1.0], 2.0]}, "holds something else than numbers"),
         ({"config": {"hidden_size": 3}}, "known are"),
