@@ -18,10 +18,11 @@ TORCH ?= torch==2.13.0
 # Two installations at once in one .venv would trip over each other.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test peers check bench docs gpu gpu-wheels soak fuzz clean
+.PHONY: help demo demo-vad serve test peers check bench docs gpu gpu-wheels soak fuzz clean
 
 help:
 	@echo "make demo    train, serve, stream and compare, by itself"
+	@echo "make demo-vad  bring a voice activity detector, serve 1,000 microphones, compare"
 	@echo "make serve   serve MODEL ($(MODEL))"
 	@echo "make test    run the tests on all cores; ARGS=--cov says what they cover,"
 	@echo "             ARGS=\"-m 'not slow'\" runs the quick ones"
@@ -37,6 +38,14 @@ help:
 
 demo: $(VENV)/installed
 	$(BIN)/streamrnn demo -o build/demo/co2.safetensors $(ARGS)
+
+# Of the wheel the file of the network alone is used, not the packages that it depends on.
+SILERO ?= silero-vad==6.2.3
+demo-vad: $(VENV)/installed-vad build/silero
+	$(BIN)/streamrnn demo vad --silero build/silero $(ARGS)
+
+build/silero: | $(VENV)/bin/python
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $@ '$(SILERO)'
 
 serve: $(VENV)/installed $(MODEL)
 	$(BIN)/streamrnn serve $(MODEL) $(ARGS)
@@ -99,6 +108,10 @@ $(VENV)/bin/python:
 $(VENV)/installed: $(PROJECTS) | $(VENV)/bin/python
 	$(INSTALL) -e .
 	touch $@
+
+$(VENV)/installed-vad: $(PROJECTS) | $(VENV)/bin/python
+	$(INSTALL) -e '.[vad]'
+	touch $@ $(VENV)/installed
 
 $(VENV)/installed-test: $(PROJECTS) | $(VENV)/bin/python
 	$(INSTALL) -e '.[test]'

@@ -1,4 +1,4 @@
-"""``streamrnn demo``: train, serve, stream and compare in one run."""
+"""``streamrnn demo``: train, serve, stream and compare in one run; or bring a network of others."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ __all__ = ["configure", "run"]
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("co2", "vad"),
+        default="co2",
+        help="co2: train on a table and serve it (default); vad: bring Silero's voice activity "
+        "detector from its ONNX file and serve it beside onnxruntime",
+    )
+    parser.add_argument(
         "-o", "--output", type=Path, metavar="MODEL", help="keep the trained model in this file"
     )
     parser.add_argument(
@@ -23,6 +31,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--epochs", type=int, default=0, metavar="N", help="train less (default: as `train` does)"
+    )
+    parser.add_argument(
+        "--silero",
+        type=Path,
+        metavar="PATH",
+        help="vad: the wheel of silero-vad, a folder that holds it, or its ONNX file (default: the "
+        "installed package)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=12.0, metavar="S", help="vad: in real time (default 12)"
     )
     ending = parser.add_mutually_exclusive_group()
     ending.add_argument(
@@ -49,6 +67,22 @@ def _at_least_2(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demonstration; return 0."""
+    return _run_vad(args) if args.what == "vad" else _run_co2(args)
+
+
+def _run_vad(args: argparse.Namespace) -> int:
+    from streamrnn_bench.demo.output import Output
+    from streamrnn_bench.demo.server_process import usable_port
+    from streamrnn_bench.demo.vad.scenario import Options, run_scenario
+    from streamrnn_bench.server.processes import stopping_cleanly
+
+    options = Options(args.silero, usable_port(args.port), args.streams, args.seconds)
+    with stopping_cleanly(), tempfile.TemporaryDirectory(prefix="streamrnn-demo-") as scratch:
+        run_scenario(options, Path(scratch), Output())
+    return 0
+
+
+def _run_co2(args: argparse.Namespace) -> int:
     from streamrnn_bench.demo.output import Output
     from streamrnn_bench.demo.scenario import Options, run_scenario
     from streamrnn_bench.demo.server_process import usable_port
