@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from streamrnn.errors import StartError
-from streamrnn_bench.demo.vad import audio
 from streamrnn_bench.demo.vad.audio import FRAME, RATE_HZ, Microphones, Room, record
 from streamrnn_bench.demo.vad.source import find
 
@@ -30,7 +29,7 @@ def test_a_microphone_hears_its_clip_from_its_own_moment_on():
 
 
 def test_speech_and_pauses_alternate_without_a_speaker(monkeypatch):
-    monkeypatch.setattr(audio.shutil, "which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     room = record(8.0)
     assert room.clips.shape == (8, 8 * RATE_HZ)
     assert room.speaker == "vowels that this program makes"
