@@ -27,6 +27,7 @@ from tests.importers.files.keras import (
     fill,
     layer,
     legacy,
+    nested,
     recurrent,
     sequential,
 )
@@ -109,6 +110,44 @@ def test_stacks_take_their_weights_by_class_and_number(importing):
     wanted = softmax(hidden @ kernel.astype(np.float64) + bias)
     assert np.abs(answers(found) - wanted).max() <= REFERENCE_FLOAT64
     assert found.became["weight_hh_l1"] == "lstm_42/recurrent_kernel"
+
+
+@pytest.mark.parametrize("write", [archive, legacy])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_models_within_the_model_are_flattened(tmp_path, write, depth):
+    inner = [recurrent("GRU"), dense(units=3, activation="relu")]
+    inner[1][2][:] = [draw(4, 3), draw(3)]
+    layers = [nested(inner), recurrent("LSTM"), dense()]
+    for _ in range(depth - 1):
+        layers = [nested(layers[:2]), dense()]
+    found = import_file(write(tmp_path / "m", layers))
+    hidden = run(inner[0], X) @ inner[1][2][0].astype(np.float64) + inner[1][2][1]
+    own, last = (layers[0][2][1] if depth == 2 else layers[1]), layers[-1]
+    hidden = run(own, np.maximum(hidden, 0))
+    wanted = hidden @ last[2][0].astype(np.float64) + last[2][1]
+    assert np.abs(answers(found) - wanted).max() <= REFERENCE_FLOAT64
+
+
+@pytest.mark.parametrize("write", [archive, legacy])
+def test_models_nested_without_end_are_refused(tmp_path, write):
+    layers = [recurrent("LSTM")]
+    for _ in range(12):
+        layers = [nested(layers)]
+    with pytest.raises(ModelFileError, match="nested"):
+        import_file(write(tmp_path / "m", layers))
+
+
+def test_weights_of_a_model_within_that_no_layer_takes_are_refused(tmp_path):
+    layers = [nested([recurrent("LSTM")]), dense()]
+    path = legacy(tmp_path / "m", layers)
+    with h5py.File(path, "a") as root:
+        group = root["model_weights/sequential_40"]
+        group["more"] = draw(3)
+        names = [*map(str, group.attrs["weight_names"].astype("U")), "more"]
+        del group.attrs["weight_names"]
+        group.attrs["weight_names"] = [name.encode() for name in names]
+    with pytest.raises(ModelFileError, match="weights of layers that the configuration"):
+        import_file(path)
 
 
 def test_dense_layers_stand_anywhere(importing):

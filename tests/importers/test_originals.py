@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -122,6 +124,33 @@ def test_keras_agrees_with_every_model(path):
     recordings, why = run.record_original(str(path), found)
     assert recordings, why
     assert [prove(found.model, item).failure for item in recordings] == [None] * len(recordings)
+
+
+NESTED = """
+import sys, keras
+L = keras.layers
+i = keras.Input((None, 3))
+f = keras.Model(i, L.Dense(5)(L.LSTM(4, return_sequences=True)(i)), name="inner")
+inner = keras.Sequential([f, L.BatchNormalization(), L.Dense(4)])
+outer = [L.Input((None, 3)), inner, L.GRU(2, return_sequences=True)]
+keras.Sequential(outer).save(sys.argv[1])
+j = keras.Input((None, 3))
+keras.Model(j, L.Dense(2)(inner(j))).save(sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_keras_agrees_with_models_within_models(tmp_path, ending):
+    pytest.importorskip("h5py")
+    pytest.importorskip("keras")
+    paths = [str(tmp_path / f"{k}.{ending}") for k in range(2)]
+    subprocess.run([sys.executable, "-c", NESTED, *paths], check=True, capture_output=True)
+    for path in paths:
+        found = import_file(path)
+        recordings, why = run.record_original(path, found)
+        assert recordings, why
+        assert [prove(found.model, item).failure for item in recordings] == [None] * len(recordings)
 
 
 def keras_archive(tmp_path, **change):

@@ -26,6 +26,7 @@ from streamrnn.errors import ModelFileError
 __all__ = ["Hdf5Contents", "read_hdf5"]
 
 _MAX_LAYERS = 10_000
+_MAX_DEPTH = 8  # of models within models
 _MAX_CONFIG_BYTES = 16 << 20
 _SECONDS = 60  # for the child on a busy machine, and one more for every 10 MB
 _CPU_SECONDS = 10  # of it, likewise: a damaged file may keep the library in a ring
@@ -40,8 +41,9 @@ class Hdf5Contents:
     config: str | None = None  # the attribute model_config
     version: str = ""  # of Keras
     # Arrays of every layer: by its name in the format of Keras 2, by its class and number (lstm,
-    # lstm_1) in that of Keras 3.
+    # lstm_1, sequential/lstm) in that of Keras 3.
     by_name: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
+    weight_names: dict[str, list[str]] = field(default_factory=dict)  # of those by name
     by_place: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
 
 
@@ -89,7 +91,11 @@ def read_hdf5(file: BinaryIO, path: str, *, weights: bool = True) -> Hdf5Content
 def _packed(contents: Hdf5Contents, file: BinaryIO) -> None:
     """Write contents as arrays, with an index of them in front."""
     arrays: list[NDArray[Any]] = []
-    index: dict[str, Any] = {"config": contents.config, "version": contents.version}
+    index: dict[str, Any] = {
+        "config": contents.config,
+        "version": contents.version,
+        "weight_names": contents.weight_names,
+    }
     for part in ("by_name", "by_place"):
         index[part] = {}
         for name, own in getattr(contents, part).items():
@@ -106,7 +112,8 @@ def _unpacked(file: BinaryIO) -> Hdf5Contents:
             part: {name: [arrays[f"a{k}"] for k in own] for name, own in index[part].items()}
             for part in ("by_name", "by_place")
         }
-        return Hdf5Contents(index["config"], index["version"], **parts)
+        names = index["weight_names"]
+        return Hdf5Contents(index["config"], index["version"], weight_names=names, **parts)
 
 
 # --- the child ---------------------------------------------------------------------------------
@@ -157,24 +164,38 @@ class _Reader:
     def read(self, root: Any, weights: bool) -> Hdf5Contents:
         """Read the configuration and the weights in either format."""
         found = Hdf5Contents(self._config(root))
-        if not weights:
-            return found
         top = self._group(root, "model_weights") or root
         found.version = _text(top.attrs.get("keras_version", ""))[:40]
+        if not weights:
+            return found
         if "layer_names" in top.attrs:
             for name in _texts(top.attrs["layer_names"]):
                 layer = self._group(top, name)
                 if layer is not None:
                     names = _texts(layer.attrs["weight_names"])
                     found.by_name[name] = [self._array(layer, weight) for weight in names]
+                    found.weight_names[name] = names
             return found
         for name in ("layers", "_layer_checkpoint_dependencies"):
             layers = self._group(root, name)
             if layers is not None:
-                for place in list(layers)[:_MAX_LAYERS]:
-                    found.by_place[place] = self._variables(self._group(layers, place))
+                self._add_places(layers, "", found.by_place)
                 return found
         raise ModelFileError(f"{self.path} is an HDF5 file, but none with the layers of Keras")
+
+    def _add_places(
+        self, layers: Any, before: str, by_place: dict[str, list[NDArray[Any]]]
+    ) -> None:
+        """Read the layers of a model, and of models within it."""
+        if before.count("/") > _MAX_DEPTH or len(by_place) > _MAX_LAYERS:
+            raise ModelFileError(f"{self.path} has models nested too deep, or too many layers")
+        for place in list(layers)[:_MAX_LAYERS]:
+            layer = self._group(layers, place)
+            inner = self._group(layer, "layers")
+            if inner is not None:
+                self._add_places(inner, f"{before}{place}/", by_place)
+            else:
+                by_place[before + place] = self._variables(layer)
 
     def _config(self, root: Any) -> str | None:
         if "model_config" not in root.attrs:

@@ -22,6 +22,8 @@ __all__ = ["import_keras"]
 
 _MAX_LAYERS = 1_000
 _MAX_DEPTH = 32  # of a reference within a configuration
+_MAX_MODELS = 8  # one within the other
+_MODELS = ("Functional", "Model", "Sequential")
 Entry = tuple[str, dict[str, Any]]  # class and configuration of a layer
 
 
@@ -60,7 +62,9 @@ def import_keras(
     version = f" {file.version}" if file.version else ""
     network = Network(file.path, f"Keras{version}")
     try:
-        _add_layers(network, _chain(file.config, network), file)
+        chain = _chain(file.config, network)
+        _spread(file, chain)
+        _add_layers(network, chain, file)
     except ModelFileError as error:
         raise ModelFileError(f"{file.path}: {error}") from error
     return build_model(network, names)
@@ -77,8 +81,14 @@ def _read_config(path: str | os.PathLike[str]) -> KerasFile:
     return read_keras_file(path, weights=False)
 
 
-def _chain(config: dict[str, Any], network: Network) -> list[Entry]:
-    """List the layers in the order of the data."""
+def _chain(
+    config: dict[str, Any], network: Network, place: str = "", outermost: str = ""
+) -> list[Entry]:
+    """List the layers in the order of the data, those of models within the model too.
+
+    Of these ``_place`` and ``_within`` say where the weights lie: before the layer's place in files
+    of Keras 3, and under which layer's name in those of Keras 2.
+    """
     kind, inner = config.get("class_name"), config.get("config")
     # The configuration of a very old Sequential is the list itself.
     layers = inner if isinstance(inner, list) else None
@@ -97,21 +107,33 @@ def _chain(config: dict[str, Any], network: Network) -> list[Entry]:
             raise ModelFileError(f"two layers are named {name[:60]!r}")
         entries[name] = item
         order.append(name)
-    if kind == "Sequential":
-        return [_entry(entries[name], network) for name in order]
-    if kind not in ("Functional", "Model"):
+    if kind not in _MODELS:
         raise ModelFileError(
             f"the network is a {str(kind)[:60]!r}, a class of its own, whose graph the file does "
             "not hold; known are Sequential and Functional"
         )
-    assert isinstance(inner, dict)
-    return [_entry(entries[name], network) for name in _followed(inner, entries, network)]
+    if kind != "Sequential":
+        assert isinstance(inner, dict)
+        order = _followed(inner, entries, network)
+    chain: list[Entry] = []
+    counts: Counter[str] = Counter()
+    for name in order:
+        kind, own = _entry(entries[name], network)
+        if kind not in _MODELS:
+            chain.append((kind, own | {"_place": place, "_within": outermost}))
+            continue
+        if place.count("/") >= _MAX_MODELS:
+            raise ModelFileError(f"the configuration has models nested deeper than {_MAX_MODELS}")
+        inside = f"{place}{_place(kind, counts)}/"
+        chain += _chain(entries[name], network, inside, outermost or name)
+    return chain
 
 
 def _entry(item: dict[str, Any], network: Network) -> Entry:
     kind = str(item.get("class_name"))[:60]
     module = item.get("module")
-    if item.get("registered_name") or (
+    is_own = kind in _MODELS and item.get("registered_name") == kind
+    if (item.get("registered_name") and not is_own) or (
         isinstance(module, str) and not re.match(r"(tf_)?keras(\.|$)|tensorflow", module)
     ):
         network.problems.append(f"layer class {kind!r} is not one of Keras ({str(module)[:60]})")
@@ -180,13 +202,34 @@ def _references(value: Any, depth: int = _MAX_DEPTH) -> list[str]:
     return [name for item in value for name in _references(item, depth - 1)]
 
 
+def _spread(file: KerasFile, chain: list[Entry]) -> None:
+    """Give the layers of models within the model their own arrays, which Keras 2 keeps together.
+
+    The last part of a weight's name that is a layer's says whose it is.
+    """
+    leaves: dict[str, set[str]] = {}
+    for kind, config in chain:
+        if config["_within"]:
+            leaves.setdefault(config["_within"], set()).add(str(config.get("name", kind)))
+    by_name = file.weights.by_name
+    for model, names in leaves.items():
+        rest: list[NDArray[Any]] = []
+        weight_names = file.weights.weight_names.get(model, [])
+        for weight, array in zip(weight_names, by_name.pop(model, []), strict=True):
+            owner = next((part for part in weight.split("/")[-2::-1] if part in names), None)
+            own = rest if owner is None else by_name.setdefault(f"{model}/{owner}", [])
+            own.append(array)
+        if rest:
+            by_name[model] = rest  # nobody's, which is refused
+
+
 def _add_layers(network: Network, chain: list[Entry], file: KerasFile) -> None:
     counts: Counter[str] = Counter()
     used: list[int] = []
     is_last = ""
     for kind, config in chain:
         name = str(config.get("name", kind))
-        arrays = _arrays_of(file, str(config.get("_as", kind)), name, counts)
+        arrays = _arrays_of(file, kind, config, counts)
         used.append(id(arrays))
         if is_last and kind in RECURRENT:
             network.problems.append(f"layer {name!r} runs on the last step of {is_last!r} alone")
@@ -208,17 +251,28 @@ def _add_layers(network: Network, chain: list[Entry], file: KerasFile) -> None:
         )
 
 
-def _arrays_of(file: KerasFile, kind: str, name: str, counts: Counter[str]) -> list[NDArray[Any]]:
+def _arrays_of(
+    file: KerasFile, kind: str, config: dict[str, Any], counts: Counter[str]
+) -> list[NDArray[Any]]:
     """Find a layer's arrays.
 
     Keras 3 counts the layers of a class and ignores their names, Keras 2 goes by names.
     """
+    weights = file.weights
+    place = _place(str(config.get("_as", kind)), counts, config["_place"])
+    if weights.by_place:
+        return weights.by_place.get(place, [])
+    name, within = str(config.get("name", kind)), config["_within"]
+    return weights.by_name.get(f"{within}/{name}" if within else name, [])
+
+
+def _place(kind: str, counts: Counter[str], before: str = "") -> str:
+    """Return where Keras 3 keeps the next layer of a class."""
     snake = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", kind))
-    snake = re.sub(r"([a-z])([A-Z])", r"\1_\2", snake).lower()
+    snake = before + re.sub(r"([a-z])([A-Z])", r"\1_\2", snake).lower()
     place = snake if not counts[snake] else f"{snake}_{counts[snake]}"
     counts[snake] += 1
-    weights = file.weights
-    return weights.by_place.get(place, []) if weights.by_place else weights.by_name.get(name, [])
+    return place
 
 
 def _widen_scales(network: Network) -> None:

@@ -81,9 +81,14 @@ def _check_modules(value: Any, depth: int) -> None:
 
 
 def _layers(config: Any) -> list[tuple[Any, Any]]:
+    """List the layers with those of models within, as far as they were imported."""
     inner = config.get("config")
-    layers = inner if isinstance(inner, list) else inner.get("layers", [])
-    return [(item.get("class_name"), item.get("config", {})) for item in layers]
+    found: list[tuple[Any, Any]] = []
+    for item in inner if isinstance(inner, list) else inner.get("layers", []):
+        own = item.get("config", {})
+        has_layers = isinstance(own, list) or "layers" in own
+        found += _layers(item) if has_layers else [(item.get("class_name"), own)]
+    return found
 
 
 def _batch_shape(layers: list[tuple[Any, Any]]) -> tuple[int | None, int | None]:

@@ -16,7 +16,11 @@ GATES = {"SimpleRNN": "h", "GRU": "zrh", "LSTM": "ifco"}
 OURS = {"SimpleRNN": "h", "GRU": "rzh", "LSTM": "ifco"}
 SNAKE = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "simple_rnn", "Dense": "dense"}
 SNAKE |= {"Embedding": "embedding", "BatchNormalization": "batch_normalization"}
-SNAKE |= {"TimeDistributed": "time_distributed", "Normalization": "normalization"}
+SNAKE |= {
+    "Sequential": "sequential",
+    "TimeDistributed": "time_distributed",
+    "Normalization": "normalization",
+}
 
 
 def draw(*shape):
@@ -55,22 +59,30 @@ def entries(layers):
     ]
 
 
+def nested(layers):
+    """Put layers into a Sequential within the model."""
+    return "Sequential", {"layers": entries(layers)}, layers
+
+
 def sequential(layers):
     return {"module": "keras", "class_name": "Sequential", "config": {"layers": entries(layers)}}
 
 
-def fill(root, layers):
+def fill(root, layers, before=""):
     """Write weights as Keras 3 does: by class and number."""
     counts: dict[str, int] = {}
     for kind, _, arrays in layers:
         place = SNAKE.get(kind, kind.lower())
         number = counts[place] = counts.get(place, -1) + 1
-        place += f"_{number}" if number else ""
+        place = f"{before}layers/{place}" + (f"_{number}" if number else "")
+        if kind == "Sequential":
+            fill(root, arrays, f"{place}/")
+            continue
         inner = "cell/vars" if kind in GATES else "vars"
         inner = "layer/vars" if kind == "TimeDistributed" else inner
-        root.create_group(f"layers/{place}/vars")
+        root.create_group(f"{place}/vars")
         for k, array in enumerate(arrays):
-            root[f"layers/{place}/{inner}/{k}"] = array
+            root[f"{place}/{inner}/{k}"] = array
 
 
 def archive(path, layers, config=None, version="3.15.1"):
@@ -84,13 +96,31 @@ def archive(path, layers, config=None, version="3.15.1"):
     return path
 
 
+def _without_modules(described):
+    for entry in described["config"].get("layers", []):
+        entry.pop("module")
+        entry.pop("registered_name")
+        _without_modules(entry)
+
+
+def weights_of(name, arrays):
+    """Name the arrays of a layer, or of the layers of a model within."""
+    inner = [entry["config"]["name"] for entry in entries(arrays)] if is_nested(arrays) else []
+    for inner_name, (_, _, own) in zip(inner, arrays, strict=False):
+        yield from weights_of(f"{name}/{inner_name}", own)
+    if not inner:
+        yield from ((f"{name}/w{k}:0", array) for k, array in enumerate(arrays))
+
+
+def is_nested(arrays):
+    return bool(arrays) and isinstance(arrays[0], tuple)
+
+
 def legacy(path, layers, version="2.15.0", config=True):
     """Write the HDF5 format of Keras 2."""
     with h5py.File(path, "w") as root:
         described = sequential(layers)
-        for entry in described["config"]["layers"]:
-            entry.pop("module")
-            entry.pop("registered_name")
+        _without_modules(described)
         top = root
         if config:
             root.attrs["model_config"] = json.dumps(described)
@@ -100,7 +130,8 @@ def legacy(path, layers, version="2.15.0", config=True):
         top.attrs["layer_names"] = [name.encode() for name in names]
         for name, (_, _, arrays) in zip(names, layers, strict=True):
             group = top.create_group(name)
-            group.attrs["weight_names"] = [f"{name}/w{k}:0".encode() for k in range(len(arrays))]
-            for k, array in enumerate(arrays):
-                group[f"{name}/w{k}:0"] = array
+            own = list(weights_of(name, arrays))
+            group.attrs["weight_names"] = [weight.encode() for weight, _ in own]
+            for weight, array in own:
+                group[weight] = array
     return path
