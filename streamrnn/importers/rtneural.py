@@ -17,6 +17,7 @@ from streamrnn.importers.json_text import array_of, whole
 from streamrnn.importers.network import (
     Activation,
     Dense,
+    FrameLayer,
     ImportedModel,
     Layer,
     Names,
@@ -25,12 +26,15 @@ from streamrnn.importers.network import (
     Scale,
     zeros,
 )
+from streamrnn.model.layers.base import INPUT, LAYER_ACTIVATIONS
+from streamrnn.model.layers.frame import ActivationSpec, MixSpec, SliceSpec
+from streamrnn.model.layers.memory import TimeConvSpec
 
 __all__ = ["import_rtneural", "is_rtneural"]
 
 _MAX_LAYERS = 1_000
 _MAX_SIZE = 65_536
-_SKIP = "the input is added to the output ({name}: {value}): a skip connection, which no model has"
+_NAMES = {"linear": "identity", "swish": "silu", "": "identity"}
 
 
 def is_rtneural(value: dict[str, Any]) -> bool:
@@ -63,7 +67,7 @@ def import_rtneural(path: str, value: dict[str, Any], names: Names) -> ImportedM
     if not 0 < len(layers) <= _MAX_LAYERS:
         raise ModelFileError(f"{path} has {len(layers)} layers")
     network = Network(path, "RTNeural")
-    size = num_inputs = _last(value["in_shape"], f"{path}: in_shape")
+    size = num_inputs = network.num_inputs = _last(value["in_shape"], f"{path}: in_shape")
     for k, item in enumerate(layers):
         if not isinstance(item, dict):
             raise ModelFileError(f"{path}: layer {k} is no object")
@@ -81,17 +85,42 @@ def import_rtneural(path: str, value: dict[str, Any], names: Names) -> ImportedM
 def _apply_gains(
     path: str, value: dict[str, Any], network: Network, num_inputs: int, num_outputs: int
 ) -> None:
-    """Take what AIDA-X adds: gains in decibels, and a skip connection."""
+    """Take what AIDA-X adds: ``(model(x) + x) * out_gain``, x being the input times in_gain.
+
+    The gains are in decibels. Of several inputs the first is the sound, and the others are knobs.
+    """
+    before, after = (_gain(path, value, key) for key in ("in_gain", "out_gain"))
+    source = INPUT
+    if before != 1:
+        source = "in_gain"
+        gains = np.where(np.arange(num_inputs) == 0, before, 1.0)
+        network.layers.insert(0, Scale(source, gains, np.zeros(num_inputs)))
     skip = value.get("in_skip", 0)
-    if skip:
-        network.problems.append(_SKIP.format(name="in_skip", value=str(skip)[:20]))
-    for key, size in (("in_gain", num_inputs), ("out_gain", num_outputs)):
-        gain = value.get(key, 0)
-        if isinstance(gain, bool) or not isinstance(gain, int | float) or abs(gain) > 200:
-            raise ModelFileError(f"{path}: {key} is {str(gain)[:40]}; expected decibels")
-        if gain:
-            scale = Scale(key, np.full(size, 10 ** (gain / 20)), np.zeros(size))
-            network.layers.insert(0 if key == "in_gain" else len(network.layers), scale)
+    if isinstance(skip, bool) or not isinstance(skip, int | float):
+        skip = 0  # as its player
+    if skip not in (0, 1) or (skip and num_outputs != 1):
+        network.problems.append(
+            f"in_skip is {str(skip)[:20]}, with {num_outputs} outputs; read are 0, and 1 with one"
+        )
+    elif skip and network.layers:
+        last = network.layers[-1].name
+        if num_inputs > 1:
+            spec = SliceSpec(channels=(0, 1))
+            network.layers.append(FrameLayer("sound", spec, reads=(source,)))
+            source = "sound"
+        reads = (last, source)
+        mix = MixSpec(gains=(1.0, 1.0), reads=reads)
+        network.layers.append(FrameLayer("in_skip", mix, reads=reads))
+    if after != 1:
+        gains = np.full(num_outputs, after)
+        network.layers.append(Scale("out_gain", gains, np.zeros(num_outputs)))
+
+
+def _gain(path: str, value: dict[str, Any], key: str) -> float:
+    gain = value.get(key, 0)
+    if isinstance(gain, bool) or not isinstance(gain, int | float) or not abs(gain) <= 200:
+        raise ModelFileError(f"{path}: {key} is {str(gain)[:40]}; expected decibels")
+    return float(10 ** (gain / 20)) if gain > -90 else 0.0
 
 
 def _last(shape: Any, what: str) -> int:
@@ -108,19 +137,69 @@ def _layers(item: dict[str, Any], name: str, size: int, problems: list[str]) -> 
     weights = item.get("weights", [])
     if not isinstance(weights, list):
         raise ModelFileError(f"{name}: its weights are no list")
-    activation = "identity" if activation == "linear" else activation[:40]
+    activation = _NAMES.get(activation, activation[:40])
+    if kind not in ("lstm", "gru") and activation not in LAYER_ACTIVATIONS:
+        problems.append(f"{name} has the activation {activation!r}, which is unknown")
+        activation = "identity"
     if kind in ("dense", "time-distributed-dense"):
         return [_dense(name, weights, size, _last(item.get("shape"), name), activation)]
+    if kind == "conv1d":
+        return _convolution(item, name, weights, size, activation, problems)
     if kind in ("lstm", "gru"):
         if activation not in ("tanh", "identity"):  # it is written, and never read
             problems.append(f"{name} has the activation {activation} where it has tanh")
         return [_recurrent(kind, name, weights, size, _last(item.get("shape"), name))]
     if kind == "activation":
         return [Activation(name, activation)]
+    if kind == "prelu":
+        return [_prelu(name, weights, size)]
     if kind == "batchnorm":
         return [_batch_norm(name, item, weights, size)]
     problems.append(f"{name} is not supported")
     return []
+
+
+def _convolution(
+    item: dict[str, Any],
+    name: str,
+    weights: list[Any],
+    size: int,
+    activation: str,
+    problems: list[str],
+) -> list[Layer]:
+    """Read a causal convolution over steps: kernel [taps, I / groups, O] and bias."""
+    units = _last(item.get("shape"), name)
+    taps = _last(item.get("kernel_size"), f"{name}: kernel_size")
+    dilation = _last(item.get("dilation", [1]), f"{name}: dilation")
+    groups = whole(item.get("groups", 1), f"{name}: groups", 1, size)
+    strides = item.get("strides", 1)
+    if strides not in (1, [1]):
+        problems.append(f"{name} has strides of {str(strides)[:20]}: it gives fewer steps")
+    if size % groups or units % groups:
+        raise ModelFileError(f"{name}: {size} and {units} channels in {groups} groups")
+    if len(weights) not in (1, 2):
+        raise ModelFileError(f"{name} has {len(weights)} arrays; expected kernel and bias")
+    kernel = array_of(weights[0], f"{name}: kernel", (taps, size // groups, units))
+    bias = array_of(weights[1], f"{name}: bias", (units,)) if weights[1:] else zeros(units)
+    origins = {"weight": f"{name}, weights[0]"}
+    origins |= {"bias": f"{name}, weights[1]"} if weights[1:] else {}
+    spec = TimeConvSpec(units, taps, dilation, groups)
+    arrays = {"weight": kernel.transpose(2, 1, 0), "bias": bias}
+    layers: list[Layer] = [FrameLayer(name, spec, arrays, origins)]
+    if activation != "identity":
+        layers.append(Activation(f"{name}, activation", activation))
+    return layers
+
+
+def _prelu(name: str, weights: list[Any], size: int) -> FrameLayer:
+    """Read the slopes [1, C], which all steps share; or [1, 1], which all channels share."""
+    if len(weights) != 1:
+        raise ModelFileError(f"{name} has {len(weights)} arrays; expected the slopes")
+    slopes = array_of(weights[0], f"{name}: slopes").reshape(-1)
+    if slopes.shape not in ((size,), (1,)):
+        raise ModelFileError(f"{name} has {slopes.size} slopes; expected {size}")
+    arrays = {"slope": np.broadcast_to(slopes, (size,))}
+    return FrameLayer(name, ActivationSpec("prelu"), arrays, {"slope": f"{name}, weights[0]"})
 
 
 def _dense(name: str, weights: list[Any], size: int, units: int, activation: str) -> Dense:
@@ -158,7 +237,7 @@ def _recurrent(kind: str, name: str, weights: list[Any], size: int, units: int) 
 
 def _batch_norm(name: str, item: dict[str, Any], weights: list[Any], size: int) -> Scale:
     epsilon = item.get("epsilon", 1e-3)
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon <= 1:
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon <= 1e6:
         raise ModelFileError(f"{name}: epsilon is {str(epsilon)[:40]}")
     if len(weights) not in (2, 4):
         raise ModelFileError(f"{name} has {len(weights)} arrays; expected 2 or 4")

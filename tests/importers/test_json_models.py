@@ -14,7 +14,7 @@ from streamrnn.importers.torch import TorchOptions
 from streamrnn.reference.gru import gru_step
 from streamrnn.reference.lstm import lstm_step
 from streamrnn.reference.model import ReferenceModel
-from tests.importers.files.json import RNG, guitarml, nam, plain, rtneural
+from tests.importers.files.json import RNG, draw, guitarml, nam, plain, rtneural
 from tests.tolerances import REFERENCE_FLOAT64
 
 X = RNG.standard_normal((15, 2)).astype(np.float32)
@@ -111,18 +111,71 @@ def test_rtneural_layers_have_the_layout_of_keras(importing):
     assert found.holds_graph
 
 
-def test_gains_of_aida_x_are_in_decibels(importing):
-    value = rtneural(in_gain=6.0, out_gain=-20.0, in_skip=0, samplerate=48000)
-    wanted = rtneural_answer(value, X.astype(np.float64) * 10**0.3) / 10
-    assert np.abs(answers(importing(value)) - wanted).max() <= 1e-6
+@pytest.mark.parametrize("inputs", [1, 2])
+@pytest.mark.parametrize("skip", [0, 1, 1.0])
+def test_aida_x_scales_the_sound_alone_and_adds_it(importing, inputs, skip):
+    value = one_dense(inputs, in_gain=6.0, out_gain=-20.0, in_skip=skip, samplerate=48000)
+    kernel, bias = (part.astype(np.float64) for part in value["layers"][0]["weights"])
+    x = X[:, :inputs].astype(np.float64)
+    x[:, 0] *= 10**0.3
+    wanted = (np.tanh(x @ kernel + bias) + skip * x[:, :1]) / 10
+    got = answers(importing(value), X[:, :inputs])
+    assert np.abs(got - wanted).max() <= 1e-6
+
+
+def test_an_aida_x_skip_without_gains_adds_the_input(importing):
+    value = rtneural(in_skip=1)
+    wanted = rtneural_answer(value, X) + X[:, :1].astype(np.float64)
+    assert np.abs(answers(importing(value)) - wanted).max() <= REFERENCE_FLOAT64
+    assert np.abs(answers(importing(rtneural(out_gain=-90.0)))).max() == 0
+
+
+def one_dense(inputs, **rest):
+    weights = [draw(inputs, 1), draw(1)]
+    layer = {"type": "dense", "activation": "tanh", "shape": [None, None, 1], "weights": weights}
+    return {"in_shape": [None, None, inputs], "layers": [layer], **rest}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("dilation", "slopes"), [(1, 4), (3, 1)])
+def test_an_rtneural_convolution_is_causal(importing, groups, dilation, slopes):
+    kernel, bias, slopes = draw(3, 2 // groups, 4), draw(4), draw(1, slopes)
+    layers = [
+        {"type": "conv1d", "activation": "elu", "shape": [None, None, 4], "groups": groups}
+        | {"kernel_size": [3], "dilation": [dilation], "weights": [kernel, bias]},
+        {"type": "prelu", "activation": "", "shape": [None, None, 4], "weights": [slopes]},
+    ]
+    found = importing({"in_shape": [None, None, 2], "layers": layers})
+    padded = np.concatenate([np.zeros((2 * dilation, 2)), X]).astype(np.float64)
+    y = np.tile(bias.astype(np.float64), (len(X), 1))
+    for o in range(4):
+        first = (2 // groups) * (o // (4 // groups))
+        for tap in range(3):
+            for column in range(2 // groups):
+                read = padded[tap * dilation :, first + column][: len(X)]
+                y[:, o] += read * kernel[tap, column, o]
+    y = np.where(y > 0, y, np.expm1(y))
+    wanted = np.where(y > 0, y, y * slopes.astype(np.float64))
+    assert np.abs(answers(found) - wanted).max() <= REFERENCE_FLOAT64
+
+
+def test_all_that_rtneural_has_too_much_is_listed(importing):
+    value = rtneural(in_skip=2)
+    value["layers"][2]["activation"] = "mish"
+    value["layers"].append({"type": "conv2d", "shape": [None, 4, 4, 2], "weights": []})
+    with pytest.raises(ModelFileError) as caught:
+        importing(value)
+    for part in ("in_skip is 2", "the activation 'mish', which is unknown", "(conv2d) is not"):
+        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda v: v.update(in_skip=1), "in_skip: 1.: a skip connection"),
+        (lambda v: v.update(in_skip=3), "in_skip is 3, with 1 outputs"),
         (lambda v: v.update(in_gain="loud"), "in_gain is loud; expected decibels"),
-        (lambda v: v["layers"][0].update(type="conv1d"), r"layer 0 \(conv1d\) is not supported"),
+        (lambda v: v["layers"][0].update(type="conv2d"), r"layer 0 \(conv2d\) is not supported"),
+        (lambda v: v["layers"][0].update(type="conv1d"), "kernel_size is no list"),
         (lambda v: v["layers"][0].update(activation="relu"), "activation relu where it has tanh"),
         (lambda v: v["layers"][0].update(shape=[3, -1]), "must be a whole number from 1"),
         (lambda v: v["layers"][1]["weights"].pop(), "has 2 arrays; expected kernel, recurrent"),

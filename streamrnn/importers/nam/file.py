@@ -10,7 +10,8 @@ from streamrnn.importers.nam.convnet import read_convnet
 from streamrnn.importers.nam.lstm import read_lstm
 from streamrnn.importers.nam.wavenet import read_wavenet
 from streamrnn.importers.nam.weights import Weights
-from streamrnn.importers.network import ImportedModel, Names, Network
+from streamrnn.importers.network import FrameLayer, ImportedModel, Names, Network
+from streamrnn.model.layers.memory import TimeConvSpec
 
 __all__ = ["import_nam", "is_nam"]
 
@@ -64,5 +65,16 @@ def import_nam(
         _READERS[architecture](network, config, weights)
     if not network.problems:
         weights.finish()
-        network.notes.append("players of NAM run silence through a network first (a prewarm)")
+        network.notes.append(_prewarm(network))
     return build_model(network, names)
+
+
+def _prewarm(network: Network) -> str:
+    """Say what players do first, and how a stream comes to the same state."""
+    kept = [
+        layer.spec.num_kept
+        for layer in network.layers
+        if isinstance(layer, FrameLayer) and isinstance(layer.spec, TimeConvSpec)
+    ]
+    how = f": {sum(kept) + 1} steps of zeros before the first sound do it here" if kept else ""
+    return f"players of NAM run silence through a network first{how}"
