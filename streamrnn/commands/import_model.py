@@ -163,6 +163,7 @@ def _names(text: str) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Import a file; return the exit code, 1 if the check failed."""
+    graph_options = GraphOptions(dict(args.set), args.context)
     imported = import_file(
         args.file,
         TorchOptions(
@@ -184,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
             outputs=args.outputs,
         ),
         args.config,
-        GraphOptions(dict(args.set), args.context),
+        graph_options,
     )
     model = imported.model
     print(f"{args.file}: {imported.source}: {_summary(model)}")
@@ -197,7 +198,7 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         recordings = [read_recording(model.spec, *args.check)]
     elif not args.no_run:
-        recordings, reason = record_original(args.file, imported)
+        recordings, reason = record_original(args.file, imported, graph_options)
         if reason:
             print(f"note: {printable(reason)}")
     for recording in recordings:

@@ -42,14 +42,17 @@ def _run_onnx(plan: dict[str, Any], inputs: Arrays) -> tuple[str, Arrays]:
     )
     results = []
     for pieces in inputs:
-        zeros = {name: np.zeros(shape, kind) for name, (shape, kind) in plan["zeros"].items()}
+        others = {
+            name: np.full(shape, value, kind)
+            for name, (shape, kind, value) in plan["others"].items()
+        }
         answers = []
         for piece in pieces:
             wanted = [plan["output"], *plan["states"].values()]
-            answer, *after = session.run(wanted, {plan["input"]: piece} | zeros)
+            answer, *after = session.run(wanted, {plan["input"]: piece} | others)
             answers.append(answer)
             if plan["carries"]:
-                zeros |= dict(zip(plan["states"], after, strict=True))
+                others |= dict(zip(plan["states"], after, strict=True))
         results.append(np.stack(answers))
     return f"onnxruntime {onnxruntime.__version__}", results
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from streamrnn.importers.keras.files import read_keras_file
 from streamrnn.importers.keras.layers import RECURRENT
+from streamrnn.importers.network import GraphOptions
 from streamrnn.importers.original.plan import NotRun, Plan, apart, on_and_on
 from streamrnn.importers.original.trial import num_trial_steps
 from streamrnn.model.model import Model
@@ -19,7 +20,7 @@ _MAX_DEPTH = 32
 _MAX_STEPS = 10_000
 
 
-def plan_keras(path: str, model: Model) -> Plan:
+def plan_keras(path: str, model: Model, options: GraphOptions | None = None) -> Plan:
     """Plan the run of a file that was imported.
 
     Raises `NotRun` if the file holds weights alone, or objects that are not Keras's own.
@@ -54,6 +55,9 @@ class _Layout:
     def __init__(self, model: Model, num_streams: int) -> None:
         self.is_token, self.num_streams = model.spec.is_token, num_streams
         self.num_outputs = model.spec.output_size
+
+    def widened(self, x: NDArray[Any]) -> NDArray[Any]:
+        return x
 
     def given(self, x: NDArray[Any]) -> NDArray[Any]:
         return x[..., 0] if self.is_token else x

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.importers.network import Network
+from streamrnn.importers.network import GraphOptions, Network
 from streamrnn.importers.onnx.file import read_onnx_file
 from streamrnn.importers.onnx.graph import follow
 from streamrnn.importers.onnx.network import check_states, main_output
@@ -24,30 +24,39 @@ _SHORT_STEPS = 25  # of streams whose last step alone is answered
 _MAX_STEPS = 10_000
 
 
-def plan_onnx(path: str, model: Model) -> Plan:
+def plan_onnx(path: str, model: Model, options: GraphOptions | None = None) -> Plan:
     """Plan the runs of a file that was imported.
 
     Raises `NotRun` if it cannot be told which axis of its input is what.
     """
     file = read_onnx_file(path)
-    graph = follow(file)
+    options = options or GraphOptions()
+    graph = follow(file, options.fixed)
     main = file.model.graph
     outputs = {item.name: graph.values.get(item.name) for item in main.output}
     states = check_states(graph, outputs, Network(path, ""))
     name, signal = main_output(path, outputs, set(states.values()))
     items = {item.name: item.type.tensor_type for item in main.input}
     constants = {tensor.name for tensor in main.initializer}
-    zeros = {
+
+    def sizes_of(key: str) -> list[int]:
+        return [
+            axis.dim_value or int(options.fixed.get(axis.dim_param or f"{key}.{k}", 0))
+            for k, axis in enumerate(items[key].shape.dim)
+        ]
+
+    others = {
         key: (
-            [axis.dim_value or 1 for axis in item.shape.dim],
+            [size or 1 for size in sizes_of(key)],
             _KINDS.get(item.elem_type, "float32"),
+            options.fixed.get(key, 0),
         )
         for key, item in items.items()
         if key != signal.source and key not in constants
     }
     item = items[signal.source]
     kind = _KINDS.get(item.elem_type, "float32")
-    layout = _Layout(signal, [axis.dim_value for axis in item.shape.dim], kind, model)
+    layout = _Layout(signal, sizes_of(signal.source), kind, model, options.context)
     carries = (
         bool(states)
         and set(states) == set(graph.state_inputs)
@@ -58,7 +67,7 @@ def plan_onnx(path: str, model: Model) -> Plan:
         "path": path,
         "input": signal.source,
         "output": name,
-        "zeros": zeros,
+        "others": others,
         "states": states,
         "carries": carries,
     }
@@ -68,8 +77,11 @@ def plan_onnx(path: str, model: Model) -> Plan:
 class _Layout:
     """Which axis of the graph's input and output is what."""
 
-    def __init__(self, signal: Signal, sizes: list[int], kind: str, model: Model) -> None:
+    def __init__(
+        self, signal: Signal, sizes: list[int], kind: str, model: Model, context: int
+    ) -> None:
         self.signal, self.is_token, self.kind = signal, model.spec.is_token, kind
+        self.context = context
         self.has_time = signal.time not in ("", ONE_STEP)
         labels = [f"{signal.source}.{k}" for k in range(len(sizes))]
         if self.has_time and signal.time not in labels:
@@ -77,7 +89,7 @@ class _Layout:
         self.time = labels.index(signal.time) if self.has_time else -1
         self.features = -1 if self.is_token else len(sizes) - 1
         if not self.is_token and (
-            self.time == self.features or sizes[-1] not in (0, model.spec.num_inputs)
+            self.time == self.features or sizes[-1] not in (0, model.spec.num_inputs + context)
         ):
             raise NotRun("the features are not the last axis of its input")
         self.batch = [k for k in range(len(sizes)) if k not in (self.time, self.features)]
@@ -88,6 +100,13 @@ class _Layout:
         self.num_outputs = model.spec.output_size
         if self.num_streams > 64 or self.fixed_steps > _MAX_STEPS:
             raise NotRun(f"it takes {self.num_streams} streams, {self.fixed_steps} steps at once")
+
+    def widened(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Put the last samples of the step before in front of every step; zeros at first."""
+        if not self.context:
+            return x
+        last = np.pad(x[:, :-1, -self.context :], ((0, 0), (1, 0), (0, 0)))
+        return np.concatenate([last, x], axis=2)
 
     def given(self, x: NDArray[Any]) -> NDArray[Any]:
         """Lay [B, L, I] out as the graph takes it."""

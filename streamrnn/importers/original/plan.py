@@ -25,6 +25,9 @@ class Layout(Protocol):
 
     num_streams: int
 
+    def widened(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Put in front of every step what the original takes of the one before."""
+
     def given(self, x: NDArray[Any]) -> NDArray[Any]:
         """Lay [B, L, I] out as the original takes it."""
 
@@ -67,7 +70,7 @@ class Plan:
 def apart(layout: Layout, model: Model, length: int, count: int) -> Trial:
     """Begin every piece anew: so many streams more."""
     x = trial_inputs(model.spec, layout.num_streams * count, length)
-    pieces = x.reshape(count, layout.num_streams, length, -1)
+    pieces = layout.widened(x).reshape(count, layout.num_streams, length, -1)
 
     def read(answer: NDArray[Any]) -> NDArray[Any]:
         return np.concatenate([layout.read(piece) for piece in answer])
@@ -80,7 +83,7 @@ def apart(layout: Layout, model: Model, length: int, count: int) -> Trial:
 def on_and_on(layout: Layout, model: Model, length: int, count: int) -> Trial:
     """Let every piece go on with the states of the one before."""
     x = trial_inputs(model.spec, layout.num_streams, length * count)
-    pieces = np.split(x, count, axis=1)
+    pieces = np.split(layout.widened(x), count, axis=1)
 
     def read(answer: NDArray[Any]) -> NDArray[Any]:
         return np.concatenate([layout.read(piece) for piece in answer], axis=1)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.errors import ModelError
-from streamrnn.importers.network import ImportedModel, note_on_first_state
+from streamrnn.importers.network import GraphOptions, ImportedModel, note_on_first_state
 from streamrnn.importers.original import child
 from streamrnn.importers.original.keras import plan_keras
 from streamrnn.importers.original.onnx import plan_onnx
@@ -30,7 +30,9 @@ _LEFT_OUT = note_on_first_state("").partition("first state")[0]
 _PLANS = {"ONNX": ("onnxruntime", plan_onnx), "Keras": ("keras", plan_keras)}
 
 
-def record_original(path: str, imported: ImportedModel) -> tuple[list[Recording], str]:
+def record_original(
+    path: str, imported: ImportedModel, options: GraphOptions | None = None
+) -> tuple[list[Recording], str]:
     """Run the file that a model was imported from.
 
     Parameters
@@ -39,6 +41,8 @@ def record_original(path: str, imported: ImportedModel) -> tuple[list[Recording]
         The file.
     imported : ImportedModel
         What was made of it.
+    options : GraphOptions or None
+        What the graph leaves open, as it was imported.
 
     Returns
     -------
@@ -55,7 +59,7 @@ def record_original(path: str, imported: ImportedModel) -> tuple[list[Recording]
     if importlib.util.find_spec(package) is None:
         return [], f"{package} is not installed, so the original was not run"
     try:
-        plan = make_plan(path, imported.model)
+        plan = make_plan(path, imported.model, options)
         name, answers = _answers(plan)
         return [plan.recording(name, k, answer) for k, answer in enumerate(answers)], ""
     except NotRun as reason:

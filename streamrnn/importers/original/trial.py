@@ -28,7 +28,7 @@ def trial_inputs(spec: ModelSpec, num_streams: int, num_steps: int) -> NDArray[A
     rng = np.random.default_rng(0)
     shape = (num_streams, num_steps)
     columns: list[NDArray[Any]] = []
-    for item in spec.inputs:
+    for item in spec.input_elements:
         if item.num_categories:
             columns.append(rng.integers(0, item.num_categories, shape))
             continue
