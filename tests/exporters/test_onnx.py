@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -20,12 +22,11 @@ from streamrnn.model.layers.frame import (
     SliceSpec,
 )
 from streamrnn.model.layers.memory import TimeConvSpec
-from streamrnn.model.model import Model
-from streamrnn.model.parameters import parameter_shapes
-from streamrnn.model.spec import InputSpec, LayerSpec, ModelSpec, OutputSpec
+from streamrnn.model.spec import InputSpec, LayerSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
+from tests.kernels.graphs import GRAPHS, graph_model
 from tests.support.forms import FORMS, form_of
-from tests.support.models import random_model
+from tests.support.models import random_graph, random_model
 from tests.tolerances import REFERENCE_FLOAT64
 
 onnx = pytest.importorskip("onnx")
@@ -111,18 +112,6 @@ def test_inputs_with_transforms_become_nodes(tmp_path, inputs):
 READ_BACK = {"dense_before", "dense_after", "scale", "relu", "elu", "softplus", "gru_relu", "tanh"}
 
 
-def graph_of(layers):
-    """Make a model of three inputs of any layers."""
-    inputs = tuple(InputSpec(f"x{i}") for i in range(3))
-    probe = ModelSpec(inputs, (*layers, DenseSpec(1)), (OutputSpec("y"),))
-    outputs = tuple(OutputSpec(f"y{o}") for o in range(probe.graph.shapes[-2][1]))
-    spec = ModelSpec(inputs, tuple(layers), outputs)
-    rng = np.random.default_rng(0)
-    shapes = parameter_shapes(spec).items()
-    drawn = {name: rng.uniform(-0.6, 0.6, shape).astype(np.float32) for name, shape in shapes}
-    return Model(spec, drawn)
-
-
 OTHER: dict[str, list[Layer]] = {
     "dense_before": [DenseSpec(5, "relu"), LayerSpec("lstm", 4)],
     "dense_after": [LayerSpec("gru", 4), DenseSpec(6, "tanh"), DenseSpec(2)],
@@ -151,7 +140,7 @@ OTHER |= {name: [LayerSpec("gru", 6), DenseSpec(4, name)] for name in LAYER_ACTI
 
 @pytest.mark.parametrize("name", OTHER)
 def test_layers_of_every_kind_answer_the_same_in_onnxruntime(tmp_path, name):
-    model = graph_of(OTHER[name])
+    model = random_graph(OTHER[name])
     exported = export_onnx(model)
     (tmp_path / "m.onnx").write_bytes(exported.data)
     try:
@@ -167,8 +156,24 @@ def test_layers_of_every_kind_answer_the_same_in_onnxruntime(tmp_path, name):
     assert [proof.failure for proof in proofs] == [None, None]
 
 
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_of_any_kind_is_exported_right_or_refused_by_name(name):
+    model = graph_model(np.random.default_rng(1), name)
+    refusal = ""
+    try:
+        exported = export_onnx(model)
+    except ModelError as error:
+        refusal = str(error)
+    if refusal:
+        assert re.search(r"layer \d+ \(|input '|mask_value", refusal)
+        return
+    pytest.importorskip("onnxruntime")
+    proofs = prove_export(model, exported, TOLERANCE)
+    assert [proof.failure for proof in proofs] == [None, None]
+
+
 def test_layers_that_are_not_exported_yet_are_refused_by_name():
-    model = graph_of(
+    model = random_graph(
         [
             DenseSpec(3, name="a", reads=("input", "b[t-1]")),
             TimeConvSpec(4, 2),

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from streamrnn.model.layers.frame import DenseSpec, MixSpec, NormSpec, SliceSpec
+from streamrnn.model.spec import LayerSpec
 from tests.importers.mutation import (
     Format,
     as_json,
@@ -20,7 +22,7 @@ from tests.importers.mutation import (
     in_onnx,
 )
 from tests.importers.shared import shared_files
-from tests.support.models import random_model
+from tests.support.models import random_graph, random_model
 
 SECONDS = float(os.environ.get("STREAMRNN_SOAK_S", "600"))
 KNOWN = {"ImportedModel", "ModelError", "ModelFileError", "SpecError"}
@@ -53,6 +55,14 @@ def make_onnx(tmp_path):
     nodes, tensors, inputs = state_graph()
     good = [graph_file(path, nodes, tensors, inputs, ("Y", "S1")).read_bytes()]
     good.append(export_onnx(random_model(rng, [("lstm", 4), ("gru", 3)])).data)
+    joins = [
+        LayerSpec("gru", 3, name="a"),
+        MixSpec((1.0, 0.5), reads=("a", "input"), name="b"),
+        MixSpec(is_product=True, reads=("a", "b"), name="c"),
+        LayerSpec("lstm", 2, reads=("c", "input")),
+    ]
+    frames = [DenseSpec(4, "gelu"), NormSpec(), SliceSpec(channels=(1, 3)), LayerSpec("gru", 2)]
+    good += [export_onnx(random_graph(layers)).data for layers in (joins, frames)]
     return Format("onnx", [*good, *shared("*.onnx")], [in_onnx, in_onnx])
 
 
@@ -92,9 +102,10 @@ def make_rtneural(tmp_path):
 
 
 def make_nam(tmp_path):
-    from tests.importers.files.json import nam, plain
+    from tests.importers.files.json import convnet, nam, plain, wavenet
 
-    return Format("nam", [as_json(plain(nam()[0])), *shared("*.nam")], [in_json, in_json])
+    good = [as_json(plain(value)) for value in (nam()[0], wavenet(), convnet())]
+    return Format("nam", [*good, *shared("*.nam")], [in_json, in_json])
 
 
 def make_guitarml(tmp_path):

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.model.layers.base import Layer
+from streamrnn.model.layers.frame import DenseSpec
 from streamrnn.model.model import Model
 from streamrnn.model.parameters import parameter_shapes
 from streamrnn.model.spec import HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
@@ -16,6 +18,7 @@ from streamrnn.model.spec import HeadSpec, InputSpec, LayerSpec, ModelSpec, Outp
 __all__ = [
     "EVERY_KIND_OF_INPUT",
     "exploding_model",
+    "random_graph",
     "random_inputs",
     "random_model",
     "random_parameters",
@@ -117,6 +120,18 @@ def random_model(
         **spec_options,
     )
     return Model(spec, random_parameters(rng, spec))
+
+
+def random_graph(layers: Sequence[Layer], seed: int = 0) -> Model:
+    """Make a model of three inputs and any layers, without a head."""
+    inputs = tuple(InputSpec(f"x{i}") for i in range(3))
+    probe = ModelSpec(inputs, (*layers, DenseSpec(1)), (OutputSpec("y"),))
+    outputs = tuple(OutputSpec(f"y{o}") for o in range(probe.graph.shapes[-2][1]))
+    spec = ModelSpec(inputs, tuple(layers), outputs)
+    rng = np.random.default_rng(seed)
+    shapes = parameter_shapes(spec).items()
+    drawn = {name: rng.uniform(-0.6, 0.6, shape).astype(np.float32) for name, shape in shapes}
+    return Model(spec, drawn)
 
 
 def random_inputs(

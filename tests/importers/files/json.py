@@ -69,3 +69,36 @@ def guitarml(**data):
     known = {"model": "SimpleRNN", "unit_type": "LSTM", "hidden_size": 4, "num_layers": 1}
     known |= {"input_size": 2, "output_size": 1, "skip": 0, "bias_fl": True}
     return {"model_data": known | data, "state_dict": tensors}
+
+
+def wavenet():
+    """Make a small WaveNet of Neural Amp Modeler."""
+    array = {
+        "input_size": 1,
+        "condition_size": 1,
+        "head_size": 1,
+        "channels": 2,
+        "kernel_size": 3,
+        "dilations": [1, 2],
+        "activation": "Tanh",
+        "gated": False,
+        "head_bias": True,
+    }
+    config = {"layers": [array], "head_scale": 0.02, "head": None}
+    weights = draw(50)  # 2, then 22 a dilation, 3 of the head and its scale
+    return {"version": "0.5.4", "architecture": "WaveNet", "config": config, "weights": weights}
+
+
+def convnet():
+    """Make a small ConvNet of Neural Amp Modeler."""
+    config = {
+        "channels": 2,
+        "dilations": [1, 2],
+        "batchnorm": False,
+        "activation": "Tanh",
+        "groups": 1,
+        "in_channels": 1,
+        "out_channels": 1,
+    }
+    weights = draw(19)  # two taps of 1 and of 2 channels with biases, and the head
+    return {"version": "0.5.4", "architecture": "ConvNet", "config": config, "weights": weights}
