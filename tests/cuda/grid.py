@@ -4,8 +4,8 @@ By itself it runs one block at a time, polls its threads to see which of them wa
 ``cuda`` into a module at each call of a device function. Here one thread runs until it waits and
 then hands its turn on, so that none waits for the interpreter. What follows a barrier begins with
 the thread that came last, then with the one that came first: so a barrier that is missing shows,
-whichever way data goes. Blocks begin one after the other, and the next one early when a thread
-sleeps, for it may wait for what that one writes.
+whichever way data goes. A warp runs on as far as it can while others stand. Blocks begin one after
+the other, and the next one early when a thread sleeps, for it may wait for what that one writes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from numba.cuda.simulator.kernel import FakeCUDAKernel, _push_kernel_context
 
 __all__ = ["launch"]
 
+_WARP = 32
 _PACKAGE = "streamrnn.kernels.cuda."
 _MAX_IDLE_TURNS = 1000  # of each thread, one after the other: what they wait for never comes
 
@@ -51,13 +52,11 @@ class _Shared:
         return self._arrays[place]
 
 
-class _Block:
-    """A block that has begun."""
+class _Group:
+    """Threads that wait for each other: those of a block, or of a warp."""
 
-    def __init__(self, index: tuple[int, ...], num_threads: int, shared_bytes: int) -> None:
-        self.index = kernelapi.Dim3(*index)
-        self.shared = _Shared(shared_bytes)
-        self.num_running = num_threads
+    def __init__(self, num_running: int) -> None:
+        self.num_running = num_running
         self.waiting: list[_Thread] = []
 
     def take_ready(self) -> list[_Thread]:
@@ -68,11 +67,22 @@ class _Block:
         return ready
 
 
+class _Block:
+    """A block that has begun."""
+
+    def __init__(self, index: tuple[int, ...], num_threads: int, shared_bytes: int) -> None:
+        self.index = kernelapi.Dim3(*index)
+        self.shared = _Shared(shared_bytes)
+        self.all = _Group(num_threads)
+        self.warps = [_Group(min(_WARP, num_threads - k)) for k in range(0, num_threads, _WARP)]
+
+
 class _Thread:
     """A thread of a block, and the lock that is its turn."""
 
     def __init__(self, block: _Block, index: int) -> None:
-        self.block, self.index = block, kernelapi.Dim3(index, 0, 0)
+        self.block, self.warp = block, block.warps[index // _WARP]
+        self.index = kernelapi.Dim3(index, 0, 0)
         self.turn = allocate_lock()
         self.turn.acquire()
 
@@ -107,13 +117,24 @@ class _Grid(kernelapi.FakeCUDAModule):
 
     def syncthreads(self) -> None:
         """Wait for all threads of the block that still run."""
+        self._meet(self._current.block.all)
+
+    def syncwarp(self) -> None:
+        """Wait for all threads of the warp that still run."""
+        self._meet(self._current.warp)
+
+    def _meet(self, group: _Group) -> None:
         self._num_idle = 0
         thread = self._current
-        thread.block.waiting.append(thread)
-        self._ready.extend(thread.block.take_ready())
+        group.waiting.append(thread)
+        self._go_on(group)
         self._wait(thread)
 
-    def nanosleep(self, ns: int) -> None:
+    def _go_on(self, group: _Group) -> None:
+        """Let a group that is complete run before all others: warps drift apart as they can."""
+        self._ready.extendleft(reversed(group.take_ready()))
+
+    def nanosleep(self, ns: float) -> None:
         """Let all others run, and the next block begin."""
         self._num_idle += 1
         if self._num_idle > _MAX_IDLE_TURNS * len(self._blocks) * self.blockDim.x:
@@ -166,9 +187,10 @@ class _Grid(kernelapi.FakeCUDAModule):
             pass
         except BaseException as error:
             self._error = error
-        thread.block.num_running -= 1
-        if thread.block.num_running:
-            self._ready.extend(thread.block.take_ready())
+        for group in (thread.block.all, thread.warp):
+            group.num_running -= 1
+            if group.num_running:
+                self._go_on(group)
         self._hand_on()
 
 

@@ -51,11 +51,11 @@ NUM_PRODUCTS = {
     for width, number in zip(WIDTHS, (64, 4), strict=True)
 }
 
-# 16 sums a warp's product in x and in h, each twice for 16 words of k; GRU has three gates of four.
+# A stage of 16 words of k, in x and in h; narrow ones stand there for one stage, and for two.
 NUM_MMAS = {
     f"{kind} {width}": number * gates // 4
     for kind, gates in (("dense", 4), ("gru", 3), ("lstm", 4))
-    for width, number in (("wide", 64), ("narrow", 16))
+    for width, number in (("wide", 64), ("narrow", 48))
 }
 
 
@@ -69,7 +69,7 @@ class Structure(NamedTuple):
     product: str = ""  # the instruction that multiplies, in the loops over k;
     num_products: int = 0  # of a round,
     least_share: float = 0.0  # of the loop's instructions
-    num_wide_loads: int = 0  # of its loads from shared memory, those of 128 bits
+    num_wide_loads: int = 0  # from shared memory: those of 128 bits, or of four matrices
 
 
 # Sixteen k a round. A wide tile has 128 registers for two blocks of 256 threads a multiprocessor.
@@ -89,12 +89,12 @@ STRUCTURES = {
         f"{precision} {name}": structure
         for precision in ("tf32", "bfloat16")
         for name, structure in {
-            "dense wide": Structure(184, "HMMA", 32, 0.10),
-            "gru wide": Structure(176, "HMMA", 24, 0.07),
-            "lstm wide": Structure(176, "HMMA", 32, 0.10),
-            "dense narrow": Structure(168, "HMMA", 8, 0.04),
-            "gru narrow": Structure(144, "HMMA", 6, 0.03),
-            "lstm narrow": Structure(168, "HMMA", 8, 0.04),
+            "dense wide": Structure(128, "HMMA", 32, 0.24, 8),
+            "gru wide": Structure(128, "HMMA", 24, 0.19, 6),
+            "lstm wide": Structure(128, "HMMA", 32, 0.24, 8),
+            "dense narrow": Structure(80, "HMMA", 16, 0.09, 8),
+            "gru narrow": Structure(80, "HMMA", 12, 0.07, 4),
+            "lstm narrow": Structure(80, "HMMA", 16, 0.09, 8),
         }.items()
     },
     "features": Structure(40),
@@ -232,13 +232,22 @@ def test_tensor_cores_multiply(kernels):
 
 
 def test_tiles_are_copied_past_the_registers(kernels):
-    """A stage while another is multiplied, 16 bytes a copy; and read four numbers at once."""
+    """A stage while another is multiplied, 16 bytes a copy; and read four numbers at once.
+
+    Of a row in float32, which becomes bfloat16, a lane has two numbers side by side.
+    """
     for name in LAYERS:
         ptx = kernels[name]["ptx"]
         assert not re.findall(r"ld\.shared\.(?!v4)|st\.shared", ptx), name
         for loop in inner_loops(ptx):
             assert "cp.async.cg.shared.global" in loop, name
             assert loop.index("bar.sync") < loop.index("cp.async.cg") < loop.index("fma.rn.f32")
+    for name in TENSOR_LAYERS:
+        ptx = kernels[name]["ptx"]
+        assert "cp.async.cg.shared.global" in ptx, name
+        assert "ldmatrix.sync.aligned.m8n8.x4.shared.b16" in ptx, name
+        loads = set(re.findall(r"(?:ld|st)\.shared[.\w]*", ptx))
+        assert loads == ({"ld.shared.v2.f32"} if "bfloat16" in name else set()), name
 
 
 def test_the_benchmarks_limit_is_multiply_and_add(kernels):
@@ -277,7 +286,8 @@ def test_the_machine_code_is_made_of_what_multiplies(kernels, name):
     assert len(loops) == (1 if name in ("fma rate", "persistent") else 2)
     for loop in loops:
         assert loop.share(wanted.product) >= wanted.least_share, loop
-        assert loop.count("LDS.128") >= wanted.num_wide_loads, loop
+        wide_load = "LDSM" if wanted.product == "HMMA" else "LDS.128"
+        assert loop.count(wide_load) >= wanted.num_wide_loads, loop
         assert not [each for each in loop.names if ".FTZ" in each]
 
 

@@ -14,11 +14,14 @@ import pytest
 
 pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamrnn[cuda]'")
 
+from numba import cuda
+from numba.cuda.simulator.kernel import FakeCUDAKernel
+
 from streamrnn import Engine
 from streamrnn.engine import cuda as engine_cuda
 from streamrnn.errors import DeviceError, RecordError
 from streamrnn.kernels.cuda import compiler as support
-from streamrnn.kernels.cuda import network, persistent, transfer
+from streamrnn.kernels.cuda import network, persistent, ptx, transfer
 from streamrnn.kernels.cuda.persistent import make_persistent_kernel, persistent_shape
 from streamrnn.kernels.cuda.plan import GpuPlan
 from streamrnn.kernels.cuda.tiles import TileShape
@@ -39,6 +42,7 @@ FORMS = {name: form for name, form in ALL_FORMS.items() if not form.get("layer_n
 WIDE, NARROW = TileShape(1, 1, 2, 1, 2), TileShape(1, 1, 1, 1, 3)
 
 REAL = network.TILING
+ONE_BY_ONE = FakeCUDAKernel.__call__  # as numba has it
 
 
 @pytest.fixture(autouse=True)
@@ -269,6 +273,22 @@ def test_what_one_layer_leaves_in_a_chunk_reaches_no_other(rng, monkeypatch):
     engine, kernel = in_chunks(model, 2, 1, monkeypatch)
     assert np.isinf(engine.steps("a", np.ones((4, 5), np.float32))[1:]).all()
     assert kernel.num_launches == 1
+
+
+def test_numba_s_own_simulator_has_what_the_kernels_call(monkeypatch):
+    """Whoever tries it by hand has no turns: `cuda.nanosleep` and `cuda.syncwarp` are not there."""
+    monkeypatch.setattr("numba.cuda.simulator.kernel.FakeCUDAKernel.__call__", ONE_BY_ONE)
+
+    @support.kernel(1)
+    def kernel(words, out):
+        ptx.publish(words, 1, 7, 1.5)
+        ptx._meet_the_warp()
+        tag, value = ptx.peek(words, 1)
+        out[0] = tag + value
+
+    words, out = cuda.to_device(np.zeros(2, np.int64)), cuda.to_device(np.zeros(1, np.float32))
+    kernel[1, 1](words, out)
+    assert out.copy_to_host()[0] == 8.5
 
 
 def test_shared_memory_bounds_the_streams_of_a_chunk(rng):

@@ -15,6 +15,7 @@ from streamrnn import Engine
 from streamrnn.errors import InputError
 from streamrnn.kernels.cuda import compiler as support
 from streamrnn.kernels.cuda import network
+from streamrnn.kernels.cuda.launches import launches_of_batch
 from streamrnn.kernels.cuda.ptx import pack_words
 from streamrnn.kernels.cuda.tensor_cores import TensorShape
 from streamrnn.reference.model import ReferenceModel
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.skipif(not support.SIMULATED, reason="runs in the simul
 
 PRECISIONS = ("tf32", "bfloat16")
 # The shapes of the real tiling made small: two products a warp along the streams, and two warps.
-WIDE, NARROW = TensorShape(1, 1, 2, 4), TensorShape(2, 1, 1, 4)
+WIDE, NARROW = TensorShape(1, 1, 2, 4), TensorShape(2, 1, 1, 4, 3)
 
 
 @pytest.fixture(autouse=True)
@@ -63,12 +64,16 @@ def test_agrees_with_the_reference(rng, layers, head, num_streams, precision):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["tf32", pytest.param("bfloat16", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_bits_do_not_depend_on_the_batch_nor_on_the_tile_nor_on_chunks(rng, precision):
     model = random_model(rng, layers=[("lstm", 9), ("gru", 3)], inputs=3, outputs=2)
     x = random_inputs(rng, model.spec, 18, 2)
     together = stepped(engine_of(model, precision), x)
-    apart = engine_of(model, precision, wide_from=2)  # narrow for fewer than 17 streams
+    apart = engine_of(model, precision, wide_from=3)  # narrow: two blocks of units, one of rows
+    launches = apart._device._transfers[0]._launches
+    taken = [launch.threads for launch, *_ in launches_of_batch(launches, 17, 1)]
+    assert NARROW.num_threads in taken
+    assert WIDE.num_threads not in taken
     rows = apart.rows(range(18))
     assert_same_bits(apart.batch(rows[17:], x[17:, 0]), together[17:, 0])
     assert_same_bits(apart.batch(rows[:17], x[:17, 0]), together[:17, 0])
@@ -110,6 +115,20 @@ def test_a_nan_stays_in_its_own_stream(rng):
     y = stepped(engine, x)
     assert np.isnan(y[1]).all()
     assert_same_bits(y[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_lies_behind_h_in_its_row_is_not_multiplied(rng, precision):
+    """A stage of bfloat16 is 32 k, and h may end after 16 of them: behind it comes c."""
+    model = random_model(rng, layers=[("lstm", 3)], inputs=2, head=None)
+    engine = engine_of(model, precision)
+    engine.rows(range(2))
+    row = engine._device.read_rows(np.array([1]))
+    row[0, 16:19] = np.inf
+    engine._device.write_rows(np.array([1]), row)
+    y = stepped(engine, random_inputs(rng, model.spec, 2, 2))
+    assert np.isfinite(y).all()
 
 
 def test_what_a_device_does_not_have_is_named(rng):

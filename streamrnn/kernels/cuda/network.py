@@ -52,7 +52,7 @@ class Tiling:
 # 128 streams and 32 LSTM units a block, 64 sums a thread in registers; or 8 streams and 16 units.
 TILING = Tiling(TileShape(2, 4, 8, 2, 2, min_blocks=2), TileShape(2, 2, 1, 1, 4), 128)
 # The same block by eight warps; or 16 streams and 32 units by four.
-TENSOR_TILING = Tiling(TensorShape(2, 4, 2, 8), TensorShape(4, 1, 1, 4), 128)
+TENSOR_TILING = Tiling(TensorShape(2, 4, 2, 8, 2, min_blocks=2), TensorShape(4, 1, 1, 4, 4), 128)
 
 
 @dataclass(frozen=True)

@@ -416,7 +416,11 @@ class GpuPlan:
                 packed = np.zeros((num_padded, num_units, num_sums))
                 packed[:num_k, :size, list(gates)] = by_gate.transpose(2, 1, 0)
                 packed[num_k:] = -0.0
-            else:
-                packed = np.zeros((num_padded, len(gates), num_units))
-                packed[:num_k, :, :size] = by_gate.transpose(2, 0, 1)
-            row[name] = self._add(pack_words(packed, self._precision))
+                row[name] = self._add(pack_words(packed, self._precision))
+                continue
+            packed = np.zeros((num_padded, len(gates), num_units))
+            packed[:num_k, :, :size] = by_gate.transpose(2, 0, 1)
+            words = pack_words(packed, self._precision)
+            # As `tensor_cores` copies them: [stage][unit/8][gate][8 units][DEPTH words].
+            words = words.reshape(-1, DEPTH, len(gates), num_units // 8, 8)
+            row[name] = self._add(words.transpose(0, 3, 2, 4, 1))

@@ -14,6 +14,10 @@ the same layout (PTX ISA, "Matrix Fragments for mma.m16n8k8"): with ``g, t = lan
 - B: words (t, column g), (t + 4, g);
 - sums: (row g, column 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
 
+``ldmatrix`` loads four matrices at once, or two, of 8 rows of 4 words: lanes 0 to 7 give where the
+rows of the first begin, 8 to 15 those of the second, and so on; each row is 16 bytes. A lane gets
+word ``lane % 4`` of row ``lane // 4`` of each: for A and B as they are above.
+
 In what order the tensor core adds is NVIDIA's affair; it is the same for every element.
 
 The simulator has neither addresses nor warps. There an address is an array and a place, checked at
@@ -25,6 +29,7 @@ every thread shows its words to the others.
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -43,6 +48,9 @@ __all__ = [
     "global_address",
     "i32",
     "load_four",
+    "load_matrices",
+    "load_two",
+    "load_two_matrices",
     "make_shared_memory",
     "mma_bfloat16",
     "mma_tf32",
@@ -62,6 +70,7 @@ NUM_PACKED = {"float32": 1, "tf32": 1, "bfloat16": 2}
 _MAX_SIMULATED_THREADS = 1024
 _MAX_GROUPS = 4  # of copies that are waited for one by one
 _COPY_BYTES = 16
+_ROW_BYTES = 128  # of shared memory, in which places change by an exclusive or
 
 
 def pack_words(values: NDArray[np.generic], precision: str) -> NDArray[np.float32]:
@@ -104,13 +113,16 @@ if SIMULATED:
         def __add__(self, num_bytes: int) -> _Address:
             return _Address(self.array, self.place + int(num_bytes))
 
-        def floats(self, offset: int = 0) -> NDArray[np.float32]:
-            """Return the four floats there, all of which must be in the array."""
-            first, rest = divmod(self.place + offset, _COPY_BYTES)
-            found: NDArray[np.float32] = self.array[4 * first : 4 * first + 4]
-            if rest or first < 0 or len(found) != 4:
-                place = self.place + offset
-                raise IndexError(f"16 bytes at {place} of an array of {self.array.nbytes}")
+        def __xor__(self, num_bytes: int) -> _Address:
+            return _Address(self.array, self.place ^ int(num_bytes))
+
+        def floats(self, offset: int = 0, size: int = 4) -> NDArray[np.float32]:
+            """Return the four floats there, or two, all of which must be in the array."""
+            place = self.place + int(offset)
+            first, rest = divmod(place, 4 * size)
+            found: NDArray[np.float32] = self.array[size * first : size * (first + 1)]
+            if rest or first < 0 or len(found) != size:
+                raise IndexError(f"{4 * size} bytes at {place} of an array of {self.array.nbytes}")
             return found
 
     class _Copies(threading.local):
@@ -147,13 +159,32 @@ if SIMULATED:
         """Return the address of an element of an array."""
         return _Address(array, 4 * int(place))
 
-    def load_four(address, offset):
-        """Return four floats of shared memory."""
-        return tuple(address.floats(offset))
+    def _make_load(size: int) -> Any:
+        return lambda address, offset: tuple(address.floats(offset, size))
 
-    def copy_16_bytes(target, offset, source):
+    @device_function
+    def _meet_the_warp():
+        """Wait for the warp: numba's simulator has none, and waits for the block."""
+        getattr(cuda, "syncwarp", cuda.syncthreads)()
+
+    def _make_load_matrices(size: int) -> Any:
+        @device_function
+        def load(address, offset):
+            shown = cuda.shared.array(_MAX_SIMULATED_THREADS, object)
+            tid = cuda.threadIdx.x
+            shown[tid] = address + offset
+            _meet_the_warp()
+            rows = shown[tid // 32 * 32 + tid % 32 // 4 :: 8][:size]
+            words = tuple(row.floats().view(np.int32)[tid % 4] for row in rows)
+            _meet_the_warp()
+            return words
+
+        return load
+
+    def copy_16_bytes(target, offset, source, num_bytes):
         """Copy to shared memory, when it is waited for."""
-        _copies.groups[-1].append((target.floats(offset), source.floats()))
+        numbers = source.floats() if num_bytes else np.zeros(4, np.float32)
+        _copies.groups[-1].append((target.floats(offset), numbers))
 
     def commit_copies():
         """Close a group of copies."""
@@ -174,7 +205,7 @@ if SIMULATED:
     @device_function
     def peek(array, place):
         """Read a tag and a number that were written as one word; let others run."""
-        cuda.nanosleep(1)
+        getattr(cuda, "nanosleep", time.sleep)(1e-5)
         tag, bits = divmod(int(array[place]), 1 << 32)
         return tag, np.uint32(bits).view(np.float32)
 
@@ -201,7 +232,7 @@ if SIMULATED:
             shown = cuda.shared.array((_MAX_SIMULATED_THREADS, 6), np.int32)
             tid = cuda.threadIdx.x
             shown[tid] = (*a, *b)
-            cuda.syncthreads()
+            _meet_the_warp()
             words = shown[tid // 32 * 32 :][:32]
             g, t = tid % 32 // 4, tid % 4
             # Of the thread's two rows and two columns: [k, row] and [k, column].
@@ -210,7 +241,7 @@ if SIMULATED:
             total = np.array(sums, np.float32).reshape(2, 2)
             for product in numbers(own_a)[:, :, None] * numbers(own_b)[:, None, :]:
                 total = total + product
-            cuda.syncthreads()
+            _meet_the_warp()
             return tuple(total.reshape(4))
 
         return mma
@@ -266,7 +297,7 @@ else:
 
         @device_function
         def shared_memory():
-            return shared_address(cuda.shared.array(size, types.float32, _COPY_BYTES))
+            return shared_address(cuda.shared.array(size, types.float32, _ROW_BYTES))
 
         return shared_memory
 
@@ -280,33 +311,45 @@ else:
 
         return types.int64(array, types.int64), codegen
 
+    def _make_load(size: int) -> Any:
+        """Return the intrinsic that loads floats of shared memory with one instruction."""
+        places = ", ".join(f"${k}" for k in range(size))
+        assembly = f"ld.shared.v{size}.f32 {{{places}}}, [${size}];"
+        return _make_shared_load(assembly, size, types.float32, _FLOAT, "=f,")
+
+    def _make_load_matrices(size: int) -> Any:
+        """Return the intrinsic that loads matrices from shared memory for the whole warp."""
+        places = ", ".join(f"${k}" for k in range(size))
+        form = f"ldmatrix.sync.aligned.m8n8.x{size}.shared.b16"
+        assembly = f"{form} {{{places}}}, [${size}];"
+        return _make_shared_load(assembly, size, types.int32, _WORD, "=r,")
+
+    def _make_shared_load(assembly: str, size: int, kind: Any, word: Any, constraint: str) -> Any:
+        def load(typingctx: Any, address: Any, offset: Any) -> Any:
+            def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                result = ir.FunctionType(ir.LiteralStructType([word] * size), [_WORD])
+                place = _plus(builder, args[0], args[1])
+                constraints = constraint * size + "r,~{memory}"
+                found = _call_assembly(builder, result, assembly, constraints, [place])
+                values = [builder.extract_value(found, k) for k in range(size)]
+                return context.make_tuple(builder, signature.return_type, values)
+
+            return types.UniTuple(kind, size)(types.int32, types.int64), codegen
+
+        return intrinsic(load)
+
     @intrinsic
-    def load_four(typingctx: Any, address: Any, offset: Any) -> Any:
-        """Load four floats of shared memory with one instruction."""
+    def copy_16_bytes(typingctx: Any, target: Any, offset: Any, source: Any, num_bytes: Any) -> Any:
+        """Copy to shared memory, by way of the second cache alone: 16 bytes, or 0 and zeros."""
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            kind = ir.FunctionType(ir.LiteralStructType([_FLOAT] * 4), [_WORD])
-            assembly = "ld.shared.v4.f32 {$0, $1, $2, $3}, [$4];"
-            constraints = "=f,=f,=f,=f,r,~{memory}"
-            place = _plus(builder, args[0], args[1])
-            found = _call_assembly(builder, kind, assembly, constraints, [place])
-            values = [builder.extract_value(found, k) for k in range(4)]
-            return context.make_tuple(builder, signature.return_type, values)
-
-        return types.UniTuple(types.float32, 4)(types.int32, types.int64), codegen
-
-    @intrinsic
-    def copy_16_bytes(typingctx: Any, target: Any, offset: Any, source: Any) -> Any:
-        """Copy to shared memory, by way of the second cache alone."""
-
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            kind = ir.FunctionType(_VOID, [_WORD, _WIDE])
-            assembly = f"cp.async.cg.shared.global [$0], [$1], {_COPY_BYTES};"
-            place = _plus(builder, args[0], args[1])
-            _call_assembly(builder, kind, assembly, "r,l,~{memory}", [place, args[2]])
+            kind = ir.FunctionType(_VOID, [_WORD, _WIDE, _WORD])
+            assembly = f"cp.async.cg.shared.global [$0], [$1], {_COPY_BYTES}, $2;"
+            values = [_plus(builder, args[0], args[1]), args[2], args[3]]
+            _call_assembly(builder, kind, assembly, "r,l,r,~{memory}", values)
             return context.get_dummy_value()
 
-        return types.void(types.int32, types.int64, types.int64), codegen
+        return types.void(types.int32, types.int64, types.int64, types.int32), codegen
 
     def _make_order(assembly: str) -> Any:
         def order(typingctx: Any) -> Any:
@@ -402,3 +445,5 @@ else:
     mma_bfloat16 = _make_warp_mma("m16n8k16.row.col.f32.bf16.bf16.f32")
 
 wait_for_copies = tuple(_make_wait(num_groups) for num_groups in range(_MAX_GROUPS))
+load_two, load_four = _make_load(2), _make_load(4)
+load_two_matrices, load_matrices = _make_load_matrices(2), _make_load_matrices(4)

@@ -173,10 +173,10 @@ def _make_multiply(shape: TileShape, gates: tuple[int, ...]) -> Any:
         """Begin to copy a stage; return where the next one's weights come from."""
         if threads <= block_rows * DEPTH // _COPY or cuda.threadIdx.x < block_rows * DEPTH // _COPY:
             for i in range(num_x_copies):
-                copy_16_bytes(place, i * x_step, from_x[i])
+                copy_16_bytes(place, i * x_step, from_x[i], i32(16))
                 from_x[i] += 4 * DEPTH
         for i in range(num_w_copies):
-            copy_16_bytes(place, x_bytes + 16 * threads * i, from_w)
+            copy_16_bytes(place, x_bytes + 16 * threads * i, from_w, i32(16))
             from_w += w_step
         commit_copies()
         return from_w
