@@ -127,7 +127,11 @@ def _check_folded(spec: ModelSpec, parameters: Parameters) -> None:
         output_scales = np.array([item.scale for item in spec.outputs])
         factors |= {"head.weight": output_scales[:, None], "head.bias": output_scales}
     for name, value in parameters.items():
-        folded = value * factors.get(name, np.float64(1.0))
+        factor = factors.get(name, np.float64(1.0))
+        # Most of the time no array need be made to know it.
+        if max(float(value.max()), -float(value.min())) * float(factor.max()) <= _MAX_FOLDED:
+            continue
+        folded = value * factor
         over = np.abs(folded) > _MAX_FOLDED
         if over.any():
             index = tuple(int(i) for i in np.argwhere(over)[0])
