@@ -270,5 +270,16 @@ def test_all_that_a_wavenet_has_too_much_is_listed(importing):
         importing(file)
     for part in ("condition_dsp", "'other'", "array 1 has bottleneck", "array 1 has slimmable"):
         assert part in str(caught.value)
-    with pytest.raises(ModelFileError, match="architecture 'SlimmableContainer'; read are LSTM"):
-        importing(file | {"architecture": "SlimmableContainer"})
+
+
+def test_of_a_container_the_last_model_is_taken(importing):
+    small, (file, answer) = wavenet([array(2)], X)[0], wavenet([array(5)], X)
+    models = [{"max_value": 0.5, "model": small}, {"max_value": 1.0, "model": file}]
+    box = {"architecture": "SlimmableContainer", "config": {"submodels": models}, "weights": []}
+    found = importing(box)
+    assert np.abs(ReferenceModel(found.model).steps(X) - answer).max() <= REFERENCE_FLOAT64
+    assert found.notes[0] == "took the largest of 2 submodels, the last"
+    wrong: list[object] = [[], None, [1], [{"model": {}}], [{"model": box}]]
+    for bad in wrong:
+        with pytest.raises(ModelFileError, match=r"submodel|architecture 'SlimmableContainer'"):
+            importing(box | {"config": {"submodels": bad}})

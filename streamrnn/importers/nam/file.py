@@ -48,6 +48,9 @@ def import_nam(
     ModelFileError
         If it is another architecture, or its numbers are not as many as it asks for.
     """
+    notes: list[str] = []
+    if value["architecture"] == "SlimmableContainer":
+        value = _largest(path, value, notes)
     architecture, config = value["architecture"], value["config"]
     if not isinstance(architecture, str) or architecture not in _READERS:
         raise ModelFileError(
@@ -57,7 +60,7 @@ def import_nam(
     if not isinstance(config, dict):
         raise ModelFileError(f"{path}: its config is no object")
     version = str(value.get("version", ""))[:20]
-    network = Network(path, f"Neural Amp Modeler {version}".strip())
+    network = Network(path, f"Neural Amp Modeler {version}".strip(), notes=notes)
     weights = Weights(path, value["weights"])
     if architecture == "LSTM":
         read_lstm(network, config, weights, zero_state=zero_state)
@@ -67,6 +70,19 @@ def import_nam(
         weights.finish()
         network.notes.append(_prewarm(network))
     return build_model(network, names)
+
+
+def _largest(path: str, value: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Return the last model of a container: they are of growing size."""
+    config = value["config"]
+    models = config.get("submodels") if isinstance(config, dict) else None
+    if not isinstance(models, list) or not models:
+        raise ModelFileError(f"{path} is a container without submodels")
+    model = models[-1].get("model") if isinstance(models[-1], dict) else None
+    if not isinstance(model, dict) or not is_nam(model):
+        raise ModelFileError(f"{path}: its last submodel is no NAM model")
+    notes.append(f"took the largest of {len(models)} submodels, the last")
+    return model
 
 
 def _prewarm(network: Network) -> str:

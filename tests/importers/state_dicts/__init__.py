@@ -1,0 +1,1 @@
+"""What a PyTorch state dict can hold, beside plain layers."""
