@@ -191,7 +191,7 @@ class _Reader:
             raise ModelFileError(f"{self.path} has models nested too deep, or too many layers")
         for place in list(layers)[:_MAX_LAYERS]:
             layer = self._group(layers, place)
-            inner = self._group(layer, "layers")
+            inner = self._group(layer, "layers") or self._group(layer, "layer/layers")
             if inner is not None:
                 self._add_places(inner, f"{before}{place}/", by_place)
             else:

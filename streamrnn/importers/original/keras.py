@@ -18,6 +18,7 @@ __all__ = ["plan_keras"]
 
 _MAX_DEPTH = 32
 _MAX_STEPS = 10_000
+_OVER_TIME = ("Conv1D", "DepthwiseConv1D", "SeparableConv1D")
 
 
 def plan_keras(path: str, model: Model, options: GraphOptions | None = None) -> Plan:
@@ -38,7 +39,8 @@ def plan_keras(path: str, model: Model, options: GraphOptions | None = None) -> 
     most = num_trial_steps(model)
     if length is not None and length > _MAX_STEPS:
         raise NotRun(f"it takes {length} steps at once")
-    if all(layer.get("stateful") for kind, layer in layers if kind in RECURRENT):
+    # A convolution over time begins with zeros each time.
+    if all(layer.get("stateful") for kind, layer in layers if kind in (*RECURRENT, *_OVER_TIME)):
         trials = [
             on_and_on(_Layout(model, num_streams or 1), model, n, -(-most // n))
             for n in ([most, 1] if length is None else [length])
@@ -55,11 +57,14 @@ class _Layout:
     def __init__(self, model: Model, num_streams: int) -> None:
         self.is_token, self.num_streams = model.spec.is_token, num_streams
         self.num_outputs = model.spec.output_size
+        self.shape = model.spec.inputs[0].shape
 
     def widened(self, x: NDArray[Any]) -> NDArray[Any]:
         return x
 
     def given(self, x: NDArray[Any]) -> NDArray[Any]:
+        if self.shape:
+            return x.reshape(*x.shape[:2], *self.shape)
         return x[..., 0] if self.is_token else x
 
     def read(self, answer: NDArray[Any]) -> NDArray[Any]:
@@ -99,7 +104,7 @@ def _batch_shape(layers: list[tuple[Any, Any]]) -> tuple[int | None, int | None]
     """Find the batch and the number of steps that the first input is fixed to."""
     for _, own in layers:
         shape = own.get("batch_shape") or own.get("batch_input_shape")
-        if isinstance(shape, list) and len(shape) in (2, 3):
+        if isinstance(shape, list) and len(shape) in (2, 3, 4):
             batch, steps = (n if type(n) is int and n > 0 else None for n in shape[:2])
             return batch, steps
     return None, None

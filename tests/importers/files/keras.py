@@ -16,6 +16,8 @@ GATES = {"SimpleRNN": "h", "GRU": "zrh", "LSTM": "ifco"}
 OURS = {"SimpleRNN": "h", "GRU": "rzh", "LSTM": "ifco"}
 SNAKE = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "simple_rnn", "Dense": "dense"}
 SNAKE |= {"Embedding": "embedding", "BatchNormalization": "batch_normalization"}
+SNAKE |= {"LayerNormalization": "layer_normalization", "Conv1D": "conv1d", "PReLU": "p_re_lu"}
+SNAKE |= {"SeparableConv1D": "separable_conv1d", "DepthwiseConv1D": "depthwise_conv1d"}
 SNAKE |= {
     "Sequential": "sequential",
     "TimeDistributed": "time_distributed",
@@ -46,6 +48,11 @@ def dense(inputs=4, units=2, **config):
     return layer("Dense", [draw(inputs, units), draw(units)], units=units, **config)
 
 
+def conv(inputs=3, filters=4, kernel=3, groups=1, **config):
+    arrays = [draw(kernel, inputs // groups, filters), draw(filters)]
+    return layer("Conv1D", arrays, filters=filters, kernel_size=[kernel], groups=groups, **config)
+
+
 def entries(layers):
     """Name the layers as nobody would count them, and list their configurations."""
     return [
@@ -68,17 +75,45 @@ def sequential(layers):
     return {"module": "keras", "class_name": "Sequential", "config": {"layers": entries(layers)}}
 
 
-def fill(root, layers, before=""):
-    """Write weights as Keras 3 does: by class and number."""
+def functional(layers, links, outputs=1):
+    """Join layers: ``links[k]`` lists what layer k reads."""
+    made = entries(layers)
+    names = [entry["config"]["name"] for entry in made]
+
+    def tensor(k):
+        return {"class_name": "__keras_tensor__", "config": {"keras_history": [names[k], 0, 0]}}
+
+    for k, entry in enumerate(made):
+        entry["name"] = names[k]
+        entry["inbound_nodes"] = (
+            [{"args": [tensor(j) for j in links[k]], "kwargs": {}}] if links[k] else []
+        )
+    config = {"layers": made, "output_layers": [[name, 0, 0] for name in names[-outputs:]]}
+    return {"module": "keras", "class_name": "Functional", "config": config}
+
+
+def by_place(layers):
+    """Name weights as Keras 3 does: by class and number."""
     counts: dict[str, int] = {}
+    places = {}
     for kind, _, arrays in layers:
         place = SNAKE.get(kind, kind.lower())
         number = counts[place] = counts.get(place, -1) + 1
-        place = f"{before}layers/{place}" + (f"_{number}" if number else "")
+        places[place + (f"_{number}" if number else "")] = arrays
+    return places
+
+
+def fill(root, layers, before=""):
+    """Write weights as Keras 3 does."""
+    for (kind, _, _), (place, arrays) in zip(layers, by_place(layers).items(), strict=True):
+        place = f"{before}layers/{place}"
         if kind == "Sequential":
             fill(root, arrays, f"{place}/")
             continue
         inner = "cell/vars" if kind in GATES else "vars"
+        if kind == "TimeDistributed" and is_nested(arrays):
+            fill(root, arrays, f"{place}/layer/")
+            continue
         inner = "layer/vars" if kind == "TimeDistributed" else inner
         root.create_group(f"{place}/vars")
         for k, array in enumerate(arrays):
