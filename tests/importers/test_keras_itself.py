@@ -15,7 +15,10 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 pytest.importorskip("h5py")
 keras = pytest.importorskip("keras", exc_type=ImportError)
 L = keras.layers
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),
+]
 
 STEPS = 200
 RELATIVE = 1e-5  # of the outputs' scale
@@ -324,6 +327,18 @@ def test_an_input_of_vectors_becomes_frames(tmp_path):
         [L.Input((STEPS, 18)), L.Reshape((STEPS, 9, 2)), t(L.Conv1D(3, 2)), t(L.Flatten())]
     )
     check(made, tmp_path / "m.keras")
+
+
+def test_models_within_the_model_are_taken_apart(path):
+    inner = keras.Sequential([L.Input((None, 4)), L.GRU(5, return_sequences=True), L.Dense(4)])
+    x = keras.Input((None, 4))
+    other = keras.Model(x, L.Add()([x, L.Dense(4, activation="tanh")(x)]))
+    check(row(L.Dense(4), inner, other, L.LSTM(3, return_sequences=True)), path)
+
+
+def test_a_model_within_works_on_the_frame_of_a_step(tmp_path):
+    inner = keras.Sequential([L.Input((9, 2)), L.Conv1D(4, 3, activation="relu"), L.Flatten()])
+    check(framed(L.TimeDistributed(inner), L.GRU(4, return_sequences=True)), tmp_path / "m.keras")
 
 
 # --- masks -------------------------------------------------------------------------------------

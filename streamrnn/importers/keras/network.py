@@ -7,8 +7,8 @@ import os
 from streamrnn.errors import ModelFileError
 from streamrnn.importers.build.model import build_model
 from streamrnn.importers.json_text import MAX_REST_BYTES, parse_json
-from streamrnn.importers.keras.files import KerasFile, read_keras_file
 from streamrnn.importers.keras.config import read_graph
+from streamrnn.importers.keras.files import KerasFile, read_keras_file
 from streamrnn.importers.keras.walk import walk_network
 from streamrnn.importers.network import ImportedModel, Names, Network
 

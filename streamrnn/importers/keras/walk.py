@@ -164,9 +164,12 @@ class _Walk:
     def _first_columns(self) -> int:
         """Return how many numbers the first layer with arrays takes, in a network in a row."""
         for node in self.order:
-            arrays, kind = self.weights.of(node.name), self._entry(node).kind
-            if kind == "Embedding" or (arrays and arrays[0].ndim in (2, 3)):
-                return 0 if kind == "Embedding" else int(arrays[0].shape[-2])
+            entry = self._entry(node)
+            if entry.kind == "Embedding" or entry.model is not None:
+                break
+            arrays = self.weights.of(node.name)
+            if arrays and arrays[0].ndim in (2, 3):
+                return int(arrays[0].shape[-2])
         return 0
 
     def _made(self, node: Node, readers: Counter[Node]) -> Value:
@@ -177,11 +180,11 @@ class _Walk:
             entry.kind,
             entry.name[:100],
             entry.config,
-            self.weights.of(entry.name),
+            self.weights.of(entry.name) if entry.model is None else [],
             values,
             self.build,
             [None if isinstance(item, Node) else item for item in use.given],
-            readers[use.nodes[0]] == 1,
+            readers[use.nodes[0]] == 1 and not self.depth,
         )
         try:
             if entry.reason:

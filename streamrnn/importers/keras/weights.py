@@ -40,7 +40,9 @@ class Weights:
                 continue  # no layer
             snake = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", entry.kind))
             snake = re.sub(r"([a-z])([A-Z])", r"\1_\2", snake).lower()
-            self._places[entry.name] = f"{before}{snake}" + f"_{counts[snake]}" * bool(counts[snake])
+            self._places[entry.name] = f"{before}{snake}" + f"_{counts[snake]}" * bool(
+                counts[snake]
+            )
             counts[snake] += 1
 
     def of(self, name: str) -> Arrays:
