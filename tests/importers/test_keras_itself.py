@@ -406,7 +406,7 @@ def drawn(seed):
                 lambda: L.Rescaling(0.7, offset=0.1),
             )()(value)
         kind = pick(L.LSTM, L.GRU, L.SimpleRNN)
-        more = {"use_bias": bool(pick(True, False))}
+        more: dict[str, bool | str] = {"use_bias": bool(pick(True, False))}
         if kind is not L.SimpleRNN:
             more["activation"] = str(pick("tanh", "tanh", "softsign", "sigmoid"))
             more["recurrent_activation"] = str(pick("sigmoid", "hard_sigmoid"))
