@@ -1,0 +1,1 @@
+"""Files of Keras: made without it, and by it."""
