@@ -55,7 +55,7 @@ class Program:
     ----------
     plan : Plan
         Holds addresses of arrays that the program owns: keep the program alive.
-    layers : list of ndarray of Layer, shape (1,)
+    layers : list of Layer
         The recurrent ones.
     layout : RowLayout
     row_bytes : int
@@ -131,7 +131,7 @@ class Program:
         """Lower the layers to operations."""
         plan = self.plan
         self._h_offsets = iter(self.layout.h_offsets)
-        self.layers: list[NDArray[np.void]] = []
+        self.layers: list[np.void] = []
         lowering = Lowering(
             *(model.spec, self.layout, self._parameters, self.precision, self._own),
             self._add_recurrent,
@@ -161,7 +161,7 @@ class Program:
         layer["num_x"], layer["hidden_size"] = x_weights.shape[1], spec_layer.hidden_size
         layer["h_offset"] = next(self._h_offsets)
         layer["num_panels"] = padded(spec_layer.hidden_size) // WIDTH
-        self.layers.append(array)
+        self.layers.append(layer)
         return self._own(array)
 
     def _stages(self, k: int, layer: LayerSpec, x_weights: NDArray[np.float64]) -> int:
