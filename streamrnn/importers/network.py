@@ -112,6 +112,7 @@ class FrameLayer(Imported):
     spec: SpecLayer  # without a name, and what it reads
     arrays: dict[str, Array] = field(default_factory=dict)  # its parameters
     origins: Origins = field(default_factory=dict)
+    along: str = ""  # which of the input's axes it runs along, where that may be time
 
 
 Layer = Embedding | Dense | Scale | Activation | Recurrent | FrameLayer

@@ -8,7 +8,7 @@ runs along an axis notes which one, and `settle` decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,10 +28,9 @@ from streamrnn.model.layers.frame import (
 )
 from streamrnn.model.layers.memory import TimeConvSpec
 
-__all__ = ["FRAMES", "Along", "apply_frame", "join_signals", "settle", "take_channels"]
+__all__ = ["FRAMES", "apply_frame", "join_signals", "settle", "take_channels"]
 
 Attributes = dict[str, Any]
-Along = dict[str, str]  # the name of a layer to the label of the axis that it runs along
 FRAMES = (
     "AveragePool",
     "Conv",
@@ -53,9 +52,8 @@ def apply_frame(
     inputs: Sequence[Value | None],
     names: Sequence[str],
     attributes: Attributes,
-    along: Along,
 ) -> Value:
-    """Apply an operator to a signal; note in ``along`` which axis it runs along.
+    """Apply an operator to a signal.
 
     Raises `NotFollowed` if it does what no layer does.
     """
@@ -63,14 +61,14 @@ def apply_frame(
     if not isinstance(signal, Signal):
         raise NotFollowed("it is applied to something else than what the network computes")
     if op == "Conv":
-        return _conv(name, signal, inputs, names, attributes, along)
+        return _conv(name, signal, inputs, names, attributes)
     if op == "Pad":
-        return _pad(name, signal, inputs, attributes, along)
+        return _pad(name, signal, inputs, attributes)
     if op in ("Pow", "Sqrt"):
         return _square(op, name, signal, inputs)
     if op == "LayerNormalization":
         return _layer_norm(name, signal, inputs, names, attributes)
-    return _pool(op, name, signal, inputs, attributes, along)
+    return _pool(op, name, signal, inputs, attributes)
 
 
 def _place_axis(signal: Signal) -> tuple[int, str]:
@@ -104,7 +102,6 @@ def _conv(
     inputs: Sequence[Value | None],
     names: Sequence[str],
     attributes: Attributes,
-    along: Along,
 ) -> Signal:
     weight = inputs[1]
     if not isinstance(weight, np.ndarray) or weight.ndim != 3 or len(signal.axes) != 3:
@@ -132,8 +129,7 @@ def _conv(
         layer = Dense(name, weight[:, :, 0], bias, origins)
     else:
         spec = ConvSpec(len(weight), kernel, stride, padding, dilation, groups)
-        layer = FrameLayer(name, spec, {"weight": weight, "bias": bias}, origins)
-        along[name] = label
+        layer = FrameLayer(name, spec, {"weight": weight, "bias": bias}, origins, label)
     made = _with_place(signal.plus(layer), label, places)
     axes = list(made.axes)
     axes[1] = ((FEATURE, len(weight)),)
@@ -159,7 +155,6 @@ def _pad(
     signal: Signal,
     inputs: Sequence[Value | None],
     attributes: Attributes,
-    along: Along,
 ) -> Signal:
     rank = len(signal.axes)
     given = attributes.get("pads", inputs[1] if len(inputs) > 1 else None)
@@ -181,8 +176,7 @@ def _pad(
         raise NotFollowed(f"it pads in mode {attributes.get('mode')}")
     k, label = _place_axis(signal)
     padding = (pads[k], pads[k + rank])
-    along[name] = label
-    made = signal.plus(FrameLayer(name, PadSpec(padding, mode)))
+    made = signal.plus(FrameLayer(name, PadSpec(padding, mode), along=label))
     return _with_place(made, label, signal.shape[k] + sum(padding))
 
 
@@ -192,7 +186,6 @@ def _pool(
     signal: Signal,
     inputs: Sequence[Value | None],
     attributes: Attributes,
-    along: Along,
 ) -> Signal:
     kind = "max" if "Max" in op else "mean"
     rank = len(signal.axes)
@@ -223,8 +216,8 @@ def _pool(
     if signal.shape[k] < window:
         raise NotFollowed(f"its window is longer than the {signal.shape[k]} places")
     places = (signal.shape[k] - window) // stride + 1 if window else 1
-    along[name] = label
-    made = _with_place(signal.plus(FrameLayer(name, PoolSpec(kind, window, stride))), label, places)
+    layer = FrameLayer(name, PoolSpec(kind, window, stride), along=label)
+    made = _with_place(signal.plus(layer), label, places)
     return made if keeps else made.without(k)
 
 
@@ -263,10 +256,15 @@ def _square(op: str, name: str, signal: Signal, inputs: Sequence[Value | None]) 
     reads = last.reads if last is not None and _is_sum(last) else ()
     parts = [part for read in reads if (part := _part_of(signal, read)) is not None]
     if len(parts) == 2:
-        (whole, first), (other, second) = parts
+        (whole, first, places), (other, second, other_places) = parts
         size = first[1] - first[0]
         halves = (first, second) == ((0, size), (size, 2 * size))
-        if whole == other and halves and signal.channels_of(whole) == 2 * size:
+        is_same = (whole, places) == (other, other_places)
+        if is_same and halves and signal.channels_of(whole) == 2 * size:
+            if places != (0, 0):
+                label = signal.axes[-1][0][0] if signal.axes[-1] else ""
+                taken = FrameLayer(f"{name}.places", SliceSpec(places=places), along=label)
+                signal, whole = signal.plus(taken, reads=(whole,)), taken.name
             return signal.plus(FrameLayer(name, MagnitudeSpec()), reads=(whole,)).pruned()
     raise NotFollowed("it is no magnitude of complex numbers, sqrt(re^2 + im^2)")
 
@@ -279,22 +277,36 @@ def _is_sum(layer: Layer | None) -> bool:
     )
 
 
-def _part_of(signal: Signal, read: str) -> tuple[str, tuple[int, int]] | None:
-    """Return which channels of which layer a marked square is of."""
+def _part_of(signal: Signal, read: str) -> tuple[str, tuple[int, int], tuple[int, int]] | None:
+    """Return which channels of which layer a square is of, and which places of these."""
     square = signal.layer(read)
     if not isinstance(square, FrameLayer) or not isinstance(square.spec, MixSpec):
         return None
     if not square.spec.is_product or square.reads[0] != square.reads[-1]:
         return None
-    part = signal.layer(square.reads[0])
-    if isinstance(part, FrameLayer) and isinstance(part.spec, SliceSpec):
-        return part.reads[0], part.spec.channels
+    places = (0, 0)
+    part = _slice(signal, square.reads[0])
+    if part is not None and part[1].channels == (0, 0):  # places of them, to be taken before
+        places = part[1].places
+        part = _slice(signal, part[0])
+    return None if part is None else (part[0], part[1].channels, places)
+
+
+def _slice(signal: Signal, name: str) -> tuple[str, SliceSpec] | None:
+    """Return what a slice reads, and the slice; None of any other layer."""
+    layer = signal.layer(name)
+    if isinstance(layer, FrameLayer) and isinstance(layer.spec, SliceSpec):
+        return layer.reads[0], layer.spec
     return None
 
 
 def take_channels(signal: Signal, name: str, axis: int, first: int, end: int) -> Signal:
-    """Take a run of the channels."""
+    """Take a run of the channels, or of the places of a frame."""
     labels = {label for label, size in signal.axes[axis] if size != 1}
+    if labels and FEATURE not in labels and signal.find(FEATURE) == 1 and axis == 2:
+        _, label = _place_axis(signal)
+        layer = FrameLayer(name, SliceSpec(places=(first, end)), along=label)
+        return _with_place(signal.plus(layer), label, end - first)
     if labels != {FEATURE}:
         raise NotFollowed("it takes a part of what the network computes along another axis")
     made = signal.plus(FrameLayer(name, SliceSpec(channels=(first, end))))
@@ -336,14 +348,12 @@ def _stands_for_all(shapes: Sequence[tuple[int, ...]]) -> bool:
     return len(a) == len(b) == 3 and a[:2] == b[:2] and 1 in (a[2], b[2])
 
 
-def settle(
-    layers: Sequence[Layer], along: Mapping[str, str], time: str, problem: Callable[[str], None]
-) -> list[Layer]:
+def settle(layers: Sequence[Layer], time: str, problem: Callable[[str], None]) -> list[Layer]:
     """Let what runs along time be causal layers over steps; say what cannot be."""
     settled: list[Layer] = []
     before: tuple[str, int] | None = None  # a padding along time, and how many steps
     for layer in layers:
-        if not isinstance(layer, FrameLayer) or along.get(layer.name, "") != time or not time:
+        if not isinstance(layer, FrameLayer) or layer.along != time or not time:
             settled.append(layer)
             continue
         spec = layer.spec
@@ -374,7 +384,8 @@ def settle(
         made = TimeConvSpec(spec.channels, spec.kernel, spec.dilation, spec.groups)
         settled.append(replace(layer, spec=made, reads=reads))
     for layer in settled:
-        is_pad = isinstance(layer, FrameLayer) and isinstance(layer.spec, PadSpec)
-        if is_pad and time and along.get(layer.name) == time:
+        if not isinstance(layer, FrameLayer) or not time or layer.along != time:
+            continue
+        if isinstance(layer.spec, PadSpec):
             problem(f"{layer.name!r} pads time, and no convolution after it is causal with it")
     return settled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,7 +54,6 @@ class Graph:
     names: set[str] = field(default_factory=set)  # of nodes
     num_symbols: int = 0
     num_made: int = 0  # elements of constants that the graph made
-    along: dict[str, str] = field(default_factory=dict)  # layers to the axis that they run along
     open_axes: set[str] = field(default_factory=set)  # labels of axes whose size is open
     fixed: set[str] = field(default_factory=set)  # of what was given, the names that were found
 
@@ -81,13 +81,14 @@ def follow(file: OnnxFile, fixed: Mapping[str, float] | None = None) -> Graph:
         raise ModelFileError(f"{file.path}: {len(main.node)} nodes; at most {_MAX_NODES} are read")
     check_texts(file.path, main)
     _add_constants(graph, main)
-    cells = _find_cells(graph, main)
-    states = _state_names(main, cells)
+    nodes = list(_inlined(graph, main.node, dict(graph.values) | _fixed_inputs(main, fixed), 0))
+    cells = _find_cells(graph, main, nodes)
+    states = _state_names(main, nodes, cells)
     sizes: dict[str, int] = {}
     for item in main.input:
         if item.name in graph.values:  # an initialiser that is an input too, as before IR 4
             continue
-        shape = _input_shape(graph, item, sizes, fixed)
+        shape = _input_shape(graph, item, sizes, fixed, item.name in states)
         if item.name in fixed:
             graph.fixed.add(item.name)
             graph.values[item.name] = _given(item, shape, fixed[item.name])
@@ -102,20 +103,59 @@ def follow(file: OnnxFile, fixed: Mapping[str, float] | None = None) -> Graph:
         else:
             axes = tuple(((f"{item.name}.{k}", size),) for k, size in enumerate(shape))
             graph.values[item.name] = Signal(item.name, axes)
-    _run(graph, main.node, 0, cells)
+    _run(graph, nodes, 0, cells)
     return graph
 
 
-def _find_cells(graph: Graph, main: Any) -> list[Cell]:
+def _fixed_inputs(main: Any, fixed: Mapping[str, float]) -> dict[str, Value]:
+    """Return the inputs of a graph that are numbers, the same at every step."""
+    return {
+        item.name: _given(item, (), fixed[item.name])
+        for item in main.input
+        if item.name in fixed and not item.type.tensor_type.shape.dim
+    }
+
+
+def _inlined(
+    graph: Graph, nodes: Iterable[Any], constants: dict[str, Value], depth: int
+) -> Iterator[Any]:
+    """Yield nodes, those of a branch in place of its If where constants alone choose it.
+
+    Cells that an exporter wrote out may lie in such a branch.
+    """
+    import onnx
+
+    for node in nodes:
+        inputs = [constants.get(key) for key in node.input]
+        if all(isinstance(value, np.ndarray) for value in inputs):
+            branch = None
+            with suppress(NotFollowed):  # refused where it is run
+                if node.op_type == "If" and depth < _MAX_DEPTH:
+                    branch = _chosen(graph, node, inputs[0])
+            if branch is not None:
+                _add_constants(graph, branch)
+                constants |= {item.name: graph.values[item.name] for item in branch.initializer}
+                yield from _inlined(graph, branch.node, constants, depth + 1)
+                for outer, inner in zip(node.output, branch.output, strict=True):
+                    yield onnx.helper.make_node("Identity", [inner.name], [outer])
+                continue
+            if node.op_type in (*MOVES, *ARITHMETIC, *FOLDED, "Constant"):
+                with suppress(NotFollowed, ValueError, TypeError, IndexError, OverflowError):
+                    made = _apply(graph, node, node.name, inputs, depth)
+                    constants |= dict(zip(node.output, made, strict=False))
+        yield node
+
+
+def _find_cells(graph: Graph, main: Any, nodes: Sequence[Any]) -> list[Cell]:
     """Find the cells that an exporter wrote out."""
     constants = dict(graph.values)
-    for node in main.node:
+    for node in nodes:
         if node.op_type == "Constant" and len(node.output) == 1:
             try:
                 constants[node.output[0]] = _constant(_attributes(graph.file, node))
             except (NotFollowed, TypeError, ValueError):
                 continue  # refused where it is used
-    return find_cells(main.node, constants, [item.name for item in main.output])
+    return find_cells(nodes, constants, [item.name for item in main.output])
 
 
 def _add_constants(graph: Graph, main: Any) -> None:
@@ -134,9 +174,12 @@ def _given(item: Any, shape: tuple[int, ...], value: float) -> NDArray[Any]:
 
 
 def _input_shape(
-    graph: Graph, item: Any, sizes: dict[str, int], fixed: Mapping[str, float]
+    graph: Graph, item: Any, sizes: dict[str, int], fixed: Mapping[str, float], is_state: bool
 ) -> tuple[int, ...]:
-    """Return the shape of an input; axes whose size is open get one that is like no other."""
+    """Return the shape of an input; axes whose size is open get one that is like no other.
+
+    Where such axes have no names, that of a state is taken to be the batch, as an input's first.
+    """
     file = graph.file
     if not item.type.HasField("tensor_type") or not item.type.tensor_type.HasField("shape"):
         raise ModelFileError(f"{file.path}: input {item.name!r} has no shape")
@@ -151,16 +194,18 @@ def _input_shape(
             shape.append(int(fixed[name]))
             continue
         graph.open_axes.add(f"{item.name}.{k}")
-        shape.append(sizes.setdefault(name, _OPEN_SIZES[len(sizes) % len(_OPEN_SIZES)]))
+        is_batch = not axis.dim_param and (is_state or k == 0)
+        key = "(batch)" if is_batch else name
+        shape.append(sizes.setdefault(key, _OPEN_SIZES[len(sizes) % len(_OPEN_SIZES)]))
     if len(shape) > 8 or any(size > 1 << 24 for size in shape):
         raise ModelFileError(f"{file.path}: input {item.name!r} has the shape {shape}")
     return tuple(shape)
 
 
-def _state_names(main: Any, cells: Sequence[Cell]) -> set[str]:
+def _state_names(main: Any, nodes: Sequence[Any], cells: Sequence[Cell]) -> set[str]:
     """Find the inputs that reach an initial state and are only moved on the way."""
     wanted = {name for cell in cells for name in cell.state}
-    for node in reversed(list(_all_nodes(main.node, 0))):
+    for node in reversed(list(_all_nodes(nodes, 0))):
         if node.op_type in RECURRENT:
             wanted |= {name for name in list(node.input)[5:7] if name}
         elif node.op_type == "If":
@@ -255,7 +300,7 @@ def _apply(
         return [fold_constants(op, inputs)]
     inputs = [_as_signal(graph, op, value) for value in inputs]
     if op in FRAMES:
-        return [apply_frame(op, name, inputs, names, attributes, graph.along)]
+        return [apply_frame(op, name, inputs, names, attributes)]
     if op == "ConstantOfShape":
         return [_filled(graph, inputs[0], attributes)]
     if op == "If":
@@ -348,15 +393,23 @@ def _filled(graph: Graph, value: Value | None, attributes: dict[str, Any]) -> Va
     return np.broadcast_to(np.asarray(fill).reshape(-1)[:1], shape)
 
 
-def _branch(graph: Graph, node: Any, condition: Value | None, depth: int) -> list[Value]:
-    """Follow the branch that a constant condition chooses."""
-    if not isinstance(condition, np.ndarray) or condition.size != 1 or depth >= _MAX_DEPTH:
+def _chosen(graph: Graph, node: Any, condition: Value | None) -> Any:
+    """Return the branch that a constant condition chooses."""
+    if not isinstance(condition, np.ndarray) or condition.size != 1:
         raise NotFollowed("its condition is no constant")
     wanted = "then_branch" if condition.any() else "else_branch"
     branch = next((item.g for item in node.attribute if item.name == wanted), None)
     if branch is None or len(branch.output) != len(node.output):
         raise NotFollowed(f"it has no {wanted}")
     check_texts(graph.file.path, branch)
+    return branch
+
+
+def _branch(graph: Graph, node: Any, condition: Value | None, depth: int) -> list[Value]:
+    """Follow the branch that a constant condition chooses."""
+    if depth >= _MAX_DEPTH:
+        raise NotFollowed("it lies too deep")
+    branch = _chosen(graph, node, condition)
     _add_constants(graph, branch)
     _run(graph, branch.node, depth + 1)
     missing = Unknown((f"node {node.name!r} (If): its branch makes no such output",))

@@ -82,8 +82,10 @@ def import_onnx(
     network = Network(file.path, _source(graph))
     states = check_states(graph, outputs, network)
     name, signal = main_output(file.path, outputs, set(states.values()))
-    is_steps = signal.time or next(iter(graph.open_axes & set(graph.along.values())), "")
-    network.layers = settle(signal.pruned().layers, graph.along, is_steps, network.problems.append)
+    layers = signal.pruned().layers
+    along = {layer.along for layer in layers if isinstance(layer, FrameLayer)}
+    is_steps = signal.time or next(iter(graph.open_axes & along), "")
+    network.layers = settle(layers, is_steps, network.problems.append)
     _add_frames(graph, signal, network, options.context)
     network.layers = _in_rows(network.layers)
     _check_input(graph, signal, network)
@@ -133,14 +135,13 @@ def _in_rows(layers: Sequence[Layer]) -> list[Layer]:
 def _add_frames(graph: Graph, signal: Signal, network: Network, context: int) -> None:
     """Give the network an input with a shape, where layers run along the places of a frame."""
     labels = {
-        graph.along[layer.name]
-        for layer in network.layers
-        if isinstance(layer, FrameLayer) and graph.along.get(layer.name)
+        layer.along for layer in network.layers if isinstance(layer, FrameLayer) and layer.along
     } - {signal.time}
     is_frame = any(
-        isinstance(layer, FrameLayer) and not isinstance(layer.spec, TimeConvSpec)
+        isinstance(layer, FrameLayer)
+        and layer.along in labels
+        and not isinstance(layer.spec, TimeConvSpec)
         for layer in network.layers
-        if graph.along.get(layer.name) in labels
     )
     if not is_frame:
         if context:

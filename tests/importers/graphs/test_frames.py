@@ -192,3 +192,38 @@ def test_skips_gates_and_heads_side_by_side_come_out_right(importing):
     d = h / (1 + np.exp(-k)) - k
     wanted = np.concatenate([d, d @ tensors["Q"].astype(np.float64)], axis=1)
     assert np.abs(ReferenceModel(model).steps(X[0]) - wanted).max() <= REFERENCE_FLOAT64
+
+
+def test_a_branch_that_a_fixed_input_chooses_is_followed(tmp_path):
+    """The other branch is of another network; the chosen one has a cell that was written out."""
+    tensors = {"W1": draw(3, 5), "W2": draw(5, 5), "K": draw(3, 5), "rate": np.array(16)}
+
+    def branch(name, nodes):
+        outputs = [H.make_tensor_value_info(f"{name}.y", 1, [1, 5])]
+        return H.make_graph(nodes, name, [], outputs)
+
+    then = branch(
+        "then",
+        [
+            H.make_node("MatMul", ["X", "W1"], ["then.a"]),
+            H.make_node("MatMul", ["s", "W2"], ["then.b"]),
+            H.make_node("Add", ["then.a", "then.b"], ["then.c"]),
+            H.make_node("Tanh", ["then.c"], ["then.y"]),
+        ],
+    )
+    other = branch("else", [H.make_node("MatMul", ["X", "K"], ["else.y"])])
+    nodes = [
+        H.make_node("Equal", ["sr", "rate"], ["is"]),
+        H.make_node("If", ["is"], ["Y"], then_branch=then, else_branch=other),
+        H.make_node("Identity", ["Y"], ["s1"]),
+    ]
+    inputs = {"X": [1, 3], "s": [1, 5], "sr": []}
+    path = graph_file(tmp_path / "m.onnx", nodes, tensors, inputs, ("Y", "s1"))
+    model = import_file(path, graph=GraphOptions({"sr": 16})).model
+    h, wanted = np.zeros(5), []
+    for row in X[0].astype(np.float64):
+        h = np.tanh(row @ tensors["W1"] + h @ tensors["W2"])
+        wanted.append(h)
+    assert np.abs(ReferenceModel(model).steps(X[0]) - wanted).max() <= REFERENCE_FLOAT64
+    plain = import_file(path, graph=GraphOptions({"sr": 8})).model
+    assert np.abs(ReferenceModel(plain).steps(X[0]) - X[0] @ tensors["K"]).max() <= 1e-6
