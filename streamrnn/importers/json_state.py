@@ -67,16 +67,17 @@ def import_guitarml(path: str, value: dict[str, Any], options: TorchOptions) -> 
     data = value["model_data"]
     kind, cell = data.get("model", "SimpleRNN"), data.get("unit_type")
     problems = []
-    if kind != "SimpleRNN" or str(cell) not in _CELLS:
+    if str(kind) != "SimpleRNN" or str(cell) not in _CELLS:
         problems.append(
             f"its class is {str(kind)[:40]!r} with units {str(cell)[:40]!r}; known is SimpleRNN "
             f"with {', '.join(_CELLS)}"
         )
     skip = whole(data.get("skip", 0), f"{path}: skip", 0, 65_536)
-    if skip and skip != data.get("output_size", 1):
+    outputs = str(data.get("output_size", 1))
+    if skip and str(skip) != outputs:
         problems.append(
-            f"the first {skip} inputs are added (skip) to {str(data.get('output_size', 1))[:20]} "
-            "outputs; there must be as many"
+            f"the first {skip} inputs are added (skip) to {outputs[:20]} outputs; there must be as "
+            "many"
         )
     if problems:
         raise refuse(path, problems)

@@ -131,7 +131,8 @@ def _last(shape: Any, what: str) -> int:
 
 def _layers(item: dict[str, Any], name: str, size: int, problems: list[str]) -> list[Layer]:
     kind = str(item.get("type"))
-    activation = item.get("activation") or "identity"
+    activation = item.get("activation", "")
+    activation = "" if activation is None else activation
     if not isinstance(activation, str):
         raise ModelFileError(f"{name}: its activation is no text")
     weights = item.get("weights", [])
@@ -172,9 +173,9 @@ def _convolution(
     taps = _last(item.get("kernel_size"), f"{name}: kernel_size")
     dilation = _last(item.get("dilation", [1]), f"{name}: dilation")
     groups = whole(item.get("groups", 1), f"{name}: groups", 1, size)
-    strides = item.get("strides", 1)
-    if strides not in (1, [1]):
-        problems.append(f"{name} has strides of {str(strides)[:20]}: it gives fewer steps")
+    strides = str(item.get("strides", 1))
+    if strides not in ("1", "[1]"):
+        problems.append(f"{name} has strides of {strides[:20]}: it gives fewer steps")
     if size % groups or units % groups:
         raise ModelFileError(f"{name}: {size} and {units} channels in {groups} groups")
     if len(weights) not in (1, 2):

@@ -69,6 +69,7 @@ def test_a_nam_first_state_is_kept_or_left_out(importing):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        ({"architecture": [0.5] * 70}, "read are LSTM, WaveNet, ConvNet"),
         ({"architecture": "Linear"}, "architecture 'Linear'; read are LSTM, WaveNet, ConvNet"),
         ({"weights": [1.0, 2.0]}, "has 2 weights; its config asks for more"),
         ({"weights": [0.5] * 173}, "has 173 weights; its config asks for 172"),
@@ -173,6 +174,7 @@ def test_all_that_rtneural_has_too_much_is_listed(importing):
     ("change", "reason"),
     [
         (lambda v: v.update(in_skip=3), "in_skip is 3, with 1 outputs"),
+        (lambda v: v["layers"][0].update(activation=[0.5] * 70), "its activation is no text"),
         (lambda v: v.update(in_gain="loud"), "in_gain is loud; expected decibels"),
         (lambda v: v["layers"][0].update(type="conv2d"), r"layer 0 \(conv2d\) is not supported"),
         (lambda v: v["layers"][0].update(type="conv1d"), "kernel_size is no list"),
@@ -218,6 +220,8 @@ def test_a_guitarml_skip_adds_the_first_inputs(importing):
     ("data", "reason"),
     [
         ({"skip": 2}, "the first 2 inputs are added"),
+        ({"model": [0.5] * 70}, "its class is "),
+        ({"skip": 1, "output_size": [0.5] * 70}, "the first 1 inputs are added"),
         ({"skip": 1.5}, "skip is 1.5; it must be a whole number"),
         ({"model": "ConvSimpleRNN"}, "its class is 'ConvSimpleRNN'"),
         ({"unit_type": "GRU"}, "says GRU with a linear layer; its tensors are another"),

@@ -241,6 +241,10 @@ def test_a_convnet_comes_out_right(
         ({"activation": {"type": "Tanh", "x": 1}}, "its activation has 'x'"),
         ({"condition_size": 2}, "array 0 has a condition of 2 values"),
         ({"swirl": 1}, "array 0 has 'swirl'"),
+        ({"bottleneck": [0.5] * 70}, "array 0 has bottleneck"),  # a long list is an array
+        ({"layer1x1": [0.5] * 70}, "array 0 has layer1x1"),
+        ({"dilations": [0.5] * 9000}, "its config has a list of 9000 numbers"),
+        ({"dilations": [0.5] * 70}, "dilations is 0.5; it must be a whole number"),
         ({"channels": 0}, "array 0: channels is 0; it must be a whole number"),
         ({"channels": 1 << 50}, "from 1 to 8192"),
         ({"channels": 8000}, "its config asks for more"),

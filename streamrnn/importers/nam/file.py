@@ -9,7 +9,7 @@ from streamrnn.importers.build.model import build_model
 from streamrnn.importers.nam.convnet import read_convnet
 from streamrnn.importers.nam.lstm import read_lstm
 from streamrnn.importers.nam.wavenet import read_wavenet
-from streamrnn.importers.nam.weights import Weights
+from streamrnn.importers.nam.weights import Weights, plain_config
 from streamrnn.importers.network import FrameLayer, ImportedModel, Names, Network
 from streamrnn.model.layers.memory import TimeConvSpec
 
@@ -49,7 +49,7 @@ def import_nam(
         If it is another architecture, or its numbers are not as many as it asks for.
     """
     notes: list[str] = []
-    if value["architecture"] == "SlimmableContainer":
+    if str(value["architecture"]) == "SlimmableContainer":
         value = _largest(path, value, notes)
     architecture, config = value["architecture"], value["config"]
     if not isinstance(architecture, str) or architecture not in _READERS:
@@ -59,6 +59,7 @@ def import_nam(
         )
     if not isinstance(config, dict):
         raise ModelFileError(f"{path}: its config is no object")
+    config = plain_config(config, path)
     version = str(value.get("version", ""))[:20]
     network = Network(path, f"Neural Amp Modeler {version}".strip(), notes=notes)
     weights = Weights(path, value["weights"])

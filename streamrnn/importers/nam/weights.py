@@ -13,7 +13,7 @@ from streamrnn.importers.json_text import array_of, whole
 from streamrnn.importers.network import Activation, FrameLayer, Network
 from streamrnn.model.layers.frame import ActivationSpec
 
-__all__ = ["MAX_CHANNELS", "Weights", "activation_of", "refuse_keys", "wholes"]
+__all__ = ["MAX_CHANNELS", "Weights", "activation_of", "plain_config", "refuse_keys", "wholes"]
 
 Array = NDArray[Any]
 
@@ -69,13 +69,24 @@ class Weights:
             )
 
 
+def plain_config(value: Any, path: str) -> Any:
+    """Make lists again of a configuration's long lists of numbers, which are arrays."""
+    if isinstance(value, dict):
+        return {key: plain_config(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain_config(item, path) for item in value]
+    if isinstance(value, np.ndarray):
+        if value.size > MAX_CHANNELS:
+            raise ModelFileError(f"{path}: its config has a list of {value.size} numbers")
+        return [int(x) if x.is_integer() else x for x in value.tolist()]
+    return value
+
+
 def wholes(value: Any, what: str, most: int) -> list[int]:
     """Return a list of whole numbers from 1 to ``most``."""
-    if not isinstance(value, list | np.ndarray) or not 0 < len(value) <= _MAX_LAYERS:
+    if not isinstance(value, list) or not 0 < len(value) <= _MAX_LAYERS:
         raise ModelFileError(f"{what} is no list of 1 to {_MAX_LAYERS} whole numbers")
-    items = value.tolist() if isinstance(value, np.ndarray) else value  # a long list is an array
-    numbers = [int(x) if isinstance(x, float) and x.is_integer() else x for x in items]
-    return [whole(number, what, 1, most) for number in numbers]
+    return [whole(item, what, 1, most) for item in value]
 
 
 def refuse_keys(network: Network, where: str, given: dict[str, Any], known: set[str]) -> None:

@@ -78,7 +78,8 @@ def kind_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
     leaves = set(shapes)
     if leaves >= _STATISTICS and leaves <= _STATISTICS | _PARTS | {"num_batches_tracked"}:
         vectors = {shape for leaf, shape in shapes.items() if leaf != "num_batches_tracked"}
-        one_size = len(vectors) == 1 and len(shapes["running_mean"]) == 1
+        size = shapes["running_mean"]
+        one_size = len(vectors) == 1 and len(size) == 1 and 0 not in size
         return "batch norm" if one_size and len(leaves & _PARTS) != 1 else ""
     weight = shapes.get("weight", ())
     if (

@@ -255,6 +255,15 @@ def test_a_norm_that_fits_in_several_places_is_asked_for(importing):
         importing(recurrent() | linear() | vector_pair("ln", 7))
 
 
+def test_two_norms_in_one_place_are_asked_for(importing):
+    tensors = recurrent() | linear() | vector_pair("ln", 5) | statistics("bn", 5)
+    with pytest.raises(ModelFileError, match=r"bn .5.*whose place a state dict does not say"):
+        importing(tensors)
+    h = norm(tensors, batch_norm(tensors, cell(tensors, X)))
+    found = importing(tensors, layers=["rnn", "bn", "ln", "fc"])
+    assert close(found, dense(tensors, h), FOLDED)
+
+
 @pytest.mark.parametrize("place", ["before", "between", "after"])
 def test_a_batch_norm_is_a_gain_and_a_shift(importing, place):
     size = {"before": 3, "between": 5, "after": 2}[place]
