@@ -153,6 +153,27 @@ def test_keras_agrees_with_models_within_models(tmp_path, ending):
         assert [prove(found.model, item).failure for item in recordings] == [None] * len(recordings)
 
 
+SIDE_BY_SIDE = """
+import sys, keras
+L = keras.layers
+x, t = keras.Input((None, 3)), keras.Input((None, 2))
+h = L.LSTM(4, return_sequences=True)(L.Concatenate()([x, t]))
+keras.Model([x, t], [L.Dense(2)(h), L.Dense(1, activation="sigmoid")(h)]).save(sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_keras_agrees_with_several_inputs_and_outputs(tmp_path):
+    pytest.importorskip("h5py")
+    pytest.importorskip("keras")
+    path = str(tmp_path / "m.keras")
+    subprocess.run([sys.executable, "-c", SIDE_BY_SIDE, path], check=True, capture_output=True)
+    found = import_file(path)
+    recordings, why = run.record_original(path, found)
+    assert recordings, why
+    assert [prove(found.model, item).failure for item in recordings] == [None] * len(recordings)
+
+
 def keras_archive(tmp_path, **change):
     pytest.importorskip("h5py")
     from tests.importers.files.keras import archive, dense, recurrent, sequential

@@ -84,7 +84,9 @@ def make_layer(call: Call) -> Value:
         raise call.refuse(
             f"({kind}) reads what a ZeroPadding1D put before the sequence; a Conv1D alone does"
         )
-    return operation(call) if kind.startswith("ops.") else _MAKERS[kind](call)
+    made = operation(call) if kind.startswith("ops.") else _MAKERS[kind](call)
+    is_dropped = call.build.version.startswith("2.") and kind in ("Normalization", "Rescaling")
+    return replace(made, is_masked=False) if is_dropped else made  # the mask, by Keras 2
 
 
 operation = merges.operation

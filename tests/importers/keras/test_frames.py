@@ -155,6 +155,16 @@ def test_a_mask_that_no_model_can_follow_is_refused(importing, layers, reason):
         importing(layers)
 
 
+@pytest.mark.parametrize(("version", "is_refused"), [("2.15.0", True), ("3.1.0", False)])
+def test_a_rescaling_of_keras_2_drops_the_mask(importing, version, is_refused):
+    layers = [layer("Masking"), layer("Rescaling", scale=2.0), recurrent("LSTM")]
+    if not is_refused:
+        assert importing(layers, version=version).model.spec.mask_value == 0
+        return
+    with pytest.raises(ModelFileError, match="does not reach 'lstm_"):
+        importing(layers, version=version)
+
+
 def test_a_recurrent_layer_beside_the_mask_is_refused(importing):
     layers = [layer("InputLayer"), layer("Masking"), recurrent("LSTM"), recurrent("GRU")]
     layers += [layer("Concatenate")]
