@@ -222,8 +222,8 @@ def _advice(model: Model, recording: Recording, y: NDArray[Any], limit: NDArray[
         hint = "Only the last step was recorded: record all steps to see where they part"
     elif t == 0:
         hint = (
-            "The first step differs already: try --activation, --nonlinearity, --head-input or "
-            "--head; a trained first state or a skip connection in the original does it too"
+            "The first step differs already. Of a state dict try --activation, --nonlinearity, "
+            "--head-input, --skip, --head or --first-state; --layers says everything"
         )
     else:
         hint = f"The first {t} steps agree: try --nonlinearity, and record from a zero state"

@@ -359,7 +359,7 @@ def test_a_nan_in_the_recording_is_a_difference(tmp_path):
 def test_a_wrong_activation_fails_the_check(tmp_path, capsys):
     paths = record("lstm_2_linear", tmp_path)
     assert run_check(tmp_path, paths, "lstm_2_linear", "--activation", "tanh") == 1
-    assert "The first step differs already: try --activation" in capsys.readouterr().err
+    assert "The first step differs already. Of a state dict try" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
