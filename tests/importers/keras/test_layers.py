@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from streamrnn.errors import ModelFileError
 from streamrnn.reference.activations import ACTIVATIONS
 from streamrnn.reference.gru import gru_step
 from streamrnn.reference.lstm import lstm_step
@@ -197,6 +198,13 @@ def test_a_causal_convolution_sees_steps_before(importing, kernel, dilation, bef
     found = importing([margin, made] if before else [made])
     wanted = np.maximum(convolved(WIDE, made[2][0], dilation) + made[2][1], 0)
     assert close(answers(found), wanted)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("padding", ["valid", "causal"])
+def test_other_zeros_than_a_convolution_reads_are_refused(importing, steps, padding):
+    with pytest.raises(ModelFileError, match="it needs inputs to come"):
+        importing([layer("ZeroPadding1D", padding=[steps, 0]), conv(padding=padding)])
 
 
 def test_groups_of_a_convolution_see_their_own_channels(importing):
