@@ -91,9 +91,9 @@ def _of_layer(kind: str, config: Config, where: str) -> Known:
 
     def number(*names: str, default: float) -> float:
         value = next((config[name] for name in names if config.get(name) is not None), default)
-        if isinstance(value, list | dict):  # an array, serialised
-            value = value.get("config", {}).get("value") if isinstance(value, dict) else value
-            value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if isinstance(value, dict) and isinstance(value.get("config"), dict):
+            value = value["config"].get("value")  # an array, serialised
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ModelFileError(f"{where}: {names[0]} is {str(value)[:40]!r}; expected a number")
         return float(value)
@@ -118,11 +118,11 @@ def _of_layer(kind: str, config: Config, where: str) -> Known:
 
 def prelu(call: Call) -> Value:
     """Make a PReLU, whose slopes must be the same at every step and every place."""
-    if len(call.arrays) != 1 or not call.arrays[0].ndim:
+    if len(call.arrays) != 1 or not call.arrays[0].size or not call.arrays[0].ndim:
         raise call.refuse("has no weights in the file")
     value = call.build.single(call.value, call.name)
     slopes = call.arrays[0].reshape(-1, call.arrays[0].shape[-1])
-    if slopes.size == 0 or not (slopes == slopes[0]).all():
+    if not (slopes == slopes[0]).all():
         raise call.refuse(
             "(PReLU) has slopes of their own for every step or place; a model has one for each "
             "channel (shared_axes)"

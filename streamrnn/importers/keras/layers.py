@@ -159,8 +159,10 @@ def _mask(call: Call, mask_value: float) -> None:
 def _one_for_each(call: Call, vector: NDArray[Any], what: str) -> NDArray[np.float64]:
     """Return one number for each channel, of one for all or the same for every place."""
     channels = call.value.channels or vector.reshape(-1).size
+    if not vector.size:
+        raise call.refuse(f"has no numbers ({what})")
     rows = vector.reshape(-1, vector.shape[-1] if vector.ndim else 1).astype(np.float64)
-    if rows.size == 0 or not (rows == rows[0]).all() or rows.shape[1] not in (1, channels):
+    if not (rows == rows[0]).all() or rows.shape[1] not in (1, channels):
         raise call.refuse(f"has {list(vector.shape)} numbers ({what}) for {channels} channels")
     return np.broadcast_to(rows[0], channels)
 

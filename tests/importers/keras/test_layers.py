@@ -200,6 +200,24 @@ def test_a_causal_convolution_sees_steps_before(importing, kernel, dilation, bef
     assert close(answers(found), wanted)
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        layer("PReLU", [np.zeros((1, 0), np.float32)]),
+        layer("PReLU", [np.zeros((), np.float32)]),
+        layer("Normalization", [np.zeros(0, np.float32)] * 2),
+        layer("Normalization", mean=[], variance=[]),
+        layer("Rescaling", scale=[]),
+        layer("LeakyReLU", alpha={"config": 3}),
+        layer("LeakyReLU", alpha=[]),
+        layer("ELU", alpha={"config": {"value": {}}}),
+    ],
+)
+def test_arrays_and_options_without_numbers_are_refused(importing, made):
+    with pytest.raises(ModelFileError, match=r"no (weights|numbers|mean)|expected a number"):
+        importing([dense(3, 4), made])
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("padding", ["valid", "causal"])
 def test_other_zeros_than_a_convolution_reads_are_refused(importing, steps, padding):
