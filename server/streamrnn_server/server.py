@@ -129,7 +129,7 @@ class Server:
         # A GPU's precision is its own; here are the layout of a row and what checks an input.
         precision = config.precision if self.device == "cpu" else "float32"
         programs = {name: Program(model, precision) for name, model in models.items()}
-        arithmetic = next(iter(programs.values())).arithmetic
+        arithmetics = {name: program.arithmetic for name, program in programs.items()}
         on_gpu: list[list[CudaDevice]] = []
         if self.device == "cuda":
             max_streams = config.max_streams_of_a_shard
@@ -137,7 +137,7 @@ class Server:
                 make_devices(models, max_streams, config.precision)
                 for _ in range(config.num_shards)
             ]
-            arithmetic = on_gpu[0][0].arithmetic
+            arithmetics = dict.fromkeys(models, on_gpu[0][0].arithmetic)
         disks: list[zmq.Socket[bytes] | None] = [None] * config.num_shards
         journals, pairs = list(disks), []
         if config.state_dir is not None:
@@ -147,13 +147,13 @@ class Server:
             if config.keeps_journal and self.device == "cpu":
                 pairs = [self._make_pair(f"journal-{k}") for k in range(config.num_shards)]
                 journals = [theirs for _, theirs in pairs]
-            args = (config, models, programs, arithmetic, ours, self._log)
+            args = (config, models, programs, arithmetics, ours, self._log)
             self._disk = StateDir(*args, [our for our, _ in pairs])
         self.control = Control(
             config,
             models,
             programs,
-            arithmetic,
+            arithmetics,
             self.device,
             self.endpoints,
             self._log,

@@ -38,7 +38,7 @@ from streamrnn_server.shard.setup import ShardMemory
 from streamrnn_server.shard.structs import AskKind, CommandKind, ShardState
 from streamrnn_server.storage.expiry import Expiry
 from streamrnn_server.storage.journal_writer import JournalWriter
-from streamrnn_server.storage.replay import Replay
+from streamrnn_server.storage.replay import Replay, all_arithmetics
 from streamrnn_server.storage.state_dir import begin_journal, served_models, templates_of
 from streamrnn_server.storage.writer import CheckpointWriter
 from tests.simulation.zmq import Frames, Wire
@@ -208,11 +208,12 @@ class Life:
         self._saves = False  # whether a turn of the saver is scheduled
         self._num_asked = 0
         self._log = log = EventLog(stream=self.log)
-        arithmetic = next(iter(programs.values())).arithmetic
+        arithmetics = {name: program.arithmetic for name, program in programs.items()}
+        arithmetic = all_arithmetics(arithmetics.values())
         expiry = Expiry(store.clock_s, config.time_to_live_s)
         numbers = range(config.num_shards)
-        served = served_models(models, programs)
-        held = Replay(store, journal_directory, served, programs, arithmetic, log).run()
+        served = served_models(models, programs, arithmetics)
+        held = Replay(store, journal_directory, served, programs, log).run()
         assert not held
         self._journal_ends = [
             _DiskEnd(functools.partial(self._answer_group_later, k)) for k in numbers
@@ -223,7 +224,7 @@ class Life:
             begin_journal(store, journal_directory)
             self.journals = [self._make_journal(k, served, arithmetic, disk) for k in numbers]
         self._ends = [_DiskEnd(functools.partial(self._answer_later, k)) for k in numbers]
-        templates = templates_of(served, arithmetic)
+        templates = templates_of(served)
         self.saver = CheckpointWriter(store, templates, self._ends, expiry, log)  # type: ignore[arg-type]
         state_dir: Any = SimpleNamespace(
             store=store,
@@ -236,7 +237,7 @@ class Life:
             read_only=None,
         )
         self.control = Control(
-            config, models, programs, arithmetic, "cpu", endpoints, log, state_dir
+            config, models, programs, arithmetics, "cpu", endpoints, log, state_dir
         )
         self.shards = [self._make_shard(k, config, programs, endpoints) for k in numbers]
         self.control.shards = [shard.memory for shard in self.shards]

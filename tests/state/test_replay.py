@@ -27,8 +27,7 @@ from streamrnn.state.store import STREAMS, StateStore
 from streamrnn_client.protocol import ErrorCode, canonical_id
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.storage import replay
-from streamrnn_server.storage.record_lookup import ServedModel
-from streamrnn_server.storage.replay import SET_ASIDE, UNDER_WAY, Replay
+from streamrnn_server.storage.replay import SET_ASIDE, UNDER_WAY, Replay, all_arithmetics
 from streamrnn_server.storage.state_dir import served_models
 from tests.support.models import random_model
 
@@ -36,7 +35,7 @@ NUM_INPUTS, WINDOW_LOG2 = 3, 2
 MODEL = random_model(np.random.default_rng(3), [("gru", 8)], NUM_INPUTS, 2)
 PROGRAMS = {"m": Program(MODEL)}
 ARITHMETIC = PROGRAMS["m"].arithmetic
-SERVED = served_models({"m": MODEL}, PROGRAMS)
+SERVED = served_models({"m": MODEL}, PROGRAMS, {"m": ARITHMETIC})
 HEAD = SegmentHead(1, 0, 1, ARITHMETIC, (("m", MODEL.fingerprint),))
 X = np.random.default_rng(5).standard_normal((40, NUM_INPUTS)).astype(np.float32)
 A = canonical_id("a")
@@ -60,7 +59,8 @@ class Journal:
         return segment.path
 
     def replay(self, served=SERVED, programs=PROGRAMS, arithmetic=ARITHMETIC):
-        args = (self.store, self.directory, served, programs, arithmetic)
+        served = [model._replace(arithmetic=arithmetic) for model in served]
+        args = (self.store, self.directory, served, programs)
         return Replay(*args, EventLog(stream=self.log)).run()
 
     def record(self, stream=A):
@@ -231,7 +231,7 @@ def test_a_stream_that_was_closed_does_not_come_back_from_a_segment_that_is_kept
     assert journal.replay().keys() == {b}
     assert (journal.record() is not None) == is_opened_again
     assert journal.record(c) is None
-    served = [*SERVED, ServedModel("old", "ab" * 32, SERVED[0].row_bytes, SERVED[0].y_bytes)]
+    served = [*SERVED, SERVED[0]._replace(name="old", fingerprint="ab" * 32)]
     assert journal.replay(served=served, programs={**PROGRAMS, "old": PROGRAMS["m"]}) == {}
     assert journal.record(b).last_seq == 2
     assert (journal.record() is not None) == is_opened_again
@@ -253,6 +253,14 @@ def test_a_crash_as_a_segment_is_written_anew_leaves_it_as_it_was(journal, monke
     assert journal.replay().keys() == {b.stream}
     assert list(journal.directory.iterdir()) == [path]
     assert len(path.read_bytes()) < len(content)
+
+
+def test_a_segment_of_models_that_are_computed_differently_is_replayed(journal):
+    both = all_arithmetics([ARITHMETIC, f"{ARITHMETIC}-layers1", ARITHMETIC])
+    assert both == f"{ARITHMETIC};{ARITHMETIC}-layers1"
+    journal.write(opened(), *stepped(1, 3), head=HEAD._replace(arithmetic=both))
+    assert journal.replay() == {}
+    assert (journal.record().last_seq, journal.record().arithmetic) == (3, ARITHMETIC)
 
 
 def test_other_arithmetic_and_other_models_are_held_and_drained_later(journal):

@@ -45,6 +45,7 @@ from streamrnn_server.control.stats import (
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.structs import AskKind, CommandKind
 from streamrnn_server.storage.record_lookup import RecordLookup
+from streamrnn_server.storage.replay import all_arithmetics
 from streamrnn_server.storage.state_dir import StateDir, served_models, templates_of
 
 __all__ = ["Control"]
@@ -70,7 +71,7 @@ class Control:
         config: ServerConfig,
         models: Mapping[str, Model],
         programs: Mapping[str, Program],
-        arithmetic: str,
+        arithmetics: Mapping[str, str],
         device: str,
         endpoints: Sequence[str],
         log: EventLog,
@@ -84,7 +85,7 @@ class Control:
         self._models = dict(models)
         self._row_bytes = {name: program.row_bytes for name, program in programs.items()}
         self._specs = [(name, model.spec) for name, model in models.items()]
-        self._arithmetic, self._device = arithmetic, device
+        self._arithmetic, self._device = all_arithmetics(arithmetics.values()), device
         self._endpoints = list(endpoints)
         self._log = log
         self._disk = disk
@@ -96,13 +97,11 @@ class Control:
             "models": lambda _: self._list_models(),
             "stats": lambda caller: self._stats_for(caller.user),
         }
-        served = served_models(models, programs)
+        served = served_models(models, programs, arithmetics)
         store, expiry = (None, None) if disk is None else (disk.store, disk.expiry)
         held = {} if disk is None else disk.held
-        self._record_lookup = RecordLookup(
-            served, arithmetic, store, expiry, config.has_users, held
-        )
-        templates = templates_of(served, arithmetic)
+        self._record_lookup = RecordLookup(served, store, expiry, config.has_users, held)
+        templates = templates_of(served)
         self._state_methods = StateMethods(
             self._record_lookup,
             templates,

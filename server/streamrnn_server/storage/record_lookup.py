@@ -31,12 +31,15 @@ class ServedModel(NamedTuple):
     row_bytes : int
     y_bytes : int
         Bytes of one output.
+    arithmetic : str
+        What computes it.
     """
 
     name: str
     fingerprint: str
     row_bytes: int
     y_bytes: int
+    arithmetic: str
 
 
 class RecordLookup:
@@ -45,14 +48,12 @@ class RecordLookup:
     def __init__(
         self,
         models: Sequence[ServedModel],
-        arithmetic: str,
         store: StateStore | None,
         expiry: Expiry | None,
         has_users: bool = False,
         held: Mapping[bytes, ProtocolError] | None = None,
     ) -> None:
         self._models = list(models)
-        self._arithmetic = arithmetic
         self._held = held or {}
         self._store, self._expiry, self._has_users = store, expiry, has_users
         self._refusals: OrderedDict[bytes, dict[str, Any]] = OrderedDict()
@@ -152,14 +153,14 @@ class RecordLookup:
                 stored=record.fingerprint,
                 served=[f"{each.name} {each.fingerprint}" for each in self._models],
             )
-        if record.arithmetic != self._arithmetic:
+        index = next((k for k in fitting if self._models[k].name == record.model), fitting[0])
+        model = self._models[index]
+        if record.arithmetic != model.arithmetic:
             raise ProtocolError(
                 ErrorCode.MISMATCH,
                 stored_arithmetic=record.arithmetic,
-                arithmetic=self._arithmetic,
+                arithmetic=model.arithmetic,
             )
-        index = next((k for k in fitting if self._models[k].name == record.model), fitting[0])
-        model = self._models[index]
         row_bytes, y_bytes = len(record.row), record.outputs.shape[1]
         if not fits_model(row_bytes, y_bytes, model.row_bytes, model.y_bytes):
             raise ProtocolError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,20 @@ from streamrnn_server.storage.disk_reserve import DiskReserve
 from streamrnn_server.storage.record_lookup import ServedModel
 from streamrnn_server.storage.replayed import Replayed, ReplayedStream
 
-__all__ = ["SET_ASIDE", "UNDER_WAY", "Replay"]
+__all__ = ["SET_ASIDE", "UNDER_WAY", "Replay", "all_arithmetics"]
 
 _MAX_STREAMS, _MAX_BYTES = 4096, 64 * 2**20  # replayed at once
 UNDER_WAY, SET_ASIDE = "replaying.json", "set-aside.json"
 _MAX_ATTEMPTS = 2
 _MAX_NAMED = 10
+
+
+_AND = ";"
+
+
+def all_arithmetics(arithmetics: Iterable[str]) -> str:
+    """Name what computes several models, as the head of a segment does."""
+    return _AND.join(sorted(set(arithmetics)))
 
 
 class Replay:
@@ -63,11 +71,10 @@ class Replay:
         directory: Path,
         served: Sequence[ServedModel],
         programs: Mapping[str, Program],
-        arithmetic: str,
         log: EventLog,
     ) -> None:
         self._store, self._directory, self._log = store, directory, log
-        self._served, self._arithmetic = list(served), arithmetic
+        self._served = list(served)
         self._replayed = [Replayed(program.for_shard()) for program in programs.values()]
         self._held: dict[bytes, ProtocolError] = {}
         self._made: set[bytes] = set()  # streams that begin in the journal
@@ -166,18 +173,20 @@ class Replay:
     def _index_of(self, segment: Segment, k: int) -> int | ProtocolError:
         """Return which served model is a segment's, or why none is."""
         name, fingerprint = segment.head.models[k]
-        if segment.head.arithmetic != self._arithmetic:
-            return ProtocolError(
-                ErrorCode.MISMATCH,
-                stored_arithmetic=segment.head.arithmetic,
-                arithmetic=self._arithmetic,
-            )
         fitting = [k for k, each in enumerate(self._served) if each.fingerprint == fingerprint]
         if not fitting:
             served = [f"{each.name} {each.fingerprint}" for each in self._served]
             detail: dict[str, Any] = {"stored_model": name, "stored": fingerprint, "served": served}
             return ProtocolError(ErrorCode.MISMATCH, **detail)
-        return next((k for k in fitting if self._served[k].name == name), fitting[0])
+        found = next((k for k in fitting if self._served[k].name == name), fitting[0])
+        arithmetic = self._served[found].arithmetic
+        if arithmetic not in segment.head.arithmetic.split(_AND):
+            return ProtocolError(
+                ErrorCode.MISMATCH,
+                stored_arithmetic=segment.head.arithmetic,
+                arithmetic=arithmetic,
+            )
+        return found
 
     def _prepare(
         self,
@@ -238,8 +247,8 @@ class Replay:
     def _fits(self, index: int, record: StreamRecord) -> bool:
         model = self._served[index]
         sizes = len(record.row), record.outputs.shape[1], model.row_bytes, model.y_bytes
-        is_same = (record.fingerprint, record.arithmetic) == (model.fingerprint, self._arithmetic)
-        return is_same and fits_model(*sizes)
+        of_record, of_model = ((each.fingerprint, each.arithmetic) for each in (record, model))
+        return of_record == of_model and fits_model(*sizes)
 
     def _parts(
         self, model: int, streams: list[ReplayedStream], suspects: list[bytes]
@@ -261,10 +270,10 @@ class Replay:
             yield part
 
     def _commit(self, model: int, part: list[ReplayedStream]) -> None:
-        name, fingerprint = self._served[model].name, self._served[model].fingerprint
+        served = self._served[model]
         changes: list[Change] = []
         for stream, record in self._replayed[model].replay(
-            part, name, fingerprint, self._arithmetic, self._store.clock_s
+            part, served.name, served.fingerprint, served.arithmetic, self._store.clock_s
         ):
             changes.append((STREAMS, stream, encode_record(record)))
         self._num_changes += sum(stream.num_entries for stream in part)

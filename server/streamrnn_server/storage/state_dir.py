@@ -22,7 +22,7 @@ from streamrnn_server.storage.disk_reserve import DiskReserve
 from streamrnn_server.storage.expiry import Expiry
 from streamrnn_server.storage.journal_writer import JournalWriter
 from streamrnn_server.storage.record_lookup import ServedModel
-from streamrnn_server.storage.replay import Replay
+from streamrnn_server.storage.replay import Replay, all_arithmetics
 from streamrnn_server.storage.usage import DiskUsage
 from streamrnn_server.storage.writer import CheckpointWriter
 
@@ -32,18 +32,24 @@ _EPOCH_SHIFT = 32
 
 
 def served_models(
-    models: Mapping[str, Model], programs: Mapping[str, Program]
+    models: Mapping[str, Model], programs: Mapping[str, Program], arithmetics: Mapping[str, str]
 ) -> list[ServedModel]:
-    """Return what records must fit."""
+    """Return what records must fit; ``arithmetics`` tells what computes each model."""
     return [
-        ServedModel(name, model.fingerprint, program.row_bytes, 4 * program.spec.output_size)
-        for (name, model), program in zip(models.items(), programs.values(), strict=True)
+        ServedModel(
+            name,
+            model.fingerprint,
+            programs[name].row_bytes,
+            4 * programs[name].spec.output_size,
+            arithmetics[name],
+        )
+        for name, model in models.items()
     ]
 
 
-def templates_of(models: Sequence[ServedModel], arithmetic: str) -> Templates:
+def templates_of(models: Sequence[ServedModel]) -> Templates:
     """Return what the records of each model have in common."""
-    return Templates([(model.name, model.fingerprint) for model in models], arithmetic)
+    return Templates([(model.name, model.fingerprint, model.arithmetic) for model in models])
 
 
 def begin_journal(store: StateStore, directory: Path) -> None:
@@ -88,7 +94,7 @@ class StateDir:
         config: ServerConfig,
         models: Mapping[str, Model],
         programs: Mapping[str, Program],
-        arithmetic: str,
+        arithmetics: Mapping[str, str],
         sockets: Sequence[zmq.Socket[bytes]],
         log: EventLog,
         journal_sockets: Sequence[zmq.Socket[bytes]] = (),
@@ -98,9 +104,10 @@ class StateDir:
             self.store = StateStore(config.state_dir, config.max_state_bytes)
         except StoreError as error:
             raise StartError(str(error)) from error
-        served, directory = served_models(models, programs), config.state_dir / JOURNAL_DIRECTORY
+        served = served_models(models, programs, arithmetics)
+        directory = config.state_dir / JOURNAL_DIRECTORY
         try:
-            self.held = Replay(self.store, directory, served, programs, arithmetic, log).run()
+            self.held = Replay(self.store, directory, served, programs, log).run()
             if journal_sockets:
                 begin_journal(self.store, directory)
             else:  # a server that kept one may have crashed
@@ -116,11 +123,12 @@ class StateDir:
             max_bytes = config.user_disk_bytes or disk_bytes * config.user_share // 100
             self.usage = DiskUsage(self.store, max_bytes)
         self.expiry = Expiry(self.store.clock_s, config.time_to_live_s)
-        templates = templates_of(served, arithmetic)
+        templates = templates_of(served)
         self._reserve = DiskReserve(directory) if journal_sockets else None
         args = (self.store, templates, sockets, self.expiry, log, self.usage, self._reserve)
         self.saver = CheckpointWriter(*args)
         named = tuple((model.name, model.fingerprint) for model in served)
+        arithmetic = all_arithmetics(model.arithmetic for model in served)
         self.journals = [
             JournalWriter(
                 directory,

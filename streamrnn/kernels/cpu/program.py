@@ -28,11 +28,12 @@ from streamrnn.kernels.row_layout import RowLayout, first_row, recurrent_layers
 from streamrnn.kernels.vector_width import WIDTH
 from streamrnn.kernels.virtual_memory import struct_address
 from streamrnn.model.model import Model
-from streamrnn.model.spec import LayerSpec
+from streamrnn.model.spec import LayerSpec, ModelSpec
 
 __all__ = ["Program"]
 
 _ARITHMETIC_VERSION = 2  # to be raised whenever any output's bits change
+_LAYERS_VERSION = 1  # of what is more than a stack of recurrent layers with a head; likewise
 # A batch's frames should stay in the cache between the layers that write and read them.
 _FRAME_CACHE_BYTES = 512 << 10
 _CHAIN_CACHE_BYTES = 4 << 20  # of recurrent layers alone, whose weights are read once a block
@@ -96,10 +97,12 @@ class Program:
     def arithmetic(self) -> str:
         """Name what decides the bits of an output besides model and inputs.
 
-        The vector width is not among it: all widths give the same bits.
+        The vector width is not among it: all widths give the same bits. Models that ask for layers
+        of later versions than the first have a number more, so that others keep theirs.
         """
         name = PRECISION_NAMES[self.precision]
-        return f"cpu-{platform.machine()}-{name}-{_ARITHMETIC_VERSION}"
+        layers = "" if _is_of_version_1(self.spec) else f"-layers{_LAYERS_VERSION}"
+        return f"cpu-{platform.machine()}-{name}-{_ARITHMETIC_VERSION}{layers}"
 
     def for_shard(self) -> Program:
         """Return a program with the same weights and scratch of its own, for another thread."""
@@ -207,6 +210,17 @@ class Program:
         for place in ("x", "input", "row", "h", "level", "y", "staged"):
             plan[f"{place}_pointers"] = self._own(np.zeros(MAX_BATCH_ROWS, dtype=np.int64))
         plan["masked"] = self._own(np.zeros(3 * MAX_BATCH_ROWS, dtype=np.int64))
+
+
+def _is_of_version_1(spec: ModelSpec) -> bool:
+    """Whether a model has nothing but recurrent layers of the first forms, and a head."""
+    tanh = LayerSpec.cell_activation, LayerSpec.output_activation
+    return (
+        spec.graph.is_chain
+        and spec.mask_value is None
+        and all((each.cell_activation, each.output_activation) == tanh for each in spec.chain)
+        and not any(item.shape for item in spec.inputs)
+    )
 
 
 def _num_sums(layer: LayerSpec) -> int:

@@ -116,10 +116,8 @@ class Templates:
 
     Parameters
     ----------
-    models : sequence of (str, str)
-        Name and fingerprint of each model, in order.
-    arithmetic : str
-        What computes them.
+    models : sequence of (str, str, str)
+        Of each model, in order, the name, the fingerprint, and what computes it.
 
     Attributes
     ----------
@@ -129,11 +127,11 @@ class Templates:
         The longest names that a record carries besides its id.
     """
 
-    def __init__(self, models: Sequence[tuple[str, str]], arithmetic: str) -> None:
+    def __init__(self, models: Sequence[tuple[str, str, str]]) -> None:
         self._structs = np.zeros(len(models), Template.dtype)
         self._owned: list[NDArray[np.uint8]] = []
         self.max_text_bytes = 0
-        for k, (name, fingerprint) in enumerate(models):
+        for k, (name, fingerprint, arithmetic) in enumerate(models):
             texts = [text.encode() for text in (name, arithmetic)]
             joined = b"".join(texts)
             places = self._own(bytes.fromhex(fingerprint)), self._own(joined)
