@@ -14,14 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from streamrnn.errors import ModelFileError
-
-try:
-    from orjson import loads as _fast_loads
-except ImportError:  # no wheel for this Python: as right, and four times slower
-    _fast_loads = json.loads
 
 __all__ = ["array_of", "parse_json", "read_json_file", "whole"]
 
@@ -129,7 +125,7 @@ def _numbers(data: bytes, begin: int, end: int, what: str) -> Array:
                 raise ValueError("a number takes more than a megabyte")
             text = b"[" + data[at:stop] + b"]"
             try:
-                values = _fast_loads(text)
+                values = orjson.loads(text)
             except ValueError:  # what is beyond float64 is Inf here, and the model names it
                 values = json.loads(text)
             if not values:
