@@ -24,8 +24,9 @@ from streamrnn.model.layers.memory import MemorySpec, TimeConvSpec
 from streamrnn.model.model import Model
 from streamrnn.model.spec import CELLS, InputSpec, LayerSpec, ModelSpec
 
-__all__ = ["Input", "RowLayout", "check_offsets", "first_row", "recurrent_layers"]
+__all__ = ["Input", "RowLayout", "check_offsets", "first_row", "named_parts", "recurrent_layers"]
 
+_MAX_ROW_BYTES = 1 << 24
 NUMERIC, CATEGORICAL, TOKEN = range(3)
 MISSING_ERROR, MISSING_HOLD, MISSING_MEAN, MISSING_MASK = range(4)
 _KINDS = {"numeric": NUMERIC, "categorical": CATEGORICAL, "token": TOKEN}
@@ -123,12 +124,42 @@ class RowLayout:
 
     def _take(self, size: int) -> int:
         offset, self.row_bytes = self.row_bytes, self.row_bytes + 4 * padded(size)
+        if self.row_bytes > _MAX_ROW_BYTES:
+            raise ModelError(
+                f"a stream would keep more than {_MAX_ROW_BYTES:,} bytes from step to step; such "
+                "a model is not computed"
+            )
         return offset
 
 
 def recurrent_layers(spec: ModelSpec) -> list[LayerSpec]:
     """Return the recurrent layers, in their order."""
     return [layer for layer in spec.layers if isinstance(layer, LayerSpec)]
+
+
+def named_parts(spec: ModelSpec) -> dict[str, tuple[int, int]]:
+    """Return where what named layers keep lies in a row: the first float, and how many.
+
+    A recurrent layer has ``NAME.h`` and ``NAME.c``, a memory or a causal convolution ``NAME``.
+    """
+    layout = RowLayout(spec)
+    parts: dict[str, tuple[int, int]] = {}
+    offsets = iter(layout.h_offsets)
+    for k, layer in enumerate(spec.layers):
+        if isinstance(layer, LayerSpec):
+            at = next(offsets) // 4
+            for state, size in zip(CELLS[layer.cell].states, layer.state_sizes, strict=True):
+                if layer.name:
+                    parts[f"{layer.name}.{state}"] = at, size
+                at += padded(size)
+        elif layer.name and k in layout.kept_offsets:
+            length, channels = spec.graph.shape_of_joined(k)
+            steps = layer.places if isinstance(layer, MemorySpec) else 0
+            if isinstance(layer, TimeConvSpec):
+                steps = layer.num_kept * length
+            head = 16 if isinstance(layer, TimeConvSpec) else 0
+            parts[layer.name] = layout.kept_offsets[k] // 4, head + steps * channels
+    return parts
 
 
 def first_row(model: Model) -> NDArray[np.float32]:

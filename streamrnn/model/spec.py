@@ -146,6 +146,8 @@ class ModelSpec:
         if self.mask_value is not None:
             value = check_float32(self.mask_value, "mask_value")
             object.__setattr__(self, "mask_value", value)
+            if self.is_token and not (0 <= value == int(value)):
+                raise SpecError(f"mask_value is {value:g}; of tokens it is a whole number from 0")
             if not graph.output_is_state:
                 raise SpecError(
                     "mask_value needs an output that follows from the recurrent layers' states "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import RecordError
+from streamrnn.errors import RecordError, listed
+from streamrnn.kernels.row_layout import first_row, named_parts
 from streamrnn.model.model import Model
 from streamrnn.state.record import (
     FRESH,
@@ -16,7 +17,7 @@ from streamrnn.state.record import (
 )
 from streamrnn_client.protocol import DEFAULT_WINDOW, StreamId, canonical_id
 
-__all__ = ["record_of_row", "row_of_record"]
+__all__ = ["mapped_row", "record_of_row", "row_of_record"]
 
 
 def record_of_row(
@@ -75,3 +76,45 @@ def row_of_record(
             f"model's have {row_bytes} and {model_y_bytes}"
         )
     return np.frombuffer(record.row, "<f4").astype(np.float32)
+
+
+def mapped_row(source: Model, target: Model, row: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Begin a stream of one model with what a stream of another one keeps under the same names.
+
+    So a decoder begins with its encoder's state. What the target alone keeps begins as always.
+
+    Parameters
+    ----------
+    source, target : Model
+        Whose layers have names; see `named_parts`.
+    row : ndarray of float32, shape (row_bytes // 4,)
+        Of the source.
+
+    Returns
+    -------
+    ndarray of float32, shape (row_bytes // 4,)
+        Of the target.
+
+    Raises
+    ------
+    RecordError
+        If no name is in both, or one has another size in each.
+    """
+    theirs, ours = named_parts(source.spec), named_parts(target.spec)
+    shared = [name for name in ours if name in theirs]
+    if not shared:
+        raise RecordError(
+            f"no part of the state has the same name in both models: one keeps "
+            f"{listed(list(theirs)) or 'nothing by name'}, the other "
+            f"{listed(list(ours)) or 'nothing by name'}; name the layers alike"
+        )
+    new = first_row(target)
+    for name in shared:
+        (at, size), (place, num) = theirs[name], ours[name]
+        if size != num:
+            raise RecordError(
+                f"the part {name!r} of the state has {size} numbers in one model and {num} in the "
+                "other"
+            )
+        new[place : place + num] = row[at : at + size]
+    return new

@@ -10,8 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamrnn import Engine
-from streamrnn.model.parameters import canonical_spec
-from streamrnn.model.spec import ModelSpec
+from streamrnn.errors import ModelError
+from streamrnn.model.layers.frame import ConvSpec, DenseSpec, PadSpec, PoolSpec
+from streamrnn.model.layers.memory import TimeConvSpec
+from streamrnn.model.model import Model
+from streamrnn.model.parameters import canonical_spec, parameter_shapes
+from streamrnn.model.spec import InputSpec, ModelSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from tests.kernels.graphs import GRAPHS, graph_model, head_reading_model
 
@@ -98,3 +102,62 @@ def test_random_models_agree_with_the_reference(seed, name, num_streams):
     y = by_steps(model, x, [np.arange(num_streams)])
     expected = ReferenceModel(model).steps(x)
     assert np.max(np.abs(y - expected)) < TOLERANCE * max(1.0, np.abs(expected).max())
+
+
+def test_a_jordan_network_is_its_textbooks(rng):
+    """M. I. Jordan, "Serial order: a parallel distributed processing approach" (1986).
+
+    The output of the step before is an input: zeros at first.
+    """
+    model = graph_model(rng, "jordan")
+    get = {name: value.astype(np.float64) for name, value in model.parameters.items()}
+    x = inputs_of(rng, model, 1, 30)[0]
+    h, y, expected = np.zeros(6), np.zeros(3), []
+    for row in x:
+        seen = np.concatenate([row, y])
+        h = np.tanh(
+            get["weight_ih_l0"] @ seen
+            + get["bias_ih_l0"]
+            + get["weight_hh_l0"] @ h
+            + get["bias_hh_l0"]
+        )
+        y = np.tanh(get["weight_l1"] @ h + get["bias_l1"])
+        expected.append(y)
+    np.testing.assert_allclose(ReferenceModel(model).steps(x), expected, atol=1e-14)
+    np.testing.assert_allclose(Engine(model).steps("a", x), expected, atol=TOLERANCE)
+
+
+def test_a_jordan_network_is_pytorchs(rng):
+    torch = pytest.importorskip("torch")
+    model = graph_model(rng, "jordan")
+    get = {name: torch.tensor(value) for name, value in model.parameters.items()}
+    cell, head = torch.nn.RNNCell(5, 6), torch.nn.Linear(6, 3)
+    cell.load_state_dict({name[:-3]: get[name] for name in get if name.endswith("_l0")})
+    head.load_state_dict({"weight": get["weight_l1"], "bias": get["bias_l1"]})
+    x = inputs_of(rng, model, 1, 30)[0]
+    h, y, expected = torch.zeros(1, 6), torch.zeros(1, 3), []
+    with torch.no_grad():
+        for row in torch.tensor(x):
+            h = cell(torch.cat([row[None], y], dim=1), h)
+            y = torch.tanh(head(h))
+            expected.append(y[0].numpy())
+    np.testing.assert_allclose(Engine(model).steps("a", x), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ((PadSpec((0, 60_000)), *[ConvSpec(1, 1)] * 6), "frames take"),
+        ((ConvSpec(3, 20_000, dilation=2),), "frames take"),
+        ((TimeConvSpec(1, 60_000, 16, activation="relu"),) * 6, "would keep more than"),
+        ((DenseSpec(4096), ConvSpec(4096, 5, 1, (4, 0), groups=2048)), "in 2048 groups"),
+    ],
+)
+def test_a_model_of_few_bytes_that_would_take_gigabytes_is_refused(layers, words):
+    length = {"conv": 60_000, "time_conv": 1}.get(layers[0].op, 8)
+    inputs = (InputSpec("x", shape=(length, 1)),)
+    probe = ModelSpec(inputs, (*layers, PoolSpec("mean"), DenseSpec(1)), (OutputSpec("y"),))
+    shapes = parameter_shapes(probe)
+    parameters = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    with pytest.raises(ModelError, match=words):
+        Engine(Model(probe, parameters), max_streams=1)

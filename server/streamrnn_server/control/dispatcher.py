@@ -105,7 +105,8 @@ class Control:
         self._state_methods = StateMethods(
             self._record_lookup,
             templates,
-            list(models),
+            models,
+            served,
             config.num_shards,
             is_durable=disk is not None,
             min_window=1 if device == "cpu" else 2,

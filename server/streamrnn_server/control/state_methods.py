@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from streamrnn.errors import RecordError
 from streamrnn.kernels.virtual_memory import address_of
+from streamrnn.model.model import Model
 from streamrnn.state.record import StreamRecord, encode_record
+from streamrnn.state.transfer import mapped_row
 from streamrnn_client.protocol import (
     MAX_MSGID,
     ErrorCode,
@@ -36,7 +39,7 @@ from streamrnn_server.shard.checkpoint.packing import (
 )
 from streamrnn_server.shard.requests.request import Kind
 from streamrnn_server.shard.structs import CommandKind
-from streamrnn_server.storage.record_lookup import RecordLookup, may_use
+from streamrnn_server.storage.record_lookup import RecordLookup, ServedModel, may_use
 from streamrnn_server.storage.usage import DiskUsage
 
 __all__ = ["StateMethods"]
@@ -63,7 +66,8 @@ class StateMethods:
         self,
         record_lookup: RecordLookup,
         templates: Templates,
-        names: Sequence[str],
+        models: Mapping[str, Model],
+        served: Sequence[ServedModel],
         num_shards: int,
         is_durable: bool,
         min_window: int,
@@ -71,7 +75,8 @@ class StateMethods:
         has_journal: bool = False,
     ) -> None:
         self._record_lookup, self._templates = record_lookup, templates
-        self._names, self._num_shards, self._is_durable = list(names), num_shards, is_durable
+        self._models, self._served = list(models.values()), list(served)
+        self._names, self._num_shards, self._is_durable = list(models), num_shards, is_durable
         self._min_window, self._usage, self._has_journal = min_window, usage, has_journal
         self._forks: dict[int, _Fork] = {}
         self._tokens = itertools.cycle(range(MAX_MSGID + 1))
@@ -108,7 +113,9 @@ class StateMethods:
             If the record cannot be used.
         """
         self._need_room(caller.user)
-        index, record = self._judge(call.record, call.model, call.stream, caller.user)
+        index, record = self._judge(call.record, None, call.stream, caller.user)
+        if call.model not in (None, self._names[index]):
+            index, record = self._mapped(index, record, call.model, call.stream)
         record = record.begun_anew(max(self._min_window, grant_window(call.window)))
         return [self._place(caller, call.stream, index, record)]
 
@@ -224,14 +231,34 @@ class StateMethods:
             )
         if model is None or model == self._names[index]:
             return index, record
+        raise self._wrong_model(index, model, stream, "")
+
+    def _wrong_model(self, index: int, model: str, stream: StreamId, why: str) -> ProtocolError:
         if model not in self._names:
-            raise ProtocolError(ErrorCode.UNKNOWN_MODEL, model=model, models=self._names)
-        raise ProtocolError(
-            ErrorCode.WRONG_MODEL,
-            f"the record is of model {self._names[index]!r}, not of {model!r}",
-            has=self._names[index],
-            model=model,
-            stream=stream,
+            return ProtocolError(ErrorCode.UNKNOWN_MODEL, model=model, models=self._names)
+        has = self._names[index]
+        text = f"the record is of model {has!r}, not of {model!r}{why}"
+        return ProtocolError(ErrorCode.WRONG_MODEL, text, has=has, model=model, stream=stream)
+
+    def _mapped(
+        self, index: int, record: StreamRecord, model: str, stream: StreamId
+    ) -> tuple[int, StreamRecord]:
+        """Begin a stream of another model with the parts of a state that have the same names."""
+        if model not in self._names:
+            raise self._wrong_model(index, model, stream, "")
+        target = self._names.index(model)
+        row = np.frombuffer(record.row, "<f4")
+        try:
+            new = mapped_row(self._models[index], self._models[target], row)
+        except RecordError as error:
+            raise self._wrong_model(index, model, stream, f": {error}") from error
+        served = self._served[target]
+        return target, replace(
+            record,
+            model=served.name,
+            fingerprint=served.fingerprint,
+            arithmetic=served.arithmetic,
+            row=new.astype("<f4").tobytes(),
         )
 
     def _place(

@@ -259,6 +259,8 @@ def check_for_gpu(spec: ModelSpec) -> None:
         _ = spec.chain
     except SpecError as error:
         raise DeviceError(f'{error}; such models run on the CPU only, use device="cpu"') from None
+    if any(item.shape for item in spec.inputs):
+        raise DeviceError('an input has a shape, which runs on the CPU only; use device="cpu"')
     if spec.mask_value is not None:
         raise DeviceError('the model masks steps, on the CPU only; use device="cpu"')
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.errors import ModelError
 from streamrnn.kernels import activations
 from streamrnn.kernels.activations import ACTIVATIONS
 from streamrnn.kernels.cpu.frames import ops
@@ -24,6 +25,8 @@ from streamrnn.model.spec import LayerSpec, ModelSpec
 __all__ = ["Array", "Frame", "FrameBuilder", "columns_of", "fill_weights"]
 
 Array = NDArray[np.float64]
+_MAX_FLOATS = 1 << 22  # of all frames of a step
+_MOST_SPREAD = 1.5  # of a place with what follows it, to the place
 # Activations that make something else of the zeros behind a place's channels.
 _NOT_ZERO_AT_ZERO = frozenset(
     (
@@ -123,20 +126,43 @@ class FrameBuilder:
 
     # Frames.
 
+    def _take(self, size: int) -> int:
+        """Return where so many floats begin, a multiple of a vector.
+
+        Raises `ModelError` if the frames of a step would take too much memory.
+        """
+        offset, self.num_floats = self.num_floats, self.num_floats + padded(size)
+        if self.num_floats > _MAX_FLOATS:
+            raise ModelError(
+                f"a step's frames take more than {4 * _MAX_FLOATS:,} bytes a stream; such a model "
+                "is not computed"
+            )
+        return offset
+
     def allocate(self, shape: Shape, margins: tuple[int, int] = (0, 0)) -> Frame:
         """Allocate a frame whose places are whole vectors, between places of zeros."""
         length, channels = shape
         pitch = padded(channels)
-        offset = self.num_floats + margins[0] * pitch
-        self.num_floats = offset + (length + margins[1]) * pitch
+        offset = self._take((margins[0] + length + margins[1]) * pitch) + margins[0] * pitch
         return Frame(ops.SCRATCH, offset, length, channels, pitch)
 
     def allocate_tight(self, shape: Shape, margins: tuple[int, int] = (0, 0)) -> Frame:
         """Allocate a frame without anything between its places, for what is copied there."""
         length, channels = shape
-        offset = padded(self.num_floats) + margins[0] * channels
-        self.num_floats = padded(offset + (length + margins[1]) * channels)
+        size = (margins[0] + length + margins[1]) * channels
+        offset = self._take(size) + margins[0] * channels
         return Frame(ops.SCRATCH, offset, length, channels, channels)
+
+    def dense(self, read: Frame, margins: tuple[int, int] = (0, 0)) -> Frame:
+        """Return a frame whose places lie close enough for a product to read over them.
+
+        What lies between them has weights too, of zero.
+        """
+        if read.length == 1 or read.pitch <= _MOST_SPREAD * read.channels:
+            return read
+        target = self.allocate_tight((read.length, read.channels), margins)
+        self.copy(read, target)
+        return target
 
     def before(self, k: int) -> Frame:
         """Return the frame in the row with a layer's output of the step before."""

@@ -32,6 +32,9 @@ from streamrnn.model.spec import LayerSpec
 __all__ = ["Lowering"]
 
 
+_MAX_SPREAD = 1 << 26  # elements of a matrix with zeros between its groups
+
+
 class Lowering(FrameBuilder):
     """Lowers the layers of one model, and its head.
 
@@ -84,14 +87,14 @@ class Lowering(FrameBuilder):
         match layer:
             case LayerSpec():
                 self.is_held = False  # of a held one nothing is read
-                read = self.read(k)
+                read = self.dense(self.read(k))
                 self.is_held = True
                 out = self.output_frame(self.graph.shapes[k])
                 address = self.add_recurrent(k, layer, read)
                 self.add(ops.RECURRENT, read, out, layer=address)
                 return out
             case frame.DenseSpec():
-                read = self.read(k)
+                read = self.dense(self.read(k))
                 out = self.output_frame(self.graph.shapes[k])
                 weights = columns_of(self.parameters["weight"], read)
                 ends = self.activation(layer, layer.size)
@@ -136,7 +139,7 @@ class Lowering(FrameBuilder):
         """Lower the head: its bias comes first, and the outputs' scales are in its matrix."""
         spec = self.spec
         assert spec.head is not None
-        read = self.frames[len(spec.layers) - 1]
+        read = self.dense(self.frames[len(spec.layers) - 1])
         out = self.allocate((1, spec.output_size))
         biases, weights, nothing = head_matrices(spec, self.all_parameters)
         packed = pack(DENSE, biases, columns_of(weights, read), nothing, self.precision)
@@ -156,9 +159,12 @@ class Lowering(FrameBuilder):
             target = self.allocate_tight((read.length, read.channels), layer.padding)
             self.copy(read, target)
             read = target
+        is_depthwise = layer.groups == read.channels == layer.channels > 1
+        if not is_depthwise:
+            read = self.dense(read, layer.padding)
         weight = self.parameters["weight"].transpose(0, 2, 1)  # [C', kernel, C / groups]
         ends = self.activation(layer, layer.channels)
-        if layer.groups == read.channels == layer.channels > 1:
+        if is_depthwise:
             padded_read = read
             if not read.is_padded:
                 wide = replace(
@@ -318,6 +324,11 @@ class Lowering(FrameBuilder):
 def _ungrouped(weight: Array, groups: int) -> Array:
     """[C', kernel, C / groups] -> [C', kernel, C], with zeros between the groups."""
     num_rows, kernel, channels = weight.shape
+    if weight.size * groups > _MAX_SPREAD:
+        raise ModelError(
+            f"a convolution of {num_rows} channels in {groups} groups would be computed as a "
+            f"matrix of {weight.size * groups:,} numbers; at most {_MAX_SPREAD:,} are"
+        )
     full = np.zeros((num_rows, kernel, groups, channels))
     rows = np.arange(num_rows)
     full[rows, :, rows // (num_rows // groups)] = weight
