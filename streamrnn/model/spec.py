@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from streamrnn.errors import SpecError
 from streamrnn.model.checks import (
     MAX_WHOLE,
+    MIN_SCALE,
     check_float32,
     check_one_of,
     check_size,
@@ -144,15 +145,29 @@ class ModelSpec:
         graph = self.graph  # raises what is wrong with it
         self._check_outputs()
         if self.mask_value is not None:
-            value = check_float32(self.mask_value, "mask_value")
-            object.__setattr__(self, "mask_value", value)
-            if self.is_token and not (0 <= value == int(value)):
-                raise SpecError(f"mask_value is {value:g}; of tokens it is a whole number from 0")
-            if not graph.output_is_state:
-                raise SpecError(
-                    "mask_value needs an output that follows from the recurrent layers' states "
-                    "alone: a masked step repeats it"
-                )
+            self._check_mask()
+        if len(self.layers) in graph.kept and any(item.scale != 1 for item in self.outputs):
+            raise SpecError(
+                "a layer reads what the head gave before, so no output may have a scale: it would "
+                "be read scaled"
+            )
+
+    def _check_mask(self) -> None:
+        assert self.mask_value is not None
+        value = check_float32(self.mask_value, "mask_value")
+        object.__setattr__(self, "mask_value", value)
+        if value != 0 and abs(value) < MIN_SCALE:
+            raise SpecError(f"mask_value is {value:g}; a step takes such small numbers as 0")
+        if self.is_token and not (value == int(value) and 0 <= value < self.num_tokens):
+            raise SpecError(
+                f"mask_value is {value:g}; of tokens it is a whole number from 0 to "
+                f"{self.num_tokens - 1}"
+            )
+        if not self.graph.output_is_state or any(item.difference_of for item in self.outputs):
+            raise SpecError(
+                "mask_value needs an output that follows from the recurrent layers' states alone: "
+                "a masked step repeats it"
+            )
 
     def _check_outputs(self) -> None:
         length, channels = self.graph.shapes[-1]
@@ -250,6 +265,11 @@ class ModelSpec:
     def is_token(self) -> bool:
         """Whether x holds uint32 token ids instead of float32 values."""
         return self.inputs[0].kind == "token"
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens; 0 for a model that takes none."""
+        return self.inputs[0].num_categories if self.is_token else 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as plain JSON types."""

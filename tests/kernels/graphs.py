@@ -226,7 +226,7 @@ def head_reading_model(rng: np.random.Generator) -> Model:
     spec = ModelSpec(
         NUMBERS[:2],
         (LayerSpec("rnn_tanh", 6, reads=("input", "head[t-1]")),),
-        (OutputSpec("a"), OutputSpec("b", center=2.0)),
+        (OutputSpec("a"), OutputSpec("b", center=2.0)),  # a scale would be read, and is refused
         head=HeadSpec(),
     )
     return Model(spec, random_parameters(rng, spec))

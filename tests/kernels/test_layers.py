@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamrnn import Engine
-from streamrnn.errors import ModelError
-from streamrnn.model.layers.frame import ConvSpec, DenseSpec, PadSpec, PoolSpec
+from streamrnn.errors import ModelError, SpecError
+from streamrnn.model.layers.frame import ConvSpec, DenseSpec, NormSpec, PadSpec, PoolSpec
 from streamrnn.model.layers.memory import TimeConvSpec
 from streamrnn.model.model import Model
 from streamrnn.model.parameters import canonical_spec, parameter_shapes
-from streamrnn.model.spec import InputSpec, ModelSpec, OutputSpec
+from streamrnn.model.spec import HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from tests.kernels.graphs import GRAPHS, graph_model, head_reading_model
+from tests.support.models import random_parameters
 
 # Frames of random convolutions are of order 1, and their errors those of sums of float32.
 TOLERANCE = 5e-6
@@ -161,3 +162,50 @@ def test_a_model_of_few_bytes_that_would_take_gigabytes_is_refused(layers, words
     parameters = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     with pytest.raises(ModelError, match=words):
         Engine(Model(probe, parameters), max_streams=1)
+
+
+def test_what_masks_and_feedback_cannot_mean_is_refused():
+    x, lstm = (InputSpec("x"),), (LayerSpec("lstm", 2),)
+    change, level = (InputSpec("x", difference=True),), OutputSpec("y", difference_of="x")
+    for words, inputs, layers, outputs, mask in (
+        ("may have a scale", x, (LayerSpec("lstm", 2, reads=("input", "head[t-1]")),), 3.0, None),
+        ("states alone", change, lstm, level, -9.0),
+        ("small numbers as 0", x, lstm, 1.0, 1e-40),
+    ):
+        outputs = outputs if isinstance(outputs, OutputSpec) else OutputSpec("y", scale=outputs)
+        with pytest.raises(SpecError, match=words):
+            ModelSpec(inputs, layers, (outputs,), head=HeadSpec(), mask_value=mask)
+    tokens = (InputSpec("t", kind="token", num_categories=4, embedding_size=2),)
+    for mask in (0.5, -1.0, 4.0):
+        with pytest.raises(SpecError, match="a whole number from 0 to 3"):
+            ModelSpec(tokens, lstm, (OutputSpec("y"),), head=HeadSpec(), mask_value=mask)
+
+
+def test_a_mask_is_a_number_and_none_near_it(rng):
+    """Steps take subnormal numbers as 0; such an input is a step nevertheless."""
+    spec = ModelSpec((InputSpec("x"),), (LayerSpec("gru", 3),), outputs_of(3), mask_value=0.0)
+    model = Model(spec, random_parameters(rng, spec))
+    x = np.array([[1.0], [1e-40], [-0.0], [0.0], [1.0]], np.float32)
+    y = Engine(model).steps("a", x)
+    assert (y[1] != y[0]).any()
+    np.testing.assert_array_equal(y[2], y[1])
+    np.testing.assert_array_equal(y[3], y[1])
+    np.testing.assert_allclose(y, ReferenceModel(model).steps(x), atol=TOLERANCE)
+
+
+def outputs_of(size):
+    return tuple(OutputSpec(f"y{k}") for k in range(size))
+
+
+def test_an_overflow_does_not_stay_behind_the_channels(rng):
+    """Inf times a weight of zero is a NaN; whole places are read by a norm and a convolution."""
+    spec = ModelSpec(
+        (InputSpec("x"),), (DenseSpec(5), LayerSpec("gru", 5), NormSpec()), outputs_of(5)
+    )
+    parameters = random_parameters(rng, spec)
+    parameters["weight_l0"][:] = 10.0
+    model = Model(spec, parameters)
+    x = np.array([[1.0], [3e38], [1.0], [1.0]], np.float32)
+    with np.errstate(all="ignore"):
+        expected = ReferenceModel(model).steps(x)
+    np.testing.assert_allclose(Engine(model).steps("a", x), expected, atol=1e-4)

@@ -75,7 +75,7 @@ class Replay:
     ) -> None:
         self._store, self._directory, self._log = store, directory, log
         self._served = list(served)
-        self._replayed = [Replayed(program.for_shard()) for program in programs.values()]
+        self._replayed = [Replayed(programs[model.name].for_shard()) for model in self._served]
         self._held: dict[bytes, ProtocolError] = {}
         self._made: set[bytes] = set()  # streams that begin in the journal
         self._lacking: set[bytes] = set()  # those held back that records lack something of
@@ -179,6 +179,7 @@ class Replay:
             detail: dict[str, Any] = {"stored_model": name, "stored": fingerprint, "served": served}
             return ProtocolError(ErrorCode.MISMATCH, **detail)
         found = next((k for k in fitting if self._served[k].name == name), fitting[0])
+        # Which model had which is not told: none ever changes from one to another (`Program`).
         arithmetic = self._served[found].arithmetic
         if arithmetic not in segment.head.arithmetic.split(_AND):
             return ProtocolError(

@@ -193,7 +193,9 @@ def _num_columns(layers: Sequence[Layer], path: str) -> int:
         if reads_input and isinstance(layer, Scale) and layer.gain.size > 1:
             return layer.gain.size
         if reads_input and isinstance(layer, FrameLayer) and "weight" in layer.arrays:
-            weight = layer.arrays["weight"]
+            weight = layer.arrays["weight"]  # of a norm one for each input
+            if weight.ndim == 1:
+                return int(weight.shape[0])
             return int(weight.shape[1]) * int(getattr(layer.spec, "groups", 1))
     raise ModelFileError(f"{path}: it does not say how many inputs it takes")
 

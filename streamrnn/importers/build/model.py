@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from streamrnn.errors import ModelError, ModelFileError, SpecError
+from streamrnn.errors import ModelError, ModelFileError
 from streamrnn.importers.build.assemble import assemble
 from streamrnn.importers.build.folding import fold, join_activations
 from streamrnn.importers.network import ImportedModel, Names, Network
@@ -41,7 +41,7 @@ def build_model(network: Network, names: Names) -> ImportedModel:
             training={"imported_from": network.source, "tensors": became, "notes": network.notes},
         )
         model = Model(spec, parameters)
-    except SpecError:
+    except ModelFileError:
         raise
     except ModelError as error:
         raise ModelFileError(f"{path}: {error}") from error

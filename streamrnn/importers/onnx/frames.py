@@ -228,6 +228,7 @@ def _layer_norm(
     names: Sequence[str],
     attributes: Attributes,
 ) -> Signal:
+    signal = signal.featured()
     size = signal.num_features()
     axis = int(attributes.get("axis", -1))
     if axis not in (-1, len(signal.axes) - 1):
@@ -302,6 +303,8 @@ def _slice(signal: Signal, name: str) -> tuple[str, SliceSpec] | None:
 
 def take_channels(signal: Signal, name: str, axis: int, first: int, end: int) -> Signal:
     """Take a run of the channels, or of the places of a frame."""
+    if axis == len(signal.axes) - 1:
+        signal = signal.featured()
     labels = {label for label, size in signal.axes[axis] if size != 1}
     if labels and FEATURE not in labels and signal.find(FEATURE) == 1 and axis == 2:
         _, label = _place_axis(signal)
@@ -317,6 +320,8 @@ def take_channels(signal: Signal, name: str, axis: int, first: int, end: int) ->
 
 def join_signals(op: str, name: str, signals: Sequence[Signal], axis: int | None = None) -> Signal:
     """Join results of the network: their sum, difference, product, or one behind the other."""
+    if axis is not None and axis == len(signals[0].axes) - 1:
+        signals = [signal.featured() for signal in signals]
     first = signals[0]
     merged = first
     for signal in signals[1:]:
@@ -334,12 +339,34 @@ def join_signals(op: str, name: str, signals: Sequence[Signal], axis: int | None
     shapes = [signal.shape for signal in signals]
     if len(set(shapes)) > 1 and not _stands_for_all(shapes):
         raise NotFollowed(f"it joins results of the network of shapes {shapes}")
+    if len({_place_of_features(signal) for signal in signals} - {None}) > 1 or not _times_fit(
+        signals
+    ):
+        raise NotFollowed("it joins results of the network whose axes are not the same ones")
     gains = {"Add": (1.0, 1.0), "Sub": (1.0, -1.0), "Mul": ()}.get(op)
     if gains is None:
         raise NotFollowed("it divides by what the network computes")
     spec = MixSpec(gains=gains, is_product=not gains, reads=reads)
     longest = max(signals, key=lambda signal: math.prod(signal.shape))
     return replace(merged.plus(FrameLayer(name, spec), reads=reads), axes=longest.axes)
+
+
+def _place_of_features(signal: Signal) -> int | None:
+    """Return which axis has the features; None where all of it is one number or the input's."""
+    k = signal.find(FEATURE)
+    return None if k is None or signal.shape[k] == 1 else k
+
+
+def _times_fit(signals: Sequence[Signal]) -> bool:
+    """Whether labels of the input's axes lie along the same axes in all signals."""
+    places: dict[str, int] = {}
+    return all(
+        places.setdefault(label, k) == k
+        for signal in signals
+        for k, axis in enumerate(signal.axes)
+        for label, size in axis
+        if label != FEATURE and size != 1
+    )
 
 
 def _stands_for_all(shapes: Sequence[tuple[int, ...]]) -> bool:

@@ -40,7 +40,8 @@ __all__ = ["Graph", "follow"]
 
 _MAX_NODES = 100_000
 _MAX_DEPTH = 8  # of graphs in branches
-_OPEN_SIZES = (5, 7, 11, 13, 17, 19)  # stand for axes whose size is open: no two are alike
+# Stand for axes whose size is open: no two are alike, and no network has such sizes.
+_OPEN_SIZES = (211, 223, 227, 229, 233, 239)
 
 
 @dataclass

@@ -56,7 +56,7 @@ def apply_function(
         if axis != rank - 1:
             raise NotFollowed("it is a softmax along another axis than the last")
         value.num_features()
-    return value.plus(_activation(op, name, attributes))
+    return value.featured().plus(_activation(op, name, attributes))
 
 
 def _activation(op: str, name: str, attributes: Attributes) -> Activation:

@@ -88,6 +88,7 @@ def import_onnx(
     network.layers = settle(layers, is_steps, network.problems.append)
     _add_frames(graph, signal, network, options.context)
     network.layers = _in_rows(network.layers)
+    _count_inputs(graph, signal, network)
     _check_input(graph, signal, network)
     if signal.is_last_step:
         network.notes.append(
@@ -179,6 +180,15 @@ def _add_frames(graph: Graph, signal: Signal, network: Network, context: int) ->
             ),
         ]
         network.notes.append(f"the last {context} places of the frame before stand before each")
+
+
+def _count_inputs(graph: Graph, signal: Signal, network: Network) -> None:
+    """Say how many inputs there are, for the first layer may not."""
+    given = graph.values[signal.source]
+    assert isinstance(given, Signal)
+    labels = {label for label, _ in given.axes[-1]} if given.axes else {signal.time}
+    if not network.input_shape and not labels & {signal.time, *graph.open_axes}:
+        network.num_inputs = given.shape[-1]
 
 
 def _source(graph: Graph) -> str:

@@ -111,6 +111,13 @@ class Signal:
         """Return it with its last axis as features, of another number."""
         return replace(self, axes=(*self.axes[:-1], ((FEATURE, num_features),)))
 
+    def featured(self) -> Signal:
+        """Return it with its last axis as features, where it is the input as it came."""
+        labels = {label for label, size in self.axes[-1] if size != 1} if self.axes else set()
+        if self.layers or self.find(FEATURE) is not None or len(labels) != 1:
+            return self
+        return self if self.time in labels else self.with_features(self.shape[-1])
+
     def num_features(self) -> int:
         """Check that the last axis is the features', and return their number."""
         axis = self.axes[-1] if self.axes else ()

@@ -40,6 +40,7 @@ from streamrnn.kernels.vector_width import WIDTH
 
 __all__ = ["activate", "emit_gate_parts", "emit_tanh_parts"]
 
+_ZERO = np.float32(0.0)
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 _GELU_SQUARE, _GELU_FACTOR = 0.044715, 0.7978845608028654  # sqrt(2 / pi)
 
@@ -332,7 +333,7 @@ def _softmax(address, size):
 def _log_softmax(address, size):
     """Replace a row by ``x - max x - log sum exp(x - max x)``; the sum runs in ascending order."""
     largest = _largest(address, size)
-    total = np.float32(0.0)
+    total = _ZERO
     for i in range(size):
         total += _of_scalar(0, load_f32(address + 4 * i) - largest)
     logarithm = _of_scalar(1, total)

@@ -28,6 +28,7 @@ from streamrnn.kernels.row_layout import (
 __all__ = ["check_input", "is_masked", "write_features"]
 
 _EXPONENT = 0x7F800000  # of a float32; all of its bits are set in a NaN and in an infinity
+_NOT_SIGN = 0x7FFFFFFF
 _BLOCK = 256
 _ZERO, _ONE, _NAN = np.float32(0.0), np.float32(1.0), np.float32(math.nan)
 _INPUT_BYTES = Input.dtype.itemsize
@@ -87,11 +88,15 @@ def check_input(plan: Plan, x: int, num_steps: int) -> int:
 def is_masked(plan: Plan, x: int) -> bool:
     """Return whether all of one step's inputs are the value that says: no step."""
     if input_at(plan.inputs).kind == TOKEN:
-        return load_u32(x) == np.uint32(plan.mask_value)
-    i = 0
-    while i < plan.num_inputs and load_f32(x + 4 * i) == plan.mask_value:
+        return np.int64(load_u32(x)) == plan.mask_value
+    # By bits: a comparison would take a subnormal number as 0. Both zeros are one value.
+    i, mask = 0, plan.mask_value
+    while i < plan.num_inputs:
+        bits = np.int64(load_u32(x + 4 * i))
+        if bits != mask and not (mask & _NOT_SIGN == 0 and bits & _NOT_SIGN == 0):
+            return False
         i += 1
-    return i == plan.num_inputs
+    return True
 
 
 @jit

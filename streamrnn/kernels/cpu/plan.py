@@ -164,7 +164,7 @@ class Plan(Struct):
     last_y: I64  # bytes from the row to the last y; -1 where the state gives it
     steps_alone: I64  # whether an operation reads what a later one made at the step before
     has_mask: I64
-    mask_value: Annotated[float, np.float32]
+    mask_value: I64  # of tokens; else the bits of a float32
     block_rows: I64  # rows that are computed together, at most `MAX_BATCH_ROWS`
     output_levels: I64  # address of int64[output_size]: bytes to the remembered level, or -1
     output_centers: I64  # address of float32[output_size]

@@ -128,7 +128,9 @@ class Program:
         plan["inputs"] = self._own(inputs)
         plan["inputs_are_features"] = self.layout.inputs_are_features
         plan["has_mask"] = spec.mask_value is not None
-        plan["mask_value"] = spec.mask_value or 0.0
+        mask = spec.mask_value or 0.0
+        bits = int(np.float32(mask).view(np.uint32))
+        plan["mask_value"] = int(mask) if spec.is_token else bits
 
     def _add_ops(self, model: Model) -> None:
         """Lower the layers to operations."""
@@ -213,7 +215,10 @@ class Program:
 
 
 def _is_of_version_1(spec: ModelSpec) -> bool:
-    """Whether a model has nothing but recurrent layers of the first forms, and a head."""
+    """Whether a model has nothing but recurrent layers of the first forms, and a head.
+
+    This must never change: a journal that was written under one id is replayed under it.
+    """
     tanh = LayerSpec.cell_activation, LayerSpec.output_activation
     return (
         spec.graph.is_chain

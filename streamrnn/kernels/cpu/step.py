@@ -22,6 +22,7 @@ from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import (
     copy_bytes,
     copy_floats,
+    fill_bytes,
     load_f32,
     load_i64,
     store_f32,
@@ -179,11 +180,15 @@ def _run_ops(plan: Plan, rows: int, inputs: int, num_rows: int, way: int) -> Non
                 store_i64(x_pointers + 8 * i, x)
         if way == _RUN:
             _run_layer(plan, layer, load_i64(rows), x_pointers, out, num_rows)
-            continue
-        h_pointers = plan.h_pointers
-        for i in range(num_rows):
-            store_i64(h_pointers + 8 * i, load_i64(rows + 8 * i) + layer.h_offset)
-        _step_layer(plan, layer, x_pointers, h_pointers, out, num_rows)
+        else:
+            h_pointers = plan.h_pointers
+            for i in range(num_rows):
+                store_i64(h_pointers + 8 * i, load_i64(rows + 8 * i) + layer.h_offset)
+            _step_layer(plan, layer, x_pointers, h_pointers, out, num_rows)
+        if op.pads:  # Inf times a weight of zero is a NaN, which whole places would carry on
+            for i in range(num_rows):
+                end = out + i * plan.value_stride + 4 * op.size
+                fill_bytes(end, op.out_pitch - 4 * op.size, 0)
 
 
 @jit

@@ -16,6 +16,7 @@ __all__ = ["BEFORE", "INPUT", "LAYER_ACTIVATIONS", "Layer", "Shape", "activation
 
 Shape = tuple[int, int]  # of a frame: L, C
 
+_MAX_READS = 512
 INPUT = "input"  # the name by which layers read the model's features
 BEFORE = "[t-1]"  # after a name: its output of the step before, zeros at first
 
@@ -72,6 +73,8 @@ class Layer:
         if isinstance(self.reads, str):
             raise SpecError(f"layer {self.name!r}: reads is a string; it must be a list of names")
         object.__setattr__(self, "reads", tuple(self.reads))
+        if len(self.reads) > _MAX_READS:
+            raise SpecError(f"layer {self.name!r} reads {len(self.reads)}; at most {_MAX_READS}")
         for name in self.reads:
             check_text(name, f"layer {self.name!r}: what it reads", least=1)
 

@@ -97,7 +97,9 @@ class TimeConvSpec(Layer):
         """[1, channels]."""
         length, channels = joined(shapes, "a causal convolution")
         if length * channels % self.groups:
-            raise SpecError(f"a convolution of {self.groups} groups reads {channels} channels")
+            raise SpecError(
+                f"a causal convolution of {self.groups} groups reads {length * channels} channels"
+            )
         for steps, what in ((self.num_kept, "keep"), (self.kernel, "read")):
             if steps * length * channels > MAX_SIZE * 16:
                 raise SpecError(

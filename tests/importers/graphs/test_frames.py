@@ -227,3 +227,38 @@ def test_a_branch_that_a_fixed_input_chooses_is_followed(tmp_path):
     assert np.abs(ReferenceModel(model).steps(X[0]) - wanted).max() <= REFERENCE_FLOAT64
     plain = import_file(path, graph=GraphOptions({"sr": 8})).model
     assert np.abs(ReferenceModel(plain).steps(X[0]) - X[0] @ tensors["K"]).max() <= 1e-6
+
+
+def test_the_input_itself_is_joined_sliced_and_activated(importing):
+    tensors = weights("LSTM", 6, 4) | {"o": np.array([0]), "t": np.array([2]), "a": np.array([2])}
+    tensors |= {"g": draw(3), "s": draw(3)}
+    nodes = [
+        H.make_node("Tanh", ["X"], ["u"]),
+        H.make_node("Slice", ["X", "o", "t", "a"], ["v"]),
+        H.make_node("Slice", ["u", "o", "t", "a"], ["w"]),
+        H.make_node("LayerNormalization", ["X", "g", "s"], ["n"]),
+        H.make_node("Slice", ["n", "o", "t", "a"], ["m"]),
+        H.make_node("Concat", ["v", "w", "m"], ["Z"], axis=-1),
+        H.make_node("LSTM", ["Z", *"WRB"], ["Y"]),
+    ]
+    model = importing(nodes, tensors).model
+    x = X[0].astype(np.float64)
+    mean, power = x.mean(axis=1, keepdims=True), x.var(axis=1, keepdims=True)
+    n = (x - mean) / np.sqrt(power + 1e-5) * tensors["g"] + tensors["s"]
+    seen = np.concatenate([x[:, :2], np.tanh(x)[:, :2], n[:, :2]], axis=1)
+    wanted = run("LSTM", tensors, seen)
+    assert np.abs(ReferenceModel(model).steps(X[0]) - wanted).max() <= REFERENCE_FLOAT64
+
+
+def test_a_join_of_exchanged_axes_is_refused(importing):
+    """Of equal sizes, a transposed result has the shape of the other one."""
+    tensors = weights("GRU", 9, 9)
+    nodes = [
+        H.make_node("GRU", list("XWRB"), ["Y"], linear_before_reset=1),
+        H.make_node("Transpose", ["X"], ["T"], perm=[2, 1, 0]),
+        H.make_node("Squeeze", ["Y", "one"], ["S"]),
+        H.make_node("Add", ["S", "T"], ["Z"]),
+    ]
+    tensors["one"] = np.array([1])
+    with pytest.raises(ModelFileError, match="axes are not the same"):
+        importing(nodes, tensors, inputs={"X": [9, 1, 9]}, outputs=["Z"])

@@ -287,7 +287,9 @@ class FrameBuilder:
         """Multiply windows that start at ``read`` and are ``step`` floats apart."""
         nothing = np.zeros((len(weights), 0))
         packed = pack(DENSE, [np.zeros(len(weights))], weights, nothing, self.precision)
-        fields |= {"num_x": weights.shape[1], "bias": self.floats(bias)}
+        # Inf times the zero weights behind the channels is a NaN, which must go no further.
+        pads = out.pitch != out.channels
+        fields |= {"num_x": weights.shape[1], "bias": self.floats(bias), "pads": pads}
         op = self.add(ops.PRODUCT, read, out, **fields)
         op["in_pitch"] = 4 * step
         fill_weights(op["weights"][0], packed, self.own)

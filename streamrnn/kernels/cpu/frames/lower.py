@@ -32,6 +32,7 @@ from streamrnn.model.spec import LayerSpec
 __all__ = ["Lowering"]
 
 
+_MAX_RUNS = 1 << 18  # of one copy
 _MAX_SPREAD = 1 << 26  # elements of a matrix with zeros between its groups
 
 
@@ -91,7 +92,8 @@ class Lowering(FrameBuilder):
                 self.is_held = True
                 out = self.output_frame(self.graph.shapes[k])
                 address = self.add_recurrent(k, layer, read)
-                self.add(ops.RECURRENT, read, out, layer=address)
+                pads = out.pitch != out.channels and not self.graph.is_chain
+                self.add(ops.RECURRENT, read, out, layer=address, pads=pads)
                 return out
             case frame.DenseSpec():
                 read = self.dense(self.read(k))
@@ -204,6 +206,11 @@ class Lowering(FrameBuilder):
     ) -> None:
         """Copy the taps of every window together: with dilation they lie apart."""
         channels = start.channels
+        if out.length * layer.kernel > _MAX_RUNS:
+            raise ModelError(
+                f"a dilated convolution of kernel {layer.kernel} over {out.length} places would "
+                f"copy {out.length * layer.kernel:,} runs; at most {_MAX_RUNS:,} are"
+            )
         taps = self.allocate_tight((out.length, layer.kernel * channels))
         runs = [
             (
