@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from streamrnn.importers.network import Dense, FrameLayer, Layer
+from streamrnn.importers.onnx.patterns import apply_clip, apply_slopes, mark_mean, mark_root
 from streamrnn.importers.onnx.values import FEATURE, Axis, NotFollowed, Signal, Value
 from streamrnn.model.layers.frame import (
     ActivationSpec,
@@ -33,11 +34,13 @@ __all__ = ["FRAMES", "apply_frame", "join_signals", "settle", "take_channels"]
 Attributes = dict[str, Any]
 FRAMES = (
     "AveragePool",
+    "Clip",
     "Conv",
     "GlobalAveragePool",
     "GlobalMaxPool",
     "LayerNormalization",
     "MaxPool",
+    "PRelu",
     "Pad",
     "Pow",
     "ReduceMax",
@@ -62,6 +65,12 @@ def apply_frame(
         raise NotFollowed("it is applied to something else than what the network computes")
     if op == "Conv":
         return _conv(name, signal, inputs, names, attributes)
+    if op == "Clip":
+        least = inputs[1] if len(inputs) > 1 else attributes.get("min")
+        most = inputs[2] if len(inputs) > 2 else attributes.get("max")
+        return apply_clip(name, signal, least, most)
+    if op == "PRelu":
+        return apply_slopes(name, signal, inputs[1], names[1])
     if op == "Pad":
         return _pad(name, signal, inputs, attributes)
     if op in ("Pow", "Sqrt"):
@@ -197,6 +206,9 @@ def _pool(
         keeps = bool(attributes.get("keepdims", 1))
         if len(chosen) == 1 and signal.shape[chosen[0]] == 1:
             return signal if keeps else signal.without(chosen[0])
+        is_last = chosen == [rank - 1] and kind == "mean" and keeps
+        if is_last and signal.featured().find(FEATURE) == rank - 1:
+            return mark_mean(name, signal)
         if chosen != [rank - 1]:
             raise NotFollowed("it reduces another axis than that of the places")
         window, stride = 0, 1
@@ -267,7 +279,10 @@ def _square(op: str, name: str, signal: Signal, inputs: Sequence[Value | None]) 
                 taken = FrameLayer(f"{name}.places", SliceSpec(places=places), along=label)
                 signal, whole = signal.plus(taken, reads=(whole,)), taken.name
             return signal.plus(FrameLayer(name, MagnitudeSpec()), reads=(whole,)).pruned()
-    raise NotFollowed("it is no magnitude of complex numbers, sqrt(re^2 + im^2)")
+    root = mark_root(name, signal)
+    if root is None:
+        raise NotFollowed("it is no magnitude of complex numbers, sqrt(re^2 + im^2)")
+    return root
 
 
 def _is_sum(layer: Layer | None) -> bool:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from streamrnn.importers.network import Activation, Dense, Embedding, Scale, zeros
 from streamrnn.importers.onnx.frames import join_signals
 from streamrnn.importers.onnx.moves import MAX_ELEMENTS
+from streamrnn.importers.onnx.patterns import find_pattern
 from streamrnn.importers.onnx.values import FEATURE, NotFollowed, Signal, Symbols, Value
 
 __all__ = ["ARITHMETIC", "FUNCTIONS", "apply_arithmetic", "apply_function", "apply_product"]
@@ -27,6 +28,7 @@ ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
 # Our names of them; which of them a model can hold is not asked here.
 FUNCTIONS = {
     "Elu": "elu",
+    "Erf": "@erf",
     "Exp": "exp",
     "Gelu": "gelu",
     "HardSigmoid": "hard_sigmoid",
@@ -98,7 +100,7 @@ def apply_arithmetic(
             return np.asarray(a // b)
         return np.asarray(ARITHMETIC[op](a, b))
     if isinstance(a, Signal) and isinstance(b, Signal):
-        return join_signals(op, name, (a, b))
+        return find_pattern(op, name, a, b) or join_signals(op, name, (a, b))
     if isinstance(a, Signal) and isinstance(b, np.ndarray):
         signal, constant, stored, is_left = a, b, names[1], False
     elif isinstance(b, Signal) and isinstance(a, np.ndarray):

@@ -26,6 +26,7 @@ from streamrnn.importers.network import (
 from streamrnn.importers.onnx.file import read_onnx_file
 from streamrnn.importers.onnx.frames import settle
 from streamrnn.importers.onnx.graph import Graph, follow
+from streamrnn.importers.onnx.patterns import refuse_marks
 from streamrnn.importers.onnx.values import Signal, Symbols, Unknown, Value
 from streamrnn.model.layers.base import INPUT
 from streamrnn.model.layers.memory import MemorySpec, TimeConvSpec
@@ -85,6 +86,7 @@ def import_onnx(
     layers = signal.pruned().layers
     along = {layer.along for layer in layers if isinstance(layer, FrameLayer)}
     is_steps = signal.time or next(iter(graph.open_axes & along), "")
+    refuse_marks(layers, network.problems.append)
     network.layers = settle(layers, is_steps, network.problems.append)
     _add_frames(graph, signal, network, options.context)
     network.layers = _in_rows(network.layers)

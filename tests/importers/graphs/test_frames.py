@@ -8,6 +8,7 @@ import pytest
 from streamrnn.errors import ModelError, ModelFileError
 from streamrnn.importers.network import GraphOptions
 from streamrnn.importers.source import import_file
+from streamrnn.reference.activations import gelu
 from streamrnn.reference.model import ReferenceModel
 from tests.importers.files.onnx import RNG, H, X, draw, graph_file, run, weights
 from tests.tolerances import REFERENCE_FLOAT64
@@ -262,3 +263,63 @@ def test_a_join_of_exchanged_axes_is_refused(importing):
     tensors["one"] = np.array([1])
     with pytest.raises(ModelFileError, match="axes are not the same"):
         importing(nodes, tensors, inputs={"X": [9, 1, 9]}, outputs=["Z"])
+
+
+def test_what_exporters_write_out_becomes_a_layer(importing):
+    """GELU with the half behind and in front, a layer normalisation, a clip and slopes."""
+    tensors = weights("LSTM") | {"K": draw(4, 4), "Q": draw(4, 4), "slopes": draw(4)}
+    tensors |= {name: np.float32(v) for name, v in (("two", 2), ("one", 1), ("half", 0.5))}
+    tensors |= {"eps": np.float32(1e-5), "root": np.float32(np.sqrt(2)), "axis": np.array([-1])}
+    tensors |= {"gain": draw(4), "shift": draw(4), "zero": np.float32(0), "six": np.float32(6)}
+    nodes = [
+        H.make_node("LSTM", list("XWRB"), ["Y"]),
+        H.make_node("ReduceMean", ["Y"], ["m"], axes=[-1]),
+        H.make_node("Sub", ["Y", "m"], ["d"]),
+        H.make_node("Pow", ["d", "two"], ["d2"]),
+        H.make_node("ReduceMean", ["d2"], ["v"], axes=[-1]),
+        H.make_node("Add", ["v", "eps"], ["ve"]),
+        H.make_node("Sqrt", ["ve"], ["sd"]),
+        H.make_node("Div", ["d", "sd"], ["n"]),
+        H.make_node("Mul", ["n", "gain"], ["ng"]),
+        H.make_node("Add", ["ng", "shift"], ["ln"]),
+        H.make_node("Div", ["ln", "root"], ["a"]),
+        H.make_node("Erf", ["a"], ["b"]),
+        H.make_node("Add", ["b", "one"], ["c"]),
+        H.make_node("Mul", ["ln", "c"], ["e"]),
+        H.make_node("Mul", ["e", "half"], ["g1"]),
+        H.make_node("MatMul", ["g1", "K"], ["k"]),
+        H.make_node("Mul", ["k", "half"], ["kh"]),
+        H.make_node("Div", ["k", "root"], ["ka"]),
+        H.make_node("Erf", ["ka"], ["kb"]),
+        H.make_node("Add", ["kb", "one"], ["kc"]),
+        H.make_node("Mul", ["kc", "kh"], ["g2"]),
+        H.make_node("PRelu", ["g2", "slopes"], ["p"]),
+        H.make_node("MatMul", ["p", "Q"], ["q"]),
+        H.make_node("Clip", ["q", "zero", "six"], ["Z"]),
+    ]
+    model = importing(nodes, tensors, outputs=["Z"]).model
+    wide = {name: value.astype(np.float64) for name, value in tensors.items()}
+    h = run("LSTM", tensors, X[0])
+    centred = h - h.mean(axis=1, keepdims=True)
+    n = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + wide["eps"])
+    g = gelu(gelu(n * wide["gain"] + wide["shift"]) @ wide["K"])
+    p = np.where(g > 0, g, wide["slopes"] * g)
+    wanted = np.clip(p @ wide["Q"], 0, 6)
+    assert np.abs(ReferenceModel(model).steps(X[0]) - wanted).max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ([("Erf", ["Y"], {})], "is the function erf, which no layer has"),
+        ([("ReduceMean", ["Y"], {"axes": [-1]})], "is a mean over the features"),
+        ([("Clip", ["Y", "a", "b"], {})], r"clips to \[-2.0, 3.0\]"),
+        ([("PRelu", ["Y", "c"], {})], "slopes are no constants, one for all"),
+    ],
+)
+def test_a_part_of_what_exporters_write_out_is_refused_by_name(importing, nodes, reason):
+    tensors = weights("LSTM") | {"a": np.float32(-2), "b": np.float32(3), "c": draw(3)}
+    made = [H.make_node("LSTM", list("XWRB"), ["Y"])]
+    made += [H.make_node(op, names, ["Z"], **attributes) for op, names, attributes in nodes]
+    with pytest.raises(ModelFileError, match=reason):
+        importing(made, tensors, outputs=["Z"])
