@@ -126,7 +126,11 @@ def apply_clip(
         if not isinstance(bound, np.ndarray | float | int) or np.size(bound) != 1:
             raise NotFollowed("its bounds are no constants")
         bounds.append(float(np.asarray(bound).reshape(())))
-    kinds = {(0.0, 6.0): "relu6", (-1.0, 1.0): "hard_tanh", (0.0, None): "relu"}
+    kinds: dict[tuple[float | None, float | None], str] = {
+        (0.0, 6.0): "relu6",
+        (-1.0, 1.0): "hard_tanh",
+        (0.0, None): "relu",
+    }
     kind = kinds.get((bounds[0], bounds[1]))
     if kind is None:
         raise NotFollowed(
