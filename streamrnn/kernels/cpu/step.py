@@ -170,7 +170,7 @@ def _run_ops(plan: Plan, rows: int, inputs: int, num_rows: int, way: int) -> Non
             continue
         layer, out = layer_at(op.layer), plan.values + op.out_offset
         if way == _HELD:
-            copy_floats(out, load_i64(rows) + layer.h_offset, op.out_pitch)
+            copy_floats(out, load_i64(rows) + layer.h_offset, 4 * op.size)
             continue
         x_pointers = inputs
         if op.in_base != INPUT:
