@@ -12,7 +12,17 @@ from typing import ClassVar
 from streamrnn.errors import SpecError
 from streamrnn.model.checks import MAX_SIZE, check_float32, check_one_of, check_text
 
-__all__ = ["BEFORE", "INPUT", "LAYER_ACTIVATIONS", "Layer", "Shape", "activation_slope", "joined"]
+__all__ = [
+    "BEFORE",
+    "INPUT",
+    "LAYER_ACTIVATIONS",
+    "Layer",
+    "Shape",
+    "activation_slope",
+    "ending",
+    "joined",
+    "slope_shapes",
+]
 
 Shape = tuple[int, int]  # of a frame: L, C
 
@@ -125,3 +135,13 @@ def activation_slope(activation: str, slope: float | None, where: str) -> float 
         raise SpecError(f"{where}: the activation {activation} takes no slope")
     rounded = check_float32(slope, f"{where}: slope")
     return None if rounded == check_float32(default, where) else rounded
+
+
+def slope_shapes(activation: str, units: int) -> dict[str, tuple[int, ...]]:
+    """Return the parameter that an activation has of its own: a prelu's slopes."""
+    return {"slope": (units,)} if activation == "prelu" else {}
+
+
+def ending(activation: str) -> str:
+    """Name the activation that a layer ends with, after its own name."""
+    return "" if activation == "identity" else f" {activation}"

@@ -14,7 +14,14 @@ from streamrnn.model.checks import (
     check_size,
     check_whole,
 )
-from streamrnn.model.layers.base import LAYER_ACTIVATIONS, Layer, Shape, activation_slope, joined
+from streamrnn.model.layers.base import (
+    Layer,
+    Shape,
+    activation_slope,
+    ending,
+    joined,
+    slope_shapes,
+)
 
 __all__ = [
     "ActivationSpec",
@@ -28,10 +35,6 @@ __all__ = [
     "ScaleSpec",
     "SliceSpec",
 ]
-
-
-def _own(activation: str, units: int) -> dict[str, tuple[int, ...]]:
-    return {"slope": (units,)} if activation == "prelu" else {}
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,12 @@ class DenseSpec(Layer):
     def parameter_shapes(self, shapes: list[Shape]) -> dict[str, tuple[int, ...]]:
         """``weight`` [O, L*C] with the columns place after place, ``bias`` [O]."""
         length, channels = joined(shapes, "a dense layer")
-        own = _own(self.activation, self.size)
+        own = slope_shapes(self.activation, self.size)
         return {"weight": (self.size, length * channels), "bias": (self.size,), **own}
 
     def describe(self) -> str:
         """Name the layer in few words."""
-        return f"dense {self.size}" + _with(self.activation)
+        return f"dense {self.size}" + ending(self.activation)
 
 
 @dataclass(frozen=True)
@@ -140,13 +143,13 @@ class ConvSpec(Layer):
         """``weight`` [C', C / groups, kernel] as in PyTorch, ``bias`` [C']."""
         _, channels = joined(shapes, "a convolution")
         shape = (self.channels, channels // self.groups, self.kernel)
-        own = _own(self.activation, self.channels)
+        own = slope_shapes(self.activation, self.channels)
         return {"weight": shape, "bias": (self.channels,), **own}
 
     def describe(self) -> str:
         """Name the layer in few words."""
         stride = f", stride {self.stride}" * (self.stride > 1)
-        return f"conv {self.channels} (kernel {self.kernel}{stride})" + _with(self.activation)
+        return f"conv {self.channels} (kernel {self.kernel}{stride})" + ending(self.activation)
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ class ActivationSpec(Layer):
 
     def parameter_shapes(self, shapes: list[Shape]) -> dict[str, tuple[int, ...]]:
         """``slope`` [C] of a ``prelu``."""
-        return _own(self.activation, joined(shapes, "an activation")[1])
+        return slope_shapes(self.activation, joined(shapes, "an activation")[1])
 
     def describe(self) -> str:
         """Name the layer in few words."""
@@ -396,11 +399,6 @@ class MagnitudeSpec(Layer):
         if channels % 2:
             raise SpecError(f"a magnitude reads {channels} channels; their number must be even")
         return length, channels // 2
-
-
-def _with(activation: str) -> str:
-    assert activation in LAYER_ACTIVATIONS
-    return "" if activation == "identity" else f" {activation}"
 
 
 def _pair(value: object, what: str) -> tuple[int, int]:

@@ -7,7 +7,14 @@ from typing import ClassVar
 
 from streamrnn.errors import SpecError
 from streamrnn.model.checks import MAX_SIZE, check_size
-from streamrnn.model.layers.base import Layer, Shape, activation_slope, joined
+from streamrnn.model.layers.base import (
+    Layer,
+    Shape,
+    activation_slope,
+    ending,
+    joined,
+    slope_shapes,
+)
 
 __all__ = ["MemorySpec", "TimeConvSpec"]
 
@@ -112,11 +119,11 @@ class TimeConvSpec(Layer):
         """``weight`` [C', C / groups, kernel] as in PyTorch, ``bias`` [C']."""
         length, channels = joined(shapes, "a causal convolution")
         shape = (self.channels, length * channels // self.groups, self.kernel)
-        own = {"slope": (self.channels,)} if self.activation == "prelu" else {}
+        own = slope_shapes(self.activation, self.channels)
         return {"weight": shape, "bias": (self.channels,), **own}
 
     def describe(self) -> str:
         """Name the layer in few words."""
         dilation = f", dilation {self.dilation}" * (self.dilation > 1)
-        activation = "" if self.activation == "identity" else f" {self.activation}"
-        return f"causal conv {self.channels} (kernel {self.kernel}{dilation}){activation}"
+        size = f"causal conv {self.channels} (kernel {self.kernel}{dilation})"
+        return size + ending(self.activation)
