@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ __all__ = [
     "canonical_spec",
     "check_parameters",
     "fingerprint_of",
+    "layer_parameters",
     "parameter_shapes",
     "tensor_digest",
     "tensor_entries",
@@ -36,6 +37,8 @@ FORMAT_VERSION = 1  # of the weight file, and of what a fingerprint covers
 # Of a weight or a bias with its scale folded in: the kernels multiply it by up to 1.45, and add two
 # biases, in float32.
 _MAX_FOLDED = 2.0**126
+
+_Array = TypeVar("_Array", bound=NDArray[Any])
 
 Parameters = Mapping[str, NDArray[np.float32]]
 # By name: safetensors' name of the dtype, the shape and the `tensor_digest`.
@@ -71,6 +74,14 @@ def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         shapes["head.weight"] = (spec.output_size, length * channels)
         shapes["head.bias"] = (spec.output_size,)
     return shapes
+
+
+def layer_parameters(parameters: Mapping[str, _Array], k: int) -> dict[str, _Array]:
+    """Return the parameters of layer ``k`` by their names without its number."""
+    end = f"_l{k}"
+    return {
+        name.removesuffix(end): value for name, value in parameters.items() if name.endswith(end)
+    }
 
 
 def check_parameters(spec: ModelSpec, parameters: Mapping[str, NDArray[Any]]) -> Parameters:

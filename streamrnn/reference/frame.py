@@ -58,9 +58,8 @@ def frame_step(layer: Layer, frames: Sequence[Array], get: Parameters) -> Array:
         case frame.NormSpec():
             return normalised(x, layer.epsilon) * get["weight"] + get["bias"]
         case frame.PadSpec():
-            modes = {"zeros": "constant", "reflect": "reflect", "edge": "edge"}
             widths = ((0, 0), layer.padding, (0, 0))
-            padded: Array = np.pad(x, widths, mode=modes[layer.mode])  # type: ignore[call-overload]
+            padded: Array = np.pad(x, widths, mode=frame.PADDING_MODES[layer.mode])  # type: ignore[call-overload]
             return padded
         case frame.SliceSpec():
             if layer.places != (0, 0):

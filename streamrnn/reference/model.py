@@ -13,6 +13,7 @@ from streamrnn.model.graph import Read
 from streamrnn.model.layers.memory import MemorySpec, TimeConvSpec
 from streamrnn.model.layers.recurrent import CELLS
 from streamrnn.model.model import Model
+from streamrnn.model.parameters import layer_parameters
 from streamrnn.model.spec import LayerSpec
 from streamrnn.reference.activations import ACTIVATIONS, GATE_FUNCTIONS
 from streamrnn.reference.frame import frame_step, joined_frames, time_conv
@@ -174,25 +175,16 @@ class ReferenceModel:
                 now = joined_frames(reads).reshape(len(x), 1, -1)
                 history = np.concatenate([state.layers[k][0], now], axis=1)
                 taps = history[:, :: layer.dilation]
-                frames[k] = time_conv(layer, taps, self._parameters_of(k))
+                frames[k] = time_conv(layer, taps, layer_parameters(self.parameters, k))
                 new = (history[:, 1:],)
             else:
-                frames[k], new = frame_step(layer, reads, self._parameters_of(k)), ()
+                frames[k], new = frame_step(layer, reads, layer_parameters(self.parameters, k)), ()
             states.append(new)
         last = frames[len(spec.layers) - 1].reshape(len(x), -1)
         frames[len(spec.layers)] = self._head(last)[:, None]
         y = transform_outputs(spec, frames[len(spec.layers)][:, 0], values)
         kept = tuple(frames[k] for k in graph.kept)
         return y, ReferenceState(tuple(states), memory, kept)
-
-    def _parameters_of(self, k: int) -> dict[str, Array]:
-        """Return a layer's parameters without its number."""
-        end = f"_l{k}"
-        return {
-            name.removesuffix(end): value
-            for name, value in self.parameters.items()
-            if name.endswith(end)
-        }
 
     def _recurrent_step(self, k: int, layer: LayerSpec, x: Array, state: _States) -> _States:
         def get(name: str) -> Array:

@@ -28,6 +28,7 @@ from streamrnn.kernels.row_layout import RowLayout, first_row, recurrent_layers
 from streamrnn.kernels.vector_width import WIDTH
 from streamrnn.kernels.virtual_memory import struct_address
 from streamrnn.model.model import Model
+from streamrnn.model.parameters import layer_parameters
 from streamrnn.model.spec import LayerSpec, ModelSpec
 
 __all__ = ["Program"]
@@ -171,12 +172,7 @@ class Program:
 
     def _stages(self, k: int, layer: LayerSpec, x_weights: NDArray[np.float64]) -> int:
         """Pack a staged layer and return the address of its `Stages`."""
-        parameters = {
-            name.removesuffix(f"_l{k}"): value
-            for name, value in self._parameters.items()
-            if name.endswith(f"_l{k}")
-        }
-        parameters["weight_ih"] = x_weights
+        parameters = layer_parameters(self._parameters, k) | {"weight_ih": x_weights}
         stages, products = pack_stages(layer, parameters, self.precision, self._own)
         for name, packed in products.items():
             fill_weights(stages[name][0], packed, self._own)

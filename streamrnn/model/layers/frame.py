@@ -24,6 +24,7 @@ from streamrnn.model.layers.base import (
 )
 
 __all__ = [
+    "PADDING_MODES",
     "ActivationSpec",
     "ConvSpec",
     "DenseSpec",
@@ -35,6 +36,9 @@ __all__ = [
     "ScaleSpec",
     "SliceSpec",
 ]
+
+# Of a `PadSpec`, with NumPy's name.
+PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "edge": "edge"}
 
 
 @dataclass(frozen=True)
@@ -299,7 +303,7 @@ class PadSpec(Layer):
     def __post_init__(self) -> None:
         self.check_reads()
         object.__setattr__(self, "padding", _pair(self.padding, "padding"))
-        check_one_of(self.mode, "mode of a padding is", ("zeros", "reflect", "edge"))
+        check_one_of(self.mode, "mode of a padding is", tuple(PADDING_MODES))
 
     def output_shape(self, shapes: list[Shape]) -> Shape:
         """[L + before + after, C]."""

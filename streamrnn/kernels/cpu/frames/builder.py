@@ -293,12 +293,3 @@ class FrameBuilder:
         op = self.add(ops.PRODUCT, read, out, **fields)
         op["in_pitch"] = 4 * step
         fill_weights(op["weights"][0], packed, self.own)
-
-    def own_parameters(self, k: int) -> dict[str, Array]:
-        """Return a layer's parameters without its number."""
-        end = f"_l{k}"
-        return {
-            name.removesuffix(end): value
-            for name, value in self.all_parameters.items()
-            if name.endswith(end)
-        }

@@ -27,6 +27,7 @@ from streamrnn.kernels.cpu.pack import pack
 from streamrnn.kernels.gates import DENSE, head_matrices, padded
 from streamrnn.model.layers import frame, memory
 from streamrnn.model.layers.base import Layer
+from streamrnn.model.parameters import layer_parameters
 from streamrnn.model.spec import LayerSpec
 
 __all__ = ["Lowering"]
@@ -52,7 +53,7 @@ class Lowering(FrameBuilder):
         for k, layer in enumerate(self.spec.layers):
             self.is_held = self.graph.from_state[k]
             self.k = k
-            self.parameters = self.own_parameters(k)
+            self.parameters = layer_parameters(self.all_parameters, k)
             self.frames[k] = self._lower(layer)
         self.output = self.frames[len(self.spec.layers) - 1]
         if self.spec.head is not None:
@@ -289,10 +290,9 @@ class Lowering(FrameBuilder):
             places = [layer.places[0] + p for p in range(length)]
             first = layer.channels[0]
         else:
-            modes = {"zeros": "constant", "reflect": "reflect", "edge": "edge"}
             options = {"constant_values": -1} if layer.mode == "zeros" else {}
             indices = np.arange(read.length)
-            moved = np.pad(indices, layer.padding, mode=modes[layer.mode], **options)  # type: ignore[call-overload]
+            moved = np.pad(indices, layer.padding, mode=frame.PADDING_MODES[layer.mode], **options)  # type: ignore[call-overload]
             places = moved.tolist()
         is_tight = channels == read.channels == read.pitch
         margins = self.margins.get(k, (0, 0))
