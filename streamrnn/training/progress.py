@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from streamrnn.training.fit.loop import Epoch
+from streamrnn.training.fit.trainer import Epoch
 
 __all__ = ["TrainingProgress"]
 

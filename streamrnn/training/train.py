@@ -20,7 +20,9 @@ from streamrnn.training.data.dataset import Dataset, make_dataset
 from streamrnn.training.data.read import read_table
 from streamrnn.training.diagnostics import Memory, measure_memory
 from streamrnn.training.evaluate import all_errors
-from streamrnn.training.fit.loop import Epoch, Fit, choose_sizes, fit
+from streamrnn.training.fit.chunks import choose_sizes
+from streamrnn.training.fit.loop import Fit, fit
+from streamrnn.training.fit.trainer import Epoch
 from streamrnn.training.verify import verify
 
 __all__ = ["TrainingResult", "train", "train_to_file"]

@@ -15,7 +15,7 @@ from streamrnn.commands import predict as predict_command
 from streamrnn.commands import train as command
 from streamrnn.errors import DataError, TrainingError
 from streamrnn.training import TrainingConfig, train_to_file
-from streamrnn.training.fit.loop import Epoch
+from streamrnn.training.fit.trainer import Epoch
 from streamrnn.training.progress import TrainingProgress
 from streamrnn.training.verify import verify
 from tests.support.tables import noisy_sine, write_csv

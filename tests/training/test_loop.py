@@ -14,7 +14,8 @@ from streamrnn.training.data.read import read_table
 from streamrnn.training.data.stacking import stack_rows
 from streamrnn.training.diagnostics import gradient_by_lag, measure_memory
 from streamrnn.training.evaluate import all_errors, mean_loss
-from streamrnn.training.fit.loop import choose_sizes, cut_segments, fit
+from streamrnn.training.fit.chunks import choose_sizes, cut_segments
+from streamrnn.training.fit.loop import fit
 from streamrnn.training.fit.optimisers import Adam
 from streamrnn.training.network.network import Network, initial_parameters
 from tests.support.tables import noisy_sine, write_csv
@@ -116,7 +117,7 @@ def test_a_segment_starts_from_the_state_that_its_predecessor_ended_with(tmp_pat
         epochs=4,
         averaging=0.0,
     )
-    monkeypatch.setattr("streamrnn.training.fit.loop.Adam.update", lambda *a: None)
+    monkeypatch.setattr("streamrnn.training.fit.trainer.Adam.update", lambda *a: None)
     seen = []
     original = Network.loss
 
@@ -230,7 +231,7 @@ def test_what_is_validated_is_the_average_of_the_weights(tmp_path, monkeypatch):
         return 1.0
 
     monkeypatch.setattr(Adam, "update", spy)
-    monkeypatch.setattr("streamrnn.training.fit.loop.mean_loss", validate)
+    monkeypatch.setattr("streamrnn.training.fit.trainer.mean_loss", validate)
     fit(dataset)
     initial = initial_parameters(dataset.spec, np.random.default_rng(dataset.config.seed))
     average = np.concatenate([value.ravel() for value in initial.values()])

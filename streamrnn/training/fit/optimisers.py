@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from streamrnn.errors import TrainingError
-from streamrnn.training.network.layers import Array
+from streamrnn.training.network.layers import Array, flush_tiny
 
 __all__ = ["Adam", "clip_by_global_norm", "cosine_rate"]
+
+FLUSH_UPDATES = 64
 
 
 class Adam:
@@ -45,6 +47,9 @@ class Adam:
         the rate.
         """
         self.num_updates += 1
+        if self.num_updates % FLUSH_UPDATES == 0:  # moments of what has no gradient any more
+            flush_tiny(self.mean)
+            flush_tiny(self.square)
         part = self._part
         np.subtract(gradient, self.mean, out=part)
         part *= 1.0 - self.beta1

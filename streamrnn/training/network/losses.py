@@ -80,7 +80,8 @@ def _total(loss: str, activation: str, z: Array, target: Array) -> tuple[float, 
         log_sum = np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
         index = known.astype(np.int64)
         terms = log_sum - np.take_along_axis(shifted, index, axis=-1)
-        gradient = np.exp(shifted - log_sum)
+        # A share below exp(-60) is as good as that, and its products are no subnormal numbers.
+        gradient = np.exp(np.maximum(shifted - log_sum, -60.0))
         chosen = np.take_along_axis(gradient, index, axis=-1)
         np.put_along_axis(gradient, index, chosen - 1.0, axis=-1)
         gradient *= present

@@ -1,0 +1,167 @@
+"""All that changes while a network is trained, and one epoch of it.
+
+The state is carried from chunk to chunk and from segment to segment: a segment starts from the
+state that the segment before it ended with one epoch earlier, which is stale by one epoch's updates
+but of the right place in the stream.
+
+The weights that are validated, and kept, are a moving average (Polyak and Juditsky 1992).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from streamrnn.training.data.dataset import Dataset
+from streamrnn.training.evaluate import mean_loss
+from streamrnn.training.fit.chunks import Piece, choose_sizes, cut_segments, plan_epoch
+from streamrnn.training.fit.optimisers import Adam, clip_by_global_norm, cosine_rate
+from streamrnn.training.network.layers import Array, State
+from streamrnn.training.network.network import Network, flat_views, initial_parameters
+
+__all__ = ["Counts", "Epoch", "Trainer"]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Losses of an epoch in network units, for a progress display."""
+
+    epoch: int  # from 1
+    num_epochs: int  # at most
+    train: float  # mean over the epoch's targets, while the weights changed
+    validation: float  # of the validation part, now
+    best: float  # smallest `validation` so far
+    learning_rate: float = 0.0  # of the last update
+    num_updates: int = 0  # since the training began
+    seconds: float = field(default=0.0, compare=False)  # of training, since it began
+
+
+@dataclass
+class Counts:
+    """What is counted and added up on the way."""
+
+    num_pieces: int = 0  # of the current epoch that are done
+    loss_sum: float = 0.0  # of the current epoch
+    num_targets: int = 0  # of the current epoch
+    num_updates: int = 0
+    num_clipped: int = 0
+    max_norm: float = 0.0  # of a gradient, before clipping
+    learning_rate: float = 0.0  # of the last update
+    best_epoch: int = 0  # from 1; 0: none has ended with a finite error
+    seconds: float = 0.0
+
+
+class Trainer:
+    """Weights, optimiser, average and carried states, over the epochs."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset, config = dataset, dataset.config
+        self.rng = np.random.default_rng(config.seed)
+        self.batch_size, segment_steps, self.num_epochs = choose_sizes(dataset)
+        self.segments = cut_segments(dataset.streams, segment_steps)
+        self.network = Network(dataset.spec, initial_parameters(dataset.spec, self.rng))
+        self.adam = Adam(self.network.flat.size, self.network.dtype)
+        self.average, self.best = self.network.flat.copy(), self.network.flat.copy()
+        self.decay: Array | float = 0.0
+        if config.weight_decay:
+            self.decay, views = flat_views(dataset.spec, self.network.dtype)
+            for name, view in views.items():
+                view[...] = 0.0 if "bias" in name else config.weight_decay
+        # One more than there are segments: index -1 is the state of a new stream, never written.
+        self.ends = self.network.initial_state(len(self.segments) + 1)
+        self.state: list[State] = []  # of the rows of the current batch
+        self.counts = Counts()
+        self.history: list[Epoch] = []
+        self.begin_epoch()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is no epoch left, or none that patience allows."""
+        num_epochs = len(self.history)
+        without_better = num_epochs - self.counts.best_epoch
+        return num_epochs >= self.num_epochs or without_better >= self.dataset.config.patience
+
+    def begin_epoch(self) -> None:
+        """Plan the next epoch; what is random about it is drawn here."""
+        self.rng_before = self.rng.bit_generator.state
+        self.state = []
+        self.plan = plan_epoch(self.segments, self.dataset.config, self.batch_size, self.rng)
+
+    def run_epoch(self, should_stop: Callable[[], bool]) -> bool:
+        """Make the updates that are left of an epoch, and validate; tell whether it has ended."""
+        counts = self.counts
+        started_s = time.monotonic() - counts.seconds
+        while counts.num_pieces < len(self.plan):
+            self._train(self.plan[counts.num_pieces])
+            counts.num_pieces += 1
+            counts.seconds = time.monotonic() - started_s
+            if should_stop():
+                return False
+        self._end_epoch()
+        counts.seconds = time.monotonic() - started_s
+        self.begin_epoch()
+        return True
+
+    def _train(self, piece: Piece) -> None:
+        """Go through one piece: forward, and with targets backward too."""
+        if piece.start == 0:
+            before = [self.segments[k].before for k in piece.rows]
+            self.state = [tuple(s[before] for s in layer) for layer in self.ends]
+        chunk, target = piece.stacked(self.dataset, self.segments)
+        num_targets = int(np.count_nonzero(~np.isnan(target)))
+        if num_targets:
+            loss, self.state = self.network.loss(
+                chunk, target, self.state, self.dataset.config.loss
+            )
+            self.counts.loss_sum += loss * num_targets
+            self.counts.num_targets += num_targets
+            self._update()
+        else:
+            _, self.state = self.network.forward(chunk, self.state)
+        if piece.is_last:
+            for layer, after in zip(self.ends, self.state, strict=True):
+                for end, new in zip(layer, after, strict=True):
+                    end[piece.rows] = new
+
+    def _update(self) -> None:
+        """Change the weights by the gradient that the network holds."""
+        config, network, counts = self.dataset.config, self.network, self.counts
+        norm, clipped = clip_by_global_norm(network.gradient, config.clip_norm)
+        counts.num_clipped += clipped
+        counts.max_norm = max(counts.max_norm, norm)
+        counts.learning_rate = config.learning_rate
+        if config.schedule == "cosine":
+            done = len(self.history) + counts.num_pieces / len(self.plan)
+            counts.learning_rate = cosine_rate(config.learning_rate, done / self.num_epochs)
+        self.adam.update(network.flat, network.gradient, counts.learning_rate, self.decay)
+        counts.num_updates = self.adam.num_updates
+        # At first the average is that of all weights so far, so that it forgets the start.
+        weight = max(1.0 - config.averaging, 1.0 / (1.0 + counts.num_updates / 10.0))
+        self.average += np.float32(weight) * (network.flat - self.average)
+
+    def _end_epoch(self) -> None:
+        """Validate the average, and keep it if it is the best."""
+        counts, own = self.counts, self.network.flat.copy()
+        self.network.flat[:] = self.average
+        loss = mean_loss(self.network, self.dataset, "validation")
+        self.network.flat[:] = own
+        best_loss = self.history[-1].best if self.history else np.inf
+        if loss < best_loss:
+            best_loss, self.best[:] = loss, self.average
+            counts.best_epoch = len(self.history) + 1
+        epoch = Epoch(
+            len(self.history) + 1,
+            self.num_epochs,
+            counts.loss_sum / max(counts.num_targets, 1),
+            loss,
+            best_loss,
+            counts.learning_rate,
+            counts.num_updates,
+            counts.seconds,
+        )
+        self.history.append(epoch)
+        counts.num_pieces = counts.num_targets = 0
+        counts.loss_sum = 0.0
