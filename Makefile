@@ -106,11 +106,11 @@ $(VENV)/bin/python:
 
 # The stamps are younger than the project files they were installed from.
 $(VENV)/installed: $(PROJECTS) | $(VENV)/bin/python
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[train]'
 	touch $@
 
 $(VENV)/installed-vad: $(PROJECTS) | $(VENV)/bin/python
-	$(INSTALL) -e '.[vad]'
+	$(INSTALL) -e '.[train,vad]'
 	touch $@ $(VENV)/installed
 
 $(VENV)/installed-test: $(PROJECTS) | $(VENV)/bin/python

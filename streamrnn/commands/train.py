@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from streamrnn.commands.arguments import add_reading, column_list, reading_settings
 from streamrnn.errors import TrainingError
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.progress import TrainingProgress
@@ -17,7 +18,6 @@ __all__ = ["configure", "make_config", "run"]
 # Options that set one value of the configuration: name, type, metavar, help.
 VALUES: tuple[tuple[str, type, str, str], ...] = (
     ("time", str, "COLUMN", "orders the rows (ISO dates or numbers)"),
-    ("group", str, "COLUMN", "tells the streams of one long table apart"),
     ("horizon", int, "ROWS", "how many rows ahead (default 1)"),
     ("loss", str, "LOSS", "mse, cross_entropy or binary_cross_entropy (default: by the target)"),
     ("epochs", int, "N", "at most (default 200, fewer for long data)"),
@@ -31,6 +31,7 @@ VALUES: tuple[tuple[str, type, str, str], ...] = (
 # Options that take a list, separated by commas.
 LISTS: tuple[tuple[str, str, str], ...] = (
     ("predict", "COLUMN,...", "target columns"),
+    ("group", "COLUMN,...", "tells the streams of one long table apart"),
     ("inputs", "COLUMN,...", "columns the network sees (default: all but time and group)"),
     ("categorical", "COLUMN,...", "columns of numbers that are names of categories"),
     ("difference", "COLUMN,...", "inputs seen as changes (default: those that drift; none: '')"),
@@ -40,7 +41,11 @@ LISTS: tuple[tuple[str, str, str], ...] = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("input", metavar="DATA|CONFIG.toml", help=".csv, .npz or .toml")
+    parser.add_argument(
+        "input",
+        metavar="DATA|CONFIG.toml",
+        help="a table (CSV, Parquet, .npz; - for standard input), or a configuration",
+    )
     parser.add_argument("-o", "--output", required=True, metavar="MODEL", help="weight file")
     for name, metavar, description in LISTS:
         parser.add_argument(f"--{name}", metavar=metavar, help=description)
@@ -52,6 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="COLUMN=POLICY",
         help="error, hold, mean or mask (default: hold where values are missing); repeatable",
     )
+    add_reading(parser)
 
 
 def make_config(args: argparse.Namespace) -> TrainingConfig:
@@ -60,7 +66,7 @@ def make_config(args: argparse.Namespace) -> TrainingConfig:
     for name, _, _ in LISTS:
         text = getattr(args, name)
         if text is not None:
-            given[name] = tuple(item.strip() for item in text.split(",") if item.strip())
+            given[name] = tuple(item for item in column_list(text) if item.strip())
     for name, _, _, _ in VALUES:
         value = getattr(args, name.replace("-", "_"))
         if value is not None:
@@ -70,6 +76,7 @@ def make_config(args: argparse.Namespace) -> TrainingConfig:
         if not equals:
             raise TrainingError(f"--missing {text!r}: write COLUMN=POLICY, such as co2=hold")
         given.setdefault("missing", {})[column] = policy
+    given |= reading_settings(args)
     if Path(args.input).suffix.lower() == ".toml":
         return TrainingConfig.read(args.input).replace(**given)
     return TrainingConfig(path=args.input, **given)

@@ -13,6 +13,7 @@ from typing import Any
 from streamrnn.errors import StreamRNNError, TrainingError, suggestion
 from streamrnn.model.checks import shown
 from streamrnn.model.spec import CELLS, MISSING, LayerSpec
+from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.network.losses import LOSSES
 
 __all__ = ["TrainingConfig", "parse_layers"]
@@ -25,14 +26,23 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     "data": {
         "path": "relative to this file",
         "predict": "target columns",
-        "time": "column that orders the rows; empty: the file's order",
-        "group": "column that tells streams apart; empty: one stream",
+        "time": "column that orders the rows; empty: the file's order; auto: the only one of dates",
+        "group": "columns that tell streams apart; none: one stream",
         "inputs": "columns that the network sees",
         "categorical": "columns of numbers that are names",
         "horizon": "predict the value so many rows ahead",
         "split": "training, validation, test",
         "difference": "inputs seen as changes",
         "missing": "per input: error, hold, mean or mask",
+    },
+    "reading": {
+        "delimiter": "of cells; empty: by the first lines",
+        "encoding": "empty: UTF-8, or what a byte order mark says",
+        "decimal": ". or ,",
+        "thousands": "what parts groups of three digits; empty: nothing",
+        "na": "cells that mean a missing value, beside empty ones",
+        "skip_rows": "lines of the file to leave out, as 2 or 1-3",
+        "date_format": "as %d.%m.%Y; empty: ISO 8601",
     },
     "model": {
         "layers": "from the input to the output",
@@ -64,11 +74,14 @@ class TrainingConfig:
     Attributes
     ----------
     path : str
-        CSV with a header, or .npz (`streamrnn.training.data.read.read_table`).
+        CSV with a header, Parquet or .npz (`streamrnn.training.data.reading.read.read_table`).
     predict : tuple of str
         Target columns: numbers, or one column of classes.
-    time, group : str
-        Column that orders the rows (ISO dates or numbers), and column that tells streams apart.
+    time : str
+        Column that orders the rows (dates or numbers); empty: the rows are in order; ``auto``: the
+        only column of dates, if there is one.
+    group : tuple of str
+        Columns that tell streams apart, as text.
     inputs : tuple of str
         Columns the network sees; empty: all but time and group (and, at horizon 0, the targets).
     categorical : tuple of str
@@ -82,6 +95,8 @@ class TrainingConfig:
         Inputs seen as changes instead of levels; ``("auto",)``: those that are not stationary.
     missing : dict of str to str
         Per input ``error``, ``hold``, ``mean`` or ``mask``; absent: ``hold`` if any are missing.
+    delimiter, encoding, decimal, thousands, na, skip_rows, date_format
+        How a text file is written: `streamrnn.training.data.reading.options.ReadOptions`.
     layers : tuple of str
         Such as ``("lstm:32", "gru:16")``, from the input to the output.
     embedding_size : int
@@ -112,14 +127,21 @@ class TrainingConfig:
 
     path: str = ""
     predict: tuple[str, ...] = ()
-    time: str = ""
-    group: str = ""
+    time: str = "auto"
+    group: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
     horizon: int = -1
     split: tuple[float, ...] = (0.6, 0.2, 0.2)
     difference: tuple[str, ...] = ("auto",)
     missing: dict[str, str] = field(default_factory=dict)
+    delimiter: str = ""
+    encoding: str = ""
+    decimal: str = "."
+    thousands: str = ""
+    na: tuple[str, ...] = ()
+    skip_rows: tuple[str, ...] = ()
+    date_format: str = ""
     layers: tuple[str, ...] = ("lstm:32",)
     embedding_size: int = 0
     loss: str = "auto"
@@ -138,7 +160,9 @@ class TrainingConfig:
         for item in fields(self):
             value = getattr(self, item.name)
             object.__setattr__(self, item.name, _checked(item.name, value, item.type))
+        object.__setattr__(self, "group", tuple(name for name in self.group if name))
         parse_layers(self.layers)
+        self.read_options()  # raises if one is not known
         if not self.path:
             raise TrainingError("the configuration names no data: set path (a CSV or .npz file)")
         shares = self.split
@@ -185,6 +209,14 @@ class TrainingConfig:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise TrainingError(f"{name} is {shown(value)}; it must be from {least} to {most}")
+
+    def read_options(self) -> ReadOptions:
+        """Return how a text file is written."""
+        return ReadOptions(**{item.name: getattr(self, item.name) for item in fields(ReadOptions)})
+
+    def kinds(self) -> dict[str, str]:
+        """Return which columns are text, whatever their cells look like."""
+        return dict.fromkeys((*self.group, *self.categorical), "text")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain JSON types, without the directory of the data."""

@@ -17,7 +17,7 @@ from streamrnn.model.spec import NUM_SAMPLE_STEPS
 from streamrnn.training.baselines import baseline_errors
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import Dataset, make_dataset
-from streamrnn.training.data.read import read_table
+from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.diagnostics import Memory, measure_memory
 from streamrnn.training.evaluate import all_errors
 from streamrnn.training.fit.chunks import choose_sizes
@@ -75,7 +75,7 @@ def train(
     TrainingError
         If the configuration cannot be used, or the training diverges.
     """
-    dataset = make_dataset(config, read_table(config.path))
+    dataset = make_dataset(config, read_table(config.path, config.read_options(), config.kinds()))
     batch_size, _, num_epochs = choose_sizes(dataset)
     dataset = replace(
         dataset, config=dataset.config.replace(batch_size=batch_size, epochs=num_epochs)

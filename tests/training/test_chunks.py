@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from streamrnn.model.spec import HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
 from streamrnn.training import TrainingConfig
 from streamrnn.training.data.dataset import make_dataset
-from streamrnn.training.data.read import read_table
+from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.evaluate import mean_loss
 from streamrnn.training.fit.chunks import Segment, cut_chunks, plan_epoch
 from streamrnn.training.fit.loop import fit

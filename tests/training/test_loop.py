@@ -10,7 +10,7 @@ from streamrnn.model.spec import CELLS
 from streamrnn.training import TrainingConfig, train
 from streamrnn.training.baselines import baseline_errors
 from streamrnn.training.data.dataset import make_dataset
-from streamrnn.training.data.read import read_table
+from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.data.stacking import stack_rows
 from streamrnn.training.diagnostics import gradient_by_lag, measure_memory
 from streamrnn.training.evaluate import all_errors, mean_loss
@@ -27,7 +27,7 @@ def dataset_of(path, **options):
 
 def test_a_seed_repeats_to_the_bit(tmp_path):
     path = write_csv(tmp_path, y=noisy_sine(300), g=np.repeat(["a", "b", "c"], 100))
-    config = TrainingConfig(path=path, predict=("y",), group="g", epochs=5, layers=("gru:6",))
+    config = TrainingConfig(path=path, predict=("y",), group=("g",), epochs=5, layers=("gru:6",))
     first, second = train(config), train(config)
     assert first.model.fingerprint == second.model.fingerprint
     assert train(first.config).model.fingerprint == first.model.fingerprint
@@ -98,7 +98,9 @@ def test_missing_targets_do_not_spread(tmp_path):
 
 def test_segments_cover_each_training_part_once_and_know_their_predecessor(tmp_path):
     group = np.repeat(["a", "b"], [70, 30])
-    dataset = dataset_of(write_csv(tmp_path, y=noisy_sine(100), g=group), predict=("y",), group="g")
+    dataset = dataset_of(
+        write_csv(tmp_path, y=noisy_sine(100), g=group), predict=("y",), group=("g",)
+    )
     segments = cut_segments(dataset.streams, 16)
     for k, stream in enumerate(dataset.streams):
         own = [s for s in segments if s.stream == k]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from streamrnn.model.model import Model
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import Dataset, make_dataset
-from streamrnn.training.data.read import read_table
+from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.fit.trainer import Epoch
 from streamrnn.training.progress import TrainingProgress
 from streamrnn.training.train import TrainingResult, train_to_file
@@ -62,7 +62,7 @@ def learn(path: Path, epochs: int, output: Output) -> Learned:
 
 def _introduce(dataset: Dataset, output: Output) -> None:
     [stream] = dataset.streams
-    weeks = dataset.table.column("date").cells or []
+    weeks = _dates(dataset)
     highest_seen = np.nanmax(stream.x[: stream.stops[0] + 1])
     judged = stream.x[stream.stops[1] + 1 :]
     output.say(
@@ -74,14 +74,22 @@ def _introduce(dataset: Dataset, output: Output) -> None:
     )
 
 
+def _dates(dataset: Dataset) -> list[str]:
+    """Return the day of every row."""
+    times = dataset.table.column("date").times
+    assert times is not None
+    return [str(day) for day in times.astype("datetime64[s]").astype("datetime64[D]")]
+
+
 def _learned(result: TrainingResult) -> Learned:
     [stream] = result.dataset.streams
     [output] = [item.name for item in result.model.spec.outputs]
     report = result.report
     errors = {name: found[output]["rmse"] for name, found in report["baselines"].items()}
     errors["network"] = report["errors"]["test"][output]["rmse"]
-    dates = result.dataset.table.column("date").cells or []
-    return Learned(result.model, stream.x, list(dates), stream.rows("test").start, errors)
+    return Learned(
+        result.model, stream.x, _dates(result.dataset), stream.rows("test").start, errors
+    )
 
 
 def _report(

@@ -16,7 +16,6 @@ from streamrnn.errors import DataError, TrainingError, listed, suggestion
 from streamrnn.model.checks import MAX_SIZE
 from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.training.config import TrainingConfig
-from streamrnn.training.data.csv_file import parse_time
 from streamrnn.training.data.table import Column, Table
 
 __all__ = [
@@ -29,10 +28,12 @@ __all__ = [
     "numeric_input",
     "output_names",
     "regression_output",
+    "resolve_names",
 ]
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]
 
+AUTO = "auto"
 MAX_ONE_HOT = 8  # more categories than this get an embedding
 MAX_CATEGORIES = 1000
 # How far a level must leave its own past, in that past's standard deviations, to count as drift.
@@ -46,6 +47,12 @@ def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
     Raises `DataError` if a column does not exist or no target is named, `TrainingError` if choices
     contradict each other.
     """
+    config = config.replace(
+        **{
+            name: resolve_names(getattr(config, name), table)
+            for name in ("predict", "inputs", "categorical", "group", "difference")
+        }
+    )
     predict = config.predict or table.targets
     if not predict and len(table.columns) == 1:
         predict = tuple(table.columns)
@@ -54,14 +61,18 @@ def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
             f"which column of {table.path} shall be predicted? Name it with --predict (predict = "
             f"[...] in a configuration); there are {listed(table.columns)}"
         )
-    group = config.group or table.group
+    group = config.group or tuple(filter(None, (table.group,)))
     horizon = config.horizon if config.horizon >= 0 else (0 if table.targets else 1)
-    used = (*predict, *config.inputs, *config.categorical, *filter(None, (config.time, group)))
-    for name in used:
+    for name in (*predict, *config.inputs, *config.categorical, *group):
         table.column(name)
-    time = config.time or _only_dates(table, exclude={group, *predict, *config.inputs})
-    hidden = {time, group, *(predict if horizon == 0 else ()), *table.targets}
-    inputs = config.inputs or tuple(name for name in table.columns if name not in hidden)
+    time = config.time
+    if time == AUTO:
+        time = _only_dates(table, exclude={*group, *predict, *config.inputs})
+    elif time:
+        table.column(time)
+    inputs = config.inputs or _default_inputs(
+        table, {time, *group, *(predict if horizon == 0 else ()), *table.targets}, config
+    )
     if not inputs:
         raise DataError(f"{table.path} has no column left for the network to see; name --inputs")
     both = sorted(set(inputs) & set(predict))
@@ -78,10 +89,16 @@ def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
             )
         if len(set(names)) != len(names):
             raise TrainingError(f"{what} names a column twice: {listed(names)}")
+        for name in names:
+            if table.usable(name).times is not None:
+                raise DataError(
+                    f"column {name!r} of {table.path} holds dates, which are no {what}; say "
+                    f"--time {name!r} if it orders the rows, or name other columns (--{what})"
+                )
     seen = set(inputs)
     for what, named in (("missing", config.missing), ("difference", config.difference)):
         for name in named:
-            if name not in seen and name != "auto":
+            if name not in seen and name != AUTO:
                 raise TrainingError(
                     f"{what} names {name!r}, which is no input{suggestion(name, inputs)}; inputs "
                     f"are {listed(inputs)}"
@@ -89,24 +106,58 @@ def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
     return config.replace(predict=predict, inputs=inputs, time=time, group=group, horizon=horizon)
 
 
-def _only_dates(table: Table, exclude: set[str]) -> str:
-    """Return the column of text that holds only ISO dates, if there is exactly one."""
-    found = []
+def resolve_names(names: tuple[str, ...], table: Table) -> tuple[str, ...]:
+    """Put names together again that hold commas and were split at them.
+
+    ``("Temp", " min")`` is column ``Temp, min``, if there is one and none of the parts is a column.
+    """
+    found: list[str] = []
+    k = 0
+    while k < len(names):
+        name, size = names[k].strip(), 1
+        if name not in table.columns:
+            for stop in range(len(names), k + 1, -1):
+                whole = ",".join(names[k:stop]).strip()
+                if whole in table.columns:
+                    name, size = whole, stop - k
+                    break
+        found.append(name)
+        k += size
+    return tuple(found)
+
+
+def _default_inputs(table: Table, hidden: set[str], config: TrainingConfig) -> tuple[str, ...]:
+    """Return all columns but those hidden, of dates, or of one value only."""
+    chosen = []
     for column in table.columns.values():
-        if column.numbers is not None or column.name in exclude:
+        if column.name in hidden or column.times is not None:
             continue
-        try:
-            for cell in column.cells or ():
-                parse_time(cell)
-        except DataError:
-            continue
-        found.append(column.name)
-    return found[0] if len(found) == 1 else ""
+        is_wanted = column.name in (*config.predict, *config.missing, *config.difference)
+        if is_wanted or column.problem or not column.is_constant():
+            chosen.append(column.name)
+    return tuple(chosen)
+
+
+def _only_dates(table: Table, exclude: set[str]) -> str:
+    """Return the column of dates, if there is one; raise `DataError` if there are several."""
+    found = [
+        column.name
+        for column in table.columns.values()
+        if column.times is not None and column.name not in exclude
+    ]
+    if len(found) > 1:
+        raise DataError(
+            f"{table.path} has {len(found)} columns of dates, {listed(found)}: say which one "
+            f"orders the rows, as --time {found[0]!r}, or --time '' if they are in order"
+        )
+    return found[0] if found else ""
 
 
 def is_named(column: Column, config: TrainingConfig) -> bool:
     """Tell whether a column holds names (or tokens) and not quantities."""
-    return column.numbers is None or bool(column.num_tokens) or column.name in config.categorical
+    return (
+        column.indices is not None or bool(column.num_tokens) or column.name in config.categorical
+    )
 
 
 def choose_loss(config: TrainingConfig, table: Table) -> str:
@@ -116,7 +167,7 @@ def choose_loss(config: TrainingConfig, table: Table) -> str:
     that hold only 0 and 1: binary cross-entropy. Other numbers: mean squared error. Raises
     `TrainingError` if the loss asked for does not fit.
     """
-    targets = [table.column(name) for name in config.predict]
+    targets = [table.usable(name) for name in config.predict]
     names = [column.name for column in targets if is_named(column, config)]
     if config.loss == "cross_entropy" or (config.loss == "auto" and names):
         if len(targets) > 1:
@@ -168,16 +219,17 @@ def _categories(column: Column, path: str, least: int = 1) -> tuple[str, ...]:
     return names
 
 
-def categorical_input(column: Column, config: TrainingConfig, path: str) -> InputSpec:
+def categorical_input(column: Column, config: TrainingConfig, table: Table) -> InputSpec:
     """Describe an input of names or tokens.
 
     Raises `DataError` if a cell is missing, or there are too many categories.
     """
-    names = _categories(column, path)
-    if np.isnan(column.codes(None if column.num_tokens else names)).any():
+    names = _categories(column, table.path)
+    if column.is_missing.any():
         raise DataError(
-            f"column {column.name!r} of {path} holds names, and some cells are empty; give the "
-            "empty ones a name of their own, such as none-known"
+            f"{table.path}, {table.place(int(np.argmax(column.is_missing)))}: column "
+            f"{column.name!r} holds names, and this cell is empty; give the empty ones a name of "
+            "their own, such as none-known"
         )
     embedding_size = config.embedding_size
     if embedding_size == 0 and (len(names) > MAX_ONE_HOT or column.num_tokens):
@@ -199,7 +251,7 @@ def fill_forward(values: Floats, fill: float) -> Floats:
     """Replace each missing value of a series, [T], by the one before, at first `fill`."""
     last = np.where(np.isnan(values), -1, np.arange(len(values)))
     np.maximum.accumulate(last, out=last)
-    return np.where(last < 0, np.float32(fill), values[last])
+    return np.where(last < 0, values.dtype.type(fill), values[last])
 
 
 def drifts(series: list[Floats]) -> bool:
@@ -247,11 +299,17 @@ def numeric_input(
     else:
         difference = name in differenced
     if difference:
-        known = np.concatenate([np.diff(fill_forward(values, fill)) for values in series])
+        known = np.concatenate([np.diff(fill_forward(_from_first(v), fill)) for v in series])
     center, scale = _center_and_scale(known)
     return InputSpec(
         name, difference=difference, center=center, scale=scale, missing=policy, fill=fill
     )
+
+
+def _from_first(values: Floats) -> Floats:
+    """Leave out what is missing before the first value: from there to the value is no change."""
+    present = np.flatnonzero(~np.isnan(values))
+    return values[present[0] :] if len(present) else values[:0]
 
 
 def regression_output(name: str, values: list[Floats], difference_of: str | None) -> OutputSpec:

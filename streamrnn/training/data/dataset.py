@@ -20,7 +20,7 @@ from streamrnn.training.data.columns import (
     output_names,
     regression_output,
 )
-from streamrnn.training.data.csv_file import parse_time
+from streamrnn.training.data.streams import rows_of_streams
 from streamrnn.training.data.table import Table
 from streamrnn.training.network.losses import LOSSES
 from streamrnn.training.network.network import Chunk
@@ -74,7 +74,7 @@ def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
     """
     config = choose_columns(config, table)
     config = config.replace(loss=choose_loss(config, table))
-    rows = _rows_of_streams(config, table)
+    rows = rows_of_streams(table, config.time, config.group)
     stops = {name: _stops(len(index), config) for name, index in rows.items()}
     for k, part in enumerate(PARTS):  # before each column is looked at: there may be thousands
         num_rows = sum(stop[k] - (stop[k - 1] if k else 0) for stop in stops.values())
@@ -117,19 +117,18 @@ def _input(
     stops: dict[str, Stops],
 ) -> tuple[InputSpec, Floats]:
     """Describe an input and return its raw values, [num_rows]."""
-    column = table.column(name)
+    column = table.usable(name)
     if is_named(column, config):
-        item = categorical_input(column, config, table.path)
+        item = categorical_input(column, config, table)
         return item, column.codes(item.categories or None).astype(np.float32)
     assert column.numbers is not None  # is_named has seen to it
     values = column.numbers.astype(np.float32)
     gaps = bool(np.isnan(values).any())
     policy = config.missing.get(name, "hold" if gaps else "error")
     if gaps and policy == "error":
-        row = int(np.argmax(np.isnan(values))) + 1
         raise DataError(
-            f"{table.path}: row {row} of column {name!r} is missing, and missing of {name!r} is "
-            "'error'; choose 'hold', 'mean' or 'mask'"
+            f"{table.path}, {table.place(int(np.argmax(np.isnan(values))))}: column {name!r} is "
+            f"missing, and missing of {name!r} is 'error'; choose 'hold', 'mean' or 'mask'"
         )
     training = [values[index[: stops[key][0] + config.horizon]] for key, index in rows.items()]
     return numeric_input(name, training, policy, config.difference), values
@@ -163,34 +162,6 @@ def _outputs(
         for key, change in changes.items():
             targets[key][:, o] = (change - outputs[o].center) / outputs[o].scale
     return tuple(outputs), levels
-
-
-def _rows_of_streams(config: TrainingConfig, table: Table) -> dict[str, Index]:
-    """Return the rows of every stream, by its name, in time order."""
-    order = np.arange(table.num_rows)
-    if config.time:
-        column = table.column(config.time)
-        if column.numbers is not None:
-            times = column.numbers
-        else:
-            times = np.array([parse_time(cell) for cell in column.cells or ()])
-        if np.isnan(times).any():
-            row = int(np.argmax(np.isnan(times))) + 1
-            raise DataError(
-                f"{table.path}: row {row} has no {config.time!r}, which orders the rows"
-            )
-        order = np.argsort(times, kind="stable")
-    if not config.group:
-        return {"": order}
-    column = table.column(config.group)
-    names = column.categories()
-    codes = column.codes(names)
-    if np.isnan(codes).any():
-        row = int(np.argmax(np.isnan(codes))) + 1
-        raise DataError(f"{table.path}: row {row} has no {config.group!r}, which names its stream")
-    order = order[np.argsort(codes[order], kind="stable")]
-    starts = np.searchsorted(codes[order], np.arange(len(names) + 1))
-    return {name: order[starts[k] : starts[k + 1]] for k, name in enumerate(names)}
 
 
 def _stops(num_rows: int, config: TrainingConfig) -> Stops:

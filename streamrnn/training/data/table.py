@@ -1,45 +1,101 @@
-"""Tables of training data: named columns of numbers or of text."""
+"""Tables of training data: named columns of numbers, of times or of texts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.errors import DataError, listed, suggestion
 
-__all__ = ["Column", "Table"]
+__all__ = ["MAX_FLOAT32", "Column", "Table"]
 
 Floats = NDArray[np.float64]
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table."""
+    """One column of a table of N rows: one of numbers, times and texts.
+
+    Attributes
+    ----------
+    name : str
+    numbers : ndarray or None
+        [N] float64, NaN where missing. Tokens and classes are whole numbers.
+    times : ndarray or None
+        [N] float64, seconds since 1970, NaN where missing.
+    labels : tuple of str
+        The different texts, in the order of their first row.
+    indices : ndarray or None
+        [N] int32, into ``labels``; -1 where missing.
+    num_tokens : int
+        Above 0 for token ids (0 to ``num_tokens - 1``), else 0.
+    problem : str
+        Why the column cannot be used, naming the first cell that is odd; empty if it can.
+    odd : tuple or None
+        Row (from 0) and text of that cell.
+    cells : pyarrow.ChunkedArray or None
+        [N], the cells as the file has them, where that was asked for.
+    """
 
     name: str
-    # [num_rows], NaN where missing; None if a cell is no number. Tokens and classes are whole
-    # numbers.
-    numbers: Floats | None
-    cells: list[str] | None = None  # the text, stripped; None for columns of an .npz file
-    num_tokens: int = 0  # above 0 for token ids (0 to num_tokens - 1), else 0
+    numbers: Floats | None = None
+    times: Floats | None = None
+    labels: tuple[str, ...] = ()
+    indices: NDArray[np.int32] | None = None
+    num_tokens: int = 0
+    problem: str = ""
+    odd: tuple[int, str] | None = None
+    cells: Any = None
 
     @property
     def num_rows(self) -> int:
         """Number of rows."""
-        return len(self.numbers) if self.numbers is not None else len(self.cells or ())
+        return len(self._values)
+
+    @property
+    def is_missing(self) -> NDArray[np.bool_]:
+        """Which rows have no value, [N]."""
+        if self.indices is not None:
+            return self.indices < 0
+        return np.isnan(self._values)
+
+    @property
+    def _values(self) -> NDArray[np.float64] | NDArray[np.int32]:
+        found = next(v for v in (self.numbers, self.times, self.indices) if v is not None)
+        return found
+
+    def texts(self, start: int, stop: int) -> list[str]:
+        """Return some rows as text: as the file has them where that was kept."""
+        if self.cells is not None:
+            return [cell or "" for cell in self.cells.slice(start, stop - start).to_pylist()]
+        if self.indices is not None:
+            return [self.labels[k] if k >= 0 else "" for k in self.indices[start:stop]]
+        if self.times is not None:
+            moments = (self.times[start:stop] * 1e6).astype("datetime64[us]")
+            return [str(m).removesuffix(".000000") if m == m else "" for m in moments]
+        values = self.codes(None)[start:stop].tolist()
+        return ["" if value != value else f"{value:.15g}" for value in values]
+
+    def is_constant(self) -> bool:
+        """Tell whether no two rows that have a value differ."""
+        if self.indices is not None:
+            return len(self.labels) < 2 < self.num_rows
+        known = self._values[~self.is_missing]
+        return len(known) != 1 and bool((known == known[:1]).all())
 
     def categories(self) -> tuple[str, ...]:
         """Return the different values as text, sorted (numbers by size)."""
         if self.numbers is not None:
             values = np.unique(self.numbers[~np.isnan(self.numbers)])
             return tuple(f"{value:.15g}" for value in values)
-        return tuple(sorted({cell for cell in self.cells or () if cell}))
+        return tuple(sorted(self.labels, key=_in_order))
 
     def codes(self, categories: tuple[str, ...] | None) -> Floats:
-        """Return the index of each row's category, NaN where the cell is missing.
+        """Return the index of each row's category, NaN where the cell is missing or unknown.
 
         Without categories the numbers are the indices (tokens).
         """
@@ -47,24 +103,47 @@ class Column:
             return np.asarray(self.numbers, np.float64)
         index = {name: float(k) for k, name in enumerate(categories)}
         if self.numbers is not None:
-            texts: Iterable[str] = (f"{value:.15g}" for value in self.numbers)
-        else:
-            texts = self.cells or ()
-        return np.array([index.get(text, np.nan) for text in texts])
+            values, where = np.unique(self.numbers, return_inverse=True)
+            found = [index.get(f"{value:.15g}", np.nan) for value in values]
+            return np.array(found, np.float64)[where]
+        assert self.indices is not None
+        of_labels = [index.get(_respelled(label, index), np.nan) for label in self.labels]
+        return np.array([*of_labels, np.nan])[self.indices]
+
+
+def _in_order(label: str) -> tuple[bool, float, str]:
+    """Sort numbers by size, before other texts."""
+    try:
+        value = float(label)
+    except ValueError:
+        return True, 0.0, label
+    return value != value, value if value == value else 0.0, label
+
+
+def _respelled(label: str, known: dict[str, float]) -> str:
+    """Return a category written as a number in another spelling (``7.0`` for ``7``)."""
+    if label in known:
+        return label
+    try:
+        return f"{float(label):.15g}"
+    except ValueError:
+        return label
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of a file."""
+    """Columns of a file or a frame."""
 
     path: str  # for error messages
     columns: dict[str, Column]  # by name, in the file's order
     num_rows: int
-    sha256: str  # hex digest of the file's bytes
+    sha256: str  # hex digest of the file's bytes; empty for a frame
     # column that tells streams apart, if the file's form says so (.npz), else empty
     group: str = ""
     # columns that hold targets, if the file's form says so (.npz with y), else empty
     targets: tuple[str, ...] = ()
+    # line of the first row in a file of text where every row is one line, else 0
+    first_line: int = 0
 
     def column(self, name: str) -> Column:
         """Return a column, or raise `DataError` with the names there are."""
@@ -74,3 +153,20 @@ class Table:
                 f"are {listed(self.columns)}"
             )
         return self.columns[name]
+
+    def usable(self, name: str) -> Column:
+        """Return a column that has no problem, or raise `DataError` with the first odd cell."""
+        column = self.column(name)
+        if column.problem:
+            raise DataError(f"{self.row_name(column)}column {name!r} {column.problem}")
+        return column
+
+    def row_name(self, column: Column) -> str:
+        """Say where a column's odd cell stands, for the beginning of a message."""
+        if column.odd is None:
+            return f"{self.path}: "
+        return f"{self.path}, {self.place(column.odd[0])}: "
+
+    def place(self, row: int) -> str:
+        """Name a row, from 0: by its line where that is known, else by its number, from 1."""
+        return f"line {self.first_line + row}" if self.first_line else f"row {row + 1}"

@@ -58,7 +58,7 @@ def read_npz(path: str | os.PathLike[str], sha256: str) -> Table:
     names = _names(path, arrays.get("names"), ["token"] if is_token else None, "x", num_inputs)
     for k, name in enumerate(names):
         num_tokens = _num_kinds(path, x, "token") if is_token else 0
-        _add(path, columns, Column(name, x[..., k][keep].astype(np.float64), None, num_tokens))
+        _add(path, columns, Column(name, x[..., k][keep].astype(np.float64), num_tokens=num_tokens))
     targets: list[str] = []
     if "y" in arrays:
         y, num_classes = _targets(path, arrays["y"], num_streams, num_steps)
@@ -66,7 +66,7 @@ def read_npz(path: str | os.PathLike[str], sha256: str) -> Table:
         targets = _names(path, arrays.get("output_names"), default, "y", y.shape[2])
         for k, name in enumerate(targets):
             values = y[..., k][keep].astype(np.float64)
-            _add(path, columns, Column(name, values, None, num_classes))
+            _add(path, columns, Column(name, values, num_tokens=num_classes))
     group = ""
     if num_streams > 1:
         group = STREAM

@@ -1,0 +1,72 @@
+"""Which rows of a table are which stream, in time order."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.errors import DataError
+from streamrnn.model.checks import shown
+from streamrnn.training.data.table import Table
+
+__all__ = ["rows_of_streams", "times_of_rows"]
+
+Index = NDArray[np.intp]
+_BETWEEN_NAMES = "/"  # of a stream that several columns tell apart
+
+
+def rows_of_streams(table: Table, time: str, group: tuple[str, ...]) -> dict[str, Index]:
+    """Return the rows of every stream by its name, in time order.
+
+    ``time`` empty leaves the rows in their order; rows of one time stay in theirs. Streams come in
+    the order of their names; without a group there is one, whose name is empty. Raises `DataError`
+    if a row has no time or no name.
+    """
+    times = times_of_rows(table, time)
+    order = np.arange(table.num_rows) if times is None else np.argsort(times, kind="stable")
+    if not group:
+        return {"": order}
+    codes, names = np.zeros(table.num_rows, np.int64), [""]
+    for k, column_name in enumerate(group):
+        column = table.column(column_name)
+        own = column.categories()
+        index = column.codes(own)
+        if np.isnan(index).any():
+            raise DataError(
+                f"{table.path}, {table.place(int(np.argmax(np.isnan(index))))}: no "
+                f"{column_name!r}, which names the row's stream"
+            )
+        # Only those that occur: there may be far fewer than pairs.
+        pairs, codes = np.unique(codes * len(own) + index.astype(np.int64), return_inverse=True)
+        between = _BETWEEN_NAMES if k else ""
+        names = [names[p // len(own)] + between + own[p % len(own)] for p in pairs.tolist()]
+    order = order[np.argsort(codes[order], kind="stable")]
+    starts = np.searchsorted(codes[order], np.arange(len(names) + 1))
+    streams = {name: order[starts[k] : starts[k + 1]] for k, name in enumerate(names)}
+    if len(streams) < len(names):
+        raise DataError(
+            f"{table.path}: two streams have the same name when {' and '.join(group)} are put "
+            f"together with {_BETWEEN_NAMES!r}; rename one"
+        )
+    return streams
+
+
+def times_of_rows(table: Table, time: str) -> NDArray[np.float64] | None:
+    """Return what orders the rows: seconds since 1970, or numbers; None for the file's order.
+
+    Raises `DataError` if the column holds neither, or a row has none.
+    """
+    if not time:
+        return None
+    column = table.usable(time)
+    times = column.numbers if column.times is None else column.times
+    if times is None:
+        raise DataError(
+            f"{table.path}: column {time!r} holds text ({shown(column.labels[0])}), neither "
+            "numbers nor dates that are read (ISO 8601, or as --date-format says); it cannot order "
+            "the rows"
+        )
+    if np.isnan(times).any():
+        row = int(np.argmax(np.isnan(times)))
+        raise DataError(f"{table.path}, {table.place(row)}: no {time!r}, which orders the rows")
+    return times

@@ -1,0 +1,131 @@
+"""A table through a model: each of its streams from the first row, in time order."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.errors import DataError, suggestion
+from streamrnn.model.checks import shown
+from streamrnn.model.model import Model
+from streamrnn.model.spec import InputSpec, ModelSpec
+from streamrnn.training.data.reading.options import ReadOptions
+from streamrnn.training.data.streams import rows_of_streams
+from streamrnn.training.data.table import Column, Table
+
+__all__ = [
+    "kinds_of",
+    "model_inputs",
+    "predict_table",
+    "result_names",
+    "trained_columns",
+    "trained_options",
+]
+
+
+def trained_columns(
+    spec: ModelSpec, time: str | None = None, group: tuple[str, ...] | None = None
+) -> tuple[str, tuple[str, ...]]:
+    """Return the column that orders the rows and those that tell streams apart.
+
+    None means those of the training, as far as the model knows any.
+    """
+    config = spec.training.get("config", {})
+    if time is None:
+        time = str(config.get("time", ""))
+    if group is None:
+        trained = config.get("group", ())
+        group = tuple(filter(None, [trained] if isinstance(trained, str) else trained))
+    return time, group
+
+
+def kinds_of(spec: ModelSpec, group: tuple[str, ...]) -> dict[str, str]:
+    """Return how the columns that a model needs are read: as numbers or as text."""
+    kinds = {item.name: "text" if item.categories else "numbers" for item in spec.inputs}
+    return kinds | dict.fromkeys(group, "text")
+
+
+def trained_options(spec: ModelSpec, **given: Any) -> ReadOptions:
+    """Return how a text file is read: as told, else like the file of the training."""
+    config = spec.training.get("config", {})
+    known = {item.name: config[item.name] for item in fields(ReadOptions) if item.name in config}
+    known.pop("skip_rows", None)  # which lines are left out is a matter of one file
+    plain: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in known.items()
+    }
+    return ReadOptions(**(plain | given))
+
+
+def model_inputs(spec: ModelSpec, table: Table) -> NDArray[Any]:
+    """Return a table's rows as a model's inputs, [N, num_inputs] of float32 or uint32.
+
+    Columns are found by the inputs' names. Raises `DataError` if one is absent, or a cell cannot be
+    read, is no known category, or is missing where the model knows of no missing values.
+    """
+    x = np.empty((table.num_rows, spec.num_inputs), np.uint32 if spec.is_token else np.float32)
+    for i, item in enumerate(spec.input_elements):
+        if item.name not in table.columns:
+            raise DataError(
+                f"{table.path} has no column {item.name!r}, which the model needs"
+                f"{suggestion(item.name, table.columns)}; its columns are "
+                f"{', '.join(map(repr, list(table.columns)[:20]))}"
+            )
+        column = table.usable(item.name)
+        values = column.codes(item.categories) if item.categories else column.numbers
+        if values is None:
+            raise DataError(f"{table.path}: column {item.name!r} holds no numbers")
+        bad = np.isnan(values)
+        if bad.any() and (item.kind != "numeric" or item.missing == "error"):
+            raise DataError(_refusal(table, column, item, int(np.argmax(bad))))
+        x[:, i] = values
+    return x
+
+
+def _refusal(table: Table, column: Column, item: InputSpec, row: int) -> str:
+    where = f"{table.path}, {table.place(row)}, column {item.name!r}: "
+    if column.is_missing[row]:
+        return f"{where}the value is missing, and the model was trained without missing values"
+    if column.indices is not None:
+        cell = column.labels[column.indices[row]]
+    else:
+        cell = f"{column.codes(None)[row]:.15g}"
+    hint = suggestion(cell, item.categories)
+    return f"{where}{shown(cell)} is none of the {len(item.categories)} known categories{hint}"
+
+
+def predict_table(
+    model: Model, table: Table, time: str = "", group: tuple[str, ...] = ()
+) -> tuple[NDArray[np.float32], int]:
+    """Run every row of a table through a model, in time order, each stream from a new state.
+
+    Returns the outputs, [N, O] float32 in the table's order, and the number of streams. They are
+    those that the server would give for the same steps, to the bit. Raises `DataError` as
+    `model_inputs` does, and if a row has no time or no stream.
+    """
+    from streamrnn.engine.engine import Engine
+
+    x = model_inputs(model.spec, table)
+    streams = rows_of_streams(table, time, group)
+    y = np.empty((table.num_rows, model.spec.output_size), np.float32)
+    engine = Engine(model)
+    for name, rows in streams.items():
+        y[rows] = engine.steps(name, x[rows])
+        engine.close(name)
+    return y, len(streams)
+
+
+def result_names(spec: ModelSpec, taken: tuple[str, ...] = ()) -> list[str]:
+    """Name the columns of a prediction: ``co2_h24`` for 24 rows ahead, ``p_red`` for a class.
+
+    Names in ``taken`` get an end that tells them apart.
+    """
+    is_class = spec.head is not None and spec.head.activation == "softmax"
+    names = []
+    for item in spec.outputs:
+        name = f"p_{item.name}" if is_class else re.sub(r"\+([0-9]+)$", r"_h\1", item.name)
+        names.append(f"{name} predicted" if name in taken else name)
+    return names
