@@ -55,14 +55,15 @@ def run(args: argparse.Namespace) -> int:
         "export again"
     )
     if is_installed(exported.framework):
-        for proof in prove_export(model, exported, args.tolerance):
+        proofs = prove_export(model, exported, args.tolerance)
+        for proof in proofs:
             print("\n".join(proof.lines))
             if proof.failure is not None:
                 print(f"check failed: {proof.failure}", file=sys.stderr)
                 print(f"{args.output} was not written", file=sys.stderr)
                 return 1
-        how = f"{NUM_STREAMS} streams, as a sequence and step by step"
-        verdict = f"proved with {exported.framework}: {how}"
+        how = "step by step" if len(proofs) == 1 else "as a sequence and step by step"
+        verdict = f"proved with {exported.framework}: {NUM_STREAMS} streams, {how}"
     replace_file(args.output, exported.data)
     if exported.text:
         print(exported.text)

@@ -16,7 +16,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from streamrnn.errors import SpecError
-from streamrnn.exporters.network import Exported, refuse
+from streamrnn.exporters.network import Answer, Exported, refuse
 from streamrnn.importers.original.trial import num_trial_steps, trial_inputs
 from streamrnn.importers.proof import TOLERANCE
 from streamrnn.model.model import Model
@@ -190,7 +190,7 @@ def _module(made: list[str], used: list[str], result: str, num_layers: int) -> s
 
 def _answers(
     text: str, tensors: dict[str, NDArray[np.float32]], model: Model, x: NDArray[Any]
-) -> tuple[NDArray[Any], NDArray[Any]]:
+) -> list[Answer]:
     """Run the module: [B, T, O] as a sequence, and step by step."""
     import torch
 
@@ -206,4 +206,5 @@ def _answers(
         for t in range(x.shape[1]):
             y, states = net(given[:, t : t + 1], states)
             single.append(y)
-        return sequence.numpy(), torch.cat(single, dim=1).numpy()
+        steps = torch.cat(single, dim=1)
+        return [("a sequence", sequence.numpy()), ("step by step", steps.numpy())]

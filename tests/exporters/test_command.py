@@ -39,7 +39,7 @@ def test_a_framework_that_answers_otherwise_keeps_the_file_from_being_written(
     def another(model, exported, tolerance):
         def answers(x):
             y = np.random.default_rng(0).standard_normal((*x.shape[:2], model.spec.output_size))
-            return y, y
+            return [("a sequence", y), ("step by step", y)]
 
         exported = network.Exported(exported.data, "torch", answers)
         return network.prove_export(model, exported, tolerance)

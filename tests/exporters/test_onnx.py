@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 
-from streamrnn.errors import ModelError, ModelFileError
+from streamrnn.errors import ModelFileError
 from streamrnn.exporters.network import prove_export
 from streamrnn.exporters.onnx.model import export_onnx
 from streamrnn.importers.original.trial import trial_inputs
@@ -21,18 +19,17 @@ from streamrnn.model.layers.frame import (
     ScaleSpec,
     SliceSpec,
 )
-from streamrnn.model.layers.memory import TimeConvSpec
 from streamrnn.model.spec import InputSpec, LayerSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
-from tests.kernels.graphs import GRAPHS, graph_model
+from tests.kernels.graphs import GRAPHS, graph_model, head_reading_model
 from tests.support.forms import FORMS, form_of
-from tests.support.models import random_graph, random_model
+from tests.support.models import EVERY_KIND_OF_INPUT, random_graph, random_model
 from tests.tolerances import REFERENCE_FLOAT64
 
 onnx = pytest.importorskip("onnx")
 
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
-FEW = [name for name in FORMS if "norm" not in name and "projected" not in name]
+PLAIN = [name for name in FORMS if "norm" not in name]
 TRANSFORMED = {
     "inputs": [InputSpec("a", center=5.0, scale=0.3), InputSpec("b"), InputSpec("c", scale=2.0)],
     "outputs": [OutputSpec("u", scale=3.0, center=-70.0), OutputSpec("v")],
@@ -44,6 +41,10 @@ def model_of(*layers, seed=0, **more):
     return random_model(np.random.default_rng(seed), layers, **more)
 
 
+def cells_of(model):
+    return [layer.cell for layer in model.spec.layers if isinstance(layer, LayerSpec)]
+
+
 def models():
     for cell in CELLS:
         for num_layers in (1, 2, 3):
@@ -52,7 +53,7 @@ def models():
         yield f"{cell}_token", model_of((cell, 7), inputs=TOKEN)
         yield f"{cell}_transformed", model_of((cell, 7), **TRANSFORMED)
         yield f"{cell}_1", model_of((cell, 1), inputs=1, outputs=1)
-    for name in FEW:
+    for name in PLAIN:
         yield name, model_of(form_of(name, 9), form_of(name, 5))
     for head in ("tanh", "sigmoid", "softmax"):
         yield head, model_of(("gru", 8), head=head, outputs=4)
@@ -71,12 +72,12 @@ def test_what_comes_back_answers_the_same(tmp_path, name, model):
     x = trial_inputs(model.spec, 2, 200)
     wanted = ReferenceModel(model).steps(x)
     scale = max(1.0, np.abs(wanted).max())
-    # Centres and scales that are not powers of two come back rounded to float32.
-    most = 1e-6 if name.endswith("transformed") else REFERENCE_FLOAT64
+    # Centres and scales that are not powers of two come back rounded to float32, and so does a
+    # projection that was multiplied into the matrix of h.
+    is_rounded = name.endswith("transformed") or "projected" in name
+    most = 1e-6 if is_rounded else REFERENCE_FLOAT64
     assert np.abs(ReferenceModel(found.model).steps(x) - wanted).max() <= most * scale
-    assert [layer.cell for layer in found.model.spec.chain] == [
-        layer.cell for layer in model.spec.chain
-    ]
+    assert cells_of(found.model) == cells_of(model)
     num_states = sum(len(layer.state_sizes) for layer in model.spec.chain)
     assert sum("is kept by the stream" in note for note in found.notes) == num_states
 
@@ -95,21 +96,30 @@ MIXED = [
     InputSpec("colour", kind="categorical", num_categories=3),
     InputSpec("place", kind="categorical", num_categories=7, embedding_size=4),
 ]
+CHANGE = [InputSpec("change", difference=True, missing="hold", center=0.1, scale=0.5)]
+LEVELS = [OutputSpec("level", difference_of="change", scale=2.0), OutputSpec("other", center=3.0)]
 
 
-@pytest.mark.parametrize("inputs", [MIXED, MIXED[1:2], MIXED[3:4]], ids=["all", "one", "one-hot"])
-def test_inputs_with_transforms_become_nodes(tmp_path, inputs):
-    model = model_of(("lstm", 6), inputs=inputs)
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [
+        (MIXED, 2),
+        (MIXED[1:2], 2),
+        (MIXED[3:4], 2),
+        (CHANGE, LEVELS),
+        (EVERY_KIND_OF_INPUT, LEVELS),
+    ],
+    ids=["no memory", "one", "one-hot", "change", "all"],
+)
+def test_inputs_with_transforms_become_nodes(tmp_path, inputs, outputs):
+    model = model_of(("lstm", 6), inputs=inputs, outputs=outputs)
     exported = export_onnx(model)
     (tmp_path / "m.onnx").write_bytes(exported.data)
     with pytest.raises(ModelFileError):  # no silent other model
         import_file(tmp_path / "m.onnx")
     pytest.importorskip("onnxruntime")
     proofs = prove_export(model, exported, TOLERANCE)
-    assert [proof.failure for proof in proofs] == [None, None]
-
-
-READ_BACK = {"dense_before", "dense_after", "scale", "relu", "elu", "softplus", "gru_relu", "tanh"}
+    assert [proof.failure for proof in proofs] == [None] * len(proofs)
 
 
 OTHER: dict[str, list[Layer]] = {
@@ -138,81 +148,88 @@ OTHER |= {
 OTHER |= {name: [LayerSpec("gru", 6), DenseSpec(4, name)] for name in LAYER_ACTIVATIONS}
 
 
+def comes_back(model, exported, folder):
+    """Import what was exported and compare: to the rounding of a constant to float32."""
+    (folder / "m.onnx").write_bytes(exported.data)
+    found = import_file(folder / "m.onnx").model
+    x = trial_inputs(model.spec, 2, 100)
+    wanted = ReferenceModel(model).steps(x)
+    return np.abs(ReferenceModel(found).steps(x) - wanted).max() <= 1e-6 * max(1, np.ptp(wanted))
+
+
 @pytest.mark.parametrize("name", OTHER)
 def test_layers_of_every_kind_answer_the_same_in_onnxruntime(tmp_path, name):
     model = random_graph(OTHER[name])
     exported = export_onnx(model)
-    (tmp_path / "m.onnx").write_bytes(exported.data)
+    assert comes_back(model, exported, tmp_path)
+    pytest.importorskip("onnxruntime")
+    proofs = prove_export(model, exported, TOLERANCE)
+    assert [proof.failure for proof in proofs] == [None, None]
+
+
+def graph_models():
+    yield from ((name, graph_model(np.random.default_rng(1), name)) for name in GRAPHS)
+    yield "jordan of a head", head_reading_model(np.random.default_rng(1))
+    for name in FORMS:
+        yield name, model_of(form_of(name, 9), form_of(name, 5), seed=1)
+    projected = LayerSpec("lstm", 9, projection_size=4, first_state=True)
+    yield "first state of a projection", model_of(projected, seed=1)
+    tokens = model_of(("gru", 5), ("lstm", 4), inputs=TOKEN, mask_value=3.0, seed=1)
+    yield "masked tokens", tokens
+
+
+GRAPH_MODELS = dict(graph_models())
+# What the importer has no reading of: it says so by name.
+NOT_READ = {
+    *(name for name in FORMS if "norm" in name),
+    "causal",
+    "causal over frames",
+    "depthwise and dilated",
+    "first state of a projection",
+    "frame to frame",
+    "jordan",
+    "jordan of a head",
+    "later layer",
+    "masked",
+    "masked tokens",
+    "padded depthwise",
+    "relu cells",
+    "squeeze and excite",
+    "stft",
+}
+
+
+@pytest.mark.parametrize("name", GRAPH_MODELS)
+def test_a_graph_of_any_kind_answers_the_same_in_onnxruntime(name):
+    pytest.importorskip("onnxruntime")
+    model = GRAPH_MODELS[name]
+    proofs = prove_export(model, export_onnx(model), TOLERANCE)
+    assert [proof.failure for proof in proofs] == [None] * len(proofs)
+
+
+@pytest.mark.parametrize("name", GRAPH_MODELS)
+def test_a_graph_of_any_kind_comes_back_the_same_or_is_refused(tmp_path, name):
+    model = GRAPH_MODELS[name]
     try:
-        found = import_file(tmp_path / "m.onnx").model
-    except ModelError:  # no silent other model
-        assert name not in READ_BACK
+        is_same = comes_back(model, export_onnx(model), tmp_path)
+    except ModelFileError:
+        assert name in NOT_READ
     else:
-        x = trial_inputs(model.spec, 2, 200)
-        wanted = ReferenceModel(model).steps(x)
-        assert np.abs(ReferenceModel(found).steps(x) - wanted).max() <= 1e-6
-    pytest.importorskip("onnxruntime")
-    proofs = prove_export(model, exported, TOLERANCE)
-    assert [proof.failure for proof in proofs] == [None, None]
+        assert is_same
 
 
-@pytest.mark.parametrize("name", GRAPHS)
-def test_a_graph_of_any_kind_is_exported_right_or_refused_by_name(name):
-    model = graph_model(np.random.default_rng(1), name)
-    refusal = ""
-    try:
-        exported = export_onnx(model)
-    except ModelError as error:
-        refusal = str(error)
-    if refusal:
-        assert re.search(r"layer \d+ \(|input '|mask_value", refusal)
-        return
-    pytest.importorskip("onnxruntime")
-    proofs = prove_export(model, exported, TOLERANCE)
-    assert [proof.failure for proof in proofs] == [None, None]
-
-
-def test_layers_that_are_not_exported_yet_are_refused_by_name():
-    model = random_graph(
-        [
-            DenseSpec(3, name="a", reads=("input", "b[t-1]")),
-            TimeConvSpec(4, 2),
-            LayerSpec("gru", 4, first_state=True, name="b"),
-            LayerSpec("lstm", 4, cell_activation="hard_tanh"),
-        ]
-    )
-    with pytest.raises(ModelError) as caught:
-        export_onnx(model)
-    for text in (
-        "layer 0 (dense 3) reads an output of the step before",
-        "layer 1 (causal conv 4 (kernel 2)) is of a kind that is not exported yet",
-        "layer 2 (gru) has a trained first state",
-        "layer 3 (lstm with hard_tanh candidate) has an activation that ONNX has not",
-    ):
-        assert text in str(caught.value)
-
-
-def test_all_that_onnx_has_not_is_refused_by_name():
-    model = model_of(
-        LayerSpec("lstm", 6, projection_size=4),
-        LayerSpec("gru", 6, layer_norm=True),
-        inputs=[
-            InputSpec("change", difference=True),
-            InputSpec("held", missing="hold"),
-            InputSpec("plain"),
-        ],
-        outputs=[OutputSpec("level", difference_of="change")],
-    )
-    with pytest.raises(ModelError) as caught:
-        export_onnx(model)
-    for text in (
-        "layer 0 (lstm with projection to 4) has a projection",
-        "has a layer normalisation within the cell",
-        "input 'change' needs the change since its last value",
-        "input 'held' needs the last value seen",
-        "output 'level' is added to the level of 'change'",
-    ):
-        assert text in str(caught.value)
+@pytest.mark.parametrize(
+    "broken", ["{", "[1]", '{"h_l0": [NaN, 1]}', '{"h_l9": [1]}', '{"h_l0": 1}']
+)
+def test_first_states_that_do_not_fit_are_refused(tmp_path, broken):
+    model = model_of(LayerSpec("gru", 2, first_state=True))
+    proto = onnx.load_from_string(export_onnx(model).data)
+    for item in proto.metadata_props:
+        if item.key == "first_states":
+            item.value = broken
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelFileError, match="its metadata entry first_states"):
+        import_file(tmp_path / "m.onnx")
 
 
 def test_the_file_says_what_its_inputs_and_outputs_are():

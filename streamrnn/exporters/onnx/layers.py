@@ -1,35 +1,39 @@
-"""Layers of a model as nodes, one function for each kind."""
+"""Layers of a model as nodes, one function for each kind; recurrent ones are in `cells`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from streamrnn.exporters.onnx.graph import Graph
-from streamrnn.importers.gates import in_their_order
-from streamrnn.model.layers.base import LAYER_ACTIVATIONS, Layer
+from streamrnn.model.layers.base import LAYER_ACTIVATIONS, Shape
 from streamrnn.model.layers.frame import (
     ActivationSpec,
+    ConvSpec,
     DenseSpec,
+    MagnitudeSpec,
     MixSpec,
     NormSpec,
+    PadSpec,
+    PoolSpec,
     ScaleSpec,
     SliceSpec,
 )
-from streamrnn.model.spec import LayerSpec
+from streamrnn.model.layers.memory import MemorySpec, TimeConvSpec
 
-__all__ = ["FUNCTIONS", "add_layer"]
+__all__ = ["FRAME_LAYERS", "FUNCTIONS", "add_function"]
 
 _FIFTH, _SIXTH = {"alpha": 0.2, "beta": 0.5}, {"alpha": 1 / 6, "beta": 0.5}
 # Our activations that one operator computes.
 FUNCTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "elu": ("Elu", {}),
     "exp": ("Exp", {}),
     "hard_sigmoid_fifth": ("HardSigmoid", _FIFTH),
     "hard_sigmoid_sixth": ("HardSigmoid", _SIXTH),
     "hard_swish": ("HardSwish", {}),
+    "leaky_relu": ("LeakyRelu", {}),
     "log_softmax": ("LogSoftmax", {"axis": -1}),
     "relu": ("Relu", {}),
     "selu": ("Selu", {}),
@@ -40,174 +44,147 @@ FUNCTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "tanh": ("Tanh", {}),
 }
 _CLIPS = {"relu6": (0, 6), "hard_tanh": (-1, 1)}
-# Within a cell, with alpha and beta of those that have some.
-_CELL_FUNCTIONS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "elu": ("Elu", (1.0,)),
-    "hard_sigmoid_fifth": ("HardSigmoid", (0.2, 0.5)),
-    "hard_sigmoid_sixth": ("HardSigmoid", (1 / 6, 0.5)),
-    "identity": ("Affine", (1.0, 0.0)),
-    "relu": ("Relu", ()),
-    "sigmoid": ("Sigmoid", ()),
-    "softplus": ("Softplus", ()),
-    "softsign": ("Softsign", ()),
-    "tanh": ("Tanh", ()),
-}
 
 
-def add_layer(graph: Graph, k: int, layer: Layer, values: dict[int, str]) -> str:
-    """Add one layer, or note what ONNX, or this exporter, does not express."""
-    where, before = f"layer {k} ({layer.describe()})", len(graph.problems)
-    reads = graph.spec.graph.reads[k]
-    write = _LAYERS.get(type(layer))
-    if write is None:
-        graph.problems.append(f"{where} is of a kind that is not exported yet")
-    if any(read.is_before for read in reads):
-        graph.problems.append(f"{where} reads an output of the step before")
-    if any(
-        shape[0] > 1 for shape in (*graph.spec.graph.read_shapes(k), graph.spec.graph.shapes[k])
-    ):
-        graph.problems.append(f"{where} works on frames of several places")
-    if len(graph.problems) > before or write is None:
-        return values[-1]
-    return write(graph, k, layer, [values[read.layer] for read in reads])
-
-
-def _joined(graph: Graph, k: int, values: list[str]) -> str:
-    if len(values) == 1:
-        return values[0]
-    return graph.add("Concat", values, f"read_l{k}", axis=2)
-
-
-def _recurrent(graph: Graph, k: int, layer: LayerSpec, values: list[str]) -> str:
-    """Add one recurrent layer and its states."""
-    where, before = f"layer {k} ({layer.describe()})", len(graph.problems)
-    for has_it, what in (
-        (layer.projection_size, "a projection, which ONNX has not"),
-        (layer.layer_norm, "a layer normalisation within the cell, which ONNX has not"),
-        (layer.first_state, "a trained first state, which a graph whose states are inputs has not"),
-    ):
-        if has_it:
-            graph.problems.append(f"{where} has {what}")
-    form = _form(layer)
-    if form is None:
-        graph.problems.append(f"{where} has an activation that ONNX has not")
-    if len(graph.problems) > before or form is None:
-        return values[0]
-    size, op = layer.hidden_size, layer.cell.removesuffix("_tanh").removesuffix("_relu").upper()
-
-    def theirs(name: str) -> NDArray[Any]:
-        return in_their_order(graph.parameter(f"{name}_l{k}"), "onnx", layer.cell)
-
-    bias = np.concatenate([theirs("bias_ih"), theirs("bias_hh")])
-    inputs = [
-        _joined(graph, k, values),
-        graph.constant(f"W_l{k}", theirs("weight_ih")[None]),
-        graph.constant(f"R_l{k}", theirs("weight_hh")[None]),
-        graph.constant(f"B_l{k}", bias[None]),
-        "",
-    ]
-    for state in ("h", "c")[: len(layer.state_sizes)]:
-        name = f"{state}_l{k}"
-        shape: list[int | str] = [1, "streams", size]
-        graph.inputs.append((name, 1, shape))
-        graph.outputs.append((f"next_{name}", 1, shape))
-        inputs.append(name)
-    if layer.peepholes:
-        blocks = [graph.parameter(f"weight_c{gate}_l{k}") for gate in "iof"]
-        inputs.append(graph.constant(f"P_l{k}", np.concatenate(blocks)[None]))
-    outputs = [f"all_l{k}", *(f"next_{name}" for name in inputs[5 : 5 + len(layer.state_sizes)])]
-    graph.add_many(op, inputs, outputs, hidden_size=size, **form)
-    axis = graph.constant("directions_axis", [1], np.int64)
-    return graph.add("Squeeze", [outputs[0], axis], f"steps_l{k}")
-
-
-def _form(layer: LayerSpec) -> dict[str, Any] | None:
-    """Return the attributes of a recurrent operator that are not their defaults."""
-    attributes: dict[str, Any] = {}
-    if layer.cell == "rnn_relu":
-        attributes["activations"] = ["Relu"]
-    if layer.cell == "gru":
-        attributes["linear_before_reset"] = int(layer.reset_after)
-    names = [layer.gate_activation, layer.cell_activation]
-    names += [layer.output_activation] * (layer.cell == "lstm")
-    if layer.cell.startswith("rnn_") or (names[0] == "sigmoid" and set(names[1:]) == {"tanh"}):
-        return attributes
-    functions = [_CELL_FUNCTIONS.get(name) for name in names]
-    if None in functions:
-        return None
-    known = [function for function in functions if function is not None]
-    numbers = {
-        "activation_alpha": [given[0] for _, given in known if given],
-        "activation_beta": [given[1] for _, given in known if len(given) > 1],
-    }
-    attributes["activations"] = [name for name, _ in known]
-    return attributes | {name: given for name, given in numbers.items() if given}
-
-
-def _activated(graph: Graph, k: int | str, layer: Any, value: str) -> str:
-    """Add what a layer ends with."""
-    name, to = layer.activation, f"{layer.activation}_l{k}"
-    slope = layer.slope if layer.slope is not None else LAYER_ACTIVATIONS[name]
+def add_function(graph: Graph, name: str, value: str, to: str, slope: float | None = None) -> str:
+    """Add an activation without parameters; ``to`` is the name of what it gives."""
     if name == "identity":
         return value
     if name in FUNCTIONS:
         op, attributes = FUNCTIONS[name]
-        return graph.add(op, [value], to, **attributes)
-    if name in ("leaky_relu", "elu"):
-        return graph.add({"elu": "Elu"}.get(name, "LeakyRelu"), [value], to, alpha=slope)
-    if name == "prelu":
-        slopes = graph.constant(f"slope_l{k}", graph.parameter(f"slope_l{k}"))
-        return graph.add("PRelu", [value, slopes], to)
+        slope = LAYER_ACTIVATIONS.get(name) if slope is None else slope
+        return graph.add(
+            op, [value], to, **attributes, **({} if slope is None else {"alpha": slope})
+        )
     if name in _CLIPS:
         ends = [graph.constant(f"{name}_{j}", end) for j, end in enumerate(_CLIPS[name])]
         return graph.add("Clip", [value, *ends], to)
     if name == "silu":
-        factor = graph.add("Sigmoid", [value], f"{to}_factor")
-    elif name == "gelu":
+        return graph.add("Mul", [value, graph.add("Sigmoid", [value], f"{to}_factor")], to)
+    return _gelu(graph, name, value, to)
+
+
+def _gelu(graph: Graph, name: str, value: str, to: str) -> str:
+    """Add ``x / 2 (1 + f(x))``, f being erf or the tanh that is near it."""
+    if name == "gelu":
         root = graph.constant("root_2", np.sqrt(2))
-        erf = graph.add("Erf", [graph.add("Div", [value, root], f"{to}_x")], f"{to}_erf")
-        factor = _half_of_one_plus(graph, erf, to)
-    else:  # gelu_tanh
-        cube = graph.add("Pow", [value, graph.constant("three", 3)], f"{to}_cube")
+        inner = graph.add("Div", [value, root], f"{to}_x")
+    else:
+        square = graph.add("Mul", [value, value], f"{to}_square")
+        cube = graph.add("Mul", [square, value], f"{to}_cube")
         part = graph.add("Mul", [cube, graph.constant("gelu_cubic", 0.044715)], f"{to}_part")
         total = graph.add("Add", [value, part], f"{to}_sum")
         root = graph.constant("root_2_pi", np.sqrt(2 / np.pi))
-        tanh = graph.add("Tanh", [graph.add("Mul", [total, root], f"{to}_x")], f"{to}_tanh")
-        factor = _half_of_one_plus(graph, tanh, to)
-    return graph.add("Mul", [value, factor], to)
+        inner = graph.add("Mul", [total, root], f"{to}_x")
+    function = graph.add("Erf" if name == "gelu" else "Tanh", [inner], f"{to}_function")
+    more = graph.add("Add", [function, graph.constant("one", 1)], f"{to}_more")
+    half = graph.add("Mul", [value, graph.constant("half", 0.5)], f"{to}_half")
+    return graph.add("Mul", [half, more], to)
 
 
-def _half_of_one_plus(graph: Graph, value: str, to: str) -> str:
-    more = graph.add("Add", [value, graph.constant("one", 1)], f"{to}_more")
-    return graph.add("Mul", [more, graph.constant("half", 0.5)], f"{to}_factor")
+def _activated(graph: Graph, k: int, layer: Any, value: str, shape: Shape) -> str:
+    """Add what a layer ends with."""
+    name, to = layer.activation, f"{layer.activation}_l{k}"
+    if name == "prelu":
+        slopes = graph.per_channel(f"slope_l{k}", graph.parameter(f"slope_l{k}"), shape)
+        return graph.add("PRelu", [value, slopes], to)
+    if "softmax" in name:
+        return graph.along_channels(value, shape, lambda each: add_function(graph, name, each, to))
+    return add_function(graph, name, value, to, layer.slope)
 
 
-def _dense(graph: Graph, k: int, layer: DenseSpec, values: list[str]) -> str:
+Values: TypeAlias = Sequence[str]
+Shapes: TypeAlias = Sequence[Shape]
+
+
+def _dense(graph: Graph, k: int, layer: DenseSpec, values: Values, shapes: Shapes) -> str:
     weight = graph.constant(f"weight_l{k}", graph.parameter(f"weight_l{k}").T)
     bias = graph.constant(f"bias_l{k}", graph.parameter(f"bias_l{k}"))
-    products = graph.add("MatMul", [_joined(graph, k, values), weight], f"products_l{k}")
-    return _activated(graph, k, layer, graph.add("Add", [products, bias], f"sums_l{k}"))
+    value = graph.joined_vector(k, values, shapes)
+    products = graph.add("MatMul", [value, weight], f"products_l{k}")
+    sums = graph.add("Add", [products, bias], f"sums_l{k}")
+    return _activated(graph, k, layer, sums, (1, layer.size))
 
 
-def _activation(graph: Graph, k: int, layer: ActivationSpec, values: list[str]) -> str:
-    return _activated(graph, k, layer, _joined(graph, k, values))
+def _conv(graph: Graph, k: int, layer: ConvSpec, values: Values, shapes: Shapes) -> str:
+    frame = graph.frame(graph.joined(k, values, shapes), graph.spec.graph.shape_of_joined(k))
+    options = {"pads": list(layer.padding), "strides": [layer.stride]}
+    return _convolved(graph, k, layer, frame, **options)
 
 
-def _scale(graph: Graph, k: int, layer: ScaleSpec, values: list[str]) -> str:
+def _convolved(graph: Graph, k: int, layer: Any, frame: str, **options: Any) -> str:
+    """Convolve a frame [streams, C, L], and end as the layer does."""
+    weight = graph.parameter(f"weight_l{k}")
+    inputs = [
+        frame,
+        graph.constant(f"weight_l{k}", weight),
+        graph.constant(f"bias_l{k}", graph.parameter(f"bias_l{k}")),
+    ]
+    options |= {"group": layer.groups, "dilations": [layer.dilation]}
+    made = graph.add("Conv", inputs, f"conv_l{k}", kernel_shape=[weight.shape[2]], **options)
+    shape = graph.spec.graph.shapes[k]
+    if graph.is_sequence:
+        made = graph.add("Transpose", [made], f"conv_steps_l{k}", perm=[2, 0, 1])
+    else:
+        made = graph.framed(made, shape)
+    return _activated(graph, k, layer, made, shape)
+
+
+def _time_conv(graph: Graph, k: int, layer: TimeConvSpec, values: Values, shapes: Shapes) -> str:
+    """Convolve over steps, the last axis; what is kept of those before stands in front."""
+    value = graph.joined_vector(k, values, shapes)
+    if graph.is_sequence:
+        steps = graph.add("Transpose", [value], f"steps_l{k}", perm=[1, 2, 0])
+    else:
+        steps = graph.frame(value, (1, layer.channels))
+    if layer.num_kept:
+        name = f"kept_l{k}"
+        steps = graph.add("Concat", [graph.take(name), steps], f"all_l{k}", axis=2)
+        graph.give(name, _last_places(graph, steps, layer.num_kept, f"last_l{k}"))
+    return _convolved(graph, k, layer, steps)
+
+
+def _memory(graph: Graph, k: int, layer: MemorySpec, values: Values, shapes: Shapes) -> str:
+    frame = graph.frame(graph.joined(k, values, shapes), graph.spec.graph.shape_of_joined(k))
+    name = f"kept_l{k}"
+    longer = graph.add("Concat", [graph.take(name), frame], f"longer_l{k}", axis=2)
+    graph.give(name, _last_places(graph, longer, layer.places, f"last_l{k}"))
+    return longer
+
+
+def _last_places(graph: Graph, frame: str, places: int, to: str) -> str:
+    end = graph.constant("end", [np.iinfo(np.int64).max], np.int64)
+    return graph.add("Slice", [frame, graph.numbers(-places), end, graph.numbers(2)], to)
+
+
+def _activation(graph: Graph, k: int, layer: ActivationSpec, values: Values, shapes: Shapes) -> str:
+    value = graph.joined(k, values, shapes)
+    return _activated(graph, k, layer, value, graph.spec.graph.shapes[k])
+
+
+def _scale(graph: Graph, k: int, layer: ScaleSpec, values: Values, shapes: Shapes) -> str:
+    value, shape = graph.joined(k, values, shapes), graph.spec.graph.shapes[k]
+    gain = graph.per_channel(f"weight_l{k}", graph.parameter(f"weight_l{k}"), shape)
+    shift = graph.per_channel(f"bias_l{k}", graph.parameter(f"bias_l{k}"), shape)
+    return graph.add("Add", [graph.add("Mul", [value, gain], f"scaled_l{k}"), shift], f"scale_l{k}")
+
+
+def _norm(graph: Graph, k: int, layer: NormSpec, values: Values, shapes: Shapes) -> str:
     gain = graph.constant(f"weight_l{k}", graph.parameter(f"weight_l{k}"))
     shift = graph.constant(f"bias_l{k}", graph.parameter(f"bias_l{k}"))
-    product = graph.add("Mul", [_joined(graph, k, values), gain], f"scaled_l{k}")
-    return graph.add("Add", [product, shift], f"shifted_l{k}")
+    options = {"axis": -1, "epsilon": layer.epsilon}
+    return graph.along_channels(
+        graph.joined(k, values, shapes),
+        graph.spec.graph.shapes[k],
+        lambda value: graph.add(
+            "LayerNormalization", [value, gain, shift], f"norm_l{k}", **options
+        ),
+    )
 
 
-def _norm(graph: Graph, k: int, layer: NormSpec, values: list[str]) -> str:
-    gain = graph.constant(f"weight_l{k}", graph.parameter(f"weight_l{k}"))
-    shift = graph.constant(f"bias_l{k}", graph.parameter(f"bias_l{k}"))
-    inputs = [_joined(graph, k, values), gain, shift]
-    return graph.add("LayerNormalization", inputs, f"norm_l{k}", axis=-1, epsilon=layer.epsilon)
-
-
-def _mix(graph: Graph, k: int, layer: MixSpec, values: list[str]) -> str:
+def _mix(graph: Graph, k: int, layer: MixSpec, values: Values, shapes: Shapes) -> str:
+    if graph.spec.graph.shapes[k][0] > 1:
+        values = [graph.frame(*pair) for pair in zip(values, shapes, strict=True)]
     if not layer.is_product:
         values = [
             value
@@ -221,25 +198,62 @@ def _mix(graph: Graph, k: int, layer: MixSpec, values: list[str]) -> str:
     return mixed
 
 
-def _slice(graph: Graph, k: int, layer: SliceSpec, values: list[str]) -> str:
-    value = _joined(graph, k, values)
-    if layer.channels == (0, 0):
-        return value
-    ends = [
-        graph.constant(f"slice_{what}_l{k}", [place], np.int64)
-        for what, place in zip(("from", "to"), layer.channels, strict=True)
-    ]
-    return graph.add(
-        "Slice", [value, *ends, graph.constant("last_axis", [2], np.int64)], f"slice_l{k}"
-    )
+def _pad(graph: Graph, k: int, layer: PadSpec, values: Values, shapes: Shapes) -> str:
+    frame = graph.frame(graph.joined(k, values, shapes), graph.spec.graph.shape_of_joined(k))
+    before, after = layer.padding
+    pads = graph.numbers(0, 0, before, 0, 0, after)
+    mode = {"zeros": "constant"}.get(layer.mode, layer.mode)
+    padded = graph.add("Pad", [frame, pads], f"pad_l{k}", mode=mode)
+    return graph.framed(padded, graph.spec.graph.shapes[k])
 
 
-_LAYERS: dict[type, Callable[[Graph, int, Any, list[str]], str]] = {
+def _slice(graph: Graph, k: int, layer: SliceSpec, values: Values, shapes: Shapes) -> str:
+    value, shape = graph.joined(k, values, shapes), graph.spec.graph.shape_of_joined(k)
+    if layer.places not in ((0, 0), (0, shape[0])):
+        ends = [graph.numbers(place) for place in layer.places]
+        value = graph.add("Slice", [value, *ends, graph.numbers(2)], f"places_l{k}")
+        value = graph.framed(value, graph.spec.graph.shapes[k])
+    if layer.channels not in ((0, 0), (0, shape[1])):
+        ends = [graph.numbers(place) for place in layer.channels]
+        axis = graph.numbers(1 if graph.spec.graph.shapes[k][0] > 1 else -1)
+        value = graph.add("Slice", [value, *ends, axis], f"channels_l{k}")
+    return value
+
+
+def _pool(graph: Graph, k: int, layer: PoolSpec, values: Values, shapes: Shapes) -> str:
+    frame = graph.frame(graph.joined(k, values, shapes), graph.spec.graph.shape_of_joined(k))
+    kind = {"max": "Max", "mean": "Average"}[layer.kind]
+    if layer.size:
+        options = {"kernel_shape": [layer.size], "strides": [layer.stride]}
+        made = graph.add(f"{kind}Pool", [frame], f"pool_l{k}", **options)
+    else:
+        made = graph.add(f"Global{kind}Pool", [frame], f"pool_l{k}")
+    return graph.framed(made, graph.spec.graph.shapes[k])
+
+
+def _magnitude(graph: Graph, k: int, layer: MagnitudeSpec, values: Values, shapes: Shapes) -> str:
+    value, (length, channels) = graph.joined(k, values, shapes), graph.spec.graph.shapes[k]
+    axis, two = graph.numbers(1 if length > 1 else -1), graph.constant("two", 2)
+    squares = []
+    for name, first in (("re", 0), ("im", channels)):
+        ends = [graph.numbers(first), graph.numbers(first + channels)]
+        half = graph.add("Slice", [value, *ends, axis], f"{name}_l{k}")
+        squares.append(graph.add("Pow", [half, two], f"{name}_square_l{k}"))
+    total = graph.add("Add", squares, f"squares_l{k}")
+    return graph.add("Sqrt", [total], f"magnitude_l{k}")
+
+
+FRAME_LAYERS: dict[type, Callable[..., str]] = {
     ActivationSpec: _activation,
+    ConvSpec: _conv,
     DenseSpec: _dense,
-    LayerSpec: _recurrent,
+    MagnitudeSpec: _magnitude,
+    MemorySpec: _memory,
     MixSpec: _mix,
     NormSpec: _norm,
+    PadSpec: _pad,
+    PoolSpec: _pool,
     ScaleSpec: _scale,
     SliceSpec: _slice,
+    TimeConvSpec: _time_conv,
 }

@@ -1,7 +1,8 @@
 """Write a model as an ONNX graph of standard operators, its states inputs and outputs.
 
-Along the graph's edges goes ``[steps, streams, features]``. A layer's state ``h_l0`` comes back as
-``next_h_l0``: fed again, the graph goes on where it stopped, after one step or after many.
+A part of the state ``h_l0`` comes back as ``next_h_l0``: fed again, the graph goes on where it
+stopped. Where all that a model keeps goes along sequences too, the graph takes any number of steps;
+else it is one step.
 """
 
 from __future__ import annotations
@@ -13,43 +14,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.errors import ModelError
-from streamrnn.exporters.network import Exported, refuse
+from streamrnn.exporters.network import Answer, Exported
+from streamrnn.exporters.onnx.cells import add_recurrent, is_operator
 from streamrnn.exporters.onnx.graph import Graph
-from streamrnn.exporters.onnx.layers import FUNCTIONS, add_layer
+from streamrnn.exporters.onnx.inputs import add_features, add_head
+from streamrnn.exporters.onnx.layers import FRAME_LAYERS
+from streamrnn.exporters.walk import before_name, walk
+from streamrnn.model.graph import Read
 from streamrnn.model.model import Model
-from streamrnn.model.spec import InputSpec, LayerSpec
+from streamrnn.model.spec import LayerSpec, ModelSpec
 
 __all__ = ["export_onnx"]
 
 _OPSET, _IR_VERSION = 17, 8  # onnxruntime 1.12 and later
 _MAX_BYTES = (1 << 31) - (1 << 20)  # of a protobuf message
+_LAYERS = {**FRAME_LAYERS, LayerSpec: add_recurrent}
 
 
 def export_onnx(model: Model) -> Exported:
     """Write a model as an ONNX graph.
 
-    Raises `ModelError` if the package ``onnx`` is not installed, or ONNX has no operator for what
-    the model does: all of that is listed.
+    Raises `ModelError` if the package ``onnx`` is not installed, or the file would be too large.
     """
     try:
         import onnx
         from onnx import TensorProto, helper
     except ImportError as error:
         raise ModelError("ONNX needs the package onnx: pip install 'streamrnn[onnx]'") from error
-    graph = Graph(model)
-    if model.spec.mask_value is not None:
-        graph.problems.append("it leaves masked steps out (mask_value)")
-    values = {-1: _features(graph)}
-    for k, layer in enumerate(model.spec.layers):
-        values[k] = add_layer(graph, k, layer, values)
-    value = _head(graph, values[len(model.spec.layers) - 1])
-    if graph.problems:
-        raise refuse("ONNX", graph.problems)
+    spec = model.spec
+    graph = Graph(model, is_sequence=_takes_sequences(spec), layers=_LAYERS)
+    features, levels = add_features(graph)
+    values = walk(spec, graph, features)
+    last = len(spec.layers) - 1
+    value, values[Read(last + 1)] = add_head(graph, values[Read(last)], levels)
+    for k in spec.graph.kept:
+        graph.give(before_name(spec, k), values[Read(k)])
     if sum(array.nbytes for array in graph.constants.values()) > _MAX_BYTES:
         raise ModelError("the model is larger than an ONNX file can be (2 GB)")
     graph.add("Identity", [value], "y")
-    shape: list[int | str] = ["steps", "streams", model.spec.output_size]
-    graph.outputs.insert(0, ("y", TensorProto.FLOAT, shape))
+    graph.outputs.insert(0, ("y", TensorProto.FLOAT, _output_shape(graph)))
     proto = helper.make_model(
         helper.make_graph(
             graph.nodes,
@@ -62,141 +65,63 @@ def export_onnx(model: Model) -> Exported:
         ir_version=_IR_VERSION,
         producer_name="StreamRNN",
     )
-    helper.set_model_props(
-        proto,
-        {
-            "fingerprint": model.fingerprint,
-            "inputs": json.dumps([[item.name, item.unit] for item in model.spec.inputs]),
-            "outputs": json.dumps([[item.name, item.unit] for item in model.spec.outputs]),
-        },
-    )
+    helper.set_model_props(proto, _facts(graph))
     onnx.checker.check_model(proto)
     data = proto.SerializeToString()
-    states = [name for name, *_ in graph.inputs[1:]]
-    lines = [f"  {what} {name:<10} {shape}" for what, name, shape in _described(graph)]
-    return Exported(data, "onnxruntime", lambda x: _answers(data, model, states, x), lines)
+    return Exported(data, "onnxruntime", lambda x: _answers(data, graph, x), _lines(graph))
 
 
-def _described(graph: Graph) -> list[tuple[str, str, str]]:
-    return [
-        (what, name, f"[{', '.join(map(str, shape))}]")
+def _takes_sequences(spec: ModelSpec) -> bool:
+    """Whether operators of ONNX carry all states along a sequence of any length."""
+    shapes = [spec.input_shape, *spec.graph.shapes]
+    return (
+        spec.mask_value is None
+        and not spec.graph.kept
+        and not any(item.has_memory for item in spec.inputs)
+        and all(length == 1 for length, _ in shapes)
+        and all(is_operator(layer) for layer in spec.layers if isinstance(layer, LayerSpec))
+    )
+
+
+def _output_shape(graph: Graph) -> list[int | str]:
+    lead: list[int | str] = ["steps", "streams"] if graph.is_sequence else ["streams"]
+    length, channels = graph.spec.graph.shapes[-1]
+    if graph.spec.head is None and length > 1:
+        return [*lead, channels, length]
+    return [*lead, graph.spec.output_size]
+
+
+def _facts(graph: Graph) -> dict[str, str]:
+    """Return what the graph itself does not say."""
+    spec = graph.spec
+    facts = {
+        "fingerprint": graph.model.fingerprint,
+        "inputs": json.dumps([[item.name, item.unit] for item in spec.inputs]),
+        "outputs": json.dumps([[item.name, item.unit] for item in spec.outputs]),
+    }
+    first = {name: part.first.tolist() for name, part in graph.parts.items() if part.first.any()}
+    return facts | ({"first_states": json.dumps(first)} if first else {})
+
+
+def _lines(graph: Graph) -> list[str]:
+    lines = [
+        f"  {what} {name:<10} [{', '.join(map(str, shape))}]"
         for what, items in (("input ", graph.inputs), ("output", graph.outputs))
         for name, _, shape in items
     ]
-
-
-# --- from the inputs to the features -----------------------------------------------------------
-
-
-def _features(graph: Graph) -> str:
-    """Add what makes features of the raw inputs ``x``."""
-    from onnx import TensorProto
-
-    items = graph.spec.inputs
-    if graph.spec.is_token:
-        graph.inputs.append(("x", TensorProto.INT64, ["steps", "streams"]))
-        weight = graph.constant(
-            "embedding.weight", graph.parameter(f"embedding.{items[0].name}.weight")
+    first = [name for name, part in graph.parts.items() if part.first.any()]
+    if first:
+        lines.append(
+            f"note: {', '.join(first)} begin with other numbers than zeros: those in the metadata "
+            "entry first_states"
         )
-        return graph.add("Gather", [weight, "x"], "features", axis=0)
-    graph.inputs.append(("x", TensorProto.FLOAT, ["steps", "streams", graph.spec.num_inputs]))
-    if graph.spec.input_shape[0] > 1:
-        graph.problems.append(f"input {items[0].name!r} is a frame of several places")
-    if all(item.kind == "numeric" and _is_stateless(graph, item) for item in items) and not any(
-        item.missing != "error" for item in items
-    ):
-        elements = graph.spec.input_elements
-        centers, scales = [item.center for item in elements], [item.scale for item in elements]
-        return _scaled(graph, "x", "x", centers, scales)
-    columns = ["x"]
-    if len(items) > 1:
-        sizes = graph.constant("column_sizes", [item.size for item in items], np.int64)
-        columns = [f"x{i}" for i in range(len(items))]
-        graph.add_many("Split", ["x", sizes], columns, axis=2)
-    parts = [
-        part
-        for i, (item, column) in enumerate(zip(items, columns, strict=True))
-        for part in _column(graph, i, item, column)
-    ]
-    return graph.add("Concat", parts, "features", axis=2)
-
-
-def _is_stateless(graph: Graph, item: InputSpec) -> bool:
-    if item.has_memory:
-        what = "the change since its last value" if item.difference else "the last value seen"
-        graph.problems.append(f"input {item.name!r} needs {what}, which no operator keeps")
-    return not item.has_memory
-
-
-def _scaled(graph: Graph, what: str, value: str, center: Any, scale: Any) -> str:
-    """Add ``(value - center) / scale``, as far as it does something."""
-    if np.any(np.asarray(center) != 0):
-        shift = graph.constant(f"{what}.center", center)
-        value = graph.add("Sub", [value, shift], f"{what}_centered")
-    if np.any(np.asarray(scale) != 1):
-        divisor = graph.constant(f"{what}.scale", scale)
-        value = graph.add("Div", [value, divisor], f"{what}_scaled")
-    return value
-
-
-def _column(graph: Graph, i: int, item: InputSpec, column: str) -> list[str]:
-    """Add the features [steps, streams, n] of one input."""
-    from onnx import TensorProto
-
-    name = f"x{i}"
-    if item.kind == "numeric":
-        if not _is_stateless(graph, item):
-            return []
-        mask = []
-        if item.missing != "error":
-            missing = graph.add("IsNaN", [column], f"{name}_missing")
-            fill = graph.constant(f"{name}.fill", item.fill)
-            column = graph.add("Where", [missing, fill, column], f"{name}_filled")
-            if item.missing == "mask":
-                mask = [graph.add("Cast", [missing], f"{name}_mask", to=TensorProto.FLOAT)]
-        return [_scaled(graph, name, column, [item.center], [item.scale]), *mask]
-    whole = graph.add("Cast", [column], f"{name}_whole", to=TensorProto.INT64)
-    last = graph.constant("last_axis", [2], np.int64)
-    index = graph.add("Squeeze", [whole, last], f"{name}_index")
-    if item.embedding_size:
-        table = graph.constant(f"{name}.weight", graph.parameter(f"embedding.{item.name}.weight"))
-        return [graph.add("Gather", [table, index], f"{name}_embedded", axis=0)]
-    depth = graph.constant(f"{name}.depth", item.num_categories, np.int64)
-    values = graph.constant("off_on", [0, 1])
-    return [graph.add("OneHot", [index, depth, values], f"{name}_one_hot", axis=-1)]
-
-
-def _head(graph: Graph, value: str) -> str:
-    """Add the head, and what makes the user's units of its outputs."""
-    spec = graph.spec
-    for item in spec.outputs:
-        if item.difference_of is not None:
-            graph.problems.append(
-                f"output {item.name!r} is added to the level of {item.difference_of!r}"
-            )
-    if spec.head is None:
-        return value
-    weight = graph.constant("head.weight", graph.parameter("head.weight").T)
-    bias = graph.constant("head.bias", graph.parameter("head.bias"))
-    value = graph.add("MatMul", [value, weight], "head_products")
-    value = graph.add("Add", [value, bias], "head_sums")
-    if spec.head.activation != "identity":
-        op, attributes = FUNCTIONS[spec.head.activation]
-        value = graph.add(op, [value], f"head_{spec.head.activation}", **attributes)
-    scales, centers = [o.scale for o in spec.outputs], [o.center for o in spec.outputs]
-    if any(scale != 1 for scale in scales):
-        value = graph.add("Mul", [value, graph.constant("y.scale", scales)], "y_scaled")
-    if any(centers):
-        value = graph.add("Add", [value, graph.constant("y.center", centers)], "y_centered")
-    return value
+    return lines
 
 
 # --- the proof ---------------------------------------------------------------------------------
 
 
-def _answers(
-    data: bytes, model: Model, states: list[str], x: NDArray[Any]
-) -> tuple[NDArray[Any], NDArray[Any]]:
+def _answers(data: bytes, graph: Graph, x: NDArray[Any]) -> list[Answer]:
     """Run the graph in onnxruntime: [B, T, O] as a sequence, and step by step."""
     import onnxruntime
 
@@ -204,17 +129,39 @@ def _answers(
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    steps = x[..., 0].T if model.spec.is_token else x.swapaxes(0, 1)
-    recurrent = [layer for layer in model.spec.layers if isinstance(layer, LayerSpec)]
-    sizes = [size for layer in recurrent for size in layer.state_sizes]
-    zeros = {
-        name: np.zeros((1, x.shape[0], size), np.float32)
-        for name, size in zip(states, sizes, strict=True)
-    }
-    sequence = session.run(["y"], {"x": steps} | zeros)[0]
-    single, state = [], zeros
+    steps = _as_given(graph, x)
+    state = {}
+    for name, part in graph.parts.items():
+        streams = np.broadcast_to(part.first, (len(x), *part.first.shape))
+        is_recurrent = graph.is_sequence and part.first.ndim == 1
+        state[name] = np.ascontiguousarray(streams[None] if is_recurrent else streams)
+    answers = []
+    if graph.is_sequence:
+        answers.append(("a sequence", session.run(["y"], {"x": steps} | state)[0]))
+    single: list[NDArray[Any]] = []
+    names = [name.removeprefix("next_") for name, *_ in graph.outputs[1:]]
     for t in range(len(steps)):
-        y, *after = session.run(None, {"x": steps[t : t + 1]} | state)
-        state = dict(zip(states, after, strict=True))
-        single.append(y)
-    return sequence.swapaxes(0, 1), np.concatenate(single).swapaxes(0, 1)
+        y, *after = session.run(
+            None, {"x": steps[t : t + 1] if graph.is_sequence else steps[t]} | state
+        )
+        state = dict(zip(names, after, strict=True))
+        single.append(y if graph.is_sequence else y[None])
+    answers.append(("step by step", np.concatenate(single)))
+    return [(how, _as_ours(y)) for how, y in answers]
+
+
+def _as_given(graph: Graph, x: NDArray[Any]) -> NDArray[Any]:
+    """Lay inputs [B, T, I] out as the graph takes them, steps first."""
+    steps = x.swapaxes(0, 1)
+    length, channels = graph.spec.input_shape
+    if graph.spec.is_token:
+        return steps[..., 0]
+    if length == 1:
+        return steps
+    return steps.reshape(*steps.shape[:2], length, channels).swapaxes(2, 3)
+
+
+def _as_ours(y: NDArray[Any]) -> NDArray[Any]:
+    """Bring outputs [T, B, ...] to [B, T, O]."""
+    y = y.swapaxes(0, 1)
+    return y if y.ndim == 3 else y.swapaxes(2, 3).reshape(*y.shape[:2], -1)

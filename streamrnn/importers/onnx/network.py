@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +27,7 @@ from streamrnn.importers.onnx.file import read_onnx_file
 from streamrnn.importers.onnx.frames import settle
 from streamrnn.importers.onnx.graph import Graph, follow
 from streamrnn.importers.onnx.patterns import refuse_marks
+from streamrnn.importers.onnx.states import FIRST_STATES, read_first_states, with_first_states
 from streamrnn.importers.onnx.values import Signal, Symbols, Unknown, Value
 from streamrnn.model.layers.base import INPUT
 from streamrnn.model.layers.memory import MemorySpec, TimeConvSpec
@@ -81,9 +82,12 @@ def import_onnx(
     if reasons:
         raise refuse(file.path, reasons)
     network = Network(file.path, _source(graph))
-    states = check_states(graph, outputs, network)
+    first = read_first_states(file, network.problems.append)
+    states = check_states(graph, outputs, network, set(first))
     name, signal = main_output(file.path, outputs, set(states.values()))
-    layers = signal.pruned().layers
+    layers: Sequence[Layer] = signal.pruned().layers
+    if first:
+        layers = with_first_states(layers, graph, first, network.problems.append)
     along = {layer.along for layer in layers if isinstance(layer, FrameLayer)}
     is_steps = signal.time or next(iter(graph.open_axes & along), "")
     refuse_marks(layers, network.problems.append)
@@ -230,11 +234,15 @@ def _check_input(graph: Graph, signal: Signal, network: Network) -> None:
 
 
 def check_states(
-    graph: Graph, outputs: Mapping[str, Value | None], network: Network
+    graph: Graph,
+    outputs: Mapping[str, Value | None],
+    network: Network,
+    begun: Collection[str] = (),
 ) -> dict[str, str]:
     """Check that what a state output gives is what the state input takes at the next step.
 
-    Returns for each such input the name of the output.
+    ``begun`` are the states that begin with numbers of their own. Returns for each such input the
+    name of the output.
     """
     firsts = [use.first.reshape(-1) for use in graph.uses]
     lasts = [use.last.reshape(-1) for use in graph.uses]
@@ -260,8 +268,9 @@ def check_states(
         if match is not None:
             given_back.pop(match)
             matched[name] = match
+            start = f"the numbers of {FIRST_STATES}" if name in begun else "zeros"
             network.notes.append(
-                f"the state {name!r} -> {match!r} is kept by the stream; it begins with zeros"
+                f"the state {name!r} -> {match!r} is kept by the stream; it begins with {start}"
             )
         elif candidates:
             network.problems.append(

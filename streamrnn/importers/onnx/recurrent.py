@@ -29,7 +29,11 @@ _CELL_ACTIVATIONS = {
     "softsign": "softsign",
     "softplus": "softplus",
     "elu": "elu",
+    "affine": "identity",
 }
+# Functions that take numbers, with those that they have by default.
+_ALPHAS = {"affine": 1.0, "elu": 1.0, "hardsigmoid": 0.2}
+_BETAS = {"affine": 0.0, "hardsigmoid": 0.5}
 _SLOPES = {0.2: "hard_sigmoid_fifth", 1 / 6: "hard_sigmoid_sixth"}
 
 
@@ -180,10 +184,8 @@ def _form(op: str, attributes: dict[str, Any]) -> tuple[dict[str, Any], list[str
     wanted = _DEFAULTS[op]
     if len(given) != len(wanted):
         return {}, [f"it has {len(given)} activations; expected {len(wanted)}"]
-    numbers = {
-        key: [float(number) for number in attributes.get(f"activation_{key}", ())]
-        for key in ("alpha", "beta")
-    }
+    alphas = _numbers(given, attributes.get("activation_alpha", ()), _ALPHAS)
+    betas = _numbers(given, attributes.get("activation_beta", ()), _BETAS)
     form: dict[str, Any] = {}
     problems = []
     if op == "GRU":
@@ -196,9 +198,7 @@ def _form(op: str, attributes: dict[str, Any]) -> tuple[dict[str, Any], list[str
             f"it has the activation {given[0]}; a simple recurrent layer has tanh, relu"
         )
     elif gate == "hardsigmoid":
-        # Alphas and betas are given for those activations alone that have some.
-        alpha = numbers["alpha"][0] if numbers["alpha"] else 0.2
-        beta = numbers["beta"][0] if numbers["beta"] else 0.5
+        alpha, beta = alphas[0], betas[0]
         slope = next((slope for slope in _SLOPES if abs(slope - alpha) < 1e-6), None)
         if slope is None or beta != 0.5:
             problems.append(
@@ -210,10 +210,13 @@ def _form(op: str, attributes: dict[str, Any]) -> tuple[dict[str, Any], list[str
     elif gate != "sigmoid":
         problems.append(f"its gates have the activation {gate}; known are sigmoid and hard sigmoid")
     keys = ("cell_activation", "output_activation")
-    for key, function in zip(keys, given[1:] if op != "RNN" else (), strict=False):
+    for j, (key, function) in enumerate(zip(keys, given[1:] if op != "RNN" else (), strict=False)):
         name = _CELL_ACTIVATIONS.get(function)
-        # An elu has an alpha of its own; the numbers of all functions stand in one list.
-        if name is None or (name == "elu" and numbers["alpha"] not in ([], [1.0])):
+        # An affine function is nothing with its usual numbers, and an elu of ours has them.
+        if name is None or (alphas[j + 1], betas[j + 1]) != (
+            _ALPHAS.get(function, 0.0),
+            _BETAS.get(function, 0.0),
+        ):
             problems.append(
                 f"it has the activation {function}; a {op} layer has one of "
                 f"{', '.join(_CELL_ACTIVATIONS)}"
@@ -221,6 +224,17 @@ def _form(op: str, attributes: dict[str, Any]) -> tuple[dict[str, Any], list[str
         else:
             form[key] = name
     return form, problems
+
+
+def _numbers(
+    functions: Sequence[str], given: Sequence[float], defaults: dict[str, float]
+) -> list[float]:
+    """Deal numbers out: they are given for those functions alone that take some."""
+    left = [float(number) for number in given]
+    return [
+        (left.pop(0) if left else defaults[function]) if function in defaults else 0.0
+        for function in functions
+    ]
 
 
 def time_label(signal: Signal, axis: int) -> str:

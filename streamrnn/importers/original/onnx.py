@@ -12,6 +12,7 @@ from streamrnn.importers.onnx.file import read_onnx_file
 from streamrnn.importers.onnx.graph import follow
 from streamrnn.importers.onnx.network import check_states, main_output
 from streamrnn.importers.onnx.recurrent import ONE_STEP
+from streamrnn.importers.onnx.states import read_first_states
 from streamrnn.importers.onnx.values import Signal
 from streamrnn.importers.original.plan import NotRun, Plan, Trial, apart, on_and_on
 from streamrnn.importers.original.trial import num_trial_steps
@@ -33,6 +34,7 @@ def plan_onnx(path: str, model: Model, options: GraphOptions | None = None) -> P
     options = options or GraphOptions()
     graph = follow(file, options.fixed)
     main = file.model.graph
+    first = read_first_states(file, lambda problem: None)  # refused at the import
     outputs = {item.name: graph.values.get(item.name) for item in main.output}
     states = check_states(graph, outputs, Network(path, ""))
     name, signal = main_output(path, outputs, set(states.values()))
@@ -49,7 +51,7 @@ def plan_onnx(path: str, model: Model, options: GraphOptions | None = None) -> P
         key: (
             [size or 1 for size in sizes_of(key)],
             _KINDS.get(item.elem_type, "float32"),
-            options.fixed.get(key, 0),
+            first[key].tolist() if key in first else options.fixed.get(key, 0),
         )
         for key, item in items.items()
         if key != signal.source and key not in constants

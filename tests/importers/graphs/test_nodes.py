@@ -91,7 +91,12 @@ def test_peepholes_are_read_in_their_order(importing):
         ("LSTM", {"layout": 2}, "layout is 2"),
         ("LSTM", {"hidden_size": 5}, "hidden_size is 5, and R has 4"),
         ("RNN", {"activations": ["Affine"]}, "activation affine"),
-        ("GRU", {"activations": ["Sigmoid", "Affine"]}, "activation affine; a GRU layer has one"),
+        ("GRU", {"activations": ["Sigmoid", "ScaledTanh"]}, "activation scaledtanh; a GRU layer"),
+        (
+            "GRU",
+            {"activations": ["Sigmoid", "Affine"], "activation_alpha": [2.0]},
+            "activation affine; a GRU layer has one",
+        ),
         ("LSTM", {"activations": ["Relu", "Tanh", "Tanh"]}, "gates have the activation relu"),
         ("LSTM", {"activations": ["Sigmoid"]}, "has 1 activations; expected 3"),
         (
