@@ -52,6 +52,9 @@ def export_onnx(model: Model) -> Exported:
     if sum(array.nbytes for array in graph.constants.values()) > _MAX_BYTES:
         raise ModelError("the model is larger than an ONNX file can be (2 GB)")
     graph.add("Identity", [value], "y")
+    names = list(graph.parts)
+    graph.inputs[1:] = sorted(graph.inputs[1:], key=lambda item: names.index(item[0]))
+    graph.outputs.sort(key=lambda item: names.index(item[0].removeprefix("next_")))
     graph.outputs.insert(0, ("y", TensorProto.FLOAT, _output_shape(graph)))
     proto = helper.make_model(
         helper.make_graph(
@@ -139,12 +142,11 @@ def _answers(data: bytes, graph: Graph, x: NDArray[Any]) -> list[Answer]:
     if graph.is_sequence:
         answers.append(("a sequence", session.run(["y"], {"x": steps} | state)[0]))
     single: list[NDArray[Any]] = []
-    names = [name.removeprefix("next_") for name, *_ in graph.outputs[1:]]
     for t in range(len(steps)):
         y, *after = session.run(
             None, {"x": steps[t : t + 1] if graph.is_sequence else steps[t]} | state
         )
-        state = dict(zip(names, after, strict=True))
+        state = dict(zip(state, after, strict=True))
         single.append(y if graph.is_sequence else y[None])
     answers.append(("step by step", np.concatenate(single)))
     return [(how, _as_ours(y)) for how, y in answers]
