@@ -36,6 +36,12 @@ LISTS: tuple[tuple[str, str, str], ...] = (
     ("categorical", "COLUMN,...", "columns of numbers that are names of categories"),
     ("difference", "COLUMN,...", "inputs seen as changes (default: those that drift; none: '')"),
     ("layers", "CELL:SIZE,...", "such as lstm:32,gru:16 (default lstm:32)"),
+    (
+        "feedback",
+        "SOURCE[:LAYER],...",
+        "outputs that an earlier layer (the first, layer1) reads at the next step: head makes a "
+        "Jordan network; layer2:layer1 (default: none)",
+    ),
 )
 
 

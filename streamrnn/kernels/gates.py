@@ -136,8 +136,13 @@ def layer_matrices(
 def head_matrices(
     spec: ModelSpec, parameters: Mapping[str, NDArray[np.float64]]
 ) -> tuple[list[NDArray[np.float64]], NDArray[np.float64], NDArray[np.float64]]:
-    """Return bias [O], weights [O, H_last] and empty h weights of a model's head, scaled."""
-    scales = np.array([output.scale for output in spec.outputs])
+    """Return bias [O], weights [O, H_last] and empty h weights of a model's head.
+
+    They are scaled where the outputs' scales are folded in.
+    """
+    scales = np.ones(spec.output_size)
+    if spec.folds_output_scales:
+        scales = np.array([output.scale for output in spec.outputs])
     weights = parameters["head.weight"] * scales[:, None]
     return [parameters["head.bias"] * scales], weights, np.zeros((spec.output_size, 0))
 

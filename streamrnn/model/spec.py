@@ -142,15 +142,10 @@ class ModelSpec:
             raise SpecError("a token input must be the model's only input; use categorical")
         check_size(self.num_inputs, "number of elements of the inputs")
         check_size(self.output_size, "number of elements of the outputs")
-        graph = self.graph  # raises what is wrong with it
+        _ = self.graph  # raises what is wrong with it
         self._check_outputs()
         if self.mask_value is not None:
             self._check_mask()
-        if len(self.layers) in graph.kept and any(item.scale != 1 for item in self.outputs):
-            raise SpecError(
-                "a layer reads what the head gave before, so no output may have a scale: it would "
-                "be read scaled"
-            )
 
     def _check_mask(self) -> None:
         assert self.mask_value is not None
@@ -252,6 +247,14 @@ class ModelSpec:
         """
         readers = [k for k, reads in enumerate(self.graph.reads) if Read(-1) in reads]
         return readers == [0] and self.graph.reads[0] == (Read(-1),) and not self.layers[0].op
+
+    @property
+    def folds_output_scales(self) -> bool:
+        """Whether the outputs' scales are folded into the head's matrix.
+
+        Not where a layer reads what the head gave at the step before: that is not scaled.
+        """
+        return len(self.layers) not in self.graph.kept
 
     @cached_property
     def graph(self) -> Graph:

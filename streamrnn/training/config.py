@@ -12,6 +12,8 @@ from typing import Any
 
 from streamrnn.errors import StreamRNNError, TrainingError, suggestion
 from streamrnn.model.checks import shown
+from streamrnn.model.graph import HEAD
+from streamrnn.model.layers.base import BEFORE, INPUT
 from streamrnn.model.spec import CELLS, MISSING, LayerSpec
 from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.network.losses import LOSSES
@@ -46,6 +48,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "model": {
         "layers": "from the input to the output",
+        "feedback": "read at the next step: head (a Jordan network), layer2:layer1",
         "embedding_size": "0: by the number of categories; -1: one-hot",
     },
     "training": {
@@ -99,6 +102,9 @@ class TrainingConfig:
         How a text file is written: `streamrnn.training.data.reading.options.ReadOptions`.
     layers : tuple of str
         Such as ``("lstm:32", "gru:16")``, from the input to the output.
+    feedback : tuple of str
+        Outputs that an earlier layer reads at the next step, as ``SOURCE`` or ``SOURCE:LAYER``
+        (``("head",)``: a Jordan network): `parse_layers`.
     embedding_size : int
         Of categorical inputs with more than 8 categories; 0: by their number. -1: one-hot always.
     loss : str
@@ -143,6 +149,7 @@ class TrainingConfig:
     skip_rows: tuple[str, ...] = ()
     date_format: str = ""
     layers: tuple[str, ...] = ("lstm:32",)
+    feedback: tuple[str, ...] = ()
     embedding_size: int = 0
     loss: str = "auto"
     epochs: int = 0
@@ -161,7 +168,7 @@ class TrainingConfig:
             value = getattr(self, item.name)
             object.__setattr__(self, item.name, _checked(item.name, value, item.type))
         object.__setattr__(self, "group", tuple(name for name in self.group if name))
-        parse_layers(self.layers)
+        parse_layers(self.layers, self.feedback)
         self.read_options()  # raises if one is not known
         if not self.path:
             raise TrainingError("the configuration names no data: set path (a CSV or .npz file)")
@@ -282,8 +289,12 @@ class TrainingConfig:
             raise TrainingError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def parse_layers(layers: tuple[str, ...]) -> tuple[LayerSpec, ...]:
+def parse_layers(layers: tuple[str, ...], feedback: tuple[str, ...] = ()) -> tuple[LayerSpec, ...]:
     """Parse a stack such as ``("lstm:32", "gru:16")``, from the input to the output.
+
+    ``feedback`` names what a layer reads beside: of ``head`` or a later layer the output of the
+    step before. ``("head", "layer2")`` go into the first layer, ``("head:layer2",)`` into the
+    second.
 
     Raises `TrainingError` if one cannot be read.
     """
@@ -300,7 +311,43 @@ def parse_layers(layers: tuple[str, ...]) -> tuple[LayerSpec, ...]:
         stack.append(LayerSpec(cell, int(size)))
     if not stack:
         raise TrainingError("layers is empty; a network needs at least one, such as lstm:32")
-    return tuple(stack)
+    return _with_feedback(stack, feedback)
+
+
+def _with_feedback(stack: list[LayerSpec], feedback: tuple[str, ...]) -> tuple[LayerSpec, ...]:
+    """Name the layers that others read, and let those who get feedback read it."""
+    names = [f"layer{k}" for k in range(1, len(stack) + 1)]
+    sources = [*names, HEAD]
+    reads: dict[int, tuple[str, ...]] = {}
+    for text in feedback:
+        source, _, target = text.strip().partition(":")
+        target = target or names[0]
+        if source not in sources or target not in names:
+            wrong, known = (source, sources) if source not in sources else (target, names)
+            raise TrainingError(
+                f"feedback {shown(text)}: unknown {shown(wrong)}{suggestion(wrong, known)}; write "
+                f"SOURCE or SOURCE:LAYER with {', '.join(known)}, such as head or layer2:layer1"
+            )
+        k = names.index(target)
+        if sources.index(source) <= k:
+            raise TrainingError(
+                f"feedback {shown(text)}: it goes from a later layer or the head to an earlier "
+                "one; a layer reads its own output of the step before in any case"
+            )
+        read = source + BEFORE
+        if read in reads.setdefault(k, ()):
+            raise TrainingError(f"feedback {shown(text)} stands there twice")
+        reads[k] += (read,)
+    used = {read.removesuffix(BEFORE) for more in reads.values() for read in more}
+    used |= {names[k - 1] for k in reads if k}
+    return tuple(
+        replace(
+            layer,
+            name=names[k] if names[k] in used else "",
+            reads=(names[k - 1] if k else INPUT, *reads[k]) if k in reads else (),
+        )
+        for k, layer in enumerate(stack)
+    )
 
 
 def _flatten(sections: Mapping[str, Any]) -> dict[str, Any]:

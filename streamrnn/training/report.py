@@ -21,6 +21,8 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
     data, config, updates = report["data"], report["config"], report["updates"]
     streams = f" in {data['num_streams']} streams" if data["num_streams"] > 1 else ""
     yield f"{data['file']}: {data['num_rows']} rows{streams}; {', '.join(config['layers'])}"
+    if config.get("feedback"):  # files of earlier versions do not tell
+        yield f"read again at the next step: {', '.join(config['feedback'])}"
     if config["difference"]:
         yield f"seen as changes, because they drift or as told: {', '.join(config['difference'])}"
     gaps = {name: policy for name, policy in config["missing"].items() if policy != "error"}

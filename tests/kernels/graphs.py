@@ -226,7 +226,7 @@ def head_reading_model(rng: np.random.Generator) -> Model:
     spec = ModelSpec(
         NUMBERS[:2],
         (LayerSpec("rnn_tanh", 6, reads=("input", "head[t-1]")),),
-        (OutputSpec("a"), OutputSpec("b", center=2.0)),  # a scale would be read, and is refused
+        (OutputSpec("a", scale=0.25), OutputSpec("b", center=2.0, scale=3.0)),
         head=HeadSpec(),
     )
     return Model(spec, random_parameters(rng, spec))

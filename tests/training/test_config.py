@@ -29,6 +29,7 @@ def test_toml_there_and_back(tmp_path):
         predict=("a b", 'with "quotes" and \\'),
         missing={"a.b": "hold", "ü": "mask"},
         layers=("lstm:32", "gru:16"),
+        feedback=("head:layer2", "layer2"),
         learning_rate=1e-05,
         split=(0.5, 0.25, 0.25),
         difference=(),
@@ -145,11 +146,13 @@ def test_options_make_a_configuration():
     config = arguments(
         *("x.csv", "--predict", "a, b", "--layers", "gru:8,lstm:4", "--epochs", "3", "--seed", "5"),
         *("--batch-size", "4", "--missing", "a=b=mask", "--difference", ""),
+        *("--feedback", "head, layer2"),
     )
     assert config == TrainingConfig(
         path="x.csv",
         predict=("a", "b"),
         layers=("gru:8", "lstm:4"),
+        feedback=("head", "layer2"),
         epochs=3,
         seed=5,
         batch_size=4,

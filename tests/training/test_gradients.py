@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 from streamrnn.errors import TrainingError
-from streamrnn.model.spec import CELLS, HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
+from streamrnn.model.spec import CELLS, InputSpec
 from streamrnn.training.network.losses import LOSSES, activate, loss_and_gradient
-from streamrnn.training.network.network import Chunk, Network, initial_parameters
+from streamrnn.training.network.network import Chunk
 from tests.tolerances import GRADIENT
-
-STEP = 1e-5
+from tests.training.gradients import STEP, assert_gradient, make_case
 
 STACKS = [[(cell, 5)] for cell in CELLS] + [
     [("lstm", 4), ("gru", 6)],
@@ -24,64 +23,6 @@ HEADS = [
     ("cross_entropy", "softmax"),
     ("binary_cross_entropy", "sigmoid"),
 ]
-
-
-def make_case(rng, stack, loss, activation, inputs):
-    num_outputs = stack[-1][1] if activation is None else 3
-    spec = ModelSpec(
-        inputs=inputs,
-        layers=tuple(LayerSpec(*layer) for layer in stack),
-        outputs=tuple(OutputSpec(f"y{o}") for o in range(num_outputs)),
-        head=HeadSpec(activation) if activation else None,
-    )
-    network = Network(spec, initial_parameters(spec, rng), np.float64)
-    network.flat += rng.normal(0.0, 0.3, network.flat.shape)
-    shape = (7, 4)
-    codes = {
-        item.name: rng.integers(0, item.num_categories, shape)
-        for item in inputs
-        if item.embedding_size
-    }
-    chunk = Chunk(rng.normal(size=(*shape, spec.num_features)), codes)
-    if loss == "cross_entropy":
-        target = rng.integers(0, num_outputs, (*shape, 1)).astype(float)
-    elif loss == "binary_cross_entropy":
-        target = rng.integers(0, 2, (*shape, num_outputs)).astype(float)
-    else:
-        target = rng.normal(size=(*shape, num_outputs))
-    target[rng.random(target.shape) < 0.2] = np.nan
-    state = [
-        tuple(rng.normal(0.0, 0.5, s.shape) for s in layer)
-        for layer in network.initial_state(shape[1])
-    ]
-    return network, chunk, target, state
-
-
-def numeric_gradient(network, chunk, target, state, loss):
-    gradient = np.empty_like(network.flat)
-    for k in range(len(gradient)):
-        before = network.flat[k]
-        values = []
-        for change in (STEP, -STEP):
-            network.flat[k] = before + change
-            z, _ = network.forward(chunk, state)
-            values.append(loss_and_gradient(loss, network.activation, z, target)[0])
-        network.flat[k] = before
-        gradient[k] = (values[0] - values[1]) / (2 * STEP)
-    return gradient
-
-
-def assert_gradient(loss, case):
-    network, chunk, target, state = case
-    network.loss(chunk, target, state, loss)
-    analytic = {name: view.copy() for name, view in network.gradients.items()}
-    assert np.linalg.norm(network.gradient) > 1e-3
-    expected = numeric_gradient(network, chunk, target, state, loss)
-    network.gradient[:] = expected
-    for name, view in network.gradients.items():
-        scale = float(np.linalg.norm(view))
-        assert scale > 1e-5, name
-        assert np.linalg.norm(analytic[name] - view) <= GRADIENT * max(scale, 0.01), name
 
 
 @pytest.mark.parametrize("stack", STACKS, ids=lambda s: "-".join(cell for cell, _ in s))

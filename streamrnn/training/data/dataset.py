@@ -89,7 +89,7 @@ def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
     outputs, levels = _outputs(config, table, tuple(inputs), x, targets, stops)
     spec = ModelSpec(
         inputs=tuple(inputs),
-        layers=parse_layers(config.layers),
+        layers=parse_layers(config.layers, config.feedback),
         outputs=outputs,
         head=HeadSpec(LOSSES[config.loss]),
     )

@@ -11,9 +11,9 @@ import math
 import numpy as np
 
 from streamrnn.errors import TrainingError
-from streamrnn.training.network.layers import Array
+from streamrnn.training.network.node import Array
 
-__all__ = ["LOSSES", "activate", "loss_and_gradient", "sum_of_losses"]
+__all__ = ["LOSSES", "activate", "gradient_before", "loss_and_gradient", "sum_of_losses"]
 
 # Loss -> the activation that the head gets.
 LOSSES = {"mse": "identity", "cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
@@ -29,6 +29,17 @@ def activate(z: Array, activation: str) -> Array:
         powers = np.exp(z - z.max(axis=-1, keepdims=True))
         return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
     return z
+
+
+def gradient_before(y: Array, activation: str, grad_y: Array) -> Array:
+    """Turn the gradient by the activation's outputs y, [..., O], into that by what enters it."""
+    if activation == "tanh":
+        return np.asarray(grad_y * (1.0 - y * y))
+    if activation == "sigmoid":
+        return np.asarray(grad_y * y * (1.0 - y))
+    if activation == "softmax":
+        return np.asarray(y * (grad_y - (grad_y * y).sum(axis=-1, keepdims=True)))
+    return grad_y
 
 
 def loss_and_gradient(loss: str, activation: str, z: Array, target: Array) -> tuple[float, Array]:

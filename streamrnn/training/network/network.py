@@ -6,17 +6,28 @@ the clipping and the copy of the best weights are each one operation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from streamrnn.model.graph import Read
 from streamrnn.model.parameters import parameter_shapes
-from streamrnn.model.spec import CELLS, ModelSpec
-from streamrnn.training.network.layers import Array, Scratch, State, make_layer
+from streamrnn.model.spec import CELLS, LayerSpec, ModelSpec
+from streamrnn.training.network.head import Head
+from streamrnn.training.network.layers import make_layer
 from streamrnn.training.network.losses import activate, loss_and_gradient
+from streamrnn.training.network.node import (
+    FLUSH_STEPS,
+    Array,
+    Node,
+    Scratch,
+    State,
+    flush_tiny,
+)
+from streamrnn.training.network.order import Group, Source, groups_of, sources_of
 
 __all__ = ["Chunk", "Network", "flat_views", "initial_parameters"]
 
@@ -57,7 +68,9 @@ def initial_parameters(spec: ModelSpec, rng: np.random.Generator) -> dict[str, A
             view[:] = rng.normal(0.0, 1.0 / np.sqrt(view.shape[1]), view.shape)
         elif name == "head.weight":
             view[:] = _glorot(rng, *view.shape)
-    for index, layer in enumerate(spec.chain):
+    for index, layer in enumerate(spec.layers):
+        if not isinstance(layer, LayerSpec):
+            continue
         size = layer.hidden_size
         weight_ih, weight_hh = views[f"weight_ih_l{index}"], views[f"weight_hh_l{index}"]
         for k, gate in enumerate(CELLS[layer.cell].gates):
@@ -80,7 +93,8 @@ class Network:
     The given parameters are copied; ``dtype`` is float32 or float64. The transforms of inputs and
     outputs are not applied here, the head's activation is. ``flat`` and ``gradient``
     [num_parameters] hold all parameters and the gradient that `loss` left; ``parameters`` and
-    ``gradients`` are views of them by name. A state holds for each layer a tuple of arrays [B, H].
+    ``gradients`` are views of them by name. A state holds for each layer a tuple of arrays [B, H],
+    and last for the head its output [B, O] if layers read it at the next step.
     """
 
     def __init__(
@@ -93,10 +107,15 @@ class Network:
         self.gradient, self.gradients = flat_views(spec, dtype)
         for name, view in self.parameters.items():
             view[:] = parameters[name]
-        self.layers = [
+        self.nodes: list[Node] = [
             make_layer(layer, k, self.parameters, self.gradients)
-            for k, layer in enumerate(spec.chain)
+            for k, layer in enumerate(spec.layers)
         ]
+        if spec.head is not None:
+            is_read = len(spec.layers) in spec.graph.kept
+            self.nodes.append(Head(self.activation, is_read, self.parameters, self.gradients))
+        self.sources = sources_of(spec.graph, len(self.nodes))
+        self.groups = groups_of(self.sources)
         self._scratch = Scratch(self.dtype)
         self._embedded: list[tuple[str, slice]] = []
         start = 0
@@ -108,7 +127,7 @@ class Network:
 
     def initial_state(self, num_rows: int) -> list[State]:
         """Return the state of B new streams."""
-        return [layer.initial_state(num_rows) for layer in self.layers]
+        return [node.initial_state(num_rows) for node in self.nodes]
 
     def forward(self, chunk: Chunk, state: list[State]) -> tuple[Array, list[State]]:
         """Run a chunk up to the head's pre-activations, [T, B, O].
@@ -116,54 +135,121 @@ class Network:
         Returns them and the new state. The chunk is kept by reference until `backward`; the result
         is valid until the next call; the given state is not changed.
         """
-        x = chunk.features
+        self._features = chunk.features
         if self._embedded:
-            x = self._scratch.get("x", *x.shape)
+            self._features = x = self._scratch.get("x", *chunk.features.shape)
             x[:] = chunk.features
             self._codes = chunk.codes
             for name, columns in self._embedded:
                 x[..., columns] = self.parameters[f"embedding.{name}.weight"][chunk.codes[name]]
-        after = []
-        for layer, before in zip(self.layers, state, strict=True):
-            x, layer_state = layer.forward(x, before)
-            after.append(layer_state)
-        if self.spec.head is None:
-            return x, after
-        z = self._scratch.get("z", len(x), x.shape[1], self.spec.output_size)
-        np.matmul(x, self.parameters["head.weight"].T, out=z)
-        z += self.parameters["head.bias"]
-        return z, after
+        after: list[State] = []
+        for group in self.groups:
+            if group.is_stepwise:
+                after += self._forward_by_steps(group, state)
+            else:
+                (k,) = group.nodes
+                after.append(self.nodes[k].forward(self._x_of(k), state[k])[1])
+        last = self.nodes[-1]
+        return last.z if isinstance(last, Head) else last.h, after
+
+    def _output_of(self, read: Read) -> Array:
+        """Return what a node reads, [T, B, ...]."""
+        if read.layer < 0:
+            return self._features
+        node = self.nodes[read.layer]
+        return node.h_before if read.is_before else node.h
+
+    def _x_of(self, k: int) -> Array:
+        """Return all that a node reads, [T, B, I], its sources having gone through the chunk."""
+        sources = self.sources[k]
+        if len(sources) == 1:
+            return self._output_of(sources[0].read)
+        return np.concatenate([self._output_of(source.read) for source in sources], axis=2)
+
+    def _forward_by_steps(self, group: Group, state: list[State]) -> list[State]:
+        """Run nodes of which some read what later ones gave at the step before."""
+        num_steps, num_rows, _ = self._features.shape
+        inner: dict[int, list[Source]] = {}
+        for k in group.nodes:
+            width = self.nodes[k].weight.shape[1]
+            x = self._scratch.get(f"x of {k}", num_steps, num_rows, width)
+            for source in self.sources[k]:
+                if source.read.layer not in group.nodes:
+                    x[..., source.columns] = self._output_of(source.read)
+            inner[k] = [each for each in self.sources[k] if each.read.layer in group.nodes]
+            self.nodes[k].begin(x, state[k])
+        for t in range(num_steps):
+            for k in group.nodes:
+                node = self.nodes[k]
+                for source in inner[k]:
+                    node.x[t][:, source.columns] = self._output_of(source.read)[t]
+                node.project(slice(t, t + 1))
+                node.step(t)
+        return [self.nodes[k].end() for k in group.nodes]
 
     def backward(self, grad_z: Array, need_grad_x: bool = False) -> Array | None:
         """Go back through the last chunk; `gradients` are set, not added to.
 
         ``grad_z`` [T, B, O] is the loss's gradient by what `forward` returned, and may be
-        overwritten. Returns the gradient by the features of the first layer, [T, B, F], if it is
-        wanted.
+        overwritten. Returns the gradient by the features, [T, B, F], if it is wanted.
         """
         self.gradient[:] = 0.0
-        grad = grad_z
-        if self.spec.head is not None:
-            num_steps, num_rows, size = grad_z.shape
-            hidden = self.layers[-1].h
-            flat = grad_z.reshape(-1, size)
-            self.gradients["head.weight"] += flat.T @ hidden.reshape(len(flat), -1)
-            self.gradients["head.bias"] += flat.sum(axis=0)
-            grad = self._scratch.get("grad_h", num_steps, num_rows, hidden.shape[2])
-            np.matmul(grad_z, self.parameters["head.weight"], out=grad)
-        grad_x: Array | None = None
-        for k in range(len(self.layers) - 1, -1, -1):
-            grad_x = self.layers[k].backward(grad, k > 0 or need_grad_x or bool(self._embedded))
+        least = -1 if need_grad_x or self._embedded else 0
+        grads = {len(self.nodes) - 1: grad_z}  # by what each node has given
+        for group in reversed(self.groups):
+            if group.is_stepwise:
+                self._backward_by_steps(group, grads)
+                continue
+            (k,) = group.nodes
+            grad = grads.pop(k, None)
+            need = any(source.read.layer >= least for source in self.sources[k])
+            grad_x = self.nodes[k].backward(self._zeros(k) if grad is None else grad, need)
             if grad_x is not None:
-                grad = grad_x
-        if grad_x is not None:
+                self._pass_back(self.sources[k], grad_x, grads)
+        grad_features = grads.get(-1)
+        if grad_features is not None:
             for name, columns in self._embedded:
                 np.add.at(
                     self.gradients[f"embedding.{name}.weight"],
                     self._codes[name],
-                    grad_x[..., columns],
+                    grad_features[..., columns],
                 )
-        return grad_x
+        return grad_features
+
+    def _zeros(self, k: int) -> Array:
+        return np.zeros((*self._features.shape[:2], self.nodes[k].output_size), self.dtype)
+
+    def _pass_back(self, sources: Sequence[Source], grad_x: Array, grads: dict[int, Array]) -> None:
+        """Add a node's gradient by x to those by what its sources have given."""
+        for read, columns in sources:
+            grad = np.ascontiguousarray(grad_x[..., columns])  # a copy, unless it is all columns
+            if read.is_before:
+                grad[:-1], grad[-1] = grad[1:].copy(), 0.0
+            grads[read.layer] = grads[read.layer] + grad if read.layer in grads else grad
+
+    def _backward_by_steps(self, group: Group, grads: dict[int, Array]) -> None:
+        """Go back through nodes of which some read what later ones gave at the step before."""
+        num_steps = len(self._features)
+        grad_x = {}
+        for k in group.nodes:
+            grad = grads.pop(k, None)
+            self.nodes[k].begin_back(self._zeros(k) if grad is None else grad)
+            grad_x[k] = np.empty_like(self.nodes[k].x)
+        for t in range(num_steps - 1, -1, -1):
+            for k in reversed(group.nodes):
+                self.nodes[k].step_back(t)
+                grad_x[k][t] = self.nodes[k].grad_x_at(t)
+                for read, columns in self.sources[k]:
+                    given = t - read.is_before
+                    if read.layer in group.nodes and given >= 0:
+                        self.nodes[read.layer].grad_h[given] += grad_x[k][t][:, columns]
+            if t and t % FLUSH_STEPS == 0:
+                for k in group.nodes:
+                    flush_tiny(self.nodes[k].grad_h[t - 1])
+        for k in group.nodes:
+            self.nodes[k].end_back()
+            outer = [each for each in self.sources[k] if each.read.layer not in group.nodes]
+            self._pass_back(outer, grad_x[k], grads)
 
     def loss(
         self, chunk: Chunk, target: Array, state: list[State], loss: str

@@ -60,6 +60,8 @@ class Lowering(FrameBuilder):
             self.is_held = self.graph.output_is_state
             self.output = self._lower_head()
             self.frames[len(self.spec.layers)] = self.output
+            if not self.spec.folds_output_scales:
+                self.output = self._scale_outputs(self.output)
         self.is_held = False
         for k in self.graph.kept:
             target = self.before(k)
@@ -139,7 +141,7 @@ class Lowering(FrameBuilder):
         return out
 
     def _lower_head(self) -> Frame:
-        """Lower the head: its bias comes first, and the outputs' scales are in its matrix."""
+        """Lower the head: its bias comes first; outputs' scales are in its matrix, if folded."""
         spec = self.spec
         assert spec.head is not None
         read = self.dense(self.frames[len(spec.layers) - 1])
@@ -151,6 +153,16 @@ class Lowering(FrameBuilder):
         op = self.add(ops.PRODUCT, read, out, num_x=num_x, activation=kind)
         op["pads"] = self.pads(kind, spec.output_size)
         fill_weights(op["weights"][0], packed, self.own)
+        return out
+
+    def _scale_outputs(self, read: Frame) -> Frame:
+        """Scale the outputs behind a head that layers read at the next step."""
+        scales = np.array([item.scale for item in self.spec.outputs])
+        if (scales == 1.0).all():
+            return read
+        out = self.allocate((1, len(scales)))
+        gains, shifts = self.floats(scales), self.floats(np.zeros(len(scales)))
+        self.add(ops.SCALE, read, out, gain=gains, bias=shifts)
         return out
 
     def _lower_conv(self, layer: frame.ConvSpec) -> Frame:
