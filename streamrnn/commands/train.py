@@ -18,6 +18,8 @@ __all__ = ["configure", "make_config", "run"]
 # Options that set one value of the configuration: name, type, metavar, help.
 VALUES: tuple[tuple[str, type, str, str], ...] = (
     ("time", str, "COLUMN", "orders the rows (ISO dates or numbers)"),
+    ("split-by", str, "HOW", "time, date, stream, file or column:NAME (default: by the data)"),
+    ("loss-on", str, "ROWS", "every row, or the last of each stream (default: by the target)"),
     ("horizon", int, "ROWS", "how many rows ahead (default 1)"),
     ("loss", str, "LOSS", "mse, cross_entropy or binary_cross_entropy (default: by the target)"),
     ("epochs", int, "N", "at most (default 200, fewer for long data)"),

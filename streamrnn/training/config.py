@@ -18,7 +18,10 @@ from streamrnn.model.spec import CELLS, MISSING, LayerSpec
 from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.network.losses import LOSSES
 
-__all__ = ["TrainingConfig", "parse_layers"]
+__all__ = ["PARTS", "TrainingConfig", "parse_layers"]
+
+PARTS = ("train", "validation", "test")
+SPLITS = ("auto", "time", "date", "stream", "file", "column")
 
 _MAX_FILE_BYTES = 2**20
 _MAX_INT = 2**64  # far above any setting, and a float can hold it
@@ -34,6 +37,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "categorical": "columns of numbers that are names",
         "horizon": "predict the value so many rows ahead",
         "split": "training, validation, test",
+        "split_by": "time, date, stream, file or column:NAME; auto: by the data",
+        "loss_on": "every row, or the last of each stream; auto: by the target",
         "difference": "inputs seen as changes",
         "missing": "per input: error, hold, mean or mask",
     },
@@ -93,7 +98,12 @@ class TrainingConfig:
         The target of a row is the target column's value so many rows later; -1: 1, or 0 for an
         .npz file with y.
     split : tuple of float
-        Shares of the training, validation and test part of every stream, in time order.
+        Shares of the training, validation and test part.
+    split_by : str
+        `streamrnn.training.data.split.split_streams` tells the kinds.
+    loss_on : str
+        ``every`` row, or the ``last`` of each stream; ``auto``: the last where many streams have
+        one class or value each.
     difference : tuple of str
         Inputs seen as changes instead of levels; ``("auto",)``: those that are not stationary.
     missing : dict of str to str
@@ -139,6 +149,8 @@ class TrainingConfig:
     categorical: tuple[str, ...] = ()
     horizon: int = -1
     split: tuple[float, ...] = (0.6, 0.2, 0.2)
+    split_by: str = "auto"
+    loss_on: str = "auto"
     difference: tuple[str, ...] = ("auto",)
     missing: dict[str, str] = field(default_factory=dict)
     delimiter: str = ""
@@ -184,9 +196,16 @@ class TrainingConfig:
         self._check_ranges()
 
     def _check_choices(self) -> None:
+        kind, _, column = self.split_by.partition(":")
+        if kind not in SPLITS or (kind == "column") != bool(column):
+            raise TrainingError(
+                f"split_by is {shown(self.split_by)}{suggestion(kind, SPLITS)}; known are time, "
+                "date, stream, file, column:NAME and auto"
+            )
         for name, known in (
             ("loss", ("auto", *LOSSES)),
             ("schedule", ("cosine", "constant")),
+            ("loss_on", ("auto", "every", "last")),
         ):
             value = getattr(self, name)
             if value not in known:
@@ -223,7 +242,13 @@ class TrainingConfig:
 
     def kinds(self) -> dict[str, str]:
         """Return which columns are text, whatever their cells look like."""
-        return dict.fromkeys((*self.group, *self.categorical), "text")
+        return dict.fromkeys((*self.group, *self.categorical, *self.split_column), "text")
+
+    @property
+    def split_column(self) -> tuple[str, ...]:
+        """The column that says the parts, if one does."""
+        kind, _, name = self.split_by.partition(":")
+        return (name,) if kind == "column" else ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain JSON types, without the directory of the data."""

@@ -32,7 +32,7 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
     for target, errors in report["errors"]["test"].items():
         measure = next(name for name in MEASURES if name in errors)
         own = errors[measure]
-        share = f"the last {config['split'][2]:.0%} of each stream"
+        share = data.get("split", f"the last {config['split'][2]:.0%} of each stream")
         yield f"test error of {target} ({measure}; {share}):"
         yield f"  {'this model':<36}{own:.4g}" + _accuracy(errors)
         for name, baseline in report["baselines"].items():

@@ -96,6 +96,7 @@ def _report(dataset: Dataset, fitted: Fit, memory: Memory) -> dict[str, Any]:
             "sha256": dataset.table.sha256,
             "num_rows": int(sum(rows)),
             "num_streams": len(rows),
+            "split": dataset.split.says,
         },
         "config": dataset.config.to_dict(),
         "versions": {"streamrnn": streamrnn.__version__, "numpy": np.__version__},
@@ -115,7 +116,7 @@ def _report(dataset: Dataset, fitted: Fit, memory: Memory) -> dict[str, Any]:
 
 def _sample(dataset: Dataset) -> list[list[float | None]]:
     """Return some steps of the validation part as a sample; None where x is missing."""
-    stream = dataset.streams[0]
+    stream = max(dataset.streams, key=lambda stream: stream.stops[1] - stream.stops[0])
     x = stream.x[stream.rows("validation")][:NUM_SAMPLE_STEPS]
     return [[None if np.isnan(value) else float(value) for value in row] for row in x]
 

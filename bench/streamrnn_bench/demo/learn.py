@@ -76,9 +76,7 @@ def _introduce(dataset: Dataset, output: Output) -> None:
 
 def _dates(dataset: Dataset) -> list[str]:
     """Return the day of every row."""
-    times = dataset.table.column("date").times
-    assert times is not None
-    return [str(day) for day in times.astype("datetime64[s]").astype("datetime64[D]")]
+    return dataset.table.column("date").texts(0, dataset.table.num_rows)
 
 
 def _learned(result: TrainingResult) -> Learned:

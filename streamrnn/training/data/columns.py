@@ -38,6 +38,7 @@ MAX_ONE_HOT = 8  # more categories than this get an embedding
 MAX_CATEGORIES = 1000
 # How far a level must leave its own past, in that past's standard deviations, to count as drift.
 DRIFT = 1.5
+SHORT_STEPS = 100
 _LEAST_SCALE = 1e-30  # of a series that is no constant: weights divided by less may overflow
 
 
@@ -63,7 +64,7 @@ def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
         )
     group = config.group or tuple(filter(None, (table.group,)))
     horizon = config.horizon if config.horizon >= 0 else (0 if table.targets else 1)
-    for name in (*predict, *config.inputs, *config.categorical, *group):
+    for name in (*predict, *config.inputs, *config.categorical, *group, *config.split_column):
         table.column(name)
     time = config.time
     if time == AUTO:
@@ -71,7 +72,15 @@ def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
     elif time:
         table.column(time)
     inputs = config.inputs or _default_inputs(
-        table, {time, *group, *(predict if horizon == 0 else ()), *table.targets}, config
+        table,
+        {
+            time,
+            *group,
+            *config.split_column,
+            *(predict if horizon == 0 else ()),
+            *table.targets,
+        },
+        config,
     )
     if not inputs:
         raise DataError(f"{table.path} has no column left for the network to see; name --inputs")
@@ -261,8 +270,11 @@ def drifts(series: list[Floats]) -> bool:
     error is more than `DRIFT` times the spread of the first two thirds about their own mean, and if
     the last value seen (persistence) predicts better. A season alone, however smooth, passes for
     stationary; a trend or a random walk does not. It is a rule of thumb, not a test with a p-value.
-    The training parts of all streams, [T] with NaN where missing, are taken together.
+    The training parts of all streams, [T] with NaN where missing, are taken together. Several
+    streams that are short show no drift: it could not be told from how they differ.
     """
+    if len(series) > 1 and np.median([len(values) for values in series]) < SHORT_STEPS:
+        return False
     spread = error = persistence = 0.0
     num_early = num_late = 0
     for values in series:
@@ -290,7 +302,7 @@ def numeric_input(
     value means; ``differenced`` names the inputs seen as changes, or is ``("auto",)``. Raises
     `DataError` if the training part holds no value.
     """
-    known = np.concatenate([values[~np.isnan(values)] for values in series]).astype(np.float64)
+    known = np.concatenate([np.zeros(0), *(values[~np.isnan(values)] for values in series)])
     if not len(known):
         raise DataError(f"column {name!r} holds no number in its training part")
     fill = float(np.float32(known.mean()))

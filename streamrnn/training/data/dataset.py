@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from streamrnn.errors import DataError
 from streamrnn.model.spec import HeadSpec, InputSpec, ModelSpec, OutputSpec
-from streamrnn.training.config import TrainingConfig, parse_layers
+from streamrnn.training.config import PARTS, TrainingConfig, parse_layers
 from streamrnn.training.data.columns import (
     categorical_input,
     choose_columns,
@@ -20,6 +20,7 @@ from streamrnn.training.data.columns import (
     output_names,
     regression_output,
 )
+from streamrnn.training.data.split import MANY_STREAMS, Split, Stops, split_streams
 from streamrnn.training.data.streams import rows_of_streams
 from streamrnn.training.data.table import Table
 from streamrnn.training.network.losses import LOSSES
@@ -29,8 +30,6 @@ __all__ = ["PARTS", "Dataset", "Stream", "encode", "make_dataset"]
 
 Floats = NDArray[np.float32]
 Index = NDArray[np.intp]
-Stops = tuple[int, int, int]
-PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ class Dataset:
     spec: ModelSpec  # of the model to be trained
     streams: tuple[Stream, ...]
     table: Table
+    split: Split
 
     @property
     def loss(self) -> str:
@@ -75,10 +75,11 @@ def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
     config = choose_columns(config, table)
     config = config.replace(loss=choose_loss(config, table))
     rows = rows_of_streams(table, config.time, config.group)
-    stops = {name: _stops(len(index), config) for name, index in rows.items()}
+    split = split_streams(config, table, rows)
+    stops = split.stops
     for k, part in enumerate(PARTS):  # before each column is looked at: there may be thousands
         num_rows = sum(stop[k] - (stop[k - 1] if k else 0) for stop in stops.values())
-        _check_part(table, len(rows), part, num_rows * len(config.predict))
+        _check_part(table, split, part, num_rows * len(config.predict))
     inputs, raw = [], []
     for name in config.inputs:
         item, values = _input(name, config, table, rows, stops)
@@ -86,6 +87,10 @@ def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
         raw.append(values)
     x = {name: np.stack([v[index] for v in raw], axis=1) for name, index in rows.items()}
     targets = {name: _ahead(config, table, index) for name, index in rows.items()}
+    loss_on = _loss_on(config, targets)
+    if loss_on == "last":
+        for target in targets.values():
+            target[:-1] = np.nan
     outputs, levels = _outputs(config, table, tuple(inputs), x, targets, stops)
     spec = ModelSpec(
         inputs=tuple(inputs),
@@ -98,14 +103,16 @@ def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
         for name in rows
     )
     config = config.replace(
+        loss_on=loss_on,
+        split_by=config.split_by if split.kind == "column" else split.kind,
         difference=tuple(item.name for item in inputs if item.difference),
         missing={item.name: item.missing for item in inputs if item.kind == "numeric"},
     )
-    dataset = Dataset(config, spec, streams, table)
+    dataset = Dataset(config, spec, streams, table, split)
     for part in PARTS:
         targets_of_part = (stream.target[stream.rows(part)] for stream in streams)
         count = sum(int(np.count_nonzero(~np.isnan(values))) for values in targets_of_part)
-        _check_part(table, len(streams), part, count)
+        _check_part(table, split, part, count)
     return dataset
 
 
@@ -130,8 +137,26 @@ def _input(
             f"{table.path}, {table.place(int(np.argmax(np.isnan(values))))}: column {name!r} is "
             f"missing, and missing of {name!r} is 'error'; choose 'hold', 'mean' or 'mask'"
         )
-    training = [values[index[: stops[key][0] + config.horizon]] for key, index in rows.items()]
+    training = [
+        values[index[: stops[key][0] + config.horizon]]
+        for key, index in rows.items()
+        if stops[key][0]
+    ]
     return numeric_input(name, training, policy, config.difference), values
+
+
+def _loss_on(config: TrainingConfig, targets: dict[str, Floats]) -> str:
+    """Return which rows have a target that counts: every one, or the last of each stream."""
+    if config.loss_on != "auto":
+        return config.loss_on
+    if config.horizon or len(targets) < MANY_STREAMS:
+        return "every"
+    is_one = all(
+        bool((np.isnan(target[:-1]) | (target[:-1] == target[-1:])).all())
+        for target in targets.values()
+        if len(target)
+    )
+    return "last" if is_one else "every"
 
 
 def _outputs(
@@ -164,13 +189,6 @@ def _outputs(
     return tuple(outputs), levels
 
 
-def _stops(num_rows: int, config: TrainingConfig) -> Stops:
-    first = round(config.split[0] * num_rows)
-    second = round((config.split[0] + config.split[1]) * num_rows)
-    first, second, last = (max(0, stop - config.horizon) for stop in (first, second, num_rows))
-    return first, second, last
-
-
 def _ahead(config: TrainingConfig, table: Table, index: Index) -> Floats:
     """Return a stream's targets: the values `horizon` rows later, [T, columns]."""
     target = np.full((len(index), len(config.predict)), np.nan, np.float32)
@@ -186,13 +204,13 @@ def _ahead(config: TrainingConfig, table: Table, index: Index) -> Floats:
     return target
 
 
-def _check_part(table: Table, num_streams: int, part: str, num_targets: int) -> None:
+def _check_part(table: Table, split: Split, part: str, num_targets: int) -> None:
     least = 8 if part == "train" else 1
     if num_targets < least:
         raise DataError(
             f"the {part} part of {table.path} holds {num_targets} targets, at least {least} are "
-            f"needed; {table.num_rows} rows in {num_streams} streams are split by time within each "
-            "stream"
+            f"needed; {table.num_rows} rows in {len(split.stops)} streams are split by "
+            f"{split.kind} (--split-by)"
         )
 
 

@@ -23,6 +23,8 @@ def rows_of_streams(table: Table, time: str, group: tuple[str, ...]) -> dict[str
     if a row has no time or no name.
     """
     times = times_of_rows(table, time)
+    if times is not None and not group:
+        _check_times(table, time, times)
     order = np.arange(table.num_rows) if times is None else np.argsort(times, kind="stable")
     if not group:
         return {"": order}
@@ -49,6 +51,26 @@ def rows_of_streams(table: Table, time: str, group: tuple[str, ...]) -> dict[str
             f"together with {_BETWEEN_NAMES!r}; rename one"
         )
     return streams
+
+
+def _check_times(table: Table, time: str, times: NDArray[np.float64]) -> None:
+    """Raise `DataError` if most rows share their times: then they are of several streams."""
+    different, counts = np.unique(times, return_counts=True)
+    if counts[counts > 1].sum() <= len(times) / 2:
+        return
+    texts = [
+        name
+        for name, column in table.columns.items()
+        if column.indices is not None and 1 < len(column.labels) <= counts.max() * 10
+    ]
+    first = different[int(np.argmax(counts > 1))]
+    row = int(np.flatnonzero(times == first)[0])
+    named = f"--group {texts[0]!r}, perhaps" if texts else "--group COLUMN"
+    raise DataError(
+        f"{table.path}: most rows share their {time!r} with others ({counts.max()} rows are of "
+        f"{table.column(time).texts(row, row + 1)[0]}), as the rows of several streams do: say "
+        f"which column tells them apart ({named}), or --time '' if the rows are one stream in order"
+    )
 
 
 def times_of_rows(table: Table, time: str) -> NDArray[np.float64] | None:

@@ -75,8 +75,10 @@ class Column:
         if self.indices is not None:
             return [self.labels[k] if k >= 0 else "" for k in self.indices[start:stop]]
         if self.times is not None:
+            are_days = not np.nan_to_num(self.times % 86_400).any()
             moments = (self.times[start:stop] * 1e6).astype("datetime64[us]")
-            return [str(m).removesuffix(".000000") if m == m else "" for m in moments]
+            texts = moments.astype("datetime64[D]" if are_days else "datetime64[us]").astype(str)
+            return ["" if t == "NaT" else t.removesuffix(".000000") for t in texts.tolist()]
         values = self.codes(None)[start:stop].tolist()
         return ["" if value != value else f"{value:.15g}" for value in values]
 
