@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,6 +86,21 @@ def test_a_layer_reads_what_the_head_gave_before(rng):
         fed_back = get["head.weight"] @ h + get["head.bias"]
         expected.append(fed_back * [0.25, 3.0] + [0.0, 2.0])
     np.testing.assert_allclose(y[0], expected, atol=TOLERANCE)
+
+
+def test_a_masked_step_leaves_what_the_head_gave_and_repeats_it_scaled(rng):
+    model = head_reading_model(rng)
+    masked = Model(replace(model.spec, mask_value=-9.0), model.parameters)
+    x = inputs_of(rng, model, 3, 20)
+    hidden = rng.random((3, 20)) < 0.4
+    hidden[:, 0] = False
+    x[hidden] = -9.0
+    y = by_steps(masked, x, [np.arange(3)])
+    np.testing.assert_allclose(y, ReferenceModel(masked).steps(x), atol=TOLERANCE)
+    for of_stream, x_of_stream, is_hidden in zip(y, x, hidden, strict=True):
+        np.testing.assert_array_equal(of_stream[1:][is_hidden[1:]], of_stream[:-1][is_hidden[1:]])
+        seen = Engine(model).steps("a", x_of_stream[~is_hidden])
+        np.testing.assert_array_equal(of_stream[~is_hidden], seen)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])

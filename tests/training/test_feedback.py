@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 from pathlib import Path
@@ -10,12 +11,17 @@ import numpy as np
 import pytest
 
 from streamrnn import Engine, Model
+from streamrnn.commands import inspect
 from streamrnn.commands.predict import predict_file
 from streamrnn.errors import TrainingError
 from streamrnn.model.spec import CELLS, HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from streamrnn.training import TrainingConfig, train_to_file
 from streamrnn.training.config import parse_layers
+from streamrnn.training.data.dataset import make_dataset
+from streamrnn.training.data.reading.read import read_table
+from streamrnn.training.fit.checkpoint import Checkpoint
+from streamrnn.training.fit.loop import fit
 from streamrnn.training.network.losses import LOSSES, activate, gradient_before, loss_and_gradient
 from streamrnn.training.network.network import Chunk, Network
 from tests.support.tables import noisy_sine, write_csv
@@ -250,6 +256,42 @@ def test_a_trained_jordan_network_streams_what_it_predicts(tmp_path):
     forgetful = Engine(Model(model.spec, deaf)).steps("a", raw)[:, 0]
     assert ((predicted > 0.5) == on).mean() > 0.97
     assert ((forgetful > 0.5) == on).mean() < 0.9
+
+
+def test_inspect_shows_what_is_read_at_the_next_step(tmp_path, capsys):
+    path = write_csv(tmp_path, y=noisy_sine(200))
+    layers, feedback = ("lstm:4", "gru:5"), ("head", "layer2")
+    config = TrainingConfig(path=path, predict=("y",), layers=layers, feedback=feedback, epochs=1)
+    train_to_file(config, tmp_path / "m")
+    parser = argparse.ArgumentParser()
+    inspect.configure(parser)
+    assert inspect.run(parser.parse_args([str(tmp_path / "m")])) == 0
+    shown = capsys.readouterr().out
+    assert "lstm  7 -> 4  (of input, head[t-1], layer2[t-1])" in shown
+    assert "layer2: gru  4 -> 5" in shown
+    assert "read again at the next step: head, layer2" in shown
+    assert f"state        {4 * (4 + 4 + 5 + 5 + 1)} bytes" in shown
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_bit(tmp_path):
+    path = write_csv(tmp_path, y=noisy_sine(400))
+    config = TrainingConfig(
+        path=path,
+        predict=("y",),
+        layers=("gru:5",),
+        feedback=("head",),
+        epochs=4,
+        batch_size=3,
+        truncation_steps=20,
+    )
+    dataset = make_dataset(config, read_table(path))
+    expected = fit(dataset).network.flat.copy()
+    updates = iter([False] * 9 + [True] * 1000)
+    kept = tmp_path / "kept"
+    stopped = fit(dataset, None, lambda: next(updates), Checkpoint(kept, {}, resume=False))
+    assert stopped.was_stopped
+    found = fit(dataset, keeper=Checkpoint(kept, {}, resume=True)).network.flat
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(
