@@ -71,8 +71,8 @@ class Scale(Imported):
     """``gain * x + shift``, channel by channel."""
 
     name: str
-    gain: Array  # [C]
-    shift: Array  # [C]
+    gain: Array  # [C], or [1] for all of them
+    shift: Array  # the same
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ class FrameLayer(Imported):
     arrays: dict[str, Array] = field(default_factory=dict)  # its parameters
     origins: Origins = field(default_factory=dict)
     along: str = ""  # which of the input's axes it runs along, where that may be time
+    places: int = 0  # how many it takes along that axis, where a slice must know
 
 
 Layer = Embedding | Dense | Scale | Activation | Recurrent | FrameLayer

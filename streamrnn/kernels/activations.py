@@ -8,7 +8,10 @@ float32 value.
 from __future__ import annotations
 
 __all__ = [
+    "ABS",
     "ACTIVATIONS",
+    "AT_LEAST",
+    "AT_MOST",
     "ELU",
     "ERF_BOUND",
     "ERF_P",
@@ -22,8 +25,10 @@ __all__ = [
     "HARD_SWISH",
     "HARD_TANH",
     "IDENTITY",
+    "LEAST_NORMAL",
     "LN2",
     "LN2_REST",
+    "LOG",
     "LOG1P_P",
     "LOG1P_Q",
     "LOG2E",
@@ -31,6 +36,7 @@ __all__ = [
     "LOG_SOFTMAX",
     "MAX_EXPONENT",
     "PRELU",
+    "RECIPROCAL",
     "RELU",
     "RELU6",
     "ROUND",
@@ -40,6 +46,7 @@ __all__ = [
     "SOFTMAX",
     "SOFTPLUS",
     "SOFTSIGN",
+    "SQRT",
     "TANH",
     "TANH_BOUND",
     "TANH_P",
@@ -63,7 +70,13 @@ IDENTITY, TANH, SIGMOID, RELU, SOFTMAX = range(5)
     HARD_TANH,
     LOG_SOFTMAX,
     EXP,
-) = range(5, 20)
+    LOG,
+    ABS,
+    SQRT,
+    RECIPROCAL,
+    AT_LEAST,
+    AT_MOST,
+) = range(5, 26)
 ACTIVATIONS = {
     "identity": IDENTITY,
     "tanh": TANH,
@@ -86,9 +99,16 @@ ACTIVATIONS = {
     "hard_tanh": HARD_TANH,
     "log_softmax": LOG_SOFTMAX,
     "exp": EXP,
+    "log": LOG,
+    "abs": ABS,
+    "sqrt": SQRT,
+    "reciprocal": RECIPROCAL,
+    "at_least": AT_LEAST,
+    "at_most": AT_MOST,
 }
 """By name; those of a GPU's head are the first four, and relu for its cells."""
 
+LEAST_NORMAL = 1.1754943508222875e-38  # 2^-126: what is below is 0 to the engine
 MAX_EXPONENT = 87.0  # exp stays a normal float32, and so does 1 / (1 + exp)
 LOG2E = 1.4426950216293335  # float32
 LOG2E_REST = 1.925963033500011e-08  # log2(e) - LOG2E, as float32

@@ -98,6 +98,14 @@ def gelu_tanh(x: Array) -> Array:
     return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def log(x: Array) -> Array:
+    """Compute the logarithm, of the least normal float32 for all that is from 0 to that."""
+    least = float(np.finfo(np.float32).tiny)
+    with np.errstate(invalid="ignore"):
+        y: Array = np.log(np.where((x >= 0) & (x < least), least, x))
+    return y
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "identity": _identity,
     "tanh": np.tanh,
@@ -118,6 +126,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "hard_tanh": lambda x: np.clip(x, -1.0, 1.0),
     "log_softmax": log_softmax,
     "exp": np.exp,
+    "log": log,
+    "abs": np.abs,
+    "sqrt": np.errstate(invalid="ignore")(np.sqrt),
+    "reciprocal": np.errstate(divide="ignore")(np.reciprocal),
 }
 """Those that take no number, by name."""
 

@@ -37,6 +37,10 @@ def activated(layer: Layer, x: Array, get: Parameters) -> Array:
         return np.where(x > 0, x, slope * x)
     if name == "elu":
         return np.where(x > 0, x, slope * np.expm1(np.minimum(x, 0.0)))
+    if name == "at_least":
+        return np.maximum(x, slope)
+    if name == "at_most":
+        return np.minimum(x, slope)
     return ACTIVATIONS[name](x)
 
 

@@ -13,6 +13,7 @@ from streamrnn.importers.proof import TOLERANCE
 from streamrnn.importers.source import import_file
 from streamrnn.model.layers.base import LAYER_ACTIVATIONS, Layer
 from streamrnn.model.layers.frame import (
+    ActivationSpec,
     DenseSpec,
     MixSpec,
     NormSpec,
@@ -21,7 +22,7 @@ from streamrnn.model.layers.frame import (
 )
 from streamrnn.model.spec import InputSpec, LayerSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
-from tests.kernels.graphs import GRAPHS, graph_model, head_reading_model
+from tests.kernels.graphs import ABOVE_ZERO, GRAPHS, graph_model, head_reading_model
 from tests.support.forms import FORMS, form_of
 from tests.support.models import EVERY_KIND_OF_INPUT, random_graph, random_model
 from tests.tolerances import REFERENCE_FLOAT64
@@ -145,7 +146,11 @@ OTHER |= {
     for cell in ("gru", "lstm")
     for name in ("relu", "softsign", "elu", "softplus", "identity", "sigmoid")
 }
-OTHER |= {name: [LayerSpec("gru", 6), DenseSpec(4, name)] for name in LAYER_ACTIVATIONS}
+OTHER |= {
+    name: [LayerSpec("gru", 6), DenseSpec(4, "exp" if name in ABOVE_ZERO else name)]
+    + [ActivationSpec(name)] * (name in ABOVE_ZERO)
+    for name in LAYER_ACTIVATIONS
+}
 
 
 def comes_back(model, exported, folder):

@@ -28,7 +28,10 @@ __all__ = ["GRAPHS", "graph_model", "graph_spec", "head_reading_model"]
 
 AUDIO = (InputSpec("audio", shape=(40, 1)),)
 FRAME = (InputSpec("frame", shape=(9, 3), scale=2.0, center=0.5),)
-ELEMENTWISE = tuple(name for name in LAYER_ACTIVATIONS if "softmax" not in name)
+ABOVE_ZERO = ("log", "sqrt", "reciprocal")  # what takes no number below 0, or no 0
+ELEMENTWISE = tuple(
+    name for name in LAYER_ACTIVATIONS if "softmax" not in name and name not in ABOVE_ZERO
+)
 HARD = "hard_sigmoid_fifth"
 NUMBERS = tuple(InputSpec(f"x{i}") for i in range(5))
 
@@ -195,6 +198,14 @@ GRAPHS: dict[str, tuple[tuple[InputSpec, ...], tuple[Layer, ...]]] = {
             ActivationSpec("log_softmax", name="l", reads=("input",)),
             ActivationSpec("softmax", name="m", reads=("input",)),
             ActivationSpec("identity", reads=(*ELEMENTWISE, "l", "m")),
+        ),
+    ),
+    "activations above zero": (
+        (InputSpec("x", shape=(3, 7)),),
+        (
+            ConvSpec(7, 1, activation="exp", name="exp"),
+            *(ActivationSpec(name, name=name, reads=("exp",)) for name in ABOVE_ZERO),
+            ActivationSpec("identity", reads=ABOVE_ZERO),
         ),
     ),
     "masked": (NUMBERS, (lstm(6), LayerSpec("gru", 5), DenseSpec(3, "softmax"))),

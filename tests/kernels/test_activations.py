@@ -7,7 +7,10 @@ import pytest
 
 from streamrnn.kernels.activations import (
     ACTIVATIONS,
+    AT_LEAST,
+    AT_MOST,
     ELU,
+    LOG,
     LOG_SOFTMAX,
     PRELU,
     RELU,
@@ -74,6 +77,9 @@ def test_every_activation_is_near_its_float64(name):
     x = ALL_FLOATS[np.isfinite(ALL_FLOATS)]
     x = x[(np.abs(x) > 1e-30) & (np.abs(x) < 80)]
     wide = x.astype(np.float64)
+    if name in ("log", "sqrt"):
+        x = np.abs(x)
+        wide = x.astype(np.float64)
     if "softmax" in name:
         x = x[::9973]
         wide = x.astype(np.float64)
@@ -90,6 +96,18 @@ def test_what_grows_stays_itself_far_out(name):
     exact, wide = EXACT[name], far.astype(np.float64)
     np.testing.assert_allclose(applied(ACTIVATIONS[name], far), exact(wide), rtol=1e-6)
     np.testing.assert_allclose(applied(ACTIVATIONS[name], -far), exact(-wide), atol=1e-6)
+
+
+def test_logarithm_at_the_ends_of_its_range():
+    x = np.array([0.0, 1e-42, 1.2e-38, 1.0, 3e38, np.inf, -1.0, -np.inf], np.float32)
+    np.testing.assert_allclose(applied(LOG, x), EXACT["log"](x.astype(np.float64)), rtol=1e-6)
+    np.testing.assert_allclose(applied(LOG, x)[[0, 3, 5]], [-87.33654, 0.0, np.inf], rtol=1e-6)
+
+
+def test_bounds_are_of_each_element_and_exact():
+    x = np.array([-3.0, 0.2, 0.25, 1e30, -np.inf], np.float32)
+    np.testing.assert_array_equal(applied(AT_LEAST, x), np.maximum(x, np.float32(0.25)))
+    np.testing.assert_array_equal(applied(AT_MOST, x), np.minimum(x, np.float32(0.25)))
 
 
 @pytest.mark.parametrize(("kind", "below"), [(PRELU, [-0.25, -2.0]), (ELU, [-0.15803, -0.24992])])

@@ -28,19 +28,23 @@ __all__ = ["FRAME_LAYERS", "FUNCTIONS", "add_function"]
 _FIFTH, _SIXTH = {"alpha": 0.2, "beta": 0.5}, {"alpha": 1 / 6, "beta": 0.5}
 # Our activations that one operator computes.
 FUNCTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "abs": ("Abs", {}),
     "elu": ("Elu", {}),
     "exp": ("Exp", {}),
     "hard_sigmoid_fifth": ("HardSigmoid", _FIFTH),
     "hard_sigmoid_sixth": ("HardSigmoid", _SIXTH),
     "hard_swish": ("HardSwish", {}),
     "leaky_relu": ("LeakyRelu", {}),
+    "log": ("Log", {}),
     "log_softmax": ("LogSoftmax", {"axis": -1}),
+    "reciprocal": ("Reciprocal", {}),
     "relu": ("Relu", {}),
     "selu": ("Selu", {}),
     "sigmoid": ("Sigmoid", {}),
     "softmax": ("Softmax", {"axis": -1}),
     "softplus": ("Softplus", {}),
     "softsign": ("Softsign", {}),
+    "sqrt": ("Sqrt", {}),
     "tanh": ("Tanh", {}),
 }
 _CLIPS = {"relu6": (0, 6), "hard_tanh": (-1, 1)}
@@ -56,6 +60,10 @@ def add_function(graph: Graph, name: str, value: str, to: str, slope: float | No
         return graph.add(
             op, [value], to, **attributes, **({} if slope is None else {"alpha": slope})
         )
+    if name in ("at_least", "at_most"):
+        op = "Max" if name == "at_least" else "Min"
+        bound = LAYER_ACTIVATIONS[name] if slope is None else slope
+        return graph.add(op, [value, graph.constant(f"{to}_bound", bound)], to)
     if name in _CLIPS:
         ends = [graph.constant(f"{name}_{j}", end) for j, end in enumerate(_CLIPS[name])]
         return graph.add("Clip", [value, *ends], to)

@@ -67,11 +67,14 @@ def assemble(
         parameters[name] = embedding.weight
         became[name] = embedding.origins.get("weight", embedding.name)
     specs = _specs(rest)
+    probe = ModelSpec(tuple(inputs), (*specs, DenseSpec(1)), (OutputSpec("y"),))
     for k, layer in enumerate(rest):
         arrays, origins = _arrays_of(layer)
+        if isinstance(layer, Scale) and layer.gain.size == 1:  # for all channels
+            channels = probe.graph.shape_of_joined(k)[1]
+            arrays = {name: np.broadcast_to(value, channels) for name, value in arrays.items()}
         parameters |= {f"{name}_l{k}": value for name, value in arrays.items()}
         became |= {f"{name}_l{k}": origins.get(name, "nothing (zeros)") for name in arrays}
-    probe = ModelSpec(tuple(inputs), (*specs, DenseSpec(1)), (OutputSpec("y"),))
     outputs = _outputs(names, probe.graph, head)
     if head is not None:
         bias, centers = split_bias(head)

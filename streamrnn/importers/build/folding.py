@@ -104,7 +104,7 @@ def _folds(last: Layer | None, layer: Dense | Recurrent, *, is_first: bool) -> b
     columns = _columns(layer)
     if isinstance(last, Scale):
         # An input's own centre is subtracted before anything is rounded: better than a fold.
-        return last.gain.shape[0] == columns and not (is_first and (last.gain > 0).all())
+        return last.gain.size in (1, columns) and not (is_first and (last.gain > 0).all())
     if not isinstance(last, Dense) or last.activation != "identity":
         return False
     rows = (layer.weight if isinstance(layer, Dense) else layer.weight_ih).shape[0]
@@ -114,7 +114,8 @@ def _folds(last: Layer | None, layer: Dense | Recurrent, *, is_first: bool) -> b
 def _folded(last: Dense | Scale, layer: Dense | Recurrent) -> Dense | Recurrent:
     wide = (layer.weight if isinstance(layer, Dense) else layer.weight_ih).astype(np.float64)
     if isinstance(last, Scale):
-        weight, shift = wide * last.gain, wide @ last.shift.astype(np.float64)
+        weight = wide * last.gain
+        shift = wide @ np.broadcast_to(last.shift.astype(np.float64), wide.shape[1])
         origins: dict[str, str] = {}
     else:
         weight = wide @ last.weight.astype(np.float64)

@@ -1,8 +1,8 @@
-"""Operators on constants alone: what exporters write for shapes and conditions."""
+"""Operators on constants alone: what exporters write for shapes, conditions and weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,31 +13,57 @@ from streamrnn.importers.onnx.values import NotFollowed
 
 __all__ = ["FOLDED", "fold_constants"]
 
+_MAX_PRODUCTS = 1 << 31  # of a matrix product of constants
 _OPERATORS: dict[str, Callable[..., Any]] = {
+    "Abs": np.abs,
     "And": np.logical_and,
     "Equal": np.equal,
+    "Exp": np.exp,
     "Greater": np.greater,
     "GreaterOrEqual": np.greater_equal,
     "Less": np.less,
     "LessOrEqual": np.less_equal,
+    "Log": np.log,
+    "Max": np.maximum,
+    "Min": np.minimum,
     "Neg": np.negative,
     "Not": np.logical_not,
     "Or": np.logical_or,
+    "Pow": np.power,
     "Range": np.arange,
+    "Reciprocal": np.reciprocal,
     "Size": np.size,
+    "Sqrt": np.sqrt,
     "Where": np.where,
 }
-FOLDED = tuple(_OPERATORS)
-_NUM_INPUTS = {"Neg": 1, "Not": 1, "Range": 3, "Size": 1, "Where": 3}
+_REDUCTIONS: dict[str, Callable[..., Any]] = {
+    "ReduceL2": lambda x, **how: np.sqrt(np.square(x).sum(**how)),
+    "ReduceMax": np.max,
+    "ReduceMean": np.mean,
+    "ReduceMin": np.min,
+    "ReduceProd": np.prod,
+    "ReduceSum": np.sum,
+    "ReduceSumSquare": lambda x, **how: np.square(x).sum(**how),
+}
+FOLDED = (*_OPERATORS, *_REDUCTIONS, "MatMul")
+_UNARY = ("Abs", "Exp", "Log", "Neg", "Not", "Reciprocal", "Size", "Sqrt")
+_NUM_INPUTS = dict.fromkeys(_UNARY, 1) | {"Range": 3, "Where": 3}
 
 
-def fold_constants(op: str, inputs: Sequence[Any]) -> NDArray[Any]:
+def fold_constants(op: str, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> NDArray[Any]:
     """Apply an operator to constants.
 
     Raises `NotFollowed` if it would make too many elements, `ValueError` if they do not fit.
     """
+    if op in _REDUCTIONS:
+        return _reduced(op, inputs, attributes)
     if len(inputs) != _NUM_INPUTS.get(op, 2):
         raise NotFollowed(f"it has {len(inputs)} inputs")
+    if op == "MatMul":
+        a, b = inputs
+        if max(a.ndim, b.ndim) > 2 or a.size * b.shape[-1] > _MAX_PRODUCTS:
+            raise NotFollowed("it multiplies large constants")
+        return np.asarray(a @ b)
     if op == "Range":
         first, end, step = (np.asarray(value).reshape(()).item() for value in inputs)
         if not step or abs((end - first) / step) > MAX_ELEMENTS:
@@ -45,4 +71,18 @@ def fold_constants(op: str, inputs: Sequence[Any]) -> NDArray[Any]:
         return np.arange(first, end, step)
     if op != "Size" and np.prod(np.broadcast_shapes(*(v.shape for v in inputs))) > MAX_ELEMENTS:
         raise NotFollowed("it makes too many elements")
-    return np.asarray(_OPERATORS[op](*inputs))
+    with np.errstate(all="ignore"):  # the model refuses what is not finite, by name
+        return np.asarray(_OPERATORS[op](*inputs))
+
+
+def _reduced(op: str, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> NDArray[Any]:
+    """Reduce along axes: an attribute once, and an input since opset 13 or 18."""
+    x = inputs[0]
+    given = attributes.get("axes", inputs[1] if len(inputs) > 1 else None)
+    axes = tuple(int(axis) for axis in np.asarray([] if given is None else given).reshape(-1))
+    if not axes and attributes.get("noop_with_empty_axes", 0):
+        return np.asarray(x)
+    keeps = bool(attributes.get("keepdims", 1))
+    with np.errstate(all="ignore"):
+        made = _REDUCTIONS[op](x, axis=axes or None, keepdims=keeps)
+    return np.asarray(made, x.dtype if x.dtype.kind == "f" else None)

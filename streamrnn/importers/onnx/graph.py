@@ -15,7 +15,7 @@ from streamrnn.importers.onnx.cell_layers import apply_cell
 from streamrnn.importers.onnx.cells import Cell, find_cells
 from streamrnn.importers.onnx.file import OnnxFile, check_texts
 from streamrnn.importers.onnx.folded import FOLDED, fold_constants
-from streamrnn.importers.onnx.frames import FRAMES, apply_frame
+from streamrnn.importers.onnx.frames.apply import FRAMES, apply_frame
 from streamrnn.importers.onnx.layers import (
     ARITHMETIC,
     FUNCTIONS,
@@ -29,6 +29,7 @@ from streamrnn.importers.onnx.moves import MAX_ELEMENTS, MOVES, move
 from streamrnn.importers.onnx.recurrent import ONE_STEP, RECURRENT, StateUse, apply_recurrent
 from streamrnn.importers.onnx.values import (
     FEATURE,
+    OPEN_SIZES,
     NotFollowed,
     Signal,
     Symbols,
@@ -40,8 +41,6 @@ __all__ = ["Graph", "follow"]
 
 _MAX_NODES = 100_000
 _MAX_DEPTH = 8  # of graphs in branches
-# Stand for axes whose size is open: no two are alike, and no network has such sizes.
-_OPEN_SIZES = (211, 223, 227, 229, 233, 239)
 
 
 @dataclass
@@ -197,7 +196,7 @@ def _input_shape(
         graph.open_axes.add(f"{item.name}.{k}")
         is_batch = not axis.dim_param and (is_state or k == 0)
         key = "(batch)" if is_batch else name
-        shape.append(sizes.setdefault(key, _OPEN_SIZES[len(sizes) % len(_OPEN_SIZES)]))
+        shape.append(sizes.setdefault(key, OPEN_SIZES[len(sizes) % len(OPEN_SIZES)]))
     if len(shape) > 8 or any(size > 1 << 24 for size in shape):
         raise ModelFileError(f"{file.path}: input {item.name!r} has the shape {shape}")
     return tuple(shape)
@@ -298,7 +297,7 @@ def _apply(
     if op == "Shape":
         return [_shape(inputs[0], attributes)]
     if op in FOLDED and all(isinstance(value, np.ndarray) for value in inputs):
-        return [fold_constants(op, inputs)]
+        return [fold_constants(op, inputs, attributes)]
     inputs = [_as_signal(graph, op, value) for value in inputs]
     if op in FRAMES:
         return [apply_frame(op, name, inputs, names, attributes)]

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.importers.network import Activation, Dense, Embedding, Scale, zeros
-from streamrnn.importers.onnx.frames import join_signals
+from streamrnn.importers.onnx.frames.axes import with_channels
+from streamrnn.importers.onnx.frames.join import join_signals
 from streamrnn.importers.onnx.moves import MAX_ELEMENTS
 from streamrnn.importers.onnx.patterns import find_pattern
 from streamrnn.importers.onnx.values import FEATURE, NotFollowed, Signal, Symbols, Value
@@ -27,6 +28,8 @@ ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
 }
 # Our names of them; which of them a model can hold is not asked here.
 FUNCTIONS = {
+    "Abs": "abs",
+    "Celu": "elu",
     "Elu": "elu",
     "Erf": "@erf",
     "Exp": "exp",
@@ -34,7 +37,11 @@ FUNCTIONS = {
     "HardSigmoid": "hard_sigmoid",
     "HardSwish": "hard_swish",
     "LeakyRelu": "leaky_relu",
+    "Log": "log",
     "LogSoftmax": "log_softmax",
+    "Mish": "softplus",
+    "Neg": "identity",
+    "Reciprocal": "reciprocal",
     "Relu": "relu",
     "Selu": "selu",
     "Sigmoid": "sigmoid",
@@ -55,10 +62,37 @@ def apply_function(
         rank = len(value.axes)
         # Before opset 13 the default was 1, and all axes from there on were one.
         axis = int(attributes.get("axis", -1 if opset >= 13 else 1)) % max(rank, 1)
-        if axis != rank - 1:
-            raise NotFollowed("it is a softmax along another axis than the last")
-        value.num_features()
-    return value.featured().plus(_activation(op, name, attributes))
+        if value.featured().find(FEATURE) != axis:
+            raise NotFollowed("it is a softmax along another axis than the features'")
+        value = value.featured()
+    if op in ("Celu", "Log", "Mish", "Neg"):
+        return _composed(op, name, value, attributes)
+    return value.plus(_activation(op, name, attributes))
+
+
+def _composed(op: str, name: str, signal: Signal, attributes: Attributes) -> Signal:
+    """Apply a function that is several layers of ours."""
+
+    def scaled(value: Signal, own: str, factor: float) -> Signal:
+        return value.plus(Scale(own, np.array([factor]), np.zeros(1)))
+
+    if op == "Neg":
+        return scaled(signal, name, -1.0)
+    if op == "Mish":  # x tanh(softplus(x))
+        soft = signal.plus(Activation(f"{name}.softplus", "softplus"))
+        return join_signals("Mul", name, (signal, soft.plus(Activation(f"{name}.tanh", "tanh"))))
+    if op == "Celu":  # alpha elu(x / alpha)
+        alpha = float(attributes.get("alpha", 1.0))
+        if not alpha:
+            raise NotFollowed("its alpha is 0")
+        inner = scaled(signal, f"{name}.inner", 1.0 / alpha).plus(Activation(f"{name}.elu", "elu"))
+        return scaled(inner, name, alpha)
+    last = signal.last
+    if isinstance(last, Activation) and last.kind == "sigmoid":  # without its loss of digits
+        before = replace(signal, head=last.reads[0])
+        soft = scaled(before, f"{name}.minus", -1.0).plus(Activation(f"{name}.soft", "softplus"))
+        return scaled(soft, name, -1.0).pruned()
+    return signal.plus(Activation(name, "log"))
 
 
 def _activation(op: str, name: str, attributes: Attributes) -> Activation:
@@ -113,7 +147,8 @@ def apply_arithmetic(
         neutral = 0.0 if op in ("Add", "Sub") else 1.0
         if float(constant.reshape(())) == neutral and signal.layers:
             return signal
-    row = _row(signal, constant)
+    signal = _with_named_channels(signal, constant)
+    row = _row(signal, constant) if constant.size != 1 else _number(constant)
     one, none = np.ones_like(row), np.zeros_like(row)
     last = signal.last
     if op == "Add" and isinstance(last, Dense) and last.activation == "identity":
@@ -122,7 +157,8 @@ def apply_arithmetic(
         }
         return signal.exchanged(replace(last, bias=last.bias + row, origins=origins))
     if op == "Div" and is_left:
-        raise NotFollowed("it divides by what the network computes")
+        signal = signal.plus(Activation(f"{name}.divisor", "reciprocal"))
+        op = "Mul"
     if op in ("Add", "Sub"):
         gain = -one if op == "Sub" and is_left else one
         shift = -row if op == "Sub" and not is_left else row
@@ -131,7 +167,24 @@ def apply_arithmetic(
             gain, shift = (one / row if op == "Div" else row), none
     made = signal.plus(Scale(name, gain, shift))
     is_frame = signal.find(FEATURE) not in (None, len(signal.axes) - 1)
-    return made if is_frame else made.with_features(row.size)
+    return made if is_frame or row.size == 1 else made.with_features(row.size)
+
+
+def _number(constant: NDArray[Any]) -> NDArray[np.float64]:
+    if constant.dtype.kind not in "fiu":
+        raise NotFollowed("its constant is no number")
+    return constant.reshape(1).astype(np.float64)
+
+
+def _with_named_channels(signal: Signal, constant: NDArray[Any]) -> Signal:
+    """Let the input's features lie where a constant has one number for each."""
+    if signal.find(FEATURE) is not None or constant.size == 1:
+        return signal
+    shape = [1] * (len(signal.axes) - constant.ndim) + list(constant.shape)
+    wide = [k for k, size in enumerate(shape) if size != 1]
+    if len(wide) != 1 or shape[wide[0]] != signal.shape[wide[0]] or wide[0] == 0:
+        return signal
+    return with_channels(signal, wide[0], shape[wide[0]])
 
 
 def _row(signal: Signal, constant: NDArray[Any]) -> NDArray[np.float64]:
@@ -211,12 +264,12 @@ def normalise(signal: Signal, inputs: Sequence[Value | None], name: str, epsilon
     labels = {label for label, size in signal.axes[k] if size != 1} if len(signal.axes) > k else {}
     if (
         not labels
-        or (labels != {FEATURE} and signal.layers)
+        or (labels != {FEATURE} and signal.find(FEATURE) is not None)
         or signal.shape[k] != constants[0].size
     ):
         raise NotFollowed("it does not work along the features")
-    if labels != {FEATURE} and k != len(signal.axes) - 1:
-        raise NotFollowed("it works on the input along an axis that need not be the features'")
+    if labels != {FEATURE}:  # the input as it came: axis 1 has the features by definition
+        signal = with_channels(signal, k, signal.shape[k])
     scale, bias, mean, variance = (c.astype(np.float64) for c in constants)
     gain = scale / np.sqrt(variance + epsilon)
     return signal.plus(Scale(name, gain, bias - mean * gain))

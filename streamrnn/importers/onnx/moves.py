@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.importers.onnx.frames import join_signals, take_channels
-from streamrnn.importers.onnx.values import NotFollowed, Signal, Symbols, Value
+from streamrnn.importers.network import FrameLayer
+from streamrnn.importers.onnx.frames.axes import pick_channels, take_part
+from streamrnn.importers.onnx.frames.join import join_signals
+from streamrnn.importers.onnx.values import FEATURE, OPEN_SIZES, NotFollowed, Signal, Symbols, Value
 
 __all__ = ["MAX_ELEMENTS", "MOVES", "move"]
 
@@ -190,6 +192,9 @@ def _take_last(
 ) -> Signal:
     """Take the last time step out, or everything, or some of the channels."""
     shape = signal.shape
+    axis = _alone(op, shape, others, attributes)
+    if not signal.time and signal.layers and axis is not None:  # of convolutions over time
+        signal = replace(signal, time=_open_label(signal, axis))
     k = signal.find(signal.time) if signal.time else None
     if op == "Slice":
         slices = _slices(shape, others, attributes)
@@ -199,18 +204,24 @@ def _take_last(
         if not changed:
             return signal
         indices = range(*slices[changed[0]].indices(shape[changed[0]]))
+        own = signal.featured()
+        if len(changed) == 1 and indices.step != 1 and own.find(FEATURE) == changed[0] and indices:
+            return pick_channels(own, name, changed[0], list(indices))
         if indices.step < 0:
             raise NotFollowed("it goes backwards")
         is_last = len(changed) == 1 and changed[0] == k and list(indices) == [shape[k] - 1]
         if not is_last and len(changed) == 1 and indices.step == 1 and len(indices):
-            return take_channels(signal, name, changed[0], indices.start, indices.stop)
+            return take_part(signal, name, changed[0], indices.start, indices.stop)
     else:
         axis = _axis(attributes, 0, len(shape))
         chosen = _integers(others[0] if others else None, "indices")
         is_scalar = others[0] is not None and others[0].ndim == 0
-        is_last = axis == k and is_scalar and chosen[0] in (-1, shape[axis] - 1)
+        is_last = axis == k and len(chosen) == 1 and chosen[0] in (-1, shape[axis] - 1)
         if not is_last and shape[axis] == 1 and is_scalar and chosen[0] in (0, -1):
             return signal.without(axis)
+        if not is_last and signal.featured().find(FEATURE) == axis:
+            made = pick_channels(signal.featured(), name, axis, [i % shape[axis] for i in chosen])
+            return made.without(axis) if is_scalar else made
     if not is_last or k is None:
         raise NotFollowed("it takes a part of what the network computes, other than the last step")
     last = replace(
@@ -221,7 +232,30 @@ def _take_last(
         ),
         is_last_step=True,
     )
-    return last if op == "Slice" else last.without(k)
+    return last if op == "Slice" or not is_scalar else last.without(k)
+
+
+def _alone(
+    op: str, shape: tuple[int, ...], others: Sequence[NDArray[Any] | None], attributes: Attributes
+) -> int | None:
+    """Return the axis of which the last one alone is taken."""
+    if op == "Gather":
+        axis = _axis(attributes, 0, len(shape))
+        chosen = _integers(others[0] if others else None, "indices")
+        return axis if chosen in ([-1], [shape[axis] - 1]) else None
+    slices = [
+        range(*part.indices(n))
+        for part, n in zip(_slices(shape, others, attributes), shape, strict=True)
+    ]
+    taken = [k for k, part in enumerate(slices) if part != range(shape[k])]
+    return taken[0] if len(taken) == 1 and list(slices[taken[0]]) == [shape[taken[0]] - 1] else None
+
+
+def _open_label(signal: Signal, axis: int) -> str:
+    """Return the label of an axis that may be time; nothing where it is none."""
+    labels = [label for label, size in signal.axes[axis] if size != 1]
+    along = {layer.along for layer in signal.layers if isinstance(layer, FrameLayer)}
+    return labels[0] if len(labels) == 1 and labels[0] in along else ""
 
 
 def _concat(inputs: Sequence[Value | None], attributes: Attributes, name: str) -> Value:
@@ -262,7 +296,7 @@ def _split(
     ends = np.cumsum(sizes)
     if isinstance(value, Signal):
         return [
-            take_channels(value, f"{name}.{k}", axis, int(end) - size, int(end))
+            take_part(value, f"{name}.{k}", axis, int(end) - size, int(end))
             for k, (size, end) in enumerate(zip(sizes, ends, strict=True))
         ]
     array = value if isinstance(value, np.ndarray) else value.ids
@@ -297,9 +331,20 @@ def _target(
     known = math.prod(size for size in given if size != -1)
     if given.count(-1) == 1 and known > 0:
         given[given.index(-1)] = math.prod(shape) // known
+    given = _with_open_sizes(shape, given)
     if min(given, default=0) < 0 or math.prod(given) != math.prod(shape):
         raise NotFollowed(f"it reshapes {list(shape)} to {given}")
     return tuple(given)
+
+
+def _with_open_sizes(shape: tuple[int, ...], given: list[int]) -> list[int]:
+    """Let an axis stay open of which an exporter wrote down how long it was in its example."""
+    total, wanted = math.prod(shape), math.prod(given)
+    for size in set(shape) & set(OPEN_SIZES):
+        fixed = [k for k, other in enumerate(given) if other > 1 and total * other == wanted * size]
+        if size not in given and len(fixed) == 1 and given[fixed[0]] not in shape:
+            return [size if k == fixed[0] else other for k, other in enumerate(given)]
+    return given
 
 
 def _flattened(shape: tuple[int, ...], attributes: Attributes) -> tuple[int, ...]:

@@ -24,15 +24,16 @@ from streamrnn.importers.network import (
     note_on_first_state,
 )
 from streamrnn.importers.onnx.file import read_onnx_file
-from streamrnn.importers.onnx.frames import settle
+from streamrnn.importers.onnx.frames.conv import PlaneConv
+from streamrnn.importers.onnx.frames.settle import settle
 from streamrnn.importers.onnx.graph import Graph, follow
-from streamrnn.importers.onnx.patterns import refuse_marks
+from streamrnn.importers.onnx.patterns import resolve_marks
 from streamrnn.importers.onnx.states import FIRST_STATES, read_first_states, with_first_states
 from streamrnn.importers.onnx.values import Signal, Symbols, Unknown, Value
 from streamrnn.model.layers.base import INPUT
 from streamrnn.model.layers.memory import MemorySpec, TimeConvSpec
 
-__all__ = ["check_states", "import_onnx", "main_output"]
+__all__ = ["check_states", "import_onnx", "main_output", "time_of"]
 
 
 def import_onnx(
@@ -85,16 +86,14 @@ def import_onnx(
     first = read_first_states(file, network.problems.append)
     states = check_states(graph, outputs, network, set(first))
     name, signal = main_output(file.path, outputs, set(states.values()))
-    layers: Sequence[Layer] = signal.pruned().layers
+    layers = resolve_marks(signal.pruned().layers, network.problems.append)
     if first:
         layers = with_first_states(layers, graph, first, network.problems.append)
-    along = {layer.along for layer in layers if isinstance(layer, FrameLayer)}
-    is_steps = signal.time or next(iter(graph.open_axes & along), "")
-    refuse_marks(layers, network.problems.append)
-    network.layers = settle(layers, is_steps, network.problems.append)
-    _add_frames(graph, signal, network, options.context)
+    time = time_of(graph, signal)
+    network.layers = settle(layers, (time,), signal.head, network.problems.append)
+    _add_frames(graph, signal, time, network, options.context)
     network.layers = _in_rows(network.layers)
-    _count_inputs(graph, signal, network)
+    _count_inputs(graph, signal, time, network)
     _check_input(graph, signal, network)
     if signal.is_last_step:
         network.notes.append(
@@ -108,6 +107,33 @@ def import_onnx(
             for layer in network.layers
         ]
     return build_model(network, names)
+
+
+def time_of(graph: Graph, signal: Signal) -> str:
+    """Return the label of the axis that is time; nothing where a graph has none.
+
+    Without recurrent layers that is one whose size is open; or one whose places all give an output,
+    where convolutions run along it, all of them causal.
+    """
+    if signal.time:
+        return signal.time
+    layers = resolve_marks(signal.pruned().layers, lambda _: None)
+    frames = [layer for layer in layers if isinstance(layer, FrameLayer) and layer.along]
+    along = {layer.along for layer in frames}
+    along |= {layer.along_first for layer in frames if isinstance(layer, PlaneConv)}
+    if is_open := sorted(graph.open_axes & along):
+        return is_open[0]
+    given = graph.values[signal.source]
+    assert isinstance(given, Signal)
+    kept = {axis[0] for axis in signal.axes[1:] if len(axis) == 1 and axis[0][0] in along}
+    for axis in given.axes:
+        problems: list[str] = []
+        if axis and axis[0] in kept:
+            settled = settle(layers, (axis[0][0],), signal.head, problems.append)
+            specs = [layer.spec for layer in settled if isinstance(layer, FrameLayer)]
+            if not problems and any(isinstance(s, TimeConvSpec) and s.kernel > 1 for s in specs):
+                return axis[0][0]
+    return ""
 
 
 def main_output(
@@ -140,11 +166,11 @@ def _in_rows(layers: Sequence[Layer]) -> list[Layer]:
     ]
 
 
-def _add_frames(graph: Graph, signal: Signal, network: Network, context: int) -> None:
+def _add_frames(graph: Graph, signal: Signal, time: str, network: Network, context: int) -> None:
     """Give the network an input with a shape, where layers run along the places of a frame."""
     labels = {
         layer.along for layer in network.layers if isinstance(layer, FrameLayer) and layer.along
-    } - {signal.time}
+    } - {time}
     is_frame = any(
         isinstance(layer, FrameLayer)
         and layer.along in labels
@@ -165,8 +191,8 @@ def _add_frames(graph: Graph, signal: Signal, network: Network, context: int) ->
             "places a frame has with --set AXIS=NUMBER"
         )
         return
-    others = [size for name, size in sizes.items() if name != label and name not in graph.open_axes]
-    channels = math.prod(others)
+    gone = {label, time, *graph.open_axes}
+    channels = math.prod(size for name, size in sizes.items() if name not in gone)
     if not 0 <= context < sizes[label]:
         network.problems.append(f"--context {context} leaves nothing of {sizes[label]} places")
         return
@@ -188,13 +214,15 @@ def _add_frames(graph: Graph, signal: Signal, network: Network, context: int) ->
         network.notes.append(f"the last {context} places of the frame before stand before each")
 
 
-def _count_inputs(graph: Graph, signal: Signal, network: Network) -> None:
+def _count_inputs(graph: Graph, signal: Signal, time: str, network: Network) -> None:
     """Say how many inputs there are, for the first layer may not."""
     given = graph.values[signal.source]
     assert isinstance(given, Signal)
-    labels = {label for label, _ in given.axes[-1]} if given.axes else {signal.time}
-    if not network.input_shape and not labels & {signal.time, *graph.open_axes}:
+    labels = {label for label, _ in given.axes[-1]} if given.axes else {time}
+    if not network.input_shape and not labels & {time, *graph.open_axes}:
         network.num_inputs = given.shape[-1]
+    elif not network.input_shape and labels == {time} and len(given.axes) in (2, 3):
+        network.num_inputs = given.shape[1] if len(given.axes) == 3 else 1
 
 
 def _source(graph: Graph) -> str:

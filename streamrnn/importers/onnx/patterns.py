@@ -1,51 +1,98 @@
-"""Layers that exporters write out as arithmetic: GELU and layer normalisation, clips and slopes.
+"""Layers that exporters write out as arithmetic: GELU, layer normalisation, softplus.
 
-A step on the way that no layer of ours is becomes a mark, an activation whose kind begins with
-``@``; the last step finds them. A mark that is left is refused by `refuse_marks`.
+A step on the way that may be a part of such a layer becomes a mark, an activation whose kind begins
+with ``@``; the last step finds them. `resolve_marks` makes layers of those that are left, or
+refuses them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from streamrnn.importers.network import Activation, FrameLayer, Layer, Scale
 from streamrnn.importers.onnx.values import FEATURE, NotFollowed, Signal, Value
-from streamrnn.model.layers.frame import ActivationSpec, MixSpec, NormSpec
+from streamrnn.model.layers.frame import ConvSpec, MixSpec, NormSpec
 
-__all__ = ["apply_clip", "apply_slopes", "find_pattern", "mark_mean", "mark_root", "refuse_marks"]
+__all__ = ["choose", "compare", "find_pattern", "mark_mean", "resolve_marks"]
 
-_MEAN, _CENTRED, _ROOT = "@mean", "@centred", "@sqrt"
-_ERF = "@erf"
+# Marks of features have their number as their slope, those of comparisons what is compared with.
+_MEAN, _CENTRED, _ERF, _ABOVE, _BELOW = "@mean", "@centred", "@erf", "@above", "@below"
 _WHAT = {
-    _MEAN: "a mean over the features",
-    _CENTRED: "a difference from a mean",
-    _ROOT: "a root",
     _ERF: "the function erf",
+    _ABOVE: "a comparison",
+    _BELOW: "a comparison",
 }
+# From here on softplus is x to the last bit that float32 has.
+_FAR = 15.0
 
 
-def mark_mean(name: str, signal: Signal) -> Signal:
-    """Take the mean over the features, which stay as one."""
-    signal = signal.featured()
-    signal.num_features()
-    return signal.plus(Activation(name, _MEAN)).with_features(1)
+def mark_mean(name: str, signal: Signal, k: int) -> Signal:
+    """Take the mean over the features, which stay as one, along an axis."""
+    made = signal.plus(Activation(name, _MEAN, float(signal.shape[k])))
+    axes = list(made.axes)
+    axes[k] = ((FEATURE, 1),)
+    return replace(made, axes=tuple(axes))
 
 
-def mark_root(name: str, signal: Signal) -> Signal | None:
-    """Take the root of a variance; None of anything else."""
-    if _variance(signal, signal.head) is None:
+def compare(op: str, name: str, signal: Signal, bound: Value | None) -> Signal:
+    """Compare what the network computes with a number; `choose` may find what that is for."""
+    if not isinstance(bound, np.ndarray) or bound.size != 1:
+        raise NotFollowed("it compares what the network computes with no constant number")
+    kind = _ABOVE if op.startswith("Greater") else _BELOW
+    return signal.plus(Activation(name, kind, float(bound.reshape(()))))
+
+
+def choose(name: str, condition: Signal, a: Value | None, b: Value | None) -> Signal:
+    """Find the activation that a Where is."""
+    mark = condition.layer(condition.head)
+    if isinstance(mark, Activation) and mark.kind in (_ABOVE, _BELOW) and mark.slope is not None:
+        (base,) = mark.reads
+        above, below = (a, b) if mark.kind == _ABOVE else (b, a)
+        found = _chosen(name, condition, mark.slope, base, above, below)
+        if found is not None:
+            return replace(found, axes=condition.axes)
+    raise NotFollowed("it chooses between two values by a condition that the network computes")
+
+
+def _chosen(
+    name: str, signal: Signal, bound: float, base: str, above: Value | None, below: Value | None
+) -> Signal | None:
+    """Find a softplus, or a leaky relu or an elu: x itself above a bound, something else below."""
+    if not isinstance(above, Signal) or not isinstance(below, Signal):
         return None
-    return signal.plus(Activation(name, _ROOT))
+    merged = signal.merged(above).merged(below)
+    last = merged.layer(below.head)
+    if bound == 0.0 and above.head == base and last is not None and last.reads == (base,):
+        if isinstance(last, Scale) and not last.shift.any() and len(set(last.gain.tolist())) == 1:
+            kind = Activation(name, "leaky_relu", float(last.gain[0]))
+            return merged.plus(kind, reads=(base,))
+        if isinstance(last, Activation) and last.kind in ("elu", "leaky_relu"):
+            return replace(merged, head=below.head)
+    # Behind factors: softplus(beta x) / beta, where x beta is compared.
+    soft, factor, inner = last, 1.0, base
+    if isinstance(soft, Scale) and not soft.shift.any() and len(set(soft.gain.tolist())) == 1:
+        factor, soft = float(soft.gain[0]), merged.layer(soft.reads[0])
+    scaled = merged.layer(base)
+    if isinstance(scaled, Scale) and above.head != base:
+        inner = scaled.reads[0]
+    is_soft = isinstance(soft, Activation) and soft.kind == "softplus" and soft.reads == (base,)
+    one = 1.0 if inner == base else float(scaled.gain[0]) if isinstance(scaled, Scale) else 0.0
+    if is_soft and bound >= _FAR and above.head == inner and abs(factor * one - 1.0) < 1e-6:
+        return replace(merged, head=below.head)
+    return None
 
 
 def find_pattern(op: str, name: str, a: Signal, b: Signal) -> Signal | None:
     """Return what an operator on two signals ends; None if that is no layer."""
     if op == "Sub" and _kind(b, b.head) == _MEAN and _reads(b, b.head) == (a.head,):
-        return a.merged(b).plus(Activation(name, _CENTRED), reads=(a.head,))
-    if op == "Div" and _kind(a, a.head) == _CENTRED and _kind(b, b.head) == _ROOT:
+        mean = b.layer(b.head)
+        size = mean.slope if isinstance(mean, Activation) else None
+        return a.merged(b).plus(Activation(name, _CENTRED, size), reads=(a.head,))
+    if op == "Div" and _kind(a, a.head) == _CENTRED and _kind(b, b.head) == "sqrt":
         found = _variance(b, _reads(b, b.head)[0])
         if found is None or found[0] != a.head:
             return None
@@ -75,9 +122,8 @@ def _gelu(name: str, x: Signal, gate: Signal) -> Signal | None:
         return merged.plus(Activation(name, "gelu"), reads=(base,))
     if x.head != base:
         return None
-    size = x.shape[x.find(FEATURE) or -1] if x.find(FEATURE) is not None else x.shape[-1]
     whole = merged.plus(Activation(f"{name}.gelu", "gelu"), reads=(base,))
-    return whole.plus(Scale(name, np.full(size, 2.0), np.zeros(size)))
+    return whole.plus(Scale(name, np.array([2.0]), np.zeros(1)))
 
 
 def _variance(signal: Signal, name: str) -> tuple[str, float] | None:
@@ -114,48 +160,21 @@ def _is_scale(layer: Layer | None, gain: float, shift: float) -> bool:
     )
 
 
-def apply_clip(
-    name: str, signal: Signal, least: Value | float | None, most: Value | float | None
-) -> Signal:
-    """Find the activation that a clip is."""
-    bounds: list[float | None] = []
-    for bound in (least, most):
-        if bound is None:
-            bounds.append(None)
-            continue
-        if not isinstance(bound, np.ndarray | float | int) or np.size(bound) != 1:
-            raise NotFollowed("its bounds are no constants")
-        bounds.append(float(np.asarray(bound).reshape(())))
-    kinds: dict[tuple[float | None, float | None], str] = {
-        (0.0, 6.0): "relu6",
-        (-1.0, 1.0): "hard_tanh",
-        (0.0, None): "relu",
-    }
-    kind = kinds.get((bounds[0], bounds[1]))
-    if kind is None:
-        raise NotFollowed(
-            f"it clips to {bounds}; known are 0 to 6 (relu6), -1 to 1 (hard_tanh), 0 alone (relu)"
-        )
-    return signal.featured().plus(Activation(name, kind))
-
-
-def apply_slopes(name: str, signal: Signal, slopes: Value | None, stored: str) -> Signal:
-    """Make a prelu, with one slope for all channels or one for each."""
-    signal = signal.featured()
-    k = signal.find(FEATURE)
-    k = len(signal.axes) - 1 if k is None else k
-    channels = signal.shape[k]
-    if not isinstance(slopes, np.ndarray) or slopes.size not in (1, channels):
-        raise NotFollowed("its slopes are no constants, one for all channels or for each")
-    shape = [1] * (len(signal.axes) - slopes.ndim) + list(slopes.shape)
-    if slopes.size > 1 and shape[k] != channels:
-        raise NotFollowed("its slopes go along another axis than the channels'")
-    arrays = {"slope": np.broadcast_to(slopes.reshape(-1), (channels,))}
-    return signal.plus(FrameLayer(name, ActivationSpec("prelu"), arrays, {"slope": stored}))
-
-
-def refuse_marks(layers: Iterable[Layer], problem: Callable[[str], None]) -> None:
-    """Say which marks are no part of a layer."""
+def resolve_marks(layers: Iterable[Layer], problem: Callable[[str], None]) -> list[Layer]:
+    """Make layers of the marks that are no part of one; say which cannot be."""
+    resolved: list[Layer] = []
     for layer in layers:
-        if isinstance(layer, Activation) and layer.kind in _WHAT:
-            problem(f"{layer.name!r} is {_WHAT[layer.kind]}, which no layer has")
+        kind = layer.kind if isinstance(layer, Activation) else ""
+        if kind in _WHAT:
+            problem(f"{layer.name!r} is {_WHAT[kind]}, which no layer has")
+        if isinstance(layer, Activation) and kind in (_MEAN, _CENTRED):
+            size = int(layer.slope or 1)
+            weight = np.full((1 if kind == _MEAN else size, size, 1), 1.0 / size)
+            if kind == _CENTRED:
+                weight = np.eye(size)[:, :, None] - weight
+            arrays = {"weight": weight, "bias": np.zeros(len(weight))}
+            spec = ConvSpec(len(weight), 1)
+            resolved.append(FrameLayer(layer.name, spec, arrays, reads=layer.reads))
+        else:
+            resolved.append(layer)
+    return resolved

@@ -242,13 +242,15 @@ def time_label(signal: Signal, axis: int) -> str:
     labels = [label for label, _ in signal.axes[axis]]
     if signal.is_last_step:
         raise NotFollowed("it runs on the last step of another one")
-    if signal.time == ONE_STEP and not labels:
-        return ONE_STEP
+    where = signal.find(signal.time) if signal.time else None
+    is_one = all(size == 1 for _, size in signal.axes[axis]) and FEATURE not in labels
+    if is_one and (signal.time == ONE_STEP or (where is not None and signal.shape[where] == 1)):
+        return signal.time
     if signal.time:
         if signal.time not in labels:
             raise NotFollowed("it runs along another axis than the recurrent layers before it")
         return signal.time
-    if all(size == 1 for _, size in signal.axes[axis]) and FEATURE not in labels and not labels:
+    if not labels:
         return ONE_STEP
     if len(labels) != 1 or labels[0] == FEATURE:
         raise NotFollowed("it runs along an axis that is not one of the input's")

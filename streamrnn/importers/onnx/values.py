@@ -20,6 +20,7 @@ from streamrnn.model.layers.base import INPUT
 
 __all__ = [
     "FEATURE",
+    "OPEN_SIZES",
     "Axis",
     "NotFollowed",
     "Signal",
@@ -28,6 +29,8 @@ __all__ = [
     "Value",
 ]
 
+# Stand for axes whose size is open: no two are alike, and no network has such sizes.
+OPEN_SIZES = (211, 223, 227, 229, 233, 239)
 FEATURE = "feature"  # label of the axis that layers work on
 # Factors (label, size) that lie along one axis, slowest first: a reshape may join some.
 Axis = tuple[tuple[str, int], ...]
@@ -114,7 +117,7 @@ class Signal:
     def featured(self) -> Signal:
         """Return it with its last axis as features, where it is the input as it came."""
         labels = {label for label, size in self.axes[-1] if size != 1} if self.axes else set()
-        if self.layers or self.find(FEATURE) is not None or len(labels) != 1:
+        if self.find(FEATURE) is not None or len(labels) != 1:
             return self
         return self if self.time in labels else self.with_features(self.shape[-1])
 
@@ -122,7 +125,7 @@ class Signal:
         """Check that the last axis is the features', and return their number."""
         axis = self.axes[-1] if self.axes else ()
         labels = {label for label, size in axis if size != 1}
-        is_input = not self.layers and len(labels) == 1
+        is_input = self.find(FEATURE) is None and len(labels) == 1
         if labels - {FEATURE} and not is_input and FEATURE not in labels:
             raise NotFollowed("it works along another axis than the features'")
         if self.time and self.time in labels:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from streamrnn.kernels import activations as a
@@ -33,7 +33,7 @@ from streamrnn.kernels.activations import (
     TANH_P,
     TANH_Q,
 )
-from streamrnn.kernels.cpu.vectors import Emitter
+from streamrnn.kernels.cpu.vectors import VECTOR, Emitter
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import load_f32, store_f32
 from streamrnn.kernels.vector_width import WIDTH
@@ -190,6 +190,29 @@ def _emit_hard_sigmoid(e: Emitter, x: ir.Value, factor: float) -> ir.Value:
     return _emit_bounded(e, line, 0.0, 1.0)
 
 
+def _emit_whole_log(e: Emitter, x: ir.Value, slope: ir.Value) -> ir.Value:
+    """Emit log(x), of the least normal number for what is less; a NaN below 0."""
+    b = e.builder
+    least, infinity = e.constant(a.LEAST_NORMAL), e.constant(float("inf"))
+    log = _emit_log(e, b.select(b.fcmp_ordered("<", x, least), least, x))
+    log = b.select(b.fcmp_ordered("==", x, infinity), x, log)
+    return b.select(b.fcmp_ordered("<", x, e.constant(0.0)), e.constant(float("nan")), log)
+
+
+def _emit_abs(e: Emitter, x: ir.Value, slope: ir.Value) -> ir.Value:
+    return e.as_floats(e.builder.and_(e.as_lanes(x), e.lanes(0x7FFFFFFF)))
+
+
+def _emit_sqrt(e: Emitter, x: ir.Value, slope: ir.Value) -> ir.Value:
+    kind = ir.FunctionType(VECTOR, [VECTOR])
+    root = cgutils.get_or_insert_function(e.builder.module, kind, f"llvm.sqrt.v{WIDTH}f32")
+    return e.builder.call(root, [x])
+
+
+def _emit_where(e: Emitter, order: str, x: ir.Value, bound: ir.Value) -> ir.Value:
+    return e.builder.select(e.builder.fcmp_ordered(order, x, bound), bound, x)
+
+
 _Emit = Callable[[Emitter, ir.Value, ir.Value], ir.Value]
 _EMITTED: dict[int, _Emit] = {
     TANH: _emit_tanh,
@@ -209,7 +232,14 @@ _EMITTED: dict[int, _Emit] = {
     a.HARD_SWISH: lambda e, x, slope: e.builder.fmul(x, _emit_hard_sigmoid(e, x, 1.0 / 6.0)),
     a.HARD_TANH: lambda e, x, slope: _emit_bounded(e, x, -1.0, 1.0),
     a.EXP: _emit_exp,
+    a.LOG: _emit_whole_log,
+    a.ABS: _emit_abs,
+    a.SQRT: _emit_sqrt,
+    a.RECIPROCAL: lambda e, x, slope: e.builder.fdiv(e.constant(1.0), x),
+    a.AT_LEAST: lambda e, x, slope: _emit_where(e, "<", x, slope),
+    a.AT_MOST: lambda e, x, slope: _emit_where(e, ">", x, slope),
 }
+_WITH_SLOPE = (PRELU, a.ELU, a.AT_LEAST, a.AT_MOST)
 _OFTEN = (TANH, SIGMOID, RELU)  # loops of their own
 _SELDOM = tuple(kind for kind in _EMITTED if kind not in _OFTEN)
 _EXP = a.EXP
@@ -242,7 +272,7 @@ def _apply_seldom(typingctx: Any, kind: types.Type, address: types.Type, slope: 
             choice.add_case(ir.IntType(64)(kind_), block)
             builder.position_at_end(block)
             e = Emitter(builder)
-            slopes = e.load(args[2], align=4) if kind_ in (PRELU, a.ELU) else None
+            slopes = e.load(args[2], align=4) if kind_ in _WITH_SLOPE else None
             e.store(_EMITTED[kind_](e, e.load(args[1], align=4), slopes), args[1], align=4)
             builder.branch(done)
         builder.position_at_end(done)

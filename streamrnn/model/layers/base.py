@@ -53,6 +53,12 @@ LAYER_ACTIVATIONS: dict[str, float | None] = {
     "hard_tanh": None,
     "log_softmax": None,
     "exp": None,
+    "log": None,
+    "abs": None,
+    "sqrt": None,
+    "reciprocal": None,
+    "at_least": 0.0,
+    "at_most": 0.0,
 }
 
 

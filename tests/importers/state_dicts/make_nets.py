@@ -12,7 +12,8 @@ from streamrnn.model.layers.base import LAYER_ACTIVATIONS
 torch: Any = importlib.import_module("torch")
 
 F = torch.nn.functional
-SLOPES = {"leaky_relu": 0.2, "elu": 0.7}
+SLOPES = {"leaky_relu": 0.2, "elu": 0.7, "at_least": -0.3, "at_most": 0.2}
+ABOVE_ZERO = ("log", "sqrt", "reciprocal")
 FUNCTIONS = {
     "identity": lambda x: x,
     "tanh": torch.tanh,
@@ -34,6 +35,12 @@ FUNCTIONS = {
     "hard_tanh": F.hardtanh,
     "log_softmax": lambda x: F.log_softmax(x, -1),
     "exp": torch.exp,
+    "log": lambda x: x.clamp(min=torch.finfo(torch.float32).tiny).log(),
+    "abs": torch.abs,
+    "sqrt": torch.sqrt,
+    "reciprocal": torch.reciprocal,
+    "at_least": lambda x: x.clamp(min=-0.3),
+    "at_most": lambda x: x.clamp(max=0.2),
 }
 CELLS = ["rnn", "rnn_relu", "gru", "lstm", "lstm_proj"]
 
@@ -68,6 +75,8 @@ class Net(torch.nn.Module):
         self.put(torch.nn.Linear(self.size, size, bias=bias), size)
 
     def activation(self, kind):
+        if kind in ABOVE_ZERO:
+            self.activation("exp")
         if kind == "prelu":
             self.put(torch.nn.PReLU(self.size, 0.3), self.size)
             self.names[-1] = f"prelu:{self.row[-1]}"
@@ -133,7 +142,7 @@ def draw_net(rng):
     def odd(most):
         return int(rng.integers(0, most // 2)) * 2 + 1
 
-    kinds = [kind for kind in LAYER_ACTIVATIONS if kind not in ("exp", "identity")]
+    kinds = [kind for kind in LAYER_ACTIVATIONS if kind not in ("exp", "identity", *ABOVE_ZERO)]
     net = Net(odd(9))
     if rng.random() < 0.3:
         net.batch_norm()

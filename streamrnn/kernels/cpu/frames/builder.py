@@ -37,6 +37,8 @@ _NOT_ZERO_AT_ZERO = frozenset(
         activations.HARD_SIGMOID_SIXTH,
         activations.LOG_SOFTMAX,
         activations.EXP,
+        activations.LOG,
+        activations.RECIPROCAL,
     )
 )
 

@@ -1,0 +1,1 @@
+"""Layers over frames and over time: how operators become them."""
