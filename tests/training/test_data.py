@@ -263,7 +263,7 @@ def test_npz_tokens_predict_the_next_token(tmp_path):
         ({"X": np.zeros((5, 2)), "y": np.zeros(4)}, r"y is float64 \[4\]"),
         ({"X": np.zeros((5, 2)), "names": np.array(["a"])}, "1 names"),
         ({"X": np.zeros((2, 5, 1)), "lengths": np.array([5, 6])}, "lengths"),
-        ({"X": np.full((5, 1), np.inf)}, "holds Inf"),
+        ({"X": np.full((5, 1), np.inf)}, "column 'x0' holds inf, which is not finite"),
         ({"X": np.zeros((5, 2)), "names": np.array(["a", "a"])}, "two columns are named 'a'"),
         ({"X": np.zeros((2, 1)), "y": np.array([0, -1])}, "class -1; classes are 0, 1, 2"),
         # As many tokens or classes as the largest says would be allocated.
@@ -276,7 +276,7 @@ def test_bad_npz_says_what_is_wrong(tmp_path, arrays, message):
     path = tmp_path / "data.npz"
     np.savez(path, **arrays)
     with pytest.raises(DataError, match=message):
-        read_table(path)
+        read_table(path).usable("x0")
 
 
 def test_an_npz_whose_compressed_data_are_damaged_is_refused(tmp_path):

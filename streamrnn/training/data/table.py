@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from streamrnn.errors import DataError, listed, suggestion
 
-__all__ = ["MAX_FLOAT32", "Column", "Table"]
+__all__ = ["Column", "Table", "finite_column"]
 
 Floats = NDArray[np.float64]
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
@@ -111,6 +111,19 @@ class Column:
         assert self.indices is not None
         of_labels = [index.get(_respelled(label, index), np.nan) for label in self.labels]
         return np.array([*of_labels, np.nan])[self.indices]
+
+
+def finite_column(name: str, values: Floats, num_tokens: int = 0) -> Column:
+    """Return a column of numbers, with a problem if one is not finite as float32."""
+    bad = np.abs(values) > MAX_FLOAT32
+    if not bad.any():
+        return Column(name, values, num_tokens=num_tokens)
+    row = int(np.argmax(bad))
+    problem = (
+        f"holds {values[row]:g}, which is not finite as float32; leave the cell empty if the value "
+        "is missing"
+    )
+    return Column(name, values, problem=problem, odd=(row, f"{values[row]:g}"))
 
 
 def _in_order(label: str) -> tuple[bool, float, str]:

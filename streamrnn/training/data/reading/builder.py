@@ -11,26 +11,13 @@ from numpy.typing import NDArray
 from streamrnn.model.checks import shown
 from streamrnn.training.data.reading import cells as reading
 from streamrnn.training.data.reading.options import ReadOptions
-from streamrnn.training.data.table import MAX_FLOAT32, Column
+from streamrnn.training.data.table import Column, finite_column
 
-__all__ = ["ColumnBuilder", "finite_column"]
+__all__ = ["ColumnBuilder"]
 
 MAX_LABELS = 100_000  # of a column that nobody has called names
 # A column of which so many cells are numbers, or look like some, is one of numbers.
 _SHARE_OF_NUMBERS = 0.5
-
-
-def finite_column(name: str, values: NDArray[np.float64]) -> Column:
-    """Return a column of numbers, with a problem if one is not finite as float32."""
-    bad = np.abs(values) > MAX_FLOAT32
-    if not bad.any():
-        return Column(name, values)
-    row = int(np.argmax(bad))
-    problem = (
-        f"holds {values[row]:g}, which is not finite as float32; leave the cell empty if the value "
-        "is missing"
-    )
-    return Column(name, values, problem=problem, odd=(row, f"{values[row]:g}"))
 
 
 class ColumnBuilder:

@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from streamrnn.errors import DataError
-from streamrnn.training.data.reading.builder import ColumnBuilder, finite_column
+from streamrnn.training.data.reading.builder import ColumnBuilder
 from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.data.reading.source import Source
-from streamrnn.training.data.table import Column, Table
+from streamrnn.training.data.table import Column, Table, finite_column
 
 __all__ = ["arrow_column", "read_parquet"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from streamrnn.errors import DataError, TrainingError
 from streamrnn.training.data.reading.npz_file import read_npz
@@ -12,7 +13,7 @@ from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.data.reading.source import STDIN, open_source
 from streamrnn.training.data.table import Table
 
-__all__ = ["read_table"]
+__all__ = ["needs_train_extra", "read_table"]
 
 _ZIP, _PARQUET = b"PK\x03\x04", b"PAR1"
 
@@ -33,7 +34,7 @@ def read_table(
 
         - ``X``: [N, T, I] or [T, I] numbers; or unsigned integers [N, T] or [T]: token ids;
         - ``y`` (optional): targets of the same rows, [N, T, O], [N, T] or, for one stream,
-          [T, O] or [T]; integers of one column are classes;
+          [T, O] or [T]; or one of every stream, [N]; integers of one column are classes;
         - ``names``, ``output_names`` (optional): names of the columns of X and y;
         - ``lengths`` (optional): [N], the number of true rows of each stream.
     options : ReadOptions or None
@@ -62,18 +63,24 @@ def read_table(
             if not is_file:
                 raise DataError(f"{source.path}: an .npz file must be a regular file")
             return read_npz(path, _sha256(path))
-        try:
-            if first.startswith(_PARQUET):
-                from streamrnn.training.data.reading.parquet_file import read_parquet
-
-                return read_parquet(source, options, kinds)
+        with needs_train_extra(source.path):
             from streamrnn.training.data.reading.csv_file import read_csv
-        except ModuleNotFoundError as error:
-            raise TrainingError(
-                f"{path} cannot be read without the package {error.name}: pip install "
-                "'streamrnn[train]'"
-            ) from error
+            from streamrnn.training.data.reading.parquet_file import read_parquet
+        if first.startswith(_PARQUET):
+            return read_parquet(source, options, kinds)
         return read_csv(source, options, kinds, frozenset(keep))
+
+
+@contextmanager
+def needs_train_extra(what: str) -> Iterator[None]:
+    """Say which extra to install where a package is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise TrainingError(
+            f"{what} cannot be read without the package {error.name}: pip install "
+            "'streamrnn[train]'"
+        ) from error
 
 
 def _sha256(path: str | os.PathLike[str]) -> str:
