@@ -94,7 +94,7 @@ def test_an_odd_cell_among_numbers_names_itself_and_the_option_that_reads_it(tmp
 
 
 def test_a_column_of_decimal_commas_alone_is_no_column_of_names(tmp_path):
-    words = r"line 2: column 'a' .*'1,5' \(and 2 others\).*--decimal ,"
+    words = r"line 2: column 'a' .*'1,5' \(and 2 more\).*--decimal ,"
     with pytest.raises(DataError, match=words):
         table_of(tmp_path, "a;b\n1,5;x\n2,5;y\n3,25;x\n").usable("a")
 

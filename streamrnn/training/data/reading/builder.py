@@ -133,7 +133,7 @@ class ColumnBuilder:
         if self._odd is None:
             return ""
         row, cell = self._odd
-        others = f" (and {self._num_odd - 1:,} others)" if self._num_odd > 1 else ""
+        others = f" (and {self._num_odd - 1:,} more)" if self._num_odd > 1 else ""
         said = f"holds {what}s, but {shown(cell)}{others} is none: "
         if what == "date":
             return said + "say how dates are written (--date-format), or leave the column out"
