@@ -173,6 +173,22 @@ def test_differences_speak_the_users_units(tmp_path):
     assert stream.level[10, 0] == np.float32(values[9])
 
 
+def test_a_gap_at_the_beginning_is_no_change(tmp_path):
+    rng = np.random.default_rng(0)
+    values = 100 + np.cumsum(rng.normal(3, 2, 60))
+    values[:25] = np.nan
+    dataset = dataset_of(series(tmp_path, values), predict=("y",), difference=("y",))
+    # Changes between known values whose targets lie in the training part, and no other.
+    changes = np.diff(values[25:36].astype(np.float32))
+    item, output = dataset.spec.inputs[0], dataset.spec.outputs[0]
+    assert item.center == pytest.approx(changes.mean(), rel=1e-4)
+    assert item.scale == pytest.approx(changes.std(), rel=1e-4)
+    assert output.center == pytest.approx(changes.mean(), rel=1e-4)
+    assert output.scale == pytest.approx(changes.std(), rel=1e-4)
+    assert np.isnan(dataset.streams[0].target[:25]).all()
+    assert not np.isnan(dataset.streams[0].target[25:-1]).any()
+
+
 def test_missing_values_that_are_not_allowed_are_refused(tmp_path):
     path = series(tmp_path, [1, 2, np.nan, *range(30)])
     with pytest.raises(DataError, match="line 4: column 'y' is missing"):

@@ -179,7 +179,11 @@ def _outputs(
         item = inputs[source] if source is not None else None
         if item is not None and item.difference:
             for key, level in levels.items():
-                level[:, o] = current_level(item, x[key][:, source])
+                values = x[key][:, source]
+                level[:, o] = current_level(item, values)
+                # From what stands for a value to the first one that is known is no change.
+                is_known = np.maximum.accumulate(~np.isnan(values))
+                targets[key][~is_known, o] = np.nan
         changes = {key: target[:, o] - levels[key][:, o] for key, target in targets.items()}
         training = [change[: stops[key][0]] for key, change in changes.items()]
         is_change = item is not None and item.difference
