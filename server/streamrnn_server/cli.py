@@ -38,6 +38,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("streamrnn.commands.train", "train a model on a table"),
     "predict": Command("streamrnn.commands.predict", "run a file through a model"),
+    "evaluate": Command("streamrnn.commands.evaluate", "judge a model on a file it has not seen"),
     "import": Command(
         "streamrnn.commands.import_model", "turn another framework's file into a model"
     ),

@@ -96,7 +96,8 @@ def _training_lines(training: dict[str, Any]) -> list[str]:
     """Format it as the trainer did; list the facts of a training elsewhere."""
     try:
         return list(report_lines(training))
-    except (KeyError, TypeError, StopIteration, RuntimeError):
+    # A report is whatever a file holds.
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return _tree({key: value for key, value in training.items() if key != "sample"})
 
 

@@ -21,6 +21,7 @@ VALUES: tuple[tuple[str, type, str, str], ...] = (
     ("split-by", str, "HOW", "time, date, stream, file or column:NAME (default: by the data)"),
     ("loss-on", str, "ROWS", "every row, or the last of each stream (default: by the target)"),
     ("horizon", int, "ROWS", "how many rows ahead (default 1)"),
+    ("season", int, "ROWS", "after which the target repeats, for a baseline (default: found)"),
     ("loss", str, "LOSS", "mse, cross_entropy or binary_cross_entropy (default: by the target)"),
     ("epochs", int, "N", "at most (default 200, fewer for long data)"),
     ("batch-size", int, "B", "rows trained at once (default: by the data)"),

@@ -36,6 +36,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "inputs": "columns that the network sees",
         "categorical": "columns of numbers that are names",
         "horizon": "predict the value so many rows ahead",
+        "season": "rows after which the target repeats; 0: found",
         "split": "training, validation, test",
         "split_by": "time, date, stream, file or column:NAME; auto: by the data",
         "loss_on": "every row, or the last of each stream; auto: by the target",
@@ -97,6 +98,9 @@ class TrainingConfig:
     horizon : int
         The target of a row is the target column's value so many rows later; -1: 1, or 0 for an
         .npz file with y.
+    season : int
+        Rows after which the target repeats, for the seasonal naive forecast that the network is
+        compared with; 0: found in the training part, if there is one.
     split : tuple of float
         Shares of the training, validation and test part.
     split_by : str
@@ -148,6 +152,7 @@ class TrainingConfig:
     inputs: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
     horizon: int = -1
+    season: int = 0
     split: tuple[float, ...] = (0.6, 0.2, 0.2)
     split_by: str = "auto"
     loss_on: str = "auto"
@@ -221,6 +226,7 @@ class TrainingConfig:
     def _check_ranges(self) -> None:
         for name, least, most in (
             ("horizon", -1, 1_000_000),
+            ("season", 0, 1_000_000),
             ("embedding_size", -1, 65_536),
             ("epochs", 0, 1_000_000),
             ("batch_size", 0, 65_536),

@@ -1,4 +1,4 @@
-"""Outputs of a network on a part of the data, and its errors in the user's units.
+"""Outputs of a network on a part of the data, for its loss and its errors.
 
 The state is carried through the parts as a stream would be served. While training, a limited
 history is enough to warm up with; the errors that are reported come from the whole history.
@@ -6,18 +6,20 @@ history is enough to warm up with; the errors that are reported come from the wh
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from streamrnn.training.data.dataset import PARTS, Dataset
+from streamrnn.training.baselines.logistic import log_softmax
+from streamrnn.training.baselines.target import Prediction, Target
+from streamrnn.training.data.dataset import Dataset, Stream
 from streamrnn.training.data.stacking import stack_rows
 from streamrnn.training.network.layers import Array
-from streamrnn.training.network.losses import activate, sum_of_losses
+from streamrnn.training.network.losses import sum_of_losses
 from streamrnn.training.network.network import Chunk, Network
 
-__all__ = ["all_errors", "mean_loss", "score"]
+__all__ = ["NetworkOutputs", "mean_loss"]
 
 HISTORY_STEPS = 1024
 PIECE_STEPS = 4096
@@ -79,48 +81,28 @@ def mean_loss(network: Network, dataset: Dataset, part: str) -> float:
     return total / max(count, 1)
 
 
-def all_errors(network: Network, dataset: Dataset) -> dict[str, dict[str, dict[str, float]]]:
-    """Errors of every part, each stream run from its first row: by part, `score`."""
-    whole = [(k, 0, 0, stream.stops[2]) for k, stream in enumerate(dataset.streams)]
-    z = {piece[0]: out.copy() for piece, out in _outputs(network, dataset, whole) if len(out)}
-    errors = {}
-    for part in PARTS:
-        rows = {k: dataset.streams[k].rows(part) for k in sorted(z)}
-        errors[part] = score(
-            dataset,
-            np.concatenate([z[k][rows[k]] for k in rows]),
-            np.concatenate([dataset.streams[k].target[rows[k]] for k in rows]),
-        )
-    return errors
+@dataclass(frozen=True)
+class NetworkOutputs:
+    """Pre-activations of a network for every row, each stream run from its first."""
 
+    dataset: Dataset
+    z: dict[str, Array]  # by the stream's name, [T, O] up to the last target
 
-def score(dataset: Dataset, z: Array, target: Array) -> dict[str, dict[str, float]]:
-    """Measure pre-activations of the head, [N, O], against targets.
+    @classmethod
+    def of(cls, network: Network, dataset: Dataset) -> NetworkOutputs:
+        """Run a network over all streams."""
+        whole = [(k, 0, 0, stream.stops[2]) for k, stream in enumerate(dataset.streams)]
+        names = [stream.name for stream in dataset.streams]
+        outputs = _outputs(network, dataset, [piece for piece in whole if piece[3]])
+        return cls(dataset, {names[piece[0]]: z.copy() for piece, z in outputs})
 
-    Targets are [N, O], or [N, 1] with classes, and NaN where missing. Returns for every target
-    ``rmse`` and ``mae`` in its units, or the mean loss in nats and ``accuracy``.
-    """
-    if dataset.loss == "cross_entropy":
-        present = ~np.isnan(target[:, 0])
-        total, count = sum_of_losses("cross_entropy", "softmax", z.astype(np.float64), target)
-        right = z[present].argmax(axis=1) == target[present, 0]
-        name = dataset.config.predict[0]
-        return {name: {"cross_entropy": total / count, "accuracy": float(right.mean())}}
-    errors = {}
-    for o, output in enumerate(dataset.spec.outputs):
-        present = ~np.isnan(target[:, o])
-        known, guess = target[present, o].astype(np.float64), z[present, o].astype(np.float64)
-        if dataset.loss == "mse":
-            error = (guess - known) * output.scale
-            errors[output.name] = {
-                "rmse": math.sqrt(np.mean(error**2)),
-                "mae": float(np.mean(np.abs(error))),
-            }
-        else:
-            total, count = sum_of_losses(dataset.loss, "sigmoid", guess, known)
-            right = (activate(guess, "sigmoid") >= 0.5) == (known == 1.0)
-            errors[output.name] = {
-                "binary_cross_entropy": total / count,
-                "accuracy": float(right.mean()),
-            }
-    return errors
+    def predict(self, target: Target, stream: Stream, rows: slice) -> Prediction:
+        """Return the network's prediction, as a baseline's is."""
+        z = self.z[stream.name][rows].astype(np.float64)
+        if target.metric == "cross_entropy":
+            return Prediction(log_softmax(z), z.argmax(axis=1))
+        own = z[:, target.output]
+        if target.metric == "binary_cross_entropy":
+            log_p = -np.logaddexp(0.0, np.stack([own, -own], axis=1))
+            return Prediction(log_p, (own >= 0.0).astype(np.int64))
+        return Prediction(own)

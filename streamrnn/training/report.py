@@ -1,19 +1,25 @@
-"""Report of a training as text."""
+"""Report of a training, or of an evaluation, as text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["report_lines"]
+from streamrnn.training.baselines.bootstrap import Interval
+from streamrnn.training.baselines.compare import sides
+from streamrnn.training.data.dataset import PARTS
+
+__all__ = ["evaluation_lines", "report_lines"]
 
 # Of each loss, the measure that is compared.
-MEASURES = ("rmse", "cross_entropy", "binary_cross_entropy")
+MEASURES = ("rmse", "cross_entropy", "binary_cross_entropy", "pinball", "mae")
+# Of reports that do not say what a baseline is, by versions before 0.2.
 NAMES = {
     "persistence": "persistence (the last value again)",
-    "autoregression": "linear autoregression, 60 lags",
+    "autoregression": "linear autoregression",
     "constant": "always the training mean",
 }
+WIDTH = 38
 
 
 def report_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -29,21 +35,20 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
     if gaps:
         listed = ", ".join(f"{name} ({policy})" for name, policy in gaps.items())
         yield f"missing values: {listed}; missing targets count for nobody"
-    for target, errors in report["errors"]["test"].items():
-        measure = next(name for name in MEASURES if name in errors)
-        own = errors[measure]
-        share = data.get("split", f"the last {config['split'][2]:.0%} of each stream")
-        yield f"test error of {target} ({measure}; {share}):"
-        yield f"  {'this model':<36}{own:.4g}" + _accuracy(errors)
-        for name, baseline in report["baselines"].items():
-            if target in baseline:
-                other = baseline[target][measure]
-                better = f"  ({1 - own / other:+.0%} by the model)" if other > 0 else ""
-                yield f"  {NAMES[name]:<36}{other:.4g}{_accuracy(baseline[target])}{better}"
-        parts = (
-            f"{part} {report['errors'][part][target][measure]:.4g}" for part in report["errors"]
+    tables = {"baselines": report["baselines"], "comparison": report.get("comparison", {})}
+    tables["errors"] = report["errors"]["test"]
+    rows = data.get("split", f"the last {config['split'][2]:.0%} of each stream")
+    for target in tables["errors"]:
+        yield from _table(f"test error of {target}", rows, target, tables)
+        measure = _measure(tables["errors"][target])
+        by_part = (f"{part} {report['errors'][part][target][measure]:#.4g}" for part in PARTS)
+        yield f"  by part: {', '.join(by_part)}"
+        yield from _verdict(target, tables)
+    if tables["comparison"]:
+        yield (
+            "the baselines were fitted to the training and the validation part (what they choose, "
+            "they choose by the validation part); the network to the training part"
         )
-        yield f"  by part: {', '.join(parts)}"
     yield (
         f"best epoch {updates['best_epoch']} of {updates['num_epochs']}, {updates['num_updates']} "
         f"updates, {updates['clipped_share']:.0%} of them clipped"
@@ -51,8 +56,75 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
     yield from _memory_lines(report["memory"])
 
 
-def _accuracy(errors: dict[str, float]) -> str:
-    return f"  accuracy {errors['accuracy']:.1%}" if "accuracy" in errors else ""
+def evaluation_lines(found: dict[str, Any]) -> Iterator[str]:
+    """Format what `streamrnn.training.unseen.evaluate_file` returns as lines of text."""
+    streams = f" in {found['num_streams']} streams" if found["num_streams"] > 1 else ""
+    yield f"{found['file']}: {found['num_rows']} rows{streams}"
+    if found["is_training_file"]:
+        yield (
+            "this is the file that the model was trained with: most of its rows were learned from, "
+            "and the errors below flatter the model. `streamrnn inspect` shows those of the part "
+            "that it did not see"
+        )
+    for target, count in found["unknown_classes"].items():
+        yield f"{count} rows of {target} have a class that the model does not know: not judged"
+    if found["warmup_rows"]:
+        yield f"the first {found['warmup_rows']} rows of every stream warm up and are not judged"
+    for target in found["errors"]:
+        yield from _table(f"error of {target}", "", target, found)
+        yield from _verdict(target, found)
+
+
+def _measure(errors: dict[str, float]) -> str:
+    return next(name for name in MEASURES if name in errors)
+
+
+def _table(title: str, rows: str, target: str, tables: dict[str, Any]) -> Iterator[str]:
+    """Yield the errors of a target, the smallest first."""
+    own = tables["errors"][target]
+    measure = _measure(own)
+    comparison = tables["comparison"].get(target, {"against": {}})
+    against = comparison["against"]
+    num_targets = f"{comparison['num_targets']} targets" if against else ""
+    yield f"{title} ({'; '.join(item for item in (measure, rows, num_targets) if item)}):"
+    lines = [(own[measure], _line("this model", own, measure))]
+    for name, by_target in tables["baselines"].items():
+        if target in by_target:
+            other = by_target[target]
+            entry = against.get(name, {"label": NAMES.get(name, name)})
+            line = _line(entry["label"], other, measure)
+            if "ratio" in entry:
+                line += f"  ({_beside(entry)})"
+            elif other[measure] > 0:
+                line += f"  ({1 - own[measure] / other[measure]:+.0%} by the model)"
+            lines.append((other[measure], line))
+    for _, line in sorted(lines):
+        yield f"  {line}"
+    if against:
+        drawn = {entry["drawn"] for entry in against.values() if _interval(entry).is_bounded}
+        how = f"by a bootstrap of {', '.join(sorted(drawn))}" if drawn else "need more rows"
+        yield f"  95 % intervals {how}"
+
+
+def _line(name: str, errors: dict[str, float], measure: str) -> str:
+    accuracy = f"  accuracy {errors['accuracy']:.1%}" if "accuracy" in errors else ""
+    return f"{name:<{WIDTH}}{errors[measure]:<#8.4g}{accuracy}".rstrip()
+
+
+def _verdict(target: str, tables: dict[str, Any]) -> Iterator[str]:
+    if target in tables["comparison"]:
+        yield f"verdict on {target}: {tables['comparison'][target]['verdict']}"
+
+
+def _interval(entry: dict[str, Any]) -> Interval:
+    return Interval(entry["ratio"], entry["low"], entry["high"])
+
+
+def _beside(entry: dict[str, Any]) -> str:
+    found = _interval(entry)
+    side, share, low, high = sides(found)
+    interval = f": {low} to {high}" if found.is_bounded else ""
+    return f"the model's is {share} {side}{interval}"
 
 
 def _memory_lines(memory: dict[str, Any]) -> Iterator[str]:

@@ -14,12 +14,13 @@ import streamrnn
 from streamrnn.errors import TrainingError
 from streamrnn.model.model import Model
 from streamrnn.model.spec import NUM_SAMPLE_STEPS
-from streamrnn.training.baselines import baseline_errors
+from streamrnn.training.baselines.compare import compare, measures
+from streamrnn.training.baselines.families import baselines_to_dict, fit_baselines
 from streamrnn.training.config import TrainingConfig
-from streamrnn.training.data.dataset import Dataset, make_dataset
+from streamrnn.training.data.dataset import PARTS, Dataset, make_dataset
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.diagnostics import Memory, measure_memory
-from streamrnn.training.evaluate import all_errors
+from streamrnn.training.evaluate import NetworkOutputs
 from streamrnn.training.fit.chunks import choose_sizes
 from streamrnn.training.fit.loop import Fit, fit
 from streamrnn.training.fit.trainer import Epoch
@@ -38,7 +39,9 @@ class TrainingResult:
         Trained; ``model.spec.training`` is the report.
     report : dict
         JSON types: ``data``, ``config``, ``versions``, ``errors`` (part -> target -> measure),
-        ``baselines`` (name -> target -> measure, on the test part), ``memory``, ``updates``.
+        ``baselines`` (name -> target -> measure, on the test part), ``comparison`` (target ->
+        intervals and verdict), ``fitted`` (target -> baseline -> what was fitted), ``memory``,
+        ``updates``.
     config : TrainingConfig
         With every choice made; it repeats the training to the bit.
     dataset : Dataset
@@ -90,6 +93,10 @@ def train(
 
 def _report(dataset: Dataset, fitted: Fit, memory: Memory) -> dict[str, Any]:
     rows = [stream.stops[2] + dataset.config.horizon for stream in dataset.streams]
+    network = NetworkOutputs.of(fitted.network, dataset)
+    baselines = fit_baselines(dataset)
+    found = compare(dataset, "test", network.predict, baselines)
+    errors = {part: measures(dataset, part, network.predict) for part in PARTS[:2]}
     return {
         "data": {
             "file": Path(dataset.config.path).name,
@@ -100,8 +107,10 @@ def _report(dataset: Dataset, fitted: Fit, memory: Memory) -> dict[str, Any]:
         },
         "config": dataset.config.to_dict(),
         "versions": {"streamrnn": streamrnn.__version__, "numpy": np.__version__},
-        "errors": all_errors(fitted.network, dataset),
-        "baselines": baseline_errors(dataset),
+        "errors": errors | {"test": found["errors"]},
+        "baselines": found["baselines"],
+        "comparison": found["comparison"],
+        "fitted": baselines_to_dict(baselines),
         "memory": memory.to_dict(),
         "sample": _sample(dataset),
         "updates": {

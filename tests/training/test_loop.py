@@ -8,12 +8,12 @@ import pytest
 from streamrnn.errors import TrainingError
 from streamrnn.model.spec import CELLS
 from streamrnn.training import TrainingConfig, train
-from streamrnn.training.baselines import baseline_errors
+from streamrnn.training.baselines.compare import measures
 from streamrnn.training.data.dataset import make_dataset
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.data.stacking import stack_rows
 from streamrnn.training.diagnostics import gradient_by_lag, measure_memory
-from streamrnn.training.evaluate import all_errors, mean_loss
+from streamrnn.training.evaluate import NetworkOutputs, mean_loss
 from streamrnn.training.fit.chunks import choose_sizes, cut_segments
 from streamrnn.training.fit.loop import fit
 from streamrnn.training.fit.optimisers import Adam
@@ -158,30 +158,13 @@ def test_the_state_is_carried_from_part_to_part(tmp_path):
     y, _ = network.outputs(chunk, network.initial_state(1))
     error = y[:, 0, 0] - stream.target[:, 0]
     scale = dataset.spec.outputs[0].scale
-    errors = all_errors(network, dataset)
+    predict = NetworkOutputs.of(network, dataset).predict
     for part in ("train", "validation", "test"):
         own = error[stream.rows(part)]
         expected = np.sqrt(np.nanmean(own**2))
-        assert errors[part]["y+1"]["rmse"] == pytest.approx(expected * scale, rel=1e-5)
+        errors = measures(dataset, part, predict)
+        assert errors["y+1"]["rmse"] == pytest.approx(expected * scale, rel=1e-5)
         assert mean_loss(network, dataset, part) == pytest.approx(expected**2, rel=1e-5)
-
-
-def test_the_baselines_are_what_they_say(tmp_path):
-    rng = np.random.default_rng(8)
-    y = np.zeros(800)
-    for t in range(2, 800):
-        y[t] = 1.2 * y[t - 1] - 0.6 * y[t - 2] + rng.normal()
-    dataset = dataset_of(write_csv(tmp_path, y=y), predict=("y",), difference=())
-    found = baseline_errors(dataset)
-    error = np.diff(y)[639:]
-    assert found["persistence"]["y+1"]["rmse"] == pytest.approx(
-        np.sqrt(np.mean(error**2)), rel=1e-4
-    )
-    lagged = np.lib.stride_tricks.sliding_window_view(y, 60)[:-1]
-    rows = np.hstack([lagged, np.ones((len(lagged), 1))])
-    weights = np.linalg.lstsq(rows[: 640 - 60], y[60:640], rcond=None)[0]
-    expected = np.sqrt(np.mean((rows[640 - 60 :] @ weights - y[640:]) ** 2))
-    assert found["autoregression"]["y+1"]["rmse"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_divergence_is_an_error_with_advice(tmp_path):
@@ -280,7 +263,8 @@ def test_the_report_says_what_a_reader_needs(tmp_path):
     )
     report = result.model.spec.training
     assert set(report) == {
-        "data", "config", "versions", "errors", "baselines", "memory", "sample", "updates",
+        "data", "config", "versions", "errors", "baselines", "comparison", "fitted", "memory",
+        "sample", "updates",
     }  # fmt: skip
     assert report["data"]["num_rows"] == 200
     assert len(report["data"]["sha256"]) == 64

@@ -107,9 +107,10 @@ def _report(
         f"computes, in {duration(checked_s)}."
     )
     errors = learned.errors
+    [fitted] = result.report["fitted"].values()
     names = {
         "network": "this network",
-        "autoregression": "linear autoregression on 60 lags",
+        "autoregression": f"linear autoregression on {fitted['autoregression']['lags']} lags",
         "persistence": "persistence: next week is like this week",
     }
     num_judged = np.count_nonzero(np.isfinite(learned.x[learned.first + 1 :]))

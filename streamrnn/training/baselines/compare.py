@@ -1,0 +1,190 @@
+"""A network beside the baselines on the same rows, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.training.baselines.bootstrap import LEVEL, Interval, choose_units, ratio_interval
+from streamrnn.training.baselines.families import Fitted
+from streamrnn.training.baselines.target import Baseline, Prediction, Target, targets_of
+from streamrnn.training.data.dataset import Dataset, Stream
+from streamrnn.training.metrics import SECOND, of_mean, row_losses
+
+__all__ = ["Outcome", "Rival", "compare", "judge", "measures", "percent", "sides", "verdict"]
+
+Doubles = NDArray[np.float64]
+
+BLOCK_ELEMENTS = 4_000_000
+_LEVEL = f"{LEVEL:.0%} interval".replace("%", " %")
+NUMBERS = {"rmse": "rmse", "mae": "mean absolute error", "pinball": "pinball loss"}
+
+
+@dataclass
+class Outcome:
+    """Losses of one predictor on the rows of a part."""
+
+    metric: str
+    losses: list[Doubles] = field(default_factory=list)  # [rows] a stream, NaN where missing
+    second: float = 0.0  # sum over the rows of the measure that is shown beside it
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """The metric, and the measure beside it."""
+        joined = np.concatenate(self.losses)
+        count = max(int(np.count_nonzero(~np.isnan(joined))), 1)
+        second = SECOND[self.metric]
+        return {
+            self.metric: of_mean(self.metric, float(np.nansum(joined)) / count),
+            second: of_mean(second, self.second / count),
+        }
+
+
+def judge(
+    dataset: Dataset,
+    target: Target,
+    part: str,
+    predict: Callable[[Stream, slice], Prediction],
+) -> Outcome:
+    """Run a predictor over the rows of a part."""
+    outcome = Outcome(target.metric)
+    length = max(1, BLOCK_ELEMENTS // max(target.num_classes, 1))
+    for stream in dataset.streams:
+        rows = stream.rows(part)
+        losses = np.full(max(0, rows.stop - rows.start), np.nan)
+        for start in range(rows.start, rows.stop, length):
+            block = slice(start, min(start + length, rows.stop))
+            truth = target.truth(stream, block)
+            found = predict(stream, block)
+            values, known = found.values, truth
+            if not target.num_classes:
+                values, known = values * target.scale, truth * target.scale
+            own = row_losses(target.metric, values, known, target.quantile)
+            losses[block.start - rows.start : block.stop - rows.start] = own
+            if found.classes is not None:
+                outcome.second += float(np.count_nonzero(found.classes == truth))
+            else:
+                other = row_losses(SECOND[target.metric], values, known, target.quantile)
+                outcome.second += float(np.nansum(other))
+        outcome.losses.append(losses)
+    return outcome
+
+
+def measures(
+    dataset: Dataset, part: str, network: Callable[[Target, Stream, slice], Prediction]
+) -> dict[str, dict[str, float]]:
+    """Measure a network on a part: by target, the metric and the measure beside it."""
+    found = {}
+    for target in targets_of(dataset.config, dataset.spec):
+        found[target.name] = judge(dataset, target, part, partial(network, target)).measures
+    return found
+
+
+def compare(
+    dataset: Dataset,
+    part: str,
+    network: Callable[[Target, Stream, slice], Prediction],
+    fitted: Fitted,
+) -> dict[str, Any]:
+    """Judge a network and the fitted baselines on the same rows.
+
+    Returns JSON types: ``errors`` (target -> measure), ``baselines`` (name -> target -> measure),
+    and ``comparison``: for every target the ``metric``, the ``num_targets``, for every baseline of
+    ``against`` its ``label``, what was ``drawn``, and ``ratio``, ``low`` and ``high``, the
+    network's error as a multiple of the baseline's; and the ``verdict``.
+    """
+    errors: dict[str, dict[str, float]] = {}
+    by_name: dict[str, dict[str, dict[str, float]]] = {}
+    comparison = {}
+    for target in targets_of(dataset.config, dataset.spec):
+        own = judge(dataset, target, part, partial(network, target))
+        errors[target.name] = own.measures
+        rivals = []
+        for baseline in fitted[target.name]:
+            other = judge(dataset, target, part, baseline.predict)
+            by_name.setdefault(baseline.name, {})[target.name] = other.measures
+            differences = [a - b for a, b in zip(own.losses, other.losses, strict=True)]
+            units = choose_units(differences, target.horizon)
+            interval = ratio_interval(target.metric, own.losses, other.losses, units)
+            error = other.measures[target.metric]
+            rivals.append(Rival(baseline, error, interval, units.text))
+        comparison[target.name] = {
+            "metric": target.metric,
+            "num_targets": int(sum(np.count_nonzero(~np.isnan(losses)) for losses in own.losses)),
+            "against": {rival.baseline.name: rival.to_dict() for rival in rivals},
+            "verdict": verdict(target.metric, own.measures[target.metric], rivals),
+        }
+    return {"errors": errors, "baselines": by_name, "comparison": comparison}
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A baseline and how the network compares with it."""
+
+    baseline: Baseline
+    error: float
+    interval: Interval  # of the network's error as a multiple of the baseline's
+    drawn: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return {
+            "label": self.baseline.label,
+            "drawn": self.drawn,
+            "ratio": self.interval.ratio,
+            "low": self.interval.low,
+            "high": self.interval.high,
+        }
+
+
+def verdict(metric: str, own: float, rivals: list[Rival]) -> str:
+    """Say in one sentence what to use.
+
+    A baseline, if one is better than the network beyond chance; the network, if it is better than
+    the best of them beyond chance; else that one, which is simpler.
+    """
+    what = NUMBERS.get(metric, "cross-entropy")
+    better = [rival for rival in rivals if rival.interval.low > 1.0]
+    best = min(better or rivals, key=lambda rival: (rival.error, rival.baseline.rank))
+    name, found = best.baseline.noun, best.interval
+    if better:
+        # Of the network's error: how much smaller the baseline's is.
+        share, low, high = (percent(1.0 - 1.0 / r) for r in (found.ratio, found.low, found.high))
+        return (
+            f"use the {name}: its {what} {best.error:#.4g} is {share} smaller than the network's, "
+            f"{_LEVEL} {low} to {high}"
+        )
+    side, share, low, high = sides(found)
+    if not found.is_clear:
+        bounds = f"{_LEVEL} {low} to {high}" if found.is_bounded else "too few rows for an interval"
+        return (
+            f"no difference can be told: the network's {what} {own:#.4g} is {share} {side} than "
+            f"{best.error:#.4g} of the {name}, {bounds}; take the simpler, the {name}"
+        )
+    return (
+        f"the network is better than every baseline: its {what} {own:#.4g} is {share} {side} than "
+        f"{best.error:#.4g} of the best of them, the {name}, {_LEVEL} {low} to {high}"
+    )
+
+
+def sides(found: Interval) -> tuple[str, str, str, str]:
+    """Return smaller or larger, by how much the network's error is, and from what to what."""
+    if found.ratio <= 1.0:
+        share, low, high = 1.0 - found.ratio, 1.0 - found.high, 1.0 - found.low
+    else:
+        share, low, high = found.ratio - 1.0, found.low - 1.0, found.high - 1.0
+    side = "smaller" if found.ratio <= 1.0 else "larger"
+    return side, percent(share), percent(low), percent(high)
+
+
+def percent(share: float) -> str:
+    """Format a share, with a decimal where there would be only zeros or ones."""
+    hundredths = 100.0 * share
+    if abs(hundredths) >= 1e5:
+        return f"{hundredths:.2g} %"
+    return f"{hundredths:.{0 if abs(hundredths) >= 9.5 else 1}f} %"

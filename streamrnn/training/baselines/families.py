@@ -1,0 +1,76 @@
+"""All baselines: fitted to a dataset, and stored in a model's report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamrnn.errors import ModelFileError
+from streamrnn.model.checks import shown
+from streamrnn.training.baselines.autoregression import Autoregression
+from streamrnn.training.baselines.constant import Constant
+from streamrnn.training.baselines.persistence import ClassPersistence, Persistence
+from streamrnn.training.baselines.regression import LinearRegression, LogisticRegression
+from streamrnn.training.baselines.seasonal import Seasonal
+from streamrnn.training.baselines.target import Baseline, Target, targets_of
+from streamrnn.training.data.dataset import Dataset
+
+__all__ = ["FAMILIES", "baselines_from_dict", "baselines_to_dict", "fit_baselines"]
+
+Fitted = dict[str, list[Baseline]]  # by the target's name
+
+FAMILIES: tuple[type[Baseline], ...] = (
+    Constant,
+    Persistence,
+    ClassPersistence,
+    Seasonal,
+    LinearRegression,
+    LogisticRegression,
+    Autoregression,
+)
+
+
+def fit_baselines(dataset: Dataset) -> Fitted:
+    """Fit every baseline that makes sense of every target, without a look at the test part."""
+    fitted: Fitted = {}
+    for target in targets_of(dataset.config, dataset.spec):
+        found = (family.fit(dataset, target) for family in FAMILIES)
+        fitted[target.name] = [baseline for baseline in found if baseline is not None]
+    return fitted
+
+
+def baselines_to_dict(fitted: Fitted) -> dict[str, dict[str, Any]]:
+    """Return plain JSON types: target -> name of the baseline -> what was fitted."""
+    return {
+        target: {baseline.name: baseline.to_dict() for baseline in baselines}
+        for target, baselines in fitted.items()
+    }
+
+
+def baselines_from_dict(plain: Any, targets: tuple[Target, ...]) -> Fitted:
+    """Take them back for some targets, or raise `ModelFileError`."""
+    fitted: Fitted = {}
+    for target in targets:
+        stored = plain.get(target.name) if isinstance(plain, dict) else None
+        if not isinstance(stored, dict) or not all(isinstance(v, dict) for v in stored.values()):
+            raise ModelFileError(
+                f"the model's report holds no fitted baselines of {target.name!r}; train the model "
+                "again with this version"
+            )
+        fitted[target.name] = [_from_dict(name, stored[name], target) for name in stored]
+    return fitted
+
+
+def _from_dict(name: str, plain: dict[str, Any], target: Target) -> Baseline:
+    """Choose the family that bears the name and fits the kind of the target."""
+    for family in FAMILIES:
+        is_of_classes = family in (ClassPersistence, LogisticRegression)
+        is_of_numbers = family not in (Constant, ClassPersistence, LogisticRegression)
+        if family.name != name or (is_of_numbers if target.num_classes else is_of_classes):
+            continue
+        needs_past = family in (Persistence, ClassPersistence, Seasonal, Autoregression)
+        if not needs_past or target.source is not None:
+            return family.from_dict(plain, target)
+    raise ModelFileError(
+        f"the model's report holds the baseline {shown(name)}, which makes no sense of "
+        f"{target.name!r}; was the file changed? Train the model again"
+    )

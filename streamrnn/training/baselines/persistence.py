@@ -1,0 +1,131 @@
+"""The last known value, or class, again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.training.baselines.target import (
+    Prediction,
+    Target,
+    class_values,
+    held_values,
+    known_numbers,
+)
+from streamrnn.training.data.dataset import Dataset, Stream
+
+__all__ = ["ClassPersistence", "Persistence"]
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Persistence:
+    """Numbers: the last value that is known."""
+
+    name: ClassVar[str] = "persistence"
+    noun: ClassVar[str] = "persistence"
+    rank: ClassVar[int] = 1
+    target: Target
+
+    @property
+    def label(self) -> str:
+        """What a reader is told that it is."""
+        return "persistence (the last value again)"
+
+    @classmethod
+    def fit(cls, dataset: Dataset, target: Target) -> Persistence | None:
+        """Return it if the target is among the inputs."""
+        return None if target.num_classes or target.source is None else cls(target)
+
+    def predict(self, stream: Stream, rows: slice) -> Prediction:
+        """Predict the target of some rows."""
+        source = self.target.source
+        assert source is not None  # fit and from_dict have seen to it
+        known = held_values(self.target.spec.inputs[source], stream, source, rows.stop)
+        return Prediction(self.target.to_network(stream, rows, known[rows]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was fitted as plain JSON types."""
+        return {}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any], target: Target) -> Persistence:
+        """Take it back."""
+        return cls(target)
+
+
+@dataclass(frozen=True)
+class ClassPersistence:
+    """Classes: the last one that is known, with what the fitted rows say of how often it stays.
+
+    A row of class i has class i again with probability ``stay[i]``; what is left goes to the
+    others in the proportions ``leave`` of the classes that were changed to. Both are smoothed:
+    ``stay`` by two rows of the mean over the classes, ``leave`` by one row for each class.
+    """
+
+    name: ClassVar[str] = "persistence"
+    noun: ClassVar[str] = "persistence"
+    rank: ClassVar[int] = 1
+    target: Target
+    stay: Doubles  # [K]
+    leave: Doubles  # [K]
+
+    @property
+    def label(self) -> str:
+        """What a reader is told that it is."""
+        return "persistence (the last class again)"
+
+    @classmethod
+    def fit(cls, dataset: Dataset, target: Target) -> ClassPersistence | None:
+        """Fit to all but the test part, if the target is among the inputs."""
+        num_classes = target.num_classes
+        if not num_classes or target.source is None:
+            return None
+        stays, totals, arrivals = np.zeros((3, num_classes))
+        for stream in dataset.streams:
+            rows = slice(0, stream.stops[1])
+            truth = target.truth(stream, rows)
+            present = ~np.isnan(truth)
+            old = _last_class(target, stream, rows)[present]
+            new = truth[present].astype(np.int64)
+            totals += np.bincount(old, minlength=num_classes)
+            stays += np.bincount(old[old == new], minlength=num_classes)
+            arrivals += np.bincount(new[old != new], minlength=num_classes)
+        mean = (stays.sum() + 1.0) / (totals.sum() + 2.0)
+        leave = (arrivals + 1.0) / (arrivals.sum() + num_classes)
+        return cls(target, (stays + 2.0 * mean) / (totals + 2.0), leave)
+
+    def predict(self, stream: Stream, rows: slice) -> Prediction:
+        """Predict the target of some rows."""
+        old = _last_class(self.target, stream, rows)
+        there = np.arange(len(old)), old
+        log_p = np.log((1.0 - self.stay) / (1.0 - self.leave))[old, None] + np.log(self.leave)
+        log_p[there] = np.log(self.stay[old])
+        return Prediction(log_p, old)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was fitted as plain JSON types."""
+        return {"stay": self.stay.tolist(), "leave": self.leave.tolist()}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any], target: Target) -> ClassPersistence:
+        """Take it back, or raise `ModelFileError`."""
+        found = [known_numbers(plain, key, (target.num_classes,)) for key in ("stay", "leave")]
+        # Outside of 0 to 1 there is no logarithm.
+        stay, leave = (np.clip(values, 1e-12, 1.0 - 1e-12) for values in found)
+        return cls(target, stay, leave)
+
+
+def _last_class(target: Target, stream: Stream, rows: slice) -> NDArray[np.int64]:
+    source = target.source
+    assert source is not None
+    item = target.spec.inputs[source]
+    known = held_values(item, stream, source, rows.stop)[rows]
+    if item.kind == "numeric" and target.metric == "cross_entropy":  # classes written as numbers
+        values = class_values(target)
+        known = np.searchsorted((values[1:] + values[:-1]) / 2, known).astype(np.float64)
+    return np.clip(np.round(known), 0, target.num_classes - 1).astype(np.int64)

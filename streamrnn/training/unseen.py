@@ -1,0 +1,189 @@
+"""Evaluation of a model on a file that it has not seen, beside its baselines."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamrnn.errors import DataError, ModelFileError, StreamRNNError, listed, suggestion
+from streamrnn.model.model import Model
+from streamrnn.model.spec import ModelSpec
+from streamrnn.training.baselines.compare import compare
+from streamrnn.training.baselines.families import baselines_from_dict
+from streamrnn.training.baselines.target import targets_of
+from streamrnn.training.config import TrainingConfig
+from streamrnn.training.data.dataset import Dataset, Stream, current_level, encode
+from streamrnn.training.data.reading.options import ReadOptions
+from streamrnn.training.data.reading.read import read_table
+from streamrnn.training.data.split import Split
+from streamrnn.training.data.streams import rows_of_streams
+from streamrnn.training.data.table import Table
+from streamrnn.training.evaluate import NetworkOutputs
+from streamrnn.training.network.network import Network
+from streamrnn.training.predict import kinds_of, model_inputs, trained_options
+
+__all__ = ["dataset_of_model", "evaluate_file"]
+
+Doubles = NDArray[np.float64]
+
+
+def evaluate_file(
+    model: Model,
+    path: str | os.PathLike[str],
+    time: str | None = None,
+    group: tuple[str, ...] | None = None,
+    options: ReadOptions | None = None,
+    warmup_rows: int = 0,
+) -> dict[str, Any]:
+    """Compare a model with the baselines that were fitted when it was trained, on another file.
+
+    Parameters
+    ----------
+    model : Model
+        Trained by this version, so that its report holds the baselines.
+    path : str or path
+        Of a table with the model's inputs and targets.
+    time, group : str and tuple of str, or None
+        Columns that order the rows and tell streams apart; None: those of the training.
+    options : ReadOptions or None
+        How a text file is written; None: like the training's file.
+    warmup_rows : int
+        Rows at the start of every stream that are not judged. Every row is run, and each is warmed
+        up by those before it.
+
+    Returns
+    -------
+    dict
+        JSON types: ``file``, ``sha256``, ``is_training_file``, ``num_rows``, ``num_streams``,
+        ``warmup_rows``, ``unknown_classes`` (target -> rows), and what
+        `streamrnn.training.baselines.compare.compare` returns.
+
+    Raises
+    ------
+    DataError
+        If the file lacks what the model needs.
+    ModelFileError
+        If the model has no report of a training, or a damaged one.
+    """
+    config = _config_of(model.spec, path, time, group)
+    fitted = baselines_from_dict(model.spec.training.get("fitted"), targets_of(config, model.spec))
+    kinds = dict.fromkeys(config.predict, "numbers") if config.loss != "cross_entropy" else {}
+    table = read_table(
+        path, options or trained_options(model.spec), kinds | kinds_of(model.spec, config.group)
+    )
+    dataset, unknown = dataset_of_model(model.spec, config, table, warmup_rows)
+    network = Network(model.spec, model.parameters)
+    found = compare(dataset, "test", NetworkOutputs.of(network, dataset).predict, fitted)
+    data = model.spec.training.get("data")
+    return {
+        "file": Path(path).name,
+        "sha256": table.sha256,
+        "is_training_file": isinstance(data, dict) and data.get("sha256") == table.sha256,
+        "num_rows": table.num_rows,
+        "num_streams": len(dataset.streams),
+        "warmup_rows": warmup_rows,
+        "unknown_classes": {config.predict[0]: unknown} if unknown else {},
+        **found,
+    }
+
+
+def _config_of(
+    spec: ModelSpec,
+    path: str | os.PathLike[str],
+    time: str | None,
+    group: tuple[str, ...] | None,
+) -> TrainingConfig:
+    """Return the configuration of a model's training, for another file."""
+    stored = spec.training.get("config")
+    if not isinstance(stored, dict):
+        raise ModelFileError(
+            "the model has no report of a training by `streamrnn train`, which says what it "
+            "predicts and holds the baselines; `streamrnn predict` gives its outputs"
+        )
+    known = {item.name for item in fields(TrainingConfig)}
+    given: dict[str, Any] = {"path": os.fspath(path)}
+    given |= {key: value for key, value in (("time", time), ("group", group)) if value is not None}
+    try:
+        config = TrainingConfig(**{key: stored[key] for key in known & set(stored)} | given)
+        is_whole = config.horizon >= 0 and config.loss != "auto"
+        num_outputs = 1 if config.loss == "cross_entropy" else spec.output_size
+        if not is_whole or len(config.predict) != num_outputs:
+            raise ModelFileError("targets, horizon or loss do not fit its outputs")
+        return config
+    except StreamRNNError as error:
+        raise ModelFileError(f"the model's report of its training is damaged: {error}") from error
+
+
+def dataset_of_model(
+    spec: ModelSpec, config: TrainingConfig, table: Table, warmup_rows: int = 0
+) -> tuple[Dataset, int]:
+    """Make a dataset of a table as a model sees it: all rows after the warm-up are its test part.
+
+    Returns the dataset, and the number of targets whose class the model does not know. Raises
+    `DataError` if the table lacks what the model needs.
+    """
+    for name in filter(None, (config.time, *config.group)):
+        if name not in table.columns:
+            raise DataError(
+                f"{table.path} has no column {name!r}, which ordered the rows or told the streams "
+                f"apart in training{suggestion(name, table.columns)}; its columns are "
+                f"{listed(table.columns)}. Name others with --time and --group, or '' for none"
+            )
+    raw = model_inputs(spec, table)
+    known, unknown = _targets(spec, config, table)
+    streams = []
+    for name, index in rows_of_streams(table, config.time, config.group).items():
+        x = raw[index].astype(np.float32)
+        stop = max(0, len(index) - config.horizon)
+        target = np.full((len(index), known.shape[1]), np.nan)
+        target[:stop] = known[index[config.horizon :]]
+        if config.loss_on == "last":
+            target[:-1] = np.nan
+        level = np.zeros_like(target)
+        if config.loss == "mse":
+            _to_network(spec, x, target, level)
+        first = min(warmup_rows, stop)
+        found = (target.astype(np.float32), level.astype(np.float32))
+        streams.append(Stream(name, x, encode(spec, x), *found, (first, first, stop)))
+    split = Split("column", {stream.name: stream.stops for stream in streams}, "every row")
+    dataset = Dataset(config, spec, tuple(streams), table, split)
+    if not any((~np.isnan(s.target[s.rows("test")])).any() for s in streams):
+        raise DataError(
+            f"{table.path} holds no target to judge: {table.num_rows} rows in {len(streams)} "
+            f"streams, targets {config.horizon} rows ahead, the first {warmup_rows} rows not judged"
+        )
+    return dataset, unknown
+
+
+def _targets(spec: ModelSpec, config: TrainingConfig, table: Table) -> tuple[Doubles, int]:
+    """Return the values or classes of every row, [N, O] or [N, 1], and how many are not known."""
+    columns = [table.usable(name) for name in config.predict]
+    if config.loss != "cross_entropy":
+        for column in columns:
+            if column.numbers is None:
+                raise DataError(f"column {column.name!r} of {table.path} holds no numbers")
+        return np.stack([np.asarray(column.numbers) for column in columns], axis=1), 0
+    [column] = columns
+    if column.times is not None:
+        raise DataError(f"column {column.name!r} of {table.path} holds times, not classes")
+    if column.num_tokens:
+        classes = column.codes(None)
+        classes[classes >= spec.output_size] = np.nan
+    else:
+        classes = column.codes(tuple(item.name for item in spec.outputs))
+    unknown = int(np.count_nonzero(np.isnan(classes) & ~column.is_missing))
+    return classes[:, None], unknown
+
+
+def _to_network(spec: ModelSpec, x: NDArray[np.float32], target: Doubles, level: Doubles) -> None:
+    """Turn targets in the user's units into network units, and fill in their levels."""
+    for o, output in enumerate(spec.outputs):
+        for i, item in enumerate(spec.inputs):
+            if output.difference_of == item.name:
+                level[:, o] = current_level(item, x[:, i])
+        target[:, o] = (target[:, o] - level[:, o] - output.center) / output.scale

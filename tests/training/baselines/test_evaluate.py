@@ -1,0 +1,178 @@
+"""`streamrnn evaluate`: a model beside its baselines on a file it has not seen."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from streamrnn.commands.predict import predict_file
+from streamrnn.errors import DataError, ModelFileError
+from streamrnn.model.model import Model
+from streamrnn.model.spec import OutputSpec
+from streamrnn.training import TrainingConfig, train_to_file
+from streamrnn.training.unseen import evaluate_file
+from streamrnn_server.cli import main
+from tests.support.tables import noisy_sine, write_csv
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model of two streams with gaps, a category and a differenced target; and its file."""
+    directory = tmp_path_factory.mktemp("trained")
+    rng = np.random.default_rng(3)
+    level = np.concatenate([noisy_sine(200) + 0.1 * np.arange(200), noisy_sine(200, 1)])
+    gaps = rng.random(400) < 0.05
+    path = write_csv(
+        directory,
+        day=np.tile(np.arange(200), 2),
+        g=np.repeat(["a", "b"], 200),
+        y=["" if gap else f"{value:.5f}" for gap, value in zip(gaps, level, strict=True)],
+        colour=rng.choice(["red", "green"], 400),
+    )
+    config = TrainingConfig(
+        path=path, predict=("y",), time="day", group=("g",), epochs=2, layers=("gru:6",),
+        difference=("y",),
+    )  # fmt: skip
+    return train_to_file(config, directory / "m.safetensors"), path, directory
+
+
+def new_file(trained, tmp_path, change=lambda rows: rows):
+    """Copy the table with the rows changed."""
+    with open(trained[1], encoding="utf-8") as file:
+        header, *rows = list(csv.reader(file))
+    path = tmp_path / "new.csv"
+    lines = [header, *change(rows)]
+    path.write_text("\n".join(",".join(row) for row in lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_the_same_rows_have_the_errors_of_the_report(trained, tmp_path):
+    """The rows before the test part warm up, as they did in training."""
+    result, _, _ = trained
+    path = new_file(trained, tmp_path)
+    found = evaluate_file(result.model, path, warmup_rows=159)
+    compared = found["comparison"]["y+1"]
+    assert compared["verdict"] == result.report["comparison"]["y+1"]["verdict"]
+    for ours, theirs in (
+        (found["errors"], result.report["errors"]["test"]),
+        *((found["baselines"][k], v) for k, v in result.report["baselines"].items()),
+    ):
+        assert ours["y+1"] == pytest.approx(theirs["y+1"], rel=1e-6)
+    for name, entry in result.report["comparison"]["y+1"]["against"].items():
+        other = compared["against"][name]
+        assert (other["label"], other["drawn"]) == (entry["label"], entry["drawn"])
+        for key in ("ratio", "low", "high"):
+            assert other[key] == pytest.approx(entry[key], rel=1e-5)
+    assert not found["is_training_file"]
+    assert (found["num_rows"], found["num_streams"]) == (400, 2)
+
+
+def test_the_error_is_that_of_the_predictions(trained, tmp_path):
+    result, _, _ = trained
+    rng = np.random.default_rng(9)
+    path = tmp_path / "new.csv"
+    y = np.round(noisy_sine(90, 5) + 3, 5)
+    rows = [
+        f"{day},{stream},{y[day + 30 * k]},{rng.choice(['red', 'green'])}"
+        for k, stream in enumerate(("b", "new"))
+        for day in rng.permutation(60 - 30 * k)
+    ]
+    path.write_text("day,g,y,colour\n" + "\n".join(rows), encoding="utf-8")
+    found = evaluate_file(result.model, path)
+    ordered = sorted(rows, key=lambda row: (row.split(",")[1], int(row.split(",")[0])))
+    path.write_text("day,g,y,colour\n" + "\n".join(ordered), encoding="utf-8")
+    predict_file(result.model, path, tmp_path / "out.csv")
+    with open(tmp_path / "out.csv", encoding="utf-8") as file:
+        guess = [float(row["y_h1"]) for row in csv.DictReader(file)]
+    truth = [float(row.split(",")[2]) for row in ordered]
+    pairs = [(guess[t], truth[t + 1]) for t in range(89) if t != 59]
+    error = np.sqrt(np.mean([(a - b) ** 2 for a, b in pairs]))
+    assert found["errors"]["y+1"]["rmse"] == pytest.approx(error, rel=1e-4)
+    before = [truth[t] - truth[t + 1] for t in range(89) if t != 59]
+    persistence = found["baselines"]["persistence"]["y+1"]["rmse"]
+    assert persistence == pytest.approx(np.sqrt(np.mean(np.square(before))), rel=1e-4)
+    assert found["comparison"]["y+1"]["num_targets"] == 88
+
+
+def test_the_command_prints_the_table_and_json(trained, tmp_path, capsys):
+    _, path, directory = trained
+    model = str(directory / "m.safetensors")
+    new = str(new_file(trained, tmp_path))
+    assert main(["evaluate", model, new]) == 0
+    text = capsys.readouterr().out
+    assert "error of y+1 (rmse; " in text
+    assert "autoregression, " in text
+    assert "verdict on y+1: " in text
+    assert "trained with" not in text
+    assert main(["evaluate", model, path, "--warmup", "20"]) == 0
+    text = capsys.readouterr().out
+    assert "this is the file that the model was trained with" in text
+    assert "the first 20 rows of every stream" in text
+    assert main(["evaluate", model, new, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {
+        "file", "sha256", "is_training_file", "num_rows", "num_streams", "warmup_rows",
+        "unknown_classes", "errors", "baselines", "comparison",
+    }  # fmt: skip
+    assert main(["evaluate", model, new, "--warmup", "-1"]) == 1
+    assert main(["inspect", model]) == 0
+    assert "verdict on y+1: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: [[*r[:3], "blue"] for r in rows], "line 2, column 'colour': 'blue' is none"),
+        (lambda rows: [[*r[:2], "x", r[3]] for r in rows], "'y'"),
+        (lambda rows: rows[:1], "holds no target to judge"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(trained, tmp_path, change, words):
+    with pytest.raises(DataError, match=words):
+        evaluate_file(trained[0].model, new_file(trained, tmp_path, change))
+
+
+def test_absent_columns_are_named(trained, tmp_path):
+    path = tmp_path / "new.csv"
+    path.write_text("day,y,colour\n1,2,red\n2,3,red\n3,3,red\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"no column 'g'.*--group"):
+        evaluate_file(trained[0].model, path)
+    assert evaluate_file(trained[0].model, path, group=())["num_streams"] == 1
+    path.write_text("day,g,colour\n1,a,red\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no column 'y'"):
+        evaluate_file(trained[0].model, path)
+
+
+def test_classes_that_the_model_does_not_know_are_counted(tmp_path, capsys):
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=200)
+    path = write_csv(tmp_path, x=x, kind=np.where(x + rng.normal(size=200) > 0, "up", "down"))
+    config = TrainingConfig(path=path, predict=("kind",), inputs=("x",), epochs=2, horizon=0)
+    train_to_file(config, tmp_path / "m.safetensors")
+    new = tmp_path / "new.csv"
+    new.write_text("x,kind\n" + "1,up\n-1,down\n0,sideways\n1,\n" * 20, encoding="utf-8")
+    assert main(["evaluate", str(tmp_path / "m.safetensors"), str(new)]) == 0
+    text = capsys.readouterr().out
+    assert "20 rows of kind have a class that the model does not know" in text
+    assert "40 targets" in text
+    assert "logistic regression on one row" in text
+
+
+def test_a_model_without_or_with_a_damaged_report_is_refused(trained, tmp_path):
+    model, path = trained[0].model, trained[1]
+    report = model.spec.training
+
+    def refused(training, words, **changes):
+        spec = replace(model.spec, training=training, **changes)
+        with pytest.raises(ModelFileError, match=words):
+            evaluate_file(Model(spec, model.parameters), path)
+
+    refused({}, "no report of a training")
+    refused(report | {"config": 3}, "no report of a training")
+    refused(report | {"config": report["config"] | {"horizon": "x"}}, "damaged: horizon")
+    refused(report | {"config": report["config"] | {"horizon": -1}}, "damaged: targets")
+    refused(report | {"config": report["config"] | {"predict": ["y", "g"]}}, "damaged: targets")
+    refused(report | {"fitted": {}}, "no fitted baselines of 'y\\+1'")
+    refused(report, "no fitted baselines of 'z'", outputs=(OutputSpec("z"),))
