@@ -15,7 +15,7 @@ from streamrnn.exporters.network import (
     prove_export,
 )
 from streamrnn.exporters.onnx.model import export_onnx
-from streamrnn.exporters.torch import export_torch
+from streamrnn.exporters.torch.model import export_torch
 from streamrnn.importers.proof import TOLERANCE
 from streamrnn.model.model import Model
 from streamrnn.model.tensor_file import replace_file

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from streamrnn.errors import ModelError
 from streamrnn.exporters.onnx.graph import Graph
 from streamrnn.model.layers.base import LAYER_ACTIVATIONS, Shape
 from streamrnn.model.layers.frame import (
@@ -69,6 +70,8 @@ def add_function(graph: Graph, name: str, value: str, to: str, slope: float | No
         return graph.add("Clip", [value, *ends], to)
     if name == "silu":
         return graph.add("Mul", [value, graph.add("Sigmoid", [value], f"{to}_factor")], to)
+    if name not in ("gelu", "gelu_tanh"):
+        raise ModelError(f"ONNX cannot express this model: the activation {name} is not exported")
     return _gelu(graph, name, value, to)
 
 

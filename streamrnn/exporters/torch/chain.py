@@ -1,4 +1,4 @@
-"""Write a model as a PyTorch state dict, and the text of the module that loads it.
+"""Stacks of recurrent layers as PyTorch's own modules, which take whole sequences.
 
 A state dict holds no scales and no graph. Scales and centres of inputs and outputs are multiplied
 into the layers beside them; the graph is the module's text, which the command prints.
@@ -23,7 +23,7 @@ from streamrnn.model.model import Model
 from streamrnn.model.spec import InputSpec, LayerSpec, ModelSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 
-__all__ = ["export_torch"]
+__all__ = ["export_chain"]
 
 _FIELDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 _HEADS = {
@@ -34,11 +34,10 @@ _HEADS = {
 }
 
 
-def export_torch(model: Model) -> Exported:
-    """Write a model as a state dict.
+def export_chain(model: Model) -> Exported:
+    """Write a model as a state dict of ``torch.nn``'s modules for sequences.
 
-    Raises `ModelError` if ``torch.nn`` has no module for what the model does: all of that is
-    listed.
+    Raises `ModelError` if it has none for what the model does: all of that is listed.
     """
     try:
         layers = model.spec.chain
@@ -143,6 +142,7 @@ def _recurrent(
         f"{where} has {what}, which no module of torch.nn has"
         for has_it, what in (
             (layer.peepholes, "peepholes"),
+            (layer.projection_size >= layer.hidden_size, "a projection to as many units"),
             (layer.layer_norm, "a layer normalisation within the cell"),
             (not layer.reset_after, "its reset before the product"),
             (layer.gate_activation != "sigmoid", f"the gates' function {layer.gate_activation}"),

@@ -1,0 +1,1 @@
+"""Write models as PyTorch modules and their state dicts."""
