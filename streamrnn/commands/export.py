@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Turn a model into a file of another framework: an ONNX graph whose states are inputs and "
         "outputs, or a PyTorch state dict and the text of its module. Where onnxruntime or torch "
-        "is installed, it is run and compared with the model, as a sequence and step by step."
+        "is installed, it is run and compared with the model, step by step and as a sequence."
     )
     parser.add_argument("model", metavar="MODEL", help="weight file")
     parser.add_argument("--to", choices=tuple(_TARGETS), required=True, help="the framework")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -66,7 +67,7 @@ def _products(module: Module, k: int, layer: LayerSpec, x: str, h: str) -> tuple
         sizes = [2 * layer.hidden_size, layer.hidden_size] if layer.cell == "gru" else [rows]
         ends = np.cumsum([0, *sizes])
         parts = []
-        for j, (first, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        for j, (first, end) in enumerate(itertools.pairwise(ends)):
             norm = module.module(
                 f"l{k}_norm_{name}{j}",
                 f"LayerNorm({end - first}, eps={layer.norm_epsilon})",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 from streamrnn.exporters.torch.layers import function_text
 from streamrnn.exporters.torch.module import Module
 from streamrnn.exporters.walk import LAST_INPUTS

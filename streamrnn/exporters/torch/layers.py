@@ -25,6 +25,9 @@ __all__ = ["FRAME_LAYERS", "function_text"]
 
 # Our activations as expressions of a value and a slope; channels are axis 1.
 _FUNCTIONS = {
+    "abs": "torch.abs({0})",
+    "at_least": "torch.clamp({0}, min={1})",
+    "at_most": "torch.clamp({0}, max={1})",
     "elu": "F.elu({0}, alpha={1})",
     "exp": "torch.exp({0})",
     "gelu": "F.gelu({0})",
@@ -35,7 +38,9 @@ _FUNCTIONS = {
     "hard_tanh": "F.hardtanh({0})",
     "identity": "{0}",
     "leaky_relu": "F.leaky_relu({0}, negative_slope={1})",
+    "log": "torch.log({0})",
     "log_softmax": "F.log_softmax({0}, dim=1)",
+    "reciprocal": "torch.reciprocal({0})",
     "relu": "torch.relu({0})",
     "relu6": "F.relu6({0})",
     "selu": "F.selu({0})",
@@ -44,6 +49,7 @@ _FUNCTIONS = {
     "softmax": "torch.softmax({0}, dim=1)",
     "softplus": "F.softplus({0})",
     "softsign": "F.softsign({0})",
+    "sqrt": "torch.sqrt({0})",
     "tanh": "torch.tanh({0})",
 }
 Values: TypeAlias = Sequence[str]

@@ -86,7 +86,7 @@ def _text(module: Module, y: str, firsts: list[str]) -> str:
         "",
         "",
         "class Net(torch.nn.Module):",
-        f'    """{takes} to [B, T, {module.spec.output_size}], and what is kept for later steps."""',
+        f'    """{takes} to [B, T, {module.spec.output_size}], and what is kept."""',
         "",
         "    def __init__(self):",
         "        super().__init__()",
