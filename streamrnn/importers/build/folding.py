@@ -18,6 +18,7 @@ from streamrnn.importers.network import (
     Recurrent,
     Scale,
 )
+from streamrnn.model.layers.base import BEFORE
 from streamrnn.model.layers.frame import ConvSpec
 from streamrnn.model.layers.memory import TimeConvSpec
 
@@ -35,7 +36,7 @@ def join_activations(layers: Sequence[Layer]) -> list[Layer]:
     joined: list[Layer] = []
     moved: dict[str, str] = {}
     readers = Counter(
-        name
+        name.removesuffix(BEFORE)
         for k, layer in enumerate(layers)
         for name in (layer.reads or ((layers[k - 1].name,) if k else ()))
     )
@@ -59,7 +60,15 @@ def join_activations(layers: Sequence[Layer]) -> list[Layer]:
             moved[layer.name] = last.name
         elif not (isinstance(layer, Activation) and layer.kind == "identity" and not joined):
             joined.append(layer)
-    return joined
+    return [
+        replace(layer, reads=tuple(_moved(name, moved) for name in layer.reads)) for layer in joined
+    ]
+
+
+def _moved(read: str, moved: dict[str, str]) -> str:
+    """Return what is read of the step before, where it became a part of another layer."""
+    bare = read.removesuffix(BEFORE)
+    return read if bare == read else moved.get(bare, bare) + BEFORE
 
 
 def _with_activation(layer: Layer, activation: Activation) -> Layer | None:

@@ -45,7 +45,7 @@ _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "ReduceSum": np.sum,
     "ReduceSumSquare": lambda x, **how: np.square(x).sum(**how),
 }
-FOLDED = (*_OPERATORS, *_REDUCTIONS, "MatMul")
+FOLDED = (*_OPERATORS, *_REDUCTIONS, "Gemm", "MatMul")
 _UNARY = ("Abs", "Exp", "Log", "Neg", "Not", "Reciprocal", "Size", "Sqrt")
 _NUM_INPUTS = dict.fromkeys(_UNARY, 1) | {"Range": 3, "Where": 3}
 
@@ -57,13 +57,12 @@ def fold_constants(op: str, inputs: Sequence[Any], attributes: Mapping[str, Any]
     """
     if op in _REDUCTIONS:
         return _reduced(op, inputs, attributes)
+    if op == "Gemm":
+        return _gemm(inputs, attributes)
     if len(inputs) != _NUM_INPUTS.get(op, 2):
         raise NotFollowed(f"it has {len(inputs)} inputs")
     if op == "MatMul":
-        a, b = inputs
-        if max(a.ndim, b.ndim) > 2 or a.size * b.shape[-1] > _MAX_PRODUCTS:
-            raise NotFollowed("it multiplies large constants")
-        return np.asarray(a @ b)
+        return _product(*inputs)
     if op == "Range":
         first, end, step = (np.asarray(value).reshape(()).item() for value in inputs)
         if not step or abs((end - first) / step) > MAX_ELEMENTS:
@@ -73,6 +72,22 @@ def fold_constants(op: str, inputs: Sequence[Any], attributes: Mapping[str, Any]
         raise NotFollowed("it makes too many elements")
     with np.errstate(all="ignore"):  # the model refuses what is not finite, by name
         return np.asarray(_OPERATORS[op](*inputs))
+
+
+def _product(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    if max(a.ndim, b.ndim) > 2 or min(a.ndim, b.ndim) < 1 or a.size * b.shape[-1] > _MAX_PRODUCTS:
+        raise NotFollowed("it multiplies large constants")
+    return np.asarray(a @ b)
+
+
+def _gemm(inputs: Sequence[Any], attributes: Mapping[str, Any]) -> NDArray[Any]:
+    if len(inputs) < 2:
+        raise NotFollowed(f"it has {len(inputs)} inputs")
+    a = inputs[0].T if attributes.get("transA", 0) else inputs[0]
+    b = inputs[1].T if attributes.get("transB", 0) else inputs[1]
+    made = float(attributes.get("alpha", 1.0)) * _product(a, b)
+    added = inputs[2] if len(inputs) > 2 else None
+    return made if added is None else made + float(attributes.get("beta", 1.0)) * added
 
 
 def _reduced(op: str, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> NDArray[Any]:

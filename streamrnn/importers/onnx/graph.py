@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from streamrnn.errors import ModelFileError
 from streamrnn.importers.onnx.cell_layers import apply_cell
@@ -16,6 +15,16 @@ from streamrnn.importers.onnx.cells import Cell, find_cells
 from streamrnn.importers.onnx.file import OnnxFile, check_texts
 from streamrnn.importers.onnx.folded import FOLDED, fold_constants
 from streamrnn.importers.onnx.frames.apply import FRAMES, apply_frame
+from streamrnn.importers.onnx.frames.memory import delayed, is_window, remember
+from streamrnn.importers.onnx.inputs import (
+    MAX_DEPTH,
+    Graph,
+    given,
+    input_shape,
+    pair_states,
+    state_names,
+    streamed_cells,
+)
 from streamrnn.importers.onnx.layers import (
     ARITHMETIC,
     FUNCTIONS,
@@ -26,10 +35,9 @@ from streamrnn.importers.onnx.layers import (
     normalise,
 )
 from streamrnn.importers.onnx.moves import MAX_ELEMENTS, MOVES, move
-from streamrnn.importers.onnx.recurrent import ONE_STEP, RECURRENT, StateUse, apply_recurrent
+from streamrnn.importers.onnx.recurrent import ONE_STEP, RECURRENT, apply_recurrent
 from streamrnn.importers.onnx.values import (
     FEATURE,
-    OPEN_SIZES,
     NotFollowed,
     Signal,
     Symbols,
@@ -37,34 +45,9 @@ from streamrnn.importers.onnx.values import (
     Value,
 )
 
-__all__ = ["Graph", "follow"]
+__all__ = ["as_signal", "follow"]
 
 _MAX_NODES = 100_000
-_MAX_DEPTH = 8  # of graphs in branches
-
-
-@dataclass
-class Graph:
-    """What is known of a graph after it was followed."""
-
-    file: OnnxFile
-    values: dict[str, Value] = field(default_factory=dict)
-    state_inputs: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-    uses: list[StateUse] = field(default_factory=list)
-    names: set[str] = field(default_factory=set)  # of nodes
-    num_symbols: int = 0
-    num_made: int = 0  # elements of constants that the graph made
-    open_axes: set[str] = field(default_factory=set)  # labels of axes whose size is open
-    fixed: set[str] = field(default_factory=set)  # of what was given, the names that were found
-
-    def new_symbols(self, shape: Sequence[int]) -> NDArray[np.int64]:
-        """Give every element of a shape a new id."""
-        count = int(np.prod(shape))
-        if self.num_symbols + count > MAX_ELEMENTS:
-            raise NotFollowed("it has too many states")
-        ids = np.arange(self.num_symbols, self.num_symbols + count).reshape(tuple(shape))
-        self.num_symbols += count
-        return ids
 
 
 def follow(file: OnnxFile, fixed: Mapping[str, float] | None = None) -> Graph:
@@ -82,16 +65,17 @@ def follow(file: OnnxFile, fixed: Mapping[str, float] | None = None) -> Graph:
     check_texts(file.path, main)
     _add_constants(graph, main)
     nodes = list(_inlined(graph, main.node, dict(graph.values) | _fixed_inputs(main, fixed), 0))
-    cells = _find_cells(graph, main, nodes)
-    states = _state_names(main, nodes, cells)
+    graph.pairs = pair_states(main, fixed)
+    cells = streamed_cells(graph, main, nodes, _find_cells(graph, main, nodes))
+    states = state_names(main, nodes, cells) | set(graph.pairs)
     sizes: dict[str, int] = {}
     for item in main.input:
         if item.name in graph.values:  # an initialiser that is an input too, as before IR 4
             continue
-        shape = _input_shape(graph, item, sizes, fixed, item.name in states)
+        shape = input_shape(graph, item, sizes, fixed, item.name in states)
         if item.name in fixed:
             graph.fixed.add(item.name)
-            graph.values[item.name] = _given(item, shape, fixed[item.name])
+            graph.values[item.name] = given(item, shape, fixed[item.name])
             continue
         if item.name in states:
             try:
@@ -110,7 +94,7 @@ def follow(file: OnnxFile, fixed: Mapping[str, float] | None = None) -> Graph:
 def _fixed_inputs(main: Any, fixed: Mapping[str, float]) -> dict[str, Value]:
     """Return the inputs of a graph that are numbers, the same at every step."""
     return {
-        item.name: _given(item, (), fixed[item.name])
+        item.name: given(item, (), fixed[item.name])
         for item in main.input
         if item.name in fixed and not item.type.tensor_type.shape.dim
     }
@@ -130,7 +114,7 @@ def _inlined(
         if all(isinstance(value, np.ndarray) for value in inputs):
             branch = None
             with suppress(NotFollowed):  # refused where it is run
-                if node.op_type == "If" and depth < _MAX_DEPTH:
+                if node.op_type == "If" and depth < MAX_DEPTH:
                     branch = _chosen(graph, node, inputs[0])
             if branch is not None:
                 _add_constants(graph, branch)
@@ -165,70 +149,6 @@ def _add_constants(graph: Graph, main: Any) -> None:
         graph.values[sparse.values.name] = Unknown(
             (f"tensor {sparse.values.name!r} is sparse, which is not supported",)
         )
-
-
-def _given(item: Any, shape: tuple[int, ...], value: float) -> NDArray[Any]:
-    """Return an input that is the same at every step."""
-    is_whole = item.type.tensor_type.elem_type in (6, 7)
-    return np.full(shape, value, np.int64 if is_whole else np.float64)
-
-
-def _input_shape(
-    graph: Graph, item: Any, sizes: dict[str, int], fixed: Mapping[str, float], is_state: bool
-) -> tuple[int, ...]:
-    """Return the shape of an input; axes whose size is open get one that is like no other.
-
-    Where such axes have no names, that of a state is taken to be the batch, as an input's first.
-    """
-    file = graph.file
-    if not item.type.HasField("tensor_type") or not item.type.tensor_type.HasField("shape"):
-        raise ModelFileError(f"{file.path}: input {item.name!r} has no shape")
-    shape = []
-    for k, axis in enumerate(item.type.tensor_type.shape.dim):
-        if axis.HasField("dim_value") and axis.dim_value > 0:
-            shape.append(int(axis.dim_value))
-            continue
-        name = axis.dim_param or f"{item.name}.{k}"
-        if name in fixed and fixed[name] == int(fixed[name]) > 0:
-            graph.fixed.add(name)
-            shape.append(int(fixed[name]))
-            continue
-        graph.open_axes.add(f"{item.name}.{k}")
-        is_batch = not axis.dim_param and (is_state or k == 0)
-        key = "(batch)" if is_batch else name
-        shape.append(sizes.setdefault(key, OPEN_SIZES[len(sizes) % len(OPEN_SIZES)]))
-    if len(shape) > 8 or any(size > 1 << 24 for size in shape):
-        raise ModelFileError(f"{file.path}: input {item.name!r} has the shape {shape}")
-    return tuple(shape)
-
-
-def _state_names(main: Any, nodes: Sequence[Any], cells: Sequence[Cell]) -> set[str]:
-    """Find the inputs that reach an initial state and are only moved on the way."""
-    wanted = {name for cell in cells for name in cell.state}
-    for node in reversed(list(_all_nodes(nodes, 0))):
-        if node.op_type in RECURRENT:
-            wanted |= {name for name in list(node.input)[5:7] if name}
-        elif node.op_type == "If":
-            for branch in _branches(node):
-                outputs = zip(node.output, branch.output, strict=False)
-                wanted |= {inner.name for outer, inner in outputs if outer in wanted}
-        elif node.op_type in MOVES and wanted & set(node.output):
-            inputs = list(node.input) if node.op_type == "Concat" else list(node.input)[:1]
-            wanted |= set(inputs)
-    return wanted & {item.name for item in main.input}
-
-
-def _branches(node: Any) -> list[Any]:
-    return [item.g for item in node.attribute if item.name in ("then_branch", "else_branch")]
-
-
-def _all_nodes(nodes: Iterable[Any], depth: int) -> Iterator[Any]:
-    """Yield nodes, those of an If's branches before it."""
-    for node in nodes:
-        inner = _branches(node) if node.op_type == "If" and depth < _MAX_DEPTH else []
-        for branch in inner:
-            yield from _all_nodes(branch.node, depth + 1)
-        yield node
 
 
 def _run(graph: Graph, nodes: Iterable[Any], depth: int, cells: Sequence[Cell] = ()) -> None:
@@ -298,7 +218,7 @@ def _apply(
         return [_shape(inputs[0], attributes)]
     if op in FOLDED and all(isinstance(value, np.ndarray) for value in inputs):
         return [fold_constants(op, inputs, attributes)]
-    inputs = [_as_signal(graph, op, value) for value in inputs]
+    inputs = [as_signal(graph, op, value) for value in inputs]
     if op in FRAMES:
         return [apply_frame(op, name, inputs, names, attributes)]
     if op == "ConstantOfShape":
@@ -318,6 +238,12 @@ def _apply(
         if attributes.get("axis", 0) != 0:
             raise NotFollowed("it looks up along another axis than the first")
         return [look_up(inputs[1], inputs[0], name, names[0])]
+    if op == "Concat" and any(isinstance(value, Symbols) for value in inputs):
+        data = [value for value in inputs if isinstance(value, Signal) and value.ids is None]
+        if data and isinstance(inputs[0], Symbols) and is_window(graph, names):
+            return [remember(graph, name, inputs, names, int(attributes.get("axis", 0)))]
+        if data:
+            inputs = [as_signal(graph, "", value) for value in inputs]
     outputs = move(op, inputs, attributes, len(node.output), name)
     for value in outputs:
         graph.num_made += value.size if isinstance(value, np.ndarray) else 0
@@ -407,7 +333,7 @@ def _chosen(graph: Graph, node: Any, condition: Value | None) -> Any:
 
 def _branch(graph: Graph, node: Any, condition: Value | None, depth: int) -> list[Value]:
     """Follow the branch that a constant condition chooses."""
-    if depth >= _MAX_DEPTH:
+    if depth >= MAX_DEPTH:
         raise NotFollowed("it lies too deep")
     branch = _chosen(graph, node, condition)
     _add_constants(graph, branch)
@@ -416,10 +342,11 @@ def _branch(graph: Graph, node: Any, condition: Value | None, depth: int) -> lis
     return [graph.values.get(item.name, missing) for item in branch.output]
 
 
-def _as_signal(graph: Graph, op: str, value: Value | None) -> Value | None:
+def as_signal(graph: Graph, op: str, value: Value | None) -> Value | None:
     """Let the new h of a recurrent layer be its output, where an operator computes with it.
 
-    In a graph of one step that is every step's output, else that of the last one.
+    In a graph of one step that is every step's output, else that of the last one. A state input is
+    what was made at the step before.
     """
     if not isinstance(value, Symbols) or op in MOVES or op in RECURRENT:
         return value
@@ -443,4 +370,5 @@ def _as_signal(graph: Graph, op: str, value: Value | None) -> Value | None:
         )
         one_step = signal.time == ONE_STEP
         return replace(signal, axes=axes, is_last_step=not one_step, ids=value.ids)
-    return value
+    source = next((v.source for v in graph.values.values() if isinstance(v, Signal)), "")
+    return delayed(graph, value, source) or value

@@ -295,10 +295,12 @@ def _split(
         raise NotFollowed(f"it parts {shape[axis]} elements into {sizes}")
     ends = np.cumsum(sizes)
     if isinstance(value, Signal):
-        return [
+        taken = [
             take_part(value, f"{name}.{k}", axis, int(end) - size, int(end))
             for k, (size, end) in enumerate(zip(sizes, ends, strict=True))
         ]
+        ids = [None] * len(taken) if value.ids is None else np.split(value.ids, ends[:-1], axis)
+        return [replace(each, ids=own) for each, own in zip(taken, ids, strict=True)]
     array = value if isinstance(value, np.ndarray) else value.ids
     parts = np.split(array, ends[:-1], axis)
     return [part if isinstance(value, np.ndarray) else Symbols(part) for part in parts]

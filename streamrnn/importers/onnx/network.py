@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass, replace
 
 from streamrnn.errors import ModelError, ModelFileError, listed
 from streamrnn.importers.build.model import build_model, refuse
@@ -24,16 +21,20 @@ from streamrnn.importers.network import (
     note_on_first_state,
 )
 from streamrnn.importers.onnx.file import read_onnx_file
+from streamrnn.importers.onnx.frames.axes import with_channels
 from streamrnn.importers.onnx.frames.conv import PlaneConv
+from streamrnn.importers.onnx.frames.join import join_signals
+from streamrnn.importers.onnx.frames.memory import KEPT, with_delays
 from streamrnn.importers.onnx.frames.settle import settle
-from streamrnn.importers.onnx.graph import Graph, follow
+from streamrnn.importers.onnx.graph import as_signal, follow
+from streamrnn.importers.onnx.inputs import Graph
 from streamrnn.importers.onnx.patterns import resolve_marks
-from streamrnn.importers.onnx.states import FIRST_STATES, read_first_states, with_first_states
-from streamrnn.importers.onnx.values import Signal, Symbols, Unknown, Value
+from streamrnn.importers.onnx.states import check_states, read_first_states, with_first_states
+from streamrnn.importers.onnx.values import FEATURE, NotFollowed, Signal, Symbols, Unknown, Value
 from streamrnn.model.layers.base import INPUT
 from streamrnn.model.layers.memory import MemorySpec, TimeConvSpec
 
-__all__ = ["check_states", "import_onnx", "main_output", "time_of"]
+__all__ = ["Result", "import_onnx", "result_of", "time_of"]
 
 
 def import_onnx(
@@ -84,21 +85,20 @@ def import_onnx(
         raise refuse(file.path, reasons)
     network = Network(file.path, _source(graph))
     first = read_first_states(file, network.problems.append)
-    states = check_states(graph, outputs, network, set(first))
-    name, signal = main_output(file.path, outputs, set(states.values()))
-    layers = resolve_marks(signal.pruned().layers, network.problems.append)
+    result = result_of(graph, network, set(first))
+    signal, time = result.signal, result.time
+    layers: Sequence[Layer] = resolve_marks(signal.layers, network.problems.append)
     if first:
         layers = with_first_states(layers, graph, first, network.problems.append)
-    time = time_of(graph, signal)
-    network.layers = settle(layers, (time,), signal.head, network.problems.append)
+    network.layers = settle(layers, (time, KEPT), signal.head, network.problems.append)
     _add_frames(graph, signal, time, network, options.context)
     network.layers = _in_rows(network.layers)
     _count_inputs(graph, signal, time, network)
     _check_input(graph, signal, network)
     if signal.is_last_step:
         network.notes.append(
-            f"the file gives the last step alone ({name!r}); the model gives every step, and the "
-            "last one is the file's"
+            f"the file gives the last step alone ({', '.join(map(repr, result.answers))}); the "
+            "model gives every step, and the last one is the file's"
         )
         network.gives_last_step = True
     if zero_state:
@@ -117,7 +117,7 @@ def time_of(graph: Graph, signal: Signal) -> str:
     """
     if signal.time:
         return signal.time
-    layers = resolve_marks(signal.pruned().layers, lambda _: None)
+    layers = resolve_marks(signal.layers, lambda _: None)
     frames = [layer for layer in layers if isinstance(layer, FrameLayer) and layer.along]
     along = {layer.along for layer in frames}
     along |= {layer.along_first for layer in frames if isinstance(layer, PlaneConv)}
@@ -129,17 +129,50 @@ def time_of(graph: Graph, signal: Signal) -> str:
     for axis in given.axes:
         problems: list[str] = []
         if axis and axis[0] in kept:
-            settled = settle(layers, (axis[0][0],), signal.head, problems.append)
+            settled = settle(layers, (axis[0][0], KEPT), signal.head, problems.append)
             specs = [layer.spec for layer in settled if isinstance(layer, FrameLayer)]
             if not problems and any(isinstance(s, TimeConvSpec) and s.kernel > 1 for s in specs):
                 return axis[0][0]
     return ""
 
 
-def main_output(
+@dataclass
+class Result:
+    """What a graph answers with, and what it keeps."""
+
+    signal: Signal  # its layers, with those whose outputs it keeps
+    answers: list[str]  # names of its outputs that are no states, side by side
+    states: dict[str, str]  # inputs, each with the output that it is at the next step
+    time: str  # label of the axis that is time, if one is
+
+
+def result_of(graph: Graph, network: Network, begun: Collection[str] = ()) -> Result:
+    """Tell answers from states; what does not fit becomes a problem of the network."""
+    outputs = {item.name: graph.values.get(item.name) for item in graph.file.model.graph.output}
+    states = check_states(graph, outputs, network, begun)
+    given_back = {*states.values(), *graph.pairs.values()}
+    answers, signal = _answers(graph.file.path, outputs, given_back)
+    if len(answers) > 1:
+        network.notes.append(f"its outputs are one, side by side: {listed(answers)}")
+
+    def as_value(value: Value | None) -> Value | None:
+        return as_signal(graph, "Identity", value)
+
+    signal, delays = with_delays(graph, signal, as_value, outputs, network.problems.append)
+    for name in delays:
+        if states.setdefault(name, graph.pairs[name]) != graph.pairs[name]:
+            network.problems.append(f"the state {name!r} is two different ones at the next step")
+        network.notes.append(
+            f"the state {name!r} is {graph.pairs[name]!r} of the step before, by their order and "
+            "shapes; it begins with zeros"
+        )
+    return Result(signal, answers, states, time_of(graph, signal))
+
+
+def _answers(
     path: str, outputs: Mapping[str, Value | None], given_back: set[str]
-) -> tuple[str, Signal]:
-    """Find the one output that is no state; a cell alone gives its state as its output."""
+) -> tuple[list[str], Signal]:
+    """Find the outputs that are no states; a cell alone gives its state as its output."""
     signals = {name: value for name, value in outputs.items() if isinstance(value, Signal)}
     if not signals and any(isinstance(value, Symbols) for value in outputs.values()):
         raise ModelFileError(
@@ -147,14 +180,37 @@ def main_output(
             "output of every step too"
         )
     own = {name: value for name, value in signals.items() if name not in given_back}
-    found = list((own or signals).items())
+    found = own or signals
+    names = list(found)
     # Outputs of one layer are the same numbers.
-    if len({value.head for _, value in found}) == 1 or (found and not own):
-        return found[0]
-    raise ModelFileError(
-        f"{path}: {len(found)} of its outputs are computed from its input "
-        f"({listed(list(signals)) or 'none'}); a model has one"
-    )
+    if len({value.head for value in found.values()}) == 1 or (found and not own):
+        return names[:1], found[names[0]]
+    try:
+        return names, _side_by_side(list(found.values()))
+    except NotFollowed as error:
+        raise ModelFileError(
+            f"{path}: {len(found)} of its outputs are computed from its input "
+            f"({listed(names) or 'none'}), and cannot be one: {error}"
+        ) from error
+
+
+def _side_by_side(signals: list[Signal]) -> Signal:
+    if not signals:
+        raise NotFollowed("there is none")
+    rank = max(len(signal.axes) for signal in signals)
+    whole = [
+        signal if len(signal.axes) == rank else replace(signal, axes=(*signal.axes, ()))
+        for signal in signals
+    ]
+    axes = {signal.find(FEATURE) for signal in whole if signal.find(FEATURE) is not None}
+    axes = {k for k in axes if k is not None and k} if len(axes) > 1 else axes
+    k = next(iter(axes), None)
+    if len(axes) != 1 or k is None:
+        raise NotFollowed("their features lie along different axes")
+    alone = [
+        signal if signal.find(FEATURE) == k else with_channels(signal, k, 1) for signal in whole
+    ]
+    return join_signals("Concat", "outputs", alone, k)
 
 
 def _in_rows(layers: Sequence[Layer]) -> list[Layer]:
@@ -170,7 +226,7 @@ def _add_frames(graph: Graph, signal: Signal, time: str, network: Network, conte
     """Give the network an input with a shape, where layers run along the places of a frame."""
     labels = {
         layer.along for layer in network.layers if isinstance(layer, FrameLayer) and layer.along
-    } - {time}
+    } - {time, KEPT}
     is_frame = any(
         isinstance(layer, FrameLayer)
         and layer.along in labels
@@ -259,71 +315,3 @@ def _check_input(graph: Graph, signal: Signal, network: Network) -> None:
             f"input {signal.source!r} is of {kind}, and "
             + ("an embedding looks it up" if has_embedding else "no embedding looks it up")
         )
-
-
-def check_states(
-    graph: Graph,
-    outputs: Mapping[str, Value | None],
-    network: Network,
-    begun: Collection[str] = (),
-) -> dict[str, str]:
-    """Check that what a state output gives is what the state input takes at the next step.
-
-    ``begun`` are the states that begin with numbers of their own. Returns for each such input the
-    name of the output.
-    """
-    firsts = [use.first.reshape(-1) for use in graph.uses]
-    lasts = [use.last.reshape(-1) for use in graph.uses]
-    matched: dict[str, str] = {}
-    if not firsts:
-        return matched
-    first, last = np.concatenate(firsts), np.concatenate(lasts)
-    given_back = {
-        name: value.ids.reshape(-1)
-        for name, value in outputs.items()
-        if isinstance(value, Symbols | Signal) and value.ids is not None
-    }
-    for name, ids in graph.state_inputs.items():
-        flat = ids.reshape(-1)
-        used = np.isin(first, flat)
-        if not used.any():
-            continue
-        places = first[used] - flat[0]
-        candidates = {
-            other: values for other, values in given_back.items() if values.size == flat.size
-        }
-        match = _matching(candidates, places, last[used])
-        if match is not None:
-            given_back.pop(match)
-            matched[name] = match
-            start = f"the numbers of {FIRST_STATES}" if name in begun else "zeros"
-            network.notes.append(
-                f"the state {name!r} -> {match!r} is kept by the stream; it begins with {start}"
-            )
-        elif candidates:
-            network.problems.append(
-                f"the state input {name!r} is none of what {listed(list(candidates))} gives back: "
-                "the states would be exchanged at every step"
-            )
-        elif any(use.must_return and np.isin(use.first, flat).any() for use in graph.uses):
-            network.problems.append(f"no output gives back what input {name!r} is at the next step")
-        else:
-            network.notes.append(
-                f"the first state is an input of the graph ({name!r}); streams begin with zeros"
-            )
-    mixed = [use.layer for use in graph.uses if (use.first >= 0).any() != (use.first >= 0).all()]
-    if mixed:
-        network.problems.append(f"a part of the first state of {listed(mixed)} is not an input")
-    rest = [name for name in given_back if isinstance(outputs[name], Symbols)]
-    if rest:
-        network.notes.append(f"final states are left out: {listed(rest)}")
-    return matched
-
-
-def _matching(
-    candidates: dict[str, NDArray[np.int64]], places: NDArray[np.int64], last: NDArray[np.int64]
-) -> str | None:
-    for name, values in candidates.items():
-        if np.array_equal(values[places], last):
-            return name
-    return None

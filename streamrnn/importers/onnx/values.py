@@ -9,6 +9,7 @@ ids. `Unknown` is what could not be followed, with all reasons.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.importers.network import Dense, FrameLayer, Layer
-from streamrnn.model.layers.base import INPUT
+from streamrnn.model.layers.base import BEFORE, INPUT
 
 __all__ = [
     "FEATURE",
@@ -102,12 +103,12 @@ class Signal:
         layers = (*self.layers, *(each for each in other.layers if each.name not in known))
         return replace(self, layers=layers, time=self.time or other.time, ids=None)
 
-    def pruned(self) -> Signal:
-        """Leave out layers that nothing reads any more."""
-        wanted = {self.head}
+    def pruned(self, heads: Collection[str] = ()) -> Signal:
+        """Leave out layers that nothing reads any more, nor is one of the heads."""
+        wanted = {self.head, *heads}
         for layer in reversed(self.layers):
             if layer.name in wanted:
-                wanted |= set(layer.reads)
+                wanted |= {read.removesuffix(BEFORE) for read in layer.reads}
         return replace(self, layers=tuple(each for each in self.layers if each.name in wanted))
 
     def with_features(self, num_features: int) -> Signal:

@@ -48,13 +48,23 @@ def _run_onnx(plan: dict[str, Any], inputs: Arrays) -> tuple[str, Arrays]:
         }
         answers = []
         for piece in pieces:
-            wanted = [plan["output"], *plan["states"].values()]
-            answer, *after = session.run(wanted, {plan["input"]: piece} | others)
-            answers.append(answer)
+            wanted = [*plan["outputs"], *plan["states"].values()]
+            found = session.run(wanted, {plan["input"]: piece} | others)
+            after = found[len(plan["outputs"]) :]
+            answers.append(_side_by_side(found[: len(plan["outputs"])], plan["axis"]))
             if plan["carries"]:
                 others |= dict(zip(plan["states"], after, strict=True))
         results.append(np.stack(answers))
     return f"onnxruntime {onnxruntime.__version__}", results
+
+
+def _side_by_side(answers: Arrays, axis: int) -> NDArray[Any]:
+    """Put outputs beside one another; one that has an axis less gives one number."""
+    if len(answers) == 1:
+        return answers[0]
+    rank = max(answer.ndim for answer in answers)
+    whole = [a if a.ndim == rank else np.expand_dims(a, axis) for a in answers]
+    return np.concatenate(whole, axis=axis)
 
 
 def _run_keras(plan: dict[str, Any], inputs: Arrays) -> tuple[str, Arrays]:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from streamrnn.importers.network import GraphOptions, Network
 from streamrnn.importers.onnx.file import read_onnx_file
 from streamrnn.importers.onnx.graph import follow
-from streamrnn.importers.onnx.network import check_states, main_output
+from streamrnn.importers.onnx.network import Result, result_of
 from streamrnn.importers.onnx.recurrent import ONE_STEP
 from streamrnn.importers.onnx.states import read_first_states
-from streamrnn.importers.onnx.values import Signal
+from streamrnn.importers.onnx.values import FEATURE
 from streamrnn.importers.original.plan import NotRun, Plan, Trial, apart, on_and_on
 from streamrnn.importers.original.trial import num_trial_steps
 from streamrnn.model.model import Model
@@ -35,9 +35,8 @@ def plan_onnx(path: str, model: Model, options: GraphOptions | None = None) -> P
     graph = follow(file, options.fixed)
     main = file.model.graph
     first = read_first_states(file, lambda problem: None)  # refused at the import
-    outputs = {item.name: graph.values.get(item.name) for item in main.output}
-    states = check_states(graph, outputs, Network(path, ""))
-    name, signal = main_output(path, outputs, set(states.values()))
+    result = result_of(graph, Network(path, ""), set(first))
+    signal, states = result.signal, result.states
     items = {item.name: item.type.tensor_type for item in main.input}
     constants = {tensor.name for tensor in main.initializer}
 
@@ -58,7 +57,7 @@ def plan_onnx(path: str, model: Model, options: GraphOptions | None = None) -> P
     }
     item = items[signal.source]
     kind = _KINDS.get(item.elem_type, "float32")
-    layout = _Layout(signal, sizes_of(signal.source), kind, model, options.context)
+    layout = _Layout(result, sizes_of(signal.source), kind, model, options.context)
     carries = (
         bool(states)
         and set(states) == set(graph.state_inputs)
@@ -68,7 +67,8 @@ def plan_onnx(path: str, model: Model, options: GraphOptions | None = None) -> P
         "kind": "onnx",
         "path": path,
         "input": signal.source,
-        "output": name,
+        "outputs": result.answers,
+        "axis": layout.answer_axis,
         "others": others,
         "states": states,
         "carries": carries,
@@ -80,20 +80,29 @@ class _Layout:
     """Which axis of the graph's input and output is what."""
 
     def __init__(
-        self, signal: Signal, sizes: list[int], kind: str, model: Model, context: int
+        self, result: Result, sizes: list[int], kind: str, model: Model, context: int
     ) -> None:
+        signal = result.signal
         self.signal, self.is_token, self.kind = signal, model.spec.is_token, kind
         self.context = context
-        self.has_time = signal.time not in ("", ONE_STEP)
+        self.label = result.time
+        self.has_time = self.label not in ("", ONE_STEP)
         labels = [f"{signal.source}.{k}" for k in range(len(sizes))]
-        if self.has_time and signal.time not in labels:
+        if self.has_time and self.label not in labels:
             raise NotRun("it cannot be told which axis of its input is time")
-        self.time = labels.index(signal.time) if self.has_time else -1
+        self.time = labels.index(self.label) if self.has_time else -1
         self.features = -1 if self.is_token else len(sizes) - 1
+        if self.features == self.time and len(sizes) > 1:  # channels before the steps
+            self.features = len(sizes) - 2 if len(sizes) > 2 else -1
+        wanted = model.spec.num_inputs + context
         if not self.is_token and (
-            self.time == self.features or sizes[-1] not in (0, model.spec.num_inputs + context)
+            self.time == self.features
+            or (self.features >= 0 and sizes[self.features] not in (0, wanted))
+            or (self.features < 0 and wanted != 1)
         ):
-            raise NotRun("the features are not the last axis of its input")
+            raise NotRun("its features do not lie along one axis of its input")
+        found = signal.find(FEATURE)
+        self.answer_axis = len(signal.axes) - 1 if found is None else found
         self.batch = [k for k in range(len(sizes)) if k not in (self.time, self.features)]
         self.batch_sizes = [sizes[k] or 1 for k in self.batch]
         self.num_streams = int(np.prod(self.batch_sizes, initial=1))
@@ -117,18 +126,20 @@ class _Layout:
         if self.has_time:
             shape.append(x.shape[1])
             order.append(self.time)
-        if not self.is_token:
+        if self.features >= 0:
             shape.append(x.shape[2])
             order.append(self.features)
         return x.reshape(shape).transpose(np.argsort(order)).astype(self.kind)
 
     def read(self, answer: NDArray[Any]) -> NDArray[Any]:
         """Bring an answer of the graph to [B, L, O], or [B, 1, O] of the last step alone."""
-        if self.num_streams > 1 and self.has_time and not self.signal.is_last_step:
-            k = self.signal.find(self.signal.time)
-            if k is None or len(self.signal.axes[k]) > 1:
+        if self.has_time and not self.signal.is_last_step and answer.ndim > 1:
+            k = self.signal.find(self.label)
+            wide = [] if k is None else [1 for _, size in self.signal.axes[k] if size != 1]
+            if k is None or (len(wide) > 1 and self.num_streams > 1):
                 raise NotRun("streams and steps lie along one axis of its output")
-            answer = np.moveaxis(answer, k, -2)
+            if self.num_streams > 1 or k > self.answer_axis:
+                answer = np.moveaxis(answer, [k, self.answer_axis], [-2, -1])
         return answer.reshape(self.num_streams, -1, self.num_outputs)
 
 

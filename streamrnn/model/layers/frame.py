@@ -340,6 +340,12 @@ class SliceSpec(Layer):
             if pair != (0, 0) and pair[0] >= pair[1]:
                 raise SpecError(f"{name} of a slice are {pair}; the second must be larger")
 
+    @property
+    def fixed_shape(self) -> Shape | None:
+        """What is taken out of both."""
+        sizes = self.places[1] - self.places[0], self.channels[1] - self.channels[0]
+        return sizes if all(sizes) else None
+
     def output_shape(self, shapes: list[Shape]) -> Shape:
         """[places, channels] that are left."""
         shape = joined(shapes, "a slice")

@@ -66,7 +66,12 @@ def settle(
     last = settling.edges.get(head, _Edges())
     if not last.fits:
         problem(last.reason or "its output has other steps than its input")
-    return settling.settled if settling.moved.get(head, head) == head else settling.ended(head)
+    for name in sorted(settling.kept):
+        edges = settling.edges.get(name, _Edges())
+        if not edges.fits:
+            problem(edges.reason or f"{name!r} is kept, and has other steps than the input")
+    settled = settling.settled if settling.moved.get(head, head) == head else settling.ended(head)
+    return [replace(layer, reads=tuple(map(settling.final, layer.reads))) for layer in settled]
 
 
 class _Settling:
@@ -78,10 +83,12 @@ class _Settling:
         self.edges: dict[str, _Edges] = {INPUT: _Edges()}
         self.moved: dict[str, str] = {}  # what stands for a layer that went
         self.delayed: dict[tuple[str, int], str] = {}
+        self.kept: set[str] = set()  # what the graph itself reads of the step before
 
     def add(self, layer: Layer) -> None:
         """Settle one more layer, all that it reads having been."""
         reads = tuple(self.moved.get(name, name) for name in layer.reads)
+        self.kept |= {name.removesuffix(BEFORE) for name in layer.reads if name.endswith(BEFORE)}
         edges = self._common(layer)
         if isinstance(layer, PlaneConv):
             self._plane(layer, reads, edges)
@@ -99,9 +106,17 @@ class _Settling:
         layer = FrameLayer(head, ActivationSpec("identity"), reads=(self.moved[head],))
         return [*self.settled, layer]
 
+    def final(self, read: str) -> str:
+        """Return what a layer reads where that was moved later."""
+        bare = read.removesuffix(BEFORE)
+        if bare == read:
+            return read
+        return self.moved.get(bare, bare) + BEFORE
+
     def _common(self, layer: Layer) -> _Edges:
         """Return the edges of all that a layer reads."""
-        found = [self.edges[name] for name in layer.reads]
+        found = [self.edges[name] for name in layer.reads if not name.endswith(BEFORE)]
+        found = found or [_Edges()]
         places = {(each.before, each.after) for each in found}
         if len(places) > 1:
             reasons = [each.reason for each in found if not each.fits and each.reason]
