@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from streamrnn_client.client import Client
     from streamrnn_client.errors import PartialFailure, StateLost, StreamRNNClientError
     from streamrnn_client.stream import Stream
+    from streamrnn_client.times import time_features
 
 __all__ = [
     "Client",
@@ -22,9 +23,10 @@ __all__ = [
     "Stream",
     "StreamRNNClientError",
     "__version__",
+    "time_features",
 ]
 
-_HOMES = {"Client": "client", "Stream": "stream"}
+_HOMES = {"Client": "client", "Stream": "stream", "time_features": "times"}
 
 
 def __getattr__(name: str) -> Any:

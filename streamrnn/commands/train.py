@@ -22,6 +22,7 @@ VALUES: tuple[tuple[str, type, str, str], ...] = (
     ("loss-on", str, "ROWS", "every row, or the last of each stream (default: by the target)"),
     ("horizon", int, "ROWS", "how many rows ahead (default 1)"),
     ("season", int, "ROWS", "after which the target repeats, for a baseline (default: found)"),
+    ("other", int, "ROWS", "names in at most so many training rows, and new ones, are one: other"),
     ("loss", str, "LOSS", "mse, cross_entropy or binary_cross_entropy (default: by the target)"),
     ("epochs", int, "N", "at most (default 200, fewer for long data)"),
     ("batch-size", int, "B", "rows trained at once (default: by the data)"),
@@ -38,6 +39,11 @@ LISTS: tuple[tuple[str, str, str], ...] = (
     ("inputs", "COLUMN,...", "columns the network sees (default: all but time and group)"),
     ("categorical", "COLUMN,...", "columns of numbers that are names of categories"),
     ("difference", "COLUMN,...", "inputs seen as changes (default: those that drift; none: '')"),
+    (
+        "time-features",
+        "NAME,...",
+        "inputs made of the time, in UTC: hour, weekday, month, elapsed (default: none)",
+    ),
     ("layers", "CELL:SIZE,...", "such as lstm:32,gru:16 (default lstm:32)"),
     (
         "feedback",
@@ -73,9 +79,10 @@ def make_config(args: argparse.Namespace) -> TrainingConfig:
     """Turn the arguments into a configuration; options override a TOML file."""
     given: dict[str, Any] = {}
     for name, _, _ in LISTS:
-        text = getattr(args, name)
+        text = getattr(args, name.replace("-", "_"))
         if text is not None:
-            given[name] = tuple(item for item in column_list(text) if item.strip())
+            key = name.replace("-", "_")
+            given[key] = tuple(item for item in column_list(text) if item.strip())
     for name, _, _, _ in VALUES:
         value = getattr(args, name.replace("-", "_"))
         if value is not None:

@@ -17,6 +17,7 @@ from streamrnn.model.layers.base import BEFORE, INPUT
 from streamrnn.model.spec import CELLS, MISSING, LayerSpec
 from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.network.losses import LOSSES
+from streamrnn_client.times import TIME_FEATURES
 
 __all__ = ["PARTS", "TrainingConfig", "parse_layers"]
 
@@ -42,6 +43,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "loss_on": "every row, or the last of each stream; auto: by the target",
         "difference": "inputs seen as changes",
         "missing": "per input: error, hold, mean or mask",
+        "time_features": "inputs made of the time (UTC): hour, weekday, month, elapsed",
+        "other": "names in at most so many training rows are one, other, as are new ones; 0: none",
     },
     "reading": {
         "delimiter": "of cells; empty: by the first lines",
@@ -112,6 +115,12 @@ class TrainingConfig:
         Inputs seen as changes instead of levels; ``("auto",)``: those that are not stationary.
     missing : dict of str to str
         Per input ``error``, ``hold``, ``mean`` or ``mask``; absent: ``hold`` if any are missing.
+    time_features : tuple of str
+        ``hour``, ``weekday``, ``month``, ``elapsed``: inputs made of the time as
+        `streamrnn_client.times` does.
+    other : int
+        Names of categorical inputs that occur in at most so many rows of the training part, or not
+        at all, are one category ``other``; 0: there is none.
     delimiter, encoding, decimal, thousands, na, skip_rows, date_format
         How a text file is written: `streamrnn.training.data.reading.options.ReadOptions`.
     layers : tuple of str
@@ -158,6 +167,8 @@ class TrainingConfig:
     loss_on: str = "auto"
     difference: tuple[str, ...] = ("auto",)
     missing: dict[str, str] = field(default_factory=dict)
+    time_features: tuple[str, ...] = ()
+    other: int = 0
     delimiter: str = ""
     encoding: str = ""
     decimal: str = "."
@@ -216,6 +227,12 @@ class TrainingConfig:
             if value not in known:
                 hint = suggestion(value, known)
                 raise TrainingError(f"{name} is {shown(value)}{hint}; known are {', '.join(known)}")
+        for name in self.time_features:
+            if name not in TIME_FEATURES:
+                raise TrainingError(
+                    f"time_features names {shown(name)}{suggestion(name, TIME_FEATURES)}; known "
+                    f"are {', '.join(TIME_FEATURES)}"
+                )
         for column, policy in self.missing.items():
             if policy not in MISSING:
                 raise TrainingError(
@@ -227,6 +244,7 @@ class TrainingConfig:
         for name, least, most in (
             ("horizon", -1, 1_000_000),
             ("season", 0, 1_000_000),
+            ("other", 0, 1_000_000),
             ("embedding_size", -1, 65_536),
             ("epochs", 0, 1_000_000),
             ("batch_size", 0, 65_536),

@@ -13,15 +13,19 @@ from streamrnn.errors import DataError, suggestion
 from streamrnn.model.checks import shown
 from streamrnn.model.model import Model
 from streamrnn.model.spec import InputSpec, ModelSpec
+from streamrnn.training.data.categories import category_codes
 from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.data.streams import rows_of_streams
 from streamrnn.training.data.table import Column, Table
+from streamrnn.training.data.times import feature_names, with_time_features
+from streamrnn_client.times import TIME_FEATURES
 
 __all__ = [
     "kinds_of",
     "model_inputs",
     "predict_table",
     "result_names",
+    "time_inputs",
     "trained_columns",
     "trained_options",
 ]
@@ -60,6 +64,14 @@ def trained_options(spec: ModelSpec, **given: Any) -> ReadOptions:
     return ReadOptions(**(plain | given))
 
 
+def time_inputs(spec: ModelSpec) -> tuple[str, ...]:
+    """Return the names of a model's inputs that are computed from the time."""
+    config = spec.training.get("config", {})
+    features = config.get("time_features", ()) if isinstance(config, dict) else ()
+    names = feature_names(name for name in features if name in TIME_FEATURES)
+    return tuple(item.name for item in spec.inputs if item.name in names)
+
+
 def model_inputs(spec: ModelSpec, table: Table) -> NDArray[Any]:
     """Return a table's rows as a model's inputs, [N, num_inputs] of float32 or uint32.
 
@@ -75,7 +87,7 @@ def model_inputs(spec: ModelSpec, table: Table) -> NDArray[Any]:
                 f"{', '.join(map(repr, list(table.columns)[:20]))}"
             )
         column = table.usable(item.name)
-        values = column.codes(item.categories) if item.categories else column.numbers
+        values = category_codes(column, item.categories) if item.categories else column.numbers
         if values is None:
             raise DataError(f"{table.path}: column {item.name!r} holds no numbers")
         bad = np.isnan(values)
@@ -94,7 +106,10 @@ def _refusal(table: Table, column: Column, item: InputSpec, row: int) -> str:
     else:
         cell = f"{column.codes(None)[row]:.15g}"
     hint = suggestion(cell, item.categories)
-    return f"{where}{shown(cell)} is none of the {len(item.categories)} known categories{hint}"
+    return (
+        f"{where}{shown(cell)} is none of the {len(item.categories)} known categories{hint}; a "
+        "model trained with --other ROWS takes new names as one category, other"
+    )
 
 
 def predict_table(
@@ -108,8 +123,8 @@ def predict_table(
     """
     from streamrnn.engine.engine import Engine
 
-    x = model_inputs(model.spec, table)
     streams = rows_of_streams(table, time, group)
+    x = model_inputs(model.spec, with_time_features(table, time_inputs(model.spec), time, streams))
     y = np.empty((table.num_rows, model.spec.output_size), np.float32)
     engine = Engine(model)
     for name, rows in streams.items():

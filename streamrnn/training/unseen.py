@@ -23,9 +23,10 @@ from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.data.split import Split
 from streamrnn.training.data.streams import rows_of_streams
 from streamrnn.training.data.table import Table
+from streamrnn.training.data.times import with_time_features
 from streamrnn.training.evaluate import NetworkOutputs
 from streamrnn.training.network.network import Network
-from streamrnn.training.predict import kinds_of, model_inputs, trained_options
+from streamrnn.training.predict import kinds_of, model_inputs, time_inputs, trained_options
 
 __all__ = ["dataset_of_model", "evaluate_file"]
 
@@ -134,10 +135,11 @@ def dataset_of_model(
                 f"apart in training{suggestion(name, table.columns)}; its columns are "
                 f"{listed(table.columns)}. Name others with --time and --group, or '' for none"
             )
-    raw = model_inputs(spec, table)
+    rows = rows_of_streams(table, config.time, config.group)
+    raw = model_inputs(spec, with_time_features(table, time_inputs(spec), config.time, rows))
     known, unknown = _targets(spec, config, table)
     streams = []
-    for name, index in rows_of_streams(table, config.time, config.group).items():
+    for name, index in rows.items():
         x = raw[index].astype(np.float32)
         stop = max(0, len(index) - config.horizon)
         target = np.full((len(index), known.shape[1]), np.nan)

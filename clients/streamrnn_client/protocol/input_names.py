@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["InputMistake", "InputNames"]
+__all__ = ["MISSING", "OTHER", "InputMistake", "InputNames"]
+
+# Categories that stand for an absent value, and for a name that is none of the others.
+MISSING, OTHER = "missing", "other"
 
 Array = npt.NDArray[Any]
 _PLAIN = (np.ndarray, list, tuple, float, int)  # what has no names, told at once
@@ -163,9 +166,12 @@ class InputNames:
         return np.array(flat).reshape(values.shape)
 
     def _number(self, name: str, categories: Mapping[str, int], value: Any) -> Any:
+        is_absent = value is None or value == "" or value != value  # not a number
+        if is_absent and MISSING in categories:
+            return categories[MISSING]
         if not isinstance(value, str):
             return value
-        index = categories.get(value)
+        index = categories.get(value, categories.get(OTHER))
         if index is None:
             nearest = difflib.get_close_matches(value, list(categories), 3, 0.4)
             known = ", ".join(map(repr, list(categories)[:20])) or "known by number only"

@@ -6,7 +6,6 @@ training part only.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,11 @@ from streamrnn.errors import DataError, TrainingError, listed, suggestion
 from streamrnn.model.checks import MAX_SIZE
 from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.training.config import TrainingConfig
+from streamrnn.training.data.categories import known_categories
 from streamrnn.training.data.table import Column, Table
+from streamrnn.training.data.times import feature_names
 
 __all__ = [
-    "categorical_input",
     "choose_columns",
     "choose_loss",
     "drifts",
@@ -34,8 +34,6 @@ __all__ = [
 Floats = NDArray[Any]
 
 AUTO = "auto"
-MAX_ONE_HOT = 8  # more categories than this get an embedding
-MAX_CATEGORIES = 1000
 # How far a level must leave its own past, in that past's standard deviations, to count as drift.
 DRIFT = 1.5
 SHORT_STEPS = 100
@@ -64,25 +62,37 @@ def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
         )
     group = config.group or tuple(filter(None, (table.group,)))
     horizon = config.horizon if config.horizon >= 0 else (0 if table.targets else 1)
-    for name in (*predict, *config.inputs, *config.categorical, *group, *config.split_column):
+    of_time = feature_names(config.time_features)
+    given = tuple(name for name in config.inputs if name not in of_time)
+    for name in (*predict, *given, *config.categorical, *group, *config.split_column):
         table.column(name)
     time = config.time
     if time == AUTO:
         time = _only_dates(table, exclude={*group, *predict, *config.inputs})
     elif time:
         table.column(time)
-    inputs = config.inputs or _default_inputs(
-        table,
-        {
-            time,
-            *group,
-            *config.split_column,
-            *(predict if horizon == 0 else ()),
-            *table.targets,
-        },
-        config,
+    for name in of_time:
+        if name in table.columns:
+            raise DataError(
+                f"{table.path} has a column {name!r}, which is the name of a feature of time; "
+                "rename it, or leave the feature out (--time-features)"
+            )
+    inputs = (
+        given
+        if config.inputs
+        else _default_inputs(
+            table,
+            {
+                time,
+                *group,
+                *config.split_column,
+                *(predict if horizon == 0 else ()),
+                *table.targets,
+            },
+            config,
+        )
     )
-    if not inputs:
+    if not inputs and not of_time:
         raise DataError(f"{table.path} has no column left for the network to see; name --inputs")
     both = sorted(set(inputs) & set(predict))
     if horizon == 0 and both:
@@ -104,6 +114,7 @@ def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
                     f"column {name!r} of {table.path} holds dates, which are no {what}; say "
                     f"--time {name!r} if it orders the rows, or name other columns (--{what})"
                 )
+    inputs += of_time
     seen = set(inputs)
     for what, named in (("missing", config.missing), ("difference", config.difference)):
         for name in named:
@@ -211,49 +222,7 @@ def output_names(config: TrainingConfig, table: Table) -> tuple[str, ...]:
     if config.loss != "cross_entropy":
         ahead = f"+{config.horizon}" if config.horizon else ""
         return tuple(name + ahead for name in config.predict)
-    return _categories(table.column(config.predict[0]), table.path, least=2)
-
-
-def _categories(column: Column, path: str, least: int = 1) -> tuple[str, ...]:
-    if column.num_tokens:
-        names = tuple(str(k) for k in range(column.num_tokens))
-    else:
-        names = column.categories()
-    if not least <= len(names) <= max(MAX_CATEGORIES, column.num_tokens):
-        raise DataError(
-            f"column {column.name!r} of {path} has {len(names)} different values; as names of "
-            f"categories from {least} to {MAX_CATEGORIES} are useful. Choose other columns "
-            "(--inputs), or say what it is (--time, --group)"
-        )
-    return names
-
-
-def categorical_input(column: Column, config: TrainingConfig, table: Table) -> InputSpec:
-    """Describe an input of names or tokens.
-
-    Raises `DataError` if a cell is missing, or there are too many categories.
-    """
-    names = _categories(column, table.path)
-    if column.is_missing.any():
-        raise DataError(
-            f"{table.path}, {table.place(int(np.argmax(column.is_missing)))}: column "
-            f"{column.name!r} holds names, and this cell is empty; give the empty ones a name of "
-            "their own, such as none-known"
-        )
-    embedding_size = config.embedding_size
-    if embedding_size == 0 and (len(names) > MAX_ONE_HOT or column.num_tokens):
-        embedding_size = min(32, math.ceil(2 * len(names) ** 0.5))
-    if len(names) <= MAX_ONE_HOT and not column.num_tokens:
-        embedding_size = 0
-    if column.num_tokens and embedding_size < 0:
-        embedding_size = min(32, math.ceil(2 * len(names) ** 0.5))
-    return InputSpec(
-        column.name,
-        kind="token" if column.num_tokens else "categorical",
-        categories=() if column.num_tokens else names,
-        num_categories=len(names),
-        embedding_size=max(embedding_size, 0),
-    )
+    return known_categories(table.column(config.predict[0]), table.path, least=2)
 
 
 def fill_forward(values: Floats, fill: float) -> Floats:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from streamrnn.errors import DataError
 from streamrnn.model.spec import HeadSpec, InputSpec, ModelSpec, OutputSpec
 from streamrnn.training.config import PARTS, TrainingConfig, parse_layers
+from streamrnn.training.data.categories import categorical_input, category_codes
 from streamrnn.training.data.columns import (
-    categorical_input,
     choose_columns,
     choose_loss,
     fill_forward,
@@ -23,6 +23,12 @@ from streamrnn.training.data.columns import (
 from streamrnn.training.data.split import MANY_STREAMS, Split, Stops, split_streams
 from streamrnn.training.data.streams import rows_of_streams
 from streamrnn.training.data.table import Table
+from streamrnn.training.data.times import (
+    ELAPSED,
+    feature_names,
+    is_time_feature,
+    with_time_features,
+)
 from streamrnn.training.network.losses import LOSSES
 from streamrnn.training.network.network import Chunk
 
@@ -75,6 +81,7 @@ def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
     config = choose_columns(config, table)
     config = config.replace(loss=choose_loss(config, table))
     rows = rows_of_streams(table, config.time, config.group)
+    table = with_time_features(table, feature_names(config.time_features), config.time, rows)
     split = split_streams(config, table, rows)
     stops = split.stops
     for k, part in enumerate(PARTS):  # before each column is looked at: there may be thousands
@@ -126,12 +133,16 @@ def _input(
     """Describe an input and return its raw values, [num_rows]."""
     column = table.usable(name)
     if is_named(column, config):
-        item = categorical_input(column, config, table)
-        return item, column.codes(item.categories or None).astype(np.float32)
+        is_training = np.zeros(table.num_rows, bool)
+        for key, index in rows.items():
+            is_training[index[: stops[key][0]]] = True
+        item = categorical_input(column, config, table, is_training)
+        return item, category_codes(column, item.categories).astype(np.float32)
     assert column.numbers is not None  # is_named has seen to it
     values = column.numbers.astype(np.float32)
     gaps = bool(np.isnan(values).any())
-    policy = config.missing.get(name, "hold" if gaps else "error")
+    usual = "mean" if name == ELAPSED else "hold"  # a stream's first row has no row before
+    policy = config.missing.get(name, usual if gaps else "error")
     if gaps and policy == "error":
         raise DataError(
             f"{table.path}, {table.place(int(np.argmax(np.isnan(values))))}: column {name!r} is "
@@ -142,7 +153,17 @@ def _input(
         for key, index in rows.items()
         if stops[key][0]
     ]
-    return numeric_input(name, training, policy, config.difference), values
+    difference = config.difference
+    if is_time_feature(name) and name in feature_names(config.time_features):
+        difference = () if difference == ("auto",) else difference
+        known = np.concatenate([np.zeros(0, np.float32), *training])
+        known = known[~np.isnan(known)]
+        if not len(known) or known.min() == known.max():
+            raise DataError(
+                f"{name!r} is the same in all of the training part of {table.path}, and so tells "
+                "nothing; leave it out (--time-features)"
+            )
+    return numeric_input(name, training, policy, difference), values
 
 
 def _loss_on(config: TrainingConfig, targets: dict[str, Floats]) -> str:
