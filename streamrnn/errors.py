@@ -9,6 +9,7 @@ The tree names the part that cannot be used::
     ├── InputError            an input does not fit the model (the caller's fault)
     ├── DataError             a table or a training file cannot be used
     ├── TrainingError         training went wrong (diverged, nothing to train on)
+    │   └── TrainingStopped       it was stopped before there was a model
     ├── StreamError           a stream is unknown, or the capacity is used up
     ├── StateError            stored state cannot be used
     │   ├── RecordError           a stream's record is torn, changed, foreign or of another version
@@ -39,6 +40,7 @@ __all__ = [
     "StreamError",
     "StreamRNNError",
     "TrainingError",
+    "TrainingStopped",
     "listed",
     "suggestion",
 ]
@@ -73,6 +75,10 @@ class DataError(StreamRNNError):
 
 class TrainingError(StreamRNNError):
     """Training cannot go on: it diverged, or there is nothing to learn from."""
+
+
+class TrainingStopped(TrainingError):
+    """A training was stopped, as its user asked, before there was a model."""
 
 
 class StreamError(StreamRNNError, KeyError):

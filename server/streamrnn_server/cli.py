@@ -3,7 +3,8 @@
 A command is a module with ``configure(parser)`` and ``run(args) -> int``. Only the chosen one is
 imported, so that ``streamrnn --help`` answers at once and nothing loads numba before it must.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 could not start; 130 after Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 could not start; 130 after Ctrl-C,
+143 where SIGTERM stopped a training.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import streamrnn
 from streamrnn.errors import StartError, StreamRNNError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -92,8 +96,32 @@ def _open_standard_files() -> None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115, for as long as the program runs
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = _with_named_errors(sys.stdout)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # where it takes ASCII only, say
+
+
+class _StandardOutput(io.FileIO):
+    """Descriptor 1; an error says what could not be written, as that of another file does."""
+
+    def write(self, data: Buffer) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _with_named_errors(file: io.TextIOWrapper) -> TextIO:
+    """Return stdout again, as it is set, over a descriptor whose errors are named."""
+    raw = _StandardOutput(file.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        raw if file.write_through else io.BufferedWriter(raw),
+        encoding=file.encoding,
+        errors=file.errors,
+        line_buffering=file.line_buffering,
+        write_through=file.write_through,
+    )
 
 
 def _flush(file: TextIO) -> None:

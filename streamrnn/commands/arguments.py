@@ -7,7 +7,7 @@ import csv
 import math
 from typing import Any
 
-__all__ = ["add_reading", "column_list", "reading_settings", "share"]
+__all__ = ["add_reading", "column_list", "count", "reading_settings", "share"]
 
 
 def share(text: str) -> float:
@@ -15,6 +15,14 @@ def share(text: str) -> float:
     value = float(text)
     if not (0 < value < 1 and math.isfinite(value)):
         raise argparse.ArgumentTypeError(f"{text} is no share; give a number above 0 and below 1")
+    return value
+
+
+def count(text: str) -> int:
+    """Parse a whole number from 1."""
+    value = int(text)
+    if not 1 <= value <= 65_536:
+        raise argparse.ArgumentTypeError(f"{text} is no count; give a whole number from 1")
     return value
 
 

@@ -113,6 +113,7 @@ def predict_file(
 def _opened(output: str | os.PathLike[str]) -> Iterator[IO[str]]:
     if os.fspath(output) == "-":
         yield sys.stdout
+        sys.stdout.flush()  # what cannot be written shows here
     else:
         with open(output, "w", newline="", encoding="utf-8") as file:
             yield file

@@ -3,55 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from streamrnn.commands.arguments import add_reading, column_list, reading_settings
-from streamrnn.errors import TrainingError
+from streamrnn.commands.arguments import count
+from streamrnn.commands.settings import add_settings, given_settings, with_settings
+from streamrnn.errors import TrainingError, TrainingStopped
 from streamrnn.training.config import TrainingConfig
-from streamrnn.training.progress import TrainingProgress
+from streamrnn.training.fit.stop import StopSignals
+from streamrnn.training.fit.trainer import Epoch
 from streamrnn.training.report import report_lines
-from streamrnn.training.train import train_to_file
+from streamrnn.training.run.curve import learning_curve
+from streamrnn.training.run.epoch_log import EpochLog
+from streamrnn.training.run.outputs import check_outputs
+from streamrnn.training.run.progress import TrainingProgress
+from streamrnn.training.train import TrainingResult, train_to_file
 
 __all__ = ["configure", "make_config", "run"]
-
-# Options that set one value of the configuration: name, type, metavar, help.
-VALUES: tuple[tuple[str, type, str, str], ...] = (
-    ("time", str, "COLUMN", "orders the rows (ISO dates or numbers)"),
-    ("split-by", str, "HOW", "time, date, stream, file or column:NAME (default: by the data)"),
-    ("loss-on", str, "ROWS", "every row, or the last of each stream (default: by the target)"),
-    ("horizon", int, "ROWS", "how many rows ahead (default 1)"),
-    ("season", int, "ROWS", "after which the target repeats, for a baseline (default: found)"),
-    ("other", int, "ROWS", "names in at most so many training rows, and new ones, are one: other"),
-    ("loss", str, "LOSS", "mse, cross_entropy or binary_cross_entropy (default: by the target)"),
-    ("epochs", int, "N", "at most (default 200, fewer for long data)"),
-    ("batch-size", int, "B", "rows trained at once (default: by the data)"),
-    ("truncation-steps", int, "N", "steps that a gradient goes back (default 64)"),
-    ("learning-rate", float, "RATE", "peak (default 0.003)"),
-    ("clip-norm", float, "NORM", "bound on the gradient's norm (default 1)"),
-    ("patience", int, "N", "epochs without improvement before stopping (default 60)"),
-    ("seed", int, "N", "of all chance (default 0)"),
-)
-# Options that take a list, separated by commas.
-LISTS: tuple[tuple[str, str, str], ...] = (
-    ("predict", "COLUMN,...", "target columns"),
-    ("group", "COLUMN,...", "tells the streams of one long table apart"),
-    ("inputs", "COLUMN,...", "columns the network sees (default: all but time and group)"),
-    ("categorical", "COLUMN,...", "columns of numbers that are names of categories"),
-    ("difference", "COLUMN,...", "inputs seen as changes (default: those that drift; none: '')"),
-    (
-        "time-features",
-        "NAME,...",
-        "inputs made of the time, in UTC: hour, weekday, month, elapsed (default: none)",
-    ),
-    ("layers", "CELL:SIZE,...", "such as lstm:32,gru:16 (default lstm:32)"),
-    (
-        "feedback",
-        "SOURCE[:LAYER],...",
-        "outputs that an earlier layer (the first, layer1) reads at the next step: head makes a "
-        "Jordan network; layer2:layer1 (default: none)",
-    ),
-)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -62,49 +37,124 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a table (CSV, Parquet, .npz; - for standard input), or a configuration",
     )
     parser.add_argument("-o", "--output", required=True, metavar="MODEL", help="weight file")
-    for name, metavar, description in LISTS:
-        parser.add_argument(f"--{name}", metavar=metavar, help=description)
-    for name, kind, metavar, description in VALUES:
-        parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=description)
     parser.add_argument(
-        "--missing",
-        action="append",
-        metavar="COLUMN=POLICY",
-        help="error, hold, mean or mask (default: hold where values are missing); repeatable",
+        "--resume", action="store_true", help="go on with a training that was stopped"
     )
-    add_reading(parser)
+    parser.add_argument(
+        "--threads", type=count, default=1, metavar="N", help="of the matrix products (default 1)"
+    )
+    parser.add_argument("--log", metavar="FILE", help="write one line of JSON an epoch")
+    parser.add_argument(
+        "--plot",
+        action="store_true",
+        help="draw the learning curve at the end (default: on a terminal)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    add_settings(parser)
 
 
 def make_config(args: argparse.Namespace) -> TrainingConfig:
     """Turn the arguments into a configuration; options override a TOML file."""
-    given: dict[str, Any] = {}
-    for name, _, _ in LISTS:
-        text = getattr(args, name.replace("-", "_"))
-        if text is not None:
-            key = name.replace("-", "_")
-            given[key] = tuple(item for item in column_list(text) if item.strip())
-    for name, _, _, _ in VALUES:
-        value = getattr(args, name.replace("-", "_"))
-        if value is not None:
-            given[name.replace("-", "_")] = value
-    for text in args.missing or ():
-        column, equals, policy = text.rpartition("=")
-        if not equals:
-            raise TrainingError(f"--missing {text!r}: write COLUMN=POLICY, such as co2=hold")
-        given.setdefault("missing", {})[column] = policy
-    given |= reading_settings(args)
-    if Path(args.input).suffix.lower() == ".toml":
-        return TrainingConfig.read(args.input).replace(**given)
+    given = given_settings(args)
+    if _source(args) is not None:
+        return with_settings(TrainingConfig.read(args.input), given)
     return TrainingConfig(path=args.input, **given)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, report, and print where the files are; return the exit code."""
-    config = make_config(args)
-    with TrainingProgress() as progress:
-        result = train_to_file(config, args.output, progress)
+    config, stop = make_config(args), StopSignals()
+    if args.plot:
+        learning_curve(())  # before the training, if it cannot be drawn
+    try:
+        result = _train(args, config, stop)
+    except TrainingStopped as error:
+        print(f"streamrnn: {error}. {_how_to_go_on(args)}", file=sys.stderr)
+        return 128 + stop.received
+    if args.json:
+        print(json.dumps(_facts(args, result), allow_nan=False))
+    else:
+        _print_result(args, result)
+    if not result.was_stopped:
+        return 0
+    sys.stdout.flush()
+    print(
+        f"streamrnn: stopped after epoch {len(result.history)} of {result.history[-1].num_epochs}, "
+        f"{args.output} is the best so far. {_how_to_go_on(args)}",
+        file=sys.stderr,
+    )
+    return 128 + stop.received
+
+
+def _train(args: argparse.Namespace, config: TrainingConfig, stop: StopSignals) -> TrainingResult:
+    with ExitStack() as stack:
+        watchers: list[Callable[[Epoch], None]] = [stack.enter_context(TrainingProgress())]
+        if args.log:
+            watchers.append(stack.enter_context(_log(args, config)))
+
+        def watch(epoch: Epoch) -> None:
+            for watcher in watchers:
+                watcher(epoch)
+
+        return train_to_file(
+            config,
+            args.output,
+            watch,
+            source=_source(args),
+            resume=args.resume,
+            stop=stop,
+            threads=args.threads,
+        )
+
+
+def _source(args: argparse.Namespace) -> Path | None:
+    """Return the configuration that is read, if one is."""
+    path = Path(args.input)
+    return path if path.suffix.lower() == ".toml" else None
+
+
+def _log(args: argparse.Namespace, config: TrainingConfig) -> EpochLog:
+    inputs = {"the data": Path(config.path), "the input": Path(args.input)}
+    check_outputs({"the log": Path(args.log)}, inputs | {"the model": Path(args.output)})
+    return EpochLog(Path(args.log))
+
+
+def _how_to_go_on(args: argparse.Namespace) -> str:
+    checkpoint = f"{args.output}.checkpoint"
+    return (
+        f"To go on, give the same command with --resume ({checkpoint} holds the training)"
+        if os.path.exists(checkpoint)
+        else "Nothing is left of it"
+    )
+
+
+def _print_result(args: argparse.Namespace, result: TrainingResult) -> None:
+    if args.plot or sys.stdout.isatty():
+        try:
+            print(learning_curve(result.history, min(shutil.get_terminal_size().columns, 100)))
+        except TrainingError as error:
+            print(error)
     for line in report_lines(result.report):
         print(line)
     print(f"{args.output}: the model; the engine reproduces the trainer's outputs")
-    print(f"{Path(args.output).with_suffix('.toml')}: the configuration that repeats it")
-    return 0
+    print(f"{result.configuration}: the configuration that repeats it")
+
+
+def _facts(args: argparse.Namespace, result: TrainingResult) -> dict[str, Any]:
+    facts = {
+        "model": args.output,
+        "configuration": str(result.configuration),
+        "was_stopped": result.was_stopped,
+        "report": result.report,
+    }
+    plain: dict[str, Any] = _finite(facts)
+    return plain
+
+
+def _finite(value: Any) -> Any:
+    """Put null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

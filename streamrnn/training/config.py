@@ -10,16 +10,19 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from streamrnn.errors import StreamRNNError, TrainingError, suggestion
+from streamrnn.errors import ModelFileError, StreamRNNError, TrainingError, suggestion
 from streamrnn.model.checks import shown
 from streamrnn.model.graph import HEAD
 from streamrnn.model.layers.base import BEFORE, INPUT
 from streamrnn.model.spec import CELLS, MISSING, LayerSpec
+from streamrnn.model.tensor_file import replace_file
 from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.network.losses import LOSSES
 from streamrnn_client.times import TIME_FEATURES
 
-__all__ = ["PARTS", "TrainingConfig", "parse_layers"]
+__all__ = ["PARTS", "SECTIONS", "TrainingConfig", "is_written_config", "parse_layers"]
+
+_FIRST_LINE = "# All of a training: `streamrnn train THIS_FILE -o MODEL` repeats it to the bit."
 
 PARTS = ("train", "validation", "test")
 SPLITS = ("auto", "time", "date", "stream", "file", "column")
@@ -61,9 +64,9 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "embedding_size": "0: by the number of categories; -1: one-hot",
     },
     "training": {
-        "loss": "mse, cross_entropy or binary_cross_entropy",
-        "epochs": "passes over the training part, at most",
-        "batch_size": "rows trained at once",
+        "loss": "mse, cross_entropy or binary_cross_entropy; auto: by the target",
+        "epochs": "passes over the training part, at most; 0: by the data",
+        "batch_size": "rows trained at once; 0: by the data",
         "truncation_steps": "steps that a gradient goes back",
         "learning_rate": "peak of the schedule",
         "schedule": "cosine or constant",
@@ -318,7 +321,7 @@ class TrainingConfig:
 
         Raises `TrainingError` if it cannot be written.
         """
-        lines = ["# All of a training: `streamrnn train THIS_FILE -o MODEL` repeats it to the bit."]
+        lines = [_FIRST_LINE]
         data_path = os.path.relpath(self.path, os.path.dirname(os.path.abspath(path)))
         tables = []
         for section, comments in SECTIONS.items():
@@ -333,9 +336,18 @@ class TrainingConfig:
             lines += ["", f"[{title}]"]
             lines += [f"{_toml(key)} = {_toml(value)}" for key, value in table.items()]
         try:
-            Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise TrainingError(f"{path} cannot be written: {error.strerror}") from error
+            replace_file(path, ("\n".join(lines) + "\n").encode())
+        except ModelFileError as error:
+            raise TrainingError(str(error)) from error
+
+
+def is_written_config(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file is one that `TrainingConfig.write` has written."""
+    try:
+        with open(path, "rb") as file:
+            return file.readline(len(_FIRST_LINE) + 2).decode().rstrip() == _FIRST_LINE
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def parse_layers(layers: tuple[str, ...], feedback: tuple[str, ...] = ()) -> tuple[LayerSpec, ...]:

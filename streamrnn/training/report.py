@@ -53,6 +53,7 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
         f"best epoch {updates['best_epoch']} of {updates['num_epochs']}, {updates['num_updates']} "
         f"updates, {updates['clipped_share']:.0%} of them clipped"
     )
+    yield from _end_lines(config, updates)
     yield from _memory_lines(report["memory"])
 
 
@@ -125,6 +126,19 @@ def _beside(entry: dict[str, Any]) -> str:
     side, share, low, high = sides(found)
     interval = f": {low} to {high}" if found.is_bounded else ""
     return f"the model's is {share} {side}{interval}"
+
+
+def _end_lines(config: dict[str, Any], updates: dict[str, Any]) -> Iterator[str]:
+    """Say so if the training ended before it was done, and what to do."""
+    if updates.get("was_stopped"):
+        yield "stopped before its end: --resume goes on"
+    # The average still moves by a hair when the learning rate has come to its end.
+    elif updates["best_epoch"] > 0.95 * updates["num_epochs"] == 0.95 * config["epochs"]:
+        which = "the last one" if updates["best_epoch"] == updates["num_epochs"] else "near the end"
+        more = f"--epochs {4 * config['epochs']}"
+        if config["batch_size"] > 1:
+            more += f", or --batch-size {-(-config['batch_size'] // 4)} (more updates an epoch)"
+        yield f"the best epoch is {which}: more updates may do better; try {more}"
 
 
 def _memory_lines(memory: dict[str, Any]) -> Iterator[str]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import streamrnn
-from streamrnn.errors import TrainingError
 from streamrnn.model.model import Model
 from streamrnn.model.spec import NUM_SAMPLE_STEPS
 from streamrnn.training.baselines.compare import compare, measures
@@ -21,9 +22,18 @@ from streamrnn.training.data.dataset import PARTS, Dataset, make_dataset
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.diagnostics import Memory, measure_memory
 from streamrnn.training.evaluate import NetworkOutputs
+from streamrnn.training.fit.checkpoint import Checkpoint
 from streamrnn.training.fit.chunks import choose_sizes
-from streamrnn.training.fit.loop import Fit, fit
+from streamrnn.training.fit.loop import Fit, Keeper, fit
+from streamrnn.training.fit.stop import StopSignals
 from streamrnn.training.fit.trainer import Epoch
+from streamrnn.training.run.outputs import (
+    check_model_path,
+    check_outputs,
+    checkpoint_path,
+    configuration_path,
+)
+from streamrnn.training.run.threads import limit_threads
 from streamrnn.training.verify import verify
 
 __all__ = ["TrainingResult", "train", "train_to_file"]
@@ -46,18 +56,31 @@ class TrainingResult:
         With every choice made; it repeats the training to the bit.
     dataset : Dataset
         Streams, features and targets.
+    history : list of Epoch
+        Losses of every epoch.
+    was_stopped : bool
+        Whether it was stopped before its end; the model is the best so far.
+    configuration : Path or None
+        Where `config` was written.
     """
 
     model: Model
     report: dict[str, Any]
     config: TrainingConfig
     dataset: Dataset
+    history: list[Epoch] = field(default_factory=list)
+    was_stopped: bool = False
+    configuration: Path | None = None
 
 
 def train(
-    config: TrainingConfig, progress: Callable[[Epoch], None] | None = None
+    config: TrainingConfig,
+    progress: Callable[[Epoch], None] | None = None,
+    *,
+    stop: StopSignals | None = None,
+    threads: int = 1,
 ) -> TrainingResult:
-    """Train a model.
+    """Train a model in memory.
 
     Parameters
     ----------
@@ -65,30 +88,53 @@ def train(
         What to learn from which data, and how.
     progress : callable or None
         Called after each epoch.
+    stop : StopSignals or None
+        Asks for the best model so far when Ctrl-C or SIGTERM comes; without it they end all.
+    threads : int
+        Of the matrix products. The bits may depend on it.
 
     Returns
     -------
     TrainingResult
-        The same to the bit for the same configuration, data, versions and machine.
 
     Raises
     ------
     DataError
         If the data cannot be used.
     TrainingError
-        If the configuration cannot be used, or the training diverges.
+        If the configuration contradicts itself, the training diverges, or it is stopped before
+        there is a model.
     """
+    with limit_threads(threads):
+        dataset = _prepare(config)
+        with _block(stop):
+            return _train(dataset, progress, stop)
+
+
+def _prepare(config: TrainingConfig) -> Dataset:
     dataset = make_dataset(config, read_table(config.path, config.read_options(), config.kinds()))
     batch_size, _, num_epochs = choose_sizes(dataset)
-    dataset = replace(
-        dataset, config=dataset.config.replace(batch_size=batch_size, epochs=num_epochs)
-    )
-    fitted = fit(dataset, progress)
+    return replace(dataset, config=dataset.config.replace(batch_size=batch_size, epochs=num_epochs))
+
+
+def _block(stop: StopSignals | None) -> AbstractContextManager[object]:
+    return stop if stop is not None else nullcontext()
+
+
+def _train(
+    dataset: Dataset,
+    progress: Callable[[Epoch], None] | None,
+    stop: StopSignals | None,
+    keeper: Keeper | None = None,
+) -> TrainingResult:
+    fitted = fit(dataset, progress, stop or (lambda: False), keeper)
     memory = measure_memory(fitted.network, dataset)
     report = _report(dataset, fitted, memory)
     spec = replace(dataset.spec, warmup_steps=memory.horizon_steps, training=report)
     model = Model(spec, fitted.network.parameters)
-    return TrainingResult(model, report, dataset.config, dataset)
+    return TrainingResult(
+        model, report, dataset.config, dataset, fitted.history, fitted.was_stopped
+    )
 
 
 def _report(dataset: Dataset, fitted: Fit, memory: Memory) -> dict[str, Any]:
@@ -119,6 +165,7 @@ def _report(dataset: Dataset, fitted: Fit, memory: Memory) -> dict[str, Any]:
             "num_updates": fitted.num_updates,
             "clipped_share": fitted.clipped_share,
             "max_gradient_norm": fitted.max_gradient_norm,
+            **({"was_stopped": True} if fitted.was_stopped else {}),
         },
     }
 
@@ -134,17 +181,31 @@ def train_to_file(
     config: TrainingConfig,
     path: str | os.PathLike[str],
     progress: Callable[[Epoch], None] | None = None,
+    *,
+    source: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    stop: StopSignals | None = None,
+    threads: int = 1,
 ) -> TrainingResult:
     """Train, save, load again, and let the engine reproduce the trainer's outputs.
+
+    While it runs, all that goes on with it is kept in ``{path}.checkpoint``.
 
     Parameters
     ----------
     config : TrainingConfig
         What to learn from which data, and how.
     path : str or path
-        Of the weight file. The full configuration goes beside it, with the suffix ``.toml``.
+        Of the weight file. The full configuration goes beside it, with the suffix ``.toml``, or
+        ``.trained.toml`` if the former is a file of the user's own.
     progress : callable or None
         Called after each epoch.
+    source : str, path or None
+        The file that the configuration was read from; it is never written.
+    resume : bool
+        Go on from the checkpoint; the model comes out as if there had been no break, to the bit.
+    stop, threads
+        As for `train`.
 
     Returns
     -------
@@ -156,23 +217,54 @@ def train_to_file(
     DataError
         If the data cannot be used.
     TrainingError
-        If the training fails, or the engine does not reproduce it; no file is left then.
+        If the training fails, or the engine does not reproduce it (no model is written then), or
+        a file that is not ours is in the way.
     ModelFileError
         If the file cannot be written.
     """
     path = Path(path)
-    if path.suffix == ".toml":
-        raise TrainingError(f"{path} is the model's file; .toml is kept for its configuration")
-    if not path.parent.is_dir():
-        raise TrainingError(f"the directory {path.parent} does not exist; make it first")
-    result = train(config, progress)
-    unverified = path.with_name(path.name + ".unverified")
+    source = None if source is None else Path(source)
+    inputs = {"the data": Path(config.path)} | ({"the configuration": source} if source else {})
+    check_outputs({"the model": path}, inputs)
+    check_model_path(path)
+    place, kept = configuration_path(path, source), checkpoint_path(path, resume)
+    check_outputs({"the configuration": place, "the checkpoint": kept}, inputs)
+    with limit_threads(threads):
+        dataset = _prepare(config)
+        checkpoint = Checkpoint(kept, _identity(dataset, threads), resume)
+        with _block(stop):
+            result = _train(dataset, progress, stop, checkpoint)
+            model = _save(result, path)
+            if source is not None and TrainingConfig.read(source) == result.config:
+                place = source
+            else:
+                result.config.write(place)
+            if not result.was_stopped:
+                checkpoint.remove()
+    return replace(result, model=model, configuration=place)
+
+
+def _save(result: TrainingResult, path: Path) -> Model:
+    """Write the model, but only if the engine reproduces the trainer with what was written."""
+    target = Path(os.path.realpath(path))
+    unverified = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.unverified")
     try:
         result.model.save(unverified)
         model = Model.load(unverified)
         verify(model, result.dataset)
-        result.config.write(path.with_suffix(".toml"))
-        os.replace(unverified, path)
+        os.replace(unverified, target)
     finally:
         unverified.unlink(missing_ok=True)
-    return replace(result, model=model)
+    return model
+
+
+def _identity(dataset: Dataset, threads: int) -> dict[str, Any]:
+    """Return what decides every bit of a training, by name."""
+    config = dataset.config.to_dict()
+    del config["path"]  # the data may have moved; its digest says whether it is the same
+    return config | {
+        "the data's sha256": dataset.table.sha256,
+        "threads": threads,
+        "the version of numpy": np.__version__,
+        "the version of streamrnn": streamrnn.__version__,
+    }

@@ -15,7 +15,7 @@ from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import Dataset, make_dataset
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.fit.trainer import Epoch
-from streamrnn.training.progress import TrainingProgress
+from streamrnn.training.run.progress import TrainingProgress
 from streamrnn.training.train import TrainingResult, train_to_file
 from streamrnn_bench.demo.output import Output, duration
 

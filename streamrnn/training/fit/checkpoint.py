@@ -34,21 +34,11 @@ class Checkpoint:
     """A training's file.
 
     ``identity`` is what decides how the training goes on, as JSON types by name; another one is
-    refused. With ``resume`` the file must exist, without it must not.
+    refused. Without ``resume`` nothing is restored.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], resume: bool) -> None:
         self.path, self.identity, self.resume = path, dict(identity), resume
-        if resume and not path.exists():
-            raise TrainingError(
-                f"{path} does not exist, so that there is nothing to go on with: the training has "
-                "ended, or never began; leave --resume out to begin it"
-            )
-        if not resume and path.exists():
-            raise TrainingError(
-                f"{path} holds a training that was not ended: go on with it (--resume), or remove "
-                "the file to begin anew"
-            )
 
     def keep(self, trainer: Trainer) -> None:
         """Write a trainer; the old file or the new one is there, whenever the program ends."""

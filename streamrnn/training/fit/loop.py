@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from streamrnn.errors import TrainingError
+from streamrnn.errors import TrainingError, TrainingStopped
 from streamrnn.training.data.dataset import Dataset
 from streamrnn.training.fit.trainer import Epoch, Trainer
 from streamrnn.training.network.network import Network
@@ -39,6 +39,9 @@ class Keeper(Protocol):
     def keep(self, trainer: Trainer) -> None:
         """Keep a trainer as it is now."""
 
+    def remove(self) -> None:
+        """Keep nothing any more."""
+
 
 def fit(
     dataset: Dataset,
@@ -49,8 +52,8 @@ def fit(
     """Train a network, repeatable by its seed.
 
     ``progress`` is called after each epoch (first for those that were restored), ``should_stop``
-    is asked after each update. Raises `TrainingError` if the training diverges, or is stopped
-    before its first epoch has ended.
+    is asked after each update. Raises `TrainingError` if the training diverges,
+    `TrainingStopped` if it is stopped before its first epoch has ended.
     """
     trainer = Trainer(dataset)
     if keeper:
@@ -65,6 +68,8 @@ def fit(
             with np.errstate(over="ignore", invalid="ignore"):
                 has_ended = trainer.run_epoch(should_stop)
         except TrainingError as error:
+            if keeper:
+                keeper.remove()  # going on would end here again
             number = len(trainer.history) + 1
             raise TrainingError(f"in epoch {number} of {trainer.num_epochs}: {error}") from error
         if keeper:
@@ -72,18 +77,20 @@ def fit(
         if has_ended and progress:
             progress(trainer.history[-1])
         was_stopped = not trainer.is_finished and should_stop()
+    if was_stopped and not trainer.history:
+        raise TrainingStopped("stopped before the first epoch had ended: there is no model yet")
+    if not trainer.counts.best_epoch:
+        if keeper:
+            keeper.remove()
+        raise TrainingError(
+            "the validation error was never finite: training diverged. Lower learning_rate (to a "
+            "third) or clip_norm"
+        )
     return _result(trainer, was_stopped)
 
 
 def _result(trainer: Trainer, was_stopped: bool) -> Fit:
     counts = trainer.counts
-    if was_stopped and not trainer.history:
-        raise TrainingError("stopped before the first epoch had ended: there is no model yet")
-    if not counts.best_epoch:
-        raise TrainingError(
-            "the validation error was never finite: training diverged. Lower learning_rate (to a "
-            "third) or clip_norm"
-        )
     trainer.network.flat[:] = trainer.best
     return Fit(
         trainer.network,

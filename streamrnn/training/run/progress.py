@@ -15,11 +15,19 @@ __all__ = ["TrainingProgress"]
 NUM_LINES = 10
 
 
+class _Console(Console):
+    """A console whose reader may go away: the training goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        """Write nothing any more; rich would end the program."""
+        self.quiet = True
+
+
 class TrainingProgress:
     """Progress display: a context manager, called after each epoch."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stderr)
+        self.console = console or _Console(file=sys.stderr)
         self.bar: Progress | None = None
 
     def __enter__(self) -> TrainingProgress:
@@ -53,4 +61,7 @@ class TrainingProgress:
         if self.bar:
             self.bar.update(self.task, completed=epoch.epoch, total=epoch.num_epochs, text=text)
         elif epoch.epoch == 1 or epoch.epoch % max(1, epoch.num_epochs // NUM_LINES) == 0:
-            self.console.print(text, highlight=False, soft_wrap=True)
+            try:
+                self.console.print(text, highlight=False, soft_wrap=True)
+            except OSError:  # a full disk, say
+                self.console.quiet = True

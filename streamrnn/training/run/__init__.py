@@ -1,0 +1,1 @@
+"""Running a training: its files, its progress, its threads."""

@@ -1,0 +1,62 @@
+"""The losses of every epoch as lines of JSON, for programs that watch a training."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from streamrnn.errors import TrainingError
+from streamrnn.training.fit.trainer import Epoch
+
+__all__ = ["EpochLog"]
+
+
+class EpochLog:
+    """A context manager, called after each epoch; a training that goes on writes all of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+        if path.is_file() and not _is_log(path):
+            raise TrainingError(
+                f"{path} exists and is no log of a training; it is not overwritten: name another "
+                "file"
+            )
+
+    def __enter__(self) -> EpochLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file:
+            self._file.close()
+
+    def __call__(self, epoch: Epoch) -> None:
+        """Write an epoch that has just ended; what is not finite becomes null."""
+        facts = {
+            name: value if math.isfinite(value) else None for name, value in asdict(epoch).items()
+        }
+        try:
+            if self._file is None:
+                self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
+            self._file.write(json.dumps(facts) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise TrainingError(f"{self.path} cannot be written: {error.strerror}") from error
+
+
+def _is_log(path: Path) -> bool:
+    try:
+        with open(path, encoding="utf-8") as file:
+            first = file.readline(4096)
+        return not first or "epoch" in json.loads(first)
+    except (OSError, ValueError, TypeError):
+        return False

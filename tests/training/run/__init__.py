@@ -1,0 +1,1 @@
+"""Tests of how a training is run: its files, signals, settings, outputs."""
