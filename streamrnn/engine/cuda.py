@@ -19,7 +19,6 @@ from streamrnn.kernels.cpu.plan import plan_at
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.kernels.cuda.compiler import arithmetic, gpu_errors, require_gpu
 from streamrnn.kernels.cuda.launches import first_input
-from streamrnn.kernels.gates import padded
 from streamrnn.kernels.jit import jit
 from streamrnn.model.model import Model
 
@@ -32,6 +31,7 @@ _MAX_WORK_BYTES = 64 << 20  # scratch of a batch
 _MAX_BUFFER_BYTES = 8 << 20  # a batch's inputs, or its outputs
 _MIN_ROWS, _MAX_ROWS = 128, 16_384  # of a batch
 _MAX_CHUNK_STEPS = 32  # of a server's batch; other batches wait meanwhile
+_MAX_STREAMS = 1 << 30  # a slot and a bit are an int32
 _SPARE_BYTES = 256 << 20  # for the driver, and for the code of the kernels
 
 
@@ -50,18 +50,15 @@ class CudaDevice:
         self._cuda = require_gpu()
         self._marks, max_streams = marks, len(marks) - 1
         from streamrnn.kernels.cuda.network import Network
-        from streamrnn.kernels.cuda.plan import check_for_gpu
+        from streamrnn.kernels.cuda.plan import GpuPlan
         from streamrnn.kernels.cuda.transfer import Transfer
 
+        plan = GpuPlan(model, precision)
         self.program = Program(model)
         self.arithmetic = arithmetic(precision)
-        spec = model.spec
-        self._row_size = self.program.row_bytes // 4
-        self._num_inputs, self._output_size = spec.num_inputs, spec.output_size
-        check_for_gpu(spec)
-        scratch = sum(2 * padded(each.hidden_size) for each in spec.chain if not each.is_plain)
-        work_size = spec.num_features + spec.output_size + 32 + scratch
-        work_bytes = self.program.row_bytes + 4 * work_size
+        self._num_inputs, self._output_size = model.spec.num_inputs, model.spec.output_size
+        self._record_size, self._row_bytes = plan.record_size, 4 * plan.row_size
+        work_bytes = 4 * max(1, plan.work_size)
         self.max_rows = max(_MIN_ROWS, min(_MAX_ROWS, _MAX_WORK_BYTES // work_bytes, max_streams))
         # Enough for one step of all rows, or for more steps of fewer.
         buffer_size = _MAX_BUFFER_BYTES // 4
@@ -70,12 +67,11 @@ class CudaDevice:
         self._y_size = max(buffer_size, self.max_rows * self._output_size)
         self._failure: DeviceError | None = None
         self._started: list[int] = []  # slots whose rows `start_rows` has deferred
-        parameters_bytes = sum(value.nbytes for value in model.parameters.values())
-        fixed = 2 * parameters_bytes + self.max_rows * work_bytes
+        fixed = plan.weights.nbytes + self.max_rows * work_bytes
         self._check_room(max_streams, fixed + 8 * (self._x_size + self._y_size))
         try:
-            self._network = Network(model, self.max_rows, precision)
-            self._slab = self._cuda.device_array(max_streams * self._row_size, np.float32)
+            self._network = Network(plan, self.max_rows)
+            self._slab = self._network.make_slab(max_streams)
             self._compute = self._cuda.stream()
             sizes = (self._x_size, self._y_size)
             self._transfers = [
@@ -121,7 +117,7 @@ class CudaDevice:
 
     def read_rows(self, slots: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Implement `Device.read_rows`."""
-        parts = [np.empty((0, self._row_size), dtype=np.float32)]
+        parts = [np.empty((0, self._record_size), dtype=np.float32)]
         for first in range(0, len(slots), self.max_rows):
             some = slots[first : first + self.max_rows].astype(np.int32)
             parts.append(self._guard(self._read, some))
@@ -139,8 +135,8 @@ class CudaDevice:
 
         ``batch_x`` holds the slots (int32, all different; 1 to ``max_rows``) and, at
         `first_input`, the inputs [num_rows, num_steps, num_inputs]. It must not change until
-        `end_batch`. Raises a `DeviceError` if the GPU has failed, now or before; the streams are
-        lost then.
+        `end_batch`; the slots have been replaced then. Raises a `DeviceError` if the GPU has
+        failed, now or before; the streams are lost then.
         """
         self._guard(self._transfers[0].begin, num_rows, num_steps, False)
 
@@ -231,10 +227,10 @@ class CudaDevice:
     def _check_room(self, max_streams: int, fixed_bytes: int) -> None:
         """Raise a `DeviceError` if the streams do not fit; it says how many would."""
         free = self._cuda.current_context().get_memory_info().free - _SPARE_BYTES - fixed_bytes
-        row_bytes = self.program.row_bytes
-        if max_streams * row_bytes <= free:
+        row_bytes = self._row_bytes
+        if max_streams * row_bytes <= free and max_streams <= _MAX_STREAMS:
             return
-        fitting = max(0, int(free // row_bytes))
+        fitting = min(max(0, int(free // row_bytes)), _MAX_STREAMS)
         hint = f"make the engine with max_streams={fitting}" if fitting else "use device 'cpu'"
         raise DeviceError(
             f"{max_streams:,} streams of {row_bytes:,} bytes need "

@@ -46,16 +46,23 @@ def _tiles() -> Kernels:
 
     from streamrnn.kernels.activations import TANH
     from streamrnn.kernels.cuda import network
-    from streamrnn.kernels.cuda.plan import BLEND, FORM, RESET, Cell
+    from streamrnn.kernels.cuda.products import BLEND, FORM, HEAD, PROJECTED, RESET, Cell
     from streamrnn.kernels.gates import DENSE, GRU, LSTM
 
     words, ints, floats = int64[::1], int32[::1], float32[::1]
-    batch, layer = (int64,) * 3, _layer_arguments()
+    layer = _layer_arguments()
     tiling = network.TILING
     kernels: Kernels = {}
-    cells = {"head": Cell(DENSE), "dense": Cell(DENSE, TANH), "gru": Cell(GRU), "lstm": Cell(LSTM)}
+    cells = {
+        "head": Cell(DENSE, TANH, HEAD),
+        "dense": Cell(DENSE, TANH),
+        "gru": Cell(GRU),
+        "lstm": Cell(LSTM),
+    }
     forms = {
         "lstm form": Cell(LSTM, end=FORM),
+        "projected": Cell(LSTM, end=PROJECTED, is_hard=True),
+        "gru form": Cell(GRU, end=FORM),
         "reset": Cell(GRU, end=RESET, is_hard=True),
         "blend": Cell(DENSE, end=BLEND),
     }
@@ -65,13 +72,11 @@ def _tiles() -> Kernels:
     for name, cell in forms.items():
         made = network._layer_kernel(cell, tiling.wide, "float32")
         kernels[f"{name} wide"] = (made, layer)
-    features, finish, start, move, softmax = network._row_kernels(tiling.row_threads)
+    features, move, softmax = network._row_kernels(tiling.row_threads)
     state = (words, floats, floats, floats, ints)
-    kernels["features"] = (features, (*state, floats, ints, *batch))
-    kernels["finish"] = (finish, (*state, floats, *batch))
+    kernels["features"] = (features, (*state, floats, ints, *(int64,) * 3))
     kernels["softmax"] = (softmax, (floats, int64, int64, int64))
-    kernels["start"] = (start, (floats, ints, floats))
-    kernels["move"] = (move, (floats, ints, floats, int64, int64))
+    kernels["move"] = (move, (words, floats, ints, floats, int64, int64))
     return kernels
 
 
@@ -80,9 +85,11 @@ def _others() -> Kernels:
     from numba import float32, int32, int64
 
     from streamrnn.kernels.activations import TANH
-    from streamrnn.kernels.cuda import network, persistent, roofline
-    from streamrnn.kernels.cuda.plan import Cell, GpuPlan
+    from streamrnn.kernels.cuda import network, persistent
+    from streamrnn.kernels.cuda.plan import GpuPlan
+    from streamrnn.kernels.cuda.products import Cell
     from streamrnn.kernels.gates import DENSE, GRU, LSTM
+    from streamrnn_bench.step import gpu_rates
 
     words, ints, floats = int64[::1], int32[::1], float32[::1]
     tiling = network.TENSOR_TILING
@@ -93,20 +100,20 @@ def _others() -> Kernels:
     ):
         made = network._layer_kernel(cell, getattr(tiling, width), precision)
         kernels[f"{precision} {name} {width}"] = (made, _layer_arguments())
-    exchange = (words, floats, floats, words, ints, floats, ints, floats, *(int64,) * 4)
+    exchange = (words, floats, floats, words, ints, floats, ints, floats, *(int64,) * 5)
     for name, options in CHUNKS.items():
         model = random_model(np.random.default_rng(0), **options)
         shape = persistent.persistent_shape(GpuPlan(model), 132, 227 << 10, tiling.row_threads)
         assert shape is not None
         kernels[name] = (persistent.make_persistent_kernel(shape), exchange)
-    kernels["fma rate"] = (roofline._multiply_and_add, (floats, int64, floats))
+    kernels["fma rate"] = (gpu_rates._multiply_and_add, (floats, int64, floats))
     return kernels
 
 
 def _layer_arguments() -> tuple[Any, ...]:
     from numba import float32, int32, int64
 
-    return (int64[::1], *(float32[::1],) * 4, int32[::1], *(int64,) * 3)
+    return (int64[::1], *(float32[::1],) * 4, int32[::1], float32[::1], *(int64,) * 6)
 
 
 PARTS: dict[str, Callable[[], Kernels]] = {"tiles": _tiles, "others": _others, "server": dict}

@@ -134,7 +134,7 @@ def tensor_cores_name_their_architecture() -> None:
 
 @check("tiles")
 def a_batch_may_have_more_rows_than_a_gpu_has_blocks_in_y() -> None:
-    from streamrnn.kernels.cuda.roofline import ResidentStreams
+    from streamrnn_bench.step.gpu_rates import ResidentStreams
 
     x = inputs(70_000, 1)
     resident = ResidentStreams(model_of(), x)
@@ -144,7 +144,7 @@ def a_batch_may_have_more_rows_than_a_gpu_has_blocks_in_y() -> None:
 
 @check("others")
 def the_benchmark_s_limits_are_measured_on_random_numbers() -> None:
-    from streamrnn.kernels.cuda.roofline import CopyRate, FmaRate
+    from streamrnn_bench.step.gpu_rates import CopyRate, FmaRate
 
     rate, copies = FmaRate(), CopyRate(1 << 16)
     rate.run(2)
@@ -161,12 +161,10 @@ def the_driver_refuses_what_the_hardware_does_not_take() -> None:
     from numba import cuda
 
     from streamrnn.kernels.cuda.compiler import gpu_errors
-    from streamrnn.kernels.cuda.outputs import make_start_kernel
+    from streamrnn.kernels.cuda.rows import make_softmax_kernel
 
-    start = make_start_kernel(64)
-    slab, row = (cuda.to_device(np.zeros(n, np.float32)) for n in (8, 4))
-    slots = cuda.to_device(np.zeros(1, np.int32))
-    start[128, 64](slab, slots, row)
+    softmax, y = make_softmax_kernel(64), cuda.to_device(np.zeros(8, np.float32))
+    softmax[128, 64](y, 4, 2, 1)
     cuda.synchronize()
     for grid, threads, shared_bytes in (
         ((1, 1 << 16), 64, 0),
@@ -174,7 +172,7 @@ def the_driver_refuses_what_the_hardware_does_not_take() -> None:
         (128, 64, 50_000),  # not asked for
     ):
         try:
-            start[grid, threads, 0, shared_bytes](slab, slots, row)
+            softmax[grid, threads, 0, shared_bytes](y, 4, 2, 1)
         except gpu_errors():
             continue
         raise AssertionError(f"launched {(grid, threads, shared_bytes)}")

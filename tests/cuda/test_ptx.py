@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamrnn[cuda]'")
 pytest.importorskip("cuda.bindings.nvjitlink", reason="needs NVIDIA's linker: numba-cuda[cu13]")
 
-from streamrnn.kernels.cuda.launches import parameters_of
+from streamrnn.kernels.cuda.table import parameters_of
 from tests.cuda.compiled import ARCHITECTURES, CHUNKS
 from tests.cuda.fake import compile_and_check, make_driver
 from tests.cuda.host_path import CHECKS
@@ -30,18 +30,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 WIDTHS = ("wide", "narrow")
 LAYERS = [f"{kind} {width}" for kind in ("head", "dense", "gru", "lstm") for width in WIDTHS]
-FORMS = ["lstm form wide", "reset wide", "blend wide"]
+FORMS = [f"{form} wide" for form in ("lstm form", "projected", "gru form", "reset", "blend")]
 TENSOR_LAYERS = [f"{precision} {name}" for precision in ("tf32", "bfloat16") for name in LAYERS[2:]]
 KERNELS = [
     *LAYERS,
     *FORMS,
     *TENSOR_LAYERS,
     "features",
-    "finish",
     "softmax",
     *CHUNKS,
     "fma rate",
-    "start",
     "move",
 ]
 # Of a thread, for each k.
@@ -70,6 +68,7 @@ class Structure(NamedTuple):
     num_products: int = 0  # of a round,
     least_share: float = 0.0  # of the loop's instructions
     num_wide_loads: int = 0  # from shared memory: those of 128 bits, or of four matrices
+    num_spilled: int = 0  # registers that are stored and loaded again, once a round at most
 
 
 # Sixteen k a round. A wide tile has 128 registers for two blocks of 256 threads a multiprocessor.
@@ -79,6 +78,8 @@ STRUCTURES = {
     "gru wide": Structure(128, "FFMA", 768, 0.88, 64),
     "lstm wide": Structure(128, "FFMA", 1024, 0.91, 64),
     "lstm form wide": Structure(128, "FFMA", 1024, 0.91, 64),
+    "projected wide": Structure(128, "FFMA", 1024, 0.91, 64),
+    "gru form wide": Structure(128, "FFMA", 768, 0.88, 64, num_spilled=1),
     "reset wide": Structure(128, "FFMA", 512, 0.84, 32),  # two gates of four, and so half loads
     "blend wide": Structure(128, "FFMA", 1024, 0.91, 64),
     "head narrow": Structure(80, "FFMA", 64, 0.52, 20),
@@ -98,13 +99,11 @@ STRUCTURES = {
         }.items()
     },
     "features": Structure(40),
-    "finish": Structure(48),
     "softmax": Structure(80),
     "persistent": Structure(168, "FFMA", 64, 0.60, 32),  # the product with h, unrolled further
     "persistent stack": Structure(200),
     "fma rate": Structure(48, "FFMA", 256, 0.97),
-    "start": Structure(32),
-    "move": Structure(32),
+    "move": Structure(40),
 }
 
 
@@ -136,15 +135,15 @@ def test_the_host_s_part_runs_on_the_fake_driver(compiled, name):
 
 def test_arguments_are_words_as_they_are_packed(kernels):
     """A table of launches holds seven words for an array and one for a number."""
-    num_numbers = {"features": 3, "finish": 3, "softmax": 3, **dict.fromkeys(CHUNKS, 4)}
-    num_arrays = {"features": 7, "finish": 6, "softmax": 1, **dict.fromkeys(CHUNKS, 8)}
+    num_numbers = {"features": 3, "softmax": 3, **dict.fromkeys(CHUNKS, 5)}
+    num_arrays = {"features": 7, "softmax": 1, **dict.fromkeys(CHUNKS, 8)}
     for name in (*LAYERS, *TENSOR_LAYERS, *num_arrays):
-        arguments = [np.zeros(3, np.float32)] * num_arrays.get(name, 6)
+        arguments = [np.zeros(3, np.float32)] * num_arrays.get(name, 7)
         words = parameters_of(arguments, lambda array: 1 << 40)
         entry = re.search(r"\.visible \.entry [^(]*\(([^)]*)\)", kernels[name]["ptx"])
         assert entry
         kinds = re.findall(r"\.param \.(\w+)", entry[1])
-        assert len(kinds) == len(words) + num_numbers.get(name, 3), name
+        assert len(kinds) == len(words) + num_numbers.get(name, 6), name
         assert set(kinds) <= {"u64", "s64", "b64"}, name
 
 
@@ -161,7 +160,7 @@ def test_the_machine_code_is_made_of_the_ptx_that_is_read(kernels):
     """For the GPU's own architecture, and not by an optimizer that comes after the PTX."""
     for name, kernel in kernels.items():
         assert re.findall(r"^\.target (\w+)", kernel["ptx"], re.M) == [kernel["architecture"]], name
-    for name in ("gru narrow", "features", "finish", "tf32 dense narrow"):
+    for name in ("gru narrow", "features", "softmax", "tf32 dense narrow"):
         [entry] = re.findall(r"\.visible \.entry (\w+)", kernels[name]["ptx"])
         log = assemble(kernels[name]["ptx"])
         found = re.search(rf"'{entry}':\s+info\s+: used (\d+) registers", log)
@@ -204,15 +203,11 @@ def test_every_sum_is_rounded_once(kernels):
 
 
 def test_no_sum_takes_a_product_that_may_be_rounded_or_not(kernels):
-    """The assembler may fuse a plain sum with the product before it, here and not there.
-
-    Elsewhere it does no harm: an activation's product before the output's center, which is 0 with
-    all activations that multiply.
-    """
-    for name in (*LAYERS, *TENSOR_LAYERS, "features", "softmax", "move", "start"):
+    """The assembler may fuse a plain sum with the product before it, here and not there."""
+    for name in (*LAYERS, *TENSOR_LAYERS, "features", "softmax", "move"):
         assert not fusible_sums(kernels[name]["ptx"]), name
     assert "add.rn.f32" in kernels["softmax"]["ptx"]
-    assert "add.rn.f32" in kernels["finish"]["ptx"]
+    assert "add.rn.f32" in kernels["head wide"]["ptx"]
 
 
 def test_tensor_cores_multiply(kernels):
@@ -273,12 +268,13 @@ def test_the_machine_code_is_made_of_what_multiplies(kernels, name):
     [entry] = re.findall(r"\.visible \.entry (\w+)", kernels[name]["ptx"])
     wanted = STRUCTURES[name]
     assert attribute_of(machine_code, entry, NUM_REGISTERS) <= wanted.most_registers
-    assert attribute_of(machine_code, entry, FRAME_BYTES) == 0
+    assert attribute_of(machine_code, entry, FRAME_BYTES) <= 8 * wanted.num_spilled
     if kernels[name]["architecture"] != "sm_90a" and name not in LAYERS:
         return  # each disassembly takes a third of a second
     code = disassemble(machine_code, entry)
     assert len(code) > 8
-    assert not [instruction for instruction, _ in code if instruction.startswith(("LDL", "STL"))]
+    spills = [instruction for instruction, _ in code if instruction.startswith(("LDL", "STL"))]
+    assert len(spills) <= 2 * wanted.num_spilled
     assert ".local" not in kernels[name]["ptx"]
     if not wanted.product:
         return

@@ -327,6 +327,25 @@ def test_a_streams_state_moves_between_devices(rng):
     assert np.max(np.abs(np.concatenate(y) - expected)) < KERNEL
 
 
+@pytest.mark.slow
+def test_streams_of_any_age_share_a_batch_and_leave_it_as_on_the_cpu(rng, exact_fma):
+    """Each has its newest h in a half of its own, of which a record shows nothing."""
+    model = random_model(rng, layers=[("lstm", 3), ("gru", 2)], inputs=2, head=None)
+    gpu, cpu = engine_on_gpu(model), Engine(model, max_streams=16)
+    rows, x = gpu.rows(range(4)), random_inputs(rng, model.spec, 4, 6)
+    np.testing.assert_array_equal(rows, cpu.rows(range(4)))
+    for t, batch in enumerate(([0], [0, 1], [2, 1, 0], [3, 0], [0, 1, 2, 3], [1, 3])):
+        y = [each.batch(rows[batch], x[batch, t]) for each in (gpu, cpu)]
+        assert_same_bits(*y)
+        if t == 3:
+            for each in (gpu, cpu):
+                each.close(2)
+                each.import_state(2, each.export_state(1))
+                each.reset(3)
+                rows = each.rows(range(4))
+    assert_same_bits(*(each._device.read_rows(np.arange(4)) for each in (gpu, cpu)))
+
+
 def test_a_nan_in_the_state_stays_in_its_own_stream(rng):
     model = random_model(rng, layers=[("lstm", 3)], inputs=2, head=None)
     engine = engine_on_gpu(model)
@@ -367,10 +386,10 @@ def test_too_many_streams_are_refused_with_how_many_would_fit(rng, monkeypatch):
         "get_memory_info",
         lambda self: devices._MemoryInfo(free=1 << 30, total=1 << 30),
     )
-    with pytest.raises(DeviceError, match=r"10,000,000 streams of 512 bytes need 4\.8 GiB") as info:
+    with pytest.raises(DeviceError, match=r"10,000,000 streams of 768 bytes need 7\.2 GiB") as info:
         Engine(model, device="cuda", max_streams=10_000_000)
     fitting = int(str(info.value).rsplit("=", 1)[1])
-    assert 1_000_000 < fitting < (1 << 30) // 512
+    assert 1_000_000 < fitting < (1 << 30) // 768
     engine_cuda.CudaDevice(model, np.zeros((101, 2), np.int64))._check_room(fitting, 0)
 
 

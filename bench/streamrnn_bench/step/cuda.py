@@ -72,7 +72,7 @@ def measure_gpu_steps(
     all that comes. Raises a `DeviceError` if there is no GPU.
     """
     require_gpu()
-    from streamrnn.kernels.cuda.roofline import CopyRate, FmaRate, ResidentStreams
+    from streamrnn_bench.step.gpu_rates import CopyRate, FmaRate, ResidentStreams
 
     rate = FmaRate()
     for item in cases:
@@ -209,6 +209,7 @@ def _batch_runner(engine: Engine) -> Callable[[int], object]:
 
     def run(num_repeats: int) -> None:
         for _ in range(num_repeats):
+            device.batch_x[0] = 0  # the slot
             device.begin_batch(1)
             device.end_batch()
 

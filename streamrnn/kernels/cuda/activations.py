@@ -11,17 +11,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import cuda
+from numba import cuda, int64
 
 from streamrnn.kernels import activations as constants
-from streamrnn.kernels.activations import RELU, SIGMOID, TANH
+from streamrnn.kernels.activations import RELU, SIGMOID, SOFTMAX, TANH
 from streamrnn.kernels.cuda import plan as p
 from streamrnn.kernels.cuda.compiler import device_function
-from streamrnn.kernels.cuda.plan import BLEND, FORM, RESET, Cell
+from streamrnn.kernels.cuda.products import BLEND, FORM, HEAD, PLAIN, PROJECTED, RESET, Cell
+from streamrnn.kernels.cuda.ptx import add, i32
 from streamrnn.kernels.gates import DENSE, GRU, LSTM
 
-__all__ = ["activate", "exp", "gru_output", "lstm_cell", "lstm_output", "make_write_unit"]
-__all__ += ["sigmoid", "step_unit", "tanh"]
+__all__ = ["activate", "exp", "gru_output", "half_of", "lstm_cell", "lstm_output"]
+__all__ += ["make_write_unit", "place_of_h", "place_of_row", "place_of_x", "sigmoid", "tanh"]
 
 _float, _index = np.float32, np.uint64
 _int = np.int32
@@ -159,16 +160,6 @@ def gru_output(reset, update, from_x, from_h, h):
 
 
 @device_function
-def step_unit(kind, sums, h, slab, c_place):
-    """Return the new h of a unit of a GRU or an LSTM; an LSTM's c in the slab is replaced."""
-    if kind == GRU:
-        return gru_output(sums[0], sums[1], sums[2], sums[3], h)
-    new_c = lstm_cell(sums[0], sums[1], sums[2], slab[_index(c_place)])
-    slab[_index(c_place)] = new_c
-    return lstm_output(sums[3], new_c)
-
-
-@device_function
 def activate(kind, x):
     """Apply `IDENTITY`, `TANH`, `SIGMOID` or `RELU`, which need no other element."""
     if kind == TANH:
@@ -217,28 +208,50 @@ def _make_blend(is_hard: bool) -> Any:
     return hard if is_hard else soft
 
 
+@device_function
+def _write_h(arrays, place, unit, h):
+    """Put a unit's new h where others will read it, and where the caller wants it."""
+    layer, _, slab, _, y = arrays
+    _, old, other, _, out = place
+    slab[_index(old + other + unit)] = h
+    if layer[_index(p.NUM_OUTPUTS)] > 0:
+        y[_index(out + unit)] = h
+
+
 def make_write_unit(cell: Cell) -> Any:
     """Return the device function that makes a unit's sums what they become.
 
-    Its arguments: ``layer``, ``weights``, ``slab`` and ``work`` as in `make_layer_kernel`;
-    ``stream`` and ``scratch``, where the row begins in slab and work; ``unit``; its four sums, of
-    which a dense one has the first.
+    Its arguments: ``arrays``, which are layer, weights, slab, work and y as in `make_layer_kernel`;
+    ``place``, what `place_of_row` has returned; ``unit``; its four sums, of which a dense one has
+    the first.
     """
     kind, activation = cell.kind, cell.activation
     gate, blend = _make_gate(cell.is_hard), _make_blend(cell.is_hard)
 
     @device_function
-    def write_dense(layer, weights, slab, work, stream, scratch, unit, s0, s1, s2, s3):
-        work[_index(scratch + layer[_index(p.OUT)] + unit)] = activate(activation, s0)
+    def write_dense(arrays, place, unit, s0, s1, s2, s3):
+        _write_h(arrays, place, unit, activate(activation, s0))
 
     @device_function
-    def write_plain(layer, weights, slab, work, stream, scratch, unit, s0, s1, s2, s3):
-        h = slab[_index(stream + layer[_index(p.STATE)] + unit)]
-        new_h = step_unit(kind, (s0, s1, s2, s3), h, slab, stream + layer[_index(p.CELL)] + unit)
-        work[_index(scratch + layer[_index(p.OUT)] + unit)] = new_h
+    def write_gru(arrays, place, unit, s0, s1, s2, s3):
+        _, _, slab, _, _ = arrays
+        _, old, _, _, _ = place
+        _write_h(arrays, place, unit, gru_output(s0, s1, s2, s3, slab[_index(old + unit)]))
 
     @device_function
-    def write_lstm_form(layer, weights, slab, work, stream, scratch, unit, s0, s1, s2, s3):
+    def write_lstm(arrays, place, unit, s0, s1, s2, s3):
+        layer, _, slab, _, _ = arrays
+        stream, _, _, _, _ = place
+        c_place = stream + layer[_index(p.CELL)] + unit
+        new_c = lstm_cell(s0, s1, s2, slab[_index(c_place)])
+        slab[_index(c_place)] = new_c
+        _write_h(arrays, place, unit, lstm_output(s3, new_c))
+
+    @device_function
+    def form_h(arrays, place, unit, s0, s1, s2, s3):
+        """Return the h of an LSTM of another form, and replace its c."""
+        layer, weights, slab, _, _ = arrays
+        stream, _, _, _, _ = place
         c_place = stream + layer[_index(p.CELL)] + unit
         peephole = layer[_index(p.PEEPHOLES)] + 4 * unit
         c = slab[_index(c_place)]
@@ -247,31 +260,104 @@ def make_write_unit(cell: Cell) -> Any:
         new_c = cuda.fma(keep, c, enter * tanh(s2))
         slab[_index(c_place)] = new_c
         out = gate(cuda.fma(weights[_index(peephole + 2)], new_c, s3))
-        work[_index(scratch + layer[_index(p.OUT)] + unit)] = out * tanh(new_c)
+        return out * tanh(new_c)
 
     @device_function
-    def write_gru_form(layer, weights, slab, work, stream, scratch, unit, s0, s1, s2, s3):
-        h = slab[_index(stream + layer[_index(p.STATE)] + unit)]
-        new_h = blend(s1, cuda.fma(gate(s0), s3, s2), h)
-        work[_index(scratch + layer[_index(p.OUT)] + unit)] = new_h
+    def write_lstm_form(arrays, place, unit, s0, s1, s2, s3):
+        _write_h(arrays, place, unit, form_h(arrays, place, unit, s0, s1, s2, s3))
 
     @device_function
-    def write_reset(layer, weights, slab, work, stream, scratch, unit, s0, s1, s2, s3):
+    def write_projected(arrays, place, unit, s0, s1, s2, s3):
+        layer, _, _, work, _ = arrays
+        _, _, _, scratch, _ = place
+        h = form_h(arrays, place, unit, s0, s1, s2, s3)
+        work[_index(scratch + layer[_index(p.OUT)] + unit)] = h
+
+    @device_function
+    def write_gru_form(arrays, place, unit, s0, s1, s2, s3):
+        _, _, slab, _, _ = arrays
+        _, old, _, _, _ = place
+        h = slab[_index(old + unit)]
+        reset = gate(s0)
+        _write_h(arrays, place, unit, blend(s1, cuda.fma(s3, reset, s2), h))
+
+    @device_function
+    def write_reset(arrays, place, unit, s0, s1, s2, s3):
         """Write r h, which is multiplied next, and the sum of z."""
+        layer, _, slab, work, _ = arrays
+        _, old, _, scratch, _ = place
         out = scratch + layer[_index(p.OUT)] + unit
-        h = slab[_index(stream + layer[_index(p.STATE)] + unit)]
-        work[_index(out)] = cuda.fma(gate(s0), h, _ZERO)
+        work[_index(out)] = cuda.fma(gate(s0), slab[_index(old + unit)], _ZERO)
         work[_index(out + layer[_index(p.NUM_UNITS)])] = s1
 
     @device_function
-    def write_blend(layer, weights, slab, work, stream, scratch, unit, s0, s1, s2, s3):
+    def write_blend(arrays, place, unit, s0, s1, s2, s3):
+        layer, _, slab, work, _ = arrays
+        _, old, _, scratch, _ = place
         update = scratch + layer[_index(p.RESET_H)] + layer[_index(p.NUM_UNITS)] + unit
-        h = slab[_index(stream + layer[_index(p.STATE)] + unit)]
-        new_h = blend(work[_index(update)], s0, h)
-        work[_index(scratch + layer[_index(p.OUT)] + unit)] = new_h
+        h = slab[_index(old + unit)]
+        _write_h(arrays, place, unit, blend(work[_index(update)], s0, h))
 
-    if cell.end == FORM:
-        return write_lstm_form if kind == LSTM else write_gru_form
-    if cell.end in (RESET, BLEND):
-        return write_reset if cell.end == RESET else write_blend
-    return write_dense if kind == DENSE else write_plain
+    @device_function
+    def write_output(arrays, place, unit, s0, s1, s2, s3):
+        """Write a number of y; a softmax is left to a launch of its own."""
+        layer, weights, slab, _, y = arrays
+        stream, _, _, _, out = place
+        value = s0
+        if activation != SOFTMAX:
+            value = activate(activation, value)
+            value = add(value, weights[_index(layer[_index(p.LAYER_CENTERS)] + unit)])
+            level = layer[_index(p.LAYER_SIZE + unit)]
+            if level >= 0:
+                value = add(value, slab[_index(stream + level)])
+        y[_index(out + unit)] = value
+
+    plain = {DENSE: write_dense, GRU: write_gru, LSTM: write_lstm}
+    form = {GRU: write_gru_form, LSTM: write_lstm_form}
+    others = {
+        PROJECTED: write_projected,
+        RESET: write_reset,
+        BLEND: write_blend,
+        HEAD: write_output,
+    }
+    if cell.end in (PLAIN, FORM):
+        return (form if cell.end == FORM else plain)[kind]
+    return others[cell.end]
+
+
+@device_function
+def half_of(code, step):
+    """Return in which half the newest h lies before a step: 0 or 1."""
+    return (code ^ step) & 1
+
+
+@device_function
+def place_of_x(layer, slots, row, step, x_start, x_stride):
+    """Return where a row's input begins in x, which may be the newer h of the layer below."""
+    code = int64(slots[_index(row)])
+    in_row = (1 - half_of(code, step)) * layer[_index(p.X_OTHER)]
+    return x_start + row * x_stride + (code >> 1) * layer[_index(p.X_ROW_SIZE)] + in_row
+
+
+@device_function
+def place_of_h(layer, slots, row, step):
+    """Return where a row's old h begins in the slab."""
+    code = int64(slots[_index(row)])
+    in_row = layer[_index(p.STATE)] + half_of(code, step) * layer[_index(p.OTHER)]
+    return (code >> 1) * layer[_index(p.LAYER_ROW_SIZE)] + in_row
+
+
+@device_function
+def place_of_row(layer, slots, row, step, y_start, y_stride):
+    """Return what `make_write_unit` must know of a batch's row.
+
+    Where its stream begins in the slab, its old h and its new one; where it begins in work; where
+    its outputs begin in y.
+    """
+    code = int64(slots[_index(row)])
+    stream = (code >> 1) * layer[_index(p.LAYER_ROW_SIZE)]
+    first, other = stream + layer[_index(p.STATE)], layer[_index(p.OTHER)]
+    if half_of(code, step):
+        first, other = first + other, -other
+    scratch = row * layer[_index(p.LAYER_WORK_SIZE)]
+    return stream, first, i32(other), scratch, y_start + row * y_stride

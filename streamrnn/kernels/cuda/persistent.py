@@ -35,11 +35,17 @@ from numba import cuda, float32, int64
 
 from streamrnn.kernels.activations import SOFTMAX
 from streamrnn.kernels.cuda import plan as p
-from streamrnn.kernels.cuda.activations import activate, gru_output, lstm_cell, lstm_output
+from streamrnn.kernels.cuda.activations import (
+    activate,
+    gru_output,
+    half_of,
+    lstm_cell,
+    lstm_output,
+)
 from streamrnn.kernels.cuda.compiler import chained, device_function, kernel
-from streamrnn.kernels.cuda.features import transform_input
 from streamrnn.kernels.cuda.plan import GpuLayer, GpuPlan
 from streamrnn.kernels.cuda.ptx import i32, load_four, peek, publish, shared_address
+from streamrnn.kernels.cuda.rows import transform_input
 from streamrnn.kernels.gates import DENSE, GRU, LSTM, SHAPES
 
 __all__ = ["PersistentShape", "exchange_size", "make_persistent_kernel", "persistent_shape"]
@@ -111,15 +117,14 @@ def persistent_shape(
     most_units = max(layer.size for layer in plan.layers)
     num_blocks = min(max_blocks, -(-most_units // _UNITS_A_BLOCK))
     num_blocks = -(-most_units // -(-most_units // num_blocks))  # each has a unit of the largest
-    header = plan.header
     for max_rows in range(_MAX_ROWS, 0, -1):
         shape = PersistentShape(
             num_blocks,
             max_rows,
             threads=0,
             memory_size=plan.layers[0].state,
-            has_transforms=bool(header["has_transforms"]),
-            head_activation=int(header["head_activation"]),
+            has_transforms=plan.has_transforms,
+            head_activation=plan.head_activation,
             layers=(*plan.layers, *([plan.head] if plan.head else [])),
             has_head=plan.head is not None,
         )
@@ -246,7 +251,7 @@ def _make_step(shape: PersistentShape, index: int, place: int) -> Any:
     below_words = _exchange_places(shape)[index - 1]
     row_words = shape.max_rows * size
     below_row_words = shape.max_rows * num_x
-    bias, state = layer.bias, layer.state
+    bias, state, other = layer.bias, layer.state, layer.other
     is_head = shape.has_head and index == len(shape.layers) - 1
     is_output = index == len(shape.layers) - 1 and not is_head
     has_transforms, head_activation = shape.has_transforms, shape.head_activation
@@ -256,7 +261,7 @@ def _make_step(shape: PersistentShape, index: int, place: int) -> Any:
     def stage_x(arrays, shared, tag, t, numbers):
         """Write the layer's x: inputs, which every block transforms for itself, or an h."""
         plan, weights, _, exchange, _, x, tokens, _ = arrays
-        num_rows, _, first, stride = numbers
+        num_rows, _, first, stride, _ = numbers
         if not is_first:
             source = below_words + (t & 1) * below_row_words
             _await(exchange, source, num_x, tag, shared, x_first, x_stride, num_rows, threads)
@@ -274,7 +279,7 @@ def _make_step(shape: PersistentShape, index: int, place: int) -> Any:
                 shared[_index(x_first + row * x_stride + k)] = value
 
     @device_function
-    def stage_h(arrays, shared, tag, t, num_rows):
+    def stage_h(arrays, shared, tag, t, num_rows, first_step):
         """Write the layer's h: that of the rows before the first step, then that of all blocks."""
         plan, _, slab, exchange, slots, _, _, _ = arrays
         if t > 0:
@@ -284,8 +289,9 @@ def _make_step(shape: PersistentShape, index: int, place: int) -> Any:
         else:
             for i in range(int64(cuda.threadIdx.x), num_rows * size, threads):
                 row, k = i // size, i % size
-                stream = int64(slots[_index(row)]) * plan[p.ROW_SIZE]
-                h = slab[_index(stream + state + k)]
+                code = int64(slots[_index(row)])
+                first = (code >> 1) * plan[p.ROW_SIZE] + state + half_of(code, first_step) * other
+                h = slab[_index(first + k)]
                 shared[_index(h_first + row * h_stride + k)] = h
 
     @device_function
@@ -302,7 +308,7 @@ def _make_step(shape: PersistentShape, index: int, place: int) -> Any:
     @device_function
     def step(arrays, shared, cells, newest, tag, t, numbers):
         _, weights, _, exchange, _, _, _, y = arrays
-        num_rows, num_steps, _, _ = numbers
+        num_rows, num_steps, _, _, first_step = numbers
         base, tid = shared_address(shared), int64(cuda.threadIdx.x)
         row, column = tid // columns, tid % columns
         unit = int64(cuda.blockIdx.x) * own + column // width
@@ -323,7 +329,7 @@ def _make_step(shape: PersistentShape, index: int, place: int) -> Any:
                 write_output(arrays, shared, t, num_steps, row, unit, total)
             cuda.syncthreads()  # the levels have been read: the next step may change them
             return
-        stage_h(arrays, shared, tag, t, num_rows)
+        stage_h(arrays, shared, tag, t, num_rows, first_step)
         if h_end > size:
             _clear(shared, h_first, h_stride, size, h_end, num_rows, threads)
         cuda.syncthreads()
@@ -356,21 +362,25 @@ def _make_step(shape: PersistentShape, index: int, place: int) -> Any:
 
 
 def _make_keep(shape: PersistentShape, index: int) -> Any:
-    """Return the device function that brings a thread's c of a layer, or puts h and c back."""
+    """Return the device function that brings a thread's c of a layer, or puts h and c back.
+
+    ``end`` is -1 for the first, or the batch's step that comes next.
+    """
     layer = shape.layers[index]
     own, columns, size = shape.own(layer), shape.columns(layer), layer.size
     width, is_lstm = SHAPES[layer.cell.kind].num_accumulators, layer.cell.kind == LSTM
-    state, cell = layer.state, layer.state + layer.num_units
+    state, other, cell = layer.state, layer.other, layer.state + layer.num_units
 
     @device_function
-    def keep(plan, slab, slots, cells, newest, num_rows, is_end):
+    def keep(plan, slab, slots, cells, newest, num_rows, end):
         row, column = int64(cuda.threadIdx.x) // columns, int64(cuda.threadIdx.x) % columns
         unit = int64(cuda.blockIdx.x) * own + column // width
         if row >= num_rows or unit >= size or column % width != 0:
             return
-        stream = int64(slots[_index(row)]) * plan[p.ROW_SIZE]
-        if is_end:
-            slab[_index(stream + state + unit)] = newest[index]
+        code = int64(slots[_index(row)])
+        stream = (code >> 1) * plan[p.ROW_SIZE]
+        if end >= 0:
+            slab[_index(stream + state + half_of(code, end) * other + unit)] = newest[index]
             if is_lstm:
                 slab[_index(stream + cell + unit)] = cells[index]
         elif is_lstm:
@@ -388,7 +398,7 @@ def make_persistent_kernel(shape: PersistentShape) -> Any:
     int64[`exchange_size`], of nobody else; ``x`` float32[:] and ``tokens`` int32[:], the batch's
     inputs, which are the same memory; ``y`` float32[:], for the outputs (a softmax is left to
     `make_softmax_kernel`); the batch's numbers of rows and of steps; ``x_start`` and ``x_stride``,
-    where each row's inputs lie.
+    where each row's inputs lie; ``first_step`` of the batch.
     """
     places, place = [], shape.first_weight
     for layer in shape.layers:
@@ -403,13 +413,25 @@ def make_persistent_kernel(shape: PersistentShape) -> Any:
 
     @kernel(threads)
     def step_persistent(
-        plan, weights, slab, exchange, slots, x, tokens, y, num_rows, num_steps, x_start, x_stride
+        plan,
+        weights,
+        slab,
+        exchange,
+        slots,
+        x,
+        tokens,
+        y,
+        num_rows,
+        num_steps,
+        x_start,
+        x_stride,
+        first_step,
     ):
         shared = cuda.shared.array(0, float32)
         cells = cuda.local.array(num_products, float32)
         newest = cuda.local.array(num_products, float32)
         arrays = (plan, weights, slab, exchange, slots, x, tokens, y)
-        numbers = (num_rows, num_steps, x_start, x_stride)
+        numbers = (num_rows, num_steps, x_start, x_stride, first_step)
         tid = int64(cuda.threadIdx.x)
         number = exchange[0]  # of the launches' steps so far
         for i in range(tid, first_weight, threads):
@@ -417,19 +439,19 @@ def make_persistent_kernel(shape: PersistentShape) -> Any:
         cuda.syncthreads()
         for i in range(tid, num_rows * memory_size, threads):
             row, k = i // memory_size, i % memory_size
-            stream = int64(slots[_index(row)]) * plan[p.ROW_SIZE]
+            stream = (int64(slots[_index(row)]) >> 1) * plan[p.ROW_SIZE]
             shared[_index(i)] = slab[_index(stream + k)]
         load_all(weights, shared)
-        keep_all(plan, slab, slots, cells, newest, num_rows, False)
+        keep_all(plan, slab, slots, cells, newest, num_rows, -1)
         cuda.syncthreads()
         for t in range(num_steps):
             tag = i32((number + t + 1) & _TAG_MASK)
             step_all(arrays, shared, cells, newest, tag, t, numbers)
-        keep_all(plan, slab, slots, cells, newest, num_rows, True)
+        keep_all(plan, slab, slots, cells, newest, num_rows, first_step + num_steps)
         if cuda.blockIdx.x == 0:
             for i in range(tid, num_rows * memory_size, threads):
                 row, k = i // memory_size, i % memory_size
-                stream = int64(slots[_index(row)]) * plan[p.ROW_SIZE]
+                stream = (int64(slots[_index(row)]) >> 1) * plan[p.ROW_SIZE]
                 slab[_index(stream + k)] = shared[_index(i)]
             if tid == 0:
                 exchange[0] = number + num_steps

@@ -35,9 +35,10 @@ import numpy as np
 from numba import cuda, float32, int32, int64
 
 from streamrnn.kernels.cuda import plan as p
-from streamrnn.kernels.cuda.activations import make_write_unit
+from streamrnn.kernels.cuda.activations import make_write_unit, place_of_h, place_of_row, place_of_x
 from streamrnn.kernels.cuda.compiler import device_function, kernel, unrolled
-from streamrnn.kernels.cuda.plan import DEPTH, Cell
+from streamrnn.kernels.cuda.plan import DEPTH
+from streamrnn.kernels.cuda.products import Cell
 from streamrnn.kernels.cuda.ptx import (
     ADDRESS,
     NUM_PACKED,
@@ -360,28 +361,43 @@ def make_tensor_kernel(cell: Cell, shape: TensorShape, precision: str) -> Any:
         return i32(num_eights * gate_pieces * _PIECE)
 
     @device_function
-    def write_row(r, sums, layer, weights, slab, work, slots, first_row, first_unit, num_rows):
+    def write_row(r, sums, arrays, slots, numbers, first_row, first_unit):
+        y_start, y_stride, step, num_rows = numbers
         row = i32(first_row + 8 * r)
         if row >= num_rows:
             return
+        layer, _, _, _, _ = arrays
         size = layer[_index(p.SIZE)]
-        stream = int64(slots[_index(row)]) * layer[_index(p.LAYER_ROW_SIZE)]
-        scratch = row * layer[_index(p.LAYER_WORK_SIZE)]
-        places = (layer, weights, slab, work, stream, scratch)
+        place = place_of_row(layer, slots, row, step, y_start, y_stride)
         for group in range(groups):
             for e in range(2):
                 unit = i32(first_unit + group * _UNITS + e)
                 s = r * row_sums + 2 * group * num_accumulators + e
                 if unit < size:
                     if num_accumulators == 1:
-                        write_unit(*places, unit, sums[s], _ZERO, _ZERO, _ZERO)
+                        write_unit(arrays, place, unit, sums[s], _ZERO, _ZERO, _ZERO)
                     else:
-                        write_unit(*places, unit, sums[s], sums[s + 2], sums[s + 4], sums[s + 6])
+                        s1, s2, s3 = sums[s + 2], sums[s + 4], sums[s + 6]
+                        write_unit(arrays, place, unit, sums[s], s1, s2, s3)
 
     write_rows = unrolled(num_rows_of_thread, write_row)
 
     @kernel(threads, shape.min_blocks)
-    def step_layer(layer, weights, slab, work, x, slots, x_start, x_stride, num_rows):
+    def step_layer(
+        layer,
+        weights,
+        slab,
+        work,
+        x,
+        slots,
+        y,
+        x_start,
+        x_stride,
+        y_start,
+        y_stride,
+        step,
+        num_rows,
+    ):
         shared = shared_memory()
         sums = cuda.local.array(num_sums, float32)
         from_x = cuda.local.array(num_x_copies, ADDRESS)
@@ -399,7 +415,8 @@ def make_tensor_kernel(cell: Cell, shape: TensorShape, precision: str) -> Any:
                         sums[s] = weights[_index(bias + c)]
 
         for i in range(num_x_copies):
-            place = x_start + row_of_copy(tid, i, num_rows) * x_stride
+            row = row_of_copy(tid, i, num_rows)
+            place = place_of_x(layer, slots, row, step, x_start, x_stride)
             from_x[i] = global_address(x, place + tid % row_pieces * 4)
         w_step = begin_weights(from_w, layer, weights, layer[_index(p.X_WEIGHTS)], tid)
         multiply_x(sums, shared, from_x, layer[_index(p.NUM_X)], from_w, w_step)
@@ -407,13 +424,13 @@ def make_tensor_kernel(cell: Cell, shape: TensorShape, precision: str) -> Any:
         tid = thread_index()
         for i in range(num_x_copies):
             row = row_of_copy(tid, i, num_rows)
-            place = int64(slots[_index(row)]) * layer[_index(p.LAYER_ROW_SIZE)]
-            place += layer[_index(p.STATE)]
+            place = place_of_h(layer, slots, row, step)
             from_x[i] = global_address(slab, place + tid % row_pieces * 4)
         w_step = begin_weights(from_w, layer, weights, layer[_index(p.H_WEIGHTS)], tid)
         multiply_h(sums, shared, from_x, layer[_index(p.NUM_H)], from_w, w_step)
 
         row, unit = own_place(thread_index())
-        write_rows(sums, layer, weights, slab, work, slots, row, unit, num_rows)
+        numbers = (y_start, y_stride, step, num_rows)
+        write_rows(sums, (layer, weights, slab, work, y), slots, numbers, row, unit)
 
     return step_layer

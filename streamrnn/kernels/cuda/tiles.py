@@ -30,7 +30,7 @@ k, then those with h, each by one fused multiply-add. That is the order of every
 CPU's: the bits of an output depend neither on the tile nor on the batch.
 
 The new c replaces the old one in the stream's row, since nobody else reads it. The new h goes to
-scratch, since other blocks still read the old one; `streamrnn.kernels.cuda.outputs` commits it.
+its other half there, since other blocks still read the old one; the last product writes y too.
 
 Sums are registers, which only constants can name: where a loop would not be unrolled, a chain of
 functions is (`unrolled`). For two blocks a multiprocessor 128 registers are all there are, of which
@@ -45,12 +45,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import cuda, float32, int64
+from numba import cuda, float32
 
 from streamrnn.kernels.cuda import plan as p
-from streamrnn.kernels.cuda.activations import make_write_unit
+from streamrnn.kernels.cuda.activations import make_write_unit, place_of_h, place_of_row, place_of_x
 from streamrnn.kernels.cuda.compiler import device_function, kernel, unrolled
-from streamrnn.kernels.cuda.plan import BLEND, DEPTH, Cell
+from streamrnn.kernels.cuda.plan import DEPTH
+from streamrnn.kernels.cuda.products import BLEND, Cell
 from streamrnn.kernels.cuda.ptx import (
     ADDRESS,
     commit_copies,
@@ -231,11 +232,13 @@ def make_layer_kernel(cell: Cell, shape: TileShape) -> Any:
     Returns
     -------
     numba dispatcher
-        Its arguments: ``layer`` int64[:], a layer's words of a `GpuPlan`, and ``weights``
-        float32[:] of the plan; ``slab``, float32[num_slots * row_size]; ``work``,
-        float32[max_rows * work_size]; ``x``, float32[:]; ``slots``, int32[:], each row's place in
-        the slab; ``x_start`` and ``x_stride``, where each row's input lies in x, multiples of 4,
-        padded with numbers to a multiple of `DEPTH`; ``num_rows``.
+        Its arguments: ``layer`` int64[:], a `GpuPlan`'s words from those of the layer on, and
+        ``weights`` float32[:] of the plan; ``slab``, float32[num_slots * row_size]; ``work``,
+        float32[max_rows * work_size]; ``x``, float32[:]; ``slots``, int32[:], each row's code;
+        ``y``, float32[:]; ``x_start`` and ``x_stride``, where each row's input lies in x (or in
+        the row of its stream there), multiples of 4, padded with numbers to a multiple of `DEPTH`;
+        ``y_start`` and ``y_stride``, where its output lies in y; ``step``, of the batch's;
+        ``num_rows``.
     """
     num_sums_of_unit = SHAPES[cell.kind].num_accumulators
     rows, groups = shape.num_rows, shape.num_groups
@@ -261,6 +264,12 @@ def make_layer_kernel(cell: Cell, shape: TileShape) -> Any:
         return i32(row), i32(column)
 
     @device_function
+    def places_of(shared, tid):
+        """Return where a thread copies to in a stage; where its rows and its columns begin."""
+        row, column = own_place(tid)
+        return i32(shared + 16 * tid), i32(shared + 4 * DEPTH * row), i32(shared + 4 * column)
+
+    @device_function
     def first_weight(layer, tid):
         """Return where a thread's copies of a matrix begin."""
         num_columns = i32(layer[_index(p.NUM_UNITS)] * num_sums_of_unit)
@@ -273,35 +282,49 @@ def make_layer_kernel(cell: Cell, shape: TileShape) -> Any:
         return min(row, i32(num_rows - 1))
 
     @device_function
-    def write_row(r, sums, layer, weights, slab, work, slots, first_row, first_column, num_rows):
+    def write_row(r, sums, arrays, slots, numbers, first_row, first_column):
+        y_start, y_stride, step, num_rows = numbers
         row = i32(first_row + r * row_step)
         if row >= num_rows:
             return
+        layer, _, _, _, _ = arrays
         size = layer[_index(p.SIZE)]
-        stream = int64(slots[_index(row)]) * layer[_index(p.LAYER_ROW_SIZE)]
-        scratch = row * layer[_index(p.LAYER_WORK_SIZE)]
+        place = place_of_row(layer, slots, row, step, y_start, y_stride)
         for g in range(groups):
             column = i32(first_column + g * group_step)
             s = 4 * (r * groups + g)
             s0, s1, s2, s3 = sums[s], sums[s + 1], sums[s + 2], sums[s + 3]
-            places = (layer, weights, slab, work, stream, scratch)
             if not is_dense:
                 if column // 4 < size:
-                    write_unit(*places, column // 4, s0, s1, s2, s3)
+                    write_unit(arrays, place, column // 4, s0, s1, s2, s3)
                 continue
             if column < size:
-                write_unit(*places, column, s0, _ZERO, _ZERO, _ZERO)
+                write_unit(arrays, place, column, s0, _ZERO, _ZERO, _ZERO)
             if column + 1 < size:
-                write_unit(*places, column + 1, s1, _ZERO, _ZERO, _ZERO)
+                write_unit(arrays, place, column + 1, s1, _ZERO, _ZERO, _ZERO)
             if column + 2 < size:
-                write_unit(*places, column + 2, s2, _ZERO, _ZERO, _ZERO)
+                write_unit(arrays, place, column + 2, s2, _ZERO, _ZERO, _ZERO)
             if column + 3 < size:
-                write_unit(*places, column + 3, s3, _ZERO, _ZERO, _ZERO)
+                write_unit(arrays, place, column + 3, s3, _ZERO, _ZERO, _ZERO)
 
     write_rows = unrolled(rows, write_row)
 
     @kernel(shape.num_threads, shape.min_blocks)
-    def step_layer(layer, weights, slab, work, x, slots, x_start, x_stride, num_rows):
+    def step_layer(
+        layer,
+        weights,
+        slab,
+        work,
+        x,
+        slots,
+        y,
+        x_start,
+        x_stride,
+        y_start,
+        y_stride,
+        step,
+        num_rows,
+    ):
         shared = shared_memory()
         sums = cuda.local.array(num_sums, float32)
         from_x = cuda.local.array(num_x_copies, ADDRESS)
@@ -315,29 +338,31 @@ def make_layer_kernel(cell: Cell, shape: TileShape) -> Any:
                 for r in range(rows):
                     sums[4 * (r * groups + g) + c] = weights[_index(bias + c)]
 
-        places = (i32(shared + 16 * tid), i32(shared + 4 * DEPTH * row), i32(shared + 4 * column))
+        places = places_of(shared, tid)
         w_step = i32(4 * w_rows * num_columns)
         for i in range(num_x_copies):
-            place = x_start + row_of_copy(tid, i, num_rows) * x_stride
+            row = row_of_copy(tid, i, num_rows)
+            place = place_of_x(layer, slots, row, step, x_start, x_stride)
             from_x[i] = global_address(x, place + tid % (DEPTH // _COPY) * _COPY)
         from_w = global_address(weights, layer[_index(p.X_WEIGHTS)] + first_weight(layer, tid))
         multiply_x(sums, places, from_x, layer[_index(p.NUM_X)], from_w, w_step)
 
         tid = thread_index()
+        places = places_of(shared, tid)
         for i in range(num_x_copies):
             row, k = row_of_copy(tid, i, num_rows), tid % (DEPTH // _COPY) * _COPY
             if h_is_scratch:
                 place = row * layer[_index(p.LAYER_WORK_SIZE)] + layer[_index(p.RESET_H)]
                 from_x[i] = global_address(work, place + k)
             else:
-                place = int64(slots[_index(row)]) * layer[_index(p.LAYER_ROW_SIZE)]
-                from_x[i] = global_address(slab, place + layer[_index(p.STATE)] + k)
+                from_x[i] = global_address(slab, place_of_h(layer, slots, row, step) + k)
         from_w = global_address(weights, layer[_index(p.H_WEIGHTS)] + first_weight(layer, tid))
         multiply_h(sums, places, from_x, layer[_index(p.NUM_H)], from_w, w_step)
 
         row, column = own_place(thread_index())
         row = i32(row + i32(cuda.blockIdx.x) * block_rows)
         column = i32(column + i32(cuda.blockIdx.y) * block_columns)
-        write_rows(sums, layer, weights, slab, work, slots, row, column, num_rows)
+        numbers = (y_start, y_stride, step, num_rows)
+        write_rows(sums, (layer, weights, slab, work, y), slots, numbers, row, column)
 
     return step_layer

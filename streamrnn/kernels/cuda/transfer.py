@@ -10,17 +10,21 @@ from numpy.typing import NDArray
 
 from streamrnn.kernels.cuda.compiler import SIMULATED, num_multiprocessors
 from streamrnn.kernels.cuda.launches import (
-    DRIVER_FUNCTIONS,
     Launch,
     Limits,
+    Number,
+    first_input,
+    launches_of_batch,
+    take_halves,
+)
+from streamrnn.kernels.cuda.network import Batch, Network, Slab
+from streamrnn.kernels.cuda.table import (
+    DRIVER_FUNCTIONS,
     begin_batch,
     compute_batch,
     end_batch,
-    first_input,
-    launches_of_batch,
     pack_launches,
 )
-from streamrnn.kernels.cuda.network import Batch, Network
 
 __all__ = ["Transfer", "signature_of"]
 
@@ -34,7 +38,7 @@ class Transfer:
     ----------
     network : Network
         What is stepped.
-    slab : device array of float32
+    slab : Slab
         The streams' rows.
     x_size, y_size : int
         Numbers that the buffers hold: slots and inputs, and outputs.
@@ -47,19 +51,20 @@ class Transfer:
         The buffers on the GPU.
     x : ndarray of float32, shape (x_size,)
         Pinned: a batch's slots (int32), and its inputs [num_rows, num_steps, num_inputs], which
-        begin at `first_input`.
+        begin at `first_input`. `begin` makes codes of the slots.
     y : ndarray of float32, shape (y_size,)
-        Pinned: its outputs [num_rows, num_steps, output_size], after `end`.
+        Pinned: its outputs [num_rows, num_steps, num_outputs], after `end`.
     """
 
-    def __init__(self, network: Network, slab: Any, x_size: int, y_size: int, compute: Any) -> None:
+    def __init__(
+        self, network: Network, slab: Slab, x_size: int, y_size: int, compute: Any
+    ) -> None:
         self.x: NDArray[np.float32] = cuda.pinned_array(x_size, np.float32)
         self.y: NDArray[np.float32] = cuda.pinned_array(y_size, np.float32)
         x = cuda.device_array(x_size, np.float32)
         self.batch = Batch(x.view(np.int32), x, cuda.device_array(y_size, np.float32))
         self._launches = network.launches(slab, self.batch)
-        self._num_inputs = self._launches.num_inputs
-        self._output_size = int(network.plan.header["output_size"])
+        self._halves = slab.halves
         # Whatever the driver knows by number must live as long as the transfer.
         self._kept: list[Any] = [network, slab, compute]
         self._table = 0 if SIMULATED else self._pack(compute)
@@ -79,20 +84,25 @@ class Transfer:
         if not SIMULATED:
             _check(end_batch(self._table))
 
-    def compute(self, num_rows: int, num_steps: int) -> None:
-        """Start the launches of a batch, without its copies."""
+    def compute(self, num_rows: int, num_steps: int, first_step: int = 0) -> None:
+        """Start the launches of a batch whose codes and inputs are on the GPU.
+
+        ``first_step``: steps of these rows since the codes were made.
+        """
         if not SIMULATED:
-            _check(compute_batch(self._table, num_rows, num_steps))
+            _check(compute_batch(self._table, num_rows, num_steps, first_step))
             return
-        for launch, grid, arguments in launches_of_batch(self._launches, num_rows, num_steps):
+        batch = (self._launches, num_rows, num_steps, first_step)
+        for launch, grid, arguments in launches_of_batch(*batch):
             launch.kernel[grid, launch.threads, 0, launch.shared_bytes](*arguments)
 
     def _simulate(self, num_rows: int, num_steps: int) -> None:
         """Do what `begin_batch` does, in Python."""
-        size = first_input(num_rows) + num_rows * num_steps * self._num_inputs
+        take_halves(self.x.ctypes.data, self._halves.ctypes.data, num_rows, num_steps)
+        size = first_input(num_rows) + num_rows * num_steps * self._launches.num_inputs
         self.batch.x[:size].copy_to_device(self.x[:size])
         self.compute(num_rows, num_steps)
-        size = num_rows * num_steps * self._output_size
+        size = num_rows * num_steps * self._launches.num_outputs
         self.y[:size] = self.batch.y[:size].copy_to_host()
 
     def _pack(self, compute: Any) -> int:
@@ -100,7 +110,7 @@ class Transfer:
 
         copies = cuda.stream()
         events = {name: cuda.event(timing=False) for name in ("sent", "computed", "received")}
-        head = {"output_size": self._output_size}
+        head: dict[str, int] = {}
         for name in DRIVER_FUNCTIONS:
             error, address, _ = driver.cuGetProcAddress(name.encode(), _DRIVER_VERSION, 0)
             _check(int(error))
@@ -109,11 +119,21 @@ class Transfer:
         _check(int(error))
         head |= {"context": int(context), "compute": int(compute), "copies": int(copies)}
         head |= {name: int(event.handle) for name, event in events.items()}
-        head |= {"host_x": self.x.ctypes.data, "host_y": self.y.ctypes.data}
-        head |= {"device_x": _pointer(self.batch.x), "device_y": _pointer(self.batch.y)}
-        table, kept = pack_launches(self._launches, _function, _pointer, head, _limits)
+        for name, host, device in (("x", self.x, self.batch.x), ("y", self.y, self.batch.y)):
+            error, mapped = driver.cuMemHostGetDevicePointer(host.ctypes.data, 0)
+            _check(int(error))
+            head |= {f"host_{name}": host.ctypes.data, f"mapped_{name}": int(mapped)}
+            head[f"device_{name}"] = _pointer(device)
+        head["halves"] = self._halves.ctypes.data
+        table, kept = pack_launches(self._launches, _function, self._pointer, head, _limits)
         self._kept += [copies, events, table, kept]
         return int(table.ctypes.data)
+
+    def _pointer(self, array: Any) -> int:
+        """Return an array's address, or that it is one that differs from batch to batch."""
+        if array is self.batch.x or array is self.batch.slots:
+            return Number.X_ADDRESS
+        return Number.Y_ADDRESS if array is self.batch.y else _pointer(array)
 
 
 def signature_of(launch: Launch) -> tuple[Any, ...]:

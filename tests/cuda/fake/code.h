@@ -7,6 +7,7 @@
 #include <string.h>
 
 #define DEVICE (1ull << 62) /* in every address of device memory */
+#define MAPPED (1ull << 61) /* in every address by which a kernel reaches the host's memory */
 
 enum { MAX_THREADS = 1024, SHARED = 49152 }; /* of a block; more shared memory has to be asked for */
 
@@ -83,36 +84,69 @@ static Library *read_library(const char *elf)
     return library;
 }
 
+/* Words of a plan, and of a layer of it, as `streamrnn/kernels/cuda/plan.py` numbers them. */
+enum { RECORD_SIZE, ROW_SIZE, WORK_SIZE, NUM_INPUTS, NUM_OUTPUTS, FEATURES, FIRST_LAYER = 11 };
+enum { LAYER_ROW_SIZE, LAYER_WORK_SIZE, X_ROW_SIZE, X_OTHER, STATE = 8, OTHER, STATE_SIZE = 18, LAYER_OUTPUTS };
+
+#define ARRAY(type, k) ((type *)(values[7 * (k) + 4] & ~(DEVICE | MAPPED)))
+#define SIZE(k) values[7 * (k) + 2]
+
+static void move_rows(int64_t *values)
+{
+    int64_t *plan = ARRAY(int64_t, 0), *layer = plan + plan[FIRST_LAYER], stride = values[28], inwards = values[29];
+    for (int64_t i = 0; i < SIZE(2); i++) {
+        int code = ARRAY(int32_t, 2)[i];
+        float *row = ARRAY(float, 1) + (code >> 1) * plan[ROW_SIZE], *record = ARRAY(float, 3) + i * stride;
+        memcpy(inwards ? row : record, inwards ? record : row, 4 * plan[RECORD_SIZE]);
+        if (!inwards && code & 1) record[layer[STATE]] = row[layer[STATE] + layer[OTHER]];
+    }
+}
+
+static void write_features(int64_t *values)
+{
+    int64_t *plan = ARRAY(int64_t, 0), *numbers = values + 7 * 7;
+    for (int64_t row = 0; row < numbers[2]; row++)
+        ARRAY(float, 3)[row * plan[WORK_SIZE] + plan[FEATURES]] = ARRAY(float, 5)[numbers[0] + row * numbers[1]];
+}
+
+/* The first layer adds x to its h; the h of the others is their x. */
+static void step_layer(int64_t *values)
+{
+    int64_t *layer = ARRAY(int64_t, 0), *numbers = values + 7 * 7, step = numbers[4];
+    for (int64_t row = 0; row < numbers[5]; row++) {
+        int code = ARRAY(int32_t, 5)[row], half = (code ^ step) & 1;
+        float *h = ARRAY(float, 2) + (code >> 1) * layer[LAYER_ROW_SIZE] + layer[STATE];
+        float value = ARRAY(float, 4)[numbers[0] + row * numbers[1] + (code >> 1) * layer[X_ROW_SIZE]
+                                      + !half * layer[X_OTHER]];
+        if (!layer[X_ROW_SIZE]) value += h[half * layer[OTHER]];
+        if (layer[STATE_SIZE]) h[!half * layer[OTHER]] = value;
+        for (int64_t j = 0; j < layer[LAYER_OUTPUTS]; j++)
+            ARRAY(float, 6)[numbers[2] + row * numbers[3] + j] = value + j;
+    }
+}
+
+static void step_persistent(int64_t *values)
+{
+    int64_t *plan = ARRAY(int64_t, 0), *layer = plan + plan[FIRST_LAYER], *numbers = values + 7 * 8;
+    int64_t num_rows = numbers[0], num_steps = numbers[1], num_outputs = plan[NUM_OUTPUTS];
+    for (int64_t row = 0; row < num_rows; row++) {
+        int code = ARRAY(int32_t, 4)[row], half = (code ^ numbers[4]) & 1;
+        float *h = ARRAY(float, 2) + (code >> 1) * plan[ROW_SIZE] + layer[STATE], value = h[half * layer[OTHER]];
+        for (int64_t t = 0; t < num_steps; t++) {
+            value += ARRAY(float, 5)[numbers[2] + row * numbers[3] + t * plan[NUM_INPUTS]];
+            for (int64_t j = 0; j < num_outputs; j++)
+                ARRAY(float, 7)[(row * num_steps + t) * num_outputs + j] = value + j;
+        }
+        h[((half ^ num_steps) & 1) * layer[OTHER]] = value;
+    }
+}
+
 static void run_kernel(Kernel *kernel, int64_t *values)
 {
-#define ARRAY(type, k) ((type *)(values[7 * (k) + 4] & ~DEVICE))
-#define SIZE(k) values[7 * (k) + 2]
-    const char *name = kernel->name;
-    if (strstr(name, "start_rows")) {
-        for (int64_t i = 0; i < SIZE(1); i++)
-            memcpy(ARRAY(float, 0) + ARRAY(int32_t, 1)[i] * SIZE(2), ARRAY(float, 2), 4 * SIZE(2));
-    } else if (strstr(name, "move_rows")) {
-        int64_t size = values[21], inwards = values[22];
-        for (int64_t i = 0; i < SIZE(1); i++) {
-            float *row = ARRAY(float, 0) + ARRAY(int32_t, 1)[i] * size, *other = ARRAY(float, 2) + i * size;
-            memcpy(inwards ? row : other, inwards ? other : row, 4 * size);
-        }
-    } else if (strstr(name, "6finish") || strstr(name, "step_persistent")) {
-        int is_persistent = !strstr(name, "6finish");
-        int64_t *plan = ARRAY(int64_t, 0), num_inputs = plan[2], num_outputs = plan[3];
-        int64_t *numbers = values + (is_persistent ? 7 * 8 : 7 * 6);
-        int64_t num_rows = numbers[0], num_steps = numbers[is_persistent ? 1 : 2];
-        int64_t first = is_persistent ? 0 : numbers[1], end = is_persistent ? num_steps : first + 1;
-        int32_t *slots = ARRAY(int32_t, 4);
-        float *x = (float *)slots + (num_rows + 3) / 4 * 4, *y = ARRAY(float, is_persistent ? 7 : 5);
-        for (int64_t t = first; t < end; t++)
-            for (int64_t row = 0; row < num_rows; row++) {
-                float *state = ARRAY(float, 2) + slots[row] * plan[0];
-                *state += x[(row * num_steps + t) * num_inputs];
-                for (int64_t j = 0; j < num_outputs; j++)
-                    y[(row * num_steps + t) * num_outputs + j] = *state + j;
-            }
-    }
+    if (strstr(kernel->name, "move_rows")) move_rows(values);
+    if (strstr(kernel->name, "write_features")) write_features(values);
+    if (strstr(kernel->name, "step_layer")) step_layer(values);
+    if (strstr(kernel->name, "step_persistent")) step_persistent(values);
 }
 
 #endif

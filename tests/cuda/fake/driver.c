@@ -7,8 +7,9 @@
    of the host's: whoever reads there crashes.
 
    Kernels compute nothing, but a few do what shows whether the right numbers are in the right
-   places: rows of the slab are moved and started; each step of a stream adds its first input to the
-   row's first number, and its outputs are that number, plus 0, 1, 2, ... */
+   places: records become rows and rows records; each step of a stream adds its first input to the
+   first number of the first layer's h, which the next layers hand on, and its outputs are that
+   number, plus 0, 1, 2, ... */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
@@ -100,42 +101,55 @@ Result cuDeviceGetAttribute(int *value, int attribute, int device)
 
 /* Memory */
 
-static struct { char *host; size_t size; } memory[MANY];
+static struct { char *host; size_t size; Pointer kind; } memory[MANY];
 
-/* Where device memory lies, or null if the bytes are not all in one allocation. */
+/* Where memory lies, of the device or pinned; null if the bytes are not all in one allocation. */
 static char *place_of(Pointer pointer, size_t size)
 {
-    char *host = (char *)(pointer & ~DEVICE);
-    for (int i = 0; pointer & DEVICE && i < MANY; i++)
-        if (memory[i].host && host >= memory[i].host && host + size <= memory[i].host + memory[i].size)
+    Pointer kind = pointer & (DEVICE | MAPPED);
+    char *host = (char *)(pointer & ~kind);
+    for (int i = 0; kind && i < MANY; i++)
+        if (memory[i].host && memory[i].kind == kind && host >= memory[i].host
+            && host + size <= memory[i].host + memory[i].size)
             return host;
     return 0;
 }
 
 Result cuMemGetInfo(size_t *left, size_t *total) { IN_CONTEXT; *left = 70ull << 30; *total = 80ull << 30; return OK; }
+static Pointer allocate(size_t size, Pointer kind)
+{
+    Pointer found = 0;
+    pthread_mutex_lock(&lock);
+    for (int i = 0; !found && i < MANY; i++)
+        if (!memory[i].host) {
+            memory[i].host = aligned_alloc(4096, (size + 4095) / 4096 * 4096);
+            memory[i].size = size;
+            memory[i].kind = kind;
+            memset(memory[i].host, 0xff, size); /* NaN: nobody has written it yet */
+            found = (Pointer)memory[i].host | kind;
+        }
+    pthread_mutex_unlock(&lock);
+    return found;
+}
 Result cuMemAlloc(Pointer *pointer, size_t size)
 {
     IN_CONTEXT;
-    pthread_mutex_lock(&lock);
-    Result result = NO_MEMORY;
-    for (int i = 0; result && i < MANY; i++)
-        if (!memory[i].host) {
-            memory[i].host = aligned_alloc(256, (size + 255) / 256 * 256);
-            memory[i].size = size;
-            memset(memory[i].host, 0xff, size); /* NaN: nobody has written it yet */
-            *pointer = (Pointer)memory[i].host | DEVICE;
-            result = OK;
-        }
-    pthread_mutex_unlock(&lock);
-    return result;
+    *pointer = allocate(size, DEVICE);
+    return *pointer ? OK : NO_MEMORY;
 }
 Result cuMemHostAlloc(void **pointer, size_t size, unsigned flags)
 {
     IN_CONTEXT;
-    *pointer = aligned_alloc(4096, (size + 4095) / 4096 * 4096);
-    return *pointer ? OK : NO_MEMORY;
+    Pointer found = allocate(size, MAPPED);
+    *pointer = (void *)(found & ~MAPPED);
+    return found ? OK : NO_MEMORY;
 }
 Result cuMemAllocHost(void **pointer, size_t size) { return cuMemHostAlloc(pointer, size, 0); }
+Result cuMemHostGetDevicePointer(Pointer *pointer, void *host, unsigned flags)
+{
+    *pointer = (Pointer)host | MAPPED;
+    return place_of(*pointer, 1) ? OK : refuse(INVALID, "no pinned memory", 0);
+}
 Result cuPointerGetAttribute(void *data, int attribute, Pointer pointer) { *(Pointer *)data = pointer; return OK; }
 
 /* Machine code */
@@ -246,7 +260,7 @@ static Result free_memory(Pointer pointer)
 {
     run_all();
     for (int i = 0; i < MANY; i++)
-        if (memory[i].host && (Pointer)memory[i].host == (pointer & ~DEVICE)) {
+        if (memory[i].host && ((Pointer)memory[i].host | memory[i].kind) == pointer) {
             free(memory[i].host);
             memory[i].host = 0;
             return OK;
@@ -254,12 +268,11 @@ static Result free_memory(Pointer pointer)
     return refuse(INVALID, "no such memory", pointer);
 }
 Result cuMemFree(Pointer pointer) { LOCKED(free_memory(pointer)); }
-static Result free_host(void *pointer) { run_all(); free(pointer); return OK; }
-Result cuMemFreeHost(void *pointer) { LOCKED(free_host(pointer)); }
+Result cuMemFreeHost(void *pointer) { LOCKED(free_memory((Pointer)pointer | MAPPED)); }
 
 static Result copy(void *host, Pointer device, size_t size, int is_inwards, void *stream, int is_async)
 {
-    char *place = place_of(device, size);
+    char *place = device & DEVICE ? place_of(device, size) : 0;
     if (!place) return refuse(INVALID, "a copy beyond its memory", size);
     Work work = {COPY, is_inwards ? place : host, is_inwards ? host : place, size};
     Result result = give(is_async ? stream : 0, work);
@@ -372,7 +385,7 @@ static Result launch(Kernel *kernel, const unsigned *grid, const unsigned *block
     for (int i = 0; i < count; i++) values[i] = *(int64_t *)parameters[i];
     for (int i = 0; i < count; i++)
         /* An array: its size and that of an element stand before its address. */
-        if (values[i] & DEVICE && values[i] > 0 && !place_of(values[i], i < 2 ? 1 : values[i - 1] * values[i - 2])) {
+        if (values[i] & (DEVICE | MAPPED) && values[i] > 0 && !place_of(values[i], i < 2 ? 1 : values[i - 1] * values[i - 2])) {
             free(values);
             return refuse(ILLEGAL_ADDRESS, "an argument beyond its memory", i);
         }

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from streamrnn.kernels.cuda import network
 from streamrnn.kernels.cuda.compiler import SIMULATED, kernel
 from streamrnn.kernels.cuda.launches import first_input
+from streamrnn.kernels.cuda.plan import GpuPlan
 from streamrnn.kernels.cuda.transfer import Transfer
 from streamrnn.model.model import Model
 
@@ -115,24 +116,26 @@ class ResidentStreams:
         self._shape = x.shape
         self._output_size = model.spec.output_size
         num_streams, num_steps, _ = x.shape
-        streams = network.Network(model, num_streams, precision)
+        streams = network.Network(GpuPlan(model, precision), num_streams)
         slots = np.arange(num_streams, dtype=np.int32)
-        slab = cuda.device_array(num_streams * streams.plan.row_size, np.float32)
+        slab = streams.make_slab(num_streams)
         streams.start_rows(slab, slots)
         self._stream = cuda.stream()
         y_size = num_streams * num_steps * self._output_size
         inputs = np.zeros(first_input(num_streams) + x.size, np.float32)
-        inputs[:num_streams].view(np.int32)[:] = slots
+        inputs[:num_streams].view(np.int32)[:] = slots << 1  # codes
         inputs[first_input(num_streams) :] = x.reshape(-1)
         self._transfer = Transfer(streams, slab, inputs.size, y_size, self._stream)
         self._transfer.batch.x.copy_to_device(inputs)
+        self._num_steps_run = 0
         cuda.synchronize()
 
     def run(self, num_repeats: int) -> None:
         """Advance every stream by T steps so many times, with the same inputs, and wait."""
         num_streams, num_steps, _ = self._shape
         for _ in range(num_repeats):
-            self._transfer.compute(num_streams, num_steps)
+            self._transfer.compute(num_streams, num_steps, self._num_steps_run)
+            self._num_steps_run += num_steps
         self._stream.synchronize()
 
     def outputs(self) -> NDArray[np.float32]:
