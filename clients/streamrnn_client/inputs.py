@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamrnn_client.errors import BadName, BadValue, NotSupported, WrongLength
-from streamrnn_client.protocol.input_names import InputMistake, InputNames
+from streamrnn_client.protocol.input_names import InputMistake, InputNames, origins_of
 
 __all__ = ["ModelInfo"]
 
@@ -47,6 +47,8 @@ class ModelInfo:
         Whether x holds uint32 token ids instead of float32 values.
     dtype : numpy.dtype
         Of x on the wire: little-endian float32 or uint32.
+    output_dtype : numpy.dtype
+        Of y as it is returned: float32, or float64 where an output has an origin.
     row_bytes : int
         What one stream's state takes in the server.
 
@@ -79,6 +81,12 @@ class ModelInfo:
             self.num_inputs: int = sum(math.prod(item.get("shape", ())) for item in inputs)
             self.output_size: int = sum(map(math.prod, self.output_shapes.values()))
             self.is_token: bool = inputs[0]["kind"] == "token"
+            origins = (
+                origins_of([item.get("origin", 0.0) for item in inputs for _ in _elements(item)]),
+                origins_of(
+                    [o.get("origin", 0.0) for o in self.spec["outputs"] for _ in _elements(o)]
+                ),
+            )
             names = (self.name, self.fingerprint, *self.input_names, *self.output_names)
             if not all(isinstance(name, str) for name in names) or not self.output_names:
                 raise TypeError("a name is no string, or there is no output")
@@ -88,6 +96,10 @@ class ModelInfo:
                 "client and server should be of the same version"
             ) from None
         self.dtype = TOKEN if self.is_token else FLOAT
+        self._input_origins, self._output_origins = origins
+        # Of what is given, before the origins are subtracted.
+        self._given = self.dtype if self._input_origins is None else np.dtype(np.float64)
+        self.output_dtype = np.dtype(np.float32 if self._output_origins is None else np.float64)
         self._pack_floats = struct.Struct(f"<{self.num_inputs}f").pack
 
     def __repr__(self) -> str:
@@ -100,6 +112,9 @@ class ModelInfo:
         or by index. A model with one input also takes a plain number. `x` itself is returned where
         it fits. Raises `WrongLength`, `BadValue` or `BadName`.
         """
+        return self._from_origins(self._one_step(x))
+
+    def _one_step(self, x: Any) -> Array:
         array = self._to_short_array(x)
         if array is None:
             array = self._names.flat(self._to_array(x), 0)
@@ -120,38 +135,51 @@ class ModelInfo:
         """
         array = self._names.flat(self._to_array(x), 1)
         if array.ndim == 2 and array.shape[1] == self.num_inputs:
-            return array
+            return self._from_origins(array)
         if array.ndim == 1 and self.num_inputs == 1:
-            return array.reshape(-1, 1)
+            return self._from_origins(array.reshape(-1, 1))
         raise self._wrong_shape(array, f"({what}, {self.num_inputs})", "many steps")
 
     def row_arrays(self, inputs: Mapping[Any, Any]) -> Array:
-        """Return one step each of many streams as an array [B, num_inputs].
+        """Return one step each of many streams as an array [B, num_inputs], for `steps_array`.
 
         Rows are in the mapping's order. Raises as `step_array`; the message names the stream.
         """
-        rows = np.empty((len(inputs), self.num_inputs), self.dtype)
+        rows = np.empty((len(inputs), self.num_inputs), self._given)
         for row, (stream, x) in zip(rows, inputs.items(), strict=True):
             try:
-                row[:] = self.step_array(x)
+                row[:] = self._one_step(x)
             except (WrongLength, BadValue, BadName) as error:
                 raise type(error)(f"stream {stream!r}: {error}", error.detail) from None
         return rows
 
     def outputs(self, y: Any) -> Array:
-        """Return a reply's little-endian float32 as a writable array [t * output_size]."""
+        """Return a reply's outputs as a writable array [t * output_size] of `output_dtype`."""
         if type(y) is not bytes or len(y) % (4 * self.output_size):
             raise NotSupported(
                 f"the server answered with outputs that are not those of model {self.name!r}; was "
                 "it started again with another model under this name? Make a new Client"
             )
-        return np.frombuffer(bytearray(y), FLOAT)
+        return self.to_origins(np.frombuffer(bytearray(y), FLOAT))
+
+    def to_origins(self, y: Array) -> Array:
+        """Return outputs, [...] of whole steps, as the user counts them."""
+        if self._output_origins is None:
+            return y
+        return (y.reshape(-1, self.output_size) + self._output_origins).reshape(y.shape)
+
+    def _from_origins(self, x: Array) -> Array:
+        """Return x, [..., num_inputs], as it goes on the wire."""
+        if self._input_origins is None:
+            return x
+        with np.errstate(over="ignore"):
+            return (x - self._input_origins).astype(FLOAT)
 
     def _to_short_array(self, x: Any) -> Array | None:
         """Convert a short list of floats, which NumPy's general way takes long for."""
         if type(x) is not list or len(x) != self.num_inputs or len(x) > _MAX_SHORT:
             return None
-        if self.is_token or set(map(type, x)) != {float}:
+        if self.is_token or self._input_origins is not None or set(map(type, x)) != {float}:
             return None
         try:
             return np.frombuffer(self._pack_floats(*x), FLOAT)
@@ -159,12 +187,12 @@ class ModelInfo:
             return None
 
     def _to_array(self, x: Any) -> Array:
-        if type(x) is np.ndarray and x.dtype == self.dtype and x.flags.c_contiguous:
+        if type(x) is np.ndarray and x.dtype == self._given and x.flags.c_contiguous:
             return x
         try:
             columns = self._names.columns(x)
             if columns is not None:
-                return np.ascontiguousarray(self._names.stack(columns, self._column), self.dtype)
+                return np.ascontiguousarray(self._names.stack(columns, self._column), self._given)
         except InputMistake as mistake:
             kind = WrongLength if mistake.kind == "length" else BadName
             raise kind(str(mistake), mistake.detail) from None
@@ -179,7 +207,7 @@ class ModelInfo:
                 array = np.asarray(x)
                 if array.dtype.kind not in "fiub":
                     raise ValueError(f"it holds {array.dtype}")
-                return np.ascontiguousarray(array, FLOAT).reshape(array.shape)
+                return np.ascontiguousarray(array, self._given).reshape(array.shape)
         except (ValueError, TypeError) as error:
             raise BadValue(
                 f"{what} is no array of numbers ({error}); give numbers in the order "
@@ -206,3 +234,8 @@ class ModelInfo:
             f"inputs {self._names}",
             {"shape": list(array.shape), "num_inputs": self.num_inputs},
         )
+
+
+def _elements(item: Mapping[str, Any]) -> range:
+    """One for each element of an input or output."""
+    return range(math.prod(item.get("shape", ())))

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,10 +119,11 @@ def _opened(output: str | os.PathLike[str]) -> Iterator[IO[str]]:
             yield file
 
 
-def _rows(table: Table, copied: Iterable[str], y: NDArray[np.float32]) -> Iterator[list[str]]:
+def _rows(table: Table, copied: Iterable[str], y: NDArray[Any]) -> Iterator[list[str]]:
     columns = [table.column(name) for name in copied]
+    digits = ".9g" if y.dtype == np.float32 else ".15g"
     for start in range(0, table.num_rows, BLOCK_ROWS):
         stop = min(start + BLOCK_ROWS, table.num_rows)
         texts = [column.texts(start, stop) for column in columns]
         for k, outputs in enumerate(y[start:stop].tolist()):
-            yield [*(text[k] for text in texts), *(format(value, ".9g") for value in outputs)]
+            yield [*(text[k] for text in texts), *(format(value, digits) for value in outputs)]

@@ -23,6 +23,7 @@ from streamrnn.kernels.precisions import DEVICE_PRECISIONS
 from streamrnn.model.model import Model
 from streamrnn.state.transfer import record_of_row, row_of_record
 from streamrnn_client.protocol import ProtocolError, StreamId, canonical_id
+from streamrnn_client.protocol.input_names import origins_of
 
 __all__ = ["Engine"]
 
@@ -80,6 +81,7 @@ class Engine:
         self._form = InputForm(model.spec)
         self._dtype, self._num_inputs = self._form.dtype, self._form.num_inputs
         self._output_size = model.spec.output_size
+        self._origins = origins_of([o.origin for o in model.spec.outputs for _ in range(o.size)])
         self._streams = StreamTable(max_streams)
         self._device = _make_device(model, device, self._streams.marks, precision)
         self._lock = threading.RLock()  # a signal handler or a __del__ may call in the midst
@@ -93,7 +95,7 @@ class Engine:
         """Return whether a stream has a state."""
         return stream in self._streams
 
-    def step(self, inputs: Mapping[Any, Any]) -> dict[Hashable, NDArray[np.float32]]:
+    def step(self, inputs: Mapping[Any, Any]) -> dict[Hashable, NDArray[Any]]:
         """Advance streams by one time step each; unknown ones start in the initial state.
 
         Parameters
@@ -105,7 +107,7 @@ class Engine:
         Returns
         -------
         dict of stream id to ndarray of float32, shape (output_size,)
-            In the order of the inputs.
+            In the order of the inputs; float64 if an output has an origin (here and below).
 
         Raises
         ------
@@ -120,7 +122,7 @@ class Engine:
         streams = list(inputs)
         known = [stream in self._streams for stream in streams]
         try:
-            y = self.batch(self.rows(streams), x)
+            y = self._run(self.rows(streams), x, 1)
         except InputError:
             # A refused step has no effect: it does not even start a stream.
             for stream, was_known in zip(streams, known, strict=True):
@@ -129,7 +131,7 @@ class Engine:
             raise
         return dict(zip(streams, y, strict=True))
 
-    def steps(self, stream: Hashable, x: Any) -> NDArray[np.float32]:
+    def steps(self, stream: Hashable, x: Any) -> NDArray[Any]:
         """Advance one stream by T time steps.
 
         Parameters
@@ -184,7 +186,7 @@ class Engine:
                 self._device.start_rows(self._streams.slots(started))
             return rows
 
-    def batch(self, rows: NDArray[np.int64], x: Any) -> NDArray[np.float32]:
+    def batch(self, rows: NDArray[np.int64], x: Any) -> NDArray[Any]:
         """Advance many streams by one time step each: the fast form of `step`.
 
         Parameters
@@ -210,6 +212,7 @@ class Engine:
         if not (
             type(x) is ndarray
             and x.dtype is self._dtype
+            and self._form.origins is None
             and x.ndim == 2
             and type(rows) is ndarray
             and rows.dtype is _INT64
@@ -310,13 +313,13 @@ class Engine:
             self._streams.resolve([stream])
             device.write_rows(self._streams.slots([stream]), row[None])
 
-    def _run(self, rows: NDArray[np.int64], x: NDArray[Any], num_steps: int) -> NDArray[np.float32]:
+    def _run(self, rows: NDArray[np.int64], x: NDArray[Any], num_steps: int) -> NDArray[Any]:
         """Advance every row by ``num_steps``, whose inputs are consecutive in x."""
         y = empty((len(rows) * num_steps, self._output_size), _FLOAT32)
         with self._lock:
             answer = self._device.advance(rows, x, y, num_steps)
         if answer == DONE:
-            return y
+            return y if self._origins is None else y + self._origins
         if answer != MISFIT:
             self._form.refuse(answer, rows, x)
         x = self._form.as_array(x, (-1, self._num_inputs), "x")

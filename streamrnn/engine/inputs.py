@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from streamrnn.engine.device import KIND_BITS, ROW_TWICE, STALE_ROW
 from streamrnn.errors import InputError, StreamError
 from streamrnn.model.spec import ModelSpec
-from streamrnn_client.protocol.input_names import InputMistake, InputNames
+from streamrnn_client.protocol.input_names import InputMistake, InputNames, origins_of
 
 __all__ = ["InputForm", "as_rows"]
 
@@ -23,6 +23,7 @@ class InputForm:
         self._spec = spec
         self.dtype = np.dtype(np.uint32 if spec.is_token else np.float32)
         self.num_inputs = spec.num_inputs
+        self.origins = origins_of([item.origin for item in spec.input_elements])
         self._names = InputNames(
             "the model",
             [item.name for item in spec.inputs],
@@ -53,7 +54,9 @@ class InputForm:
                 f"{what} has shape {given.shape}, expected ({wanted}): one number for each of "
                 f"the model's inputs, {self._names}"
             )
-        if given.dtype == self.dtype:
+        if self.origins is not None:
+            given = given - self.origins if given.dtype.kind in "fuib" else given
+        elif given.dtype == self.dtype:
             return np.ascontiguousarray(given)
         is_token = self._spec.is_token
         if given.dtype.kind not in ("ui" if is_token else "fuib"):

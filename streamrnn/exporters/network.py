@@ -14,8 +14,17 @@ from streamrnn.errors import ModelError
 from streamrnn.importers.original.trial import num_trial_steps, trial_inputs
 from streamrnn.importers.proof import Proof, Recording, prove
 from streamrnn.model.model import Model
+from streamrnn.model.spec import ModelSpec
 
-__all__ = ["Answer", "Answers", "Exported", "is_installed", "prove_export", "refuse"]
+__all__ = [
+    "Answer",
+    "Answers",
+    "Exported",
+    "is_installed",
+    "prove_export",
+    "refuse",
+    "refuse_origins",
+]
 
 NUM_STREAMS = 2
 _MASKED_SHARE = 0.2
@@ -43,6 +52,14 @@ def refuse(target: str, problems: Iterable[str]) -> ModelError:
     return ModelError(
         f"{target} cannot express this model:" + "".join(f"\n  - {item}" for item in listed)
     )
+
+
+def refuse_origins(target: str, spec: ModelSpec) -> None:
+    """Raise `ModelError` if values are to be shifted in float64, which float32 graphs cannot."""
+    named = [f"input {item.name!r}" for item in spec.inputs if item.origin]
+    named += [f"output {item.name!r}" for item in spec.outputs if item.origin]
+    if named:
+        raise refuse(target, [f"{name} has an origin (of float64)" for name in named])
 
 
 def is_installed(package: str) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -85,8 +86,8 @@ class RowLayout:
         self.num_memories = sum(item.has_memory for item in spec.inputs)
         self.inputs = _inputs(spec)
         self.inputs_are_features = all(
-            item
-            == InputSpec(item.name, item.unit, scale=item.scale, fill=item.fill, shape=item.shape)
+            replace(item, scale=1.0, fill=0.0, shape=(), origin=0.0)
+            == InputSpec(item.name, item.unit)
             for item in spec.inputs
         )
         offsets = [4 * padded(self.num_memories) if self.num_memories else 0]

@@ -82,6 +82,18 @@ def check_float32(value: object, what: str) -> float:
     return rounded
 
 
+def check_float64(value: object, what: str) -> float:
+    """Return a number as a float; raise `SpecError` unless it is one, and finite."""
+    if isinstance(value, Real) and not isinstance(value, bool | np.bool_):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number):
+            return number
+    raise SpecError(f"{what} is {shown(value)}; it must be a finite number")
+
+
 def check_scale(value: object, what: str) -> float:
     """Round a scale to float32; raise `SpecError` unless it is a normal number above 0."""
     rounded = check_float32(value, what)

@@ -10,6 +10,7 @@ from streamrnn.model.checks import (
     MAX_SIZE,
     check_flag,
     check_float32,
+    check_float64,
     check_one_of,
     check_scale,
     check_size,
@@ -52,6 +53,10 @@ class InputSpec:
     shape : tuple of int
         Empty for one number; else of the array that a step brings, in C order, as ``(samples,
         channels)`` of a frame of audio. Numeric inputs without memory only.
+    origin : float
+        What is subtracted from every value, in float64, before it becomes float32, by whoever
+        turns the user's numbers into x: a counter at 1e9 has steps of 64 in float32. Numeric inputs
+        without a shape only. `center` and `fill` are of what is left.
     """
 
     name: str
@@ -66,6 +71,7 @@ class InputSpec:
     missing: str = "error"
     fill: float = 0.0
     shape: tuple[int, ...] = ()
+    origin: float = 0.0
 
     def __post_init__(self) -> None:
         check_text(self.name, "an input's name", least=1)
@@ -88,6 +94,9 @@ class InputSpec:
         object.__setattr__(self, "shape", _checked_shape(self.shape, where))
         if self.shape and (self.kind != "numeric" or self.difference or self.missing != "error"):
             raise SpecError(f"{where}: an input with a shape is numeric, with no value missing")
+        object.__setattr__(self, "origin", check_float64(self.origin, f"{where}: origin"))
+        if self.origin and (self.kind != "numeric" or self.shape):
+            raise SpecError(f"{where}: an input with an origin is numeric and one number")
         if self.kind == "numeric":
             if self.categories or self.num_categories or self.embedding_size:
                 raise SpecError(f"{where}: a numeric input has no categories and no embedding")
@@ -144,6 +153,8 @@ class OutputSpec:
         Name of a differenced input whose current level is added: the inverse of the difference.
     shape : tuple of int
         Empty for one number; else of the array that a step gives, in C order.
+    origin : float
+        What is added to every value, in float64, by whoever turns y into the user's numbers.
     """
 
     name: str
@@ -152,6 +163,7 @@ class OutputSpec:
     scale: float = 1.0
     difference_of: str | None = None
     shape: tuple[int, ...] = ()
+    origin: float = 0.0
 
     def __post_init__(self) -> None:
         check_text(self.name, "an output's name", least=1)
@@ -161,6 +173,7 @@ class OutputSpec:
         object.__setattr__(self, "scale", check_scale(self.scale, f"{where}: scale"))
         if self.difference_of is not None:
             check_text(self.difference_of, f"{where}: difference_of", least=1)
+        object.__setattr__(self, "origin", check_float64(self.origin, f"{where}: origin"))
         object.__setattr__(self, "shape", _checked_shape(self.shape, where))
 
     @property

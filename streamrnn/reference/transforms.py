@@ -24,8 +24,9 @@ Array = NDArray[np.float64]
 def check_inputs(spec: ModelSpec, x: NDArray[Any]) -> Array:
     """Check one step of B streams, [B, num_inputs], and return it as float64.
 
-    Floats are rounded to float32; a token model takes whole numbers. Raises `InputError` if the
-    shape is another one, a value is infinite, missing where it may not be, or no category.
+    Floats are rounded to float32 when their origin is off; a token model takes whole numbers.
+    Raises `InputError` if the shape is another one, a value is infinite, missing where it may not
+    be, or no category.
     """
     x = np.asarray(x)
     if x.ndim != 2 or x.shape[1] != spec.num_inputs:
@@ -35,7 +36,8 @@ def check_inputs(spec: ModelSpec, x: NDArray[Any]) -> Array:
             raise InputError(f"x is {x.dtype}; a token model takes whole numbers (uint32)")
         values = x.astype(np.float64)
     else:
-        values = x.astype(np.float32).astype(np.float64)
+        origins = [item.origin for item in spec.input_elements]
+        values = (x - np.array(origins)).astype(np.float32).astype(np.float64)
     for i, item in enumerate(spec.input_elements):
         _check_column(item, values[:, i])
     return values
@@ -106,8 +108,8 @@ def _encode_category(item: InputSpec, parameters: Mapping[str, NDArray[Any]], x:
 def transform_outputs(spec: ModelSpec, y: Array, values: Array) -> Array:
     """Turn the head's outputs, [B, O], into the user's units.
 
-    ``y * scale + center``, and for the inverse of a difference plus the input's current level, from
-    ``values`` [B, num_inputs] as `encode_inputs` returned them.
+    ``y * scale + center + origin``, and for the inverse of a difference plus the input's current
+    level, from ``values`` [B, num_inputs] as `encode_inputs` returned them.
     """
     outputs = [item for item in spec.outputs for _ in range(item.size)]
     y = y * [item.scale for item in outputs] + [item.center for item in outputs]
@@ -115,4 +117,5 @@ def transform_outputs(spec: ModelSpec, y: Array, values: Array) -> Array:
     for o, item in enumerate(outputs):
         if item.difference_of is not None:
             y[:, o] += values[:, names.index(item.difference_of)]
+        y[:, o] += item.origin
     return y

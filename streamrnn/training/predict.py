@@ -73,12 +73,12 @@ def time_inputs(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def model_inputs(spec: ModelSpec, table: Table) -> NDArray[Any]:
-    """Return a table's rows as a model's inputs, [N, num_inputs] of float32 or uint32.
+    """Return a table's rows as a model's inputs, [N, num_inputs] of float64 or uint32.
 
     Columns are found by the inputs' names. Raises `DataError` if one is absent, or a cell cannot be
     read, is no known category, or is missing where the model knows of no missing values.
     """
-    x = np.empty((table.num_rows, spec.num_inputs), np.uint32 if spec.is_token else np.float32)
+    x = np.empty((table.num_rows, spec.num_inputs), np.uint32 if spec.is_token else np.float64)
     for i, item in enumerate(spec.input_elements):
         if item.name not in table.columns:
             raise DataError(
@@ -114,18 +114,19 @@ def _refusal(table: Table, column: Column, item: InputSpec, row: int) -> str:
 
 def predict_table(
     model: Model, table: Table, time: str = "", group: tuple[str, ...] = ()
-) -> tuple[NDArray[np.float32], int]:
+) -> tuple[NDArray[Any], int]:
     """Run every row of a table through a model, in time order, each stream from a new state.
 
-    Returns the outputs, [N, O] float32 in the table's order, and the number of streams. They are
-    those that the server would give for the same steps, to the bit. Raises `DataError` as
-    `model_inputs` does, and if a row has no time or no stream.
+    Returns the outputs, [N, O] in the table's order (float32, or float64 if one has an origin), and
+    the number of streams. They are those that the server would give for the same steps, to the bit.
+    Raises `DataError` as `model_inputs` does, and if a row has no time or no stream.
     """
     from streamrnn.engine.engine import Engine
 
     streams = rows_of_streams(table, time, group)
     x = model_inputs(model.spec, with_time_features(table, time_inputs(model.spec), time, streams))
-    y = np.empty((table.num_rows, model.spec.output_size), np.float32)
+    has_origin = any(item.origin for item in model.spec.outputs)
+    y = np.empty((table.num_rows, model.spec.output_size), np.float64 if has_origin else np.float32)
     engine = Engine(model)
     for name, rows in streams.items():
         y[rows] = engine.steps(name, x[rows])

@@ -174,6 +174,7 @@ def _sample(dataset: Dataset) -> list[list[float | None]]:
     """Return some steps of the validation part as a sample; None where x is missing."""
     stream = max(dataset.streams, key=lambda stream: stream.stops[1] - stream.stops[0])
     x = stream.x[stream.rows("validation")][:NUM_SAMPLE_STEPS]
+    x = x + np.array([item.origin for item in dataset.spec.inputs])
     return [[None if np.isnan(value) else float(value) for value in row] for row in x]
 
 

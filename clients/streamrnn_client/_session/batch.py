@@ -142,7 +142,7 @@ def step_rows(session: Session, ex: Exchange, rows: Rows, x: Any) -> Operation[A
             f"X has {len(x)} rows for {len(states)} streams; give one row a stream",
             {"num_rows": len(x), "num_streams": len(states)},
         )
-    outputs = np.zeros((len(states), rows.model.output_size), np.float32)
+    outputs = np.zeros((len(states), rows.model.output_size), rows.model.output_dtype)
     if not states:
         return outputs
     claim = Claim(states)
@@ -244,7 +244,8 @@ class _BatchStep:
                 f"{len(y)} bytes of outputs came for {len(indices)} streams of "
                 f"{self.outputs.shape[1]} outputs each"
             )
-        return np.frombuffer(y, FLOAT).reshape(len(indices), -1)
+        outputs = np.frombuffer(y, FLOAT).reshape(len(indices), -1)
+        return self.rows.model.to_origins(outputs)
 
     def _note(
         self,

@@ -103,7 +103,7 @@ class Session(ServerView):
             except errors.Conflict:
                 state.unfinished = before
                 raise
-        outputs = np.empty((len(x), state.model.output_size), np.float32)
+        outputs = np.empty((len(x), state.model.output_size), state.model.output_dtype)
         return Unfinished(first_seq, x, outputs)
 
     def _apply_chunks(

@@ -13,13 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MISSING", "OTHER", "InputMistake", "InputNames"]
+__all__ = ["MISSING", "OTHER", "InputMistake", "InputNames", "origins_of"]
 
 # Categories that stand for an absent value, and for a name that is none of the others.
 MISSING, OTHER = "missing", "other"
 
 Array = npt.NDArray[Any]
 _PLAIN = (np.ndarray, list, tuple, float, int)  # what has no names, told at once
+
+
+def origins_of(origins: Sequence[float]) -> Array | None:
+    """Return the origins of a model's inputs or outputs as float64, None if all are 0."""
+    found = np.array(origins, np.float64)
+    return found if found.any() else None
 
 
 class InputMistake(ValueError):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.errors import ModelError
-from streamrnn.exporters.network import Answer, Exported
+from streamrnn.exporters.network import Answer, Exported, refuse_origins
 from streamrnn.exporters.onnx.cells import add_recurrent, is_operator
 from streamrnn.exporters.onnx.graph import Graph
 from streamrnn.exporters.onnx.inputs import add_features, add_head
@@ -42,6 +42,7 @@ def export_onnx(model: Model) -> Exported:
     except ImportError as error:
         raise ModelError("ONNX needs the package onnx: pip install 'streamrnn[onnx]'") from error
     spec = model.spec
+    refuse_origins("ONNX", spec)
     graph = Graph(model, is_sequence=_takes_sequences(spec), layers=_LAYERS)
     features, levels = add_features(graph)
     values = walk(spec, graph, features)

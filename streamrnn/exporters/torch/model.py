@@ -15,7 +15,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from streamrnn.errors import ModelError
-from streamrnn.exporters.network import Answer, Exported, refuse
+from streamrnn.exporters.network import Answer, Exported, refuse, refuse_origins
 from streamrnn.exporters.torch.cells import add_recurrent
 from streamrnn.exporters.torch.chain import export_chain
 from streamrnn.exporters.torch.inputs import add_features, add_head
@@ -36,6 +36,7 @@ def export_torch(model: Model) -> Exported:
 
     Raises `ModelError` with all that a module cannot express.
     """
+    refuse_origins("PyTorch", model.spec)
     try:
         return export_chain(model)
     except ModelError:

@@ -16,7 +16,7 @@ from streamrnn.model.checks import MAX_SIZE
 from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.categories import known_categories
-from streamrnn.training.data.table import Column, Table
+from streamrnn.training.data.table import MAX_FLOAT32, Column, Table
 from streamrnn.training.data.times import feature_names
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "fill_forward",
     "is_named",
     "numeric_input",
+    "origin_of",
     "output_names",
     "regression_output",
     "resolve_names",
@@ -37,6 +38,7 @@ AUTO = "auto"
 # How far a level must leave its own past, in that past's standard deviations, to count as drift.
 DRIFT = 1.5
 SHORT_STEPS = 100
+COARSENESS = 1e-3  # of float32 to the usual change, from which on a column has an origin
 _LEAST_SCALE = 1e-30  # of a series that is no constant: weights divided by less may overflow
 
 
@@ -291,6 +293,22 @@ def _from_first(values: Floats) -> Floats:
     """Leave out what is missing before the first value: from there to the value is no change."""
     present = np.flatnonzero(~np.isnan(values))
     return values[present[0] :] if len(present) else values[:0]
+
+
+def origin_of(series: list[NDArray[np.float64]]) -> float:
+    """Return what is subtracted from a column before it becomes float32; 0 for nearly all.
+
+    Where float32 at the column's size is coarser than a thousandth of what it changes by, as with a
+    counter at 1e9, seconds since 1970 or a position on the globe: about its middle.
+    """
+    known = [values[~np.isnan(values)] for values in series]
+    values = np.concatenate([np.zeros(0), *known])
+    changes = np.concatenate([np.zeros(0), *map(np.diff, known)])
+    sizes = [part.std() for part in (values, changes) if len(part) and part.std() > 0]
+    if not sizes or np.abs(values).max() > MAX_FLOAT32:
+        return 0.0
+    coarseness = float(np.spacing(np.float32(np.abs(values).max())))
+    return float(np.median(values)) if coarseness > COARSENESS * min(sizes) else 0.0
 
 
 def regression_output(name: str, values: list[Floats], difference_of: str | None) -> OutputSpec:

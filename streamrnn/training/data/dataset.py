@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from streamrnn.training.data.columns import (
     fill_forward,
     is_named,
     numeric_input,
+    origin_of,
     output_names,
     regression_output,
 )
@@ -43,7 +44,7 @@ class Stream:
     """One stream: T rows in time order."""
 
     name: str  # its value in the group column; empty if there is only one stream
-    x: Floats  # [T, I], raw inputs as they would be sent to a server (categories by index)
+    x: Floats  # [T, I], raw inputs as they are sent to a server (less origins; categories by index)
     chunk: Chunk  # the same as features and codes, [T, 1, ...]
     # [T, O] or, with classes, [T, 1], in network units; NaN where missing or beyond the end
     target: Floats
@@ -87,10 +88,13 @@ def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
     for k, part in enumerate(PARTS):  # before each column is looked at: there may be thousands
         num_rows = sum(stop[k] - (stop[k - 1] if k else 0) for stop in stops.values())
         _check_part(table, split, part, num_rows * len(config.predict))
+    given = table
+    origins = _origins(config, table, rows, stops)
+    table = table.shifted(origins)
     inputs, raw = [], []
     for name in config.inputs:
         item, values = _input(name, config, table, rows, stops)
-        inputs.append(item)
+        inputs.append(replace(item, origin=origins.get(name, 0.0)))
         raw.append(values)
     x = {name: np.stack([v[index] for v in raw], axis=1) for name, index in rows.items()}
     targets = {name: _ahead(config, table, index) for name, index in rows.items()}
@@ -99,6 +103,11 @@ def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
         for target in targets.values():
             target[:-1] = np.nan
     outputs, levels = _outputs(config, table, tuple(inputs), x, targets, stops)
+    if config.loss == "mse":
+        outputs = tuple(
+            replace(item, origin=origins.get(column, 0.0))
+            for item, column in zip(outputs, config.predict, strict=True)
+        )
     spec = ModelSpec(
         inputs=tuple(inputs),
         layers=parse_layers(config.layers, config.feedback),
@@ -115,12 +124,31 @@ def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
         difference=tuple(item.name for item in inputs if item.difference),
         missing={item.name: item.missing for item in inputs if item.kind == "numeric"},
     )
-    dataset = Dataset(config, spec, streams, table, split)
+    dataset = Dataset(config, spec, streams, given, split)
     for part in PARTS:
         targets_of_part = (stream.target[stream.rows(part)] for stream in streams)
         count = sum(int(np.count_nonzero(~np.isnan(values))) for values in targets_of_part)
         _check_part(table, split, part, count)
     return dataset
+
+
+def _origins(
+    config: TrainingConfig, table: Table, rows: dict[str, Index], stops: dict[str, Stops]
+) -> dict[str, float]:
+    """Return the origins of columns that float32 would blur, measured in the training part."""
+    origins = {}
+    for name in dict.fromkeys((*config.inputs, *config.predict)):
+        column = table.column(name)
+        if column.numbers is None or is_named(column, config):
+            continue
+        series = [
+            column.numbers[index[: stops[key][0] + config.horizon]]
+            for key, index in rows.items()
+            if stops[key][0]
+        ]
+        if origin := origin_of(series):
+            origins[name] = origin
+    return origins
 
 
 def _input(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from streamrnn.errors import DataError, listed, suggestion
 
-__all__ = ["Column", "Table", "finite_column"]
+__all__ = ["MAX_FLOAT32", "Column", "Table", "finite_column"]
 
 Floats = NDArray[np.float64]
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
@@ -168,6 +169,16 @@ class Table:
                 f"are {listed(self.columns)}"
             )
         return self.columns[name]
+
+    def shifted(self, origins: Mapping[str, float]) -> Table:
+        """Return a table with numbers subtracted from some columns, in float64."""
+        columns = {
+            name: replace(column, numbers=column.numbers - origins[name])
+            if name in origins and column.numbers is not None
+            else column
+            for name, column in self.columns.items()
+        }
+        return replace(self, columns=columns)
 
     def usable(self, name: str) -> Column:
         """Return a column that has no problem, or raise `DataError` with the first odd cell."""
