@@ -6,6 +6,7 @@ import argparse
 import json
 
 from streamrnn.commands.arguments import add_reading, column_list, reading_settings
+from streamrnn.commands.printable import printable
 from streamrnn.errors import DataError
 from streamrnn.model.model import Model
 from streamrnn.training.predict import trained_options
@@ -45,5 +46,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found, sort_keys=True, allow_nan=False))
     else:
-        print("\n".join(evaluation_lines(found)))
+        print("\n".join(printable(line) for line in evaluation_lines(found)))
     return 0

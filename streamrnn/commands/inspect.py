@@ -8,6 +8,7 @@ import math
 import os
 from typing import Any
 
+from streamrnn.commands.printable import printable
 from streamrnn.model.graph import Read
 from streamrnn.model.layers.base import Shape
 from streamrnn.model.layers.memory import MemorySpec, TimeConvSpec
@@ -84,7 +85,7 @@ def _lines(spec: ModelSpec, facts: dict[str, Any]) -> list[str]:
     ]
     if spec.training:
         lines.append("training")
-        lines += [f"  {line}" for line in _training_lines(spec.training)]
+        lines += [f"  {printable(line)}" for line in _training_lines(spec.training)]
     if "proof" in facts:
         lines += _tree({"proof": facts["proof"]})
     if "precision" in facts:

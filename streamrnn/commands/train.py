@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from streamrnn.commands.arguments import count
+from streamrnn.commands.printable import printable
 from streamrnn.commands.settings import add_settings, given_settings, with_settings
 from streamrnn.errors import TrainingError, TrainingStopped
 from streamrnn.training.config import TrainingConfig
@@ -135,7 +136,7 @@ def _print_result(args: argparse.Namespace, result: TrainingResult) -> None:
         except TrainingError as error:
             print(error)
     for line in report_lines(result.report):
-        print(line)
+        print(printable(line))
     print(f"{args.output}: the model; the engine reproduces the trainer's outputs")
     print(f"{result.configuration}: the configuration that repeats it")
 

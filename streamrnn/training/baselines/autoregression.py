@@ -24,7 +24,8 @@ __all__ = ["MAX_LAGS", "Autoregression"]
 Doubles = NDArray[np.float64]
 
 MAX_LAGS = 60
-ROWS_TO_CHOOSE = 20_000  # evenly spread, in each of the two parts that the lags are chosen with
+# Rows, evenly spread: in each of the two parts that the lags are chosen with, and of both to fit.
+ROWS_TO_CHOOSE, ROWS_TO_FIT = 20_000, 500_000
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Autoregression:
         most = max(1, min(MAX_LAGS, longest // 3))
         lags = _choose_lags(dataset, target, most)
         fitted = LeastSquares(lags + 1)
-        for rows, truth, before in _rows(dataset, target, lags, ("train", "validation")):
+        for rows, truth, before in _rows(
+            dataset, target, lags, ("train", "validation"), ROWS_TO_FIT
+        ):
             fitted.add(rows[before >= lags - 1], truth[before >= lags - 1])
         return cls(target, fitted.solve()) if fitted.num_rows else None
 

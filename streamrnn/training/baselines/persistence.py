@@ -63,8 +63,9 @@ class ClassPersistence:
     """Classes: the last one that is known, with what the fitted rows say of how often it stays.
 
     A row of class i has class i again with probability ``stay[i]``; what is left goes to the
-    others in the proportions ``leave`` of the classes that were changed to. Both are smoothed:
-    ``stay`` by two rows of the mean over the classes, ``leave`` by one row for each class.
+    others in the proportions ``leave`` of the classes that were changed to, and so does all where
+    the last class is not known. Both are smoothed: ``stay`` by two rows of the mean over the
+    classes, ``leave`` by one row for each class.
     """
 
     name: ClassVar[str] = "persistence"
@@ -88,10 +89,9 @@ class ClassPersistence:
         stays, totals, arrivals = np.zeros((3, num_classes))
         for stream in dataset.streams:
             rows = slice(0, stream.stops[1])
-            truth = target.truth(stream, rows)
-            present = ~np.isnan(truth)
-            old = _last_class(target, stream, rows)[present]
-            new = truth[present].astype(np.int64)
+            truth, last = target.truth(stream, rows), _last_class(target, stream, rows)
+            known = ~np.isnan(truth) & (last >= 0)
+            old, new = last[known], truth[known].astype(np.int64)
             totals += np.bincount(old, minlength=num_classes)
             stays += np.bincount(old[old == new], minlength=num_classes)
             arrivals += np.bincount(new[old != new], minlength=num_classes)
@@ -101,11 +101,13 @@ class ClassPersistence:
 
     def predict(self, stream: Stream, rows: slice) -> Prediction:
         """Predict the target of some rows."""
-        old = _last_class(self.target, stream, rows)
-        there = np.arange(len(old)), old
-        log_p = np.log((1.0 - self.stay) / (1.0 - self.leave))[old, None] + np.log(self.leave)
-        log_p[there] = np.log(self.stay[old])
-        return Prediction(log_p, old)
+        last = _last_class(self.target, stream, rows)
+        is_known = last >= 0
+        there, old = np.flatnonzero(is_known), last[is_known]
+        log_p = np.tile(np.log(self.leave), (len(last), 1))
+        log_p[there] += np.log((1.0 - self.stay) / (1.0 - self.leave))[old, None]
+        log_p[there, old] = np.log(self.stay[old])
+        return Prediction(log_p, np.where(is_known, last, self.leave.argmax()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return what was fitted as plain JSON types."""
@@ -121,11 +123,15 @@ class ClassPersistence:
 
 
 def _last_class(target: Target, stream: Stream, rows: slice) -> NDArray[np.int64]:
+    """Return the last known class of some rows; -1 for a name that is no class of the target."""
     source = target.source
     assert source is not None
     item = target.spec.inputs[source]
     known = held_values(item, stream, source, rows.stop)[rows]
     if item.kind == "numeric" and target.metric == "cross_entropy":  # classes written as numbers
         values = class_values(target)
-        known = np.searchsorted((values[1:] + values[:-1]) / 2, known).astype(np.float64)
+        return np.searchsorted((values[1:] + values[:-1]) / 2, known)
+    if item.categories and target.metric == "cross_entropy":  # some of rare names may be one
+        classes = {output.name: k for k, output in enumerate(target.spec.outputs)}
+        return np.array([classes.get(name, -1) for name in item.categories])[known.astype(np.int64)]
     return np.clip(np.round(known), 0, target.num_classes - 1).astype(np.int64)

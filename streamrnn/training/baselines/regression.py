@@ -30,8 +30,8 @@ MAX_FEATURES = 1000
 MAX_WEIGHTS, MAX_WEIGHTS_OF_ALL = 16_384, 65_536
 RIDGES = (0.0, *(10.0**k for k in range(-1, 6)))
 PENALTIES = tuple(10.0**k for k in range(4, -4, -1))  # each starts where the stronger one ended
-# Elements of the rows and of their classes: the time that it may take.
-MAX_LINEAR_ELEMENTS, MAX_LOGISTIC_ELEMENTS = 100_000_000, 10_000_000
+# Of so many rows times features or classes, evenly spread, is it fitted: a matter of seconds.
+MAX_LINEAR_ELEMENTS, MAX_LOGISTIC_ELEMENTS = 20_000_000, 2_000_000
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def find_period(series: list[Doubles]) -> int:
     spreads: dict[int, float] = {}
     for period in [*_peaks(levels, longest // 3), *_peaks(changes, longest // 3)]:
         reach = max(1, period // 50)  # a peak of noisy values may stand a little aside
-        for near in range(period - reach, period + reach + 1):
+        for near in range(period - reach, period + reach + 1, -(-reach // 10)):
             if 2 <= near <= longest // 3 and near not in spreads:
                 spreads[near] = _spread(series, near)
     least = min(spreads.values(), default=0.0)
@@ -133,7 +133,7 @@ def autocorrelation(series: list[Doubles], max_lag: int) -> tuple[Doubles, int]:
 
 
 def _peaks(series: list[Doubles], max_lag: int) -> list[int]:
-    """Return the lags of the highest peaks of an autocorrelation that are no chance."""
+    """Return the lags of the highest and first peaks of an autocorrelation that are no chance."""
     if max_lag < 2:
         return []
     r, num_rows = autocorrelation(series, max_lag + 1)
@@ -151,7 +151,9 @@ def _peaks(series: list[Doubles], max_lag: int) -> list[int]:
     is_peak = (unbiased[lags] >= unbiased[lags - 1]) & (unbiased[lags] > unbiased[lags + 1])
     is_peak &= (lags > unlike[0]) & (r[lags] > max(LEAST_AUTOCORRELATION, chance))
     peaks = lags[is_peak]
-    return [int(lag) for lag in peaks[np.argsort(-unbiased[peaks], kind="stable")][:MAX_PEAKS]]
+    highest = peaks[np.argsort(-unbiased[peaks], kind="stable")][:MAX_PEAKS]
+    # The first ones too: of a period that is no whole number, multiples are a little higher.
+    return sorted({*highest.tolist(), *peaks[:MAX_PEAKS].tolist()})
 
 
 def _spread(series: list[Doubles], period: int) -> float:
