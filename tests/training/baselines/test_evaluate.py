@@ -160,6 +160,20 @@ def test_classes_that_the_model_does_not_know_are_counted(tmp_path, capsys):
     assert "logistic regression on one row" in text
 
 
+def test_inspect_shows_no_escape_sequence_of_a_report(trained, tmp_path, capsys):
+    model = trained[0].model
+    report = json.loads(json.dumps(model.spec.training))
+    report["comparison"]["y+1"]["verdict"] = "fine \x1b[2J"
+    spec = replace(model.spec, training=report)
+    Model(spec, model.parameters).save(tmp_path / "m.safetensors")
+    assert main(["inspect", str(tmp_path / "m.safetensors")]) == 0
+    assert r"verdict on y+1: fine \x1b[2J" in capsys.readouterr().out
+    report["comparison"]["y+1"]["against"] = {"constant": 3}
+    Model(replace(spec, training=report), model.parameters).save(tmp_path / "m.safetensors")
+    assert main(["inspect", str(tmp_path / "m.safetensors")]) == 0
+    assert "comparison" in capsys.readouterr().out  # as plain facts
+
+
 def test_a_model_without_or_with_a_damaged_report_is_refused(trained, tmp_path):
     model, path = trained[0].model, trained[1]
     report = model.spec.training

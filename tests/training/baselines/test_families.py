@@ -136,6 +136,20 @@ def test_a_planted_period_is_found(period, periods, seed, slope, is_smooth):
     assert abs(find_period([y]) - period) <= period // 20
 
 
+def test_a_period_that_is_no_whole_number_is_found_and_not_a_multiple():
+    rng = np.random.default_rng(0)
+    y = np.sin(np.arange(20_000) / 4) + rng.normal(size=20_000)  # 25.13 rows
+    assert find_period([y]) == 25
+
+
+def test_streams_share_their_period():
+    """No stream alone is long enough to tell."""
+    rng = np.random.default_rng(5)
+    streams = [np.sin(np.arange(n) / 7 * 2 * np.pi) + rng.normal(size=n) for n in [25] * 40]
+    assert find_period(streams) == 7
+    assert find_period(streams[:1]) == 0
+
+
 def test_noise_a_walk_a_line_and_a_constant_have_no_period():
     rng = np.random.default_rng(3)
     for series in (
