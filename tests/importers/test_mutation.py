@@ -63,7 +63,31 @@ def make_onnx(tmp_path):
     ]
     frames = [DenseSpec(4, "gelu"), NormSpec(), SliceSpec(channels=(1, 3)), LayerSpec("gru", 2)]
     good += [export_onnx(random_graph(layers)).data for layers in (joins, frames)]
+    good += [
+        graph_file(path, made, numbers, of, names).read_bytes()
+        for made, numbers, of, names in _graphs_over_time()
+    ]
     return Format("onnx", [*good, *shared("*.onnx")], [in_onnx, in_onnx])
+
+
+def _graphs_over_time():
+    from tests.importers.files.onnx import draw
+    from tests.importers.graphs.test_functions import WRITTEN, between
+    from tests.importers.graphs.test_states import NEW, conv_cache, gru_cell
+    from tests.importers.graphs.test_time import chomped, plane
+
+    yield *plane(draw(4, 2, 2, 3), draw(4), before=1), {"X": [1, "t", 10]}, ("Y",)
+    yield *chomped(3, 2), {"X": [1, 3, "t"]}, ("Y",)
+    for name in ("softplus of twice", "rms norm", "power"):
+        yield *between(WRITTEN[name]), {"X": [1, "t", 3]}, ("Y",)
+    for new in NEW.values():
+        nodes, tensors, _ = conv_cache(new)
+        tensors["sizes"] = np.array([1, 2])
+        yield nodes, tensors, {"X": [1, 3], "S": [1, 3, 2]}, ("Y", "N")
+    nodes, tensors = gru_cell([])
+    nodes[-1].output[0] = "Y"
+    nodes.append(type(nodes[-1])(op_type="Tanh", input=["Y"], output=["N"]))
+    yield nodes, tensors, {"X": [1, 3], "S": [1, 4]}, ("Y", "N")
 
 
 def make_keras(tmp_path):

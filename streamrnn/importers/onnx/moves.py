@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from streamrnn.importers.network import FrameLayer
 from streamrnn.importers.onnx.frames.axes import pick_channels, take_part
-from streamrnn.importers.onnx.frames.join import join_signals
+from streamrnn.importers.onnx.frames.conv import join_zeros
+from streamrnn.importers.onnx.frames.join import join_signals, spread
 from streamrnn.importers.onnx.values import FEATURE, OPEN_SIZES, NotFollowed, Signal, Symbols, Value
 
 __all__ = ["MAX_ELEMENTS", "MOVES", "move"]
@@ -178,9 +179,23 @@ def _move_signal(
         return signal.reshaped(_target(shape, others, attributes))
     if op == "Flatten":
         return signal.reshaped(_flattened(shape, attributes))
+    if op == "Expand":
+        return _expanded(signal, others, name)
     if op in ("Gather", "Slice"):
         return _take_last(op, signal, others, attributes, name)
     raise NotFollowed("it does that to what the network computes")
+
+
+def _expanded(signal: Signal, others: Sequence[NDArray[Any] | None], name: str) -> Signal:
+    """Let one feature stand for several."""
+    shape, wanted = signal.shape, _integers(others[0] if others else None, "sizes")
+    if len(wanted) == len(shape):
+        wide = [k for k, n in enumerate(wanted) if n not in (1, shape[k])]
+        if not wide:
+            return signal
+        if len(wide) == 1 and shape[wide[0]] == 1 and signal.find(FEATURE) == wide[0]:
+            return spread(signal, name, wide[0], wanted[wide[0]])
+    raise NotFollowed(f"it repeats {list(shape)} as {wanted}")
 
 
 def _take_last(
@@ -271,6 +286,11 @@ def _concat(inputs: Sequence[Value | None], attributes: Attributes, name: str) -
     signals = [value for value in inputs if isinstance(value, Signal)]
     if len(signals) == len(inputs) > 1:
         return join_signals("Concat", name, signals, _axis(attributes, 0, len(signals[0].axes)))
+    padded = (
+        join_zeros(name, inputs, _axis(attributes, 0, len(signals[0].axes))) if signals else None
+    )
+    if padded is not None:
+        return padded
     raise NotFollowed("it joins several results of the network")
 
 

@@ -21,7 +21,7 @@ from streamrnn.importers.network import (
     note_on_first_state,
 )
 from streamrnn.importers.onnx.file import read_onnx_file
-from streamrnn.importers.onnx.frames.axes import with_channels
+from streamrnn.importers.onnx.frames.axes import InOneRow, with_channels
 from streamrnn.importers.onnx.frames.conv import PlaneConv
 from streamrnn.importers.onnx.frames.join import join_signals
 from streamrnn.importers.onnx.frames.memory import KEPT, with_delays
@@ -92,6 +92,7 @@ def import_onnx(
         layers = with_first_states(layers, graph, first, network.problems.append)
     network.layers = settle(layers, (time, KEPT), signal.head, network.problems.append)
     _add_frames(graph, signal, time, network, options.context)
+    network.layers = _laid_out(network)
     network.layers = _in_rows(network.layers)
     _count_inputs(graph, signal, time, network)
     _check_input(graph, signal, network)
@@ -213,6 +214,22 @@ def _side_by_side(signals: list[Signal]) -> Signal:
     return join_signals("Concat", "outputs", alone, k)
 
 
+def _laid_out(network: Network) -> list[Layer]:
+    """Lay a frame out where its places are features, and leave that out where they are already."""
+    layers: list[Layer] = []
+    moved: dict[str, str] = {}
+    length, channels = network.input_shape or (0, 0)
+    for layer in network.layers:
+        if not isinstance(layer, InOneRow):
+            reads = tuple(moved.get(name, name) for name in layer.reads)
+            layers.append(replace(layer, reads=reads))
+        elif channels == 1 and network.layers[0].name != "context":
+            layers += layer.in_frames(length)
+        else:
+            moved[layer.name] = layer.reads[0]
+    return layers
+
+
 def _in_rows(layers: Sequence[Layer]) -> list[Layer]:
     """Leave out what a layer reads where that is the layer before it."""
     before = (INPUT, *(layer.name for layer in layers))
@@ -231,6 +248,7 @@ def _add_frames(graph: Graph, signal: Signal, time: str, network: Network, conte
         isinstance(layer, FrameLayer)
         and layer.along in labels
         and not isinstance(layer.spec, TimeConvSpec)
+        and not isinstance(layer, InOneRow)
         for layer in network.layers
     )
     if not is_frame:
@@ -277,6 +295,9 @@ def _count_inputs(graph: Graph, signal: Signal, time: str, network: Network) -> 
     labels = {label for label, _ in given.axes[-1]} if given.axes else {time}
     if not network.input_shape and not labels & {time, *graph.open_axes}:
         network.num_inputs = given.shape[-1]
+        if given.shape[-1] == 1 and time not in {label for axis in given.axes for label, _ in axis}:
+            sizes = [size for axis in given.axes[1:] for _, size in axis]
+            network.num_inputs = math.prod(sizes)
     elif not network.input_shape and labels == {time} and len(given.axes) in (2, 3):
         network.num_inputs = given.shape[1] if len(given.axes) == 3 else 1
 

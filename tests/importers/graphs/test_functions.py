@@ -92,6 +92,13 @@ WRITTEN = {
         ("ReduceSum", ["a", "axis"], "b", {}),
         ("Div", ["a", "b"], "Z", {}),
     ],
+    "unit norm": [
+        ("ReduceL2", ["H"], "a", {"axes": [-1]}),
+        ("Clip", ["a", "tiny"], "b", {}),
+        ("Shape", ["H"], "s", {}),
+        ("Expand", ["b", "s"], "c", {}),
+        ("Div", ["H", "c"], "Z", {}),
+    ],
     "rms norm": [
         ("Mul", ["H", "H"], "a", {}),
         ("ReduceMean", ["a"], "b", {"axes": [-1]}),

@@ -76,6 +76,32 @@ def test_a_convolution_that_takes_fewer_steps_than_are_kept_is_refused(tmp_path)
         import_file(path)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_places_of_the_frame_before_are_kept_in_front_of_a_frame(tmp_path, channels):
+    nodes = [
+        H.make_node("Concat", ["S", "X"], ["Z"], axis=2),
+        H.make_node("Conv", ["Z", "K", "b"], ["A"], strides=[2]),
+        H.make_node("Tanh", ["A"], ["B"]),
+        H.make_node("GlobalAveragePool", ["B"], ["C"]),
+        H.make_node("Flatten", ["C"], ["Y"]),
+        H.make_node("Slice", ["Z", "n4", "end", "n2"], ["N"]),
+    ]
+    tensors = ONE | {"K": draw(4, channels, 3), "b": draw(4), "n4": np.array([8])}
+    x = RNG.standard_normal((STEPS, channels * 8))
+    states, shape = {"S": ("N", (1, channels, 4))}, [1, channels, 8]
+    inputs = {"X": shape, "S": list(states["S"][1])}
+    path = graph_file(tmp_path / "m.onnx", nodes, tensors, inputs, ("Y", "N"))
+    assert import_file(path).model.spec.inputs[0].shape == (8, channels)
+    if channels == 1:
+        check_steps(tmp_path, nodes, tensors, x, states, shape=shape)
+
+
+def test_one_place_of_several_channels_is_a_step(tmp_path):
+    nodes, tensors, states = conv_cache(NEW["a slice of all"])
+    nodes[0] = H.make_node("Identity", ["X"], ["U"])
+    check_steps(tmp_path, nodes, tensors, X, states, shape=[1, 3, 1])
+
+
 def test_a_row_of_the_last_steps_features_is_read_by_a_product(tmp_path):
     nodes = [
         H.make_node("Concat", ["S", "X"], ["Z"], axis=1),

@@ -98,6 +98,30 @@ def test_zeros_in_place_of_the_last_steps_are_a_delay(tmp_path, steps):
     check_sequence(tmp_path, nodes, tensors, X)
 
 
+DELAYS = {
+    "zeros, then a cut": [
+        H.make_node("Pad", ["X", "pads"], ["P"]),
+        H.make_node("Slice", ["P", "zero", "minus", "one"], ["D"]),
+    ],
+    "a cut, then zeros": [
+        H.make_node("Slice", ["X", "zero", "minus", "one"], ["C"]),
+        H.make_node("Concat", ["zeros", "C"], ["D"], axis=1),
+    ],
+}
+
+
+@pytest.mark.parametrize("how", DELAYS)
+def test_a_difference_from_the_step_before_is_one(tmp_path, how):
+    tensors = {"pads": np.array([0, 1, 0, 0, 0, 0]), "zeros": np.zeros((1, 1, 3), np.float32)}
+    tensors |= {"zero": np.array([0]), "minus": np.array([-1]), "one": np.array([1])}
+    nodes = [
+        *DELAYS[how],
+        H.make_node("Sub", ["X", "D"], ["E"]),
+        H.make_node("MatMul", ["E", "W"], ["Y"]),
+    ]
+    check_sequence(tmp_path, nodes, tensors | {"W": draw(3, 2)}, X)
+
+
 FEATURES = RNG.standard_normal((STEPS, 10))
 
 
@@ -150,6 +174,17 @@ def test_a_convolution_along_steps_and_places_keeps_the_steps_before(tmp_path, w
     model = check_sequence(tmp_path, nodes, tensors, FEATURES)
     assert model.spec.inputs[0].shape == (10, 1)
     assert any(isinstance(layer, ConvSpec) for layer in model.spec.layers)
+
+
+def test_a_mask_of_features_multiplies_the_frame_it_was_made_of(tmp_path):
+    nodes, tensors = plane(draw(4, 2, 2, 3), draw(4), before=1)
+    nodes[-1].output[0] = "Z"
+    nodes += [
+        H.make_node("MatMul", ["Z", "Q"], ["M_"]),
+        H.make_node("Sigmoid", ["M_"], ["M"]),
+        H.make_node("Mul", ["X", "M"], ["Y"]),
+    ]
+    check_sequence(tmp_path, nodes, tensors | {"Q": draw(4, 10)}, FEATURES)
 
 
 def test_a_convolution_along_two_axes_that_needs_steps_to_come_is_refused(tmp_path):

@@ -8,15 +8,16 @@ runs along an axis notes which one, and `settle` decides.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from streamrnn.importers.network import FrameLayer
+from streamrnn.importers.network import FrameLayer, Layer
 from streamrnn.importers.onnx.values import FEATURE, Axis, NotFollowed, Signal
-from streamrnn.model.layers.frame import ConvSpec, SliceSpec
+from streamrnn.model.layers.frame import ActivationSpec, ConvSpec, SliceSpec
 
 __all__ = [
+    "InOneRow",
     "channels_of",
     "pick_channels",
     "place_label",
@@ -24,6 +25,24 @@ __all__ = [
     "with_channels",
     "with_places",
 ]
+
+
+@dataclass(frozen=True)
+class InOneRow(FrameLayer):
+    """The input as one row of features, beside which another layer has so many.
+
+    Where the input turns out to be a frame, its places are that row; else it is nothing.
+    """
+
+    def in_frames(self, length: int) -> list[Layer]:
+        """Return the layers that lay a frame of one channel out: joined with another, it is one."""
+        one = SliceSpec(places=(0, 1), channels=(0, 1))
+        both = (*self.reads, f"{self.name}.first")
+        return [
+            FrameLayer(f"{self.name}.first", one, reads=self.reads),
+            FrameLayer(f"{self.name}.joined", ActivationSpec("identity"), reads=both),
+            FrameLayer(self.name, SliceSpec(channels=(0, length)), reads=(f"{self.name}.joined",)),
+        ]
 
 
 def place_label(signal: Signal, k: int) -> str:

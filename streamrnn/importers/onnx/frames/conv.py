@@ -19,7 +19,7 @@ from streamrnn.importers.onnx.frames.axes import (
 from streamrnn.importers.onnx.values import NotFollowed, Signal, Value
 from streamrnn.model.layers.frame import ConvSpec, PadSpec
 
-__all__ = ["Attributes", "PlaneConv", "Window", "convolve", "pad"]
+__all__ = ["Attributes", "PlaneConv", "Window", "convolve", "join_zeros", "pad"]
 
 Attributes = dict[str, Any]
 
@@ -166,6 +166,27 @@ def pad(
         own = name if k == padded[-1] else f"{name}.{k}"
         signal = _padded(own, signal, k, (pads[k], pads[k + rank]), mode)
     return signal
+
+
+def join_zeros(name: str, parts: Sequence[Value | None], axis: int) -> Signal | None:
+    """Follow zeros put before or behind what the network computes; None of anything else."""
+    signals = [k for k, part in enumerate(parts) if isinstance(part, Signal)]
+    if len(signals) != 1:
+        return None
+    [k] = signals
+    signal = parts[k]
+    assert isinstance(signal, Signal)
+    sizes = []
+    for part in parts:
+        if isinstance(part, Signal):
+            continue
+        if not isinstance(part, np.ndarray) or part.any() or part.ndim != len(signal.axes):
+            return None
+        rest = list(part.shape)
+        sizes.append(rest.pop(axis))
+        if rest != [size for j, size in enumerate(signal.shape) if j != axis]:
+            return None
+    return _padded(name, signal, axis, (sum(sizes[:k]), sum(sizes[k:])), "zeros")
 
 
 def _padded(name: str, signal: Signal, k: int, padding: tuple[int, int], mode: str) -> Signal:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from streamrnn.importers.network import Activation, FrameLayer
-from streamrnn.importers.onnx.frames.axes import with_channels
+from streamrnn.importers.onnx.frames.axes import InOneRow, place_label, with_channels
 from streamrnn.importers.onnx.values import FEATURE, NotFollowed, Signal
 from streamrnn.model.layers.frame import ActivationSpec, ConvSpec, MixSpec
 
@@ -22,7 +22,7 @@ def join_signals(op: str, name: str, signals: Sequence[Signal], axis: int | None
         signals = [signal.featured() for signal in signals]
     if op == "Concat":
         return _beside(name, signals, axis)
-    signals = _spread_alike(name, signals)
+    signals = _spread_alike(name, [_in_one_row(name, signal, signals) for signal in signals])
     if op == "Div":
         divisor = signals[1].plus(Activation(f"{name}.divisor", "reciprocal"))
         signals = [signals[0], divisor]
@@ -76,6 +76,21 @@ def _spread_alike(name: str, signals: Sequence[Signal]) -> Sequence[Signal]:
         spread(signal, f"{name}.{j}", k, most) if signal.shape[k] == 1 and most > 1 else signal
         for j, signal in enumerate(signals)
     ]
+
+
+def _in_one_row(name: str, signal: Signal, others: Sequence[Signal]) -> Signal:
+    """Let the input be features where those that it is joined with are."""
+    places = {each.find(FEATURE) for each in others if len(each.axes) == len(signal.axes)} - {None}
+    if signal.layers or signal.find(FEATURE) is not None or len(places) != 1:
+        return signal
+    [k] = places
+    if k is None or k != len(signal.axes) - 1 or signal.shape[k] == 1:
+        return signal
+    label = place_label(signal, k)
+    if not label or any(each.find(label) is not None for each in others if each is not signal):
+        return signal
+    row = InOneRow(f"{name}.row", ActivationSpec("identity"), along=label)
+    return with_channels(signal.plus(row), k, signal.shape[k])
 
 
 def _place_of_features(signal: Signal) -> int | None:

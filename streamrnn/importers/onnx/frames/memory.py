@@ -44,8 +44,10 @@ def remember(
         own = data.ids if data.ids is not None else graph.new_symbols(data.shape)
         graph.data_ids[names[-1]] = own
     ids = np.concatenate([old, graph.data_ids[names[-1]]], axis)
-    if data.featured().find(FEATURE) == axis and data.shape[axis] != 1:
-        made = _row_of_steps(data.featured(), name, axis, old.shape[axis])
+    # The last axis of an input of three has places; of one of two, features.
+    known = data.featured() if len(data.axes) < 3 else data
+    if known.find(FEATURE) == axis and data.shape[axis] != 1:
+        made = _row_of_steps(known, name, axis, old.shape[axis])
     else:
         made = _kept_places(data, name, axis, old.shape[axis])
     last = np.take(ids, range(data.shape[axis], ids.shape[axis]), axis)
@@ -148,9 +150,9 @@ def with_delays(
             for layer in layers
         ]
     last = signal.head
-    if layers[-1].name != last:  # the answer is what the last layer gives
+    if layers and layers[-1].name != last:  # the answer is what the last layer gives
         own = [layer for layer in layers if layer.name == last]
-        if any(last in layer.reads for layer in layers):
+        if not own or any(last in layer.reads for layer in layers):
             own = [FrameLayer("answer", ActivationSpec("identity"), reads=(last,))]
         layers = [*(layer for layer in layers if layer is not own[0]), own[0]]
         last = own[0].name

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from streamrnn.importers.network import FrameLayer, Scale
+from streamrnn.importers.network import Activation, FrameLayer, Scale
 from streamrnn.importers.onnx.frames.axes import channels_of, place_label, with_places
 from streamrnn.importers.onnx.frames.conv import Attributes
 from streamrnn.importers.onnx.patterns import mark_mean
 from streamrnn.importers.onnx.values import FEATURE, NotFollowed, Signal, Value
-from streamrnn.model.layers.frame import PoolSpec
+from streamrnn.model.layers.frame import MixSpec, PoolSpec
 
 __all__ = ["pool", "reduce_axes"]
 
@@ -83,6 +83,13 @@ def reduce_axes(
 
 
 def _reduced(op: str, name: str, signal: Signal, k: int) -> Signal:
+    if op in ("ReduceL2", "ReduceSumSquare"):
+        square = MixSpec(reads=(signal.head,) * 2, is_product=True)
+        reads = (signal.head,) * 2
+        made = signal.plus(FrameLayer(f"{name}.square", square), reads=reads)
+        own = f"{name}.sum" if op == "ReduceL2" else name
+        made = _reduced("ReduceSum", own, made, k)
+        return made if op != "ReduceL2" else made.plus(Activation(name, "sqrt"))
     kind = "max" if "Max" in op else "mean"
     size, last = signal.shape[k], signal.featured()
     of_features = last.find(FEATURE) == k

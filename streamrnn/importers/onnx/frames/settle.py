@@ -141,7 +141,7 @@ class _Settling:
             rest = layer.places - end
             reason = f"{layer.name!r} takes steps {first} to {end} of {layer.places} out"
             made = _Edges(edges.before - first, edges.after - rest, edges.is_zeros, reason)
-            self._leave_out(layer, reads, made)
+            self._shift(layer, reads, made)
         elif isinstance(spec, PadSpec | MemorySpec):
             self._pad(layer, reads, edges)
         elif isinstance(spec, ConvSpec):
@@ -173,8 +173,11 @@ class _Settling:
             self.problem(f"{layer.name!r} pads time with other than zeros, or where steps miss")
             edges = _Edges()
         made = _Edges(edges.before + before, edges.after + after, edges.begins, reason)
+        self._shift(layer, reads, made)
+
+    def _shift(self, layer: FrameLayer, reads: tuple[str, ...], made: _Edges) -> None:
+        """Leave a padding or a cut out; zeros in front in place of the last steps are a delay."""
         if made.before == -made.after and 0 < made.before <= _MAX_DELAY and made.is_zeros:
-            # Zeros in front in place of the last steps: everything comes later.
             late = self._delayed(layer.name, reads[0], made.before)
             self._leave_out(layer, (late,), _Edges())
         else:
