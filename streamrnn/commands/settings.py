@@ -10,7 +10,8 @@ from typing import Any
 from streamrnn.commands.arguments import add_reading, column_list, reading_settings
 from streamrnn.errors import TrainingError, suggestion
 from streamrnn.model.checks import shown
-from streamrnn.training.config import SECTIONS, TrainingConfig
+from streamrnn.training.config import TrainingConfig
+from streamrnn.training.config_file import SECTIONS
 
 __all__ = ["add_settings", "given_settings", "with_settings"]
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from streamrnn.commands.train import configure, make_config
 from streamrnn.errors import TrainingError
 from streamrnn.model.spec import LayerSpec
-from streamrnn.training.config import SECTIONS, TrainingConfig, parse_layers
+from streamrnn.training.config import TrainingConfig
+from streamrnn.training.config_file import SECTIONS
+from streamrnn.training.layer_list import parse_layers
 
 
 def read(tmp_path, text):

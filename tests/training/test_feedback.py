@@ -17,11 +17,11 @@ from streamrnn.errors import TrainingError
 from streamrnn.model.spec import CELLS, HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from streamrnn.training import TrainingConfig, train_to_file
-from streamrnn.training.config import parse_layers
 from streamrnn.training.data.dataset import make_dataset
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.fit.checkpoint import Checkpoint
 from streamrnn.training.fit.loop import fit
+from streamrnn.training.layer_list import parse_layers
 from streamrnn.training.network.losses import LOSSES, activate, gradient_before, loss_and_gradient
 from streamrnn.training.network.network import Chunk, Network
 from tests.support.tables import noisy_sine, write_csv

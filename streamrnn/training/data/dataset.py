@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from streamrnn.errors import DataError
 from streamrnn.model.spec import HeadSpec, InputSpec, ModelSpec, OutputSpec
-from streamrnn.training.config import PARTS, TrainingConfig, parse_layers
+from streamrnn.training.config import PARTS, TrainingConfig
 from streamrnn.training.data.categories import categorical_input, category_codes
 from streamrnn.training.data.columns import (
     choose_columns,
@@ -30,6 +30,7 @@ from streamrnn.training.data.times import (
     is_time_feature,
     with_time_features,
 )
+from streamrnn.training.layer_list import parse_layers
 from streamrnn.training.network.losses import LOSSES
 from streamrnn.training.network.network import Chunk
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from streamrnn.errors import ModelFileError, TrainingError
 from streamrnn.model.file import METADATA_KEY
 from streamrnn.model.tensor_file import read_tensor_file
-from streamrnn.training.config import is_written_config
+from streamrnn.training.config_file import is_written_config
 from streamrnn.training.fit.checkpoint import is_checkpoint
 
 __all__ = ["check_model_path", "check_outputs", "checkpoint_path", "configuration_path"]

@@ -21,7 +21,7 @@ from streamrnn.commands import inspect as inspect_command
 from streamrnn.commands import train as command
 from streamrnn.errors import TrainingError
 from streamrnn.training import TrainingConfig, train_to_file
-from streamrnn.training.config import SECTIONS
+from streamrnn.training.config_file import SECTIONS
 from streamrnn.training.fit.stop import StopSignals
 from streamrnn.training.fit.trainer import Epoch
 from streamrnn.training.report import report_lines

@@ -1,0 +1,159 @@
+"""The TOML form of a training's configuration."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+from streamrnn.errors import ModelFileError, StreamRNNError, TrainingError, suggestion
+from streamrnn.model.checks import shown
+from streamrnn.model.tensor_file import replace_file
+from streamrnn.training.config import TrainingConfig
+
+__all__ = ["SECTIONS", "is_written_config", "read_config", "write_config"]
+
+_FIRST_LINE = "# All of a training: `streamrnn train THIS_FILE -o MODEL` repeats it to the bit."
+_MAX_FILE_BYTES = 2**20
+
+# Where each setting stands in a TOML file, and what is said beside it.
+SECTIONS: Mapping[str, Mapping[str, str]] = {
+    "data": {
+        "path": "relative to this file",
+        "predict": "target columns",
+        "time": "column that orders the rows; empty: the file's order; auto: the only one of dates",
+        "group": "columns that tell streams apart; none: one stream",
+        "inputs": "columns that the network sees",
+        "categorical": "columns of numbers that are names",
+        "horizon": "predict the value so many rows ahead",
+        "season": "rows after which the target repeats; 0: found",
+        "split": "training, validation, test",
+        "split_by": "time, date, stream, file or column:NAME; auto: by the data",
+        "loss_on": "every row, or the last of each stream; auto: by the target",
+        "difference": "inputs seen as changes",
+        "missing": "per input: error, hold, mean or mask",
+        "time_features": "inputs made of the time (UTC): hour, weekday, month, elapsed",
+        "other": "names in at most so many training rows are one, other, as are new ones; 0: none",
+    },
+    "reading": {
+        "delimiter": "of cells; empty: by the first lines",
+        "encoding": "empty: UTF-8, or what a byte order mark says",
+        "decimal": ". or ,",
+        "thousands": "what parts groups of three digits; empty: nothing",
+        "na": "cells that mean a missing value, beside empty ones",
+        "skip_rows": "lines of the file to leave out, as 2 or 1-3",
+        "date_format": "as %d.%m.%Y; empty: ISO 8601",
+    },
+    "model": {
+        "layers": "from the input to the output",
+        "feedback": "read at the next step: head (a Jordan network), layer2:layer1",
+        "embedding_size": "0: by the number of categories; -1: one-hot",
+    },
+    "training": {
+        "loss": "mse, cross_entropy or binary_cross_entropy; auto: by the target",
+        "epochs": "passes over the training part, at most; 0: by the data",
+        "batch_size": "rows trained at once; 0: by the data",
+        "truncation_steps": "steps that a gradient goes back",
+        "learning_rate": "peak of the schedule",
+        "schedule": "cosine or constant",
+        "weight_decay": "decoupled, of the matrices",
+        "clip_norm": "bound on the norm of the whole gradient",
+        "averaging": "moving average of the weights; 0: none",
+        "patience": "epochs without a better validation error",
+        "seed": "of all chance",
+    },
+}
+
+
+def read_config(path: str | os.PathLike[str]) -> TrainingConfig:
+    """Read a TOML file, such as `write_config` has written.
+
+    Sections are ``[data]``, ``[model]`` and ``[training]``; absent keys have their defaults,
+    and the data's path is taken relative to the file. Raises `TrainingError` if it is no TOML,
+    or a section, key or value is not known.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_MAX_FILE_BYTES + 1)
+        if len(text) > _MAX_FILE_BYTES:
+            raise TrainingError(f"{path} is larger than {_MAX_FILE_BYTES} bytes")
+        sections = tomllib.loads(text.decode().replace("\r\n", "\n"))
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be opened: {error.strerror}") from error
+    except RecursionError as error:
+        raise TrainingError(f"{path} is not valid TOML: it is nested too deep") from error
+    except ValueError as error:  # no UTF-8, no TOML, a number of thousands of digits
+        raise TrainingError(f"{path} is not valid TOML: {error}") from error
+    try:
+        config = TrainingConfig(**_flatten(sections))
+    except StreamRNNError as error:
+        raise TrainingError(f"{path}: {error}") from error
+    return config.replace(path=os.path.join(os.path.dirname(path), config.path))
+
+
+def write_config(config: TrainingConfig, path: str | os.PathLike[str]) -> None:
+    """Write a TOML file that `read_config` understands, with the data's path relative to it.
+
+    Raises `TrainingError` if it cannot be written.
+    """
+    lines = [_FIRST_LINE]
+    data_path = os.path.relpath(config.path, os.path.dirname(os.path.abspath(path)))
+    tables = []
+    for section, comments in SECTIONS.items():
+        lines += ["", f"[{section}]"]
+        for name, comment in comments.items():
+            value = data_path if name == "path" else getattr(config, name)
+            if isinstance(value, dict):
+                tables.append((f"{section}.{name}", value))
+            else:
+                lines.append(f"{name} = {_toml(value)}  # {comment}")
+    for title, table in tables:
+        lines += ["", f"[{title}]"]
+        lines += [f"{_toml(key)} = {_toml(value)}" for key, value in table.items()]
+    try:
+        replace_file(path, ("\n".join(lines) + "\n").encode())
+    except ModelFileError as error:
+        raise TrainingError(str(error)) from error
+
+
+def is_written_config(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file is one that `write_config` has written."""
+    try:
+        with open(path, "rb") as file:
+            return file.readline(len(_FIRST_LINE) + 2).decode().rstrip() == _FIRST_LINE
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _flatten(sections: Mapping[str, Any]) -> dict[str, Any]:
+    home = {name: section for section, names in SECTIONS.items() for name in names}
+    values: dict[str, Any] = {}
+    for section, table in sections.items():
+        if section not in SECTIONS or not isinstance(table, dict):
+            hint = suggestion(section, SECTIONS)
+            raise TrainingError(
+                f"unknown section or key {shown(section)}{hint}; the sections are "
+                f"{', '.join(SECTIONS)}"
+            )
+        for name, value in table.items():
+            if home.get(name) != section:
+                known = [key for key, place in home.items() if place == section]
+                elsewhere = f"; it belongs into [{home[name]}]" if name in home else ""
+                raise TrainingError(
+                    f"unknown key {shown(name)} in [{section}]"
+                    f"{elsewhere or suggestion(name, known)}; known are {', '.join(known)}"
+                )
+            values[name] = value
+    return values
+
+
+def _toml(value: Any) -> str:
+    """Format one value as TOML."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        plain = (c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped)
+        return f'"{"".join(plain)}"'
+    return repr(value)
