@@ -138,9 +138,10 @@ def dataset_of_model(
     rows = rows_of_streams(table, config.time, config.group)
     raw = model_inputs(spec, with_time_features(table, time_inputs(spec), config.time, rows))
     known, unknown = _targets(spec, config, table)
+    origins = np.array([item.origin for item in spec.inputs])
     streams = []
     for name, index in rows.items():
-        x = raw[index].astype(np.float32)
+        x = (raw[index] - origins).astype(np.float32)
         stop = max(0, len(index) - config.horizon)
         target = np.full((len(index), known.shape[1]), np.nan)
         target[:stop] = known[index[config.horizon :]]
@@ -163,13 +164,17 @@ def dataset_of_model(
 
 
 def _targets(spec: ModelSpec, config: TrainingConfig, table: Table) -> tuple[Doubles, int]:
-    """Return the values or classes of every row, [N, O] or [N, 1], and how many are not known."""
+    """Return every row's values, [N, O], or classes, [N, 1], and how many classes are unknown.
+
+    Of values the outputs' origins are taken off.
+    """
     columns = [table.usable(name) for name in config.predict]
     if config.loss != "cross_entropy":
         for column in columns:
             if column.numbers is None:
                 raise DataError(f"column {column.name!r} of {table.path} holds no numbers")
-        return np.stack([np.asarray(column.numbers) for column in columns], axis=1), 0
+        origins = np.array([item.origin for item in spec.outputs])
+        return np.stack([np.asarray(column.numbers) for column in columns], axis=1) - origins, 0
     [column] = columns
     if column.times is not None:
         raise DataError(f"column {column.name!r} of {table.path} holds times, not classes")

@@ -130,7 +130,7 @@ def _last_class(target: Target, stream: Stream, rows: slice) -> NDArray[np.int64
     known = held_values(item, stream, source, rows.stop)[rows]
     if item.kind == "numeric" and target.metric == "cross_entropy":  # classes written as numbers
         values = class_values(target)
-        return np.searchsorted((values[1:] + values[:-1]) / 2, known)
+        return np.searchsorted((values[1:] + values[:-1]) / 2, known + item.origin)
     if item.categories and target.metric == "cross_entropy":  # some of rare names may be one
         classes = {output.name: k for k, output in enumerate(target.spec.outputs)}
         return np.array([classes.get(name, -1) for name in item.categories])[known.astype(np.int64)]

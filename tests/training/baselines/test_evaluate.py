@@ -96,6 +96,51 @@ def test_the_error_is_that_of_the_predictions(trained, tmp_path):
     assert found["comparison"]["y+1"]["num_targets"] == 88
 
 
+def test_a_counter_at_a_thousand_million_is_judged_as_one_from_0(tmp_path):
+    """In float32 its steps would be 64; the values of the file are taken off their origin."""
+    steps = np.random.default_rng(7).integers(0, 30, 300)
+    found = []
+    for k, first in enumerate((0, 10**9)):
+        (tmp_path / str(k)).mkdir()
+        path = write_csv(tmp_path / str(k), count=np.cumsum(steps) + first)
+        config = TrainingConfig(path=path, predict=("count",), epochs=3, layers=("gru:4",))
+        result = train_to_file(config, tmp_path / str(k) / "m.safetensors")
+        new = write_csv(tmp_path, count=np.cumsum(steps[::-1]) + first + 4000)
+        found.append(evaluate_file(result.model, new))
+        baselines = found[-1]["baselines"]
+        expected = np.sqrt(np.mean(np.square(steps[::-1][1:].astype(float))))
+        assert baselines["persistence"]["count+1"]["rmse"] == pytest.approx(expected, rel=1e-4)
+    assert result.model.spec.inputs[0].origin > 9e8
+    for name in found[0]["baselines"]:
+        ours, theirs = (f["baselines"][name]["count+1"]["rmse"] for f in found)
+        assert ours == pytest.approx(theirs, rel=1e-2)
+    ours, theirs = (f["errors"]["count+1"]["rmse"] for f in found)
+    assert ours == pytest.approx(theirs, rel=1e-2)
+
+
+def test_of_sequences_the_last_row_is_judged_and_whole_streams_are_drawn(tmp_path):
+    rng = np.random.default_rng(8)
+
+    def table(directory, num):
+        lengths = rng.integers(4, 8, num)
+        kinds = np.repeat(rng.integers(0, 2, num), lengths)
+        return write_csv(
+            directory,
+            s=np.repeat(np.arange(num), lengths),
+            x=kinds + rng.normal(size=lengths.sum()),
+            kind=np.array(["low", "high"])[kinds],
+        )
+
+    config = TrainingConfig(
+        path=table(tmp_path, 60), predict=("kind",), group=("s",), horizon=0, epochs=3
+    )
+    model = train_to_file(config, tmp_path / "m.safetensors").model
+    found = evaluate_file(model, table(tmp_path, 25))
+    compared = found["comparison"]["kind"]
+    assert compared["num_targets"] == found["num_streams"] == 25
+    assert compared["against"]["logistic"]["drawn"] == "25 whole streams"
+
+
 def test_the_command_prints_the_table_and_json(trained, tmp_path, capsys):
     _, path, directory = trained
     model = str(directory / "m.safetensors")
