@@ -67,6 +67,11 @@ def evaluation_lines(found: dict[str, Any]) -> Iterator[str]:
             "and the errors below flatter the model. `streamrnn inspect` shows those of the part "
             "that it did not see"
         )
+    elif found["has_training_rows"]:
+        yield (
+            "rows of the file that the model was trained with are in this one: where they are "
+            "judged, the errors below flatter the model"
+        )
     for target, count in found["unknown_classes"].items():
         yield f"{count} rows of {target} have a class that the model does not know: not judged"
     if found["warmup_rows"]:

@@ -32,6 +32,9 @@ __all__ = ["dataset_of_model", "evaluate_file"]
 
 Doubles = NDArray[np.float64]
 
+LEAST_SAMPLE = 8  # rows that are the same by no chance
+MAX_STARTS = 10_000
+
 
 def evaluate_file(
     model: Model,
@@ -60,9 +63,9 @@ def evaluate_file(
     Returns
     -------
     dict
-        JSON types: ``file``, ``sha256``, ``is_training_file``, ``num_rows``, ``num_streams``,
-        ``warmup_rows``, ``unknown_classes`` (target -> rows), and what
-        `streamrnn.training.baselines.compare.compare` returns.
+        JSON types: ``file``, ``sha256``, ``is_training_file``, ``has_training_rows``,
+        ``num_rows``, ``num_streams``, ``warmup_rows``, ``unknown_classes`` (target -> rows), and
+        what `streamrnn.training.baselines.compare.compare` returns.
 
     Raises
     ------
@@ -81,10 +84,12 @@ def evaluate_file(
     network = Network(model.spec, model.parameters)
     found = compare(dataset, "test", NetworkOutputs.of(network, dataset).predict, fitted)
     data = model.spec.training.get("data")
+    is_training_file = isinstance(data, dict) and data.get("sha256") == table.sha256
     return {
         "file": Path(path).name,
         "sha256": table.sha256,
-        "is_training_file": isinstance(data, dict) and data.get("sha256") == table.sha256,
+        "is_training_file": is_training_file,
+        "has_training_rows": is_training_file or _holds_sample(model.spec, dataset),
         "num_rows": table.num_rows,
         "num_streams": len(dataset.streams),
         "warmup_rows": warmup_rows,
@@ -161,6 +166,29 @@ def dataset_of_model(
             f"streams, targets {config.horizon} rows ahead, the first {warmup_rows} rows not judged"
         )
     return dataset, unknown
+
+
+def _holds_sample(spec: ModelSpec, dataset: Dataset) -> bool:
+    """Tell whether rows of the training's file, which the report holds some of, are among these."""
+    try:
+        plain = np.array(spec.training.get("sample"), np.float64)
+        sample = (plain - [item.origin for item in spec.inputs]).astype(np.float32)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    if sample.shape[1:] != (spec.num_inputs,) or len(sample) < LEAST_SAMPLE:
+        return False
+    if all(np.array_equal(row, sample[0], equal_nan=True) for row in sample):
+        return False
+    for stream in dataset.streams:
+        last = len(stream.x) - len(sample) + 1
+        first = sample[0]
+        x = stream.x[: max(0, last)]
+        same = (x == first) | (np.isnan(x) & np.isnan(first))
+        for start in np.flatnonzero(same.all(axis=1))[:MAX_STARTS].tolist():
+            rows = stream.x[start : start + len(sample)]
+            if np.array_equal(rows, sample, equal_nan=True):
+                return True
+    return False
 
 
 def _targets(spec: ModelSpec, config: TrainingConfig, table: Table) -> tuple[Doubles, int]:

@@ -150,7 +150,7 @@ def test_the_command_prints_the_table_and_json(trained, tmp_path, capsys):
     assert "error of y+1 (rmse; " in text
     assert "autoregression, " in text
     assert "verdict on y+1: " in text
-    assert "trained with" not in text
+    assert "rows of the file that the model was trained with are in this one" in text
     assert main(["evaluate", model, path, "--warmup", "20"]) == 0
     text = capsys.readouterr().out
     assert "this is the file that the model was trained with" in text
@@ -158,12 +158,27 @@ def test_the_command_prints_the_table_and_json(trained, tmp_path, capsys):
     assert main(["evaluate", model, new, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {
-        "file", "sha256", "is_training_file", "num_rows", "num_streams", "warmup_rows",
-        "unknown_classes", "errors", "baselines", "comparison",
+        "file", "sha256", "is_training_file", "has_training_rows", "num_rows", "num_streams",
+        "warmup_rows", "unknown_classes", "errors", "baselines", "comparison",
     }  # fmt: skip
     assert main(["evaluate", model, new, "--warmup", "-1"]) == 1
     assert main(["inspect", model]) == 0
     assert "verdict on y+1: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "is_known"),
+    [
+        (lambda rows: rows, True),
+        (lambda rows: [*rows, *([str(200 + day), "b", "1", "red"] for day in range(9))], True),
+        (lambda rows: [[*r[:2], r[2] and f"{float(r[2]) + 1:.5f}", r[3]] for r in rows], False),
+        (lambda rows: [r for r in rows if int(r[0]) >= 160], False),
+    ],
+)
+def test_rows_of_the_training_are_noticed_in_another_file(trained, tmp_path, change, is_known):
+    found = evaluate_file(trained[0].model, new_file(trained, tmp_path, change))
+    assert found["has_training_rows"] is is_known
+    assert not found["is_training_file"]
 
 
 @pytest.mark.parametrize(
