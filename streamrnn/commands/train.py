@@ -23,8 +23,10 @@ from streamrnn.training.fit.trainer import Epoch
 from streamrnn.training.report import report_lines
 from streamrnn.training.run.curve import learning_curve
 from streamrnn.training.run.epoch_log import EpochLog
-from streamrnn.training.run.outputs import check_outputs
+from streamrnn.training.run.figure import check_figure, write_figure
+from streamrnn.training.run.outputs import check_outputs, configuration_path
 from streamrnn.training.run.progress import TrainingProgress
+from streamrnn.training.run.threads import limit_threads
 from streamrnn.training.train import TrainingResult, train_to_file
 
 __all__ = ["configure", "make_config", "run"]
@@ -50,6 +52,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="draw the learning curve at the end (default: on a terminal)",
     )
+    parser.add_argument(
+        "--report", metavar="FILE.png", help="draw losses, errors, forecasts and residuals"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     add_settings(parser)
 
@@ -65,13 +70,15 @@ def make_config(args: argparse.Namespace) -> TrainingConfig:
 def run(args: argparse.Namespace) -> int:
     """Train, report, and print where the files are; return the exit code."""
     config, stop = make_config(args), StopSignals()
-    if args.plot:
-        learning_curve(())  # before the training, if it cannot be drawn
+    _check_outputs(args, config)
     try:
         result = _train(args, config, stop)
     except TrainingStopped as error:
         print(f"streamrnn: {error}. {_how_to_go_on(args)}", file=sys.stderr)
         return 128 + stop.received
+    if args.report:
+        with limit_threads(args.threads):
+            write_figure(result, Path(args.report))
     if args.json:
         print(json.dumps(_facts(args, result), allow_nan=False))
     else:
@@ -91,7 +98,7 @@ def _train(args: argparse.Namespace, config: TrainingConfig, stop: StopSignals) 
     with ExitStack() as stack:
         watchers: list[Callable[[Epoch], None]] = [stack.enter_context(TrainingProgress())]
         if args.log:
-            watchers.append(stack.enter_context(_log(args, config)))
+            watchers.append(stack.enter_context(EpochLog(Path(args.log))))
 
         def watch(epoch: Epoch) -> None:
             for watcher in watchers:
@@ -114,10 +121,20 @@ def _source(args: argparse.Namespace) -> Path | None:
     return path if path.suffix.lower() == ".toml" else None
 
 
-def _log(args: argparse.Namespace, config: TrainingConfig) -> EpochLog:
+def _check_outputs(args: argparse.Namespace, config: TrainingConfig) -> None:
+    """Refuse, before the training, what could not be written after it."""
+    given = {"the model": args.output, "the log": args.log, "the picture": args.report}
+    outputs = {what: Path(path) for what, path in given.items() if path}
     inputs = {"the data": Path(config.path), "the input": Path(args.input)}
-    check_outputs({"the log": Path(args.log)}, inputs | {"the model": Path(args.output)})
-    return EpochLog(Path(args.log))
+    check_outputs(outputs, inputs)
+    model = outputs.pop("the model")
+    inputs["the configuration"] = configuration_path(model, _source(args))
+    inputs["the checkpoint"] = model.with_name(f"{model.name}.checkpoint")
+    check_outputs(outputs, inputs)
+    if args.report:
+        check_figure(Path(args.report))
+    if args.plot:
+        learning_curve(())
 
 
 def _how_to_go_on(args: argparse.Namespace) -> str:
@@ -139,6 +156,8 @@ def _print_result(args: argparse.Namespace, result: TrainingResult) -> None:
         print(printable(line))
     print(f"{args.output}: the model; the engine reproduces the trainer's outputs")
     print(f"{result.configuration}: the configuration that repeats it")
+    if args.report:
+        print(f"{args.report}: the same as a picture")
 
 
 def _facts(args: argparse.Namespace, result: TrainingResult) -> dict[str, Any]:

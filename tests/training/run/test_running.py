@@ -153,6 +153,12 @@ def test_outputs_are_different_files(data, tmp_path):
     path = tmp_path / "m.safetensors"
     with pytest.raises(TrainingError, match="is the model; write the log to another file"):
         run(data, *SMALL, "-o", path, "--log", path)
+    for log, words in (
+        ("m.toml", "is the configuration"),
+        ("m.safetensors.checkpoint", "is the ch"),
+    ):
+        with pytest.raises(TrainingError, match=words):
+            run(data, *SMALL, "-o", path, "--log", tmp_path / log)
     with pytest.raises(TrainingError, match="is a directory"):
         run(data, *SMALL, "-o", tmp_path)
     assert not path.exists()

@@ -1,0 +1,76 @@
+"""The report of a training as a picture."""
+
+import argparse
+import sys
+
+import numpy as np
+import pytest
+
+from streamrnn.commands import train as command
+from streamrnn.errors import TrainingError
+from streamrnn.training.run.figure import check_figure
+from tests.support.tables import noisy_sine, write_csv
+
+
+def run(*words):
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    return command.run(parser.parse_args([str(word) for word in words]))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Return the panels of every picture that is drawn."""
+    figure = pytest.importorskip("matplotlib.figure")
+    seen = []
+    original = figure.Figure.savefig
+
+    def spy(self, *arguments, **options):
+        seen.append(self.axes)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(figure.Figure, "savefig", spy)
+    return seen
+
+
+def test_numbers_are_drawn_in_the_units_of_the_table(tmp_path, drawn):
+    y = 1000 + 50 * noisy_sine(200)
+    data = write_csv(tmp_path, y=y)
+    words = (data, "--predict", "y", "--layers", "gru:3", "--epochs", 4)
+    files = ("-o", tmp_path / "m.safetensors", "--report", tmp_path / "m.png")
+    for _ in range(2):  # one of ours is replaced
+        assert run(*words, *files) == 0
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+    losses, errors, forecast, residuals = drawn[0]
+    assert len(losses.lines[0].get_xdata()) == 4
+    assert "this model" in [label.get_text() for label in errors.get_yticklabels()]
+    truth, guess = (line.get_ydata() for line in forecast.lines)
+    np.testing.assert_allclose(truth, y[160:], rtol=1e-5)
+    np.testing.assert_array_equal(forecast.lines[0].get_xdata(), np.arange(160, 200))
+    assert np.sum([bar.get_height() for bar in residuals.patches]) == 40
+    assert f"mean {np.mean(truth - guess):.3g}" in residuals.get_title()
+
+
+def test_classes_are_drawn_as_what_is_taken_for_what(tmp_path, drawn):
+    letters = [["a", "b", "c"][k % 3] for k in range(200)]
+    data = write_csv(tmp_path, letter=letters)
+    words = (data, "--predict", "letter", "--layers", "gru:3", "--epochs", 2)
+    files = ("-o", tmp_path / "m.safetensors", "--report", tmp_path / "m.png")
+    assert run(*words, *files) == 0
+    _, _, confusion, sure = drawn[0]
+    assert [label.get_text() for label in confusion.get_yticklabels()] == ["a", "b", "c"]
+    np.testing.assert_allclose(confusion.images[0].get_array().sum(axis=1), 1.0)
+    assert np.sum([bar.get_height() for bar in sure.patches]) == 40
+
+
+def test_what_cannot_be_drawn_is_refused_before_the_training(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    mine = tmp_path / "mine.png"
+    mine.write_bytes(b"\x89PNG of my cat")
+    with pytest.raises(TrainingError, match="is no picture of a training"):
+        check_figure(mine)
+    with pytest.raises(TrainingError, match=r"name it \.png"):
+        check_figure(tmp_path / "m.svg")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(TrainingError, match=r"pip install 'streamrnn\[plot\]'"):
+        check_figure(tmp_path / "m.png")
