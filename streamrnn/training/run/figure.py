@@ -136,7 +136,7 @@ def _in_units(
 ) -> tuple[Doubles, Doubles]:
     """Return truth and forecast in the user's units, NaN where the truth is missing."""
     item = target.spec.outputs[target.output]
-    shift = stream.level[rows, target.output] + item.center
+    shift = stream.level[rows, target.output].astype(np.float64) + item.center + item.origin
     return target.truth(stream, rows) * item.scale + shift, found.values * item.scale + shift
 
 
