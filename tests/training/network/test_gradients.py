@@ -8,7 +8,7 @@ from streamrnn.model.spec import CELLS, InputSpec
 from streamrnn.training.network.losses import LOSSES, activate, loss_and_gradient
 from streamrnn.training.network.network import Chunk
 from tests.tolerances import GRADIENT
-from tests.training.gradients import STEP, assert_gradient, make_case
+from tests.training.network.gradients import STEP, assert_gradient, make_case
 
 STACKS = [[(cell, 5)] for cell in CELLS] + [
     [("lstm", 4), ("gru", 6)],

@@ -26,7 +26,7 @@ from streamrnn.training.network.losses import LOSSES, activate, gradient_before,
 from streamrnn.training.network.network import Chunk, Network
 from tests.support.tables import noisy_sine, write_csv
 from tests.tolerances import GRADIENT, KERNEL, REFERENCE_FLOAT64
-from tests.training.gradients import STEP, assert_gradient, make_case
+from tests.training.network.gradients import STEP, assert_gradient, make_case
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DESCRIBED = json.loads((GOLDEN / "jordan.json").read_text())

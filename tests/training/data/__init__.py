@@ -1,0 +1,1 @@
+"""Tests of tables: reading, columns, streams, parts."""
