@@ -28,7 +28,7 @@ from tests.support.tables import noisy_sine, write_csv
 from tests.tolerances import GRADIENT, KERNEL, REFERENCE_FLOAT64
 from tests.training.network.gradients import STEP, assert_gradient, make_case
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 DESCRIBED = json.loads((GOLDEN / "jordan.json").read_text())
 CASES = DESCRIBED["cases"]
 INPUTS = (InputSpec("a"), InputSpec("b"))
