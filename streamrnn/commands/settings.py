@@ -92,7 +92,7 @@ def with_settings(config: TrainingConfig, given: dict[str, Any]) -> TrainingConf
     """Put given settings over those of a file.
 
     What the file says of columns that are no inputs any more goes, and so does a loss that was
-    chosen for other targets.
+    chosen for other targets, or for none of the quantiles.
     """
     changes = dict(given)
     if "missing" in given:
@@ -104,6 +104,9 @@ def with_settings(config: TrainingConfig, given: dict[str, Any]) -> TrainingConf
         keys = [key for key in value if key in inputs or key in own or key == "auto"]
         changes[name] = {k: value[k] for k in keys} if isinstance(value, dict) else tuple(keys)
     if "predict" in given and "loss" not in given and given["predict"] != config.predict:
+        changes["loss"] = "auto"
+        changes.setdefault("difference_target", ("auto",))
+    if given.get("quantiles") and "loss" not in given:
         changes["loss"] = "auto"
     return config.replace(**changes)
 
@@ -126,7 +129,7 @@ def _pair(option: str, text: str) -> tuple[str, str]:
 def _list(name: str, kind: str, text: str) -> tuple[Any, ...]:
     """Split at commas, save those within double quotes."""
     items = [item.strip() for item in column_list(text)]
-    return tuple(_number(name, item) if "float" in kind else item for item in items if item)
+    return tuple(item if "str" in kind else _number(name, item) for item in items if item)
 
 
 def _parsed(name: str, kind: str, text: str) -> Any:

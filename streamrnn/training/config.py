@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = ["PARTS", "TrainingConfig"]
 PARTS = ("train", "validation", "test")
 SPLITS = ("auto", "time", "date", "stream", "file", "column")
 
+_MAX_HORIZON = 1_000_000
 _MAX_INT = 2**64  # far above any setting, and a float can hold it
 
 
@@ -45,9 +47,9 @@ class TrainingConfig:
         Columns the network sees; empty: all but time and group (and, at horizon 0, the targets).
     categorical : tuple of str
         Columns of numbers to be taken as names of categories.
-    horizon : int
-        The target of a row is the target column's value so many rows later; -1: 1, or 0 for an
-        .npz file with y.
+    horizon : tuple of int
+        The targets of a row are the target column's values so many rows later; empty (or -1): 1, or
+        0 for an .npz file with y.
     season : int
         Rows after which the target repeats, for the seasonal naive forecast that the network is
         compared with; 0: found in the training part, if there is one.
@@ -60,6 +62,8 @@ class TrainingConfig:
         one class or value each.
     difference : tuple of str
         Inputs seen as changes instead of levels; ``("auto",)``: those that are not stationary.
+    difference_target : tuple of str
+        Targets learned as changes, of those whose inputs are seen so; ``("auto",)``: all of them.
     missing : dict of str to str
         Per input ``error``, ``hold``, ``mean`` or ``mask``; absent: ``hold`` if any are missing.
     time_features : tuple of str
@@ -78,7 +82,15 @@ class TrainingConfig:
     embedding_size : int
         Of categorical inputs with more than 8 categories; 0: by their number. -1: one-hot always.
     loss : str
-        ``mse``, ``cross_entropy``, ``binary_cross_entropy`` or ``auto``.
+        ``mse``, ``mae``, ``huber``, ``pinball``, ``cross_entropy``, ``binary_cross_entropy`` or
+        ``auto``.
+    quantiles : tuple of float
+        Of ``pinball``, rising: an output for each of every target and horizon.
+    huber_delta : float
+        Error from which on ``huber`` is linear, in scales (standard deviations in the training
+        part) of the target, or of its changes where it is learned as such.
+    class_weights : tuple of str
+        ``("balanced",)``, or weights such as ``("red=2",)``, which count in the loss alone.
     epochs : int
         Passes over the training part at most; 0: 200, fewer when they are long.
     batch_size : int
@@ -107,12 +119,13 @@ class TrainingConfig:
     group: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
-    horizon: int = -1
+    horizon: tuple[int, ...] = ()
     season: int = 0
     split: tuple[float, ...] = (0.6, 0.2, 0.2)
     split_by: str = "auto"
     loss_on: str = "auto"
     difference: tuple[str, ...] = ("auto",)
+    difference_target: tuple[str, ...] = ("auto",)
     missing: dict[str, str] = field(default_factory=dict)
     time_features: tuple[str, ...] = ()
     other: int = 0
@@ -127,6 +140,9 @@ class TrainingConfig:
     feedback: tuple[str, ...] = ()
     embedding_size: int = 0
     loss: str = "auto"
+    quantiles: tuple[float, ...] = ()
+    huber_delta: float = 1.0
+    class_weights: tuple[str, ...] = ()
     epochs: int = 0
     batch_size: int = 0
     truncation_steps: int = 64
@@ -143,6 +159,8 @@ class TrainingConfig:
             value = getattr(self, item.name)
             object.__setattr__(self, item.name, _checked(item.name, value, item.type))
         object.__setattr__(self, "group", tuple(name for name in self.group if name))
+        if self.horizon == (-1,):
+            object.__setattr__(self, "horizon", ())
         parse_layers(self.layers, self.feedback)
         self.read_options()  # raises if one is not known
         if not self.path:
@@ -156,6 +174,7 @@ class TrainingConfig:
                 "such as [0.6, 0.2, 0.2]"
             )
         self._check_choices()
+        self._check_forecasts()
         self._check_ranges()
 
     def _check_choices(self) -> None:
@@ -187,15 +206,34 @@ class TrainingConfig:
                     f"known are {', '.join(MISSING)}"
                 )
 
+    def _check_forecasts(self) -> None:
+        for k, rows in enumerate(self.horizon):
+            if not 0 <= rows <= _MAX_HORIZON:
+                raise TrainingError(
+                    f"horizon is {shown(rows)}; it must be from 0 to {_MAX_HORIZON} rows"
+                )
+            if rows in self.horizon[:k]:
+                raise TrainingError(f"horizon names {rows} rows twice")
+        levels = (0.0, *self.quantiles, 1.0)
+        if not all(low < high for low, high in pairwise(levels)):
+            given = ", ".join(f"{level:g}" for level in self.quantiles)
+            raise TrainingError(
+                f"quantiles are {given}; they must lie between 0 and 1, in rising order"
+            )
+        if self.quantiles and self.loss not in ("auto", "pinball"):
+            raise TrainingError(f"quantiles are learned by pinball, not by {self.loss}")
+        if self.loss == "pinball" and not self.quantiles:
+            raise TrainingError("pinball needs to know which quantiles: --quantiles 0.1,0.5,0.9")
+
     def _check_ranges(self) -> None:
         for name, least, most in (
-            ("horizon", -1, 1_000_000),
             ("season", 0, 1_000_000),
             ("other", 0, 1_000_000),
             ("embedding_size", -1, 65_536),
             ("epochs", 0, 1_000_000),
             ("batch_size", 0, 65_536),
             ("truncation_steps", 1, 100_000),
+            ("huber_delta", 1e-6, 1e6),
             ("learning_rate", 1e-9, 10.0),
             ("weight_decay", 0.0, 100.0),
             ("clip_norm", 1e-9, 1e9),
@@ -206,6 +244,11 @@ class TrainingConfig:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise TrainingError(f"{name} is {shown(value)}; it must be from {least} to {most}")
+
+    @property
+    def farthest(self) -> int:
+        """The largest horizon; the parts are cut for it."""
+        return max(self.horizon, default=1)
 
     def read_options(self) -> ReadOptions:
         """Return how a text file is written."""
@@ -251,11 +294,12 @@ class TrainingConfig:
 def _checked(name: str, value: Any, kind: Any) -> Any:
     """Return a value in its proper type, or raise with what was expected."""
     if kind.startswith("tuple"):
-        element = float if "float" in kind else str
-        items = [value] if isinstance(value, str) else value
+        element = next(each for each in (float, int, str) if each.__name__ in kind)
+        items = [value] if isinstance(value, str | int | float) else value
         if isinstance(items, list | tuple) and all(_is_a(item, element) for item in items):
             return tuple(element(item) for item in items)
-        expected = f"a list of {'numbers' if element is float else 'strings'}"
+        named = {float: "numbers", int: "whole numbers", str: "strings"}[element]
+        expected = f"a list of {named}"
     elif kind.startswith("dict"):
         if isinstance(value, dict) and all(isinstance(item, str) for item in value.values()):
             return dict(value)

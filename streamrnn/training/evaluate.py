@@ -76,7 +76,9 @@ def mean_loss(network: Network, dataset: Dataset, part: str) -> float:
     total, count = 0.0, 0
     for (k, _, start, stop), z in _outputs(network, dataset, _pieces(dataset, part)):
         target = dataset.streams[k].target[start:stop]
-        more, num = sum_of_losses(dataset.loss, network.activation, z, target)
+        more, num = sum_of_losses(
+            dataset.loss, network.activation, z, target, dataset.loss_settings
+        )
         total, count = total + more, count + num
     return total / max(count, 1)
 

@@ -137,11 +137,14 @@ def predict_table(
 def result_names(spec: ModelSpec, taken: tuple[str, ...] = ()) -> list[str]:
     """Name the columns of a prediction: ``co2_h24`` for 24 rows ahead, ``p_red`` for a class.
 
+    A quantile is ``co2_h24_q0.9``.
+
     Names in ``taken`` get an end that tells them apart.
     """
     is_class = spec.head is not None and spec.head.activation == "softmax"
     names = []
     for item in spec.outputs:
-        name = f"p_{item.name}" if is_class else re.sub(r"\+([0-9]+)$", r"_h\1", item.name)
+        plain = re.sub(r" (q[0-9.e-]+)$", r"_\1", item.name)
+        name = f"p_{item.name}" if is_class else re.sub(r"\+([0-9]+)(_q.+)?$", r"_h\1\2", plain)
         names.append(f"{name} predicted" if name in taken else name)
     return names

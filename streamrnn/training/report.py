@@ -8,6 +8,7 @@ from typing import Any
 from streamrnn.training.baselines.bootstrap import Interval
 from streamrnn.training.baselines.compare import sides
 from streamrnn.training.data.dataset import PARTS
+from streamrnn.training.quantiles import interval_lines
 
 __all__ = ["evaluation_lines", "report_lines"]
 
@@ -44,6 +45,7 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
         by_part = (f"{part} {report['errors'][part][target][measure]:#.4g}" for part in PARTS)
         yield f"  by part: {', '.join(by_part)}"
         yield from _verdict(target, tables)
+    yield from interval_lines(report.get("intervals", {}))
     if tables["comparison"]:
         yield (
             "the baselines were fitted to the training and the validation part (what they choose, "
@@ -79,6 +81,7 @@ def evaluation_lines(found: dict[str, Any]) -> Iterator[str]:
     for target in found["errors"]:
         yield from _table(f"error of {target}", "", target, found)
         yield from _verdict(target, found)
+    yield from interval_lines(found["intervals"])
 
 
 def _measure(errors: dict[str, float]) -> str:

@@ -27,6 +27,7 @@ from streamrnn.training.fit.chunks import choose_sizes
 from streamrnn.training.fit.loop import Fit, Keeper, fit
 from streamrnn.training.fit.stop import StopSignals
 from streamrnn.training.fit.trainer import Epoch
+from streamrnn.training.quantiles import measure_intervals
 from streamrnn.training.run.outputs import (
     check_model_path,
     check_outputs,
@@ -50,8 +51,8 @@ class TrainingResult:
     report : dict
         JSON types: ``data``, ``config``, ``versions``, ``errors`` (part -> target -> measure),
         ``baselines`` (name -> target -> measure, on the test part), ``comparison`` (target ->
-        intervals and verdict), ``fitted`` (target -> baseline -> what was fitted), ``memory``,
-        ``updates``.
+        intervals and verdict), ``fitted`` (target -> baseline -> what was fitted), ``intervals``
+        (target -> coverage and crossings of its quantiles), ``memory``, ``updates``.
     config : TrainingConfig
         With every choice made; it repeats the training to the bit.
     dataset : Dataset
@@ -138,7 +139,7 @@ def _train(
 
 
 def _report(dataset: Dataset, fitted: Fit, memory: Memory) -> dict[str, Any]:
-    rows = [stream.stops[2] + dataset.config.horizon for stream in dataset.streams]
+    rows = [stream.stops[2] + dataset.config.farthest for stream in dataset.streams]
     network = NetworkOutputs.of(fitted.network, dataset)
     baselines = fit_baselines(dataset)
     found = compare(dataset, "test", network.predict, baselines)
@@ -157,6 +158,7 @@ def _report(dataset: Dataset, fitted: Fit, memory: Memory) -> dict[str, Any]:
         "baselines": found["baselines"],
         "comparison": found["comparison"],
         "fitted": baselines_to_dict(baselines),
+        "intervals": measure_intervals(dataset, network.z),
         "memory": memory.to_dict(),
         "sample": _sample(dataset),
         "updates": {

@@ -18,6 +18,7 @@ from streamrnn.training.baselines.families import baselines_from_dict
 from streamrnn.training.baselines.target import targets_of
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import Dataset, Stream, current_level, encode
+from streamrnn.training.data.forecasts import forecasts_of
 from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.data.split import Split
@@ -25,8 +26,10 @@ from streamrnn.training.data.streams import rows_of_streams
 from streamrnn.training.data.table import Table
 from streamrnn.training.data.times import with_time_features
 from streamrnn.training.evaluate import NetworkOutputs
+from streamrnn.training.network.losses import LOSSES
 from streamrnn.training.network.network import Network
 from streamrnn.training.predict import kinds_of, model_inputs, time_inputs, trained_options
+from streamrnn.training.quantiles import measure_intervals
 
 __all__ = ["dataset_of_model", "evaluate_file"]
 
@@ -64,8 +67,9 @@ def evaluate_file(
     -------
     dict
         JSON types: ``file``, ``sha256``, ``is_training_file``, ``has_training_rows``,
-        ``num_rows``, ``num_streams``, ``warmup_rows``, ``unknown_classes`` (target -> rows), and
-        what `streamrnn.training.baselines.compare.compare` returns.
+        ``num_rows``, ``num_streams``, ``warmup_rows``, ``unknown_classes`` (target -> rows),
+        ``intervals`` as `streamrnn.training.quantiles.measure_intervals` gives them, and what
+        `streamrnn.training.baselines.compare.compare` returns.
 
     Raises
     ------
@@ -82,7 +86,8 @@ def evaluate_file(
     )
     dataset, unknown = dataset_of_model(model.spec, config, table, warmup_rows)
     network = Network(model.spec, model.parameters)
-    found = compare(dataset, "test", NetworkOutputs.of(network, dataset).predict, fitted)
+    outputs = NetworkOutputs.of(network, dataset)
+    found = compare(dataset, "test", outputs.predict, fitted)
     data = model.spec.training.get("data")
     is_training_file = isinstance(data, dict) and data.get("sha256") == table.sha256
     return {
@@ -94,6 +99,7 @@ def evaluate_file(
         "num_streams": len(dataset.streams),
         "warmup_rows": warmup_rows,
         "unknown_classes": {config.predict[0]: unknown} if unknown else {},
+        "intervals": measure_intervals(dataset, outputs.z),
         **found,
     }
 
@@ -116,9 +122,9 @@ def _config_of(
     given |= {key: value for key, value in (("time", time), ("group", group)) if value is not None}
     try:
         config = TrainingConfig(**{key: stored[key] for key in known & set(stored)} | given)
-        is_whole = config.horizon >= 0 and config.loss != "auto"
+        is_whole = config.horizon and config.loss != "auto"
         num_outputs = 1 if config.loss == "cross_entropy" else spec.output_size
-        if not is_whole or len(config.predict) != num_outputs:
+        if not is_whole or len(forecasts_of(config)) != num_outputs:
             raise ModelFileError("targets, horizon or loss do not fit its outputs")
         return config
     except StreamRNNError as error:
@@ -147,13 +153,15 @@ def dataset_of_model(
     streams = []
     for name, index in rows.items():
         x = (raw[index] - origins).astype(np.float32)
-        stop = max(0, len(index) - config.horizon)
+        stop = max(0, len(index) - config.farthest)
         target = np.full((len(index), known.shape[1]), np.nan)
-        target[:stop] = known[index[config.horizon :]]
+        for o, forecast in enumerate(forecasts_of(config)):
+            later = known[index[forecast.horizon :], o]
+            target[: len(later), o] = later
         if config.loss_on == "last":
             target[:-1] = np.nan
         level = np.zeros_like(target)
-        if config.loss == "mse":
+        if LOSSES[config.loss] == "identity":
             _to_network(spec, x, target, level)
         first = min(warmup_rows, stop)
         found = (target.astype(np.float32), level.astype(np.float32))
@@ -163,7 +171,8 @@ def dataset_of_model(
     if not any((~np.isnan(s.target[s.rows("test")])).any() for s in streams):
         raise DataError(
             f"{table.path} holds no target to judge: {table.num_rows} rows in {len(streams)} "
-            f"streams, targets {config.horizon} rows ahead, the first {warmup_rows} rows not judged"
+            f"streams, targets {config.farthest} rows ahead, the first {warmup_rows} rows not "
+            "judged"
         )
     return dataset, unknown
 
@@ -196,7 +205,7 @@ def _targets(spec: ModelSpec, config: TrainingConfig, table: Table) -> tuple[Dou
 
     Of values the outputs' origins are taken off.
     """
-    columns = [table.usable(name) for name in config.predict]
+    columns = [table.usable(forecast.column) for forecast in forecasts_of(config)]
     if config.loss != "cross_entropy":
         for column in columns:
             if column.numbers is None:

@@ -73,7 +73,7 @@ def test_any_name_and_number_survive_toml(tmp_path_factory, name, rate, seed):
         ("[data]\npath = 'x'\nsplit = [0.5, 0.5]", "three shares"),
         ("[data]\npath = 'x'\nsplit = [0.9, 0.2, -0.1]", "three shares"),
         ("[data]\npath = 'x'\n[data.missing]\na = 'held'", "did you mean 'hold'"),
-        ("[data]\npath = 'x'\n[training]\nloss = 'mae'", "did you mean 'mse'"),
+        ("[data]\npath = 'x'\n[training]\nloss = 'hubr'", "did you mean 'huber'"),
         ("[data]\npath = 'x'\n[training]\nlearning_rate = nan", "must be from"),
         ("[data]\npath = 'x'\n[training]\nclip_norm = 0.0", "must be from"),
         ("[data]\npath = 'x'\n[model]\nlayers = ['lsmt:3']", "did you mean 'lstm'"),
@@ -126,7 +126,7 @@ def test_a_configuration_that_was_made_to_hurt_is_refused_in_few_words(tmp_path,
 def test_lines_may_end_as_on_windows(tmp_path):
     path = tmp_path / "config.toml"
     path.write_bytes(b"[data]\r\npath = 'x'\r\nhorizon = 3\r\n")
-    assert TrainingConfig.read(path).horizon == 3
+    assert TrainingConfig.read(path).horizon == (3,)
 
 
 def test_an_absent_file_is_refused(tmp_path):

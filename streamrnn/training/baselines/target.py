@@ -14,6 +14,7 @@ from streamrnn.model.checks import shown
 from streamrnn.model.spec import InputSpec, ModelSpec
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import Dataset, Stream, current_level
+from streamrnn.training.data.forecasts import forecasts_of
 
 __all__ = [
     "Baseline", "Prediction", "Target", "blocks_of", "class_values", "held_values",
@@ -103,14 +104,17 @@ class Baseline(Protocol):
 
 def targets_of(config: TrainingConfig, spec: ModelSpec) -> tuple[Target, ...]:
     """List the targets of a training."""
-    if config.loss == "cross_entropy":
-        column = config.predict[0]
-        num_classes = spec.output_size
-        return (Target(column, column, config.horizon, config.loss, 0, num_classes, spec),)
-    metric, num_classes = ("rmse", 0) if config.loss == "mse" else (config.loss, 2)
+    found = forecasts_of(config)
+    metric = {"mse": "rmse", "huber": "mae"}.get(config.loss, config.loss)
+    if metric == "cross_entropy":
+        [(_, column, horizon, _)] = found
+        return (Target(column, column, horizon, metric, 0, spec.output_size, spec),)
+    num_classes = 2 if metric == "binary_cross_entropy" else 0
     return tuple(
-        Target(spec.outputs[o].name, column, config.horizon, metric, o, num_classes, spec)
-        for o, column in enumerate(config.predict)
+        Target(
+            spec.outputs[o].name, column, horizon, metric, o, num_classes, spec, quantile or 0.5
+        )
+        for o, (_, column, horizon, quantile) in enumerate(found)
     )
 
 

@@ -16,8 +16,9 @@ from streamrnn.model.checks import MAX_SIZE
 from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.categories import known_categories
+from streamrnn.training.data.forecasts import forecasts_of
 from streamrnn.training.data.table import MAX_FLOAT32, Column, Table
-from streamrnn.training.data.times import feature_names
+from streamrnn.training.data.times import feature_names, is_time_feature
 
 __all__ = [
     "choose_columns",
@@ -35,6 +36,7 @@ __all__ = [
 Floats = NDArray[Any]
 
 AUTO = "auto"
+_LISTS = ("predict", "inputs", "categorical", "group", "difference", "difference_target")
 # How far a level must leave its own past, in that past's standard deviations, to count as drift.
 DRIFT = 1.5
 SHORT_STEPS = 100
@@ -49,10 +51,7 @@ def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
     contradict each other.
     """
     config = config.replace(
-        **{
-            name: resolve_names(getattr(config, name), table)
-            for name in ("predict", "inputs", "categorical", "group", "difference")
-        }
+        **{name: resolve_names(getattr(config, name), table) for name in _LISTS}
     )
     predict = config.predict or table.targets
     if not predict and len(table.columns) == 1:
@@ -63,9 +62,12 @@ def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
             f"[...] in a configuration); there are {listed(table.columns)}"
         )
     group = config.group or tuple(filter(None, (table.group,)))
-    horizon = config.horizon if config.horizon >= 0 else (0 if table.targets else 1)
+    horizon = config.horizon or ((0,) if table.targets else (1,))
     of_time = feature_names(config.time_features)
-    given = tuple(name for name in config.inputs if name not in of_time)
+    # A configuration that was written has the features of time among its inputs.
+    given = tuple(
+        name for name in config.inputs if name in table.columns or not is_time_feature(name)
+    )
     for name in (*predict, *given, *config.categorical, *group, *config.split_column):
         table.column(name)
     time = config.time
@@ -88,7 +90,7 @@ def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
                 time,
                 *group,
                 *config.split_column,
-                *(predict if horizon == 0 else ()),
+                *(predict if 0 in horizon else ()),
                 *table.targets,
             },
             config,
@@ -97,7 +99,7 @@ def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
     if not inputs and not of_time:
         raise DataError(f"{table.path} has no column left for the network to see; name --inputs")
     both = sorted(set(inputs) & set(predict))
-    if horizon == 0 and both:
+    if 0 in horizon and both:
         raise TrainingError(
             f"column {both[0]!r} is input and target of the same row (horizon 0), which there is "
             "nothing to learn from; leave it out of the inputs or predict rows ahead"
@@ -118,12 +120,16 @@ def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
                 )
     inputs += of_time
     seen = set(inputs)
-    for what, named in (("missing", config.missing), ("difference", config.difference)):
+    for what, named, known, role in (
+        ("missing", config.missing, seen, "input"),
+        ("difference", config.difference, seen, "input"),
+        ("difference_target", config.difference_target, set(predict), "target"),
+    ):
         for name in named:
-            if name not in seen and name != AUTO:
+            if name not in known and name != AUTO and not is_time_feature(name):
                 raise TrainingError(
-                    f"{what} names {name!r}, which is no input{suggestion(name, inputs)}; inputs "
-                    f"are {listed(inputs)}"
+                    f"{what} names {name!r}, which is no {role}{suggestion(name, known)}; {role}s "
+                    f"are {listed(inputs if known is seen else predict)}"
                 )
     return config.replace(predict=predict, inputs=inputs, time=time, group=group, horizon=horizon)
 
@@ -191,11 +197,18 @@ def choose_loss(config: TrainingConfig, table: Table) -> str:
     """
     targets = [table.usable(name) for name in config.predict]
     names = [column.name for column in targets if is_named(column, config)]
+    if config.quantiles:
+        config = config.replace(loss="pinball")
     if config.loss == "cross_entropy" or (config.loss == "auto" and names):
         if len(targets) > 1:
             raise TrainingError(
                 f"cross_entropy predicts one column of classes, but {len(targets)} are named "
                 f"({listed(config.predict)}); train one model for each"
+            )
+        if len(config.horizon) > 1:
+            raise TrainingError(
+                "cross_entropy predicts the classes of one row, but "
+                f"{len(config.horizon)} horizons are named; train one model for each"
             )
         return "cross_entropy"
     if names:
@@ -218,12 +231,11 @@ def choose_loss(config: TrainingConfig, table: Table) -> str:
 def output_names(config: TrainingConfig, table: Table) -> tuple[str, ...]:
     """Name the outputs: the classes, or the targets with their horizon.
 
-    ``co2+1`` is column ``co2``, one row ahead of the input. Raises `DataError` if there are not at
-    least two classes, or too many.
+    ``co2+1`` is column ``co2``, one row ahead of the input, ``co2+1 q0.9`` its quantile. Raises
+    `DataError` if there are not at least two classes, or too many.
     """
     if config.loss != "cross_entropy":
-        ahead = f"+{config.horizon}" if config.horizon else ""
-        return tuple(name + ahead for name in config.predict)
+        return tuple(forecast.name for forecast in forecasts_of(config))
     return known_categories(table.column(config.predict[0]), table.path, least=2)
 
 

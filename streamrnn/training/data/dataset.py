@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import DataError
+from streamrnn.errors import DataError, TrainingError
 from streamrnn.model.spec import HeadSpec, InputSpec, ModelSpec, OutputSpec
 from streamrnn.training.config import PARTS, TrainingConfig
 from streamrnn.training.data.categories import categorical_input, category_codes
+from streamrnn.training.data.class_weights import class_weights
 from streamrnn.training.data.columns import (
     choose_columns,
     choose_loss,
@@ -21,6 +22,7 @@ from streamrnn.training.data.columns import (
     output_names,
     regression_output,
 )
+from streamrnn.training.data.forecasts import Forecast, forecasts_of
 from streamrnn.training.data.split import MANY_STREAMS, Split, Stops, split_streams
 from streamrnn.training.data.streams import rows_of_streams
 from streamrnn.training.data.table import Table
@@ -31,7 +33,7 @@ from streamrnn.training.data.times import (
     with_time_features,
 )
 from streamrnn.training.layer_list import parse_layers
-from streamrnn.training.network.losses import LOSSES
+from streamrnn.training.network.losses import LOSSES, PLAIN, LossSettings
 from streamrnn.training.network.network import Chunk
 
 __all__ = ["PARTS", "Dataset", "Stream", "encode", "make_dataset"]
@@ -67,6 +69,7 @@ class Dataset:
     streams: tuple[Stream, ...]
     table: Table
     split: Split
+    loss_settings: LossSettings = PLAIN
 
     @property
     def loss(self) -> str:
@@ -82,13 +85,14 @@ def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
     """
     config = choose_columns(config, table)
     config = config.replace(loss=choose_loss(config, table))
+    forecasts = forecasts_of(config)
     rows = rows_of_streams(table, config.time, config.group)
     table = with_time_features(table, feature_names(config.time_features), config.time, rows)
     split = split_streams(config, table, rows)
     stops = split.stops
     for k, part in enumerate(PARTS):  # before each column is looked at: there may be thousands
         num_rows = sum(stop[k] - (stop[k - 1] if k else 0) for stop in stops.values())
-        _check_part(table, split, part, num_rows * len(config.predict))
+        _check_part(table, split, part, num_rows * len(forecasts))
     given = table
     origins = _origins(config, table, rows, stops)
     table = table.shifted(origins)
@@ -99,15 +103,18 @@ def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
         raw.append(values)
     x = {name: np.stack([v[index] for v in raw], axis=1) for name, index in rows.items()}
     targets = {name: _ahead(config, table, index) for name, index in rows.items()}
+    for name, target in targets.items():
+        _leave_out_earlier_parts(target, forecasts, stops[name], split.ends[name])
     loss_on = _loss_on(config, targets)
     if loss_on == "last":
         for target in targets.values():
             target[:-1] = np.nan
+    settings = _loss_settings(config, table, targets, stops)
     outputs, levels = _outputs(config, table, tuple(inputs), x, targets, stops)
-    if config.loss == "mse":
+    if LOSSES[config.loss] == "identity":
         outputs = tuple(
-            replace(item, origin=origins.get(column, 0.0))
-            for item, column in zip(outputs, config.predict, strict=True)
+            replace(item, origin=origins.get(forecast.column, 0.0))
+            for item, forecast in zip(outputs, forecasts, strict=True)
         )
     spec = ModelSpec(
         inputs=tuple(inputs),
@@ -124,8 +131,11 @@ def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
         split_by=config.split_by if split.kind == "column" else split.kind,
         difference=tuple(item.name for item in inputs if item.difference),
         missing={item.name: item.missing for item in inputs if item.kind == "numeric"},
+        difference_target=tuple(
+            name for name in config.predict if name in {item.difference_of for item in outputs}
+        ),
     )
-    dataset = Dataset(config, spec, streams, given, split)
+    dataset = Dataset(config, spec, streams, given, split, settings)
     for part in PARTS:
         targets_of_part = (stream.target[stream.rows(part)] for stream in streams)
         count = sum(int(np.count_nonzero(~np.isnan(values))) for values in targets_of_part)
@@ -143,7 +153,7 @@ def _origins(
         if column.numbers is None or is_named(column, config):
             continue
         series = [
-            column.numbers[index[: stops[key][0] + config.horizon]]
+            column.numbers[index[: stops[key][0] + config.farthest]]
             for key, index in rows.items()
             if stops[key][0]
         ]
@@ -178,7 +188,7 @@ def _input(
             f"missing, and missing of {name!r} is 'error'; choose 'hold', 'mean' or 'mask'"
         )
     training = [
-        values[index[: stops[key][0] + config.horizon]]
+        values[index[: stops[key][0] + config.farthest]]
         for key, index in rows.items()
         if stops[key][0]
     ]
@@ -199,7 +209,7 @@ def _loss_on(config: TrainingConfig, targets: dict[str, Floats]) -> str:
     """Return which rows have a target that counts: every one, or the last of each stream."""
     if config.loss_on != "auto":
         return config.loss_on
-    if config.horizon or len(targets) < MANY_STREAMS:
+    if config.farthest or len(targets) < MANY_STREAMS:
         return "every"
     is_one = all(
         bool((np.isnan(target[:-1]) | (target[:-1] == target[-1:])).all())
@@ -220,14 +230,15 @@ def _outputs(
     """Describe the outputs, convert the targets to network units, return the levels."""
     names = output_names(config, table)
     levels = {key: np.zeros_like(target) for key, target in targets.items()}
-    if config.loss != "mse":
+    if LOSSES[config.loss] != "identity":
         return tuple(OutputSpec(name) for name in names), levels
     outputs = []
     sources = {item.name: k for k, item in enumerate(inputs)}
-    for o, column in enumerate(config.predict):
+    for o, (_, column, _, _) in enumerate(forecasts_of(config)):
         source = sources.get(column)
         item = inputs[source] if source is not None else None
-        if item is not None and item.difference:
+        is_change = _is_change(column, item, config)
+        if item is not None and is_change:
             for key, level in levels.items():
                 values = x[key][:, source]
                 level[:, o] = current_level(item, values)
@@ -236,7 +247,6 @@ def _outputs(
                 targets[key][~is_known, o] = np.nan
         changes = {key: target[:, o] - levels[key][:, o] for key, target in targets.items()}
         training = [change[: stops[key][0]] for key, change in changes.items()]
-        is_change = item is not None and item.difference
         outputs.append(regression_output(names[o], training, column if is_change else None))
         for key, change in changes.items():
             targets[key][:, o] = (change - outputs[o].center) / outputs[o].scale
@@ -244,18 +254,59 @@ def _outputs(
 
 
 def _ahead(config: TrainingConfig, table: Table, index: Index) -> Floats:
-    """Return a stream's targets: the values `horizon` rows later, [T, columns]."""
-    target = np.full((len(index), len(config.predict)), np.nan, np.float32)
-    num_known = len(index) - config.horizon
-    if num_known > 0:
-        later = index[config.horizon :]
-        for k, name in enumerate(config.predict):
-            column = table.column(name)
-            if config.loss == "cross_entropy" and not column.num_tokens:
-                target[:num_known, k] = column.codes(column.categories())[later]
-            elif column.numbers is not None:
-                target[:num_known, k] = column.numbers[later]
+    """Return a stream's targets: the values a forecast's horizon later, [T, forecasts]."""
+    found = forecasts_of(config)
+    target = np.full((len(index), len(found)), np.nan, np.float32)
+    for k, (_, name, horizon, _) in enumerate(found):
+        column, later = table.column(name), index[horizon:]
+        if config.loss == "cross_entropy" and not column.num_tokens:
+            target[: len(later), k] = column.codes(column.categories())[later]
+        elif column.numbers is not None:
+            target[: len(later), k] = column.numbers[later]
     return target
+
+
+def _leave_out_earlier_parts(
+    target: Floats, forecasts: tuple[Forecast, ...], stops: Stops, ends: Stops
+) -> None:
+    """Set to NaN the near targets of a part's first rows, which lie in the part before.
+
+    With several horizons a row belongs to the part that its farthest target lies in.
+    """
+    for k, forecast in enumerate(forecasts):
+        for stop, end in zip(stops[:2], ends[:2], strict=True):
+            target[stop : max(stop, end - forecast.horizon), k] = np.nan
+
+
+def _is_change(column: str, item: InputSpec | None, config: TrainingConfig) -> bool:
+    """Tell whether a target is learned as its change from the row's own value."""
+    told = config.difference_target
+    is_differenced = item is not None and bool(item.difference)
+    if column in told and not is_differenced:
+        raise TrainingError(
+            f"the target {column!r} cannot be learned as a change: the network does not see its "
+            "changes. Name it in difference too (--difference), or leave it out of "
+            "--difference-target"
+        )
+    return is_differenced and (told == ("auto",) or column in told)
+
+
+def _loss_settings(
+    config: TrainingConfig, table: Table, targets: dict[str, Floats], stops: dict[str, Stops]
+) -> LossSettings:
+    quantiles = tuple(f.quantile for f in forecasts_of(config) if f.quantile is not None)
+    if not config.class_weights:
+        return LossSettings(quantiles, config.huber_delta)
+    if config.loss not in ("cross_entropy", "binary_cross_entropy"):
+        raise TrainingError(
+            f"class_weights are given, but {config.loss} learns numbers; leave them out, or name "
+            "the target in --categorical if its numbers are names of classes"
+        )
+    is_binary = config.loss == "binary_cross_entropy"
+    names = ("0", "1") if is_binary else output_names(config, table)
+    training = [target[: stops[key][0]].ravel() for key, target in targets.items()]
+    weights = class_weights(config.class_weights, names, training)
+    return LossSettings(class_weights=weights)
 
 
 def _check_part(table: Table, split: Split, part: str, num_targets: int) -> None:

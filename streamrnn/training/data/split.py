@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,14 @@ class Split:
     kind: str  # time, date, stream, file or column
     stops: dict[str, Stops]  # by stream
     says: str  # which rows are the test part, such as "the last 20% of each stream"
+    # by stream, the rows before which the values, not the targets, of each part end
+    ends: dict[str, Stops] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, kind: str, ends: dict[str, Stops], says: str, horizon: int) -> Split:
+        """Make one of the ends of the values: a target lies ``horizon`` rows later at most."""
+        stops = {name: _ahead(*own, horizon) for name, own in ends.items()}
+        return cls(kind, stops, says, ends)
 
 
 def split_streams(config: TrainingConfig, table: Table, rows: dict[str, Index]) -> Split:
@@ -50,17 +58,19 @@ def split_streams(config: TrainingConfig, table: Table, rows: dict[str, Index]) 
     share = f"{config.split[2]:.0%}"
     match kind:
         case "column":
-            return Split(kind, _by_column(table, rows, column, config.horizon), f"as {column} says")
+            ends, says = _by_column(table, rows, column), f"as {column} says"
         case "date":
-            stops, date = _by_date(config, table, rows)
-            return Split(kind, stops, f"rows from {date} on")
+            ends, date = _by_date(config, table, rows)
+            says = f"rows from {date} on"
         case "stream" | "file":
             order = _order(config, table, rows) if kind == "stream" else _file_order(rows)
-            stops = _by_stream(config, rows, order)
+            ends = _by_stream(config, rows, order)
             which = "drawn by chance" if kind == "stream" else "the last of the file"
-            return Split(kind, stops, f"{share} of the streams, {which}")
-    own = {name: _by_time(len(index), config) for name, index in rows.items()}
-    return Split(kind, own, f"the last {share} of each stream")
+            says = f"{share} of the streams, {which}"
+        case _:
+            ends = {name: _by_time(len(index), config) for name, index in rows.items()}
+            says = f"the last {share} of each stream"
+    return Split.of(kind, ends, says, config.farthest)
 
 
 def _suitable(config: TrainingConfig, table: Table, rows: dict[str, Index]) -> str:
@@ -86,7 +96,7 @@ def _overlap(times: NDArray[np.float64] | None, rows: dict[str, Index]) -> bool:
 def _by_time(num_rows: int, config: TrainingConfig) -> Stops:
     first = round(config.split[0] * num_rows)
     second = round((config.split[0] + config.split[1]) * num_rows)
-    return _ahead(first, second, num_rows, config.horizon)
+    return first, second, num_rows
 
 
 def _ahead(first: int, second: int, last: int, horizon: int) -> Stops:
@@ -103,12 +113,12 @@ def _by_date(
     ordered = np.sort(times)
     at = [config.split[0], config.split[0] + config.split[1]]
     cuts = ordered[[min(round(share * len(ordered)), len(ordered) - 1) for share in at]]
-    stops = {}
+    ends: dict[str, Stops] = {}
     for name, index in rows.items():
         first, second = np.searchsorted(times[index], cuts, side="left").tolist()
-        stops[name] = _ahead(first, second, len(index), config.horizon)
+        ends[name] = first, second, len(index)
     row = int(np.flatnonzero(times == cuts[1])[0])
-    return stops, table.column(config.time).texts(row, row + 1)[0]
+    return ends, table.column(config.time).texts(row, row + 1)[0]
 
 
 def _file_order(rows: dict[str, Index]) -> list[str]:
@@ -149,19 +159,14 @@ def _by_stream(
     num = len(order)
     first = min(max(1, round(config.split[0] * num)), num - 2)
     second = min(max(first + 1, round((config.split[0] + config.split[1]) * num)), num - 1)
-    stops: dict[str, Stops] = dict.fromkeys(rows, (0, 0, 0))
+    ends: dict[str, Stops] = dict.fromkeys(rows, (0, 0, 0))
     for k, name in enumerate(order):
-        stops[name] = _whole(len(rows[name]) - config.horizon, (k >= first) + (k >= second))
-    return {name: stops[name] for name in rows}
+        last = len(rows[name])
+        ends[name] = last if k < first else 0, last if k < second else 0, last
+    return ends
 
 
-def _whole(num_targets: int, part: int) -> Stops:
-    """Return the stops of a stream that is one part alone."""
-    stop = max(0, num_targets)
-    return stop if part < 1 else 0, stop if part < 2 else 0, stop
-
-
-def _by_column(table: Table, rows: dict[str, Index], name: str, horizon: int) -> dict[str, Stops]:
+def _by_column(table: Table, rows: dict[str, Index], name: str) -> dict[str, Stops]:
     column = table.column(name)
     if column.indices is None:
         raise DataError(
@@ -182,17 +187,17 @@ def _by_column(table: Table, rows: dict[str, Index], name: str, horizon: int) ->
     if (parts < 0).any():
         row = int(np.argmax(parts < 0))
         raise DataError(f"{table.path}, {table.place(row)}: no {name!r}, which says the part")
-    stops, unordered = {}, []
+    ends: dict[str, Stops] = {}
+    unordered = []
     for stream, index in rows.items():
         own = parts[index]
         if (np.diff(own) < 0).any():
             unordered.append(stream)
         first, second = np.searchsorted(own, [1, 2]).tolist()
-        # A part of its own ends where its targets do; a whole stream has all of them.
-        stops[stream] = _ahead(first, second, len(index), horizon)
+        ends[stream] = first, second, len(index)
     if unordered:
         raise DataError(
             f"{table.path}: rows of {name!r} go back from {PARTS[2]} or {PARTS[1]} to an earlier "
             f"part within a stream ({listed(unordered)}); parts must follow each other in time"
         )
-    return stops
+    return ends

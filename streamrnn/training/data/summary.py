@@ -128,7 +128,8 @@ def _use(dataset: Dataset, name: str) -> str:
         if item.name == name
     ]
     if name in config.predict:
-        ahead = f" {config.horizon} row{'s' * (config.horizon > 1)} ahead" * bool(config.horizon)
+        rows = ", ".join(map(str, config.horizon))
+        ahead = f" {rows} row{'s' * (config.farthest > 1)} ahead" * bool(config.farthest)
         last = " of each stream's last row" * (config.loss_on == "last")
         uses.append("target" + ahead + last)
     return "; ".join(uses)

@@ -114,7 +114,7 @@ class Trainer:
         num_targets = int(np.count_nonzero(~np.isnan(target)))
         if num_targets:
             loss, self.state = self.network.loss(
-                chunk, target, self.state, self.dataset.config.loss
+                chunk, target, self.state, self.dataset.config.loss, self.dataset.loss_settings
             )
             self.counts.loss_sum += loss * num_targets
             self.counts.num_targets += num_targets

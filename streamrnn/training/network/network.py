@@ -18,7 +18,7 @@ from streamrnn.model.parameters import parameter_shapes
 from streamrnn.model.spec import CELLS, LayerSpec, ModelSpec
 from streamrnn.training.network.head import Head
 from streamrnn.training.network.layers import make_layer
-from streamrnn.training.network.losses import activate, loss_and_gradient
+from streamrnn.training.network.losses import PLAIN, LossSettings, activate, loss_and_gradient
 from streamrnn.training.network.node import (
     FLUSH_STEPS,
     Array,
@@ -252,7 +252,12 @@ class Network:
             self._pass_back(outer, grad_x[k], grads)
 
     def loss(
-        self, chunk: Chunk, target: Array, state: list[State], loss: str
+        self,
+        chunk: Chunk,
+        target: Array,
+        state: list[State],
+        loss: str,
+        settings: LossSettings = PLAIN,
     ) -> tuple[float, list[State]]:
         """Return a chunk's mean loss and the new state; set `gradient`.
 
@@ -260,7 +265,7 @@ class Network:
         gradient is cut here. Raises `TrainingError` if the loss is not finite.
         """
         z, after = self.forward(chunk, state)
-        value, grad_z = loss_and_gradient(loss, self.activation, z, target)
+        value, grad_z = loss_and_gradient(loss, self.activation, z, target, settings)
         self.backward(grad_z)
         return value, after
 

@@ -65,7 +65,7 @@ def test_the_same_rows_have_the_errors_of_the_report(trained, tmp_path):
         assert (other["label"], other["drawn"]) == (entry["label"], entry["drawn"])
         for key in ("ratio", "low", "high"):
             assert other[key] == pytest.approx(entry[key], rel=1e-5)
-    assert not found["is_training_file"]
+    assert not found["intervals", "is_training_file"]
     assert (found["num_rows"], found["num_streams"]) == (400, 2)
 
 
@@ -159,7 +159,7 @@ def test_the_command_prints_the_table_and_json(trained, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {
         "file", "sha256", "is_training_file", "has_training_rows", "num_rows", "num_streams",
-        "warmup_rows", "unknown_classes", "errors", "baselines", "comparison",
+        "warmup_rows", "unknown_classes", "intervals", "errors", "baselines", "comparison",
     }  # fmt: skip
     assert main(["evaluate", model, new, "--warmup", "-1"]) == 1
     assert main(["inspect", model]) == 0
@@ -209,7 +209,7 @@ def test_classes_that_the_model_does_not_know_are_counted(tmp_path, capsys):
     rng = np.random.default_rng(4)
     x = rng.normal(size=200)
     path = write_csv(tmp_path, x=x, kind=np.where(x + rng.normal(size=200) > 0, "up", "down"))
-    config = TrainingConfig(path=path, predict=("kind",), inputs=("x",), epochs=2, horizon=0)
+    config = TrainingConfig(path=path, predict=("kind",), inputs=("x",), epochs=2, horizon=(0,))
     train_to_file(config, tmp_path / "m.safetensors")
     new = tmp_path / "new.csv"
     new.write_text("x,kind\n" + "1,up\n-1,down\n0,sideways\n1,\n" * 20, encoding="utf-8")

@@ -137,7 +137,7 @@ def test_a_served_stream_gets_what_predict_gives_for_features_of_time(tmp_path):
     evaluated = evaluate_file(model, path, warmup_rows=1)
     assert evaluated["errors"]["y+1"]["rmse"] > 0
     again = make_dataset(
-        TrainingConfig.read(tmp_path / "m.toml"),
+        read_config(tmp_path / "m.toml"),
         read_table(path, config.read_options(), config.kinds()),
     )
     assert again.spec.inputs == model.spec.inputs

@@ -253,7 +253,7 @@ def test_npz_with_targets_lengths_and_names(tmp_path):
     dataset = dataset_of(path)
     assert [item.name for item in dataset.spec.inputs] == ["a", "b"]
     assert dataset.loss == "cross_entropy"
-    assert dataset.config.horizon == 0
+    assert dataset.config.horizon == (0,)
     assert [len(stream.x) for stream in dataset.streams] == [20, 15, 20]
     np.testing.assert_array_equal(dataset.streams[1].target[:, 0], y[1, :15])
     np.testing.assert_array_equal(dataset.streams[2].x, x[2].astype(np.float32))

@@ -85,7 +85,7 @@ def test_sequences_with_a_class_each_are_as_an_npz_of_them(tmp_path):
     for one in (table, read):
         dataset = make_dataset(TrainingConfig(path="made"), one)
         assert (dataset.loss, dataset.config.loss_on) == ("cross_entropy", "last")
-        assert (dataset.split.kind, dataset.config.horizon) == ("stream", 0)
+        assert (dataset.split.kind, dataset.config.horizon) == ("stream", (0,))
         for stream, x, label in zip(dataset.streams, xs, labels, strict=True):
             np.testing.assert_array_equal(stream.x, x.astype(np.float32))
             np.testing.assert_array_equal(stream.target[:, 0], [*[np.nan] * (len(x) - 1), label])

@@ -66,7 +66,9 @@ def test_two_outputs_of_yes_and_no(tmp_path):
     up = (np.concatenate([[0], x[:-1]]) > 0).astype(int)
     path = write_csv(tmp_path, x=x, up=up, now=(x > 0.3).astype(int))
     result = train(
-        TrainingConfig(path=path, predict=("up", "now"), horizon=0, layers=("lstm:12",), epochs=150)
+        TrainingConfig(
+            path=path, predict=("up", "now"), horizon=(0,), layers=("lstm:12",), epochs=150
+        )
     )
     for name in ("up", "now"):
         assert result.report["errors"]["test"][name]["accuracy"] > 0.9
@@ -123,9 +125,9 @@ def test_a_segment_starts_from_the_state_that_its_predecessor_ended_with(tmp_pat
     seen = []
     original = Network.loss
 
-    def spy(self, chunk, target, state, loss):
+    def spy(self, chunk, target, state, *rest):
         seen.append((chunk, [tuple(s.copy() for s in layer) for layer in state]))
-        return original(self, chunk, target, state, loss)
+        return original(self, chunk, target, state, *rest)
 
     monkeypatch.setattr(Network, "loss", spy)
     # num_updates stays 0, so the average stays what it was: the initial weights.
@@ -263,7 +265,8 @@ def test_the_report_says_what_a_reader_needs(tmp_path):
     )
     report = result.model.spec.training
     assert set(report) == {
-        "data", "config", "versions", "errors", "baselines", "comparison", "fitted", "memory",
+        "data", "config", "versions", "errors", "baselines", "comparison", "fitted",
+        "intervals", "memory",
         "sample", "updates",
     }  # fmt: skip
     assert report["data"]["num_rows"] == 200

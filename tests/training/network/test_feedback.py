@@ -231,7 +231,7 @@ def test_a_trained_jordan_network_streams_what_it_predicts(tmp_path):
     config = TrainingConfig(
         path=path,
         predict=("on",),
-        horizon=0,
+        horizon=(0,),
         layers=("rnn_tanh:2",),
         feedback=("head",),
         truncation_steps=16,

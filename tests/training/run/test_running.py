@@ -211,6 +211,8 @@ EXAMPLES = {
     "int": 3,
     "float": 0.25,
     "tuple[str, ...]": ("a", "b"),
+    "tuple[int, ...]": (1, 24),
+    "tuple[float, ...]": (0.25, 0.5),
     "dict": {"a": "hold"},
 }
 
