@@ -105,6 +105,7 @@ def with_settings(config: TrainingConfig, given: dict[str, Any]) -> TrainingConf
         changes[name] = {k: value[k] for k in keys} if isinstance(value, dict) else tuple(keys)
     if "predict" in given and "loss" not in given and given["predict"] != config.predict:
         changes["loss"] = "auto"
+    if config.difference_target and {"predict", "inputs", "difference"} & set(given):
         changes.setdefault("difference_target", ("auto",))
     if given.get("quantiles") and "loss" not in given:
         changes["loss"] = "auto"

@@ -111,9 +111,7 @@ def targets_of(config: TrainingConfig, spec: ModelSpec) -> tuple[Target, ...]:
         return (Target(column, column, horizon, metric, 0, spec.output_size, spec),)
     num_classes = 2 if metric == "binary_cross_entropy" else 0
     return tuple(
-        Target(
-            spec.outputs[o].name, column, horizon, metric, o, num_classes, spec, quantile or 0.5
-        )
+        Target(spec.outputs[o].name, column, horizon, metric, o, num_classes, spec, quantile or 0.5)
         for o, (_, column, horizon, quantile) in enumerate(found)
     )
 

@@ -65,7 +65,7 @@ def test_the_same_rows_have_the_errors_of_the_report(trained, tmp_path):
         assert (other["label"], other["drawn"]) == (entry["label"], entry["drawn"])
         for key in ("ratio", "low", "high"):
             assert other[key] == pytest.approx(entry[key], rel=1e-5)
-    assert not found["intervals", "is_training_file"]
+    assert not found["is_training_file"]
     assert (found["num_rows"], found["num_streams"]) == (400, 2)
 
 
@@ -132,7 +132,7 @@ def test_of_sequences_the_last_row_is_judged_and_whole_streams_are_drawn(tmp_pat
         )
 
     config = TrainingConfig(
-        path=table(tmp_path, 60), predict=("kind",), group=("s",), horizon=0, epochs=3
+        path=table(tmp_path, 60), predict=("kind",), group=("s",), horizon=(0,), epochs=3
     )
     model = train_to_file(config, tmp_path / "m.safetensors").model
     found = evaluate_file(model, table(tmp_path, 25))

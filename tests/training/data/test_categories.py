@@ -10,6 +10,7 @@ from streamrnn import Engine
 from streamrnn.commands.predict import predict_file
 from streamrnn.errors import DataError, InputError, TrainingError
 from streamrnn.training.config import TrainingConfig
+from streamrnn.training.config_file import read_config
 from streamrnn.training.data.dataset import make_dataset
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.train import train_to_file

@@ -22,7 +22,7 @@ from streamrnn.training.report import report_lines
 from streamrnn.training.train import train, train_to_file
 from streamrnn.training.unseen import evaluate_file
 from tests.support.tables import noisy_sine, write_csv
-from tests.training.gradients import STEP, assert_gradient, make_case
+from tests.training.network.gradients import STEP, assert_gradient, make_case
 
 
 def dataset_of(path, **options):
