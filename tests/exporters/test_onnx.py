@@ -187,20 +187,9 @@ GRAPH_MODELS = dict(graph_models())
 # What the importer has no reading of: it says so by name.
 NOT_READ = {
     *(name for name in FORMS if "norm" in name),
-    "causal",
-    "causal over frames",
-    "depthwise and dilated",
     "first state of a projection",
-    "frame to frame",
-    "jordan",
-    "jordan of a head",
-    "later layer",
     "masked",
     "masked tokens",
-    "padded depthwise",
-    "relu cells",
-    "squeeze and excite",
-    "stft",
 }
 
 

@@ -21,6 +21,7 @@ from streamrnn.exporters.onnx.inputs import add_features, add_head
 from streamrnn.exporters.onnx.layers import FRAME_LAYERS
 from streamrnn.exporters.walk import before_name, walk
 from streamrnn.model.graph import Read
+from streamrnn.model.layers.frame import ConvSpec, PadSpec, PoolSpec
 from streamrnn.model.model import Model
 from streamrnn.model.spec import LayerSpec, ModelSpec
 
@@ -78,11 +79,13 @@ def export_onnx(model: Model) -> Exported:
 def _takes_sequences(spec: ModelSpec) -> bool:
     """Whether operators of ONNX carry all states along a sequence of any length."""
     shapes = [spec.input_shape, *spec.graph.shapes]
+    over_places = (ConvSpec, PadSpec, PoolSpec)
     return (
         spec.mask_value is None
         and not spec.graph.kept
         and not any(item.has_memory for item in spec.inputs)
         and all(length == 1 for length, _ in shapes)
+        and not any(isinstance(layer, over_places) for layer in spec.layers)
         and all(is_operator(layer) for layer in spec.layers if isinstance(layer, LayerSpec))
     )
 
@@ -103,6 +106,8 @@ def _facts(graph: Graph) -> dict[str, str]:
         "inputs": json.dumps([[item.name, item.unit] for item in spec.inputs]),
         "outputs": json.dumps([[item.name, item.unit] for item in spec.outputs]),
     }
+    if not graph.is_sequence:
+        facts["steps"] = "1"
     first = {name: part.first.tolist() for name, part in graph.parts.items() if part.first.any()}
     return facts | ({"first_states": json.dumps(first)} if first else {})
 
