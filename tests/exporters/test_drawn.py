@@ -21,8 +21,8 @@ from tests.kernels.graphs import graph_model
 onnx = pytest.importorskip("onnx")
 
 NUM_STEPS = 12
-# A memory behind a memory, and a model of the identity alone: refused by name.
-NOT_READ = {214, 311}
+# Memories behind memories, and a model of the identity alone: refused by name.
+NOT_READ = {136, 173, 243, 311}
 WHEELS = Path(__file__).parents[2] / "build" / "silero"
 
 
@@ -77,7 +77,8 @@ def test_a_state_that_does_not_come_back_is_refused(tmp_path, name, output):
     ends = next(item for item in proto.graph.initializer if item.name == cut.input[2])
     ends.CopyFrom(onnx.numpy_helper.from_array(np.array([-1]), ends.name))
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
-    with pytest.raises(ModelFileError, match=rf"the output '{output}' is not its last \d+ places"):
+    state = output.removeprefix("next_")
+    with pytest.raises(ModelFileError, match=f"{state}' is none of what|'{state}'.*is kept"):
         import_file(tmp_path / "m.onnx")
 
 
@@ -89,7 +90,7 @@ def test_feedback_of_another_size_is_refused(tmp_path):
     a, b = nodes["next_before_l0"], nodes["next_before_l2"]
     a.input[0], b.input[0] = b.input[0], a.input[0]
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
-    with pytest.raises(ModelFileError, match="has other axes than the input"):
+    with pytest.raises(ModelFileError, match="is no value like the state"):
         import_file(tmp_path / "m.onnx")
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from streamrnn.importers.network import Recurrent
 from streamrnn.importers.onnx.cells import Cell
-from streamrnn.importers.onnx.recurrent import ONE_STEP, StateUse, time_label
-from streamrnn.importers.onnx.values import NotFollowed, Signal, Symbols, Unknown, Value
+from streamrnn.importers.onnx.recurrent import StateUse, time_label
+from streamrnn.importers.onnx.values import ONE_STEP, NotFollowed, Signal, Symbols, Unknown, Value
 
 __all__ = ["apply_cell"]
 

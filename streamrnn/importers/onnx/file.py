@@ -44,6 +44,11 @@ class OnnxFile:
         versions = [o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")]
         return max(versions, default=1)
 
+    @property
+    def is_one_step(self) -> bool:
+        """Whether it says that it is one step: no axis is time, the second one has channels."""
+        return any(item.key == "steps" and item.value == "1" for item in self.model.metadata_props)
+
     def array(self, tensor: Any) -> NDArray[Any]:
         """Decode a tensor; bfloat16 comes as float32.
 

@@ -35,9 +35,10 @@ from streamrnn.importers.onnx.layers import (
     normalise,
 )
 from streamrnn.importers.onnx.moves import MAX_ELEMENTS, MOVES, move
-from streamrnn.importers.onnx.recurrent import ONE_STEP, RECURRENT, apply_recurrent
+from streamrnn.importers.onnx.recurrent import RECURRENT, apply_recurrent
 from streamrnn.importers.onnx.values import (
     FEATURE,
+    ONE_STEP,
     NotFollowed,
     Signal,
     Symbols,
@@ -67,7 +68,8 @@ def follow(file: OnnxFile, fixed: Mapping[str, float] | None = None) -> Graph:
     nodes = list(_inlined(graph, main.node, dict(graph.values) | _fixed_inputs(main, fixed), 0))
     graph.pairs = pair_states(main, fixed)
     cells = streamed_cells(graph, main, nodes, _find_cells(graph, main, nodes))
-    states = state_names(main, nodes, cells) | set(graph.pairs)
+    begins = state_names(main, nodes, cells)
+    states = begins | set(graph.pairs)
     sizes: dict[str, int] = {}
     for item in main.input:
         if item.name in graph.values:  # an initialiser that is an input too, as before IR 4
@@ -86,9 +88,29 @@ def follow(file: OnnxFile, fixed: Mapping[str, float] | None = None) -> Graph:
             graph.values[item.name] = Symbols(ids)
         else:
             axes = tuple(((f"{item.name}.{k}", size),) for k, size in enumerate(shape))
-            graph.values[item.name] = Signal(item.name, axes)
+            if file.is_one_step and len(shape) in (2, 3):
+                axes = (axes[0], ((FEATURE, shape[1]),), *axes[2:])
+            time = ONE_STEP if file.is_one_step else ""
+            graph.values[item.name] = Signal(item.name, axes, time=time)
+    if file.is_one_step:
+        _read_states(graph, nodes, begins)
     _run(graph, nodes, 0, cells)
     return graph
+
+
+def _read_states(graph: Graph, nodes: Sequence[Any], begins: set[str]) -> None:
+    """Let states be what was made at the step before, but those that data is put behind."""
+    windows = {
+        name
+        for node in nodes
+        if node.op_type == "Concat" and is_window(graph, node.input)
+        for name in list(node.input)[:-1]
+    }
+    source = next((v.source for v in graph.values.values() if isinstance(v, Signal)), "")
+    for name in graph.pairs:
+        value = graph.values[name]
+        if name not in windows | begins and isinstance(value, Symbols):
+            graph.values[name] = delayed(graph, value, source) or value
 
 
 def _fixed_inputs(main: Any, fixed: Mapping[str, float]) -> dict[str, Value]:
@@ -239,7 +261,8 @@ def _apply(
             raise NotFollowed("it looks up along another axis than the first")
         return [look_up(inputs[1], inputs[0], name, names[0])]
     if op == "Concat" and any(isinstance(value, Symbols) for value in inputs):
-        data = [value for value in inputs if isinstance(value, Signal) and value.ids is None]
+        is_new = graph.file.is_one_step
+        data = [v for v in inputs if isinstance(v, Signal) and (v.ids is None or is_new)]
         if data and isinstance(inputs[0], Symbols) and is_window(graph, names):
             return [remember(graph, name, inputs, names, int(attributes.get("axis", 0)))]
         if data:

@@ -21,16 +21,24 @@ from streamrnn.importers.network import (
     note_on_first_state,
 )
 from streamrnn.importers.onnx.file import read_onnx_file
-from streamrnn.importers.onnx.frames.axes import InOneRow, with_channels
+from streamrnn.importers.onnx.frames.axes import KEPT, InOneRow, with_channels
 from streamrnn.importers.onnx.frames.conv import PlaneConv
 from streamrnn.importers.onnx.frames.join import join_signals
-from streamrnn.importers.onnx.frames.memory import KEPT, with_delays
+from streamrnn.importers.onnx.frames.memory import over_steps, with_delays
 from streamrnn.importers.onnx.frames.settle import settle
 from streamrnn.importers.onnx.graph import as_signal, follow
 from streamrnn.importers.onnx.inputs import Graph
 from streamrnn.importers.onnx.patterns import resolve_marks
 from streamrnn.importers.onnx.states import check_states, read_first_states, with_first_states
-from streamrnn.importers.onnx.values import FEATURE, NotFollowed, Signal, Symbols, Unknown, Value
+from streamrnn.importers.onnx.values import (
+    FEATURE,
+    PLACES,
+    NotFollowed,
+    Signal,
+    Symbols,
+    Unknown,
+    Value,
+)
 from streamrnn.model.layers.base import INPUT
 from streamrnn.model.layers.memory import MemorySpec, TimeConvSpec
 
@@ -90,7 +98,8 @@ def import_onnx(
     layers: Sequence[Layer] = resolve_marks(signal.layers, network.problems.append)
     if first:
         layers = with_first_states(layers, graph, first, network.problems.append)
-    network.layers = settle(layers, (time, KEPT), signal.head, network.problems.append)
+    layers = settle(layers, (time, KEPT), signal.head, network.problems.append)
+    network.layers = over_steps(layers)
     _add_frames(graph, signal, time, network, options.context)
     network.layers = _laid_out(network)
     network.layers = _in_rows(network.layers)
@@ -243,8 +252,13 @@ def _add_frames(graph: Graph, signal: Signal, time: str, network: Network, conte
     """Give the network an input with a shape, where layers run along the places of a frame."""
     labels = {
         layer.along for layer in network.layers if isinstance(layer, FrameLayer) and layer.along
-    } - {time, KEPT}
-    is_frame = any(
+    } - {time, KEPT, PLACES}
+    given = graph.values[signal.source]
+    assert isinstance(given, Signal)
+    sizes = {label: size for axis in given.axes for label, size in axis}
+    is_told = graph.file.is_one_step and len(given.axes) == 3
+    labels |= {label for label, _ in given.axes[2]} if is_told else set()
+    is_frame = is_told or any(
         isinstance(layer, FrameLayer)
         and layer.along in labels
         and not isinstance(layer.spec, TimeConvSpec)
@@ -255,9 +269,6 @@ def _add_frames(graph: Graph, signal: Signal, time: str, network: Network, conte
         if context:
             network.problems.append("--context is for networks that take a frame a step")
         return
-    given = graph.values[signal.source]
-    assert isinstance(given, Signal)
-    sizes = {label: size for axis in given.axes for label, size in axis}
     [label] = labels if len(labels) == 1 else [""]
     if not label or label in graph.open_axes:
         network.problems.append(

@@ -11,12 +11,19 @@ from numpy.typing import NDArray
 
 from streamrnn.importers.gates import SOURCE_GATES, in_our_order
 from streamrnn.importers.network import Recurrent, zeros
-from streamrnn.importers.onnx.values import FEATURE, NotFollowed, Signal, Symbols, Unknown, Value
+from streamrnn.importers.onnx.values import (
+    FEATURE,
+    ONE_STEP,
+    NotFollowed,
+    Signal,
+    Symbols,
+    Unknown,
+    Value,
+)
 
-__all__ = ["ONE_STEP", "RECURRENT", "StateUse", "apply_recurrent", "time_label"]
+__all__ = ["RECURRENT", "StateUse", "apply_recurrent", "time_label"]
 
 RECURRENT = ("RNN", "GRU", "LSTM")
-ONE_STEP = "one step"  # stands for time in a graph that has no axis of it
 _DEFAULTS = {
     "RNN": ("tanh",),
     "GRU": ("sigmoid", "tanh"),

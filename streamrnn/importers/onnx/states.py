@@ -48,6 +48,8 @@ def with_first_states(
 ) -> list[Layer]:
     """Let recurrent layers begin with the numbers of their state inputs."""
     numbers = np.zeros(graph.num_symbols)
+    recurrent = {layer.name for layer in layers if isinstance(layer, Recurrent)}
+    begun = [use.first.reshape(-1) for use in graph.uses if use.layer in recurrent]
     for name, value in first.items():
         ids = graph.state_inputs.get(name)
         if ids is None or value.size != ids.shape[-1] or math.prod(value.shape) != value.shape[-1]:
@@ -55,6 +57,8 @@ def with_first_states(
                 f"its metadata entry {FIRST_STATES} names {name!r}, which is no state of that size"
             )
             return list(layers)
+        if not any(np.isin(ids, each).all() for each in begun):
+            problem(f"{name!r} begins with other numbers than zeros, and is no recurrent layer's")
         numbers[ids] = value.reshape(-1)
     return [
         _begun(layer, graph, numbers) if isinstance(layer, Recurrent) else layer for layer in layers

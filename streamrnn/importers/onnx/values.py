@@ -21,7 +21,9 @@ from streamrnn.model.layers.base import BEFORE, INPUT
 
 __all__ = [
     "FEATURE",
+    "ONE_STEP",
     "OPEN_SIZES",
+    "PLACES",
     "Axis",
     "NotFollowed",
     "Signal",
@@ -33,6 +35,8 @@ __all__ = [
 # Stand for axes whose size is open: no two are alike, and no network has such sizes.
 OPEN_SIZES = (211, 223, 227, 229, 233, 239)
 FEATURE = "feature"  # label of the axis that layers work on
+ONE_STEP = "one step"  # stands for time in a graph that has no axis of it
+PLACES = "places"  # label of an axis of places that a vector of one step was given
 # Factors (label, size) that lie along one axis, slowest first: a reshape may join some.
 Axis = tuple[tuple[str, int], ...]
 
@@ -126,7 +130,8 @@ class Signal:
         """Check that the last axis is the features', and return their number."""
         axis = self.axes[-1] if self.axes else ()
         labels = {label for label, size in axis if size != 1}
-        is_input = self.find(FEATURE) is None and len(labels) == 1
+        is_frame = self.time == ONE_STEP and (FEATURE, 1) in axis  # of one channel, as a vector
+        is_input = (self.find(FEATURE) is None or is_frame) and len(labels) == 1
         if labels - {FEATURE} and not is_input and FEATURE not in labels:
             raise NotFollowed("it works along another axis than the features'")
         if self.time and self.time in labels:

@@ -11,9 +11,8 @@ from streamrnn.importers.network import GraphOptions, Network
 from streamrnn.importers.onnx.file import read_onnx_file
 from streamrnn.importers.onnx.graph import follow
 from streamrnn.importers.onnx.network import Result, result_of
-from streamrnn.importers.onnx.recurrent import ONE_STEP
 from streamrnn.importers.onnx.states import read_first_states
-from streamrnn.importers.onnx.values import FEATURE
+from streamrnn.importers.onnx.values import FEATURE, ONE_STEP
 from streamrnn.importers.original.plan import NotRun, Plan, Trial, apart, on_and_on
 from streamrnn.importers.original.trial import num_trial_steps
 from streamrnn.model.model import Model
@@ -95,7 +94,14 @@ class _Layout:
         if self.features == self.time and len(sizes) > 1:  # channels before the steps
             self.features = len(sizes) - 2 if len(sizes) > 2 else -1
         wanted = model.spec.num_inputs + context
-        if not self.is_token and (
+        places, channels = model.spec.input_shape
+        # [B, C, L], where a step brings the places, each with its channels.
+        self.frame = (places + context, channels) if places > 1 and channels > 1 else None
+        if self.frame is not None:
+            if self.has_time or sizes[1:] != [*self.frame[::-1]]:
+                raise NotRun("its input is not [batch, channels, places]")
+            sizes, self.features = [sizes[0], wanted + context * (channels - 1)], 1
+        elif not self.is_token and (
             self.time == self.features
             or (self.features >= 0 and sizes[self.features] not in (0, wanted))
             or (self.features < 0 and wanted != 1)
@@ -109,6 +115,7 @@ class _Layout:
         # 0 for any number of steps.
         self.fixed_steps = sizes[self.time] if self.has_time else 1
         self.num_outputs = model.spec.output_size
+        self.gives_frame = model.spec.head is None and model.spec.graph.shapes[-1][0] > 1
         if self.num_streams > 64 or self.fixed_steps > _MAX_STEPS:
             raise NotRun(f"it takes {self.num_streams} streams, {self.fixed_steps} steps at once")
 
@@ -116,11 +123,14 @@ class _Layout:
         """Put the last samples of the step before in front of every step; zeros at first."""
         if not self.context:
             return x
-        last = np.pad(x[:, :-1, -self.context :], ((0, 0), (1, 0), (0, 0)))
+        size = self.context * (self.frame[1] if self.frame is not None else 1)
+        last = np.pad(x[:, :-1, -size:], ((0, 0), (1, 0), (0, 0)))
         return np.concatenate([last, x], axis=2)
 
     def given(self, x: NDArray[Any]) -> NDArray[Any]:
         """Lay [B, L, I] out as the graph takes it."""
+        if self.frame is not None:
+            return x.reshape(len(x), *self.frame).swapaxes(1, 2).astype(self.kind)
         shape = [*self.batch_sizes]
         order = [*self.batch]
         if self.has_time:
@@ -140,6 +150,8 @@ class _Layout:
                 raise NotRun("streams and steps lie along one axis of its output")
             if self.num_streams > 1 or k > self.answer_axis:
                 answer = np.moveaxis(answer, [k, self.answer_axis], [-2, -1])
+        if self.gives_frame and not self.has_time:
+            answer = answer.reshape(self.num_streams, *answer.shape[-2:]).swapaxes(1, 2)
         return answer.reshape(self.num_streams, -1, self.num_outputs)
 
 

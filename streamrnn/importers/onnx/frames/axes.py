@@ -13,18 +13,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from streamrnn.importers.network import FrameLayer, Layer
-from streamrnn.importers.onnx.values import FEATURE, Axis, NotFollowed, Signal
+from streamrnn.importers.onnx.values import FEATURE, ONE_STEP, PLACES, Axis, NotFollowed, Signal
 from streamrnn.model.layers.frame import ActivationSpec, ConvSpec, SliceSpec
 
 __all__ = [
+    "KEPT",
     "InOneRow",
     "channels_of",
+    "has_places",
+    "is_flat_frame",
     "pick_channels",
     "place_label",
     "take_part",
     "with_channels",
     "with_places",
 ]
+
+
+KEPT = "(steps that are kept)"  # label of an axis that a graph of one step has for itself
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,13 @@ def place_label(signal: Signal, k: int) -> str:
     others = [label for label, size in signal.axes[k] if label == FEATURE and size != 1]
     if others or len(labels) > 1:
         raise NotFollowed("it runs along an axis that is not one of the input's")
-    return labels[0] if labels else ""
+    return labels[0] if labels else PLACES if signal.time == ONE_STEP else ""
 
 
 def with_places(signal: Signal, k: int, label: str, size: int) -> Signal:
     """Return a signal with another number of places along an axis."""
-    axis: Axis = ((label, size),) if label else ()
+    is_left = label and (size > 1 or label not in (KEPT, PLACES))
+    axis: Axis = ((label, size),) if is_left else ()
     if not label and size != 1:
         raise NotFollowed("it makes places where there were none")
     return replace(signal, axes=(*signal.axes[:k], axis, *signal.axes[k + 1 :]))
@@ -72,9 +79,23 @@ def with_channels(signal: Signal, k: int, size: int) -> Signal:
 def channels_of(signal: Signal) -> int:
     """Check that axis 1 is the channels', and return their number."""
     labels = {label for label, size in signal.axes[1] if size != 1}
+    if signal.time == ONE_STEP and is_flat_frame(signal, 1):
+        return signal.shape[1]
     if labels - {FEATURE} and (signal.find(FEATURE) is not None or len(labels) > 1):
         raise NotFollowed("its axis 1 is not the channels'")
     return signal.shape[1]
+
+
+def has_places(signal: Signal, k: int) -> bool:
+    """Whether places lie along an axis, with their channels or alone."""
+    return any(label != FEATURE for label, size in signal.axes[k] if size != 1)
+
+
+def is_flat_frame(signal: Signal, k: int) -> bool:
+    """Whether a frame lies along an axis as a vector, place after place."""
+    factors = [label for label, size in signal.axes[k] if size != 1]
+    is_whole = FEATURE in factors or (FEATURE, 1) in signal.axes[k]
+    return is_whole and (FEATURE not in factors or factors[-1] == FEATURE)
 
 
 def pick_channels(signal: Signal, name: str, axis: int, chosen: Sequence[int]) -> Signal:

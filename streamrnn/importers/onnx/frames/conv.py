@@ -10,13 +10,15 @@ import numpy as np
 
 from streamrnn.importers.network import Dense, FrameLayer, Layer
 from streamrnn.importers.onnx.frames.axes import (
+    KEPT,
     channels_of,
+    has_places,
     place_label,
     take_part,
     with_channels,
     with_places,
 )
-from streamrnn.importers.onnx.values import NotFollowed, Signal, Value
+from streamrnn.importers.onnx.values import ONE_STEP, NotFollowed, Signal, Value
 from streamrnn.model.layers.frame import ConvSpec, PadSpec
 
 __all__ = ["Attributes", "PlaneConv", "Window", "convolve", "join_zeros", "pad"]
@@ -84,6 +86,8 @@ def convolve(
     origins = {"weight": names[1]} | ({"bias": names[2]} if len(names) > 2 and names[2] else {})
     windows = _windows(attributes, signal.shape[2:], weight.shape[2:])
     labels = [place_label(signal, k) for k in range(2, rank)]
+    if rank == 3 and signal.shape[2] == 1 and has_places(signal, 1):
+        labels = [KEPT if signal.time == ONE_STEP else labels[0]]  # a whole frame, as a vector
     places = [w.places_of(size) for w, size in zip(windows, signal.shape[2:], strict=True)]
     layer: Layer
     alone = [k for k in range(rank - 2) if (signal.shape[2 + k], windows[k]) != (1, Window(1))]

@@ -9,8 +9,13 @@ from dataclasses import replace
 import numpy as np
 
 from streamrnn.importers.network import Activation, FrameLayer
-from streamrnn.importers.onnx.frames.axes import InOneRow, place_label, with_channels
-from streamrnn.importers.onnx.values import FEATURE, NotFollowed, Signal
+from streamrnn.importers.onnx.frames.axes import (
+    InOneRow,
+    is_flat_frame,
+    place_label,
+    with_channels,
+)
+from streamrnn.importers.onnx.values import FEATURE, ONE_STEP, NotFollowed, Signal
 from streamrnn.model.layers.frame import ActivationSpec, ConvSpec, MixSpec
 
 __all__ = ["join_signals", "spread"]
@@ -48,12 +53,24 @@ def _beside(name: str, signals: Sequence[Signal], axis: int | None) -> Signal:
     for signal in signals[1:]:
         merged = merged.merged(signal)
     labels = {label for each in signals for label, size in each.axes[axis or 0] if size != 1}
+    if axis is not None and _are_unlike_frames(signals, axis):
+        labels = set()
     rests = {tuple(s for k, s in enumerate(each.shape) if k != axis) for each in signals}
     if axis is None or labels - {FEATURE} or len(rests) != 1:
         raise NotFollowed("it joins results along another axis than the features'")
     reads = tuple(signal.head for signal in signals)
     made = merged.plus(FrameLayer(name, ActivationSpec("identity")), reads=reads)
     return with_channels(made, axis, sum(each.shape[axis] for each in signals))
+
+
+def _are_unlike_frames(signals: Sequence[Signal], axis: int) -> bool:
+    """Whether frames of several lengths lie along an axis as vectors: so a layer joins them."""
+    lengths = {
+        math.prod(size for label, size in signal.axes[axis] if label != FEATURE)
+        for signal in signals
+    }
+    is_flat = all(is_flat_frame(signal, axis) for signal in signals)
+    return is_flat and len(lengths) > 1 and any(s.time == ONE_STEP for s in signals)
 
 
 def spread(signal: Signal, name: str, k: int, channels: int) -> Signal:

@@ -11,18 +11,25 @@ from dataclasses import replace
 
 import numpy as np
 
-from streamrnn.importers.network import FrameLayer
-from streamrnn.importers.onnx.frames.axes import place_label
+from streamrnn.importers.network import FrameLayer, Layer
+from streamrnn.importers.onnx.frames.axes import KEPT, has_places, place_label
 from streamrnn.importers.onnx.inputs import Graph
 from streamrnn.importers.onnx.recurrent import StateUse
-from streamrnn.importers.onnx.values import FEATURE, NotFollowed, Signal, Symbols, Value
+from streamrnn.importers.onnx.values import (
+    FEATURE,
+    ONE_STEP,
+    PLACES,
+    NotFollowed,
+    Signal,
+    Symbols,
+    Value,
+)
 from streamrnn.model.layers.base import BEFORE, INPUT
-from streamrnn.model.layers.frame import ActivationSpec, SliceSpec
-from streamrnn.model.layers.memory import MemorySpec
+from streamrnn.model.layers.frame import ActivationSpec, ConvSpec, SliceSpec
+from streamrnn.model.layers.memory import MemorySpec, TimeConvSpec
 
-__all__ = ["KEPT", "delayed", "is_window", "remember", "with_delays"]
+__all__ = ["delayed", "is_window", "over_steps", "remember", "with_delays"]
 
-KEPT = "(steps that are kept)"  # label of an axis that a graph of one step has for itself
 _MAX_DELAY = 32
 
 
@@ -56,13 +63,19 @@ def remember(
 
 
 def _kept_places(data: Signal, name: str, axis: int, count: int) -> Signal:
-    label = place_label(data, axis) if data.shape[axis] != 1 else KEPT
+    label = place_label(data, axis)
+    if data.shape[axis] == 1:
+        # A memory of one place; or what a convolution over steps keeps.
+        is_short = count == 1 and data.time == ONE_STEP and not has_places(data, 1)
+        label = PLACES if is_short else KEPT
     if not label:
         raise NotFollowed("it keeps what lies along an axis that is not one of the input's")
     places = count + data.shape[axis]
     made = data.plus(FrameLayer(name, MemorySpec(count), along=label, places=places))
     axes = list(made.axes)
     axes[axis] = ((label, places),)
+    if axis == 2 and made.find(FEATURE) is None:
+        axes[1] = ((FEATURE, made.shape[1]),)
     return replace(made, axes=tuple(axes))
 
 
@@ -97,17 +110,28 @@ def delayed(graph: Graph, symbols: Symbols, source: str) -> Signal | None:
     else:
         return None
     wide = [k for k, size in enumerate(ids.shape) if size != 1 and k]
-    if len(wide) > 1 or not ids.ndim:
+    is_frame = graph.file.is_one_step and ids.ndim == 3
+    if (len(wide) > 1 and not is_frame) or not ids.ndim:
         return None
-    feature = wide[0] if wide else ids.ndim - 1
+    feature = 1 if is_frame else wide[0] if wide else ids.ndim - 1
+    places = ids.shape[2] if is_frame else 1
     if name not in graph.delays:
-        spec = SliceSpec(places=(0, 1), channels=(0, flat.size))  # all of it; it says its size
+        # All of it; it says its size.
+        spec = SliceSpec(places=(0, places), channels=(0, ids.shape[feature]))
         graph.delays[name] = FrameLayer(name, spec, reads=(f"@{name}",))
+    labels = {feature: FEATURE} | ({2: _label_of_places(graph, source)} if is_frame else {})
     axes = tuple(
-        ((FEATURE, size),) if k == feature else ((f"batch{k}", size),) if size != 1 else ()
+        ((labels.get(k, f"batch{k}"), size),) if size != 1 or k in labels else ()
         for k, size in enumerate(ids.shape)
     )
-    return Signal(source, axes, (graph.delays[name],), name)
+    time = ONE_STEP if graph.file.is_one_step else ""
+    return Signal(source, axes, (graph.delays[name],), name, time)
+
+
+def _label_of_places(graph: Graph, source: str) -> str:
+    """Return the label that places of frames have in a graph that says it is one step."""
+    given = graph.values[source]
+    return f"{source}.2" if isinstance(given, Signal) and len(given.axes) == 3 else PLACES
 
 
 def with_delays(
@@ -165,3 +189,32 @@ def is_window(graph: Graph, names: Sequence[str]) -> bool:
     states = set().union(*(graph.roots.get(name, {name}) for name in names[:-1]))
     outputs = [graph.pairs[name] for name in states if name in graph.pairs]
     return any(data & graph.roots.get(name, {name}) for name in outputs)
+
+
+def over_steps(layers: Sequence[Layer]) -> list[Layer]:
+    """Let a memory of one place be a convolution's, where nothing else reads it."""
+    made = list(layers)
+    for memory in layers:
+        if not isinstance(memory, FrameLayer) or not isinstance(memory.spec, MemorySpec):
+            continue
+        names = (memory.name, memory.name + BEFORE)
+        places = [k for k, layer in enumerate(made) if any(n in layer.reads for n in names)]
+        readers = [made[k] for k in places]
+        is_read = memory.along == PLACES and bool(readers) and memory is not layers[-1]
+        if not is_read or not all(_reads_both(layer, memory.name) for layer in readers):
+            continue
+        for k, layer in zip(places, readers, strict=True):
+            assert isinstance(layer, FrameLayer)
+            assert isinstance(layer.spec, ConvSpec)
+            spec = TimeConvSpec(layer.spec.channels, 2, groups=layer.spec.groups)
+            made[k] = replace(layer, spec=spec, reads=memory.reads)
+        made.remove(memory)
+    return made
+
+
+def _reads_both(layer: Layer, name: str) -> bool:
+    """Whether a layer is a convolution over the two places of a memory."""
+    if not isinstance(layer, FrameLayer) or not isinstance(layer.spec, ConvSpec):
+        return False
+    spec = layer.spec
+    return (spec.kernel, spec.dilation, spec.padding, layer.reads) == (2, 1, (0, 0), (name,))
