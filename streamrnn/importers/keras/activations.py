@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from streamrnn.errors import ModelFileError
+from streamrnn.importers.keras.composed import bounded
 from streamrnn.importers.keras.values import Call, Config, Value
 from streamrnn.importers.network import Activation, FrameLayer
 from streamrnn.model.layers.frame import ActivationSpec
@@ -63,6 +65,8 @@ def activation_of(value: Any, version: str, where: str) -> Known:
 def activation_layer(call: Call) -> Value:
     """Make one of `ACTIVATION_LAYERS`, or an ``Activation``."""
     where = f"layer {call.name!r}"
+    if call.kind == "ReLU":
+        return _relu(call, where)
     if call.kind == "Activation":
         kind, slope = activation_of(call.config.get("activation"), call.build.version, where)
     else:
@@ -73,6 +77,17 @@ def activation_layer(call: Call) -> Value:
                 raise call.refuse("(Softmax) takes a mask, which no model does")
         kind, slope = _of_layer(call.kind, call.config, where)
     return activated(call, kind, slope)
+
+
+def _relu(call: Call, where: str) -> Value:
+    """Make a ReLU, with a largest value of any size."""
+    most = call.config.get("max_value")
+    most = most[0] if isinstance(most, list) and len(most) == 1 else most
+    plain = most is None or most == 6 or isinstance(most, dict)
+    if plain or call.config.get("negative_slope") or call.config.get("threshold"):
+        return activated(call, *_of_layer("ReLU", call.config, where))
+    relu = replace(call, values=[activated(call, "relu", None)])
+    return bounded(relu, relu.value, None, call.number("max_value", 0.0))
 
 
 def activated(call: Call, kind: str, slope: float | None) -> Value:
@@ -109,7 +124,7 @@ def _of_layer(kind: str, config: Config, where: str) -> Known:
     if threshold or (most != np.inf and (slope or most != 6)):
         raise ModelFileError(
             f"{where} is a ReLU with max_value={config.get('max_value')}, negative_slope={slope}, "
-            f"threshold={threshold}; a model has max_value=6 or negative_slope alone"
+            f"threshold={threshold}; a model has max_value or negative_slope alone"
         )
     if most == 6:
         return "relu6", None

@@ -16,6 +16,7 @@ from streamrnn.importers.keras.activations import (
     activation_of,
     prelu,
 )
+from streamrnn.importers.keras.composed import COMPOSED, composed, scaled_to_one
 from streamrnn.importers.keras.recurrent import RECURRENT, recurrent
 from streamrnn.importers.keras.values import Call, Value
 from streamrnn.importers.network import Dense, Embedding, FrameLayer, Scale, zeros
@@ -46,6 +47,10 @@ _CANNOT_STREAM = {
     "Bidirectional": (
         "is bidirectional: it needs the end of a sequence before it can answer its beginning, so "
         "it cannot be streamed"
+    ),
+    "Conv2D": (
+        "(Conv2D) convolves along two axes; what is convolved within a step alone can be a "
+        "TimeDistributed Conv1D"
     ),
     "RepeatVector": "repeats what the end of a sequence gave (RepeatVector), so no step has it",
 } | {
@@ -84,12 +89,20 @@ def make_layer(call: Call) -> Value:
         raise call.refuse(
             f"({kind}) reads what a ZeroPadding1D put before the sequence; a Conv1D alone does"
         )
+    late = call.config.get("activation")
+    late = late if isinstance(late, str) and late in COMPOSED and kind in _ENDING else None
+    if late:
+        call = replace(call, config=call.config | {"activation": None})
     made = operation(call) if kind.startswith("ops.") else _MAKERS[kind](call)
+    if late:
+        made = composed(replace(call, name=f"{call.name}/{late}", values=[made]), late)
     is_dropped = call.build.version.startswith("2.") and kind in ("Normalization", "Rescaling")
     return replace(made, is_masked=False) if is_dropped else made  # the mask, by Keras 2
 
 
 operation = merges.operation
+# Layers that may end in an activation of several layers.
+_ENDING = ("Activation", "Conv1D", "Dense", "DepthwiseConv1D", "SeparableConv1D")
 
 
 def _check_policy(call: Call) -> None:
@@ -215,6 +228,18 @@ def _layer_norm(call: Call) -> Value:
     return call.build.add(layer, call.value, call.value.length, size)
 
 
+def _rms_norm(call: Call) -> Value:
+    _check_axis(call)
+    call.expect((call.columns(0, 1),))
+    gain = call.arrays[0].astype(np.float64)
+    return scaled_to_one(call, gain, call.number("epsilon", 1e-6), is_mean=True)
+
+
+def _unit_norm(call: Call) -> Value:
+    _check_axis(call)
+    return scaled_to_one(call, None, 1e-12, is_mean=False)
+
+
 def _normalization(call: Call) -> Value:
     """Make a scale of what was adapted to data, or given: mean and variance."""
     call = _flat(call)
@@ -299,9 +324,11 @@ _MAKERS: dict[str, Maker] = (
         "Masking": _masking,
         "Normalization": _normalization,
         "PReLU": prelu,
+        "RMSNormalization": _rms_norm,
         "Rescaling": _rescaling,
         "Reshape": convolutions.reshape,
         "TimeDistributed": _time_distributed,
+        "UnitNormalization": _unit_norm,
         "ZeroPadding1D": convolutions.padding,
     }
 )

@@ -8,15 +8,21 @@ from dataclasses import replace
 import numpy as np
 
 from streamrnn.importers.keras.activations import activated, activation_of
+from streamrnn.importers.keras.composed import bounded, composed
 from streamrnn.importers.keras.values import Call, Value
 from streamrnn.importers.network import Dense, FrameLayer, Scale, zeros
-from streamrnn.model.layers.frame import MixSpec
+from streamrnn.model.layers.frame import MixSpec, SliceSpec
 
 __all__ = ["MERGES", "concatenate", "joined", "merge", "operation"]
 
 MERGES = ("Add", "Average", "Multiply", "Subtract")
 # Operations of one value, by Keras's names of their classes, and the activation that they are.
 _FUNCTIONS = {
+    "Abs": "abs",
+    "Absolute": "abs",
+    "Log": "log",
+    "Reciprocal": "reciprocal",
+    "Sqrt": "sqrt",
     "Elu": "elu",
     "Exp": "exponential",
     "HardSigmoid": "hard_sigmoid",
@@ -35,6 +41,15 @@ _FUNCTIONS = {
     "SoftSign": "softsign",
     "Softsign": "softsign",
     "Tanh": "tanh",
+}
+
+
+_COMPOSED = {
+    "Celu": "celu",
+    "LogSigmoid": "log_sigmoid",
+    "Mish": "mish",
+    "Squareplus": "squareplus",
+    "TanhShrink": "tanh_shrink",
 }
 
 
@@ -132,6 +147,13 @@ def operation(call: Call) -> Value:
     if kind == "Gelu":
         approximate = call.flag("approximate")
         return activated(call, "gelu_tanh" if approximate else "gelu", None)
+    if kind in _COMPOSED and len(call.given) == 1:
+        return composed(call, _COMPOSED[kind])
+    if kind == "Square" and len(call.given) == 1:
+        return _mixed(call, [call.value, call.value], ())
+    if kind == "Clip" and len(call.given) == 1:
+        least, most = (call.number(name, 0.0) for name in ("x_min", "x_max"))
+        return bounded(call, call.build.single(call.value, call.name), least, most)
     if kind in _FUNCTIONS and len(call.given) == 1:
         return _function(call, kind)
     numbers = [item for item in call.given if type(item) in (int, float)]
@@ -150,6 +172,9 @@ def operation(call: Call) -> Value:
         }
         if kind in scales:
             return _scaled(call, *scales[kind])
+        if kind in ("Maximum", "Minimum"):
+            ends = (number, None) if kind == "Maximum" else (None, number)
+            return bounded(call, call.build.single(call.value, call.name), *ends)
         if kind in ("Divide", "TrueDivide") and number and not is_first:
             return _scaled(call, 1 / number, 0.0)
     raise call.refuse(f"is the operation {kind}, which is not supported")
@@ -157,7 +182,9 @@ def operation(call: Call) -> Value:
 
 def _function(call: Call, kind: str) -> Value:
     where = f"layer {call.name!r}"
-    name, slope = activation_of(_FUNCTIONS[kind], call.build.version, where)
+    named = _FUNCTIONS[kind]
+    plain = named in ("abs", "log", "reciprocal", "sqrt")
+    name, slope = (named, None) if plain else activation_of(named, call.build.version, where)
     is_softmax = name in ("softmax", "log_softmax")
     if is_softmax and not call.value.is_axis_last(call.config.get("axis", -1)):
         raise call.refuse(f"is a softmax along axis {call.shown('axis')}, not the last")
@@ -184,4 +211,22 @@ def _last_step(call: Call) -> Value:
     is_last = call.value.has_time and len(key) > 1 and type(key[1]) is int and key[1] == -1
     if is_last and all(is_whole(item) for k, item in enumerate(key) if k != 1):
         return replace(call.value, has_time=False, last_of=call.name)
-    raise call.refuse("takes a part of a value; a model follows x[:, -1] alone, the last step")
+    value = call.build.single(call.value, call.name)
+    part = key[-1] if key else None
+    ends = part.get("config") if isinstance(part, dict) else None
+    rank = 2 + value.has_time + value.is_frame
+    if isinstance(ends, dict) and value.channels and len(key) in (rank - 1, rank):
+        some = slice(*(ends.get(name) for name in ("start", "stop", "step")))
+        rest = [item for item in key[:-1] if item != "..."]
+        if all(is_whole(item) for item in rest) and all(
+            end is None or type(end) is int for end in (some.start, some.stop, some.step)
+        ):
+            chosen = range(*some.indices(value.channels)) if some.step != 0 else range(0)
+            if chosen and chosen.step == 1 and len(key) == rank:
+                spec = SliceSpec(channels=(chosen.start, chosen.stop))
+                layer = FrameLayer(call.name, spec)
+                return call.build.add(layer, value, value.length, len(chosen))
+    raise call.refuse(
+        "takes a part of a value; a model follows x[:, -1], the last step, and x[:, :, a:b], some "
+        "of the features"
+    )

@@ -143,8 +143,9 @@ class _Finder:
         for value, label in constants:
             if not found or value.size != found[0].bias.size:
                 return None
-            target = next((p for p in found if "bias" not in p.origins), found[0])
-            found[found.index(target)] = Product(
+            at = next((j for j, p in enumerate(found) if "bias" not in p.origins), 0)
+            target = found[at]
+            found[at] = Product(
                 target.data,
                 target.weight,
                 target.bias + value,

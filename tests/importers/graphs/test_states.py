@@ -186,6 +186,22 @@ def test_a_cell_whose_state_comes_back_as_it_is_stays_a_cell(tmp_path):
     assert [layer.op for layer in model.spec.layers] == [""]
 
 
+@pytest.mark.parametrize("function", ["Tanh", "Relu"])
+def test_a_cell_with_a_bias_for_each_of_its_products(tmp_path, function):
+    nodes = [
+        H.make_node("MatMul", ["X", "W"], ["A"]),
+        H.make_node("MatMul", ["S", "R"], ["B"]),
+        H.make_node("Add", ["A", "B"], ["C"]),
+        H.make_node("Add", ["C", "b"], ["D"]),
+        H.make_node("Add", ["D", "c"], ["E"]),
+        H.make_node(function, ["E"], ["N"]),
+        H.make_node("MatMul", ["N", "Q"], ["Y"]),
+    ]
+    tensors = {"W": draw(3, 4), "R": draw(4, 4), "b": draw(4), "c": draw(4), "Q": draw(4, 2)}
+    model = smoothed(tmp_path, nodes, tensors, size=4)
+    assert len(model.spec.layers) == 1
+
+
 @pytest.mark.parametrize("after", ["Tanh", "Relu"])
 def test_a_cell_whose_state_comes_back_changed_is_computed_node_by_node(tmp_path, after):
     nodes, tensors = gru_cell(

@@ -31,7 +31,7 @@ RELATIVE = 1e-5  # of the outputs' scale
 ACTIVATIONS = (
     *("linear", "tanh", "sigmoid", "softmax", "relu", "relu6", "leaky_relu", "elu", "selu"),
     *("silu", "gelu", "softplus", "softsign", "hard_sigmoid", "hard_silu", "hard_tanh"),
-    *("exponential", "log_softmax"),
+    *("exponential", "log_softmax", "celu", "log_sigmoid", "mish", "squareplus", "tanh_shrink"),
 )
 
 

@@ -231,7 +231,7 @@ def test_the_last_step_alone_makes_a_model_of_every_step(importing):
         (layer("ZeroPadding1D", padding=[0, 1]), "puts zeros behind the sequence"),
         (layer("Flatten"), "one vector of all steps"),
         (layer("Reshape", target_shape=[3]), "makes .* of .3. at every step"),
-        (layer("ReLU", max_value=1.0), "max_value=1.0, .*max_value=6 or negative_slope"),
+        (layer("ReLU", max_value=1.0, negative_slope=0.1), "max_value=1.0, .*max_value or neg"),
         (layer("ReLU", threshold=0.5), "threshold=0.5"),
         (layer("Softmax", axis=1), "softmax along axis '1', not the last"),
         (layer("PReLU", [draw(9, 3)]), "slopes of their own for every step"),

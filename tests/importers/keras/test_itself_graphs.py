@@ -49,6 +49,14 @@ def graph(name):
             y = 1 - keras.ops.relu(h * 2.0 + a) * b / 3.0
         case "softplus":
             y = keras.ops.gelu(keras.ops.softplus(-h), approximate=True)
+        case "bounds":
+            y = keras.ops.clip(h, -0.3, 0.2) + keras.ops.maximum(b, 0.1) - keras.ops.minimum(a, 0.4)
+        case "logarithms":
+            y = keras.ops.log(keras.ops.abs(b) + 1e-3) * keras.ops.sqrt(keras.ops.square(a) + 0.1)
+        case "functions":
+            y = keras.ops.silu(a) + keras.ops.celu(b) - keras.ops.log_sigmoid(h)
+        case "some features":
+            y = L.Concatenate()([x, L.GRU(3, return_sequences=True)(h[:, :, 1:3]), a[:, :, -2:]])
         case "a shared layer":
             shared = L.Dense(4, activation="relu")
             y = L.Concatenate()([shared(a), shared(b)])
@@ -84,7 +92,7 @@ def graph(name):
         *("sum of what is joined", "a residual", "a gate for all", "the input twice"),
         *("operations", "softplus", "a shared layer", "a shared cell", "batch norms", "heads"),
         *("last steps", "last step by index", "a state nobody reads", "two inputs"),
-        "causal blocks",
+        *("causal blocks", "bounds", "logarithms", "functions", "some features"),
     ],
 )
 def test_a_graph(tmp_path, name):

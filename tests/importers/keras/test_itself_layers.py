@@ -40,6 +40,10 @@ def test_activation_layers(tmp_path, activation):
     [
         lambda: L.ReLU(),
         lambda: L.ReLU(max_value=6.0),
+        lambda: L.ReLU(max_value=0.4),
+        lambda: L.RMSNormalization(),
+        lambda: L.RMSNormalization(epsilon=1e-3),
+        lambda: L.UnitNormalization(),
         lambda: L.ReLU(negative_slope=0.1),
         lambda: L.LeakyReLU(),
         lambda: L.LeakyReLU(negative_slope=0.05),
