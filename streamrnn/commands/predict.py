@@ -49,6 +49,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict a file; return the exit code."""
     model = Model.load(args.model)
+    if os.path.exists(args.output) and os.path.samefile(args.model, args.output):
+        raise DataError(f"{args.output} is the model; write to another file")
     group = None if args.group is None else column_list(args.group)
     options = trained_options(model.spec, **reading_settings(args))
     num_rows, num_streams = predict_file(model, args.data, args.output, args.time, group, options)

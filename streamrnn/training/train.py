@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import streamrnn
+from streamrnn.errors import TrainingError
 from streamrnn.model.model import Model
 from streamrnn.model.spec import NUM_SAMPLE_STEPS
 from streamrnn.training.baselines.compare import compare, measures
@@ -233,7 +234,10 @@ def train_to_file(
     place, kept = configuration_path(path, source), checkpoint_path(path, resume)
     check_outputs({"the configuration": place, "the checkpoint": kept}, inputs)
     with limit_threads(threads):
-        dataset = _prepare(config)
+        try:
+            dataset = _prepare(config)
+        except TrainingError as error:  # the settings contradict each other, or the data
+            raise TrainingError(f"{source}: {error}" if source else str(error)) from error
         checkpoint = Checkpoint(kept, _identity(dataset, threads), resume)
         with _block(stop):
             result = _train(dataset, progress, stop, checkpoint)

@@ -15,6 +15,7 @@ from streamrnn.training.data.dataset import make_dataset
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.fit.checkpoint import METADATA_KEY, Checkpoint, is_checkpoint
 from streamrnn.training.fit.loop import fit
+from streamrnn.training.fit.optimisers import clip_by_global_norm
 from streamrnn.training.fit.trainer import Epoch
 from tests.support.tables import noisy_sine, write_csv
 from tests.training.run.stop import StopAfter
@@ -202,18 +203,18 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, config, dataset):
         fit(other, keeper=Checkpoint(path, {}, True))
 
 
-def test_a_training_that_diverges_leaves_no_checkpoint(tmp_path, config):
-    wild = TrainingConfig(
-        path=write_csv(tmp_path, y=noisy_sine(300)),
-        predict=("y",),
-        layers=("rnn_relu:16",),
-        learning_rate=10.0,
-        clip_norm=1e9,
-        epochs=50,
-    )
-    with pytest.raises(TrainingError, match="diverged"):
-        train_to_file(wild, tmp_path / "m.safetensors")
-    assert [path.name for path in tmp_path.iterdir()] == ["data.csv"]
+def test_a_training_that_diverges_leaves_no_checkpoint(tmp_path, config, monkeypatch):
+    checkpoint = tmp_path / "m.safetensors.checkpoint"
+
+    def diverge(gradient, max_norm):
+        if checkpoint.exists():  # so that an epoch has ended
+            raise TrainingError("the gradient is not finite")
+        return clip_by_global_norm(gradient, max_norm)
+
+    monkeypatch.setattr("streamrnn.training.fit.trainer.clip_by_global_norm", diverge)
+    with pytest.raises(TrainingError, match="in epoch 2 of 3: the gradient is not finite"):
+        train_to_file(config, tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_does_not_depend_on_where_the_data_lie(tmp_path, config):

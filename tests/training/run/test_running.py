@@ -18,8 +18,9 @@ from rich.console import Console
 
 from streamrnn import Model
 from streamrnn.commands import inspect as inspect_command
+from streamrnn.commands import predict as predict_command
 from streamrnn.commands import train as command
-from streamrnn.errors import TrainingError
+from streamrnn.errors import DataError, TrainingError
 from streamrnn.training import TrainingConfig, train_to_file
 from streamrnn.training.config_file import SECTIONS
 from streamrnn.training.fit.stop import StopSignals
@@ -124,7 +125,7 @@ def test_the_data_are_never_written_over(data, tmp_path, how):
     elif how == "hardlink":
         output.hardlink_to(data)
     for words in ([output], [tmp_path / "n.safetensors", "--log", output]):
-        with pytest.raises(TrainingError, match=r"data\.csv|m\.safetensors"):
+        with pytest.raises(TrainingError, match="is the data"):
             run(data, *SMALL, "-o", *words)
     assert data.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"data.csv", output.name}
@@ -202,7 +203,7 @@ def test_fewer_inputs_than_a_configuration_names(data, tmp_path):
     assert run(tmp_path / "m.toml", "--inputs", "y", "-o", second) == 0
     assert TrainingConfig.read(tmp_path / "second.toml").inputs == ("y",)
     # But what is asked for in the same breath must make sense.
-    with pytest.raises(TrainingError, match="missing names 'x', which is no input"):
+    with pytest.raises(TrainingError, match=r"m\.toml: missing names 'x', which is no input"):
         run(tmp_path / "m.toml", "--inputs", "y", "--missing", "x=hold", "-o", second)
 
 
@@ -395,6 +396,19 @@ def test_a_full_disk_is_the_fault_of_standard_output(data, tmp_path, words, unbu
         )
     assert process.returncode == 1
     assert process.stderr == "streamrnn: error: standard output: No space left on device\n"
+
+
+def test_predictions_are_not_written_over_the_model(data, tmp_path):
+    path, link = tmp_path / "m.safetensors", tmp_path / "link.csv"
+    assert run(data, *SMALL, "-o", path) == 0
+    before = path.read_bytes()
+    link.symlink_to(path)
+    parser = argparse.ArgumentParser()
+    predict_command.configure(parser)
+    for output in (path, link):
+        with pytest.raises(DataError, match="is the model"):
+            predict_command.run(parser.parse_args([str(path), str(data), "-o", str(output)]))
+    assert path.read_bytes() == before
 
 
 def test_a_broken_pipe_is_quiet(data, tmp_path):
