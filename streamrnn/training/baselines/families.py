@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from streamrnn.errors import ModelFileError
 from streamrnn.model.checks import shown
@@ -11,6 +11,7 @@ from streamrnn.training.baselines.constant import Constant
 from streamrnn.training.baselines.persistence import ClassPersistence, Persistence
 from streamrnn.training.baselines.regression import LinearRegression, LogisticRegression
 from streamrnn.training.baselines.seasonal import Seasonal
+from streamrnn.training.baselines.shifted import Shifted, needs_shift
 from streamrnn.training.baselines.target import Baseline, Target, targets_of
 from streamrnn.training.data.dataset import Dataset
 
@@ -34,8 +35,16 @@ def fit_baselines(dataset: Dataset) -> Fitted:
     fitted: Fitted = {}
     for target in targets_of(dataset.config, dataset.spec):
         found = (family.fit(dataset, target) for family in FAMILIES)
-        fitted[target.name] = [baseline for baseline in found if baseline is not None]
+        own = [baseline for baseline in found if baseline is not None]
+        if needs_shift(target):  # the constant is the quantile itself
+            own = [b if isinstance(b, Constant) else _shifted(Shifted.fit(b, dataset)) for b in own]
+        fitted[target.name] = own
     return fitted
+
+
+def _shifted(baseline: Shifted) -> Baseline:
+    """Return it as what it is: its names are those of its base, not of its class."""
+    return cast(Baseline, baseline)
 
 
 def baselines_to_dict(fitted: Fitted) -> dict[str, dict[str, Any]]:
@@ -69,7 +78,10 @@ def _from_dict(name: str, plain: dict[str, Any], target: Target) -> Baseline:
             continue
         needs_past = family in (Persistence, ClassPersistence, Seasonal, Autoregression)
         if not needs_past or target.source is not None:
-            return family.from_dict(plain, target)
+            base: Baseline = family.from_dict(plain, target)
+            if needs_shift(target) and family is not Constant:
+                return _shifted(Shifted.from_dict(plain, base))
+            return base
     raise ModelFileError(
         f"the model's report holds the baseline {shown(name)}, which makes no sense of "
         f"{target.name!r}; was the file changed? Train the model again"

@@ -255,6 +255,24 @@ def test_quantiles_cover_what_they_say_and_follow_the_spread(quantiles):
     assert result.report["errors"]["test"]["y+1 q0.9"]["coverage"] == pytest.approx(0.9, abs=0.04)
 
 
+def test_baselines_of_a_quantile_are_moved_to_it(quantiles):
+    """Persistence knows no quantile: its errors in the fitted rows say where that lies."""
+    result, path = quantiles
+    y = np.asarray(result.dataset.table.column("y").numbers)
+    stream = result.dataset.streams[0]
+    test, changes = stream.rows("test"), np.diff(y)
+    # Two rows ahead is predicted too: of a part's first row the next one lies in the part before.
+    errors = np.delete(changes[: stream.stops[1]], stream.stops[0])
+    rest = changes[test][1:] - np.quantile(errors, 0.9)
+    expected = np.mean(np.maximum(0.9 * rest, -0.1 * rest))
+    reported = result.report["baselines"]["persistence"]["y+1 q0.9"]
+    assert reported["pinball"] == pytest.approx(expected, rel=1e-4)
+    assert reported["coverage"] == pytest.approx(0.9, abs=0.04)
+    found = evaluate_file(result.model, path, warmup_rows=test.start)
+    again = found["baselines"]["persistence"]["y+1 q0.9"]
+    assert again["pinball"] == pytest.approx(reported["pinball"], rel=1e-3)
+
+
 def test_a_file_through_a_model_of_quantiles_is_named_and_judged_alike(quantiles, tmp_path):
     result, path = quantiles
     predict_file(result.model, path, tmp_path / "out.csv")
