@@ -17,6 +17,7 @@ from streamrnn.model.layers.frame import DenseSpec, MixSpec
 from streamrnn.model.model import Model
 from streamrnn.model.spec import InputSpec, LayerSpec, ModelSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
+from tests.exporters.drawn import drawn_model
 from tests.kernels.graphs import GRAPHS, graph_model, head_reading_model
 from tests.support.forms import FORMS, form_of
 from tests.support.models import EVERY_KIND_OF_INPUT, random_model, random_parameters
@@ -100,6 +101,16 @@ def test_a_graph_of_any_kind_answers_the_same_in_pytorch(name):
     pytest.importorskip("torch", exc_type=ImportError)
     proofs = prove_export(GRAPH_MODELS[name], exported, TOLERANCE)
     assert [proof.failure for proof in proofs] == [None] * len(proofs)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_model_at_random_answers_the_same_in_pytorch(seed):
+    pytest.importorskip("torch", exc_type=ImportError)
+    model = drawn_model(seed)
+    x = trial_inputs(model.spec, 2, 12)
+    wanted = ReferenceModel(model).steps(x)
+    for _, y in export_torch(model).answers(x):
+        assert np.abs(y - wanted).max() <= 1e-5 * max(1.0, np.ptp(wanted))
 
 
 def test_no_text_of_a_users_stands_in_the_module():
