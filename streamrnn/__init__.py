@@ -1,7 +1,7 @@
 """StreamRNN: recurrent networks one time step at a time, for many streams at once.
 
-``Engine`` and ``Model`` are resolved when they are first used: importing this package loads no
-numba and compiles nothing.
+All names are resolved when they are first used: importing this package loads no numba and compiles
+nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +12,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from streamrnn.engine.engine import Engine
     from streamrnn.model.model import Model
+    from streamrnn.training.api import predict, train
 
-__all__ = ["Engine", "Model", "__version__"]
+__all__ = ["Engine", "Model", "__version__", "predict", "train"]
 
 __version__ = "0.1.0"
 
-_HOMES = {"Engine": "streamrnn.engine.engine", "Model": "streamrnn.model.model"}
+_HOMES = {
+    "Engine": "streamrnn.engine.engine",
+    "Model": "streamrnn.model.model",
+    "predict": "streamrnn.training.api",
+    "train": "streamrnn.training.api",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -18,6 +18,8 @@ from streamrnn.commands.printable import printable
 from streamrnn.commands.settings import add_settings, given_settings, with_settings
 from streamrnn.errors import TrainingError, TrainingStopped
 from streamrnn.training.config import TrainingConfig
+from streamrnn.training.data.dataset import Dataset
+from streamrnn.training.data.summary import summary_lines
 from streamrnn.training.fit.stop import StopSignals
 from streamrnn.training.fit.trainer import Epoch
 from streamrnn.training.report import report_lines
@@ -110,9 +112,16 @@ def _train(args: argparse.Namespace, config: TrainingConfig, stop: StopSignals) 
             watch,
             source=_source(args),
             resume=args.resume,
+            begin=None if args.json else _print_summary,
             stop=stop,
             threads=args.threads,
         )
+
+
+def _print_summary(dataset: Dataset) -> None:
+    for line in summary_lines(dataset):
+        print(line)
+    print(flush=True)
 
 
 def _source(args: argparse.Namespace) -> Path | None:

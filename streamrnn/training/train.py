@@ -21,6 +21,7 @@ from streamrnn.training.baselines.families import baselines_to_dict, fit_baselin
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import PARTS, Dataset, make_dataset
 from streamrnn.training.data.reading.read import read_table
+from streamrnn.training.data.table import Table
 from streamrnn.training.diagnostics import Memory, measure_memory
 from streamrnn.training.evaluate import NetworkOutputs
 from streamrnn.training.fit.checkpoint import Checkpoint
@@ -74,11 +75,21 @@ class TrainingResult:
     was_stopped: bool = False
     configuration: Path | None = None
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model, after the engine has reproduced the trainer with what was written.
+
+        Raises `TrainingError` if it does not, `ModelFileError` if the file cannot be written.
+        """
+        path = Path(path)
+        check_model_path(path)
+        _save(self, path)
+
 
 def train(
     config: TrainingConfig,
     progress: Callable[[Epoch], None] | None = None,
     *,
+    table: Table | None = None,
     stop: StopSignals | None = None,
     threads: int = 1,
 ) -> TrainingResult:
@@ -90,6 +101,8 @@ def train(
         What to learn from which data, and how.
     progress : callable or None
         Called after each epoch.
+    table : Table or None
+        The data, if it is not to be read from ``config.path``.
     stop : StopSignals or None
         Asks for the best model so far when Ctrl-C or SIGTERM comes; without it they end all.
     threads : int
@@ -108,13 +121,14 @@ def train(
         there is a model.
     """
     with limit_threads(threads):
-        dataset = _prepare(config)
+        dataset = _prepare(config, table)
         with _block(stop):
             return _train(dataset, progress, stop)
 
 
-def _prepare(config: TrainingConfig) -> Dataset:
-    dataset = make_dataset(config, read_table(config.path, config.read_options(), config.kinds()))
+def _prepare(config: TrainingConfig, table: Table | None = None) -> Dataset:
+    table = table or read_table(config.path, config.read_options(), config.kinds())
+    dataset = make_dataset(config, table)
     batch_size, _, num_epochs = choose_sizes(dataset)
     return replace(dataset, config=dataset.config.replace(batch_size=batch_size, epochs=num_epochs))
 
@@ -188,6 +202,7 @@ def train_to_file(
     *,
     source: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    begin: Callable[[Dataset], None] | None = None,
     stop: StopSignals | None = None,
     threads: int = 1,
 ) -> TrainingResult:
@@ -208,6 +223,8 @@ def train_to_file(
         The file that the configuration was read from; it is never written.
     resume : bool
         Go on from the checkpoint; the model comes out as if there had been no break, to the bit.
+    begin : callable or None
+        Called with the data before the training, to tell what becomes of it.
     stop, threads
         As for `train`.
 
@@ -238,6 +255,8 @@ def train_to_file(
             dataset = _prepare(config)
         except TrainingError as error:  # the settings contradict each other, or the data
             raise TrainingError(f"{source}: {error}" if source else str(error)) from error
+        if begin:
+            begin(dataset)
         checkpoint = Checkpoint(kept, _identity(dataset, threads), resume)
         with _block(stop):
             result = _train(dataset, progress, stop, checkpoint)

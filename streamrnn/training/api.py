@@ -1,0 +1,156 @@
+"""``streamrnn.train`` and ``streamrnn.predict``: data in memory or a path, no output, no files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from streamrnn.errors import TrainingError, suggestion
+from streamrnn.model.model import Model
+from streamrnn.training.config import TrainingConfig
+from streamrnn.training.data.reading.frames import FRAME, read_data
+from streamrnn.training.fit.stop import StopSignals
+from streamrnn.training.fit.trainer import Epoch
+from streamrnn.training.predict import (
+    kinds_of,
+    predict_table,
+    result_names,
+    trained_columns,
+    trained_options,
+)
+from streamrnn.training.train import TrainingResult
+from streamrnn.training.train import train as train_config
+
+__all__ = ["predict", "train"]
+
+
+def train(
+    data: Any,
+    *,
+    predict: str | Iterable[str] = (),
+    time: str = "auto",
+    group: str | Iterable[str] = (),
+    horizon: int = -1,
+    progress: Callable[[Epoch], None] | None = None,
+    threads: int = 1,
+    **settings: Any,
+) -> TrainingResult:
+    """Train a model; write and print nothing.
+
+    Parameters
+    ----------
+    data : path, DataFrame, mapping or tuple
+        A table: the path of a file, a DataFrame of pandas or polars, a mapping of names to columns,
+        or ``(sequences, targets)``, N arrays [T, I] and of each one target, or one of every row.
+    predict : str or iterable of str
+        Target columns; may be left out for sequences.
+    time : str
+        Column that orders the rows; ``auto``: the only one of dates; empty: they are in order.
+    group : str or iterable of str
+        Columns that tell streams apart.
+    horizon : int
+        How many rows ahead; -1: 1, or 0 for sequences.
+    progress : callable or None
+        Called with an `Epoch` after each epoch.
+    threads : int
+        Of the matrix products. The bits may depend on it.
+    **settings
+        Of `TrainingConfig`, such as ``layers=["gru:16"]``, ``epochs=50``, ``seed=1``.
+
+    Returns
+    -------
+    TrainingResult
+        Its ``model``, ``report``, ``history`` and ``save(path)``. The best so far if it is
+        interrupted (Ctrl-C); ``was_stopped`` says so.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be used.
+    TrainingError
+        If a setting is not known or contradicts another, the training diverges, or it is
+        interrupted before there is a model.
+    """
+    known = TrainingConfig.__dataclass_fields__
+    for name in settings:
+        if name not in known or name == "path":
+            raise TrainingError(
+                f"unknown setting {name!r}{suggestion(name, known)}; known are "
+                f"{', '.join(n for n in known if n != 'path')}"
+            )
+    path = os.fspath(data) if isinstance(data, str | os.PathLike) else FRAME
+    config = TrainingConfig(
+        path=path,
+        predict=_names(predict),
+        time=time,
+        group=_names(group),
+        horizon=horizon,
+        **settings,
+    )
+    table = read_data(data, config.read_options(), config.kinds())
+    return train_config(config, progress, table=table, stop=StopSignals(), threads=threads)
+
+
+def predict(
+    model: Model | str | os.PathLike[str],
+    data: Any,
+    *,
+    time: str | None = None,
+    group: str | Iterable[str] | None = None,
+) -> Any:
+    """Run data through a model, each stream from a new state and in time order.
+
+    Parameters
+    ----------
+    model : Model or path
+        The model, or its file.
+    data : path, DataFrame, mapping or tuple
+        As for `train`. Columns are found by the inputs' names, whatever their order.
+    time : str or None
+        Column that orders the rows; None: that of the training, if the data has it.
+    group : str, iterable of str or None
+        Columns that tell streams apart; None: those of the training.
+
+    Returns
+    -------
+    DataFrame, dict or list
+        In the data's order. For a DataFrame one of the same kind, of pandas with the same index;
+        for sequences a list of arrays [T, O]; else a dict of name to array [N]. Results are named
+        as ``co2_h24`` (24 rows ahead), ``y_h1_q0.9`` (a quantile) or ``p_red`` (a class).
+
+    Raises
+    ------
+    DataError
+        If a column is absent, or a cell cannot be read or is missing where it may not.
+    """
+    if not isinstance(model, Model):
+        model = Model.load(model)
+    spec = model.spec
+    is_time_given = time is not None
+    chosen_time, chosen_group = trained_columns(
+        spec, time, None if group is None else _names(group)
+    )
+    table = read_data(data, trained_options(spec), kinds_of(spec, chosen_group))
+    if isinstance(data, tuple):
+        chosen_time, chosen_group = "", tuple(filter(None, (table.group,)))
+    if chosen_time not in table.columns and not is_time_given:
+        chosen_time = ""
+    y, _ = predict_table(model, table, chosen_time, chosen_group)
+    if isinstance(data, tuple):
+        ends = np.cumsum([len(np.asarray(item)) for item in data[0]])
+        return np.split(y, ends[:-1])
+    columns = {name: y[:, k] for k, name in enumerate(result_names(spec))}
+    if hasattr(data, "to_arrow") and hasattr(data, "with_columns"):  # polars
+        return type(data)(columns)
+    if hasattr(data, "iloc"):  # pandas
+        return type(data)(columns, index=data.index)
+    return columns
+
+
+def _names(names: str | Iterable[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        return (names,) if names else ()
+    return tuple(names)
