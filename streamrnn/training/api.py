@@ -33,7 +33,7 @@ def train(
     predict: str | Iterable[str] = (),
     time: str = "auto",
     group: str | Iterable[str] = (),
-    horizon: int = -1,
+    horizon: int | Iterable[int] = -1,
     progress: Callable[[Epoch], None] | None = None,
     threads: int = 1,
     **settings: Any,
@@ -51,7 +51,7 @@ def train(
         Column that orders the rows; ``auto``: the only one of dates; empty: they are in order.
     group : str or iterable of str
         Columns that tell streams apart.
-    horizon : int
+    horizon : int or iterable of int
         How many rows ahead; -1: 1, or 0 for sequences.
     progress : callable or None
         Called with an `Epoch` after each epoch.
@@ -87,7 +87,7 @@ def train(
         predict=_names(predict),
         time=time,
         group=_names(group),
-        horizon=horizon,
+        horizon=(horizon,) if isinstance(horizon, int) else tuple(horizon),
         **settings,
     )
     table = read_data(data, config.read_options(), config.kinds())
