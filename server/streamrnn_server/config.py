@@ -309,7 +309,7 @@ _OPTIONS = {
         "--precision",
         "how the CPU stores weights: float32, bfloat16, int8 ('streamrnn inspect --precision' "
         "says what fewer bits cost a model); how a GPU rounds what it multiplies: float32, tf32, "
-        "bfloat16 (%(default)s)",
+        "bfloat16, or int8 weights as the CPU's (%(default)s)",
         choices=tuple(dict.fromkeys(itertools.chain(*DEVICE_PRECISIONS.values()))),
     ),
     "device": _Option(

@@ -51,8 +51,8 @@ class Engine:
     precision : str
         On the CPU how the weights are stored: ``"float32"``, ``"bfloat16"`` or ``"int8"``
         (weight-only, a scale a row). On a GPU how both factors of a product are rounded:
-        ``"float32"``, or ``"tf32"`` and ``"bfloat16"``, for its tensor cores. Sums and states are
-        float32 with each of them.
+        ``"float32"``, or ``"tf32"`` and ``"bfloat16"``, for its tensor cores; ``"int8"`` as on the
+        CPU. Sums and states are float32 with each of them.
 
     Raises
     ------

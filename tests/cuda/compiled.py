@@ -46,7 +46,7 @@ def _tiles() -> Kernels:
 
     from streamrnn.kernels.activations import TANH
     from streamrnn.kernels.cuda import network
-    from streamrnn.kernels.cuda.products import BLEND, FORM, HEAD, PROJECTED, RESET, Cell
+    from streamrnn.kernels.cuda.products import BLEND, FORM, HEAD, NORM, RESET, Cell
     from streamrnn.kernels.gates import DENSE, GRU, LSTM
 
     words, ints, floats = int64[::1], int32[::1], float32[::1]
@@ -61,10 +61,11 @@ def _tiles() -> Kernels:
     }
     forms = {
         "lstm form": Cell(LSTM, end=FORM),
-        "projected": Cell(LSTM, end=PROJECTED, is_hard=True),
+        "projected": Cell(LSTM, end=FORM, is_hard=True, to_scratch=True),
         "gru form": Cell(GRU, end=FORM),
         "reset": Cell(GRU, end=RESET, is_hard=True),
         "blend": Cell(DENSE, end=BLEND),
+        "lstm int8": Cell(LSTM, is_scaled=True),
     }
     for (name, cell), width in itertools.product(cells.items(), ("wide", "narrow")):
         made = network._layer_kernel(cell, getattr(tiling, width), "float32")
@@ -76,6 +77,8 @@ def _tiles() -> Kernels:
     state = (words, floats, floats, floats, ints)
     kernels["features"] = (features, (*state, floats, ints, *(int64,) * 3))
     kernels["softmax"] = (softmax, (floats, int64, int64, int64))
+    for name, cell in (("lstm", Cell(LSTM, end=NORM)), ("gru", Cell(GRU, end=NORM))):
+        kernels[f"{name} norm"] = (network._norm_kernel(cell, tiling.row_threads), layer)
     kernels["move"] = (move, (words, floats, ints, floats, int64, int64))
     return kernels
 
@@ -87,7 +90,7 @@ def _others() -> Kernels:
     from streamrnn.kernels.activations import TANH
     from streamrnn.kernels.cuda import network, persistent
     from streamrnn.kernels.cuda.plan import GpuPlan
-    from streamrnn.kernels.cuda.products import Cell
+    from streamrnn.kernels.cuda.products import RESET, Cell
     from streamrnn.kernels.gates import DENSE, GRU, LSTM
     from streamrnn_bench.step import gpu_rates
 
@@ -100,6 +103,8 @@ def _others() -> Kernels:
     ):
         made = network._layer_kernel(cell, getattr(tiling, width), precision)
         kernels[f"{precision} {name} {width}"] = (made, _layer_arguments())
+    reset = network._layer_kernel(Cell(GRU, end=RESET), tiling.wide, "bfloat16")
+    kernels["bfloat16 reset wide"] = (reset, _layer_arguments())
     exchange = (words, floats, floats, words, ints, floats, ints, floats, *(int64,) * 5)
     for name, options in CHUNKS.items():
         model = random_model(np.random.default_rng(0), **options)

@@ -102,12 +102,20 @@ def test_the_bits_are_those_of_the_cpu_at_every_size(rng, monkeypatch, cell, wid
         assert_same_bits(gpu, stepped(Engine(model, max_streams=16), x))
 
 
-@pytest.mark.parametrize("name", [name for name in FORMS if "norm" not in name])
+@pytest.mark.parametrize("name", FORMS)
 def test_the_bits_of_other_forms_are_those_of_the_cpu(rng, name):
     model = random_model(rng, layers=[form_of(name, 70), form_of(name, 33)], inputs=9)
     x = random_inputs(rng, model.spec, 200, 10)
     gpu = stepped(Engine(model, device="cuda", max_streams=256), x)
     assert_same_bits(gpu, stepped(Engine(model, max_streams=256), x))
+
+
+@pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
+def test_the_bits_of_int8_weights_are_those_of_the_cpu(rng, cell):
+    model = random_model(rng, layers=[(cell, 100)], inputs=9, head="tanh")
+    x = random_inputs(rng, model.spec, 200, 10)
+    engines = (Engine(model, each, 256, "int8") for each in ("cuda", "cpu"))
+    assert_same_bits(*(stepped(engine, x) for engine in engines))
 
 
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])

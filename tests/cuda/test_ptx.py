@@ -30,12 +30,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 WIDTHS = ("wide", "narrow")
 LAYERS = [f"{kind} {width}" for kind in ("head", "dense", "gru", "lstm") for width in WIDTHS]
-FORMS = [f"{form} wide" for form in ("lstm form", "projected", "gru form", "reset", "blend")]
+FORMS = [
+    f"{form} wide" for form in ("lstm form", "projected", "gru form", "reset", "blend", "lstm int8")
+]
+NORMS = ["lstm norm", "gru norm"]
 TENSOR_LAYERS = [f"{precision} {name}" for precision in ("tf32", "bfloat16") for name in LAYERS[2:]]
 KERNELS = [
     *LAYERS,
     *FORMS,
     *TENSOR_LAYERS,
+    "bfloat16 reset wide",
+    *NORMS,
     "features",
     "softmax",
     *CHUNKS,
@@ -82,6 +87,7 @@ STRUCTURES = {
     "gru form wide": Structure(128, "FFMA", 768, 0.88, 64, num_spilled=1),
     "reset wide": Structure(128, "FFMA", 512, 0.84, 32),  # two gates of four, and so half loads
     "blend wide": Structure(128, "FFMA", 1024, 0.91, 64),
+    "lstm int8 wide": Structure(128, "FFMA", 1024, 0.91, 64),
     "head narrow": Structure(80, "FFMA", 64, 0.52, 20),
     "dense narrow": Structure(80, "FFMA", 64, 0.52, 20),
     "gru narrow": Structure(80, "FFMA", 48, 0.45, 20),
@@ -98,6 +104,9 @@ STRUCTURES = {
             "lstm narrow": Structure(80, "HMMA", 16, 0.09, 8),
         }.items()
     },
+    "bfloat16 reset wide": Structure(128, "HMMA", 16, 0.14, 4),
+    "lstm norm": Structure(96),
+    "gru norm": Structure(96),
     "features": Structure(40),
     "softmax": Structure(80),
     "persistent": Structure(168, "FFMA", 64, 0.60, 32),  # the product with h, unrolled further
@@ -204,7 +213,7 @@ def test_every_sum_is_rounded_once(kernels):
 
 def test_no_sum_takes_a_product_that_may_be_rounded_or_not(kernels):
     """The assembler may fuse a plain sum with the product before it, here and not there."""
-    for name in (*LAYERS, *TENSOR_LAYERS, "features", "softmax", "move"):
+    for name in (*LAYERS, *FORMS, *NORMS, *TENSOR_LAYERS, "features", "softmax", "move"):
         assert not fusible_sums(kernels[name]["ptx"]), name
     assert "add.rn.f32" in kernels["softmax"]["ptx"]
     assert "add.rn.f32" in kernels["head wide"]["ptx"]

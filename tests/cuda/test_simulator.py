@@ -30,14 +30,12 @@ from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from tests.cuda.grid import launch
 from tests.support.engines import assert_same_bits, stepped
-from tests.support.forms import FORMS as ALL_FORMS
-from tests.support.forms import form_of
+from tests.support.forms import FORMS, form_of
 from tests.support.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
 from tests.tolerances import KERNEL
 
 pytestmark = pytest.mark.skipif(not support.SIMULATED, reason="runs in the simulator")
 
-FORMS = {name: form for name, form in ALL_FORMS.items() if not form.get("layer_norm")}
 # The shapes of the real tiling made small: a warp each. The wide tile has two streams a thread.
 WIDE, NARROW = TileShape(1, 1, 2, 1, 2), TileShape(1, 1, 1, 1, 3)
 
@@ -132,7 +130,7 @@ def test_the_bits_are_those_of_the_cpu(rng, exact_fma, layers, head):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [sorted(FORMS)[:4], sorted(FORMS)[4:]])
+@pytest.mark.parametrize("names", [sorted(FORMS)[:4], sorted(FORMS)[4:8], sorted(FORMS)[8:]])
 def test_the_bits_of_other_forms_are_those_of_the_cpu(rng, exact_fma, names):
     """Each above a layer of another, so that all but the first read what a form has written."""
     layers = [form_of(name, 5) for name in names]
@@ -143,6 +141,27 @@ def test_the_bits_of_other_forms_are_those_of_the_cpu(rng, exact_fma, names):
     assert np.ptp(y) > 0.01
     assert_same_bits(y, stepped(cpu, x))
     assert_same_bits(*(each._device.read_rows(np.arange(2)) for each in (gpu, cpu)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layers", "head"),
+    [
+        ([("lstm", 5)], "tanh"),
+        ([("gru", 17), ("rnn_relu", 3)], None),
+        ([form_of("lstm_norm_projected", 5), form_of("gru_reset_before_hard", 3)], "identity"),
+    ],
+)
+def test_int8_weights_give_the_bits_of_the_cpu(rng, exact_fma, monkeypatch, layers, head):
+    """In steps, and in chunks of one launch; not those of float32."""
+    model = random_model(rng, layers=layers, inputs=3, outputs=2, head=head)
+    x = random_inputs(rng, model.spec, 2, 4)
+    cpu: Any = Engine(model, max_streams=16, precision="int8")
+    gpu = Engine(model, device="cuda", max_streams=16, precision="int8")
+    expected = stepped(cpu, x)
+    assert not np.array_equal(expected, stepped(Engine(model, max_streams=16), x))
+    assert_same_bits(stepped(gpu, x[:, :2]), expected[:, :2])
+    assert_same_bits(gpu.steps(1, x[1, 2:]), expected[1, 2:])
 
 
 @pytest.mark.parametrize(("value", "step", "output"), [(-0.0, 0, -0.0), (1e30, 3, np.inf)])

@@ -21,6 +21,7 @@ from streamrnn.kernels.cuda.tensor_cores import TensorShape
 from streamrnn.reference.model import ReferenceModel
 from tests.cuda.grid import launch
 from tests.support.engines import assert_same_bits, stepped
+from tests.support.forms import form_of
 from tests.support.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
 from tests.tolerances import TENSOR
 
@@ -61,6 +62,17 @@ def test_agrees_with_the_reference(rng, layers, head, num_streams, precision):
     y = stepped(engine_of(model, precision), x)
     error = np.max(np.abs(y - ReferenceModel(model).steps(x)))
     assert TENSOR[precision] / 200 < error < TENSOR[precision]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_other_forms_agree_with_the_reference(rng, precision):
+    names = ("gru_reset_before_hard", "lstm_peepholes_projected", "gru_norm", "gru_hard")
+    model = random_model(rng, layers=[form_of(name, 5) for name in names], inputs=3, outputs=2)
+    x = random_inputs(rng, model.spec, 2, 2)
+    y = stepped(engine_of(model, precision), x)
+    error = np.max(np.abs(y - ReferenceModel(model).steps(x)))
+    assert TENSOR[precision] / 1000 < error < TENSOR[precision]
 
 
 @pytest.mark.slow
@@ -133,8 +145,8 @@ def test_what_lies_behind_h_in_its_row_is_not_multiplied(rng, precision):
 
 def test_what_a_device_does_not_have_is_named(rng):
     model = random_model(rng)
-    with pytest.raises(InputError, match=r"'int8'; on device 'cuda' .* float32, tf32, bfloat16"):
-        Engine(model, device="cuda", precision="int8")
+    with pytest.raises(InputError, match=r"'int4'; on device 'cuda' .* float32, tf32, bfloat16"):
+        Engine(model, device="cuda", precision="int4")
     with pytest.raises(InputError, match=r"'tf32'; on device 'cpu' .* float32, bfloat16, int8"):
         Engine(model, precision="tf32")
     with pytest.raises(InputError, match="device is 'tpu'; it must be 'cpu' or 'cuda'"):

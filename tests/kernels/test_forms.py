@@ -20,6 +20,7 @@ from streamrnn.kernels.cpu.plan import MAX_BATCH_ROWS
 from streamrnn.kernels.cpu.staged.passes import add_gated, blend, normalise
 from streamrnn.kernels.cuda.plan import GpuPlan
 from streamrnn.kernels.gates import is_staged, padded
+from streamrnn.kernels.precisions import DEVICE_PRECISIONS
 from streamrnn.model.spec import CELLS, LayerSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from tests.support.engines import stepped
@@ -250,20 +251,22 @@ def test_every_vector_width_gives_the_same_bits():
     assert len(digests.pop().strip()) == hashlib.sha256().digest_size * 2
 
 
-def test_only_the_cpu_normalises_layers_and_only_float32_has_other_forms(rng):
+def test_a_form_of_a_cell_that_a_gpu_does_not_have_is_refused_by_its_name(rng):
     for name in FORMS:
         layer = form_of(name, 6)
         assert is_staged(layer)
         model = random_model(rng, [("lstm", 4), layer])
-        if layer.layer_norm:
-            with pytest.raises(DeviceError, match=r"layer 1 is .* runs on the CPU only"):
-                GpuPlan(model)
-        else:
-            assert not GpuPlan(model).is_plain
-            with pytest.raises(DeviceError, match=r"layer 1 is .* in float32 only, not in tf32"):
-                GpuPlan(model, "tf32")
+        for precision in DEVICE_PRECISIONS["cuda"]:
+            assert not GpuPlan(model, precision).is_plain
     for cell in CELLS:
         assert not is_staged(LayerSpec(cell, 6))
+    for layer in (
+        LayerSpec("lstm", 6, cell_activation="relu"),
+        LayerSpec("lstm", 6, output_activation="relu"),
+    ):
+        model = random_model(rng, [("lstm", 4), layer])
+        with pytest.raises(DeviceError, match=r"layer 1 is lstm with relu .* runs on the CPU only"):
+            GpuPlan(model)
 
 
 # --- the passes by themselves ------------------------------------------------------------------

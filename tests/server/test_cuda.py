@@ -319,8 +319,8 @@ def test_a_gpu_without_room_says_how_many_streams_would_fit(models, monkeypatch)
 
 
 def test_unknown_devices_and_precisions_are_refused():
-    with pytest.raises(StartError, match=r"'int8'; with --device cuda .* float32, tf32, bfloat16"):
-        ServerConfig(device="cuda", precision="int8")
+    with pytest.raises(StartError, match=r"'int4'; with --device cuda .* float32, tf32, bfloat16"):
+        ServerConfig(device="cuda", precision="int4")
     with pytest.raises(StartError, match=r"'tf32'; with --device cpu .* float32, bfloat16, int8"):
         ServerConfig(precision="tf32")
     with pytest.raises(StartError, match=r"--device is 'tpu'; it must be one of cpu, cuda, auto"):

@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.kernels.gates import SHAPES, padded
-from streamrnn.kernels.precisions import FLOAT32, INT8
+from streamrnn.kernels.precisions import FLOAT32, INT8, LEAST_INT8_SCALE
 from streamrnn.kernels.vector_width import WIDTH
 
 __all__ = ["Packed", "aligned_floats", "pack"]
 
 _ALIGNMENT_BYTES = 64
-_LEAST_SCALE = 2.0**-126  # of int8 weights; a bias over it is a normal float32 again
 
 
 def aligned_floats(size: int) -> NDArray[np.float32]:
@@ -94,7 +93,7 @@ def pack(
             for gate, accumulator in enumerate(gates):
                 scale[accumulator] = np.maximum(scale[accumulator], largest[gate])
         # The biases must not overflow, nor a scale be a subnormal number, which a step takes as 0.
-        least = _LEAST_SCALE * np.maximum(np.abs(bias), 1.0)
+        least = LEAST_INT8_SCALE * np.maximum(np.abs(bias), 1.0)
         scale = np.where(scale == 0, 1.0, np.maximum(scale, least))
         header = [bias / scale, scale]
         x = np.rint(x / scale[list(shape.x_gates)])

@@ -17,12 +17,22 @@ from streamrnn.kernels import activations as constants
 from streamrnn.kernels.activations import RELU, SIGMOID, SOFTMAX, TANH
 from streamrnn.kernels.cuda import plan as p
 from streamrnn.kernels.cuda.compiler import device_function
-from streamrnn.kernels.cuda.products import BLEND, FORM, HEAD, PLAIN, PROJECTED, RESET, Cell
-from streamrnn.kernels.cuda.ptx import add, i32
+from streamrnn.kernels.cuda.products import BLEND, FORM, HEAD, PLAIN, RESET, Cell
+from streamrnn.kernels.cuda.ptx import add, i32, multiply
 from streamrnn.kernels.gates import DENSE, GRU, LSTM
 
 __all__ = ["activate", "exp", "gru_output", "half_of", "lstm_cell", "lstm_output"]
-__all__ += ["make_write_unit", "place_of_h", "place_of_row", "place_of_x", "sigmoid", "tanh"]
+__all__ += [
+    "make_blend",
+    "make_gate",
+    "make_write_unit",
+    "place_of_h",
+    "place_of_row",
+    "place_of_x",
+    "put_of",
+    "sigmoid",
+    "tanh",
+]
 
 _float, _index = np.float32, np.uint64
 _int = np.int32
@@ -171,7 +181,7 @@ def activate(kind, x):
     return x
 
 
-def _make_gate(is_hard: bool) -> Any:
+def make_gate(is_hard: bool) -> Any:
     """Return the gate of a sum, which the weights have brought to the form it takes."""
 
     @device_function
@@ -189,9 +199,9 @@ def _make_gate(is_hard: bool) -> Any:
     return hard if is_hard else soft
 
 
-def _make_blend(is_hard: bool) -> Any:
+def make_blend(is_hard: bool) -> Any:
     """Return ``(1 - z) tanh(candidate) + z h``, of the sum of z."""
-    gate = _make_gate(True)
+    gate = make_gate(True)
 
     @device_function
     def hard(update, candidate, h):
@@ -218,6 +228,19 @@ def _write_h(arrays, place, unit, h):
         y[_index(out + unit)] = h
 
 
+@device_function
+def _write_scratch(arrays, place, unit, value):
+    """Put what a unit has computed where the layer's next product reads it."""
+    layer, _, _, work, _ = arrays
+    _, _, _, scratch, _ = place
+    work[_index(scratch + layer[_index(p.OUT)] + unit)] = value
+
+
+def put_of(cell: Cell) -> Any:
+    """Return the device function ``(arrays, place, unit, value)`` that writes what a cell shows."""
+    return _write_scratch if cell.to_scratch else _write_h
+
+
 def make_write_unit(cell: Cell) -> Any:
     """Return the device function that makes a unit's sums what they become.
 
@@ -226,11 +249,11 @@ def make_write_unit(cell: Cell) -> Any:
     the first.
     """
     kind, activation = cell.kind, cell.activation
-    gate, blend = _make_gate(cell.is_hard), _make_blend(cell.is_hard)
+    gate, blend, put = make_gate(cell.is_hard), make_blend(cell.is_hard), put_of(cell)
 
     @device_function
     def write_dense(arrays, place, unit, s0, s1, s2, s3):
-        _write_h(arrays, place, unit, activate(activation, s0))
+        put(arrays, place, unit, activate(activation, s0))
 
     @device_function
     def write_gru(arrays, place, unit, s0, s1, s2, s3):
@@ -248,8 +271,7 @@ def make_write_unit(cell: Cell) -> Any:
         _write_h(arrays, place, unit, lstm_output(s3, new_c))
 
     @device_function
-    def form_h(arrays, place, unit, s0, s1, s2, s3):
-        """Return the h of an LSTM of another form, and replace its c."""
+    def write_lstm_form(arrays, place, unit, s0, s1, s2, s3):
         layer, weights, slab, _, _ = arrays
         stream, _, _, _, _ = place
         c_place = stream + layer[_index(p.CELL)] + unit
@@ -260,18 +282,7 @@ def make_write_unit(cell: Cell) -> Any:
         new_c = cuda.fma(keep, c, enter * tanh(s2))
         slab[_index(c_place)] = new_c
         out = gate(cuda.fma(weights[_index(peephole + 2)], new_c, s3))
-        return out * tanh(new_c)
-
-    @device_function
-    def write_lstm_form(arrays, place, unit, s0, s1, s2, s3):
-        _write_h(arrays, place, unit, form_h(arrays, place, unit, s0, s1, s2, s3))
-
-    @device_function
-    def write_projected(arrays, place, unit, s0, s1, s2, s3):
-        layer, _, _, work, _ = arrays
-        _, _, _, scratch, _ = place
-        h = form_h(arrays, place, unit, s0, s1, s2, s3)
-        work[_index(scratch + layer[_index(p.OUT)] + unit)] = h
+        put(arrays, place, unit, out * tanh(new_c))
 
     @device_function
     def write_gru_form(arrays, place, unit, s0, s1, s2, s3):
@@ -294,7 +305,7 @@ def make_write_unit(cell: Cell) -> Any:
     def write_blend(arrays, place, unit, s0, s1, s2, s3):
         layer, _, slab, work, _ = arrays
         _, old, _, scratch, _ = place
-        update = scratch + layer[_index(p.RESET_H)] + layer[_index(p.NUM_UNITS)] + unit
+        update = scratch + layer[_index(p.SCRATCH)] + layer[_index(p.NUM_UNITS)] + unit
         h = slab[_index(old + unit)]
         _write_h(arrays, place, unit, blend(work[_index(update)], s0, h))
 
@@ -314,15 +325,26 @@ def make_write_unit(cell: Cell) -> Any:
 
     plain = {DENSE: write_dense, GRU: write_gru, LSTM: write_lstm}
     form = {GRU: write_gru_form, LSTM: write_lstm_form}
-    others = {
-        PROJECTED: write_projected,
-        RESET: write_reset,
-        BLEND: write_blend,
-        HEAD: write_output,
-    }
-    if cell.end in (PLAIN, FORM):
-        return (form if cell.end == FORM else plain)[kind]
-    return others[cell.end]
+    others = {RESET: write_reset, BLEND: write_blend, HEAD: write_output}
+    by_kind = {PLAIN: plain, FORM: form}.get(cell.end)
+    write = by_kind[kind] if by_kind else others[cell.end]
+    if not cell.is_scaled:
+        return write
+
+    @device_function
+    def write_scaled(arrays, place, unit, s0, s1, s2, s3):
+        layer, weights, _, _, _ = arrays
+        if kind == DENSE:
+            s0 = multiply(s0, weights[_index(layer[_index(p.SCALES)] + unit)])
+        else:
+            scales = layer[_index(p.SCALES)] + 4 * unit
+            s0 = multiply(s0, weights[_index(scales)])
+            s1 = multiply(s1, weights[_index(scales + 1)])
+            s2 = multiply(s2, weights[_index(scales + 2)])
+            s3 = multiply(s3, weights[_index(scales + 3)])
+        write(arrays, place, unit, s0, s1, s2, s3)
+
+    return write_scaled
 
 
 @device_function

@@ -120,7 +120,7 @@ def arithmetic(precision: str) -> str:
     place = ""
     if SIMULATED:
         place = "-simulator"
-    elif precision != "float32":
+    elif precision in ("tf32", "bfloat16"):
         from numba import cuda
 
         place = "-sm{}{}".format(*cuda.get_current_device().compute_capability)

@@ -19,11 +19,12 @@ from streamrnn.kernels.cuda.persistent import (
     persistent_shape,
 )
 from streamrnn.kernels.cuda.plan import GpuLayer, GpuPlan
-from streamrnn.kernels.cuda.products import Cell
+from streamrnn.kernels.cuda.products import NORM, READS_H, READS_SCRATCH, READS_X, Cell
 from streamrnn.kernels.cuda.rows import (
     features_rows,
     make_features_kernel,
     make_move_kernel,
+    make_norm_kernel,
     make_softmax_kernel,
 )
 from streamrnn.kernels.cuda.tensor_cores import TensorShape, make_tensor_kernel
@@ -75,6 +76,9 @@ def _layer_kernel(cell: Cell, shape: TileShape | TensorShape, precision: str) ->
     if isinstance(shape, TensorShape):
         return make_tensor_kernel(cell, shape, precision)
     return make_layer_kernel(cell, shape)
+
+
+_norm_kernel = functools.cache(make_norm_kernel)
 
 
 @functools.cache
@@ -149,7 +153,8 @@ class Network:
         computed = x_place
         of_step = (Number.Y_START, Number.Y_STRIDE, Number.STEP, Number.NUM_ROWS)
         for layer in (*plan.layers, *([plan.head] if plan.head else [])):
-            x, *place = x_place if layer.reads_x else computed
+            of_h = (slab.rows, layer.state + layer.other, 0)
+            x, *place = {READS_X: x_place, READS_SCRATCH: computed, READS_H: of_h}[layer.reads]
             words = self._words[layer.place :]
             arrays = (words, *state, x, batch.slots, batch.y)
             step += self._layer_launches(layer, (*arrays, *place, *of_step))
@@ -172,6 +177,9 @@ class Network:
 
     def _layer_launches(self, layer: GpuLayer, arguments: tuple[Any, ...]) -> list[Launch]:
         """Return both tiles: which is taken decides how fast, never what comes out."""
+        if layer.cell.end == NORM:
+            threads = self._tiling.row_threads
+            return [Launch(_norm_kernel(layer.cell, threads), arguments, threads, 1, block_rows=1)]
         return [
             Launch(
                 _layer_kernel(layer.cell, shape, self.plan.precision),

@@ -44,7 +44,7 @@ from streamrnn.kernels.cuda.activations import (
 )
 from streamrnn.kernels.cuda.compiler import chained, device_function, kernel
 from streamrnn.kernels.cuda.plan import GpuLayer, GpuPlan
-from streamrnn.kernels.cuda.ptx import i32, load_four, peek, publish, shared_address
+from streamrnn.kernels.cuda.ptx import i32, load_four, multiply, peek, publish, shared_address
 from streamrnn.kernels.cuda.rows import transform_input
 from streamrnn.kernels.gates import DENSE, GRU, LSTM, SHAPES
 
@@ -256,6 +256,7 @@ def _make_step(shape: PersistentShape, index: int, place: int) -> Any:
     is_output = index == len(shape.layers) - 1 and not is_head
     has_transforms, head_activation = shape.has_transforms, shape.head_activation
     is_first, is_gru, is_lstm = index == 0, kind == GRU, kind == LSTM
+    is_scaled, scales = layer.cell.is_scaled, layer.scales
 
     @device_function
     def stage_x(arrays, shared, tag, t, numbers):
@@ -291,8 +292,7 @@ def _make_step(shape: PersistentShape, index: int, place: int) -> Any:
                 row, k = i // size, i % size
                 code = int64(slots[_index(row)])
                 first = (code >> 1) * plan[p.ROW_SIZE] + state + half_of(code, first_step) * other
-                h = slab[_index(first + k)]
-                shared[_index(h_first + row * h_stride + k)] = h
+                shared[_index(h_first + row * h_stride + k)] = slab[_index(first + k)]
 
     @device_function
     def write_output(arrays, shared, t, num_steps, row, unit, value):
@@ -326,6 +326,8 @@ def _make_step(shape: PersistentShape, index: int, place: int) -> Any:
             total = _add_products(total, vector, weight, x_groups, w_step)
         if is_head:
             if has_sum:
+                if is_scaled:
+                    total = multiply(total, weights[_index(scales + unit)])
                 write_output(arrays, shared, t, num_steps, row, unit, total)
             cuda.syncthreads()  # the levels have been read: the next step may change them
             return
@@ -339,6 +341,8 @@ def _make_step(shape: PersistentShape, index: int, place: int) -> Any:
             total = _add_products(total, vector, weight, h_groups, w_step)
         sums = sums_first + row * sums_stride + column
         if has_sum:
+            if is_scaled:
+                total = multiply(total, weights[_index(scales + unit * width + column % width)])
             shared[_index(sums)] = total
         cuda.syncthreads()
         if not has_sum or column % width != 0:
@@ -362,10 +366,7 @@ def _make_step(shape: PersistentShape, index: int, place: int) -> Any:
 
 
 def _make_keep(shape: PersistentShape, index: int) -> Any:
-    """Return the device function that brings a thread's c of a layer, or puts h and c back.
-
-    ``end`` is -1 for the first, or the batch's step that comes next.
-    """
+    """Return the device function that brings a thread's c, or puts h and c back at step ``end``."""
     layer = shape.layers[index]
     own, columns, size = shape.own(layer), shape.columns(layer), layer.size
     width, is_lstm = SHAPES[layer.cell.kind].num_accumulators, layer.cell.kind == LSTM
@@ -398,7 +399,7 @@ def make_persistent_kernel(shape: PersistentShape) -> Any:
     int64[`exchange_size`], of nobody else; ``x`` float32[:] and ``tokens`` int32[:], the batch's
     inputs, which are the same memory; ``y`` float32[:], for the outputs (a softmax is left to
     `make_softmax_kernel`); the batch's numbers of rows and of steps; ``x_start`` and ``x_stride``,
-    where each row's inputs lie; ``first_step`` of the batch.
+    where each row's inputs lie; ``step``, the first of the batch.
     """
     places, place = [], shape.first_weight
     for layer in shape.layers:
@@ -425,13 +426,13 @@ def make_persistent_kernel(shape: PersistentShape) -> Any:
         num_steps,
         x_start,
         x_stride,
-        first_step,
+        step,
     ):
         shared = cuda.shared.array(0, float32)
         cells = cuda.local.array(num_products, float32)
         newest = cuda.local.array(num_products, float32)
         arrays = (plan, weights, slab, exchange, slots, x, tokens, y)
-        numbers = (num_rows, num_steps, x_start, x_stride, first_step)
+        numbers = (num_rows, num_steps, x_start, x_stride, step)
         tid = int64(cuda.threadIdx.x)
         number = exchange[0]  # of the launches' steps so far
         for i in range(tid, first_weight, threads):
@@ -447,7 +448,7 @@ def make_persistent_kernel(shape: PersistentShape) -> Any:
         for t in range(num_steps):
             tag = i32((number + t + 1) & _TAG_MASK)
             step_all(arrays, shared, cells, newest, tag, t, numbers)
-        keep_all(plan, slab, slots, cells, newest, num_rows, first_step + num_steps)
+        keep_all(plan, slab, slots, cells, newest, num_rows, step + num_steps)
         if cuda.blockIdx.x == 0:
             for i in range(tid, num_rows * memory_size, threads):
                 row, k = i // memory_size, i % memory_size

@@ -24,17 +24,25 @@ Its padding is 0, and stays so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import DeviceError
 from streamrnn.kernels.activations import ACTIVATIONS, IDENTITY
-from streamrnn.kernels.cuda.products import Cell, Product, check_for_gpu, head_of, products_of
+from streamrnn.kernels.cuda.products import (
+    READS_H,
+    READS_X,
+    Cell,
+    Product,
+    check_for_gpu,
+    head_of,
+    products_of,
+)
 from streamrnn.kernels.cuda.ptx import NUM_PACKED, pack_words
 from streamrnn.kernels.gates import padded
+from streamrnn.kernels.precisions import LEAST_INT8_SCALE
 from streamrnn.kernels.row_layout import RowLayout, first_row
 from streamrnn.kernels.structs import I64, Struct
 from streamrnn.model.model import Model
@@ -77,11 +85,13 @@ class Layer(Struct):
     other: I64  # from there to its other half,
     cell: I64  # and of an LSTM's c
     out: I64  # of what it computes for the next product, in a row of work
-    reset_h: I64  # of r h in a row of work, and behind it the sums of z
+    scratch: I64  # of what its layer's products compute, in a row of work
     peepholes: I64  # of the weights: [num_units, 4], for i, f and o
     bias: I64
     x_weights: I64
     h_weights: I64
+    scales: I64  # [num_units, sums], of int8 weights
+    norms: I64  # blocks for layer normalisation
     layer_centers: I64  # the same as in the header
     state_size: I64  # of the h that it computes, padded; or 0
     num_outputs: I64  # numbers of y that it writes, or 0
@@ -113,8 +123,8 @@ LAYER_SIZE, INPUT_SIZE = Layer.dtype.itemsize // 8, Input.dtype.itemsize // 8
 ) = _places(Header)
 (
     LAYER_ROW_SIZE, LAYER_WORK_SIZE, X_ROW_SIZE, X_OTHER, NUM_X, NUM_H, SIZE, NUM_UNITS, STATE,
-    OTHER, CELL, OUT, RESET_H, PEEPHOLES, BIAS, X_WEIGHTS, H_WEIGHTS, LAYER_CENTERS, STATE_SIZE,
-    NUM_OUTPUTS,
+    OTHER, CELL, OUT, SCRATCH, PEEPHOLES, BIAS, X_WEIGHTS, H_WEIGHTS, SCALES, NORMS,
+    LAYER_CENTERS, STATE_SIZE, NUM_OUTPUTS,
 ) = _places(Layer)
 (
     INPUT_KIND, FEATURE, MEMORY, MISSING, IS_DIFFERENCE, NUM_CATEGORIES, EMBEDDING, EMBEDDING_SIZE,
@@ -127,7 +137,7 @@ class GpuLayer:
     """What the host must know of one product: where it is in the plan, and some fields."""
 
     cell: Cell
-    reads_x: bool  # the layer's, or else what the product before it has computed
+    reads: int  # `READS_X`, `READS_SCRATCH` or `READS_H`
     is_last: bool  # of its layer: computes the new h
     place: int
     num_x: int
@@ -140,17 +150,19 @@ class GpuLayer:
     bias: int
     x_weights: int
     h_weights: int
+    scales: int
 
 
 class GpuPlan:
     """Packs a model for the GPU, on the host.
 
     Scales are folded into the first and last matrices, as on the CPU; ``precision`` is that of the
-    products: ``"float32"``, ``"tf32"`` or ``"bfloat16"``.
+    products: ``"float32"``, ``"tf32"`` or ``"bfloat16"``; or ``"int8"``, that of the weights.
 
     Attributes
     ----------
     precision : str
+        Of the products: ``"float32"`` for int8 weights, whose whole numbers are kept as float32.
     header : Header
     words : ndarray of int64
         The plan: header and tables.
@@ -173,17 +185,12 @@ class GpuPlan:
 
     def __init__(self, model: Model, precision: str = "float32") -> None:
         spec, layout = model.spec, RowLayout(model.spec)
-        self.precision = precision
+        self._is_int8 = precision == "int8"
+        self.precision = "float32" if self._is_int8 else precision
         self._parts: list[NDArray[np.float32]] = []
         self._num_weights = 0
         check_for_gpu(spec)
         self.is_plain = all(layer.is_plain for layer in spec.chain)
-        if not self.is_plain and precision != "float32":
-            layer = next(layer for layer in spec.chain if not layer.is_plain)
-            raise DeviceError(
-                f"layer {spec.chain.index(layer)} is {layer.describe()}; on a GPU this form runs "
-                f"in float32 only, not in {precision}"
-            )
         parameters = {
             name: np.asarray(value, dtype=np.float64) for name, value in model.parameters.items()
         }
@@ -208,6 +215,8 @@ class GpuPlan:
         header["centers"] = self._add(layout.output_centers)
         heads = [head_of(spec, parameters)] if spec.head is not None else []
         products = [product for some in by_layer for product in some] + heads
+        if self._is_int8:
+            products = [_scaled(product) for product in products]
         rows = np.zeros(len(products), Layer.dtype)
         header["inputs"] = Header.dtype.itemsize // 8
         header["products"] = header["inputs"] + spec.num_inputs * INPUT_SIZE
@@ -219,7 +228,7 @@ class GpuPlan:
         self.layers = [
             GpuLayer(
                 product.cell,
-                product.reads_x,
+                product.reads,
                 not product.scratch_size,
                 int(header["products"]) + index * LAYER_SIZE,
                 *(int(rows[index][field.name]) for field in fields(GpuLayer)[4:]),
@@ -251,10 +260,12 @@ class GpuPlan:
                 row = next(numbers)
                 row["state"], row["other"] = offset // 4, second - offset // 4
                 row["cell"] = row["state"] + padded(layer.output_size)
-                row["reset_h"], row["out"] = first_scratch, scratch
+                row["scratch"], row["out"] = first_scratch, scratch
                 scratch += product.scratch_size
                 row["state_size"] = 0 if product.scratch_size else padded(layer.output_size)
-                if below is not None and product.reads_x:
+                if product.reads == READS_H:
+                    row["x_row_size"], row["x_other"] = self.row_size, -row["other"]
+                elif below is not None and product.reads == READS_X:
                     row["x_row_size"], row["x_other"] = self.row_size, below
             below, second = second - offset // 4, second + padded(layer.output_size)
         if spec.head is not None:
@@ -291,32 +302,71 @@ class GpuPlan:
         """Append a product's matrices to the weights, and fill in its sizes and places."""
         cell, biases, factors = product.cell, product.biases, np.array(product.factors)
         size, num_units, num_sums = len(biases[0]), padded(len(biases[0])), len(biases)
+        row["size"], row["num_units"] = size, num_units
+        if product.norm is not None:
+            row["norms"] = self._add(product.norm)
+            return
         bias = np.zeros((num_units, num_sums))
         bias[:size] = np.stack(list(biases), axis=1) * factors + np.array(product.addends)
-        row["size"], row["num_units"] = size, num_units
+        row["num_x"], row["num_h"] = product.x_weights.shape[1], product.h_weights.shape[1]
+        matrices = []  # [k, unit, gate]
+        for weights, gates in zip(
+            (product.x_weights, product.h_weights), map(list, cell.gates), strict=True
+        ):
+            matrix = np.zeros((weights.shape[1], num_units, len(gates)))
+            by_gate = weights.reshape(len(gates), size, -1) * factors[gates, None, None]
+            matrix[:, :size] = by_gate.transpose(2, 1, 0)
+            matrices.append(matrix)
+        if cell.is_scaled:
+            scale = _int8_scale(bias, matrices, cell)
+            row["scales"] = self._add(scale)
+            bias = bias / scale
+            matrices = [
+                np.rint(matrix / scale[:, list(gates)]) + 0.0  # int8 knows no -0
+                for matrix, gates in zip(matrices, cell.gates, strict=True)
+            ]
         row["bias"] = self._add(bias)
         if product.peepholes is not None:
             row["peepholes"] = self._add(product.peepholes)
-        row["num_x"], row["num_h"] = product.x_weights.shape[1], product.h_weights.shape[1]
-        for name, weights, gates in zip(
-            ("x_weights", "h_weights"),
-            (product.x_weights, product.h_weights),
-            cell.gates,
-            strict=True,
-        ):
-            num_k = weights.shape[1]
-            by_gate = weights.reshape(len(gates), size, num_k) * factors[list(gates), None, None]
-            depth = DEPTH * NUM_PACKED[self.precision]
-            num_padded = -(-num_k // depth) * depth
-            if self.precision == "float32":
-                packed = np.zeros((num_padded, num_units, num_sums))
-                packed[:num_k, :size, list(gates)] = by_gate.transpose(2, 1, 0)
-                packed[num_k:] = -0.0
-                row[name] = self._add(pack_words(packed, self.precision))
-                continue
-            packed = np.zeros((num_padded, len(gates), num_units))
-            packed[:num_k, :, :size] = by_gate.transpose(2, 0, 1)
-            words = pack_words(packed, self.precision)
-            # As `tensor_cores` copies them: [stage][unit/8][gate][8 units][DEPTH words].
-            words = words.reshape(-1, DEPTH, len(gates), num_units // 8, 8)
-            row[name] = self._add(words.transpose(0, 3, 2, 4, 1))
+        row["x_weights"], row["h_weights"] = (
+            self._add(self._packed(matrix, list(gates), num_sums))
+            for matrix, gates in zip(matrices, cell.gates, strict=True)
+        )
+
+    def _packed(
+        self, matrix: NDArray[np.float64], gates: list[int], num_sums: int
+    ) -> NDArray[np.float32]:
+        """Return a matrix [k, unit, gate] as the tiles read it."""
+        num_k, num_units, num_gates = matrix.shape
+        depth = DEPTH * NUM_PACKED[self.precision]
+        num_padded = -(-num_k // depth) * depth
+        if self.precision == "float32":
+            packed = np.zeros((num_padded, num_units, num_sums))
+            packed[:num_k, :, gates] = matrix
+            packed[num_k:] = -0.0
+            return pack_words(packed, self.precision)
+        packed = np.zeros((num_padded, num_gates, num_units))
+        packed[:num_k] = matrix.transpose(0, 2, 1)
+        words = pack_words(packed, self.precision)
+        # As `tensor_cores` copies them: [stage][unit/8][gate][8 units][DEPTH words].
+        words = words.reshape(-1, DEPTH, num_gates, num_units // 8, 8)
+        return words.transpose(0, 3, 2, 4, 1)
+
+
+def _scaled(product: Product) -> Product:
+    """Return a product whose weights become int8; what only normalises has none."""
+    if product.norm is not None:
+        return product
+    return replace(product, cell=replace(product.cell, is_scaled=True))
+
+
+def _int8_scale(
+    bias: NDArray[np.float64], matrices: list[NDArray[np.float64]], cell: Cell
+) -> NDArray[np.float64]:
+    """Return what each sum is in multiples of, [units, sums]: see `streamrnn.kernels.cpu.pack`."""
+    scale = np.zeros_like(bias)
+    for matrix, gates in zip(matrices, cell.gates, strict=True):
+        largest = np.abs(matrix).max(axis=0, initial=0.0) / 127
+        scale[:, list(gates)] = np.maximum(scale[:, list(gates)], largest)
+    least = LEAST_INT8_SCALE * np.maximum(np.abs(bias), 1.0)
+    return np.where(scale == 0, 1.0, np.maximum(scale, least))

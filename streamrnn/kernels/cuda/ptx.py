@@ -54,6 +54,7 @@ __all__ = [
     "make_shared_memory",
     "mma_bfloat16",
     "mma_tf32",
+    "multiply",
     "pack_words",
     "peek",
     "publish",
@@ -212,6 +213,10 @@ if SIMULATED:
     def add(a, b):
         """Add two numbers."""
         return a + b
+
+    def multiply(a, b):
+        """Multiply two numbers."""
+        return a * b
 
     def _word_tf32(first, second):
         return pack_words(np.array([first]), "tf32").view(np.int32)[0]
@@ -403,7 +408,7 @@ else:
 
     # A product before a plain sum may be made one operation with it, in one kernel and perhaps not
     # in another: that would be the compiler's choice.
-    add = libdevice.fadd_rn
+    add, multiply = libdevice.fadd_rn, libdevice.fmul_rn
 
     def _make_word(assembly: str) -> Any:
         def word(typingctx: Any, first: Any, second: Any) -> Any:

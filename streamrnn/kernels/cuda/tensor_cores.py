@@ -38,7 +38,7 @@ from streamrnn.kernels.cuda import plan as p
 from streamrnn.kernels.cuda.activations import make_write_unit, place_of_h, place_of_row, place_of_x
 from streamrnn.kernels.cuda.compiler import device_function, kernel, unrolled
 from streamrnn.kernels.cuda.plan import DEPTH
-from streamrnn.kernels.cuda.products import Cell
+from streamrnn.kernels.cuda.products import BLEND, Cell
 from streamrnn.kernels.cuda.ptx import (
     ADDRESS,
     NUM_PACKED,
@@ -305,7 +305,7 @@ def make_tensor_kernel(cell: Cell, shape: TensorShape, precision: str) -> Any:
     Parameters
     ----------
     cell : Cell
-        What it computes; a plain one.
+        What it computes.
     shape : TensorShape
         How its blocks divide the work. Grid: (rows, units) over the block's.
     precision : str
@@ -317,7 +317,7 @@ def make_tensor_kernel(cell: Cell, shape: TensorShape, precision: str) -> Any:
         Its arguments: as of `streamrnn.kernels.cuda.tiles.make_layer_kernel`, with the weights of
         a `GpuPlan` in this precision.
     """
-    kind = cell.kind
+    kind, h_is_scratch = cell.kind, cell.end == BLEND
     num_accumulators, groups = SHAPES[kind].num_accumulators, shape.groups(kind)
     threads, warps_x, products_y = shape.num_threads, shape.warps_x, shape.num_products_y
     block_rows, block_units = shape.block_rows, shape.block_units(kind)
@@ -424,8 +424,12 @@ def make_tensor_kernel(cell: Cell, shape: TensorShape, precision: str) -> Any:
         tid = thread_index()
         for i in range(num_x_copies):
             row = row_of_copy(tid, i, num_rows)
-            place = place_of_h(layer, slots, row, step)
-            from_x[i] = global_address(slab, place + tid % row_pieces * 4)
+            k = tid % row_pieces * 4
+            if h_is_scratch:
+                place = row * layer[_index(p.LAYER_WORK_SIZE)] + layer[_index(p.SCRATCH)]
+                from_x[i] = global_address(work, place + k)
+            else:
+                from_x[i] = global_address(slab, place_of_h(layer, slots, row, step) + k)
         w_step = begin_weights(from_w, layer, weights, layer[_index(p.H_WEIGHTS)], tid)
         multiply_h(sums, shared, from_x, layer[_index(p.NUM_H)], from_w, w_step)
 

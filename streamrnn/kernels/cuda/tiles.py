@@ -352,7 +352,7 @@ def make_layer_kernel(cell: Cell, shape: TileShape) -> Any:
         for i in range(num_x_copies):
             row, k = row_of_copy(tid, i, num_rows), tid % (DEPTH // _COPY) * _COPY
             if h_is_scratch:
-                place = row * layer[_index(p.LAYER_WORK_SIZE)] + layer[_index(p.RESET_H)]
+                place = row * layer[_index(p.LAYER_WORK_SIZE)] + layer[_index(p.SCRATCH)]
                 from_x[i] = global_address(work, place + k)
             else:
                 from_x[i] = global_address(slab, place_of_h(layer, slots, row, step) + k)
