@@ -202,6 +202,19 @@ def test_a_cell_with_a_bias_for_each_of_its_products(tmp_path, function):
     assert len(model.spec.layers) == 1
 
 
+def test_two_products_of_one_value_with_a_bias_each_are_no_cell(tmp_path):
+    nodes = [
+        H.make_node("MatMul", ["X", "W"], ["A"]),
+        H.make_node("MatMul", ["X", "V"], ["B"]),
+        H.make_node("Add", ["A", "B"], ["C"]),
+        H.make_node("Add", ["C", "b"], ["D"]),
+        H.make_node("Add", ["D", "c"], ["E"]),
+        H.make_node("Tanh", ["E"], ["Y"]),
+    ]
+    tensors = {"W": draw(3, 4), "V": draw(3, 4), "b": draw(4), "c": draw(4)}
+    check_sequence(tmp_path, nodes, tensors, X)
+
+
 @pytest.mark.parametrize("after", ["Tanh", "Relu"])
 def test_a_cell_whose_state_comes_back_changed_is_computed_node_by_node(tmp_path, after):
     nodes, tensors = gru_cell(
