@@ -51,6 +51,37 @@ def test_a_state_that_comes_back_is_run_as_a_sequence_and_step_by_step(tmp_path,
     assert Model.load(tmp_path / "n").fingerprint == Model.load(tmp_path / "m").fingerprint
 
 
+@pytest.mark.parametrize("square", [False, True], ids=["more steps", "as many steps as channels"])
+def test_an_original_with_its_channels_before_the_steps_is_run(tmp_path, capsys, square):
+    pytest.importorskip("onnxruntime")
+    from tests.importers.files.onnx import H, draw, graph_file
+
+    nodes = [
+        H.make_node("Conv", ["X", "K"], ["A"], pads=[2, 0]),
+        H.make_node("Sigmoid", ["A"], ["B"]),
+        H.make_node("Mul", ["X", "B"], ["Y"]),
+    ]
+    shape = [1, 16, 16 if square else "t"]
+    path = graph_file(tmp_path / "m.onnx", nodes, {"K": draw(16, 16, 3)}, {"X": shape})
+    assert main(["import", str(path), "-o", str(tmp_path / "m")]) == 0
+    assert "proved with" in capsys.readouterr().out
+
+
+def test_an_original_of_one_place_of_several_channels_a_step_is_run(tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    from tests.importers.files.onnx import H, graph_file
+    from tests.importers.graphs.test_states import NEW, conv_cache
+
+    nodes, tensors, _ = conv_cache(NEW["a slice of all"])
+    nodes[0] = H.make_node("Identity", ["X"], ["U"])
+    inputs = {"X": [1, 3, 1], "S": [1, 3, 2]}
+    path = graph_file(tmp_path / "m.onnx", nodes, tensors, inputs, ("Y", "N"))
+    assert main(["import", str(path), "-o", str(tmp_path / "m")]) == 0
+    printed = capsys.readouterr().out
+    assert "one by one" in printed
+    assert "proved with" in printed
+
+
 def test_an_original_that_answers_otherwise_keeps_the_model_from_being_written(
     tmp_path, capsys, monkeypatch
 ):

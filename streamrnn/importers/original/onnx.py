@@ -94,6 +94,8 @@ class _Layout:
         if self.features == self.time and len(sizes) > 1:  # channels before the steps
             self.features = len(sizes) - 2 if len(sizes) > 2 else -1
         wanted = model.spec.num_inputs + context
+        if self.features >= 0 and sizes[self.features] == 1 != wanted and wanted in sizes:
+            self.features = sizes.index(wanted)
         places, channels = model.spec.input_shape
         # [B, C, L], where a step brings the places, each with its channels.
         self.frame = (places + context, channels) if places > 1 and channels > 1 else None

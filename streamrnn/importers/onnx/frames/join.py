@@ -44,7 +44,8 @@ def join_signals(op: str, name: str, signals: Sequence[Signal], axis: int | None
     gains = {"Add": (1.0, 1.0), "Sub": (1.0, -1.0)}.get(op, ())
     reads = tuple(signal.head for signal in signals)
     spec = MixSpec(gains=gains, is_product=not gains, reads=reads)
-    longest = max(signals, key=lambda signal: math.prod(signal.shape))
+    # Of two alike the one that says which axis has the features.
+    longest = max(signals, key=lambda each: (math.prod(each.shape), each.find(FEATURE) is not None))
     return replace(merged.plus(FrameLayer(name, spec), reads=reads), axes=longest.axes)
 
 
