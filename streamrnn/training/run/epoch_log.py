@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +51,11 @@ class EpochLog:
                 self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
             self._file.write(json.dumps(facts) + "\n")
             self._file.flush()
+        except BrokenPipeError:  # its reader has gone; the training goes on
+            if self._file:
+                with suppress(OSError):
+                    self._file.close()
+            self._file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be written: {error.strerror}") from error
 

@@ -27,6 +27,7 @@ from streamrnn.training.fit.stop import StopSignals
 from streamrnn.training.fit.trainer import Epoch
 from streamrnn.training.report import report_lines
 from streamrnn.training.run.curve import learning_curve
+from streamrnn.training.run.epoch_log import EpochLog
 from streamrnn.training.run.progress import TrainingProgress
 from tests.support.program import streamrnn
 from tests.support.tables import noisy_sine, write_csv
@@ -301,6 +302,18 @@ def test_the_log_has_a_line_for_every_epoch(data, tmp_path):
         assert Epoch(**line) == epoch
     assert run(data, *SMALL, "-o", path, "--log", log) == 0  # a log of ours is begun anew
     assert len(lines_of(log)) == 2
+
+
+def test_a_reader_of_the_log_that_has_gone_does_not_end_the_training():
+    reading, writing = os.pipe()
+    epochs = [Epoch(k, 3, 1.0, 1.0, 1.0) for k in (1, 2, 3)]
+    with EpochLog(Path(f"/dev/fd/{writing}")) as log:
+        log(epochs[0])
+        assert json.loads(os.read(reading, 4096))["epoch"] == 1
+        os.close(reading)
+        log(epochs[1])
+        log(epochs[2])
+    os.close(writing)
 
 
 def test_the_learning_curve_is_drawn_where_it_is_asked_for(data, tmp_path, capsys):
