@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from os import PathLike
 from types import TracebackType
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from streamrnn_client._session.session import Session
 from streamrnn_client._session.stream_group import Rows
 from streamrnn_client.inputs import ModelInfo
 from streamrnn_client.options import Options, load_keys
+from streamrnn_client.sampling import Sampler
 from streamrnn_client.stream import StreamView
 
 __all__ = ["Client", "Stream"]
@@ -48,6 +49,35 @@ class Stream(StreamView):
     async def steps(self, x: Any, seq: int | None = None) -> npt.NDArray[np.float32]:
         """Await `streamrnn_client.Stream.steps`."""
         return await self._driver.run(Session.steps, self._state, x, seq)
+
+    def sample(
+        self,
+        text: str,
+        num_tokens: int | None = None,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> AsyncIterator[str]:
+        """Draw text as `streamrnn_client.Stream.sample` does, for ``async for``."""
+        sampler = self._state.model.sampler(
+            text,
+            num_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
+        return self._drawn(sampler)
+
+    async def _drawn(self, sampler: Sampler) -> AsyncIterator[str]:
+        for block in sampler.blocks():
+            y = (await self.steps(block))[-1]
+        for _ in sampler.turns():
+            token, piece = sampler.draw(y)
+            y = await self.step(token)
+            yield piece
 
     async def reset(self) -> None:
         """Await `streamrnn_client.Stream.reset`."""

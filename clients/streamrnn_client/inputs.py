@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import numpy.typing as npt
 
 from streamrnn_client.errors import BadName, BadValue, NotSupported, WrongLength
 from streamrnn_client.protocol.input_names import InputMistake, InputNames, origins_of
+from streamrnn_client.sampling import Sampler
+from streamrnn_client.text import Vocabulary, is_of_text
 
 __all__ = ["ModelInfo"]
 
@@ -105,6 +108,55 @@ class ModelInfo:
     def __repr__(self) -> str:
         return f"ModelInfo({self.name!r}, {self.num_inputs} -> {self.output_size})"
 
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The pieces of text that a text model knows.
+
+        Raises `NotSupported` if it is none.
+        """
+        first = self.spec["inputs"][0]
+        try:
+            if is_of_text(self.spec["inputs"]):
+                return Vocabulary(first["unit"], first["categories"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise NotSupported(f"model {self.name!r} has no vocabulary of text: {error}") from None
+        raise NotSupported(
+            f"model {self.name!r} takes no text; its inputs are {self._names}. A model of text is "
+            "trained with --tokens char or word"
+        )
+
+    def encode(self, text: str) -> npt.NDArray[np.uint32]:
+        """Return the tokens of a text, [T], as `steps` takes them.
+
+        What the model's vocabulary lacks becomes its unknown token. Raises `NotSupported` if the
+        model takes no text.
+        """
+        return self.vocabulary.encode(text)
+
+    def decode(self, tokens: npt.ArrayLike) -> str:
+        """Return the text of tokens; U+FFFD stands for the unknown one.
+
+        Raises `NotSupported` if the model takes no text, `BadValue` if there is no such token.
+        """
+        try:
+            return self.vocabulary.decode(tokens)
+        except ValueError as error:
+            raise BadValue(str(error)) from None
+
+    def sampler(self, text: str, num_tokens: int | None, **options: Any) -> Sampler:
+        """Return what draws text from the model's outputs; `Sampler` says the options.
+
+        Raises `NotSupported` if the model does not predict the next token of a text.
+        """
+        vocabulary, head = self.vocabulary, self.spec.get("head")
+        is_next = self.output_names == tuple(self.spec["inputs"][0]["categories"])
+        if not is_next or not isinstance(head, dict) or head.get("activation") != "softmax":
+            raise NotSupported(
+                f"model {self.name!r} does not predict the next token of a text: its outputs are "
+                f"no probabilities of its {len(vocabulary)} tokens"
+            )
+        return Sampler(vocabulary, text, num_tokens, **options)
+
     def step_array(self, x: Any) -> Array:
         """Return one step's input as a C-contiguous array [num_inputs].
 
@@ -130,8 +182,8 @@ class ModelInfo:
         """Return many steps as a C-contiguous array [T, num_inputs].
 
         In the model's order, or by name with T values each (a mapping or a table); a model with one
-        input also takes shape (T,). `what` names the first axis in the text of an error. Otherwise
-        as `step_array`.
+        input also takes shape (T,), one of text a text. `what` names the first axis in the text of
+        an error. Otherwise as `step_array`.
         """
         array = self._names.flat(self._to_array(x), 1)
         if array.ndim == 2 and array.shape[1] == self.num_inputs:
@@ -189,6 +241,8 @@ class ModelInfo:
     def _to_array(self, x: Any) -> Array:
         if type(x) is np.ndarray and x.dtype == self._given and x.flags.c_contiguous:
             return x
+        if isinstance(x, str) and self.is_token:
+            return self.encode(x)
         try:
             columns = self._names.columns(x)
             if columns is not None:

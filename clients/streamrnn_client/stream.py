@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from streamrnn_client._session import transfer
 from streamrnn_client._session.session import Session
 from streamrnn_client._session.stream_state import StreamState
 from streamrnn_client.inputs import ModelInfo
+from streamrnn_client.sampling import Sampler
 
 __all__ = ["Stream", "StreamView"]
 
@@ -120,7 +122,7 @@ class Stream(StreamView):
         ----------
         x : array_like, shape (T, num_inputs), or mapping, or table
             In the model's order, or by name with T values each. A table (a pandas DataFrame) is
-            taken by the names of its columns, whatever their order.
+            taken by the names of its columns, whatever their order. A text model takes a text.
         seq : int or None
             Number of the first step; None for ``last_seq + 1``.
 
@@ -135,6 +137,69 @@ class Stream(StreamView):
             and ``last_seq`` tells how far the stream is.
         """
         return self._driver.run(Session.steps, self._state, x, seq)
+
+    def sample(
+        self,
+        text: str,
+        num_tokens: int | None = None,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """Go on from a text: apply it, draw a token, apply that, and so on.
+
+        What was yielded has been applied: the state stays in the server. Nothing else may step the
+        stream meanwhile.
+
+        Parameters
+        ----------
+        text : str
+            At least one token, applied as by `steps` when the first piece is asked for.
+        num_tokens : int or None
+            How many tokens are drawn; None for as many as are asked for.
+        temperature : float
+            Each probability p becomes ``p ** (1 / temperature)``; 0 takes the most probable token.
+        top_k : int
+            Draw among the k most probable tokens; 0 for all.
+        top_p : float
+            Draw among the most probable tokens that have this share of the probability together
+            (after temperature and top_k); 1 for all.
+        seed : int or None
+            The same seed draws the same text from the same state; None for another every time.
+
+        Yields
+        ------
+        str
+            The text of one token; never the unknown one.
+
+        Raises
+        ------
+        BadParams
+            If a parameter cannot be used.
+        NotSupported
+            If the model takes no text.
+        StreamRNNClientError
+            As `step`, while text is drawn.
+        """
+        sampler = self._state.model.sampler(
+            text,
+            num_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
+        return self._drawn(sampler)
+
+    def _drawn(self, sampler: Sampler) -> Iterator[str]:
+        for block in sampler.blocks():
+            y = self.steps(block)[-1]
+        for _ in sampler.turns():
+            token, piece = sampler.draw(y)
+            y = self.step(token)
+            yield piece
 
     def reset(self) -> None:
         """Set the state back to that of a new stream; takes a number, like a step."""

@@ -43,6 +43,7 @@ COMMANDS = {
     "train": Command("streamrnn.commands.train", "train a model on a table"),
     "predict": Command("streamrnn.commands.predict", "run a file through a model"),
     "evaluate": Command("streamrnn.commands.evaluate", "judge a model on a file it has not seen"),
+    "sample": Command("streamrnn.commands.sample", "let a model of text write"),
     "import": Command(
         "streamrnn.commands.import_model", "turn another framework's file into a model"
     ),

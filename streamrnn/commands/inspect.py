@@ -141,7 +141,14 @@ def _shortened(lines: list[str], at_most: int = 24) -> list[str]:
 
 
 def _named(item: InputSpec | OutputSpec) -> str:
-    return f"{item.name} [{item.unit}]" if item.unit else item.name
+    name = _quoted(item.name)
+    return f"{name} [{printable(item.unit)}]" if item.unit else name
+
+
+def _quoted(name: str) -> str:
+    """Return a name in quotes if it could not be told from what is around it."""
+    is_plain = bool(name) and name.isprintable() and name == name.strip(" ,")
+    return printable(name) if is_plain else f"'{printable(name)}'"
 
 
 def _input_line(item: InputSpec) -> str:
@@ -149,7 +156,8 @@ def _input_line(item: InputSpec) -> str:
     if item.shape:
         parts.append(f"shape {list(item.shape)}")
     if item.num_categories:
-        shown = ", ".join(item.categories[:12]) + ", ..." * (len(item.categories) > 12)
+        shown = ", ".join(map(_quoted, item.categories[:12]))
+        shown += ", ..." * (len(item.categories) > 12)
         names = f": {shown}" if shown else ""
         parts.append(f"{item.num_categories} categories{names}")
         parts.append(f"embedding {item.embedding_size}" if item.embedding_size else "one-hot")

@@ -26,6 +26,7 @@ from streamrnn.training.predict import (
     trained_columns,
     trained_options,
 )
+from streamrnn.training.predict_text import TEXT_HEADER, is_text, predict_text
 
 __all__ = ["configure", "predict_file", "run"]
 
@@ -36,7 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("model", metavar="MODEL", help="weight file")
     parser.add_argument(
-        "data", metavar="DATA", help="a table with the model's inputs; - for standard input"
+        "data",
+        metavar="DATA",
+        help="a table with the model's inputs, or a text; - for standard input",
     )
     parser.add_argument("-o", "--output", required=True, metavar="OUT.csv", help="- for stdout")
     parser.add_argument("--time", metavar="COLUMN", help="orders the rows (default: as trained)")
@@ -74,6 +77,8 @@ def predict_file(
     order; ``-`` is stdout. ``time`` and ``group`` None mean the columns of the training (the time,
     if the file has it); ``options`` None, to read like the training's file.
 
+    Of a text the columns are those of `predict_text`.
+
     Returns the number of rows and of streams. Raises `DataError` if a column is absent or a cell
     cannot be read; nothing is written then.
     """
@@ -96,13 +101,17 @@ def predict_file(
                 "with --group, or --group '' if the file is one stream"
             )
     copied = tuple(filter(None, (time, *group)))
-    y, num_streams = predict_table(model, table, time, group)
-    header = [*copied, *result_names(model.spec, copied)]
+    if is_text(table):
+        num_streams, header, rows = 1, list(TEXT_HEADER), predict_text(model, table)
+    else:
+        y, num_streams = predict_table(model, table, time, group)
+        header = [*copied, *result_names(model.spec, copied)]
+        rows = _rows(table, copied, y)
     try:
         with _opened(output) as file:
             write = csv.writer(file, lineterminator="\n").writerow
             write(header)
-            for row in _rows(table, copied, y):
+            for row in rows:
                 write(row)
     except OSError as error:
         if is_stdout:

@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input",
         metavar="DATA|CONFIG.toml",
-        help="a table (CSV, Parquet, .npz; - for standard input), or a configuration",
+        help="a table (CSV, Parquet, .npz; - for standard input), a text, or a configuration",
     )
     parser.add_argument("-o", "--output", required=True, metavar="MODEL", help="weight file")
     parser.add_argument(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from streamrnn.errors import TrainingError, suggestion
-from streamrnn.model.checks import shown
+from streamrnn.model.checks import MAX_SIZE, shown
 from streamrnn.model.spec import MISSING
 from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.layer_list import parse_layers
@@ -36,6 +36,11 @@ class TrainingConfig:
     ----------
     path : str
         CSV with a header, Parquet or .npz (`streamrnn.training.data.reading.read.read_table`).
+    tokens : str
+        ``char`` or ``word``: the file is a text, whose next character or word is predicted.
+    vocabulary : int
+        The most tokens of a text: the most frequent ones and the unknown one; 0: 1000 characters,
+        2000 words.
     predict : tuple of str
         Target columns: numbers, or one column of classes.
     time : str
@@ -114,6 +119,8 @@ class TrainingConfig:
     """
 
     path: str = ""
+    tokens: str = ""
+    vocabulary: int = 0
     predict: tuple[str, ...] = ()
     time: str = "auto"
     group: tuple[str, ...] = ()
@@ -229,6 +236,7 @@ class TrainingConfig:
         for name, least, most in (
             ("season", 0, 1_000_000),
             ("other", 0, 1_000_000),
+            ("vocabulary", 0, MAX_SIZE),
             ("embedding_size", -1, 65_536),
             ("epochs", 0, 1_000_000),
             ("batch_size", 0, 65_536),

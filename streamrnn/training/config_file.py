@@ -21,6 +21,8 @@ _MAX_FILE_BYTES = 2**20
 SECTIONS: Mapping[str, Mapping[str, str]] = {
     "data": {
         "path": "relative to this file",
+        "tokens": "char or word: the file is a text; empty: a table",
+        "vocabulary": "most tokens of a text, the unknown one included; 0: by tokens",
         "predict": "target columns",
         "time": "column that orders the rows; empty: the file's order; auto: the only one of dates",
         "group": "columns that tell streams apart; none: one stream",

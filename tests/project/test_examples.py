@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from streamrnn_client.text import cut
 from streamrnn_server.testing import serving
+from tests.support.books import book, text_model
 from tests.support.models import random_model
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +53,14 @@ def address(model):
 )
 def test_example_of_the_client_runs(address, name, line):
     assert line in run(ROOT / "examples" / f"{name}.py", address)
+
+
+def test_example_of_text_runs():
+    pieces, _ = cut(book(), "char")
+    with serving({"book": text_model("char", pieces)}) as server:
+        out = run(ROOT / "examples" / "sample_text.py", server.endpoints[0])
+    assert len(out.rpartition("\nthen ")[0]) == 60
+    assert "%" in out.rpartition("\nthen ")[2]
 
 
 def test_example_of_the_engine_runs(model, tmp_path):

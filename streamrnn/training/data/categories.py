@@ -24,7 +24,7 @@ def known_categories(
 ) -> tuple[str, ...]:
     """Return the names of a column's categories, or ``names``; refuse too few or too many."""
     if column.num_tokens:
-        names = tuple(str(k) for k in range(column.num_tokens))
+        names = column.labels or tuple(str(k) for k in range(column.num_tokens))
     elif names is None:
         names = column.categories()
     if not least <= len(names) <= max(MAX_CATEGORIES, column.num_tokens):
@@ -73,8 +73,9 @@ def categorical_input(
         embedding_size = min(32, math.ceil(2 * len(names) ** 0.5))
     return InputSpec(
         column.name,
+        unit=column.unit,
         kind="token" if column.num_tokens else "categorical",
-        categories=() if column.num_tokens else names,
+        categories=column.labels if column.num_tokens else names,
         num_categories=len(names),
         embedding_size=max(embedding_size, 0),
     )

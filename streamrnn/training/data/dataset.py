@@ -32,6 +32,7 @@ from streamrnn.training.data.times import (
     is_time_feature,
     with_time_features,
 )
+from streamrnn.training.data.vocabulary import with_vocabulary
 from streamrnn.training.layer_list import parse_layers
 from streamrnn.training.network.losses import LOSSES, PLAIN, LossSettings
 from streamrnn.training.network.network import Chunk
@@ -93,6 +94,7 @@ def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
     for k, part in enumerate(PARTS):  # before each column is looked at: there may be thousands
         num_rows = sum(stop[k] - (stop[k - 1] if k else 0) for stop in stops.values())
         _check_part(table, split, part, num_rows * len(forecasts))
+    config, table = with_vocabulary(config, table, sum(s[0] for s in stops.values()) + 1)
     given = table
     origins = _origins(config, table, rows, stops)
     table = table.shifted(origins)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.errors import DataError, listed, suggestion
+from streamrnn_client.text import UNKNOWN
 
 __all__ = ["MAX_FLOAT32", "Column", "Table", "finite_column"]
 
@@ -33,7 +34,9 @@ class Column:
     indices : ndarray or None
         [N] int32, into ``labels``; -1 where missing.
     num_tokens : int
-        Above 0 for token ids (0 to ``num_tokens - 1``), else 0.
+        Above 0 for token ids (0 to ``num_tokens - 1``), else 0. ``labels`` may name them.
+    unit : str
+        ``char`` or ``word`` if the column is a text in such pieces, else empty.
     problem : str
         Why the column cannot be used, naming the first cell that is odd; empty if it can.
     odd : tuple or None
@@ -48,6 +51,7 @@ class Column:
     labels: tuple[str, ...] = ()
     indices: NDArray[np.int32] | None = None
     num_tokens: int = 0
+    unit: str = ""
     problem: str = ""
     odd: tuple[int, str] | None = None
     cells: Any = None
@@ -85,13 +89,17 @@ class Column:
 
     def is_constant(self) -> bool:
         """Tell whether no two rows that have a value differ."""
+        if self.unit:  # another text of the kind has others
+            return False
         if self.indices is not None:
             return len(self.labels) < 2 < self.num_rows
         known = self._values[~self.is_missing]
         return len(known) != 1 and bool((known == known[:1]).all())
 
     def categories(self) -> tuple[str, ...]:
-        """Return the different values as text, sorted (numbers by size)."""
+        """Return the different values as text, sorted (numbers by size, tokens as numbered)."""
+        if self.num_tokens and self.labels:
+            return self.labels
         if self.numbers is not None:
             values = np.unique(self.numbers[~np.isnan(self.numbers)])
             return tuple(f"{value:.15g}" for value in values)
@@ -100,9 +108,10 @@ class Column:
     def codes(self, categories: tuple[str, ...] | None) -> Floats:
         """Return the index of each row's category, NaN where the cell is missing or unknown.
 
-        Without categories the numbers are the indices (tokens).
+        Without categories the numbers are the indices; so are tokens. A piece of text that is
+        unknown has the index of `UNKNOWN`.
         """
-        if categories is None:
+        if categories is None or self.num_tokens:
             return np.asarray(self.numbers, np.float64)
         index = {name: float(k) for k, name in enumerate(categories)}
         if self.numbers is not None:
@@ -110,6 +119,9 @@ class Column:
             found = [index.get(f"{value:.15g}", np.nan) for value in values]
             return np.array(found, np.float64)[where]
         assert self.indices is not None
+        if self.unit:
+            unknown = index.get(UNKNOWN, np.nan)
+            return np.array([index.get(label, unknown) for label in self.labels])[self.indices]
         of_labels = [index.get(_respelled(label, index), np.nan) for label in self.labels]
         return np.array([*of_labels, np.nan])[self.indices]
 

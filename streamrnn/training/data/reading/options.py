@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from streamrnn.errors import TrainingError
+from streamrnn.errors import TrainingError, suggestion
 from streamrnn.model.checks import shown
 from streamrnn.training.data.reading.source import check_encoding
+from streamrnn_client.text import UNITS
 
 __all__ = ["MAX_SKIPPED_LINE", "ReadOptions"]
 
@@ -34,6 +35,9 @@ class ReadOptions:
         Lines of the file that are left out, from 1: ``"3"`` or ``"1-3"``.
     date_format : str
         Such as ``%d.%m.%Y %H:%M``; empty: ISO 8601.
+    tokens : str
+        ``char`` or ``word``: the file is no table but a text, of which each such piece is a row;
+        empty: a table.
     """
 
     delimiter: str = ""
@@ -43,6 +47,7 @@ class ReadOptions:
     na: tuple[str, ...] = ()
     skip_rows: tuple[str, ...] = ()
     date_format: str = ""
+    tokens: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "delimiter", _DELIMITERS.get(self.delimiter, self.delimiter))
@@ -63,6 +68,11 @@ class ReadOptions:
         if self.delimiter and self.delimiter in (self.decimal, self.thousands):
             raise TrainingError(
                 f"delimiter is {shown(self.delimiter)}, which decimal or thousands is too"
+            )
+        if self.tokens not in ("", *UNITS):
+            raise TrainingError(
+                f"tokens is {shown(self.tokens)}{suggestion(self.tokens, UNITS)}; it must be "
+                f"{' or '.join(UNITS)}, or empty for a table"
             )
         self.skipped_lines()  # raises if they cannot be read
 

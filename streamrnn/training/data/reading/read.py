@@ -11,6 +11,7 @@ from streamrnn.errors import DataError, TrainingError
 from streamrnn.training.data.reading.npz_file import read_npz
 from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.data.reading.source import STDIN, open_source
+from streamrnn.training.data.reading.text_file import read_text
 from streamrnn.training.data.table import Table
 
 __all__ = ["needs_train_extra", "read_table"]
@@ -63,6 +64,8 @@ def read_table(
             if not is_file:
                 raise DataError(f"{source.path}: an .npz file must be a regular file")
             return read_npz(path, _sha256(path))
+        if options.tokens:
+            return read_text(source, options)
         with needs_train_extra(source.path):
             from streamrnn.training.data.reading.csv_file import read_csv
             from streamrnn.training.data.reading.parquet_file import read_parquet
