@@ -37,8 +37,10 @@ def cut(text: str, unit: str) -> tuple[list[str], Codes]:
     """
     if unit == "char":
         points = _code_points(text)
-        known, codes = np.unique(points, return_inverse=True)
-        return [chr(point) for point in known.tolist()], codes.astype(np.int32)
+        known = np.flatnonzero(np.bincount(points))
+        index_of = np.zeros(_NUM_CODE_POINTS, np.int32)
+        index_of[known] = np.arange(len(known))
+        return [chr(point) for point in known.tolist()], index_of[points]
     index: defaultdict[str, int] = defaultdict()
     index.default_factory = index.__len__
     pieces = (match[0] for match in _WORD.finditer(text))

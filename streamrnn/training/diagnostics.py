@@ -17,7 +17,8 @@ from streamrnn.training.network.network import Chunk, Network
 
 __all__ = ["Memory", "gradient_by_lag", "measure_memory"]
 
-NUM_WINDOWS = 32
+NUM_WINDOWS, LEAST_WINDOWS = 32, 4
+MAX_ELEMENTS = 16_000_000  # outputs at once, if there may be fewer windows
 MAX_LAG = 256
 MAX_HORIZON = 1024
 SAME = 0.01  # outputs closer than this share of their spread count as the same
@@ -46,7 +47,9 @@ def _windows(dataset: Dataset, num_steps: int) -> list[tuple[int, int]]:
         for k, stream in enumerate(dataset.streams)
         for start in range(1, stream.stops[0] - num_steps + 1, max(1, num_steps // 8))
     ]
-    chosen = np.linspace(0, len(places) - 1, min(NUM_WINDOWS, len(places))).astype(int)
+    most = max(LEAST_WINDOWS, MAX_ELEMENTS // (num_steps * dataset.spec.output_size))
+    num_windows = min(NUM_WINDOWS, most, len(places))
+    chosen = np.linspace(0, len(places) - 1, num_windows).astype(int)
     return [places[k] for k in np.unique(chosen)]
 
 

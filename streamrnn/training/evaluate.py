@@ -15,16 +15,18 @@ from streamrnn.training.baselines.logistic import log_softmax
 from streamrnn.training.baselines.target import Prediction, Target
 from streamrnn.training.data.dataset import Dataset, Stream
 from streamrnn.training.data.stacking import stack_rows
-from streamrnn.training.network.layers import Array
+from streamrnn.training.network.layers import Array, State
 from streamrnn.training.network.losses import sum_of_losses
 from streamrnn.training.network.network import Chunk, Network
 
-__all__ = ["NetworkOutputs", "mean_loss"]
+__all__ = ["CarriedOutputs", "NetworkOutputs", "mean_loss", "outputs_of"]
 
 HISTORY_STEPS = 1024
 PIECE_STEPS = 4096
-MAX_ELEMENTS = 4_000_000  # steps x rows side by side
+MAX_ELEMENTS = 4_000_000  # steps x rows side by side, of no more outputs than
+FEW_OUTPUTS = 8
 STEPS_AT_ONCE = 512
+MAX_KEPT = 64_000_000  # outputs of all streams
 
 # Stream, first row with its history, first row that counts, and the row after the last.
 Piece = tuple[int, int, int, int]
@@ -46,9 +48,10 @@ def _outputs(
 ) -> Iterator[tuple[Piece, Array]]:
     """Yield each piece with its pre-activations, [rows that count, O], in any order."""
     pieces = sorted(pieces, key=lambda piece: piece[3] - piece[1])
+    most = FEW_OUTPUTS * MAX_ELEMENTS // max(dataset.spec.output_size, FEW_OUTPUTS)
     while pieces:
         num_rows = 1
-        while num_rows < len(pieces) and (num_rows + 1) * _length(pieces[num_rows]) <= MAX_ELEMENTS:
+        while num_rows < len(pieces) and (num_rows + 1) * _length(pieces[num_rows]) <= most:
             num_rows += 1
         batch, pieces = pieces[:num_rows], pieces[num_rows:]
         chunk, _ = stack_rows(dataset.streams, [(k, begin, stop) for k, begin, _, stop in batch])
@@ -100,11 +103,59 @@ class NetworkOutputs:
 
     def predict(self, target: Target, stream: Stream, rows: slice) -> Prediction:
         """Return the network's prediction, as a baseline's is."""
-        z = self.z[stream.name][rows].astype(np.float64)
-        if target.metric == "cross_entropy":
-            return Prediction(log_softmax(z), z.argmax(axis=1))
-        own = z[:, target.output]
-        if target.metric == "binary_cross_entropy":
-            log_p = -np.logaddexp(0.0, np.stack([own, -own], axis=1))
-            return Prediction(log_p, (own >= 0.0).astype(np.int64))
-        return Prediction(own)
+        return _prediction(target, self.z[stream.name][rows])
+
+
+class CarriedOutputs:
+    """The same, computed when it is asked for: of many classes, all would take too much memory.
+
+    Rows that follow those asked for before go on from their state.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.z: dict[str, Array] = {}  # of no stream
+        self._network = network
+        self._stream: Stream | None = None
+        self._position = 0
+        self._state: list[State] = []
+
+    def predict(self, target: Target, stream: Stream, rows: slice) -> Prediction:
+        """Return the network's prediction, as a baseline's is."""
+        if stream is not self._stream or rows.start < self._position:
+            self._stream, self._position = stream, 0
+            self._state = self._network.initial_state(1)
+        while self._position < rows.start:
+            self._advance(stream, min(self._position + STEPS_AT_ONCE, rows.start))
+        blocks = []
+        while self._position < rows.stop:
+            z = self._advance(stream, min(self._position + STEPS_AT_ONCE, rows.stop))
+            blocks.append(z[:, 0].copy())
+        return _prediction(target, np.concatenate(blocks))
+
+    def _advance(self, stream: Stream, stop: int) -> Array:
+        now = slice(self._position, stop)
+        codes = {name: code[now] for name, code in stream.chunk.codes.items()}
+        chunk = Chunk(stream.chunk.features[now], codes)
+        z, self._state = self._network.forward(chunk, self._state)
+        self._position = stop
+        return z
+
+
+def _prediction(target: Target, z: Array) -> Prediction:
+    z = z.astype(np.float64)
+    if target.metric == "cross_entropy":
+        return Prediction(log_softmax(z), z.argmax(axis=1))
+    own = z[:, target.output]
+    if target.metric == "binary_cross_entropy":
+        log_p = -np.logaddexp(0.0, np.stack([own, -own], axis=1))
+        return Prediction(log_p, (own >= 0.0).astype(np.int64))
+    return Prediction(own)
+
+
+def outputs_of(network: Network, dataset: Dataset) -> NetworkOutputs | CarriedOutputs:
+    """Return what predicts as a network does, each stream run from its first row."""
+    num_rows = sum(stream.stops[2] for stream in dataset.streams)
+    size = num_rows * dataset.spec.output_size
+    if dataset.loss == "cross_entropy" and size > MAX_KEPT:
+        return CarriedOutputs(network)
+    return NetworkOutputs.of(network, dataset)

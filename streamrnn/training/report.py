@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +39,7 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"missing values: {listed}; missing targets count for nobody"
     tables = {"baselines": report["baselines"], "comparison": report.get("comparison", {})}
     tables["errors"] = report["errors"]["test"]
+    tables["unit"] = config.get("tokens", "")
     rows = data.get("split", f"the last {config['split'][2]:.0%} of each stream")
     for target in tables["errors"]:
         yield from _table(f"test error of {target}", rows, target, tables)
@@ -90,18 +92,18 @@ def _measure(errors: dict[str, float]) -> str:
 
 def _table(title: str, rows: str, target: str, tables: dict[str, Any]) -> Iterator[str]:
     """Yield the errors of a target, the smallest first."""
-    own = tables["errors"][target]
+    own, unit = tables["errors"][target], tables.get("unit", "")
     measure = _measure(own)
     comparison = tables["comparison"].get(target, {"against": {}})
     against = comparison["against"]
     num_targets = f"{comparison['num_targets']} targets" if against else ""
     yield f"{title} ({'; '.join(item for item in (measure, rows, num_targets) if item)}):"
-    lines = [(own[measure], _line("this model", own, measure))]
+    lines = [(own[measure], _line("this model", own, measure, unit))]
     for name, by_target in tables["baselines"].items():
         if target in by_target:
             other = by_target[target]
             entry = against.get(name, {"label": NAMES.get(name, name)})
-            line = _line(entry["label"], other, measure)
+            line = _line(entry["label"], other, measure, unit)
             if "ratio" in entry:
                 line += f"  ({_beside(entry)})"
             elif other[measure] > 0:
@@ -115,9 +117,10 @@ def _table(title: str, rows: str, target: str, tables: dict[str, Any]) -> Iterat
         yield f"  95 % intervals {how}"
 
 
-def _line(name: str, errors: dict[str, float], measure: str) -> str:
+def _line(name: str, errors: dict[str, float], measure: str, unit: str) -> str:
     accuracy = f"  accuracy {errors['accuracy']:.1%}" if "accuracy" in errors else ""
-    return f"{name:<{WIDTH}}{errors[measure]:<#8.4g}{accuracy}".rstrip()
+    bits = f"= {errors[measure] / math.log(2):#.4g} bits per {unit}" if unit else ""
+    return f"{name:<{WIDTH}}{errors[measure]:<#8.4g}{bits}{accuracy}".rstrip()
 
 
 def _verdict(target: str, tables: dict[str, Any]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from streamrnn.training.data.dataset import PARTS, Dataset, make_dataset
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.data.table import Table
 from streamrnn.training.diagnostics import Memory, measure_memory
-from streamrnn.training.evaluate import NetworkOutputs
+from streamrnn.training.evaluate import outputs_of
 from streamrnn.training.fit.checkpoint import Checkpoint
 from streamrnn.training.fit.chunks import choose_sizes
 from streamrnn.training.fit.loop import Fit, Keeper, fit
@@ -155,10 +155,11 @@ def _train(
 
 def _report(dataset: Dataset, fitted: Fit, memory: Memory) -> dict[str, Any]:
     rows = [stream.stops[2] + dataset.config.farthest for stream in dataset.streams]
-    network = NetworkOutputs.of(fitted.network, dataset)
+    network = outputs_of(fitted.network, dataset)
     baselines = fit_baselines(dataset)
-    found = compare(dataset, "test", network.predict, baselines)
+    # In the order of the rows: then a network of many classes runs through them once.
     errors = {part: measures(dataset, part, network.predict) for part in PARTS[:2]}
+    found = compare(dataset, "test", network.predict, baselines)
     return {
         "data": {
             "file": Path(dataset.config.path).name,

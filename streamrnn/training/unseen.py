@@ -25,7 +25,7 @@ from streamrnn.training.data.split import Split
 from streamrnn.training.data.streams import rows_of_streams
 from streamrnn.training.data.table import Table
 from streamrnn.training.data.times import with_time_features
-from streamrnn.training.evaluate import NetworkOutputs
+from streamrnn.training.evaluate import outputs_of
 from streamrnn.training.network.losses import LOSSES
 from streamrnn.training.network.network import Network
 from streamrnn.training.predict import kinds_of, model_inputs, time_inputs, trained_options
@@ -67,8 +67,9 @@ def evaluate_file(
     -------
     dict
         JSON types: ``file``, ``sha256``, ``is_training_file``, ``has_training_rows``,
-        ``num_rows``, ``num_streams``, ``warmup_rows``, ``unknown_classes`` (target -> rows),
-        ``intervals`` as `streamrnn.training.quantiles.measure_intervals` gives them, and what
+        ``num_rows``, ``num_streams``, ``warmup_rows``, ``unit`` (of a text, else empty),
+        ``unknown_classes`` (target -> rows), ``intervals`` as
+        `streamrnn.training.quantiles.measure_intervals` gives them, and what
         `streamrnn.training.baselines.compare.compare` returns.
 
     Raises
@@ -86,7 +87,7 @@ def evaluate_file(
     )
     dataset, unknown = dataset_of_model(model.spec, config, table, warmup_rows)
     network = Network(model.spec, model.parameters)
-    outputs = NetworkOutputs.of(network, dataset)
+    outputs = outputs_of(network, dataset)
     found = compare(dataset, "test", outputs.predict, fitted)
     data = model.spec.training.get("data")
     is_training_file = isinstance(data, dict) and data.get("sha256") == table.sha256
@@ -98,6 +99,7 @@ def evaluate_file(
         "num_rows": table.num_rows,
         "num_streams": len(dataset.streams),
         "warmup_rows": warmup_rows,
+        "unit": config.tokens,
         "unknown_classes": {config.predict[0]: unknown} if unknown else {},
         "intervals": measure_intervals(dataset, outputs.z),
         **found,

@@ -16,7 +16,8 @@ from streamrnn.training.network.network import Chunk, Network
 __all__ = ["trainer_outputs", "verify"]
 
 MAX_STREAMS = 4
-MAX_STEPS = 4096
+MAX_STEPS, LEAST_STEPS = 4096, 64
+MAX_ELEMENTS = 16_000_000  # outputs of a stream, if it may be fewer steps
 # Share of an output's scale: float32 sums in another order, over thousands of steps.
 TOLERANCE = 1e-4
 
@@ -28,13 +29,18 @@ def trainer_outputs(model: Model, stream: Stream, dtype: type) -> Array:
     `MAX_STEPS` rows.
     """
     network = Network(model.spec, model.parameters, dtype)
-    codes = {name: code[:MAX_STEPS] for name, code in stream.chunk.codes.items()}
-    chunk = Chunk(stream.chunk.features[:MAX_STEPS].astype(dtype), codes)
+    num_steps = _num_steps(model)
+    codes = {name: code[:num_steps] for name, code in stream.chunk.codes.items()}
+    chunk = Chunk(stream.chunk.features[:num_steps].astype(dtype), codes)
     y, _ = network.outputs(chunk, network.initial_state(1))
     outputs = model.spec.outputs
     scaled = y[:, 0].astype(np.float64) * [item.scale for item in outputs]
     scaled += [item.center for item in outputs]
-    return scaled + stream.level[:MAX_STEPS]
+    return scaled + stream.level[:num_steps]
+
+
+def _num_steps(model: Model) -> int:
+    return max(LEAST_STEPS, min(MAX_STEPS, MAX_ELEMENTS // model.spec.output_size))
 
 
 def verify(model: Model, dataset: Dataset) -> float:
@@ -47,7 +53,7 @@ def verify(model: Model, dataset: Dataset) -> float:
     engine = Engine(model)
     worst = 0.0
     for stream in dataset.streams[:MAX_STREAMS]:
-        x = stream.x[:MAX_STEPS]
+        x = stream.x[: _num_steps(model)]
         origins = [item.origin for item in model.spec.inputs]
         if any(origins):
             x = x + np.array(origins)  # in float64: the engine takes it away again

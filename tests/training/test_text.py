@@ -1,21 +1,27 @@
 """`streamrnn train book.txt --tokens char`, `predict` and `sample` of the model."""
 
 import bz2
+import collections
 import csv
 import gzip
 import itertools
 import lzma
+import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 from streamrnn import Engine, Model
+from streamrnn.commands import evaluate as evaluate_command
 from streamrnn.commands import inspect as inspect_command
 from streamrnn.commands import predict as predict_command
 from streamrnn.commands import sample as sample_command
 from streamrnn.commands import train as train_command
-from streamrnn.errors import DataError, InputError, ModelError, TrainingError
-from streamrnn.training import TrainingConfig
+from streamrnn.errors import DataError, InputError, ModelError, ModelFileError, TrainingError
+from streamrnn.training import TrainingConfig, evaluate
+from streamrnn.training.baselines.bigram import Bigram
+from streamrnn.training.baselines.target import targets_of
 from streamrnn.training.data.dataset import make_dataset
 from streamrnn.training.data.reading import text_file
 from streamrnn.training.data.reading.read import read_table
@@ -146,7 +152,7 @@ def test_huge_words_are_cut(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "kind", "says"),
     [
-        ({"horizon": 2}, TrainingError, "horizon is 2"),
+        ({"horizon": (2,)}, TrainingError, r"horizon is \[2\]"),
         ({"vocabulary": 1}, TrainingError, "vocabulary is 1"),
         ({"vocabulary": 65_537}, TrainingError, "vocabulary is 65537"),
         ({"unit": "line"}, TrainingError, "char or word"),
@@ -208,6 +214,92 @@ def test_predict_gives_every_token_with_what_was_expected(trained, tmp_path, cap
     first = len(tokens) - round(0.2 * len(tokens))
     own = -np.log(p[first - 1 :].astype(np.float64)).mean()
     assert reported["cross_entropy"] == pytest.approx(own, rel=1e-4)
+
+
+def test_the_baselines_are_unigram_and_bigram_with_add_one(trained):
+    """Counted here by dictionaries."""
+    path, text_path, unit = trained
+    model = Model.load(path)
+    vocabulary = Vocabulary(unit, model.spec.inputs[0].categories)
+    tokens = vocabulary.encode(text_path.read_text(encoding="utf-8")).tolist()
+    first = round(0.8 * len(tokens))
+    known, size = tokens[:first], len(vocabulary)
+    ones = collections.Counter(known[1:])  # the targets
+    pairs, before = collections.Counter(itertools.pairwise(known)), collections.Counter(known[:-1])
+    losses: dict[str, list[float]] = {"constant": [], "bigram": []}
+    right = 0
+    for a, b in itertools.pairwise(tokens[first - 1 :]):
+        losses["constant"].append(-math.log((ones[b] + 1) / (len(known) - 1 + size)))
+        losses["bigram"].append(-math.log((pairs[a, b] + 1) / (before[a] + size)))
+        right += b == min(range(size), key=[-pairs[a, k] for k in range(size)].__getitem__)
+    found = model.spec.training["baselines"]
+    assert set(found) == set(losses)
+    for name, own in losses.items():
+        assert found[name]["token"]["cross_entropy"] == pytest.approx(np.mean(own), rel=1e-9)
+    assert found["bigram"]["token"]["accuracy"] == pytest.approx(right / len(losses["bigram"]))
+
+
+def test_the_report_tells_nats_and_bits(trained, capsys):
+    path, _, unit = trained
+    assert run(inspect_command, path) == 0
+    out = capsys.readouterr().out
+    own = Model.load(path).spec.training["errors"]["test"]["token"]["cross_entropy"]
+    [line] = [line for line in out.splitlines() if "this model" in line]
+    assert f"{own:#.4g}" in line
+    assert f"= {own / math.log(2):#.4g} bits per {unit}" in line
+    assert "unigram" in out
+    assert "bigram" in out
+
+
+def test_evaluate_judges_another_text(trained, tmp_path, capsys):
+    path, _, unit = trained
+    other = tmp_path / "other.txt"
+    other.write_text(book(80, seed=9) + "Ω", encoding="utf-8", newline="")
+    assert run(evaluate_command, path, other) == 0
+    out = capsys.readouterr().out
+    model = Model.load(path)
+    tokens = Vocabulary(unit, model.spec.inputs[0].categories).encode(other.read_text("utf-8"))
+    y = Engine(model).steps("a", tokens[:, None]).astype(np.float64)
+    own = -np.log(y[np.arange(len(tokens) - 1), tokens[1:]]).mean()
+    [line] = [line for line in out.splitlines() if "this model" in line]
+    assert f"{own:#.4g}" in line
+    assert f"bits per {unit}" in line
+
+
+def test_errors_of_many_classes_are_those_of_few(trained, monkeypatch):
+    """Whether all outputs are kept or they are computed on the way."""
+    path, _, _ = trained
+    config = TrainingConfig.read(path.with_suffix(".toml")).replace(epochs=1)
+    kept = train(config).report
+    monkeypatch.setattr(evaluate, "MAX_KEPT", 0)
+    carried = train(config).report
+    for part in ("train", "validation", "test"):
+        own, other = kept["errors"][part]["token"], carried["errors"][part]["token"]
+        assert own == pytest.approx(other, rel=1e-5)
+
+
+def test_a_damaged_bigram_is_refused(trained):
+    spec = Model.load(trained[0]).spec
+    config = TrainingConfig(path="x", predict=("token",), loss="cross_entropy", horizon=(1,))
+    [target] = targets_of(config, spec)
+    good = spec.training["fitted"]["token"]["bigram"]
+    assert Bigram.from_dict(good, target).to_dict() == good
+    pairs, counts = good["pairs"], good["counts"]
+    damaged: tuple[dict[str, Any], ...] = (
+        {},
+        {"pairs": pairs, "counts": counts[1:]},
+        {"pairs": pairs[::-1], "counts": counts},
+        {"pairs": [-1, *pairs[1:]], "counts": counts},
+        {"pairs": [*pairs[:-1], 10**12], "counts": counts},
+        {"pairs": [*pairs[:-1], 10**30], "counts": counts},
+        {"pairs": pairs, "counts": [0, *counts[1:]]},
+        {"pairs": pairs, "counts": ["a"] * len(pairs)},
+        {"pairs": [], "counts": []},
+        {"pairs": [[1]], "counts": [[1]]},
+    )
+    for bad in damaged:
+        with pytest.raises(ModelFileError, match="bigram"):
+            Bigram.from_dict(bad, target)
 
 
 def test_predict_judges_what_the_model_does_not_know_as_unknown(trained, tmp_path):
@@ -319,7 +411,7 @@ def test_a_table_of_quoted_characters_keeps_spaces_and_line_ends(tmp_path):
         csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["char"], *text])
     table = read_table(tmp_path / "chars.csv")
     column = table.column("char")
-    assert "".join(column.labels[k] for k in column.indices) == text
+    assert "".join(column.texts(0, len(text))) == text
 
 
 def test_labels_of_a_text_are_its_pieces(text_path):
@@ -327,4 +419,5 @@ def test_labels_of_a_text_are_its_pieces(text_path):
     [column] = read_table(config.path, config.read_options()).columns.values()
     pieces, codes = cut(book(), "word")
     assert column.labels == tuple(pieces)
+    assert column.indices is not None
     assert np.array_equal(column.indices, codes)

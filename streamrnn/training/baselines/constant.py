@@ -29,6 +29,8 @@ class Constant:
     @property
     def label(self) -> str:
         """What a reader is told that it is."""
+        if self.target.num_classes and self.target.spec.is_token:
+            return "unigram, always the same (add one)"
         if self.target.num_classes:
             return "always the frequencies of the classes"
         what = {"mae": "median", "pinball": "quantile"}.get(self.target.metric, "mean")

@@ -6,7 +6,9 @@ from typing import Any, cast
 
 from streamrnn.errors import ModelFileError
 from streamrnn.model.checks import shown
+from streamrnn.model.spec import ModelSpec
 from streamrnn.training.baselines.autoregression import Autoregression
+from streamrnn.training.baselines.bigram import Bigram
 from streamrnn.training.baselines.constant import Constant
 from streamrnn.training.baselines.persistence import ClassPersistence, Persistence
 from streamrnn.training.baselines.regression import LinearRegression, LogisticRegression
@@ -28,13 +30,15 @@ FAMILIES: tuple[type[Baseline], ...] = (
     LogisticRegression,
     Autoregression,
 )
+TEXT_FAMILIES: tuple[type[Baseline], ...] = (Constant, Bigram)
 
 
 def fit_baselines(dataset: Dataset) -> Fitted:
     """Fit every baseline that makes sense of every target, without a look at the test part."""
     fitted: Fitted = {}
+    families = TEXT_FAMILIES if _is_text(dataset.spec) else FAMILIES
     for target in targets_of(dataset.config, dataset.spec):
-        found = (family.fit(dataset, target) for family in FAMILIES)
+        found = (family.fit(dataset, target) for family in families)
         own = [baseline for baseline in found if baseline is not None]
         if needs_shift(target):  # the constant is the quantile itself
             own = [b if isinstance(b, Constant) else _shifted(Shifted.fit(b, dataset)) for b in own]
@@ -45,6 +49,10 @@ def fit_baselines(dataset: Dataset) -> Fitted:
 def _shifted(baseline: Shifted) -> Baseline:
     """Return it as what it is: its names are those of its base, not of its class."""
     return cast(Baseline, baseline)
+
+
+def _is_text(spec: ModelSpec) -> bool:
+    return spec.is_token and bool(spec.inputs[0].unit)
 
 
 def baselines_to_dict(fitted: Fitted) -> dict[str, dict[str, Any]]:
@@ -71,6 +79,10 @@ def baselines_from_dict(plain: Any, targets: tuple[Target, ...]) -> Fitted:
 
 def _from_dict(name: str, plain: dict[str, Any], target: Target) -> Baseline:
     """Choose the family that bears the name and fits the kind of the target."""
+    if _is_text(target.spec):
+        for family in TEXT_FAMILIES:
+            if family.name == name:
+                return family.from_dict(plain, target)
     for family in FAMILIES:
         is_of_classes = family in (ClassPersistence, LogisticRegression)
         is_of_numbers = family not in (Constant, ClassPersistence, LogisticRegression)

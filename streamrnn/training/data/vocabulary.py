@@ -35,8 +35,10 @@ def with_vocabulary(
             )
         return config, table
     assert column.indices is not None
-    if config.horizon != 1:
-        raise TrainingError(f"horizon is {config.horizon}; of a text the next token is predicted")
+    if config.horizon != (1,):
+        raise TrainingError(
+            f"horizon is {list(config.horizon)}; of a text the next token is predicted"
+        )
     if config.vocabulary == 1:
         raise TrainingError("vocabulary is 1; the unknown token and another make 2 at least")
     counts = np.bincount(column.indices[:num_training_rows], minlength=len(column.labels))
