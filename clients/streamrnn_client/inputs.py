@@ -241,7 +241,7 @@ class ModelInfo:
     def _to_array(self, x: Any) -> Array:
         if type(x) is np.ndarray and x.dtype == self._given and x.flags.c_contiguous:
             return x
-        if isinstance(x, str) and self.is_token:
+        if isinstance(x, str) and is_of_text(self.spec["inputs"]):
             return self.encode(x)
         try:
             columns = self._names.columns(x)

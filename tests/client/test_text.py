@@ -185,6 +185,8 @@ def test_a_text_model_takes_a_text_where_it_takes_tokens():
 )
 def test_a_model_that_is_not_of_text_takes_none(model):
     with pytest.raises(NotSupported, match="text"):
+        model.encode("ab")
+    with pytest.raises((BadValue, NotSupported), match=r"token ids|no vocabulary"):
         model.steps_array("ab")
 
 

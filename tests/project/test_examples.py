@@ -12,8 +12,8 @@ import pytest
 
 from streamrnn_client.text import cut
 from streamrnn_server.testing import serving
-from tests.support.books import book, text_model
-from tests.support.models import random_model
+from tests.support.models import random_model, text_model
+from tests.support.tables import book
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

@@ -14,6 +14,8 @@ from streamrnn.model.layers.frame import DenseSpec
 from streamrnn.model.model import Model
 from streamrnn.model.parameters import parameter_shapes
 from streamrnn.model.spec import HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
+from streamrnn.training.network.network import initial_parameters
+from streamrnn_client.text import UNKNOWN
 
 __all__ = [
     "EVERY_KIND_OF_INPUT",
@@ -22,6 +24,7 @@ __all__ = [
     "random_inputs",
     "random_model",
     "random_parameters",
+    "text_model",
 ]
 
 # Every transform that an input of a model with float32 inputs can have.
@@ -182,3 +185,24 @@ def exploding_model() -> Model:
     parameters["weight_hh_l0"][0, 1] = -8e37
     parameters["weight_ih_l0"][...] = 1.0
     return Model(model.spec, parameters)
+
+
+def text_model(unit: str, pieces: list[str], seed: int = 3, scale: float = 3.0) -> Model:
+    """Return a model that predicts the next of some pieces, with weights drawn at random."""
+    names = (UNKNOWN, *pieces)
+    token = InputSpec(
+        "token",
+        unit=unit,
+        kind="token",
+        categories=names,
+        num_categories=len(names),
+        embedding_size=5,
+    )
+    spec = ModelSpec(
+        inputs=(token,),
+        layers=(LayerSpec("gru", 8),),
+        outputs=tuple(OutputSpec(name) for name in names),
+        head=HeadSpec("softmax"),
+    )
+    drawn = initial_parameters(spec, np.random.default_rng(seed))
+    return Model(spec, {name: (scale * value).astype(np.float32) for name, value in drawn.items()})

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["NILE", "noisy_sine", "write_csv"]
+__all__ = ["NILE", "book", "noisy_sine", "write_csv"]
 
 # Annual flow of the Nile at Aswan, 1871 to 1970, in 10^8 m^3 (Cobb 1978).
 NILE = [
@@ -35,3 +35,13 @@ def noisy_sine(num_rows, seed=0):
     """Return a sine with a period of 19 rows and noise of a tenth of it, float64[num_rows]."""
     t = np.arange(num_rows)
     return np.sin(t / 3) + 0.1 * np.random.default_rng(seed).normal(size=num_rows)
+
+
+def book(num_sentences: int = 60, seed: int = 0) -> str:
+    """Return sentences of a small grammar, in which some words decide the next ones."""
+    rng = np.random.default_rng(seed)
+    text = []
+    for _ in range(num_sentences):
+        noun, verb = [("cat", "sits"), ("cats", "sit")][rng.integers(2)]
+        text.append(f"The {noun} on the {rng.choice(['mat', 'roof', 'wall'])} {verb}.\n")
+    return "".join(text)

@@ -13,8 +13,8 @@ from streamrnn_client.errors import BadParams, NotSupported
 from streamrnn_client.sampling import Sampler
 from streamrnn_client.text import Vocabulary, cut
 from streamrnn_server.testing import serving
-from tests.support.books import book, text_model
-from tests.support.models import random_model
+from tests.support.models import random_model, text_model
+from tests.support.tables import book
 
 numbers = itertools.count()
 

@@ -1,5 +1,6 @@
 """`streamrnn train book.txt --tokens char`, `predict` and `sample` of the model."""
 
+import argparse
 import bz2
 import collections
 import csv
@@ -27,10 +28,16 @@ from streamrnn.training.data.reading import text_file
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.train import train
 from streamrnn_client.text import UNITS, UNKNOWN, Vocabulary, cut
-from tests.support.books import book, text_model
-from tests.training.test_commands import run
+from tests.support.models import text_model
+from tests.support.tables import book
 
 QUICK = {"epochs": 2, "layers": ("gru:6",), "batch_size": 4}
+
+
+def run(module, *words):
+    parser = argparse.ArgumentParser()
+    module.configure(parser)
+    return module.run(parser.parse_args([str(word) for word in words]))
 
 
 def config_of(path, unit="char", **settings):
