@@ -158,8 +158,8 @@ def test_the_command_prints_the_table_and_json(trained, tmp_path, capsys):
     assert main(["evaluate", model, new, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {
-        "file", "sha256", "is_training_file", "has_training_rows", "num_rows", "num_streams", "unit",
-        "warmup_rows", "unknown_classes", "intervals", "errors", "baselines", "comparison",
+        "file", "sha256", "is_training_file", "has_training_rows", "num_rows", "num_streams",
+        "warmup_rows", "unit", "unknown_classes", "intervals", "errors", "baselines", "comparison",
     }  # fmt: skip
     assert main(["evaluate", model, new, "--warmup", "-1"]) == 1
     assert main(["inspect", model]) == 0
