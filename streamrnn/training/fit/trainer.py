@@ -19,6 +19,7 @@ from streamrnn.training.data.dataset import Dataset
 from streamrnn.training.evaluate import mean_loss
 from streamrnn.training.fit.chunks import Piece, choose_sizes, cut_segments, plan_epoch
 from streamrnn.training.fit.optimisers import Adam, clip_by_global_norm, cosine_rate
+from streamrnn.training.fit.unseen_categories import silence_unseen
 from streamrnn.training.network.layers import Array, State
 from streamrnn.training.network.network import Network, flat_views, initial_parameters
 
@@ -63,6 +64,7 @@ class Trainer:
         self.batch_size, segment_steps, self.num_epochs = choose_sizes(dataset)
         self.segments = cut_segments(dataset.streams, segment_steps)
         self.network = Network(dataset.spec, initial_parameters(dataset.spec, self.rng))
+        silence_unseen(self.network, dataset)
         self.adam = Adam(self.network.flat.size, self.network.dtype)
         self.average, self.best = self.network.flat.copy(), self.network.flat.copy()
         self.decay: Array | float = 0.0

@@ -13,7 +13,7 @@ from streamrnn.training.config import TrainingConfig
 from streamrnn.training.config_file import read_config
 from streamrnn.training.data.dataset import make_dataset
 from streamrnn.training.data.reading.read import read_table
-from streamrnn.training.train import train_to_file
+from streamrnn.training.train import train, train_to_file
 from streamrnn.training.unseen import evaluate_file
 from streamrnn_client import time_features
 from tests.support.tables import write_csv
@@ -75,6 +75,23 @@ def test_predict_and_engine_take_new_and_absent_names(tmp_path):
     np.testing.assert_array_equal(np.array(got, np.float32), expected[:, 0])
     named = Engine(model).steps("s", {"colour": ["violet", None, "pink", "red"], "y": [1, 2, 3, 4]})
     np.testing.assert_array_equal(named, expected)
+
+
+@pytest.mark.parametrize("num_names", [3, 12])
+def test_a_category_that_training_never_sees_adds_nothing(tmp_path, num_names):
+    colours = [*"abcdefghijkl"[:num_names] * 8, "late"]
+    path = write_csv(tmp_path, y=np.random.default_rng(0).normal(size=len(colours)), colour=colours)
+    config = TrainingConfig(path=path, predict=("y",), other=1, epochs=3, layers=("gru:3",))
+    model = train(config).model
+    names = model.spec.inputs[1].categories
+    assert names == (*"abcdefghijkl"[:num_names], "other")
+    if model.spec.inputs[1].embedding_size:
+        by_name = model.parameters["embedding.colour.weight"]
+    else:
+        by_name = model.parameters["weight_ih_l0"][:, 1:].T
+    assert by_name.shape[0] == num_names + 1
+    assert not by_name[-1].any()
+    assert (by_name[:-1] != 0).all()
 
 
 def test_a_model_without_the_category_says_how_to_get_it(tmp_path):
