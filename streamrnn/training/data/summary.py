@@ -14,6 +14,7 @@ from streamrnn.training.data.columns import is_named
 from streamrnn.training.data.dataset import Dataset
 from streamrnn.training.data.streams import rows_of_streams, times_of_rows
 from streamrnn.training.data.table import Column
+from streamrnn_client.protocol.input_names import MISSING, OTHER
 
 __all__ = ["ColumnSummary", "Times", "summarise_columns", "summarise_times", "summary_lines"]
 
@@ -123,9 +124,12 @@ def _use(dataset: Dataset, name: str) -> str:
     if name in config.split_column:
         uses.append("says the part")
     uses += [
-        "input" + ", as changes" * item.difference + _policy(item.missing)
+        "input"
+        + ", as changes" * item.difference
+        + _policy(item.missing)
+        + _named(item.categories, dataset.table.columns[name])
         for item in dataset.spec.inputs
-        if item.name == name
+        if item.name == name and name in dataset.table.columns
     ]
     if name in config.predict:
         rows = ", ".join(map(str, config.horizon))
@@ -142,6 +146,15 @@ def _policy(missing: str) -> str:
         "mask": ", with a mark where one is missing",
     }
     return words.get(missing, "")
+
+
+def _named(categories: tuple[str, ...], column: Column) -> str:
+    """Tell what becomes of cells without a name, and of names that are rare or new."""
+    text = ""
+    if MISSING in categories and column.is_missing.any():
+        text += f", an empty cell as the name {MISSING}"
+    unnamed = set(column.categories()) - set(categories) if OTHER in categories else ()
+    return text + (f", {len(unnamed)} rare names as {OTHER}" if unnamed else "")
 
 
 def summarise_times(dataset: Dataset) -> Times | None:

@@ -13,6 +13,7 @@ from streamrnn.training.config import TrainingConfig
 from streamrnn.training.config_file import read_config
 from streamrnn.training.data.dataset import make_dataset
 from streamrnn.training.data.reading.read import read_table
+from streamrnn.training.data.summary import summarise_columns
 from streamrnn.training.train import train, train_to_file
 from streamrnn.training.unseen import evaluate_file
 from streamrnn_client import time_features
@@ -58,6 +59,8 @@ def test_empty_cells_are_a_category_of_their_own(tmp_path):
     dataset = dataset_of(path, predict=("y",), other=1)
     assert dataset.spec.inputs[0].categories == ("red", "missing", "other")
     np.testing.assert_array_equal(dataset.streams[0].x[:4, 0], [1, 2, 1, 0])
+    found = next(c for c in summarise_columns(dataset) if c.name == "colour")
+    assert found.use == "input, an empty cell as the name missing, 1 rare names as other"
 
 
 def test_predict_and_engine_take_new_and_absent_names(tmp_path):
