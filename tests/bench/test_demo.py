@@ -20,6 +20,7 @@ from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from streamrnn_bench.child_process import start_child
 from streamrnn_bench.demo import server_process
+from streamrnn_bench.demo.learn import learn
 from streamrnn_bench.demo.many_streams import check_bits
 from streamrnn_bench.demo.numpy_loop import NumpyLoop
 from streamrnn_bench.demo.output import Output, duration, sparkline
@@ -262,3 +263,11 @@ def test_lines_are_not_broken_between_number_and_unit(capsys):
 
 def test_sparkline():
     assert sparkline(np.array([0.0, 4.0, np.nan, 8.0, 9.0]), 0, 8) == "▁▅ ██"
+
+
+def test_a_demonstration_that_was_interrupted_while_it_trained_begins_anew(tmp_path):
+    path = tmp_path / "co2.safetensors"
+    path.with_name("co2.safetensors.checkpoint").write_bytes(b"half")
+    learned = learn(path, 1, Output())
+    assert learned.errors["network"] > 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["co2.safetensors", "co2.toml"]

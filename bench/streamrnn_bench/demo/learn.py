@@ -52,6 +52,8 @@ def learn(path: Path, epochs: int, output: Output) -> Learned:
                 times_s.append(time.perf_counter())
                 progress(epoch)
 
+            # One that was interrupted is begun anew; every call is the same demonstration.
+            path.with_name(f"{path.name}.checkpoint").unlink(missing_ok=True)
             result = train_to_file(config, path, show)
         trained_s = times_s[-1] - times_s[0]
         checked_s = time.perf_counter() - times_s[-1]
