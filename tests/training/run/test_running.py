@@ -228,6 +228,7 @@ def test_every_setting_is_an_option_and_can_be_set(name):
         "split": (0.5, 0.25, 0.25),
         "loss": "mse",
         "loss_on": "last",
+        "tokens": "word",
         "time_features": ("hour", "elapsed"),
         "split_by": "stream",
         "feedback": ("head",),
