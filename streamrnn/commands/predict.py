@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.commands.arguments import add_reading, column_list, reading_settings
+from streamrnn.commands.predict_text import TEXT_HEADER, is_text, predict_text
 from streamrnn.errors import DataError
 from streamrnn.model.model import Model
 from streamrnn.training.data.reading.options import ReadOptions
@@ -26,7 +27,6 @@ from streamrnn.training.predict import (
     trained_columns,
     trained_options,
 )
-from streamrnn.training.predict_text import TEXT_HEADER, is_text, predict_text
 
 __all__ = ["configure", "predict_file", "run"]
 
