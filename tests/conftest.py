@@ -28,8 +28,8 @@ COMPILED = {
     "engine": re.compile(
         "tests/(cuda|importers|kernels)/"
         "|tests/(bench/test_peers|bench/test_step|engine/test_batch|model/test_(inspect|scales))"
-        "|tests/training/(test_api|baselines/test_evaluate|data/test_(categories|origin)|network/test_feedback)"
-        "|tests/training/text/"
+        "|tests/training/(text/|test_api|baselines/test_evaluate|network/test_feedback)"
+        "|tests/training/data/test_(categories|forecasts|origin)"
     ),
     "shard": re.compile(
         "tests/(bench|engine|faults|fuzz|process|security|server|shard)/|tests/client/real_server/"

@@ -72,9 +72,15 @@ def make_onnx(tmp_path):
 
 def _graphs_over_time():
     from tests.importers.files.onnx import draw
-    from tests.importers.graphs.test_functions import WRITTEN, between
-    from tests.importers.graphs.test_states import NEW, conv_cache, gru_cell
-    from tests.importers.graphs.test_time import chomped, plane
+    from tests.importers.graphs.made import (
+        NEW,
+        WRITTEN,
+        between,
+        chomped,
+        conv_cache,
+        gru_cell,
+        plane,
+    )
 
     yield *plane(draw(4, 2, 2, 3), draw(4), before=1), {"X": [1, "t", 10]}, ("Y",)
     yield *chomped(3, 2), {"X": [1, 3, "t"]}, ("Y",)

@@ -70,7 +70,7 @@ def test_an_original_with_its_channels_before_the_steps_is_run(tmp_path, capsys,
 def test_an_original_of_one_place_of_several_channels_a_step_is_run(tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     from tests.importers.files.onnx import H, graph_file
-    from tests.importers.graphs.test_states import NEW, conv_cache
+    from tests.importers.graphs.made import NEW, conv_cache
 
     nodes, tensors, _ = conv_cache(NEW["a slice of all"])
     nodes[0] = H.make_node("Identity", ["X"], ["U"])

@@ -11,34 +11,9 @@ from streamrnn.model.layers.memory import TimeConvSpec
 from streamrnn.reference.model import ReferenceModel
 from tests.importers.files.onnx import RNG, H, draw, graph_file
 from tests.importers.graphs.judge import STEPS, check_sequence, check_steps
+from tests.importers.graphs.made import NEW, ONE, conv_cache, gru_cell
 
 X = RNG.standard_normal((STEPS, 3))
-END = np.iinfo(np.int64).max
-ONE = {f"n{k}": np.array([k]) for k in range(5)} | {"last": np.array([-1]), "end": np.array([END])}
-
-
-def conv_cache(new, kernel=3, dilation=1):
-    """Convolve what was kept and the step [1, 3, 1]; ``new`` are nodes that make the state N."""
-    nodes = [
-        H.make_node("Unsqueeze", ["X", "n2"], ["U"]),
-        H.make_node("Concat", ["S", "U"], ["Z"], axis=2),
-        H.make_node("Conv", ["Z", "K", "b"], ["A"], dilations=[dilation]),
-        H.make_node("Relu", ["A"], ["B"]),
-        H.make_node("Squeeze", ["B", "n2"], ["Y"]),
-        *new,
-    ]
-    tensors = ONE | {"K": draw(4, 3, kernel), "b": draw(4)}
-    return nodes, tensors, {"S": ("N", (1, 3, (kernel - 1) * dilation))}
-
-
-NEW = {
-    "a slice of all": [H.make_node("Slice", ["Z", "n1", "end", "n2"], ["N"])],
-    "the step behind the rest": [
-        H.make_node("Slice", ["S", "n1", "end", "n2"], ["rest"]),
-        H.make_node("Concat", ["rest", "U"], ["N"], axis=2),
-    ],
-    "parts of all": [H.make_node("Split", ["Z", "sizes"], ["first", "N"], axis=2)],
-}
 
 
 @pytest.mark.parametrize("how", NEW)
@@ -153,29 +128,6 @@ def test_a_cell_written_by_hand_with_a_norm_within(tmp_path):
     ]
     tensors = {"W": draw(3, 8), "R": draw(4, 8), "gain": draw(4), "shift": draw(4)}
     smoothed(tmp_path, nodes, tensors | {"Q": draw(4, 2)}, size=4)
-
-
-def gru_cell(new):
-    """Write a GRUCell out as exporters do; the state comes back as ``new`` says."""
-    tensors = {"Wi": draw(12, 3), "Wh": draw(12, 4), "bi": draw(12), "bh": draw(12)}
-    nodes = [
-        H.make_node("Gemm", ["X", "Wi", "bi"], ["gi"], transB=1),
-        H.make_node("Gemm", ["S", "Wh", "bh"], ["gh"], transB=1),
-        H.make_node("Split", ["gi"], ["ir", "iz", "in"], axis=1),
-        H.make_node("Split", ["gh"], ["hr", "hz", "hn"], axis=1),
-        H.make_node("Add", ["hr", "ir"], ["r_"]),
-        H.make_node("Sigmoid", ["r_"], ["r"]),
-        H.make_node("Add", ["hz", "iz"], ["z_"]),
-        H.make_node("Sigmoid", ["z_"], ["z"]),
-        H.make_node("Mul", ["hn", "r"], ["m"]),
-        H.make_node("Add", ["in", "m"], ["n_"]),
-        H.make_node("Tanh", ["n_"], ["n"]),
-        H.make_node("Sub", ["S", "n"], ["d"]),
-        H.make_node("Mul", ["d", "z"], ["e"]),
-        H.make_node("Add", ["e", "n"], ["H"]),
-        *new,
-    ]
-    return nodes, tensors | {"Q": draw(4, 2), "half": np.float32(0.5)}
 
 
 def test_a_cell_whose_state_comes_back_as_it_is_stays_a_cell(tmp_path):

@@ -11,29 +11,9 @@ from streamrnn.model.layers.frame import ConvSpec
 from streamrnn.model.layers.memory import TimeConvSpec
 from tests.importers.files.onnx import RNG, H, draw, graph_file, weights
 from tests.importers.graphs.judge import STEPS, check_sequence
+from tests.importers.graphs.made import END, chomped, cut, plane
 
 X = RNG.standard_normal((STEPS, 3))
-END = np.iinfo(np.int64).max
-
-
-def cut(source, made, first, end, axis=2):
-    """Return a Slice of one axis, and its numbers."""
-    names = [f"{made}.{key}" for key in ("first", "end", "axis")]
-    numbers = dict(zip(names, (np.array([first]), np.array([end]), np.array([axis])), strict=True))
-    return H.make_node("Slice", [source, *names], [made]), numbers
-
-
-def chomped(kernel, dilation, between=()):
-    """Pad both sides by all that the kernel reaches, and cut the end off."""
-    reach = (kernel - 1) * dilation
-    node, numbers = cut("Z" if between else "A", "Y", 0, -reach)
-    options = {"pads": [reach, reach], "dilations": [dilation]}
-    nodes = [
-        H.make_node("Conv", ["X", "K", "b"], ["A"], **options),
-        *(H.make_node(op, names, ["Z"]) for op, names in between),
-        node,
-    ]
-    return nodes, {"K": draw(4, 3, kernel), "b": draw(4)} | numbers
 
 
 @pytest.mark.parametrize("between", [(), (("Relu", ["A"]),)], ids=["alone", "relu"])
@@ -123,40 +103,6 @@ def test_a_difference_from_the_step_before_is_one(tmp_path, how):
 
 
 FEATURES = RNG.standard_normal((STEPS, 10))
-
-
-def plane(weight, bias, groups=1, dilations=(1, 1), strides=(1, 1), before=0, after="Relu"):
-    """Convolve [1, 1, T, F] along both, after zeros before the first step; then a GRU."""
-    reach = (weight.shape[2] - 1) * dilations[0]
-    nodes = [
-        H.make_node("Unsqueeze", ["X", "one"], ["A"]),
-        H.make_node("Conv", ["A", "K0", "b0"], ["B"], kernel_shape=[1, 1]),
-        H.make_node("Pad", ["B", "pads"], ["C"]),
-        H.make_node(
-            "Conv", ["C", "K", "b"], ["D"], dilations=dilations, strides=strides, group=groups
-        ),
-        H.make_node(after, ["D"], ["E"]),
-        H.make_node("Transpose", ["E"], ["F"], perm=[2, 0, 1, 3]),
-        H.make_node("Reshape", ["F", "flat"], ["G"]),
-        H.make_node("GRU", ["G", "W", "R", "B_"], ["Y4"], linear_before_reset=1, hidden_size=4),
-        H.make_node("Squeeze", ["Y4", "one"], ["Y3"]),
-        H.make_node("Transpose", ["Y3"], ["Y"], perm=[1, 0, 2]),
-    ]
-    places = (10 + 2 * before - (weight.shape[3] - 1) * dilations[1] - 1) // strides[1] + 1
-    gru = weights("GRU", len(weight) * places, 4)
-    tensors = {
-        "one": np.array([1]),
-        "flat": np.array([0, 0, -1]),
-        "pads": np.array([0, 0, reach, before, 0, 0, 0, before]),
-        "K0": draw(weight.shape[1] * groups, 1, 1, 1),
-        "b0": np.zeros(weight.shape[1] * groups, np.float32),
-        "K": weight,
-        "b": bias,
-        "W": gru["W"],
-        "R": gru["R"],
-        "B_": gru["B"],
-    }
-    return nodes, tensors
 
 
 @pytest.mark.parametrize(
