@@ -85,15 +85,13 @@ class ModelInfo:
             self.output_size: int = sum(map(math.prod, self.output_shapes.values()))
             self.is_token: bool = inputs[0]["kind"] == "token"
             origins = (
-                origins_of([item.get("origin", 0.0) for item in inputs for _ in _elements(item)]),
-                origins_of(
-                    [o.get("origin", 0.0) for o in self.spec["outputs"] for _ in _elements(o)]
-                ),
+                origins_of([_origin_and_size(item) for item in inputs]),
+                origins_of([_origin_and_size(item) for item in self.spec["outputs"]]),
             )
             names = (self.name, self.fingerprint, *self.input_names, *self.output_names)
             if not all(isinstance(name, str) for name in names) or not self.output_names:
                 raise TypeError("a name is no string, or there is no output")
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
             raise NotSupported(
                 f"the server describes a model in a way that this client cannot read ({error!r}); "
                 "client and server should be of the same version"
@@ -290,6 +288,6 @@ class ModelInfo:
         )
 
 
-def _elements(item: Mapping[str, Any]) -> range:
-    """One for each element of an input or output."""
-    return range(math.prod(item.get("shape", ())))
+def _origin_and_size(item: Mapping[str, Any]) -> tuple[float, int]:
+    """Return what stands for 0 in an input or output, and its number of elements."""
+    return item.get("origin", 0.0), math.prod(item.get("shape", ()))

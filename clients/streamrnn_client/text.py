@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamrnn_client.protocol.input_names import UNKNOWN
+
 __all__ = ["MAX_WORD", "UNITS", "UNKNOWN", "Vocabulary", "cut", "is_of_text"]
 
 UNITS = ("char", "word")
-UNKNOWN = "<unknown>"
-"""Name of the token for all that is not in a vocabulary: no text has such a piece."""
 MAX_WORD = 64
 _UNKNOWN_AS_TEXT = "\ufffd"  # Unicode's character for what is not known
 _WORD = re.compile(rf" ?\w{{1,{MAX_WORD}}}| ?[^\w\s]|\s")

@@ -81,7 +81,7 @@ class Engine:
         self._form = InputForm(model.spec)
         self._dtype, self._num_inputs = self._form.dtype, self._form.num_inputs
         self._output_size = model.spec.output_size
-        self._origins = origins_of([o.origin for o in model.spec.outputs for _ in range(o.size)])
+        self._origins = origins_of([(item.origin, item.size) for item in model.spec.outputs])
         self._streams = StreamTable(max_streams)
         self._device = _make_device(model, device, self._streams.marks, precision)
         self._lock = threading.RLock()  # a signal handler or a __del__ may call in the midst

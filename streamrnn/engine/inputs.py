@@ -23,7 +23,7 @@ class InputForm:
         self._spec = spec
         self.dtype = np.dtype(np.uint32 if spec.is_token else np.float32)
         self.num_inputs = spec.num_inputs
-        self.origins = origins_of([item.origin for item in spec.input_elements])
+        self.origins = origins_of([(item.origin, item.size) for item in spec.inputs])
         self._names = InputNames(
             "the model",
             [item.name for item in spec.inputs],

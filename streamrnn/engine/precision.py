@@ -37,7 +37,7 @@ def sample_of(model: Model) -> tuple[NDArray[Any], bool]:
     input's center, uniform categories.
     """
     spec = model.spec
-    dtype = np.uint32 if spec.is_token else np.float32
+    dtype = np.uint32 if spec.is_token else np.float64  # an origin is taken off in float64
     rows = spec.training.get("sample")
     if rows:
         filled = [[np.nan if value is None else value for value in row] for row in rows]
@@ -46,7 +46,7 @@ def sample_of(model: Model) -> tuple[NDArray[Any], bool]:
     columns = [
         rng.integers(0, item.num_categories, NUM_SAMPLE_STEPS)
         if item.num_categories
-        else item.center + item.scale * rng.standard_normal(NUM_SAMPLE_STEPS)
+        else item.origin + item.center + item.scale * rng.standard_normal(NUM_SAMPLE_STEPS)
         for item in spec.inputs
     ]
     return np.stack(columns, axis=1).astype(dtype), False

@@ -195,3 +195,11 @@ def test_a_text_model_that_predicts_no_token_draws_none(model):
     assert model.encode("ab").tolist() == [1, 2]
     with pytest.raises(NotSupported, match="does not predict the next token"):
         model.sampler("a", 1)
+
+
+def test_a_word_that_is_not_known_is_unknown_though_others_are_called_other_and_missing():
+    model = info(unit="word", names=(UNKNOWN, "other", "missing"))
+    for words in (["foo", "other", "missing"], np.array(["foo", "other", "missing"])):
+        assert model.steps_array({"token": words}).tolist() == [[0], [1], [2]]
+    with pytest.raises(BadValue):
+        model.steps_array({"token": [None]})

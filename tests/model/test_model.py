@@ -153,6 +153,7 @@ def test_the_defaults_are_part_of_the_file_format():
                 "missing": "error",
                 "fill": 0.0,
                 "shape": (),
+                "origin": 0.0,
             },
         ),
         "layers": (
@@ -180,6 +181,7 @@ def test_the_defaults_are_part_of_the_file_format():
                 "scale": 1.0,
                 "difference_of": None,
                 "shape": (),
+                "origin": 0.0,
             },
         ),
         "head": {"activation": "identity"},

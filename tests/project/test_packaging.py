@@ -49,7 +49,7 @@ def test_client_knows_nothing_of_the_server():
 
 
 def test_public_names_are_resolved_on_first_use():
-    assert set(streamrnn.__all__) == {"Engine", "Model", "__version__"}
+    assert set(streamrnn.__all__) == {"Engine", "Model", "__version__", "predict", "train"}
     assert streamrnn.Model.__module__ == "streamrnn.model.model"
     assert streamrnn.Engine.__module__ == "streamrnn.engine.engine"
     assert set(streamrnn.__all__) <= set(dir(streamrnn))

@@ -13,19 +13,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MISSING", "OTHER", "InputMistake", "InputNames", "origins_of"]
+__all__ = ["MISSING", "OTHER", "UNKNOWN", "InputMistake", "InputNames", "origins_of"]
 
 # Categories that stand for an absent value, and for a name that is none of the others.
 MISSING, OTHER = "missing", "other"
+# Stands for both in the vocabulary of a text, where those two are words.
+UNKNOWN = "<unknown>"
 
 Array = npt.NDArray[Any]
 _PLAIN = (np.ndarray, list, tuple, float, int)  # what has no names, told at once
 
 
-def origins_of(origins: Sequence[float]) -> Array | None:
-    """Return the origins of a model's inputs or outputs as float64, None if all are 0."""
-    found = np.array(origins, np.float64)
-    return found if found.any() else None
+def origins_of(items: Sequence[tuple[float, int]]) -> Array | None:
+    """Return the origins of a model's inputs or outputs, one for each element; None if all are 0.
+
+    `items` are the origin and the number of elements of each. Raises `ValueError` if one is not
+    finite, `TypeError` if it is no number.
+    """
+    if not any(origin != 0 for origin, _ in items):
+        return None
+    origins = [float(origin) for origin, _ in items]
+    if not np.isfinite(origins).all():
+        raise ValueError(f"an origin is not finite: {origins}")
+    return np.repeat(origins, [size for _, size in items])
 
 
 class InputMistake(ValueError):
@@ -172,12 +182,13 @@ class InputNames:
         return np.array(flat).reshape(values.shape)
 
     def _number(self, name: str, categories: Mapping[str, int], value: Any) -> Any:
-        is_absent = value is None or value == "" or value != value  # not a number
-        if is_absent and MISSING in categories:
+        is_absent = value is None or value == "" or _is_no_number(value)
+        is_text = UNKNOWN in categories
+        if is_absent and MISSING in categories and not is_text:
             return categories[MISSING]
         if not isinstance(value, str):
             return value
-        index = categories.get(value, categories.get(OTHER))
+        index = categories.get(value, categories.get(UNKNOWN if is_text else OTHER))
         if index is None:
             nearest = difflib.get_close_matches(value, list(categories), 3, 0.4)
             known = ", ".join(map(repr, list(categories)[:20])) or "known by number only"
@@ -190,6 +201,14 @@ class InputNames:
                 nearest=nearest,
             )
         return index
+
+
+def _is_no_number(value: Any) -> bool:
+    """Tell NaN, and what pandas has for it, whose comparisons have no truth."""
+    try:
+        return bool(value != value)
+    except (TypeError, ValueError):
+        return True
 
 
 def _column(values: Any) -> Array:

@@ -106,6 +106,9 @@ def _facts(graph: Graph) -> dict[str, str]:
         "inputs": json.dumps([[item.name, item.unit] for item in spec.inputs]),
         "outputs": json.dumps([[item.name, item.unit] for item in spec.outputs]),
     }
+    named = {item.name: item.categories for item in spec.inputs if item.categories}
+    if named:
+        facts["categories"] = json.dumps(named)
     if not graph.is_sequence:
         facts["steps"] = "1"
     first = {name: part.first.tolist() for name, part in graph.parts.items() if part.first.any()}

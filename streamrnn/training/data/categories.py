@@ -11,7 +11,7 @@ from streamrnn.errors import DataError
 from streamrnn.model.spec import InputSpec
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.table import Column, Table
-from streamrnn_client.protocol.input_names import MISSING, OTHER
+from streamrnn_client.protocol.input_names import MISSING, OTHER, UNKNOWN
 
 __all__ = ["categorical_input", "category_codes", "known_categories"]
 
@@ -40,9 +40,12 @@ def known_categories(
 def category_codes(column: Column, categories: tuple[str, ...]) -> NDArray[np.float64]:
     """Return the index of each row's category, NaN where there is none.
 
-    An empty cell is ``missing`` and an unknown name ``other``, if the model knows these.
+    An empty cell is ``missing`` and an unknown name ``other``, if the model knows these; both are
+    ``<unknown>`` in the vocabulary of a text.
     """
     codes = column.codes(categories or None)
+    if UNKNOWN in categories:
+        return np.where(np.isnan(codes), categories.index(UNKNOWN), codes)
     for name, rows in ((MISSING, column.is_missing), (OTHER, ~column.is_missing)):
         if name in categories:
             codes[rows & np.isnan(codes)] = categories.index(name)

@@ -1,9 +1,12 @@
 """Large numbers with small changes: a counter at 1e9 is one from 0, all the way to the client."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from streamrnn import Engine, Model
+from streamrnn.engine.precision import measure_precisions, sample_of
 from streamrnn.errors import ModelError, SpecError
 from streamrnn.exporters.onnx.model import export_onnx
 from streamrnn.exporters.torch.model import export_torch
@@ -13,7 +16,7 @@ from streamrnn.training import TrainingConfig, train_to_file
 from streamrnn.training.data.columns import origin_of
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.predict import predict_table
-from streamrnn_client.errors import BadValue
+from streamrnn_client.errors import BadValue, NotSupported
 from streamrnn_client.inputs import ModelInfo
 from tests.support.models import random_model
 from tests.support.tables import write_csv
@@ -118,3 +121,22 @@ def test_models_with_an_origin_are_not_exported_and_others_keep_their_fingerprin
         InputSpec("a", kind="categorical", num_categories=2, origin=1.0)
     with pytest.raises(SpecError, match="finite number"):
         InputSpec("a", origin=float("inf"))
+
+
+def test_a_sample_is_tried_in_the_users_numbers(trained):
+    model = trained[1][1].model
+    for own in (model, Model(replace(model.spec, training={}), model.parameters)):
+        x, is_own = sample_of(own)
+        assert is_own == (own is model)
+        assert len(np.unique(x)) > 10  # not rounded to multiples of 64
+        assert np.abs(x - model.spec.inputs[0].origin).max() < 1e5
+        errors, _, _ = measure_precisions(own)
+        assert errors[0].largest.max() < 0.1
+
+
+@pytest.mark.parametrize("origin", ["abc", 10**400, None, float("nan"), float("inf"), [1.0]])
+def test_an_origin_that_is_no_number_is_refused_by_the_client(trained, origin):
+    spec = trained[1][1].model.spec.to_dict()
+    spec["inputs"][0]["origin"] = origin
+    with pytest.raises(NotSupported, match="cannot read"):
+        ModelInfo({"name": "m", "fingerprint": "f", "row_bytes": 64, "spec": spec})
