@@ -60,7 +60,7 @@ class Stream(StreamView):
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> AsyncIterator[str]:
-        """Draw text as `streamrnn_client.Stream.sample` does, for ``async for``."""
+        """Await `streamrnn_client.Stream.sample`."""
         sampler = self._state.model.sampler(
             text,
             num_tokens,
