@@ -42,20 +42,25 @@ def bounded(call: Call, value: Value, least: float | None, most: float | None) -
     return value if most is None else _function(call, value, "at_most", most)
 
 
-def composed(call: Call, kind: str) -> Value:
-    """Append one of `COMPOSED` to what is read."""
+def composed(call: Call, kind: str, number: float | None = None) -> Value:
+    """Append one of `COMPOSED` to what is read; the number is celu's alpha, squareplus's b."""
     x = call.build.single(call.value, call.name)
     match kind:
-        case "celu":  # with an alpha of 1
-            return _function(call, x, "elu")
+        case "celu":  # alpha elu(x / alpha)
+            if number is None or number == 1.0:
+                return _function(call, x, "elu")
+            if not number:
+                raise call.refuse("is a celu with an alpha of 0")
+            return scaled(call, _function(call, scaled(call, x, 1.0 / number), "elu"), number)
         case "log_sigmoid":
             return scaled(call, _function(call, scaled(call, x, -1.0), "softplus"), -1.0)
         case "mish":
             return _mixed(call, x, _function(call, _function(call, x, "softplus"), "tanh"))
         case "tanh_shrink":
             return _mixed(call, x, _function(call, x, "tanh"), (1.0, -1.0))
-    # squareplus: (x + sqrt(x^2 + 4)) / 2
-    root = _function(call, scaled(call, _mixed(call, x, x), 1.0, 4.0), "sqrt")
+    # squareplus: (x + sqrt(x^2 + b)) / 2, b being 4 where nothing is said
+    b = 4.0 if number is None else number
+    root = _function(call, scaled(call, _mixed(call, x, x), 1.0, b), "sqrt")
     return _mixed(call, x, root, (0.5, 0.5))
 
 

@@ -148,11 +148,15 @@ def operation(call: Call) -> Value:
         approximate = call.flag("approximate")
         return activated(call, "gelu_tanh" if approximate else "gelu", None)
     if kind in _COMPOSED and len(call.given) == 1:
-        return composed(call, _COMPOSED[kind])
+        option, default = {"Celu": ("alpha", 1.0)}.get(kind, ("b", 4.0))
+        return composed(call, _COMPOSED[kind], call.number(option, default))
     if kind == "Square" and len(call.given) == 1:
         return _mixed(call, [call.value, call.value], ())
     if kind == "Clip" and len(call.given) == 1:
-        least, most = (call.number(name, 0.0) for name in ("x_min", "x_max"))
+        least, most = (
+            None if call.config.get(name) is None else call.number(name, 0.0)
+            for name in ("x_min", "x_max")
+        )
         return bounded(call, call.build.single(call.value, call.name), least, most)
     if kind in _FUNCTIONS and len(call.given) == 1:
         return _function(call, kind)

@@ -71,7 +71,8 @@ def fold_constants(op: str, inputs: Sequence[Any], attributes: Mapping[str, Any]
     if op != "Size" and np.prod(np.broadcast_shapes(*(v.shape for v in inputs))) > MAX_ELEMENTS:
         raise NotFollowed("it makes too many elements")
     with np.errstate(all="ignore"):  # the model refuses what is not finite, by name
-        return np.asarray(_OPERATORS[op](*inputs))
+        made = np.asarray(_OPERATORS[op](*inputs))
+        return made.astype(inputs[0].dtype) if op == "Pow" else made
 
 
 def _product(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
@@ -100,4 +101,4 @@ def _reduced(op: str, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> N
     keeps = bool(attributes.get("keepdims", 1))
     with np.errstate(all="ignore"):
         made = _REDUCTIONS[op](x, axis=axes or None, keepdims=keeps)
-    return np.asarray(made, x.dtype if x.dtype.kind == "f" else None)
+    return np.asarray(made).astype(x.dtype)  # whole numbers are rounded towards zero

@@ -254,6 +254,12 @@ def _apply(
     if op in ("MatMul", "Gemm"):
         return [apply_product(op, name, inputs, names, attributes)]
     if op == "BatchNormalization" and isinstance(inputs[0], Signal):
+        is_test = graph.file.opset >= 7 or attributes.get("is_test", 0)
+        if attributes.get("training_mode", 0) or not is_test or any(node.output[1:]):
+            raise NotFollowed(
+                "it is in training mode, and normalises by its inputs: export with "
+                "the network in evaluation mode"
+            )
         epsilon = float(attributes.get("epsilon", 1e-5))
         return [normalise(inputs[0], inputs, name, epsilon)]
     if op == "Gather" and isinstance(inputs[0], np.ndarray) and isinstance(inputs[1], Signal):

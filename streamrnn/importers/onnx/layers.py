@@ -62,9 +62,16 @@ def apply_function(
         rank = len(value.axes)
         # Before opset 13 the default was 1, and all axes from there on were one.
         axis = int(attributes.get("axis", -1 if opset >= 13 else 1)) % max(rank, 1)
-        if value.featured().find(FEATURE) != axis:
-            raise NotFollowed("it is a softmax along another axis than the features'")
         value = value.featured()
+        if value.find(FEATURE) != axis:
+            raise NotFollowed("it is a softmax along another axis than the features'")
+        if opset < 13 and math.prod(value.shape[axis + 1 :]) != 1:
+            raise NotFollowed(
+                "it is a softmax over the features and all axes after them, as all were before "
+                "opset 13: export with that or a later one"
+            )
+        if any(size != 1 for label, size in value.axes[axis] if label != FEATURE):
+            raise NotFollowed("it is a softmax over the places of a frame, with their channels")
     if op in ("Celu", "Log", "Mish", "Neg"):
         return _composed(op, name, value, attributes)
     return value.plus(_activation(op, name, attributes))
@@ -131,7 +138,8 @@ def apply_arithmetic(
         if op == "Div" and a.dtype.kind in "iu":
             if (b == 0).any():
                 raise NotFollowed("it divides by zero")
-            return np.asarray(a // b)
+            floor = a // b  # ONNX rounds towards zero
+            return np.asarray(floor + ((floor < 0) & (floor * b != a)), floor.dtype)
         return np.asarray(ARITHMETIC[op](a, b))
     if isinstance(a, Signal) and isinstance(b, Signal):
         return find_pattern(op, name, a, b) or join_signals(op, name, (a, b))

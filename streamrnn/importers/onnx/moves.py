@@ -52,6 +52,9 @@ def move(
     if op in ("Identity", "Dropout", "Cast"):
         if isinstance(first, np.ndarray) and op == "Cast":
             return [_cast(first, attributes)]
+        is_random = len(inputs) > 2 and (not isinstance(inputs[2], np.ndarray) or inputs[2].any())
+        if op == "Dropout" and inputs[2:] != [None] and is_random:
+            raise NotFollowed("it is in training mode: export with the network in evaluation mode")
         return [_there(first)]
     others = [_constant(value) for value in inputs[1:]]
     if op == "Concat":

@@ -64,6 +64,8 @@ def _chosen(
     """Find a softplus, or a leaky relu or an elu: x itself above a bound, something else below."""
     if not isinstance(above, Signal) or not isinstance(below, Signal):
         return None
+    if not _wide(signal) == _wide(above) == _wide(below):
+        return None
     merged = signal.merged(above).merged(below)
     last = merged.layer(below.head)
     if bound == 0.0 and above.head == base and last is not None and last.reads == (base,):
@@ -88,6 +90,8 @@ def _chosen(
 
 def find_pattern(op: str, name: str, a: Signal, b: Signal) -> Signal | None:
     """Return what an operator on two signals ends; None if that is no layer."""
+    if op in ("Div", "Sub") and not _fits(a, b):
+        return None
     if op == "Sub" and _kind(b, b.head) == _MEAN and _reads(b, b.head) == (a.head,):
         mean = b.layer(b.head)
         size = mean.slope if isinstance(mean, Activation) else None
@@ -105,9 +109,22 @@ def find_pattern(op: str, name: str, a: Signal, b: Signal) -> Signal | None:
     return None
 
 
+def _wide(signal: Signal) -> list[list[tuple[str, int]]]:
+    """Return what lies along each axis, but for what is one element."""
+    return [[factor for factor in axis if factor[1] != 1] for axis in signal.axes]
+
+
+def _fits(a: Signal, b: Signal) -> bool:
+    """Whether b has one element in place of all that lie along one axis of a, and all others."""
+    unlike = [(mine, own) for mine, own in zip(_wide(a), _wide(b), strict=False) if mine != own]
+    return len(a.axes) == len(b.axes) and (not unlike or (len(unlike) == 1 and not unlike[0][1]))
+
+
 def _gelu(name: str, x: Signal, gate: Signal) -> Signal | None:
     """Find ``x (1 + erf(x / sqrt 2))``, with its half in front or yet to come."""
     one = gate.layer(gate.head)
+    if _wide(x) != _wide(gate):
+        return None
     if not _is_scale(one, 1.0, 1.0) or one is None:
         return None
     erf = gate.layer(one.reads[0])

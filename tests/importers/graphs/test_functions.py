@@ -42,6 +42,14 @@ REFUSED = {
         "runs along time: it needs inputs to come",
     ),
     "sine": ([("Sin", ["H"], "Z", {})], "Sin.*not supported"),
+    "mean that lies along another axis": (
+        [("ReduceMean", ["H"], "a", {"axes": [-1], "keepdims": 0}), ("Sub", ["H", "a"], "Z", {})],
+        "joins results of the network of shapes",
+    ),
+    "dropout in training": (
+        [("Dropout", ["H", "half", "yes"], "Z", {})],
+        "in training mode",
+    ),
     "whole power": ([("Abs", ["H"], "a", {}), ("Pow", ["a", "power"], "Z", {})], "exponent is 5"),
 }
 
@@ -49,7 +57,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_no_layer_computes_is_refused_by_name(tmp_path, name):
     nodes, reason = REFUSED[name]
-    made, tensors = between(nodes, {"power": np.float32(5)})
+    made, tensors = between(nodes, {"power": np.float32(5), "yes": np.array(True)})
     gru = weights("GRU", 2, 4)
     made[-1].output[0] = "P"
     made += [
@@ -83,3 +91,74 @@ def test_functions_of_the_input_with_its_channels_first(tmp_path):
     ]
     tensors = NUMBERS | {"K": draw(4, 3, 1), "k": draw(4)}
     check_sequence(tmp_path, nodes, tensors, X, first=True)
+
+
+C, STEP = 3, [1, 2, 6]
+FRAME = {"K": draw(C, 2, 3), "g": np.ones(C, np.float32), "z": np.zeros(C, np.float32)}
+CONV = H.make_node("Conv", ["X", "K"], ["c"], pads=[2, 0])
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("shape", [[1, 2, "t"], STEP])
+def test_a_softmax_of_old_over_places_or_time_too_is_refused(tmp_path, op, shape):
+    nodes = [CONV, H.make_node(op, ["c"], ["Y"])]
+    path = graph_file(tmp_path / "m.onnx", nodes, FRAME, {"X": shape}, opset=11)
+    with pytest.raises(ModelFileError, match="softmax over the features and all axes after them"):
+        import_file(path)
+
+
+@pytest.mark.parametrize("channels", [1, C])
+def test_a_softmax_over_a_flattened_frame_is_refused(tmp_path, channels):
+    nodes = [
+        H.make_node("Conv", ["X", "K"], ["c"], pads=[1, 1]),
+        H.make_node("Flatten", ["c"], ["f"]),
+        H.make_node("Softmax", ["f"], ["s"], axis=-1),
+        H.make_node("MatMul", ["s", "Q"], ["Y"]),
+    ]
+    tensors = {"K": draw(channels, 2, 3), "Q": draw(6 * channels, 4)}
+    path = graph_file(tmp_path / "m.onnx", nodes, tensors, {"X": STEP})
+    with pytest.raises(ModelFileError, match="softmax over the places of a frame"):
+        import_file(path)
+
+
+OPTIONS = {
+    "pads with ones": (
+        [
+            H.make_node("Pad", ["X"], ["p"], pads=[0, 0, 2, 0, 0, 0], value=1.0),
+            H.make_node("Conv", ["p", "K"], ["Y"]),
+        ],
+        9,
+        "pads with another number than zero",
+    ),
+    "batch norm in training": (
+        [CONV, H.make_node("BatchNormalization", [*"cgzzg"], ["Y"], training_mode=1)],
+        15,
+        "in training mode",
+    ),
+    "batch norm that gives a mean": (
+        [CONV, H.make_node("BatchNormalization", [*"cgzzg"], ["Y", "mean", "variance"])],
+        9,
+        "in training mode",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_that_no_layer_has_is_refused(tmp_path, name):
+    nodes, opset, reason = OPTIONS[name]
+    path = graph_file(tmp_path / "m.onnx", nodes, FRAME, {"X": [1, 2, "t"]}, opset=opset)
+    with pytest.raises(ModelFileError, match=reason):
+        import_file(path)
+
+
+def test_a_mean_that_was_turned_is_no_norm(tmp_path):
+    """Every step less the mean of the step that its feature has as its number."""
+    nodes = [
+        H.make_node("ReduceMean", ["X"], ["a"], axes=[2], keepdims=1),
+        H.make_node("Transpose", ["a"], ["b"], perm=[0, 2, 1]),
+        H.make_node("Sub", ["X", "b"], ["c"]),
+        H.make_node("MatMul", ["c", "Q"], ["Y"]),
+    ]
+    path = graph_file(tmp_path / "m.onnx", nodes, {"Q": draw(4, 2)}, {"X": [1, 4, 4]})
+    with pytest.raises(ModelFileError, match="joins results of the network"):
+        import_file(path)

@@ -100,6 +100,18 @@ def _reading(*references):
     return {"args": [tensors] if len(tensors) > 1 else tensors, "kwargs": {"mask": None}}
 
 
+def operation(importing, kind, given, **options):
+    """Import a GRU and an operation on what it gives; return what both give."""
+    cell = recurrent("GRU")
+    layers = [shaped(), cell, layer(kind, **options)]
+    config = functional(layers, [[], [0], [1]])
+    entry = config["config"]["layers"][2]
+    entry |= {"module": "keras.src.ops.numpy", "registered_name": kind}
+    (tensor,) = entry["inbound_nodes"][0]["args"]
+    entry["inbound_nodes"][0]["args"] = [tensor if item is None else item for item in given]
+    return answers(importing([cell])), answers(importing(layers, config=config))
+
+
 @pytest.mark.parametrize(
     ("kind", "given", "function"),
     [
@@ -115,15 +127,27 @@ def _reading(*references):
     ],
 )
 def test_operations_on_values_are_followed(importing, kind, given, function):
-    cell = recurrent("GRU")
-    layers = [shaped(), cell, layer(kind)]
-    config = functional(layers, [[], [0], [1]])
-    entry = config["config"]["layers"][2]
-    entry |= {"module": "keras.src.ops.numpy", "registered_name": kind}
-    (tensor,) = entry["inbound_nodes"][0]["args"]
-    entry["inbound_nodes"][0]["args"] = [tensor if item is None else item for item in given]
-    got = answers(importing(layers, config=config))
-    assert close(got, function(answers(importing([cell]))), REFERENCE_FLOAT64)
+    hidden, got = operation(importing, kind, given)
+    assert close(got, function(hidden), REFERENCE_FLOAT64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "function"),
+    [
+        ("Celu", {"alpha": 0.25}, lambda h: np.where(h > 0, h, 0.25 * np.expm1(h / 0.25))),
+        ("Celu", {}, lambda h: np.where(h > 0, h, np.expm1(h))),
+        ("Elu", {"alpha": 0.25}, lambda h: np.where(h > 0, h, 0.25 * np.expm1(h))),
+        ("Squareplus", {"b": 1}, lambda h: (h + np.sqrt(h * h + 1)) / 2),
+        ("Squareplus", {}, lambda h: (h + np.sqrt(h * h + 4)) / 2),
+        ("Clip", {"x_min": None, "x_max": 0.125}, lambda h: np.minimum(h, 0.125)),
+        ("Clip", {"x_min": -0.125, "x_max": None}, lambda h: np.maximum(h, -0.125)),
+    ],
+)
+def test_the_numbers_of_an_operation_are_used(importing, kind, options, function):
+    hidden, got = operation(importing, kind, [None], **options)
+    assert hidden.min() < -0.125
+    assert hidden.max() > 0.125
+    assert close(got, function(hidden), 1e-7)
 
 
 @pytest.mark.parametrize(

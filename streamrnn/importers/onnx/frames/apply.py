@@ -52,6 +52,9 @@ FRAMES = (
 )
 
 
+_NOT_NEGATIVE = ("abs", "exp", "relu", "relu6", "sigmoid", "softmax", "softplus", "sqrt")
+
+
 def apply_frame(
     op: str,
     name: str,
@@ -189,6 +192,18 @@ def _power(name: str, signal: Signal, exponent: Value | None) -> Signal:
         return signal.plus(Activation(f"{name}.root", "sqrt")).plus(Activation(name, "reciprocal"))
     if power == round(power) or not np.isfinite(power):  # of numbers below 0 too
         raise NotFollowed(f"its exponent is {power:g}")
+    if not 0 < power < 1:
+        return _exponential(name, signal, power)
+    # As x times its power less one: the logarithm of 0 is that of the least float32, and a small
+    # power of that is not 0. No number below 0 has such a power.
+    last = signal.last
+    if not isinstance(last, Activation) or last.kind not in _NOT_NEGATIVE:
+        signal = signal.plus(Activation(f"{name}.base", "relu"))
+    rest = _exponential(f"{name}.rest", signal, power - 1.0)
+    return _product(name, rest, (signal.head, rest.head))
+
+
+def _exponential(name: str, signal: Signal, power: float) -> Signal:
     log = signal.plus(Activation(f"{name}.log", "log"))
     log = log.plus(Scale(f"{name}.factor", np.array([power]), np.zeros(1)))
     return log.plus(Activation(name, "exp"))

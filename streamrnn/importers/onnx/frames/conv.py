@@ -157,10 +157,10 @@ def pad(
             pads[k], pads[k + rank] = given[j], given[j + len(chosen)]
     if len(pads) != 2 * rank or not all(isinstance(each, int) for each in pads):
         raise NotFollowed("its pads are no constant whole numbers, two for every axis")
-    if len(inputs) > 2 and inputs[2] is not None:
-        value = inputs[2]
-        if not isinstance(value, np.ndarray) or value.any():
-            raise NotFollowed("it pads with another number than zero")
+    value = inputs[2] if len(inputs) > 2 else None
+    value = np.asarray(attributes.get("value", 0.0)) if value is None else value
+    if not isinstance(value, np.ndarray) or value.any():
+        raise NotFollowed("it pads with another number than zero")
     modes = {"constant": "zeros", "reflect": "reflect", "edge": "edge"}
     mode = modes.get(str(attributes.get("mode", "constant")))
     if mode is None:
