@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from streamrnn.errors import ModelFileError
+from streamrnn.errors import ModelFileError, listed
 from streamrnn.importers.onnx.cell_layers import apply_cell
 from streamrnn.importers.onnx.cells import Cell, find_cells
 from streamrnn.importers.onnx.file import OnnxFile, check_texts
 from streamrnn.importers.onnx.folded import FOLDED, fold_constants
 from streamrnn.importers.onnx.frames.apply import FRAMES, apply_frame
+from streamrnn.importers.onnx.frames.lengths import length_dependence
 from streamrnn.importers.onnx.frames.memory import delayed, is_window, remember
 from streamrnn.importers.onnx.inputs import (
     MAX_DEPTH,
@@ -39,6 +40,7 @@ from streamrnn.importers.onnx.recurrent import RECURRENT, apply_recurrent
 from streamrnn.importers.onnx.values import (
     FEATURE,
     ONE_STEP,
+    OPEN_SIZES,
     NotFollowed,
     Signal,
     Symbols,
@@ -56,9 +58,25 @@ def follow(file: OnnxFile, fixed: Mapping[str, float] | None = None) -> Graph:
 
     ``fixed`` are values of inputs, and sizes of axes that the file leaves open. Raises
     `ModelFileError` if it is no graph that can be followed at all; what one node does that is not
-    understood becomes `Unknown`.
+    understood becomes `Unknown`, and so does an output that depends on the size of an open axis.
     """
     fixed = fixed or {}
+    graph, sizes = _followed(file, fixed)
+    if not sizes:
+        return graph
+    others = _followed(file, {**fixed, **sizes})[0].values
+    for item in file.model.graph.output:
+        if what := length_dependence(graph.values, others, item.name, graph.open_axes):
+            reason = (
+                f"{what}: the network depends on sizes that the file leaves open "
+                f"({listed(list(sizes))}): give them with --set AXIS=NUMBER"
+            )
+            graph.values[item.name] = Unknown((reason,))
+    return graph
+
+
+def _followed(file: OnnxFile, fixed: Mapping[str, float]) -> tuple[Graph, dict[str, int]]:
+    """Follow a graph, and return other sizes for the axes that are open."""
     graph = Graph(file)
     main = file.model.graph
     if len(main.node) > _MAX_NODES:
@@ -71,10 +89,15 @@ def follow(file: OnnxFile, fixed: Mapping[str, float] | None = None) -> Graph:
     begins = state_names(main, nodes, cells)
     states = begins | set(graph.pairs)
     sizes: dict[str, int] = {}
+    others: dict[str, int] = {}
     for item in main.input:
         if item.name in graph.values:  # an initialiser that is an input too, as before IR 4
             continue
         shape = input_shape(graph, item, sizes, fixed, item.name in states)
+        for k, axis in enumerate(item.type.tensor_type.shape.dim):
+            if f"{item.name}.{k}" in graph.open_axes:
+                place = OPEN_SIZES.index(shape[k]) + 1
+                others[axis.dim_param or f"{item.name}.{k}"] = OPEN_SIZES[place % len(OPEN_SIZES)]
         if item.name in fixed:
             graph.fixed.add(item.name)
             graph.values[item.name] = given(item, shape, fixed[item.name])
@@ -95,7 +118,8 @@ def follow(file: OnnxFile, fixed: Mapping[str, float] | None = None) -> Graph:
     if file.is_one_step:
         _read_states(graph, nodes, begins)
     _run(graph, nodes, 0, cells)
-    return graph
+    # A name of an input too would set that.
+    return graph, {name: size for name, size in others.items() if name not in graph.values}
 
 
 def _read_states(graph: Graph, nodes: Sequence[Any], begins: set[str]) -> None:
