@@ -16,13 +16,23 @@ from streamrnn.training.layer_list import parse_layers
 from streamrnn.training.network.losses import LOSSES
 from streamrnn_client.times import TIME_FEATURES
 
-__all__ = ["PARTS", "TrainingConfig"]
+__all__ = ["PARTS", "TrainingConfig", "possible_names"]
 
 PARTS = ("train", "validation", "test")
 SPLITS = ("auto", "time", "date", "stream", "file", "column")
 
 _MAX_HORIZON = 1_000_000
 _MAX_INT = 2**64  # far above any setting, and a float can hold it
+
+
+def possible_names(names: tuple[str, ...]) -> list[str]:
+    """Return what a list of columns may name: some hold commas and were split at them."""
+    longest = min(len(names), 4)
+    return [
+        ",".join(names[start : start + size]).strip()
+        for size in range(1, longest + 1)
+        for start in range(len(names) - size + 1)
+    ]
 
 
 @dataclass(frozen=True)
@@ -264,7 +274,8 @@ class TrainingConfig:
 
     def kinds(self) -> dict[str, str]:
         """Return which columns are text, whatever their cells look like."""
-        return dict.fromkeys((*self.group, *self.categorical, *self.split_column), "text")
+        named = [name for names in (self.group, self.categorical) for name in possible_names(names)]
+        return dict.fromkeys((*named, *self.split_column), "text")
 
     @property
     def split_column(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from streamrnn.errors import ModelFileError, StreamRNNError, TrainingError, sugg
 from streamrnn.model.checks import shown
 from streamrnn.model.tensor_file import replace_file
 from streamrnn.training.config import TrainingConfig
+from streamrnn.training.data.reading.source import STDIN
 
 __all__ = ["SECTIONS", "is_written_config", "read_config", "write_config"]
 
@@ -95,6 +96,8 @@ def read_config(path: str | os.PathLike[str]) -> TrainingConfig:
         config = TrainingConfig(**_flatten(sections))
     except StreamRNNError as error:
         raise TrainingError(f"{path}: {error}") from error
+    if config.path == STDIN:
+        return config
     return config.replace(path=os.path.join(os.path.dirname(path), config.path))
 
 
@@ -104,7 +107,11 @@ def write_config(config: TrainingConfig, path: str | os.PathLike[str]) -> None:
     Raises `TrainingError` if it cannot be written.
     """
     lines = [_FIRST_LINE]
-    data_path = os.path.relpath(config.path, os.path.dirname(os.path.abspath(path)))
+    data_path = (
+        config.path
+        if config.path == STDIN
+        else os.path.relpath(config.path, os.path.dirname(os.path.abspath(path)))
+    )
     tables = []
     for section, comments in SECTIONS.items():
         lines += ["", f"[{section}]"]

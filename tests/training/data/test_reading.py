@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from streamrnn.errors import DataError, TrainingError
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import make_dataset
+from streamrnn.training.data.reading import csv_file
 from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.data.reading.read import read_table
 
@@ -300,8 +301,33 @@ def test_parquet_keeps_its_types(tmp_path):
         {"skip_rows": ("3-2",)},
         {"skip_rows": ("1-99999",)},
         {"delimiter": ",", "decimal": ","},
+        {"date_format": "%d.%m.%Y %H:%m"},
+        {"date_format": "%Q"},
+        {"date_format": "%d %"},
     ],
 )
 def test_options_that_mean_nothing_are_refused(options):
     with pytest.raises(TrainingError, match="|".join(options)):
         ReadOptions(**options)
+
+
+@pytest.mark.parametrize("word", ["", "NA", "nan", "?"])
+def test_blocks_of_missing_words_before_the_first_value_keep_every_row_in_its_place(
+    tmp_path, monkeypatch, word
+):
+    monkeypatch.setattr(csv_file, "BLOCK_BYTES", 64)
+    cells = [word] * 100 + [str(k) for k in range(100, 200)]
+    table = table_of(tmp_path, "a,b\n" + "".join(f"{c},1\n" for c in cells), na=("?",))
+    column = table.usable("a")
+    assert column.num_rows == table.num_rows == 200
+    assert column.is_missing.tolist() == [True] * 100 + [False] * 100
+    np.testing.assert_array_equal(column.numbers[100:], np.arange(100, 200))
+
+
+def test_a_short_row_is_found_in_the_encoding_that_was_told(tmp_path):
+    with pytest.raises(DataError, match="line 3: 1 cells, but the header names 2"):
+        table_of(tmp_path, "ort,a\nKöln,1\nBonn\n".encode("latin-1"), encoding="latin-1")
+
+
+def test_names_with_commas_that_tell_streams_apart_are_read_as_text():
+    assert TrainingConfig(path="x", group=("Id", " site")).kinds()["Id, site"] == "text"

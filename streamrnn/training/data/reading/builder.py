@@ -52,10 +52,10 @@ class ColumnBuilder:
         if self._cells is not None:
             self._cells.append(cells)
         if not self.kind:
-            if cells.null_count == len(cells):
-                self._skip(len(cells))
+            self.kind = "" if cells.null_count == len(cells) else self._kind_of(cells)
+            if not self.kind:
+                self._num_rows += len(cells)
                 return
-            self.kind = self._kind_of(cells)
             self._fill_skipped()
         if self.kind == "text":
             self._add_text(cells)
@@ -65,9 +65,6 @@ class ColumnBuilder:
             self._blocks.append(values)
             self._note_odd(cells, odd)
         self._num_rows += len(cells)
-
-    def _skip(self, num_rows: int) -> None:
-        self._num_rows += num_rows
 
     def _fill_skipped(self) -> None:
         if self._num_rows and self.kind == "text":

@@ -39,7 +39,7 @@ def read_csv(
         ColumnBuilder(name, options, kinds.get(name, ""), name in keep) for name in head.names
     ]
     num_rows = 0
-    for block in _blocks(stream, head, source.path):
+    for block in _blocks(stream, head, source.path, options.encoding):
         for builder, cells in zip(builders, block.columns, strict=True):
             builder.add(cells)
         num_rows += len(block)
@@ -55,7 +55,7 @@ def read_csv(
     return Table(source.path, columns, num_rows, source.sha256(), first_line=first_line)
 
 
-def _blocks(stream: TextStream, head: Head, path: str) -> Iterator[pa.RecordBatch]:
+def _blocks(stream: TextStream, head: Head, path: str, encoding: str) -> Iterator[pa.RecordBatch]:
     names = [str(k) for k in range(len(head.names))]
     is_alone = len(names) == 1  # then a blank line is a missing value
     try:
@@ -78,10 +78,12 @@ def _blocks(stream: TextStream, head: Head, path: str) -> Iterator[pa.RecordBatc
     except pa.ArrowInvalid as error:
         if "Empty CSV file" in str(error):
             return
-        raise DataError(_located(path, head) or f"{path} cannot be read: {error}") from error
+        raise DataError(
+            _located(path, head, encoding) or f"{path} cannot be read: {error}"
+        ) from error
 
 
-def _located(path: str, head: Head) -> str:
+def _located(path: str, head: Head, encoding: str) -> str:
     """Name the line of a file whose number of cells is not the header's; empty if none is found.
 
     Read again, row by row: the reader of blocks knows no lines.
@@ -89,7 +91,7 @@ def _located(path: str, head: Head) -> str:
     if not os.path.isfile(path):
         return ""
     with open_source(path) as source:
-        stream = TextStream(source, "")
+        stream = TextStream(source, encoding)
         text = io.TextIOWrapper(io.BufferedReader(stream), "utf-8", newline="")
         kept = (line for k, line in enumerate(text, 1) if k not in head.skipped)
         reader = csv.reader(kept, delimiter=head.delimiter)

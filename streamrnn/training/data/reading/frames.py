@@ -97,11 +97,8 @@ def _arrow_columns(data: Any, pa: Any) -> dict[str, Any]:
 
 
 def _counts(index: Any) -> bool:
-    """Tell whether a frame's index only numbers its rows, in any order."""
-    values = np.asarray(index)
-    if values.dtype.kind not in "iu":
-        return False
-    return bool((np.sort(values) == np.arange(len(values))).all())
+    """Tell whether a frame's index only numbers its rows, as far as they are still there."""
+    return index.name is None and np.asarray(index).dtype.kind in "iu"
 
 
 def _of_pandas(name: str, values: Any, pa: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from streamrnn.errors import TrainingError, suggestion
 from streamrnn.model.checks import shown
@@ -75,6 +76,8 @@ class ReadOptions:
                 f"{' or '.join(UNITS)}, or empty for a table"
             )
         self.skipped_lines()  # raises if they cannot be read
+        if self.date_format:
+            _check_date_format(self.date_format)
 
     def skipped_lines(self) -> frozenset[int]:
         """Return the numbers of the lines that are left out, from 1."""
@@ -89,3 +92,15 @@ class ReadOptions:
                 )
             lines.update(range(first, last + 1))
         return frozenset(lines)
+
+
+def _check_date_format(text: str) -> None:
+    """Raise `TrainingError` if no date can be written and read so."""
+    some = datetime(2001, 12, 29, 13, 14, 15, tzinfo=UTC)
+    try:
+        datetime.strptime(some.strftime(text), text)
+    except (ValueError, re.error) as error:
+        raise TrainingError(
+            f"date_format is {shown(text)}, which reads no date ({error}); usual ones are %d.%m.%Y "
+            "and %Y/%m/%d %H:%M:%S"
+        ) from None

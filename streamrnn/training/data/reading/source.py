@@ -19,7 +19,7 @@ from typing import BinaryIO, cast
 from streamrnn.errors import DataError, TrainingError
 from streamrnn.model.checks import shown
 
-__all__ = ["Source", "TextStream", "check_encoding", "open_source"]
+__all__ = ["STDIN", "Source", "TextStream", "check_encoding", "open_source"]
 
 STDIN = "-"
 CHUNK_BYTES = 1 << 20
@@ -176,7 +176,7 @@ class TextStream(_Readable):
                 + " (UTF-8)" * (error.encoding == "utf-8")
                 + "; say how the file is encoded, such as --encoding latin-1 or cp1252"
             ) from error
-        except UnicodeEncodeError as error:  # a surrogate, which some encodings can say
+        except UnicodeError as error:  # a surrogate, which some encodings can say; punycode
             raise DataError(f"{self._path} holds text that is no Unicode: {error}") from error
         self._num_breaks += text.count(b"\n")
         self._last = text[-1:] or self._last
