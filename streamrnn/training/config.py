@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
@@ -16,7 +17,7 @@ from streamrnn.training.layer_list import parse_layers
 from streamrnn.training.network.losses import LOSSES
 from streamrnn_client.times import TIME_FEATURES
 
-__all__ = ["PARTS", "TrainingConfig", "possible_names"]
+__all__ = ["PARTS", "TrainingConfig", "checked_setting", "possible_names"]
 
 PARTS = ("train", "validation", "test")
 SPLITS = ("auto", "time", "date", "stream", "file", "column")
@@ -224,13 +225,22 @@ class TrainingConfig:
                 )
 
     def _check_forecasts(self) -> None:
-        for k, rows in enumerate(self.horizon):
+        seen: set[int] = set()
+        for rows in self.horizon:
             if not 0 <= rows <= _MAX_HORIZON:
                 raise TrainingError(
                     f"horizon is {shown(rows)}; it must be from 0 to {_MAX_HORIZON} rows"
                 )
-            if rows in self.horizon[:k]:
+            if rows in seen:
                 raise TrainingError(f"horizon names {rows} rows twice")
+            seen.add(rows)
+        counts = (len(self.predict), len(self.horizon), len(self.quantiles))
+        num_outputs = math.prod(max(count, 1) for count in counts)
+        if num_outputs > MAX_SIZE:
+            raise TrainingError(
+                "{} targets, {} horizons and {} quantiles are too many outputs: ".format(*counts)
+                + f"{num_outputs}; at most {MAX_SIZE} are"
+            )
         levels = (0.0, *self.quantiles, 1.0)
         if not all(low < high for low, high in pairwise(levels)):
             given = ", ".join(f"{level:g}" for level in self.quantiles)
@@ -308,6 +318,12 @@ class TrainingConfig:
         from streamrnn.training.config_file import write_config
 
         write_config(self, path)
+
+
+def checked_setting(name: str, value: Any) -> Any:
+    """Return a setting in its proper type, or raise `TrainingError` with what was expected."""
+    [kind] = [item.type for item in fields(TrainingConfig) if item.name == name]
+    return _checked(name, value, kind)
 
 
 def _checked(name: str, value: Any, kind: Any) -> Any:

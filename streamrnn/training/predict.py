@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import DataError, suggestion
+from streamrnn.errors import DataError, ModelFileError, TrainingError, suggestion
 from streamrnn.model.checks import shown
 from streamrnn.model.model import Model
 from streamrnn.model.spec import InputSpec, ModelSpec
+from streamrnn.training.config import checked_setting
 from streamrnn.training.data.categories import category_codes
 from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.data.streams import rows_of_streams
@@ -30,6 +31,8 @@ __all__ = [
     "trained_options",
 ]
 
+_OF_DATA = ("time", "group", "time_features", *(item.name for item in fields(ReadOptions)))
+
 
 def trained_columns(
     spec: ModelSpec, time: str | None = None, group: tuple[str, ...] | None = None
@@ -38,13 +41,27 @@ def trained_columns(
 
     None means those of the training, as far as the model knows any.
     """
-    config = spec.training.get("config", {})
+    stored = _stored(spec)
     if time is None:
-        time = str(config.get("time", ""))
+        time = stored.get("time", "")
     if group is None:
-        trained = config.get("group", ())
-        group = tuple(filter(None, [trained] if isinstance(trained, str) else trained))
+        group = tuple(filter(None, stored.get("group", ())))
     return time, group
+
+
+def _stored(spec: ModelSpec) -> dict[str, Any]:
+    """Return what a model's report says of its data, or raise `ModelFileError`."""
+    config = spec.training.get("config", {})
+    try:
+        if not isinstance(config, dict):
+            raise TrainingError(f"config is {shown(config)}; it must be a table")
+        return {name: checked_setting(name, config[name]) for name in _OF_DATA if name in config}
+    except TrainingError as error:
+        raise _damaged(error) from error
+
+
+def _damaged(error: TrainingError) -> ModelFileError:
+    return ModelFileError(f"the model's report is damaged: {error}; train the model again")
 
 
 def kinds_of(spec: ModelSpec, group: tuple[str, ...]) -> dict[str, str]:
@@ -55,19 +72,18 @@ def kinds_of(spec: ModelSpec, group: tuple[str, ...]) -> dict[str, str]:
 
 def trained_options(spec: ModelSpec, **given: Any) -> ReadOptions:
     """Return how a text file is read: as told, else like the file of the training."""
-    config = spec.training.get("config", {})
-    known = {item.name: config[item.name] for item in fields(ReadOptions) if item.name in config}
-    known.pop("skip_rows", None)  # which lines are left out is a matter of one file
-    plain: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in known.items()
-    }
-    return ReadOptions(**(plain | given))
+    names = {item.name for item in fields(ReadOptions)}
+    names.discard("skip_rows")  # which lines are left out is a matter of one file
+    try:
+        trained = ReadOptions(**{k: v for k, v in _stored(spec).items() if k in names})
+    except TrainingError as error:
+        raise _damaged(error) from error
+    return replace(trained, **given)
 
 
 def time_inputs(spec: ModelSpec) -> tuple[str, ...]:
     """Return the names of a model's inputs that are computed from the time."""
-    config = spec.training.get("config", {})
-    features = config.get("time_features", ()) if isinstance(config, dict) else ()
+    features = _stored(spec).get("time_features", ())
     names = feature_names(name for name in features if name in TIME_FEATURES)
     return tuple(item.name for item in spec.inputs if item.name in names)
 

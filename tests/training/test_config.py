@@ -11,6 +11,7 @@ from streamrnn.errors import TrainingError
 from streamrnn.model.spec import LayerSpec
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.config_file import SECTIONS
+from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.layer_list import parse_layers
 
 
@@ -169,3 +170,27 @@ def test_options_override_a_file(tmp_path):
     TrainingConfig(path=str(tmp_path / "x.csv"), epochs=7, seed=3).write(tmp_path / "c.toml")
     config = arguments(str(tmp_path / "c.toml"), "--seed", "4")
     assert (config.epochs, config.seed, config.path) == (7, 4, str(tmp_path / "x.csv"))
+
+
+def test_more_outputs_than_a_model_may_have_are_refused_before_they_are_listed():
+    horizons, quantiles = tuple(range(2000)), tuple((k + 1) / 1002 for k in range(1000))
+    with pytest.raises(TrainingError, match=r"2000 horizons and 1000 quantiles.*2000000; at most"):
+        TrainingConfig(path="x.csv", predict=("y",), horizon=horizons, quantiles=quantiles)
+    with pytest.raises(TrainingError, match="horizon names 7 rows twice"):
+        TrainingConfig(path="x.csv", horizon=(*range(900), 7))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"delimiter": 5}, "delimiter is 5; it must be a string"),
+        ({"delimiter": []}, "delimiter is .*a string"),
+        ({"encoding": 5}, "encoding is 5; it must be a string"),
+        ({"na": "NA"}, "na is 'NA'; it must be a tuple of strings"),
+        ({"na": (1,)}, "na is .*a tuple of strings"),
+        ({"skip_rows": 3}, "skip_rows is 3; it must be a tuple of strings"),
+    ],
+)
+def test_read_options_of_other_types_are_refused(settings, words):
+    with pytest.raises(TrainingError, match=words):
+        ReadOptions(**settings)

@@ -28,6 +28,7 @@ __all__ = ["Checkpoint", "is_checkpoint"]
 
 METADATA_KEY = "streamrnn.training"
 _FORMAT = 1
+_DAMAGED = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
 
 class Checkpoint:
@@ -68,7 +69,7 @@ class Checkpoint:
             about = _about(file)
             self._check_identity(about["identity"])
             _fill(trainer, about, {name: item.array() for name, item in file.tensors.items()})
-        except (ModelFileError, KeyError, TypeError, ValueError, OverflowError) as error:
+        except (ModelFileError, *_DAMAGED) as error:
             raise TrainingError(
                 f"{self.path} is damaged, or no checkpoint of this version: {error}"
             ) from error
@@ -77,7 +78,9 @@ class Checkpoint:
         """Remove the file: the training has ended."""
         self.path.unlink(missing_ok=True)
 
-    def _check_identity(self, kept: dict[str, Any]) -> None:
+    def _check_identity(self, kept: Any) -> None:
+        if not isinstance(kept, dict):
+            raise ValueError(f"its identity is {shown(kept)}")
         absent = object()
         own: dict[str, Any] = json.loads(json.dumps(self.identity))
         differing = [

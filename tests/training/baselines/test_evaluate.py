@@ -250,3 +250,31 @@ def test_a_model_without_or_with_a_damaged_report_is_refused(trained, tmp_path):
     refused(report | {"config": report["config"] | {"predict": ["y", "g"]}}, "damaged: targets")
     refused(report | {"fitted": {}}, "no fitted baselines of 'y\\+1'")
     refused(report, "no fitted baselines of 'z'", outputs=(OutputSpec("z"),))
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        [],
+        *({name: 5} for name in ("delimiter", "encoding", "tokens", "decimal", "date_format")),
+        *({name: []} for name in ("delimiter", "encoding", "tokens", "decimal", "thousands")),
+        *({name: "no such \0"} for name in ("delimiter", "encoding", "tokens", "decimal")),
+        *({name: 5} for name in ("na", "time_features", "group")),
+        *({name: [1]} for name in ("na", "time_features", "group")),
+        *({name: [[]]} for name in ("na", "time_features", "group")),
+        {"time": ["day"]},
+    ],
+)
+def test_a_report_that_says_nonsense_of_its_data_is_refused(
+    trained, tmp_path, capsys, command, hostile
+):
+    model, path = trained[0].model, trained[1]
+    config = model.spec.training["config"]
+    report = model.spec.training | {"config": config | hostile if hostile else hostile}
+    Model(replace(model.spec, training=report), model.parameters).save(tmp_path / "m.safetensors")
+    more = ["-o", str(tmp_path / "out.csv")] if command == "predict" else []
+    assert main([command, str(tmp_path / "m.safetensors"), str(path), *more]) == 1
+    said = capsys.readouterr().err
+    assert "the model's report is damaged: " in said
+    assert "Traceback" not in said

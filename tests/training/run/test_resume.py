@@ -223,3 +223,13 @@ def test_a_checkpoint_does_not_depend_on_where_the_data_lie(tmp_path, config):
     with open(config.path, encoding="utf-8") as file:
         moved.write_text(file.read(), encoding="utf-8")
     assert not train_to_file(replace(config, path=str(moved)), path, resume=True).was_stopped
+
+
+@pytest.mark.parametrize("identity", [[], [{"a": 1}], "a", 3, None])
+def test_a_checkpoint_whose_identity_is_no_table_is_refused(tmp_path, dataset, identity):
+    path = tmp_path / "m.checkpoint"
+    kept = Checkpoint(path, {}, False)
+    kept.identity = identity
+    fit(dataset, None, StopAfter(9), kept)
+    with pytest.raises(TrainingError, match=r"damaged, or no checkpoint.*its identity is"):
+        fit(dataset, keeper=Checkpoint(path, {}, True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 
 from streamrnn.errors import TrainingError, suggestion
@@ -51,6 +51,12 @@ class ReadOptions:
     tokens: str = ""
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            value, is_text = getattr(self, item.name), item.type == "str"
+            cells = (value,) if is_text else value if isinstance(value, tuple) else (None,)
+            if not all(isinstance(cell, str) for cell in cells):
+                expected = "a string" if is_text else "a tuple of strings"
+                raise TrainingError(f"{item.name} is {shown(value)}; it must be {expected}")
         object.__setattr__(self, "delimiter", _DELIMITERS.get(self.delimiter, self.delimiter))
         if len(self.delimiter) > 1 or self.delimiter in ('"', "\n", "\r"):
             raise TrainingError(
