@@ -81,6 +81,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "may be given several times",
     )
     graph.add_argument(
+        "--state",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="INPUT=OUTPUT",
+        help="an input of the graph that is this output of the step before, where names and shapes "
+        "do not tell; once for each that is no recurrent operator's",
+    )
+    graph.add_argument(
         "--context",
         type=int,
         default=0,
@@ -157,13 +166,20 @@ def _fixed(text: str) -> tuple[str, float]:
     return name, value
 
 
+def _pair(text: str) -> tuple[str, str]:
+    name, _, output = text.partition("=")
+    if not name or not output:
+        raise ValueError(text)  # argparse says what it was
+    return name, output
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
 def run(args: argparse.Namespace) -> int:
     """Import a file; return the exit code, 1 if the check failed."""
-    graph_options = GraphOptions(dict(args.set), args.context)
+    graph_options = GraphOptions(dict(args.set), args.context, dict(args.state))
     imported = import_file(
         args.file,
         TorchOptions(

@@ -137,10 +137,14 @@ class GraphOptions:
         Values of graph inputs that are the same at every step, and sizes of open axes.
     context : int
         Samples of the frame before that stand in front of every frame.
+    states : mapping of str to str
+        Inputs that are states, each with the output that it is at the next step; all of them but
+        those of recurrent operators. Empty: as names and shapes tell.
     """
 
     fixed: Mapping[str, float] = field(default_factory=dict)
     context: int = 0
+    states: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -114,7 +114,9 @@ def _start_of(path: str | os.PathLike[str]) -> bytes:
 
 def _refuse_graph_options(path: str | os.PathLike[str], graph: GraphOptions | None) -> None:
     if graph is not None and graph != GraphOptions():
-        raise ModelError(f"{os.fspath(path)} is no ONNX file; leave out --set and --context")
+        raise ModelError(
+            f"{os.fspath(path)} is no ONNX file; leave out --set, --state and --context"
+        )
 
 
 def _refuse_state_dict_options(path: str | os.PathLike[str], options: TorchOptions) -> None:

@@ -208,10 +208,19 @@ def test_a_graph_of_any_kind_comes_back_the_same_or_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "broken", ["{", "[1]", '{"h_l0": [NaN, 1]}', '{"h_l9": [1]}', '{"h_l0": 1}']
+    ("broken", "size"),
+    [
+        ("{", 2),
+        ("[1]", 2),
+        ('{"h_l0": [NaN, 1]}', 2),
+        ('{"h_l9": [1]}', 2),
+        ('{"h_l0": 1}', 2),
+        ('{"h_l0": 1}', 1),
+        pytest.param(f'{{"h_l0": [1{"0" * 400}]}}', 1, id="a number above all floats"),
+    ],
 )
-def test_first_states_that_do_not_fit_are_refused(tmp_path, broken):
-    model = model_of(LayerSpec("gru", 2, first_state=True))
+def test_first_states_that_do_not_fit_are_refused(tmp_path, broken, size):
+    model = model_of(LayerSpec("gru", size, first_state=True))
     proto = onnx.load_from_string(export_onnx(model).data)
     for item in proto.metadata_props:
         if item.key == "first_states":

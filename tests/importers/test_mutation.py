@@ -89,11 +89,11 @@ def _graphs_over_time():
     for new in NEW.values():
         nodes, tensors, _ = conv_cache(new)
         tensors["sizes"] = np.array([1, 2])
-        yield nodes, tensors, {"X": [1, 3], "S": [1, 3, 2]}, ("Y", "N")
+        yield nodes, tensors, {"X": [1, 3], "S": [1, 3, 2]}, ("Y", "S_out")
     nodes, tensors = gru_cell([])
     nodes[-1].output[0] = "Y"
-    nodes.append(type(nodes[-1])(op_type="Tanh", input=["Y"], output=["N"]))
-    yield nodes, tensors, {"X": [1, 3], "S": [1, 4]}, ("Y", "N")
+    nodes.append(type(nodes[-1])(op_type="Tanh", input=["Y"], output=["S_out"]))
+    yield nodes, tensors, {"X": [1, 3], "S": [1, 4]}, ("Y", "S_out")
 
 
 def make_keras(tmp_path):

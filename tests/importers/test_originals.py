@@ -75,7 +75,7 @@ def test_an_original_of_one_place_of_several_channels_a_step_is_run(tmp_path, ca
     nodes, tensors, _ = conv_cache(NEW["a slice of all"])
     nodes[0] = H.make_node("Identity", ["X"], ["U"])
     inputs = {"X": [1, 3, 1], "S": [1, 3, 2]}
-    path = graph_file(tmp_path / "m.onnx", nodes, tensors, inputs, ("Y", "N"))
+    path = graph_file(tmp_path / "m.onnx", nodes, tensors, inputs, ("Y", "S_out"))
     assert main(["import", str(path), "-o", str(tmp_path / "m")]) == 0
     printed = capsys.readouterr().out
     assert "one by one" in printed

@@ -109,12 +109,13 @@ def _without(name: str, layers: list[Layer]) -> list[Layer]:
 def _is_input_scale(first: Scale, layers: Sequence[Layer], network: Network) -> bool:
     """Whether the first layer can be the inputs' own centres and scales.
 
-    An input's own centre is subtracted before anything is rounded. Nothing else reads the input.
+    An input's own centre is subtracted before anything is rounded. Nothing else reads the input,
+    nor what it was at the step before.
     """
     return (
         not network.input_shape
         and bool((first.gain > 0).all())
-        and not any(INPUT in layer.reads for layer in layers[1:])
+        and not any({INPUT, first.name + BEFORE} & {*layer.reads} for layer in layers[1:])
     )
 
 

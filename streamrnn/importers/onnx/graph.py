@@ -17,12 +17,12 @@ from streamrnn.importers.onnx.folded import FOLDED, fold_constants
 from streamrnn.importers.onnx.frames.apply import FRAMES, apply_frame
 from streamrnn.importers.onnx.frames.lengths import length_dependence
 from streamrnn.importers.onnx.frames.memory import delayed, is_window, remember
+from streamrnn.importers.onnx.frames.pairs import pair_states
 from streamrnn.importers.onnx.inputs import (
     MAX_DEPTH,
     Graph,
     given,
     input_shape,
-    pair_states,
     state_names,
     streamed_cells,
 )
@@ -53,18 +53,23 @@ __all__ = ["as_signal", "follow"]
 _MAX_NODES = 100_000
 
 
-def follow(file: OnnxFile, fixed: Mapping[str, float] | None = None) -> Graph:
+def follow(
+    file: OnnxFile,
+    fixed: Mapping[str, float] | None = None,
+    states: Mapping[str, str] | None = None,
+) -> Graph:
     """Follow the graph of a file.
 
-    ``fixed`` are values of inputs, and sizes of axes that the file leaves open. Raises
+    ``fixed`` are values of inputs, and sizes of axes that the file leaves open; ``states`` are
+    inputs, each with the output that it is at the next step, where that was told. Raises
     `ModelFileError` if it is no graph that can be followed at all; what one node does that is not
     understood becomes `Unknown`, and so does an output that depends on the size of an open axis.
     """
     fixed = fixed or {}
-    graph, sizes = _followed(file, fixed)
+    graph, sizes = _followed(file, fixed, states or {})
     if not sizes:
         return graph
-    others = _followed(file, {**fixed, **sizes})[0].values
+    others = _followed(file, {**fixed, **sizes}, states or {})[0].values
     for item in file.model.graph.output:
         if what := length_dependence(graph.values, others, item.name, graph.open_axes):
             reason = (
@@ -75,7 +80,9 @@ def follow(file: OnnxFile, fixed: Mapping[str, float] | None = None) -> Graph:
     return graph
 
 
-def _followed(file: OnnxFile, fixed: Mapping[str, float]) -> tuple[Graph, dict[str, int]]:
+def _followed(
+    file: OnnxFile, fixed: Mapping[str, float], states: Mapping[str, str]
+) -> tuple[Graph, dict[str, int]]:
     """Follow a graph, and return other sizes for the axes that are open."""
     graph = Graph(file)
     main = file.model.graph
@@ -84,16 +91,16 @@ def _followed(file: OnnxFile, fixed: Mapping[str, float]) -> tuple[Graph, dict[s
     check_texts(file.path, main)
     _add_constants(graph, main)
     nodes = list(_inlined(graph, main.node, dict(graph.values) | _fixed_inputs(main, fixed), 0))
-    graph.pairs = pair_states(main, fixed)
-    cells = streamed_cells(graph, main, nodes, _find_cells(graph, main, nodes))
+    pair_states(graph, nodes, fixed, states)
+    cells = streamed_cells(graph, main, _find_cells(graph, main, nodes))
     begins = state_names(main, nodes, cells)
-    states = begins | set(graph.pairs)
+    known = begins | set(graph.pairs)
     sizes: dict[str, int] = {}
     others: dict[str, int] = {}
     for item in main.input:
         if item.name in graph.values:  # an initialiser that is an input too, as before IR 4
             continue
-        shape = input_shape(graph, item, sizes, fixed, item.name in states)
+        shape = input_shape(graph, item, sizes, fixed, item.name in known)
         for k, axis in enumerate(item.type.tensor_type.shape.dim):
             if f"{item.name}.{k}" in graph.open_axes:
                 place = OPEN_SIZES.index(shape[k]) + 1
@@ -102,7 +109,7 @@ def _followed(file: OnnxFile, fixed: Mapping[str, float]) -> tuple[Graph, dict[s
             graph.fixed.add(item.name)
             graph.values[item.name] = given(item, shape, fixed[item.name])
             continue
-        if item.name in states:
+        if item.name in known:
             try:
                 ids = graph.new_symbols(shape)
             except NotFollowed as error:

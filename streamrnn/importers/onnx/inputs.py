@@ -23,9 +23,9 @@ __all__ = [
     "branches",
     "given",
     "input_shape",
-    "pair_states",
     "state_names",
     "streamed_cells",
+    "trace_moves",
 ]
 
 MAX_DEPTH = 8  # of graphs in branches
@@ -47,6 +47,8 @@ class Graph:
     fixed: set[str] = field(default_factory=set)  # of what was given, the names that were found
     # By name of a state input, the output that is this state at the next step.
     pairs: dict[str, str] = field(default_factory=dict)
+    paired_by: str = ""  # what the pairs were told by
+    unclear: str = ""  # which pairs may be others, and what decides; nothing if it is clear
     # State inputs that are computed with, as layers that give what was made at the step before.
     delays: dict[str, FrameLayer] = field(default_factory=dict)
     roots: dict[str, set[str]] = field(default_factory=dict)  # what a value is only moved from
@@ -62,53 +64,24 @@ class Graph:
         return ids
 
 
-def pair_states(main: Any, fixed: Mapping[str, float]) -> dict[str, str]:
-    """Return which output is which input at the next step, by their order and shapes.
-
-    That is: one input is the data and one output the answer, and all others go in pairs.
-    """
-    constants = {item.name for item in main.initializer} | set(fixed)
-    inputs = [item for item in main.input if item.name not in constants]
-    outputs = list(main.output)
-    if not 1 < len(inputs) == len(outputs) <= 64:
-        return {}
-    found = []
-    for i in range(len(inputs)):
-        for j in range(len(outputs)):
-            rest = [*zip(inputs[:i] + inputs[i + 1 :], outputs[:j] + outputs[j + 1 :], strict=True)]
-            if all(_are_alike(a, b) for a, b in rest):
-                found.append({a.name: b.name for a, b in rest})
-        if found:  # the first input is the data, where it can be
-            return found[0]
-    return {}
+def trace_moves(graph: Graph, nodes: Sequence[Any]) -> None:
+    """Note what values are only moved from."""
+    roots = graph.roots
+    for node in nodes:
+        if node.op_type in MOVES:
+            moved = list(node.input) if node.op_type == "Concat" else list(node.input)[:1]
+            whole = set().union(*(roots.get(name, {name}) for name in moved[:_MAX_MOVED]))
+            for name in node.output:
+                roots[name] = whole if len(whole) < _MAX_MOVED else {name}
 
 
-def _are_alike(a: Any, b: Any) -> bool:
-    """Whether two values have the same type and shape; an output need not say its own."""
-    kind, other = a.type.tensor_type, b.type.tensor_type
-    if kind.elem_type not in (1, 10, 11) or other.elem_type != kind.elem_type:
-        return False
-    if not other.HasField("shape"):
-        return True
-    sizes, wanted = (
-        [axis.dim_param or axis.dim_value for axis in each.shape.dim] for each in (kind, other)
-    )
-    return sizes == wanted
-
-
-def streamed_cells(graph: Graph, main: Any, nodes: Sequence[Any], cells: list[Cell]) -> list[Cell]:
+def streamed_cells(graph: Graph, main: Any, cells: list[Cell]) -> list[Cell]:
     """Leave out cells whose state is another one at the next step than what they give."""
     roots = graph.roots
 
     def of(name: str) -> set[str]:
         return roots.get(name, {name})
 
-    for node in nodes:
-        if node.op_type in MOVES:
-            moved = list(node.input) if node.op_type == "Concat" else list(node.input)[:1]
-            whole = set().union(*map(of, moved[:_MAX_MOVED]))
-            for name in node.output:
-                roots[name] = whole if len(whole) < _MAX_MOVED else {name}
     inputs = {item.name for item in main.input}
     kept = []
     for cell in cells:

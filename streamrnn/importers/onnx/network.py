@@ -32,6 +32,7 @@ from streamrnn.importers.onnx.patterns import resolve_marks
 from streamrnn.importers.onnx.states import check_states, read_first_states, with_first_states
 from streamrnn.importers.onnx.values import (
     FEATURE,
+    ONE_STEP,
     PLACES,
     NotFollowed,
     Signal,
@@ -39,7 +40,7 @@ from streamrnn.importers.onnx.values import (
     Unknown,
     Value,
 )
-from streamrnn.model.layers.base import INPUT
+from streamrnn.model.layers.base import BEFORE, INPUT
 from streamrnn.model.layers.memory import MemorySpec, TimeConvSpec
 
 __all__ = ["Result", "import_onnx", "result_of", "time_of"]
@@ -76,7 +77,7 @@ def import_onnx(
     """
     file = read_onnx_file(path)
     options = options or GraphOptions()
-    graph = follow(file, options.fixed)
+    graph = follow(file, options.fixed, options.states)
     if unknown := sorted(set(options.fixed) - graph.fixed):
         raise ModelError(
             f"{file.path} has no graph input and no open axis {listed(unknown)}; it has "
@@ -90,11 +91,16 @@ def import_onnx(
         for reason in value.reasons
     ]
     if reasons:
-        raise refuse(file.path, reasons)
+        raise refuse(file.path, [*reasons, *([graph.unclear] if graph.unclear else [])])
     network = Network(file.path, _source(graph))
     first = read_first_states(file, network.problems.append)
     result = result_of(graph, network, set(first))
     signal, time = result.signal, result.time
+    if time not in ("", ONE_STEP, signal.time, *graph.open_axes):
+        network.notes.append(
+            f"the axis of {_num_steps(graph, signal, time)} steps is taken for time: all "
+            "convolutions along it are causal, and the output keeps it"
+        )
     layers: Sequence[Layer] = resolve_marks(signal.layers, network.problems.append)
     if first:
         layers = with_first_states(layers, graph, first, network.problems.append)
@@ -169,14 +175,30 @@ def result_of(graph: Graph, network: Network, begun: Collection[str] = ()) -> Re
         return as_signal(graph, "Identity", value)
 
     signal, delays = with_delays(graph, signal, as_value, outputs, network.problems.append)
+    time = time_of(graph, signal)
+    if _num_steps(graph, signal, time) != 1:
+        network.problems += [
+            f"input {name!r} would be {output!r} of the step before, {graph.paired_by}; but the "
+            "graph takes many steps at once, so that this input is data"
+            for name, output in graph.pairs.items()
+            if name not in states
+        ]
     for name in delays:
         if states.setdefault(name, graph.pairs[name]) != graph.pairs[name]:
             network.problems.append(f"the state {name!r} is two different ones at the next step")
         network.notes.append(
-            f"the state {name!r} is {graph.pairs[name]!r} of the step before, by their order and "
-            "shapes; it begins with zeros"
+            f"the state {name!r} is {graph.pairs[name]!r} of the step before, {graph.paired_by}; "
+            "it begins with zeros"
         )
-    return Result(signal, answers, states, time_of(graph, signal))
+    if graph.unclear and graph.state_inputs.keys() - states:
+        network.problems.append(graph.unclear)
+    return Result(signal, answers, states, time)
+
+
+def _num_steps(graph: Graph, signal: Signal, time: str) -> int:
+    given = graph.values[signal.source]
+    assert isinstance(given, Signal)
+    return next((size for axis in given.axes for label, size in axis if label == time), 1)
 
 
 def _answers(
@@ -192,16 +214,44 @@ def _answers(
     own = {name: value for name, value in signals.items() if name not in given_back}
     found = own or signals
     names = list(found)
-    # Outputs of one layer are the same numbers.
-    if len({value.head for value in found.values()}) == 1 or (found and not own):
+    # Outputs of one layer are the same numbers; a bias may be in a layer of the same name.
+    layers = {(value.head, id(value.last)) for value in found.values()}
+    if len(layers) == 1 or (found and not own):
         return names[:1], found[names[0]]
     try:
-        return names, _side_by_side(list(found.values()))
+        return names, _side_by_side(_told_apart(found))
     except NotFollowed as error:
         raise ModelFileError(
             f"{path}: {len(found)} of its outputs are computed from its input "
             f"({listed(names) or 'none'}), and cannot be one: {error}"
         ) from error
+
+
+def _told_apart(signals: Mapping[str, Signal]) -> list[Signal]:
+    """Give layers of one name that are not the same, as with and without a bias, other names."""
+    known: dict[str, Layer] = {}
+    made = []
+    for name, signal in signals.items():
+        others = {
+            layer.name: f"{layer.name} of {name}"
+            for layer in signal.layers
+            if known.get(layer.name, layer) is not layer and not isinstance(layer, Recurrent)
+        }
+        layers = tuple(_renamed(layer, others) for layer in signal.layers)
+        known |= {layer.name: layer for layer in layers}
+        made.append(replace(signal, layers=layers, head=others.get(signal.head, signal.head)))
+    return made
+
+
+def _renamed(layer: Layer, others: Mapping[str, str]) -> Layer:
+    bare = [read.removesuffix(BEFORE) for read in layer.reads]
+    if layer.name not in others and not others.keys() & set(bare):
+        return layer
+    reads = tuple(
+        others.get(name, name) + read[len(name) :]
+        for name, read in zip(bare, layer.reads, strict=True)
+    )
+    return replace(layer, name=others.get(layer.name, layer.name), reads=reads)
 
 
 def _side_by_side(signals: list[Signal]) -> Signal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -31,7 +30,7 @@ def read_first_states(
     try:
         found = json.loads(texts[0])
         arrays = {name: np.array(value, np.float64) for name, value in found.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         problem(f"its metadata entry {FIRST_STATES} is no list of numbers for each state: {error}")
         return {}
     for name, value in arrays.items():
@@ -52,7 +51,7 @@ def with_first_states(
     begun = [use.first.reshape(-1) for use in graph.uses if use.layer in recurrent]
     for name, value in first.items():
         ids = graph.state_inputs.get(name)
-        if ids is None or value.size != ids.shape[-1] or math.prod(value.shape) != value.shape[-1]:
+        if ids is None or not value.shape[-1:] == (value.size,) == ids.shape[-1:]:
             problem(
                 f"its metadata entry {FIRST_STATES} names {name!r}, which is no state of that size"
             )
@@ -108,6 +107,9 @@ def check_states(
         candidates = {
             other: values for other, values in given_back.items() if values.size == flat.size
         }
+        paired = graph.pairs.get(name)
+        if paired in candidates:
+            candidates = {paired: candidates[paired]}
         match = _matching(candidates, places, last[used])
         if match is not None:
             given_back.pop(match)
@@ -121,7 +123,9 @@ def check_states(
                 f"the state input {name!r} is none of what {listed(list(candidates))} gives back: "
                 "the states would be exchanged at every step"
             )
-        elif any(use.must_return and np.isin(use.first, flat).any() for use in graph.uses):
+        elif paired or any(
+            use.must_return and np.isin(use.first, flat).any() for use in graph.uses
+        ):
             network.problems.append(f"no output gives back what input {name!r} is at the next step")
         else:
             network.notes.append(

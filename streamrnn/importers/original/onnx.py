@@ -31,7 +31,7 @@ def plan_onnx(path: str, model: Model, options: GraphOptions | None = None) -> P
     """
     file = read_onnx_file(path)
     options = options or GraphOptions()
-    graph = follow(file, options.fixed)
+    graph = follow(file, options.fixed, options.states)
     main = file.model.graph
     first = read_first_states(file, lambda problem: None)  # refused at the import
     result = result_of(graph, Network(path, ""), set(first))

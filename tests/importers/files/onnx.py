@@ -27,14 +27,15 @@ def weights(op, inputs=3, hidden=4):
 
 
 def graph_file(path, nodes, tensors, inputs=None, outputs=("Y",), opset=17, kinds=FLOAT):
-    """Write a model; inputs are names with shapes."""
+    """Write a model; inputs are names with shapes, outputs may be."""
+    shapes = outputs if isinstance(outputs, dict) else dict.fromkeys(outputs)
     inputs = inputs or {"X": [9, 1, 3]}
     model = H.make_model(
         H.make_graph(
             nodes,
             "g",
             [H.make_tensor_value_info(name, kinds, shape) for name, shape in inputs.items()],
-            [H.make_tensor_value_info(name, FLOAT, None) for name in outputs],
+            [H.make_tensor_value_info(name, FLOAT, shape) for name, shape in shapes.items()],
             [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in tensors.items()],
         ),
         opset_imports=[H.make_opsetid("", opset)],

@@ -49,22 +49,26 @@ def check_sequence(tmp_path, nodes, tensors, x, *, first=False, output="Y", fixe
     return model
 
 
-def check_steps(tmp_path, nodes, tensors, x, states, *, shape=None, output="Y"):
+def check_steps(
+    tmp_path, nodes, tensors, x, states, *, shape=None, output="Y", outputs=None, options=None
+):
     """Import a graph of one step and compare step by step; states are names to outputs' names.
 
-    ``states`` maps an input to its output's name and its shape. Returns the model.
+    ``states`` maps an input to its output's name and its shape; ``outputs`` are all, in another
+    order, or with their shapes. Returns the model.
     """
     shape = shape or [1, x.shape[1]]
     inputs = {"X": shape} | {name: list(size) for name, (_, size) in states.items()}
-    outputs = (output, *(name for name, _ in states.values()))
+    outputs = outputs or (output, *(name for name, _ in states.values()))
     path = graph_file(tmp_path / "m.onnx", nodes, tensors, inputs, outputs)
     session = evaluator(path)
     kept = {name: np.zeros(size, np.float32) for name, (_, size) in states.items()}
     answers = []
     for row in x.astype(np.float32):
-        y, *rest = session.run(list(outputs), {"X": row.reshape(shape)} | kept)
-        kept = dict(zip(states, rest, strict=True))
-        answers.append(y.reshape(-1))
-    model = import_file(path).model
+        made = session.run(list(outputs), {"X": row.reshape(shape)} | kept)
+        given = dict(zip(outputs, made, strict=True))
+        kept = {name: given[other] for name, (other, _) in states.items()}
+        answers.append(given[output].reshape(-1))
+    model = import_file(path, graph=options).model
     close(ReferenceModel(model).steps(x), np.stack(answers))
     return model

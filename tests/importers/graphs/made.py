@@ -161,16 +161,16 @@ def conv_cache(new, kernel=3, dilation=1):
         *new,
     ]
     tensors = ONE | {"K": draw(4, 3, kernel), "b": draw(4)}
-    return nodes, tensors, {"S": ("N", (1, 3, (kernel - 1) * dilation))}
+    return nodes, tensors, {"S": ("S_out", (1, 3, (kernel - 1) * dilation))}
 
 
 NEW = {
-    "a slice of all": [H.make_node("Slice", ["Z", "n1", "end", "n2"], ["N"])],
+    "a slice of all": [H.make_node("Slice", ["Z", "n1", "end", "n2"], ["S_out"])],
     "the step behind the rest": [
         H.make_node("Slice", ["S", "n1", "end", "n2"], ["rest"]),
-        H.make_node("Concat", ["rest", "U"], ["N"], axis=2),
+        H.make_node("Concat", ["rest", "U"], ["S_out"], axis=2),
     ],
-    "parts of all": [H.make_node("Split", ["Z", "sizes"], ["first", "N"], axis=2)],
+    "parts of all": [H.make_node("Split", ["Z", "sizes"], ["first", "S_out"], axis=2)],
 }
 
 

@@ -63,6 +63,8 @@ def test_a_sequence_of_a_fixed_length_is_still_time(tmp_path):
     nodes, tensors = chomped(3, 2)
     model = check_sequence(tmp_path, nodes, tensors, X, first=True, fixed=True)
     assert model.spec.num_inputs == 3
+    notes = import_file(tmp_path / "m.onnx").notes
+    assert any(f"the axis of {STEPS} steps is taken for time" in note for note in notes)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
