@@ -1,10 +1,11 @@
 """Interval of the ratio of two errors on the same rows, by a paired bootstrap.
 
-Whole streams are drawn where there are enough of them, for the rows of a stream are alike; else
-blocks of rows (Politis and Romano, "A circular block-resampling procedure for stationary data",
-1992), so long that what is left between them is little. The interval is one of percentiles, widened
-for few units as the t distribution widens one of the normal (Hesterberg, "What teachers should know
-about the bootstrap", 2015, section 5.3).
+Whole streams are drawn where there are enough of them, for the rows of a stream are alike. Where
+streams share times, what is drawn are blocks of times with the rows of all streams, for what
+happens at a time may befall all of them; else blocks of rows (Politis and Romano, "A circular
+block-resampling procedure for stationary data", 1992), so long that what is left between them is
+little. The interval is one of percentiles, widened for few units as the t distribution widens one
+of the normal (Hesterberg, "What teachers should know about the bootstrap", 2015, section 5.3).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from numpy.typing import NDArray
 from streamrnn.training.baselines.seasonal import autocorrelation
 from streamrnn.training.metrics import of_mean
 
-__all__ = ["LEAST_STREAMS", "LEVEL", "Interval", "Units", "choose_units", "ratio_interval"]
+__all__ = [
+    "LEAST_STREAMS", "LEVEL", "Interval", "Units", "choose_units", "ratio_interval", "sums_by_time",
+]  # fmt: skip
 
 Doubles = NDArray[np.float64]
 
@@ -57,12 +60,15 @@ class Units:
 
     count: int
     length: int  # rows of a block; 0: whole streams
+    unit: str = "row"  # or "time", with what all streams have then
 
     @property
     def text(self) -> str:
         """What a reader is told."""
         if self.length:
-            return f"{self.count} blocks of {self.length} row{'s' if self.length > 1 else ''}"
+            return (
+                f"{self.count} blocks of {self.length} {self.unit}{'s' if self.length > 1 else ''}"
+            )
         return f"{self.count} whole streams"
 
 
@@ -80,6 +86,18 @@ def choose_units(differences: list[Doubles], horizon: int) -> Units:
     least = math.ceil(num_rows ** (1 / 3))
     length = max(1, horizon, 2 * _correlated_rows(joined), least, num_rows // MAX_UNITS)
     return Units(min(num_rows // length, int(np.count_nonzero(~np.isnan(joined)))), length)
+
+
+def sums_by_time(losses: list[Doubles], moments: list[NDArray[np.intp]]) -> Doubles:
+    """Sum the losses of all streams at each time, [times], NaN where none has a target.
+
+    ``moments`` tells which time each row is of, from 0.
+    """
+    joined, when = np.concatenate(losses), np.concatenate(moments)
+    present = ~np.isnan(joined)
+    num = int(when.max(initial=-1)) + 1
+    sums = np.bincount(when[present], joined[present], num)
+    return np.where(np.bincount(when[present], minlength=num) > 0, sums, np.nan)
 
 
 def _correlated_rows(differences: Doubles) -> int:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.training.baselines.bootstrap import LEVEL, Interval, choose_units, ratio_interval
+from streamrnn.training.baselines.bootstrap import (
+    LEVEL,
+    Interval,
+    Units,
+    choose_units,
+    ratio_interval,
+    sums_by_time,
+)
 from streamrnn.training.baselines.families import Fitted
 from streamrnn.training.baselines.target import Baseline, Prediction, Target, targets_of
 from streamrnn.training.data.dataset import Dataset, Stream
+from streamrnn.training.data.split import overlap
+from streamrnn.training.data.streams import rows_of_streams, times_of_rows
 from streamrnn.training.metrics import SECOND, of_mean, row_losses
 
 __all__ = ["Outcome", "Rival", "compare", "judge", "measures", "percent", "sides", "verdict"]
@@ -104,13 +113,12 @@ def compare(
     for target in targets_of(dataset.config, dataset.spec):
         own = judge(dataset, target, part, partial(network, target))
         errors[target.name] = own.measures
+        moments = _shared_moments(dataset, target, part)
         rivals = []
         for baseline in fitted[target.name]:
             other = judge(dataset, target, part, baseline.predict)
             by_name.setdefault(baseline.name, {})[target.name] = other.measures
-            differences = [a - b for a, b in zip(own.losses, other.losses, strict=True)]
-            units = choose_units(differences, target.horizon)
-            interval = ratio_interval(target.metric, own.losses, other.losses, units)
+            interval, units = _interval(target, own.losses, other.losses, moments)
             error = other.measures[target.metric]
             rivals.append(Rival(baseline, error, interval, units.text))
         comparison[target.name] = {
@@ -120,6 +128,55 @@ def compare(
             "verdict": verdict(target.metric, own.measures[target.metric], rivals),
         }
     return {"errors": errors, "baselines": by_name, "comparison": comparison}
+
+
+def _interval(
+    target: Target,
+    own: list[Doubles],
+    other: list[Doubles],
+    moments: list[NDArray[np.intp]] | None,
+) -> tuple[Interval, Units]:
+    if moments is not None:
+        own, other = [sums_by_time(own, moments)], [sums_by_time(other, moments)]
+    units = choose_units([a - b for a, b in zip(own, other, strict=True)], target.horizon)
+    if moments is not None:
+        units = replace(units, unit="time")
+    return ratio_interval(target.metric, own, other, units), units
+
+
+def _shared_moments(dataset: Dataset, target: Target, part: str) -> list[NDArray[np.intp]] | None:
+    """Return the number of each target's time, [rows] a stream; None if streams share none.
+
+    Dates are shared where streams overlap; other numbers only where they were split at common ones,
+    for most of them count a stream's own rows.
+    """
+    config, table = dataset.config, dataset.table
+    if not config.time:
+        return None
+    if config.split_by != "date" and table.column(config.time).times is None:
+        return None
+    times = times_of_rows(table, config.time)
+    assert times is not None  # there is a column
+    index = rows_of_streams(table, config.time, config.group)
+    of_targets, known = [], {}
+    for stream in dataset.streams:
+        rows = stream.rows(part)
+        ahead = index[stream.name][rows.start + target.horizon : rows.stop + target.horizon]
+        of_targets.append(times[ahead])
+        known[stream.name] = ahead[~np.isnan(target.truth(stream, rows))]
+    if sum(len(own) > 0 for own in known.values()) < 2 or not overlap(times, known):
+        return None
+    return _numbered(of_targets)
+
+
+def _numbered(times: list[Doubles]) -> list[NDArray[np.intp]]:
+    """Return times numbered from 0; by a stream's usual step where hardly two have the same."""
+    joined = np.concatenate(times)
+    different, index = np.unique(joined, return_inverse=True)
+    step = np.median(np.concatenate([np.diff(own) for own in times]))
+    if 2 * len(different) > len(joined) and step > 0:
+        _, index = np.unique(np.round((joined - different[0]) / step), return_inverse=True)
+    return np.split(index, np.cumsum([len(own) for own in times])[:-1])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from streamrnn.training.config import PARTS, TrainingConfig
 from streamrnn.training.data.streams import times_of_rows
 from streamrnn.training.data.table import Table
 
-__all__ = ["Split", "Stops", "split_streams"]
+__all__ = ["Split", "Stops", "overlap", "split_streams"]
 
 Index = NDArray[np.intp]
 # Rows before which the targets of the training, validation and test part end.
@@ -77,12 +77,12 @@ def _suitable(config: TrainingConfig, table: Table, rows: dict[str, Index]) -> s
     if len(rows) == 1:
         return "time"
     is_calendar = bool(config.time) and table.column(config.time).times is not None
-    if is_calendar and _overlap(times_of_rows(table, config.time), rows):
+    if is_calendar and overlap(times_of_rows(table, config.time), rows):
         return "date"
     return "stream" if len(rows) >= MANY_STREAMS else "time"
 
 
-def _overlap(times: NDArray[np.float64] | None, rows: dict[str, Index]) -> bool:
+def overlap(times: NDArray[np.float64] | None, rows: dict[str, Index]) -> bool:
     """Tell whether most streams begin before the one that began before them has ended."""
     assert times is not None
     spans = sorted((times[i[0]], times[i[-1]]) for i in rows.values() if len(i))

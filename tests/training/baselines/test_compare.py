@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from streamrnn.training import TrainingConfig, train
 from streamrnn.training.baselines import bootstrap
 from streamrnn.training.baselines.autoregression import Autoregression
-from streamrnn.training.baselines.bootstrap import Interval, Units, choose_units, ratio_interval
+from streamrnn.training.baselines.bootstrap import (
+    Interval,
+    Units,
+    choose_units,
+    ratio_interval,
+    sums_by_time,
+)
 from streamrnn.training.baselines.compare import Rival, percent, verdict
 from streamrnn.training.baselines.constant import Constant
 from streamrnn.training.metrics import METRICS, of_mean, row_losses
@@ -59,6 +65,66 @@ def test_the_interval_of_streams_covers_where_the_rows_of_a_stream_are_alike():
         by_blocks += found.low <= 1 <= found.high
     assert covered >= 84
     assert by_blocks < 84
+
+
+def test_errors_that_streams_share_at_a_time_make_no_chance_significant():
+    """Two predictors equally good, nine tenths of whose errors all 12 streams have at once."""
+    rng = np.random.default_rng(1)
+    moments = [np.arange(100)] * 12
+
+    def losses():
+        common = np.sqrt(0.9) * rng.normal(size=100)
+        return [(common + np.sqrt(0.1) * rng.normal(size=100)) ** 2 for _ in moments]
+
+    by_times = by_streams = 0
+    for _ in range(60):
+        own, other = losses(), losses()
+        by_streams += ratio_interval("rmse", own, other, Units(12, 0)).is_clear
+        own, other = [sums_by_time(own, moments)], [sums_by_time(other, moments)]
+        units = choose_units([own[0] - other[0]], 1)
+        by_times += ratio_interval("rmse", own, other, units).is_clear
+    assert by_times <= 9
+    assert by_streams > 30
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6), seed=st.integers(0, 2**32 - 1))
+def test_sums_by_time_are_those_of_all_streams_and_nan_where_no_target_is(lengths, seed):
+    rng = np.random.default_rng(seed)
+    moments = [rng.permutation(10)[:length] for length in lengths]
+    losses = [np.where(rng.random(num) < 0.4, np.nan, rng.random(num)) for num in lengths]
+    found = sums_by_time(losses, moments)
+    for t, value in enumerate(found):
+        own = np.concatenate([x[when == t] for x, when in zip(losses, moments, strict=True)])
+        own = own[~np.isnan(own)]
+        np.testing.assert_allclose(value, own.sum() if len(own) else np.nan)
+
+
+@pytest.mark.parametrize(
+    ("day", "changes", "drawn"),
+    [
+        (lambda s, t: t, {}, "times"),
+        (lambda s, t: t + s / 24, {}, "times"),  # an hour apart
+        (lambda s, t: t, {"split_by": "stream"}, "times"),
+        (lambda s, t: t + 200 * s, {"split_by": "time"}, "12 whole streams"),
+        (lambda s, t: t, {"time": ""}, "12 whole streams"),
+    ],
+)
+def test_blocks_of_times_are_drawn_where_streams_share_dates(tmp_path, day, changes, drawn):
+    num = 60 if changes.get("split_by") == "stream" else 12
+    s, t = np.repeat(np.arange(num), 100), np.tile(np.arange(100), num)
+    minutes = np.round(1440 * day(s, t)).astype("timedelta64[m]")
+    y = np.random.default_rng(2).normal(size=(len(s), 1))[:, 0]
+    path = write_csv(tmp_path, at=np.datetime64("2020-01-01T00:00") + minutes, s=s, y=y)
+    config = TrainingConfig(path=path, predict=("y",), group=("s",), inputs=("y",), time="at")
+    if changes.get("time") == "":
+        changes = changes | {"split_by": "time"}
+    result = train(config.replace(epochs=1, layers=("gru:2",), **changes))
+    constant = result.report["comparison"]["y+1"]["against"]["constant"]["drawn"]
+    assert constant.endswith(drawn)
+    if drawn == "times":
+        num_blocks, length = (int(word) for word in constant.split() if word.isdigit())
+        assert num_blocks * length <= 100
 
 
 def test_blocks_are_as_long_as_the_horizon_and_the_correlation():
