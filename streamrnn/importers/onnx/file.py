@@ -49,6 +49,13 @@ class OnnxFile:
         """Whether it says that it is one step: no axis is time, the second one has channels."""
         return any(item.key == "steps" and item.value == "1" for item in self.model.metadata_props)
 
+    def is_whole(self, name: str) -> bool:
+        """Whether an input of the graph is of whole numbers."""
+        return any(
+            item.name == name and item.type.tensor_type.elem_type in (6, 7)
+            for item in self.model.graph.input
+        )
+
     def array(self, tensor: Any) -> NDArray[Any]:
         """Decode a tensor; bfloat16 comes as float32.
 

@@ -32,6 +32,7 @@ from streamrnn.importers.onnx.layers import (
     apply_arithmetic,
     apply_function,
     apply_product,
+    check_cast,
     look_up,
     normalise,
 )
@@ -272,6 +273,8 @@ def _apply(
     if op in FOLDED and all(isinstance(value, np.ndarray) for value in inputs):
         return [fold_constants(op, inputs, attributes)]
     inputs = [as_signal(graph, op, value) for value in inputs]
+    if op == "Cast" and isinstance(inputs[0], Signal):
+        check_cast(inputs[0], attributes, is_whole=graph.file.is_whole(inputs[0].source))
     if op in FRAMES:
         return [apply_frame(op, name, inputs, names, attributes)]
     if op == "ConstantOfShape":

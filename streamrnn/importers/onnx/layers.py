@@ -17,7 +17,16 @@ from streamrnn.importers.onnx.moves import MAX_ELEMENTS
 from streamrnn.importers.onnx.patterns import find_pattern
 from streamrnn.importers.onnx.values import FEATURE, NotFollowed, Signal, Symbols, Value
 
-__all__ = ["ARITHMETIC", "FUNCTIONS", "apply_arithmetic", "apply_function", "apply_product"]
+__all__ = [
+    "ARITHMETIC",
+    "FUNCTIONS",
+    "apply_arithmetic",
+    "apply_function",
+    "apply_product",
+    "check_cast",
+    "look_up",
+    "normalise",
+]
 
 Attributes = dict[str, Any]
 ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
@@ -26,6 +35,7 @@ ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "Mul": np.multiply,
     "Sub": np.subtract,
 }
+_FLOATS = (1, 10, 11, 16)  # data types of ONNX
 # Our names of them; which of them a model can hold is not asked here.
 FUNCTIONS = {
     "Abs": "abs",
@@ -173,9 +183,15 @@ def apply_arithmetic(
     else:
         with np.errstate(divide="ignore"):  # the model refuses the Inf, by name
             gain, shift = (one / row if op == "Div" else row), none
+    k = signal.find(FEATURE)
+    if (
+        row.size != 1
+        and k == len(signal.axes) - 1
+        and (order := signal.feature_order()) is not None
+    ):
+        gain, shift = gain[order], shift[order]
     made = signal.plus(Scale(name, gain, shift))
-    is_frame = signal.find(FEATURE) not in (None, len(signal.axes) - 1)
-    return made if is_frame or row.size == 1 else made.with_features(row.size)
+    return made if k is not None or row.size == 1 else made.with_features(row.size)
 
 
 def _number(constant: NDArray[Any]) -> NDArray[np.float64]:
@@ -253,6 +269,15 @@ def apply_product(
     rows = rows if alpha == 1 else rows.astype(np.float64) * alpha
     shift = shift if beta == 1 else shift.astype(np.float64) * beta
     return signal.plus(Dense(name, rows, shift, origins)).with_features(num_outputs)
+
+
+def check_cast(signal: Signal, attributes: Attributes, *, is_whole: bool) -> None:
+    """Refuse to make whole numbers of floats; ``is_whole`` says that the input is of such."""
+    last = signal.last
+    if int(attributes.get("to", 0)) in _FLOATS or (is_whole and not signal.layers):
+        return
+    if not isinstance(last, Activation) or not last.kind.startswith("@"):
+        raise NotFollowed("it makes whole numbers of what the network computes")
 
 
 def look_up(signal: Signal, table: NDArray[Any], name: str, stored: str) -> Signal:

@@ -130,7 +130,7 @@ class Signal:
         """Check that the last axis is the features', and return their number."""
         axis = self.axes[-1] if self.axes else ()
         labels = {label for label, size in axis if size != 1}
-        is_frame = self.time == ONE_STEP and (FEATURE, 1) in axis  # of one channel, as a vector
+        is_frame = (FEATURE, 1) in axis  # of one channel, as a vector
         is_input = (self.find(FEATURE) is None or is_frame) and len(labels) == 1
         if labels - {FEATURE} and not is_input and FEATURE not in labels:
             raise NotFollowed("it works along another axis than the features'")

@@ -7,8 +7,9 @@ import pytest
 
 from streamrnn.errors import ModelFileError
 from streamrnn.importers.source import import_file
+from streamrnn.reference.model import ReferenceModel
 from tests.importers.files.onnx import RNG, H, draw, graph_file, weights
-from tests.importers.graphs.judge import STEPS, check_sequence
+from tests.importers.graphs.judge import STEPS, check_sequence, evaluator
 from tests.importers.graphs.made import NUMBERS, WRITTEN, between
 
 X = RNG.standard_normal((STEPS, 3)) * 2.0
@@ -161,4 +162,57 @@ def test_a_mean_that_was_turned_is_no_norm(tmp_path):
     ]
     path = graph_file(tmp_path / "m.onnx", nodes, {"Q": draw(4, 2)}, {"X": [1, 4, 4]})
     with pytest.raises(ModelFileError, match="joins results of the network"):
+        import_file(path)
+
+
+FLAT = {
+    "a factor for each": [H.make_node("Mul", ["f", "each"], ["s"])],
+    "a shift for each": [H.make_node("Sub", ["f", "each"], ["s"])],
+    "a factor": [H.make_node("Mul", ["f", "tenth"], ["s"])],
+}
+
+
+@pytest.mark.parametrize("channels", [1, C])
+@pytest.mark.parametrize("name", FLAT)
+def test_numbers_for_all_of_a_flattened_frame_go_to_their_places(tmp_path, name, channels):
+    nodes = [
+        H.make_node("Conv", ["X", "K"], ["c"], pads=[1, 1]),
+        H.make_node("Flatten", ["c"], ["f"]),
+        *FLAT[name],
+        H.make_node("MatMul", ["s", "Q"], ["Y"]),
+    ]
+    tensors = {"K": draw(channels, 2, 3), "Q": draw(6 * channels, 4), "each": draw(6 * channels)}
+    path = graph_file(tmp_path / "m.onnx", nodes, NUMBERS | tensors, {"X": STEP})
+    x = RNG.standard_normal((1, 2, 6)).astype(np.float32)
+    wanted = evaluator(path).run(None, {"X": x})[0]
+    found = ReferenceModel(import_file(path).model).steps(x[0].T.reshape(1, -1))
+    assert np.allclose(found, wanted, atol=1e-5)
+
+
+def test_parts_of_a_flattened_frame_of_one_channel_are_not_joined_as_channels(tmp_path):
+    nodes = [
+        H.make_node("Conv", ["X", "K"], ["c"], pads=[1, 1]),
+        H.make_node("Flatten", ["c"], ["f"]),
+        H.make_node("Split", ["f"], ["a", "b"], axis=1),
+        H.make_node("Concat", ["b", "a"], ["s"], axis=1),
+        H.make_node("MatMul", ["s", "Q"], ["Y"]),
+    ]
+    path = graph_file(
+        tmp_path / "m.onnx", nodes, {"K": draw(1, 2, 3), "Q": draw(6, 4)}, {"X": STEP}
+    )
+    with pytest.raises(ModelFileError, match="joins results along another axis"):
+        import_file(path)
+
+
+@pytest.mark.parametrize("to", [6, 7, 9])
+@pytest.mark.parametrize("of", ["X", "h"])
+def test_whole_numbers_of_what_is_computed_are_refused(tmp_path, of, to):
+    nodes = [
+        H.make_node("MatMul", ["X", "Q"], ["h"]),
+        H.make_node("Cast", [of], ["i"], to=to),
+        H.make_node("Cast", ["i"], ["j"], to=1),
+        H.make_node("MatMul", ["j", "Q"], ["Y"]),
+    ]
+    path = graph_file(tmp_path / "m.onnx", nodes, {"Q": draw(3, 3)}, {"X": [1, "t", 3]})
+    with pytest.raises(ModelFileError, match="makes whole numbers of what the network computes"):
         import_file(path)

@@ -63,7 +63,8 @@ def place_label(signal: Signal, k: int) -> str:
 def with_places(signal: Signal, k: int, label: str, size: int) -> Signal:
     """Return a signal with another number of places along an axis."""
     is_left = label and (size > 1 or label not in (KEPT, PLACES))
-    axis: Axis = ((label, size),) if is_left else ()
+    one = tuple(factor for factor in signal.axes[k] if factor == (FEATURE, 1))
+    axis: Axis = (*one, (label, size)) if is_left else one
     if not label and size != 1:
         raise NotFollowed("it makes places where there were none")
     return replace(signal, axes=(*signal.axes[:k], axis, *signal.axes[k + 1 :]))
