@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.importers.onnx.moves import MAX_ELEMENTS
-from streamrnn.importers.onnx.values import NotFollowed
+from streamrnn.importers.onnx.values import NotFollowed, Signal, Symbols, Value
 
-__all__ = ["FOLDED", "fold_constants"]
+__all__ = ["FOLDED", "filled", "fold_constants", "shape_of"]
 
 _MAX_PRODUCTS = 1 << 31  # of a matrix product of constants
 _OPERATORS: dict[str, Callable[..., Any]] = {
@@ -102,3 +102,26 @@ def _reduced(op: str, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> N
     with np.errstate(all="ignore"):
         made = _REDUCTIONS[op](x, axis=axes or None, keepdims=keeps)
     return np.asarray(made).astype(x.dtype)  # whole numbers are rounded towards zero
+
+
+def shape_of(value: Value | None, attributes: Mapping[str, Any]) -> Value:
+    """Return the shape of what is known, or a part of it."""
+    if isinstance(value, Symbols):
+        shape: tuple[int, ...] = value.ids.shape
+    elif isinstance(value, Signal | np.ndarray):
+        shape = value.shape
+    else:
+        raise NotFollowed("its input is not known")
+    part = slice(attributes.get("start"), attributes.get("end"))
+    return np.array(shape[part], np.int64)
+
+
+def filled(value: Value | None, attributes: Mapping[str, Any]) -> Value:
+    """Make a constant of a shape."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.ndim > 1:
+        raise NotFollowed("its shape is no constant")
+    shape = tuple(int(size) for size in np.atleast_1d(value))
+    if len(shape) > 8 or min(shape, default=0) < 0 or np.prod(shape, dtype=float) > MAX_ELEMENTS:
+        raise NotFollowed(f"it makes the shape {list(shape)}")
+    fill = attributes.get("value", np.zeros(1, np.float32))
+    return np.broadcast_to(np.asarray(fill).reshape(-1)[:1], shape)

@@ -13,7 +13,7 @@ from streamrnn.errors import ModelFileError, listed
 from streamrnn.importers.onnx.cell_layers import apply_cell
 from streamrnn.importers.onnx.cells import Cell, find_cells
 from streamrnn.importers.onnx.file import OnnxFile, check_texts
-from streamrnn.importers.onnx.folded import FOLDED, fold_constants
+from streamrnn.importers.onnx.folded import FOLDED, filled, fold_constants, shape_of
 from streamrnn.importers.onnx.frames.apply import FRAMES, apply_frame
 from streamrnn.importers.onnx.frames.lengths import length_dependence
 from streamrnn.importers.onnx.frames.memory import delayed, is_window, remember
@@ -269,7 +269,7 @@ def _apply(
     if op == "Constant":
         return [_constant(attributes)]
     if op == "Shape":
-        return [_shape(inputs[0], attributes)]
+        return [shape_of(inputs[0], attributes)]
     if op in FOLDED and all(isinstance(value, np.ndarray) for value in inputs):
         return [fold_constants(op, inputs, attributes)]
     inputs = [as_signal(graph, op, value) for value in inputs]
@@ -278,7 +278,7 @@ def _apply(
     if op in FRAMES:
         return [apply_frame(op, name, inputs, names, attributes)]
     if op == "ConstantOfShape":
-        return [_filled(graph, inputs[0], attributes)]
+        return [filled(inputs[0], attributes)]
     if op == "If":
         return _branch(graph, node, inputs[0], depth)
     if op in ARITHMETIC and len(inputs) == 2:
@@ -359,27 +359,6 @@ def _constant(attributes: dict[str, Any]) -> Value:
                 return value
             return np.array(value, np.float32 if "float" in key else np.int64)
     raise NotFollowed("its value is no number")
-
-
-def _shape(value: Value | None, attributes: dict[str, Any]) -> Value:
-    if isinstance(value, Symbols):
-        shape: tuple[int, ...] = value.ids.shape
-    elif isinstance(value, Signal | np.ndarray):
-        shape = value.shape
-    else:
-        raise NotFollowed("its input is not known")
-    part = slice(attributes.get("start"), attributes.get("end"))
-    return np.array(shape[part], np.int64)
-
-
-def _filled(graph: Graph, value: Value | None, attributes: dict[str, Any]) -> Value:
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.ndim > 1:
-        raise NotFollowed("its shape is no constant")
-    shape = tuple(int(size) for size in np.atleast_1d(value))
-    if len(shape) > 8 or min(shape, default=0) < 0 or np.prod(shape, dtype=float) > MAX_ELEMENTS:
-        raise NotFollowed(f"it makes the shape {list(shape)}")
-    fill = attributes.get("value", np.zeros(1, np.float32))
-    return np.broadcast_to(np.asarray(fill).reshape(-1)[:1], shape)
 
 
 def _chosen(graph: Graph, node: Any, condition: Value | None) -> Any:
