@@ -126,8 +126,8 @@ def _followed(
     if file.is_one_step:
         _read_states(graph, nodes, begins)
     _run(graph, nodes, 0, cells)
-    # A name of an input too would set that.
-    return graph, {name: size for name, size in others.items() if name not in graph.values}
+    names = {item.name for item in main.input}  # to fix a size of that name would fix the input
+    return graph, {name: size for name, size in others.items() if name not in names}
 
 
 def _read_states(graph: Graph, nodes: Sequence[Any], begins: set[str]) -> None:

@@ -45,6 +45,10 @@ DEPENDENT = {
         ],
         [1, "steps"],
     ),
+    "an axis that is named as a value is": (
+        [*SIZE, H.make_node("Div", ["X", "number"], ["d"]), H.make_node("MatMul", "dQ", ["Y"])],
+        [1, "number", 4],
+    ),
     "less the mean of all": (
         [
             H.make_node("ReduceMean", ["X"], ["m"], axes=[1]),
