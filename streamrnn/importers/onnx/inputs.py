@@ -47,7 +47,8 @@ class Graph:
     fixed: set[str] = field(default_factory=set)  # of what was given, the names that were found
     # By name of a state input, the output that is this state at the next step.
     pairs: dict[str, str] = field(default_factory=dict)
-    paired_by: str = ""  # what the pairs were told by
+    paired_by: str = ""  # what the pairs were found by
+    is_told: bool = False  # whether an option says them
     unclear: str = ""  # which pairs may be others, and what decides; nothing if it is clear
     # State inputs that are computed with, as layers that give what was made at the step before.
     delays: dict[str, FrameLayer] = field(default_factory=dict)

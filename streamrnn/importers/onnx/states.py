@@ -108,7 +108,7 @@ def check_states(
             other: values for other, values in given_back.items() if values.size == flat.size
         }
         paired = graph.pairs.get(name)
-        if paired in candidates:
+        if graph.is_told and paired in candidates:
             candidates = {paired: candidates[paired]}
         match = _matching(candidates, places, last[used])
         if match is not None:

@@ -8,8 +8,10 @@ import pytest
 from streamrnn.errors import ModelError, ModelFileError
 from streamrnn.importers.network import GraphOptions
 from streamrnn.importers.source import import_file
+from streamrnn_server.cli import main
 from tests.importers.files.onnx import RNG, H, draw, graph_file, weights
 from tests.importers.graphs.judge import STEPS, check_steps
+from tests.importers.graphs.made import gru_cell
 
 X = RNG.standard_normal((STEPS, 4))
 
@@ -119,6 +121,20 @@ def test_an_option_says_which_output_a_state_is(tmp_path, new):
     check_steps(tmp_path, nodes, tensors, X, states, output=answer, options=options)
 
 
+def test_the_command_takes_the_option_and_runs_the_original_with_it(tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    nodes, tensors = product("S", "P", "Q")
+    inputs, outputs = {"X": [1, 4], "S": [1, 4]}, {"P": [1, 4], "Q": [1, 4]}
+    path = graph_file(tmp_path / "m.onnx", nodes, tensors, inputs, outputs)
+    words = ["import", str(path), "-o", str(tmp_path / "m.safetensors")]
+    assert main(words) == 1
+    assert "--state INPUT=OUTPUT" in capsys.readouterr().err
+    assert main([*words, "--state", "S=P"]) == 0
+    printed = capsys.readouterr().out
+    assert "'S' is 'P' of the step before, as --state says" in printed
+    assert "proved with" in printed
+
+
 @pytest.mark.parametrize(
     ("told", "reason"),
     [
@@ -177,7 +193,7 @@ def test_a_state_of_an_open_number_of_features_is_refused(tmp_path):
     tensors = {"W": draw(4, 2), "half": np.float32(0.5)}
     inputs = {"X": [1, 4], "S": [1, "n"]}
     path = graph_file(tmp_path / "m.onnx", nodes, tensors, inputs, ("Y", "S_out"))
-    with pytest.raises(ModelFileError, match="S"):
+    with pytest.raises(ModelFileError, match=r"'S': .* sizes that the file leaves open \(n\)"):
         import_file(path)
 
 
@@ -218,3 +234,48 @@ def test_the_scaled_input_of_the_step_before_is_kept(tmp_path):
     ]
     tensors = {"two": np.float32(2), "W": draw(4, 2)}
     check_steps(tmp_path, nodes, tensors, X, {"S": ("S_out", (1, 4))})
+
+
+def test_a_state_beside_a_recurrent_layers_own_is_told_by_its_shape(tmp_path):
+    nodes = [
+        H.make_node("GRU", ["X", "W", "R", "B", "", "h"], ["G", "last"], hidden_size=5),
+        H.make_node("Squeeze", ["G", "one"], ["A"]),
+        H.make_node("MatMul", ["A", "V"], ["C"]),
+        H.make_node("Mul", ["S", "half"], ["D"]),
+        H.make_node("Add", ["C", "D"], ["N"]),
+        H.make_node("MatMul", ["N", "Q"], ["Y"]),
+    ]
+    tensors = weights("GRU", 4, 5) | {"one": np.array([1]), "half": np.float32(0.5)}
+    tensors |= {"V": draw(5, 2), "Q": draw(2, 3)}
+    states = {"h": ("last", (1, 1, 5)), "S": ("N", (1, 1, 2))}
+    outputs = {"Y": [1, 1, 3], "N": [1, 1, 2], "last": [1, 1, 5]}
+    check_steps(tmp_path, nodes, tensors, X, states, shape=[1, 1, 4], outputs=outputs)
+
+
+def test_a_cell_whose_new_state_may_be_either_output_is_asked_about(tmp_path):
+    nodes, tensors = gru_cell([H.make_node("Relu", ["H"], ["P"]), H.make_node("Exp", ["H"], ["Q"])])
+    del tensors["Q"]
+    inputs, outputs = {"X": [1, 3], "S": [1, 4]}, {"P": [1, 4], "Q": [1, 4]}
+    path = graph_file(tmp_path / "m.onnx", nodes, tensors, inputs, outputs)
+    with pytest.raises(ModelFileError, match=r"X, S are states.*P, Q.*--state INPUT=OUTPUT"):
+        import_file(path)
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_the_graph_pairs_a_recurrent_layers_states_and_an_option_must_agree(tmp_path, is_told):
+    """Their names are exchanged; only an option says that they are so on purpose."""
+    nodes = [
+        H.make_node("GRU", ["X", "W", "R", "B", "", "h1"], ["G", "h2_out"], hidden_size=4),
+        H.make_node("Squeeze", ["G", "one"], ["A"]),
+        H.make_node("GRU", ["A", "W", "R", "B", "", "h2"], ["K", "h1_out"], hidden_size=4),
+        H.make_node("Squeeze", ["K", "one"], ["Y"]),
+    ]
+    tensors = weights("GRU", 4, 4) | {"one": np.array([1])}
+    if not is_told:
+        states = {"h1": ("h2_out", (1, 1, 4)), "h2": ("h1_out", (1, 1, 4))}
+        check_steps(tmp_path, nodes, tensors, X, states, shape=[1, 1, 4])
+        return
+    inputs = {"X": [1, 1, 4], "h1": [1, 1, 4], "h2": [1, 1, 4]}
+    path = graph_file(tmp_path / "m.onnx", nodes, tensors, inputs, ("Y", "h2_out", "h1_out"))
+    with pytest.raises(ModelFileError, match="would be exchanged at every step"):
+        import_file(path, graph=GraphOptions(states={"h1": "h1_out", "h2": "h2_out"}))

@@ -111,8 +111,7 @@ def delayed(graph: Graph, symbols: Symbols, source: str) -> Signal | None:
         return None
     wide = [k for k, size in enumerate(ids.shape) if size != 1 and k]
     is_frame = graph.file.is_one_step and ids.ndim == 3
-    is_open = any(f"{name}.{k}" in graph.open_axes for k in range(1, ids.ndim))
-    if (len(wide) > 1 and not is_frame) or is_open or not ids.ndim:
+    if (len(wide) > 1 and not is_frame) or not ids.ndim:
         return None
     feature = 1 if is_frame else wide[0] if wide else ids.ndim - 1
     places = ids.shape[2] if is_frame else 1

@@ -34,7 +34,7 @@ def pair_states(
     outputs = list(main.output)
     if told:
         _check_told(graph, inputs, outputs, told)
-        graph.pairs, graph.paired_by = dict(told), "as --state says"
+        graph.pairs, graph.paired_by, graph.is_told = dict(told), "as --state says", True
         return
     if not 1 < len(inputs) <= _MAX_STATES or not 1 < len(outputs) <= _MAX_STATES:
         return
