@@ -114,3 +114,12 @@ def test_an_input_may_be_named_as_its_axis(tmp_path):
         tmp_path / "m.onnx", [H.make_node("MatMul", "XQ", "Y")], NUMBERS, {"X": ["X", 4]}
     )
     assert import_file(path).model.spec.output_size == 2
+
+
+def test_what_is_no_number_depends_on_no_size(tmp_path):
+    nodes = [H.make_node("MatMul", "XQ", ["h"]), H.make_node("Clip", ["h", "nan"], "Y")]
+    tensors = NUMBERS | {"nan": np.float32(np.nan)}
+    path = graph_file(tmp_path / "m.onnx", nodes, tensors, {"X": STEPS})
+    with pytest.raises(ModelFileError) as caught:
+        import_file(path)
+    assert "leaves open" not in str(caught.value)

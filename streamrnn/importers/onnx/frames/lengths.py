@@ -74,4 +74,4 @@ def _is_same(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(_is_same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(_is_same, a, b))
-    return bool(a == b)
+    return bool(a == b or (a != a and b != b))  # NaN is as NaN
