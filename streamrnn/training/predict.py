@@ -107,6 +107,8 @@ def model_inputs(spec: ModelSpec, table: Table) -> NDArray[Any]:
         if values is None:
             raise DataError(f"{table.path}: column {item.name!r} holds no numbers")
         bad = np.isnan(values)
+        if item.kind == "token":  # ids are taken as they come
+            bad |= ~((values >= 0) & (values < item.num_categories) & (values % 1 == 0))
         if bad.any() and (item.kind != "numeric" or item.missing == "error"):
             raise DataError(_refusal(table, column, item, int(np.argmax(bad))))
         x[:, i] = values
@@ -121,6 +123,8 @@ def _refusal(table: Table, column: Column, item: InputSpec, row: int) -> str:
         cell = column.labels[column.indices[row]]
     else:
         cell = f"{column.codes(None)[row]:.15g}"
+    if item.kind == "token" and not item.categories:
+        return f"{where}{shown(cell)} is no token of the model's, 0 to {item.num_categories - 1}"
     hint = suggestion(cell, item.categories)
     return (
         f"{where}{shown(cell)} is none of the {len(item.categories)} known categories{hint}; a "

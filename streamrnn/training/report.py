@@ -78,6 +78,8 @@ def evaluation_lines(found: dict[str, Any]) -> Iterator[str]:
         )
     for target, count in found["unknown_classes"].items():
         yield f"{count} rows of {target} have a class that the model does not know: not judged"
+    for target in found["not_judged"]:
+        yield f"the file holds no value of {target} to judge: it is left out"
     if found["warmup_rows"]:
         yield f"the first {found['warmup_rows']} rows of every stream warm up and are not judged"
     for target in found["errors"]:

@@ -68,7 +68,8 @@ def evaluate_file(
     dict
         JSON types: ``file``, ``sha256``, ``is_training_file``, ``has_training_rows``,
         ``num_rows``, ``num_streams``, ``warmup_rows``, ``unit`` (of a text, else empty),
-        ``unknown_classes`` (target -> rows), ``intervals`` as
+        ``unknown_classes`` (target -> rows), ``not_judged`` (targets without a value),
+        ``intervals`` as
         `streamrnn.training.quantiles.measure_intervals` gives them, and what
         `streamrnn.training.baselines.compare.compare` returns.
 
@@ -80,11 +81,10 @@ def evaluate_file(
         If the model has no report of a training, or a damaged one.
     """
     config = _config_of(model.spec, path, time, group)
-    fitted = baselines_from_dict(model.spec.training.get("fitted"), targets_of(config, model.spec))
-    kinds = dict.fromkeys(config.predict, "numbers") if config.loss != "cross_entropy" else {}
-    table = read_table(
-        path, options or trained_options(model.spec), kinds | kinds_of(model.spec, config.group)
-    )
+    targets = targets_of(config, model.spec)
+    fitted = baselines_from_dict(model.spec.training.get("fitted"), targets)
+    kinds = _kinds_of_targets(model.spec, config) | kinds_of(model.spec, config.group)
+    table = read_table(path, options or trained_options(model.spec), kinds)
     dataset, unknown = dataset_of_model(model.spec, config, table, warmup_rows)
     network = Network(model.spec, model.parameters)
     outputs = outputs_of(network, dataset)
@@ -101,9 +101,26 @@ def evaluate_file(
         "warmup_rows": warmup_rows,
         "unit": config.tokens,
         "unknown_classes": {config.predict[0]: unknown} if unknown else {},
+        "not_judged": [t.name for t in targets if t.name not in found["errors"]],
         "intervals": measure_intervals(dataset, outputs.z),
         **found,
     }
+
+
+def _kinds_of_targets(spec: ModelSpec, config: TrainingConfig) -> dict[str, str]:
+    """Return how the targets are read: classes such as ``01``, which no number has, as text."""
+    if config.loss != "cross_entropy":
+        return dict.fromkeys(config.predict, "numbers")
+    is_text = any(_as_number(item.name) != item.name for item in spec.outputs)
+    return dict.fromkeys(config.predict, "text") if is_text else config.kinds()
+
+
+def _as_number(name: str) -> str:
+    """Return a class as a column of numbers would spell it; empty if it is none."""
+    try:
+        return f"{float(name):.15g}"
+    except ValueError:
+        return ""
 
 
 def _config_of(
@@ -218,8 +235,8 @@ def _targets(spec: ModelSpec, config: TrainingConfig, table: Table) -> tuple[Dou
     if column.times is not None:
         raise DataError(f"column {column.name!r} of {table.path} holds times, not classes")
     if column.num_tokens:
-        classes = column.codes(None)
-        classes[classes >= spec.output_size] = np.nan
+        classes = column.codes(None)  # the column's own
+        classes = np.where(classes < spec.output_size, classes, np.nan)
     else:
         classes = column.codes(tuple(item.name for item in spec.outputs))
     unknown = int(np.count_nonzero(np.isnan(classes) & ~column.is_missing))
@@ -232,4 +249,7 @@ def _to_network(spec: ModelSpec, x: NDArray[np.float32], target: Doubles, level:
         for i, item in enumerate(spec.inputs):
             if output.difference_of == item.name:
                 level[:, o] = current_level(item, x[:, i])
+                # From what stands for a value to the first one that is known is no change.
+                is_known = np.maximum.accumulate(~np.isnan(x[:, i]))
+                target[~is_known, o] = np.nan
         target[:, o] = (target[:, o] - level[:, o] - output.center) / output.scale

@@ -105,13 +105,17 @@ def compare(
     Returns JSON types: ``errors`` (target -> measure), ``baselines`` (name -> target -> measure),
     and ``comparison``: for every target the ``metric``, the ``num_targets``, for every baseline of
     ``against`` its ``label``, what was ``drawn``, and ``ratio``, ``low`` and ``high``, the
-    network's error as a multiple of the baseline's; and the ``verdict``.
+    network's error as a multiple of the baseline's; and the ``verdict``. A target without a value
+    is left out.
     """
     errors: dict[str, dict[str, float]] = {}
     by_name: dict[str, dict[str, dict[str, float]]] = {}
     comparison = {}
     for target in targets_of(dataset.config, dataset.spec):
         own = judge(dataset, target, part, partial(network, target))
+        num_targets = int(sum(np.count_nonzero(~np.isnan(losses)) for losses in own.losses))
+        if not num_targets:
+            continue
         errors[target.name] = own.measures
         moments = _shared_moments(dataset, target, part)
         rivals = []
@@ -123,7 +127,7 @@ def compare(
             rivals.append(Rival(baseline, error, interval, units.text))
         comparison[target.name] = {
             "metric": target.metric,
-            "num_targets": int(sum(np.count_nonzero(~np.isnan(losses)) for losses in own.losses)),
+            "num_targets": num_targets,
             "against": {rival.baseline.name: rival.to_dict() for rival in rivals},
             "verdict": verdict(target.metric, own.measures[target.metric], rivals),
         }

@@ -47,8 +47,8 @@ def category_codes(column: Column, categories: tuple[str, ...]) -> NDArray[np.fl
     if UNKNOWN in categories:
         return np.where(np.isnan(codes), categories.index(UNKNOWN), codes)
     for name, rows in ((MISSING, column.is_missing), (OTHER, ~column.is_missing)):
-        if name in categories:
-            codes[rows & np.isnan(codes)] = categories.index(name)
+        if name in categories:  # the codes may be the column's own numbers
+            codes = np.where(rows & np.isnan(codes), categories.index(name), codes)
     return codes
 
 

@@ -139,20 +139,32 @@ def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
     )
     dataset = Dataset(config, spec, streams, given, split, settings)
     for part in PARTS:
-        targets_of_part = (stream.target[stream.rows(part)] for stream in streams)
-        count = sum(int(np.count_nonzero(~np.isnan(values))) for values in targets_of_part)
-        _check_part(table, split, part, count)
+        of_part = (stream.target[stream.rows(part)] for stream in streams)
+        counts = np.sum([np.count_nonzero(~np.isnan(v), axis=0) for v in of_part], axis=0)
+        _check_part(table, split, part, int(counts.sum()))
+        if not counts.all():
+            raise DataError(
+                f"the {part} part of {table.path} holds no value of the target "
+                f"{forecasts[int(np.argmin(counts))].name!r}; leave it out of --predict, or split "
+                "the rows otherwise (--split, --split-by)"
+            )
     return dataset
 
 
 def _origins(
     config: TrainingConfig, table: Table, rows: dict[str, Index], stops: dict[str, Stops]
 ) -> dict[str, float]:
-    """Return the origins of columns that float32 would blur, measured in the training part."""
+    """Return the origins of columns that float32 would blur, measured in the training part.
+
+    Classes have none, whatever their names look like.
+    """
     origins = {}
+    are_classes = LOSSES[config.loss] != "identity"
     for name in dict.fromkeys((*config.inputs, *config.predict)):
         column = table.column(name)
         if column.numbers is None or is_named(column, config):
+            continue
+        if are_classes and name in config.predict:
             continue
         series = [
             column.numbers[index[: stops[key][0] + config.farthest]]

@@ -159,7 +159,8 @@ def test_the_command_prints_the_table_and_json(trained, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {
         "file", "sha256", "is_training_file", "has_training_rows", "num_rows", "num_streams",
-        "warmup_rows", "unit", "unknown_classes", "intervals", "errors", "baselines", "comparison",
+        "warmup_rows", "unit", "unknown_classes", "not_judged", "intervals", "errors", "baselines",
+        "comparison",
     }  # fmt: skip
     assert main(["evaluate", model, new, "--warmup", "-1"]) == 1
     assert main(["inspect", model]) == 0
@@ -218,6 +219,87 @@ def test_classes_that_the_model_does_not_know_are_counted(tmp_path, capsys):
     assert "20 rows of kind have a class that the model does not know" in text
     assert "40 targets" in text
     assert "logistic regression on one row" in text
+
+
+def trained_on(directory, path, **options):
+    """Train a little, and return the model."""
+    config = TrainingConfig(path=str(path), epochs=1, layers=("gru:3",), **options)
+    return train_to_file(config, directory / "m.safetensors").model
+
+
+@pytest.mark.parametrize("classes", [["01", "02", "03"], ["1", "2", "3"], ["ab", "cd", "07"]])
+def test_classes_are_read_as_they_were_in_training(tmp_path, classes):
+    """A file that holds but those that look like numbers is read so too."""
+    rng = np.random.default_rng(4)
+    path = write_csv(tmp_path, x=rng.normal(size=120), label=rng.choice(classes, 120))
+    categorical = () if "ab" in classes else ("label",)
+    model = trained_on(tmp_path, path, predict=("label",), categorical=categorical, horizon=(0,))
+    assert {item.name for item in model.spec.outputs} == set(classes)
+    new = tmp_path / "new"
+    new.mkdir()
+    path = write_csv(new, x=rng.normal(size=40), label=classes[2:] * 40)
+    found = evaluate_file(model, path)
+    assert found["unknown_classes"] == {}
+    assert found["comparison"]["label"]["num_targets"] == 40
+
+
+def test_unknown_classes_of_arrays_are_counted(tmp_path):
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(30, 10, 2))
+    np.savez(tmp_path / "a.npz", X=x, y=np.arange(300).reshape(30, 10) % 3)
+    np.savez(tmp_path / "b.npz", X=x, y=np.arange(300).reshape(30, 10) % 5)
+    model = trained_on(tmp_path, tmp_path / "a.npz")
+    found = evaluate_file(model, tmp_path / "b.npz")
+    assert list(found["unknown_classes"].values()) == [120]
+    [compared] = found["comparison"].values()
+    assert compared["num_targets"] == 180
+
+
+@pytest.mark.parametrize("embedding_size", [0, 4])
+def test_a_token_that_the_model_does_not_know_is_named(tmp_path, embedding_size):
+    ids = np.arange(300, dtype=np.uint32)[None] % 10
+    np.savez(tmp_path / "a.npz", X=ids)
+    model = trained_on(tmp_path, tmp_path / "a.npz", embedding_size=embedding_size)
+    ids[0, 7] = 12
+    np.savez(tmp_path / "b.npz", X=ids)
+    words = "row 8, column 'token': '12' is no token of the model's, 0 to 9"
+    with pytest.raises(DataError, match=words):
+        evaluate_file(model, tmp_path / "b.npz")
+    with pytest.raises(DataError, match=words):
+        predict_file(model, tmp_path / "b.npz", tmp_path / "out.csv")
+
+
+def test_a_target_without_a_value_is_left_out_and_told(tmp_path, capsys):
+    rng = np.random.default_rng(6)
+    path = write_csv(tmp_path, x=rng.normal(size=200), y=rng.normal(size=200))
+    trained_on(tmp_path, path, predict=("x", "y"), inputs=("x",))
+    new = tmp_path / "new.csv"
+    new.write_text("x,y\n" + "".join(f"{v},\n" for v in rng.normal(size=60)), encoding="utf-8")
+    assert main(["evaluate", str(tmp_path / "m.safetensors"), str(new), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["not_judged"] == ["y+1"]
+    assert list(found["errors"]) == list(found["comparison"]) == ["x+1"]
+    assert main(["evaluate", str(tmp_path / "m.safetensors"), str(new)]) == 0
+    text = capsys.readouterr().out
+    assert "no value of y+1 to judge" in text
+    assert "error of y+1" not in text
+
+
+def test_rows_before_the_first_value_of_a_target_learned_as_changes_are_not_judged(tmp_path):
+    """The first known value is no change from what stands for the missing ones."""
+    level = 3 * np.arange(300) + np.arange(300) % 3
+    cells = [*[""] * 40, *level[40:]]
+    path = write_csv(tmp_path, y=cells, x=np.arange(300) % 7)
+    model = trained_on(tmp_path, path, predict=("y",))
+    assert model.spec.outputs[0].difference_of == "y"
+    whole = evaluate_file(model, path)
+    late = tmp_path / "late"
+    late.mkdir()
+    path = write_csv(late, y=cells[40:], x=np.arange(40, 300) % 7)
+    assert whole["comparison"]["y+1"]["num_targets"] == 259
+    for name, errors in evaluate_file(model, path)["baselines"].items():
+        if name != "autoregression":  # which remembers what stood for the missing ones
+            assert whole["baselines"][name]["y+1"] == pytest.approx(errors["y+1"], rel=1e-6)
 
 
 def test_inspect_shows_no_escape_sequence_of_a_report(trained, tmp_path, capsys):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streamrnn import Engine
 from streamrnn.commands.predict import predict_file
-from streamrnn.errors import TrainingError
+from streamrnn.errors import DataError, TrainingError
 from streamrnn.model.spec import InputSpec
 from streamrnn.training.config import PARTS, TrainingConfig
 from streamrnn.training.config_file import read_config
@@ -354,3 +354,13 @@ def test_classes_have_one_horizon(tmp_path):
         dataset_of(path, predict=("kind",), horizon=(1, 2))
     with pytest.raises(TrainingError, match="holds names, not numbers; pinball cannot"):
         dataset_of(path, predict=("kind",), quantiles=(0.5,))
+
+
+@pytest.mark.parametrize(("known", "part"), [(range(70), "validation"), (range(160), "test")])
+def test_a_part_without_a_value_of_one_target_is_refused(tmp_path, known, part):
+    rng = np.random.default_rng(2)
+    y = ["" if t not in known else f"{rng.normal():.3f}" for t in range(200)]
+    path = write_csv(tmp_path, x=rng.normal(size=200), y=y)
+    config = TrainingConfig(path=path, predict=("x", "y"), split=(0.4, 0.4, 0.2))
+    with pytest.raises(DataError, match=rf"the {part} part .* no value of the target 'y\+1'"):
+        make_dataset(config, read_table(path))

@@ -14,6 +14,7 @@ from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from streamrnn.training import TrainingConfig, train_to_file
 from streamrnn.training.data.columns import origin_of
+from streamrnn.training.data.dataset import make_dataset
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.predict import predict_table
 from streamrnn_client.errors import BadValue, NotSupported
@@ -140,3 +141,16 @@ def test_an_origin_that_is_no_number_is_refused_by_the_client(trained, origin):
     spec["inputs"][0]["origin"] = origin
     with pytest.raises(NotSupported, match="cannot read"):
         ModelInfo({"name": "m", "fingerprint": "f", "row_bytes": 64, "spec": spec})
+
+
+@pytest.mark.parametrize("inputs", [("x",), ("x", "product")])
+def test_names_of_classes_at_a_hundred_million_are_those_of_the_file(tmp_path, inputs):
+    rng = np.random.default_rng(2)
+    path = write_csv(
+        tmp_path, x=rng.normal(size=200), product=AT // 10 + 1 + rng.integers(3, size=200)
+    )
+    config = TrainingConfig(path=path, predict=("product",), inputs=inputs, loss="cross_entropy")
+    spec = make_dataset(config, read_table(path)).spec
+    assert [item.name for item in spec.outputs] == ["100000001", "100000002", "100000003"]
+    assert not any(item.origin for item in spec.inputs)
+    assert not any(item.origin for item in spec.outputs)
