@@ -115,8 +115,11 @@ def _table(title: str, rows: str, target: str, tables: dict[str, Any]) -> Iterat
         yield f"  {line}"
     if against:
         drawn = {entry["drawn"] for entry in against.values() if _interval(entry).is_bounded}
-        how = f"by a bootstrap of {', '.join(sorted(drawn))}" if drawn else "need more rows"
-        yield f"  95 % intervals {how}"
+        if drawn:
+            yield f"  95 % intervals by a bootstrap of {', '.join(sorted(drawn))}"
+        else:
+            had = ", ".join(sorted({entry["drawn"] for entry in against.values()}))
+            yield f"  95 % intervals need more than {had}"
 
 
 def _line(name: str, errors: dict[str, float], measure: str, unit: str) -> str:

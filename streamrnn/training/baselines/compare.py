@@ -222,7 +222,9 @@ def verdict(metric: str, own: float, rivals: list[Rival]) -> str:
         )
     side, share, low, high = sides(found)
     if not found.is_clear:
-        bounds = f"{_LEVEL} {low} to {high}" if found.is_bounded else "too few rows for an interval"
+        bounds = f"{_LEVEL} {low} to {high}"
+        if not found.is_bounded:
+            bounds = f"too little for an interval: {best.drawn}"
         return (
             f"no difference can be told: the network's {what} {own:#.4g} is {share} {side} than "
             f"{best.error:#.4g} of the {name}, {bounds}; take the simpler, the {name}"

@@ -219,12 +219,24 @@ def rival(family, error, ratio, low, high):
         (
             [rival(Constant, 140.0, 0.95, 0.0, 1e9)],
             "no difference can be told: the network's rmse 133.2 is 5.0 % smaller than 140.0 of "
-            "the constant, too few rows for an interval; take the simpler, the constant",
+            "the constant, too little for an interval: 8 blocks of 3 rows; take the simpler, the "
+            "constant",
         ),
     ],
 )
 def test_the_verdict_is_one_sentence(rivals, words):
     assert verdict("rmse", 133.2, rivals) == words
+
+
+def test_few_dates_of_many_streams_are_said_to_be_too_little(tmp_path):
+    """Of 40 streams there are 400 targets, but at 10 times."""
+    s, t = np.repeat(np.arange(40), 50), np.tile(np.arange(50), 40)
+    y = np.random.default_rng(3).normal(size=2000)
+    path = write_csv(tmp_path, day=np.datetime64("2020-01-01") + t, s=s, y=y)
+    config = TrainingConfig(path=path, predict=("y",), group=("s",), inputs=("y",), epochs=1)
+    lines = list(report_lines(train(config.replace(layers=("gru:2",))).report))
+    assert "  95 % intervals need more than 3 blocks of 3 times" in lines
+    assert any("too little for an interval: 3 blocks of 3 times" in line for line in lines)
 
 
 def test_percentages_have_a_decimal_where_it_says_something():
