@@ -7,7 +7,7 @@ must have become the same layers: else they hold that size, and suit no other.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,8 @@ def _are_alike(layer: Layer, twin: Layer, open_axes: Collection[str]) -> bool:
         more = twin.places - layer.places  # an end may be counted from the last step
         return all(end - own in (0, more) for own, end in ends)
     # What pools along an open axis is refused for that.
-    return isinstance(layer.spec, PoolSpec) or _is_same(layer, twin)
+    # How many places it takes counts the steps.
+    return isinstance(layer.spec, PoolSpec) or _is_same(layer, replace(twin, places=layer.places))
 
 
 def _is_same(a: Any, b: Any) -> bool:
