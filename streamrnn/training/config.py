@@ -196,6 +196,12 @@ class TrainingConfig:
         self._check_ranges()
 
     def _check_choices(self) -> None:
+        for name in ("group", "categorical", "time_features", "missing") if self.tokens else ():
+            if value := getattr(self, name):
+                raise TrainingError(
+                    f"{name} is {shown(value)}, but a text (tokens is {self.tokens}) has no "
+                    "columns, only its tokens in their order; leave it out"
+                )
         kind, _, column = self.split_by.partition(":")
         if kind not in SPLITS or (kind == "column") != bool(column):
             raise TrainingError(

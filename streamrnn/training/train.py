@@ -31,6 +31,7 @@ from streamrnn.training.fit.stop import StopSignals
 from streamrnn.training.fit.trainer import Epoch
 from streamrnn.training.quantiles import measure_intervals
 from streamrnn.training.run.outputs import (
+    check_data_name,
     check_model_path,
     check_outputs,
     checkpoint_path,
@@ -127,6 +128,7 @@ def train(
 
 
 def _prepare(config: TrainingConfig, table: Table | None = None) -> Dataset:
+    check_data_name(config.path)
     table = table or read_table(config.path, config.read_options(), config.kinds())
     dataset = make_dataset(config, table)
     batch_size, _, num_epochs = choose_sizes(dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 from streamrnn.errors import ModelFileError
@@ -37,12 +38,16 @@ def fit_baselines(dataset: Dataset) -> Fitted:
     """Fit every baseline that makes sense of every target, without a look at the test part."""
     fitted: Fitted = {}
     families = TEXT_FAMILIES if _is_text(dataset.spec) else FAMILIES
+    bases: dict[tuple[str, int], list[Baseline]] = {}  # one fit for all quantiles of a target
     for target in targets_of(dataset.config, dataset.spec):
-        found = (family.fit(dataset, target) for family in families)
-        own = [baseline for baseline in found if baseline is not None]
+        key = (target.column, target.horizon)
+        if key not in bases:
+            found = (family.fit(dataset, target) for family in families if family is not Constant)
+            bases[key] = [baseline for baseline in found if baseline is not None]
+        own: list[Baseline] = [replace(cast(Any, base), target=target) for base in bases[key]]
         if needs_shift(target):  # the constant is the quantile itself
-            own = [b if isinstance(b, Constant) else _shifted(Shifted.fit(b, dataset)) for b in own]
-        fitted[target.name] = own
+            own = [_shifted(Shifted.fit(base, dataset)) for base in own]
+        fitted[target.name] = [Constant.fit(dataset, target), *own]
     return fitted
 
 

@@ -16,8 +16,14 @@ from numpy.typing import NDArray
 
 from streamrnn.model.spec import InputSpec, ModelSpec
 from streamrnn.training.baselines.least_squares import LeastSquares
-from streamrnn.training.baselines.logistic import fit_logistic, log_softmax
-from streamrnn.training.baselines.target import Prediction, Target, blocks_of, known_numbers
+from streamrnn.training.baselines.logistic import Budget, fit_logistic, log_softmax
+from streamrnn.training.baselines.target import (
+    Prediction,
+    Target,
+    blocks_of,
+    known_numbers,
+    targets_of,
+)
 from streamrnn.training.data.dataset import Dataset, Stream, current_level
 
 __all__ = ["LinearRegression", "LogisticRegression"]
@@ -70,8 +76,7 @@ class LinearRegression:
 
     def predict(self, stream: Stream, rows: slice) -> Prediction:
         """Predict the target of some rows."""
-        features = _features(self.target.spec, stream, np.arange(rows.start, rows.stop))
-        return Prediction(features @ self.weights[:-1] + self.weights[-1])
+        return Prediction(_product(self.target.spec, stream, rows, self.weights[:, None])[:, 0])
 
     def to_dict(self) -> dict[str, Any]:
         """Return what was fitted as plain JSON types."""
@@ -114,20 +119,22 @@ class LogisticRegression:
         (rows, truth), (new_rows, new_truth) = parts
         weights = np.zeros((num_features + 1, num_classes))
         best, chosen, start = np.inf, PENALTIES[0], weights
+        budget = Budget(rows, num_classes)
         for l2 in PENALTIES:
-            weights = fit_logistic(rows, truth, l2, weights)
+            if not budget.left:
+                break
+            weights = fit_logistic(rows, truth, l2, weights, budget)
             log_p = log_softmax(new_rows @ weights)
             error = -float(log_p[np.arange(len(new_truth)), new_truth].sum())
             if error < best:
                 best, chosen, start = error, l2, weights
         rows, truth = np.concatenate([rows, new_rows]), np.concatenate([truth, new_truth])
-        weights = fit_logistic(rows, truth, chosen, start)
+        weights = fit_logistic(rows, truth, chosen, start, Budget(rows, num_classes))
         return cls(target, _of_levels(weights, center, scale))
 
     def predict(self, stream: Stream, rows: slice) -> Prediction:
         """Predict the target of some rows."""
-        features = _features(self.target.spec, stream, np.arange(rows.start, rows.stop))
-        log_p = log_softmax(features @ self.weights[:-1] + self.weights[-1])
+        log_p = log_softmax(_product(self.target.spec, stream, rows, self.weights))
         return Prediction(log_p, log_p.argmax(axis=1))
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,7 +158,8 @@ def _num_features(spec: ModelSpec) -> int:
 
 def _is_small(dataset: Dataset, num_features: int, num_classes: int) -> bool:
     num_weights = (num_features + 1) * num_classes
-    allowed = min(MAX_WEIGHTS, MAX_WEIGHTS_OF_ALL // len(dataset.config.predict))
+    num_targets = len(targets_of(dataset.config, dataset.spec))
+    allowed = min(MAX_WEIGHTS, MAX_WEIGHTS_OF_ALL // num_targets)
     return num_features <= MAX_FEATURES and num_weights <= allowed
 
 
@@ -160,18 +168,38 @@ def _features(spec: ModelSpec, stream: Stream, index: NDArray[np.int64]) -> Doub
     features = np.zeros((len(index), _num_features(spec)))
     start = 0
     for i, item in enumerate(spec.inputs):
-        values = stream.x[index, i]
         if item.kind != "numeric":
-            features[np.arange(len(index)), start + values.astype(np.int64)] = 1.0
+            codes = stream.x[index, i].astype(np.int64)
+            features[np.arange(len(index)), start + codes] = 1.0
         else:
-            if item.missing != "error" and len(index):  # what stands for a gap lies before it
-                features[:, start] = current_level(item, stream.x[: index[-1] + 1, i])[index]
-            else:
-                features[:, start] = values
+            features[:, start] = _levels(item, stream, i, index)
             if item.missing == "mask":
-                features[:, start + 1] = np.isnan(values)
+                features[:, start + 1] = np.isnan(stream.x[index, i])
         start += _width(item)
     return features
+
+
+def _levels(item: InputSpec, stream: Stream, i: int, index: NDArray[np.int64]) -> NDArray[Any]:
+    if item.missing == "error" or not len(index):
+        return stream.x[index, i]
+    # What stands for a gap lies before it.
+    return np.asarray(current_level(item, stream.x[: index[-1] + 1, i])[index])
+
+
+def _product(spec: ModelSpec, stream: Stream, rows: slice, weights: Doubles) -> Doubles:
+    """Return features times weights, [N, K], without the features: they may be a thousand."""
+    index = np.arange(rows.start, rows.stop)
+    z = np.tile(weights[-1], (len(index), 1))
+    start = 0
+    for i, item in enumerate(spec.inputs):
+        if item.kind != "numeric":
+            z += weights[start + stream.x[index, i].astype(np.int64)]
+        else:
+            z += np.outer(_levels(item, stream, i, index), weights[start])
+            if item.missing == "mask":
+                z += np.outer(np.isnan(stream.x[index, i]), weights[start + 1])
+        start += _width(item)
+    return z
 
 
 def _standard(dataset: Dataset, target: Target) -> tuple[Doubles, Doubles]:

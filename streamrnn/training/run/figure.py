@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from streamrnn.errors import TrainingError
 from streamrnn.model.tensor_file import replace_file
 from streamrnn.training.baselines.target import Prediction, Target, targets_of
 from streamrnn.training.data.dataset import Dataset, Stream
-from streamrnn.training.evaluate import NetworkOutputs
+from streamrnn.training.evaluate import CarriedOutputs, NetworkOutputs, outputs_of
 from streamrnn.training.network.network import Network
 from streamrnn.training.train import TrainingResult
 
@@ -27,7 +28,10 @@ MAX_ROWS = 300  # of the test part that are drawn
 MAX_CLASSES = 20  # of a table of confusions
 _MADE_BY = "StreamRNN"
 
+BLOCK_ELEMENTS = 4_000_000  # rows times classes that are predicted at once
+
 Doubles = NDArray[np.float64]
+Outputs = NetworkOutputs | CarriedOutputs
 
 
 def check_figure(path: Path) -> None:
@@ -61,7 +65,7 @@ def write_figure(result: TrainingResult, path: Path) -> None:
     _draw_losses(axes[0, 0], result)
     _draw_errors(axes[0, 1], result, targets[0])
     network = Network(result.model.spec, result.model.parameters)
-    outputs = NetworkOutputs.of(network, dataset)
+    outputs = outputs_of(network, dataset)
     for row, target in zip(axes[1:], targets, strict=True):
         if target.num_classes:
             _draw_classes(row[0], row[1], dataset, target, outputs)
@@ -102,7 +106,7 @@ def _draw_errors(axes: Axes, result: TrainingResult, target: Target) -> None:
 
 
 def _draw_numbers(
-    left: Axes, right: Axes, dataset: Dataset, target: Target, outputs: NetworkOutputs
+    left: Axes, right: Axes, dataset: Dataset, target: Target, outputs: Outputs
 ) -> None:
     """Draw the end of the test part with its forecasts, and all residuals of that part."""
     residuals = []
@@ -141,32 +145,40 @@ def _in_units(
 
 
 def _draw_classes(
-    left: Axes, right: Axes, dataset: Dataset, target: Target, outputs: NetworkOutputs
+    left: Axes, right: Axes, dataset: Dataset, target: Target, outputs: Outputs
 ) -> None:
     """Draw which classes are taken for which, and how sure the model was of the right one."""
-    truth, chosen, right_log = [], [], []
-    for stream in dataset.streams:
-        rows = stream.rows("test")
-        if rows.stop <= rows.start:
-            continue
-        found, known = outputs.predict(target, stream, rows), target.truth(stream, rows)
-        present = ~np.isnan(known)
-        index = known[present].astype(np.int64)
-        assert found.classes is not None  # a target of classes
-        truth.append(index)
-        chosen.append(found.classes[present])
-        right_log.append(found.values[present, index])
-    counts = np.zeros((target.num_classes, target.num_classes), np.int64)
-    np.add.at(counts, (np.concatenate(truth), np.concatenate(chosen)), 1)
-    most = np.argsort(-counts.sum(axis=1), kind="stable")[:MAX_CLASSES]
-    shown = counts[np.ix_(np.sort(most), np.sort(most))]
+    truth, chosen, right_log = (
+        np.concatenate(found)
+        for found in zip(*_classes_in_blocks(dataset, target, outputs), strict=True)
+    )
+    most = np.argsort(-np.bincount(truth, minlength=target.num_classes), kind="stable")
+    most = np.sort(most[:MAX_CLASSES])
+    shown = np.array([np.bincount(chosen[truth == k], minlength=target.num_classes) for k in most])
+    shown = shown[:, most]
     left.imshow(shown / np.maximum(shown.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0)
     names = [output.name for output in target.spec.outputs]
     if len(names) != target.num_classes:
         names = ["no", "yes"]
-    labels = [names[k] for k in np.sort(most)]
+    labels = [names[k] for k in most]
     left.set_xticks(range(len(labels)), labels, rotation=90)
     left.set_yticks(range(len(labels)), labels)
     left.set(title=f"{target.name}: test part", xlabel="chosen", ylabel="truth")
-    right.hist(np.exp(np.concatenate(right_log)), bins=np.linspace(0, 1, 41), color="C0")
+    right.hist(np.exp(right_log), bins=np.linspace(0, 1, 41), color="C0")
     right.set(title="probability of the right class", xlabel="probability", ylabel="rows")
+
+
+def _classes_in_blocks(
+    dataset: Dataset, target: Target, outputs: Outputs
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Doubles]]:
+    """Yield true and chosen classes of the test part, and how sure the model was of the former."""
+    length = max(1, BLOCK_ELEMENTS // target.num_classes)
+    for stream in dataset.streams:
+        rows = stream.rows("test")
+        for start in range(rows.start, rows.stop, length):
+            block = slice(start, min(start + length, rows.stop))
+            found, known = outputs.predict(target, stream, block), target.truth(stream, block)
+            present = ~np.isnan(known)
+            index = known[present].astype(np.int64)
+            assert found.classes is not None  # a target of classes
+            yield index, found.classes[present], found.values[present, index]

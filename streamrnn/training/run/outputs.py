@@ -12,7 +12,9 @@ from streamrnn.model.tensor_file import read_tensor_file
 from streamrnn.training.config_file import is_written_config
 from streamrnn.training.fit.checkpoint import is_checkpoint
 
-__all__ = ["check_model_path", "check_outputs", "checkpoint_path", "configuration_path"]
+__all__ = [
+    "check_data_name", "check_model_path", "check_outputs", "checkpoint_path", "configuration_path",
+]  # fmt: skip
 
 
 def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> None:
@@ -30,6 +32,17 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> No
             if _is_same(path, place):
                 raise TrainingError(f"{path} is {other}; write {what} to another file")
         taken[what] = path
+
+
+def check_data_name(path: str) -> None:
+    """Refuse a name that neither a report nor a configuration can hold: it is no UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise TrainingError(
+            f"the path of the data, {path!a}, is no UTF-8, so that the model's report and its "
+            "configuration cannot name the file; rename it"
+        ) from error
 
 
 def check_model_path(path: Path) -> None:

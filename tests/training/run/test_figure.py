@@ -76,3 +76,19 @@ def test_what_cannot_be_drawn_is_refused_before_the_training(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(TrainingError, match=r"pip install 'streamrnn\[plot\]'"):
         check_figure(tmp_path / "m.png")
+
+
+def test_many_classes_are_drawn_in_blocks_as_few_are(tmp_path, drawn, monkeypatch):
+    letters = [["a", "b", "c"][k * k % 11 % 3] for k in range(200)]
+    words = (write_csv(tmp_path, letter=letters), "--predict", "letter", "--layers", "gru:3")
+    for name in ("few", "many"):
+        files = ("-o", tmp_path / f"{name}.safetensors", "--report", tmp_path / f"{name}.png")
+        assert run(*words, "--epochs", 2, *files) == 0
+        monkeypatch.setattr("streamrnn.training.evaluate.MAX_KEPT", 1)
+        monkeypatch.setattr("streamrnn.training.evaluate.NetworkOutputs.of", None)
+        monkeypatch.setattr("streamrnn.training.run.figure.BLOCK_ELEMENTS", 3 * 7)
+    few, many = drawn
+    np.testing.assert_array_equal(few[2].images[0].get_array(), many[2].images[0].get_array())
+    heights = [[bar.get_height() for bar in axes[3].patches] for axes in (few, many)]
+    assert heights[0] == heights[1]
+    assert sum(heights[0]) == 40

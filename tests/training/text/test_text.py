@@ -164,7 +164,7 @@ def test_huge_words_are_cut(tmp_path):
         ({"vocabulary": 65_537}, TrainingError, "vocabulary is 65537"),
         ({"unit": "line"}, TrainingError, "char or word"),
         ({"predict": ("letter",)}, DataError, "no column 'letter'"),
-        ({"group": ("page",)}, DataError, "no column 'page'"),
+        ({"group": ("page",)}, TrainingError, "group is"),
         ({"split_by": "stream"}, DataError, "1 streams cannot be split"),
         ({"loss": "mse"}, TrainingError, "mse cannot predict"),
     ],
