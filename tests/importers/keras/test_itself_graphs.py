@@ -271,11 +271,8 @@ def test_a_network_at_random(tmp_path, seed):
         (lambda: [L.MaxPooling1D(2)], "is a MaxPooling1D over time"),
         (lambda: [L.GlobalAveragePooling1D()], "GlobalAveragePooling1D over time"),
         (lambda: [L.ReLU(threshold=0.5)], "threshold=0.5"),
-        (lambda: [L.ReLU(max_value=1.0)], "max_value=1.0"),
-        (lambda: [L.Dense(3, activation="mish")], "activation mish"),
         (lambda: [L.GRU(3, recurrent_activation="relu")], "activation relu at its gates"),
         (lambda: [L.GRU(3, activation="gelu")], "activation gelu where a GRU"),
-        (lambda: [L.UnitNormalization()], "is a UnitNormalization"),
         (
             lambda: [
                 L.Masking(),

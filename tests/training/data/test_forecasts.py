@@ -83,7 +83,12 @@ def test_targets_of_a_part_lie_in_no_other_whatever_the_horizons(tmp_path_factor
         part=told,
     )
     options = {"predict": ("y",), "group": ("g",), "inputs": ("x",), "split_by": kind}
-    dataset = dataset_of(path, **options, horizon=tuple(horizon))
+    try:
+        dataset = dataset_of(path, **options, horizon=tuple(horizon))
+    except DataError as error:  # a part too short for the nearer of two horizons
+        if "holds no value of the target" in str(error):
+            return
+        raise
     lasts: dict[str, list[str]] = {part: [] for part in PARTS}
     firsts: dict[str, list[str]] = {part: [] for part in PARTS}
     for k, stream in enumerate(dataset.streams):
