@@ -7,7 +7,13 @@ from streamrnn.training.network.losses import loss_and_gradient
 from streamrnn.training.network.network import Chunk, Network, initial_parameters
 from tests.tolerances import GRADIENT
 
-__all__ = ["STEP", "assert_gradient", "make_case", "numeric_gradient"]
+__all__ = [
+    "STEP",
+    "assert_gradient",
+    "assert_gradient_by_the_features",
+    "make_case",
+    "numeric_gradient",
+]
 
 STEP = 1e-5
 
@@ -45,19 +51,30 @@ def make_case(rng, stack, loss, activation, inputs):
     return network, chunk, target, state
 
 
-def numeric_gradient(network, chunk, target, state, loss):
-    """Return the gradient of all parameters by central differences."""
-    gradient = np.empty_like(network.flat)
-    for k in range(len(gradient)):
-        before = network.flat[k]
+def numeric_gradient(network, chunk, target, state, loss, varied=None):
+    """Return the gradient by an array, of all parameters unless told, by central differences."""
+    varied = network.flat if varied is None else varied
+    gradient = np.empty_like(varied)
+    for index in np.ndindex(*varied.shape):
+        before = varied[index]
         values = []
         for change in (STEP, -STEP):
-            network.flat[k] = before + change
+            varied[index] = before + change
             z, _ = network.forward(chunk, state)
             values.append(loss_and_gradient(loss, network.activation, z, target)[0])
-        network.flat[k] = before
-        gradient[k] = (values[0] - values[1]) / (2 * STEP)
+        varied[index] = before
+        gradient[index] = (values[0] - values[1]) / (2 * STEP)
     return gradient
+
+
+def assert_gradient_by_the_features(loss, case):
+    """Compare what the backward pass says of the features with the central differences."""
+    network, chunk, target, state = case
+    z, _ = network.forward(chunk, state)
+    grad_z = loss_and_gradient(loss, network.activation, z, target)[1]
+    analytic = network.backward(grad_z, need_grad_x=True).copy()
+    expected = numeric_gradient(network, chunk, target, state, loss, chunk.features)
+    assert np.linalg.norm(analytic - expected) <= GRADIENT * np.linalg.norm(expected)
 
 
 def assert_gradient(loss, case):

@@ -7,8 +7,11 @@ from streamrnn.errors import TrainingError
 from streamrnn.model.spec import CELLS, InputSpec
 from streamrnn.training.network.losses import LOSSES, activate, loss_and_gradient
 from streamrnn.training.network.network import Chunk
-from tests.tolerances import GRADIENT
-from tests.training.network.gradients import STEP, assert_gradient, make_case
+from tests.training.network.gradients import (
+    assert_gradient,
+    assert_gradient_by_the_features,
+    make_case,
+)
 
 STACKS = [[(cell, 5)] for cell in CELLS] + [
     [("lstm", 4), ("gru", 6)],
@@ -59,23 +62,9 @@ def test_gradient_of_embeddings(inputs):
 
 
 def test_gradient_by_the_features():
-    rng = np.random.default_rng(5)
-    network, chunk, target, state = make_case(
-        rng, [("lstm", 4), ("gru", 3)], "mse", "identity", (InputSpec("a"), InputSpec("b"))
-    )
-    z, _ = network.forward(chunk, state)
-    _, grad_z = loss_and_gradient("mse", "identity", z, target)
-    analytic = network.backward(grad_z, need_grad_x=True).copy()
-    expected = np.empty_like(analytic)
-    for index in np.ndindex(*expected.shape):
-        before, values = chunk.features[index], []
-        for change in (STEP, -STEP):
-            chunk.features[index] = before + change
-            z, _ = network.forward(chunk, state)
-            values.append(loss_and_gradient("mse", "identity", z, target)[0])
-        chunk.features[index] = before
-        expected[index] = (values[0] - values[1]) / (2 * STEP)
-    assert np.linalg.norm(analytic - expected) <= GRADIENT * np.linalg.norm(expected)
+    stack, inputs = [("lstm", 4), ("gru", 3)], (InputSpec("a"), InputSpec("b"))
+    case = make_case(np.random.default_rng(5), stack, "mse", "identity", inputs)
+    assert_gradient_by_the_features("mse", case)
 
 
 @pytest.mark.parametrize("cell", list(CELLS))
