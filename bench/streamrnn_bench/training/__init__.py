@@ -1,0 +1,1 @@
+"""The trainer beside other ways to predict, on public data."""
