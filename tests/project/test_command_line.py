@@ -12,6 +12,7 @@ import pytest
 import streamrnn
 from streamrnn.errors import DataError, StartError
 from streamrnn_server import cli
+from tests.support.program import run_python
 
 
 @pytest.fixture
@@ -130,3 +131,13 @@ sys.exit(cli.main(["serve"]))
         os.close(writer)
     assert done.stderr == b""
     assert done.returncode == 1
+
+
+def test_the_end_looks_for_no_cycles_in_what_goes_anyway():
+    code = """
+import atexit, gc
+from streamrnn_server import cli
+atexit.register(lambda: print(gc.get_freeze_count() > 0))  # which comes last
+cli.main(["--version"])
+"""
+    assert run_python(code).stdout.splitlines()[-1] == "True"
