@@ -99,7 +99,8 @@ def _training_lines(training: dict[str, Any]) -> list[str]:
         return list(report_lines(training))
     # A report is whatever a file holds.
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-        return _tree({key: value for key, value in training.items() if key != "sample"})
+        long = ("sample", "seen")
+        return _tree({key: value for key, value in training.items() if key not in long})
 
 
 def _precision_facts(model: Model) -> dict[str, Any]:

@@ -36,16 +36,15 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
             value = getattr(default, name)
             text = ",".join(str(item) for item in value) if isinstance(value, tuple) else value
             comment = comment.replace("%", "%%") + (f" (default {text})" if text else "")
-            repeated: dict[str, Any] = (
-                {"action": "append"} if kind.startswith("dict") else {"type": _scalar(kind)}
-            )
-            group.add_argument(
-                f"--{name.replace('_', '-')}",
-                dest=f"setting_{name}",
-                metavar=_METAVARS.get(kind.split("[")[0], "A,B,..."),
-                help=comment,
-                **repeated,
-            )
+            how: dict[str, Any] = {"metavar": _METAVARS.get(kind.split("[")[0], "A,B,...")}
+            if kind == "bool":
+                how = {"action": "store_true", "default": None}
+            elif kind.startswith("dict"):
+                how["action"] = "append"
+            else:
+                how["type"] = _scalar(kind)
+            option = f"--{name.replace('_', '-')}"
+            group.add_argument(option, dest=f"setting_{name}", help=comment, **how)
     parser.add_argument(
         "--set",
         action="append",
@@ -143,6 +142,8 @@ def _parsed(name: str, kind: str, text: str) -> Any:
         return tuple(value) if isinstance(value, list) else value
     if kind.startswith("tuple"):
         return _list(name, kind, text)
+    if kind == "bool":
+        return {"true": True, "false": False}.get(text, text)
     return _number(name, text) if kind in ("int", "float") else text
 
 

@@ -26,7 +26,7 @@ from streamrnn.training.report import report_lines
 from streamrnn.training.run.curve import learning_curve
 from streamrnn.training.run.epoch_log import EpochLog
 from streamrnn.training.run.figure import check_figure, write_figure
-from streamrnn.training.run.outputs import check_outputs, configuration_path
+from streamrnn.training.run.outputs import check_outputs, chosen_path, configuration_path
 from streamrnn.training.run.progress import TrainingProgress
 from streamrnn.training.run.threads import limit_threads
 from streamrnn.training.train import TrainingResult, train_to_file
@@ -137,6 +137,8 @@ def _check_outputs(args: argparse.Namespace, config: TrainingConfig) -> None:
     inputs = {"the data": Path(config.path), "the input": Path(args.input)}
     check_outputs(outputs, inputs)
     model = outputs.pop("the model")
+    if config.refit:
+        inputs["the chosen model"] = chosen_path(model)
     inputs["the configuration"] = configuration_path(model, _source(args))
     inputs["the checkpoint"] = model.with_name(f"{model.name}.checkpoint")
     check_outputs(outputs, inputs)
@@ -164,6 +166,8 @@ def _print_result(args: argparse.Namespace, result: TrainingResult) -> None:
     for line in report_lines(result.report):
         print(printable(line))
     print(f"{args.output}: the model; the engine reproduces the trainer's outputs")
+    if result.chosen:
+        print(f"{chosen_path(Path(args.output))}: the model before the refit, which was measured")
     print(f"{result.configuration}: the configuration that repeats it")
     if args.report:
         print(f"{args.report}: the same as a picture")
@@ -173,6 +177,7 @@ def _facts(args: argparse.Namespace, result: TrainingResult) -> dict[str, Any]:
     facts = {
         "model": args.output,
         "configuration": str(result.configuration),
+        "chosen": str(chosen_path(Path(args.output))) if result.chosen else None,
         "was_stopped": result.was_stopped,
         "report": result.report,
     }

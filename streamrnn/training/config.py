@@ -127,6 +127,8 @@ class TrainingConfig:
         Epochs without a better validation error before the training stops.
     seed : int
         Of all chance.
+    refit : bool
+        Train once more, on every row, by as many updates as the best epoch had made.
     """
 
     path: str = ""
@@ -171,6 +173,7 @@ class TrainingConfig:
     averaging: float = 0.99
     patience: int = 60
     seed: int = 0
+    refit: bool = False
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -346,16 +349,20 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
             return dict(value)
         expected = "a table of strings"
     else:
-        wanted = {"str": str, "int": int, "float": float}[kind]
+        wanted, expected = {
+            "str": (str, "a string"),
+            "int": (int, "a whole number"),
+            "float": (float, "a number"),
+            "bool": (bool, "true or false"),
+        }[kind]
         if _is_a(value, wanted):
             return wanted(value)
-        expected = {"str": "a string", "int": "a whole number", "float": "a number"}[kind]
     raise TrainingError(f"{name} is {shown(value)}; it must be {expected}")
 
 
 def _is_a(value: Any, kind: type) -> bool:
-    if isinstance(value, bool):
-        return False
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
     if kind is float and isinstance(value, int):
         return abs(value) < _MAX_INT
     return isinstance(value, kind)

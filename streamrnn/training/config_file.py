@@ -69,6 +69,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "averaging": "moving average of the weights; 0: none",
         "patience": "epochs without a better validation error",
         "seed": "of all chance",
+        "refit": "train once more, on every row; the measured model is kept as MODEL.chosen",
     },
 }
 
@@ -169,4 +170,4 @@ def _toml(value: Any) -> str:
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         plain = (c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped)
         return f'"{"".join(plain)}"'
-    return repr(value)
+    return str(value).lower() if isinstance(value, bool) else repr(value)

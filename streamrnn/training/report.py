@@ -40,6 +40,7 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
     tables = {"baselines": report["baselines"], "comparison": report.get("comparison", {})}
     tables["errors"] = report["errors"]["test"]
     tables["unit"] = config.get("tokens", "")
+    tables["own"] = "the model before the refit" if "refit" in report else "this model"
     rows = data.get("split", f"the last {config['split'][2]:.0%} of each stream")
     for target in tables["errors"]:
         yield from _table(f"test error of {target}", rows, target, tables)
@@ -58,6 +59,8 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
         f"updates, {updates['clipped_share']:.0%} of them clipped"
     )
     yield from _end_lines(config, updates)
+    if "refit" in report:
+        yield from _refit_lines(report["refit"])
     yield from _memory_lines(report["memory"])
 
 
@@ -66,16 +69,21 @@ def evaluation_lines(found: dict[str, Any]) -> Iterator[str]:
     streams = f" in {found['num_streams']} streams" if found["num_streams"] > 1 else ""
     yield f"{found['file']}: {found['num_rows']} rows{streams}"
     if found["is_training_file"]:
+        which, whose = "most", "of the part that it did not see"
+        if found["is_refit"]:
+            which, whose = "all", "of the model before its refit, in the part that this did not see"
         yield (
-            "this is the file that the model was trained with: most of its rows were learned from, "
-            "and the errors below flatter the model. `streamrnn inspect` shows those of the part "
-            "that it did not see"
+            f"this is the file that the model was trained with: {which} of its rows were learned "
+            "from, and the errors below flatter the model. `streamrnn inspect` shows those "
+            f"{whose}"
         )
     elif found["has_training_rows"]:
         yield (
             "rows of the file that the model was trained with are in this one: where they are "
             "judged, the errors below flatter the model"
         )
+    if found["in_sample"]["num_rows"]:
+        yield from _in_sample_lines(found)
     for target, count in found["unknown_classes"].items():
         yield f"{count} rows of {target} have a class that the model does not know: not judged"
     for target in found["not_judged"]:
@@ -86,6 +94,24 @@ def evaluation_lines(found: dict[str, Any]) -> Iterator[str]:
         yield from _table(f"error of {target}", "", target, found)
         yield from _verdict(target, found)
     yield from interval_lines(found["intervals"])
+
+
+def _in_sample_lines(found: dict[str, Any]) -> Iterator[str]:
+    in_sample = found["in_sample"]
+    ranges = [
+        f"{first} to {last}{f' of {name}' if name else ''}"
+        for name, (first, last) in in_sample["rows"].items()
+    ]
+    more = f" and of {len(ranges) - 3} more streams" if len(ranges) > 3 else ""
+    yield (
+        f"in-sample: {in_sample['num_rows']} of {found['num_rows']} rows, in time order "
+        f"{', '.join(ranges[:3])}{more}"
+    )
+    for target, own in in_sample["errors"].items():
+        other = in_sample["other_errors"].get(target)
+        measure = _measure(own)
+        beside = f", of the other rows {other[measure]:#.4g}" if other else ", and no other row"
+        yield f"  {target}: {measure} of the in-sample rows {own[measure]:#.4g}{beside}"
 
 
 def _measure(errors: dict[str, float]) -> str:
@@ -100,7 +126,7 @@ def _table(title: str, rows: str, target: str, tables: dict[str, Any]) -> Iterat
     against = comparison["against"]
     num_targets = f"{comparison['num_targets']} targets" if against else ""
     yield f"{title} ({'; '.join(item for item in (measure, rows, num_targets) if item)}):"
-    lines = [(own[measure], _line("this model", own, measure, unit))]
+    lines = [(own[measure], _line(tables.get("own", "this model"), own, measure, unit))]
     for name, by_target in tables["baselines"].items():
         if target in by_target:
             other = by_target[target]
@@ -155,6 +181,17 @@ def _end_lines(config: dict[str, Any], updates: dict[str, Any]) -> Iterator[str]
         if config["batch_size"] > 1:
             more += f", or --batch-size {-(-config['batch_size'] // 4)} (more updates an epoch)"
         yield f"the best epoch is {which}: more updates may do better; try {more}"
+
+
+def _refit_lines(refit: dict[str, Any]) -> Iterator[str]:
+    first, last = refit["rows"]
+    times = f" ({refit['times'][0]} to {refit['times'][1]})" if refit["times"] else ""
+    yield (
+        f"refit: this model learned from all rows, {first} to {last}{times} of the file with "
+        f"sha256 {refit['sha256'][:16]}, by {refit['num_updates']} updates, as the best epoch had "
+        "made. It was not itself measured, for no row is left: the errors above are of the model "
+        "before the refit, which is kept beside it (.chosen)"
+    )
 
 
 def _memory_lines(memory: dict[str, Any]) -> Iterator[str]:

@@ -21,12 +21,15 @@ from streamrnn.training.baselines.families import baselines_to_dict, fit_baselin
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import PARTS, Dataset, make_dataset
 from streamrnn.training.data.reading.read import read_table
+from streamrnn.training.data.seen_rows import seen_rows_to_dict
+from streamrnn.training.data.streams import times_of_rows
 from streamrnn.training.data.table import Table
 from streamrnn.training.diagnostics import Memory, measure_memory
 from streamrnn.training.evaluate import outputs_of
 from streamrnn.training.fit.checkpoint import Checkpoint
 from streamrnn.training.fit.chunks import choose_sizes
 from streamrnn.training.fit.loop import Fit, Keeper, fit
+from streamrnn.training.fit.refit import refit, with_all_rows
 from streamrnn.training.fit.stop import StopSignals
 from streamrnn.training.fit.trainer import Epoch
 from streamrnn.training.quantiles import measure_intervals
@@ -35,6 +38,7 @@ from streamrnn.training.run.outputs import (
     check_model_path,
     check_outputs,
     checkpoint_path,
+    chosen_path,
     configuration_path,
 )
 from streamrnn.training.run.threads import limit_threads
@@ -55,7 +59,8 @@ class TrainingResult:
         JSON types: ``data``, ``config``, ``versions``, ``errors`` (part -> target -> measure),
         ``baselines`` (name -> target -> measure, on the test part), ``comparison`` (target ->
         intervals and verdict), ``fitted`` (target -> baseline -> what was fitted), ``intervals``
-        (target -> coverage and crossings of its quantiles), ``memory``, ``updates``.
+        (target -> coverage and crossings of its quantiles), ``memory``, ``updates``, ``seen`` (what
+        tells the rows that were learned from), and of a refit ``refit``.
     config : TrainingConfig
         With every choice made; it repeats the training to the bit.
     dataset : Dataset
@@ -66,6 +71,8 @@ class TrainingResult:
         Whether it was stopped before its end; the model is the best so far.
     configuration : Path or None
         Where `config` was written.
+    chosen : Model or None
+        After a refit the model before it, of which are the errors of the report.
     """
 
     model: Model
@@ -75,14 +82,22 @@ class TrainingResult:
     history: list[Epoch] = field(default_factory=list)
     was_stopped: bool = False
     configuration: Path | None = None
+    chosen: Model | None = None
+
+    @property
+    def measured(self) -> Model:
+        """The model of which are the errors of the report."""
+        return self.chosen or self.model
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model, after the engine has reproduced the trainer with what was written.
 
-        Raises `TrainingError` if it does not, `ModelFileError` if the file cannot be written.
+        After a refit the chosen model is written too, as ``{name}.chosen{suffix}``. Raises
+        `TrainingError` if it does not, `ModelFileError` if the file cannot be written.
         """
         path = Path(path)
-        check_model_path(path)
+        for place in (path, chosen_path(path)) if self.chosen else (path,):
+            check_model_path(place)
         _save(self, path)
 
 
@@ -150,9 +165,42 @@ def _train(
     report = _report(dataset, fitted, memory)
     spec = replace(dataset.spec, warmup_steps=memory.horizon_steps, training=report)
     model = Model(spec, fitted.network.parameters)
-    return TrainingResult(
+    result = TrainingResult(
         model, report, dataset.config, dataset, fitted.history, fitted.was_stopped
     )
+    if not dataset.config.refit or fitted.was_stopped:
+        return result
+    return _refit(result, fitted, stop or (lambda: False))
+
+
+def _refit(result: TrainingResult, fitted: Fit, should_stop: Callable[[], bool]) -> TrainingResult:
+    """Put a network of all rows into the place of the measured one, which is kept beside it."""
+    network = refit(result.dataset, fitted, should_stop)
+    if network is None:
+        return replace(result, was_stopped=True)
+    whole, data = with_all_rows(result.dataset), result.report["data"]
+    memory = measure_memory(network, whole)
+    found = {
+        "num_updates": fitted.history[fitted.best_epoch - 1].num_updates,
+        "rows": [1, data["num_rows"]],
+        "times": _first_and_last_time(whole),
+        "sha256": data["sha256"],
+        "is_measured": False,
+    }
+    seen = {"seen": seen_rows_to_dict(whole, 2), "memory": memory.to_dict()}
+    report = result.report | seen | {"refit": found}
+    spec = replace(whole.spec, warmup_steps=memory.horizon_steps, training=report)
+    model = Model(spec, network.parameters)
+    return replace(result, model=model, report=report, chosen=result.model)
+
+
+def _first_and_last_time(dataset: Dataset) -> list[str]:
+    table, name = dataset.table, dataset.config.time
+    times = times_of_rows(table, name)
+    if times is None:
+        return []
+    rows = (int(np.argmin(times)), int(np.argmax(times)))
+    return [str(table.column(name).texts(row, row + 1)[0]) for row in rows]
 
 
 def _report(dataset: Dataset, fitted: Fit, memory: Memory) -> dict[str, Any]:
@@ -179,6 +227,7 @@ def _report(dataset: Dataset, fitted: Fit, memory: Memory) -> dict[str, Any]:
         "intervals": measure_intervals(dataset, network.z),
         "memory": memory.to_dict(),
         "sample": _sample(dataset),
+        "seen": seen_rows_to_dict(dataset, 1),
         "updates": {
             "num_epochs": fitted.num_epochs,
             "best_epoch": fitted.best_epoch,
@@ -249,8 +298,12 @@ def train_to_file(
     path = Path(path)
     source = None if source is None else Path(source)
     inputs = {"the data": Path(config.path)} | ({"the configuration": source} if source else {})
-    check_outputs({"the model": path}, inputs)
-    check_model_path(path)
+    models = {"the model": path}
+    if config.refit:
+        models["the chosen model"] = chosen_path(path)
+    check_outputs(models, inputs)
+    for model_path in models.values():
+        check_model_path(model_path)
     place, kept = configuration_path(path, source), checkpoint_path(path, resume)
     check_outputs({"the configuration": place, "the checkpoint": kept}, inputs)
     with limit_threads(threads):
@@ -274,13 +327,20 @@ def train_to_file(
 
 
 def _save(result: TrainingResult, path: Path) -> Model:
-    """Write the model, but only if the engine reproduces the trainer with what was written."""
+    """Write the model, and the chosen one that a refit has put aside; return the former."""
+    if result.chosen:
+        _save_model(result.chosen, result.dataset, chosen_path(path))
+    return _save_model(result.model, result.dataset, path)
+
+
+def _save_model(model: Model, dataset: Dataset, path: Path) -> Model:
+    """Write a model, but only if the engine reproduces the trainer with what was written."""
     target = Path(os.path.realpath(path))
     unverified = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.unverified")
     try:
-        result.model.save(unverified)
+        model.save(unverified)
         model = Model.load(unverified)
-        verify(model, result.dataset)
+        verify(model, dataset)
         os.replace(unverified, target)
     finally:
         unverified.unlink(missing_ok=True)
@@ -291,6 +351,7 @@ def _identity(dataset: Dataset, threads: int) -> dict[str, Any]:
     """Return what decides every bit of a training, by name."""
     config = dataset.config.to_dict()
     del config["path"]  # the data may have moved; its digest says whether it is the same
+    del config["refit"]  # it begins when all that is kept has ended
     return config | {
         "the data's sha256": dataset.table.sha256,
         "threads": threads,

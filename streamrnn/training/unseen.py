@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from streamrnn.errors import DataError, ModelFileError, StreamRNNError, listed, suggestion
 from streamrnn.model.model import Model
 from streamrnn.model.spec import ModelSpec
-from streamrnn.training.baselines.compare import compare
+from streamrnn.training.baselines.compare import compare, measures
 from streamrnn.training.baselines.families import baselines_from_dict
 from streamrnn.training.baselines.target import targets_of
 from streamrnn.training.config import TrainingConfig
@@ -21,11 +21,12 @@ from streamrnn.training.data.dataset import Dataset, Stream, current_level, enco
 from streamrnn.training.data.forecasts import forecasts_of
 from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.data.reading.read import read_table
+from streamrnn.training.data.seen_rows import find_seen_rows
 from streamrnn.training.data.split import Split
 from streamrnn.training.data.streams import rows_of_streams
 from streamrnn.training.data.table import Table
 from streamrnn.training.data.times import with_time_features
-from streamrnn.training.evaluate import outputs_of
+from streamrnn.training.evaluate import CarriedOutputs, NetworkOutputs, outputs_of
 from streamrnn.training.network.losses import LOSSES
 from streamrnn.training.network.network import Network
 from streamrnn.training.predict import kinds_of, model_inputs, time_inputs, trained_options
@@ -66,7 +67,9 @@ def evaluate_file(
     Returns
     -------
     dict
-        JSON types: ``file``, ``sha256``, ``is_training_file``, ``has_training_rows``,
+        JSON types: ``file``, ``sha256``, ``is_training_file``, ``has_training_rows``, ``is_refit``,
+        ``in_sample`` (``num_rows`` that were learned from, ``rows`` by the stream's name, first and
+        last from 1 in time order, ``errors`` of these and ``other_errors``),
         ``num_rows``, ``num_streams``, ``warmup_rows``, ``unit`` (of a text, else empty),
         ``unknown_classes`` (target -> rows), ``not_judged`` (targets without a value),
         ``intervals`` as
@@ -89,13 +92,16 @@ def evaluate_file(
     network = Network(model.spec, model.parameters)
     outputs = outputs_of(network, dataset)
     found = compare(dataset, "test", outputs.predict, fitted)
+    seen = find_seen_rows(model.spec.training.get("seen"), dataset)
     data = model.spec.training.get("data")
     is_training_file = isinstance(data, dict) and data.get("sha256") == table.sha256
     return {
         "file": Path(path).name,
         "sha256": table.sha256,
         "is_training_file": is_training_file,
-        "has_training_rows": is_training_file or _holds_sample(model.spec, dataset),
+        "has_training_rows": is_training_file or bool(seen) or _holds_sample(model.spec, dataset),
+        "is_refit": "refit" in model.spec.training,
+        "in_sample": _in_sample(dataset, seen, outputs),
         "num_rows": table.num_rows,
         "num_streams": len(dataset.streams),
         "warmup_rows": warmup_rows,
@@ -104,6 +110,43 @@ def evaluate_file(
         "not_judged": [t.name for t in targets if t.name not in found["errors"]],
         "intervals": measure_intervals(dataset, outputs.z),
         **found,
+    }
+
+
+def _in_sample(
+    dataset: Dataset,
+    seen: dict[str, tuple[int, int]],
+    outputs: NetworkOutputs | CarriedOutputs,
+) -> dict[str, Any]:
+    """Say which rows were learned from; measure them, and the others."""
+    found = {
+        "num_rows": sum(stop - start for start, stop in seen.values()),
+        "rows": {name: [start + 1, stop] for name, (start, stop) in seen.items()},
+    }
+    for key, is_kept in (("errors", True), ("other_errors", False)):
+        streams = []
+        for stream in dataset.streams:
+            target = stream.target.copy()
+            is_seen = np.zeros(len(target), bool)
+            is_seen[slice(*seen.get(stream.name, (0, 0)))] = True
+            target[is_seen != is_kept] = np.nan
+            streams.append(replace(stream, target=target))
+        part = replace(dataset, streams=tuple(streams))
+        found[key] = _measured(part, outputs) if seen else {}
+    return found
+
+
+def _measured(
+    dataset: Dataset, outputs: NetworkOutputs | CarriedOutputs
+) -> dict[str, dict[str, float]]:
+    """Measure a network; targets without a value are left out."""
+    known = [stream.target[stream.rows("test")] for stream in dataset.streams]
+    has_value = np.any(~np.isnan(np.concatenate(known)), axis=0).tolist()
+    found = measures(dataset, "test", outputs.predict)
+    return {
+        t.name: found[t.name]
+        for t in targets_of(dataset.config, dataset.spec)
+        if has_value[t.output]
     }
 
 

@@ -86,6 +86,11 @@ class Trainer:
         without_better = num_epochs - self.counts.best_epoch
         return num_epochs >= self.num_epochs or without_better >= self.dataset.config.patience
 
+    @property
+    def done(self) -> float:
+        """The share of the schedule that is over."""
+        return (len(self.history) + self.counts.num_pieces / len(self.plan)) / self.num_epochs
+
     def begin_epoch(self) -> None:
         """Plan the next epoch; what is random about it is drawn here."""
         self.rng_before = self.rng.bit_generator.state
@@ -97,7 +102,7 @@ class Trainer:
         counts = self.counts
         started_s = time.monotonic() - counts.seconds
         while counts.num_pieces < len(self.plan):
-            self._train(self.plan[counts.num_pieces])
+            self.train(self.plan[counts.num_pieces])
             counts.num_pieces += 1
             counts.seconds = time.monotonic() - started_s
             if should_stop():
@@ -107,7 +112,7 @@ class Trainer:
         self.begin_epoch()
         return True
 
-    def _train(self, piece: Piece) -> None:
+    def train(self, piece: Piece) -> None:
         """Go through one piece: forward, and with targets backward too."""
         if piece.start == 0:
             before = [self.segments[k].before for k in piece.rows]
@@ -136,8 +141,7 @@ class Trainer:
         counts.max_norm = max(counts.max_norm, norm)
         counts.learning_rate = config.learning_rate
         if config.schedule == "cosine":
-            done = len(self.history) + counts.num_pieces / len(self.plan)
-            counts.learning_rate = cosine_rate(config.learning_rate, done / self.num_epochs)
+            counts.learning_rate = cosine_rate(config.learning_rate, self.done)
         self.adam.update(network.flat, network.gradient, counts.learning_rate, self.decay)
         counts.num_updates = self.adam.num_updates
         # At first the average is that of all weights so far, so that it forgets the start.

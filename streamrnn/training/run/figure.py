@@ -64,7 +64,7 @@ def write_figure(result: TrainingResult, path: Path) -> None:
     axes = figure.subplots(1 + len(targets), 2, squeeze=False)
     _draw_losses(axes[0, 0], result)
     _draw_errors(axes[0, 1], result, targets[0])
-    network = Network(result.model.spec, result.model.parameters)
+    network = Network(result.measured.spec, result.measured.parameters)
     outputs = outputs_of(network, dataset)
     for row, target in zip(axes[1:], targets, strict=True):
         if target.num_classes:

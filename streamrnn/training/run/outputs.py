@@ -13,7 +13,8 @@ from streamrnn.training.config_file import is_written_config
 from streamrnn.training.fit.checkpoint import is_checkpoint
 
 __all__ = [
-    "check_data_name", "check_model_path", "check_outputs", "checkpoint_path", "configuration_path",
+    "check_data_name", "check_model_path", "check_outputs", "checkpoint_path", "chosen_path",
+    "configuration_path",
 ]  # fmt: skip
 
 
@@ -77,6 +78,11 @@ def checkpoint_path(model: Path, resume: bool) -> Path:
             else f"{path} exists and is no checkpoint of a training; it is not overwritten"
         )
     return path
+
+
+def chosen_path(model: Path) -> Path:
+    """Return where the measured model goes if a refit on all rows takes its place."""
+    return model.with_name(f"{model.stem}.chosen{model.suffix}")
 
 
 def configuration_path(model: Path, source: Path | None) -> Path:

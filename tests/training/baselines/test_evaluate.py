@@ -160,7 +160,7 @@ def test_the_command_prints_the_table_and_json(trained, tmp_path, capsys):
     assert set(found) == {
         "file", "sha256", "is_training_file", "has_training_rows", "num_rows", "num_streams",
         "warmup_rows", "unit", "unknown_classes", "not_judged", "intervals", "errors", "baselines",
-        "comparison",
+        "comparison", "in_sample", "is_refit",
     }  # fmt: skip
     assert main(["evaluate", model, new, "--warmup", "-1"]) == 1
     assert main(["inspect", model]) == 0

@@ -212,6 +212,7 @@ EXAMPLES = {
     "str": "a",
     "int": 3,
     "float": 0.25,
+    "bool": True,
     "tuple[str, ...]": ("a", "b"),
     "tuple[int, ...]": (1, 24),
     "tuple[float, ...]": (0.25, 0.5),
@@ -248,11 +249,14 @@ def test_every_setting_is_an_option_and_can_be_set(name):
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         item = f"{name}={text}"
     option = f"--{name.replace('_', '-')}"
+    words = (option,) if value is True else (option, text)
+    if value is True:
+        item = item.lower()
     if name == "na":  # a cell may hold a comma
         text, value = "a,b", ("a,b",)
-        item = 'na=["a,b"]'
+        item, words = 'na=["a,b"]', (option, "a,b")
     config = TrainingConfig(path="x.csv", **{name: value})
-    assert command.make_config(arguments("x.csv", "-o", "m", option, text)) == config
+    assert command.make_config(arguments("x.csv", "-o", "m", *words)) == config
     assert command.make_config(arguments("x.csv", "-o", "m", "--set", item)) == config
 
 
@@ -266,6 +270,7 @@ def test_every_setting_is_an_option_and_can_be_set(name):
         ("epochs=1.5", "epochs is 1.5; it must be a whole number"),
         ("missing=hold", "is no setting"),
         ("epochs.a=3", "is no setting"),
+        ("refit=yes", "refit is 'yes'; it must be true or false"),
         ("inputs=[1", "cannot be read"),
         ("inputs=[1, 2]", "it must be a list of strings"),
     ],

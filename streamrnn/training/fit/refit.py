@@ -1,0 +1,74 @@
+"""A training once more, on every row: what to deploy when the measured model is good.
+
+Nothing measures it, for no row is left; so all that a validation part would decide is taken from
+the training before: settings, transforms, and the number of updates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from streamrnn.errors import TrainingError
+from streamrnn.training.data.dataset import Dataset
+from streamrnn.training.fit.loop import Fit
+from streamrnn.training.fit.trainer import Trainer
+from streamrnn.training.network.network import Network
+
+__all__ = ["refit", "with_all_rows"]
+
+
+class _Refitter(Trainer):
+    """A trainer whose schedule goes by updates: an epoch of all rows makes more of them."""
+
+    def __init__(self, dataset: Dataset, fitted: Fit) -> None:
+        super().__init__(dataset)
+        best, last = fitted.history[fitted.best_epoch - 1], fitted.history[-1]
+        self.num_updates = best.num_updates
+        self._planned = last.num_updates / len(fitted.history) * last.num_epochs
+
+    @property
+    def done(self) -> float:
+        """The share of the schedule that is over."""
+        return self.counts.num_updates / self._planned
+
+    def run(self, should_stop: Callable[[], bool]) -> bool:
+        """Make the updates; tell whether it came to the end."""
+        while self.counts.num_updates < self.num_updates:
+            for piece in self.plan:
+                self.train(piece)
+                if should_stop():
+                    return False
+                if self.counts.num_updates == self.num_updates:
+                    break
+            self.begin_epoch()
+        return True
+
+
+def with_all_rows(dataset: Dataset) -> Dataset:
+    """Return the dataset with every row in its training part, and none in the others."""
+    streams = (replace(stream, stops=(stream.stops[2],) * 3) for stream in dataset.streams)
+    return replace(dataset, streams=tuple(streams))
+
+
+def refit(dataset: Dataset, fitted: Fit, should_stop: Callable[[], bool]) -> Network | None:
+    """Train anew on every row, by the updates that the best epoch had made, at their rates.
+
+    Returns the network, or None if it was stopped. Raises `TrainingError` if it diverges.
+    """
+    trainer = _Refitter(with_all_rows(dataset), fitted)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not trainer.run(should_stop):
+                return None
+        if not np.isfinite(trainer.average).all():
+            raise TrainingError("a weight is not finite")
+    except TrainingError as error:
+        raise TrainingError(
+            f"in the refit on all rows, after {trainer.counts.num_updates} updates: {error}. "
+            "Without --refit the model that was measured is kept"
+        ) from error
+    trainer.network.flat[:] = trainer.average
+    return trainer.network
