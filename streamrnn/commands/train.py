@@ -20,8 +20,9 @@ from streamrnn.errors import TrainingError, TrainingStopped
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import Dataset
 from streamrnn.training.data.summary import summary_lines
+from streamrnn.training.fit.chunks import choose_sizes
 from streamrnn.training.fit.stop import StopSignals
-from streamrnn.training.fit.trainer import Epoch
+from streamrnn.training.fit.trainer import Evaluation
 from streamrnn.training.report import report_lines
 from streamrnn.training.run.curve import learning_curve
 from streamrnn.training.run.epoch_log import EpochLog
@@ -48,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=count, default=1, metavar="N", help="of the matrix products (default 1)"
     )
-    parser.add_argument("--log", metavar="FILE", help="write one line of JSON an epoch")
+    parser.add_argument("--log", metavar="FILE", help="write one line of JSON an evaluation")
     parser.add_argument(
         "--plot",
         action="store_true",
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     sys.stdout.flush()
     print(
-        f"streamrnn: stopped after epoch {len(result.history)} of {result.history[-1].num_epochs}, "
+        f"streamrnn: stopped after {result.report['updates']['num_updates']} updates, "
         f"{args.output} is the best so far. {_how_to_go_on(args)}",
         file=sys.stderr,
     )
@@ -98,13 +99,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace, config: TrainingConfig, stop: StopSignals) -> TrainingResult:
     with ExitStack() as stack:
-        watchers: list[Callable[[Epoch], None]] = [stack.enter_context(TrainingProgress())]
+        watchers: list[Callable[[Evaluation], None]] = [stack.enter_context(TrainingProgress())]
         if args.log:
             watchers.append(stack.enter_context(EpochLog(Path(args.log))))
 
-        def watch(epoch: Epoch) -> None:
+        def watch(evaluation: Evaluation) -> None:
             for watcher in watchers:
-                watcher(epoch)
+                watcher(evaluation)
 
         return train_to_file(
             config,
@@ -121,6 +122,7 @@ def _train(args: argparse.Namespace, config: TrainingConfig, stop: StopSignals) 
 def _print_summary(dataset: Dataset) -> None:
     for line in summary_lines(dataset):
         print(line)
+    print(choose_sizes(dataset).describe())
     print(flush=True)
 
 

@@ -13,7 +13,7 @@ from streamrnn.model.model import Model
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.reading.frames import FRAME, read_data
 from streamrnn.training.fit.stop import StopSignals
-from streamrnn.training.fit.trainer import Epoch
+from streamrnn.training.fit.trainer import Evaluation
 from streamrnn.training.predict import (
     kinds_of,
     predict_table,
@@ -34,7 +34,7 @@ def train(
     time: str = "auto",
     group: str | Iterable[str] = (),
     horizon: int | Iterable[int] = -1,
-    progress: Callable[[Epoch], None] | None = None,
+    progress: Callable[[Evaluation], None] | None = None,
     threads: int = 1,
     **settings: Any,
 ) -> TrainingResult:
@@ -54,11 +54,11 @@ def train(
     horizon : int or iterable of int
         How many rows ahead; -1: 1, or 0 for sequences.
     progress : callable or None
-        Called with an `Epoch` after each epoch.
+        Called with an `Evaluation` each time the weights are validated.
     threads : int
         Of the matrix products. The bits may depend on it.
     **settings
-        Of `TrainingConfig`, such as ``layers=["gru:16"]``, ``epochs=50``, ``seed=1``.
+        Of `TrainingConfig`, such as ``layers=["gru:16"]``, ``updates=500``, ``seed=1``.
 
     Returns
     -------

@@ -107,12 +107,17 @@ class TrainingConfig:
         part) of the target, or of its changes where it is learned as such.
     class_weights : tuple of str
         ``("balanced",)``, or weights such as ``("red=2",)``, which count in the loss alone.
+    updates : int
+        Changes of the weights at most, which are validated `NUM_EVALUATIONS` times on the way; 0:
+        by the data, unless ``epochs`` bound them.
     epochs : int
-        Passes over the training part at most; 0: 200, fewer when they are long.
+        Passes over the training part at most; 0: as many as the updates take. Without ``updates``
+        each of them is validated.
     batch_size : int
-        B, rows trained at once; long streams are cut so that there are about so many. 0: by size.
+        B, rows trained at once; long streams are cut so that there are about so many. 0: by the
+        streams' lengths.
     truncation_steps : int
-        Steps that a gradient goes back.
+        Steps that a gradient goes back; 0: by the streams' lengths.
     learning_rate : float
         Peak of the schedule.
     schedule : str
@@ -124,7 +129,7 @@ class TrainingConfig:
     averaging : float
         Decay of the moving average of the weights that is validated and kept; 0: no average.
     patience : int
-        Epochs without a better validation error before the training stops.
+        Evaluations without a better validation error before the training stops; 0: by their number.
     seed : int
         Of all chance.
     refit : bool
@@ -163,15 +168,16 @@ class TrainingConfig:
     quantiles: tuple[float, ...] = ()
     huber_delta: float = 1.0
     class_weights: tuple[str, ...] = ()
+    updates: int = 0
     epochs: int = 0
     batch_size: int = 0
-    truncation_steps: int = 64
+    truncation_steps: int = 0
     learning_rate: float = 3e-3
     schedule: str = "cosine"
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     averaging: float = 0.99
-    patience: int = 60
+    patience: int = 0
     seed: int = 0
     refit: bool = False
 
@@ -267,15 +273,16 @@ class TrainingConfig:
             ("other", 0, 1_000_000),
             ("vocabulary", 0, MAX_SIZE),
             ("embedding_size", -1, 65_536),
+            ("updates", 0, 1_000_000_000),
             ("epochs", 0, 1_000_000),
             ("batch_size", 0, 65_536),
-            ("truncation_steps", 1, 100_000),
+            ("truncation_steps", 0, 100_000),
             ("huber_delta", 1e-6, 1e6),
             ("learning_rate", 1e-9, 10.0),
             ("weight_decay", 0.0, 100.0),
             ("clip_norm", 1e-9, 1e9),
             ("averaging", 0.0, 0.99999),
-            ("patience", 1, 1_000_000),
+            ("patience", 0, 1_000_000),
             ("seed", 0, 2**63 - 1),
         ):
             value = getattr(self, name)

@@ -54,10 +54,7 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
             "the baselines were fitted to the training and the validation part (what they choose, "
             "they choose by the validation part); the network to the training part"
         )
-    yield (
-        f"best epoch {updates['best_epoch']} of {updates['num_epochs']}, {updates['num_updates']} "
-        f"updates, {updates['clipped_share']:.0%} of them clipped"
-    )
+    yield _updates_line(updates)
     yield from _end_lines(config, updates)
     if "refit" in report:
         yield from _refit_lines(report["refit"])
@@ -170,17 +167,32 @@ def _beside(entry: dict[str, Any]) -> str:
     return f"the model's is {share} {side}{interval}"
 
 
+def _updates_line(updates: dict[str, Any]) -> str:
+    epochs = f"epoch {updates['best_epoch']:.4g} of {updates['num_epochs']:.4g}"
+    clipped = f"{updates['clipped_share']:.0%} of them clipped"
+    if "best_update" not in updates:  # files of earlier versions do not tell
+        return f"best {epochs}, {updates['num_updates']} updates, {clipped}"
+    return (
+        f"best after {updates['best_update']:,} of {updates['num_updates']:,} updates ({epochs}), "
+        f"{clipped}"
+    )
+
+
 def _end_lines(config: dict[str, Any], updates: dict[str, Any]) -> Iterator[str]:
     """Say so if the training ended before it was done, and what to do."""
     if updates.get("was_stopped"):
         yield "stopped before its end: --resume goes on"
+        return
+    best, last = updates.get("best_update", 0), updates["num_updates"]
+    most = config.get("updates") or 0
+    was_bound = last >= most if most else updates["num_epochs"] >= config["epochs"]
     # The average still moves by a hair when the learning rate has come to its end.
-    elif updates["best_epoch"] > 0.95 * updates["num_epochs"] == 0.95 * config["epochs"]:
-        which = "the last one" if updates["best_epoch"] == updates["num_epochs"] else "near the end"
-        more = f"--epochs {4 * config['epochs']}"
-        if config["batch_size"] > 1:
-            more += f", or --batch-size {-(-config['batch_size'] // 4)} (more updates an epoch)"
-        yield f"the best epoch is {which}: more updates may do better; try {more}"
+    if was_bound and best > 0.95 * last:
+        which = "the last ones" if best == last else "nearly the last ones"
+        yield (
+            f"the best weights are {which}: more updates may do better; try --updates {4 * last}"
+            + (" --epochs 0" if config["epochs"] else "")
+        )
 
 
 def _refit_lines(refit: dict[str, Any]) -> Iterator[str]:

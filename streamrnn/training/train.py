@@ -31,7 +31,7 @@ from streamrnn.training.fit.chunks import choose_sizes
 from streamrnn.training.fit.loop import Fit, Keeper, fit
 from streamrnn.training.fit.refit import refit, with_all_rows
 from streamrnn.training.fit.stop import StopSignals
-from streamrnn.training.fit.trainer import Epoch
+from streamrnn.training.fit.trainer import Evaluation
 from streamrnn.training.quantiles import measure_intervals
 from streamrnn.training.run.outputs import (
     check_data_name,
@@ -65,8 +65,8 @@ class TrainingResult:
         With every choice made; it repeats the training to the bit.
     dataset : Dataset
         Streams, features and targets.
-    history : list of Epoch
-        Losses of every epoch.
+    history : list of Evaluation
+        Losses, each time the weights were validated.
     was_stopped : bool
         Whether it was stopped before its end; the model is the best so far.
     configuration : Path or None
@@ -79,7 +79,7 @@ class TrainingResult:
     report: dict[str, Any]
     config: TrainingConfig
     dataset: Dataset
-    history: list[Epoch] = field(default_factory=list)
+    history: list[Evaluation] = field(default_factory=list)
     was_stopped: bool = False
     configuration: Path | None = None
     chosen: Model | None = None
@@ -103,7 +103,7 @@ class TrainingResult:
 
 def train(
     config: TrainingConfig,
-    progress: Callable[[Epoch], None] | None = None,
+    progress: Callable[[Evaluation], None] | None = None,
     *,
     table: Table | None = None,
     stop: StopSignals | None = None,
@@ -116,7 +116,7 @@ def train(
     config : TrainingConfig
         What to learn from which data, and how.
     progress : callable or None
-        Called after each epoch.
+        Called after each evaluation.
     table : Table or None
         The data, if it is not to be read from ``config.path``.
     stop : StopSignals or None
@@ -146,8 +146,14 @@ def _prepare(config: TrainingConfig, table: Table | None = None) -> Dataset:
     check_data_name(config.path)
     table = table or read_table(config.path, config.read_options(), config.kinds())
     dataset = make_dataset(config, table)
-    batch_size, _, num_epochs = choose_sizes(dataset)
-    return replace(dataset, config=dataset.config.replace(batch_size=batch_size, epochs=num_epochs))
+    sizes = choose_sizes(dataset)
+    chosen = dataset.config.replace(
+        updates=sizes.updates,
+        batch_size=sizes.batch_size,
+        truncation_steps=sizes.truncation_steps,
+        patience=sizes.patience,
+    )
+    return replace(dataset, config=chosen)
 
 
 def _block(stop: StopSignals | None) -> AbstractContextManager[object]:
@@ -156,7 +162,7 @@ def _block(stop: StopSignals | None) -> AbstractContextManager[object]:
 
 def _train(
     dataset: Dataset,
-    progress: Callable[[Epoch], None] | None,
+    progress: Callable[[Evaluation], None] | None,
     stop: StopSignals | None,
     keeper: Keeper | None = None,
 ) -> TrainingResult:
@@ -181,7 +187,7 @@ def _refit(result: TrainingResult, fitted: Fit, should_stop: Callable[[], bool])
     whole, data = with_all_rows(result.dataset), result.report["data"]
     memory = measure_memory(network, whole)
     found = {
-        "num_updates": fitted.history[fitted.best_epoch - 1].num_updates,
+        "num_updates": fitted.best_update,
         "rows": [1, data["num_rows"]],
         "times": _first_and_last_time(whole),
         "sha256": data["sha256"],
@@ -231,6 +237,7 @@ def _report(dataset: Dataset, fitted: Fit, memory: Memory) -> dict[str, Any]:
         "updates": {
             "num_epochs": fitted.num_epochs,
             "best_epoch": fitted.best_epoch,
+            "best_update": fitted.best_update,
             "num_updates": fitted.num_updates,
             "clipped_share": fitted.clipped_share,
             "max_gradient_norm": fitted.max_gradient_norm,
@@ -250,7 +257,7 @@ def _sample(dataset: Dataset) -> list[list[float | None]]:
 def train_to_file(
     config: TrainingConfig,
     path: str | os.PathLike[str],
-    progress: Callable[[Epoch], None] | None = None,
+    progress: Callable[[Evaluation], None] | None = None,
     *,
     source: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -270,7 +277,7 @@ def train_to_file(
         Of the weight file. The full configuration goes beside it, with the suffix ``.toml``, or
         ``.trained.toml`` if the former is a file of the user's own.
     progress : callable or None
-        Called after each epoch.
+        Called after each evaluation.
     source : str, path or None
         The file that the configuration was read from; it is never written.
     resume : bool

@@ -15,7 +15,7 @@ from streamrnn.commands import predict as predict_command
 from streamrnn.commands import train as command
 from streamrnn.errors import DataError, TrainingError
 from streamrnn.training import TrainingConfig, train_to_file
-from streamrnn.training.fit.trainer import Epoch
+from streamrnn.training.fit.trainer import Evaluation
 from streamrnn.training.run.progress import TrainingProgress
 from streamrnn.training.verify import verify
 from tests.support.tables import noisy_sine, write_csv
@@ -169,7 +169,7 @@ def test_progress_is_shown(terminal):
     console = Console(file=text, force_terminal=terminal, width=120)
     with TrainingProgress(console) as progress:
         for epoch in range(1, 101):
-            progress(Epoch(epoch, 100, 0.5, 0.25, 0.125))
+            progress(Evaluation(epoch, 100, 0.5, 0.25, 0.125))
     assert "validation 0.25" in text.getvalue()
     if not terminal:
         assert text.getvalue().count("\n") == 11

@@ -14,7 +14,7 @@ from streamrnn.model.model import Model
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import Dataset, make_dataset
 from streamrnn.training.data.reading.read import read_table
-from streamrnn.training.fit.trainer import Epoch
+from streamrnn.training.fit.trainer import Evaluation
 from streamrnn.training.run.progress import TrainingProgress
 from streamrnn.training.train import TrainingResult, train_to_file
 from streamrnn_bench.demo.output import Output, duration
@@ -48,9 +48,9 @@ def learn(path: Path, epochs: int, output: Output) -> Learned:
         times_s = [time.perf_counter()]
         with TrainingProgress(output.console) as progress:
 
-            def show(epoch: Epoch) -> None:
+            def show(evaluation: Evaluation) -> None:
                 times_s.append(time.perf_counter())
-                progress(epoch)
+                progress(evaluation)
 
             # One that was interrupted is begun anew; every call is the same demonstration.
             path.with_name(f"{path.name}.checkpoint").unlink(missing_ok=True)
@@ -104,9 +104,9 @@ def _report(
     updates = result.report["updates"]
     output.say(
         f"{layer.cell.upper()}, {layer.hidden_size} units, {learned.model.num_parameters:,} "
-        f"parameters: {updates['num_epochs']} epochs in {duration(trained_s)}, the best one was "
-        f"{updates['best_epoch']}. Saved as {path}, loaded, and found equal to what the engine "
-        f"computes, in {duration(checked_s)}."
+        f"parameters: {updates['num_updates']:,} updates in {duration(trained_s)}, the best weights"
+        f" after {updates['best_update']:,}. Saved as {path}, loaded, and found equal to what the "
+        f"engine computes, in {duration(checked_s)}."
     )
     errors = learned.errors
     [fitted] = result.report["fitted"].values()

@@ -2,7 +2,7 @@
 
 The file is a safetensors file: every array of the trainer, and one metadata entry, JSON, with the
 counts, the state of the random numbers, a digest, and what the training belongs to. It is
-replaced as a whole after every epoch; nothing in it is run or unpickled.
+replaced as a whole after every evaluation; nothing in it is run or unpickled.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import numpy as np
 from streamrnn.errors import ModelFileError, TrainingError
 from streamrnn.model.checks import shown
 from streamrnn.model.tensor_file import TensorFile, read_tensor_file, write_tensor_file
-from streamrnn.training.fit.trainer import Counts, Epoch, Trainer
+from streamrnn.training.fit.trainer import Counts, Evaluation, Trainer
 from streamrnn.training.network.layers import Array
 
 __all__ = ["Checkpoint", "is_checkpoint"]
 
 METADATA_KEY = "streamrnn.training"
-_FORMAT = 1
+_FORMAT = 2
 _DAMAGED = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
 
@@ -115,8 +115,8 @@ def _arrays(trainer: Trainer) -> dict[str, Array]:
     for kind, states in (("ends", trainer.ends), ("state", trainer.state)):
         for k, layer in enumerate(states):
             named |= {f"{kind}.{k}.{s}": state for s, state in enumerate(layer)}
-    history = [astuple(epoch) for epoch in trainer.history]
-    named["history"] = np.array(history, np.float64).reshape(len(history), len(fields(Epoch)))
+    history = [astuple(evaluation) for evaluation in trainer.history]
+    named["history"] = np.array(history, np.float64).reshape(len(history), len(fields(Evaluation)))
     return named
 
 
@@ -147,7 +147,9 @@ def _fill(trainer: Trainer, about: dict[str, Any], kept: Mapping[str, Array]) ->
     if trainer.counts.num_pieces:
         num_rows = len(trainer.plan[trainer.counts.num_pieces - 1].rows)
         trainer.state = trainer.network.initial_state(num_rows)
-    trainer.history = _history(kept["history"], trainer.num_epochs)
+    trainer.history = _history(kept["history"])
+    if trainer.counts.best_evaluation > len(trainer.history):
+        raise ValueError(f"evaluation {trainer.counts.best_evaluation} is the best one")
     expected = _arrays(trainer)
     if set(expected) - set(kept):
         raise ValueError(f"it has no {', '.join(sorted(set(expected) - set(kept)))}")
@@ -170,17 +172,19 @@ def _counts(given: dict[str, Any], num_pieces: int) -> Counts:
             raise ValueError(f"{item.name} is {shown(value)}")
         if not math.isfinite(value) or (value < 0 and item.name != "loss_sum"):
             raise ValueError(f"{item.name} is {shown(value)}")
-    if counts.num_pieces > num_pieces:
+    if counts.num_pieces >= num_pieces:
         raise ValueError(f"{counts.num_pieces} pieces are done, of {num_pieces}")
     return counts
 
 
-def _history(rows: Array, num_epochs: int) -> list[Epoch]:
-    if rows.ndim != 2 or rows.shape[1] != len(fields(Epoch)) or len(rows) > num_epochs:
+def _history(rows: Array) -> list[Evaluation]:
+    names = fields(Evaluation)
+    if rows.ndim != 2 or rows.shape[1] != len(names):
         raise ValueError(f"the history has the shape {rows.shape}")
     history = []
     for row in rows.tolist():
-        epoch, most, train, validation, best, rate, num_updates, seconds = row
-        losses = (train, validation, best, rate)
-        history.append(Epoch(int(epoch), int(most), *losses, int(num_updates), seconds))
+        values = {item.name: value for item, value in zip(names, row, strict=True)}
+        for name in ("num_updates", "max_updates"):
+            values[name] = int(values[name])
+        history.append(Evaluation(**values))
     return history

@@ -15,22 +15,64 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import Dataset, Stream
 from streamrnn.training.data.stacking import stack_rows
 from streamrnn.training.network.layers import Array
 from streamrnn.training.network.network import Chunk
 
-__all__ = ["Piece", "Segment", "choose_sizes", "cut_chunks", "cut_segments", "plan_epoch"]
+__all__ = [
+    "Piece", "Segment", "Sizes", "choose_sizes", "cut_chunks", "cut_segments", "plan_epoch",
+]  # fmt: skip
 
 Index = NDArray[np.int64]
 
-# An unset batch size aims at segments of this many steps, within 1 and MAX_BATCH rows.
-STEPS_A_SEGMENT = 192
-MAX_BATCH = 64
-# An unset number of epochs aims at this many updates, within these bounds.
-NUM_UPDATES = 20_000
-MIN_EPOCHS, MAX_EPOCHS = 20, 200
+# An unset truncation is this. Streams of up to twice as many steps are taken whole, and longer ones
+# whose last row alone counts.
+TRUNCATION_STEPS = 64
+MAX_WHOLE_STEPS = 512
+# An unset batch size aims at so many updates an epoch, within these bounds where there are rows.
+UPDATES_AN_EPOCH = 16
+MIN_BATCH, MAX_BATCH = 4, 64
+# An unset number of updates aims at so many epochs, within these bounds.
+NUM_EPOCHS = 20
+MIN_UPDATES, MAX_UPDATES = 2_000, 20_000
+# How often a training whose length is in updates is validated, at most.
+NUM_EVALUATIONS = 50
+# The share of the evaluations, and no fewer, that may go by without a better one.
+PATIENCE, MIN_PATIENCE = 0.4, 10
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is trained at once, and for how long."""
+
+    batch_size: int  # B
+    segment_steps: int
+    truncation_steps: int
+    updates_an_epoch: int  # about; chunks are drawn, and some hold no target
+    updates: int  # at most; 0: the epochs are the bound
+    epochs: int  # at most; 0: the updates are the bound
+    evaluate_every: int  # updates; 0: at the end of each epoch
+    patience: int  # evaluations
+
+    @property
+    def num_epochs(self) -> float:
+        """Epochs at most, or about so many."""
+        of_updates = self.updates / self.updates_an_epoch
+        return min(bound for bound in (of_updates, self.epochs) if bound)
+
+    def describe(self) -> str:
+        """Tell it in a sentence."""
+        length = f"{self.epochs:,} epochs of about {self.updates_an_epoch:,} updates"
+        every = "after each of them"
+        if self.updates:
+            length = f"{self.updates:,} updates, about {self.num_epochs:.3g} epochs"
+            every = f"every {self.evaluate_every:,}"
+        return (
+            f"training: {self.batch_size:,} segments of {self.segment_steps:,} steps side by side, "
+            f"gradients over {self.truncation_steps:,} steps; at most {length}, validated {every}, "
+            f"to the end or {self.patience:,} times without a better error"
+        )
 
 
 @dataclass(frozen=True)
@@ -60,23 +102,37 @@ class Piece(NamedTuple):
         return stack_rows(dataset.streams, cut)
 
 
-def choose_sizes(dataset: Dataset) -> tuple[int, int, int]:
-    """Return batch size B, segment length and the most epochs.
+def choose_sizes(dataset: Dataset) -> Sizes:
+    """Choose from the streams' lengths what the configuration leaves open.
 
-    What the configuration sets is kept; segments are so long that one long stream fills a batch. A
-    batch size that is not set leaves them no shorter than ``truncation_steps``.
+    Segments are so long that one long stream fills a batch, but no shorter than the truncation.
     """
     config = dataset.config
-    truncation_steps = config.truncation_steps
-    num_steps = sum(stream.stops[0] for stream in dataset.streams)
-    rows = min(MAX_BATCH, round(num_steps / STEPS_A_SEGMENT), num_steps // truncation_steps)
-    batch_size = config.batch_size or max(1, rows)
+    lengths = [stream.stops[0] for stream in dataset.streams]
+    num_steps, longest = sum(lengths), max(lengths)
+    most_whole = MAX_WHOLE_STEPS if config.loss_on == "last" else 2 * TRUNCATION_STEPS
+    usual = longest if longest <= most_whole else TRUNCATION_STEPS
+    truncation_steps = config.truncation_steps or usual
+    rows = min(MAX_BATCH, max(MIN_BATCH, num_steps // (UPDATES_AN_EPOCH * truncation_steps)))
+    batch_size = config.batch_size or max(1, min(rows, num_steps // truncation_steps))
     segment_steps = max(1, -(-num_steps // batch_size))
-    longest = min(segment_steps, max(stream.stops[0] for stream in dataset.streams))
-    num_segments = sum(-(-stream.stops[0] // segment_steps) for stream in dataset.streams)
-    updates = -(-num_segments // batch_size) * (-(-longest // truncation_steps))
-    epochs = config.epochs or min(MAX_EPOCHS, max(MIN_EPOCHS, NUM_UPDATES // max(updates, 1)))
-    return batch_size, segment_steps, epochs
+    num_segments = sum(-(-length // segment_steps) for length in lengths)
+    num_batches = -(-num_segments // batch_size)
+    an_epoch = max(1, num_batches * -(-min(segment_steps, longest) // truncation_steps))
+    updates = config.updates
+    if not updates and not config.epochs:
+        updates = min(MAX_UPDATES, max(MIN_UPDATES, NUM_EPOCHS * an_epoch))
+    num_evaluations = min(NUM_EVALUATIONS, updates) if updates else config.epochs
+    return Sizes(
+        batch_size,
+        segment_steps,
+        truncation_steps,
+        an_epoch,
+        updates,
+        config.epochs,
+        -(-updates // NUM_EVALUATIONS),
+        config.patience or max(MIN_PATIENCE, round(PATIENCE * num_evaluations)),
+    )
 
 
 def cut_segments(streams: tuple[Stream, ...], segment_steps: int) -> list[Segment]:
@@ -92,14 +148,14 @@ def cut_segments(streams: tuple[Stream, ...], segment_steps: int) -> list[Segmen
 
 
 def plan_epoch(
-    segments: list[Segment], config: TrainingConfig, batch_size: int, rng: np.random.Generator
+    segments: list[Segment], truncation_steps: int, batch_size: int, rng: np.random.Generator
 ) -> list[Piece]:
     """Draw the pieces of an epoch, in their order."""
     lengths = np.array([segment.stop - segment.start for segment in segments])
     pieces = []
     for rows in _batches(lengths, batch_size, rng):
         num_steps = int(lengths[rows].max())
-        for start, stop in cut_chunks(num_steps, config.truncation_steps, rng):
+        for start, stop in cut_chunks(num_steps, truncation_steps, rng):
             pieces.append(Piece(rows, start, stop, stop == num_steps))
     return pieces
 

@@ -1,4 +1,4 @@
-"""Training loop: epochs until there is nothing to gain, and the weights that were best."""
+"""Training loop: updates until there is nothing to gain, and the weights that were best."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from streamrnn.errors import TrainingError, TrainingStopped
 from streamrnn.training.data.dataset import Dataset
-from streamrnn.training.fit.trainer import Epoch, Trainer
+from streamrnn.training.fit.trainer import Evaluation, Trainer
 from streamrnn.training.network.network import Network
 
 __all__ = ["Fit", "Keeper", "fit"]
@@ -21,12 +21,13 @@ class Fit:
     """Result of the training loop."""
 
     network: Network  # with the best weights
-    best_epoch: int  # from 1
-    num_epochs: int
+    best_epoch: float  # passes over the training part that the best weights took
+    num_epochs: float
+    best_update: int  # updates that the best weights took
     num_updates: int
     clipped_share: float  # share of the updates whose gradient was clipped
     max_gradient_norm: float  # before clipping
-    history: list[Epoch]
+    history: list[Evaluation]
     was_stopped: bool  # before its end, by `should_stop`
 
 
@@ -45,41 +46,42 @@ class Keeper(Protocol):
 
 def fit(
     dataset: Dataset,
-    progress: Callable[[Epoch], None] | None = None,
+    progress: Callable[[Evaluation], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     keeper: Keeper | None = None,
 ) -> Fit:
     """Train a network, repeatable by its seed.
 
-    ``progress`` is called after each epoch (first for those that were restored), ``should_stop``
-    is asked after each update. Raises `TrainingError` if the training diverges,
-    `TrainingStopped` if it is stopped before its first epoch has ended.
+    ``progress`` is called after each evaluation (first for those that were restored),
+    ``should_stop`` is asked after each update. Raises `TrainingError` if the training diverges,
+    `TrainingStopped` if it is stopped before anything is validated.
     """
     trainer = Trainer(dataset)
     if keeper:
         keeper.restore(trainer)
     if progress:
-        for epoch in trainer.history:
-            progress(epoch)
+        for evaluation in trainer.history:
+            progress(evaluation)
     was_stopped = False
     while not trainer.is_finished and not was_stopped:
         try:
             # An overflow shows in the loss or the gradient, and is reported from there.
             with np.errstate(over="ignore", invalid="ignore"):
-                has_ended = trainer.run_epoch(should_stop)
+                is_validated = trainer.run(should_stop)
         except TrainingError as error:
             if keeper:
                 keeper.remove()  # going on would end here again
-            number = len(trainer.history) + 1
-            raise TrainingError(f"in epoch {number} of {trainer.num_epochs}: {error}") from error
+            raise TrainingError(f"{_place(trainer)}: {error}") from error
         if keeper:
             keeper.keep(trainer)
-        if has_ended and progress:
+        if is_validated and progress:
             progress(trainer.history[-1])
         was_stopped = not trainer.is_finished and should_stop()
     if was_stopped and not trainer.history:
-        raise TrainingStopped("stopped before the first epoch had ended: there is no model yet")
-    if not trainer.counts.best_epoch:
+        raise TrainingStopped(
+            "stopped before the weights were validated once: there is no model yet"
+        )
+    if not trainer.counts.best_evaluation:
         if keeper:
             keeper.remove()
         raise TrainingError(
@@ -89,13 +91,23 @@ def fit(
     return _result(trainer, was_stopped)
 
 
+def _place(trainer: Trainer) -> str:
+    """Say how far a training has come."""
+    sizes, counts = trainer.sizes, trainer.counts
+    if sizes.updates:
+        return f"in update {counts.num_updates + 1} of {sizes.updates}"
+    return f"in epoch {counts.num_epochs + 1} of {sizes.epochs}"
+
+
 def _result(trainer: Trainer, was_stopped: bool) -> Fit:
     counts = trainer.counts
+    best = trainer.history[counts.best_evaluation - 1]
     trainer.network.flat[:] = trainer.best
     return Fit(
         trainer.network,
-        counts.best_epoch,
-        len(trainer.history),
+        best.epoch,
+        trainer.epoch,
+        best.num_updates,
         counts.num_updates,
         counts.num_clipped / max(counts.num_updates, 1),
         counts.max_norm,

@@ -25,12 +25,14 @@ class _Refitter(Trainer):
 
     def __init__(self, dataset: Dataset, fitted: Fit) -> None:
         super().__init__(dataset)
-        best, last = fitted.history[fitted.best_epoch - 1], fitted.history[-1]
-        self.num_updates = best.num_updates
-        self._planned = last.num_updates / len(fitted.history) * last.num_epochs
+        self.num_updates = fitted.best_update
+        # Where epochs are the bound, about so many updates as they would have made.
+        an_epoch = fitted.num_updates / fitted.num_epochs
+        bounds = (self.sizes.updates, an_epoch * self.sizes.epochs)
+        self._planned = min(bound for bound in bounds if bound)
 
     @property
-    def done(self) -> float:
+    def progress(self) -> float:
         """The share of the schedule that is over."""
         return self.counts.num_updates / self._planned
 
@@ -54,7 +56,7 @@ def with_all_rows(dataset: Dataset) -> Dataset:
 
 
 def refit(dataset: Dataset, fitted: Fit, should_stop: Callable[[], bool]) -> Network | None:
-    """Train anew on every row, by the updates that the best epoch had made, at their rates.
+    """Train anew on every row, by the updates that the best weights took, at their rates.
 
     Returns the network, or None if it was stopped. Raises `TrainingError` if it diverges.
     """

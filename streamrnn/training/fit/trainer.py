@@ -1,4 +1,4 @@
-"""All that changes while a network is trained, and one epoch of it.
+"""All that changes while a network is trained, and its updates up to an evaluation.
 
 The state is carried from chunk to chunk and from segment to segment: a segment starts from the
 state that the segment before it ended with one epoch earlier, which is stale by one epoch's updates
@@ -23,20 +23,21 @@ from streamrnn.training.fit.unseen_categories import silence_unseen
 from streamrnn.training.network.layers import Array, State
 from streamrnn.training.network.network import Network, flat_views, initial_parameters
 
-__all__ = ["Counts", "Epoch", "Trainer"]
+__all__ = ["Counts", "Evaluation", "Trainer"]
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """Losses of an epoch in network units, for a progress display."""
+class Evaluation:
+    """Losses in network units, for a progress display."""
 
-    epoch: int  # from 1
-    num_epochs: int  # at most
-    train: float  # mean over the epoch's targets, while the weights changed
+    epoch: float  # passes over the training part so far
+    num_epochs: float  # at most, or about as many as the updates take
+    train: float  # mean over the targets since the evaluation before, while the weights changed
     validation: float  # of the validation part, now
     best: float  # smallest `validation` so far
     learning_rate: float = 0.0  # of the last update
     num_updates: int = 0  # since the training began
+    max_updates: int = 0  # 0: the epochs are the bound
     seconds: float = field(default=0.0, compare=False)  # of training, since it began
 
 
@@ -44,25 +45,26 @@ class Epoch:
 class Counts:
     """What is counted and added up on the way."""
 
+    num_epochs: int = 0  # that have ended
     num_pieces: int = 0  # of the current epoch that are done
-    loss_sum: float = 0.0  # of the current epoch
-    num_targets: int = 0  # of the current epoch
+    loss_sum: float = 0.0  # since the last evaluation
+    num_targets: int = 0  # since the last evaluation
     num_updates: int = 0
     num_clipped: int = 0
     max_norm: float = 0.0  # of a gradient, before clipping
     learning_rate: float = 0.0  # of the last update
-    best_epoch: int = 0  # from 1; 0: none has ended with a finite error
+    best_evaluation: int = 0  # from 1; 0: none has had a finite error
     seconds: float = 0.0
 
 
 class Trainer:
-    """Weights, optimiser, average and carried states, over the epochs."""
+    """Weights, optimiser, average and carried states."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset, config = dataset, dataset.config
         self.rng = np.random.default_rng(config.seed)
-        self.batch_size, segment_steps, self.num_epochs = choose_sizes(dataset)
-        self.segments = cut_segments(dataset.streams, segment_steps)
+        self.sizes = choose_sizes(dataset)
+        self.segments = cut_segments(dataset.streams, self.sizes.segment_steps)
         self.network = Network(dataset.spec, initial_parameters(dataset.spec, self.rng))
         silence_unseen(self.network, dataset)
         self.adam = Adam(self.network.flat.size, self.network.dtype)
@@ -76,41 +78,59 @@ class Trainer:
         self.ends = self.network.initial_state(len(self.segments) + 1)
         self.state: list[State] = []  # of the rows of the current batch
         self.counts = Counts()
-        self.history: list[Epoch] = []
+        self.history: list[Evaluation] = []
         self.begin_epoch()
 
     @property
-    def is_finished(self) -> bool:
-        """Whether there is no epoch left, or none that patience allows."""
-        num_epochs = len(self.history)
-        without_better = num_epochs - self.counts.best_epoch
-        return num_epochs >= self.num_epochs or without_better >= self.dataset.config.patience
+    def epoch(self) -> float:
+        """Passes over the training part that are done."""
+        return self.counts.num_epochs + self.counts.num_pieces / len(self.plan)
 
     @property
-    def done(self) -> float:
-        """The share of the schedule that is over."""
-        return (len(self.history) + self.counts.num_pieces / len(self.plan)) / self.num_epochs
+    def progress(self) -> float:
+        """The share of the training that is done, if patience does not end it."""
+        sizes = self.sizes
+        of_updates = self.counts.num_updates / sizes.updates if sizes.updates else 0.0
+        return max(of_updates, self.epoch / sizes.epochs if sizes.epochs else 0.0)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is no update left, or none that patience allows."""
+        without_better = len(self.history) - self.counts.best_evaluation
+        return self.progress >= 1.0 or without_better >= self.sizes.patience
 
     def begin_epoch(self) -> None:
         """Plan the next epoch; what is random about it is drawn here."""
         self.rng_before = self.rng.bit_generator.state
         self.state = []
-        self.plan = plan_epoch(self.segments, self.dataset.config, self.batch_size, self.rng)
+        self.plan = plan_epoch(
+            self.segments, self.sizes.truncation_steps, self.sizes.batch_size, self.rng
+        )
 
-    def run_epoch(self, should_stop: Callable[[], bool]) -> bool:
-        """Make the updates that are left of an epoch, and validate; tell whether it has ended."""
+    def run(self, should_stop: Callable[[], bool]) -> bool:
+        """Make updates until one is validated; tell whether it came to that."""
         counts = self.counts
         started_s = time.monotonic() - counts.seconds
-        while counts.num_pieces < len(self.plan):
+        while True:
             self.train(self.plan[counts.num_pieces])
             counts.num_pieces += 1
+            if counts.num_pieces == len(self.plan):
+                counts.num_epochs, counts.num_pieces = counts.num_epochs + 1, 0
+                self.begin_epoch()
+            is_due = self._is_due()
+            if is_due:
+                self._evaluate(started_s)
             counts.seconds = time.monotonic() - started_s
-            if should_stop():
-                return False
-        self._end_epoch()
-        counts.seconds = time.monotonic() - started_s
-        self.begin_epoch()
-        return True
+            if is_due or should_stop():
+                return is_due
+
+    def _is_due(self) -> bool:
+        """Tell whether the weights are to be validated now."""
+        if not self.sizes.evaluate_every:
+            return self.counts.num_pieces == 0
+        last = self.history[-1].num_updates if self.history else 0
+        since = self.counts.num_updates - last
+        return since >= self.sizes.evaluate_every or self.progress >= 1.0
 
     def train(self, piece: Piece) -> None:
         """Go through one piece: forward, and with targets backward too."""
@@ -141,14 +161,14 @@ class Trainer:
         counts.max_norm = max(counts.max_norm, norm)
         counts.learning_rate = config.learning_rate
         if config.schedule == "cosine":
-            counts.learning_rate = cosine_rate(config.learning_rate, self.done)
+            counts.learning_rate = cosine_rate(config.learning_rate, self.progress)
         self.adam.update(network.flat, network.gradient, counts.learning_rate, self.decay)
         counts.num_updates = self.adam.num_updates
         # At first the average is that of all weights so far, so that it forgets the start.
         weight = max(1.0 - config.averaging, 1.0 / (1.0 + counts.num_updates / 10.0))
         self.average += np.float32(weight) * (network.flat - self.average)
 
-    def _end_epoch(self) -> None:
+    def _evaluate(self, started_s: float) -> None:
         """Validate the average, and keep it if it is the best."""
         counts, own = self.counts, self.network.flat.copy()
         self.network.flat[:] = self.average
@@ -157,17 +177,18 @@ class Trainer:
         best_loss = self.history[-1].best if self.history else np.inf
         if loss < best_loss:
             best_loss, self.best[:] = loss, self.average
-            counts.best_epoch = len(self.history) + 1
-        epoch = Epoch(
-            len(self.history) + 1,
-            self.num_epochs,
-            counts.loss_sum / max(counts.num_targets, 1),
-            loss,
-            best_loss,
-            counts.learning_rate,
-            counts.num_updates,
-            counts.seconds,
+            counts.best_evaluation = len(self.history) + 1
+        self.history.append(
+            Evaluation(
+                self.epoch,
+                self.sizes.num_epochs,
+                counts.loss_sum / max(counts.num_targets, 1),
+                loss,
+                best_loss,
+                counts.learning_rate,
+                counts.num_updates,
+                self.sizes.updates,
+                time.monotonic() - started_s,
+            )
         )
-        self.history.append(epoch)
-        counts.num_pieces = counts.num_targets = 0
-        counts.loss_sum = 0.0
+        counts.num_targets, counts.loss_sum = 0, 0.0

@@ -1,4 +1,4 @@
-"""The losses of every epoch as lines of JSON, for programs that watch a training."""
+"""The losses of every evaluation as lines of JSON, for programs that watch a training."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from types import TracebackType
 from typing import IO
 
 from streamrnn.errors import TrainingError
-from streamrnn.training.fit.trainer import Epoch
+from streamrnn.training.fit.trainer import Evaluation
 
 __all__ = ["EpochLog"]
 
 
 class EpochLog:
-    """A context manager, called after each epoch; a training that goes on writes all of them."""
+    """A context manager, called after each evaluation; one that goes on writes them all."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,10 +41,11 @@ class EpochLog:
         if self._file:
             self._file.close()
 
-    def __call__(self, epoch: Epoch) -> None:
-        """Write an epoch that has just ended; what is not finite becomes null."""
+    def __call__(self, evaluation: Evaluation) -> None:
+        """Write the losses; what is not finite becomes null."""
         facts = {
-            name: value if math.isfinite(value) else None for name, value in asdict(epoch).items()
+            name: value if math.isfinite(value) else None
+            for name, value in asdict(evaluation).items()
         }
         try:
             if self._file is None:

@@ -77,14 +77,15 @@ def write_figure(result: TrainingResult, path: Path) -> None:
 
 
 def _draw_losses(axes: Axes, result: TrainingResult) -> None:
-    epochs = [epoch.epoch for epoch in result.history]
+    updates = [evaluation.num_updates for evaluation in result.history]
     for name in ("train", "validation"):
-        axes.plot(epochs, [getattr(epoch, name) for epoch in result.history], label=name)
-    best = result.report["updates"]["best_epoch"]
-    axes.axvline(best, color="grey", linestyle=":", label=f"best epoch {best}")
-    if min(min(epoch.train, epoch.validation) for epoch in result.history) > 0:
+        losses = [getattr(evaluation, name) for evaluation in result.history]
+        axes.plot(updates, losses, label=name)
+    best = result.report["updates"]["best_update"]
+    axes.axvline(best, color="grey", linestyle=":", label=f"best after {best}")
+    if min(min(each.train, each.validation) for each in result.history) > 0:
         axes.set_yscale("log")
-    axes.set(title="loss", xlabel="epoch")
+    axes.set(title="loss", xlabel="updates")
     axes.legend()
 
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from streamrnn.training.fit.trainer import Epoch
+from streamrnn.training.fit.trainer import Evaluation
 
 __all__ = ["TrainingProgress"]
 
@@ -24,11 +24,12 @@ class _Console(Console):
 
 
 class TrainingProgress:
-    """Progress display: a context manager, called after each epoch."""
+    """Progress display: a context manager, called after each evaluation."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or _Console(file=sys.stderr)
         self.bar: Progress | None = None
+        self.next_line = 0  # of `NUM_LINES`
 
     def __enter__(self) -> TrainingProgress:
         if self.console.is_terminal:
@@ -52,15 +53,19 @@ class TrainingProgress:
         if self.bar:
             self.bar.stop()
 
-    def __call__(self, epoch: Epoch) -> None:
-        """Show an epoch that has just ended."""
+    def __call__(self, evaluation: Evaluation) -> None:
+        """Show how far the training is."""
+        done, most, unit = evaluation.epoch, evaluation.num_epochs, "epoch"
+        if evaluation.max_updates:
+            done, most, unit = evaluation.num_updates, evaluation.max_updates, "update"
         text = (
-            f"epoch {epoch.epoch}/{epoch.num_epochs}  loss: train {epoch.train:.4g}, "
-            f"validation {epoch.validation:.4g}, best {epoch.best:.4g}"
+            f"{unit} {done:g}/{most:g}  loss: train {evaluation.train:.4g}, "
+            f"validation {evaluation.validation:.4g}, best {evaluation.best:.4g}"
         )
         if self.bar:
-            self.bar.update(self.task, completed=epoch.epoch, total=epoch.num_epochs, text=text)
-        elif epoch.epoch == 1 or epoch.epoch % max(1, epoch.num_epochs // NUM_LINES) == 0:
+            self.bar.update(self.task, completed=done, total=most, text=text)
+        elif not self.next_line or done >= self.next_line * most / NUM_LINES:
+            self.next_line = int(done * NUM_LINES / most) + 1
             try:
                 self.console.print(text, highlight=False, soft_wrap=True)
             except OSError:  # a full disk, say

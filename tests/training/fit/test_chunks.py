@@ -16,8 +16,6 @@ from streamrnn.training.fit.optimisers import FLUSH_UPDATES, Adam
 from streamrnn.training.network.network import Chunk, Network, initial_parameters
 from tests.support.tables import write_csv
 
-CONFIG = TrainingConfig(path="x.csv", truncation_steps=1000)
-
 
 @given(st.integers(1, 300), st.integers(1, 120), st.integers(0, 99))
 def test_chunks_cover_a_batch_and_none_is_long_or_very_short(num_steps, length, seed):
@@ -50,7 +48,7 @@ def segments_of(*lengths):
 def test_what_is_left_over_joins_another_batch(lengths, sizes):
     batch_size = 2 if lengths != (50,) * 5 else 3
     for seed in range(5):
-        pieces = plan_epoch(segments_of(*lengths), CONFIG, batch_size, np.random.default_rng(seed))
+        pieces = plan_epoch(segments_of(*lengths), 1000, batch_size, np.random.default_rng(seed))
         assert sorted(len(piece.rows) for piece in pieces) == sizes
         assert sorted(k for piece in pieces for k in piece.rows) == list(range(len(lengths)))
 

@@ -40,7 +40,7 @@ def test_a_seed_repeats_to_the_bit(tmp_path):
 @pytest.mark.parametrize("cell", list(CELLS))
 def test_every_cell_learns_a_season(tmp_path, cell):
     path = write_csv(tmp_path, y=noisy_sine(600))
-    result = train(TrainingConfig(path=path, predict=("y",), layers=(f"{cell}:12",), epochs=100))
+    result = train(TrainingConfig(path=path, predict=("y",), layers=(f"{cell}:12",), updates=400))
     own = result.report["errors"]["test"]["y+1"]["rmse"]
     assert 0.09 < own < 0.16  # the noise alone is 0.1
     assert result.report["baselines"]["persistence"]["y+1"]["rmse"] > 0.2
@@ -132,7 +132,8 @@ def test_a_segment_starts_from_the_state_that_its_predecessor_ended_with(tmp_pat
     monkeypatch.setattr(Network, "loss", spy)
     # num_updates stays 0, so the average stays what it was: the initial weights.
     network = fit(dataset).network
-    size, steps, _ = choose_sizes(dataset)
+    sizes = choose_sizes(dataset)
+    size, steps = sizes.batch_size, sizes.segment_steps
     assert size == 4
     rows = [(0, k * steps, (k + 1) * steps) for k in range(3)]
     features = dataset.streams[0].chunk.features
@@ -193,7 +194,7 @@ def test_the_weights_with_the_best_validation_error_are_kept(tmp_path):
     found = fit(dataset)
     losses = [epoch.validation for epoch in found.history]
     assert found.num_epochs == len(losses) == found.best_epoch + 20 < 100
-    assert losses[found.best_epoch - 1] == min(losses) == found.history[-1].best
+    assert losses[int(found.best_epoch) - 1] == min(losses) == found.history[-1].best
     assert losses[-1] > 1.01 * min(losses)
     assert mean_loss(found.network, dataset, "validation") == min(losses)
 
@@ -203,6 +204,7 @@ def test_what_is_validated_is_the_average_of_the_weights(tmp_path, monkeypatch):
         write_csv(tmp_path, y=noisy_sine(200)),
         predict=("y",),
         batch_size=1,
+        truncation_steps=64,
         epochs=9,
         averaging=0.8,
     )

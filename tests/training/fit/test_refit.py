@@ -58,7 +58,7 @@ def test_the_chosen_model_is_that_of_a_training_without_refit(config, refitted):
     assert not path.with_name("plain.chosen.safetensors").exists()
 
 
-def test_a_refit_has_the_updates_of_the_best_epoch_at_their_rates_and_every_target(
+def test_a_refit_has_the_updates_of_the_best_weights_at_their_rates_and_every_target(
     config, monkeypatch
 ):
     dataset = make_dataset(config, read_table(config.path))
@@ -82,7 +82,7 @@ def test_a_refit_has_the_updates_of_the_best_epoch_at_their_rates_and_every_targ
     monkeypatch.setattr(Trainer, "train", note_rows)
     fitted = fit(dataset)
     assert seen == set(range(149))
-    num_updates = fitted.history[fitted.best_epoch - 1].num_updates
+    num_updates = fitted.best_update
     expected = rates[:num_updates]
     rates.clear()
     network: Any = refit(dataset, fitted, lambda: False)
@@ -98,7 +98,7 @@ def test_a_category_of_the_test_part_alone_is_learned(tmp_path):
     y = np.select([x == "a", x == "b"], [0.0, 1.0], 4.0) + rng.normal(0, 0.1, 400).round(3)
     result: Any = streamrnn.train(
         {"x": x, "y": y}, predict="y", inputs=["x"], horizon=0, layers=["rnn_tanh:4"],
-        epochs=40, learning_rate=0.02, truncation_steps=16, refit=True, split=[0.5, 0.2, 0.3],
+        updates=300, learning_rate=0.02, truncation_steps=16, refit=True, split=[0.5, 0.2, 0.3],
     )  # fmt: skip
     before, after = (
         np.abs(streamrnn.predict(model, {"x": x})["y"][300:] - y[300:]).mean()

@@ -16,7 +16,7 @@ from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.fit.checkpoint import METADATA_KEY, Checkpoint, is_checkpoint
 from streamrnn.training.fit.loop import fit
 from streamrnn.training.fit.optimisers import clip_by_global_norm
-from streamrnn.training.fit.trainer import Epoch
+from streamrnn.training.fit.trainer import Evaluation
 from tests.support.tables import noisy_sine, write_csv
 from tests.training.run.stop import StopAfter
 
@@ -64,11 +64,11 @@ def test_a_stopped_fit_goes_on_to_the_bit(tmp_path, dataset, uninterrupted, stop
             fit(dataset, None, StopAfter(num_updates), Checkpoint(path, {}, k > 0))
         except TrainingStopped:
             assert num_updates < 9
-    seen: list[Epoch] = []
+    seen: list[Evaluation] = []
     found = fit(dataset, seen.append, keeper=Checkpoint(path, {}, True))
     assert found.network.flat.tobytes() == uninterrupted.network.flat.tobytes()
     assert found.history == uninterrupted.history == seen
-    for name in ("best_epoch", "num_updates", "clipped_share", "max_gradient_norm"):
+    for name in ("best_epoch", "best_update", "num_updates", "clipped_share", "max_gradient_norm"):
         assert getattr(found, name) == getattr(uninterrupted, name)
 
 
@@ -111,7 +111,7 @@ def test_a_process_that_was_killed_goes_on_from_its_last_epoch(tmp_path, config)
     path = tmp_path / "m.safetensors"
     with pytest.raises(Killed):
         train_to_file(config, path, kill)
-    seen: list[Epoch] = []
+    seen: list[Evaluation] = []
     train_to_file(config, path, seen.append, resume=True)
     whole = tmp_path / "whole.safetensors"
     train_to_file(config, whole)
@@ -173,7 +173,8 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, dataset, data):
         {"num_pieces": 10**6},
         {"num_pieces": -1},
         {"num_updates": 1.5},
-        {"best_epoch": True},
+        {"best_evaluation": True},
+        {"best_evaluation": 9},
         {"seconds": 1e400},
         {"more": 1},
     ],

@@ -24,7 +24,7 @@ from streamrnn.errors import DataError, TrainingError
 from streamrnn.training import TrainingConfig, train_to_file
 from streamrnn.training.config_file import SECTIONS
 from streamrnn.training.fit.stop import StopSignals
-from streamrnn.training.fit.trainer import Epoch
+from streamrnn.training.fit.trainer import Evaluation
 from streamrnn.training.report import report_lines
 from streamrnn.training.run.curve import learning_curve
 from streamrnn.training.run.epoch_log import EpochLog
@@ -305,14 +305,14 @@ def test_the_log_has_a_line_for_every_epoch(data, tmp_path):
     assert len(seen) == len(result.history) == 2
     for line, epoch in zip(seen, result.history, strict=True):
         del line["seconds"]
-        assert Epoch(**line) == epoch
+        assert Evaluation(**line) == epoch
     assert run(data, *SMALL, "-o", path, "--log", log) == 0  # a log of ours is begun anew
     assert len(lines_of(log)) == 2
 
 
 def test_a_reader_of_the_log_that_has_gone_does_not_end_the_training():
     reading, writing = os.pipe()
-    epochs = [Epoch(k, 3, 1.0, 1.0, 1.0) for k in (1, 2, 3)]
+    epochs = [Evaluation(k, 3, 1.0, 1.0, 1.0) for k in (1, 2, 3)]
     with EpochLog(Path(f"/dev/fd/{writing}")) as log:
         log(epochs[0])
         assert json.loads(os.read(reading, 4096))["epoch"] == 1
@@ -324,21 +324,21 @@ def test_a_reader_of_the_log_that_has_gone_does_not_end_the_training():
 
 def test_the_learning_curve_is_drawn_where_it_is_asked_for(data, tmp_path, capsys):
     assert run(data, *SMALL, "--plot", "-o", tmp_path / "m.safetensors") == 0
-    assert "loss by epoch" in capsys.readouterr().out
+    assert "loss by update" in capsys.readouterr().out
     assert run(data, *SMALL, "-o", tmp_path / "m.safetensors") == 0
-    assert "loss by epoch" not in capsys.readouterr().out  # no terminal
+    assert "loss by update" not in capsys.readouterr().out  # no terminal
 
 
 def test_a_learning_curve_falls_from_left_to_right():
-    history = [Epoch(k, 40, 2.0 / k, 1.0 / k, 0.0) for k in range(1, 41)]
+    history = [Evaluation(k, 40, 2.0 / k, 1.0 / k, 0.0, 0.0, 5 * k) for k in range(1, 41)]
     lines = learning_curve(history, 60, 14).splitlines()
     assert max(len(line) for line in lines) <= 60
     assert len(lines) == 14
     dots = [(line.index("·"), k) for k, line in enumerate(lines) if "·" in line]
     assert [k for _, k in sorted(dots)] == sorted(k for _, k in dots)
-    assert "40" in lines[-1]
-    for few in ([], history[:1], [Epoch(1, 2, float("inf"), float("nan"), 0.0)]):
-        assert "loss by epoch" in learning_curve(few)
+    assert "200" in lines[-1]
+    for few in ([], history[:1], [Evaluation(1, 2, float("inf"), float("nan"), 0.0)]):
+        assert "loss by update" in learning_curve(few)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ class _Full(io.StringIO):
 def test_progress_that_cannot_be_written_is_left_out():
     with TrainingProgress(Console(file=_Full())) as progress:
         for epoch in (1, 2):
-            progress(Epoch(epoch, 2, 0.5, 0.25, 0.125))
+            progress(Evaluation(epoch, 2, 0.5, 0.25, 0.125))
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -456,20 +456,23 @@ def test_inspect_shows_the_parts_in_their_order(data, tmp_path, capsys):
     assert words[::2] == ["train", "validation", "test"]
 
 
-def test_a_best_epoch_at_the_end_is_said_with_what_to_do(data, tmp_path):
+@pytest.mark.parametrize(
+    ("length", "most"), [({"updates": 60}, "--updates 240"), ({"epochs": 3}, "--epochs 0")]
+)
+def test_best_weights_at_the_end_are_said_with_what_to_do(data, tmp_path, length, most):
     config = TrainingConfig(
-        path=str(data), predict=("y",), layers=("gru:3",), epochs=3, batch_size=8
+        path=str(data), predict=("y",), layers=("gru:3",), batch_size=8, **length
     )
     report = train_to_file(config, tmp_path / "m.safetensors").report
-    assert report["updates"]["best_epoch"] == 3
+    assert report["updates"]["best_update"] == report["updates"]["num_updates"]
     text = "\n".join(report_lines(report))
-    assert "best epoch is the last one" in text
-    assert "--epochs 12, or --batch-size 2" in text
-    report["updates"]["best_epoch"] = 1
-    assert "the last one" not in "\n".join(report_lines(report))
+    assert "the best weights are the last ones" in text
+    assert most in text
+    report["updates"]["best_update"] = 1
+    assert "the last ones" not in "\n".join(report_lines(report))
     stopped = train_to_file(
-        config.replace(epochs=50), tmp_path / "m.safetensors", stop=StopAfter(3)
+        config.replace(epochs=50, updates=0), tmp_path / "m.safetensors", stop=StopAfter(3)
     ).report
     text = "\n".join(report_lines(stopped))
     assert "stopped before its end: --resume goes on" in text
-    assert "the last one" not in text
+    assert "the last ones" not in text
