@@ -18,7 +18,7 @@ TORCH ?= torch==2.13.0
 # Two installations at once in one .venv would trip over each other.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-vad serve test peers check bench docs gpu gpu-wheels soak fuzz clean
+.PHONY: help demo demo-vad serve test peers check bench bench-training docs gpu gpu-wheels soak fuzz clean
 
 help:
 	@echo "make demo    train, serve, stream and compare, by itself"
@@ -26,9 +26,10 @@ help:
 	@echo "make serve   serve MODEL ($(MODEL))"
 	@echo "make test    run the tests on all cores; ARGS=--cov says what they cover,"
 	@echo "             ARGS=\"-m 'not slow'\" runs the quick ones"
-	@echo "make peers   install what the comparisons need: PyTorch, ONNX Runtime, OpenVINO"
+	@echo "make peers   install what the comparisons need: PyTorch, ONNX Runtime, OpenVINO, scikit-learn"
 	@echo "make check   lint, format, types, who imports whom"
 	@echo "make bench   measure against peers and the machine's limits"
+	@echo "make bench-training  train on ten public series beside PyTorch, baselines and boosting"
 	@echo "make docs    build the documentation into build/docs"
 	@echo "make gpu     on a machine with a GPU: all that is to be seen, into build/gpu"
 	@echo "make gpu-wheels  what a machine with a GPU and no network needs, into build/wheels"
@@ -70,6 +71,12 @@ fuzz: $(VENV)/installed-test
 
 bench: $(VENV)/installed
 	$(BIN)/streamrnn bench $(ARGS)
+
+# The tables come out of packages that are downloaded, not installed: see docs/training.md.
+bench-training: $(VENV)/installed-peers
+	mkdir -p build/training
+	$(BIN)/streamrnn bench training --json build/training/outcomes.jsonl \
+	    --markdown build/training/table.md $(ARGS)
 
 # Beside cuDNN too, if PyTorch with CUDA is there. Without a network: with the folder WHEELS, which
 # `make gpu-wheels` fills on another machine, PYTHON runs as it is and no .venv is made.

@@ -23,11 +23,18 @@ from streamrnn_bench.step.cases import BATCH_SIZES, Case, parse_case
 
 __all__ = ["BENCHMARKS", "configure", "run"]
 
+TRAINING = "training"
+SETS = ("judged", "tuning")
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "name", metavar="NAME", nargs="?", choices=BENCHMARKS, help=", ".join(BENCHMARKS) + "; all"
+        "name",
+        metavar="NAME",
+        nargs="?",
+        choices=(*BENCHMARKS, TRAINING),
+        help=", ".join(BENCHMARKS) + f"; without it all of these; {TRAINING}, which takes an hour",
     )
     parser.add_argument(
         "--json",
@@ -97,6 +104,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--rounds", metavar="N", type=_positive, help="turns of a measurement and its reference"
     )
     parser.add_argument("--round-s", metavar="S", type=float, help="how long a turn is, in seconds")
+    of_training = parser.add_argument_group("training")
+    of_training.add_argument(
+        "--set", choices=SETS, help="the ten series that judge (judged), or those to tune on"
+    )
+    of_training.add_argument(
+        "--series", metavar="NAME", nargs="+", help="some series, instead of a set"
+    )
+    of_training.add_argument(
+        "--budget", metavar="TIME", help="of each training, as for `streamrnn train`"
+    )
+    of_training.add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
 
 
 def _positive(text: str) -> int:
@@ -222,6 +240,10 @@ def run(args: argparse.Namespace) -> int:
 
     Raises a `BenchError` if a measurement cannot be made, or a result to be measured is wrong.
     """
+    if args.name == TRAINING:
+        from streamrnn_bench.training.run import run_training
+
+        return run_training(args, _json_path(args) if args.json else None)
     cases = [parse_case(text) for text in args.cases or ()]
     wrong: list[str] = []
     with contextlib.ExitStack() as stack:
