@@ -178,6 +178,7 @@ def test_a_failing_disk_is_reported_and_recovered_from(model, library, tmp_path,
     with faulty(path, tmp_path, durability, library, log) as (program, control):
         peer = Peer(program.endpoint)
         walk = Walk(model, peer)
+        has_said = False  # a process says the same only so often
         for kind, number in FAULTS:
             walk.step(3)
             assert peer.ok("sync", "a") == walk.last_seq
@@ -196,7 +197,8 @@ def test_a_failing_disk_is_reported_and_recovered_from(model, library, tmp_path,
             failed = peer.ok("stats")
             assert failed["read_only"] == is_read_only(peer) == os.strerror(number)
             assert failed["num_checkpoints_failed"] > 0
-            assert b"cannot be written" in log.read_bytes()
+            assert has_said or b"cannot be written" in log.read_bytes()
+            has_said = True
             control.unlink()
             if waits:
                 walk.take(*peer.receive()[1:])
@@ -205,35 +207,40 @@ def test_a_failing_disk_is_reported_and_recovered_from(model, library, tmp_path,
             assert peer.ok("sync", "a") == walk.last_seq
             assert walk.seq_on_disk(tmp_path / "state", tmp_path / "copy") == walk.last_seq
             walk.step()
-            program.kill()
-            program.start()
-            survived = Walk(model, peer)
-            assert survived.last_seq >= walk.durable_seq
-            walk = survived
+            if kind in ("torn", "meta"):
+                program.kill()
+                program.start()
+                survived = Walk(model, peer)
+                assert survived.last_seq >= walk.durable_seq
+                walk, has_said = survived, False
         walk.step(10)
         peer.socket.close()
 
 
-@pytest.mark.parametrize(("kind", "number"), [fault for fault in FAULTS if fault[0] != "meta"])
-def test_without_a_journal_replies_wait_for_checkpoints(model, library, tmp_path, kind, number):
+def test_without_a_journal_replies_wait_for_checkpoints(model, library, tmp_path):
     model, path = model
     log = tmp_path / "log"
     with faulty(path, tmp_path, "always", library, log) as (program, control):
         peer = Peer(program.endpoint)
         walk = Walk(model, peer)
-        walk.step(3)
-        control.with_suffix(".new").write_text(f"{kind} {number} .journal")
-        control.with_suffix(".new").replace(control)
-        walk.step(5)
-        assert is_read_only(peer) == os.strerror(number)
-        assert b"the journal cannot be written" in log.read_bytes()
-        program.kill()
-        program.start()
-        survived = Walk(model, peer)
-        assert survived.last_seq == walk.last_seq
-        control.unlink()
-        until(lambda: (survived.step(), is_read_only(peer))[1] is None)
-        last_seq = survived.last_seq
+        for kind, number in FAULTS:
+            if kind == "meta":
+                continue
+            walk.step(3)
+            log.write_bytes(b"")
+            control.with_suffix(".new").write_text(f"{kind} {number} .journal")
+            control.with_suffix(".new").replace(control)
+            walk.step(5)
+            assert is_read_only(peer) == os.strerror(number)
+            assert b"the journal cannot be written" in log.read_bytes()
+            program.kill()
+            program.start()
+            survived = Walk(model, peer)
+            assert survived.last_seq == walk.last_seq
+            walk = survived
+            control.unlink()
+            until(lambda walk=walk: (walk.step(), is_read_only(peer))[1] is None)
+        last_seq = walk.last_seq
         program.kill()
         program.start()
         survived = Walk(model, peer)

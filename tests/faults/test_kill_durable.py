@@ -153,7 +153,7 @@ def begin_again(client):
 
 @pytest.mark.parametrize("durability", ["checkpoint", "always"])
 def test_kills_change_no_bit(model, tmp_path, durability):
-    num_lost = kill_many_times(model, tmp_path, durability, 5, 1)
+    num_lost = kill_many_times(model, tmp_path, durability, 3, 0)
     if durability == "checkpoint":
         assert num_lost > 0, "no kill came at a moment when something was not on disk"
 
