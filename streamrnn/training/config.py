@@ -124,6 +124,9 @@ class TrainingConfig:
         ``cosine`` or ``constant``.
     weight_decay : float
         Decoupled, of the matrices.
+    noise : float
+        Standard deviation of normal noise that is added, in training alone, to every input that is
+        a number, in its scale. Negative: 0.6 where streams have one class each, else 0.
     clip_norm : float
         Bound on the norm of the whole gradient.
     averaging : float
@@ -175,6 +178,7 @@ class TrainingConfig:
     learning_rate: float = 3e-3
     schedule: str = "cosine"
     weight_decay: float = 0.0
+    noise: float = -1.0
     clip_norm: float = 1.0
     averaging: float = 0.99
     patience: int = 0
@@ -280,6 +284,7 @@ class TrainingConfig:
             ("huber_delta", 1e-6, 1e6),
             ("learning_rate", 1e-9, 10.0),
             ("weight_decay", 0.0, 100.0),
+            ("noise", -1.0, 100.0),
             ("clip_norm", 1e-9, 1e9),
             ("averaging", 0.0, 0.99999),
             ("patience", 0, 1_000_000),

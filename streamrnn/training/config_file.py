@@ -66,6 +66,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "learning_rate": "peak of the schedule",
         "schedule": "cosine or constant",
         "weight_decay": "decoupled, of the matrices",
+        "noise": "added to inputs in training, in their scales; negative: by the target",
         "clip_norm": "bound on the norm of the whole gradient",
         "averaging": "moving average of the weights; 0: none",
         "patience": "evaluations without a better validation error; 0: two fifths of them",

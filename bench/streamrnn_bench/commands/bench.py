@@ -33,8 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "name",
         metavar="NAME",
         nargs="?",
-        choices=(*BENCHMARKS, TRAINING),
-        help=", ".join(BENCHMARKS) + f"; without it all of these; {TRAINING}, which takes an hour",
+        choices=(*BENCHMARKS, *NAMED, TRAINING),
+        help=", ".join(BENCHMARKS)
+        + f"; without it all of these; {', '.join(NAMED)}, of sequences of one class each; "
+        f"{TRAINING}, which takes an hour",
     )
     parser.add_argument(
         "--json",
@@ -204,6 +206,12 @@ def _durability(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Res
     )
 
 
+def _sequences(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
+    from streamrnn_bench.training.sequences import measure_sequences
+
+    return measure_sequences()
+
+
 def _rounds(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options about rounds that were given; the rest are defaults."""
     given = {"num_rounds": args.rounds, "round_s": args.round_s}
@@ -219,6 +227,8 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, Sequence[Case]], Iterator[Re
     "scale": _scale,
     "durability": _durability,
 }
+# Only by name: their data come from packages.
+NAMED = {"sequences": _sequences}
 
 
 def _json_path(args: argparse.Namespace) -> Path:
@@ -251,7 +261,7 @@ def run(args: argparse.Namespace) -> int:
         print(header())
         for name in [args.name] if args.name else BENCHMARKS:
             results = []
-            for result in BENCHMARKS[name](args, cases):
+            for result in (BENCHMARKS | NAMED)[name](args, cases):
                 results.append(result)
                 if file is not None:  # at once: what is measured stays, whatever comes next
                     write_json([result], file)

@@ -18,6 +18,7 @@ import numpy as np
 from streamrnn.training.data.dataset import Dataset
 from streamrnn.training.evaluate import mean_loss
 from streamrnn.training.fit.chunks import Piece, choose_sizes, cut_segments, plan_epoch
+from streamrnn.training.fit.noise import add_noise
 from streamrnn.training.fit.optimisers import Adam, clip_by_global_norm, cosine_rate
 from streamrnn.training.fit.unseen_categories import silence_unseen
 from streamrnn.training.network.layers import Array, State
@@ -138,6 +139,7 @@ class Trainer:
             before = [self.segments[k].before for k in piece.rows]
             self.state = [tuple(s[before] for s in layer) for layer in self.ends]
         chunk, target = piece.stacked(self.dataset, self.segments)
+        add_noise(chunk, self.dataset, self.counts.num_updates)
         num_targets = int(np.count_nonzero(~np.isnan(target)))
         if num_targets:
             loss, self.state = self.network.loss(

@@ -42,6 +42,7 @@ def config(tmp_path_factory):
         truncation_steps=16,
         epochs=3,
         weight_decay=0.01,
+        noise=0.2,
     )
 
 
