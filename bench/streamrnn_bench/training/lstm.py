@@ -24,6 +24,7 @@ __all__ = ["Effort", "TorchLstm", "fit_lstm"]
 # As many of them as there are trials, the usual ones first.
 LEARNING_RATES = (3e-3, 1e-3, 1e-2, 3e-4, 3e-2)
 NUM_EVALUATIONS = 50
+HISTORY_STEPS = 1024  # before the validation part
 CLIP_NORM = 1.0
 
 
@@ -80,7 +81,7 @@ def fit_lstm(dataset: Dataset, target: Target, effort: Effort) -> TorchLstm:
             best, best_loss, best_rate = training, training.best_loss, rate
     if best is None:
         raise BenchError("the validation error of PyTorch's LSTM was never finite")
-    return TorchLstm(target, best.outputs("test"), best_rate)
+    return TorchLstm(target, best.outputs(), best_rate)
 
 
 class _Training:
@@ -200,28 +201,34 @@ class _Training:
         return [tuple(part.detach() for part in layer) for layer in after]
 
     def _validate(self) -> None:
-        z = self.outputs("validation")
+        """Keep the weights if they are the best so far, each stream warmed up by some history."""
+        streams = [s for s in self.dataset.streams if s.stops[1] > s.stops[0]]
+        cut = [(max(0, s.stops[0] - HISTORY_STEPS), s.stops[0], s.stops[1]) for s in streams]
+        z = self._run(streams, [(begin, stop) for begin, _, stop in cut])
         losses, count = 0.0, 0
-        for stream in self.dataset.streams:
-            rows = stream.rows("validation")
-            target = stream.target[rows]
+        for stream, own, (begin, start, stop) in zip(streams, z, cut, strict=True):
+            target = stream.target[start:stop]
             num = int(np.count_nonzero(~np.isnan(target[:, self.target.output])))
             if num:
-                found = self.torch.from_numpy(z[stream.name][rows])
+                found = self.torch.from_numpy(own[start - begin :])
                 losses, count = losses + num * float(self._loss(found, target)), count + num
         if losses / count < self.best_loss:
             self.best_loss = losses / count
             self.best = [p.detach().clone() for p in self.parameters]
 
-    def outputs(self, part: str) -> dict[str, NDArray[np.float64]]:
-        """Run every stream from its first row to the last target of a part."""
-        k = ("train", "validation", "test").index(part)
-        streams = self.dataset.streams
-        whole = [(i, 0, stream.stops[k]) for i, stream in enumerate(streams)]
-        chunk, _ = stack_rows(streams, whole)
+    def outputs(self) -> dict[str, NDArray[np.float64]]:
+        """Run every stream from its first row to its last target."""
+        streams = list(self.dataset.streams)
+        z = self._run(streams, [(0, stream.stops[2]) for stream in streams])
+        return {stream.name: own for stream, own in zip(streams, z, strict=True)}
+
+    def _run(self, streams: list[Stream], rows: list[tuple[int, int]]) -> list[NDArray[np.float64]]:
+        """Run rows of some streams, each from a new state; return [T, O] of each."""
+        cut = [(k, *own) for k, own in enumerate(rows)]
+        chunk, _ = stack_rows(tuple(streams), cut)
         with self.torch.no_grad():
             z = self._forward(chunk, self._zeros(len(streams)))[0].numpy().astype(np.float64)
-        return {stream.name: z[: whole[i][2], i] for i, stream in enumerate(streams)}
+        return [z[: stop - start, b] for b, start, stop in cut]
 
 
 def _cut(dataset: Dataset, batch_size: int) -> list[_Segment]:
