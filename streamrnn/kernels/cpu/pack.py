@@ -136,7 +136,7 @@ def _stored(panels: NDArray[np.float64], num_gates: int, precision: int) -> NDAr
         return wide.view(np.uint8)
     bits = wide.view(np.uint32)
     halves = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-    # Pairs of gates share their lanes: see `_Tile.load_weights`.
+    # Pairs of gates share their lanes: see `Tile.load_weights`.
     num_panels, num_columns = len(panels), panels.shape[1] // (num_gates * WIDTH)
     halves = halves.reshape(num_panels, num_columns, num_gates, WIDTH)
     paired = num_gates // 2 * 2

@@ -22,26 +22,40 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from streamrnn.kernels.cpu.cell_outputs import emit_gru, emit_lstm
-from streamrnn.kernels.cpu.vectors import INT, VECTOR, Emitter, keep_rolled
+from streamrnn.kernels.cpu.vectors import FLOAT, INT, Emitter, keep_rolled
 from streamrnn.kernels.gates import DENSE, GRU, SHAPES
 from streamrnn.kernels.precisions import FLOAT32, INT8
 from streamrnn.kernels.vector_width import WIDTH
 
-__all__ = ["MAX_PANELS", "MAX_ROWS", "SUMS_BYTES", "VECTOR_BYTES", "tile"]
+__all__ = [
+    "MAX_PANELS", "MAX_ROWS", "SUMS_BYTES", "VECTOR_BYTES", "Sums", "Tile", "max_panels", "tile",
+]  # fmt: skip
 
 VECTOR_BYTES = 4 * WIDTH
+Sums = list[list[list[ir.Value]]]  # accumulators [row][panel][gate]
 _WEIGHT_BYTES = (4, 2, 1)  # by precision
 # Of one panel's accumulators: of its biases, and of the sums that a partial tile leaves.
 SUMS_BYTES = np.array([SHAPES[kind].num_accumulators * VECTOR_BYTES for kind in sorted(SHAPES)])
 
 
-class _Tile:
-    """Emits one tile. See `tile` for the arguments."""
+class Tile:
+    """Emits one tile. See `tile` for the arguments.
+
+    ``element`` is that of the sums and of what is multiplied; weights that are no float32 are only
+    for `FLOAT`.
+    """
 
     def __init__(
-        self, builder: ir.IRBuilder, precision: int, kind: int, num_rows: int, num_panels: int
+        self,
+        builder: ir.IRBuilder,
+        precision: int,
+        kind: int,
+        num_rows: int,
+        num_panels: int,
+        element: ir.Type = FLOAT,
     ) -> None:
-        self.e = Emitter(builder)
+        self.e = Emitter(builder, element=element)
+        self.vector_bytes = WIDTH * self.e.element_bytes
         self.builder = builder
         self.precision = precision
         self.kind = kind
@@ -55,9 +69,7 @@ class _Tile:
         pointer = b.inttoptr(table, INT.as_pointer())
         return [b.load(b.gep(pointer, [INT(r)])) for r in range(self.num_rows)]
 
-    def start(
-        self, first: ir.Value, row_stride: ir.Value, panel_stride: ir.Value
-    ) -> list[list[list[ir.Value]]]:
+    def start(self, first: ir.Value, row_stride: ir.Value, panel_stride: ir.Value) -> Sums:
         """Load the accumulators [row][panel][gate]: from the biases, or from earlier sums."""
         b = self.builder
         rows = [b.add(first, b.mul(row_stride, INT(r))) for r in range(self.num_rows)]
@@ -67,24 +79,27 @@ class _Tile:
         ]
         gates = range(self.shape.num_accumulators)
         return [
-            [[self.e.load(b.add(start, INT(g * VECTOR_BYTES))) for g in gates] for start in row]
+            [
+                [self.e.load(b.add(start, INT(g * self.vector_bytes))) for g in gates]
+                for start in row
+            ]
             for row in starts
         ]
 
     def multiply(
         self,
-        sums: list[list[list[ir.Value]]],
+        sums: Sums,
         panels: Sequence[ir.Value],
         rows: Sequence[ir.Value],
         count: ir.Value,
         gates: tuple[int, ...],
-    ) -> tuple[list[list[list[ir.Value]]], list[ir.Value]]:
+    ) -> tuple[Sums, list[ir.Value]]:
         """Emit the loop over k: ``sums[gate] += row[k] * weights[k][gate]``.
 
         Returns the new accumulators, and where in each panel the weights of this phase end.
         """
         b = self.builder
-        step = len(gates) * WIDTH * _WEIGHT_BYTES[self.precision]
+        step = len(gates) * self._weights_bytes()
         before = b.block
         head = b.append_basic_block("k_head")
         body = b.append_basic_block("k_body")
@@ -95,7 +110,7 @@ class _Tile:
         k = b.phi(INT)
         k.add_incoming(INT(0), before)
         phis = [
-            [[b.phi(VECTOR) for _ in accumulators] for accumulators in row_sums]
+            [[b.phi(self.e.vector) for _ in accumulators] for accumulators in row_sums]
             for row_sums in sums
         ]
         for r, p, g in self._each_accumulator():
@@ -106,7 +121,7 @@ class _Tile:
         current = [[list(accumulators) for accumulators in row_sums] for row_sums in phis]
         offset = b.mul(k, INT(step))
         weights = [self.load_weights(b.add(panel, offset), len(gates)) for panel in panels]
-        element_offset = b.mul(k, INT(4))
+        element_offset = b.mul(k, INT(self.e.element_bytes))
         for r in range(self.num_rows):
             element = self.e.splat(self.e.load_scalar(b.add(rows[r], element_offset)))
             for p in range(self.num_panels):
@@ -124,8 +139,7 @@ class _Tile:
     def load_weights(self, address: ir.Value, num_gates: int) -> list[ir.Value]:
         """Load the weights of one element for every gate, and widen them to float32."""
         b, e = self.builder, self.e
-        vector_bytes = WIDTH * _WEIGHT_BYTES[self.precision]
-        places = [b.add(address, INT(j * vector_bytes)) for j in range(num_gates)]
+        places = [b.add(address, INT(j * self._weights_bytes())) for j in range(num_gates)]
         if self.precision == FLOAT32:
             return [e.load(place) for place in places]
         if self.precision == INT8:
@@ -138,9 +152,13 @@ class _Tile:
             weights.append(e.load_bfloat16(places[-1]))
         return weights
 
-    def scaled(
-        self, sums: list[list[list[ir.Value]]], scales: ir.Value, panel_bytes: ir.Value
-    ) -> list[list[list[ir.Value]]]:
+    def _weights_bytes(self) -> int:
+        """Return the bytes of a vector's weights."""
+        if self.precision == FLOAT32:
+            return self.vector_bytes
+        return WIDTH * _WEIGHT_BYTES[self.precision]
+
+    def scaled(self, sums: Sums, scales: ir.Value, panel_bytes: ir.Value) -> Sums:
         """Return the accumulators in the model's units: int8 weights are whole numbers."""
         if self.precision != INT8:
             return sums
@@ -152,7 +170,7 @@ class _Tile:
             scaled[r][p][g] = b.fmul(sums[r][p][g], scale)
         return scaled
 
-    def store_sums(self, sums: list[list[list[ir.Value]]], target: Sequence[ir.Value]) -> None:
+    def store_sums(self, sums: Sums, target: Sequence[ir.Value]) -> None:
         """Store the accumulators as they are, side by side."""
         b = self.builder
         out, stride, unit_offset = target[:3]
@@ -164,7 +182,7 @@ class _Tile:
 
     def finish(
         self,
-        sums: list[list[list[ir.Value]]],
+        sums: Sums,
         h_rows: Sequence[ir.Value],
         target: Sequence[ir.Value],
     ) -> None:
@@ -179,7 +197,7 @@ class _Tile:
     def _finish_some(
         self,
         places: Sequence[tuple[int, int]],
-        sums: list[list[list[ir.Value]]],
+        sums: Sums,
         h_rows: Sequence[ir.Value],
         target: Sequence[ir.Value],
     ) -> None:
@@ -219,14 +237,15 @@ MAX_ROWS = 3 if WIDTH == 8 else 6
 _NUM_REGISTERS = 16 if WIDTH == 8 else 32
 
 
-def _max_panels(kind: int, num_rows: int) -> int:
+def max_panels(kind: int, num_rows: int) -> int:
+    """Return how many panels a tile of so many rows takes at most."""
     # A single row uses each vector of weights once, straight from memory.
     a_panel = len(SHAPES[kind].h_gates) * (num_rows + (num_rows > 1))
     return max([1] + [panels for panels in (2, 4, 8) if panels * a_panel < _NUM_REGISTERS])
 
 
 MAX_PANELS = np.array(
-    [[_max_panels(kind, max(rows, 1)) for rows in range(MAX_ROWS + 1)] for kind in sorted(SHAPES)]
+    [[max_panels(kind, max(rows, 1)) for rows in range(MAX_ROWS + 1)] for kind in sorted(SHAPES)]
 )
 _ALL_TILES = [
     (kind, rows, panels)
@@ -271,7 +290,7 @@ def _emit_tile(
 ) -> None:
     """Emit one tile at the builder's place."""
     x_table, num_x, h_table, num_h = inputs
-    tile_ = _Tile(builder, precision, *shape)
+    tile_ = Tile(builder, precision, *shape)
     x_rows, h_rows = tile_.load_pointers(x_table), tile_.load_pointers(h_table)
     panels = [
         builder.add(weights[0], builder.mul(weights[1], INT(p))) for p in range(tile_.num_panels)

@@ -1,4 +1,7 @@
-"""Vectors of float32 in LLVM IR: what the tiles and the activations are written with."""
+"""Vectors of float32 in LLVM IR: what the tiles and the activations are written with.
+
+The trainer's tiles may be of float64 too.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from numba.core import cgutils
 
 from streamrnn.kernels.vector_width import WIDTH
 
-__all__ = ["FLOAT", "INT", "VECTOR", "Emitter", "keep_rolled"]
+__all__ = ["DOUBLE", "FLOAT", "INT", "VECTOR", "Emitter", "keep_rolled"]
 
 FLOAT = ir.FloatType()
+DOUBLE = ir.DoubleType()
 INT = ir.IntType(64)
 VECTOR = ir.VectorType(FLOAT, WIDTH)
 _LANES = ir.VectorType(ir.IntType(32), WIDTH)
@@ -54,21 +58,30 @@ class Emitter:
         How many vectors are worked on side by side, as one value: every operation becomes so many
         instructions next to each other, and while one waits for its operands another runs. Loads,
         stores and splats are of single vectors; see `join` and `split`.
+    element : llvmlite.ir.Type
+        `FLOAT`, or `DOUBLE`: as many lanes, each of float64 then.
     """
 
-    def __init__(self, builder: ir.IRBuilder, num_joined: int = 1) -> None:
+    def __init__(
+        self, builder: ir.IRBuilder, num_joined: int = 1, element: ir.Type = FLOAT
+    ) -> None:
         self.builder = builder
+        self.element = element
+        self.element_bytes = 4 if element is FLOAT else 8
+        self.vector = ir.VectorType(element, WIDTH)
+        bits = 8 * self.element_bytes
         self._size = WIDTH * num_joined
-        self._vector = ir.VectorType(FLOAT, self._size)
-        self._lanes = ir.VectorType(ir.IntType(32), self._size)
+        self._vector = ir.VectorType(element, self._size)
+        self._lane = ir.IntType(bits)
+        self._lanes = ir.VectorType(self._lane, self._size)
         # By name: llvmlite's declare_intrinsic refuses vector types.
         kind = ir.FunctionType(self._vector, [self._vector] * 3)
-        name = f"llvm.fma.v{self._size}f32"
+        name = f"llvm.fma.v{self._size}f{bits}"
         self._fma = cgutils.get_or_insert_function(builder.module, kind, name)
 
     def constant(self, value: float) -> ir.Constant:
-        """Return a vector with one value, exact as a float32, in every lane."""
-        return ir.Constant(self._vector, [ir.Constant(FLOAT, value)] * self._size)
+        """Return a vector with one value, exact in its type, in every lane."""
+        return ir.Constant(self._vector, [ir.Constant(self.element, value)] * self._size)
 
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """Return ``a * b + c``, rounded once."""
@@ -92,16 +105,16 @@ class Emitter:
         return x
 
     def as_lanes(self, x: ir.Value) -> ir.Value:
-        """Return the bits of a vector of float32 as int32 lanes."""
+        """Return the bits of a vector as integer lanes of the same size."""
         return self.builder.bitcast(x, self._lanes)
 
     def as_floats(self, lanes: ir.Value) -> ir.Value:
-        """Return int32 lanes as the float32 vector that has these bits."""
+        """Return integer lanes as the vector that has these bits."""
         return self.builder.bitcast(lanes, self._vector)
 
     def lanes(self, value: int) -> ir.Constant:
-        """Return a vector with one int32 in every lane."""
-        return ir.Constant(self._lanes, [ir.Constant(ir.IntType(32), value)] * self._size)
+        """Return a vector with one integer in every lane."""
+        return ir.Constant(self._lanes, [ir.Constant(self._lane, value)] * self._size)
 
     def join(self, vectors: Sequence[ir.Value]) -> ir.Value:
         """Return ``num_joined`` single vectors (1 or 2) as one value."""
@@ -120,29 +133,25 @@ class Emitter:
         ]
 
     def splat(self, scalar: ir.Value) -> ir.Value:
-        """Return a vector with a float32 scalar in every lane."""
-        vector = self.builder.insert_element(
-            ir.Constant(VECTOR, ir.Undefined), scalar, ir.IntType(32)(0)
-        )
-        return self.builder.shuffle_vector(
-            vector,
-            ir.Constant(VECTOR, ir.Undefined),
-            _indices([0] * WIDTH),
-        )
+        """Return a vector with a scalar in every lane."""
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        vector = self.builder.insert_element(undefined, scalar, ir.IntType(32)(0))
+        return self.builder.shuffle_vector(vector, undefined, _indices([0] * WIDTH))
 
     def load(self, address: ir.Value, align: int = 4 * WIDTH) -> ir.Value:
         """Load a vector; its address is a multiple of ``align`` bytes."""
-        pointer = self.builder.inttoptr(address, VECTOR.as_pointer())
+        pointer = self.builder.inttoptr(address, self.vector.as_pointer())
         return self.builder.load(pointer, align=align)
 
     def store(self, vector: ir.Value, address: ir.Value, align: int = 4 * WIDTH) -> None:
         """Store a vector; its address is a multiple of ``align`` bytes."""
-        pointer = self.builder.inttoptr(address, VECTOR.as_pointer())
+        pointer = self.builder.inttoptr(address, self.vector.as_pointer())
         self.builder.store(vector, pointer, align=align)
 
     def load_scalar(self, address: ir.Value) -> ir.Value:
-        """Load one float32."""
-        return self.builder.load(self.builder.inttoptr(address, FLOAT.as_pointer()), align=4)
+        """Load one element."""
+        pointer = self.builder.inttoptr(address, self.element.as_pointer())
+        return self.builder.load(pointer, align=self.element_bytes)
 
     def load_bfloat16(self, address: ir.Value) -> ir.Value:
         """Load a vector of bfloat16, widened; aligned to its own size."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from streamrnn.errors import TrainingError
-from streamrnn.training.network.node import Array, flush_tiny
+from streamrnn.gradients.scratch import Array, flush_tiny
 
 __all__ = ["Adam", "clip_by_global_norm", "cosine_rate"]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from streamrnn.gradients.node import Node, Part
+from streamrnn.gradients.scratch import Array, State
 from streamrnn.training.network.losses import activate, gradient_before
-from streamrnn.training.network.node import Array, Node, State
 
 __all__ = ["Head"]
 
@@ -27,60 +28,60 @@ class Head(Node):
         parameters: Mapping[str, Array],
         gradients: Mapping[str, Array],
     ) -> None:
-        super().__init__(parameters["head.weight"], len(parameters["head.weight"]))
+        from streamrnn.gradients.dense import Dense  # loads Numba
+
+        names = ("head.weight", "head.bias")
+        self.dense = Dense(*(each[name] for each in (parameters, gradients) for name in names))
+        super().__init__(self.dense.num_x, self.dense.output_size, self.dense.dtype)
         self.activation, self.is_read = activation, is_read
-        self.bias = parameters["head.bias"]
-        self.grad_weight, self.grad_bias = gradients["head.weight"], gradients["head.bias"]
 
     def initial_state(self, num_rows: int) -> State:
         """Return zeros [B, O], what is read at a stream's first step; nothing if none reads."""
-        return (np.zeros((num_rows, self.output_size), self.weight.dtype),) * self.is_read
+        return (np.zeros((num_rows, self.output_size), self.dtype),) * self.is_read
 
-    def begin(self, x: Array, state: State) -> None:
-        """Make ready for a chunk x, [T, B, I], which is kept by reference until `backward`."""
-        self.x = x
+    def begin(self, num_steps: int, num_rows: int, state: State) -> None:
+        """Make ready for a chunk that starts from what was read last."""
+        self.shape = (num_steps, num_rows)
+        self.dense.begin(num_steps, num_rows)
+        self.z = self.dense.z
         if self.is_read:
-            super().begin(x, state)
-        self.z = self.scratch.get("z", len(x), x.shape[1], self.output_size)
+            all_h = self.scratch.get("h", num_steps + 1, num_rows, self.output_size)
+            all_h[0] = state[0]
+            self.h_before, self.h = all_h[:-1], all_h[1:]
 
-    def project(self, steps: slice) -> None:
-        """Set z of some steps."""
-        np.matmul(self.x[steps], self.weight.T, out=self.z[steps])
-        self.z[steps] += self.bias
+    def take(self, parts: Sequence[Part]) -> None:
+        """Fill columns of x; what is all of it is kept by reference."""
+        self.dense.take(parts)
+        self.x = self.dense.x
 
-    def step(self, t: int) -> None:
-        """Set h of a step."""
+    def run(self, first_step: int, end_step: int) -> None:
+        """Set z of some steps, and h if it is read."""
+        self.dense.run(first_step, end_step)
         if self.is_read:
-            self.h[t] = activate(self.z[t], self.activation)
+            steps = slice(first_step, end_step)
+            self.h[steps] = activate(self.z[steps], self.activation)
 
     def end(self) -> State:
         """Return h of the last step, if it is read."""
-        return super().end() if self.is_read else ()
+        return (self.h[-1].copy(),) if self.is_read else ()
 
-    def begin_back(self, grad: Array) -> None:
-        """Take the gradient by z; ``grad`` is overwritten."""
-        self.grad_z = grad
+    def begin_back(self, grad: Array | None) -> None:
+        """Take the gradient by z."""
+        self.dense.begin_back(grad)
         if self.is_read:
-            self.grad_h = self.scratch.get("grad_h", *grad.shape)
-            self.grad_h[:] = 0.0
+            self.grad_h = self.scratch.zeros("grad_h", *self.shape, self.output_size)
 
-    def step_back(self, t: int) -> None:
-        """Add to the gradient by z what comes from those who read h of a step."""
+    def run_back(self, first_step: int, end_step: int) -> None:
+        """Add to the gradient by z what comes from those who read h."""
         if self.is_read:
-            self.grad_z[t] += gradient_before(self.h[t], self.activation, self.grad_h[t])
+            steps = slice(first_step, end_step)
+            by_z = gradient_before(self.h[steps], self.activation, self.grad_h[steps])
+            self.dense.grad_z[steps] += by_z
 
-    def grad_x_at(self, t: int) -> Array:
-        """Return the gradient by x of a step that `step_back` has gone through, [B, I]."""
-        grad_x: Array = self.grad_z[t] @ self.weight
-        return grad_x
+    def grad_x(self, first_step: int, end_step: int) -> Array:
+        """Return the gradient by x of some steps, valid until the next call."""
+        return self.dense.grad_x(first_step, end_step)
 
-    def end_back(self, need_grad_x: bool = False) -> Array | None:
-        """Add to the gradients of the parameters; return that by x, [T, B, I], if wanted."""
-        flat = self.grad_z.reshape(-1, self.output_size)
-        self.grad_weight += flat.T @ self.x.reshape(len(flat), -1)
-        self.grad_bias += flat.sum(axis=0)
-        if not need_grad_x:
-            return None
-        grad_x = self.scratch.get("grad_x", *self.x.shape)
-        np.matmul(self.grad_z, self.weight, out=grad_x)
-        return grad_x
+    def end_back(self) -> None:
+        """Add to the gradients of the parameters."""
+        self.dense.end_back()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamrnn.errors import TrainingError
-from streamrnn.training.network.node import Array
+from streamrnn.gradients.scratch import Array
 
 __all__ = [
     "LOSSES", "PLAIN", "LossSettings", "activate", "gradient_before", "loss_and_gradient",

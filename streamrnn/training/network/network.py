@@ -13,20 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from streamrnn.gradients.node import Node
+from streamrnn.gradients.scratch import Array, Scratch, State
 from streamrnn.model.graph import Read
 from streamrnn.model.parameters import parameter_shapes
 from streamrnn.model.spec import CELLS, LayerSpec, ModelSpec
 from streamrnn.training.network.head import Head
 from streamrnn.training.network.layers import make_layer
 from streamrnn.training.network.losses import PLAIN, LossSettings, activate, loss_and_gradient
-from streamrnn.training.network.node import (
-    FLUSH_STEPS,
-    Array,
-    Node,
-    Scratch,
-    State,
-    flush_tiny,
-)
 from streamrnn.training.network.order import Group, Source, groups_of, sources_of
 
 __all__ = ["Chunk", "Network", "flat_views", "initial_parameters"]
@@ -145,10 +139,12 @@ class Network:
         after: list[State] = []
         for group in self.groups:
             if group.is_stepwise:
-                after += self._forward_by_steps(group, state)
+                self._forward_by_steps(group, state)
             else:
                 (k,) = group.nodes
-                after.append(self.nodes[k].forward(self._x_of(k), state[k])[1])
+                self._begin(k, state, self.sources[k])
+                self.nodes[k].run(0, len(self._features))
+            after += [self.nodes[k].end() for k in group.nodes]
         last = self.nodes[-1]
         return last.z if isinstance(last, Head) else last.h, after
 
@@ -159,33 +155,24 @@ class Network:
         node = self.nodes[read.layer]
         return node.h_before if read.is_before else node.h
 
-    def _x_of(self, k: int) -> Array:
-        """Return all that a node reads, [T, B, I], its sources having gone through the chunk."""
-        sources = self.sources[k]
-        if len(sources) == 1:
-            return self._output_of(sources[0].read)
-        return np.concatenate([self._output_of(source.read) for source in sources], axis=2)
-
-    def _forward_by_steps(self, group: Group, state: list[State]) -> list[State]:
-        """Run nodes of which some read what later ones gave at the step before."""
+    def _begin(self, k: int, state: list[State], sources: Sequence[Source]) -> None:
+        """Make a node ready, with what it reads of sources that have gone through the chunk."""
         num_steps, num_rows, _ = self._features.shape
+        self.nodes[k].begin(num_steps, num_rows, state[k])
+        self.nodes[k].take([(each.columns, self._output_of(each.read)) for each in sources])
+
+    def _forward_by_steps(self, group: Group, state: list[State]) -> None:
+        """Run nodes of which some read what later ones gave at the step before."""
         inner: dict[int, list[Source]] = {}
         for k in group.nodes:
-            width = self.nodes[k].weight.shape[1]
-            x = self._scratch.get(f"x of {k}", num_steps, num_rows, width)
-            for source in self.sources[k]:
-                if source.read.layer not in group.nodes:
-                    x[..., source.columns] = self._output_of(source.read)
             inner[k] = [each for each in self.sources[k] if each.read.layer in group.nodes]
-            self.nodes[k].begin(x, state[k])
-        for t in range(num_steps):
+            self._begin(k, state, [each for each in self.sources[k] if each not in inner[k]])
+        for t in range(len(self._features)):
             for k in group.nodes:
                 node = self.nodes[k]
                 for source in inner[k]:
                     node.x[t][:, source.columns] = self._output_of(source.read)[t]
-                node.project(slice(t, t + 1))
-                node.step(t)
-        return [self.nodes[k].end() for k in group.nodes]
+                node.run(t, t + 1)
 
     def backward(self, grad_z: Array, need_grad_x: bool = False) -> Array | None:
         """Go back through the last chunk; `gradients` are set, not added to.
@@ -201,11 +188,12 @@ class Network:
                 self._backward_by_steps(group, grads)
                 continue
             (k,) = group.nodes
-            grad = grads.pop(k, None)
-            need = any(source.read.layer >= least for source in self.sources[k])
-            grad_x = self.nodes[k].backward(self._zeros(k) if grad is None else grad, need)
-            if grad_x is not None:
-                self._pass_back(self.sources[k], grad_x, grads)
+            node, num_steps = self.nodes[k], len(self._features)
+            node.begin_back(grads.pop(k, None))
+            node.run_back(0, num_steps)
+            node.end_back()
+            if any(source.read.layer >= least for source in self.sources[k]):
+                self._pass_back(self.sources[k], node.grad_x(0, num_steps), grads)
         grad_features = grads.get(-1)
         if grad_features is not None:
             for name, columns in self._embedded:
@@ -216,15 +204,14 @@ class Network:
                 )
         return grad_features
 
-    def _zeros(self, k: int) -> Array:
-        return np.zeros((*self._features.shape[:2], self.nodes[k].output_size), self.dtype)
-
     def _pass_back(self, sources: Sequence[Source], grad_x: Array, grads: dict[int, Array]) -> None:
         """Add a node's gradient by x to those by what its sources have given."""
         for read, columns in sources:
-            grad = np.ascontiguousarray(grad_x[..., columns])  # a copy, unless it is all columns
+            grad = grad_x[..., columns]
             if read.is_before:
-                grad[:-1], grad[-1] = grad[1:].copy(), 0.0
+                shifted = np.zeros_like(grad)
+                shifted[:-1] = grad[1:]
+                grad = shifted
             grads[read.layer] = grads[read.layer] + grad if read.layer in grads else grad
 
     def _backward_by_steps(self, group: Group, grads: dict[int, Array]) -> None:
@@ -232,20 +219,16 @@ class Network:
         num_steps = len(self._features)
         grad_x = {}
         for k in group.nodes:
-            grad = grads.pop(k, None)
-            self.nodes[k].begin_back(self._zeros(k) if grad is None else grad)
+            self.nodes[k].begin_back(grads.pop(k, None))
             grad_x[k] = np.empty_like(self.nodes[k].x)
         for t in range(num_steps - 1, -1, -1):
             for k in reversed(group.nodes):
-                self.nodes[k].step_back(t)
-                grad_x[k][t] = self.nodes[k].grad_x_at(t)
+                self.nodes[k].run_back(t, t + 1)
+                grad_x[k][t] = self.nodes[k].grad_x(t, t + 1)[0]
                 for read, columns in self.sources[k]:
                     given = t - read.is_before
                     if read.layer in group.nodes and given >= 0:
                         self.nodes[read.layer].grad_h[given] += grad_x[k][t][:, columns]
-            if t and t % FLUSH_STEPS == 0:
-                for k in group.nodes:
-                    flush_tiny(self.nodes[k].grad_h[t - 1])
         for k in group.nodes:
             self.nodes[k].end_back()
             outer = [each for each in self.sources[k] if each.read.layer not in group.nodes]

@@ -1,7 +1,7 @@
-"""How many threads the matrix products of NumPy take.
+"""How many threads a training takes.
 
-One is the default: the products of a small network are too short to be shared, and threads that
-wait for work burn the processor time of those that have some.
+One is the default: the steps of a small network are too short to be shared. The network's bits are
+the same with any number; the least squares of some baselines are NumPy's, whose may differ.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from streamrnn.errors import TrainingError
+from streamrnn.gradients.threads import use_threads
 
 __all__ = ["limit_threads"]
 
 
 @contextmanager
 def limit_threads(num_threads: int) -> Iterator[None]:
-    """Let BLAS use at most so many threads until the end of a block."""
+    """Let a training take so many threads until the end of a block, and BLAS no more."""
     if num_threads < 1:
         raise TrainingError(f"threads is {num_threads}; it must be 1 or more")
     try:
@@ -25,5 +26,5 @@ def limit_threads(num_threads: int) -> Iterator[None]:
         raise TrainingError(
             "training needs the package threadpoolctl: pip install 'streamrnn[train]'"
         ) from error
-    with threadpool_limits(limits=num_threads, user_api="blas"):
+    with threadpool_limits(limits=num_threads, user_api="blas"), use_threads(num_threads):
         yield

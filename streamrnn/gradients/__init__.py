@@ -1,0 +1,1 @@
+"""Layers over a chunk of time and back, compiled: what the trainer computes with."""

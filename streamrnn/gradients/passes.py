@@ -1,0 +1,339 @@
+"""A layer's way over a chunk of time, and back: every row and panel covered with tiles.
+
+Compiled once for each cell and element (float32, float64), when it is first used. All works on a
+`LayerPass`, which says where things lie; rows of the batch may be shared among threads.
+"""
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from streamrnn.gradients.cells import CELLS, NUM_SLOTS, TILE_KINDS
+from streamrnn.gradients.tiles import (
+    backward_tile,
+    forward_tile,
+    most_panels,
+    most_rows,
+    outer_tile,
+    product_tile,
+)
+from streamrnn.kernels.cpu.float_mode import enter_float_mode, leave_float_mode
+from streamrnn.kernels.gates import DENSE
+from streamrnn.kernels.jit import Linked
+from streamrnn.kernels.pointers import pointer_to
+from streamrnn.kernels.structs import I64, Struct
+from streamrnn.kernels.vector_width import WIDTH
+
+__all__ = ["LayerPass", "OuterSum", "Product", "backward", "forward", "outer_sum", "product"]
+
+_BLOCK_STEPS = 128  # rows of both factors of an outer product that stay in the cache
+
+
+class LayerPass(Struct):
+    """Where a layer's chunk lies: T steps of B rows; P panels of `WIDTH` units, Hp in all.
+
+    Addresses are of step 0, and ``*_step_bytes`` lead to the next one. Rows of gates, c and
+    gradients hold whole panels, gate by gate; those of xh are h of the step before, 1, and x.
+    """
+
+    num_rows: I64
+    num_panels: I64
+    hidden_size: I64
+    num_x: I64
+    weights: I64  # packed panels: biases, those for x, those for h
+    panel_bytes: I64
+    first_weight: I64
+    back_weights: I64  # packed panels, [k, WIDTH], for k along the gates' rows
+    num_back: I64  # k of these
+    xh: I64  # [T + 1, B, S]
+    xh_row_bytes: I64
+    x_offset: I64
+    gates: I64  # [T, B, G * Hp]; backward: their gradients
+    c: I64  # [T + 1, B, Hp], LSTM
+    tanh_c: I64  # [T, B, Hp], LSTM
+    grad_h: I64  # [T, B, Hp]
+    carried: I64  # [B, Hp]: what goes on to the step before beside the product
+    num_steps: I64  # T
+
+
+class Product(Struct):
+    """``out = start + rows @ weights``, packed by `WIDTH` columns.
+
+    The start of each row is ``start_row_bytes`` after the one before: 0 for biases.
+    """
+
+    num_panels: I64
+    num_k: I64
+    weights: I64
+    panel_bytes: I64
+    start: I64
+    start_row_bytes: I64
+    start_panel_bytes: I64
+    rows: I64
+    row_bytes: I64
+    out: I64
+    out_row_bytes: I64
+
+
+class OuterSum(Struct):
+    """``out[r][u] += sum over k of a[k][r] * v[k][u]``, u in vectors of `WIDTH`."""
+
+    num_vectors: I64
+    num_k: I64
+    a: I64
+    a_row_bytes: I64
+    v: I64
+    v_row_bytes: I64
+    out: I64
+    out_row_bytes: I64
+
+
+_pass_at = pointer_to(LayerPass)
+_product_at = pointer_to(Product)
+_outer_at = pointer_to(OuterSum)
+
+
+def _panels_by_rows(kind: int, element_bytes: int) -> tuple[int, ...]:
+    return tuple(
+        most_panels(kind, max(rows, 1), element_bytes)
+        for rows in range(most_rows(element_bytes) + 1)
+    )
+
+
+def _make_forward(cell: int, element_bytes: int) -> Callable[..., Any]:
+    max_rows, most = most_rows(element_bytes), _panels_by_rows(TILE_KINDS[cell], element_bytes)
+    vector_bytes, num_slots = WIDTH * element_bytes, NUM_SLOTS[cell]
+
+    def forward(address, first_step, end_step, first_row, end_row):
+        """Compute some steps of some rows; x and the state before them are there."""
+        p = _pass_at(address)
+        mode = enter_float_mode()
+        slot, row_bytes = p.num_panels * vector_bytes, p.xh_row_bytes
+        step_rows = p.num_rows
+        num_tiles = -(-(end_row - first_row) // max_rows)
+        few = (end_row - first_row) // num_tiles
+        num_larger = end_row - first_row - few * num_tiles
+        widest = most[few + (num_larger > 0)]
+        for t in range(first_step, end_step):
+            panel, together = 0, widest
+            while panel < p.num_panels:
+                while panel + together > p.num_panels:
+                    together //= 2
+                row = first_row
+                for index in range(num_tiles):
+                    tile_rows = few + (index < num_larger)
+                    at = t * step_rows + row
+                    xh, c = p.xh + at * row_bytes, p.c + at * slot
+                    forward_tile(
+                        cell,
+                        element_bytes,
+                        tile_rows,
+                        together,
+                        (
+                            p.weights + panel * p.panel_bytes + p.first_weight,
+                            p.panel_bytes,
+                            p.weights + panel * p.panel_bytes,
+                            row_bytes,
+                            xh + p.x_offset,
+                            p.num_x,
+                            xh,
+                            p.hidden_size,
+                            xh + step_rows * row_bytes,
+                            p.gates + at * slot * num_slots,
+                            slot,
+                            c,
+                            c + step_rows * slot,
+                            p.tanh_c + at * slot,
+                            panel * vector_bytes,
+                        ),
+                    )
+                    row += tile_rows
+                panel += together
+        leave_float_mode(mode)
+        return 0
+
+    return forward
+
+
+def _make_backward(cell: int, element_bytes: int) -> Callable[..., Any]:
+    max_rows, most = most_rows(element_bytes), _panels_by_rows(DENSE, element_bytes)
+    vector_bytes, num_slots = WIDTH * element_bytes, NUM_SLOTS[cell]
+
+    def backward(address, first_step, end_step, first_row, end_row):
+        """Go back from the end through some steps of some rows.
+
+        The gates' gradients of step ``end_step`` are there, unless that is the chunk's end.
+        """
+        p = _pass_at(address)
+        mode = enter_float_mode()
+        slot, row_bytes = p.num_panels * vector_bytes, p.xh_row_bytes
+        step_rows = p.num_rows
+        num_tiles = -(-(end_row - first_row) // max_rows)
+        few = (end_row - first_row) // num_tiles
+        num_larger = end_row - first_row - few * num_tiles
+        widest = most[few + (num_larger > 0)]
+        panel_bytes = p.num_back * vector_bytes
+        for t in range(end_step - 1, first_step - 1, -1):
+            num_k = p.num_back if t + 1 < p.num_steps else 0
+            panel, together = 0, widest
+            while panel < p.num_panels:
+                while panel + together > p.num_panels:
+                    together //= 2
+                row = first_row
+                for index in range(num_tiles):
+                    tile_rows = few + (index < num_larger)
+                    at = t * step_rows + row
+                    xh, gates = p.xh + at * row_bytes, p.gates + at * slot * num_slots
+                    backward_tile(
+                        cell,
+                        element_bytes,
+                        tile_rows,
+                        together,
+                        (
+                            p.back_weights + panel * panel_bytes,
+                            panel_bytes,
+                            p.grad_h + at * slot,
+                            gates + step_rows * slot * num_slots,
+                            num_k,
+                            gates,
+                            slot,
+                            xh,
+                            xh + step_rows * row_bytes,
+                            row_bytes,
+                            p.c + at * slot,
+                            p.tanh_c + at * slot,
+                            p.carried + row * slot,
+                            panel * vector_bytes,
+                            num_slots,
+                        ),
+                    )
+                    row += tile_rows
+                panel += together
+        leave_float_mode(mode)
+        return 0
+
+    return backward
+
+
+def _make_product(element_bytes: int) -> Callable[..., Any]:
+    max_rows, most = most_rows(element_bytes), _panels_by_rows(DENSE, element_bytes)
+    vector_bytes = WIDTH * element_bytes
+
+    def product(address, first_row, end_row):
+        """Compute some rows of a product."""
+        p = _product_at(address)
+        mode = enter_float_mode()
+        row = first_row
+        while row < end_row:
+            tile_rows = min(max_rows, end_row - row)
+            panel, together = 0, most[tile_rows]
+            while panel < p.num_panels:
+                while panel + together > p.num_panels:
+                    together //= 2
+                product_tile(
+                    0,
+                    element_bytes,
+                    tile_rows,
+                    together,
+                    (
+                        p.weights + panel * p.panel_bytes,
+                        p.panel_bytes,
+                        p.start + row * p.start_row_bytes + panel * p.start_panel_bytes,
+                        p.start_row_bytes,
+                        p.start_panel_bytes,
+                        p.rows + row * p.row_bytes,
+                        p.row_bytes,
+                        p.num_k,
+                        p.out + row * p.out_row_bytes + panel * vector_bytes,
+                        p.out_row_bytes,
+                    ),
+                )
+                panel += together
+            row += tile_rows
+        leave_float_mode(mode)
+        return 0
+
+    return product
+
+
+def _make_outer(element_bytes: int) -> Callable[..., Any]:
+    max_rows, most = most_rows(element_bytes), _panels_by_rows(DENSE, element_bytes)
+    vector_bytes = WIDTH * element_bytes
+
+    def outer_sum(address, first_row, end_row):
+        """Add to some rows of the result."""
+        p = _outer_at(address)
+        mode = enter_float_mode()
+        num_tiles = -(-(end_row - first_row) // max_rows)
+        few = (end_row - first_row) // num_tiles
+        num_larger = end_row - first_row - few * num_tiles
+        widest = most[few + (num_larger > 0)]
+        for k in range(0, p.num_k, _BLOCK_STEPS):
+            num_k = min(_BLOCK_STEPS, p.num_k - k)
+            vector, together = 0, widest
+            while vector < p.num_vectors:
+                while vector + together > p.num_vectors:
+                    together //= 2
+                row = first_row
+                for index in range(num_tiles):
+                    tile_rows = few + (index < num_larger)
+                    outer_tile(
+                        0,
+                        element_bytes,
+                        tile_rows,
+                        together,
+                        (
+                            p.a + k * p.a_row_bytes + row * element_bytes,
+                            p.a_row_bytes,
+                            p.v + k * p.v_row_bytes + vector * vector_bytes,
+                            p.v_row_bytes,
+                            p.out + row * p.out_row_bytes + vector * vector_bytes,
+                            p.out_row_bytes,
+                            num_k,
+                        ),
+                    )
+                    row += tile_rows
+                vector += together
+        leave_float_mode(mode)
+        return 0
+
+    return outer_sum
+
+
+_LOADED: list[Linked] = []  # machine code lives as long as its object
+
+
+def _linked(function: Callable[..., Any], num_arguments: int) -> Callable[..., int]:
+    """Compile or load a function of addresses and numbers, to be called without the GIL."""
+    made = Linked(function, num_arguments)
+    made.compile()
+    _LOADED.append(made)
+    call: Callable[..., int] = made.ctypes
+    return call
+
+
+@functools.cache
+def forward(cell: str, itemsize: int) -> Callable[..., int]:
+    """Return ``forward(pass, first_step, end_step, first_row, end_row)`` of a cell."""
+    return _linked(_make_forward(CELLS[cell], itemsize), 5)
+
+
+@functools.cache
+def backward(cell: str, itemsize: int) -> Callable[..., int]:
+    """Return ``backward(pass, first_step, end_step, first_row, end_row)`` of a cell."""
+    return _linked(_make_backward(CELLS[cell], itemsize), 5)
+
+
+@functools.cache
+def product(itemsize: int) -> Callable[..., int]:
+    """Return ``product(address, first_row, end_row)``."""
+    return _linked(_make_product(itemsize), 3)
+
+
+@functools.cache
+def outer_sum(itemsize: int) -> Callable[..., int]:
+    """Return ``outer_sum(address, first_row, end_row)``."""
+    return _linked(_make_outer(itemsize), 3)

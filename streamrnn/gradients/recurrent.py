@@ -1,0 +1,186 @@
+"""A recurrent layer over a chunk of time and back, for a whole batch.
+
+Backpropagation through time after Werbos, "Backpropagation through time: what it does and how to do
+it", Proc. IEEE 78(10), 1990. Cells: Elman 1990 (tanh or relu); GRU in PyTorch's form (Cho et al.
+2014, the reset after the product); LSTM with forget gate (Hochreiter and Schmidhuber 1997; Gers et
+al. 2000).
+
+What a step reads, x, 1 and h of the step before, lies side by side in one array, xh: it is the
+operand of the products forward, and of the one product over time that gives the gradients of all
+weights. The gates' gradients take the gates' places.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from streamrnn.gradients import passes
+from streamrnn.gradients.cells import CELLS, H_SLOTS, NUM_SLOTS, TILE_KINDS, X_SLOTS
+from streamrnn.gradients.dense import add_over_rows, flat_rows, in_vectors, multiply
+from streamrnn.gradients.node import Node
+from streamrnn.gradients.pack import add_gradients, pack_backward, pack_forward
+from streamrnn.gradients.passes import LayerPass
+from streamrnn.gradients.scratch import Array, State
+from streamrnn.gradients.threads import share_rows
+from streamrnn.kernels.gates import LSTM, SHAPES
+from streamrnn.kernels.vector_width import WIDTH
+
+__all__ = ["Recurrent", "Weights"]
+
+
+class Weights(NamedTuple):
+    """A layer's parameters, or their gradients: in PyTorch's shapes and order of gates."""
+
+    ih: Array  # [G * H, I]
+    hh: Array  # [G * H, H]
+    bias_ih: Array  # [G * H]
+    bias_hh: Array  # [G * H]
+
+
+class Recurrent(Node):
+    """One layer: its arrays, and the way through them.
+
+    The parameters are read, and their gradients added to; both stay the caller's. Float32 or
+    float64, as the parameters are.
+    """
+
+    def __init__(self, cell: str, parameters: Weights, gradients: Weights) -> None:
+        super().__init__(parameters.ih.shape[1], parameters.hh.shape[1], parameters.ih.dtype)
+        self.cell, self.parameters, self.gradients = cell, parameters, gradients
+        code = CELLS[cell]
+        self.num_slots, self.kind = NUM_SLOTS[code], TILE_KINDS[code]
+        self.is_lstm = self.kind == LSTM
+        self.factors = np.array(SHAPES[self.kind].factors, self.dtype)
+        self.padded = in_vectors(self.output_size)
+        self.h_slots = np.array(H_SLOTS[code]) * self.padded
+        self.x_slots = np.array(X_SLOTS[code]) * self.padded
+        # A row of xh: padding, x, 1, h; so that h is aligned, and what is real lies together.
+        self.h_start = in_vectors(self.num_x + 1)
+        self.x_start = self.h_start - 1 - self.num_x
+        self.memory = np.zeros(1, LayerPass.dtype)
+        self._add_weights()
+
+    def _add_weights(self) -> None:
+        """Make room for the packed weights."""
+        num_panels, num_gates = self.padded // WIDTH, len(self.h_slots)
+        in_panel = len(self.factors) + num_gates * (self.num_x + self.output_size)
+        self.panels = self.scratch.zeros("panels", num_panels, in_panel * WIDTH)
+        num_k = num_gates * self.padded
+        self.back_panels = self.scratch.zeros("back_panels", num_panels, num_k, WIDTH)
+        num_panels = in_vectors(self.num_x) // WIDTH
+        self.x_panels = self.scratch.zeros("x_panels", num_panels, num_k, WIDTH)
+        self.nothing = self.scratch.zeros("nothing", num_panels * WIDTH)
+        self._set(
+            num_panels=self.padded // WIDTH,
+            hidden_size=self.output_size,
+            num_x=self.num_x,
+            weights=self.panels.ctypes.data,
+            panel_bytes=self.panels.strides[0],
+            first_weight=len(self.factors) * WIDTH * self.dtype.itemsize,
+            back_weights=self.back_panels.ctypes.data,
+            num_back=num_k,
+        )
+
+    def _set(self, **fields: int) -> None:
+        for name, value in fields.items():
+            self.memory[name] = value
+
+    def initial_state(self, num_rows: int) -> State:
+        """Return zeros, [B, H] each: the state of B new streams."""
+        shape = (num_rows, self.output_size)
+        return tuple(np.zeros(shape, self.dtype) for _ in range(1 + self.is_lstm))
+
+    def begin(self, num_steps: int, num_rows: int, state: State) -> None:
+        """Make ready for a chunk that starts from a state: h, and c of an LSTM, [B, H] each."""
+        if (num_steps, num_rows) != self.shape:
+            self._make_room(num_steps, num_rows)
+        self.xh[0, :, self.h_start :] = 0.0
+        self.h_before[0] = state[0]
+        if self.is_lstm:
+            self.c[0] = 0.0
+            self.c[0, :, : self.output_size] = state[1]
+        pack_forward(self.panels, *self.parameters, self.factors)
+
+    def _make_room(self, num_steps: int, num_rows: int) -> None:
+        self.shape = (num_steps, num_rows)
+        self.xh = self.scratch.get("xh", num_steps + 1, num_rows, self.h_start + self.padded)
+        self.xh[:, :, self.h_start - 1] = 1.0
+        self.x = self.xh[:-1, :, self.x_start : self.h_start - 1]
+        h = self.xh[:, :, self.h_start : self.h_start + self.output_size]
+        self.h_before, self.h = h[:-1], h[1:]
+        self.gates = self.scratch.get("gates", num_steps, num_rows, self.num_slots * self.padded)
+        self.c = self.scratch.get("c", (num_steps + 1) * self.is_lstm, num_rows, self.padded)
+        self.tanh_c = self.scratch.get("tanh_c", num_steps * self.is_lstm, num_rows, self.padded)
+        itemsize = self.dtype.itemsize
+        self._set(
+            num_rows=num_rows,
+            num_steps=num_steps,
+            xh=self.xh.ctypes.data + self.h_start * itemsize,
+            xh_row_bytes=self.xh.strides[1],
+            x_offset=(self.x_start - self.h_start) * itemsize,
+            gates=self.gates.ctypes.data,
+            c=self.c.ctypes.data,
+            tanh_c=self.tanh_c.ctypes.data,
+        )
+
+    def run(self, first_step: int, end_step: int) -> None:
+        """Compute some steps whose x is there."""
+        call = passes.forward(self.cell, self.dtype.itemsize)
+        steps = (self.memory.ctypes.data, first_step, end_step)
+        share_rows(functools.partial(call, *steps), self.shape[1])
+
+    def end(self) -> State:
+        """Return the state after the last step, the caller's own."""
+        h = self.h[-1].copy()
+        return (h, self.c[-1, :, : self.output_size].copy()) if self.is_lstm else (h,)
+
+    def begin_back(self, grad: Array | None) -> None:
+        """Make ready for the way back, with the loss's gradient by h."""
+        all_grad_h = self.scratch.get("grad_h", *self.shape, self.padded)
+        self.grad_h = all_grad_h[:, :, : self.output_size]
+        self.grad_h[...] = 0.0 if grad is None else grad
+        all_grad_h[:, :, self.output_size :] = 0.0
+        carried = self.scratch.zeros("carried", self.shape[1], self.padded)
+        self._set(grad_h=all_grad_h.ctypes.data, carried=carried.ctypes.data)
+        pack_backward(self.back_panels, self.parameters.hh, self.h_slots)
+        self.has_x_panels = False
+
+    def run_back(self, first_step: int, end_step: int) -> None:
+        """Go back through some steps, those behind them being done."""
+        call = passes.backward(self.cell, self.dtype.itemsize)
+        steps = (self.memory.ctypes.data, first_step, end_step)
+        share_rows(functools.partial(call, *steps), self.shape[1])
+
+    def grad_x(self, first_step: int, end_step: int) -> Array:
+        """Return the gradient by x of steps that are run back, valid until the next call."""
+        first_slot = self.x_slots[0]
+        if not self.has_x_panels:
+            pack_backward(self.x_panels, self.parameters.ih, self.x_slots - first_slot)
+            self.has_x_panels = True
+        num_steps = end_step - first_step
+        out = self.scratch.get("grad_x", num_steps, self.shape[1], len(self.nothing))
+        rows = flat_rows(self.gates[first_step:end_step])[:, first_slot:]
+        multiply(rows, self.x_panels, self.nothing, flat_rows(out))
+        return out[:, :, : self.num_x]
+
+    def end_back(self) -> None:
+        """Add to the gradients of the parameters: rows of ``sums`` are of x, 1 and h."""
+        bias_row, slots = self.num_x, self.num_slots
+        sums = self.scratch.zeros("sums", bias_row + 1 + self.output_size, slots * self.padded)
+        if self.cell == "gru":  # r and z; n of what comes from h; n of what comes from x
+            everything = slice(None), slice(self.padded, 3 * self.padded)
+            from_h = slice(bias_row, None), slice(0, self.padded)
+            from_x = slice(bias_row + 1), slice(3 * self.padded, None)
+            parts = [everything, from_h, from_x]
+        else:
+            parts = [(slice(None), slice(None))]
+        xh = flat_rows(self.xh[:-1, :, self.x_start : self.h_start + self.output_size])
+        gates = flat_rows(self.gates)
+        for rows, columns in parts:
+            add_over_rows(xh[:, rows], gates[:, columns], sums[rows, columns])
+        by_x, by_h = self.gradients.ih, self.gradients.hh
+        add_gradients(sums, by_x, self.gradients.bias_ih, self.x_slots, 0, bias_row)
+        add_gradients(sums, by_h, self.gradients.bias_hh, self.h_slots, bias_row + 1, bias_row)

@@ -1,0 +1,40 @@
+"""Rows shared among threads: compiled code runs without the GIL.
+
+No sum is ever cut, so the bits are the same with any number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+__all__ = ["share_rows", "use_threads"]
+
+_pools: list[tuple[int, ThreadPoolExecutor]] = []
+
+
+@contextmanager
+def use_threads(num_threads: int) -> Iterator[None]:
+    """Let `share_rows` take so many threads until the end of a block; 1 if it is never called."""
+    with ThreadPoolExecutor(max(1, num_threads - 1), "streamrnn-train") as pool:
+        _pools.append((num_threads, pool))
+        try:
+            yield
+        finally:
+            _pools.pop()
+
+
+def share_rows(call: Callable[[int, int], int], num_rows: int) -> None:
+    """Call with the first row and the end of each thread's part of some rows."""
+    num_threads, pool = _pools[-1] if _pools else (1, None)
+    num_parts = min(num_threads, num_rows)
+    if num_parts <= 1 or pool is None:
+        if num_rows:
+            call(0, num_rows)
+        return
+    cuts = [num_rows * k // num_parts for k in range(num_parts + 1)]
+    others = [pool.submit(call, cuts[k], cuts[k + 1]) for k in range(1, num_parts)]
+    call(cuts[0], cuts[1])
+    for other in others:
+        other.result()

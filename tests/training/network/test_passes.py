@@ -1,0 +1,153 @@
+"""The compiled way through a network and back: sizes, threads, vector widths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from streamrnn.gradients.threads import share_rows, use_threads
+from streamrnn.kernels import vector_width
+from streamrnn.model.model import Model
+from streamrnn.model.spec import CELLS, HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
+from streamrnn.reference.model import ReferenceModel
+from streamrnn.training.network.network import Chunk, Network, initial_parameters
+from tests.support.program import run_python
+from tests.tolerances import REFERENCE_FLOAT64
+
+# H, B, T, I, O: below, at and above a vector's and a tile's size, and one of each.
+SIZES = [
+    (1, 1, 1, 1, 1),
+    (3, 7, 2, 2, 1),
+    (17, 33, 5, 1, 3),
+    (16, 6, 2, 17, 16),
+    (33, 2, 100, 15, 17),
+    (48, 13, 3, 16, 2),
+    (65, 5, 4, 33, 40),
+]
+# Of a gradient in float32: sums of up to some thousand terms, each off by some 2^-24, against the
+# norm of all.
+FLOAT32 = 3e-6
+
+
+def make_network(cells, sizes, dtype=np.float64):
+    """Return a network, a chunk and its targets, drawn alike for both types."""
+    hidden, num_rows, num_steps, num_inputs, num_outputs = sizes
+    spec = ModelSpec(
+        inputs=tuple(InputSpec(f"x{k}") for k in range(num_inputs)),
+        layers=tuple(LayerSpec(cell, hidden + k) for k, cell in enumerate(cells)),
+        outputs=tuple(OutputSpec(f"y{k}") for k in range(num_outputs)),
+        head=HeadSpec("identity"),
+    )
+    rng = np.random.default_rng(3)
+    parameters = initial_parameters(spec, rng)
+    for value in parameters.values():
+        value += rng.normal(0.0, 0.1, value.shape)
+    network = Network(spec, parameters, dtype)
+    x = rng.normal(size=(num_steps, num_rows, num_inputs)).astype(np.float32)
+    target = rng.normal(size=(num_steps, num_rows, num_outputs)).astype(np.float32)
+    return network, Chunk(x.astype(dtype), {}), target.astype(dtype)
+
+
+def gradient_of(network, chunk, target):
+    """Return the loss and the gradient, from a new stream's state."""
+    state = network.initial_state(chunk.features.shape[1])
+    return network.loss(chunk, target, state, "mse")[0], network.gradient.copy()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_float64_is_the_reference_and_its_differences(cell, sizes):
+    network, chunk, target = make_network([cell], sizes)
+    network.flat[:] = network.flat.astype(np.float32)  # as a model's are
+    model = Model(network.spec, {k: v.astype(np.float32) for k, v in network.parameters.items()})
+    expected = ReferenceModel(model).steps(chunk.features.swapaxes(0, 1)).swapaxes(0, 1)
+    y, _ = network.outputs(chunk, network.initial_state(sizes[1]))
+    np.testing.assert_allclose(y, expected, rtol=0, atol=REFERENCE_FLOAT64)
+    _, gradient = gradient_of(network, chunk, target)
+    rng = np.random.default_rng(4)
+    direction = rng.normal(size=gradient.shape) * np.sign(gradient)
+    direction /= np.linalg.norm(direction)
+    start, losses = network.flat.copy(), []
+    for step in (1e-6, -1e-6):
+        network.flat[:] = start + step * direction
+        losses.append(gradient_of(network, chunk, target)[0])
+    change = (losses[0] - losses[1]) / 2e-6
+    assert change == pytest.approx(gradient @ direction, rel=1e-6)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_float32_is_float64_but_for_rounding(cell, sizes):
+    results = [gradient_of(*make_network([cell], sizes, t)) for t in (np.float32, np.float64)]
+    (loss, gradient), (exact_loss, exact) = results
+    assert loss == pytest.approx(exact_loss, rel=1e-6)
+    assert np.linalg.norm(gradient - exact) <= FLOAT32 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("sizes", [(17, 33, 5, 3, 2), (8, 1, 9, 1, 1), (40, 5, 3, 7, 20)])
+def test_threads_change_no_bit(dtype, sizes):
+    network, chunk, target = make_network(["lstm", "gru", "rnn_tanh", "rnn_relu"], sizes, dtype)
+    loss, alone = gradient_of(network, chunk, target)
+    for num_threads in (2, 3):
+        with use_threads(num_threads):
+            shared_loss, shared = gradient_of(network, chunk, target)
+        assert shared_loss == loss
+        np.testing.assert_array_equal(shared, alone)
+
+
+@pytest.mark.parametrize(("num_threads", "num_rows"), [(1, 5), (2, 5), (3, 7), (4, 2), (3, 0)])
+def test_every_row_is_one_threads(num_threads, num_rows):
+    parts = []
+    with use_threads(num_threads):
+        share_rows(lambda first, end: parts.append((first, end)) or 0, num_rows)
+    rows = sorted(row for first, end in parts for row in range(first, end))
+    assert rows == list(range(num_rows))
+    assert len(parts) == min(num_threads, num_rows)
+
+
+def test_a_chunk_after_a_longer_one_of_other_rows_is_as_if_alone():
+    network, chunk, target = make_network(["gru", "lstm"], (5, 9, 6, 2, 1))
+    few = Chunk(chunk.features[:2, :4].copy(), {})
+    _, alone = gradient_of(network, few, target[:2, :4])
+    gradient_of(network, chunk, target)
+    _, again = gradient_of(network, few, target[:2, :4])
+    np.testing.assert_array_equal(again, alone)
+
+
+def test_a_gradient_that_fades_takes_no_longer_than_one_that_does_not():
+    """What is below the normal numbers is 0: products with it take a hundred times as long."""
+    network, chunk, _ = make_network(["rnn_tanh"], (16, 2, 400, 1, 1), np.float32)
+    network.parameters["weight_hh_l0"][:] = 0.5 * np.eye(16)
+    z, _ = network.forward(chunk, network.initial_state(2))
+    grad_z = np.zeros_like(z)
+    grad_z[-1] = 1.0
+    grad_x = network.backward(grad_z, need_grad_x=True)
+    norms = np.abs(grad_x).max(axis=(1, 2))
+    assert norms[-1] > 0.01
+    assert not norms[0]
+    assert np.abs(grad_x[grad_x != 0.0]).min() >= np.finfo(np.float32).tiny
+
+
+DIGEST = """
+import hashlib
+import numpy as np
+from tests.training.network.test_passes import gradient_of, make_network
+digest = hashlib.sha256()
+for dtype in (np.float32, np.float64):
+    for cell in ("rnn_tanh", "rnn_relu", "gru", "lstm"):
+        network, chunk, target = make_network([cell, cell], (37, 29, 6, 5, 9), dtype)
+        loss, gradient = gradient_of(network, chunk, target)
+        digest.update(np.float64(loss).tobytes() + gradient.tobytes())
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_every_vector_width_gives_the_same_gradient():
+    digests = set()
+    for name in vector_width._available():
+        ran = run_python(DIGEST, STREAMRNN_SIMD=name)
+        assert ran.returncode == 0, ran.stderr
+        digests.add(ran.stdout)
+    assert len(digests) == 1
