@@ -99,8 +99,13 @@ def test_threads_change_no_bit(dtype, sizes):
 @pytest.mark.parametrize(("num_threads", "num_rows"), [(1, 5), (2, 5), (3, 7), (4, 2), (3, 0)])
 def test_every_row_is_one_threads(num_threads, num_rows):
     parts = []
+
+    def take(first, end):
+        parts.append((first, end))
+        return 0
+
     with use_threads(num_threads):
-        share_rows(lambda first, end: parts.append((first, end)) or 0, num_rows)
+        share_rows(take, num_rows)
     rows = sorted(row for first, end in parts for row in range(first, end))
     assert rows == list(range(num_rows))
     assert len(parts) == min(num_threads, num_rows)
