@@ -23,6 +23,7 @@ PARTS = ("train", "validation", "test")
 SPLITS = ("auto", "time", "date", "stream", "file", "column")
 
 _MAX_HORIZON = 1_000_000
+MAX_LAGS = 512
 _MAX_INT = 2**64  # far above any setting, and a float can hold it
 
 
@@ -95,6 +96,9 @@ class TrainingConfig:
     feedback : tuple of str
         Outputs that an earlier layer reads at the next step, as ``SOURCE`` or ``SOURCE:LAYER``
         (``("head",)``: a Jordan network): `parse_layers`.
+    lags : int
+        Steps of the inputs, the newest one included, that the outputs see directly, through a
+        linear path beside the layers; 0: none.
     embedding_size : int
         Of categorical inputs with more than 8 categories; 0: by their number. -1: one-hot always.
     loss : str
@@ -166,6 +170,7 @@ class TrainingConfig:
     date_format: str = ""
     layers: tuple[str, ...] = ("lstm:32",)
     feedback: tuple[str, ...] = ()
+    lags: int = 0
     embedding_size: int = 0
     loss: str = "auto"
     quantiles: tuple[float, ...] = ()
@@ -276,6 +281,7 @@ class TrainingConfig:
             ("season", 0, 1_000_000),
             ("other", 0, 1_000_000),
             ("vocabulary", 0, MAX_SIZE),
+            ("lags", 0, MAX_LAGS),
             ("embedding_size", -1, 65_536),
             ("updates", 0, 1_000_000_000),
             ("epochs", 0, 1_000_000),

@@ -52,6 +52,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     "model": {
         "layers": "from the input to the output",
         "feedback": "read at the next step: head (a Jordan network), layer2:layer1",
+        "lags": "steps of inputs that the outputs see directly, through a linear path; 0: none",
         "embedding_size": "0: by the number of categories; -1: one-hot",
     },
     "training": {

@@ -169,7 +169,7 @@ def _train(
     fitted = fit(dataset, progress, stop or (lambda: False), keeper)
     memory = measure_memory(fitted.network, dataset)
     report = _report(dataset, fitted, memory)
-    spec = replace(dataset.spec, warmup_steps=memory.horizon_steps, training=report)
+    spec = replace(fitted.network.spec, warmup_steps=memory.horizon_steps, training=report)
     model = Model(spec, fitted.network.parameters)
     result = TrainingResult(
         model, report, dataset.config, dataset, fitted.history, fitted.was_stopped
@@ -195,7 +195,7 @@ def _refit(result: TrainingResult, fitted: Fit, should_stop: Callable[[], bool])
     }
     seen = {"seen": seen_rows_to_dict(whole, 2), "memory": memory.to_dict()}
     report = result.report | seen | {"refit": found}
-    spec = replace(whole.spec, warmup_steps=memory.horizon_steps, training=report)
+    spec = replace(network.spec, warmup_steps=memory.horizon_steps, training=report)
     model = Model(spec, network.parameters)
     return replace(result, model=model, report=report, chosen=result.model)
 

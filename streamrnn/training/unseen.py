@@ -27,8 +27,8 @@ from streamrnn.training.data.streams import rows_of_streams
 from streamrnn.training.data.table import Table
 from streamrnn.training.data.times import with_time_features
 from streamrnn.training.evaluate import CarriedOutputs, NetworkOutputs, outputs_of
+from streamrnn.training.network.lags import network_of
 from streamrnn.training.network.losses import LOSSES
-from streamrnn.training.network.network import Network
 from streamrnn.training.predict import kinds_of, model_inputs, time_inputs, trained_options
 from streamrnn.training.quantiles import measure_intervals
 
@@ -89,7 +89,7 @@ def evaluate_file(
     kinds = _kinds_of_targets(model.spec, config) | kinds_of(model.spec, config.group)
     table = read_table(path, options or trained_options(model.spec), kinds)
     dataset, unknown = dataset_of_model(model.spec, config, table, warmup_rows)
-    network = Network(model.spec, model.parameters)
+    network = network_of(model.spec, model.parameters)
     outputs = outputs_of(network, dataset)
     found = compare(dataset, "test", outputs.predict, fitted)
     seen = find_seen_rows(model.spec.training.get("seen"), dataset)

@@ -10,8 +10,9 @@ import numpy as np
 from streamrnn.errors import TrainingError
 from streamrnn.model.model import Model
 from streamrnn.training.data.dataset import Dataset, Stream
+from streamrnn.training.network.lags import network_of
 from streamrnn.training.network.layers import Array
-from streamrnn.training.network.network import Chunk, Network
+from streamrnn.training.network.network import Chunk
 
 __all__ = ["trainer_outputs", "verify"]
 
@@ -28,7 +29,7 @@ def trainer_outputs(model: Model, stream: Stream, dtype: type) -> Array:
     ``dtype`` is what is computed in, float32 or float64; returns [T, O] of float64, at most
     `MAX_STEPS` rows.
     """
-    network = Network(model.spec, model.parameters, dtype)
+    network = network_of(model.spec, model.parameters, dtype)
     num_steps = _num_steps(model)
     codes = {name: code[:num_steps] for name, code in stream.chunk.codes.items()}
     chunk = Chunk(stream.chunk.features[:num_steps].astype(dtype), codes)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from streamrnn.errors import TrainingError, TrainingStopped
 from streamrnn.training.data.dataset import Dataset
+from streamrnn.training.evaluate import mean_loss
+from streamrnn.training.fit.lags import LinearPath, fit_path
 from streamrnn.training.fit.trainer import Evaluation, Trainer
 from streamrnn.training.network.network import Network
 
@@ -29,6 +31,12 @@ class Fit:
     max_gradient_norm: float  # before clipping
     history: list[Evaluation]
     was_stopped: bool  # before its end, by `should_stop`
+    path: LinearPath | None = None  # beside the network
+
+    @property
+    def loss(self) -> float:
+        """The validation loss of the best weights."""
+        return self.history[-1].best
 
 
 class Keeper(Protocol):
@@ -50,18 +58,20 @@ def fit(
     should_stop: Callable[[], bool] = lambda: False,
     keeper: Keeper | None = None,
 ) -> Fit:
-    """Train a network, repeatable by its seed.
+    """Train a network, repeatable by its seed, beside a linear path if there are ``lags``.
 
     ``progress`` is called after each evaluation (first for those that were restored),
     ``should_stop`` is asked after each update. Raises `TrainingError` if the training diverges,
     `TrainingStopped` if it is stopped before anything is validated.
     """
-    trainer = Trainer(dataset)
+    path = fit_path(dataset, dataset.config.lags) if dataset.config.lags > 0 else None
+    trainer = Trainer(path.residual(dataset) if path else dataset)
     if keeper:
         keeper.restore(trainer)
+    unit = path.unit(dataset.loss) if path else 1.0
     if progress:
         for evaluation in trainer.history:
-            progress(evaluation)
+            progress(evaluation.times(unit))
     was_stopped = False
     while not trainer.is_finished and not was_stopped:
         try:
@@ -75,7 +85,7 @@ def fit(
         if keeper:
             keeper.keep(trainer)
         if is_validated and progress:
-            progress(trainer.history[-1])
+            progress(trainer.history[-1].times(unit))
         was_stopped = not trainer.is_finished and should_stop()
     if was_stopped and not trainer.history:
         raise TrainingStopped(
@@ -88,7 +98,25 @@ def fit(
             "the validation error was never finite: training diverged. Lower learning_rate (to a "
             "third) or clip_norm"
         )
-    return _result(trainer, was_stopped)
+    found = _result(trainer, was_stopped)
+    return _beside(found, path, trainer.dataset, unit) if path else found
+
+
+def _beside(found: Fit, path: LinearPath, residuals: Dataset, unit: float) -> Fit:
+    """Put network and path together; the network gives nothing if it made the path worse."""
+    head = [view for name, view in found.network.parameters.items() if name.startswith("head.")]
+    best, learned = found.loss, [view.copy() for view in head]
+    for view in head:
+        view[...] = 0.0
+    alone = mean_loss(found.network, residuals, "validation")
+    if best < alone:
+        for view, value in zip(head, learned, strict=True):
+            view[...] = value
+    else:
+        found = replace(found, best_update=0, best_epoch=0.0)
+    history = [evaluation.times(unit) for evaluation in found.history]
+    history[-1] = replace(history[-1], best=min(best, alone) * unit)
+    return replace(found, network=path.compose(found.network), path=path, history=history)
 
 
 def _place(trainer: Trainer) -> str:

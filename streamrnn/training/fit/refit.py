@@ -60,7 +60,9 @@ def refit(dataset: Dataset, fitted: Fit, should_stop: Callable[[], bool]) -> Net
 
     Returns the network, or None if it was stopped. Raises `TrainingError` if it diverges.
     """
-    trainer = _Refitter(with_all_rows(dataset), fitted)
+    whole = with_all_rows(dataset)
+    path = fitted.path.again(whole) if fitted.path else None
+    trainer = _Refitter(path.residual(whole) if path else whole, fitted)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             if not trainer.run(should_stop):
@@ -73,4 +75,9 @@ def refit(dataset: Dataset, fitted: Fit, should_stop: Callable[[], bool]) -> Net
             "Without --refit the model that was measured is kept"
         ) from error
     trainer.network.flat[:] = trainer.average
-    return trainer.network
+    if path is None:
+        return trainer.network
+    if not fitted.best_update:  # the path alone
+        for name, view in trainer.network.parameters.items():
+            view[...] *= not name.startswith("head.")
+    return path.compose(trainer.network)

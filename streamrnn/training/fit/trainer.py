@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -40,6 +40,11 @@ class Evaluation:
     num_updates: int = 0  # since the training began
     max_updates: int = 0  # 0: the epochs are the bound
     seconds: float = field(default=0.0, compare=False)  # of training, since it began
+
+    def times(self, unit: float) -> Evaluation:
+        """Return it with its losses in other units."""
+        losses = {name: getattr(self, name) * unit for name in ("train", "validation", "best")}
+        return replace(self, **losses)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from streamrnn.model.tensor_file import replace_file
 from streamrnn.training.baselines.target import Prediction, Target, targets_of
 from streamrnn.training.data.dataset import Dataset, Stream
 from streamrnn.training.evaluate import CarriedOutputs, NetworkOutputs, outputs_of
-from streamrnn.training.network.network import Network
+from streamrnn.training.network.lags import network_of
 from streamrnn.training.train import TrainingResult
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def write_figure(result: TrainingResult, path: Path) -> None:
     axes = figure.subplots(1 + len(targets), 2, squeeze=False)
     _draw_losses(axes[0, 0], result)
     _draw_errors(axes[0, 1], result, targets[0])
-    network = Network(result.measured.spec, result.measured.parameters)
+    network = network_of(result.measured.spec, result.measured.parameters)
     outputs = outputs_of(network, dataset)
     for row, target in zip(axes[1:], targets, strict=True):
         if target.num_classes:
