@@ -31,6 +31,7 @@ __all__ = [
     "trained_options",
 ]
 
+MAX_ELEMENTS = 16_000_000  # outputs of streams that run together
 _OF_DATA = ("time", "group", "time_features", *(item.name for item in fields(ReadOptions)))
 
 
@@ -141,16 +142,18 @@ def predict_table(
     the number of streams. They are those that the server would give for the same steps, to the bit.
     Raises `DataError` as `model_inputs` does, and if a row has no time or no stream.
     """
-    from streamrnn.engine.engine import Engine
+    from streamrnn.engine.sequences import Sequences, in_batches
 
     streams = rows_of_streams(table, time, group)
     x = model_inputs(model.spec, with_time_features(table, time_inputs(model.spec), time, streams))
     has_origin = any(item.origin for item in model.spec.outputs)
     y = np.empty((table.num_rows, model.spec.output_size), np.float64 if has_origin else np.float32)
-    engine = Engine(model)
-    for name, rows in streams.items():
-        y[rows] = engine.steps(name, x[rows])
-        engine.close(name)
+    places = [np.asarray(rows, np.int64) for rows in streams.values()]
+    lengths = np.array([len(rows) for rows in places], np.int64)
+    starts = np.cumsum(lengths) - lengths
+    sequences = Sequences(model, x[np.concatenate(places)])
+    for batch in in_batches(lengths, MAX_ELEMENTS // model.spec.output_size):
+        y[np.concatenate([places[k] for k in batch])] = sequences.run(starts[batch], lengths[batch])
     return y, len(streams)
 
 

@@ -11,6 +11,7 @@ def compile_engine() -> None:
     import numpy as np
 
     from streamrnn import Engine
+    from streamrnn.engine.sequences import Sequences
     from streamrnn.kernels.precisions import PRECISIONS
     from tests.support.models import random_inputs, random_model
 
@@ -18,6 +19,7 @@ def compile_engine() -> None:
     x = random_inputs(np.random.default_rng(0), model.spec, 1, 2)[0]
     for precision in PRECISIONS:
         Engine(model, precision=precision).steps("a", x)
+    Sequences(model, x).run(np.array([0]), np.array([len(x)]))
 
 
 def compile_shard() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from streamrnn.training.data.dataset import Dataset
-from streamrnn.training.evaluate import mean_loss
+from streamrnn.training.evaluate import PartLoss
 from streamrnn.training.fit.chunks import Piece, choose_sizes, cut_segments, plan_epoch
 from streamrnn.training.fit.noise import add_noise
 from streamrnn.training.fit.optimisers import Adam, clip_by_global_norm, cosine_rate
@@ -83,6 +83,7 @@ class Trainer:
         # One more than there are segments: index -1 is the state of a new stream, never written.
         self.ends = self.network.initial_state(len(self.segments) + 1)
         self.state: list[State] = []  # of the rows of the current batch
+        self.validation = PartLoss(dataset, "validation")
         self.counts = Counts()
         self.history: list[Evaluation] = []
         self.begin_epoch()
@@ -179,7 +180,7 @@ class Trainer:
         """Validate the average, and keep it if it is the best."""
         counts, own = self.counts, self.network.flat.copy()
         self.network.flat[:] = self.average
-        loss = mean_loss(self.network, self.dataset, "validation")
+        loss = self.validation.of(self.network)
         self.network.flat[:] = own
         best_loss = self.history[-1].best if self.history else np.inf
         if loss < best_loss:

@@ -215,12 +215,12 @@ def test_what_is_validated_is_the_average_of_the_weights(tmp_path, monkeypatch):
         update(self, parameters, *rest)
         weights.append(parameters.astype(np.float64))
 
-    def validate(network, *_):
+    def validate(self, network):
         validated.append((len(weights), network.flat.copy()))
         return 1.0
 
     monkeypatch.setattr(Adam, "update", spy)
-    monkeypatch.setattr("streamrnn.training.fit.trainer.mean_loss", validate)
+    monkeypatch.setattr("streamrnn.training.evaluate.PartLoss.of", validate)
     fit(dataset)
     initial = initial_parameters(dataset.spec, np.random.default_rng(dataset.config.seed))
     average = np.concatenate([value.ravel() for value in initial.values()])
