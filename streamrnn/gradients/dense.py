@@ -9,13 +9,13 @@ import numpy as np
 
 from streamrnn.gradients import passes
 from streamrnn.gradients.node import Part
-from streamrnn.gradients.pack import add_gradients, pack_backward, pack_columns
+from streamrnn.gradients.pack import pack_backward, pack_columns
 from streamrnn.gradients.passes import OuterSum, Product
 from streamrnn.gradients.scratch import Array, Scratch
 from streamrnn.gradients.threads import share_rows
 from streamrnn.kernels.vector_width import WIDTH
 
-__all__ = ["Dense", "add_over_rows", "in_vectors", "multiply"]
+__all__ = ["Dense", "add_over_rows", "flat_rows", "in_vectors", "is_in_vectors", "multiply"]
 
 
 def in_vectors(size: int) -> int:
@@ -37,14 +37,22 @@ def multiply(rows: Array, panels: Array, start: Array, out: Array) -> None:
     out : ndarray, shape (N, P * WIDTH)
         What is set.
     """
-    made = np.zeros(1, Product.dtype)
-    made["num_panels"], made["num_k"] = panels.shape[:2]
-    made["weights"], made["panel_bytes"] = panels.ctypes.data, panels.strides[0]
-    made["start"] = start.ctypes.data
-    made["start_row_bytes"] = start.strides[0] if start.ndim > 1 else 0
-    made["start_panel_bytes"] = WIDTH * start.itemsize
-    made["rows"], made["row_bytes"] = rows.ctypes.data, rows.strides[0]
-    made["out"], made["out_row_bytes"] = out.ctypes.data, out.strides[0]
+    start_row_bytes = start.strides[0] if start.ndim > 1 else 0
+    made = np.array(
+        (
+            *panels.shape[:2],
+            panels.ctypes.data,
+            panels.strides[0],
+            start.ctypes.data,
+            start_row_bytes,
+            WIDTH * start.itemsize,
+            rows.ctypes.data,
+            rows.strides[0],
+            out.ctypes.data,
+            out.strides[0],
+        ),
+        Product.dtype,
+    )
     call = functools.partial(passes.product(rows.itemsize), made.ctypes.data)
     share_rows(call, len(rows))
 
@@ -54,20 +62,25 @@ def add_over_rows(a: Array, v: Array, sums: Array) -> None:
 
     ``a`` is [N, R]; ``v`` [N, whole vectors], aligned, as ``sums`` is, [R, as many].
     """
-    made = np.zeros(1, OuterSum.dtype)
-    made["num_vectors"], made["num_k"] = v.shape[1] // WIDTH, len(a)
-    made["a"], made["a_row_bytes"] = a.ctypes.data, a.strides[0]
-    made["v"], made["v_row_bytes"] = v.ctypes.data, v.strides[0]
-    made["out"], made["out_row_bytes"] = sums.ctypes.data, sums.strides[0]
+    places = (place for each in (a, v, sums) for place in (each.ctypes.data, each.strides[0]))
+    made = np.array((v.shape[1] // WIDTH, len(a), *places), OuterSum.dtype)
     call = functools.partial(passes.outer_sum(a.itemsize), made.ctypes.data)
     share_rows(call, len(sums))
 
 
 def flat_rows(steps: Array) -> Array:
-    """Return [T, B, N] as [T * B, N], without a copy; there is one stride from row to row."""
-    num_steps, num_rows, size = steps.shape
-    shape, strides = (num_steps * num_rows, size), (steps.strides[1], steps.strides[2])
-    return np.lib.stride_tricks.as_strided(steps, shape, strides)
+    """Return [T, B, N] as [T * B, N]: a view, where there is one stride from row to row."""
+    return steps.reshape(-1, steps.shape[2])
+
+
+def is_in_vectors(x: Array) -> bool:
+    """Tell whether rows [T, B, N] are whole aligned vectors, with one stride from row to row."""
+    vector_bytes = WIDTH * x.itemsize
+    return (
+        x.strides[2] == x.itemsize
+        and x.strides[0] == x.strides[1] * x.shape[1]
+        and not (x.shape[2] % WIDTH or x.strides[1] % vector_bytes or x.ctypes.data % 64)
+    )
 
 
 class Dense:
@@ -92,6 +105,7 @@ class Dense:
         self.back_panels = self.scratch.zeros("back", num_panels, self.output_size, WIDTH)
         self.biases = self.scratch.zeros("biases", self.padded)
         self.nothing = self.scratch.zeros("nothing", num_panels * WIDTH)
+        self.one = np.ones((1, 1), self.dtype)
         self.slots = np.zeros(1, np.int64)
 
     def begin(self, num_steps: int, num_rows: int) -> None:
@@ -106,11 +120,11 @@ class Dense:
         """Fill columns of x; what is all of it is kept by reference."""
         if len(parts) == 1:
             x = parts[0][1]
-            of_rows = x.itemsize, x.strides[1] * x.shape[1]
-            if x.shape[2] == self.num_x and (x.strides[2], x.strides[0]) == of_rows:
-                self.x = x
+            if x.shape[2] == self.num_x and is_in_vectors(x):
+                self.x = self.all_x = x
                 return
-        self.x = self.scratch.get("x", *self.shape, self.num_x)
+        self.all_x = self.scratch.get("x", *self.shape, in_vectors(self.num_x))
+        self.x = self.all_x[:, :, : self.num_x]
         for columns, values in parts:
             self.x[..., columns] = values
 
@@ -137,8 +151,15 @@ class Dense:
 
     def end_back(self) -> None:
         """Add to the gradients of the parameters."""
-        sums = self.scratch.zeros("sums", self.num_x + 1, self.padded)
-        grad_z = flat_rows(self.all_grad_z)
-        add_over_rows(flat_rows(self.x), grad_z, sums[:-1])
-        np.add.reduce(grad_z, axis=0, out=sums[-1])
-        add_gradients(sums, self.grad_weight, self.grad_bias, self.slots, 0, self.num_x)
+        x, grad_z = flat_rows(self.all_x), flat_rows(self.all_grad_z)
+        by_bias = self.scratch.zeros("by_bias", 1, self.padded)
+        add_over_rows(np.broadcast_to(self.one, (len(grad_z), 1)), grad_z, by_bias)
+        self.grad_bias += by_bias[0, : self.output_size]
+        if self.output_size * x.shape[1] < self.num_x * self.padded:
+            sums = self.scratch.zeros("sums", self.output_size, x.shape[1])
+            add_over_rows(grad_z, x, sums)
+            self.grad_weight += sums[:, : self.num_x]
+        else:
+            sums = self.scratch.zeros("sums", self.num_x, self.padded)
+            add_over_rows(x, grad_z, sums)
+            self.grad_weight += sums[:, : self.output_size].T

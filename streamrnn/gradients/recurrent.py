@@ -19,7 +19,13 @@ import numpy as np
 
 from streamrnn.gradients import passes
 from streamrnn.gradients.cells import CELLS, H_SLOTS, NUM_SLOTS, TILE_KINDS, X_SLOTS
-from streamrnn.gradients.dense import add_over_rows, flat_rows, in_vectors, multiply
+from streamrnn.gradients.dense import (
+    add_over_rows,
+    flat_rows,
+    in_vectors,
+    is_in_vectors,
+    multiply,
+)
 from streamrnn.gradients.node import Node
 from streamrnn.gradients.pack import add_gradients, pack_backward, pack_forward
 from streamrnn.gradients.passes import LayerPass
@@ -139,12 +145,15 @@ class Recurrent(Node):
 
     def begin_back(self, grad: Array | None) -> None:
         """Make ready for the way back, with the loss's gradient by h."""
-        all_grad_h = self.scratch.get("grad_h", *self.shape, self.padded)
-        self.grad_h = all_grad_h[:, :, : self.output_size]
-        self.grad_h[...] = 0.0 if grad is None else grad
-        all_grad_h[:, :, self.output_size :] = 0.0
+        if grad is not None and grad.flags.c_contiguous and is_in_vectors(grad):
+            self.grad_h = grad
+        else:
+            all_grad_h = self.scratch.get("grad_h", *self.shape, self.padded)
+            self.grad_h = all_grad_h[:, :, : self.output_size]
+            self.grad_h[...] = 0.0 if grad is None else grad
+            all_grad_h[:, :, self.output_size :] = 0.0
         carried = self.scratch.zeros("carried", self.shape[1], self.padded)
-        self._set(grad_h=all_grad_h.ctypes.data, carried=carried.ctypes.data)
+        self._set(grad_h=self.grad_h.ctypes.data, carried=carried.ctypes.data)
         pack_backward(self.back_panels, self.parameters.hh, self.h_slots)
         self.has_x_panels = False
 

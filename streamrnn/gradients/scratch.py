@@ -7,21 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Scratch", "State", "flush_tiny"]
+__all__ = ["Array", "Scratch", "State"]
 
 Array = NDArray[Any]
 State = tuple[Array, ...]
 
 _ALIGNMENT_BYTES = 64
-
-
-def flush_tiny(values: Array) -> None:
-    """Set to 0, in place, what is on its way to subnormal numbers (below 5e-26 as float32).
-
-    Some processors take a hundred times longer over subnormal numbers; and no weight is changed by
-    gradients of that size, which the optimiser adds 1e-8 to.
-    """
-    values[np.abs(values) < np.finfo(values.dtype).tiny ** (2.0 / 3.0)] = 0.0
 
 
 class Scratch:

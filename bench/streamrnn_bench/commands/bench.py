@@ -212,6 +212,12 @@ def _sequences(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Resu
     return measure_sequences()
 
 
+def _train(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
+    from streamrnn_bench.training.update import UPDATE_CASES, measure_updates
+
+    return measure_updates(cases or UPDATE_CASES, **_rounds(args))
+
+
 def _rounds(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options about rounds that were given; the rest are defaults."""
     given = {"num_rounds": args.rounds, "round_s": args.round_s}
@@ -227,8 +233,8 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, Sequence[Case]], Iterator[Re
     "scale": _scale,
     "durability": _durability,
 }
-# Only by name: their data come from packages.
-NAMED = {"sequences": _sequences}
+# Only by name: their data, or PyTorch, come from packages.
+NAMED = {"sequences": _sequences, "train": _train}
 
 
 def _json_path(args: argparse.Namespace) -> Path:

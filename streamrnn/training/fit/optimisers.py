@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 
 from streamrnn.errors import TrainingError
-from streamrnn.gradients.scratch import Array, flush_tiny
+from streamrnn.gradients.scratch import Array
 
 __all__ = ["Adam", "clip_by_global_norm", "cosine_rate"]
-
-FLUSH_UPDATES = 64
 
 
 class Adam:
@@ -36,7 +34,6 @@ class Adam:
         self.num_updates = 0
         self.mean = np.zeros(size, dtype)
         self.square = np.zeros(size, dtype)
-        self._part = np.empty(size, dtype)
 
     def update(
         self, parameters: Array, gradient: Array, rate: float, decay: Array | float = 0.0
@@ -46,25 +43,23 @@ class Adam:
         ``rate`` is this step's learning rate; ``decay`` the weight decay of each parameter, times
         the rate.
         """
+        from streamrnn.gradients.update import update_by_adam  # loads Numba
+
         self.num_updates += 1
-        if self.num_updates % FLUSH_UPDATES == 0:  # moments of what has no gradient any more
-            flush_tiny(self.mean)
-            flush_tiny(self.square)
-        part = self._part
-        np.subtract(gradient, self.mean, out=part)
-        part *= 1.0 - self.beta1
-        self.mean += part
-        self.square *= self.beta2
-        np.multiply(gradient, gradient, out=part)
-        part *= 1.0 - self.beta2
-        self.square += part
-        np.sqrt(self.square, out=part)
-        part /= math.sqrt(1.0 - self.beta2**self.num_updates)
-        part += self.epsilon
-        np.divide(self.mean, part, out=part)
-        part *= rate / (1.0 - self.beta1**self.num_updates)
-        parameters *= 1.0 - rate * decay
-        parameters -= part
+        corrections = 1.0 - self.beta1**self.num_updates, 1.0 - self.beta2**self.num_updates
+        settings = (
+            1.0 - self.beta1,
+            self.beta2,
+            1.0 - self.beta2,
+            math.sqrt(corrections[1]),
+            self.epsilon,
+            rate / corrections[0],
+        )
+        of = parameters.dtype.type
+        lost = (rate * np.atleast_1d(decay)).astype(of)
+        if lost.size != parameters.size:
+            lost = np.full(parameters.size if lost[0] else 0, lost[0])
+        update_by_adam(parameters, gradient, self.mean, self.square, lost, tuple(map(of, settings)))
 
 
 def clip_by_global_norm(gradient: Array, max_norm: float) -> tuple[float, bool]:
@@ -73,10 +68,9 @@ def clip_by_global_norm(gradient: Array, max_norm: float) -> tuple[float, bool]:
     Returns its norm before, and whether it was shortened. Raises `TrainingError` if it holds NaN or
     Inf.
     """
-    norm = float(np.sqrt(np.dot(gradient, gradient)))
-    if not math.isfinite(norm):
-        # Squares overflow in float32 well before the gradient itself does.
-        norm = float(np.linalg.norm(gradient.astype(np.float64)))
+    from streamrnn.gradients.update import sum_of_squares  # loads Numba
+
+    norm = math.sqrt(sum_of_squares(gradient))
     if not math.isfinite(norm):
         raise TrainingError(
             "the gradient is not finite: training diverged. Lower learning_rate (to a third) or "
