@@ -18,11 +18,12 @@ TORCH ?= torch==2.13.0
 # Two installations at once in one .venv would trip over each other.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-vad serve test peers check bench bench-training docs gpu gpu-wheels soak fuzz clean
+.PHONY: help demo demo-vad demo-agreement serve test peers check bench bench-training docs gpu gpu-wheels soak fuzz clean
 
 help:
 	@echo "make demo    train, serve, stream and compare, by itself"
 	@echo "make demo-vad  bring a voice activity detector, serve 1,000 microphones, compare"
+	@echo "make demo-agreement  let an LSTM carry a subject's number, draw the unit that does"
 	@echo "make serve   serve MODEL ($(MODEL))"
 	@echo "make test    run the tests on all cores; ARGS=--cov says what they cover,"
 	@echo "             ARGS=\"-m 'not slow'\" runs the quick ones"
@@ -47,6 +48,10 @@ demo-vad: $(VENV)/installed-vad build/silero
 
 build/silero: | $(VENV)/bin/python
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $@ '$(SILERO)'
+
+demo-agreement: $(VENV)/installed
+	$(BIN)/streamrnn demo agreement -o build/demo/agreement.safetensors \
+	    --plot build/demo/agreement.png $(ARGS)
 
 serve: $(VENV)/installed $(MODEL)
 	$(BIN)/streamrnn serve $(MODEL) $(ARGS)

@@ -27,6 +27,7 @@ def gru_step(
     candidate: Callable[[Array], Array] = np.tanh,
     reset_after: bool = True,
     norm: CellNorm | None = None,
+    seen: dict[str, Array] | None = None,
 ) -> Array:
     """Advance a GRU layer by one time step; return the new h, its output.
 
@@ -57,6 +58,8 @@ def gru_step(
     Source: J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer normalization", arXiv:1607.06450 (2016),
     the layer-normalised GRU of the supplement. r and z are normalised together, n by itself. The
     new h is as above, as in the authors' program; the paper's text exchanges z and 1 - z.
+
+    The gates are put into ``seen``, by their names.
     """
     a, b = x @ weight_ih.T, h @ weight_hh.T
     if norm is not None:
@@ -66,6 +69,8 @@ def gru_step(
     b_r, b_z, b_n = np.split(b + bias_hh, 3, axis=1)
     r = gate(a_r + b_r)
     z = gate(a_z + b_z)
+    if seen is not None:
+        seen |= {"r": r, "z": z}
     if reset_after:
         n = candidate(a_n + r * b_n)
     else:

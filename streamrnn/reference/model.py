@@ -53,6 +53,8 @@ class ReferenceModel:
         self.parameters = {
             name: value.astype(np.float64) for name, value in model.parameters.items()
         }
+        # By layer, the gates of the step before by their names, [B, H]: of layers that are entered.
+        self.seen: dict[int, dict[str, Array]] = {}
 
     def initial_state(self, num_streams: int) -> ReferenceState:
         """Return the state of new streams: zeros or what was trained, and an empty memory."""
@@ -208,7 +210,14 @@ class ReferenceModel:
         if not is_lstm:
             reset = layer.reset_after
             new_h = gru_step(
-                x, state[0], *weights, gate=gate, candidate=candidate, reset_after=reset, norm=norm
+                x,
+                state[0],
+                *weights,
+                gate=gate,
+                candidate=candidate,
+                reset_after=reset,
+                norm=norm,
+                seen=self.seen.get(k),
             )
             return (new_h,)
         return lstm_step(
@@ -224,6 +233,7 @@ class ReferenceModel:
                 (get("weight_ci"), get("weight_cf"), get("weight_co")) if layer.peepholes else None
             ),
             norm=norm,
+            seen=self.seen.get(k),
         )
 
     def _head(self, hidden: Array) -> Array:

@@ -15,10 +15,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("co2", "vad"),
+        choices=("co2", "vad", "agreement"),
         default="co2",
         help="co2: train on a table and serve it (default); vad: bring Silero's voice activity "
-        "detector from its ONNX file and serve it beside onnxruntime",
+        "detector from its ONNX file and serve it beside onnxruntime; agreement: let an LSTM carry "
+        "a subject's number over distractors, and draw the unit that does",
     )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="MODEL", help="keep the trained model in this file"
@@ -41,6 +42,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seconds", type=float, default=12.0, metavar="S", help="vad: in real time (default 12)"
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="agreement: draw the unit as a picture too"
+    )
+    parser.add_argument(
+        "--updates", type=int, default=0, metavar="N", help="agreement: train less (default 1000)"
     )
     ending = parser.add_mutually_exclusive_group()
     ending.add_argument(
@@ -67,7 +74,19 @@ def _at_least_2(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demonstration; return 0."""
-    return _run_vad(args) if args.what == "vad" else _run_co2(args)
+    return {"agreement": _run_agreement, "vad": _run_vad, "co2": _run_co2}[args.what](args)
+
+
+def _run_agreement(args: argparse.Namespace) -> int:
+    from streamrnn_bench.demo.agreement.scenario import Options, run_scenario
+    from streamrnn_bench.demo.output import Output
+
+    with tempfile.TemporaryDirectory(prefix="streamrnn-demo-") as scratch:
+        path = args.output or Path(scratch) / "agreement.safetensors"
+        for place in filter(None, (path, args.plot)):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        run_scenario(Options(path, args.plot, args.updates), Output())
+    return 0
 
 
 def _run_vad(args: argparse.Namespace) -> int:

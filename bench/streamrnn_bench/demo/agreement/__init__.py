@@ -1,0 +1,1 @@
+"""Demonstration: the number of a subject, carried over distractors to its verb."""
