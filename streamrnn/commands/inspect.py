@@ -163,7 +163,7 @@ def _input_line(item: InputSpec) -> str:
         parts.append(f"{item.num_categories} categories{names}")
         parts.append(f"embedding {item.embedding_size}" if item.embedding_size else "one-hot")
     if item.difference:
-        parts.append("difference")
+        parts.append("difference" + " (from the first known value)" * item.starts_known)
     if item.center != 0 or item.scale != 1:
         parts.append(f"center {item.center:g}, scale {item.scale:g}")
     if item.missing != "error":

@@ -47,6 +47,7 @@ class Input(Struct):
     memory: I64  # bytes from the row to its remembered value, or -1
     missing: I64
     is_difference: I64
+    starts_known: I64  # whether nothing is remembered until a value is known
     num_categories: I64
     embedding: I64  # address of float32[num_categories, embedding_size], or 0
     embedding_size: I64
@@ -74,6 +75,8 @@ class RowLayout:
         Bytes from the row to the last y; -1 where it is not kept.
     output_levels : ndarray of int64, shape (output_size,)
         Bytes from the row to the level that is added, or -1.
+    output_fills : ndarray of float32, shape (output_size,)
+        What is added instead where no level is remembered yet.
     output_centers : ndarray of float32, shape (output_size,)
     num_memories : int
         Inputs that are remembered.
@@ -101,9 +104,12 @@ class RowLayout:
         memories = {name: 4 * k for k, name in enumerate(remembered)}
         self.output_levels = np.full(spec.output_size, -1, dtype=np.int64)
         outputs = [output for output in spec.outputs for _ in range(output.size)]
+        self.output_fills = np.zeros(spec.output_size, np.float32)
+        fills = {item.name: item.fill for item in spec.inputs}
         for index, output in enumerate(outputs):
             if output.difference_of is not None:
                 self.output_levels[index] = memories[output.difference_of]
+                self.output_fills[index] = fills[output.difference_of]
         self.output_centers = np.array([output.center for output in outputs], np.float32)
         check_offsets(spec, self.inputs, self.h_offsets, self.output_levels, self.row_bytes)
 
@@ -213,7 +219,7 @@ def _inputs(spec: ModelSpec) -> NDArray[np.void]:
         row["feature"] = feature
         row["memory"] = memory if item.has_memory else -1
         row["missing"] = _MISSING[item.missing]
-        row["is_difference"] = item.difference
+        row["is_difference"], row["starts_known"] = item.difference, item.starts_known
         row["num_categories"] = item.num_categories
         row["embedding_size"] = item.embedding_size or 0
         row["center"], row["fill"] = item.center, item.fill

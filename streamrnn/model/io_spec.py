@@ -43,6 +43,10 @@ class InputSpec:
         E; 0 means one-hot (categorical only).
     difference : bool
         Whether the network sees the change since the previous input instead of the level.
+    starts_known : bool
+        Whether the first change is from the first value that is known; only with ``difference``,
+        and ``hold`` or ``mask``. Else one from ``fill`` comes before it, where values are missing
+        at the start of a stream: so in models that do not say.
     center, scale : float
         The feature is ``(value - center) / scale``; numeric inputs only.
     missing : str
@@ -72,6 +76,7 @@ class InputSpec:
     fill: float = 0.0
     shape: tuple[int, ...] = ()
     origin: float = 0.0
+    starts_known: bool = False
 
     def __post_init__(self) -> None:
         check_text(self.name, "an input's name", least=1)
@@ -80,6 +85,12 @@ class InputSpec:
         check_one_of(self.kind, f"{where}: kind is", INPUT_KINDS)
         check_one_of(self.missing, f"{where}: missing is", MISSING)
         check_flag(self.difference, f"{where}: difference")
+        check_flag(self.starts_known, f"{where}: starts_known")
+        if self.starts_known and not (self.difference and self.missing in ("hold", "mask")):
+            raise SpecError(
+                f"{where}: starts_known is for an input with a difference whose missing is 'hold' "
+                "or 'mask'"
+            )
         check_size(self.num_categories, f"{where}: num_categories", least=0)
         check_size(self.embedding_size, f"{where}: embedding_size", least=0)
         if isinstance(self.categories, str):

@@ -70,7 +70,8 @@ def encode_inputs(
     - x present: v = x. Missing (NaN): ``hold`` v = m, ``mean`` v = fill, ``mask`` v = m for a
       differenced input and fill otherwise; fill also stands for an m that is not there yet.
     - feature = (v - center) / scale, or (v - m - center) / scale for a differenced input, where
-      v - m is 0 as long as there is no m. Afterwards m = v.
+      v - m is 0 as long as there is no m. Afterwards m = v; but with ``starts_known`` there is no
+      m until an x is present.
     - ``mask`` appends a feature: 1 where the value is missing, else 0.
     - A category is one-hot, or its row of the embedding.
 
@@ -94,7 +95,8 @@ def encode_inputs(
             columns.append(missing.astype(np.float64)[:, None])
         values[:, i] = v
         if item.has_memory:
-            new_memory[:, i] = v
+            is_none = item.starts_known & missing & np.isnan(m)
+            new_memory[:, i] = np.where(is_none, np.nan, v)
     return np.concatenate(columns, axis=1), new_memory, values
 
 

@@ -141,7 +141,7 @@ def test_an_input_becomes_its_features(options, values, features):
 
 def test_features_stand_in_the_order_of_the_inputs(rng):
     model = random_model(rng, [("rnn_tanh", 5)], EVERY_KIND_OF_INPUT, head=None)
-    assert model.parameters["weight_ih_l0"].shape == (5, 5 + 2 + 2 + 3 + 4)
+    assert model.parameters["weight_ih_l0"].shape == (5, 5 + 2 + 2 + 3 + 4 + 1 + 2)
     x = random_inputs(rng, model.spec, 1, 1, missing_share=1.0)
     y = ReferenceModel(model).steps(x)[0, 0]
     colour, place = int(x[0, 0, 7]), int(x[0, 0, 8])
@@ -150,6 +150,7 @@ def test_features_stand_in_the_order_of_the_inputs(rng):
     features[1] = (0 - float(np.float32(0.1))) / 0.5
     features += np.eye(3)[colour].tolist()
     features += model.parameters["embedding.place.weight"][place].tolist()
+    features += [0, -float(np.float32(0.2)), 1]
     p = {name: value.astype(np.float64) for name, value in model.parameters.items()}
     expected = np.tanh(p["weight_ih_l0"] @ features + p["bias_ih_l0"] + p["bias_hh_l0"])
     assert y == pytest.approx(expected, abs=REFERENCE_FLOAT64)

@@ -21,7 +21,7 @@ def saved(rng, tmp_path):
         [("lstm", 5), ("gru", 4)],
         [
             InputSpec("co2", unit="ppm", difference=True, center=0.5, scale=2.0),
-            *EVERY_KIND_OF_INPUT[2:],
+            *EVERY_KIND_OF_INPUT[2:-1],
         ],
         [OutputSpec("next", unit="ppm", scale=2.0, center=0.5, difference_of="co2")],
         warmup_steps=60,
@@ -33,7 +33,7 @@ def saved(rng, tmp_path):
 
 
 def test_state_counts_states_and_memories(saved):
-    assert state_bytes(saved[0].spec) == 4 * (5 + 5 + 4 + 4)
+    assert state_bytes(saved[0].spec) == 4 * (5 + 5 + 4 + 5)
 
 
 def test_people_see_names_units_sizes_and_errors(saved, capsys):
@@ -43,14 +43,15 @@ def test_people_see_names_units_sizes_and_errors(saved, capsys):
     for line in (
         f"fingerprint  {model.fingerprint}",
         f"parameters   {model.num_parameters:,}  ({4 * model.num_parameters:,} bytes)",
-        "state        72 bytes a stream",
+        "state        76 bytes a stream",
         "warm-up      60 steps",
-        "inputs       8",
+        "inputs       9",
         "  co2 [ppm]  numeric  difference  center 0.5, scale 2",
         "  held  numeric  center -0.5, scale 1.5  missing: hold (fill 0.25)",
+        "  late_change  numeric  difference (from the first known value)  missing: hold (fill 2)",
         "  colour  categorical  3 categories: red, green, blue  one-hot",
         "  place  categorical  7 categories  embedding 4",
-        "  lstm  15 -> 5",
+        "  lstm  16 -> 5",
         "  gru  5 -> 4",
         "  linear  4 -> 1  identity",
         "  next [ppm]  center 0.5, scale 2  added to the level of co2",
@@ -72,7 +73,7 @@ def test_programs_get_one_json_object(saved, capsys):
         "fingerprint": model.fingerprint,
         "num_parameters": model.num_parameters,
         "parameter_bytes": 4 * model.num_parameters,
-        "state_bytes": 72,
+        "state_bytes": 76,
     }
 
 

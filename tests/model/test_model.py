@@ -19,7 +19,7 @@ def test_parameters_have_pytorchs_names_and_shapes(rng):
     model = random_model(rng, [("lstm", 5), ("gru", 4), ("rnn_relu", 3)], EVERY_KIND_OF_INPUT, 2)
     assert parameter_shapes(model.spec) == {
         "embedding.place.weight": (7, 4),
-        "weight_ih_l0": (20, 16),
+        "weight_ih_l0": (20, 19),
         "weight_hh_l0": (20, 5),
         "bias_ih_l0": (20,),
         "bias_hh_l0": (20,),
@@ -154,6 +154,7 @@ def test_the_defaults_are_part_of_the_file_format():
                 "fill": 0.0,
                 "shape": (),
                 "origin": 0.0,
+                "starts_known": False,
             },
         ),
         "layers": (

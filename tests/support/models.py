@@ -38,7 +38,12 @@ EVERY_KIND_OF_INPUT: tuple[InputSpec, ...] = (
     InputSpec("masked_change", missing="mask", difference=True, fill=-1.0),
     InputSpec("colour", kind="categorical", categories=("red", "green", "blue"), num_categories=3),
     InputSpec("place", kind="categorical", num_categories=7, embedding_size=4),
-)
+    InputSpec("late_change", missing="hold", difference=True, fill=2.0, starts_known=True),
+    InputSpec(
+        "late_masked_change", missing="mask", difference=True, fill=-2.0, center=0.2,
+        starts_known=True,
+    ),
+)  # fmt: skip
 
 
 def random_parameters(rng: np.random.Generator, spec: ModelSpec) -> dict[str, NDArray[np.float32]]:

@@ -42,6 +42,7 @@ class NumpyLoop:
         self.center = np.array([item.center for item in spec.inputs], np.float32)
         self.scale = np.array([item.scale for item in spec.inputs], np.float32)
         self.fill = np.array([item.fill for item in spec.inputs], np.float32)
+        self.starts_known = np.array([item.starts_known for item in spec.inputs])
         self.is_change = np.array([item.difference for item in spec.inputs])
         self.out_center = np.array([item.center for item in spec.outputs], np.float32)
         self.out_scale = np.array([item.scale for item in spec.outputs], np.float32)
@@ -62,7 +63,8 @@ class NumpyLoop:
         known = np.where(np.isnan(self.last), self.fill, self.last)
         value = np.where(np.isnan(x), known, x)
         change = np.where(np.isnan(self.last), np.float32(0), value - self.last)
-        self.last = value
+        is_none = self.starts_known & np.isnan(x) & np.isnan(self.last)
+        self.last = np.where(is_none, np.float32(np.nan), value)
         z: Floats = (np.where(self.is_change, change, value) - self.center) / self.scale
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             gates = np.concatenate([z, self.hidden[k]], axis=1) @ weight + bias

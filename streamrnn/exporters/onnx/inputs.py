@@ -52,15 +52,21 @@ def add_features(graph: Graph) -> tuple[str, dict[str, str]]:
     remembered = _memories(graph)
     parts: list[str] = []
     levels: dict[str, str] = {}
+    kept: list[str] = []
     for i, (item, column) in enumerate(zip(items, columns, strict=True)):
         if item.kind == "numeric":
-            made, level = _numeric(graph, i, item, column, remembered.get(item.name))
+            last = remembered.get(item.name)
+            made, level = _numeric(graph, i, item, column, last)
             parts += made
-            levels |= {item.name: level} if item.has_memory else {}
+            if last is not None:
+                levels[item.name] = level
+                if item.starts_known:  # nothing is remembered, as long as nothing was
+                    level = graph.add("Where", [f"x{i}_missing", last, level], f"x{i}_kept")
+                kept.append(level)
         else:
             parts.append(_category(graph, i, item, column))
     if levels:
-        graph.give(LAST_INPUTS, graph.add("Concat", list(levels.values()), "levels", axis=-1))
+        graph.give(LAST_INPUTS, graph.add("Concat", kept, "levels", axis=-1))
     return graph.add("Concat", parts, "features", axis=-1), levels
 
 

@@ -38,6 +38,7 @@ def add_features(module: Module) -> dict[str, str]:
     remembered = [item.name for item in spec.inputs if item.has_memory]
     parts: list[str] = []
     levels: dict[str, str] = {}
+    kept: list[str] = []
     at = 0
     for i, item in enumerate(spec.inputs):
         column = f"x[:, {at}]" if item.size == 1 else f"x[:, {at}:{at + item.size}]"
@@ -47,13 +48,17 @@ def add_features(module: Module) -> dict[str, str]:
             if item.has_memory:
                 last = f"{module.take(LAST_INPUTS)}[:, {remembered.index(item.name)}]"
             parts += _numeric(module, i, item, column, last)
-            levels |= {item.name: f"x{i}"} if item.has_memory else {}
+            if item.has_memory:
+                levels[item.name] = level = f"x{i}"
+                if item.starts_known:  # nothing is, as long as nothing was
+                    level = f"torch.where(torch.isnan({column}), {last}, {level})"
+                kept.append(level)
         elif item.embedding_size:
             parts.append(f"{_embedding(module, i, item)}({column}.long())")
         else:
             parts.append(f"F.one_hot({column}.long(), {item.num_categories}).to(x.dtype)")
     if levels:
-        module.give(LAST_INPUTS, f"torch.stack([{', '.join(levels.values())}], dim=1)")
+        module.give(LAST_INPUTS, f"torch.stack([{', '.join(kept)}], dim=1)")
     module.lines += ["features = [", *(f"    {part}," for part in parts), "]"]
     module.add("x", "torch.cat(features, dim=1)")
     return levels

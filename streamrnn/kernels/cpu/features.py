@@ -136,5 +136,5 @@ def _write_numeric(item: Input, row: int, x: int, target: int) -> None:
     store_f32(target, feature - item.center)
     if item.missing == MISSING_MASK:
         store_f32(target + 4, _ONE if is_missing else _ZERO)
-    if memory_offset >= 0:
+    if memory_offset >= 0 and not (is_missing and item.starts_known and math.isnan(before)):
         store_f32(row + memory_offset, value)

@@ -167,6 +167,7 @@ class Plan(Struct):
     mask_value: I64  # of tokens; else the bits of a float32
     block_rows: I64  # rows that are computed together, at most `MAX_BATCH_ROWS`
     output_levels: I64  # address of int64[output_size]: bytes to the remembered level, or -1
+    output_fills: I64  # address of float32[output_size]: added where no level is remembered yet
     output_centers: I64  # address of float32[output_size]
     outputs_are_plain: I64  # no level and no center to add
     # Scratch. Strides are in bytes.

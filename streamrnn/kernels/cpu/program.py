@@ -183,6 +183,7 @@ class Program:
         levels, centers = layout.output_levels, layout.output_centers
         plan["output_size"] = spec.output_size
         plan["output_levels"] = self._own(levels)
+        plan["output_fills"] = self._own(layout.output_fills)
         plan["output_centers"] = self._own(centers)
         plan["outputs_are_plain"] = not centers.any() and bool(np.all(levels < 0))
 

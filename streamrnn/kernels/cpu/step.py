@@ -9,6 +9,8 @@ float32[num_inputs] (uint32 for tokens), y float32[output_size].
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from streamrnn.kernels.cpu.activations import activate
@@ -260,9 +262,12 @@ def _write_outputs(plan: Plan, level_pointers: int, y_pointers: int, num_rows: i
         if not plan.outputs_are_plain:
             for j in range(output_size):
                 value = load_f32(out + 4 * j) + load_f32(plan.output_centers + 4 * j)
-                level = load_i64(plan.output_levels + 8 * j)
-                if level >= 0:
-                    value += load_f32(load_i64(level_pointers + 8 * i) + level)
+                offset = load_i64(plan.output_levels + 8 * j)
+                if offset >= 0:
+                    level = load_f32(load_i64(level_pointers + 8 * i) + offset)
+                    if math.isnan(level):
+                        level = load_f32(plan.output_fills + 4 * j)
+                    value += level
                 store_f32(out + 4 * j, value)
         for first in range(0, output_size, channels):
             copy_floats(y + 4 * first, out, 4 * channels)

@@ -8,6 +8,7 @@ promise from one architecture to the next; a division is rounded to nearest on a
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -320,7 +321,9 @@ def make_write_unit(cell: Cell) -> Any:
             value = add(value, weights[_index(layer[_index(p.LAYER_CENTERS)] + unit)])
             level = layer[_index(p.LAYER_SIZE + unit)]
             if level >= 0:
-                value = add(value, slab[_index(stream + level)])
+                known = slab[_index(stream + level)]
+                fill = weights[_index(layer[_index(p.LAYER_FILLS)] + unit)]
+                value = add(value, fill if math.isnan(known) else known)
         y[_index(out + unit)] = value
 
     plain = {DENSE: write_dense, GRU: write_gru, LSTM: write_lstm}

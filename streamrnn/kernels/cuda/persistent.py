@@ -27,6 +27,7 @@ layer, and its sums; then the weights of all layers, as [k/4][column][4 k], padd
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -302,7 +303,8 @@ def _make_step(shape: PersistentShape, index: int, place: int) -> Any:
             value += weights[_index(plan[p.CENTERS] + unit)]
             level = plan[plan[p.LEVELS] + unit]
             if level >= 0:
-                value += shared[_index(row * memory_size + level)]
+                known = shared[_index(row * memory_size + level)]
+                value += weights[_index(plan[p.FILLS] + unit)] if math.isnan(known) else known
         y[_index((row * num_steps + t) * size + unit)] = value
 
     @device_function

@@ -66,6 +66,7 @@ class Header(Struct):
     levels: I64  # place in the plan: [output_size]
     values: I64  # of the weights: [num_inputs, 2], center and fill
     centers: I64  # of the weights: [output_size]
+    fills: I64  # of the weights: [output_size], added where no level is remembered yet
     num_products: I64
     products: I64  # place in the plan: Layer[num_products], the head last
 
@@ -93,6 +94,7 @@ class Layer(Struct):
     scales: I64  # [num_units, sums], of int8 weights
     norms: I64  # blocks for layer normalisation
     layer_centers: I64  # the same as in the header
+    layer_fills: I64  # the same as in the header
     state_size: I64  # of the h that it computes, padded; or 0
     num_outputs: I64  # numbers of y that it writes, or 0
 
@@ -105,6 +107,7 @@ class Input(Struct):
     memory: I64  # of its remembered value in the row, or -1
     missing: I64
     is_difference: I64
+    starts_known: I64
     num_categories: I64
     embedding: I64  # of the weights: [num_categories, embedding_size], or -1
     embedding_size: I64
@@ -119,15 +122,16 @@ LAYER_SIZE, INPUT_SIZE = Layer.dtype.itemsize // 8, Input.dtype.itemsize // 8
 # fmt: off
 (
     RECORD_SIZE, ROW_SIZE, WORK_SIZE, NUM_INPUTS, OUTPUT_SIZE, FEATURES, INPUTS, LEVELS, VALUES,
-    CENTERS, NUM_PRODUCTS, PRODUCTS,
+    CENTERS, FILLS, NUM_PRODUCTS, PRODUCTS,
 ) = _places(Header)
 (
     LAYER_ROW_SIZE, LAYER_WORK_SIZE, X_ROW_SIZE, X_OTHER, NUM_X, NUM_H, SIZE, NUM_UNITS, STATE,
     OTHER, CELL, OUT, SCRATCH, PEEPHOLES, BIAS, X_WEIGHTS, H_WEIGHTS, SCALES, NORMS,
-    LAYER_CENTERS, STATE_SIZE, NUM_OUTPUTS,
+    LAYER_CENTERS, LAYER_FILLS, STATE_SIZE, NUM_OUTPUTS,
 ) = _places(Layer)
 (
-    INPUT_KIND, FEATURE, MEMORY, MISSING, IS_DIFFERENCE, NUM_CATEGORIES, EMBEDDING, EMBEDDING_SIZE,
+    INPUT_KIND, FEATURE, MEMORY, MISSING, IS_DIFFERENCE, STARTS_KNOWN, NUM_CATEGORIES, EMBEDDING,
+    EMBEDDING_SIZE,
 ) = _places(Input)
 # fmt: on
 
@@ -167,7 +171,7 @@ class GpuPlan:
     words : ndarray of int64
         The plan: header and tables.
     weights : ndarray of float32
-        All that is loaded: matrices, biases, embeddings, centers.
+        All that is loaded: matrices, biases, embeddings, centers, fills.
     layers : list of GpuLayer
     head : GpuLayer or None
     head_activation : int
@@ -213,6 +217,7 @@ class GpuPlan:
             np.stack([layout.inputs["center"], layout.inputs["fill"]], axis=1)
         )
         header["centers"] = self._add(layout.output_centers)
+        header["fills"] = self._add(layout.output_fills)
         heads = [head_of(spec, parameters)] if spec.head is not None else []
         products = [product for some in by_layer for product in some] + heads
         if self._is_int8:
@@ -252,7 +257,7 @@ class GpuPlan:
     ) -> None:
         """Say where each product finds x and h, and where it puts what it computes."""
         rows["layer_row_size"], rows["layer_work_size"] = self.row_size, self.work_size
-        rows["layer_centers"] = self.header["centers"]
+        rows["layer_centers"], rows["layer_fills"] = self.header["centers"], self.header["fills"]
         numbers, second, below = iter(rows), self.record_size, None
         for offset, layer, some in zip(layout.h_offsets, spec.chain, by_layer, strict=True):
             first_scratch = scratch
@@ -279,7 +284,10 @@ class GpuPlan:
         """Return the table of inputs, and append their embeddings to the weights."""
         table = np.zeros(model.spec.num_inputs, Input.dtype)
         table["input_kind"] = layout.inputs["kind"]
-        for name in ("feature", "missing", "is_difference", "num_categories", "embedding_size"):
+        for name in (
+            "feature", "missing", "is_difference", "starts_known", "num_categories",
+            "embedding_size",
+        ):  # fmt: skip
             table[name] = layout.inputs[name]
         memory = layout.inputs["memory"]
         table["memory"] = np.where(memory >= 0, memory // 4, -1)

@@ -74,7 +74,8 @@ def transform_input(plan, weights, which, x, tokens, place, memory, stream, out,
     out[_index(target)] = feature - weights[_index(plan[p.VALUES] + 2 * which)]
     if plan[item + p.MISSING] == MISSING_MASK:
         out[_index(target + 1)] = _ONE if is_missing else _ZERO
-    if remembered >= 0:
+    is_none = is_missing and plan[item + p.STARTS_KNOWN] and math.isnan(before)
+    if remembered >= 0 and not is_none:
         memory[_index(stream + remembered)] = value
 
 

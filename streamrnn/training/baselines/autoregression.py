@@ -14,6 +14,7 @@ from streamrnn.training.baselines.target import (
     Prediction,
     Target,
     blocks_of,
+    first_known,
     known_numbers,
     known_whole,
 )
@@ -34,7 +35,7 @@ class Autoregression:
 
     The number of lags is the one with the least error on the validation part; with it, the training
     and the validation part are fitted. A row without a full history is not fitted; where one is
-    predicted, what lies before the stream's first row counts as the mean.
+    predicted, what lies before the first row whose value is known counts as the mean.
     """
 
     name: ClassVar[str] = "autoregression"
@@ -62,7 +63,7 @@ class Autoregression:
             dataset, target, lags, ("train", "validation"), ROWS_TO_FIT
         ):
             fitted.add(rows[before >= lags - 1], truth[before >= lags - 1])
-        return cls(target, fitted.solve()) if fitted.num_rows else None
+        return cls(target, fitted.solve()[:, 0]) if fitted.num_rows else None
 
     def predict(self, stream: Stream, rows: slice) -> Prediction:
         """Predict the target of some rows."""
@@ -87,15 +88,18 @@ def _series(target: Target, stream: Stream, stop: int) -> Doubles:
     source = target.source
     assert source is not None  # fit and from_dict have seen to it
     feature = sum(item.num_features for item in target.spec.inputs[:source])
-    return stream.chunk.features[:stop, 0, feature].astype(np.float64)
+    series = stream.chunk.features[:stop, 0, feature].astype(np.float64)
+    series[: first_known(stream, source)] = 0.0
+    return series
 
 
 def _rows(
     dataset: Dataset, target: Target, lags: int, parts: tuple[str, ...], at_most: int = 0
 ) -> Iterator[tuple[Doubles, Doubles, NDArray[np.int64]]]:
-    """Yield blocks of rows, their targets, [N], and how many rows are before each in its stream.
+    """Yield blocks of rows, their targets, [N], and of each the number of known rows before it.
 
-    A row holds the last values, the newest last, and a one: [N, lags + 1].
+    Known are those from the first value on. A row holds the last values, the newest last, and a
+    one: [N, lags + 1].
     """
     for stream, index, truth in blocks_of(dataset, target, parts, lags + 1, at_most):
         if len(index):
@@ -103,7 +107,8 @@ def _rows(
             series = _series(target, stream, int(index[-1]) + 1)[max(0, first) :]
             padded = np.concatenate([np.zeros(max(0, -first)), series])
             windows = padded[index[:, None] - int(index[0]) + np.arange(lags)]
-            yield np.column_stack([windows, np.ones(len(index))]), truth, index
+            before = index - first_known(stream, target.source)
+            yield np.column_stack([windows, np.ones(len(index))]), truth, before
 
 
 def _choose_lags(dataset: Dataset, target: Target, most: int) -> int:
@@ -121,6 +126,6 @@ def _choose_lags(dataset: Dataset, target: Target, most: int) -> int:
         if np.count_nonzero(own) >= 2 * (lags + 1):
             fitted = LeastSquares(lags + 1)
             fitted.add(rows[own, -lags - 1 :], truth[own])
-            error = new_truth - new_rows[:, -lags - 1 :] @ fitted.solve()
+            error = new_truth - new_rows[:, -lags - 1 :] @ fitted.solve()[:, 0]
             errors[lags] = float(error @ error)
     return min(errors, key=lambda lags: (errors[lags], lags), default=1)

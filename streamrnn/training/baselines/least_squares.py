@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,7 @@ __all__ = ["LeastSquares"]
 Doubles = NDArray[np.float64]
 
 LEAST_ROWS = 4096  # that are worth a decomposition
+RANK = 1e-12  # share of the largest singular value below which one is rounding
 
 
 class LeastSquares:
@@ -34,16 +37,23 @@ class LeastSquares:
         self._triangle = np.asarray(np.linalg.qr(stacked, mode="r"))
         self._waiting, self._num_waiting = [], 0
 
-    def solve(self, ridge: float = 0.0) -> Doubles:
-        """Return the weights, [F], those of the least norm where several fit equally.
+    def solve(self, ridges: Sequence[float] = (0.0,)) -> Doubles:
+        """Return the weights, [F, ridges], those of the least norm where several fit equally.
 
-        ``ridge`` times the sum of their squares is added, but for the last one, a constant's.
+        A ridge times the sum of their squares is added, but for the last one, a constant's. One
+        decomposition serves all ridges.
         """
         self._reduce()
-        rows, target = self._triangle[:, :-1], self._triangle[:, -1]
-        if ridge:
-            num_features = rows.shape[1]
-            penalty = np.sqrt(ridge) * np.eye(num_features)[: num_features - 1]
-            rows = np.vstack([rows, penalty])
-            target = np.concatenate([target, np.zeros(len(penalty))])
-        return np.asarray(np.linalg.lstsq(rows, target, rcond=1e-12)[0])
+        num_features = self._triangle.shape[1] - 1
+        if not self.num_rows:
+            return np.zeros((num_features, len(ridges)))
+        # The constant first: below its row are the other columns and the target without their mean.
+        order = [num_features - 1, *range(num_features - 1), num_features]
+        triangle = np.asarray(np.linalg.qr(self._triangle[:, order], mode="r"))
+        (size, *means, mean), rest = triangle[0].tolist(), triangle[1:]
+        u, s, vt = np.linalg.svd(rest[:, 1:-1], full_matrices=False)
+        known = s > RANK * s.max(initial=0.0)
+        s = np.where(known, s, 1.0)[:, None]
+        factors = np.where(known[:, None], s / (s * s + np.asarray(ridges)), 0.0)
+        weights = vt.T @ (factors * (u.T @ rest[:, -1])[:, None])
+        return np.vstack([weights, (mean - np.array(means) @ weights) / size])

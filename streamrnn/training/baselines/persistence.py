@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.model.spec import InputSpec
 from streamrnn.training.baselines.target import (
     Prediction,
     Target,
     class_values,
+    first_known,
     held_values,
     known_numbers,
 )
@@ -128,6 +130,12 @@ def _last_class(target: Target, stream: Stream, rows: slice) -> NDArray[np.int64
     assert source is not None
     item = target.spec.inputs[source]
     known = held_values(item, stream, source, rows.stop)[rows]
+    classes = _classes(target, item, known)
+    classes[: max(0, first_known(stream, source) - rows.start)] = -1
+    return classes
+
+
+def _classes(target: Target, item: InputSpec, known: Doubles) -> NDArray[np.int64]:
     if item.kind == "numeric" and target.metric == "cross_entropy":  # classes written as numbers
         values = class_values(target)
         return np.searchsorted((values[1:] + values[:-1]) / 2, known + item.origin)

@@ -66,13 +66,13 @@ class LinearRegression:
         fitted = LeastSquares(num_features + 1)
         for rows, truth in _blocks(dataset, target, "train", center, scale, at_most):
             fitted.add(rows, truth)
-        tried = np.column_stack([fitted.solve(ridge) for ridge in RIDGES])
+        tried = fitted.solve(RIDGES)
         errors = np.zeros(len(RIDGES))
         for rows, truth in _blocks(dataset, target, "validation", center, scale, at_most):
             errors += np.sum((rows @ tried - truth[:, None]) ** 2, axis=0)
             fitted.add(rows, truth)
-        weights = fitted.solve(RIDGES[int(errors.argmin())])
-        return cls(target, _of_levels(weights[:, None], center, scale)[:, 0])
+        weights = fitted.solve([RIDGES[int(errors.argmin())]])
+        return cls(target, _of_levels(weights, center, scale)[:, 0])
 
     def predict(self, stream: Stream, rows: slice) -> Prediction:
         """Predict the target of some rows."""

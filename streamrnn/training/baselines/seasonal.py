@@ -11,7 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.training.baselines.target import Prediction, Target, held_values, known_whole
+from streamrnn.training.baselines.target import (
+    Prediction,
+    Target,
+    first_known,
+    held_values,
+    known_whole,
+)
 from streamrnn.training.data.dataset import Dataset, Stream
 
 __all__ = ["Seasonal", "autocorrelation", "find_period"]
@@ -48,7 +54,9 @@ class Seasonal:
         item = dataset.spec.inputs[source]
         period = dataset.config.season or find_period(
             [
-                held_values(item, stream, source, stream.stops[0] + target.horizon)[-MAX_ROWS:]
+                held_values(item, stream, source, stream.stops[0] + target.horizon)[
+                    first_known(stream, source) :
+                ][-MAX_ROWS:]
                 for stream in dataset.streams
                 if stream.stops[0]  # else nothing of it is for training
             ]
@@ -62,7 +70,8 @@ class Seasonal:
         known = held_values(self.target.spec.inputs[source], stream, source, rows.stop)
         back = -self.target.horizon % self.period
         index = np.arange(rows.start, rows.stop)
-        then = np.where(index >= back, index - back, index)
+        is_known = index - back >= first_known(stream, source)
+        then = np.where(is_known, index - back, index)
         return Prediction(self.target.to_network(stream, rows, known[then]))
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from streamrnn.training.data.dataset import Dataset, Stream, current_level
 from streamrnn.training.data.forecasts import forecasts_of
 
 __all__ = [
-    "Baseline", "Prediction", "Target", "blocks_of", "class_values", "held_values",
-    "known_numbers", "known_whole", "targets_of",
+    "Baseline", "Prediction", "Target", "blocks_of", "class_values", "first_known",
+    "held_values", "known_numbers", "known_whole", "targets_of",
 ]  # fmt: skip
 
 Doubles = NDArray[np.float64]
@@ -114,6 +114,13 @@ def targets_of(config: TrainingConfig, spec: ModelSpec) -> tuple[Target, ...]:
         Target(spec.outputs[o].name, column, horizon, metric, o, num_classes, spec, quantile or 0.5)
         for o, (_, column, horizon, quantile) in enumerate(found)
     )
+
+
+def first_known(stream: Stream, source: int | None) -> int:
+    """Return a stream's first row that has a value of an input; all rows if none has."""
+    assert source is not None  # what asks needs the target's past
+    known = ~np.isnan(stream.x[:, source])
+    return int(np.argmax(known)) if known.any() else len(known)
 
 
 def held_values(item: InputSpec, stream: Stream, column: int, stop: int) -> Doubles:

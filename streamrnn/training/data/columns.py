@@ -297,8 +297,9 @@ def numeric_input(
         known = np.concatenate([np.diff(fill_forward(_from_first(v), fill)) for v in series])
     center, scale = _center_and_scale(known)
     return InputSpec(
-        name, difference=difference, center=center, scale=scale, missing=policy, fill=fill
-    )
+        name, difference=difference, center=center, scale=scale, missing=policy, fill=fill,
+        starts_known=difference and policy in ("hold", "mask"),
+    )  # fmt: skip
 
 
 def _from_first(values: Floats) -> Floats:

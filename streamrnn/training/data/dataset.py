@@ -367,6 +367,8 @@ def encode(spec: ModelSpec, x: Floats) -> Chunk:
             values = current_level(item, values)
             if item.difference:
                 values = np.diff(values, prepend=values[:1])
+                if item.starts_known:
+                    values[1:][~np.logical_or.accumulate(~missing)[:-1]] = 0.0
             features[:, 0, start] = (values - np.float32(item.center)) / np.float32(item.scale)
             if item.missing == "mask":
                 features[:, 0, start + 1] = missing

@@ -298,8 +298,7 @@ def test_rows_before_the_first_value_of_a_target_learned_as_changes_are_not_judg
     path = write_csv(late, y=cells[40:], x=np.arange(40, 300) % 7)
     assert whole["comparison"]["y+1"]["num_targets"] == 259
     for name, errors in evaluate_file(model, path)["baselines"].items():
-        if name != "autoregression":  # which remembers what stood for the missing ones
-            assert whole["baselines"][name]["y+1"] == pytest.approx(errors["y+1"], rel=1e-6)
+        assert whole["baselines"][name]["y+1"] == pytest.approx(errors["y+1"], rel=1e-6)
 
 
 def test_inspect_shows_no_escape_sequence_of_a_report(trained, tmp_path, capsys):

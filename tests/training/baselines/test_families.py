@@ -373,3 +373,67 @@ def test_what_the_network_does_not_see_has_no_persistence(tmp_path):
     [names] = baselines_to_dict(fit_baselines(hidden)).values()
     assert set(names) == {"constant", "linear"}
     assert fit_baselines(dataset_of(path, predict=("y",), horizon=0)).keys() == {"y"}
+
+
+@pytest.mark.parametrize("difference", [(), ("y",)])
+def test_an_autoregression_learns_nothing_of_what_stands_for_values_before_the_first(
+    tmp_path, monkeypatch, difference
+):
+    """Where a stream begins late its weights are those of the known rows, by NumPy alone."""
+    lags = 5
+    rng = np.random.default_rng(4)
+    y = 50 + np.cumsum(rng.normal(size=400) - 0.02 * np.arange(400) % 3).astype(np.float32)
+    y = y.astype(np.float64)
+    cells = ["" if t < 40 else repr(float(value)) for t, value in enumerate(y)]
+    path = write_csv(tmp_path, y=cells, t=range(400))
+    dataset = dataset_of(path, predict=("y",), inputs=("y",), difference=difference)
+    monkeypatch.setattr(autoregression, "_choose_lags", lambda *_: lags)
+    target = targets_of(dataset.config, dataset.spec)[0]
+    baseline = Autoregression.fit(dataset, target)
+    series = np.concatenate([[0.0], np.diff(y[40:])]) if difference else y[40:]
+    item = dataset.spec.inputs[0]
+    series = (series - item.center) / item.scale
+    output = dataset.spec.outputs[0]
+    truth = y[41:320] - (y[40:319] if difference else 0.0)
+    truth = (truth - output.center) / output.scale
+    rows = [[*series[t - lags + 1 : t + 1], 1.0] for t in range(lags - 1, 279)]
+    expected = np.linalg.lstsq(rows, truth[lags - 1 :], rcond=None)[0]
+    assert baseline is not None
+    np.testing.assert_allclose(baseline.weights, expected, rtol=1e-4, atol=1e-5)
+    # Before the first value there is the mean, as before the first row of a stream.
+    found = baseline.predict(dataset.streams[0], slice(40, 50)).values
+    padded = np.concatenate([np.zeros(lags - 1), series])
+    for t in range(10):
+        expected = padded[t : t + lags] @ baseline.weights[:-1] + baseline.weights[-1]
+        assert found[t] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_the_lags_are_chosen_by_full_histories_alone(tmp_path):
+    """A late stream's gap is no history: with it, many lags would seem to need little."""
+    y = noisy_sine(300)
+    cells = ["" if t < 150 else f"{value:.6f}" for t, value in enumerate(y)]
+    late = dataset_of(write_csv(tmp_path, y=cells), predict=("y",), difference=())
+    target = targets_of(late.config, late.spec)[0]
+    blocks = list(autoregression._rows(late, target, 9, ("train", "validation")))
+    assert np.concatenate([before for _, _, before in blocks]).tolist() == list(range(-1, 89))
+
+
+def test_a_class_before_the_first_known_one_is_unknown(tmp_path):
+    rng = np.random.default_rng(5)
+    on = (rng.random(200) < 0.7).astype(int)
+    cells = ["" if t < 12 else str(value) for t, value in enumerate(on)]
+    dataset = dataset_of(write_csv(tmp_path, on=cells), predict=("on",))
+    target = targets_of(dataset.config, dataset.spec)[0]
+    baseline = ClassPersistence.fit(dataset, target)
+    assert baseline is not None
+    log_p = baseline.predict(dataset.streams[0], slice(0, 14)).values
+    np.testing.assert_allclose(log_p[:12], np.tile(np.log(baseline.leave), (12, 1)))
+    assert log_p[12, on[12]] == pytest.approx(np.log(baseline.stay[on[12]]))
+
+
+def test_a_period_is_looked_for_from_the_first_known_value_on(tmp_path):
+    rng = np.random.default_rng(6)
+    y = np.tile(rng.normal(size=7), 40) + 0.1 * rng.normal(size=280)
+    cells = ["" if t < 90 else f"{value + 1000:.6f}" for t, value in enumerate(y)]
+    dataset = dataset_of(write_csv(tmp_path, y=cells), predict=("y",))
+    assert errors_of(dataset, Seasonal)[1].period == 7
