@@ -32,7 +32,7 @@ COMPILED = {
         "|tests/training/data/test_(categories|forecasts|origin)"
     ),
     "shard": re.compile(
-        "tests/(bench|engine|faults|fuzz|process|security|server|shard)/|tests/client/real_server/"
+        "tests/(bench|engine|faults|fuzz|monitor|process|security|server|shard)/|tests/client/real_server/"
         "|tests/(project/test_examples|simulation/test_crash|training/test_commands)"
         "|tests/state/test_(leftovers|release_1|replay)|tests/vectors/test_server"
     ),

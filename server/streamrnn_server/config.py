@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
-import itertools
 import os
 import re
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from streamrnn.errors import StartError
 from streamrnn.kernels.precisions import DEVICE_PRECISIONS
@@ -28,15 +24,15 @@ __all__ = [
     "MAX_USER_NAME_BYTES",
     "Endpoint",
     "ServerConfig",
-    "add_options",
-    "config_of",
     "format_bytes",
     "parse_bytes",
     "parse_endpoint",
+    "parse_metrics_address",
 ]
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)([KMGTkmgt]?)")
 _ENDPOINT = re.compile(r"tcp://(\[[^\]]+\]|[^:/]+):(\d+|\*)")
+_METRICS_ADDRESS = re.compile(r"(?:(\[[^\]]+\]|[^:/\[\]]+):)?(\d+)")
 _MAX_SHARDS = 64
 DEVICES = ("cpu", "cuda", "auto")
 _ANY_IPV4 = ipaddress.IPv4Address(0)
@@ -115,8 +111,17 @@ def parse_endpoint(text: str, option: str) -> Endpoint:
     return Endpoint(match[1], port)
 
 
-def _parse_advertised(text: str, option: str) -> Endpoint | None:
-    return parse_endpoint(text, option) if text else None
+def parse_metrics_address(text: str, option: str) -> Endpoint | None:
+    """Read ``PORT``, of this machine alone, or ``HOST:PORT``; None for an empty text."""
+    if not text:
+        return None
+    match = _METRICS_ADDRESS.fullmatch(text)
+    if match is None or int(match[2]) > 65535:
+        raise StartError(
+            f"{option} {text!r} is no address; it must be a port of this machine, like 9464, or "
+            "HOST:PORT"
+        )
+    return Endpoint(match[1] or "127.0.0.1", int(match[2]))
 
 
 def parse_bytes(text: str, option: str) -> int:
@@ -171,6 +176,7 @@ class ServerConfig:
     user_share: int = 50
     user_disk_bytes: int = 0  # 0: the share of the disk
     insecure: bool = False
+    metrics: Endpoint | None = None
     # Without an option:
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES  # far larger requests cut the connection
     max_in_flight: int = 2 * MAX_BATCH  # replies of one client; those beyond are dropped, counted
@@ -269,161 +275,3 @@ class ServerConfig:
     def max_streams_of_a_user(self) -> int:
         """The most streams of one user in one shard's memory."""
         return max(self.max_streams_of_a_shard * self.user_share // 100, 1)
-
-
-class _Option:
-    """An option of ``streamrnn serve``; ``settings`` are those of `ArgumentParser.add_argument`."""
-
-    def __init__(
-        self,
-        flag: str,
-        help: str,
-        parse: Callable[[str, str], Any] | None = None,  # after argparse; StartError if it is wrong
-        **settings: Any,
-    ) -> None:
-        self.flag, self.parse = flag, parse
-        self.settings = {"help": help, **settings}
-
-
-# Field of `ServerConfig` -> what sets it.
-_OPTIONS = {
-    "bind": _Option(
-        "--bind",
-        "where to listen (%(default)s); port 0 lets the system choose",
-        parse_endpoint,
-        metavar="ADDRESS",
-    ),
-    "advertise": _Option(
-        "--advertise",
-        "where clients find the server, if they see it elsewhere (NAT, containers)",
-        _parse_advertised,
-        metavar="ADDRESS",
-    ),
-    "num_shards": _Option(
-        "--shards",
-        "threads, each with a port of its own, counted up (%(default)s)",
-        type=int,
-        metavar="N",
-    ),
-    "precision": _Option(
-        "--precision",
-        "how the CPU stores weights: float32, bfloat16, int8 ('streamrnn inspect --precision' "
-        "says what fewer bits cost a model); how a GPU rounds what it multiplies: float32, tf32, "
-        "bfloat16, or int8 weights as the CPU's (%(default)s)",
-        choices=tuple(dict.fromkeys(itertools.chain(*DEVICE_PRECISIONS.values()))),
-    ),
-    "device": _Option(
-        "--device",
-        "what computes the steps (%(default)s); auto: what a short measurement finds faster",
-        choices=DEVICES,
-    ),
-    "max_streams": _Option(
-        "--max-streams",
-        "most streams open at once (%(default)s); takes memory only for those that are, "
-        "but a GPU's for all of them",
-        type=int,
-        metavar="N",
-    ),
-    "memory_budget_bytes": _Option(
-        "--memory-budget",
-        "most memory for streams, like 2G or 512M (half of the machine's or container's); "
-        "when it is reached, streams that rest and are on disk make way, or new ones are told busy",
-        parse_bytes,
-        metavar="BYTES",
-    ),
-    "idle_limit_s": _Option(
-        "--idle-limit",
-        "let go of streams that were idle for so many seconds (0: never); with --state-dir "
-        "they come back from disk, without it they are closed",
-        type=int,
-        metavar="S",
-    ),
-    "state_dir": _Option(
-        "--state-dir",
-        "keep streams on disk (docs/STATE.md)",
-        type=Path,
-        metavar="DIR",
-    ),
-    "durability": _Option(
-        "--durability",
-        "checkpoint: changed streams every --checkpoint-interval (the default with "
-        "--state-dir); always: every step before its reply; none",
-        choices=DURABILITIES,
-    ),
-    "checkpoint_interval_s": _Option(
-        "--checkpoint-interval",
-        "how often changed streams are written (%(default)s)",
-        type=float,
-        metavar="S",
-    ),
-    "time_to_live_s": _Option(
-        "--time-to-live",
-        "forget streams that nobody has used for so many seconds of serving (0: never)",
-        type=int,
-        metavar="S",
-    ),
-    "curve_secret_key": _Option(
-        "--curve-secret-key",
-        "this server's NAME.key_secret: connections are encrypted and need keys ('streamrnn keys')",
-        type=Path,
-        metavar="FILE",
-    ),
-    "curve_clients": _Option(
-        "--curve-clients",
-        "the clients' public keys, USER.key each (or one such file); a stream belongs to the "
-        "user who opened it",
-        type=Path,
-        metavar="DIR",
-    ),
-    "admins": _Option(
-        "--admin",
-        "a user who may see the totals of all users by 'streamrnn status' (again for each)",
-        action="append",
-        metavar="USER",
-    ),
-    "user_share": _Option(
-        "--user-share",
-        "percent of --max-streams, of calls that Python answers, and of the state directory's disk "
-        "that one user may take (%(default)s)",
-        type=int,
-        metavar="PERCENT",
-    ),
-    "user_disk_bytes": _Option(
-        "--user-disk",
-        "most bytes that one user's streams and snapshots may take in the state directory, like "
-        "10G (--user-share of its disk)",
-        parse_bytes,
-        metavar="BYTES",
-    ),
-    "insecure": _Option(
-        "--insecure",
-        "bind an address that other machines can reach, without keys",
-        action="store_true",
-    ),
-}
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that set a `ServerConfig` to a command's parser."""
-    defaults = vars(ServerConfig())
-    # Not shown: they depend on the machine and on other options.
-    for name in ("memory_budget_bytes", "durability", "user_disk_bytes", "admins"):
-        defaults[name] = None
-    for name, option in _OPTIONS.items():
-        parser.add_argument(option.flag, dest=name, default=defaults[name], **option.settings)
-
-
-def config_of(args: argparse.Namespace) -> ServerConfig:
-    """Return what the options of `add_options` say; StartError if it makes no sense."""
-    values = {}
-    for name, option in _OPTIONS.items():
-        value = getattr(args, name)
-        if option.parse is not None and isinstance(value, str):
-            value = option.parse(value, option.flag)
-        elif isinstance(value, list):
-            value = tuple(value)
-        if value is not None:
-            values[name] = value
-    if args.state_dir is not None:
-        values.setdefault("durability", "checkpoint")
-    return ServerConfig(**values)

@@ -7,7 +7,6 @@ import ctypes
 import errno
 import math
 import os
-import resource
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -21,13 +20,15 @@ from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.model import Model
 from streamrnn_server.access.auth import Guard
 from streamrnn_server.config import Endpoint, ServerConfig
-from streamrnn_server.control.connections import Connections
+from streamrnn_server.control.connections import Connections, raise_file_limit
 from streamrnn_server.control.dispatcher import Control
 from streamrnn_server.control.memory_watch import MemoryWatch
 from streamrnn_server.control.messages import command, parse_ask
 from streamrnn_server.control.turns import Turns
 from streamrnn_server.device import choose_device
 from streamrnn_server.event_log import EventLog
+from streamrnn_server.monitor.health import Health
+from streamrnn_server.monitor.monitor import Monitor
 from streamrnn_server.shard.gpu.loop import GpuShard, make_devices, max_batch_rows
 from streamrnn_server.shard.loop import serve
 from streamrnn_server.shard.setup import ShardMemory
@@ -38,9 +39,8 @@ from streamrnn_server.worker import Worker
 
 __all__ = ["Server"]
 
-_WANTED_FILES = 65_536
-_FEW_FILES = 4096  # fewer are worth a warning
 _TELL_EVERY_S = 10.0
+_PING = 255  # what wakes `run` to look that the shards are alive; no signal has this number
 _DEAD_AFTER_MS = 30_000  # a peer that acknowledges nothing, or takes nothing
 _LINGER_MS = 1_000
 _LOOK_EVERY_S = 0.005  # for what else has come, while much is asked
@@ -71,6 +71,8 @@ class Server:
         Python's part.
     device : str
         What computes the steps: ``cpu`` or ``cuda``.
+    metrics_url : str
+        Where metrics are; empty if they are not asked for.
     compile_s : float
         Time that compiling took, or loading what was compiled before.
 
@@ -87,7 +89,7 @@ class Server:
         self._config, self._log = config, log
         self.device = choose_device(models, config, log)
         self.compile_s = compile_all(log, config.precision, self.device)
-        _raise_file_limit(log)
+        raise_file_limit(log)
         # libzmq numbers clients that have no id from a number of this generator on.
         ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "little"))
         self._context = zmq.Context(io_threads=config.num_shards)
@@ -102,7 +104,12 @@ class Server:
         self._failure: StreamRNNError | None = None
         self._guard: Guard | None = None
         self._connections = Connections(self._context, log)
+        self._monitor: Monitor | None = None
+        self._pinged = self._heard = 0  # numbers: what `run` shall pass on, and what it has
+        self._is_stopping = False
         try:
+            if config.metrics is not None:
+                self._monitor = Monitor(config.metrics, log)
             if config.curve_secret_key is not None and config.curve_clients is not None:
                 args = (self._context, config.curve_secret_key, config.curve_clients, log)
                 self._guard = Guard(*args)
@@ -181,8 +188,42 @@ class Server:
         if self._disk is not None:
             self._disk.start(self._fail)
         for k, loop in enumerate(loops):
-            self._shards.append(Worker(f"shard-{k}", loop))
+            self._shards.append(Worker(f"shard-{k}", loop, patience_s=math.inf))
             self._shards[k].start(self._fail)
+        if self._monitor is not None:
+            health = Health(self._ping, self._heard_by, self._workers)
+            self._monitor.start(
+                self.control, self._disk, health, lambda: self._is_stopping, self._fail
+            )
+
+    @property
+    def metrics_url(self) -> str:
+        """Where metrics are; empty if they are not asked for."""
+        return "" if self._monitor is None else self._monitor.url
+
+    def _ping(self, number: int) -> None:
+        """Ask `run`, and by it all shards, to say that they have heard a number."""
+        self._pinged = number
+        with contextlib.suppress(OSError):
+            self._wake.send(bytes([_PING]))
+
+    def _heard_by(self) -> dict[str, int]:
+        """Return the last number that each thread has heard; none once they end."""
+        if self._is_stopping:
+            return {}
+        beats = [int(each.struct["heartbeat"]) for each in self.control.shards]
+        return {"control": self._heard} | {f"shard-{k}": beat for k, beat in enumerate(beats)}
+
+    def _workers(self) -> list[Worker]:
+        """Return the threads of Python's, and those of shards, unless they end."""
+        if self._is_stopping:
+            return []
+        workers = [*self._shards, self._connections.worker]
+        if self._guard is not None:
+            workers.append(self._guard.worker)
+        if self._disk is not None:
+            workers += [self._disk.saver.worker, *(each.worker for each in self._disk.journals)]
+        return workers
 
     def _make_router(self, endpoint: Endpoint) -> zmq.Socket[bytes]:
         config, numeric = self._config, endpoint.numeric()
@@ -285,9 +326,8 @@ class Server:
             ready = dict(poller.poll(math.ceil(timeout_s * 1e3)))
             if self._failure is not None:
                 raise self._failure
-            if self._woken.fileno() in ready:
-                self._woken.recv(4096)  # and is listened to further on: a thread may fail yet
-            if self._woken.fileno() in ready and stop_at_s == math.inf:
+            if self._woken.fileno() in ready and self._take_wakes() and stop_at_s == math.inf:
+                self._is_stopping = True
                 stop_at_s = time.monotonic() + _ANSWER_WITHIN_S
                 self._log.write("info", "stopping: answering what has arrived")
                 for pair in self._pairs:
@@ -308,6 +348,15 @@ class Server:
             worker.join()
         if self._disk is not None:
             self._disk.close()
+
+    def _take_wakes(self) -> bool:
+        """Pass pings on to the shards; return whether anything else came: to stop."""
+        wakes = self._woken.recv(4096)  # listened to after a stop too: a thread may fail yet
+        if _PING in wakes and not self._is_stopping:
+            self._heard = number = self._pinged
+            for pair in self._pairs:
+                pair.send_multipart(command(CommandKind.PING, {"seq": number}))
+        return bool(wakes.strip(bytes([_PING])))
 
     def _take_asks(self, shard: int, pair: zmq.Socket[bytes]) -> bool:
         """Take what one shard asks; False once it has no more."""
@@ -364,24 +413,10 @@ class Server:
         for each in self._sockets:
             each.close(linger_ms)
         self._connections.stop()
+        if self._monitor is not None:
+            self._monitor.stop()
         if self._guard is not None:
             self._guard.stop()
         self._context.term()
         self._woken.close()
         self._wake.close()
-
-
-def _raise_file_limit(log: EventLog) -> None:
-    """Allow as many connections as the system lets us, up to some tens of thousands."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, _WANTED_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = wanted
-    if soft != resource.RLIM_INFINITY and soft < _FEW_FILES:
-        log.write(
-            "warning",
-            "few open files are allowed: beyond them, new connections are cut",
-            max_open_files=soft,
-            process=os.getpid(),
-        )

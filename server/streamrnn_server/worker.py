@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 
-__all__ = ["OnFailure", "Worker"]
+__all__ = ["DISK_PATIENCE_S", "OnFailure", "Worker"]
+
+_PATIENCE_S = 5.0
+DISK_PATIENCE_S = 60.0  # of a thread that may wait for a disk
 
 OnFailure = Callable[[str, BaseException], None]  # takes the thread's name
 
@@ -19,16 +23,32 @@ class Worker:
     name : str
     work : callable
         What it does; it returns when the thread is to end.
+    patience_s : float
+        After so long without a `beat` it is stuck.
     """
 
-    def __init__(self, name: str, work: Callable[[], None]) -> None:
-        self._work = work
+    def __init__(
+        self, name: str, work: Callable[[], None], patience_s: float = _PATIENCE_S
+    ) -> None:
+        self.name = name
+        self._work, self._patience_s = work, patience_s
+        self._beat_at_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self, on_failure: OnFailure) -> None:
         """Begin; ``on_failure`` is called if the thread ends by an exception."""
         self._on_failure = on_failure
+        self.beat()
         self._thread.start()
+
+    def beat(self) -> None:
+        """Note that the thread moves; called by itself, again and again."""
+        self._beat_at_s = time.monotonic()
+
+    def is_stuck(self) -> bool:
+        """Tell whether the thread has not moved for too long, or has ended."""
+        is_late = time.monotonic() - self._beat_at_s > self._patience_s
+        return self.has_begun and (is_late or not self._thread.is_alive())
 
     @property
     def has_begun(self) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 from streamrnn_client import Client
 from streamrnn_server.commands import status
+from streamrnn_server.monitor.health import trouble
 from streamrnn_server.testing import serving
 from tests.support.models import random_model
 from tests.support.program import TIMEOUT_S, DurableProgram, streamrnn
@@ -95,7 +96,7 @@ def test_an_ascii_terminal_and_a_name_that_moves_the_cursor_are_no_trouble(model
     ],
 )
 def test_what_counts_as_wrong(stats, wrong):
-    assert status._wrong(stats) == wrong
+    assert trouble(stats) == wrong
 
 
 def test_the_line_of_the_disk_tells_the_last_commit_and_what_is_not_on_it():

@@ -43,12 +43,12 @@ class Guard:
         self.keys, self._log = ClientKeys(clients, log), log
         self._socket = context.socket(zmq.REP)
         self._woken, self._wake = socket.socketpair()
-        self._worker = Worker("keys", self._serve)
+        self.worker = Worker("keys", self._serve)
 
     def start(self, on_failure: OnFailure) -> None:
         """Begin; ``on_failure`` is called if the thread ends by an exception."""
         self._socket.bind(_ZAP_ENDPOINT)
-        self._worker.start(on_failure)
+        self.worker.start(on_failure)
 
     def protect(self, socket: zmq.Socket[Any]) -> None:
         """Let a socket take clients with keys only."""
@@ -61,7 +61,7 @@ class Guard:
     def stop(self) -> None:
         """End the thread."""
         self._wake.send(b"\0")
-        self._worker.join()
+        self.worker.join()
         self._socket.close(0)
         self._wake.close()
         self._woken.close()
@@ -73,6 +73,7 @@ class Guard:
         rested_at_s = 0.0
         while True:
             ready = dict(poller.poll(_REFRESH_MS))
+            self.worker.beat()
             if self._woken.fileno() in ready:
                 return
             began_s = time.monotonic()

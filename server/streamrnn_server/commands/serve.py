@@ -17,8 +17,9 @@ from pathlib import Path
 from types import FrameType
 
 from streamrnn.errors import StartError, StreamRNNError
-from streamrnn_server.config import ServerConfig, add_options, config_of
+from streamrnn_server.config import ServerConfig
 from streamrnn_server.event_log import FORMATS, LEVELS, EventLog, UnbufferedFile
+from streamrnn_server.options import add_options, config_of
 from streamrnn_server.storage.malloc import keep_freed_memory
 from streamrnn_server.supervisor import Supervisor, fixed_port, supervised
 
@@ -96,6 +97,7 @@ def _serve(
         "durability": config.durability,
         "precision": config.precision,
         "device": server.device,
+        "metrics": server.metrics_url or None,
     }
     try:
         if args.ready_file is not None:
@@ -112,7 +114,9 @@ def _serve(
         f"({how}, {passed_s:.1f} s)",
         log,
     )
-    log.write("info", "ready", endpoints=" ".join(server.endpoints), models=names, pid=os.getpid())
+    seen = {"metrics": server.metrics_url} if server.metrics_url else {}
+    endpoints = " ".join(server.endpoints)
+    log.write("info", "ready", endpoints=endpoints, models=names, pid=os.getpid(), **seen)
     try:
         server.run()
     except BaseException as error:

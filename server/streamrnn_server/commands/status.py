@@ -11,10 +11,9 @@ from streamrnn.commands.printable import printable
 from streamrnn_client import Client
 from streamrnn_client.protocol import DEFAULT_PORT
 from streamrnn_server.config import format_bytes
+from streamrnn_server.monitor.health import trouble
 
 __all__ = ["configure", "run"]
-
-_MAX_COMMIT_S = 10.0  # a disk that takes longer is in trouble
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,17 +43,7 @@ def run(args: argparse.Namespace) -> int:
     with Client(args.address, curve_key=args.curve_key, server_key=args.server_key) as client:
         stats = client.stats()
     print(json.dumps(stats) if args.json else "\n".join(map(printable, _lines(stats))))
-    return 1 if _wrong(stats) else 0
-
-
-def _wrong(stats: dict[str, Any]) -> list[str]:
-    """Say what is wrong now; counters tell of what is over."""
-    if stats.get("read_only") is not None:
-        return [f"the disk cannot be written: {stats['read_only']}"]
-    commit_s = stats.get("commit_under_way_s") or 0.0
-    if commit_s > _MAX_COMMIT_S:
-        return [f"the disk has not answered for {commit_s:.0f} s"]
-    return []
+    return 1 if trouble(stats) else 0
 
 
 def _lines(stats: dict[str, Any]) -> list[str]:
@@ -94,11 +83,11 @@ def _lines(stats: dict[str, Any]) -> list[str]:
         if name.startswith(("num_errors", "num_dropped", "num_calls_ref", "num_too", "num_extra"))
         or name in ("num_quarantined", "num_refused_for_room", "num_connections_cut")
     }
-    trouble = [
-        *_wrong(stats),
+    now_and_before = [
+        *trouble(stats),
         *(f"{name} {number:,}" for name, number in since_start.items() if number),
     ]
-    lines.append(f"trouble     {', '.join(trouble) or 'none'}")
+    lines.append(f"trouble     {', '.join(now_and_before) or 'none'}")
     return lines
 
 
@@ -114,7 +103,7 @@ def _lines_of_user(stats: dict[str, Any]) -> list[str]:
         f"user        {stats['user']}",
         f"streams     {stats['num_streams']:,} in memory of at most {stats['max_streams']:,}",
         *on_disk,
-        f"trouble     {', '.join(_wrong(stats)) or 'none'}",
+        f"trouble     {', '.join(trouble(stats)) or 'none'}",
     ]
 
 

@@ -23,9 +23,11 @@ from streamrnn_server.control.memory_watch import LOOK_EVERY_MS, MemoryWatch, re
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.worker import OnFailure, Worker
 
-__all__ = ["Connections"]
+__all__ = ["Connections", "raise_file_limit"]
 
-_SPARE_FILES = 32  # for the state, keys, and what Python opens
+_WANTED_FILES = 65_536
+_FEW_FILES = 4096  # fewer are worth a warning
+_SPARE_FILES = 48  # for the state, keys, metrics, and what Python opens
 _SAY_EVERY_S = 60.0
 _COUNT_EVERY_S = 1.0
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: nothing is kept of the connection
@@ -65,7 +67,7 @@ class Connections:
         self._end, self._ended = (context.socket(zmq.PAIR) for _ in range(2))
         self._ended.bind("inproc://connections-end")
         self._end.connect("inproc://connections-end")
-        self._worker = Worker("connections", self._serve)
+        self.worker = Worker("connections", self._serve)
 
     @property
     def num_open(self) -> int:
@@ -88,13 +90,13 @@ class Connections:
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         used = len(os.listdir("/dev/fd"))
         self.max_connections = max(1, most - used - _SPARE_FILES)
-        self._worker.start(on_failure)
+        self.worker.start(on_failure)
 
     def stop(self) -> None:
         """End, when the routers have been closed."""
-        if self._worker.has_begun:
+        if self.worker.has_begun:
             self._end.send(b"")
-            self._worker.join()
+            self.worker.join()
             self._memory.close()
         for each in (*self._monitors, self._end, self._ended):
             each.close(0)
@@ -109,6 +111,7 @@ class Connections:
                     return
                 self._take(parse_monitor_message(each.recv_multipart()))
             self._look_at_memory()
+            self.worker.beat()
 
     def _take(self, told: Any) -> None:
         """Note that a connection has come or gone."""
@@ -180,3 +183,19 @@ def _reset(one: socket.socket) -> bool:
 def _is_connected(one: socket.socket) -> bool:
     one.getpeername()
     return True
+
+
+def raise_file_limit(log: EventLog) -> None:
+    """Allow as many connections as the system lets us, up to some tens of thousands."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, _WANTED_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    if soft != resource.RLIM_INFINITY and soft < _FEW_FILES:
+        log.write(
+            "warning",
+            "few open files are allowed: beyond them, new connections are cut",
+            max_open_files=soft,
+            process=os.getpid(),
+        )

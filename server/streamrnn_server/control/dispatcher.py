@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from streamrnn import __version__
 from streamrnn.kernels.cpu.program import Program
@@ -31,15 +30,23 @@ from streamrnn_client.protocol import (
     error_reply,
 )
 from streamrnn_server.config import ServerConfig
+from streamrnn_server.control.busiest import busiest_streams
 from streamrnn_server.control.connections import Connections
 from streamrnn_server.control.error_text import word_error, word_items
 from streamrnn_server.control.messages import Ask, Caller, Order, command
 from streamrnn_server.control.state_methods import StateMethods
 from streamrnn_server.control.stats import (
+    OTHER_METHOD,
     ShardView,
+    all_times,
+    batch_totals,
+    checkpoint_lag_s,
+    errors_by_code,
     latency_us,
+    memory_parts,
     num_not_on_disk,
     shard_stats,
+    times_us,
     total_counters,
 )
 from streamrnn_server.event_log import EventLog
@@ -50,6 +57,15 @@ from streamrnn_server.storage.state_dir import StateDir, served_models, template
 
 __all__ = ["Control"]
 
+# What `stats` adds up of all shards beside their counters.
+_GAUGES = (
+    "num_streams",
+    "num_ready",
+    "num_requests_in_flight",
+    "memory_used_bytes",
+    "unread_bytes",
+    "asked_bytes",
+)
 _MAX_SHOWN = 128  # characters of a name that came from outside
 
 
@@ -60,8 +76,16 @@ class Control:
     ----------
     instance : str
         Tells this start of the server from every other.
+    build_info : dict of str to str
+        What serves, and how.
+    model_names : list of str
+        Those that are served, in order.
     num_too_broken : int
         Number of messages that could not even be answered.
+    num_calls : Counter of str
+        How many calls came here, by method.
+    num_errors : Counter of (str, str)
+        How many of them ended with an error here, by method and code.
     shards : list of ShardView
         Whose numbers `stats` tells; filled by the server.
     """
@@ -80,9 +104,12 @@ class Control:
     ) -> None:
         self.instance = secrets.token_hex(8)
         self.num_too_broken = 0
+        self.num_calls: Counter[str] = Counter()
+        self.num_errors: Counter[tuple[str, str]] = Counter()
         self.shards: list[ShardView] = []
         self._config = config
         self._models = dict(models)
+        self.model_names = list(models)
         self._row_bytes = {name: program.row_bytes for name, program in programs.items()}
         self._specs = [(name, model.spec) for name, model in models.items()]
         self._arithmetic, self._device = all_arithmetics(arithmetics.values()), device
@@ -91,6 +118,13 @@ class Control:
         self._disk = disk
         self._connections = connections
         self._usage = None if disk is None else disk.usage
+        self.build_info = {
+            "version": __version__,
+            "arithmetic": self._arithmetic,
+            "precision": config.precision,
+            "device": device,
+            "durability": config.durability,
+        }
         self._started_s = time.monotonic()
         self._methods: dict[str, Callable[[Caller], Any]] = {
             "hello": lambda _: self._hello(),
@@ -161,8 +195,13 @@ class Control:
         if ask.msgid < 0:
             self.num_too_broken += 1
             return []
+        self._count_error(OTHER_METHOD, ErrorCode.INTERNAL)
         payload = encode_error(ask.msgid, error_reply(ErrorCode.INTERNAL))
         return self._state_methods.deliver(Caller(shard, ask.identity, ask.msgid), payload)
+
+    def _count_error(self, method: str, code: ErrorCode | str) -> None:
+        name = code.wire if isinstance(code, ErrorCode) else code
+        self.num_errors[method, name] += 1
 
     def _user(self, shard: int, ask: Ask) -> str:
         return self.shards[shard].user(ask.owner)
@@ -217,8 +256,11 @@ class Control:
             if error.msgid is None:
                 self.num_too_broken += 1
                 return []
+            self.num_calls[OTHER_METHOD] += 1
+            self._count_error(OTHER_METHOD, error.code)
             return self._state_methods.deliver(caller, encode_error(error.msgid, error.reply()))
         caller = caller._replace(msgid=request.msgid)
+        self.num_calls[request.method] += 1
         try:
             if isinstance(request.call, OpenWithStateRequest):
                 return self._state_methods.open_with_state(caller, request.call)
@@ -227,14 +269,17 @@ class Control:
             if request.method in self._methods:
                 reply = encode_response(request.msgid, self._methods[request.method](caller))
             else:
-                reply = encode_error(request.msgid, self._refusal(request))
+                refusal = self._refusal(request)
+                self._count_error(request.method, refusal[0])
+                reply = encode_error(request.msgid, refusal)
         except ProtocolError as error:
+            self._count_error(request.method, error.code)
             reply = encode_error(request.msgid, error.reply())
         return self._state_methods.deliver(caller, reply)
 
     def _refusal(self, request: Request) -> list[Any]:
         """Say why a well-formed request is not served."""
-        call, names = request.call, list(self._models)
+        call, names = request.call, self.model_names
         if isinstance(call, ColdRequest):
             return error_reply(ErrorCode.NOT_SUPPORTED)
         if isinstance(call, OpenRequest) and call.model is not None:
@@ -266,7 +311,7 @@ class Control:
             "max_in_flight": config.max_in_flight,
             "max_batch": MAX_BATCH,
             "features": list(FEATURES),
-            "models": list(self._models),
+            "models": self.model_names,
         }
 
     def _list_models(self) -> list[dict[str, Any]]:
@@ -286,7 +331,7 @@ class Control:
         """Return the totals to who may see them, and to a user what is his own."""
         config = self._config
         if not config.has_users or user in config.admins:
-            return self.stats()
+            return self.stats() | {"busiest": busiest_streams(self.shards, self.model_names)}
         usage = {}
         if self._usage is not None:
             usage["num_bytes_on_disk"] = self._usage.num_bytes(user)
@@ -309,6 +354,7 @@ class Control:
         return {
             **self._disk.stats(),
             "num_not_on_disk": num_not_on_disk(self.shards),
+            "checkpoint_lag_s": checkpoint_lag_s(self.shards),
         }
 
     def _connection_stats(self) -> dict[str, Any]:
@@ -335,6 +381,14 @@ class Control:
         counters = total_counters(self.shards)
         counters["num_too_broken_to_answer"] += self.num_too_broken
         counters["num_dropped_log_lines"] = self._log.num_dropped
+        times = all_times(self.shards)
+        errors = Counter(errors_by_code(self.shards))
+        for (_, code), number in self.num_errors.copy().items():
+            errors[code] += number
+        shards = [
+            shard_stats(shard, endpoint)
+            for shard, endpoint in zip(self.shards, self._endpoints, strict=True)
+        ]
         return {
             "server": __version__,
             "instance": self.instance,
@@ -343,20 +397,21 @@ class Control:
             "durability": self._config.durability,
             **self._disk_stats(),
             "max_streams": self._config.max_streams,
-            "num_streams": sum(int(shard.struct["num_streams"]) for shard in self.shards),
+            **{name: sum(each[name] for each in shards) for name in _GAUGES},
             **self._connection_stats(),
             "memory_budget_bytes": self._config.memory_budget_bytes,
-            "memory_used_bytes": self.memory_used_bytes(),
+            "memory_parts_bytes": memory_parts(self.shards),
             **counters,
             "num_errors_internal": self._log.num_faults,
-            "latency_us": latency_us(
-                np.sum([shard.struct["latencies"] for shard in self.shards], axis=0)
-            ),
+            "errors": dict(errors),
+            "calls": dict(self.num_calls),
+            "latency_us": latency_us(times),
+            "times_us": times_us(times),
             "models": {
-                name: sum(shard.num_open()[name] for shard in self.shards) for name in self._models
+                name: sum(each["num_open"][name] for each in shards) for name in self._models
             },
-            "shards": [
-                shard_stats(shard, endpoint)
-                for shard, endpoint in zip(self.shards, self._endpoints, strict=True)
-            ],
+            "steps": dict(
+                zip(self._models, batch_totals(self.shards).num_steps.tolist(), strict=True)
+            ),
+            "shards": shards,
         }

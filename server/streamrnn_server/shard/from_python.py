@@ -16,6 +16,7 @@ from streamrnn_server.shard.requests.request import (
     Kind,
     allocate_request,
     free_request,
+    names_model,
     set_identity,
     set_stream,
 )
@@ -53,6 +54,8 @@ def handle_command(shard: Shard, command: Command, num_bytes: int) -> None:
         finish_lookup(shard, command)
     elif what == CommandKind.REQUEST:
         _admit_python_request(shard, command)
+    elif what == CommandKind.PING:
+        shard.heartbeat = command.seq
 
 
 @jit
@@ -76,7 +79,7 @@ def _admit_python_request(shard: Shard, command: Command) -> None:
     request.msgid = command.msgid
     request.first_seq = command.seq
     request.window = command.window
-    request.model = command.model
+    request.model = command.model if names_model(command.kind) else -1
     request.detail[0] = command.digest
     request.received_ns = shard.now_ns
     request.owner = named_owner(shard, command)

@@ -29,10 +29,12 @@ from streamrnn_server.shard.libzmq import msg_close, msg_init
 from streamrnn_server.shard.memory.arena import Arena
 from streamrnn_server.shard.memory.budget import reserve_bytes
 from streamrnn_server.shard.memory.clients import Clients
-from streamrnn_server.shard.memory.header import HEADER_BYTES
+from streamrnn_server.shard.memory.header import HEADER_BYTES, Header
 from streamrnn_server.shard.memory.index import StreamIndex
 from streamrnn_server.shard.memory.journal import MAX_ENTRY_BYTES
-from streamrnn_server.shard.requests.request import RequestPool
+from streamrnn_server.shard.memory.tally import Tally
+from streamrnn_server.shard.requests.request import NUM_KINDS, RequestPool
+from streamrnn_server.shard.streams.eviction import SLOT_BYTES
 from streamrnn_server.shard.streams.owners import Users
 from streamrnn_server.shard.structs import DiskBuffer, Model, Shard
 
@@ -83,6 +85,12 @@ class ShardMemory:
         Each model's.
     row_locations : ndarray of uint8, shape (num_slots,)
         A `RowLocation` for each slot. Empty without a GPU, as the lists below.
+    headers : ndarray of Header, shape (num_slots,)
+    num_requests : int
+        How many the shard may have on their way.
+    batches : ndarray of BatchTally, shape (num_models,)
+    tallies : ndarray of Tally, shape (num_models + 1, NUM_KINDS)
+        Of requests; the last row's are of no model.
     note_answered : callable
         Takes the number of a client's account and how much Python is done with.
     written, awaiting_row, checkpoint_rows : ndarray of int32, shape (num_slots,)
@@ -110,6 +118,7 @@ class ShardMemory:
             )
         self._owned: list[Any] = []
         self.rows: list[NDArray[np.float32]] = []
+        self._units: list[NDArray[np.uint8]] = []
         self.names = list(programs)
         self.struct = Shard.one()
         self.address = struct_address(self.struct)
@@ -153,6 +162,8 @@ class ShardMemory:
         """Add the requests' pool, the slots' headers, the index and the users."""
         headers = reserve(num_slots * HEADER_BYTES, huge_pages=True)
         touch(headers)
+        self.headers = headers[: num_slots * HEADER_BYTES].view(Header.dtype)
+        self.num_requests = _NUM_REQUESTS
         most_inputs = max(program.spec.num_inputs for program in programs)
         self._pool = RequestPool(_NUM_REQUESTS, 4 * most_inputs, self.struct["pool"])
         self._index = StreamIndex(num_slots, self._own(headers), self.struct["index"])
@@ -171,8 +182,13 @@ class ShardMemory:
         for k, (name, program) in enumerate(programs.items()):
             self._add_model(k, name, program, max_streams)
         self._models[-1]["first_slot"] = len(programs) * max_streams
+        self.batches = self._models["batches"][:-1]
+        self.tallies = np.zeros((len(programs) + 1, NUM_KINDS), Tally.dtype)
         self._set(
-            models=address_of(self._models), num_models=len(programs), max_streams=max_streams
+            models=address_of(self._models),
+            num_models=len(programs),
+            max_streams=max_streams,
+            tallies=address_of(self.tallies),
         )
 
     def _add_batch(self, programs: Sequence[Program], max_rows: int) -> None:
@@ -297,10 +313,21 @@ class ShardMemory:
         column = self._models[:-1]["num_open"]
         return {name: int(number) for name, number in zip(self.names, column, strict=True)}
 
+    def memory_parts(self) -> dict[str, int]:
+        """Return what the bytes of the memory budget are used for."""
+        parts = {
+            "rows": sum(int(np.count_nonzero(each)) for each in self._units) * HUGE_PAGE_BYTES,
+            "slots": int(self._models["num_fresh"][:-1].sum()) * SLOT_BYTES,
+            "blocks": self._arena.num_bytes,
+        }
+        used_bytes = int(self.struct["budget"]["used_bytes"])
+        return {**parts, "fixed": max(0, used_bytes - sum(parts.values()))}
+
     def _add_model(self, k: int, name: str, program: Program, max_streams: int) -> None:
         num_units = -(-max_streams * program.row_bytes // HUGE_PAGE_BYTES)
         rows = reserve(num_units * HUGE_PAGE_BYTES, huge_pages=True)
         units = np.zeros(num_units, np.uint8)
+        self._units.append(units)
         if reserve_bytes(self.struct["budget"], HUGE_PAGE_BYTES):
             units[0] = 1
             touch(rows)

@@ -19,11 +19,11 @@ from streamrnn_server.shard.memory.budget import BudgetStruct
 from streamrnn_server.shard.memory.clients import AskBucket, ClientsStruct
 from streamrnn_server.shard.memory.index import IndexStruct
 from streamrnn_server.shard.memory.journal import JournalStruct
+from streamrnn_server.shard.memory.tally import BatchTally, Samples
 from streamrnn_server.shard.requests.queue import Queue
 from streamrnn_server.shard.requests.request import Pool
 
 __all__ = [
-    "NUM_BUCKETS",
     "REPLY_SLACK_BYTES",
     "Ask",
     "AskKind",
@@ -52,10 +52,6 @@ __all__ = [
 NUM_DISK_BUFFERS = 4
 DISK_BUFFER_BYTES = 4 * 2**20
 REPLY_SLACK_BYTES = 4096  # of a reply beside its outputs, generously
-
-# Latencies: eight buckets for each doubling of nanoseconds.
-BUCKETS_LOG2 = 3
-NUM_BUCKETS = 64 << BUCKETS_LOG2
 
 
 class RowLocation(IntEnum):
@@ -169,12 +165,16 @@ class Shard(Struct):
     encoded_errors: I64  # address of int64[NUM_CODES, 2]: address and length of each error
     encoded_moved: I64  # address of int64[num_shards, 2]: the error that names a shard's endpoint
     counters: Counters
-    latencies: Annotated[Any, np.int64, (NUM_BUCKETS,)]
+    tallies: I64  # address of a `Tally` for each model, and for none, and each kind of request
+    samples: Samples
+    heartbeat: I64  # number of Python's last PING that was heard
     disk: I64  # socket handle of the PAIR to the checkpoint writer; 0 without a state directory
     is_always: I64  # replies wait for the disk
     checkpoint_interval_ns: I64
     retry_ns: I64  # how long to wait after the disk has failed
     checkpoint_due_ns: I64  # when the next checkpoint is due, if anything is dirty
+    dirty_since_ns: I64  # when the first of what is dirty was changed
+    checkpoint_since_ns: I64  # the same of the checkpoint that is being made
     checkpoint_requested: I64  # a request waits for a checkpoint
     is_checkpointing: I64  # a checkpoint is being made
     is_paced: I64  # it may take its time
@@ -265,6 +265,7 @@ class Model(Struct):
     name: I64  # address of the name's UTF-8
     name_bytes: I64
     num_open: I64
+    batches: BatchTally
     units: I64  # address of uint8[]: which units of 2 MiB of its rows have memory; 0 without rows
     # Where each kind of search for something to evict goes on (`streams.eviction.Search`).
     search_positions: Annotated[Any, np.int64, (5,)]
@@ -321,6 +322,7 @@ class CommandKind(IntEnum):
     END = 2
     FOUND = 3  # what a lookup found
     REQUEST = 4
+    PING = 5  # nothing but to say that it was heard
 
 
 class Command(Struct, packed=True):
@@ -333,7 +335,7 @@ class Command(Struct, packed=True):
     model: I64
     kind: I64  # REQUEST: a `Kind`
     msgid: I64
-    seq: I64
+    seq: I64  # PING: its number
     window: I64
     digest: I64  # FOUND: whether the stream's record may not be deleted
     identity_bytes: I64

@@ -21,7 +21,7 @@ import zmq
 from streamrnn.state.journal import SegmentHead, SegmentWriter, delete_segment
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.memory.journal import GroupAck, JournalOrder
-from streamrnn_server.worker import OnFailure, Worker
+from streamrnn_server.worker import DISK_PATIENCE_S, OnFailure, Worker
 
 __all__ = ["JournalWriter"]
 
@@ -83,16 +83,16 @@ class JournalWriter:
         self._covered = 0
         self._retry_at_s = 0.0
         self._has_ended = threading.Event()
-        self._worker = Worker(f"journal-{head.shard}", self._serve)
+        self.worker = Worker(f"journal-{head.shard}", self._serve, DISK_PATIENCE_S)
 
     def start(self, on_failure: OnFailure) -> None:
         """Begin; ``on_failure`` is called if the thread ends by an exception."""
-        self._worker.start(on_failure)
+        self.worker.start(on_failure)
 
     def stop(self) -> None:
         """End, after the shard has: what it has sent is done before, if the disk lets it."""
         self._has_ended.set()
-        self._worker.join()
+        self.worker.join()
         self._drop(self._covered)  # also a segment that nothing was written to
         if self._segment is not None:
             self._segment.close()
@@ -101,6 +101,7 @@ class JournalWriter:
     def _serve(self) -> None:
         while not self._has_ended.is_set():
             self._socket.poll(_POLL_MS)
+            self.worker.beat()
             self.turn()
         self.turn()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from streamrnn.errors import StartError, StoreError
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.model import Model
 from streamrnn.state.journal import JOURNAL_DIRECTORY, SegmentHead, segment_paths, sync_directory
-from streamrnn.state.store import MAX_EPOCH, STREAMS, StateStore
+from streamrnn.state.store import DATA_FILE, MAX_EPOCH, STREAMS, StateStore
 from streamrnn_server.config import ServerConfig
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.checkpoint.packing import Templates
@@ -104,6 +105,7 @@ class StateDir:
             self.store = StateStore(config.state_dir, config.max_state_bytes)
         except StoreError as error:
             raise StartError(str(error)) from error
+        self._directory = config.state_dir
         served = served_models(models, programs, arithmetics)
         directory = config.state_dir / JOURNAL_DIRECTORY
         try:
@@ -162,6 +164,14 @@ class StateDir:
         """What the shards count incarnations from, above all that were before."""
         return self.store.epoch << _EPOCH_SHIFT
 
+    def state(self) -> dict[str, Any]:
+        """Return how the disk is now, without asking it."""
+        began_s = self.saver.began_at_s
+        return {
+            "read_only": self.read_only,
+            "commit_under_way_s": None if began_s is None else time.monotonic() - began_s,
+        }
+
     def stats(self) -> dict[str, Any]:
         """Return what there is to say.
 
@@ -174,19 +184,30 @@ class StateDir:
             num_streams: int | None = self.store.num_items(STREAMS)
         except StoreError:  # the disk has failed just now; `read_only` says how
             num_streams = None
-        now_s, began_s = time.monotonic(), self.saver.began_at_s
         return {
-            "read_only": self.read_only,
+            **self.state(),
             "num_streams_on_disk": num_streams,
             "num_commits": self.saver.num_commits,
             "num_bytes_written": self.saver.num_bytes,
             "num_groups": sum(each.num_groups for each in self.journals),
             "num_journal_bytes_written": sum(each.num_bytes for each in self.journals),
             "last_commit_us": round(self.saver.last_commit_s * 1e6),
-            "since_last_commit_s": now_s - self.saver.committed_at_s,
-            "commit_under_way_s": None if began_s is None else now_s - began_s,
+            "since_last_commit_s": time.monotonic() - self.saver.committed_at_s,
             "num_expired": self.expiry.num_expired,
         }
+
+    def sizes(self) -> dict[str, int]:
+        """Return how many bytes of disk records and journal take, and how many are free.
+
+        It may wait for the disk. What cannot be told is left out.
+        """
+        sizes = {}
+        with contextlib.suppress(OSError):
+            sizes["free_bytes"] = shutil.disk_usage(self._directory).free
+            sizes["records_bytes"] = _disk_bytes([self._directory / DATA_FILE])
+            segments = segment_paths(self._directory / JOURNAL_DIRECTORY) if self.journals else []
+            sizes["journal_bytes"] = _disk_bytes(segments)
+        return sizes
 
     def close(self) -> None:
         """End the threads and let go of the directory, after the shards have ended."""
@@ -196,3 +217,12 @@ class StateDir:
         if self._reserve is not None:
             self._reserve.release()
         self.store.close()
+
+
+def _disk_bytes(paths: Iterable[Path]) -> int:
+    """Return what files take; one that is deleted meanwhile takes nothing."""
+    total = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            total += 512 * path.stat().st_blocks
+    return total

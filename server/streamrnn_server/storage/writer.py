@@ -27,9 +27,10 @@ from streamrnn_server.shard.checkpoint.packing import (
     table_of_entries,
 )
 from streamrnn_server.storage.disk_reserve import DiskReserve
+from streamrnn_server.storage.durations import Durations
 from streamrnn_server.storage.expiry import Expiry
 from streamrnn_server.storage.usage import DiskUsage
-from streamrnn_server.worker import OnFailure, Worker
+from streamrnn_server.worker import DISK_PATIENCE_S, OnFailure, Worker
 
 __all__ = ["CheckpointWriter"]
 
@@ -62,6 +63,8 @@ class CheckpointWriter:
         How long the last commit took, from its first record to the disk.
     committed_at_s : float
         When that was, on the monotonic clock; before the first one, when the server started.
+    commit_times : Durations
+        Of all commits that have succeeded.
     began_at_s : float or None
         When the commit that is under way began.
     """
@@ -80,6 +83,7 @@ class CheckpointWriter:
         self.num_commits = 0
         self.num_bytes = 0
         self.last_commit_s = 0.0
+        self.commit_times = Durations()
         self.committed_at_s = time.monotonic()
         self.began_at_s: float | None = None
         self._store, self._templates, self._disks = store, templates, disks
@@ -87,7 +91,7 @@ class CheckpointWriter:
         self._disk_reserve = disk_reserve
         self._look_at_s = time.monotonic() + _EXPIRE_EVERY_S
         self._has_ended = threading.Event()
-        self._worker = Worker("saver", self._serve)
+        self.worker = Worker("saver", self._serve, DISK_PATIENCE_S)
         # The most that a commit packs at once: what one shard may have on its way, in one go.
         growth = _MAX_GROWTH_BYTES + templates.max_text_bytes
         most = w.NUM_DISK_BUFFERS * w.DISK_BUFFER_BYTES
@@ -96,12 +100,12 @@ class CheckpointWriter:
 
     def start(self, on_failure: OnFailure) -> None:
         """Begin; ``on_failure`` is called if the thread ends by an exception."""
-        self._worker.start(on_failure)
+        self.worker.start(on_failure)
 
     def stop(self) -> None:
         """End, when the shards have ended and nothing is on its way."""
         self._has_ended.set()
-        self._worker.join()
+        self.worker.join()
 
     def _serve(self) -> None:
         poller = zmq.Poller()
@@ -109,6 +113,7 @@ class CheckpointWriter:
             poller.register(disk, zmq.POLLIN)
         while not self._has_ended.is_set():
             poller.poll(100)
+            self.worker.beat()
             self.turn()
 
     def turn(self) -> None:
@@ -142,6 +147,7 @@ class CheckpointWriter:
             self.num_commits += 1
             self.committed_at_s = time.monotonic()
             self.last_commit_s = self.committed_at_s - began_s
+            self.commit_times.note(self.last_commit_s)
             self._succeed()
             if self._disk_reserve is not None:
                 self._disk_reserve.hold()

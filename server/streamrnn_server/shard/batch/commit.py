@@ -13,6 +13,7 @@ from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.digest import digest_of
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import header_of
+from streamrnn_server.shard.memory.tally import count_batch, sample_rows
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
 from streamrnn_server.shard.requests.request import Request, request_at
@@ -59,6 +60,9 @@ def commit(shard: Shard, model: Model, num_rows: int) -> None:
             mark_idle(shard, header)
     shard.counters.num_steps += num_rows
     shard.counters.num_waves += 1
+    model.batches.num_steps += num_rows
+    count_batch(model.batches, num_rows)
+    sample_rows(shard.samples, batch.slots, num_rows)
 
 
 @jit
@@ -102,6 +106,7 @@ def note_all_but_last(shard: Shard, model: Model, num_rows: int, num_steps: int)
             batch.xs[row] += model.step_bytes
             batch.ys[row] += model.y_bytes
     shard.counters.num_steps += num_rows * (num_steps - 1)
+    model.batches.num_steps += num_rows * (num_steps - 1)
 
 
 @jit

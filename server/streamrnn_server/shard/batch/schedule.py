@@ -22,7 +22,7 @@ from streamrnn_server.shard.memory.journal import is_full
 from streamrnn_server.shard.memory.slab import header_of, model_of, row_of, slot_of
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
-from streamrnn_server.shard.requests.request import Kind, Request, request_at
+from streamrnn_server.shard.requests.request import Kind, Request, names_model, request_at
 from streamrnn_server.shard.streams.dirty import mark_dirty, wait_for_disk
 from streamrnn_server.shard.streams.eviction import allocate_block
 from streamrnn_server.shard.streams.operations import (
@@ -123,6 +123,8 @@ def _next_step(shard: Shard, plan: Any, header: Header) -> Request:
             mark_idle(shard, header)
             return request
         kind = request.kind
+        if kind == Kind.STEP or not names_model(kind):
+            request.model = header.model
         is_quarantined = header.flags & h.IS_QUARANTINED != 0
         if is_forbidden(shard, header, request):
             set_error(request, ErrorCode.FORBIDDEN)

@@ -153,6 +153,7 @@ def _begin(shard: Shard) -> None:
     shard.num_checkpoint_slots = shard.num_dirty
     shard.num_dirty = 0
     shard.checkpoint_position = 0
+    shard.checkpoint_since_ns = shard.dirty_since_ns
     shard.checkpoint_requested = 0
     shard.has_failed = 0
     shard.is_checkpointing = 1
@@ -173,6 +174,7 @@ def _end(shard: Shard) -> None:
         failed = shard.num_failed_in_a_row + 1
         shard.num_failed_in_a_row = failed
         shard.checkpoint_due_ns = shard.now_ns + shard.retry_ns
+        shard.dirty_since_ns = shard.checkpoint_since_ns  # some of it is dirty again
     else:
         shard.counters.num_checkpoints += 1
         tell_covered(shard)

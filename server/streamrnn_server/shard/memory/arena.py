@@ -117,6 +117,11 @@ class Arena:
         self.struct["budget"] = struct_address(self._budget)
         self.struct["num_empty"] = num_touched
 
+    @property
+    def num_bytes(self) -> int:
+        """How much memory its pages have."""
+        return int(np.count_nonzero(self._kinds)) * PAGE_BYTES
+
 
 @jit
 def _page_of(arena: ArenaStruct, page: int) -> Page:

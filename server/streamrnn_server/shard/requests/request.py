@@ -22,6 +22,7 @@ from streamrnn.kernels.virtual_memory import address_of, reserve, touch
 from streamrnn_client.protocol import MAX_ID_BYTES
 
 __all__ = [
+    "NUM_KINDS",
     "REQUEST_BYTES",
     "Form",
     "Kind",
@@ -31,6 +32,7 @@ __all__ = [
     "allocate_request",
     "free_request",
     "link_of",
+    "names_model",
     "request_at",
     "request_of",
     "set_identity",
@@ -55,6 +57,9 @@ class Kind(IntEnum):
     RESTORE = 10  # make a stream of a record
     ROLLBACK = 11
     SYNC_ALL = 12
+
+
+NUM_KINDS = max(Kind) + 1
 
 
 class Form(IntEnum):
@@ -162,6 +167,12 @@ class RequestPool:
 
 
 @jit
+def names_model(kind: int) -> bool:
+    """Tell whether a request of some kind says which model it is for."""
+    return kind in (Kind.OPEN, Kind.RESTORE, Kind.ROLLBACK)
+
+
+@jit
 def allocate_request(pool: Pool) -> Request:
     """Take a request from a pool that has a free one; nothing of it is done or known.
 
@@ -179,6 +190,7 @@ def allocate_request(pool: Pool) -> Request:
     request.y = 0
     request.parent = 0
     request.code = 0
+    request.model = -1
     request.received = 0
     request.oldest_output = -1
     request.x_block = 0

@@ -20,6 +20,8 @@ def mark_dirty(shard: Shard, header: Header) -> None:
         return
     header.flags = flags | h.IS_DIRTY
     number = shard.num_dirty
+    if number == 0:
+        shard.dirty_since_ns = shard.now_ns
     store_i32(shard.dirty + 4 * number, slot_of(shard, header))
     shard.num_dirty = number + 1
 

@@ -6,17 +6,11 @@ Errors without details, and always `busy` and `moved`, are encoded once, at the 
 from __future__ import annotations
 
 import errno
-from typing import Any
-
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes, fill_bytes, load_i64, store_i64, store_u8
 from streamrnn.kernels.pointers import field_address
 from streamrnn_client.protocol import ErrorCode
-from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.libzmq import (
     msg_close,
     msg_init,
@@ -33,8 +27,10 @@ from streamrnn_server.shard.memory.clients import (
     may_reply,
     needs_marker,
 )
+from streamrnn_server.shard.memory.tally import TALLY_BYTES, Tally, note_time, tally_at
 from streamrnn_server.shard.requests.queue import pop_first
 from streamrnn_server.shard.requests.request import (
+    NUM_KINDS,
     Form,
     Kind,
     Pool,
@@ -60,18 +56,6 @@ __all__ = ["reply", "send_reply"]
 _EAGAIN, _EHOSTUNREACH, _ENOMEM = errno.EAGAIN, errno.EHOSTUNREACH, errno.ENOMEM
 
 
-@intrinsic
-def _floor_log2(typingctx: Any, value: types.Type) -> Any:
-    """Return the position of the highest bit of a positive int64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        width = ir.IntType(64)
-        leading = builder.ctlz(args[0], ir.IntType(1)(1))
-        return builder.sub(width(63), leading)
-
-    return types.int64(types.int64), codegen
-
-
 @jit
 def reply(shard: Shard) -> None:
     """Send the replies to all finished requests, and free the requests."""
@@ -80,11 +64,12 @@ def reply(shard: Shard) -> None:
         request = pop_first(pool, shard.finished)
         if not request:
             return
-        if not ask_python(shard, request):
+        is_asked = ask_python(shard, request)
+        _count(shard, request)  # before anybody has the answer
+        if not is_asked:
             end = _encode(shard, request)
             out = shard.out
             _send(shard, request, out, end - out)
-        _note_latency(shard, request)
         _free_request(shard, pool, request)
 
 
@@ -152,12 +137,20 @@ def _count_unsent(shard: Shard, error: int) -> None:
 
 
 @jit
-def _note_latency(shard: Shard, request: Request) -> None:
-    """Count the time from receive to send in its bucket: eight for each doubling."""
-    passed_ns = shard.now_ns - request.received_ns
-    doublings = max(_floor_log2(passed_ns | 1) - w.BUCKETS_LOG2, 0)
-    bucket = (doublings << w.BUCKETS_LOG2) + (passed_ns >> doublings)
-    shard.latencies[bucket] += 1
+def _tally_of(shard: Shard, request: Request) -> Tally:
+    model = request.model
+    if model < 0 or model >= shard.num_models:  # none was found
+        model = shard.num_models
+    return tally_at(shard.tallies + (model * NUM_KINDS + request.kind) * TALLY_BYTES)
+
+
+@jit
+def _count(shard: Shard, request: Request) -> None:
+    """Count a request's time from receive to send, and its error."""
+    tally = _tally_of(shard, request)
+    note_time(tally, shard.now_ns - request.received_ns)
+    if request.code != 0:
+        tally.errors[request.code] += 1
 
 
 @jit
@@ -167,6 +160,8 @@ def _free_request(shard: Shard, pool: Pool, request: Request) -> None:
     while link != 0:
         child = request_of(pool, link)
         link = child.sibling
+        if child.code != 0:
+            _tally_of(shard, child).errors[child.code] += 1
         free_request(pool, child)
     release(arena, request.x_block)
     release(arena, request.y_block)
