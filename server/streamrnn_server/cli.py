@@ -55,6 +55,7 @@ COMMANDS = {
     "state": Command("streamrnn.commands.state", "look at a stopped server's streams, move them"),
     "keys": Command("streamrnn_server.commands.keys", "make keys for a server or a user"),
     "status": Command("streamrnn_server.commands.status", "ask a running server how it is"),
+    "top": Command("streamrnn_server.commands.top", "watch a running server"),
     "bench": Command(
         "streamrnn_bench.commands.bench", "measure against peers and the machine's limits"
     ),

@@ -1,1 +1,1 @@
-"""The subcommands of the server: serve, keys, status."""
+"""The subcommands of the server: serve, keys, status, top."""

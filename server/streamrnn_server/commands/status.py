@@ -13,11 +13,11 @@ from streamrnn_client.protocol import DEFAULT_PORT
 from streamrnn_server.config import format_bytes
 from streamrnn_server.monitor.health import trouble
 
-__all__ = ["configure", "run"]
+__all__ = ["add_server", "configure", "run"]
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which server to ask, and who does."""
     parser.add_argument(
         "address",
         nargs="?",
@@ -29,6 +29,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--curve-key", type=Path, metavar="FILE", help="your NAME.key_secret, if it asks for keys"
     )
     parser.add_argument("--server-key", type=Path, metavar="FILE", help="the server's NAME.key")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_server(parser)
     parser.add_argument("--json", action="store_true", help="print all of it as one JSON object")
 
 
