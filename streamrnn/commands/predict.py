@@ -17,10 +17,12 @@ from streamrnn.commands.arguments import add_reading, column_list, reading_setti
 from streamrnn.commands.predict_text import TEXT_HEADER, is_text, predict_text
 from streamrnn.errors import DataError
 from streamrnn.model.model import Model
+from streamrnn.training.config import possible_names
 from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.data.table import Table
 from streamrnn.training.predict import (
+    columns_of,
     kinds_of,
     predict_table,
     result_names,
@@ -86,20 +88,11 @@ def predict_file(
     are_files = not is_stdout and os.path.exists(output) and os.path.exists(data)
     if are_files and os.path.samefile(data, output):
         raise DataError(f"{output} is the file that is read; write to another one")
-    is_time_given = time is not None
-    time, group = trained_columns(model.spec, time, group)
-    copied = tuple(filter(None, (time, *group)))
-    table = read_table(
-        data, options or trained_options(model.spec), kinds_of(model.spec, group), copied
-    )
-    if time not in table.columns and not is_time_given:
-        time = ""
-    for name in group:
-        if name not in table.columns:
-            raise DataError(
-                f"{data} has no column {name!r}, which tells the streams apart; name another one "
-                "with --group, or --group '' if the file is one stream"
-            )
+    expected = trained_columns(model.spec, time, group)
+    kinds = kinds_of(model.spec, expected[1])
+    copied = tuple(filter(None, (expected[0], *possible_names(expected[1]))))
+    table = read_table(data, options or trained_options(model.spec), kinds, copied)
+    time, group = columns_of(model.spec, table, time, group)
     copied = tuple(filter(None, (time, *group)))
     if is_text(table):
         num_streams, header, rows = 1, list(TEXT_HEADER), predict_text(model, table)

@@ -15,6 +15,7 @@ from streamrnn.training.data.reading.frames import FRAME, read_data
 from streamrnn.training.fit.stop import StopSignals
 from streamrnn.training.fit.trainer import Evaluation
 from streamrnn.training.predict import (
+    columns_of,
     kinds_of,
     predict_table,
     result_names,
@@ -129,25 +130,23 @@ def predict(
     if not isinstance(model, Model):
         model = Model.load(model)
     spec = model.spec
-    is_time_given = time is not None
-    chosen_time, chosen_group = trained_columns(
-        spec, time, None if group is None else _names(group)
-    )
-    table = read_data(data, trained_options(spec), kinds_of(spec, chosen_group))
+    names = None if group is None else _names(group)
+    _, expected = trained_columns(spec, time, names)
+    table = read_data(data, trained_options(spec), kinds_of(spec, expected))
     if isinstance(data, tuple):
-        chosen_time, chosen_group = "", tuple(filter(None, (table.group,)))
-    if chosen_time not in table.columns and not is_time_given:
-        chosen_time = ""
-    y, _ = predict_table(model, table, chosen_time, chosen_group)
+        columns: tuple[str, tuple[str, ...]] = "", tuple(filter(None, (table.group,)))
+    else:
+        columns = columns_of(spec, table, time, names)
+    y, _ = predict_table(model, table, *columns)
     if isinstance(data, tuple):
         ends = np.cumsum([len(np.asarray(item)) for item in data[0]])
         return np.split(y, ends[:-1])
-    columns = {name: y[:, k] for k, name in enumerate(result_names(spec))}
+    results = {name: y[:, k] for k, name in enumerate(result_names(spec))}
     if hasattr(data, "to_arrow") and hasattr(data, "with_columns"):  # polars
-        return type(data)(columns)
+        return type(data)(results)
     if hasattr(data, "iloc"):  # pandas
-        return type(data)(columns, index=data.index)
-    return columns
+        return type(data)(results, index=data.index)
+    return results
 
 
 def _names(names: str | Iterable[str]) -> tuple[str, ...]:

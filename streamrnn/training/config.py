@@ -31,9 +31,10 @@ def possible_names(names: tuple[str, ...]) -> list[str]:
     """Return what a list of columns may name: some hold commas and were split at them."""
     longest = min(len(names), 4)
     return [
-        ",".join(names[start : start + size]).strip()
+        comma.join(names[start : start + size]).strip()
         for size in range(1, longest + 1)
         for start in range(len(names) - size + 1)
+        for comma in (",", ", ")[:size]
     ]
 
 

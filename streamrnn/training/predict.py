@@ -13,8 +13,9 @@ from streamrnn.errors import DataError, ModelFileError, TrainingError, suggestio
 from streamrnn.model.checks import shown
 from streamrnn.model.model import Model
 from streamrnn.model.spec import InputSpec, ModelSpec
-from streamrnn.training.config import checked_setting
+from streamrnn.training.config import checked_setting, possible_names
 from streamrnn.training.data.categories import category_codes
+from streamrnn.training.data.columns import resolve_names
 from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.data.streams import rows_of_streams
 from streamrnn.training.data.table import Column, Table
@@ -22,6 +23,7 @@ from streamrnn.training.data.times import feature_names, with_time_features
 from streamrnn_client.times import TIME_FEATURES
 
 __all__ = [
+    "columns_of",
     "kinds_of",
     "model_inputs",
     "predict_table",
@@ -50,6 +52,28 @@ def trained_columns(
     return time, group
 
 
+def columns_of(
+    spec: ModelSpec, table: Table, time: str | None = None, group: tuple[str, ...] | None = None
+) -> tuple[str, tuple[str, ...]]:
+    """Return the columns of a table that order its rows and tell its streams apart.
+
+    None means those of the training, of which the time may be absent. Names with commas, which were
+    split at them, are put together again. Raises `DataError` if a column of ``group`` is absent.
+    """
+    chosen_time, chosen_group = trained_columns(spec, time, group)
+    chosen_group = resolve_names(chosen_group, table)
+    if time is None and chosen_time not in table.columns:
+        chosen_time = ""
+    for name in chosen_group:
+        if name not in table.columns:
+            raise DataError(
+                f"{table.path} has no column {name!r}, which tells the streams apart"
+                f"{suggestion(name, table.columns)}; name another one with --group, or --group '' "
+                "if the file is one stream"
+            )
+    return chosen_time, chosen_group
+
+
 def _stored(spec: ModelSpec) -> dict[str, Any]:
     """Return what a model's report says of its data, or raise `ModelFileError`."""
     config = spec.training.get("config", {})
@@ -68,7 +92,7 @@ def _damaged(error: TrainingError) -> ModelFileError:
 def kinds_of(spec: ModelSpec, group: tuple[str, ...]) -> dict[str, str]:
     """Return how the columns that a model needs are read: as numbers or as text."""
     kinds = {item.name: "text" if item.categories else "numbers" for item in spec.inputs}
-    return kinds | dict.fromkeys(group, "text")
+    return kinds | dict.fromkeys(possible_names(group), "text")
 
 
 def trained_options(spec: ModelSpec, **given: Any) -> ReadOptions:

@@ -17,6 +17,7 @@ from streamrnn.training.baselines.compare import compare, measures
 from streamrnn.training.baselines.families import baselines_from_dict
 from streamrnn.training.baselines.target import targets_of
 from streamrnn.training.config import TrainingConfig
+from streamrnn.training.data.columns import resolve_names
 from streamrnn.training.data.dataset import Dataset, Stream, current_level, encode
 from streamrnn.training.data.forecasts import forecasts_of
 from streamrnn.training.data.reading.options import ReadOptions
@@ -88,6 +89,7 @@ def evaluate_file(
     fitted = baselines_from_dict(model.spec.training.get("fitted"), targets)
     kinds = _kinds_of_targets(model.spec, config) | kinds_of(model.spec, config.group)
     table = read_table(path, options or trained_options(model.spec), kinds)
+    config = config.replace(group=resolve_names(config.group, table))
     dataset, unknown = dataset_of_model(model.spec, config, table, warmup_rows)
     network = network_of(model.spec, model.parameters)
     outputs = outputs_of(network, dataset)

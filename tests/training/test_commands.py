@@ -3,6 +3,7 @@
 import argparse
 import csv
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from streamrnn.training import TrainingConfig, train_to_file
 from streamrnn.training.fit.trainer import Evaluation
 from streamrnn.training.run.progress import TrainingProgress
 from streamrnn.training.verify import verify
+from streamrnn_server.cli import main
 from tests.support.tables import noisy_sine, write_csv
 
 CO2 = Path(streamrnn.__file__).parent / "data" / "co2_mauna_loa.csv"
@@ -174,3 +176,32 @@ def test_progress_is_shown(terminal):
     if not terminal:
         assert text.getvalue().count("\n") == 11
         assert "\x1b" not in text.getvalue()
+
+
+@pytest.mark.parametrize("option", ["Site, name,unit", '"Site, name",unit'])
+def test_groups_whose_names_hold_commas_are_put_together_again(tmp_path, option, capsys):
+    """As `train` does; the cells `01` and `1` stay two streams."""
+    y = noisy_sine(240)
+    lines = [f"{('01', '1')[t % 2]},u,{y[t]:.4f}" for t in range(240)]
+    data, model = tmp_path / "data.csv", tmp_path / "m.safetensors"
+    data.write_text("\n".join(['"Site, name",unit,y', *lines]) + "\n", encoding="utf-8")
+    options = ["--predict", "y", "--epochs", "1", "--layers", "gru:2", "--group", option]
+    assert run(command, data, *options, "-o", model) == 0
+    outputs = []
+    for given in ([], ["--group", option]):
+        assert run(predict_command, model, data, *given, "-o", "-") == 0
+        captured = capsys.readouterr()
+        assert "240 rows of 2 streams" in captured.err
+        outputs.append(captured.out[captured.out.index('"Site') :])
+        assert main(["evaluate", str(model), str(data), "--json", *given]) == 0
+        assert json.loads(capsys.readouterr().out)["num_streams"] == 2
+    assert outputs[0] == outputs[1]
+    assert outputs[0].splitlines()[0] == '"Site, name",unit,y_h1'
+    assert outputs[0].splitlines()[1].startswith("01,u,")
+    found = streamrnn.predict(model, data, group=["Site, name", "unit"])
+    np.testing.assert_allclose(found["y_h1"][0], float(outputs[0].splitlines()[1][5:]), rtol=1e-6)
+    for absent in (["--group", "Site"], ["--group", "Site, nam"]):
+        with pytest.raises(DataError, match=r"no column 'Site.*', which tells the streams apart"):
+            run(predict_command, model, data, *absent, "-o", "-")
+    with pytest.raises(DataError, match="no column 'Site', which tells"):
+        streamrnn.predict(model, data, group="Site")

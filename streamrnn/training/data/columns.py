@@ -137,8 +137,9 @@ def choose_columns(config: TrainingConfig, table: Table) -> TrainingConfig:
 def resolve_names(names: tuple[str, ...], table: Table) -> tuple[str, ...]:
     """Put names together again that hold commas and were split at them.
 
-    ``("Temp", " min")`` is column ``Temp, min``, if there is one and none of the parts is a column.
+    ``("Temp", "min")`` is column ``Temp, min``, if there is one and none of the parts is a column.
     """
+    by_letters = {_without_spaces(name): name for name in reversed(table.columns)}
     found: list[str] = []
     k = 0
     while k < len(names):
@@ -146,12 +147,18 @@ def resolve_names(names: tuple[str, ...], table: Table) -> tuple[str, ...]:
         if name not in table.columns:
             for stop in range(len(names), k + 1, -1):
                 whole = ",".join(names[k:stop]).strip()
-                if whole in table.columns:
-                    name, size = whole, stop - k
+                known = whole if whole in table.columns else by_letters.get(_without_spaces(whole))
+                if known:
+                    name, size = known, stop - k
                     break
         found.append(name)
         k += size
     return tuple(found)
+
+
+def _without_spaces(name: str) -> str:
+    """Return a name without the blanks beside its commas, which are lost where it is split."""
+    return ",".join(part.strip() for part in name.split(","))
 
 
 def _default_inputs(table: Table, hidden: set[str], config: TrainingConfig) -> tuple[str, ...]:
