@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -14,11 +15,12 @@ from streamrnn.training.baselines.target import Baseline, Prediction, targets_of
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import make_dataset
 from streamrnn.training.data.reading.read import read_table
+from streamrnn.training.train import TrainingResult
 from streamrnn_bench.report.results import BenchError
 from streamrnn_bench.training import measure as measuring
 from streamrnn_bench.training import run
 from streamrnn_bench.training.lstm import Effort
-from streamrnn_bench.training.measure import Against, Measured, measure_file
+from streamrnn_bench.training.measure import Against, Measured, effort_of, measure_file
 from streamrnn_bench.training.prepare import columns
 from streamrnn_bench.training.rivals import Rivals, checked, fit_rivals
 from streamrnn_bench.training.show import lines, markdown
@@ -26,7 +28,7 @@ from streamrnn_bench.training.task import Task
 from streamrnn_bench.training.tasks import tasks_of
 from streamrnn_server.cli import main
 
-EFFORT = Effort(num_trials=2, updates_a_trial=20, batch_size=8, truncation_steps=32)
+EFFORT = Effort(2, 10, 3, 20, batch_size=8, truncation_steps=32)
 
 
 def made_task(name, predict, **changes):
@@ -62,7 +64,7 @@ def dataset_of(path, **settings):
     return dataset, target
 
 
-SHORT = {"epochs": 2, "layers": ("lstm:4",)}
+SHORT = {"epochs": 2, "layers": ("lstm:4",), "lags": 0}
 
 
 @pytest.fixture
@@ -148,7 +150,21 @@ def test_all_are_judged_on_the_rows_of_the_test_part(swing, measured):
     assert measured.against["persistence"].error == pytest.approx(error, rel=1e-5)
     assert measured.against["persistence"].ratio == pytest.approx(measured.ours / error, rel=1e-5)
     assert measured.rival == "autoregression"
-    assert measured.effort.updates_a_trial > 0
+    assert measured.effort == Effort(0, 0, 1, measured.effort.full_updates, 4, 64)
+
+
+def test_a_model_with_a_linear_path_is_judged_as_a_whole(swing, few):
+    measured = measure_file(made_task("swing", "y"), swing, SHORT | {"lags": 3}, peers=())
+    assert measured.against["autoregression"].ratio < 1.03
+
+
+def test_pytorch_may_do_what_the_search_did():
+    trials = [{"updates": updates} for updates in (50, 50, 50, 200, 200, 200)]
+
+    config = TrainingConfig(path="y.csv", batch_size=3, truncation_steps=9)
+    report = {"search": {"trials": trials}, "updates": {"num_updates": 123}}
+    result = cast(TrainingResult, SimpleNamespace(config=config, report=report))
+    assert effort_of(result) == Effort(3, 50, 3, 200, 3, 9)
 
 
 def test_too_few_targets_are_refused(swing):
@@ -209,7 +225,7 @@ def test_the_lstm_of_pytorch_learns_and_keeps_its_best(swing):
 
     dataset, target = dataset_of(swing, layers=("lstm:8",))
     rivals = fit_rivals(dataset, target, EFFORT, peers=("pytorch",))
-    more = replace(EFFORT, updates_a_trial=150)
+    more = replace(EFFORT, num_full=1, full_updates=300)
     better = fit_lstm(dataset, target, more)
     z = better.z[""]
     rows = dataset.streams[0].rows("test")

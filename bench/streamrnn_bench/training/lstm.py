@@ -21,8 +21,8 @@ from streamrnn_bench.report.results import BenchError
 
 __all__ = ["Effort", "TorchLstm", "fit_lstm"]
 
-# As many of them as there are trials, the usual ones first.
-LEARNING_RATES = (3e-3, 1e-3, 1e-2, 3e-4, 3e-2)
+# As many of them as there are short trainings, the usual ones first.
+LEARNING_RATES = (3e-3, 1e-3, 1e-2, 5e-3, 2e-3, 2e-2, 3e-4, 3e-2)
 NUM_EVALUATIONS = 50
 HISTORY_STEPS = 1024  # before the validation part
 CLIP_NORM = 1.0
@@ -30,10 +30,12 @@ CLIP_NORM = 1.0
 
 @dataclass(frozen=True)
 class Effort:
-    """How much a training may do."""
+    """How much may be tried: short trainings, then some of the full length."""
 
-    num_trials: int
-    updates_a_trial: int
+    num_short: int
+    short_updates: int
+    num_full: int
+    full_updates: int
     batch_size: int
     truncation_steps: int
 
@@ -68,27 +70,41 @@ class TorchLstm:
 
 
 def fit_lstm(dataset: Dataset, target: Target, effort: Effort) -> TorchLstm:
-    """Train one network a trial, each with another learning rate, and keep the best.
+    """Try learning rates in short trainings, the best two for the full length, then more seeds.
 
-    Raises a `BenchError` if none has a finite validation error.
+    Of the trainings of the full length the best one in validation is kept. Raises a `BenchError` if
+    none has a finite validation error.
     """
-    best, best_loss, best_rate = None, np.inf, 0.0
-    for trial in range(effort.num_trials):
-        rate = LEARNING_RATES[trial % len(LEARNING_RATES)]
-        training = _Training(dataset, target, effort, rate, seed=trial // len(LEARNING_RATES))
+
+    def train(rate: float, seed: int, updates: int) -> _Training:
+        training = _Training(dataset, target, effort, rate, seed, updates)
         training.run()
-        if training.best_loss < best_loss:
-            best, best_loss, best_rate = training, training.best_loss, rate
-    if best is None:
+        return training
+
+    num_short = min(effort.num_short, len(LEARNING_RATES))
+    tried = {rate: train(rate, 0, effort.short_updates) for rate in LEARNING_RATES[:num_short]}
+    rates = sorted(tried, key=lambda rate: tried[rate].best_loss)[:2] or [LEARNING_RATES[0]]
+    finals = [train(rate, 0, effort.full_updates) for rate in rates[: effort.num_full]]
+    while len(finals) < effort.num_full:
+        best = min(finals, key=lambda each: each.best_loss)
+        finals.append(train(best.rate, len(finals), effort.full_updates))
+    best = min(finals, key=lambda each: each.best_loss)
+    if not np.isfinite(best.best_loss):
         raise BenchError("the validation error of PyTorch's LSTM was never finite")
-    return TorchLstm(target, best.outputs(), best_rate)
+    return TorchLstm(target, best.outputs(), best.rate)
 
 
 class _Training:
-    """One trial."""
+    """One training."""
 
     def __init__(
-        self, dataset: Dataset, target: Target, effort: Effort, rate: float, seed: int
+        self,
+        dataset: Dataset,
+        target: Target,
+        effort: Effort,
+        rate: float,
+        seed: int,
+        max_updates: int,
     ) -> None:
         import torch
 
@@ -97,6 +113,7 @@ class _Training:
         torch.set_num_threads(1)
         torch.manual_seed(seed)
         self.torch, self.dataset, self.target, self.effort = torch, dataset, target, effort
+        self.rate, self.max_updates = rate, max_updates
         spec = dataset.spec
         width = spec.num_features
         self.embeddings = torch.nn.ModuleDict()
@@ -170,7 +187,7 @@ class _Training:
     @property
     def is_done(self) -> bool:
         """Whether no update is left."""
-        return self.num_updates >= self.effort.updates_a_trial
+        return self.num_updates >= self.max_updates
 
     def _run_batch(self, segments: list[_Segment], state: list[Any]) -> list[Any]:
         """Go through some segments side by side, chunk by chunk; return the state at the end."""
@@ -195,7 +212,7 @@ class _Training:
         self.torch.nn.utils.clip_grad_norm_(self.parameters, CLIP_NORM)
         self.adam.step()
         self.num_updates += 1
-        every = max(1, self.effort.updates_a_trial // NUM_EVALUATIONS)
+        every = max(1, self.max_updates // NUM_EVALUATIONS)
         if self.num_updates % every == 0 or self.is_done:
             self._validate()
         return [tuple(part.detach() for part in layer) for layer in after]

@@ -12,7 +12,7 @@ import streamrnn
 from streamrnn.training.baselines.compare import compare
 from streamrnn.training.baselines.target import targets_of
 from streamrnn.training.evaluate import outputs_of
-from streamrnn.training.network.network import Network
+from streamrnn.training.network.lags import network_of
 from streamrnn.training.train import TrainingResult
 from streamrnn_bench.report.results import BenchError, commit
 from streamrnn_bench.training.fetch import PLACE, fetch
@@ -116,7 +116,7 @@ def measure_file(
     [target] = targets_of(dataset.config, dataset.spec)
     effort = effort_of(result)
     rivals = fit_rivals(dataset, target, effort, peers)
-    network = outputs_of(Network(result.model.spec, result.model.parameters), dataset)
+    network = outputs_of(network_of(result.model.spec, result.model.parameters), dataset)
     found = compare(dataset, "test", network.predict, {target.name: rivals.fitted})
     cpu_s = {"ours": trained_s - begun_s, "rivals": time.process_time() - trained_s}
     metric, comparison = target.metric, found["comparison"][target.name]
@@ -157,6 +157,16 @@ def measure_file(
 
 
 def effort_of(result: TrainingResult) -> Effort:
-    """Return what ours did, for the LSTM of PyTorch to do the same."""
-    config, updates = result.config, result.report["updates"]
-    return Effort(1, updates["num_updates"], config.batch_size, config.truncation_steps)
+    """Return what ours did, for the LSTM of PyTorch to do as much: as many trainings, as long."""
+    config, report = result.config, result.report
+    lengths = [trial["updates"] for trial in report.get("search", {}).get("trials", ())]
+    full = max(lengths, default=0) or report["updates"]["num_updates"]
+    short = [length for length in lengths if 0 < length < full]
+    return Effort(
+        len(short),
+        max(short, default=0),
+        max(1, len(lengths) - len(short)),
+        full,
+        config.batch_size,
+        config.truncation_steps,
+    )
