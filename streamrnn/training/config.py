@@ -123,10 +123,25 @@ class TrainingConfig:
         streams' lengths.
     truncation_steps : int
         Steps that a gradient goes back; 0: by the streams' lengths.
+    initialisation : str
+        Of recurrent matrices: ``orthogonal``, each gate by itself, or ``uniform``, as PyTorch's.
+    forget_bias : float
+        Of an LSTM's forget gates at the start.
+    chrono_steps : int
+        The longest time that gates shall remember at the start (chrono initialisation, instead of
+        ``forget_bias``); 0: none.
+    optimiser : str
+        ``adamw`` or ``sgd``.
+    momentum : float
+        Of ``sgd``.
     learning_rate : float
         Peak of the schedule.
     schedule : str
-        ``cosine`` or ``constant``.
+        ``cosine``, ``constant``, or ``plateau``: halved after evaluations without a better one.
+    plateau_patience : int
+        Evaluations without a better validation error after which ``plateau`` halves the rate.
+    warmup : float
+        Share of the training over which the rate rises.
     weight_decay : float
         Decoupled, of the matrices.
     noise : float
@@ -181,8 +196,15 @@ class TrainingConfig:
     epochs: int = 0
     batch_size: int = 0
     truncation_steps: int = 0
+    initialisation: str = "orthogonal"
+    forget_bias: float = 1.0
+    chrono_steps: int = 0
+    optimiser: str = "adamw"
+    momentum: float = 0.9
     learning_rate: float = 3e-3
     schedule: str = "cosine"
+    plateau_patience: int = 5
+    warmup: float = 0.02
     weight_decay: float = 0.0
     noise: float = -1.0
     clip_norm: float = 1.0
@@ -229,7 +251,9 @@ class TrainingConfig:
             )
         for name, known in (
             ("loss", ("auto", *LOSSES)),
-            ("schedule", ("cosine", "constant")),
+            ("initialisation", ("orthogonal", "uniform")),
+            ("optimiser", ("adamw", "sgd")),
+            ("schedule", ("cosine", "constant", "plateau")),
             ("loss_on", ("auto", "every", "last")),
         ):
             value = getattr(self, name)
@@ -289,7 +313,12 @@ class TrainingConfig:
             ("batch_size", 0, 65_536),
             ("truncation_steps", 0, 100_000),
             ("huber_delta", 1e-6, 1e6),
+            ("forget_bias", -100.0, 100.0),
+            ("chrono_steps", 0, 1_000_000),
+            ("momentum", 0.0, 0.99999),
             ("learning_rate", 1e-9, 10.0),
+            ("plateau_patience", 1, 1_000_000),
+            ("warmup", 0.0, 0.9),
             ("weight_decay", 0.0, 100.0),
             ("noise", -1.0, 100.0),
             ("clip_norm", 1e-9, 1e9),

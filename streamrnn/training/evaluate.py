@@ -48,23 +48,20 @@ class Runner:
 
         self._sequences_of, self._in_batches = Sequences, in_batches
         self._dataset = dataset
-        self._spec, self._names = _bare(dataset.spec)
         self._x = _steps(dataset)
+        self._is_finite = bool(np.isfinite(self._x).all())
         lengths = np.array([len(stream.x) for stream in dataset.streams], np.int64)
         self._firsts = np.cumsum(lengths) - lengths  # of each stream in x
         self._sequences: Sequences | None = None
-        spec = dataset.spec
-        is_read = len(spec.layers) in spec.graph.kept
-        activation = spec.head.activation if spec.head else "identity"
-        self._has_steps = not (is_read and activation != "identity") and (
-            bool(np.isfinite(self._x).all())
-        )
+        self._network: Network | None = None
 
     def load(self, network: Network) -> None:
         """Take a network as it is now."""
-        self._network = network
-        self._is_stepped = False
-        if not self._has_steps or network.dtype != np.float32:
+        if self._network is None or network.spec != self._network.spec:
+            self._sequences = None
+            self._spec, self._names = _bare(network.spec)
+        self._network, self._is_stepped = network, False
+        if network.dtype != np.float32 or not _is_last(network) or not self._is_finite:
             return
         parameters = {self._names.get(name, name): p for name, p in network.parameters.items()}
         try:
@@ -99,6 +96,7 @@ class Runner:
             firsts = self._firsts[streams] + starts
             return self._sequences.run(firsts, stops - starts, states), states
         network = self._network
+        assert network is not None
         states = network.initial_state(len(pieces)) if states is None else states
         rows = [(int(k), int(start), int(stop)) for k, start, stop in pieces]
         chunk, _ = stack_rows(self._dataset.streams, rows)
@@ -112,6 +110,12 @@ class Runner:
         return np.concatenate([z[: stop - start, b] for b, (_, start, stop) in enumerate(rows)]), (
             states
         )
+
+
+def _is_last(network: Network) -> bool:
+    """Tell whether a model whose head is linear gives the network's pre-activations."""
+    spec = network.spec
+    return network.activation == "identity" or len(spec.layers) not in spec.graph.kept
 
 
 def _bare(spec: ModelSpec) -> tuple[ModelSpec, dict[str, str]]:

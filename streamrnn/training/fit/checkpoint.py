@@ -109,8 +109,7 @@ def _arrays(trainer: Trainer) -> dict[str, Array]:
         "weights": trainer.network.flat,
         "average": trainer.average,
         "best": trainer.best,
-        "adam.mean": trainer.adam.mean,
-        "adam.square": trainer.adam.square,
+        **trainer.optimiser.moments,
     }
     for kind, states in (("ends", trainer.ends), ("state", trainer.state)):
         for k, layer in enumerate(states):
@@ -160,7 +159,7 @@ def _fill(trainer: Trainer, about: dict[str, Any], kept: Mapping[str, Array]) ->
                 "was expected"
             )
         value[...] = kept[name]
-    trainer.adam.num_updates = trainer.counts.num_updates
+    trainer.optimiser.num_updates = trainer.counts.num_updates
 
 
 def _counts(given: dict[str, Any], num_pieces: int) -> Counts:

@@ -1,26 +1,51 @@
-"""The optimiser, the clipping of gradients and the learning-rate schedule.
+"""The optimisers, and the clipping of gradients.
 
 Sources: Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1;
 Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019; Pascanu, Mikolov and
 Bengio, "On the difficulty of training recurrent neural networks", ICML 2013, section 3.2 (clipping
-by the global norm); Loshchilov and Hutter, "SGDR", ICLR 2017 (cosine, here without restarts).
+by the global norm); Polyak, "Some methods of speeding up the convergence of iteration methods",
+1964 (momentum).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from streamrnn.errors import TrainingError
 from streamrnn.gradients.scratch import Array
 
-__all__ = ["Adam", "clip_by_global_norm", "cosine_rate"]
+__all__ = ["Adam", "Optimiser", "Sgd", "clip_by_global_norm", "make_optimiser"]
+
+FLUSH_UPDATES = 64  # some processors take a hundred times longer over subnormal numbers
+
+
+class Optimiser(Protocol):
+    """What changes the weights, on one flat vector.
+
+    ``moments`` are its state by name, each [size]; with ``num_updates`` they are all of it.
+    """
+
+    num_updates: int
+
+    @property
+    def moments(self) -> dict[str, Array]:
+        """Return the state by name."""
+
+    def update(
+        self, parameters: Array, gradient: Array, rate: float, decay: Array | float = 0.0
+    ) -> None:
+        """Change the parameters, [size], in place by one step.
+
+        ``rate`` is this step's learning rate; ``decay`` the weight decay of each parameter, times
+        the rate.
+        """
 
 
 class Adam:
-    """Adam with bias correction and decoupled weight decay, on one flat vector."""
+    """Adam with bias correction and decoupled weight decay (AdamW)."""
 
     def __init__(
         self,
@@ -35,14 +60,15 @@ class Adam:
         self.mean = np.zeros(size, dtype)
         self.square = np.zeros(size, dtype)
 
+    @property
+    def moments(self) -> dict[str, Array]:
+        """Return the state by name."""
+        return {"adam.mean": self.mean, "adam.square": self.square}
+
     def update(
         self, parameters: Array, gradient: Array, rate: float, decay: Array | float = 0.0
     ) -> None:
-        """Change the parameters, [size], in place by one step.
-
-        ``rate`` is this step's learning rate; ``decay`` the weight decay of each parameter, times
-        the rate.
-        """
+        """Implement `Optimiser.update`."""
         from streamrnn.gradients.update import update_by_adam  # loads Numba
 
         self.num_updates += 1
@@ -60,6 +86,41 @@ class Adam:
         if lost.size != parameters.size:
             lost = np.full(parameters.size if lost[0] else 0, lost[0])
         update_by_adam(parameters, gradient, self.mean, self.square, lost, tuple(map(of, settings)))
+
+
+class Sgd:
+    """Gradient descent with momentum and decoupled weight decay.
+
+    ``v' = momentum v + gradient`` and ``w' = (1 - rate decay) w - rate v'``, as PyTorch's SGD.
+    """
+
+    def __init__(self, size: int, dtype: np.dtype[Any], momentum: float) -> None:
+        self.momentum = momentum
+        self.num_updates = 0
+        self.velocity = np.zeros(size, dtype)
+
+    @property
+    def moments(self) -> dict[str, Array]:
+        """Return the state by name."""
+        return {"sgd.velocity": self.velocity}
+
+    def update(
+        self, parameters: Array, gradient: Array, rate: float, decay: Array | float = 0.0
+    ) -> None:
+        """Implement `Optimiser.update`."""
+        velocity = self.velocity
+        self.num_updates += 1
+        velocity *= self.momentum
+        velocity += gradient
+        if self.num_updates % FLUSH_UPDATES == 0:  # of what has no gradient any more
+            velocity[np.abs(velocity) < np.finfo(velocity.dtype).tiny ** (2.0 / 3.0)] = 0.0
+        parameters *= 1.0 - rate * decay
+        parameters -= rate * velocity
+
+
+def make_optimiser(name: str, momentum: float, size: int, dtype: np.dtype[Any]) -> Optimiser:
+    """Build ``adamw`` or ``sgd``."""
+    return Sgd(size, dtype, momentum) if name == "sgd" else Adam(size, dtype)
 
 
 def clip_by_global_norm(gradient: Array, max_norm: float) -> tuple[float, bool]:
@@ -81,15 +142,3 @@ def clip_by_global_norm(gradient: Array, max_norm: float) -> tuple[float, bool]:
         return norm, False
     gradient *= max_norm / norm
     return norm, True
-
-
-def cosine_rate(rate: float, progress: float, warmup: float = 0.02, floor: float = 0.01) -> float:
-    """Learning rate after a share of the training: linear warm-up, then half a cosine.
-
-    ``rate`` is the peak, ``progress`` runs from 0 to 1, ``warmup`` is the share of the training
-    over which the rate rises, ``floor`` the share of the peak that is left at the end.
-    """
-    if progress < warmup:
-        return rate * max(progress / warmup, 0.01)
-    turn = math.pi * min(1.0, (progress - warmup) / (1.0 - warmup))
-    return rate * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(turn)))

@@ -14,7 +14,7 @@ import numpy as np
 from streamrnn.errors import TrainingError
 from streamrnn.training.data.dataset import Dataset
 from streamrnn.training.fit.loop import Fit
-from streamrnn.training.fit.trainer import Trainer
+from streamrnn.training.fit.trainer import Evaluation, Trainer
 from streamrnn.training.network.network import Network
 
 __all__ = ["refit", "with_all_rows"]
@@ -26,10 +26,16 @@ class _Refitter(Trainer):
     def __init__(self, dataset: Dataset, fitted: Fit) -> None:
         super().__init__(dataset)
         self.num_updates = fitted.best_update
+        self._past = fitted.history
         # Where epochs are the bound, about so many updates as they would have made.
         an_epoch = fitted.num_updates / fitted.num_epochs
         bounds = (self.sizes.updates, an_epoch * self.sizes.epochs)
         self._planned = min(bound for bound in bounds if bound)
+
+    @property
+    def past(self) -> list[Evaluation]:
+        """Evaluations that the schedule goes by: those of the training before."""
+        return self._past
 
     @property
     def progress(self) -> float:

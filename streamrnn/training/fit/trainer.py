@@ -19,7 +19,8 @@ from streamrnn.training.data.dataset import Dataset
 from streamrnn.training.evaluate import PartLoss
 from streamrnn.training.fit.chunks import Piece, choose_sizes, cut_segments, plan_epoch
 from streamrnn.training.fit.noise import add_noise
-from streamrnn.training.fit.optimisers import Adam, clip_by_global_norm, cosine_rate
+from streamrnn.training.fit.optimisers import clip_by_global_norm, make_optimiser
+from streamrnn.training.fit.schedule import learning_rate
 from streamrnn.training.fit.unseen_categories import silence_unseen
 from streamrnn.training.network.layers import Array, State
 from streamrnn.training.network.network import Network, flat_views, initial_parameters
@@ -71,9 +72,11 @@ class Trainer:
         self.rng = np.random.default_rng(config.seed)
         self.sizes = choose_sizes(dataset)
         self.segments = cut_segments(dataset.streams, self.sizes.segment_steps)
-        self.network = Network(dataset.spec, initial_parameters(dataset.spec, self.rng))
+        start = config.initialisation, config.forget_bias, config.chrono_steps
+        self.network = Network(dataset.spec, initial_parameters(dataset.spec, self.rng, *start))
         silence_unseen(self.network, dataset)
-        self.adam = Adam(self.network.flat.size, self.network.dtype)
+        size, dtype = self.network.flat.size, self.network.dtype
+        self.optimiser = make_optimiser(config.optimiser, config.momentum, size, dtype)
         self.average, self.best = self.network.flat.copy(), self.network.flat.copy()
         self.decay: Array | float = 0.0
         if config.weight_decay:
@@ -87,6 +90,11 @@ class Trainer:
         self.counts = Counts()
         self.history: list[Evaluation] = []
         self.begin_epoch()
+
+    @property
+    def past(self) -> list[Evaluation]:
+        """Evaluations that the schedule goes by."""
+        return self.history
 
     @property
     def epoch(self) -> float:
@@ -167,11 +175,10 @@ class Trainer:
         norm, clipped = clip_by_global_norm(network.gradient, config.clip_norm)
         counts.num_clipped += clipped
         counts.max_norm = max(counts.max_norm, norm)
-        counts.learning_rate = config.learning_rate
-        if config.schedule == "cosine":
-            counts.learning_rate = cosine_rate(config.learning_rate, self.progress)
-        self.adam.update(network.flat, network.gradient, counts.learning_rate, self.decay)
-        counts.num_updates = self.adam.num_updates
+        losses = [each.validation for each in self.past if each.num_updates <= counts.num_updates]
+        counts.learning_rate = learning_rate(config, self.progress, losses)
+        self.optimiser.update(network.flat, network.gradient, counts.learning_rate, self.decay)
+        counts.num_updates = self.optimiser.num_updates
         # At first the average is that of all weights so far, so that it forgets the start.
         weight = max(1.0 - config.averaging, 1.0 / (1.0 + counts.num_updates / 10.0))
         self.average += np.float32(weight) * (network.flat - self.average)

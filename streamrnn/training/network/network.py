@@ -50,11 +50,19 @@ def flat_views(spec: ModelSpec, dtype: DTypeLike) -> tuple[Array, dict[str, Arra
     return flat, views
 
 
-def initial_parameters(spec: ModelSpec, rng: np.random.Generator) -> dict[str, Array]:
+def initial_parameters(
+    spec: ModelSpec,
+    rng: np.random.Generator,
+    initialisation: str = "orthogonal",
+    forget_bias: float = 1.0,
+    chrono_steps: int = 0,
+) -> dict[str, Array]:
     """Draw the weights that training starts from, as float64.
 
     Input weights and the head: Glorot and Bengio 2010; recurrent weights: orthogonal, each gate by
-    itself (Saxe et al. 2014); forget gates open (Jozefowicz et al. 2015); other biases 0.
+    itself (Saxe et al. 2014), or uniform within 1/sqrt(H); forget gates open (Jozefowicz et al.
+    2015), or so that units remember for 1 to ``chrono_steps`` steps (Tallec and Ollivier, "Can
+    recurrent neural networks warp time?", ICLR 2018); other biases 0.
     """
     _, views = flat_views(spec, np.float64)
     for name, view in views.items():
@@ -67,12 +75,22 @@ def initial_parameters(spec: ModelSpec, rng: np.random.Generator) -> dict[str, A
             continue
         size = layer.hidden_size
         weight_ih, weight_hh = views[f"weight_ih_l{index}"], views[f"weight_hh_l{index}"]
-        for k, gate in enumerate(CELLS[layer.cell].gates):
+        gates = CELLS[layer.cell].gates
+        bias = dict(zip(gates, views[f"bias_ih_l{index}"].reshape(len(gates), size), strict=True))
+        for k in range(len(gates)):
             rows = slice(k * size, (k + 1) * size)
             weight_ih[rows] = _glorot(rng, size, weight_ih.shape[1])
-            weight_hh[rows] = np.linalg.qr(rng.normal(size=(size, size)))[0]
-            if gate == "f":
-                views[f"bias_ih_l{index}"][rows] = 1.0
+            if initialisation == "uniform":
+                weight_hh[rows] = rng.uniform(-1.0, 1.0, (size, size)) / np.sqrt(size)
+            else:
+                weight_hh[rows] = np.linalg.qr(rng.normal(size=(size, size)))[0]
+        if "f" in bias:
+            bias["f"][:] = forget_bias
+        if chrono_steps and len(gates) > 1:
+            drawn = np.log(rng.uniform(1.0, max(1.0, chrono_steps - 1.0), size))
+            bias["f" if "f" in bias else "z"][:] = drawn
+            if "f" in bias:
+                bias["i"][:] = -drawn
     return views
 
 

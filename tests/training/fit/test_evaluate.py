@@ -14,6 +14,7 @@ from streamrnn.training.baselines.target import targets_of
 from streamrnn.training.data.dataset import make_dataset
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.evaluate import CarriedOutputs, NetworkOutputs, PartLoss, mean_loss
+from streamrnn.training.fit.lags import fit_path
 from streamrnn.training.network.losses import sum_of_losses
 from streamrnn.training.network.network import Chunk, Network, initial_parameters
 from tests.support.tables import noisy_sine, write_csv
@@ -129,6 +130,21 @@ def test_a_loss_is_of_the_weights_as_they_are_now(tmp_path):
     assert loss.of(network) == pytest.approx(mean_loss(network, dataset, "validation"))
     network.flat[:] = network_of(dataset).flat
     assert loss.of(network) == first
+
+
+def test_a_linear_path_beside_a_network_is_run_by_the_engine_too(tmp_path):
+    dataset = dataset_of(write_streams(tmp_path), group=("s",))
+    path = fit_path(dataset, 3)
+    network = path.compose(network_of(dataset))
+    runner = module.Runner(dataset)
+    runner.load(network)
+    pieces = np.array([(k, 0, len(s.x)) for k, s in enumerate(dataset.streams)])
+    found = runner.run(pieces)
+    assert runner._is_stepped
+    expected = [
+        network.forward(s.chunk, network.initial_state(1))[0][:, 0] for s in dataset.streams
+    ]
+    np.testing.assert_allclose(found, np.concatenate(expected), atol=2e-6)
 
 
 def test_streams_of_a_table_are_predicted_as_if_each_were_stepped_alone(tmp_path):
