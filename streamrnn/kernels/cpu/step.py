@@ -96,8 +96,9 @@ def output_of_row(plan: Plan, row: int, y: int) -> None:
         return
     store_i64(plan.row_pointers, row)
     store_i64(plan.y_pointers, y)
-    _run_ops(plan, plan.row_pointers, plan.row_pointers, 1, _HELD)
-    _write_outputs(plan, plan.row_pointers, plan.y_pointers, 1)
+    one = np.int64(1)  # a literal would let numba compile all operations once more, for it alone
+    _run_ops(plan, plan.row_pointers, plan.row_pointers, one, _HELD)
+    _write_outputs(plan, plan.row_pointers, plan.y_pointers, one)
 
 
 @jit

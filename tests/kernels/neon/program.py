@@ -23,6 +23,7 @@ vector_width.WIDTH = vector_width.WIDTHS["neon"]  # before anything that is made
 from numba.core import types  # noqa: E402
 from numba.core.ccallback import CFunc  # noqa: E402
 
+from streamrnn.kernels.cpu import program as cpu_program  # noqa: E402
 from streamrnn.kernels.cpu import step as cpu  # noqa: E402
 from streamrnn.kernels.cpu.plan import plan_at  # noqa: E402
 from streamrnn.kernels.cpu.program import Program  # noqa: E402
@@ -163,6 +164,8 @@ def write_case(case: str, precision: str, path: Path) -> None:
 
 def main(directory: Path) -> None:
     """Write the objects, and one image for each case and precision."""
+    # `harness.c` puts in the address of ours; that of this machine is not compiled for nothing.
+    setattr(cpu_program, "cover_address", lambda precision: 0)  # noqa: B010
     machine = target_machine()
     functions = [(step.py_func, 5, "srnn_step"), (chunk.py_func, 5, "srnn_chunk")]
     functions += [

@@ -12,6 +12,8 @@ of a batch or for one step, all the rest. So a chunk has the bits of its steps.
 
 from __future__ import annotations
 
+import numpy as np
+
 from streamrnn.kernels.activations import TANH
 from streamrnn.kernels.cpu.activations import activate
 from streamrnn.kernels.cpu.plan import Layer, Plan, Stages, Weights, stages_at
@@ -49,10 +51,11 @@ def run_staged_layer(
     stages = stages_at(layer.stages)
     _multiply_x(plan, layer, stages, x_pointers, num_steps)
     store_i64(plan.h_pointers, row + layer.h_offset)
+    one = np.int64(1)  # not a literal, for which numba would compile `_finish` once more
     for t in range(num_steps):
         sums = plan.sums + t * plan.sums_stride
         new_h = out + t * plan.value_stride
-        _finish(plan, layer, stages, sums, plan.h_pointers, new_h, 1)
+        _finish(plan, layer, stages, sums, plan.h_pointers, new_h, one)
 
 
 @jit
