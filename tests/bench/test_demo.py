@@ -133,7 +133,7 @@ def test_with_keep_running_the_demo_serves_until_ctrl_c():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_a_stopped_demo_leaves_no_process_behind(number):
     with Demo() as demo:
         demo.read_until("Streamed error")

@@ -39,8 +39,8 @@ def test_a_lower_cost_gives_a_higher_ratio():
 
 @pytest.mark.slow
 def test_scale_is_measured_with_a_real_server():
-    results = list(scale.measure_scale([CASE], num_streams=5_000, num_rounds=2, round_s=0.05))
-    name = "gru 3->8 5000 streams float32 cpu"
+    results = list(scale.measure_scale([CASE], num_streams=2_000, num_rounds=2, round_s=0.05))
+    name = "gru 3->8 2000 streams float32 cpu"
     assert [(each.benchmark, each.case, each.unit, each.reference) for each in results] == [
         ("scale", name, "steps/s", "1000_streams"),
         ("scale", f"{name} memory a stream", "KiB", "row"),
@@ -61,7 +61,7 @@ def test_verification_finds_a_stream_restored_with_other_outputs(monkeypatch):
 
     monkeypatch.setattr(scale, "_next_steps", other)
     with pytest.raises(BenchError, match=r"step 3 of stream 9 \(and of 0 more\)"):
-        list(scale._returning(CASE, "name", 5_000))
+        list(scale._returning(CASE, "name", 50))
 
 
 def test_memory_of_a_process_is_reported_and_a_missing_process_refused():

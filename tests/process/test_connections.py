@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import time
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from streamrnn_bench.child_process import start_child
 from streamrnn_client import Client
 from tests.fuzz.zmtp import GREETING, RawPeer
 from tests.support.models import random_model
-from tests.support.program import run_python, streamrnn
+from tests.support.program import run_python, streamrnn, until
 
 MAX_FILES = 256
 NUM_SILENT = 400
@@ -46,12 +45,6 @@ def few_files(path, log, *options):
         finally:
             process.kill()
             process.communicate()
-
-
-def until(condition):
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
 
 
 def has_ended(one):

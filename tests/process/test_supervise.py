@@ -16,7 +16,7 @@ from streamrnn import Engine
 from streamrnn_bench.child_process import start_child
 from streamrnn_client import Client
 from tests.support.models import random_model
-from tests.support.program import ROOT, TIMEOUT_S, streamrnn
+from tests.support.program import ROOT, TIMEOUT_S, streamrnn, until
 
 NUM_STEPS = 60
 SUPERVISE = """
@@ -113,12 +113,6 @@ supervised(ServerConfig())
 open(sys.argv[1], "a").write("ready ")
 signal.pause()
 """
-
-
-def until(condition):
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -7,7 +7,6 @@ import os
 import resource
 import signal
 import subprocess
-import time
 
 import numpy as np
 import pytest
@@ -15,8 +14,8 @@ import pytest
 from streamrnn_bench.child_process import start_child
 from streamrnn_client import Client
 from tests.support.models import random_model
-from tests.support.peer import Peer, until
-from tests.support.program import TIMEOUT_S, streamrnn
+from tests.support.peer import Peer
+from tests.support.program import TIMEOUT_S, streamrnn, until
 
 NUM_STEPS = 20
 ROW = np.ones(3, np.float32)
@@ -39,10 +38,8 @@ class Serving:
             *("--state-dir", state, "--checkpoint-interval", 3600, *arguments),
         )
         self.process = start_child(command, **{"stdout": subprocess.DEVNULL, **options})
-        deadline = time.monotonic() + TIMEOUT_S
-        while not os.path.exists(ready):
-            assert self.process.poll() is None, "the server has not started"
-            assert time.monotonic() < deadline, "the server is not ready"
+        until(lambda: os.path.exists(ready) or self.process.poll() is not None)
+        assert self.process.poll() is None, "the server has not started"
         with open(ready) as file:
             self.told = json.load(file)
         os.unlink(ready)
@@ -133,10 +130,8 @@ def test_files_that_were_closed_at_the_start_are_not_taken_by_others(path, tmp_p
 
 
 def until_exists(path, process):
-    deadline = time.monotonic() + TIMEOUT_S
-    while not path.exists():
-        assert process.poll() is None, f"it has ended with {process.returncode}"
-        assert time.monotonic() < deadline
+    until(lambda: path.exists() or process.poll() is not None)
+    assert process.poll() is None, f"it has ended with {process.returncode}"
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--shards", "0"], 3), (["--shards", "x"], 2)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -105,8 +106,9 @@ def step_or_busy(peer, stream, seq, x, expected) -> bool:
 
 
 def until(condition):
-    """Ask a server until something is so. Each question is an answer, so no time is slept away."""
+    """Ask a server until something is so, and leave it the core in between."""
     for _ in range(MAX_TRIES):
         if condition():
             return
+        time.sleep(0.001)
     pytest.fail("it never came")

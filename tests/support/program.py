@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from streamrnn_bench.child_process import start_child
 
-__all__ = ["TIMEOUT_S", "DurableProgram", "Program", "run_python", "streamrnn"]
+__all__ = ["TIMEOUT_S", "DurableProgram", "Program", "run_python", "streamrnn", "until"]
 
 TIMEOUT_S = 120
 NUM_PORTS = 3  # of an address: as many shards as a test ever starts
@@ -34,6 +36,14 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
         text=True,
         check=False,
     )
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what nobody tells, and leave the core to those who are waited for."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.01)
 
 
 class Program:
