@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,16 @@ from streamrnn.training.report import report_lines
 from streamrnn.training.run.curve import learning_curve
 from streamrnn.training.run.epoch_log import EpochLog
 from streamrnn.training.run.figure import check_figure, write_figure
-from streamrnn.training.run.outputs import check_outputs, chosen_path, configuration_path
+from streamrnn.training.run.outputs import (
+    check_outputs,
+    chosen_path,
+    configuration_path,
+    search_path,
+)
 from streamrnn.training.run.progress import TrainingProgress
 from streamrnn.training.run.threads import limit_threads
+from streamrnn.training.search.budget import AUTO, OFF, Budget, parse_budget
+from streamrnn.training.search.trial import Trial
 from streamrnn.training.train import TrainingResult, train_to_file
 
 __all__ = ["configure", "make_config", "run"]
@@ -48,6 +54,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threads", type=count, default=1, metavar="N", help="of the matrix products (default 1)"
+    )
+    parser.add_argument(
+        "--budget",
+        metavar="BUDGET",
+        help="of a search for layers, learning rate and lags that are not given: off, a number of "
+        "trials, or a time such as 60s or 5m (default: 6 trials for a table, unless one of them, "
+        "--updates or --epochs is given; off for a configuration)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=count,
+        default=0,
+        metavar="N",
+        help="trainings of which the best is kept (default: 3 after a search of little work, else "
+        "1)",
     )
     parser.add_argument("--log", metavar="FILE", help="write one line of JSON an evaluation")
     parser.add_argument(
@@ -68,6 +89,12 @@ def make_config(args: argparse.Namespace) -> TrainingConfig:
     if _source(args) is not None:
         return with_settings(TrainingConfig.read(args.input), given)
     return TrainingConfig(path=args.input, **given)
+
+
+def _budget(args: argparse.Namespace) -> Budget | None:
+    if args.budget is not None:
+        return parse_budget(args.budget)
+    return parse_budget(AUTO if _source(args) is None else OFF, given_settings(args))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,9 +126,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace, config: TrainingConfig, stop: StopSignals) -> TrainingResult:
     with ExitStack() as stack:
-        watchers: list[Callable[[Evaluation], None]] = [stack.enter_context(TrainingProgress())]
+        watchers: list[TrainingProgress | EpochLog] = [stack.enter_context(TrainingProgress())]
         if args.log:
             watchers.append(stack.enter_context(EpochLog(Path(args.log))))
+
+        def on_trial(number: int, trial: Trial) -> None:
+            for watcher in watchers:
+                watcher.end_trial(number, trial)
 
         def watch(evaluation: Evaluation) -> None:
             for watcher in watchers:
@@ -116,6 +147,9 @@ def _train(args: argparse.Namespace, config: TrainingConfig, stop: StopSignals) 
             begin=None if args.json else _print_summary,
             stop=stop,
             threads=args.threads,
+            budget=_budget(args),
+            seeds=args.seeds,
+            on_trial=on_trial,
         )
 
 
@@ -143,6 +177,7 @@ def _check_outputs(args: argparse.Namespace, config: TrainingConfig) -> None:
         inputs["the chosen model"] = chosen_path(model)
     inputs["the configuration"] = configuration_path(model, _source(args))
     inputs["the checkpoint"] = model.with_name(f"{model.name}.checkpoint")
+    inputs["the search"] = search_path(model)
     check_outputs(outputs, inputs)
     if args.report:
         check_figure(Path(args.report))
@@ -151,10 +186,11 @@ def _check_outputs(args: argparse.Namespace, config: TrainingConfig) -> None:
 
 
 def _how_to_go_on(args: argparse.Namespace) -> str:
-    checkpoint = f"{args.output}.checkpoint"
+    kept = [f"{args.output}.{end}" for end in ("checkpoint", "search")]
+    there = [path for path in kept if os.path.exists(path)]
     return (
-        f"To go on, give the same command with --resume ({checkpoint} holds the training)"
-        if os.path.exists(checkpoint)
+        f"To go on, give the same command with --resume ({there[0]} holds the training)"
+        if there
         else "Nothing is left of it"
     )
 

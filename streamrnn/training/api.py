@@ -22,6 +22,7 @@ from streamrnn.training.predict import (
     trained_columns,
     trained_options,
 )
+from streamrnn.training.search.budget import AUTO, parse_budget
 from streamrnn.training.train import TrainingResult
 from streamrnn.training.train import train as train_config
 
@@ -37,6 +38,8 @@ def train(
     horizon: int | Iterable[int] = -1,
     progress: Callable[[Evaluation], None] | None = None,
     threads: int = 1,
+    budget: str | int = AUTO,
+    seeds: int = 0,
     **settings: Any,
 ) -> TrainingResult:
     """Train a model; write and print nothing.
@@ -58,6 +61,13 @@ def train(
         Called with an `Evaluation` each time the weights are validated.
     threads : int
         Of the matrix products. The bits may depend on it.
+    budget : str or int
+        For a search of ``layers``, ``learning_rate`` and ``lags``: ``off``, a number of trials, or
+        a time such as ``60s``, after which the last trainings may end. ``auto``: 6 trials, and none
+        where one of these settings or ``updates`` or ``epochs`` is given.
+    seeds : int
+        Trainings of which the one best in validation is kept; 0: 3 after a search of little work,
+        else 1.
     **settings
         Of `TrainingConfig`, such as ``layers=["gru:16"]``, ``updates=500``, ``seed=1``.
 
@@ -92,7 +102,15 @@ def train(
         **settings,
     )
     table = read_data(data, config.read_options(), config.kinds())
-    return train_config(config, progress, table=table, stop=StopSignals(), threads=threads)
+    return train_config(
+        config,
+        progress,
+        table=table,
+        stop=StopSignals(),
+        threads=threads,
+        budget=parse_budget(str(budget), settings),
+        seeds=seeds,
+    )
 
 
 def predict(

@@ -24,6 +24,8 @@ SPLITS = ("auto", "time", "date", "stream", "file", "column")
 
 _MAX_HORIZON = 1_000_000
 MAX_LAGS = 512
+# What a search chooses, with what it is where there is none.
+DEFAULTS: dict[str, Any] = {"layers": ("lstm:32",), "learning_rate": 3e-3, "lags": 0}
 _MAX_INT = 2**64  # far above any setting, and a float can hold it
 
 
@@ -93,13 +95,14 @@ class TrainingConfig:
     delimiter, encoding, decimal, thousands, na, skip_rows, date_format
         How a text file is written: `streamrnn.training.data.reading.options.ReadOptions`.
     layers : tuple of str
-        Such as ``("lstm:32", "gru:16")``, from the input to the output.
+        Such as ``("lstm:32", "gru:16")``, from the input to the output; empty: by a search, or
+        ``lstm:32``.
     feedback : tuple of str
         Outputs that an earlier layer reads at the next step, as ``SOURCE`` or ``SOURCE:LAYER``
         (``("head",)``: a Jordan network): `parse_layers`.
     lags : int
         Steps of the inputs, the newest one included, that the outputs see directly, through a
-        linear path beside the layers; 0: none.
+        linear path beside the layers; 0: none. -1: by a search, or none.
     embedding_size : int
         Of categorical inputs with more than 8 categories; 0: by their number. -1: one-hot always.
     loss : str
@@ -135,7 +138,7 @@ class TrainingConfig:
     momentum : float
         Of ``sgd``.
     learning_rate : float
-        Peak of the schedule.
+        Peak of the schedule; 0: by a search, or 0.003.
     schedule : str
         ``cosine``, ``constant``, or ``plateau``: halved after evaluations without a better one.
     plateau_patience : int
@@ -184,9 +187,9 @@ class TrainingConfig:
     na: tuple[str, ...] = ()
     skip_rows: tuple[str, ...] = ()
     date_format: str = ""
-    layers: tuple[str, ...] = ("lstm:32",)
+    layers: tuple[str, ...] = ()
     feedback: tuple[str, ...] = ()
-    lags: int = 0
+    lags: int = -1
     embedding_size: int = 0
     loss: str = "auto"
     quantiles: tuple[float, ...] = ()
@@ -201,7 +204,7 @@ class TrainingConfig:
     chrono_steps: int = 0
     optimiser: str = "adamw"
     momentum: float = 0.9
-    learning_rate: float = 3e-3
+    learning_rate: float = 0.0
     schedule: str = "cosine"
     plateau_patience: int = 5
     warmup: float = 0.02
@@ -220,7 +223,7 @@ class TrainingConfig:
         object.__setattr__(self, "group", tuple(name for name in self.group if name))
         if self.horizon == (-1,):
             object.__setattr__(self, "horizon", ())
-        parse_layers(self.layers, self.feedback)
+        parse_layers(self.layers or DEFAULTS["layers"], self.feedback)
         self.read_options()  # raises if one is not known
         if not self.path:
             raise TrainingError("the configuration names no data: set path (a CSV or .npz file)")
@@ -306,7 +309,7 @@ class TrainingConfig:
             ("season", 0, 1_000_000),
             ("other", 0, 1_000_000),
             ("vocabulary", 0, MAX_SIZE),
-            ("lags", 0, MAX_LAGS),
+            ("lags", -1, MAX_LAGS),
             ("embedding_size", -1, 65_536),
             ("updates", 0, 1_000_000_000),
             ("epochs", 0, 1_000_000),
@@ -316,7 +319,7 @@ class TrainingConfig:
             ("forget_bias", -100.0, 100.0),
             ("chrono_steps", 0, 1_000_000),
             ("momentum", 0.0, 0.99999),
-            ("learning_rate", 1e-9, 10.0),
+            ("learning_rate", 0.0, 10.0),
             ("plateau_patience", 1, 1_000_000),
             ("warmup", 0.0, 0.9),
             ("weight_decay", 0.0, 100.0),
@@ -329,6 +332,16 @@ class TrainingConfig:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise TrainingError(f"{name} is {shown(value)}; it must be from {least} to {most}")
+
+    @property
+    def open_settings(self) -> tuple[str, ...]:
+        """Those that a search may choose."""
+        blank = {"layers": (), "learning_rate": 0.0, "lags": -1}
+        return tuple(name for name, value in blank.items() if getattr(self, name) == value)
+
+    def with_defaults(self) -> TrainingConfig:
+        """Return it with what a search would choose set to what it is without one."""
+        return self.replace(**{name: DEFAULTS[name] for name in self.open_settings})
 
     @property
     def farthest(self) -> int:

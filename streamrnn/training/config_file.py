@@ -50,9 +50,9 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "date_format": "as %d.%m.%Y; empty: ISO 8601",
     },
     "model": {
-        "layers": "from the input to the output",
+        "layers": "from the input to the output; empty: by the search, or lstm:32",
         "feedback": "read at the next step: head (a Jordan network), layer2:layer1",
-        "lags": "steps of inputs that the outputs see directly, through a linear path; 0: none",
+        "lags": "steps of inputs that the outputs see in a linear path; 0: none; -1: by the search",
         "embedding_size": "0: by the number of categories; -1: one-hot",
     },
     "training": {
@@ -69,7 +69,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "chrono_steps": "longest time that gates remember at the start; 0: by forget_bias",
         "optimiser": "adamw or sgd",
         "momentum": "of sgd",
-        "learning_rate": "peak of the schedule",
+        "learning_rate": "peak of the schedule; 0: by the search, or 0.003",
         "schedule": "cosine, constant or plateau",
         "plateau_patience": "evaluations without a better error, after which plateau halves it",
         "warmup": "share of the training over which the rate rises",

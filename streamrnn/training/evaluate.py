@@ -280,6 +280,7 @@ def _prediction(target: Target, z: Array) -> Prediction:
 
 def outputs_of(network: Network, dataset: Dataset) -> NetworkOutputs | CarriedOutputs:
     """Return what predicts as a network does, each stream run from its first row."""
+    dataset = replace(dataset, spec=network.spec)  # a linear path may have come to it
     num_rows = sum(stream.stops[2] for stream in dataset.streams)
     size = num_rows * dataset.spec.output_size
     if dataset.loss == "cross_entropy" and size > MAX_KEPT:

@@ -10,6 +10,7 @@ from streamrnn.training.baselines.bootstrap import Interval
 from streamrnn.training.baselines.compare import sides
 from streamrnn.training.data.dataset import PARTS
 from streamrnn.training.quantiles import interval_lines
+from streamrnn.training.search.table import search_lines
 
 __all__ = ["evaluation_lines", "report_lines"]
 
@@ -54,6 +55,7 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
             "the baselines were fitted to the training and the validation part (what they choose, "
             "they choose by the validation part); the network to the training part"
         )
+    yield from search_lines(report.get("search", {}))
     yield _updates_line(updates)
     yield from _end_lines(config, updates)
     if "refit" in report:

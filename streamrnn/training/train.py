@@ -28,7 +28,7 @@ from streamrnn.training.diagnostics import Memory, measure_memory
 from streamrnn.training.evaluate import outputs_of
 from streamrnn.training.fit.checkpoint import Checkpoint
 from streamrnn.training.fit.chunks import choose_sizes
-from streamrnn.training.fit.loop import Fit, Keeper, fit
+from streamrnn.training.fit.loop import Fit, fit
 from streamrnn.training.fit.refit import refit, with_all_rows
 from streamrnn.training.fit.stop import StopSignals
 from streamrnn.training.fit.trainer import Evaluation
@@ -40,8 +40,13 @@ from streamrnn.training.run.outputs import (
     checkpoint_path,
     chosen_path,
     configuration_path,
+    search_path,
 )
 from streamrnn.training.run.threads import limit_threads
+from streamrnn.training.search.budget import Budget
+from streamrnn.training.search.search import Found, search
+from streamrnn.training.search.store import TrialStore
+from streamrnn.training.search.trial import Trial
 from streamrnn.training.verify import verify
 
 __all__ = ["TrainingResult", "train", "train_to_file"]
@@ -108,6 +113,9 @@ def train(
     table: Table | None = None,
     stop: StopSignals | None = None,
     threads: int = 1,
+    budget: Budget | None = None,
+    seeds: int = 0,
+    on_trial: Callable[[int, Trial], None] | None = None,
 ) -> TrainingResult:
     """Train a model in memory.
 
@@ -123,6 +131,12 @@ def train(
         Asks for the best model so far when Ctrl-C or SIGTERM comes; without it they end all.
     threads : int
         Of the matrix products. The bits may depend on it.
+    budget : Budget or None
+        For a search of the settings that the configuration leaves open; None: there is no search.
+    seeds : int
+        Trainings of which the best is kept; 0: 3 after a search of little work, else 1.
+    on_trial : callable or None
+        Called with its number after each trial of a search.
 
     Returns
     -------
@@ -138,8 +152,9 @@ def train(
     """
     with limit_threads(threads):
         dataset = _prepare(config, table)
+        run = _Run(config.open_settings, budget, seeds, progress, stop or (lambda: False), on_trial)
         with _block(stop):
-            return _train(dataset, progress, stop)
+            return _train(dataset, run)
 
 
 def _prepare(config: TrainingConfig, table: Table | None = None) -> Dataset:
@@ -160,23 +175,55 @@ def _block(stop: StopSignals | None) -> AbstractContextManager[object]:
     return stop if stop is not None else nullcontext()
 
 
-def _train(
-    dataset: Dataset,
-    progress: Callable[[Evaluation], None] | None,
-    stop: StopSignals | None,
-    keeper: Keeper | None = None,
-) -> TrainingResult:
-    fitted = fit(dataset, progress, stop or (lambda: False), keeper)
+@dataclass(frozen=True)
+class _Run:
+    """How a training is run."""
+
+    free: tuple[str, ...]  # what a search may choose
+    budget: Budget | None
+    seeds: int
+    progress: Callable[[Evaluation], None] | None
+    should_stop: Callable[[], bool]
+    on_trial: Callable[[int, Trial], None] | None = None
+    keeper_of: Callable[[Dataset], Checkpoint] | None = None
+    store: TrialStore | None = None
+
+    def fit(self, dataset: Dataset) -> Found:
+        """Search, if that is wanted, and fit."""
+        if self.budget or self.seeds > 1:
+            return search(
+                dataset,
+                self.free,
+                self.budget,
+                self.seeds,
+                self.progress,
+                self.should_stop,
+                self.store,
+                self.keeper_of,
+                self.on_trial,
+            )
+        keeper = self.keeper_of(dataset) if self.keeper_of else None
+        fitted = fit(dataset, self.progress, self.should_stop, keeper)
+        return Found(dataset, fitted, {}, fitted.was_stopped)
+
+
+def _train(dataset: Dataset, run: _Run) -> TrainingResult:
+    found = run.fit(dataset)
+    dataset, fitted = found.dataset, found.fitted
     memory = measure_memory(fitted.network, dataset)
     report = _report(dataset, fitted, memory)
+    if found.was_stopped:
+        report["updates"]["was_stopped"] = True
     spec = replace(fitted.network.spec, warmup_steps=memory.horizon_steps, training=report)
     model = Model(spec, fitted.network.parameters)
     result = TrainingResult(
-        model, report, dataset.config, dataset, fitted.history, fitted.was_stopped
+        model, report, dataset.config, dataset, fitted.history, found.was_stopped
     )
-    if not dataset.config.refit or fitted.was_stopped:
-        return result
-    return _refit(result, fitted, stop or (lambda: False))
+    if dataset.config.refit and not found.was_stopped:
+        result = _refit(result, fitted, run.should_stop)
+    # Not in the model: the configuration with all choices made repeats it without a search.
+    search_report = {"search": found.report} if found.report else {}
+    return replace(result, report=result.report | search_report)
 
 
 def _refit(result: TrainingResult, fitted: Fit, should_stop: Callable[[], bool]) -> TrainingResult:
@@ -241,7 +288,6 @@ def _report(dataset: Dataset, fitted: Fit, memory: Memory) -> dict[str, Any]:
             "num_updates": fitted.num_updates,
             "clipped_share": fitted.clipped_share,
             "max_gradient_norm": fitted.max_gradient_norm,
-            **({"was_stopped": True} if fitted.was_stopped else {}),
         },
     }
 
@@ -264,10 +310,14 @@ def train_to_file(
     begin: Callable[[Dataset], None] | None = None,
     stop: StopSignals | None = None,
     threads: int = 1,
+    budget: Budget | None = None,
+    seeds: int = 0,
+    on_trial: Callable[[int, Trial], None] | None = None,
 ) -> TrainingResult:
     """Train, save, load again, and let the engine reproduce the trainer's outputs.
 
-    While it runs, all that goes on with it is kept in ``{path}.checkpoint``.
+    While it runs, all that goes on with it is kept in ``{path}.checkpoint``, and the trials of a
+    search that have ended in ``{path}.search``.
 
     Parameters
     ----------
@@ -284,7 +334,7 @@ def train_to_file(
         Go on from the checkpoint; the model comes out as if there had been no break, to the bit.
     begin : callable or None
         Called with the data before the training, to tell what becomes of it.
-    stop, threads
+    stop, threads, budget, seeds, on_trial
         As for `train`.
 
     Returns
@@ -312,7 +362,10 @@ def train_to_file(
     for model_path in models.values():
         check_model_path(model_path)
     place, kept = configuration_path(path, source), checkpoint_path(path, resume)
-    check_outputs({"the configuration": place, "the checkpoint": kept}, inputs)
+    trials = search_path(path)
+    check_outputs(
+        {"the configuration": place, "the checkpoint": kept, "the search": trials}, inputs
+    )
     with limit_threads(threads):
         try:
             dataset = _prepare(config)
@@ -320,16 +373,36 @@ def train_to_file(
             raise TrainingError(f"{source}: {error}" if source else str(error)) from error
         if begin:
             begin(dataset)
-        checkpoint = Checkpoint(kept, _identity(dataset, threads), resume)
+        is_search = bool(budget) or seeds > 1
+
+        def keeper_of(dataset: Dataset) -> Checkpoint:
+            checkpoint = Checkpoint(kept, _identity(dataset, threads), resume)
+            if is_search:  # it may be of the trial before, which has ended
+                checkpoint.resume = resume and checkpoint.is_of_this()
+            return checkpoint
+
+        how = {"open": config.open_settings, "budget": repr(budget), "seeds": seeds}
+        store = TrialStore(trials if is_search else None, _identity(dataset, threads) | how, resume)
+        run = _Run(
+            config.open_settings,
+            budget,
+            seeds,
+            progress,
+            stop or (lambda: False),
+            on_trial,
+            keeper_of,
+            store,
+        )
         with _block(stop):
-            result = _train(dataset, progress, stop, checkpoint)
+            result = _train(dataset, run)
             model = _save(result, path)
             if source is not None and TrainingConfig.read(source) == result.config:
                 place = source
             else:
                 result.config.write(place)
             if not result.was_stopped:
-                checkpoint.remove()
+                kept.unlink(missing_ok=True)
+                store.remove()
     return replace(result, model=model, configuration=place)
 
 

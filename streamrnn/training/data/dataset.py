@@ -87,7 +87,7 @@ def make_dataset(config: TrainingConfig, table: Table) -> Dataset:
     Raises `DataError` if a column is unknown or cannot be used, or a part holds no target, and
     `TrainingError` if the configuration contradicts itself.
     """
-    config = choose_columns(config, table)
+    config = choose_columns(config.with_defaults(), table)
     config = config.replace(loss=choose_loss(config, table))
     forecasts = forecasts_of(config)
     rows = rows_of_streams(table, config.time, config.group)

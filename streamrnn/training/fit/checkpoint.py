@@ -78,6 +78,14 @@ class Checkpoint:
         """Remove the file: the training has ended."""
         self.path.unlink(missing_ok=True)
 
+    def is_of_this(self) -> bool:
+        """Tell whether the file is there and of this training."""
+        try:
+            self._check_identity(_about(read_tensor_file(self.path))["identity"])
+        except (ModelFileError, TrainingError, *_DAMAGED):
+            return False
+        return True
+
     def _check_identity(self, kept: Any) -> None:
         if not isinstance(kept, dict):
             raise ValueError(f"its identity is {shown(kept)}")
@@ -183,7 +191,7 @@ def _history(rows: Array) -> list[Evaluation]:
     history = []
     for row in rows.tolist():
         values = {item.name: value for item, value in zip(names, row, strict=True)}
-        for name in ("num_updates", "max_updates"):
+        for name in ("num_updates", "max_updates", "trial"):
             values[name] = int(values[name])
         history.append(Evaluation(**values))
     return history

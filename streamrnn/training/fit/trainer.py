@@ -41,6 +41,7 @@ class Evaluation:
     num_updates: int = 0  # since the training began
     max_updates: int = 0  # 0: the epochs are the bound
     seconds: float = field(default=0.0, compare=False)  # of training, since it began
+    trial: int = 0  # of a search, from 1; 0: there is none
 
     def times(self, unit: float) -> Evaluation:
         """Return it with its losses in other units."""

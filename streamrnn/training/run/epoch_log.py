@@ -9,10 +9,11 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from streamrnn.errors import TrainingError
 from streamrnn.training.fit.trainer import Evaluation
+from streamrnn.training.search.trial import Trial
 
 __all__ = ["EpochLog"]
 
@@ -43,10 +44,18 @@ class EpochLog:
 
     def __call__(self, evaluation: Evaluation) -> None:
         """Write the losses; what is not finite becomes null."""
-        facts = {
-            name: value if math.isfinite(value) else None
-            for name, value in asdict(evaluation).items()
-        }
+        self._write(
+            {
+                name: value if math.isfinite(value) else None
+                for name, value in asdict(evaluation).items()
+            }
+        )
+
+    def end_trial(self, number: int, trial: Trial) -> None:
+        """Write the result of a trial of a search."""
+        self._write({"ended": number} | trial.to_dict())
+
+    def _write(self, facts: dict[str, Any]) -> None:
         try:
             if self._file is None:
                 self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
@@ -65,6 +74,6 @@ def _is_log(path: Path) -> bool:
     try:
         with open(path, encoding="utf-8") as file:
             first = file.readline(4096)
-        return not first or "epoch" in json.loads(first)
+        return not first or bool({"epoch", "ended"} & set(json.loads(first)))
     except (OSError, ValueError, TypeError):
         return False

@@ -11,10 +11,11 @@ from streamrnn.model.file import METADATA_KEY
 from streamrnn.model.tensor_file import read_tensor_file
 from streamrnn.training.config_file import is_written_config
 from streamrnn.training.fit.checkpoint import is_checkpoint
+from streamrnn.training.search.store import is_store
 
 __all__ = [
     "check_data_name", "check_model_path", "check_outputs", "checkpoint_path", "chosen_path",
-    "configuration_path",
+    "configuration_path", "search_path",
 ]  # fmt: skip
 
 
@@ -65,7 +66,15 @@ def check_model_path(path: Path) -> None:
 def checkpoint_path(model: Path, resume: bool) -> Path:
     """Return where a training is kept while it runs; check that it can begin, or go on."""
     path = model.with_name(f"{model.name}.checkpoint")
-    if resume and not path.exists():
+    trials = search_path(model)
+    if not resume and trials.exists():
+        raise TrainingError(
+            f"{trials} holds a search that was not ended: go on with it (--resume), or remove the "
+            "file to begin anew"
+            if is_store(trials)
+            else f"{trials} exists and is no search of a training; it is not overwritten"
+        )
+    if resume and not path.exists() and not trials.exists():
         raise TrainingError(
             f"{path} does not exist, so that there is nothing to go on with: the training has "
             "ended, or never began; leave --resume out to begin it"
@@ -78,6 +87,11 @@ def checkpoint_path(model: Path, resume: bool) -> Path:
             else f"{path} exists and is no checkpoint of a training; it is not overwritten"
         )
     return path
+
+
+def search_path(model: Path) -> Path:
+    """Return where the trials of a search are kept while it runs."""
+    return model.with_name(f"{model.name}.search")
 
 
 def chosen_path(model: Path) -> Path:

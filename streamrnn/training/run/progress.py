@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from streamrnn.training.fit.trainer import Evaluation
+from streamrnn.training.search.trial import Trial
 
 __all__ = ["TrainingProgress"]
 
@@ -58,15 +59,28 @@ class TrainingProgress:
         done, most, unit = evaluation.epoch, evaluation.num_epochs, "epoch"
         if evaluation.max_updates:
             done, most, unit = evaluation.num_updates, evaluation.max_updates, "update"
+        trial = f"trial {evaluation.trial}  " if evaluation.trial else ""
         text = (
-            f"{unit} {done:g}/{most:g}  loss: train {evaluation.train:.4g}, "
+            f"{trial}{unit} {done:g}/{most:g}  loss: train {evaluation.train:.4g}, "
             f"validation {evaluation.validation:.4g}, best {evaluation.best:.4g}"
         )
         if self.bar:
             self.bar.update(self.task, completed=done, total=most, text=text)
-        elif not self.next_line or done >= self.next_line * most / NUM_LINES:
+        elif not evaluation.trial and done >= self.next_line * most / NUM_LINES:
             self.next_line = int(done * NUM_LINES / most) + 1
-            try:
-                self.console.print(text, highlight=False, soft_wrap=True)
-            except OSError:  # a full disk, say
-                self.console.quiet = True
+            self._print(text)
+
+    def end_trial(self, number: int, trial: Trial) -> None:
+        """Show the result of a trial of a search."""
+        told = trial.settings
+        self._print(
+            f"trial {number}: {'+'.join(told.layers)}, learning rate {told.learning_rate:g}, "
+            f"{told.lags} lags, seed {told.seed}: loss {trial.loss:.4g} after {trial.best_update} "
+            "updates"
+        )
+
+    def _print(self, text: str) -> None:
+        try:
+            self.console.print(text, highlight=False, soft_wrap=True)
+        except OSError:  # a full disk, say
+            self.console.quiet = True

@@ -1,0 +1,1 @@
+"""Settings chosen within a budget."""
