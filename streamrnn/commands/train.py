@@ -171,6 +171,8 @@ def _check_outputs(args: argparse.Namespace, config: TrainingConfig) -> None:
     given = {"the model": args.output, "the log": args.log, "the picture": args.report}
     outputs = {what: Path(path) for what, path in given.items() if path}
     inputs = {"the data": Path(config.path), "the input": Path(args.input)}
+    if config.start_from:
+        inputs["the model to start from"] = Path(config.start_from)
     check_outputs(outputs, inputs)
     model = outputs.pop("the model")
     if config.refit:

@@ -126,6 +126,8 @@ class TrainingConfig:
         streams' lengths.
     truncation_steps : int
         Steps that a gradient goes back; 0: by the streams' lengths.
+    start_from : str
+        A model, trained or imported before, whose weights the training begins with; empty: drawn.
     initialisation : str
         Of recurrent matrices: ``orthogonal``, each gate by itself, or ``uniform``, as PyTorch's.
     forget_bias : float
@@ -199,6 +201,7 @@ class TrainingConfig:
     epochs: int = 0
     batch_size: int = 0
     truncation_steps: int = 0
+    start_from: str = ""
     initialisation: str = "orthogonal"
     forget_bias: float = 1.0
     chrono_steps: int = 0
@@ -304,6 +307,9 @@ class TrainingConfig:
         if self.loss == "pinball" and not self.quantiles:
             raise TrainingError("pinball needs to know which quantiles: --quantiles 0.1,0.5,0.9")
 
+        if self.start_from and self.lags:
+            raise TrainingError("start_from and lags: a linear path is fitted anew; leave one out")
+
     def _check_ranges(self) -> None:
         for name, least, most in (
             ("season", 0, 1_000_000),
@@ -364,9 +370,9 @@ class TrainingConfig:
         return (name,) if kind == "column" else ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as plain JSON types, without the directory of the data."""
+        """Return the configuration as plain JSON types, without the directories of files."""
         plain = {item.name: getattr(self, item.name) for item in fields(self)}
-        plain["path"] = Path(self.path).name
+        plain |= {"path": Path(self.path).name, "start_from": Path(self.start_from).name}
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in plain.items()

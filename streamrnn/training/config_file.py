@@ -16,6 +16,7 @@ from streamrnn.training.data.reading.source import STDIN
 __all__ = ["SECTIONS", "is_written_config", "read_config", "write_config"]
 
 _FIRST_LINE = "# All of a training: `streamrnn train THIS_FILE -o MODEL` repeats it to the bit."
+_FILES = ("path", "start_from")
 _MAX_FILE_BYTES = 2**20
 
 # Where each setting stands in a TOML file, and what is said beside it.
@@ -64,6 +65,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "epochs": "passes over the training part, at most; 0: as many as the updates take",
         "batch_size": "rows trained at once; 0: by the data",
         "truncation_steps": "steps that a gradient goes back; 0: by the data",
+        "start_from": "a model whose weights it begins with, relative to this file; empty: drawn",
         "initialisation": "of recurrent matrices: orthogonal or uniform",
         "forget_bias": "of an LSTM's forget gates at the start",
         "chrono_steps": "longest time that gates remember at the start; 0: by forget_bias",
@@ -88,7 +90,7 @@ def read_config(path: str | os.PathLike[str]) -> TrainingConfig:
     """Read a TOML file, such as `write_config` has written.
 
     Sections are ``[data]``, ``[model]`` and ``[training]``; absent keys have their defaults,
-    and the data's path is taken relative to the file. Raises `TrainingError` if it is no TOML,
+    and paths are taken relative to the file. Raises `TrainingError` if it is no TOML,
     or a section, key or value is not known.
     """
     try:
@@ -107,27 +109,27 @@ def read_config(path: str | os.PathLike[str]) -> TrainingConfig:
         config = TrainingConfig(**_flatten(sections))
     except StreamRNNError as error:
         raise TrainingError(f"{path}: {error}") from error
-    if config.path == STDIN:
-        return config
-    return config.replace(path=os.path.join(os.path.dirname(path), config.path))
+    files = [name for name in _FILES if getattr(config, name) not in ("", STDIN)]
+    directory = os.path.dirname(path)
+    return config.replace(
+        **{name: os.path.join(directory, getattr(config, name)) for name in files}
+    )
 
 
 def write_config(config: TrainingConfig, path: str | os.PathLike[str]) -> None:
-    """Write a TOML file that `read_config` understands, with the data's path relative to it.
+    """Write a TOML file that `read_config` understands, with paths relative to it.
 
     Raises `TrainingError` if it cannot be written.
     """
     lines = [_FIRST_LINE]
-    data_path = (
-        config.path
-        if config.path == STDIN
-        else os.path.relpath(config.path, os.path.dirname(os.path.abspath(path)))
-    )
+    directory = os.path.dirname(os.path.abspath(path))
     tables = []
     for section, comments in SECTIONS.items():
         lines += ["", f"[{section}]"]
         for name, comment in comments.items():
-            value = data_path if name == "path" else getattr(config, name)
+            value = getattr(config, name)
+            if name in _FILES and value not in ("", STDIN):
+                value = os.path.relpath(value, directory)
             if isinstance(value, dict):
                 tables.append((f"{section}.{name}", value))
             else:

@@ -355,6 +355,8 @@ def train_to_file(
     path = Path(path)
     source = None if source is None else Path(source)
     inputs = {"the data": Path(config.path)} | ({"the configuration": source} if source else {})
+    if config.start_from:
+        inputs["the model to start from"] = Path(config.start_from)
     models = {"the model": path}
     if config.refit:
         models["the chosen model"] = chosen_path(path)
@@ -432,6 +434,8 @@ def _identity(dataset: Dataset, threads: int) -> dict[str, Any]:
     config = dataset.config.to_dict()
     del config["path"]  # the data may have moved; its digest says whether it is the same
     del config["refit"]  # it begins when all that is kept has ended
+    if dataset.config.start_from:
+        config["start_from"] = Model.load(dataset.config.start_from).fingerprint
     return config | {
         "the data's sha256": dataset.table.sha256,
         "threads": threads,

@@ -21,6 +21,7 @@ from streamrnn.training.fit.chunks import Piece, choose_sizes, cut_segments, pla
 from streamrnn.training.fit.noise import add_noise
 from streamrnn.training.fit.optimisers import clip_by_global_norm, make_optimiser
 from streamrnn.training.fit.schedule import learning_rate
+from streamrnn.training.fit.start import starting_weights
 from streamrnn.training.fit.unseen_categories import silence_unseen
 from streamrnn.training.network.layers import Array, State
 from streamrnn.training.network.network import Network, flat_views, initial_parameters
@@ -74,8 +75,12 @@ class Trainer:
         self.sizes = choose_sizes(dataset)
         self.segments = cut_segments(dataset.streams, self.sizes.segment_steps)
         start = config.initialisation, config.forget_bias, config.chrono_steps
-        self.network = Network(dataset.spec, initial_parameters(dataset.spec, self.rng, *start))
+        drawn = initial_parameters(dataset.spec, self.rng, *start)
+        self.network = Network(dataset.spec, drawn)
         silence_unseen(self.network, dataset)
+        if config.start_from:
+            for name, value in starting_weights(config.start_from, dataset.spec).items():
+                self.network.parameters[name][:] = value
         size, dtype = self.network.flat.size, self.network.dtype
         self.optimiser = make_optimiser(config.optimiser, config.momentum, size, dtype)
         self.average, self.best = self.network.flat.copy(), self.network.flat.copy()
