@@ -132,7 +132,7 @@ def test_a_training_learns_and_goes_on_to_the_bit_by_every_setting(tmp_path, set
     whole = train_to_file(config, tmp_path / "whole.safetensors")
     assert whole.history[-1].best < 0.8 * whole.history[0].validation
     rates = [evaluation.learning_rate for evaluation in whole.history]
-    assert max(rates) <= config.learning_rate
+    assert max(rates) <= whole.config.learning_rate
     if config.schedule == "plateau":
         assert len(set(rates)) > 2
     path, asked = tmp_path / "broken.safetensors", iter(range(10_000))
