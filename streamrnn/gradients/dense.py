@@ -105,16 +105,22 @@ class Dense:
         self.back_panels = self.scratch.zeros("back", num_panels, self.output_size, WIDTH)
         self.biases = self.scratch.zeros("biases", self.padded)
         self.nothing = self.scratch.zeros("nothing", num_panels * WIDTH)
+        in_row = 2 * self.padded + 2 * in_vectors(self.num_x)
+        self.bytes_a_step = in_row * self.dtype.itemsize
         self.one = np.ones((1, 1), self.dtype)
         self.slots = np.zeros(1, np.int64)
+
+    def read_parameters(self) -> None:
+        """Take the parameters as they are now, for all chunks until the next call."""
+        pack_columns(self.panels, self.weight)
+        pack_backward(self.back_panels, self.weight, self.slots)
+        self.biases[: self.output_size] = self.bias
 
     def begin(self, num_steps: int, num_rows: int) -> None:
         """Make ready for a chunk."""
         self.shape = (num_steps, num_rows)
         self.all_z = self.scratch.get("z", num_steps, num_rows, self.padded)
         self.z = self.all_z[:, :, : self.output_size]
-        pack_columns(self.panels, self.weight)
-        self.biases[: self.output_size] = self.bias
 
     def take(self, parts: Sequence[Part]) -> None:
         """Fill columns of x; what is all of it is kept by reference."""
@@ -139,7 +145,6 @@ class Dense:
         self.grad_z = self.all_grad_z[:, :, : self.output_size]
         if grad is not None:
             self.grad_z[...] = grad
-        pack_backward(self.back_panels, self.weight, self.slots)
 
     def grad_x(self, first_step: int, end_step: int) -> Array:
         """Return the gradient by x of some steps, valid until the next call."""
@@ -149,17 +154,20 @@ class Dense:
         multiply(rows, self.back_panels, self.nothing, flat_rows(out))
         return out[:, :, : self.num_x]
 
-    def end_back(self) -> None:
-        """Add to the gradients of the parameters."""
+    def end_back(self, is_first: bool) -> None:
+        """Sum up over time what the gradients are made of, to the last chunk's or anew."""
         x, grad_z = flat_rows(self.all_x), flat_rows(self.all_grad_z)
-        by_bias = self.scratch.zeros("by_bias", 1, self.padded)
-        add_over_rows(np.broadcast_to(self.one, (len(grad_z), 1)), grad_z, by_bias)
-        self.grad_bias += by_bias[0, : self.output_size]
-        if self.output_size * x.shape[1] < self.num_x * self.padded:
-            sums = self.scratch.zeros("sums", self.output_size, x.shape[1])
-            add_over_rows(grad_z, x, sums)
-            self.grad_weight += sums[:, : self.num_x]
-        else:
-            sums = self.scratch.zeros("sums", self.num_x, self.padded)
-            add_over_rows(x, grad_z, sums)
-            self.grad_weight += sums[:, : self.output_size].T
+        # The matrix the way that takes fewer vectors: [O, I] or [I, O].
+        by_output = self.output_size * x.shape[1] < self.num_x * self.padded
+        shape = (self.output_size, x.shape[1]) if by_output else (self.num_x, self.padded)
+        sums, by_bias = self.scratch.get("sums", *shape), self.scratch.get("by_bias", self.padded)
+        if is_first:
+            sums[...] = by_bias[...] = 0.0
+        add_over_rows(*((grad_z, x) if by_output else (x, grad_z)), sums)
+        add_over_rows(np.broadcast_to(self.one, (len(grad_z), 1)), grad_z, by_bias[None])
+        self.sums = sums[:, : self.num_x] if by_output else sums[:, : self.output_size].T
+        self.by_bias = by_bias[: self.output_size]
+
+    def set_gradients(self) -> None:
+        """Set the gradients of the parameters to what was summed up."""
+        self.grad_weight[...], self.grad_bias[...] = self.sums, self.by_bias

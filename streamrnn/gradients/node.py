@@ -31,7 +31,11 @@ class Node:
         What others read: of each step, and of the one before each.
     grad_h : ndarray, shape (T, B, H)
         The loss's gradient by h: others add to it until that step is run back.
+    bytes_a_step : int
+        What a step of one row takes until it is run back.
     """
+
+    bytes_a_step: int
 
     def __init__(self, num_x: int, output_size: int, dtype: np.dtype[Any]) -> None:
         self.num_x, self.output_size, self.dtype = num_x, output_size, dtype
@@ -43,6 +47,10 @@ class Node:
         """Return zeros, [B, H] each: the state of B new streams."""
         raise NotImplementedError
 
+    def read_parameters(self) -> None:
+        """Take the parameters as they are now, for all chunks until the next call."""
+        raise NotImplementedError
+
     def begin(self, num_steps: int, num_rows: int, state: State) -> None:
         """Make ready for a chunk that starts from a state, which is copied."""
         raise NotImplementedError
@@ -52,16 +60,22 @@ class Node:
         for columns, values in parts:
             self.x[..., columns] = values
 
-    def run(self, first_step: int, end_step: int) -> None:
-        """Compute some steps, those before them being done."""
+    def run(self, first_step: int, end_step: int, keeps: bool = True) -> None:
+        """Compute some steps, those before them being done.
+
+        Without ``keeps`` there is no way back through them.
+        """
         raise NotImplementedError
 
     def end(self) -> State:
         """Return the state after the last step, the caller's own."""
         raise NotImplementedError
 
-    def begin_back(self, grad: Array | None) -> None:
-        """Make ready for the way back, with the loss's gradient by what the node has given."""
+    def begin_back(self, grad: Array | None, grad_after: State | None = None) -> None:
+        """Make ready for the way back, with the loss's gradient by what the node has given.
+
+        ``grad_after`` is that by the state after the last step; None: nothing comes from there.
+        """
         raise NotImplementedError
 
     def run_back(self, first_step: int, end_step: int) -> None:
@@ -72,6 +86,17 @@ class Node:
         """Return the gradient by x of steps that are run back, valid until the next call."""
         raise NotImplementedError
 
-    def end_back(self) -> None:
-        """Add to the gradients of the parameters."""
+    def grad_before(self) -> State:
+        """Return the gradient by the state before step 0, all steps being run back."""
+        raise NotImplementedError
+
+    def end_back(self, is_first: bool) -> None:
+        """Sum up, over all steps, what the gradients of the parameters are made of.
+
+        It is added to that of the last chunk, unless this ``is_first``.
+        """
+        raise NotImplementedError
+
+    def set_gradients(self) -> None:
+        """Set the gradients of the parameters to what was summed up."""
         raise NotImplementedError

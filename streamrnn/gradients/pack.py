@@ -9,7 +9,7 @@ from __future__ import annotations
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.vector_width import WIDTH
 
-__all__ = ["add_gradients", "pack_backward", "pack_columns", "pack_forward"]
+__all__ = ["pack_backward", "pack_columns", "pack_forward", "set_gradients"]
 
 _WIDTH = WIDTH
 
@@ -72,8 +72,8 @@ def pack_columns(panels, weights) -> None:
 
 
 @jit
-def add_gradients(sums, gradient, grad_bias, slots, first_row, bias_row) -> None:
-    """Add what was summed over time, [rows, K], to the gradients of a matrix and of its bias.
+def set_gradients(sums, gradient, grad_bias, slots, first_row, bias_row) -> None:
+    """Set the gradients of a matrix and of its bias to what was summed over time, [rows, K].
 
     The matrix [G * H, N] gets the rows from ``first_row`` on, the bias [G * H] its own one. Gate g
     begins at k ``slots[g]``.
@@ -81,10 +81,10 @@ def add_gradients(sums, gradient, grad_bias, slots, first_row, bias_row) -> None
     size = gradient.shape[0] // len(slots)
     for gate in range(len(slots)):
         for u in range(size):
-            grad_bias[gate * size + u] += sums[bias_row, slots[gate] + u]
+            grad_bias[gate * size + u] = sums[bias_row, slots[gate] + u]
     for gate in range(len(slots)):
         for first in range(0, size, 16):
             units = min(16, size - first)
             for j in range(gradient.shape[1]):
                 for u in range(first, first + units):
-                    gradient[gate * size + u, j] += sums[first_row + j, slots[gate] + u]
+                    gradient[gate * size + u, j] = sums[first_row + j, slots[gate] + u]

@@ -13,6 +13,7 @@ from typing import Any
 
 from streamrnn.gradients.cells import CELLS, NUM_SLOTS, TILE_KINDS
 from streamrnn.gradients.tiles import (
+    advance_tile,
     backward_tile,
     forward_tile,
     most_panels,
@@ -103,12 +104,15 @@ def _panels_by_rows(kind: int, element_bytes: int) -> tuple[int, ...]:
     )
 
 
-def _make_forward(cell: int, element_bytes: int) -> Callable[..., Any]:
+def _make_forward(cell: int, element_bytes: int, keeps: int) -> Callable[..., Any]:
     max_rows, most = most_rows(element_bytes), _panels_by_rows(TILE_KINDS[cell], element_bytes)
     vector_bytes, num_slots = WIDTH * element_bytes, NUM_SLOTS[cell]
 
     def forward(address, first_step, end_step, first_row, end_row):
-        """Compute some steps of some rows; x and the state before them are there."""
+        """Compute some steps of some rows; x and the state before them are there.
+
+        With ``keeps`` there is what the way back takes afterwards, else the states alone.
+        """
         p = _pass_at(address)
         mode = enter_float_mode()
         slot, row_bytes = p.num_panels * vector_bytes, p.xh_row_bytes
@@ -127,29 +131,27 @@ def _make_forward(cell: int, element_bytes: int) -> Callable[..., Any]:
                     tile_rows = few + (index < num_larger)
                     at = t * step_rows + row
                     xh, c = p.xh + at * row_bytes, p.c + at * slot
-                    forward_tile(
-                        cell,
-                        element_bytes,
-                        tile_rows,
-                        together,
-                        (
-                            p.weights + panel * p.panel_bytes + p.first_weight,
-                            p.panel_bytes,
-                            p.weights + panel * p.panel_bytes,
-                            row_bytes,
-                            xh + p.x_offset,
-                            p.num_x,
-                            xh,
-                            p.hidden_size,
-                            xh + step_rows * row_bytes,
-                            p.gates + at * slot * num_slots,
-                            slot,
-                            c,
-                            c + step_rows * slot,
-                            p.tanh_c + at * slot,
-                            panel * vector_bytes,
-                        ),
+                    words = (
+                        p.weights + panel * p.panel_bytes + p.first_weight,
+                        p.panel_bytes,
+                        p.weights + panel * p.panel_bytes,
+                        row_bytes,
+                        xh + p.x_offset,
+                        p.num_x,
+                        xh,
+                        p.hidden_size,
+                        xh + step_rows * row_bytes,
+                        p.gates + at * slot * num_slots,
+                        slot,
+                        c,
+                        c + step_rows * slot,
+                        p.tanh_c + at * slot,
+                        panel * vector_bytes,
                     )
+                    if keeps:
+                        forward_tile(cell, element_bytes, tile_rows, together, words)
+                    else:
+                        advance_tile(cell, element_bytes, tile_rows, together, words)
                     row += tile_rows
                 panel += together
         leave_float_mode(mode)
@@ -316,9 +318,9 @@ def _linked(function: Callable[..., Any], num_arguments: int) -> Callable[..., i
 
 
 @functools.cache
-def forward(cell: str, itemsize: int) -> Callable[..., int]:
+def forward(cell: str, itemsize: int, keeps: bool) -> Callable[..., int]:
     """Return ``forward(pass, first_step, end_step, first_row, end_row)`` of a cell."""
-    return _linked(_make_forward(CELLS[cell], itemsize), 5)
+    return _linked(_make_forward(CELLS[cell], itemsize, int(keeps)), 5)
 
 
 @functools.cache

@@ -27,7 +27,7 @@ from streamrnn.gradients.dense import (
     multiply,
 )
 from streamrnn.gradients.node import Node
-from streamrnn.gradients.pack import add_gradients, pack_backward, pack_forward
+from streamrnn.gradients.pack import pack_backward, pack_forward, set_gradients
 from streamrnn.gradients.passes import LayerPass
 from streamrnn.gradients.scratch import Array, State
 from streamrnn.gradients.threads import share_rows
@@ -49,7 +49,7 @@ class Weights(NamedTuple):
 class Recurrent(Node):
     """One layer: its arrays, and the way through them.
 
-    The parameters are read, and their gradients added to; both stay the caller's. Float32 or
+    The parameters are read, and their gradients set; both stay the caller's. Float32 or
     float64, as the parameters are.
     """
 
@@ -66,6 +66,8 @@ class Recurrent(Node):
         # A row of xh: padding, x, 1, h; so that h is aligned, and what is real lies together.
         self.h_start = in_vectors(self.num_x + 1)
         self.x_start = self.h_start - 1 - self.num_x
+        kept = self.h_start + (self.num_slots + 2 * self.is_lstm) * self.padded
+        self.bytes_a_step = self.dtype.itemsize * (kept + 2 * self.padded + in_vectors(self.num_x))
         self.memory = np.zeros(1, LayerPass.dtype)
         self._add_weights()
 
@@ -99,6 +101,11 @@ class Recurrent(Node):
         shape = (num_rows, self.output_size)
         return tuple(np.zeros(shape, self.dtype) for _ in range(1 + self.is_lstm))
 
+    def read_parameters(self) -> None:
+        """Take the parameters as they are now, for all chunks until the next call."""
+        pack_forward(self.panels, *self.parameters, self.factors)
+        self.has_back_panels = self.has_x_panels = False
+
     def begin(self, num_steps: int, num_rows: int, state: State) -> None:
         """Make ready for a chunk that starts from a state: h, and c of an LSTM, [B, H] each."""
         if (num_steps, num_rows) != self.shape:
@@ -108,7 +115,6 @@ class Recurrent(Node):
         if self.is_lstm:
             self.c[0] = 0.0
             self.c[0, :, : self.output_size] = state[1]
-        pack_forward(self.panels, *self.parameters, self.factors)
 
     def _make_room(self, num_steps: int, num_rows: int) -> None:
         self.shape = (num_steps, num_rows)
@@ -132,9 +138,9 @@ class Recurrent(Node):
             tanh_c=self.tanh_c.ctypes.data,
         )
 
-    def run(self, first_step: int, end_step: int) -> None:
+    def run(self, first_step: int, end_step: int, keeps: bool = True) -> None:
         """Compute some steps whose x is there."""
-        call = passes.forward(self.cell, self.dtype.itemsize)
+        call = passes.forward(self.cell, self.dtype.itemsize, keeps)
         steps = (self.memory.ctypes.data, first_step, end_step)
         share_rows(functools.partial(call, *steps), self.shape[1])
 
@@ -143,8 +149,8 @@ class Recurrent(Node):
         h = self.h[-1].copy()
         return (h, self.c[-1, :, : self.output_size].copy()) if self.is_lstm else (h,)
 
-    def begin_back(self, grad: Array | None) -> None:
-        """Make ready for the way back, with the loss's gradient by h."""
+    def begin_back(self, grad: Array | None, grad_after: State | None = None) -> None:
+        """Make ready for the way back, with the loss's gradient by h and by the last state."""
         if grad is not None and grad.flags.c_contiguous and is_in_vectors(grad):
             self.grad_h = grad
         else:
@@ -152,10 +158,15 @@ class Recurrent(Node):
             self.grad_h = all_grad_h[:, :, : self.output_size]
             self.grad_h[...] = 0.0 if grad is None else grad
             all_grad_h[:, :, self.output_size :] = 0.0
-        carried = self.scratch.zeros("carried", self.shape[1], self.padded)
-        self._set(grad_h=self.grad_h.ctypes.data, carried=carried.ctypes.data)
-        pack_backward(self.back_panels, self.parameters.hh, self.h_slots)
-        self.has_x_panels = False
+        self.carried = self.scratch.zeros("carried", self.shape[1], self.padded)
+        if grad_after is not None:
+            self.grad_h[-1] += grad_after[0]
+            if self.is_lstm:
+                self.carried[:, : self.output_size] = grad_after[1]
+        self._set(grad_h=self.grad_h.ctypes.data, carried=self.carried.ctypes.data)
+        if not self.has_back_panels:
+            pack_backward(self.back_panels, self.parameters.hh, self.h_slots)
+            self.has_back_panels = True
 
     def run_back(self, first_step: int, end_step: int) -> None:
         """Go back through some steps, those behind them being done."""
@@ -175,10 +186,22 @@ class Recurrent(Node):
         multiply(rows, self.x_panels, self.nothing, flat_rows(out))
         return out[:, :, : self.num_x]
 
-    def end_back(self) -> None:
-        """Add to the gradients of the parameters: rows of ``sums`` are of x, 1 and h."""
+    def grad_before(self) -> State:
+        """Return the gradient by the state before step 0, all steps being run back."""
+        by_h = self.scratch.get("grad_before", self.shape[1], self.padded)
+        start = self.scratch.zeros("start", self.shape[1], self.padded)
+        if self.cell == "gru":
+            start[...] = self.carried
+        multiply(self.gates[0], self.back_panels, start, by_h)
+        states = (by_h, self.carried) if self.is_lstm else (by_h,)
+        return tuple(state[:, : self.output_size].copy() for state in states)
+
+    def end_back(self, is_first: bool) -> None:
+        """Sum up over time: rows of ``sums`` are of x, 1 and h."""
         bias_row, slots = self.num_x, self.num_slots
-        sums = self.scratch.zeros("sums", bias_row + 1 + self.output_size, slots * self.padded)
+        self.sums = self.scratch.get("sums", bias_row + 1 + self.output_size, slots * self.padded)
+        if is_first:
+            self.sums[...] = 0.0
         if self.cell == "gru":  # r and z; n of what comes from h; n of what comes from x
             everything = slice(None), slice(self.padded, 3 * self.padded)
             from_h = slice(bias_row, None), slice(0, self.padded)
@@ -189,7 +212,10 @@ class Recurrent(Node):
         xh = flat_rows(self.xh[:-1, :, self.x_start : self.h_start + self.output_size])
         gates = flat_rows(self.gates)
         for rows, columns in parts:
-            add_over_rows(xh[:, rows], gates[:, columns], sums[rows, columns])
-        by_x, by_h = self.gradients.ih, self.gradients.hh
-        add_gradients(sums, by_x, self.gradients.bias_ih, self.x_slots, 0, bias_row)
-        add_gradients(sums, by_h, self.gradients.bias_hh, self.h_slots, bias_row + 1, bias_row)
+            add_over_rows(xh[:, rows], gates[:, columns], self.sums[rows, columns])
+
+    def set_gradients(self) -> None:
+        """Set the gradients of the parameters to what was summed up."""
+        bias_row, grads = self.num_x, self.gradients
+        set_gradients(self.sums, grads.ih, grads.bias_ih, self.x_slots, 0, bias_row)
+        set_gradients(self.sums, grads.hh, grads.bias_hh, self.h_slots, bias_row + 1, bias_row)

@@ -26,7 +26,8 @@ from streamrnn.kernels.precisions import FLOAT32
 from streamrnn.kernels.vector_width import WIDTH
 
 __all__ = [
-    "backward_tile", "forward_tile", "most_panels", "most_rows", "outer_tile", "product_tile",
+    "advance_tile", "backward_tile", "forward_tile", "most_panels", "most_rows", "outer_tile",
+    "product_tile",
 ]  # fmt: skip
 
 Words = dict[str, ir.Value]
@@ -83,6 +84,11 @@ class _CellPart:
         for vector, place in zip(self.e.split(value), self._addresses(name, gate), strict=True):
             self.e.store(vector, place)
 
+    def store_state(self, value: ir.Value, name: str, gate: int = 0) -> None:
+        """Store what the next step reads."""
+        if name in ("new_h", "new_c"):
+            self.store(value, name)
+
     def sums_of(self, sums: Sums, gate: int) -> ir.Value:
         """Return the accumulators of a gate."""
         return self.e.join([sums[r][p][gate] for r, p in self.places])
@@ -119,7 +125,9 @@ def _panels_at(tile: Tile, words: Words) -> list[ir.Value]:
     return [b.add(words["weights"], step) for step in steps]
 
 
-def _emit_forward(b: ir.IRBuilder, cell: int, element: ir.Type, shape: Shape, words: Words) -> None:
+def _emit_forward(
+    b: ir.IRBuilder, cell: int, element: ir.Type, shape: Shape, words: Words, keeps: bool = True
+) -> None:
     tile = Tile(b, FLOAT32, TILE_KINDS[cell], shape[0], shape[1], element)
     num_gates = tile.shape.num_accumulators
     words = words | {"gates_row_bytes": b.mul(words["slot_bytes"], INT(num_gates))}
@@ -130,7 +138,12 @@ def _emit_forward(b: ir.IRBuilder, cell: int, element: ir.Type, shape: Shape, wo
         sums, panels = tile.multiply(sums, panels, rows, words[f"num_{name}"], gates)
     for part in _parts(tile, words):
         joined = [part.sums_of(sums, gate) for gate in range(num_gates)]
-        FORWARD[cell](part.e, joined, part.load, part.store)
+        FORWARD[cell](part.e, joined, part.load, part.store if keeps else part.store_state)
+
+
+def _emit_advance(b: ir.IRBuilder, cell: int, element: ir.Type, shape: Shape, words: Words) -> None:
+    """Emit the same, but keep the new state alone."""
+    _emit_forward(b, cell, element, shape, words, keeps=False)
 
 
 def _emit_backward(
@@ -215,7 +228,7 @@ def _make_tile(name: str, names: Sequence[str], emit: Callable[..., None]) -> An
     ) -> Any:
         chosen, size = cell.literal_value, element_bytes.literal_value
         element = FLOAT if size == 4 else DOUBLE
-        tile_kind = TILE_KINDS[chosen] if name == "forward" else DENSE
+        tile_kind = TILE_KINDS[chosen] if names is FORWARD_WORDS else DENSE
 
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             key = builder.add(builder.mul(args[2], INT(8)), args[3])
@@ -239,6 +252,7 @@ def _make_tile(name: str, names: Sequence[str], emit: Callable[..., None]) -> An
 
 
 forward_tile = _make_tile("forward", FORWARD_WORDS, _emit_forward)
+advance_tile = _make_tile("advance", FORWARD_WORDS, _emit_advance)
 backward_tile = _make_tile("backward", BACKWARD_WORDS, _emit_backward)
 product_tile = _make_tile("product", PRODUCT_WORDS, _emit_product)
 outer_tile = _make_tile("outer", OUTER_WORDS, _emit_outer)

@@ -34,10 +34,16 @@ class Head(Node):
         self.dense = Dense(*(each[name] for each in (parameters, gradients) for name in names))
         super().__init__(self.dense.num_x, self.dense.output_size, self.dense.dtype)
         self.activation, self.is_read = activation, is_read
+        in_row = 2 * is_read * self.output_size
+        self.bytes_a_step = self.dense.bytes_a_step + in_row * self.dtype.itemsize
 
     def initial_state(self, num_rows: int) -> State:
         """Return zeros [B, O], what is read at a stream's first step; nothing if none reads."""
         return (np.zeros((num_rows, self.output_size), self.dtype),) * self.is_read
+
+    def read_parameters(self) -> None:
+        """Take the parameters as they are now, for all chunks until the next call."""
+        self.dense.read_parameters()
 
     def begin(self, num_steps: int, num_rows: int, state: State) -> None:
         """Make ready for a chunk that starts from what was read last."""
@@ -54,8 +60,10 @@ class Head(Node):
         self.dense.take(parts)
         self.x = self.dense.x
 
-    def run(self, first_step: int, end_step: int) -> None:
+    def run(self, first_step: int, end_step: int, keeps: bool = True) -> None:
         """Set z of some steps, and h if it is read."""
+        if not (keeps or self.is_read):
+            return
         self.dense.run(first_step, end_step)
         if self.is_read:
             steps = slice(first_step, end_step)
@@ -65,11 +73,13 @@ class Head(Node):
         """Return h of the last step, if it is read."""
         return (self.h[-1].copy(),) if self.is_read else ()
 
-    def begin_back(self, grad: Array | None) -> None:
-        """Take the gradient by z."""
+    def begin_back(self, grad: Array | None, grad_after: State | None = None) -> None:
+        """Take the gradient by z, and by h of the last step if it is read."""
         self.dense.begin_back(grad)
         if self.is_read:
             self.grad_h = self.scratch.zeros("grad_h", *self.shape, self.output_size)
+            if grad_after:
+                self.grad_h[-1] = grad_after[0]
 
     def run_back(self, first_step: int, end_step: int) -> None:
         """Add to the gradient by z what comes from those who read h."""
@@ -82,6 +92,14 @@ class Head(Node):
         """Return the gradient by x of some steps, valid until the next call."""
         return self.dense.grad_x(first_step, end_step)
 
-    def end_back(self) -> None:
-        """Add to the gradients of the parameters."""
-        self.dense.end_back()
+    def grad_before(self) -> State:
+        """Return zeros: what is read of before step 0 is others' to tell."""
+        return self.initial_state(self.shape[1])
+
+    def end_back(self, is_first: bool) -> None:
+        """Sum up over time what the gradients are made of."""
+        self.dense.end_back(is_first)
+
+    def set_gradients(self) -> None:
+        """Set the gradients of the parameters to what was summed up."""
+        self.dense.set_gradients()

@@ -76,9 +76,16 @@ def gradient_before(y: Array, activation: str, grad_y: Array) -> Array:
 
 
 def loss_and_gradient(
-    loss: str, activation: str, z: Array, target: Array, settings: LossSettings = PLAIN
+    loss: str,
+    activation: str,
+    z: Array,
+    target: Array,
+    settings: LossSettings = PLAIN,
+    num_targets: int | None = None,
 ) -> tuple[float, Array]:
     """Mean loss over the targets that are present, and its gradient by z, [T, B, O].
+
+    With ``num_targets`` these are some of so many, and it is their part of the mean over all.
 
     ``mse`` is the mean of squares, behind any activation but softmax; ``mae`` that of magnitudes;
     ``huber`` half the square up to an error of delta and linear beyond (Huber 1964); ``pinball``
@@ -95,7 +102,7 @@ def loss_and_gradient(
             "the loss is not finite: training diverged. Lower learning_rate (to a third) or "
             "clip_norm, and look for extreme values in the data"
         )
-    share = 1.0 / max(count, 1)
+    share = 1.0 / max(count if num_targets is None else num_targets, 1)
     gradient *= share
     return total * share, gradient
 

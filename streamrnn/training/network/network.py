@@ -6,6 +6,7 @@ the clipping and the copy of the best weights are each one operation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,11 @@ from streamrnn.training.network.order import Group, Source, groups_of, sources_o
 
 __all__ = ["Chunk", "Network", "flat_views", "initial_parameters"]
 
+# What a chunk's steps may take until they are gone back through, before states alone are kept; and
+# a span of it then, which should stay in a cache.
+MAX_KEPT_BYTES = 96 << 20
+SPAN_BYTES = 16 << 20
+
 
 @dataclass
 class Chunk:
@@ -33,6 +39,11 @@ class Chunk:
     # [T, B, F], of the parameters' type, transforms applied; columns of embeddings hold anything
     features: Array
     codes: dict[str, Array]  # [T, B] of int64 by input that has an embedding: categories or tokens
+
+    def steps(self, span: slice) -> Chunk:
+        """Return some of the steps."""
+        codes = {name: code[span] for name, code in self.codes.items()}
+        return Chunk(self.features[span], codes)
 
 
 def flat_views(spec: ModelSpec, dtype: DTypeLike) -> tuple[Array, dict[str, Array]]:
@@ -147,6 +158,20 @@ class Network:
         Returns them and the new state. The chunk is kept by reference until `backward`; the result
         is valid until the next call; the given state is not changed.
         """
+        self._read_parameters()
+        after = self._run(chunk, state)
+        return self._z(), after
+
+    def _z(self) -> Array:
+        last = self.nodes[-1]
+        return last.z if isinstance(last, Head) else last.h
+
+    def _read_parameters(self) -> None:
+        for node in self.nodes:
+            node.read_parameters()
+
+    def _run(self, chunk: Chunk, state: list[State], keeps: bool = True) -> list[State]:
+        """Run a chunk and return the new state; without ``keeps`` there is no way back."""
         self._features = chunk.features
         if self._embedded:
             self._features = x = self._scratch.get("x", *chunk.features.shape)
@@ -157,14 +182,13 @@ class Network:
         after: list[State] = []
         for group in self.groups:
             if group.is_stepwise:
-                self._forward_by_steps(group, state)
+                self._run_by_steps(group, state, keeps)
             else:
                 (k,) = group.nodes
                 self._begin(k, state, self.sources[k])
-                self.nodes[k].run(0, len(self._features))
+                self.nodes[k].run(0, len(self._features), keeps)
             after += [self.nodes[k].end() for k in group.nodes]
-        last = self.nodes[-1]
-        return last.z if isinstance(last, Head) else last.h, after
+        return after
 
     def _output_of(self, read: Read) -> Array:
         """Return what a node reads, [T, B, ...]."""
@@ -179,7 +203,7 @@ class Network:
         self.nodes[k].begin(num_steps, num_rows, state[k])
         self.nodes[k].take([(each.columns, self._output_of(each.read)) for each in sources])
 
-    def _forward_by_steps(self, group: Group, state: list[State]) -> None:
+    def _run_by_steps(self, group: Group, state: list[State], keeps: bool) -> None:
         """Run nodes of which some read what later ones gave at the step before."""
         inner: dict[int, list[Source]] = {}
         for k in group.nodes:
@@ -190,7 +214,7 @@ class Network:
                 node = self.nodes[k]
                 for source in inner[k]:
                     node.x[t][:, source.columns] = self._output_of(source.read)[t]
-                node.run(t, t + 1)
+                node.run(t, t + 1, keeps)
 
     def backward(self, grad_z: Array, need_grad_x: bool = False) -> Array | None:
         """Go back through the last chunk; `gradients` are set, not added to.
@@ -198,7 +222,24 @@ class Network:
         ``grad_z`` [T, B, O] is the loss's gradient by what `forward` returned, and may be
         overwritten. Returns the gradient by the features, [T, B, F], if it is wanted.
         """
-        self.gradient[:] = 0.0
+        grad_x = self._back(grad_z, need_grad_x)
+        self._set_gradients()
+        return grad_x
+
+    def _set_gradients(self) -> None:
+        for node in self.nodes:
+            node.set_gradients()
+
+    def _back(
+        self, grad_z: Array, need_grad_x: bool = False, grad_after: Sequence[State] = ()
+    ) -> Array | None:
+        """Go back through the last chunk, the last one or that before the one gone back through.
+
+        ``grad_after`` is the gradient by the state after it, from `_grad_before`.
+        """
+        self._is_last = not grad_after
+        self._grad_after: Sequence[State | None] = grad_after or [None] * len(self.nodes)
+        self._read_before: dict[int, Array] = {}
         least = -1 if need_grad_x or self._embedded else 0
         grads = {len(self.nodes) - 1: grad_z}  # by what each node has given
         for group in reversed(self.groups):
@@ -207,19 +248,18 @@ class Network:
                 continue
             (k,) = group.nodes
             node, num_steps = self.nodes[k], len(self._features)
-            node.begin_back(grads.pop(k, None))
+            node.begin_back(grads.pop(k, None), self._grad_after[k])
             node.run_back(0, num_steps)
-            node.end_back()
+            node.end_back(self._is_last)
             if any(source.read.layer >= least for source in self.sources[k]):
                 self._pass_back(self.sources[k], node.grad_x(0, num_steps), grads)
         grad_features = grads.get(-1)
         if grad_features is not None:
             for name, columns in self._embedded:
-                np.add.at(
-                    self.gradients[f"embedding.{name}.weight"],
-                    self._codes[name],
-                    grad_features[..., columns],
-                )
+                gradient = self.gradients[f"embedding.{name}.weight"]
+                if self._is_last:
+                    gradient[:] = 0.0
+                np.add.at(gradient, self._codes[name], grad_features[..., columns])
         return grad_features
 
     def _pass_back(self, sources: Sequence[Source], grad_x: Array, grads: dict[int, Array]) -> None:
@@ -229,6 +269,7 @@ class Network:
             if read.is_before:
                 shifted = np.zeros_like(grad)
                 shifted[:-1] = grad[1:]
+                self._add_before(read, grad[0])
                 grad = shifted
             grads[read.layer] = grads[read.layer] + grad if read.layer in grads else grad
 
@@ -237,20 +278,37 @@ class Network:
         num_steps = len(self._features)
         grad_x = {}
         for k in group.nodes:
-            self.nodes[k].begin_back(grads.pop(k, None))
+            self.nodes[k].begin_back(grads.pop(k, None), self._grad_after[k])
             grad_x[k] = np.empty_like(self.nodes[k].x)
         for t in range(num_steps - 1, -1, -1):
             for k in reversed(group.nodes):
                 self.nodes[k].run_back(t, t + 1)
                 grad_x[k][t] = self.nodes[k].grad_x(t, t + 1)[0]
                 for read, columns in self.sources[k]:
-                    given = t - read.is_before
-                    if read.layer in group.nodes and given >= 0:
-                        self.nodes[read.layer].grad_h[given] += grad_x[k][t][:, columns]
+                    if read.layer not in group.nodes:
+                        continue
+                    given, grad = t - read.is_before, grad_x[k][t][:, columns]
+                    if given >= 0:
+                        self.nodes[read.layer].grad_h[given] += grad
+                    else:
+                        self._add_before(read, grad)
         for k in group.nodes:
-            self.nodes[k].end_back()
+            self.nodes[k].end_back(self._is_last)
             outer = [each for each in self.sources[k] if each.read.layer not in group.nodes]
             self._pass_back(outer, grad_x[k], grads)
+
+    def _add_before(self, read: Read, grad: Array) -> None:
+        """Note the gradient by what was read of before step 0, [B, H]."""
+        before = self._read_before
+        before[read.layer] = before[read.layer] + grad if read.layer in before else grad.copy()
+
+    def _grad_before(self) -> list[State]:
+        """Return the gradient by the state before the chunk that was last gone back through."""
+        grads = [node.grad_before() for node in self.nodes]
+        for k, grad in self._read_before.items():
+            by_h = grads[k][0]
+            by_h += grad
+        return grads
 
     def loss(
         self,
@@ -264,11 +322,41 @@ class Network:
 
         Targets are as in `loss_and_gradient`. The state is carried from the chunk before; its
         gradient is cut here. Raises `TrainingError` if the loss is not finite.
+
+        Of a long chunk the states at the beginnings of its spans are kept, and each span is
+        computed again before it is gone back through (Chen, Xu, Zhang and Guestrin, "Training deep
+        nets with sublinear memory cost", 2016).
         """
-        z, after = self.forward(chunk, state)
-        value, grad_z = loss_and_gradient(loss, self.activation, z, target, settings)
-        self.backward(grad_z)
-        return value, after
+        self._read_parameters()
+        spans = self._spans(*chunk.features.shape[:2])
+        states = [state]
+        for span in spans[:-1]:
+            states.append(self._run(chunk.steps(span), states[-1], keeps=False))
+        num_targets = int(np.count_nonzero(~np.isnan(target))) if len(spans) > 1 else None
+        total, grad_after = 0.0, list[State]()
+        for span, before in zip(reversed(spans), reversed(states), strict=True):
+            end = self._run(chunk.steps(span), before)
+            part, grad_z = loss_and_gradient(
+                loss, self.activation, self._z(), target[span], settings, num_targets
+            )
+            total += part
+            self._back(grad_z, grad_after=grad_after)
+            if span is spans[-1]:
+                after = end
+            if span is not spans[0]:
+                grad_after = self._grad_before()
+        self._set_gradients()
+        return total, after
+
+    def _spans(self, num_steps: int, num_rows: int) -> list[slice]:
+        """Cut a chunk's steps so that what is kept of one span, and all states, take little."""
+        step_bytes = num_rows * sum(node.bytes_a_step for node in self.nodes)
+        if num_steps * step_bytes <= MAX_KEPT_BYTES:
+            return [slice(0, num_steps)]
+        most = max(math.isqrt(num_steps), SPAN_BYTES // step_bytes, 1)
+        num_spans = -(-num_steps // most)
+        length = -(-num_steps // num_spans)  # the last is the shortest: no buffer grows
+        return [slice(first, first + length) for first in range(0, num_steps, length)]
 
     def outputs(
         self, chunk: Chunk, state: list[State], max_steps: int = 512
@@ -282,7 +370,6 @@ class Network:
         y = np.empty((num_steps, num_rows, self.spec.output_size), self.dtype)
         for start in range(0, num_steps, max_steps):
             part = slice(start, start + max_steps)
-            codes = {name: code[part] for name, code in chunk.codes.items()}
-            z, state = self.forward(Chunk(chunk.features[part], codes), state)
+            z, state = self.forward(chunk.steps(part), state)
             y[part] = activate(z, self.activation)
         return y, state
