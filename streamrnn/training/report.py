@@ -9,7 +9,7 @@ from typing import Any
 from streamrnn.training.baselines.bootstrap import Interval
 from streamrnn.training.baselines.compare import sides
 from streamrnn.training.data.dataset import PARTS
-from streamrnn.training.quantiles import interval_lines
+from streamrnn.training.quantiles import interval_lines, quantile_tables
 from streamrnn.training.search.table import search_lines
 
 __all__ = ["evaluation_lines", "report_lines"]
@@ -43,7 +43,10 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
     tables["unit"] = config.get("tokens", "")
     tables["own"] = "the model before the refit" if "refit" in report else "this model"
     rows = data.get("split", f"the last {config['split'][2]:.0%} of each stream")
+    in_tables = yield from quantile_tables("test error", rows, tables)
     for target in tables["errors"]:
+        if target in in_tables:
+            continue
         yield from _table(f"test error of {target}", rows, target, tables)
         measure = _measure(tables["errors"][target])
         by_part = (f"{part} {report['errors'][part][target][measure]:#.4g}" for part in PARTS)
@@ -89,7 +92,10 @@ def evaluation_lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"the file holds no value of {target} to judge: it is left out"
     if found["warmup_rows"]:
         yield f"the first {found['warmup_rows']} rows of every stream warm up and are not judged"
+    in_tables = yield from quantile_tables("error", "", found)
     for target in found["errors"]:
+        if target in in_tables:
+            continue
         yield from _table(f"error of {target}", "", target, found)
         yield from _verdict(target, found)
     yield from interval_lines(found["intervals"])
@@ -164,9 +170,9 @@ def _interval(entry: dict[str, Any]) -> Interval:
 
 def _beside(entry: dict[str, Any]) -> str:
     found = _interval(entry)
-    side, share, low, high = sides(found)
+    words, low, high = sides(found)
     interval = f": {low} to {high}" if found.is_bounded else ""
-    return f"the model's is {share} {side}{interval}"
+    return f"the model's is {words}{interval}"
 
 
 def _updates_line(updates: dict[str, Any]) -> str:
@@ -202,9 +208,9 @@ def _refit_lines(refit: dict[str, Any]) -> Iterator[str]:
     times = f" ({refit['times'][0]} to {refit['times'][1]})" if refit["times"] else ""
     yield (
         f"refit: this model learned from all rows, {first} to {last}{times} of the file with "
-        f"sha256 {refit['sha256'][:16]}, by {refit['num_updates']} updates, as the best epoch had "
-        "made. It was not itself measured, for no row is left: the errors above are of the model "
-        "before the refit, which is kept beside it (.chosen)"
+        f"sha256 {refit['sha256'][:16]}, by {refit['num_updates']} updates, as many as the best "
+        "weights took. It was not itself measured, for no row is left: the errors above are of the "
+        "model before the refit, which is kept beside it (.chosen)"
     )
 
 

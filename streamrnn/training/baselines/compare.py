@@ -25,11 +25,14 @@ from streamrnn.training.data.split import overlap
 from streamrnn.training.data.streams import rows_of_streams, times_of_rows
 from streamrnn.training.metrics import SECOND, of_mean, row_losses
 
-__all__ = ["Outcome", "Rival", "compare", "judge", "measures", "percent", "sides", "verdict"]
+__all__ = [
+    "Outcome", "Rival", "compare", "decide", "judge", "measures", "percent", "sides", "verdict",
+]  # fmt: skip
 
 Doubles = NDArray[np.float64]
 
 BLOCK_ELEMENTS = 4_000_000
+LEAST = 0.0001  # percent that a report tells apart
 _LEVEL = f"{LEVEL:.0%} interval".replace("%", " %")
 NUMBERS = {"rmse": "rmse", "mae": "mean absolute error", "pinball": "pinball loss"}
 
@@ -105,8 +108,8 @@ def compare(
     Returns JSON types: ``errors`` (target -> measure), ``baselines`` (name -> target -> measure),
     and ``comparison``: for every target the ``metric``, the ``num_targets``, for every baseline of
     ``against`` its ``label``, what was ``drawn``, and ``ratio``, ``low`` and ``high``, the
-    network's error as a multiple of the baseline's; and the ``verdict``. A target without a value
-    is left out.
+    network's error as a multiple of the baseline's; the ``best`` baseline and what to ``use`` as
+    `decide` tells them; and the ``verdict``. A target without a value is left out.
     """
     errors: dict[str, dict[str, float]] = {}
     by_name: dict[str, dict[str, dict[str, float]]] = {}
@@ -125,10 +128,13 @@ def compare(
             interval, units = _interval(target, own.losses, other.losses, moments)
             error = other.measures[target.metric]
             rivals.append(Rival(baseline, error, interval, units.text))
+        best, use = decide(rivals)
         comparison[target.name] = {
             "metric": target.metric,
             "num_targets": num_targets,
             "against": {rival.baseline.name: rival.to_dict() for rival in rivals},
+            "best": best.baseline.name,
+            "use": use,
             "verdict": verdict(target.metric, own.measures[target.metric], rivals),
         }
     return {"errors": errors, "baselines": by_name, "comparison": comparison}
@@ -196,6 +202,7 @@ class Rival:
         """Return plain JSON types."""
         return {
             "label": self.baseline.label,
+            "noun": self.baseline.noun,
             "drawn": self.drawn,
             "ratio": self.interval.ratio,
             "low": self.interval.low,
@@ -203,51 +210,63 @@ class Rival:
         }
 
 
-def verdict(metric: str, own: float, rivals: list[Rival]) -> str:
-    """Say in one sentence what to use.
+def decide(rivals: list[Rival]) -> tuple[Rival, str]:
+    """Return the baseline that matters, and what is to be used.
 
-    A baseline, if one is better than the network beyond chance; the network, if it is better than
-    the best of them beyond chance; else that one, which is simpler.
+    ``baseline``, if one is better than the network beyond chance; ``network``, if it is better than
+    the best of them beyond chance; else ``either``.
     """
-    what = NUMBERS.get(metric, "cross-entropy")
     better = [rival for rival in rivals if rival.interval.low > 1.0]
     best = min(better or rivals, key=lambda rival: (rival.error, rival.baseline.rank))
-    name, found = best.baseline.noun, best.interval
     if better:
+        return best, "baseline"
+    return best, "network" if best.interval.is_clear else "either"
+
+
+def verdict(metric: str, own: float, rivals: list[Rival]) -> str:
+    """Say in one sentence what to use; where no difference can be told, what is simpler."""
+    what = NUMBERS.get(metric, "cross-entropy")
+    best, use = decide(rivals)
+    name, found = best.baseline.noun, best.interval
+    if use == "baseline":
         # Of the network's error: how much smaller the baseline's is.
         share, low, high = (percent(1.0 - 1.0 / r) for r in (found.ratio, found.low, found.high))
         return (
             f"use the {name}: its {what} {best.error:#.4g} is {share} smaller than the network's, "
             f"{_LEVEL} {low} to {high}"
         )
-    side, share, low, high = sides(found)
-    if not found.is_clear:
+    words, low, high = sides(found)
+    than = "than" if words.endswith("er") else "as"
+    compared = f"{what} {own:#.4g} is {words} {than} {best.error:#.4g} of the"
+    if use == "either":
         bounds = f"{_LEVEL} {low} to {high}"
         if not found.is_bounded:
             bounds = f"too little for an interval: {best.drawn}"
         return (
-            f"no difference can be told: the network's {what} {own:#.4g} is {share} {side} than "
-            f"{best.error:#.4g} of the {name}, {bounds}; take the simpler, the {name}"
+            f"no difference can be told: the network's {compared} {name}, {bounds}; take the "
+            f"simpler, the {name}"
         )
     return (
-        f"the network is better than every baseline: its {what} {own:#.4g} is {share} {side} than "
-        f"{best.error:#.4g} of the best of them, the {name}, {_LEVEL} {low} to {high}"
+        f"the network is better than every baseline: its {compared} best of them, the {name}, "
+        f"{_LEVEL} {low} to {high}"
     )
 
 
-def sides(found: Interval) -> tuple[str, str, str, str]:
-    """Return smaller or larger, by how much the network's error is, and from what to what."""
-    if found.ratio <= 1.0:
-        share, low, high = 1.0 - found.ratio, 1.0 - found.high, 1.0 - found.low
-    else:
-        share, low, high = found.ratio - 1.0, found.low - 1.0, found.high - 1.0
-    side = "smaller" if found.ratio <= 1.0 else "larger"
-    return side, percent(share), percent(low), percent(high)
+def sides(found: Interval) -> tuple[str, str, str]:
+    """Return how much smaller or larger the network's error is, and from what to what."""
+    side, sign = ("smaller", -1.0) if found.ratio <= 1.0 else ("larger", 1.0)
+    ends = (found.low, found.high) if found.ratio > 1.0 else (found.high, found.low)
+    share, low, high = (percent(sign * (ratio - 1.0)) for ratio in (found.ratio, *ends))
+    words = f"the same within {LEAST} %" if share == "0 %" else f"{share} {side}"
+    return words, low, high
 
 
 def percent(share: float) -> str:
-    """Format a share, with a decimal where there would be only zeros or ones."""
+    """Format a share, with a decimal where there would be only zeros or ones, or more."""
     hundredths = 100.0 * share
-    if abs(hundredths) >= 1e5:
-        return f"{hundredths:.2g} %"
-    return f"{hundredths:.{0 if abs(hundredths) >= 9.5 else 1}f} %"
+    size = abs(hundredths)
+    if size < LEAST:
+        return "0 %"
+    if size < 0.095:
+        return f"{hundredths:.4f}".rstrip("0") + " %" if size < 0.0095 else f"{hundredths:.2f} %"
+    return f"{hundredths:.2g} %" if size >= 1e5 else f"{hundredths:.{0 if size >= 9.5 else 1}f} %"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,18 +60,22 @@ def write_figure(result: TrainingResult, path: Path) -> None:
     from matplotlib.figure import Figure
 
     dataset = result.dataset
-    targets = targets_of(dataset.config, dataset.spec)[:MAX_TARGETS]
+    found = targets_of(dataset.config, dataset.spec)
+    drawn = [list(own) for _, own in groupby(found, lambda item: (item.column, item.horizon))]
+    drawn = drawn[:MAX_TARGETS]
+    # Of quantiles the one that is nearest to the median stands for the others.
+    targets = [min(own, key=lambda item: abs(item.quantile - 0.5)) for own in drawn]
     figure = Figure(figsize=(12, 3.6 * (1 + len(targets))), layout="constrained")
     axes = figure.subplots(1 + len(targets), 2, squeeze=False)
     _draw_losses(axes[0, 0], result)
     _draw_errors(axes[0, 1], result, targets[0])
     network = network_of(result.measured.spec, result.measured.parameters)
     outputs = outputs_of(network, dataset)
-    for row, target in zip(axes[1:], targets, strict=True):
+    for row, target, own in zip(axes[1:], targets, drawn, strict=True):
         if target.num_classes:
             _draw_classes(row[0], row[1], dataset, target, outputs)
         else:
-            _draw_numbers(row[0], row[1], dataset, target, outputs)
+            _draw_numbers(row[0], row[1], dataset, target, outputs, own)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=100, metadata={"Software": _MADE_BY})
     replace_file(path, data.getvalue())
@@ -107,7 +112,12 @@ def _draw_errors(axes: Axes, result: TrainingResult, target: Target) -> None:
 
 
 def _draw_numbers(
-    left: Axes, right: Axes, dataset: Dataset, target: Target, outputs: Outputs
+    left: Axes,
+    right: Axes,
+    dataset: Dataset,
+    target: Target,
+    outputs: Outputs,
+    quantiles: list[Target],
 ) -> None:
     """Draw the end of the test part with its forecasts, and all residuals of that part."""
     residuals = []
@@ -122,7 +132,15 @@ def _draw_numbers(
     truth, values = _in_units(longest, target, rows, outputs.predict(target, longest, rows))
     steps = np.arange(rows.start, rows.stop) + target.horizon
     left.plot(steps, truth, color="black", linewidth=1, label="truth")
-    left.plot(steps, values, color="C0", linewidth=1, label="forecast")
+    if len(quantiles) > 1:
+        ends = [quantiles[0], quantiles[-1]]
+        band = [
+            _in_units(longest, end, rows, outputs.predict(end, longest, rows))[1] for end in ends
+        ]
+        label = " to ".join(f"q{end.quantile:g}" for end in ends)
+        left.fill_between(steps, *band, color="C0", alpha=0.25, linewidth=0, label=label)
+    which = f"q{target.quantile:g}" if target.metric == "pinball" else "forecast"
+    left.plot(steps, values, color="C0", linewidth=1, label=which)
     where = f" of {longest.name}" if longest.name else ""
     left.set(title=f"{target.name}: end of the test part{where}", xlabel="row")
     left.legend()
@@ -130,10 +148,9 @@ def _draw_numbers(
     known = known[np.isfinite(known)]
     right.hist(known, bins=50, color="C0")
     right.axvline(0.0, color="black", linewidth=1)
-    right.set(
-        title=f"residuals of {target.name}: mean {known.mean():.3g}, deviation {known.std():.3g}",
-        xlabel="truth - forecast",
-    )
+    title = f"residuals of {target.name}: mean {known.mean():.3g}, deviation {known.std():.3g}"
+    right.set_title(title, fontsize="medium", wrap=True)
+    right.set(xlabel="truth - forecast")
 
 
 def _in_units(

@@ -15,7 +15,7 @@ from streamrnn.training.baselines.bootstrap import (
     ratio_interval,
     sums_by_time,
 )
-from streamrnn.training.baselines.compare import Rival, percent, verdict
+from streamrnn.training.baselines.compare import Rival, percent, sides, verdict
 from streamrnn.training.baselines.constant import Constant
 from streamrnn.training.metrics import METRICS, of_mean, row_losses
 from streamrnn.training.report import report_lines
@@ -217,6 +217,16 @@ def rival(family, error, ratio, low, high):
             "of the best of them, the autoregression, 95 % interval 1.0 % to 10 %",
         ),
         (
+            [rival(Constant, 133.2, 1.0000002, 0.98, 1.02)],
+            "no difference can be told: the network's rmse 133.2 is the same within 0.0001 % as "
+            "133.2 of the constant, 95 % interval -2.0 % to 2.0 %; take the simpler, the constant",
+        ),
+        (
+            [rival(Constant, 133.19, 1.000034, 0.98, 1.02)],
+            "no difference can be told: the network's rmse 133.2 is 0.0034 % larger than 133.2 of "
+            "the constant, 95 % interval -2.0 % to 2.0 %; take the simpler, the constant",
+        ),
+        (
             [rival(Constant, 140.0, 0.95, 0.0, 1e9)],
             "no difference can be told: the network's rmse 133.2 is 5.0 % smaller than 140.0 of "
             "the constant, too little for an interval: 8 blocks of 3 rows; take the simpler, the "
@@ -243,6 +253,22 @@ def test_percentages_have_a_decimal_where_it_says_something():
     assert [percent(x) for x in (0.132, 0.0951, 0.004, -0.0549, -0.3, 1e6)] == [
         "13 %", "10 %", "0.4 %", "-5.5 %", "-30 %", "1e+08 %",
     ]  # fmt: skip
+    assert [percent(x) for x in (0.00094, 0.0005, -0.00032, 0.00009, 3.4e-5, -2e-6, 9e-7, 0.0)] == [
+        "0.09 %", "0.05 %", "-0.03 %", "0.009 %", "0.0034 %", "-0.0002 %", "0 %", "0 %",
+    ]  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(ratio=st.floats(0.5, 2.0).map(lambda x: 1 + (x - 1) ** 5))
+def test_errors_that_differ_are_never_said_to_differ_by_nothing(ratio):
+    words, _, _ = sides(Interval(ratio, ratio - 0.1, ratio + 0.1))
+    if words == "the same within 0.0001 %":
+        assert abs(ratio - 1) < 1e-6
+    else:
+        share, side = words.split(" % ")
+        assert side == ("smaller" if ratio < 1 else "larger")
+        assert float(share) > 0
+        assert float(share) / 100 == pytest.approx(abs(ratio - 1), rel=0.5, abs=0.6e-6)
 
 
 def test_a_report_ends_in_the_verdict_and_its_baselines_say_what_they_are(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import streamrnn
 from streamrnn import Engine
 from streamrnn.commands.predict import predict_file
 from streamrnn.errors import DataError, TrainingError
@@ -369,3 +370,48 @@ def test_a_part_without_a_value_of_one_target_is_refused(tmp_path, known, part):
     config = TrainingConfig(path=path, predict=("x", "y"), split=(0.4, 0.4, 0.2))
     with pytest.raises(DataError, match=rf"the {part} part .* no value of the target 'y\+1'"):
         make_dataset(config, read_table(path))
+
+
+def test_quantiles_and_horizons_are_one_table_of_the_report(tmp_path):
+    path = write_csv(tmp_path, a=noisy_sine(300), b=noisy_sine(300, 1), t=range(300))
+    result = streamrnn.train(
+        path, predict=["a", "b"], time="t", horizon=[1, 6], quantiles=[0.1, 0.5, 0.9], updates=60,
+        layers=["gru:3"],
+    )  # fmt: skip
+    report = result.report
+    lines = list(report_lines(report))
+    assert not any(line.startswith("test error of a+1") for line in lines)
+    for column in ("a", "b"):
+        title = f"test error of {column} (pinball loss and share of targets below; the last 20%"
+        [start] = [k for k, line in enumerate(lines) if line.startswith(title)]
+        assert lines[start].endswith("55 to 60 targets):")
+        assert lines[start + 1].split() == ["rows", "ahead", "q0.1", "q0.5", "q0.9"]
+        for k, ahead in enumerate((1, 6)):
+            own, other = lines[start + 2 + 2 * k].split(), lines[start + 3 + 2 * k].split()
+            assert own[0] == str(ahead)
+            assert other[0] == "baseline"
+            for j, quantile in enumerate(("q0.1", "q0.5", "q0.9")):
+                target = f"{column}+{ahead} {quantile}"
+                errors = report["errors"]["test"][target]
+                assert float(own[1 + 2 * j]) == pytest.approx(errors["pinball"], rel=1e-3)
+                coverage = float(own[2 + 2 * j].rstrip("%")) / 100
+                assert coverage == pytest.approx(errors["coverage"], abs=1e-3)
+                best = report["comparison"][target]["best"]
+                error = report["baselines"][best][target]["pinball"]
+                assert any(float(x) == pytest.approx(error, rel=1e-3) for x in numbers(other))
+        verdicts = [line for line in lines if line.startswith(f"verdict on {column}")]
+        assert 1 <= len(verdicts) <= 6
+    uses = {found["use"] for found in report["comparison"].values()}
+    assert uses <= {"network", "baseline", "either"}
+
+
+def numbers(words):
+    return [word for word in words if word.replace(".", "").isdigit()]
+
+
+def test_one_quantile_has_a_table_of_its_own(tmp_path):
+    path = write_csv(tmp_path, a=noisy_sine(200))
+    result = streamrnn.train(path, predict="a", quantiles=[0.9], updates=10, layers=["gru:2"])
+    lines = list(report_lines(result.report))
+    assert any(line.startswith("test error of a+1 q0.9 (pinball; ") for line in lines)
+    assert any(line.startswith("verdict on a+1 q0.9: ") for line in lines)

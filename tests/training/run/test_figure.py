@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+import streamrnn
 from streamrnn.commands import train as command
 from streamrnn.errors import TrainingError
 from streamrnn.training.run.figure import check_figure
@@ -51,6 +52,30 @@ def test_numbers_are_drawn_in_the_units_of_the_table(tmp_path, drawn, base):
     assert np.sum([bar.get_height() for bar in residuals.patches]) == 40
     assert f"mean {np.mean(truth - guess):.3g}" in residuals.get_title()
     assert np.abs(guess - y[160:]).max() < 200
+
+
+def test_quantiles_are_drawn_as_a_band_around_their_median(tmp_path, drawn):
+    data = write_csv(tmp_path, y=noisy_sine(200))
+    words = (data, "--predict", "y", "--layers", "gru:3", "--updates", 400, "--horizon", "1,2")
+    files = ("-o", tmp_path / "m.safetensors", "--report", tmp_path / "m.png")
+    assert run(*words, "--quantiles", "0.1,0.4,0.9", *files) == 0
+    _, errors, *panels = drawn[0]
+    assert errors.get_title() == "test error of y+1 q0.4"
+    assert len(panels) == 4  # a row for each horizon, not for each quantile
+    found = streamrnn.predict(tmp_path / "m.safetensors", data)
+    for forecast, ahead in ((panels[0], 1), (panels[2], 2)):
+        assert [line.get_label() for line in forecast.lines] == ["truth", "q0.4"]
+        rows = forecast.lines[1].get_xdata() - ahead
+        np.testing.assert_allclose(
+            forecast.lines[1].get_ydata(), found[f"y_h{ahead}_q0.4"][rows], atol=1e-5
+        )
+        [band] = forecast.collections
+        assert band.get_label() == "q0.1 to q0.9"
+        corners = band.get_paths()[0].vertices
+        for quantile in ("q0.1", "q0.9"):
+            for row in rows[[0, 20, -1]]:
+                point = [row + ahead, found[f"y_h{ahead}_{quantile}"][row]]
+                assert np.abs(corners - point).sum(axis=1).min() < 1e-4
 
 
 def test_classes_are_drawn_as_what_is_taken_for_what(tmp_path, drawn):
