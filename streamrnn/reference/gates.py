@@ -27,7 +27,7 @@ class LayerGates:
 
     layer: int  # its place among the model's layers
     cell: str
-    gates: dict[str, Array]  # [B, T, H] by name; none of an RNN
+    gates: dict[str, Array]  # [B, T, H] by name, and the candidate; none of an RNN
     states: dict[str, Array]  # [B, T, H] after each step: h, and c of an LSTM
 
     @property

@@ -59,7 +59,7 @@ def gru_step(
     the layer-normalised GRU of the supplement. r and z are normalised together, n by itself. The
     new h is as above, as in the authors' program; the paper's text exchanges z and 1 - z.
 
-    The gates are put into ``seen``, by their names.
+    The gates and the candidate n are put into ``seen``, by their names.
     """
     a, b = x @ weight_ih.T, h @ weight_hh.T
     if norm is not None:
@@ -69,13 +69,13 @@ def gru_step(
     b_r, b_z, b_n = np.split(b + bias_hh, 3, axis=1)
     r = gate(a_r + b_r)
     z = gate(a_z + b_z)
-    if seen is not None:
-        seen |= {"r": r, "z": z}
     if reset_after:
         n = candidate(a_n + r * b_n)
     else:
         weight_hn, bias_hn = np.split(weight_hh, 3)[2], np.split(bias_hh, 3)[2]
         n = candidate(a_n + (r * h) @ weight_hn.T + bias_hn)
+    if seen is not None:
+        seen |= {"r": r, "z": z, "n": n}
     return (1.0 - z) * n + z * h
 
 

@@ -72,7 +72,7 @@ def lstm_step(
     normalization", arXiv:1607.06450 (2016), the layer-normalised LSTM of the supplement, whose
     three constants beta_1, beta_2 and b are the two biases here.
 
-    The gates are put into ``seen``, by their names.
+    The gates and the candidate g are put into ``seen``, by their names.
     """
     a, b = x @ weight_ih.T, h @ weight_hh.T
     if norm is not None:
@@ -80,13 +80,13 @@ def lstm_step(
         b = norm.gain_hh * normalised(b, norm.epsilon)
     a_i, a_f, a_g, a_o = np.split(a + bias_ih + b + bias_hh, 4, axis=1)
     w_ci, w_cf, w_co = np.zeros((3, 1)) if peepholes is None else peepholes
-    f, i = gate(a_f + w_cf * c), gate(a_i + w_ci * c)
-    c = f * c + i * candidate(a_g)
+    f, i, g = gate(a_f + w_cf * c), gate(a_i + w_ci * c), candidate(a_g)
+    c = f * c + i * g
     shown = c
     if norm is not None:
         shown = norm.gain_c * normalised(c, norm.epsilon) + norm.shift_c
     o = gate(a_o + w_co * c)
     m = o * shown_as(shown)
     if seen is not None:
-        seen |= {"i": i, "f": f, "o": o}
+        seen |= {"i": i, "f": f, "g": g, "o": o}
     return (m if weight_hr is None else m @ weight_hr.T), c

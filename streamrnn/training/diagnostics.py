@@ -1,25 +1,24 @@
-"""Memory of a trained network, and the warm-up that a new stream needs.
-
-Vanishing gradients (Bengio, Simard and Frasconi 1994; Pascanu et al. 2013) are measured, not
-guessed: the norm of the gradient of an output by the input some steps earlier.
-"""
+"""Memory of a trained network, and the warm-up that a new stream needs."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from streamrnn.model.model import Model
 from streamrnn.training.data.dataset import Dataset, encode
 from streamrnn.training.data.stacking import stack_rows
+from streamrnn.training.memory.fading import measure_fading
+from streamrnn.training.memory.history import measure_history
+from streamrnn.training.memory.units import measure_layers
 from streamrnn.training.network.network import Chunk, Network
 
-__all__ = ["Memory", "gradient_by_lag", "measure_memory"]
+__all__ = ["Memory", "measure_memory"]
 
 NUM_WINDOWS, LEAST_WINDOWS = 32, 4
 MAX_ELEMENTS = 16_000_000  # outputs at once, if there may be fewer windows
-MAX_LAG = 256
 MAX_HORIZON = 1024
 SAME = 0.01  # outputs closer than this share of their spread count as the same
 
@@ -33,7 +32,11 @@ class Memory:
     horizon_steps: int
     forgets: bool  # whether they ever were
     tried_steps: int  # number of steps that were tried
-    gradient_by_lag: dict[str, float]  # relative to lag 0
+    # As `History.to_dict`, `Fading.to_dict` and `LayerUnits.to_dict` give them; None and nothing
+    # where they are not measured.
+    history: dict[str, Any] | None = None
+    gradients: dict[str, Any] | None = None
+    units: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -53,38 +56,30 @@ def _windows(dataset: Dataset, num_steps: int) -> list[tuple[int, int]]:
     return [places[k] for k in np.unique(chosen)]
 
 
-def gradient_by_lag(network: Network, dataset: Dataset) -> dict[str, float]:
-    """Measure how the influence of an input on the outputs fades.
-
-    For the lags 0, 1, 2, 4, ...: root mean square over windows of the norm of the gradient of the
-    sum of the pre-activations by the features of the step `lag` earlier, in the training part,
-    relative to lag 0.
-    """
-    longest = max(stream.stops[0] for stream in dataset.streams)
-    num_steps = max(1, min(MAX_LAG + 1, longest // 2))
-    rows = [(k, start, start + num_steps) for k, start in _windows(dataset, num_steps)]
-    if not rows:
-        return {}
-    chunk, _ = stack_rows(dataset.streams, rows)
-    z, _ = network.forward(chunk, network.initial_state(len(rows)))
-    grad_z = np.zeros_like(z)
-    grad_z[-1] = 1.0
-    grad_x = network.backward(grad_z, need_grad_x=True)
-    if grad_x is None:
-        return {}
-    norms = np.sqrt(np.mean(np.sum(grad_x.astype(np.float64) ** 2, axis=2), axis=1))[::-1]
-    lags = [0, *(1 << k for k in range(16) if 1 << k < num_steps)]
-    return {str(lag): float(norms[lag] / max(norms[0], 1e-300)) for lag in lags}
-
-
 def measure_memory(network: Network, dataset: Dataset) -> Memory:
+    """Measure what a network remembers: its warm-up, loss by history, gradients by lag, units."""
+    warmup = _measure_warmup(network, dataset)
+    parameters = {name: np.asarray(value, np.float32) for name, value in network.parameters.items()}
+    model = Model(replace(network.spec, training={}), parameters)
+    has_validation = any(stream.stops[1] > stream.stops[0] for stream in dataset.streams)
+    part = "validation" if has_validation else "train"  # of a refit all rows are learned from
+    history = measure_history(model, dataset, part)
+    gradients = measure_fading(model, dataset, "train", dataset.config.truncation_steps)
+    return replace(
+        warmup,
+        history=history.to_dict() if history else None,
+        gradients=gradients.to_dict() if gradients else None,
+        units=tuple(each.to_dict() for each in measure_layers(model, dataset, part)),
+    )
+
+
+def _measure_warmup(network: Network, dataset: Dataset) -> Memory:
     """Compare new streams with warmed-up ones, over windows of the training part."""
     longest = max(stream.stops[0] for stream in dataset.streams)
     num_steps = max(1, min(MAX_HORIZON, longest // 2))
     windows = _windows(dataset, num_steps)
-    fading = gradient_by_lag(network, dataset)
     if not windows:
-        return Memory(0, False, 0, fading)
+        return Memory(0, False, 0)
     begins = [max(0, start - num_steps) for _, start in windows]
     informed, fresh = [], []
     for (k, start), begin in zip(windows, begins, strict=True):
@@ -110,4 +105,4 @@ def measure_memory(network: Network, dataset: Dataset) -> Memory:
     distance = np.sqrt(np.mean(((warm - cold) / spread) ** 2, axis=(1, 2)))
     differ = np.flatnonzero(distance > SAME)
     horizon = int(differ[-1]) + 1 if len(differ) else 0
-    return Memory(horizon, horizon < num_steps, num_steps, fading)
+    return Memory(horizon, horizon < num_steps, num_steps)

@@ -9,6 +9,9 @@ from typing import Any
 from streamrnn.training.baselines.bootstrap import Interval
 from streamrnn.training.baselines.compare import sides
 from streamrnn.training.data.dataset import PARTS
+from streamrnn.training.memory.fading import fading_lines
+from streamrnn.training.memory.history import history_lines
+from streamrnn.training.memory.units import unit_lines
 from streamrnn.training.quantiles import interval_lines, quantile_tables
 from streamrnn.training.search.table import search_lines
 
@@ -23,6 +26,7 @@ NAMES = {
     "constant": "always the training mean",
 }
 WIDTH = 38
+OFTEN = 0.9  # of the updates: if so many are clipped, the rate is not what was set
 
 
 def report_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -61,6 +65,11 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
     yield from search_lines(report.get("search", {}))
     yield _updates_line(updates)
     yield from _end_lines(config, updates)
+    if updates["clipped_share"] >= OFTEN:
+        yield (
+            f"clipped in {updates['clipped_share']:.0%} of the updates: lower the rate "
+            f"(--learning-rate {config['learning_rate'] / 3:.2g}), or raise --clip-norm"
+        )
     if "refit" in report:
         yield from _refit_lines(report["refit"])
     yield from _memory_lines(report["memory"])
@@ -215,11 +224,20 @@ def _refit_lines(refit: dict[str, Any]) -> Iterator[str]:
 
 
 def _memory_lines(memory: dict[str, Any]) -> Iterator[str]:
+    history = memory.get("history")  # files of earlier versions have gradient_by_lag instead
+    if history:
+        yield from history_lines(history)
+    if memory.get("gradients"):
+        yield from fading_lines(memory["gradients"])
+    for units in memory.get("units", ()):
+        yield from unit_lines(units)
+    if history and not history["has_skill"]:
+        return
     if memory["forgets"]:
         yield f"memory: a new stream answers like an old one after {memory['horizon_steps']} steps"
     else:
         yield f"memory: the start is not forgotten within {memory['tried_steps']} steps"
-    fading = memory["gradient_by_lag"]
+    fading = memory.get("gradient_by_lag")
     if fading:
         lags = sorted(fading, key=int)  # a file has its keys in the order of letters
         listed = "  ".join(f"{lag}: {fading[lag]:.2g}" for lag in lags)

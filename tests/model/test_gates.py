@@ -39,7 +39,14 @@ def test_gates_of_an_lstm_are_those_of_its_equations():
         c = sigmoid(f) * c + sigmoid(i) * math.tanh(g)
         h = sigmoid(o) * math.tanh(c)
         got = {name: value[0, t, 0] for name, value in (found.gates | found.states).items()}
-        wanted = {"i": sigmoid(i), "f": sigmoid(f), "o": sigmoid(o), "h": h, "c": c}
+        wanted = {
+            "i": sigmoid(i),
+            "f": sigmoid(f),
+            "g": math.tanh(g),
+            "o": sigmoid(o),
+            "h": h,
+            "c": c,
+        }
         assert got == pytest.approx(wanted, abs=1e-12)
     assert found.keep is found.gates["f"]
 
@@ -53,7 +60,7 @@ def test_gates_of_a_gru_are_those_of_its_equations():
         n = math.tanh(w[2] * x + b[2] + r * (u[2] * h + d[2]))
         h = (1 - z) * n + z * h
         got = {name: value[0, t, 0] for name, value in (found.gates | found.states).items()}
-        assert got == pytest.approx({"r": r, "z": z, "h": h}, abs=1e-12)
+        assert got == pytest.approx({"r": r, "z": z, "n": n, "h": h}, abs=1e-12)
     assert found.keep is found.gates["z"]
 
 

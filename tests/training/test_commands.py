@@ -79,7 +79,7 @@ def test_the_written_configuration_repeats_the_file_to_the_bit(tmp_path, capsys)
     assert first.read_bytes() == second.read_bytes()
     printed = capsys.readouterr()
     assert "test error of y+1" in printed.out
-    assert "gradient by lag" in printed.out
+    assert "gradients reach" in printed.out
     assert "epoch 1/3" in printed.err
 
 

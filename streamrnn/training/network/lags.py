@@ -15,7 +15,7 @@ from streamrnn.model.spec import LayerSpec, ModelSpec
 from streamrnn.training.network.layers import Array, State
 from streamrnn.training.network.network import Chunk, Network
 
-__all__ = ["NetworkWithLags", "network_of", "with_lags"]
+__all__ = ["NetworkWithLags", "has_lags", "network_of", "with_lags"]
 
 LAGS = "lags"  # the convolution's name
 _RECURRENT = "recurrent"  # the last recurrent layer's, if it has none
@@ -56,11 +56,12 @@ def network_of(
     spec: ModelSpec, parameters: Mapping[str, Any], dtype: DTypeLike = np.float32
 ) -> Network:
     """Return the network of a model that was trained here."""
-    kind = NetworkWithLags if _has_lags(spec) else Network
+    kind = NetworkWithLags if has_lags(spec) else Network
     return kind(spec, parameters, dtype)
 
 
-def _has_lags(spec: ModelSpec) -> bool:
+def has_lags(spec: ModelSpec) -> bool:
+    """Tell whether a model is a stack of recurrent layers with such a path beside it."""
     if len(spec.layers) < 3 or spec.head is None:
         return False
     recurrent, path, join = spec.layers[-3:]

@@ -10,7 +10,7 @@ from streamrnn.errors import TrainingError
 from streamrnn.training import TrainingConfig, train, train_to_file
 from streamrnn.training.data.dataset import make_dataset
 from streamrnn.training.data.reading.read import read_table
-from streamrnn.training.diagnostics import gradient_by_lag
+from streamrnn.training.diagnostics import measure_memory
 from streamrnn.training.fit.lags import fit_path
 from streamrnn.training.fit.loop import fit
 from streamrnn.training.network.lags import network_of
@@ -149,7 +149,10 @@ def test_the_gradient_goes_through_the_path(settings):
         step[place] = 1e-5
         expected = (total(x + step) - total(x - step)) / 2e-5
         assert found[place] == pytest.approx(expected, rel=1e-4, abs=1e-9)
-    assert gradient_by_lag(fit(dataset).network, dataset)["0"] == 1.0
+    memory = measure_memory(fit(dataset).network, dataset)
+    assert memory.history is not None
+    assert memory.gradients is not None
+    assert [each["layer"] for each in memory.gradients["layers"]] == [0]
 
 
 def test_a_refit_fits_the_path_to_all_rows(settings):

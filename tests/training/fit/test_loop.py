@@ -12,7 +12,7 @@ from streamrnn.training.baselines.compare import measures
 from streamrnn.training.data.dataset import make_dataset
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.data.stacking import stack_rows
-from streamrnn.training.diagnostics import gradient_by_lag, measure_memory
+from streamrnn.training.diagnostics import measure_memory
 from streamrnn.training.evaluate import NetworkOutputs, mean_loss
 from streamrnn.training.fit.chunks import choose_sizes, cut_segments
 from streamrnn.training.fit.loop import fit
@@ -249,10 +249,11 @@ def test_memory_is_measured(tmp_path):
     }.items():
         parameters[name][:] = value
     network = Network(dataset.spec, parameters, np.float64)
-    fading = gradient_by_lag(network, dataset)
-    assert fading["1"] == pytest.approx(0.5)
-    assert fading["8"] == pytest.approx(0.5**8)
     memory = measure_memory(network, dataset)
+    assert memory.gradients is not None
+    [layer] = memory.gradients["layers"]
+    assert layer["by_h"]["8"] == pytest.approx(0.5**8 * layer["by_h"]["0"])
+    assert layer["reach"] == 6  # 0.5**7 is below a hundredth
     # Answer n differs by 100 * 0.5**n, and the answers spread by about 1.77: below 1 % from 13 on.
     assert memory.horizon_steps == 13
     assert memory.forgets
@@ -268,7 +269,7 @@ def test_the_report_says_what_a_reader_needs(tmp_path):
     report = result.model.spec.training
     assert set(report) == {
         "data", "config", "versions", "errors", "baselines", "comparison", "fitted",
-        "intervals", "memory", "sample", "updates",
+        "intervals", "memory", "sample", "seen", "updates",
     }  # fmt: skip
     assert report["data"]["num_rows"] == 200
     assert len(report["data"]["sha256"]) == 64
