@@ -15,24 +15,19 @@ import numpy as np
 import streamrnn
 from streamrnn.errors import TrainingError
 from streamrnn.model.model import Model
-from streamrnn.model.spec import NUM_SAMPLE_STEPS
-from streamrnn.training.baselines.compare import compare, measures
-from streamrnn.training.baselines.families import baselines_to_dict, fit_baselines
 from streamrnn.training.config import TrainingConfig
-from streamrnn.training.data.dataset import PARTS, Dataset, make_dataset
+from streamrnn.training.data.dataset import Dataset, make_dataset
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.data.seen_rows import seen_rows_to_dict
-from streamrnn.training.data.streams import times_of_rows
 from streamrnn.training.data.table import Table
-from streamrnn.training.diagnostics import Memory, measure_memory
-from streamrnn.training.evaluate import outputs_of
+from streamrnn.training.diagnostics import measure_memory
 from streamrnn.training.fit.checkpoint import Checkpoint
 from streamrnn.training.fit.chunks import choose_sizes
 from streamrnn.training.fit.loop import Fit, fit
 from streamrnn.training.fit.refit import refit, with_all_rows
 from streamrnn.training.fit.stop import StopSignals
 from streamrnn.training.fit.trainer import Evaluation
-from streamrnn.training.quantiles import measure_intervals
+from streamrnn.training.run.facts import first_and_last_time, make_report
 from streamrnn.training.run.outputs import (
     check_data_name,
     check_model_path,
@@ -211,7 +206,7 @@ def _train(dataset: Dataset, run: _Run) -> TrainingResult:
     found = run.fit(dataset)
     dataset, fitted = found.dataset, found.fitted
     memory = measure_memory(fitted.network, dataset)
-    report = _report(dataset, fitted, memory)
+    report = make_report(dataset, fitted, memory)
     if found.was_stopped:
         report["updates"]["was_stopped"] = True
     spec = replace(fitted.network.spec, warmup_steps=memory.horizon_steps, training=report)
@@ -236,7 +231,7 @@ def _refit(result: TrainingResult, fitted: Fit, should_stop: Callable[[], bool])
     found = {
         "num_updates": fitted.best_update,
         "rows": [1, data["num_rows"]],
-        "times": _first_and_last_time(whole),
+        "times": first_and_last_time(whole),
         "sha256": data["sha256"],
         "is_measured": False,
     }
@@ -245,59 +240,6 @@ def _refit(result: TrainingResult, fitted: Fit, should_stop: Callable[[], bool])
     spec = replace(network.spec, warmup_steps=memory.horizon_steps, training=report)
     model = Model(spec, network.parameters)
     return replace(result, model=model, report=report, chosen=result.model)
-
-
-def _first_and_last_time(dataset: Dataset) -> list[str]:
-    table, name = dataset.table, dataset.config.time
-    times = times_of_rows(table, name)
-    if times is None:
-        return []
-    rows = (int(np.argmin(times)), int(np.argmax(times)))
-    return [str(table.column(name).texts(row, row + 1)[0]) for row in rows]
-
-
-def _report(dataset: Dataset, fitted: Fit, memory: Memory) -> dict[str, Any]:
-    rows = [stream.stops[2] + dataset.config.farthest for stream in dataset.streams]
-    network = outputs_of(fitted.network, dataset)
-    baselines = fit_baselines(dataset)
-    # In the order of the rows: then a network of many classes runs through them once.
-    errors = {part: measures(dataset, part, network.predict) for part in PARTS[:2]}
-    found = compare(dataset, "test", network.predict, baselines)
-    return {
-        "data": {
-            "file": Path(dataset.config.path).name,
-            "sha256": dataset.table.sha256,
-            "num_rows": int(sum(rows)),
-            "num_streams": len(rows),
-            "split": dataset.split.says,
-        },
-        "config": dataset.config.to_dict(),
-        "versions": {"streamrnn": streamrnn.__version__, "numpy": np.__version__},
-        "errors": errors | {"test": found["errors"]},
-        "baselines": found["baselines"],
-        "comparison": found["comparison"],
-        "fitted": baselines_to_dict(baselines),
-        "intervals": measure_intervals(dataset, network.z),
-        "memory": memory.to_dict(),
-        "sample": _sample(dataset),
-        "seen": seen_rows_to_dict(dataset, 1),
-        "updates": {
-            "num_epochs": fitted.num_epochs,
-            "best_epoch": fitted.best_epoch,
-            "best_update": fitted.best_update,
-            "num_updates": fitted.num_updates,
-            "clipped_share": fitted.clipped_share,
-            "max_gradient_norm": fitted.max_gradient_norm,
-        },
-    }
-
-
-def _sample(dataset: Dataset) -> list[list[float | None]]:
-    """Return some steps of the validation part as a sample; None where x is missing."""
-    stream = max(dataset.streams, key=lambda stream: stream.stops[1] - stream.stops[0])
-    x = stream.x[stream.rows("validation")][:NUM_SAMPLE_STEPS]
-    x = x + np.array([item.origin for item in dataset.spec.inputs])
-    return [[None if np.isnan(value) else float(value) for value in row] for row in x]
 
 
 def train_to_file(
