@@ -152,6 +152,8 @@ class TrainingConfig:
     noise : float
         Standard deviation of normal noise that is added, in training alone, to every input that is
         a number, in its scale. Negative: 0.6 where streams have one class each, else 0.
+    dropout, input_dropout : float
+        Share of what layers give, and of the inputs, that is set to 0 in training.
     clip_norm : float
         Bound on the norm of the whole gradient.
     averaging : float
@@ -213,6 +215,8 @@ class TrainingConfig:
     warmup: float = 0.02
     weight_decay: float = 0.0
     noise: float = -1.0
+    dropout: float = 0.0
+    input_dropout: float = 0.0
     clip_norm: float = 1.0
     averaging: float = 0.99
     patience: int = 0
@@ -330,6 +334,8 @@ class TrainingConfig:
             ("warmup", 0.0, 0.9),
             ("weight_decay", 0.0, 100.0),
             ("noise", -1.0, 100.0),
+            ("dropout", 0.0, 0.95),
+            ("input_dropout", 0.0, 0.95),
             ("clip_norm", 1e-9, 1e9),
             ("averaging", 0.0, 0.99999),
             ("patience", 0, 1_000_000),

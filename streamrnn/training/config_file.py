@@ -77,6 +77,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "warmup": "share of the training over which the rate rises",
         "weight_decay": "decoupled, of the matrices",
         "noise": "added to inputs in training, in their scales; negative: by the target",
+        "dropout": "share of what layers give to others that is set to 0 in training",
+        "input_dropout": "share of the inputs that is set to 0 in training",
         "clip_norm": "bound on the norm of the whole gradient",
         "averaging": "moving average of the weights; 0: none",
         "patience": "evaluations without a better validation error; 0: two fifths of them",

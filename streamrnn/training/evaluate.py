@@ -22,7 +22,7 @@ from streamrnn.training.data.dataset import Dataset, Stream
 from streamrnn.training.data.stacking import stack_rows
 from streamrnn.training.network.layers import Array
 from streamrnn.training.network.losses import sum_of_losses
-from streamrnn.training.network.network import Chunk, Network
+from streamrnn.training.network.network import Network
 
 __all__ = ["CarriedOutputs", "NetworkOutputs", "PartLoss", "mean_loss", "outputs_of"]
 
@@ -102,9 +102,7 @@ class Runner:
         chunk, _ = stack_rows(self._dataset.streams, rows)
         blocks = []
         for begin in range(0, len(chunk.features), STEPS_AT_ONCE):
-            now = slice(begin, begin + STEPS_AT_ONCE)
-            codes = {name: code[now] for name, code in chunk.codes.items()}
-            z, states = network.forward(Chunk(chunk.features[now], codes), states)
+            z, states = network.forward(chunk.steps(slice(begin, begin + STEPS_AT_ONCE)), states)
             blocks.append(z.copy())
         z = np.concatenate(blocks)
         return np.concatenate([z[: stop - start, b] for b, (_, start, stop) in enumerate(rows)]), (

@@ -18,6 +18,7 @@ import numpy as np
 from streamrnn.training.data.dataset import Dataset
 from streamrnn.training.evaluate import PartLoss
 from streamrnn.training.fit.chunks import Piece, choose_sizes, cut_segments, plan_epoch
+from streamrnn.training.fit.dropout import add_dropout
 from streamrnn.training.fit.noise import add_noise
 from streamrnn.training.fit.optimisers import clip_by_global_norm, make_optimiser
 from streamrnn.training.fit.schedule import learning_rate
@@ -162,6 +163,7 @@ class Trainer:
         add_noise(chunk, self.dataset, self.counts.num_updates)
         num_targets = int(np.count_nonzero(~np.isnan(target)))
         if num_targets:
+            add_dropout(chunk, self.network, self.dataset.config, self.counts.num_updates)
             loss, self.state = self.network.loss(
                 chunk, target, self.state, self.dataset.config.loss, self.dataset.loss_settings
             )

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -32,6 +32,17 @@ MAX_KEPT_BYTES = 96 << 20
 SPAN_BYTES = 16 << 20
 
 
+class Mask(NamedTuple):
+    """What is left of values [T, B, N] that others read: dropout (Srivastava et al. 2014)."""
+
+    kept: Array  # [T, B, N] of bool
+    gain: float  # of what is kept
+
+    def apply(self, values: Array, steps: slice | int = slice(None)) -> Array:
+        """Set to 0 what is dropped of values, or of gradients by them, of some steps."""
+        return np.asarray(values * (self.kept[steps] * values.dtype.type(self.gain)))
+
+
 @dataclass
 class Chunk:
     """Some steps of some rows, as the network sees them."""
@@ -39,11 +50,14 @@ class Chunk:
     # [T, B, F], of the parameters' type, transforms applied; columns of embeddings hold anything
     features: Array
     codes: dict[str, Array]  # [T, B] of int64 by input that has an embedding: categories or tokens
+    # By layer, -1 for the features: of what is read at the same step, not of states.
+    masks: dict[int, Mask] = field(default_factory=dict)
 
     def steps(self, span: slice) -> Chunk:
         """Return some of the steps."""
         codes = {name: code[span] for name, code in self.codes.items()}
-        return Chunk(self.features[span], codes)
+        masks = {k: mask._replace(kept=mask.kept[span]) for k, mask in self.masks.items()}
+        return Chunk(self.features[span], codes, masks)
 
 
 def flat_views(spec: ModelSpec, dtype: DTypeLike) -> tuple[Array, dict[str, Array]]:
@@ -147,6 +161,7 @@ class Network:
                 self._embedded.append((item.name, slice(start, start + item.num_features)))
             start += item.num_features
         self._codes: dict[str, Array] = {}
+        self._masks: dict[int, Mask] = {}
 
     def initial_state(self, num_rows: int) -> list[State]:
         """Return the state of B new streams."""
@@ -172,7 +187,7 @@ class Network:
 
     def _run(self, chunk: Chunk, state: list[State], keeps: bool = True) -> list[State]:
         """Run a chunk and return the new state; without ``keeps`` there is no way back."""
-        self._features = chunk.features
+        self._features, self._masks = chunk.features, chunk.masks
         if self._embedded:
             self._features = x = self._scratch.get("x", *chunk.features.shape)
             x[:] = chunk.features
@@ -190,12 +205,13 @@ class Network:
             after += [self.nodes[k].end() for k in group.nodes]
         return after
 
-    def _output_of(self, read: Read) -> Array:
-        """Return what a node reads, [T, B, ...]."""
-        if read.layer < 0:
-            return self._features
-        node = self.nodes[read.layer]
-        return node.h_before if read.is_before else node.h
+    def _output_of(self, read: Read, steps: slice | int = slice(None)) -> Array:
+        """Return what a node reads of some steps, [T, B, ...]."""
+        if read.is_before:
+            return self.nodes[read.layer].h_before[steps]
+        values = self._features if read.layer < 0 else self.nodes[read.layer].h
+        mask = self._masks.get(read.layer)
+        return mask.apply(values[steps], steps) if mask else values[steps]
 
     def _begin(self, k: int, state: list[State], sources: Sequence[Source]) -> None:
         """Make a node ready, with what it reads of sources that have gone through the chunk."""
@@ -213,7 +229,7 @@ class Network:
             for k in group.nodes:
                 node = self.nodes[k]
                 for source in inner[k]:
-                    node.x[t][:, source.columns] = self._output_of(source.read)[t]
+                    node.x[t][:, source.columns] = self._output_of(source.read, t)
                 node.run(t, t + 1, keeps)
 
     def backward(self, grad_z: Array, need_grad_x: bool = False) -> Array | None:
@@ -271,6 +287,8 @@ class Network:
                 shifted[:-1] = grad[1:]
                 self._add_before(read, grad[0])
                 grad = shifted
+            elif read.layer in self._masks:
+                grad = self._masks[read.layer].apply(grad)
             grads[read.layer] = grads[read.layer] + grad if read.layer in grads else grad
 
     def _backward_by_steps(self, group: Group, grads: dict[int, Array]) -> None:
@@ -288,6 +306,8 @@ class Network:
                     if read.layer not in group.nodes:
                         continue
                     given, grad = t - read.is_before, grad_x[k][t][:, columns]
+                    if read.layer in self._masks and not read.is_before:
+                        grad = self._masks[read.layer].apply(grad, t)
                     if given >= 0:
                         self.nodes[read.layer].grad_h[given] += grad
                     else:

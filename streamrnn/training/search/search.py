@@ -71,6 +71,8 @@ def search(
     ``seeds`` 0 is `NUM_SEEDS`, one where there is much to train. Raises `TrainingError` if every
     trial diverges, `TrainingStopped` if it is stopped before anything is validated.
     """
+    if dataset.config.start_from:  # of those layers, and beside no path
+        free = tuple(name for name in free if name not in ("layers", "lags"))
     store = store or TrialStore(None, {}, False)
     runner = Runner(dataset, store, progress, should_stop, keeper_of, on_trial)
     try:
