@@ -52,6 +52,9 @@ COMMANDS = {
     "export": Command("streamrnn.commands.export", "turn a model into another framework's file"),
     "inspect": Command("streamrnn.commands.inspect", "show what a model file holds"),
     "serve": Command("streamrnn_server.commands.serve", "serve models to streams"),
+    "compile": Command(
+        "streamrnn_server.commands.compile", "compile what a server runs, ahead of its first start"
+    ),
     "state": Command("streamrnn.commands.state", "look at a stopped server's streams, move them"),
     "keys": Command("streamrnn_server.commands.keys", "make keys for a server or a user"),
     "status": Command("streamrnn_server.commands.status", "ask a running server how it is"),

@@ -1,13 +1,21 @@
-"""The options of ``streamrnn serve`` that set a `ServerConfig`."""
+"""The options of ``streamrnn serve``: of the command line, the environment and a file.
+
+What says anything about an option first, in this order, counts; else it has its default.
+"""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import itertools
-from collections.abc import Callable
+import json
+import os
+import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from streamrnn.errors import StartError
 from streamrnn.kernels.precisions import DEVICE_PRECISIONS
 from streamrnn_client.protocol import DURABILITIES
 from streamrnn_server.config import (
@@ -17,8 +25,26 @@ from streamrnn_server.config import (
     parse_endpoint,
     parse_metrics_address,
 )
+from streamrnn_server.event_log import FORMATS, LEVELS
 
-__all__ = ["add_options", "config_of"]
+__all__ = ["Settings", "add_options", "print_settings", "settings_of"]
+
+_PREFIX = "STREAMRNN_SERVE_"
+_MODELS, _CONFIG = "models", "config"
+_MAX_FILE_BYTES = 2**20
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+class Settings(NamedTuple):
+    """All that a command line, the environment and a file have said."""
+
+    models: list[str]
+    config: ServerConfig
+    ready_file: Path | None
+    supervise: bool
+    log_format: str
+    log_level: str
+    sources: Mapping[str, str]  # of what is no default, by the option's name
 
 
 class _Option:
@@ -28,11 +54,44 @@ class _Option:
         self,
         flag: str,
         help: str,
-        parse: Callable[[str, str], Any] | None = None,  # after argparse; StartError if it is wrong
+        parse: Callable[[str, str], Any] | None = None,  # takes where it is from, for StartError
         **settings: Any,
     ) -> None:
-        self.flag, self.parse = flag, parse
-        self.settings = {"help": help, **settings}
+        self.flag, self.help, self.parse, self.settings = flag, help, parse, settings
+        self.name = flag.removeprefix("--")
+        self.is_switch = settings.get("action") == "store_true"
+        self.is_list = settings.get("action") == "append"
+
+    def value(self, given: Any, source: str) -> Any:
+        """Return what was given, as the environment or a file give it, checked.
+
+        Raises
+        ------
+        StartError
+            If it is no such value; it names the source.
+        """
+        if self.is_switch:
+            known = given if isinstance(given, bool) else _WORDS.get(str(given).lower())
+            if known is None:
+                raise StartError(f"{source} is {given!r}; it must be true or false")
+            return known
+        if self.is_list:
+            parts = given.split(",") if isinstance(given, str) else given
+            if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+                raise StartError(f"{source} is {given!r}; it must be a list of texts")
+            return [part.strip() for part in parts if part.strip()]
+        if isinstance(given, bool) or not isinstance(given, str | int | float):
+            raise StartError(f"{source} is {given!r}; it must be a text or a number")
+        convert, choices = self.settings.get("type", str), self.settings.get("choices")
+        try:
+            value = convert(str(given))
+        except ValueError:
+            raise StartError(
+                f"{source} is {given!r}; it must be a number, of the kind that {self.flag} takes"
+            ) from None
+        if choices is not None and value not in choices:
+            raise StartError(f"{source} is {given!r}; it must be one of {', '.join(choices)}")
+        return value
 
 
 # Field of `ServerConfig` -> what sets it.
@@ -159,28 +218,158 @@ _OPTIONS = {
     ),
 }
 
+# What sets no field of `ServerConfig`, but is of the program.
+_PROGRAM_OPTIONS = {
+    "ready_file": _Option(
+        "--ready-file",
+        "write pid, endpoints, instance when ready",
+        type=Path,
+        metavar="FILE",
+    ),
+    "supervise": _Option(
+        "--supervise",
+        "start the server again when it has crashed (docs/deployment.md)",
+        action="store_true",
+    ),
+    "log_format": _Option("--log-format", "(%(default)s)", choices=FORMATS),
+    "log_level": _Option("--log-level", "(%(default)s)", choices=LEVELS),
+}
+_PROGRAM_DEFAULTS = {"ready_file": None, "supervise": False, "log_format": "text"}
+_PROGRAM_DEFAULTS["log_level"] = "info"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that set a `ServerConfig` to a command's parser."""
-    defaults = vars(ServerConfig())
-    # Not shown: they depend on the machine and on other options.
-    for name in ("memory_budget_bytes", "durability", "user_disk_bytes", "admins"):
-        defaults[name] = None
-    for name, option in _OPTIONS.items():
-        parser.add_argument(option.flag, dest=name, default=defaults[name], **option.settings)
+    """Add the models and all options to a command's parser; what is not given is None."""
+    parser.add_argument(
+        _MODELS,
+        nargs="*",
+        metavar="MODEL",
+        help="weight file, as PATH or NAME=PATH (NAME: the file's, less its suffix)",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML with options by name, such as state-dir, and models, a list; the command line "
+        f"and the environment ({_PREFIX}STATE_DIR, ...) come before it",
+    )
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print all options as such a file, and where each is from, and end",
+    )
+    defaults = {**vars(ServerConfig()), **_PROGRAM_DEFAULTS}
+    for name, option in (_OPTIONS | _PROGRAM_OPTIONS).items():
+        text = option.help.replace("%(default)s", str(defaults[name]))
+        parser.add_argument(
+            option.flag, dest=name, default=None, help=text.replace("%", "%%"), **option.settings
+        )
+    parser.set_defaults(wrong_usage=parser.error)
 
 
-def config_of(args: argparse.Namespace) -> ServerConfig:
-    """Return what the options of `add_options` say; StartError if it makes no sense."""
-    values = {}
-    for name, option in _OPTIONS.items():
-        value = getattr(args, name)
-        if option.parse is not None and isinstance(value, str):
-            value = option.parse(value, option.flag)
-        elif isinstance(value, list):
-            value = tuple(value)
-        if value is not None:
-            values[name] = value
-    if args.state_dir is not None:
+def settings_of(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Return what the options of `add_options` say, with environment and file.
+
+    Raises
+    ------
+    StartError
+        If something makes no sense.
+    """
+    options = _OPTIONS | _PROGRAM_OPTIONS
+    _check_variables(environ, [each.name for each in options.values()])
+    file, path = _read_file(args.config, environ, [each.name for each in options.values()])
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for field, option in options.items():
+        variable = _variable(option.name)
+        value, source = getattr(args, field), option.flag
+        if value is None and environ.get(variable):  # an empty one is as good as none
+            value, source = option.value(environ[variable], variable), variable
+        elif value is None and option.name in file:
+            source = f"{option.name} in {path}"
+            value = option.value(file[option.name], source)
+        if value is None:
+            continue
+        if option.parse is not None:
+            value = option.parse(value, source)
+        values[field] = tuple(value) if isinstance(value, list) else value
+        sources[option.name] = "command line" if source == option.flag else source
+    program = {name: values.pop(name, default) for name, default in _PROGRAM_DEFAULTS.items()}
+    if values.get("state_dir") is not None:
         values.setdefault("durability", "checkpoint")
-    return ServerConfig(**values)
+    values = {field: value for field, value in values.items() if value is not None}
+    named = _models_of(environ, file, path)
+    return Settings(args.models or named, ServerConfig(**values), sources=sources, **program)
+
+
+def _variable(name: str) -> str:
+    return _PREFIX + name.upper().replace("-", "_")
+
+
+def _check_variables(environ: Mapping[str, str], names: list[str]) -> None:
+    """Refuse what is meant for us and is no option."""
+    known = [_variable(name) for name in (*names, _MODELS, _CONFIG)]
+    for variable in environ:
+        if variable.startswith(_PREFIX) and variable not in known:
+            raise StartError(f"{variable} is no option of serve{_nearest(variable, known)}")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    return "".join(f"; did you mean {each}?" for each in difflib.get_close_matches(name, known, 1))
+
+
+def _read_file(
+    given: Path | None, environ: Mapping[str, str], names: list[str]
+) -> tuple[dict[str, Any], Path | None]:
+    """Return what the file of options says, and where it is; nothing if there is none."""
+    path = given or (Path(environ[_variable(_CONFIG)]) if environ.get(_variable(_CONFIG)) else None)
+    if path is None:
+        return {}, None
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+        if len(data) > _MAX_FILE_BYTES:
+            raise StartError(f"{path} is no file of options: it has more than 1 MiB")
+        found = tomllib.loads(data.decode())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise StartError(f"cannot read the options in {path}: {reason}") from error
+    for name in found:
+        if name not in (*names, _MODELS):
+            raise StartError(f"{name!r} in {path} is no option{_nearest(name, [*names, _MODELS])}")
+    return found, path
+
+
+def _models_of(environ: Mapping[str, str], file: Mapping[str, Any], path: Path | None) -> list[str]:
+    """Return the models that the environment names, separated as in PATH, or else the file."""
+    named = environ.get(_variable(_MODELS))
+    if named:
+        return [each for each in named.split(os.pathsep) if each]
+    models = file.get(_MODELS, [])
+    if not isinstance(models, list) or not all(isinstance(each, str) for each in models):
+        raise StartError(f"{_MODELS} in {path} is {models!r}; it must be a list of texts")
+    return models
+
+
+def print_settings(settings: Settings) -> str:
+    """Return all options as a file for ``--config``, and where each is from."""
+    lines = [f"{_MODELS} = {_toml(settings.models)}"]
+    values = {**vars(settings.config), **settings._asdict()}
+    for field, option in (_OPTIONS | _PROGRAM_OPTIONS).items():
+        value = values[field]
+        source = settings.sources.get(option.name, "default")
+        if value is None or (field == "user_disk_bytes" and not value):
+            lines.append(f"# {option.name} is not set")
+            continue
+        if field == "metrics":
+            value = str(value).removeprefix("tcp://").replace("*", "0")
+        lines.append(f"{option.name} = {_toml(value)}  # {json.dumps(source)[1:-1]}")
+    return "\n".join((*lines, ""))
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -8,6 +8,7 @@ import errno
 import math
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -106,6 +107,7 @@ class Server:
         self._connections = Connections(self._context, log)
         self._monitor: Monitor | None = None
         self._pinged = self._heard = 0  # numbers: what `run` shall pass on, and what it has
+        self._ping_lock = threading.Lock()
         self._is_stopping = False
         try:
             if config.metrics is not None:
@@ -191,9 +193,8 @@ class Server:
             self._shards.append(Worker(f"shard-{k}", loop, patience_s=math.inf))
             self._shards[k].start(self._fail)
         if self._monitor is not None:
-            health = Health(self._ping, self._heard_by, self._workers)
             self._monitor.start(
-                self.control, self._disk, health, lambda: self._is_stopping, self._fail
+                self.control, self._disk, self.health(), lambda: self._is_stopping, self._fail
             )
 
     @property
@@ -201,11 +202,17 @@ class Server:
         """Where metrics are; empty if they are not asked for."""
         return "" if self._monitor is None else self._monitor.url
 
-    def _ping(self, number: int) -> None:
-        """Ask `run`, and by it all shards, to say that they have heard a number."""
-        self._pinged = number
+    def health(self) -> Health:
+        """Return what looks whether threads move; each is for one thread."""
+        return Health(self._ping, self._heard_by, self._workers)
+
+    def _ping(self) -> int:
+        """Ask `run`, and by it all shards, to say that they have heard a new number; return it."""
+        with self._ping_lock:
+            self._pinged = number = self._pinged + 1
         with contextlib.suppress(OSError):
             self._wake.send(bytes([_PING]))
+        return number
 
     def _heard_by(self) -> dict[str, int]:
         """Return the last number that each thread has heard; none once they end."""

@@ -1,1 +1,1 @@
-"""The subcommands of the server: serve, keys, status, top."""
+"""The subcommands of the server: serve, compile, keys, status, top."""

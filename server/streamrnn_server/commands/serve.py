@@ -18,35 +18,19 @@ from types import FrameType
 
 from streamrnn.errors import StartError, StreamRNNError
 from streamrnn_server.config import ServerConfig
-from streamrnn_server.event_log import FORMATS, LEVELS, EventLog, UnbufferedFile
-from streamrnn_server.options import add_options, config_of
+from streamrnn_server.event_log import EventLog, UnbufferedFile
+from streamrnn_server.options import Settings, add_options, print_settings, settings_of
 from streamrnn_server.storage.malloc import keep_freed_memory
 from streamrnn_server.supervisor import Supervisor, fixed_port, supervised
 
 __all__ = ["configure", "run"]
 
-_STDOUT, _STDERR = 1, 2
+_STDOUT = 1
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
-        "model",
-        nargs="+",
-        metavar="MODEL",
-        help="weight file, as PATH or NAME=PATH (NAME: the file's, less its suffix)",
-    )
     add_options(parser)
-    parser.add_argument(
-        "--ready-file", type=Path, metavar="FILE", help="write pid, endpoints, instance when ready"
-    )
-    parser.add_argument(
-        "--supervise",
-        action="store_true",
-        help="start the server again when it has crashed (docs/deployment.md)",
-    )
-    parser.add_argument("--log-format", choices=FORMATS, default="text")
-    parser.add_argument("--log-level", choices=LEVELS, default="info")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,24 +45,31 @@ def run(args: argparse.Namespace) -> int:
     faulthandler.enable()  # a damaged state file may end the process: then the log says where
     signals = _Signals()
     # What can be refused at once is refused before the compilers are loaded.
-    config = config_of(args)
-    log = EventLog(args.log_format, args.log_level)
-    inherited = supervised(config)
-    if args.supervise and inherited is None:
-        return Supervisor(log, fixed_port(config)).run()
-    return _serve(args, inherited or config, log, signals, began_s)
+    settings = settings_of(args)
+    if args.print_config:
+        print(print_settings(settings), end="")
+        return 0
+    if not settings.models:
+        args.wrong_usage("no MODEL is named: give a weight file")
+    log = EventLog(settings.log_format, settings.log_level)
+    inherited = supervised(settings.config)
+    if settings.supervise and inherited is None:
+        return Supervisor(log, fixed_port(settings.config)).run()
+    return _serve(settings, inherited or settings.config, log, signals, began_s)
 
 
 def _serve(
-    args: argparse.Namespace, config: ServerConfig, log: EventLog, signals: _Signals, began_s: float
+    settings: Settings, config: ServerConfig, log: EventLog, signals: _Signals, began_s: float
 ) -> int:
     from streamrnn_server.models import load_models
 
     warnings.showwarning = lambda message, *_, **__: log.write("warning", str(message))
-    models = load_models(args.model)
-    if args.ready_file is not None:
-        _write_ready_file(args.ready_file, None)
+    models = load_models(settings.models)
+    ready_file = settings.ready_file
+    if ready_file is not None:
+        _write_ready_file(ready_file, None)
     from streamrnn_server.device import choose_device
+    from streamrnn_server.monitor.notify import Notifier, Watchdog
     from streamrnn_server.server import Server
     from streamrnn_server.warmup import compile_all
 
@@ -100,8 +91,8 @@ def _serve(
         "metrics": server.metrics_url or None,
     }
     try:
-        if args.ready_file is not None:
-            _write_ready_file(args.ready_file, json.dumps(told) + "\n")
+        if ready_file is not None:
+            _write_ready_file(ready_file, json.dumps(told) + "\n")
     except StartError:
         server.stop()  # the shards run already: without this the process would not end
         server.run()
@@ -117,6 +108,10 @@ def _serve(
     seen = {"metrics": server.metrics_url} if server.metrics_url else {}
     endpoints = " ".join(server.endpoints)
     log.write("info", "ready", endpoints=endpoints, models=names, pid=os.getpid(), **seen)
+    notifier = Notifier()
+    watchdog = Watchdog(notifier, server.health(), log)
+    notifier.tell("READY=1", f"STATUS=serving {names} at {endpoints}")
+    watchdog.start()
     try:
         server.run()
     except BaseException as error:
@@ -125,12 +120,13 @@ def _serve(
             if isinstance(error, StreamRNNError):
                 log.write("error", str(error))
             else:
-                log.write_fault("the server has failed", error)
                 text = "".join(traceback.format_tb(error.__traceback__))
-                UnbufferedFile(_STDERR).write(text)
+                log.write_fault("the server has failed", error, traceback=text)
         finally:
             os._exit(1)
     signal.set_wakeup_fd(-1)
+    notifier.tell("STOPPING=1")
+    watchdog.stop()
     server.close()
     log.write("info", "stopped")
     return 0

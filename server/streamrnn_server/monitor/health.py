@@ -29,13 +29,13 @@ def trouble(stats: Mapping[str, Any]) -> list[str]:
 class Health:
     """Looks whether threads move.
 
-    Those that wait for nothing but messages are sent one: the control thread is woken by ``ping``,
-    and passes its number on to the shards.
+    Those that wait for nothing but messages are sent one: ``ping`` wakes the control thread, which
+    passes a number on to the shards.
 
     Parameters
     ----------
     ping : callable
-        Wakes the control thread and gives it a number, from any thread.
+        Wakes the control thread, from any thread, and returns the number that it is to pass on.
     heard : callable
         Returns the last number that each of these threads has heard, by its name.
     workers : callable
@@ -44,12 +44,11 @@ class Health:
 
     def __init__(
         self,
-        ping: Callable[[int], None],
+        ping: Callable[[], int],
         heard: Callable[[], Mapping[str, int]],
         workers: Callable[[], Sequence[Worker]],
     ) -> None:
         self._ping, self._heard, self._workers = ping, heard, workers
-        self._number = 0
         self._under_way: asyncio.Task[list[str]] | None = None
 
     async def stuck(self) -> list[str]:
@@ -59,11 +58,10 @@ class Health:
         return await asyncio.shield(self._under_way)
 
     async def _look(self) -> list[str]:
-        self._number += 1
-        self._ping(self._number)
+        number = self._ping()
         end_s = time.monotonic() + _WITHIN_S
         while True:
-            deaf = [name for name, heard in self._heard().items() if heard < self._number]
+            deaf = [name for name, heard in self._heard().items() if heard < number]
             if not deaf or time.monotonic() >= end_s:
                 return deaf + [each.name for each in self._workers() if each.is_stuck()]
             await asyncio.sleep(_LOOK_EVERY_S)
