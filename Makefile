@@ -62,9 +62,10 @@ build/demo/co2.safetensors: | $(VENV)/installed
 	$(BIN)/streamrnn train $(CO2) --predict co2 --time date -o $@
 
 # A worker a core; a file's tests stay together, for they share servers. The order is conftest's.
-# Byte code is written, wherever the environment forbids it: some 250 programs are started.
+# Byte code is written, wherever the environment forbids it: some 250 programs are started. A worker
+# has one core: more threads of NumPy's would wait for each other in busy loops.
 test: $(VENV)/installed-test
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 peers: $(VENV)/installed-peers
 

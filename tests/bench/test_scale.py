@@ -61,7 +61,7 @@ def test_verification_finds_a_stream_restored_with_other_outputs(monkeypatch):
 
     monkeypatch.setattr(scale, "_next_steps", other)
     with pytest.raises(BenchError, match=r"step 3 of stream 9 \(and of 0 more\)"):
-        list(scale._returning(CASE, "name", 50))
+        list(scale._returning(CASE, "name", 1_000))
 
 
 def test_memory_of_a_process_is_reported_and_a_missing_process_refused():

@@ -14,7 +14,7 @@ import itertools
 import json
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,31 @@ import numpy as np
 from tests.cuda.host_path import CHECKS
 from tests.support.models import EVERY_KIND_OF_INPUT, random_model
 
-__all__ = ["ARCHITECTURES", "CHUNKS", "PARTS"]
+__all__ = [
+    "ARCHITECTURES",
+    "CHUNKS",
+    "MORE_TENSOR_LAYERS",
+    "NEWEST",
+    "OLDER",
+    "PARTS",
+    "TENSOR_LAYERS",
+]
 
 ARCHITECTURES = {"sm_80": (8, 0, ""), "sm_90a": (9, 0, "a")}
 """What the tests read, by the name in the PTX, as numba names it."""
+
+NEWEST = "sm_90a"
+
+OLDER = {
+    "dense narrow",
+    "gru wide",
+    "head wide",
+    "tf32 dense narrow",
+    "bfloat16 gru narrow",
+    "bfloat16 lstm wide",
+    "softmax",
+}
+"""The kernels that are compiled for the older architecture too, one of each kind."""
 
 CHUNKS: dict[str, dict[str, Any]] = {
     "persistent": {"layers": [("lstm", 512)], "inputs": 64, "head": None},
@@ -36,6 +57,26 @@ CHUNKS: dict[str, dict[str, Any]] = {
     },
 }
 """Models whose kernels for chunks are read."""
+
+TENSOR_LAYERS = (
+    "tf32 dense narrow",
+    "tf32 gru wide",
+    "tf32 lstm narrow",
+    "bfloat16 dense wide",
+    "bfloat16 gru narrow",
+    "bfloat16 lstm wide",
+)
+"""Of layers on tensor cores those that `make test` compiles: each cell, width and precision."""
+
+MORE_TENSOR_LAYERS = (
+    "tf32 dense wide",
+    "tf32 gru narrow",
+    "tf32 lstm wide",
+    "bfloat16 dense narrow",
+    "bfloat16 gru wide",
+    "bfloat16 lstm narrow",
+)
+"""The others, for `make soak`."""
 
 Kernels = dict[str, tuple[Any, tuple[Any, ...]]]
 
@@ -87,22 +128,15 @@ def _others() -> Kernels:
     """Return the kernels of tensor cores, of chunks, and of the benchmark."""
     from numba import float32, int32, int64
 
-    from streamrnn.kernels.activations import TANH
     from streamrnn.kernels.cuda import network, persistent
     from streamrnn.kernels.cuda.plan import GpuPlan
     from streamrnn.kernels.cuda.products import RESET, Cell
-    from streamrnn.kernels.gates import DENSE, GRU, LSTM
+    from streamrnn.kernels.gates import GRU
     from streamrnn_bench.step import gpu_rates
 
     words, ints, floats = int64[::1], int32[::1], float32[::1]
     tiling = network.TENSOR_TILING
-    kernels: Kernels = {}
-    cells = {"dense": Cell(DENSE, TANH), "gru": Cell(GRU), "lstm": Cell(LSTM)}
-    for precision, (name, cell), width in itertools.product(
-        ("tf32", "bfloat16"), cells.items(), ("wide", "narrow")
-    ):
-        made = network._layer_kernel(cell, getattr(tiling, width), precision)
-        kernels[f"{precision} {name} {width}"] = (made, _layer_arguments())
+    kernels = _tensor_layers(TENSOR_LAYERS)
     reset = network._layer_kernel(Cell(GRU, end=RESET), tiling.wide, "bfloat16")
     kernels["bfloat16 reset wide"] = (reset, _layer_arguments())
     exchange = (words, floats, floats, words, ints, floats, ints, floats, *(int64,) * 5)
@@ -115,13 +149,39 @@ def _others() -> Kernels:
     return kernels
 
 
+def _tensor_layers(names: Iterable[str]) -> Kernels:
+    """Return layers on tensor cores, by names such as ``"tf32 lstm wide"``."""
+    from streamrnn.kernels.activations import TANH
+    from streamrnn.kernels.cuda import network
+    from streamrnn.kernels.cuda.products import Cell
+    from streamrnn.kernels.gates import DENSE, GRU, LSTM
+
+    cells = {"dense": Cell(DENSE, TANH), "gru": Cell(GRU), "lstm": Cell(LSTM)}
+    kernels: Kernels = {}
+    for name in names:
+        precision, cell, width = name.split()
+        tile = getattr(network.TENSOR_TILING, width)
+        made = network._layer_kernel(cells[cell], tile, precision)
+        kernels[name] = (made, _layer_arguments())
+    return kernels
+
+
+def _more() -> Kernels:
+    return _tensor_layers(MORE_TENSOR_LAYERS)
+
+
 def _layer_arguments() -> tuple[Any, ...]:
     from numba import float32, int32, int64
 
     return (int64[::1], *(float32[::1],) * 4, int32[::1], float32[::1], *(int64,) * 6)
 
 
-PARTS: dict[str, Callable[[], Kernels]] = {"tiles": _tiles, "others": _others, "server": dict}
+PARTS: dict[str, Callable[[], Kernels]] = {
+    "tiles": _tiles,
+    "others": _others,
+    "more": _more,
+    "server": dict,
+}
 """The kernels that are read, by the part of `CHECKS` that runs some of them."""
 
 
@@ -133,6 +193,8 @@ def main() -> None:
         library = kernel.compile(signature).library
         kernels[name] = {"llvm": library.get_llvm_str()}
         for architecture, capability in ARCHITECTURES.items():
+            if architecture != NEWEST and name not in OLDER:
+                continue
             kernels[name][architecture] = {
                 "ptx": library.get_asm_str(cc=capability),
                 "machine_code": base64.b64encode(library.get_cubin(cc=capability).code).decode(),

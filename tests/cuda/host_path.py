@@ -23,7 +23,7 @@ from streamrnn.model.model import Model
 from tests.support.models import random_model
 
 Check = Callable[[], None]
-CHECKS: dict[str, dict[str, Check]] = {"tiles": {}, "others": {}, "server": {}}
+CHECKS: dict[str, dict[str, Check]] = {"tiles": {}, "others": {}, "more": {}, "server": {}}
 """By the kernels that they run; those of the server for `tests/server`, whose machine code it is.
 
 A model has a kernel of its own for chunks, so there are as few models as can be.

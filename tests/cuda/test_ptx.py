@@ -13,7 +13,14 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'streamr
 pytest.importorskip("cuda.bindings.nvjitlink", reason="needs NVIDIA's linker: numba-cuda[cu13]")
 
 from streamrnn.kernels.cuda.table import parameters_of
-from tests.cuda.compiled import ARCHITECTURES, CHUNKS
+from tests.cuda.compiled import (
+    ARCHITECTURES,
+    CHUNKS,
+    MORE_TENSOR_LAYERS,
+    NEWEST,
+    OLDER,
+    TENSOR_LAYERS,
+)
 from tests.cuda.fake import compile_and_check, make_driver
 from tests.cuda.host_path import CHECKS
 from tests.cuda.ptx import (
@@ -34,7 +41,6 @@ FORMS = [
     f"{form} wide" for form in ("lstm form", "projected", "gru form", "reset", "blend", "lstm int8")
 ]
 NORMS = ["lstm norm", "gru norm"]
-TENSOR_LAYERS = [f"{precision} {name}" for precision in ("tf32", "bfloat16") for name in LAYERS[2:]]
 KERNELS = [
     *LAYERS,
     *FORMS,
@@ -110,7 +116,7 @@ STRUCTURES = {
     "features": Structure(40),
     "softmax": Structure(80),
     "persistent": Structure(168, "FFMA", 64, 0.60, 32),  # the product with h, unrolled further
-    "persistent stack": Structure(200),
+    "persistent stack": Structure(208),
     "fma rate": Structure(48, "FFMA", 256, 0.97),
     "move": Structure(40),
 }
@@ -123,16 +129,29 @@ def compiled(tmp_path_factory):
     return compile_and_check(driver, "tiles", "others")
 
 
-@pytest.fixture(params=ARCHITECTURES)
-def kernels(request, compiled):
+def of_architecture(compiled, architecture):
     return {
-        name: {"llvm": kernel["llvm"], "architecture": request.param, **kernel[request.param]}
+        name: {"llvm": kernel["llvm"], "architecture": architecture, **kernel[architecture]}
         for name, kernel in compiled["kernels"].items()
+        if architecture in kernel
     }
 
 
+@pytest.fixture(params=ARCHITECTURES)
+def kernels(request, compiled):
+    return of_architecture(compiled, request.param)
+
+
+def there(names, kernels):
+    """Return which kernels there are for an architecture: for the newest one, all of them."""
+    found = [name for name in names if name in kernels]
+    assert found
+    return found
+
+
 def test_every_kernel_compiles(kernels):
-    assert sorted(kernels) == sorted(KERNELS)
+    is_newest = len(kernels) > len(OLDER)
+    assert sorted(kernels) == sorted(KERNELS if is_newest else OLDER)
     for name, kernel in kernels.items():
         assert re.search(r"\.visible \.entry ", kernel["ptx"]), name
 
@@ -146,7 +165,7 @@ def test_arguments_are_words_as_they_are_packed(kernels):
     """A table of launches holds seven words for an array and one for a number."""
     num_numbers = {"features": 3, "softmax": 3, **dict.fromkeys(CHUNKS, 5)}
     num_arrays = {"features": 7, "softmax": 1, **dict.fromkeys(CHUNKS, 8)}
-    for name in (*LAYERS, *TENSOR_LAYERS, *num_arrays):
+    for name in there((*LAYERS, *TENSOR_LAYERS, *num_arrays), kernels):
         arguments = [np.zeros(3, np.float32)] * num_arrays.get(name, 7)
         words = parameters_of(arguments, lambda array: 1 << 40)
         entry = re.search(r"\.visible \.entry [^(]*\(([^)]*)\)", kernels[name]["ptx"])
@@ -169,7 +188,7 @@ def test_the_machine_code_is_made_of_the_ptx_that_is_read(kernels):
     """For the GPU's own architecture, and not by an optimizer that comes after the PTX."""
     for name, kernel in kernels.items():
         assert re.findall(r"^\.target (\w+)", kernel["ptx"], re.M) == [kernel["architecture"]], name
-    for name in ("gru narrow", "features", "softmax", "tf32 dense narrow"):
+    for name in there(("gru narrow", "features", "softmax", "tf32 dense narrow"), kernels):
         [entry] = re.findall(r"\.visible \.entry (\w+)", kernels[name]["ptx"])
         log = assemble(kernels[name]["ptx"])
         found = re.search(rf"'{entry}':\s+info\s+: used (\d+) registers", log)
@@ -180,7 +199,7 @@ def test_the_machine_code_is_made_of_the_ptx_that_is_read(kernels):
 
 def test_inline_assembly_stays_where_it_stands(kernels):
     """All lanes of a warp come by a product together: it is no sum that may be moved."""
-    for name in (*LAYERS, *TENSOR_LAYERS):
+    for name in there((*LAYERS, *TENSOR_LAYERS), kernels):
         calls = [line for line in kernels[name]["llvm"].splitlines() if " asm " in line]
         assert len(calls) >= 2, name
         for call in calls:
@@ -188,6 +207,7 @@ def test_inline_assembly_stays_where_it_stands(kernels):
             assert call.rstrip().endswith("convergent"), name
 
 
+@pytest.mark.parametrize("kernels", [NEWEST], indirect=True)
 def test_blocks_wait_for_words_and_not_for_each_other(kernels):
     """A number and the step it is of are one access; four looks are under way at once."""
     for name in CHUNKS:
@@ -200,7 +220,7 @@ def test_blocks_wait_for_words_and_not_for_each_other(kernels):
 
 def test_every_sum_is_rounded_once(kernels):
     """Each k adds one fused multiply-add to each sum; no product is rounded before it is added."""
-    for name in LAYERS:
+    for name in there(LAYERS, kernels):
         ptx = kernels[name]["ptx"]
         loops = inner_loops(ptx)
         assert len(loops) == 2, f"{name}: x and h"
@@ -213,7 +233,8 @@ def test_every_sum_is_rounded_once(kernels):
 
 def test_no_sum_takes_a_product_that_may_be_rounded_or_not(kernels):
     """The assembler may fuse a plain sum with the product before it, here and not there."""
-    for name in (*LAYERS, *FORMS, *NORMS, *TENSOR_LAYERS, "features", "softmax", "move"):
+    names = (*LAYERS, *FORMS, *NORMS, *TENSOR_LAYERS, "features", "softmax", "move")
+    for name in there(names, kernels):
         assert not fusible_sums(kernels[name]["ptx"]), name
     assert "add.rn.f32" in kernels["softmax"]["ptx"]
     assert "add.rn.f32" in kernels["head wide"]["ptx"]
@@ -226,12 +247,12 @@ def test_tensor_cores_multiply(kernels):
         "bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
     }
     word = {"tf32": "cvt.rna.tf32.f32", "bfloat16": "cvt.rn.bf16x2.f32"}
-    for name in TENSOR_LAYERS:
+    for name in there(TENSOR_LAYERS, kernels):
         precision, _, layer = name.partition(" ")
         ptx = kernels[name]["ptx"]
         assert ptx.count(mma[precision]) == ptx.count("mma.sync") == NUM_MMAS[layer], name
         assert word[precision] in ptx, name
-    for name in LAYERS:
+    for name in there(LAYERS, kernels):
         assert "mma.sync" not in kernels[name]["ptx"]
 
 
@@ -240,13 +261,13 @@ def test_tiles_are_copied_past_the_registers(kernels):
 
     Of a row in float32, which becomes bfloat16, a lane has two numbers side by side.
     """
-    for name in LAYERS:
+    for name in there(LAYERS, kernels):
         ptx = kernels[name]["ptx"]
         assert not re.findall(r"ld\.shared\.(?!v4)|st\.shared", ptx), name
         for loop in inner_loops(ptx):
             assert "cp.async.cg.shared.global" in loop, name
             assert loop.index("bar.sync") < loop.index("cp.async.cg") < loop.index("fma.rn.f32")
-    for name in TENSOR_LAYERS:
+    for name in there(TENSOR_LAYERS, kernels):
         ptx = kernels[name]["ptx"]
         assert "cp.async.cg.shared.global" in ptx, name
         assert "ldmatrix.sync.aligned.m8n8.x4.shared.b16" in ptx, name
@@ -254,6 +275,7 @@ def test_tiles_are_copied_past_the_registers(kernels):
         assert loads == ({"ld.shared.v2.f32"} if "bfloat16" in name else set()), name
 
 
+@pytest.mark.parametrize("kernels", [NEWEST], indirect=True)
 def test_the_benchmarks_limit_is_multiply_and_add(kernels):
     """Sixteen sums that the compiler has not made fewer, and nothing else of weight."""
     loops = re.findall(
@@ -270,8 +292,25 @@ def test_the_benchmarks_limit_is_multiply_and_add(kernels):
     assert len({(factor, addend) for _, _, factor, addend in products}) == 8
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    ("kernels", "name"),
+    [*((NEWEST, name) for name in KERNELS), *(("sm_80", name) for name in sorted(OLDER))],
+    indirect=["kernels"],
+)
 def test_the_machine_code_is_made_of_what_multiplies(kernels, name):
+    check_machine_code(kernels, name)
+
+
+@pytest.mark.soak
+def test_the_other_kernels_on_tensor_cores_are_made_of_what_multiplies(tmp_path):
+    compiled = compile_and_check(make_driver(tmp_path), "more")
+    kernels = of_architecture(compiled, NEWEST)
+    assert sorted(kernels) == sorted(MORE_TENSOR_LAYERS)
+    for name in kernels:
+        check_machine_code(kernels, name)
+
+
+def check_machine_code(kernels, name):
     """Loops over k, of x and of h, of as little else as there was; nothing in local memory."""
     machine_code = base64.b64decode(kernels[name]["machine_code"])
     [entry] = re.findall(r"\.visible \.entry (\w+)", kernels[name]["ptx"])

@@ -26,7 +26,7 @@ from tests.support.models import random_graph, random_model
 
 SECONDS = float(os.environ.get("STREAMRNN_SOAK_S", "600"))
 KNOWN = {"ImportedModel", "ModelError", "ModelFileError", "SpecError"}
-FEW_FILES = {"keras": 20, "h5": 20, "weights.h5": 20}  # a process each
+FEW_FILES = {"keras": 10, "h5": 10, "weights.h5": 10}  # a process each
 HDF5 = list(FEW_FILES)
 
 

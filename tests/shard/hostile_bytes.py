@@ -228,7 +228,7 @@ def record_reader() -> None:
     shard = Shard()
     kept = {"usable": 0, "refused": 0}
 
-    @settings(max_examples=1500, deadline=None)
+    @settings(max_examples=600, deadline=None)
     @given(damaged_records(shard))
     def check(data):
         try:

@@ -18,7 +18,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-NUM_SEEDS, NUM_PROCESSES = 60, 2
+NUM_SEEDS, NUM_PROCESSES = 40, 2
 
 
 def tell(first: int, last: int, *options: str) -> subprocess.CompletedProcess[str]:

@@ -85,8 +85,8 @@ static Library *read_library(const char *elf)
 }
 
 /* Words of a plan, and of a layer of it, as `streamrnn/kernels/cuda/plan.py` numbers them. */
-enum { RECORD_SIZE, ROW_SIZE, WORK_SIZE, NUM_INPUTS, NUM_OUTPUTS, FEATURES, FIRST_LAYER = 11 };
-enum { LAYER_ROW_SIZE, LAYER_WORK_SIZE, X_ROW_SIZE, X_OTHER, STATE = 8, OTHER, STATE_SIZE = 20, LAYER_OUTPUTS };
+enum { RECORD_SIZE, ROW_SIZE, WORK_SIZE, NUM_INPUTS, NUM_OUTPUTS, FEATURES, FIRST_LAYER = 12 };
+enum { LAYER_ROW_SIZE, LAYER_WORK_SIZE, X_ROW_SIZE, X_OTHER, STATE = 8, OTHER, STATE_SIZE = 21, LAYER_OUTPUTS };
 
 #define ARRAY(type, k) ((type *)(values[7 * (k) + 4] & ~(DEVICE | MAPPED)))
 #define SIZE(k) values[7 * (k) + 2]

@@ -65,7 +65,8 @@ def test_the_lags_are_chosen_in_validation_and_fitted_to_both_parts(tmp_path, ho
     dataset = dataset_of(path, predict=("y",), difference=(), horizon=horizon)
 
     def fitted(lags, stop):
-        rows = [[*y[t - lags + 1 : t + 1], 1.0] for t in range(lags - 1, 800)]
+        windows = np.lib.stride_tricks.sliding_window_view(y, lags)
+        rows = np.column_stack([windows, np.ones(len(windows))])
         # Rows whose target comes before `stop`.
         count = stop - horizon - lags + 1
         weights = np.linalg.lstsq(rows[:count], y[lags - 1 + horizon : stop], rcond=None)[0]
