@@ -8,7 +8,9 @@ import math
 import os
 from typing import Any
 
+from streamrnn.commands.inspect_data import add_data, data_facts, data_lines
 from streamrnn.commands.printable import printable
+from streamrnn.errors import DataError
 from streamrnn.model.graph import Read
 from streamrnn.model.layers.base import Shape
 from streamrnn.model.layers.memory import MemorySpec, TimeConvSpec
@@ -28,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="run the model's stored sample in every precision and show each output's error",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    add_data(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,10 +39,17 @@ def run(args: argparse.Namespace) -> int:
     facts = describe(model) | {"file": args.model, "file_bytes": os.path.getsize(args.model)}
     if args.precision:
         facts["precision"] = _precision_facts(model)
+    drawing: list[str] = []
+    if args.data is not None:
+        facts["data"], drawing = data_facts(args, model)
+    elif args.unit is not None or args.predict is not None:
+        raise DataError("--unit and --predict are of the streams of a file: name it with --data")
     if args.json:
         print(json.dumps(facts, sort_keys=True))
     else:
         print("\n".join(_lines(model.spec, facts)))
+        if args.data is not None:
+            print("\n".join(printable(line) for line in (*data_lines(facts["data"]), *drawing)))
     return 0
 
 

@@ -33,7 +33,7 @@ from streamrnn.training.network.losses import LOSSES
 from streamrnn.training.predict import kinds_of, model_inputs, time_inputs, trained_options
 from streamrnn.training.quantiles import measure_intervals
 
-__all__ = ["dataset_of_model", "evaluate_file"]
+__all__ = ["config_of_model", "dataset_of_model", "evaluate_file", "kinds_of_targets"]
 
 Doubles = NDArray[np.float64]
 
@@ -84,10 +84,10 @@ def evaluate_file(
     ModelFileError
         If the model has no report of a training, or a damaged one.
     """
-    config = _config_of(model.spec, path, time, group)
+    config = config_of_model(model.spec, path, time, group)
     targets = targets_of(config, model.spec)
     fitted = baselines_from_dict(model.spec.training.get("fitted"), targets)
-    kinds = _kinds_of_targets(model.spec, config) | kinds_of(model.spec, config.group)
+    kinds = kinds_of_targets(model.spec, config) | kinds_of(model.spec, config.group)
     table = read_table(path, options or trained_options(model.spec), kinds)
     config = config.replace(group=resolve_names(config.group, table))
     dataset, unknown = dataset_of_model(model.spec, config, table, warmup_rows)
@@ -152,7 +152,7 @@ def _measured(
     }
 
 
-def _kinds_of_targets(spec: ModelSpec, config: TrainingConfig) -> dict[str, str]:
+def kinds_of_targets(spec: ModelSpec, config: TrainingConfig) -> dict[str, str]:
     """Return how the targets are read: classes such as ``01``, which no number has, as text."""
     if config.loss != "cross_entropy":
         return dict.fromkeys(config.predict, "numbers")
@@ -168,7 +168,7 @@ def _as_number(name: str) -> str:
         return ""
 
 
-def _config_of(
+def config_of_model(
     spec: ModelSpec,
     path: str | os.PathLike[str],
     time: str | None,

@@ -20,7 +20,7 @@ from streamrnn.model.model import Model
 from streamrnn.model.spec import LayerSpec, ModelSpec
 from streamrnn.reference.gates import LayerGates, run_gates
 from streamrnn.training.data.dataset import Dataset
-from streamrnn.training.memory.rows import choose_rows, raw_inputs
+from streamrnn.training.memory.rows import choose_rows, windows_before
 from streamrnn.training.memory.targets import TargetsOf
 from streamrnn.training.network.lags import has_lags
 from streamrnn.training.network.losses import gradient_before
@@ -36,7 +36,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-MAX_WINDOWS, MAX_STEPS = 32, 256
+MAX_WINDOWS, MAX_STEPS, MAX_OUTPUTS = 32, 256, 16
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 LEFT = 0.01  # of the gradient at lag 0: what is less has faded
 
@@ -67,6 +67,7 @@ class Fading:
     num_steps: int  # of a window
     num_windows: int
     truncation_steps: int  # 0: gradients are not cut, windows are as long as there is past
+    is_of_outputs: bool = False  # of the outputs' Jacobian, not of a loss
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: lags 0, 1, 2, 4, ... and the last."""
@@ -82,7 +83,8 @@ class Fading:
             for each in self.layers
         ]
         found = {"num_steps": self.num_steps, "num_windows": self.num_windows, "layers": layers}
-        return found | {"truncation_steps": self.truncation_steps}
+        told = {"is_of_outputs": self.is_of_outputs, "truncation_steps": self.truncation_steps}
+        return found | told
 
 
 def measure_fading(
@@ -96,14 +98,13 @@ def measure_fading(
     rows = choose_rows(dataset, part, MAX_WINDOWS, most - 1)
     if not plain_stack(model.spec) or not len(rows.rows):
         return None
-    x, firsts = raw_inputs(dataset)
-    windows = x[(firsts[rows.streams] + rows.rows)[:, None] + np.arange(-rows.history, 1)]
     targets = TargetsOf(dataset, rows)
 
     def gradient(y: Array) -> Array:
         return targets.gradient(targets.in_network_units(y))
 
-    found = _through(model, windows, gradient)
+    run = run_gates(model, windows_before(dataset, rows))
+    found = _through(model, *run, gradient)
     return Fading(found, rows.history + 1, len(rows.rows), truncation_steps)
 
 
@@ -118,13 +119,17 @@ def jacobian_by_lag(model: Model, x: NDArray[Any]) -> tuple[LayerFading, ...]:
         return ()
     assert model.spec.head is not None
     activation, size = model.spec.head.activation, model.spec.output_size
+    run = run_gates(model, x)
+    # Of many outputs chance combinations: the mean of their squares is the same (Hutchinson 1990).
+    rng = np.random.default_rng(0)
+    drawn = rng.choice([-1.0, 1.0], (MAX_OUTPUTS, size)) / np.sqrt(MAX_OUTPUTS)
     parts = []
-    for row in np.eye(size):
+    for row in np.eye(size) if size <= MAX_OUTPUTS else drawn:
 
         def gradient(y: Array, row: Array = row) -> Array:
             return np.asarray(gradient_before(y, activation, np.tile(row, (len(y), 1))))
 
-        parts.append(_through(model, x, gradient))
+        parts.append(_through(model, *run, gradient))
     joined = []
     for own in zip(*parts, strict=True):
         by_h = np.sqrt(np.sum(np.square([each.by_h for each in own]), axis=0))
@@ -149,13 +154,12 @@ def plain_stack(spec: ModelSpec) -> int:
 
 
 def _through(
-    model: Model, x: NDArray[Any], gradient: Callable[[Array], Array]
+    model: Model, y: Array, found: list[LayerGates], gradient: Callable[[Array], Array]
 ) -> tuple[LayerFading, ...]:
-    """Run windows, and go back from their last steps.
+    """Go back from the last steps of windows that `run_gates` has run.
 
     ``gradient`` gives that by the pre-activations, [B, O], of the outputs.
     """
-    y, found = run_gates(model, x)
     top = found[-1].states["h"]
     grad = np.zeros(top.shape)
     head = np.asarray(model.parameters["head.weight"], np.float64)
@@ -247,6 +251,7 @@ def fading_lines(fading: dict[str, Any]) -> list[str]:
     """Format what `Fading.to_dict` returned as lines of text."""
     num_steps, layers = fading["num_steps"], fading["layers"]
     reach = max(each["reach"] for each in layers)
+    of = "y" if fading.get("is_of_outputs") else "L"
     lines = [f"gradients reach {reach + 1} of {num_steps} steps"]
     left = max(
         values[str(num_steps - 1)] / values["0"]
@@ -264,8 +269,7 @@ def fading_lines(fading: dict[str, Any]) -> list[str]:
             if values:
                 lags = sorted(values, key=int)
                 shares = (f"{lag}: {values[lag] / max(values['0'], 1e-300):.2g}" for lag in lags)
-                lines.append(
-                    f"  |dL/d{name}| of layer {each['layer'] + 1} by lag ({values['0']:.2g} at 0): "
-                    + "  ".join(shares)
-                )
+                what = f"|d{of}/d{name}| of layer {each['layer'] + 1}"
+                listed = "  ".join(shares)
+                lines.append(f"  {what} by lag ({values['0']:.2g} at 0): {listed}")
     return lines

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from streamrnn.training.data.dataset import Dataset
 
-__all__ = ["Rows", "choose_rows", "raw_inputs"]
+__all__ = ["Rows", "choose_rows", "raw_inputs", "windows_before"]
 
 Index = NDArray[np.int64]
 
@@ -42,9 +42,15 @@ def choose_rows(dataset: Dataset, part: str, most_rows: int, most_history: int) 
     return Rows(all_streams[chosen], all_rows[chosen], history)
 
 
+def windows_before(dataset: Dataset, rows: Rows) -> NDArray[np.generic]:
+    """Return the inputs of rows with their history, the row last, [N, history + 1, I]."""
+    x, firsts = raw_inputs(dataset)
+    return x[(firsts[rows.streams] + rows.rows)[:, None] + np.arange(-rows.history, 1)]
+
+
 def raw_inputs(dataset: Dataset) -> tuple[NDArray[np.generic], Index]:
     """Return the inputs of all streams as they are sent, [N, I], and each stream's first row."""
-    origins = np.array([item.origin for item in dataset.spec.inputs])
+    origins = np.array([item.origin for item in dataset.spec.input_elements])
     lengths = np.array([len(stream.x) for stream in dataset.streams], np.int64)
     x = np.concatenate([stream.x for stream in dataset.streams])
     if dataset.spec.is_token:

@@ -106,14 +106,13 @@ def _plot(
 def write_trace(trace: Trace, path: Path) -> None:
     """Draw all gates and the state as a PNG file, the steps' labels below.
 
-    Raises `TrainingError` if matplotlib is not installed.
+    Raises `TrainingError` if matplotlib is not installed, or another file is there.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise TrainingError(
-            "the picture needs the package matplotlib: pip install 'streamrnn[plot]'"
-        ) from error
+    from streamrnn.training.run.figure import check_figure
+
+    check_figure(path)
+    from matplotlib.figure import Figure
+
     steps = np.arange(trace.first, trace.first + len(trace.state))
     figure = Figure(figsize=(max(8.0, min(24.0, 0.3 * len(steps))), 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)

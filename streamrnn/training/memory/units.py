@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from streamrnn.model.model import Model
 from streamrnn.reference.gates import LayerGates, run_gates
 from streamrnn.training.data.dataset import Dataset
-from streamrnn.training.memory.rows import choose_rows, raw_inputs
+from streamrnn.training.memory.rows import choose_rows, windows_before
 from streamrnn.training.memory.trace import GATE_NAMES
 
 __all__ = ["LayerUnits", "measure_layers", "measure_units", "unit_lines"]
@@ -72,9 +72,7 @@ def measure_layers(model: Model, dataset: Dataset, part: str) -> list[LayerUnits
     rows = choose_rows(dataset, part, MAX_WINDOWS, MAX_STEPS - 1)
     if not len(rows.rows):
         return []
-    x, firsts = raw_inputs(dataset)
-    windows = x[(firsts[rows.streams] + rows.rows)[:, None] + np.arange(-rows.history, 1)]
-    return [measure_units(found) for found in run_gates(model, windows)[1]]
+    return [measure_units(found) for found in run_gates(model, windows_before(dataset, rows))[1]]
 
 
 def unit_lines(units: dict[str, Any]) -> list[str]:

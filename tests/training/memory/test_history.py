@@ -1,7 +1,5 @@
 """Loss against history given, on networks whose memory is known."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -15,37 +13,14 @@ from streamrnn.training.memory.rows import choose_rows
 from streamrnn.training.memory.targets import TargetsOf
 from tests.support.models import random_parameters
 from tests.support.tables import write_csv
-from tests.training.memory.made import made
+from tests.training.memory.made import delay, made
 
 LAG = 11
 
 
 @pytest.fixture
 def delayed(tmp_path):
-    """Return data whose target is the input 11 rows before, and a network that passes it on."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=1500)
-    y = np.concatenate([np.zeros(LAG), x[:-LAG]])
-    path = write_csv(tmp_path, x=x, y=y)
-    config = TrainingConfig(
-        path=path, predict=("y",), inputs=("x",), horizon=(0,), loss="mse", difference=(),
-        layers=(f"rnn_relu:{LAG + 1}",),
-    )  # fmt: skip
-    dataset = make_dataset(config, read_table(path))
-    size = LAG + 1
-    shift = np.eye(size, k=-1, dtype=np.float32)
-    first = np.zeros((size, 1), np.float32)
-    first[0] = 1.0
-    bias = np.zeros(size, np.float32)
-    bias[0] = 8.0  # so that a relu never cuts; the steps of a new stream are 0 for it
-    last = np.zeros((1, size), np.float32)
-    last[0, -1] = 1.0
-    parameters: dict[str, Any] = {
-        "weight_ih_l0": first, "weight_hh_l0": shift, "bias_ih_l0": bias,
-        "bias_hh_l0": np.zeros(size, np.float32), "head.weight": last,
-        "head.bias": np.full(1, -8.0, np.float32),
-    }  # fmt: skip
-    return dataset, Model(dataset.spec, parameters)
+    return delay(tmp_path, LAG)
 
 
 def test_a_network_that_passes_on_what_it_saw_uses_just_so_many_steps(delayed):
