@@ -52,7 +52,7 @@ class Stream(StreamView):
 
     def sample(
         self,
-        text: str,
+        text: str | None = None,
         num_tokens: int | None = None,
         *,
         temperature: float = 1.0,

@@ -141,7 +141,7 @@ class ModelInfo:
         except ValueError as error:
             raise BadValue(str(error)) from None
 
-    def sampler(self, text: str, num_tokens: int | None, **options: Any) -> Sampler:
+    def sampler(self, text: str | None, num_tokens: int | None, **options: Any) -> Sampler:
         """Return what draws text from the model's outputs; `Sampler` says the options.
 
         Raises `NotSupported` if the model does not predict the next token of a text.

@@ -25,8 +25,9 @@ class Sampler:
     ----------
     vocabulary : Vocabulary
         The model's.
-    text : str
-        What the drawn text goes on from; at least one token.
+    text : str or None
+        What the drawn text goes on from, at least one token; None: the unknown token, which stands
+        for whatever was before.
     num_tokens : int or None
         How many are drawn; None for as many as are asked for.
     temperature : float
@@ -48,7 +49,7 @@ class Sampler:
     def __init__(
         self,
         vocabulary: Vocabulary,
-        text: str,
+        text: str | None = None,
         num_tokens: int | None = None,
         *,
         temperature: float = 1.0,
@@ -56,10 +57,10 @@ class Sampler:
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> None:
-        if not isinstance(text, str) or not text:
+        if text is not None and (not isinstance(text, str) or not text):
             raise BadParams(
-                f"text is {text!r:.60}; give at least one {vocabulary.unit} to go on from, a line "
-                "end perhaps"
+                f"text is {text!r:.60}; give at least one {vocabulary.unit} to go on from, or "
+                "leave it out to begin with the unknown token"
             )
         if num_tokens is not None and not _is_whole(num_tokens):
             raise BadParams(f"num_tokens is {num_tokens!r}; it must be a whole number, or None")
@@ -76,7 +77,8 @@ class Sampler:
         if seed is not None and not _is_whole(seed):
             raise BadParams(f"seed is {seed!r}; it must be a whole number from 0, or None")
         self.num_tokens = num_tokens
-        self._tokens = vocabulary.encode(text)
+        unknown = np.array([vocabulary.unknown], np.uint32)
+        self._tokens = unknown if text is None else vocabulary.encode(text)
         self._vocabulary = vocabulary
         self._temperature, self._top_k, self._top_p = temperature, top_k, top_p
         self._rng = np.random.default_rng(seed)

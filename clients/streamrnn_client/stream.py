@@ -140,7 +140,7 @@ class Stream(StreamView):
 
     def sample(
         self,
-        text: str,
+        text: str | None = None,
         num_tokens: int | None = None,
         *,
         temperature: float = 1.0,
@@ -148,15 +148,16 @@ class Stream(StreamView):
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Iterator[str]:
-        """Go on from a text: apply it, draw a token, apply that, and so on.
+        """Go on from a text, or begin one: apply it, draw a token, apply that, and so on.
 
         What was yielded has been applied: the state stays in the server. Nothing else may step the
         stream meanwhile.
 
         Parameters
         ----------
-        text : str
-            At least one token, applied as by `steps` when the first piece is asked for.
+        text : str or None
+            At least one token, applied as by `steps` when the first piece is asked for. None: the
+            unknown token, which stands for whatever was before; so a new stream can begin.
         num_tokens : int or None
             How many tokens are drawn; None for as many as are asked for.
         temperature : float

@@ -20,7 +20,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("model", metavar="MODEL", help="weight file")
     parser.add_argument(
-        "--text", required=True, metavar="TEXT", help="what is gone on from; it is not printed"
+        "--text",
+        metavar="TEXT",
+        help="what is gone on from, not printed (default: the unknown token, to begin anew)",
     )
     parser.add_argument(
         "-n", "--num-tokens", type=int, default=200, metavar="N", help="to draw (default 200)"

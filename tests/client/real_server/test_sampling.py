@@ -101,6 +101,19 @@ def test_unknown_and_hostile_text_is_the_unknown_token(models, client):
     assert "\ufffd" not in "".join(stream.sample("\0\0", 100, temperature=5.0, seed=1))
 
 
+@pytest.mark.parametrize("kind", ["char", "word"])
+def test_a_new_stream_begins_a_text_with_the_unknown_token(models, client, kind):
+    """What is drawn is what the unknown token leads to, in the server as in this process."""
+    stream, other = (client.stream(f"s{next(numbers)}", model=kind) for _ in range(2))
+    drawn = list(stream.sample(num_tokens=30, seed=3))
+    assert stream.last_seq == 31
+    unknown = vocabulary_of(models[kind]).unknown
+    assert drawn == list(other.sample("\0", 30, seed=3))
+    assert other.model.encode("\0").tolist() == [unknown]
+    sampler = stream.model.sampler(None, 30, seed=3)
+    assert list(sample(models[kind], sampler)) == drawn
+
+
 def test_a_long_text_before_the_first_draw_goes_in_blocks(client):
     stream = client.stream(f"s{next(numbers)}", model="char")
     next(stream.sample("The cat. " * 1000, seed=1))

@@ -383,6 +383,18 @@ def test_sample_follows_the_models_probabilities(tmp_path):
         assert abs(counts[pair] - num_draws * share) <= 4 * spread + 1, pair
 
 
+def test_sample_begins_a_text_where_none_is_given(tmp_path, capsys):
+    model = text_model("char", ["a", "b", "c"])
+    model.save(tmp_path / "m.safetensors")
+    outputs = []
+    for words in ([], ["--text", "?"]):  # what the vocabulary lacks is the unknown token
+        assert run(sample_command, tmp_path / "m.safetensors", "-n", 40, "--seed", 5, *words) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0]) == 41
+    assert set(outputs[0][:-1]) <= set("abc")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
