@@ -171,7 +171,7 @@ class Trainer:
             self.counts.num_targets += num_targets
             self._update()
         else:
-            _, self.state = self.network.forward(chunk, self.state)
+            self.state = self.network.advance(chunk, self.state)
         if piece.is_last:
             for layer, after in zip(self.ends, self.state, strict=True):
                 for end, new in zip(layer, after, strict=True):

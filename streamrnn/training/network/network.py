@@ -349,9 +349,7 @@ class Network:
         """
         self._read_parameters()
         spans = self._spans(*chunk.features.shape[:2])
-        states = [state]
-        for span in spans[:-1]:
-            states.append(self._run(chunk.steps(span), states[-1], keeps=False))
+        states = self._states(chunk, state, spans[:-1])
         num_targets = int(np.count_nonzero(~np.isnan(target))) if len(spans) > 1 else None
         total, grad_after = 0.0, list[State]()
         for span, before in zip(reversed(spans), reversed(states), strict=True):
@@ -366,7 +364,28 @@ class Network:
             if span is not spans[0]:
                 grad_after = self._grad_before()
         self._set_gradients()
+        self._forget()
         return total, after
+
+    def advance(self, chunk: Chunk, state: list[State]) -> list[State]:
+        """Return the state after a chunk, to which there is no way back."""
+        self._read_parameters()
+        after = self._states(chunk, state, self._spans(*chunk.features.shape[:2]))[-1]
+        self._forget()
+        return after
+
+    def _forget(self) -> None:
+        """Let go of the last chunk, before the next one is made."""
+        self._features, self._codes = np.empty((0, 0, 0), self.dtype), {}
+
+    def _states(
+        self, chunk: Chunk, state: list[State], spans: Sequence[slice]
+    ) -> list[list[State]]:
+        """Return the states before a chunk and after each of some spans."""
+        states = [state]
+        for span in spans:
+            states.append(self._run(chunk.steps(span), states[-1], keeps=False))
+        return states
 
     def _spans(self, num_steps: int, num_rows: int) -> list[slice]:
         """Cut a chunk's steps so that what is kept of one span, and all states, take little."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -47,6 +48,15 @@ def test_spans_have_the_loss_gradient_and_state_of_the_whole(monkeypatch, stack,
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("stack", STACKS, ids=str)
+def test_what_is_advanced_alone_has_the_states_of_what_is_kept(monkeypatch, stack):
+    network, chunk, _, state = make_case(np.random.default_rng(2), stack, "mse", "tanh", INPUTS)
+    _, after = network.forward(chunk, state)
+    cut(monkeypatch, 3)
+    for one, other in zip(after, network.advance(chunk, state), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_one_target_at_the_end_reaches_the_beginning(monkeypatch):
     network, chunk, target = make_network(["lstm"], (8, 3, 50, 2, 1))
     target[:-1] = np.nan
@@ -65,6 +75,17 @@ def test_spans_are_about_as_many_as_their_steps():
     assert sum(lengths) == 10_000
     assert lengths == sorted(lengths, reverse=True)
     assert 90 <= lengths[0] <= 110
+
+
+@pytest.mark.parametrize("stack", STACKS, ids=str)
+def test_no_chunk_is_kept_when_its_update_is_made(stack):
+    network, chunk, target, state = make_case(
+        np.random.default_rng(2), stack, "mse", "tanh", INPUTS
+    )
+    network.loss(chunk, target, state, "mse")
+    features = weakref.ref(chunk.features)
+    del chunk
+    assert features() is None
 
 
 def test_a_long_chunk_takes_little_memory():
