@@ -30,6 +30,7 @@ Doubles = NDArray[np.float64]
 TRIED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 25, 32, 48, 49, 60)
 RIDGES = (1e-6, 1e-4, 1e-2)  # per row, of features of variance 1
 MAX_COLUMNS, MAX_OUTPUTS = 768, 64
+BLOCK_STEPS = 65_536  # that are predicted at once
 MAX_ELEMENTS = 8_000_000  # of the rows that are fitted, evenly spread
 _LEAST_SCALE, _CONSTANT_RIDGE = 1e-6, 1e-12
 
@@ -52,10 +53,15 @@ class LinearPath:
     def predict(self, features: NDArray[np.floating]) -> Doubles:
         """Return the outputs, [T, O], for features [T, F] from a stream's first step."""
         z = np.tile(self.bias, (len(features), 1))
-        x = features[:, list(self.columns)].astype(np.float64)
         weight = self.weight[:, list(self.columns)]
-        for back in range(min(self.lags, len(x))):
-            z[back:] += x[: len(x) - back] @ weight[:, :, self.lags - 1 - back].T
+        for start in range(0, len(z), BLOCK_STEPS):
+            stop = min(start + BLOCK_STEPS, len(z))
+            low = max(0, start - self.lags + 1)
+            x = features[low:stop, list(self.columns)].astype(np.float64)
+            for back in range(min(self.lags, stop)):
+                first = max(start, back)  # before it lies nothing
+                seen = x[first - back - low : stop - back - low]
+                z[first:stop] += seen @ weight[:, :, self.lags - 1 - back].T
         return z
 
     def again(self, dataset: Dataset) -> LinearPath:

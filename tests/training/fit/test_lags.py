@@ -58,6 +58,18 @@ def test_the_ridge_regression_is_that_of_numpy(tmp_path):
     np.testing.assert_allclose([*found.weight[0, 0], found.bias[0]], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("block_steps", [1, 3, 7, 100])
+def test_a_prediction_does_not_depend_on_its_blocks(tmp_path, monkeypatch, block_steps):
+    dataset = dataset_of(tmp_path, {"y": noisy_sine(90), "x": noisy_sine(90)}, predict=("y",))
+    found, features = fit_path(dataset, 5), dataset.streams[0].chunk.features[:, 0]
+    padded = np.concatenate([np.zeros((4, features.shape[1])), features])
+    expected = [
+        found.bias[0] + np.sum(found.weight[0].T * padded[t : t + 5]) for t in range(len(features))
+    ]
+    monkeypatch.setattr("streamrnn.training.fit.lags.BLOCK_STEPS", block_steps)
+    np.testing.assert_allclose(found.predict(features)[:, 0], expected, atol=1e-9)
+
+
 def test_an_input_with_a_delay_is_seen_where_it_helps(tmp_path):
     x = RNG.normal(size=1500)
     y = np.concatenate([[0.0] * 2, 3.0 * x[:-2]]) + 0.01 * RNG.normal(size=1500)
