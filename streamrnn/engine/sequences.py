@@ -59,10 +59,6 @@ class Sequences:
         if bad >= 0:
             form.refuse(bad << KIND_BITS | BAD_INPUT, np.empty(0, np.int64), self._x)
 
-    def load(self, model: Model) -> None:
-        """Take the weights of another model of the same description."""
-        self._program = Program(model)
-
     def new_states(self, num_rows: int) -> NDArray[np.float32]:
         """Return the rows of B streams that have seen nothing, 64-byte aligned."""
         initial = self._program.initial_row

@@ -311,7 +311,7 @@ class TrainingConfig:
         if self.loss == "pinball" and not self.quantiles:
             raise TrainingError("pinball needs to know which quantiles: --quantiles 0.1,0.5,0.9")
 
-        if self.start_from and self.lags:
+        if self.start_from and self.lags > 0:
             raise TrainingError("start_from and lags: a linear path is fitted anew; leave one out")
 
     def _check_ranges(self) -> None:

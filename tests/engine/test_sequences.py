@@ -80,15 +80,6 @@ def test_sequences_go_on_from_the_states_they_ended_in(rng):
     assert_same_bits(np.concatenate([half for both in parts for half in both]), whole)
 
 
-def test_weights_are_replaced_by_those_of_another_model(rng):
-    first, second = (random_model(rng) for _ in range(2))
-    x = random_inputs(rng, first.spec, 1, 20)[0]
-    sequences = Sequences(first, x)
-    sequences.load(second)
-    found = sequences.run(np.array([0]), np.array([20]))
-    assert_same_bits(found, Engine(second).steps("a", x))
-
-
 def test_origins_are_taken_off_and_put_back_in_float64(rng):
     inputs, outputs = [InputSpec("a", origin=1e9)], [OutputSpec("b", origin=-1e9)]
     model = random_model(rng, inputs=inputs, outputs=outputs)

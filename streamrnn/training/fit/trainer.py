@@ -93,7 +93,7 @@ class Trainer:
         # One more than there are segments: index -1 is the state of a new stream, never written.
         self.ends = self.network.initial_state(len(self.segments) + 1)
         self.state: list[State] = []  # of the rows of the current batch
-        self.validation = PartLoss(dataset, "validation")
+        self.validation = PartLoss(self.network, dataset, "validation")
         self.counts = Counts()
         self.history: list[Evaluation] = []
         self.begin_epoch()
@@ -195,7 +195,7 @@ class Trainer:
         """Validate the average, and keep it if it is the best."""
         counts, own = self.counts, self.network.flat.copy()
         self.network.flat[:] = self.average
-        loss = self.validation.of(self.network)
+        loss = self.validation.now()
         self.network.flat[:] = own
         best_loss = self.history[-1].best if self.history else np.inf
         if loss < best_loss:

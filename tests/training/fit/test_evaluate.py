@@ -1,4 +1,4 @@
-"""Outputs of a network on a dataset: by the engine's steps, against the network in float64."""
+"""Outputs of a network on a dataset: many streams side by side, against each in float64."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from streamrnn import Engine, predict
+from streamrnn.model.model import Model
 from streamrnn.training import TrainingConfig, train
 from streamrnn.training import evaluate as module
 from streamrnn.training.baselines.target import targets_of
@@ -94,7 +95,7 @@ def test_outputs_and_losses_are_those_of_each_stream_from_its_first_row(tmp_path
 def test_outputs_that_are_not_kept_are_the_same(tmp_path, table):
     dataset = dataset_of(write_streams(tmp_path), **TABLES[table])
     network = network_of(dataset)
-    kept, carried = NetworkOutputs.of(network, dataset), CarriedOutputs(network, dataset)
+    kept, carried = NetworkOutputs.of(network, dataset), CarriedOutputs(network)
     [target] = targets_of(dataset.config, dataset.spec)
     for stream in dataset.streams:
         stop = stream.stops[2]
@@ -120,31 +121,47 @@ def test_pieces_of_a_long_part_are_warmed_up_and_counted_once(tmp_path, monkeypa
 
 def test_a_loss_is_of_the_weights_as_they_are_now(tmp_path):
     dataset = dataset_of(write_streams(tmp_path), group=("s",))
-    network, loss = network_of(dataset), PartLoss(dataset, "validation")
-    first = loss.of(network)
+    network = network_of(dataset)
+    loss = PartLoss(network, dataset, "validation")
+    first = loss.now()
     network.flat *= np.float32(1.5)
-    assert loss.of(network) == mean_loss(network, dataset, "validation") != first
+    assert loss.now() == mean_loss(network, dataset, "validation") != first
     network.flat[0] = np.nan
-    assert np.isnan(loss.of(network))
-    network.flat[0] = np.float32(3e38)
-    assert loss.of(network) == pytest.approx(mean_loss(network, dataset, "validation"))
+    assert np.isnan(loss.now())
     network.flat[:] = network_of(dataset).flat
-    assert loss.of(network) == first
+    assert loss.now() == first
 
 
-def test_a_linear_path_beside_a_network_is_run_by_the_engine_too(tmp_path):
+def test_a_linear_path_beside_a_network_is_part_of_its_outputs(tmp_path):
     dataset = dataset_of(write_streams(tmp_path), group=("s",))
-    path = fit_path(dataset, 3)
-    network = path.compose(network_of(dataset))
-    runner = module.Runner(dataset)
-    runner.load(network)
-    pieces = np.array([(k, 0, len(s.x)) for k, s in enumerate(dataset.streams)])
-    found = runner.run(pieces)
-    assert runner._is_stepped
-    expected = [
-        network.forward(s.chunk, network.initial_state(1))[0][:, 0] for s in dataset.streams
-    ]
-    np.testing.assert_allclose(found, np.concatenate(expected), atol=2e-6)
+    network = fit_path(dataset, 3).compose(network_of(dataset))
+    found = NetworkOutputs.of(network, dataset).z
+    engine = Engine(Model(network.spec, network.parameters))
+    [output] = dataset.spec.outputs
+    for stream in dataset.streams:
+        y = engine.steps(stream.name, stream.x)[: stream.stops[2]]
+        z = (y - stream.level[: len(y)] - output.center) / output.scale
+        np.testing.assert_allclose(found[stream.name], z, atol=1e-5)
+
+
+def test_rows_side_by_side_are_so_few_that_they_take_little_memory(tmp_path, monkeypatch):
+    dataset = dataset_of(write_streams(tmp_path), group=("s",))
+    network = network_of(dataset)
+    expected = NetworkOutputs.of(network, dataset).z
+    step_bytes = sum(node.bytes_a_step for node in network.nodes)
+    monkeypatch.setattr(module, "MAX_BYTES", 3 * 70 * step_bytes)
+    seen, forward = [], Network.forward
+
+    def spy(self, chunk, state):
+        seen.append(chunk.features.shape[:2])
+        return forward(self, chunk, state)
+
+    monkeypatch.setattr(Network, "forward", spy)
+    found = NetworkOutputs.of(network, dataset).z
+    assert {rows * steps <= 3 * 70 for steps, rows in seen} == {True}
+    assert 3 <= len(seen) < len(dataset.streams)
+    for name, z in expected.items():
+        np.testing.assert_array_equal(found[name], z)
 
 
 def test_streams_of_a_table_are_predicted_as_if_each_were_stepped_alone(tmp_path):

@@ -121,7 +121,7 @@ def test_a_segment_starts_from_the_state_that_its_predecessor_ended_with(tmp_pat
         epochs=4,
         averaging=0.0,
     )
-    monkeypatch.setattr("streamrnn.training.fit.trainer.Adam.update", lambda *a: None)
+    monkeypatch.setattr("streamrnn.training.fit.optimisers.Adam.update", lambda *a: None)
     seen = []
     original = Network.loss
 
@@ -215,12 +215,12 @@ def test_what_is_validated_is_the_average_of_the_weights(tmp_path, monkeypatch):
         update(self, parameters, *rest)
         weights.append(parameters.astype(np.float64))
 
-    def validate(self, network):
-        validated.append((len(weights), network.flat.copy()))
+    def validate(self):
+        validated.append((len(weights), self._network.flat.copy()))
         return 1.0
 
     monkeypatch.setattr(Adam, "update", spy)
-    monkeypatch.setattr("streamrnn.training.evaluate.PartLoss.of", validate)
+    monkeypatch.setattr("streamrnn.training.evaluate.PartLoss.now", validate)
     fit(dataset)
     initial = initial_parameters(dataset.spec, np.random.default_rng(dataset.config.seed))
     average = np.concatenate([value.ravel() for value in initial.values()])
