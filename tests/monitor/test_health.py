@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import numpy as np
@@ -33,11 +34,18 @@ def impatience(monkeypatch):
 
 
 @pytest.fixture
-def gate(monkeypatch):
-    """Lets threads that wait for it go on, at the latest when the test is over."""
-    gate = threading.Event()
-    yield gate
-    gate.set()
+def gate():
+    """What threads of the server are to wait for."""
+    return threading.Event()
+
+
+@contextlib.contextmanager
+def opening(gate):
+    """Open it before the server ends, which waits for its threads, also after a failure."""
+    try:
+        yield
+    finally:
+        gate.set()
 
 
 def test_idle_shards_are_woken_and_alive(models):
@@ -55,17 +63,15 @@ def test_a_shard_that_hangs_is_named_until_it_moves(models, impatience, monkeypa
         serve(address)
 
     monkeypatch.setattr(server_module, "serve", hanging)
-    with serving(models, metrics=ANYWHERE) as server:
-        try:
-            assert get(server.metrics_url, "/healthz") == (503, "stuck: shard-0\n")
-            assert get(server.metrics_url, "/metrics")[0] == 200
-        finally:
-            gate.set()
+    with serving(models, metrics=ANYWHERE) as server, opening(gate):
+        assert get(server.metrics_url, "/healthz") == (503, "stuck: shard-0\n")
+        assert get(server.metrics_url, "/metrics")[0] == 200
+        gate.set()
         until(lambda: get(server.metrics_url, "/healthz") == OK_ALIVE)
 
 
 def test_a_control_thread_that_hangs_is_named(models, impatience, monkeypatch, gate):
-    with serving(models, metrics=ANYWHERE) as server:
+    with serving(models, metrics=ANYWHERE) as server, opening(gate):
         began, answer = threading.Event(), server.control.answer
 
         def hanging(*args):
@@ -92,11 +98,10 @@ def test_a_thread_of_python_s_that_hangs_is_named(models, monkeypatch, gate):
         gate.wait()
 
     monkeypatch.setattr(Connections, "_look_at_memory", hang)
-    with serving(models, metrics=ANYWHERE) as server:
+    with serving(models, metrics=ANYWHERE) as server, opening(gate):
         began.wait()
         server._connections.worker._patience_s = 0.0
         assert get(server.metrics_url, "/healthz") == (503, "stuck: connections\n")
-        gate.set()
 
 
 def test_a_thread_that_has_ended_is_stuck():
@@ -120,7 +125,7 @@ def test_with_a_disk_that_cannot_be_written_it_is_alive_and_not_ready(models, tm
         assert get(server.metrics_url, "/readyz") == OK_READY
 
 
-def test_a_server_that_stops_is_alive_and_not_ready(models, gate):
+def test_a_server_that_stops_is_alive_and_not_ready(models):
     with serving(models, metrics=ANYWHERE) as server:
         server._is_stopping = True
         assert get(server.metrics_url, "/readyz") == (503, "stopping\n")

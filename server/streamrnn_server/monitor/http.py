@@ -23,7 +23,7 @@ __all__ = ["MAX_CONNECTIONS", "Answer", "HttpServer", "Route"]
 MAX_CONNECTIONS = 16
 _MAX_REQUEST_BYTES = 8192
 _WITHIN_S = 10.0  # from the connection's beginning to its end
-_BACKLOG = 64
+_BACKLOG = 16  # as many may be open besides, for a moment
 _BEAT_EVERY_S = 0.5
 _TEXT = "text/plain; charset=utf-8"
 
