@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import streamrnn
-from streamrnn.errors import TrainingError
+from streamrnn.errors import TrainingError, TrainingStopped
 from streamrnn.model.model import Model
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import Dataset, make_dataset
@@ -339,6 +339,11 @@ def train_to_file(
         )
         with _block(stop):
             result = _train(dataset, run)
+            if result.was_stopped and is_search:
+                loss = result.history[-1].best
+                if store.saved <= loss:
+                    raise TrainingStopped(f"stopped: {path}, saved before the break, is better")
+                store.note_saved(loss)
             model = _save(result, path)
             if source is not None and TrainingConfig.read(source) == result.config:
                 place = source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,25 @@ class TrialStore:
         self.identity = json.loads(json.dumps(identity))
         self.plan: dict[str, Any] = {}
         self.trials: list[dict[str, Any]] = []
+        self.saved = math.inf  # validation loss of the model that was saved when it was stopped
         if path is not None and resume and path.exists():
             self._restore(path)
 
     def keep(self, trials: list[dict[str, Any]]) -> None:
         """Write the trials, those before a break that are not asked for yet included."""
+        self.trials = [*trials, *self.trials[len(trials) :]]
+        self._write()
+
+    def note_saved(self, loss: float) -> None:
+        """Remember how good the model is that was saved before the search had ended."""
+        self.saved = loss
+        self._write()
+
+    def _write(self) -> None:
         if self.path is None:
             return
-        self.trials = [*trials, *self.trials[len(trials) :]]
         kept = {"format": _FORMAT, "identity": self.identity, "plan": self.plan}
+        kept["saved"] = self.saved if math.isfinite(self.saved) else None
         text = json.dumps({_KEY: kept | {"trials": self.trials}}, allow_nan=False)
         try:
             replace_file(self.path, text.encode())
@@ -57,6 +68,7 @@ class TrialStore:
                 raise ValueError(f"its format is not {_FORMAT}")
             identity, self.plan = dict(kept["identity"]), dict(kept["plan"])
             self.trials = [Trial.from_dict(each).to_dict() for each in kept["trials"]]
+            self.saved = math.inf if kept["saved"] is None else float(kept["saved"])
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise TrainingError(f"{path} is damaged, or no search of this version: {error}") from (
                 error

@@ -76,13 +76,32 @@ def test_a_search_that_was_stopped_goes_on_to_the_bit(whole, config, tmp_path, s
             assert result.was_stopped
             assert Model.load(path).spec.training["updates"]["was_stopped"]
         except TrainingStopped:
-            assert num_updates < 5
+            assert num_updates < 5 or k > 0  # what was saved before is better
         with pytest.raises(TrainingError, match="was not ended: go on with it"):
             train_to_file(config, path, budget=BUDGET, seeds=2)
     result = train_to_file(config, path, resume=True, budget=BUDGET, seeds=2)
     assert not result.was_stopped
     assert path.read_bytes() == whole[1].read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "m.toml"]
+
+
+def test_a_second_stop_does_not_put_a_worse_model_in_its_place(config, tmp_path):
+    path = tmp_path / "m.safetensors"
+    best = stopped(config, path)
+    kept = json.loads(best.read_text(encoding="utf-8"))["streamrnn.search"]["saved"]
+    assert kept == train_loss(path)
+    before = path.read_bytes()
+    with pytest.raises(TrainingStopped, match=r"saved before the break, is better"):
+        train_to_file(config, path, stop=StopAfter(4), resume=True, budget=BUDGET, seeds=2)
+    assert path.read_bytes() == before
+    assert best.exists()
+
+
+def train_loss(path):
+    """Return the least validation loss of a series without a level, in network units."""
+    report = Model.load(path).spec.training
+    scale = Model.load(path).spec.outputs[0].scale
+    return pytest.approx((report["errors"]["validation"]["y+1"]["rmse"] / scale) ** 2, rel=1e-4)
 
 
 def stopped(config, path):
