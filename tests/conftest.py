@@ -28,8 +28,9 @@ COMPILED = {
     "engine": re.compile(
         "tests/(cuda|importers|kernels)/"
         "|tests/(bench/test_peers|bench/test_step|engine/test_batch|model/test_(inspect|scales))"
-        "|tests/training/(text/|test_api|baselines/test_evaluate|network/test_feedback)"
-        "|tests/training/data/test_(categories|forecasts|origin)"
+        "|tests/training/((fit|memory|run|search|text)/|test_api|network/test_(dropout|feedback))"
+        "|tests/training/baselines/test_(compare|evaluate)"
+        "|tests/training/data/test_(categories|forecasts|leading_gaps|origin)"
     ),
     "shard": re.compile(
         "tests/(bench|engine|faults|fuzz|monitor|process|security|server|shard)/|tests/client/real_server/"

@@ -65,6 +65,20 @@ def test_what_needs_machine_code_waits_for_it():
     assert wrong == []
 
 
+def test_nothing_is_compiled_while_tests_are_collected():
+    """Every worker would do it for itself, before the first test."""
+    wrong = []
+    for path in filter(lambda path: path.name.startswith("test_"), sources("tests")):
+        for statement in ast.parse(path.read_text()).body:
+            if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+                continue
+            called = {node.func for node in ast.walk(statement) if isinstance(node, ast.Call)}
+            names = {name.id for name in called if isinstance(name, ast.Name)}
+            if names & {"Engine", "Program"}:
+                wrong.append(str(path.relative_to(ROOT)))
+    assert wrong == []
+
+
 def test_no_folder_has_too_many_files():
     counts = Counter(path.parent.relative_to(ROOT) for path in sources(*PRODUCT, "tests"))
     assert {str(folder): n for folder, n in counts.items() if n > MAX_FILES} == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import shutil
 from typing import Any
@@ -21,8 +22,13 @@ from tests.support.peer import Peer, served, step
 NUM_INPUTS, NUM_OUTPUTS = 3, 2
 MODEL = random_model(np.random.default_rng(3), [("lstm", 24)], NUM_INPUTS, NUM_OUTPUTS)
 X = np.random.default_rng(5).standard_normal((60, NUM_INPUTS)).astype(np.float32)
-Y = Engine(MODEL).steps("s", X)
 names = (f"stream {k}" for k in itertools.count())
+
+
+@functools.cache
+def outputs():
+    """Where it is first asked for: nothing may be compiled while tests are collected."""
+    return Engine(MODEL).steps("s", X)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +41,8 @@ def apply(peer, stream, seq, received=None, num_steps=1):
     """Apply steps, or ask for them again; their outputs must be those."""
     x, more = X[seq - 1 : seq - 1 + num_steps], [] if received is None else [received]
     y = peer.ok("step", stream, seq, x.tobytes(), *more)[2]
-    np.testing.assert_array_equal(
-        np.frombuffer(y, np.float32).reshape(num_steps, -1), Y[seq - 1 : seq - 1 + num_steps]
-    )
+    expected = outputs()[seq - 1 : seq - 1 + num_steps]
+    np.testing.assert_array_equal(np.frombuffer(y, np.float32).reshape(num_steps, -1), expected)
 
 
 def stale(peer, stream, seq, num_steps=1):
@@ -156,7 +161,7 @@ def test_unnumbered_steps_have_nothing_to_be_received(peer):
     peer.ok("open", name, None, 8)
     for k in range(3):
         y = peer.ok("step", name, 0, X[k].tobytes(), 7)[2]
-        np.testing.assert_array_equal(np.frombuffer(y, np.float32), Y[k])
+        np.testing.assert_array_equal(np.frombuffer(y, np.float32), outputs()[k])
     assert oldest(peer, name) == 1
 
 
@@ -167,7 +172,7 @@ def test_what_is_written_and_moved_is_what_is_kept(tmp_path):
             apply(peer, "a", seq, received=10 if seq == 12 else None)
         record = decode_record(peer.ok("export", "a"))
         assert (len(record.digests), record.outputs.shape) == (8, (2, 4 * NUM_OUTPUTS))
-        np.testing.assert_array_equal(record.outputs.view(np.float32), Y[10:12])
+        np.testing.assert_array_equal(record.outputs.view(np.float32), outputs()[10:12])
         assert peer.ok("import", "b", encode_record(record), None)[0] == 12
         assert peer.ok("import", "b", encode_record(record), None)[0] == 12
         assert peer.ok("sync", None) is True

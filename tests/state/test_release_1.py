@@ -21,10 +21,11 @@ from tests.state.make_release_1 import DIRECTORY, INPUTS, MODEL, NUM_STEPS
 RECORD = (DIRECTORY / "wide.srnn").read_bytes()
 SEVEN = b"u" + (7).to_bytes(8, "big")
 
-pytestmark = pytest.mark.skipif(
-    decode_record(RECORD).arithmetic != Program(MODEL).arithmetic,
-    reason="the files are of another arithmetic",
-)
+
+@pytest.fixture(scope="module", autouse=True)
+def same_arithmetic():
+    if decode_record(RECORD).arithmetic != Program(MODEL).arithmetic:
+        pytest.skip("the files are of another arithmetic")
 
 
 @pytest.fixture

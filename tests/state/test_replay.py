@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 from pathlib import Path
@@ -33,12 +34,26 @@ from tests.support.models import random_model
 
 NUM_INPUTS, WINDOW_LOG2 = 3, 2
 MODEL = random_model(np.random.default_rng(3), [("gru", 8)], NUM_INPUTS, 2)
-PROGRAMS = {"m": Program(MODEL)}
-ARITHMETIC = PROGRAMS["m"].arithmetic
-SERVED = served_models({"m": MODEL}, PROGRAMS, {"m": ARITHMETIC})
-HEAD = SegmentHead(1, 0, 1, ARITHMETIC, (("m", MODEL.fingerprint),))
 X = np.random.default_rng(5).standard_normal((40, NUM_INPUTS)).astype(np.float32)
 A = canonical_id("a")
+
+
+# Where they are first asked for: nothing may be compiled while tests are collected.
+@functools.cache
+def programs():
+    return {"m": Program(MODEL)}
+
+
+def own_arithmetic():
+    return programs()["m"].arithmetic
+
+
+def served_now():
+    return served_models({"m": MODEL}, programs(), {"m": own_arithmetic()})
+
+
+def own_head():
+    return SegmentHead(1, 0, 1, own_arithmetic(), (("m", MODEL.fingerprint),))
 
 
 class Journal:
@@ -51,16 +66,17 @@ class Journal:
         self.log = io.StringIO()
         self.sequence = 0
 
-    def write(self, *entries, head=HEAD):
-        segment = SegmentWriter(self.directory, head)
+    def write(self, *entries, head=None):
+        segment = SegmentWriter(self.directory, head or own_head())
         segment.append(self.sequence, len(entries), b"".join(map(encode_entry, entries)))
         segment.close()
         self.sequence += 1
         return segment.path
 
-    def replay(self, served=SERVED, programs=PROGRAMS, arithmetic=ARITHMETIC):
-        served = [model._replace(arithmetic=arithmetic) for model in served]
-        args = (self.store, self.directory, served, programs)
+    def replay(self, served=None, with_programs=None, arithmetic=None):
+        arithmetic = arithmetic or own_arithmetic()
+        served = [model._replace(arithmetic=arithmetic) for model in served or served_now()]
+        args = (self.store, self.directory, served, with_programs or programs())
         return Replay(*args, EventLog(stream=self.log)).run()
 
     def record(self, stream=A):
@@ -129,12 +145,12 @@ def test_outputs_that_a_record_has_no_more_do_not_come_back(journal, num_left, n
 
 
 def test_a_segment_that_a_crash_left_without_a_head_goes_too(journal):
-    paths = [journal.directory / HEAD._replace(number=k).file_name for k in range(2)]
+    paths = [journal.directory / own_head()._replace(number=k).file_name for k in range(2)]
     paths[0].write_bytes(b"")
     journal.replay()
     assert journal.segments == []
     paths[0].write_bytes(b"SRNJ")
-    kept = journal.write(opened(), *stepped(1, 3), head=HEAD._replace(arithmetic="abacus"))
+    kept = journal.write(opened(), *stepped(1, 3), head=own_head()._replace(arithmetic="abacus"))
     journal.replay()
     assert journal.segments == [kept]
 
@@ -143,7 +159,7 @@ def test_a_group_that_is_there_twice_is_applied_once(journal):
     entries = [opened(), *stepped(1, 3)]
     journal.write(*entries)
     journal.sequence = 0
-    journal.write(*entries, *stepped(4, 5), head=HEAD._replace(number=2))
+    journal.write(*entries, *stepped(4, 5), head=own_head()._replace(number=2))
     journal.replay()
     assert journal.record().row == row_after(X[:5])
 
@@ -166,7 +182,7 @@ def test_a_closed_stream_is_deleted_and_one_being_closed_does_not_come_back(jour
     journal.replay()
     journal.store.commit([(STREAMS, b, None)], 0)
     journal.write(*stepped(3, 3), Entry(ChangeKind.CLOSE, 0, A, 1, 5, 0, b""))
-    journal.write(*stepped(3, 4, stream=b), head=HEAD._replace(number=2))
+    journal.write(*stepped(3, 4, stream=b), head=own_head()._replace(number=2))
     assert journal.replay() == {}
     assert journal.record(A) is None
     assert journal.record(b) is None
@@ -217,7 +233,7 @@ def test_a_stream_that_was_closed_does_not_come_back_from_a_segment_that_is_kept
     journal, is_opened_again
 ):
     b, c = canonical_id("b"), canonical_id("c")
-    head = HEAD._replace(models=(*HEAD.models, ("old", "ab" * 32)))
+    head = own_head()._replace(models=(*own_head().models, ("old", "ab" * 32)))
     others = [each._replace(model=1) for each in (opened(stream=b), *stepped(1, 2, stream=b))]
     journal.write(opened(), others[0], *stepped(1, 3), head=head)
     journal.write(*others[1:], *stepped(4, 5), head=head._replace(number=2))
@@ -227,19 +243,20 @@ def test_a_stream_that_was_closed_does_not_come_back_from_a_segment_that_is_kept
     records = [(STREAMS, key, None) for key in (A, c)]
     journal.store.commit(records, 0)  # closed, and checkpoints have dropped what was told of it
     if is_opened_again:
-        journal.write(opened(2), *stepped(1, 1, 2), head=HEAD._replace(epoch=2))
+        journal.write(opened(2), *stepped(1, 1, 2), head=own_head()._replace(epoch=2))
     assert journal.replay().keys() == {b}
     assert (journal.record() is not None) == is_opened_again
     assert journal.record(c) is None
-    served = [*SERVED, SERVED[0]._replace(name="old", fingerprint="ab" * 32)]
-    assert journal.replay(served=served, programs={**PROGRAMS, "old": PROGRAMS["m"]}) == {}
+    served = [*served_now(), served_now()[0]._replace(name="old", fingerprint="ab" * 32)]
+    two = {**programs(), "old": programs()["m"]}
+    assert journal.replay(served=served, with_programs=two) == {}
     assert journal.record(b).last_seq == 2
     assert (journal.record() is not None) == is_opened_again
     assert list(journal.directory.iterdir()) == []
 
 
 def test_a_crash_as_a_segment_is_written_anew_leaves_it_as_it_was(journal, monkeypatch):
-    head = HEAD._replace(models=(*HEAD.models, ("old", "ab" * 32)))
+    head = own_head()._replace(models=(*own_head().models, ("old", "ab" * 32)))
     b = opened(stream=canonical_id("b"))._replace(model=1)
     path = journal.write(opened(), b, *stepped(1, 3), head=head)
     content = path.read_bytes()
@@ -256,17 +273,17 @@ def test_a_crash_as_a_segment_is_written_anew_leaves_it_as_it_was(journal, monke
 
 
 def test_a_segment_of_models_that_are_computed_differently_is_replayed(journal):
-    both = all_arithmetics([ARITHMETIC, f"{ARITHMETIC}-layers1", ARITHMETIC])
-    assert both == f"{ARITHMETIC};{ARITHMETIC}-layers1"
-    journal.write(opened(), *stepped(1, 3), head=HEAD._replace(arithmetic=both))
+    both = all_arithmetics([own_arithmetic(), f"{own_arithmetic()}-layers1", own_arithmetic()])
+    assert both == f"{own_arithmetic()};{own_arithmetic()}-layers1"
+    journal.write(opened(), *stepped(1, 3), head=own_head()._replace(arithmetic=both))
     assert journal.replay() == {}
-    assert (journal.record().last_seq, journal.record().arithmetic) == (3, ARITHMETIC)
+    assert (journal.record().last_seq, journal.record().arithmetic) == (3, own_arithmetic())
 
 
 def test_other_arithmetic_and_other_models_are_held_and_drained_later(journal):
     b = canonical_id("b")
-    journal.write(opened(), *stepped(1, 3), head=HEAD._replace(arithmetic="abacus"))
-    other = HEAD._replace(shard=1, models=(("old", "ab" * 32), *HEAD.models))
+    journal.write(opened(), *stepped(1, 3), head=own_head()._replace(arithmetic="abacus"))
+    other = own_head()._replace(shard=1, models=(("old", "ab" * 32), *own_head().models))
     journal.sequence = 0
     journal.write(
         opened(stream=b),
@@ -341,7 +358,7 @@ def test_a_stream_that_kills_the_start_twice_is_set_aside_and_named(journal, mon
     streams = [canonical_id(f"s{k}") for k in range(5)]
     for k, stream in enumerate(streams):
         journal.write(
-            opened(stream=stream), *stepped(1, 4, stream=stream), head=HEAD._replace(number=k)
+            opened(stream=stream), *stepped(1, 4, stream=stream), head=own_head()._replace(number=k)
         )
     with killing(monkeypatch, streams[2]):
         for _ in range(2):
@@ -352,7 +369,7 @@ def test_a_stream_that_kills_the_start_twice_is_set_aside_and_named(journal, mon
     assert "set aside" in held[streams[2]].detail["reason"]
     assert "s2" in journal.log.getvalue()
     assert [journal.record(each) is not None for each in streams] == [True, True, False, True, True]
-    assert journal.segments[0].name == HEAD._replace(number=2).file_name
+    assert journal.segments[0].name == own_head()._replace(number=2).file_name
     assert list(journal.replay()) == [streams[2]]  # and stays so
     (journal.directory / SET_ASIDE).unlink()
     assert journal.replay() == {}
