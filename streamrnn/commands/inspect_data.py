@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rows", default="1-100", metavar="A-B", help="of --unit, from 1 (default 1-100)"
     )
-    group.add_argument("--plot", metavar="FILE.png", help="of --unit, as a picture too")
+    group.add_argument(
+        "--plot", metavar="FILE.png", help="draw losses and gradients, or --unit, as a picture too"
+    )
     add_reading(parser)
 
 
@@ -69,7 +72,14 @@ def data_facts(args: argparse.Namespace, model: Model) -> tuple[dict[str, Any], 
         args.horizon,
     )
     facts = {"file": args.data} | remember(model, dataset, has_targets)
-    return facts, [] if args.unit is None else _drawn(args, model, dataset)
+    if args.unit is not None:
+        return facts, _drawn(args, model, dataset)
+    from streamrnn.training.memory.pictures import memory_text, write_memory
+
+    if args.plot:
+        write_memory(facts, Path(args.plot))
+    is_drawn = sys.stdout.isatty() or args.plot
+    return facts, memory_text(facts, shutil.get_terminal_size().columns) if is_drawn else []
 
 
 def _drawn(args: argparse.Namespace, model: Model, dataset: Any) -> list[str]:

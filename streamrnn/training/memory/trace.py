@@ -14,7 +14,7 @@ from streamrnn.errors import TrainingError
 from streamrnn.model.tensor_file import replace_file
 from streamrnn.reference.gates import LayerGates
 
-__all__ = ["GATE_NAMES", "Trace", "trace_of", "trace_text", "write_trace"]
+__all__ = ["GATE_NAMES", "Trace", "plot_curves", "trace_of", "trace_text", "write_trace"]
 
 Array = NDArray[np.float64]
 
@@ -75,6 +75,26 @@ def _plot(
     height: int,
     limits: tuple[float, float] | None,
 ) -> str:
+    steps = list(range(trace.first, trace.first + len(trace.state)))
+    places = sorted({round(k) for k in np.linspace(steps[0], steps[-1], MAX_TICKS)})
+    labels = [trace.labels[k - trace.first] for k in places] if trace.labels else None
+    title = curves[0][0] if len(curves) == 1 else ""
+    drawn = {name: (steps, values.tolist()) for name, values in curves}
+    return "\n".join(plot_curves(title, drawn, width, height, limits, (places, labels)))
+
+
+def plot_curves(
+    title: str,
+    curves: dict[str, tuple[list[int], list[float]]],
+    width: int,
+    height: int,
+    limits: tuple[float, float] | None = None,
+    ticks: tuple[list[int], list[str] | None] | None = None,
+) -> list[str]:
+    """Draw one curve, or two, as lines of text.
+
+    Raises `TrainingError` if plotext is not installed.
+    """
     try:
         import plotext
     except ImportError as error:
@@ -85,22 +105,20 @@ def _plot(
     figure.clear()
     figure.theme("colorless")
     figure.plot_size(max(width, 20), height)
-    markers = ("braille", "·")
-    words = ("line", "dots")
-    named = [f"{word} {name}" for word, (name, _) in zip(words, curves, strict=False)]
-    figure.title(", ".join(named if len(curves) > 1 else [curves[0][0]]))
-    steps = list(range(trace.first, trace.first + len(trace.state)))
-    for marker, (_, values) in zip(markers, curves, strict=False):
-        signal = figure.signal(steps, values.tolist(), marker=marker)
+    markers = {"line": "braille", "dots": "·"}
+    named = [f"{word} {name}" for word, name in zip(markers, curves, strict=False)]
+    legend = ", ".join(named) if len(curves) > 1 else ""
+    figure.title(": ".join(part for part in (title, legend) if part))
+    for marker, (steps, values) in zip(markers.values(), curves.values(), strict=False):
+        signal = figure.signal(steps, values, marker=marker)
         signal.lines()
         figure.draw(signal)
     if limits is not None:
         figure.ruler("y").lim(*limits)
-    places = sorted({round(k) for k in np.linspace(steps[0], steps[-1], MAX_TICKS)})
-    labels = [trace.labels[k - trace.first] for k in places] if trace.labels else None
-    figure.ruler("x").ticks(places, labels)
+    if ticks is not None:
+        figure.ruler("x").ticks(*ticks)
     text = plotext.uncolorize(str(figure.build()))
-    return "\n".join(line.rstrip() for line in text.splitlines())
+    return [line.rstrip() for line in text.splitlines()]
 
 
 def write_trace(trace: Trace, path: Path) -> None:

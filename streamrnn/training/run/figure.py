@@ -16,6 +16,7 @@ from streamrnn.model.tensor_file import replace_file
 from streamrnn.training.baselines.target import Prediction, Target, targets_of
 from streamrnn.training.data.dataset import Dataset, Stream
 from streamrnn.training.evaluate import CarriedOutputs, NetworkOutputs, outputs_of
+from streamrnn.training.memory.pictures import draw_memory
 from streamrnn.training.network.lags import network_of
 from streamrnn.training.train import TrainingResult
 
@@ -65,13 +66,14 @@ def write_figure(result: TrainingResult, path: Path) -> None:
     drawn = drawn[:MAX_TARGETS]
     # Of quantiles the one that is nearest to the median stands for the others.
     targets = [min(own, key=lambda item: abs(item.quantile - 0.5)) for own in drawn]
-    figure = Figure(figsize=(12, 3.6 * (1 + len(targets))), layout="constrained")
-    axes = figure.subplots(1 + len(targets), 2, squeeze=False)
+    figure = Figure(figsize=(12, 3.6 * (2 + len(targets))), layout="constrained")
+    axes = figure.subplots(2 + len(targets), 2, squeeze=False)
     _draw_losses(axes[0, 0], result)
     _draw_errors(axes[0, 1], result, targets[0])
     network = network_of(result.measured.spec, result.measured.parameters)
     outputs = outputs_of(network, dataset)
-    for row, target, own in zip(axes[1:], targets, drawn, strict=True):
+    draw_memory(axes[-1, 0], axes[-1, 1], result.report["memory"])
+    for row, target, own in zip(axes[1:-1], targets, drawn, strict=True):
         if target.num_classes:
             _draw_classes(row[0], row[1], dataset, target, outputs)
         else:

@@ -43,7 +43,9 @@ def test_numbers_are_drawn_in_the_units_of_the_table(tmp_path, drawn, base):
     for _ in range(2):  # one of ours is replaced
         assert run(*words, *files) == 0
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
-    losses, errors, forecast, residuals = drawn[0]
+    losses, errors, forecast, residuals, history, gradients = drawn[0]
+    assert history.get_title().startswith("loss by history given")
+    assert gradients.get_title() == "gradient by lag"
     assert len(losses.lines[0].get_xdata()) == 4
     assert "this model" in [label.get_text() for label in errors.get_yticklabels()]
     truth, guess = (line.get_ydata() for line in forecast.lines)
@@ -59,7 +61,7 @@ def test_quantiles_are_drawn_as_a_band_around_their_median(tmp_path, drawn):
     words = (data, "--predict", "y", "--layers", "gru:3", "--updates", 400, "--horizon", "1,2")
     files = ("-o", tmp_path / "m.safetensors", "--report", tmp_path / "m.png")
     assert run(*words, "--quantiles", "0.1,0.4,0.9", *files) == 0
-    _, errors, *panels = drawn[0]
+    _, errors, *panels, _, _ = drawn[0]
     assert errors.get_title() == "test error of y+1 q0.4"
     assert len(panels) == 4  # a row for each horizon, not for each quantile
     found = streamrnn.predict(tmp_path / "m.safetensors", data)
@@ -84,7 +86,7 @@ def test_classes_are_drawn_as_what_is_taken_for_what(tmp_path, drawn):
     words = (data, "--predict", "letter", "--layers", "gru:3", "--epochs", 2)
     files = ("-o", tmp_path / "m.safetensors", "--report", tmp_path / "m.png")
     assert run(*words, *files) == 0
-    _, _, confusion, sure = drawn[0]
+    _, _, confusion, sure, _, _ = drawn[0]
     assert [label.get_text() for label in confusion.get_yticklabels()] == ["a", "b", "c"]
     np.testing.assert_allclose(confusion.images[0].get_array().sum(axis=1), 1.0)
     assert np.sum([bar.get_height() for bar in sure.patches]) == 40
