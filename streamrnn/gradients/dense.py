@@ -18,6 +18,12 @@ from streamrnn.kernels.vector_width import WIDTH
 __all__ = ["Dense", "add_over_rows", "flat_rows", "in_vectors", "is_in_vectors", "multiply"]
 
 
+def address_of(array: Array) -> int:
+    """Return where an array lies, in half the time that ``array.ctypes.data`` takes."""
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
 def in_vectors(size: int) -> int:
     """Return a size rounded up to whole vectors."""
     return -(-size // WIDTH) * WIDTH
@@ -41,19 +47,19 @@ def multiply(rows: Array, panels: Array, start: Array, out: Array) -> None:
     made = np.array(
         (
             *panels.shape[:2],
-            panels.ctypes.data,
+            address_of(panels),
             panels.strides[0],
-            start.ctypes.data,
+            address_of(start),
             start_row_bytes,
             WIDTH * start.itemsize,
-            rows.ctypes.data,
+            address_of(rows),
             rows.strides[0],
-            out.ctypes.data,
+            address_of(out),
             out.strides[0],
         ),
         Product.dtype,
     )
-    call = functools.partial(passes.product(rows.itemsize), made.ctypes.data)
+    call = functools.partial(passes.product(rows.itemsize), address_of(made))
     share_rows(call, len(rows))
 
 
@@ -62,9 +68,9 @@ def add_over_rows(a: Array, v: Array, sums: Array) -> None:
 
     ``a`` is [N, R]; ``v`` [N, whole vectors], aligned, as ``sums`` is, [R, as many].
     """
-    places = (place for each in (a, v, sums) for place in (each.ctypes.data, each.strides[0]))
+    places = (place for each in (a, v, sums) for place in (address_of(each), each.strides[0]))
     made = np.array((v.shape[1] // WIDTH, len(a), *places), OuterSum.dtype)
-    call = functools.partial(passes.outer_sum(a.itemsize), made.ctypes.data)
+    call = functools.partial(passes.outer_sum(a.itemsize), address_of(made))
     share_rows(call, len(sums))
 
 
@@ -79,7 +85,7 @@ def is_in_vectors(x: Array) -> bool:
     return (
         x.strides[2] == x.itemsize
         and x.strides[0] == x.strides[1] * x.shape[1]
-        and not (x.shape[2] % WIDTH or x.strides[1] % vector_bytes or x.ctypes.data % 64)
+        and not (x.shape[2] % WIDTH or x.strides[1] % vector_bytes or address_of(x) % 64)
     )
 
 

@@ -118,6 +118,8 @@ def sum_of_losses(
 def _total(
     loss: str, activation: str, z: Array, target: Array, settings: LossSettings
 ) -> tuple[float, int, Array]:
+    if (loss, activation) in _COMPILED:
+        return _compiled_total(loss, z, target, settings)
     present = ~np.isnan(target)
     count = int(np.count_nonzero(present))
     known = np.where(present, target, 0.0).astype(z.dtype)
@@ -143,20 +145,28 @@ def _total(
             weight = weights[known.astype(np.int64)]
             terms, gradient = terms * weight, gradient * weight
         return float(terms[present].sum()), count, gradient
-    if loss == "cross_entropy" and activation == "softmax":
-        shifted = z - z.max(axis=-1, keepdims=True)
-        log_sum = np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-        index = known.astype(np.int64)
-        terms = log_sum - np.take_along_axis(shifted, index, axis=-1)
-        # A share below exp(-60) is as good as that, and its products are no subnormal numbers.
-        gradient = np.exp(np.maximum(shifted - log_sum, -60.0))
-        chosen = np.take_along_axis(gradient, index, axis=-1)
-        np.put_along_axis(gradient, index, chosen - 1.0, axis=-1)
-        gradient *= present
-        if len(weights):
-            terms, gradient = terms * weights[index], gradient * weights[index]
-        return float(terms[present].sum()), count, gradient
     raise TrainingError(f"loss {loss!r} does not go with the activation {activation!r}")
+
+
+_COMPILED = {("mse", "identity"), ("cross_entropy", "softmax")}
+
+
+def _compiled_total(
+    loss: str, z: Array, target: Array, settings: LossSettings
+) -> tuple[float, int, Array]:
+    from streamrnn.gradients.losses import cross_entropy, squares  # loads Numba
+
+    z, known = np.ascontiguousarray(z), np.ascontiguousarray(target, z.dtype)
+    gradient = np.empty_like(z)
+    if loss == "mse":
+        return *squares(z.ravel(), known.ravel(), gradient.ravel()), gradient
+    num_outputs = z.shape[-1]
+    by_row = gradient.reshape(-1, num_outputs)
+    weights = np.array(settings.class_weights, z.dtype)
+    total, count = cross_entropy(z.reshape(-1, num_outputs), known.ravel(), weights, by_row)
+    if count < 0:
+        raise TrainingError(f"a target is no class of 0 to {num_outputs - 1}")
+    return total, count, gradient
 
 
 def _of_errors(loss: str, error: Array, settings: LossSettings) -> tuple[Array, Array]:

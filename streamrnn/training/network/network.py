@@ -270,12 +270,16 @@ class Network:
             if any(source.read.layer >= least for source in self.sources[k]):
                 self._pass_back(self.sources[k], node.grad_x(0, num_steps), grads)
         grad_features = grads.get(-1)
-        if grad_features is not None:
+        if grad_features is not None and self._embedded:
+            from streamrnn.gradients.losses import add_rows  # loads Numba
+
             for name, columns in self._embedded:
                 gradient = self.gradients[f"embedding.{name}.weight"]
                 if self._is_last:
                     gradient[:] = 0.0
-                np.add.at(gradient, self._codes[name], grad_features[..., columns])
+                rows = np.ascontiguousarray(grad_features[..., columns])
+                codes = np.ascontiguousarray(self._codes[name], np.int64)
+                add_rows(gradient, codes.ravel(), rows.reshape(codes.size, -1))
         return grad_features
 
     def _pass_back(self, sources: Sequence[Source], grad_x: Array, grads: dict[int, Array]) -> None:

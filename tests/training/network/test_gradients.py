@@ -5,7 +5,7 @@ import pytest
 
 from streamrnn.errors import TrainingError
 from streamrnn.model.spec import CELLS, InputSpec
-from streamrnn.training.network.losses import LOSSES, activate, loss_and_gradient
+from streamrnn.training.network.losses import LOSSES, LossSettings, activate, loss_and_gradient
 from streamrnn.training.network.network import Chunk
 from tests.training.network.gradients import (
     assert_gradient,
@@ -126,3 +126,34 @@ def test_extreme_values_neither_overflow_nor_pass_as_finite():
         loss_and_gradient("mse", "identity", z * np.float32(np.inf), np.zeros((1, 1, 2)))
     with pytest.raises(TrainingError, match="does not go with"):
         loss_and_gradient("cross_entropy", "sigmoid", z, np.array([[[1.0]]]))
+
+
+@pytest.mark.parametrize("num_outputs", [1, 2, 15, 64, 300])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_cross_entropy_by_the_book(num_outputs, dtype, is_weighted):
+    rng = np.random.default_rng(num_outputs)
+    z = (4.0 * rng.normal(size=(9, 3, num_outputs))).astype(dtype)
+    target = rng.integers(0, num_outputs, (9, 3, 1)).astype(dtype)
+    target[rng.random(target.shape) < 0.2] = np.nan
+    weights = rng.uniform(0.5, 2.0, num_outputs).astype(dtype) if is_weighted else ()
+    settings = LossSettings(class_weights=tuple(weights))
+    loss, gradient = loss_and_gradient("cross_entropy", "softmax", z, target, settings)
+    wide, total, expected = z.astype(np.float64), 0.0, np.zeros(z.shape)
+    present = np.argwhere(~np.isnan(target[..., 0]))
+    for t, b in present:
+        k = int(target[t, b, 0])
+        weight = float(weights[k]) if is_weighted else 1.0
+        shares = np.exp(wide[t, b]) / np.exp(wide[t, b]).sum()
+        total -= weight * np.log(shares[k])
+        expected[t, b] = weight * (shares - np.eye(num_outputs)[k])
+    limit = 1e-6 if dtype == np.float32 else 1e-14
+    assert loss == pytest.approx(total / len(present), rel=limit, abs=limit)
+    np.testing.assert_allclose(gradient * len(present), expected, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("bad", [-1.0, 3.0, np.inf])
+def test_a_target_that_is_no_class_is_refused(bad):
+    z, target = np.zeros((2, 1, 3), np.float32), np.array([[[1.0]], [[bad]]], np.float32)
+    with pytest.raises(TrainingError, match="no class of 0 to 2"):
+        loss_and_gradient("cross_entropy", "softmax", z, target)
