@@ -40,7 +40,7 @@ class Memory:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        return asdict(self)
+        return asdict(self) | {"units": list(self.units)}
 
 
 def _windows(dataset: Dataset, num_steps: int) -> list[tuple[int, int]]:
