@@ -265,6 +265,12 @@ class ModelSpec:
         return Graph(self.layers, self.input_shape, self.output_size if self.head else None)
 
     @property
+    def has_origins(self) -> bool:
+        """Whether who makes x, or takes y, must know of origins."""
+        of_inputs = any(item.origin for item in self.inputs)
+        return of_inputs or any(item.origin for item in self.outputs)
+
+    @property
     def is_token(self) -> bool:
         """Whether x holds uint32 token ids instead of float32 values."""
         return self.inputs[0].kind == "token"

@@ -21,6 +21,7 @@ from streamrnn_client.protocol import (
     DEFAULT_WINDOW,
     MAX_BATCH,
     MAX_WINDOW,
+    ORIGINS,
     PROTOCOL_VERSION,
     shard_of,
 )
@@ -66,7 +67,7 @@ class ServerInfo:
     models : tuple of str
         Their names.
     features : tuple of str
-        What an older server lacks: ``batch_columns``, ``received``.
+        What an older server lacks: ``batch_columns``, ``received``, ``origins``.
     """
 
     server: str
@@ -203,8 +204,9 @@ class ServerView:
 
     def list_models(self, ex: Exchange) -> Operation[dict[str, ModelInfo]]:
         """Ask for all models and their descriptions."""
-        yield from self.server_info(ex)
-        reply = yield from self.request(ex, "models", [])
+        info = yield from self.server_info(ex)
+        known = [[ORIGINS]] if ORIGINS in info.features else []
+        reply = yield from self.request(ex, "models", known)
         if not isinstance(reply, list):
             raise errors.NotSupported(f"models answered {kind_of(reply)}; expected was a list")
         self.models = {model.name: model for model in map(ModelInfo, reply)}

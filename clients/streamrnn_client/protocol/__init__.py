@@ -48,6 +48,7 @@ from streamrnn_client.protocol.limits import (
     MAX_SNAPSHOT_NAME_BYTES,
     MAX_UINT,
     MAX_WINDOW,
+    ORIGINS,
     PROTOCOL_VERSION,
     grant_window,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "MAX_UINT_ID",
     "MAX_WINDOW",
     "NUM_HASH_SLOTS",
+    "ORIGINS",
     "PROTOCOL_VERSION",
     "REQUEST",
     "RESPONSE",

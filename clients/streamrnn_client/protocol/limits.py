@@ -43,7 +43,9 @@ COLD_METHODS = (
     "sync",
 )
 DURABILITIES = ("none", "checkpoint", "always")  # `durability` in `hello`
-FEATURES = ("batch_columns", "received")  # `features` in `hello`: what a server may lack
+# `features` in `hello`: what a server may lack; `ORIGINS` also in `models`: what a client may.
+ORIGINS = "origins"
+FEATURES = ("batch_columns", "received", ORIGINS)
 MAX_SNAPSHOT_NAME_BYTES = 128
 
 

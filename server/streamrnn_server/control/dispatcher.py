@@ -17,6 +17,7 @@ from streamrnn_client.protocol import (
     FEATURES,
     MAX_BATCH,
     MAX_WINDOW,
+    ORIGINS,
     PROTOCOL_VERSION,
     ColdRequest,
     ErrorCode,
@@ -66,6 +67,7 @@ _GAUGES = (
     "unread_bytes",
     "asked_bytes",
 )
+_TOO_NEW = " (has origins: it needs a newer client)"
 _MAX_SHOWN = 128  # characters of a name that came from outside
 
 
@@ -126,10 +128,10 @@ class Control:
             "durability": config.durability,
         }
         self._started_s = time.monotonic()
-        self._methods: dict[str, Callable[[Caller], Any]] = {
-            "hello": lambda _: self._hello(),
-            "models": lambda _: self._list_models(),
-            "stats": lambda caller: self._stats_for(caller.user),
+        self._methods: dict[str, Callable[[Caller, list[Any]], Any]] = {
+            "hello": lambda caller, params: self._hello(),
+            "models": lambda caller, params: self._list_models(params),
+            "stats": lambda caller, params: self._stats_for(caller.user),
         }
         served = served_models(models, programs, arithmetics)
         store, expiry = (None, None) if disk is None else (disk.store, disk.expiry)
@@ -266,8 +268,9 @@ class Control:
                 return self._state_methods.open_with_state(caller, request.call)
             if request.method in StateMethods.METHODS and isinstance(request.call, ColdRequest):
                 return self._state_methods.call(caller, request.method, request.call.params)
-            if request.method in self._methods:
-                reply = encode_response(request.msgid, self._methods[request.method](caller))
+            if request.method in self._methods and isinstance(request.call, ColdRequest):
+                answer = self._methods[request.method](caller, request.call.params)
+                reply = encode_response(request.msgid, answer)
             else:
                 refusal = self._refusal(request)
                 self._count_error(request.method, refusal[0])
@@ -314,10 +317,12 @@ class Control:
             "models": self.model_names,
         }
 
-    def _list_models(self) -> list[dict[str, Any]]:
+    def _list_models(self, params: list[Any]) -> list[dict[str, Any]]:
+        known = params[0] if params and isinstance(params[0], list) else []
         return [
             {
-                "name": name,
+                # A client that would leave origins out has no name that opens such a model.
+                "name": name if ORIGINS in known or not model.spec.has_origins else name + _TOO_NEW,
                 "fingerprint": model.fingerprint,
                 "spec": model.spec.to_dict(),
                 "row_bytes": self._row_bytes[name],
