@@ -11,8 +11,8 @@ import pytest
 from streamrnn.model.spec import CELLS, InputSpec, LayerSpec
 from streamrnn.training.layer_list import parse_layers
 from streamrnn.training.network import network as network_module
+from tests.training.network.drawn import gradient_of, make_network
 from tests.training.network.gradients import make_case
-from tests.training.network.test_passes import gradient_of, make_network
 
 INPUTS = (InputSpec("a"), InputSpec("c", kind="categorical", num_categories=3, embedding_size=2))
 STACKS = [

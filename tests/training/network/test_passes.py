@@ -8,11 +8,12 @@ import pytest
 from streamrnn.gradients.threads import share_rows, use_threads
 from streamrnn.kernels import vector_width
 from streamrnn.model.model import Model
-from streamrnn.model.spec import CELLS, HeadSpec, InputSpec, LayerSpec, ModelSpec, OutputSpec
+from streamrnn.model.spec import CELLS
 from streamrnn.reference.model import ReferenceModel
-from streamrnn.training.network.network import Chunk, Network, initial_parameters
+from streamrnn.training.network.network import Chunk
 from tests.support.program import run_python
 from tests.tolerances import REFERENCE_FLOAT64
+from tests.training.network.drawn import gradient_of, make_network
 
 # H, B, T, I, O: below, at and above a vector's and a tile's size, and one of each.
 SIZES = [
@@ -27,31 +28,6 @@ SIZES = [
 # Of a gradient in float32: sums of up to some thousand terms, each off by some 2^-24, against the
 # norm of all.
 FLOAT32 = 3e-6
-
-
-def make_network(cells, sizes, dtype=np.float64):
-    """Return a network, a chunk and its targets, drawn alike for both types."""
-    hidden, num_rows, num_steps, num_inputs, num_outputs = sizes
-    spec = ModelSpec(
-        inputs=tuple(InputSpec(f"x{k}") for k in range(num_inputs)),
-        layers=tuple(LayerSpec(cell, hidden + k) for k, cell in enumerate(cells)),
-        outputs=tuple(OutputSpec(f"y{k}") for k in range(num_outputs)),
-        head=HeadSpec("identity"),
-    )
-    rng = np.random.default_rng(3)
-    parameters = initial_parameters(spec, rng)
-    for value in parameters.values():
-        value += rng.normal(0.0, 0.1, value.shape)
-    network = Network(spec, parameters, dtype)
-    x = rng.normal(size=(num_steps, num_rows, num_inputs)).astype(np.float32)
-    target = rng.normal(size=(num_steps, num_rows, num_outputs)).astype(np.float32)
-    return network, Chunk(x.astype(dtype), {}), target.astype(dtype)
-
-
-def gradient_of(network, chunk, target):
-    """Return the loss and the gradient, from a new stream's state."""
-    state = network.initial_state(chunk.features.shape[1])
-    return network.loss(chunk, target, state, "mse")[0], network.gradient.copy()
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -123,7 +99,7 @@ def test_a_chunk_after_a_longer_one_of_other_rows_is_as_if_alone():
 DIGEST = """
 import hashlib
 import numpy as np
-from tests.training.network.test_passes import gradient_of, make_network
+from tests.training.network.drawn import gradient_of, make_network
 digest = hashlib.sha256()
 for dtype in (np.float32, np.float64):
     for cell in ("rnn_tanh", "rnn_relu", "gru", "lstm"):

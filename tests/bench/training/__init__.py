@@ -1,0 +1,1 @@
+"""The trainer beside others, and one update of it."""
