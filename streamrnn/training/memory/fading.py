@@ -252,6 +252,8 @@ def fading_lines(fading: dict[str, Any]) -> list[str]:
     num_steps, layers = fading["num_steps"], fading["layers"]
     reach = max(each["reach"] for each in layers)
     of = "y" if fading.get("is_of_outputs") else "L"
+    if not any(each[by].get("0") for each in layers for by in ("by_h", "by_c")):
+        return ["gradients reach no layer: the outputs do not depend on them"]
     lines = [f"gradients reach {reach + 1} of {num_steps} steps"]
     left = max(
         values[str(num_steps - 1)] / values["0"]

@@ -110,3 +110,11 @@ def test_words_say_how_far_gradients_reach():
     # Not cut: the windows are as long as there is past.
     assert lines_of([1.0, 0.5, 0.4, 0.3], 64)[0] == "gradients reach 4 of 4 steps"
     assert "|dL/dh| of layer 1 by lag (2 at 0): 0: 1  1: 0.5" in lines_of([2.0, 1.0], 8)[1]
+
+
+def test_gradients_that_reach_no_layer_are_said_to():
+    """As where the linear path alone is better: the head gives nothing of the network."""
+    for by_c in ((), [0.0] * 4):
+        assert lines_of([0.0] * 4, 4, by_c) == [
+            "gradients reach no layer: the outputs do not depend on them"
+        ]
