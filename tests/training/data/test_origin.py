@@ -154,3 +154,11 @@ def test_names_of_classes_at_a_hundred_million_are_those_of_the_file(tmp_path, i
     assert [item.name for item in spec.outputs] == ["100000001", "100000002", "100000003"]
     assert not any(item.origin for item in spec.inputs)
     assert not any(item.origin for item in spec.outputs)
+
+
+def test_changes_near_the_resolution_of_float64_are_learned(tmp_path):
+    """Of an output at 1e9 float64 leaves 1e-7, more than the check of the engine allows else."""
+    y = AT + 1e-6 * np.sin(np.arange(60) / 3)
+    path = write_csv(tmp_path, y=[f"{value:.17g}" for value in y])
+    config = TrainingConfig(path=path, predict=("y",), layers=("gru:2",), updates=3)
+    assert train_to_file(config, tmp_path / "m.safetensors").model.spec.outputs[0].origin
