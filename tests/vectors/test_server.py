@@ -79,6 +79,7 @@ NUMBERS = st.one_of(
 
 
 @given(NUMBERS)
+@example(([13_787_848_793_156_543_489, 2**63, 2**64 - 1, 2**63 + 1025], False))
 def test_numbers_of_every_width(numbers):
     values, single = numbers
     packed = msgpack.packb([0, 1, "step", ["a", 0, values]], use_single_float=single)

@@ -309,7 +309,8 @@ def read_numbers(at: int, end: int, num_values: int, target: int) -> int:
         if kind in (ValueKind.UINT, ValueKind.NEGATIVE):
             number = float(value)
         elif kind == ValueKind.BIG:
-            number = float(value) + 18446744073709551616.0
+            # Its last bit stands for all below: 2^64 added to a float would round a second time.
+            number = 2.0 * float(((value >> 1) & 0x7FFF_FFFF_FFFF_FFFF) | (value & 1))
         elif kind == ValueKind.FLOAT:
             number = _double_of_bits(value)
         else:
