@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from streamrnn.engine.engine import Engine
     from streamrnn.model.model import Model
-    from streamrnn.training.api import predict, train
+    from streamrnn.training.api import compare, predict, train
 
-__all__ = ["Engine", "Model", "__version__", "predict", "train"]
+__all__ = ["Engine", "Model", "__version__", "compare", "predict", "train"]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Engine": "streamrnn.engine.engine",
     "Model": "streamrnn.model.model",
+    "compare": "streamrnn.training.api",
     "predict": "streamrnn.training.api",
     "train": "streamrnn.training.api",
 }

@@ -43,6 +43,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("streamrnn.commands.train", "train a model on a table"),
+    "compare": Command("streamrnn.commands.compare", "train several cells, say which to keep"),
     "predict": Command("streamrnn.commands.predict", "run a file through a model"),
     "evaluate": Command("streamrnn.commands.evaluate", "judge a model on a file it has not seen"),
     "sample": Command("streamrnn.commands.sample", "let a model of text write"),

@@ -38,22 +38,28 @@ from streamrnn.training.search.budget import AUTO, OFF, Budget, parse_budget
 from streamrnn.training.search.trial import Trial
 from streamrnn.training.train import TrainingResult, train_to_file
 
-__all__ = ["configure", "make_config", "run"]
+__all__ = ["add_input", "configure", "finite", "make_config", "run", "source_of"]
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
+def add_input(parser: argparse.ArgumentParser) -> None:
+    """Declare what every command that trains takes: the data, the threads, the settings."""
     parser.add_argument(
         "input",
         metavar="DATA|CONFIG.toml",
         help="a table (CSV, Parquet, .npz; - for standard input), a text, or a configuration",
     )
+    parser.add_argument(
+        "--threads", type=count, default=1, metavar="N", help="of the matrix products (default 1)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    add_settings(parser)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     parser.add_argument("-o", "--output", required=True, metavar="MODEL", help="weight file")
     parser.add_argument(
         "--resume", action="store_true", help="go on with a training that was stopped"
-    )
-    parser.add_argument(
-        "--threads", type=count, default=1, metavar="N", help="of the matrix products (default 1)"
     )
     parser.add_argument(
         "--budget",
@@ -79,14 +85,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", metavar="FILE.png", help="draw losses, errors, forecasts and residuals"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
-    add_settings(parser)
+    add_input(parser)
 
 
 def make_config(args: argparse.Namespace) -> TrainingConfig:
     """Turn the arguments into a configuration; options override a TOML file."""
     given = given_settings(args)
-    if _source(args) is not None:
+    if source_of(args) is not None:
         return with_settings(TrainingConfig.read(args.input), given)
     return TrainingConfig(path=args.input, **given)
 
@@ -94,7 +99,7 @@ def make_config(args: argparse.Namespace) -> TrainingConfig:
 def _budget(args: argparse.Namespace) -> Budget | None:
     if args.budget is not None:
         return parse_budget(args.budget)
-    return parse_budget(AUTO if _source(args) is None else OFF, given_settings(args))
+    return parse_budget(AUTO if source_of(args) is None else OFF, given_settings(args))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -142,7 +147,7 @@ def _train(args: argparse.Namespace, config: TrainingConfig, stop: StopSignals) 
             config,
             args.output,
             watch,
-            source=_source(args),
+            source=source_of(args),
             resume=args.resume,
             begin=None if args.json else _print_summary,
             stop=stop,
@@ -160,7 +165,7 @@ def _print_summary(dataset: Dataset) -> None:
     print(flush=True)
 
 
-def _source(args: argparse.Namespace) -> Path | None:
+def source_of(args: argparse.Namespace) -> Path | None:
     """Return the configuration that is read, if one is."""
     path = Path(args.input)
     return path if path.suffix.lower() == ".toml" else None
@@ -177,7 +182,7 @@ def _check_outputs(args: argparse.Namespace, config: TrainingConfig) -> None:
     model = outputs.pop("the model")
     if config.refit:
         inputs["the chosen model"] = chosen_path(model)
-    inputs["the configuration"] = configuration_path(model, _source(args))
+    inputs["the configuration"] = configuration_path(model, source_of(args))
     inputs["the checkpoint"] = model.with_name(f"{model.name}.checkpoint")
     inputs["the search"] = search_path(model)
     check_outputs(outputs, inputs)
@@ -221,14 +226,14 @@ def _facts(args: argparse.Namespace, result: TrainingResult) -> dict[str, Any]:
         "was_stopped": result.was_stopped,
         "report": result.report,
     }
-    plain: dict[str, Any] = _finite(facts)
+    plain: dict[str, Any] = finite(facts)
     return plain
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Put null for what JSON has no number for."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""``streamrnn.train`` and ``streamrnn.predict``: data in memory or a path, no output, no files."""
+"""``streamrnn.train``, ``compare``, ``predict``: data in memory or a path, no output, no files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ import numpy as np
 
 from streamrnn.errors import TrainingError, suggestion
 from streamrnn.model.model import Model
+from streamrnn.training.cells.compare import (
+    CELLS,
+    NUM_SEEDS,
+    UNITS,
+    Comparison,
+    compare_cells,
+    rate_budget,
+)
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.reading.frames import FRAME, read_data
+from streamrnn.training.data.table import Table
 from streamrnn.training.fit.stop import StopSignals
 from streamrnn.training.fit.trainer import Evaluation
 from streamrnn.training.predict import (
@@ -26,7 +35,7 @@ from streamrnn.training.search.budget import AUTO, parse_budget
 from streamrnn.training.train import TrainingResult
 from streamrnn.training.train import train as train_config
 
-__all__ = ["predict", "train"]
+__all__ = ["compare", "predict", "train"]
 
 
 def train(
@@ -85,23 +94,7 @@ def train(
         If a setting is not known or contradicts another, the training diverges, or it is
         interrupted before there is a model.
     """
-    known = TrainingConfig.__dataclass_fields__
-    for name in settings:
-        if name not in known or name == "path":
-            raise TrainingError(
-                f"unknown setting {name!r}{suggestion(name, known)}; known are "
-                f"{', '.join(n for n in known if n != 'path')}"
-            )
-    path = os.fspath(data) if isinstance(data, str | os.PathLike) else FRAME
-    config = TrainingConfig(
-        path=path,
-        predict=_names(predict),
-        time=time,
-        group=_names(group),
-        horizon=(horizon,) if isinstance(horizon, int) else tuple(horizon),
-        **settings,
-    )
-    table = read_data(data, config.read_options(), config.kinds())
+    config, table = _told(data, predict, time, group, horizon, settings)
     return train_config(
         config,
         progress,
@@ -110,6 +103,68 @@ def train(
         threads=threads,
         budget=parse_budget(str(budget), settings),
         seeds=seeds,
+    )
+
+
+def compare(
+    data: Any,
+    *,
+    cells: Iterable[str] = CELLS,
+    units: int = UNITS,
+    predict: str | Iterable[str] = (),
+    time: str = "auto",
+    group: str | Iterable[str] = (),
+    horizon: int | Iterable[int] = -1,
+    progress: Callable[[Evaluation], None] | None = None,
+    threads: int = 1,
+    budget: str | int = AUTO,
+    seeds: int = NUM_SEEDS,
+    **settings: Any,
+) -> Comparison:
+    """Train several cells on the same rows, and say which one to keep.
+
+    Parameters
+    ----------
+    cells : iterable of str
+        Such as ``gru``, ``gru:16`` or ``lstm:32+gru:16``.
+    units : int
+        Of each layer whose size is not told.
+    data, predict, time, group, horizon, progress, threads
+        As for `train`.
+    budget : str or int
+        Learning rates that each cell may try, or ``off``; ``auto``: 3, and none where the rate,
+        ``updates`` or ``epochs`` is given.
+    seeds : int
+        Trainings of each cell, from 2.
+    **settings
+        Of `TrainingConfig`, without ``layers``.
+
+    Returns
+    -------
+    Comparison
+        Its ``report`` has errors, spread, parameters, microseconds a step, memory and verdict, and
+        ``candidates[k].result.model`` a model.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be used.
+    TrainingError
+        If a setting is not known or contradicts another, or every seed of a cell diverges.
+    """
+    if "layers" in settings:
+        raise TrainingError("layers are what is compared: give cells, such as ['lstm:64']")
+    limit = rate_budget(str(budget), settings)
+    config, table = _told(data, predict, time, group, horizon, settings)
+    return compare_cells(
+        config,
+        [cells] if isinstance(cells, str) else cells,
+        units=units,
+        seeds=seeds,
+        budget=limit,
+        table=table,
+        progress=progress,
+        threads=threads,
     )
 
 
@@ -171,3 +226,31 @@ def _names(names: str | Iterable[str]) -> tuple[str, ...]:
     if isinstance(names, str):
         return (names,) if names else ()
     return tuple(names)
+
+
+def _told(
+    data: Any,
+    predict: str | Iterable[str],
+    time: str,
+    group: str | Iterable[str],
+    horizon: int | Iterable[int],
+    settings: dict[str, Any],
+) -> tuple[TrainingConfig, Table]:
+    """Return the configuration that arguments tell, and the data."""
+    known = TrainingConfig.__dataclass_fields__
+    for name in settings:
+        if name not in known or name == "path":
+            raise TrainingError(
+                f"unknown setting {name!r}{suggestion(name, known)}; known are "
+                f"{', '.join(n for n in known if n != 'path')}"
+            )
+    path = os.fspath(data) if isinstance(data, str | os.PathLike) else FRAME
+    config = TrainingConfig(
+        path=path,
+        predict=_names(predict),
+        time=time,
+        group=_names(group),
+        horizon=(horizon,) if isinstance(horizon, int) else tuple(horizon),
+        **settings,
+    )
+    return config, read_data(data, config.read_options(), config.kinds())

@@ -49,7 +49,8 @@ def test_client_knows_nothing_of_the_server():
 
 
 def test_public_names_are_resolved_on_first_use():
-    assert set(streamrnn.__all__) == {"Engine", "Model", "__version__", "predict", "train"}
+    public = {"Engine", "Model", "__version__", "compare", "predict", "train"}
+    assert set(streamrnn.__all__) == public
     assert streamrnn.Model.__module__ == "streamrnn.model.model"
     assert streamrnn.Engine.__module__ == "streamrnn.engine.engine"
     assert set(streamrnn.__all__) <= set(dir(streamrnn))

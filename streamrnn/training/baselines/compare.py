@@ -26,7 +26,8 @@ from streamrnn.training.data.streams import rows_of_streams, times_of_rows
 from streamrnn.training.metrics import SECOND, of_mean, row_losses
 
 __all__ = [
-    "Outcome", "Rival", "compare", "decide", "judge", "measures", "percent", "sides", "verdict",
+    "Outcome", "Rival", "compare", "decide", "judge", "measures", "paired_interval", "percent",
+    "sides", "verdict",
 ]  # fmt: skip
 
 Doubles = NDArray[np.float64]
@@ -138,6 +139,14 @@ def compare(
             "verdict": verdict(target.metric, own.measures[target.metric], rivals),
         }
     return {"errors": errors, "baselines": by_name, "comparison": comparison}
+
+
+def paired_interval(
+    dataset: Dataset, target: Target, part: str, own: list[Doubles], other: list[Doubles]
+) -> tuple[Interval, str]:
+    """Return one error as a multiple of another on the rows of a part, and what was drawn."""
+    interval, units = _interval(target, own, other, _shared_moments(dataset, target, part))
+    return interval, units.text
 
 
 def _interval(

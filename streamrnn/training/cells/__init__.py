@@ -1,0 +1,1 @@
+"""Cells beside each other: each trained over some seeds on the same rows, and a verdict."""
