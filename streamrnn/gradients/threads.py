@@ -8,26 +8,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 __all__ = ["share_rows", "use_threads"]
 
-_pools: list[tuple[int, ThreadPoolExecutor]] = []
+# Of the training that runs here: others may run beside it, in threads of their own.
+_pool: ContextVar[tuple[int, ThreadPoolExecutor] | None] = ContextVar("_pool", default=None)
 
 
 @contextmanager
 def use_threads(num_threads: int) -> Iterator[None]:
     """Let `share_rows` take so many threads until the end of a block; 1 if it is never called."""
     with ThreadPoolExecutor(max(1, num_threads - 1), "streamrnn-train") as pool:
-        _pools.append((num_threads, pool))
+        before = _pool.set((num_threads, pool))
         try:
             yield
         finally:
-            _pools.pop()
+            _pool.reset(before)
 
 
 def share_rows(call: Callable[[int, int], int], num_rows: int) -> None:
     """Call with the first row and the end of each thread's part of some rows."""
-    num_threads, pool = _pools[-1] if _pools else (1, None)
+    num_threads, pool = _pool.get() or (1, None)
     num_parts = min(num_threads, num_rows)
     if num_parts <= 1 or pool is None:
         if num_rows:

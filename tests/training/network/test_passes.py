@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
 import numpy as np
 import pytest
 
@@ -85,6 +88,27 @@ def test_every_row_is_one_threads(num_threads, num_rows):
     rows = sorted(row for first, end in parts for row in range(first, end))
     assert rows == list(range(num_rows))
     assert len(parts) == min(num_threads, num_rows)
+
+
+def test_a_training_that_ends_first_leaves_the_threads_of_one_beside_it():
+    ours_are_there, theirs_are_there, has_ended = Event(), Event(), Event()
+
+    def end_first():
+        with use_threads(2):
+            ours_are_there.set()
+            theirs_are_there.wait(60)
+        has_ended.set()
+
+    with ThreadPoolExecutor(1) as beside:
+        first = beside.submit(end_first)
+        assert ours_are_there.wait(60)
+        with use_threads(2):
+            theirs_are_there.set()
+            assert has_ended.wait(60)
+            rows = []
+            share_rows(lambda first, end: rows.extend(range(first, end)) or 0, 8)
+        first.result()
+    assert sorted(rows) == list(range(8))
 
 
 def test_a_chunk_after_a_longer_one_of_other_rows_is_as_if_alone():
