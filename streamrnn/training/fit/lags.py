@@ -187,15 +187,21 @@ def _best(
 def _rows(
     dataset: Dataset, columns: Sequence[int], lags: int, part: str
 ) -> tuple[Doubles, Doubles]:
-    """Return rows [N, lags * columns + 1], the newest last and then a one, and targets [N, O]."""
-    places = [(s, *s.rows(part).indices(len(s.x))[:2]) for s in dataset.streams]
-    total = sum(max(0, stop - start) for _, start, stop in places)
+    """Return rows [N, lags * columns + 1], the newest last and then a one, and targets [N, O].
+
+    They are those that have a target; of too many, some that are evenly spread among these.
+    """
+    indices = []
+    for stream in dataset.streams:
+        start = stream.rows(part).start
+        has_target = ~np.isnan(stream.target[stream.rows(part)]).all(axis=1)
+        indices.append(start + np.flatnonzero(has_target))
     width = lags * len(columns) + 1
-    step = max(1, -(-total * width // MAX_ELEMENTS))
+    step = max(1, -(-sum(map(len, indices)) * width // MAX_ELEMENTS))
     found, targets, first = [], [], 0
-    for stream, start, stop in places:
-        index = np.arange(start + first, stop, step)
-        first = (first - max(0, stop - start)) % step
+    for stream, known in zip(dataset.streams, indices, strict=True):
+        index = known[first::step]
+        first = (first - len(known)) % step
         if len(index):
             found.append(_windows(stream, columns, lags, index))
             targets.append(stream.target[index].astype(np.float64))

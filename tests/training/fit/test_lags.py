@@ -70,6 +70,20 @@ def test_a_prediction_does_not_depend_on_its_blocks(tmp_path, monkeypatch, block
     np.testing.assert_allclose(found.predict(features)[:, 0], expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("at_most", [10**6, 4000, 600])
+def test_targets_that_are_few_and_regular_are_all_among_the_rows(tmp_path, monkeypatch, at_most):
+    """As where one value an hour is known of minutes: every second row would meet none of them."""
+    x = np.random.default_rng(1).normal(size=2000)
+    y = [f"{3.0 * x[t - 1]:.6f}" if t % 4 == 3 else "" for t in range(2000)]
+    options = {"predict": ("y",), "inputs": ("x",), "horizon": (0,)}
+    dataset = dataset_of(tmp_path, {"x": x, "y": y}, **options)
+    monkeypatch.setattr("streamrnn.training.fit.lags.MAX_ELEMENTS", at_most)
+    found = fit_path(dataset, 3)
+    law = 3.0 * dataset.spec.inputs[0].scale / dataset.spec.outputs[0].scale
+    np.testing.assert_allclose(found.weight[0, 0, ::-1], [0.0, law, 0.0], atol=1e-4)
+    assert found.scale < 0.01
+
+
 def test_an_input_with_a_delay_is_seen_where_it_helps(tmp_path):
     x = RNG.normal(size=1500)
     y = np.concatenate([[0.0] * 2, 3.0 * x[:-2]]) + 0.01 * RNG.normal(size=1500)
