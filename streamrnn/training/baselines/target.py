@@ -144,17 +144,21 @@ def blocks_of(
     """Yield stream, rows whose target is known, and their targets, in blocks.
 
     A block has about `BLOCK_ELEMENTS` elements if a row has ``width``. Of more than ``at_most``
-    rows (0: all) so many are taken, evenly spread.
+    of them (0: all) so many are taken, evenly spread.
     """
-    ranges = [(stream, stream.rows(part)) for part in parts for stream in dataset.streams]
-    num_rows = sum(rows.stop - rows.start for _, rows in ranges)
+    found = []
+    for part in parts:
+        for stream in dataset.streams:
+            own = stream.rows(part)
+            is_known = ~np.isnan(stream.target[own, target.output])
+            found.append((stream, own.start + np.flatnonzero(is_known)))
+    num_rows = sum(len(known) for _, known in found)
     step = max(1, -(-num_rows // at_most)) if at_most else 1
     first = 0  # counted over all streams, so that short ones are thinned too
-    for stream, rows in ranges:
-        index = np.arange(rows.start + first, rows.stop, step)
-        first = (first - (rows.stop - rows.start)) % step
+    for stream, known in found:
+        index = known[first::step]
+        first = (first - len(known)) % step
         truth = stream.target[index, target.output].astype(np.float64)
-        index, truth = index[~np.isnan(truth)], truth[~np.isnan(truth)]
         length = max(1, BLOCK_ELEMENTS // width)
         for start in range(0, len(index), length):
             yield stream, index[start : start + length], truth[start : start + length]

@@ -12,7 +12,7 @@ from streamrnn.training.baselines.families import fit_baselines
 from streamrnn.training.baselines.logistic import fit_logistic
 from streamrnn.training.baselines.regression import LinearRegression
 from streamrnn.training.baselines.shifted import Shifted
-from streamrnn.training.baselines.target import targets_of
+from streamrnn.training.baselines.target import blocks_of, targets_of
 from streamrnn.training.data.dataset import make_dataset
 from streamrnn.training.data.reading.read import read_table
 from tests.support.tables import noisy_sine, write_csv
@@ -40,6 +40,22 @@ def test_regressions_need_no_memory_for_the_features_of_all_rows(tmp_path):
     features = regression._features(dataset.spec, stream, np.arange(2900))
     expected = features @ baseline.weights[:-1] + baseline.weights[-1]
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("at_most", "expected"), [(0, 150), (300, 150), (100, 75), (1, 1)])
+def test_rows_are_taken_among_those_with_a_target(tmp_path, at_most, expected):
+    """One value in four is known: of all 600 rows every second would meet none."""
+    known = np.arange(1000) % 4 == 3
+    y = [f"{k % 7}" if is_known else "" for k, is_known in enumerate(known)]
+    columns = {"x": noisy_sine(1000), "y": y}
+    dataset = dataset_of(
+        write_csv(tmp_path, **columns), predict=("y",), inputs=("x",), horizon=(0,)
+    )
+    [target] = targets_of(dataset.config, dataset.spec)
+    [(_, index, truth)] = blocks_of(dataset, target, ("train",), 1, at_most)
+    assert len(index) == len(truth) == expected
+    assert known[index].all()
+    assert not np.isnan(truth).any()
 
 
 def test_every_quantile_has_the_fit_of_its_target(tmp_path, monkeypatch):
