@@ -17,6 +17,7 @@ __all__ = ["categorical_input", "category_codes", "known_categories"]
 
 MAX_ONE_HOT = 8  # more categories than this get an embedding
 MAX_CATEGORIES = 1000
+LEAST_REPEATING = 20  # rows, from which on names that never come again are none
 
 
 def known_categories(
@@ -67,6 +68,7 @@ def categorical_input(
             )
     else:
         names = known_categories(column, table.path, names=_names(column, config, training))
+        _check_repeats(column, config, table)
     embedding_size = config.embedding_size
     if embedding_size == 0 and (len(names) > MAX_ONE_HOT or column.num_tokens):
         embedding_size = min(32, math.ceil(2 * len(names) ** 0.5))
@@ -82,6 +84,18 @@ def categorical_input(
         num_categories=len(names),
         embedding_size=max(embedding_size, 0),
     )
+
+
+def _check_repeats(column: Column, config: TrainingConfig, table: Table) -> None:
+    """Refuse what nobody called names, and has another in each row, as keys and times do."""
+    num_known = int(np.count_nonzero(~column.is_missing))
+    is_given = config.other or column.name in config.categorical
+    if not is_given and len(column.categories()) == num_known >= LEAST_REPEATING:
+        raise DataError(
+            f"column {column.name!r} of {table.path} has another text in each of {num_known:,} "
+            "rows, of which nothing can be learned for new ones: leave it out (--inputs), or say "
+            f"what it is (--time with --date-format, --group, or --categorical {column.name!r})"
+        )
 
 
 def _names(column: Column, config: TrainingConfig, training: NDArray[np.bool_]) -> tuple[str, ...]:

@@ -182,3 +182,15 @@ def test_features_of_time_that_cannot_be_are_refused(tmp_path):
     (tmp_path / "data.csv").write_text(text)
     with pytest.raises(DataError, match="name of a feature of time"):
         dataset_of(daily, predict=("y",), time_features=("hour",))
+
+
+def test_texts_that_never_come_again_are_refused_unless_they_are_called_names(tmp_path):
+    path = tmp_path / "data.csv"
+    rows = (f"2{k // 4:03d}Q{k % 4 + 1},{k % 7}\n" for k in range(60))
+    path.write_text("quarter,y\n" + "".join(rows))
+    config = TrainingConfig(path=str(path), predict=("y",))
+    with pytest.raises(DataError, match=r"another text in each of 60 rows.*--time with --date-for"):
+        make_dataset(config, read_table(path))
+    for given in (config.replace(categorical=("quarter",)), config.replace(other=1)):
+        dataset = make_dataset(given, read_table(path, kinds=given.kinds()))
+        assert "quarter" in [item.name for item in dataset.spec.inputs]

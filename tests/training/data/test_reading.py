@@ -86,6 +86,7 @@ def test_notations_of_numbers(tmp_path, cells, options, expected):
         ("1.234.567,8", r"--thousands '.' --decimal ,"),
         ("1'234", r'--thousands "\'"'),
         ("12 %", "take signs and units out of the file"),
+        ("1.2.2024", "if it is a date, .*--date-format '%d.%m.%Y'"),
     ],
 )
 def test_an_odd_cell_among_numbers_names_itself_and_the_option_that_reads_it(tmp_path, cell, words):
@@ -98,6 +99,42 @@ def test_a_column_of_decimal_commas_alone_is_no_column_of_names(tmp_path):
     words = r"line 2: column 'a' .*'1,5' \(and 2 more\).*--decimal ,"
     with pytest.raises(DataError, match=words):
         table_of(tmp_path, "a;b\n1,5;x\n2,5;y\n3,25;x\n").usable("a")
+
+
+@pytest.mark.parametrize(
+    ("dates", "form"),
+    [
+        (("01/02/2024", "01/13/2024"), "%m/%d/%Y"),
+        (("01/02/2024", "13/02/2024"), "%d/%m/%Y"),
+        (("1 Jan 2024", "2 Feb 2024"), "%d %b %Y"),
+        (("Jan 1, 2024", "May 2, 2024"), "%b %d, %Y"),
+        (("2024-01", "2024-02"), "%Y-%m"),
+        (("2024/01/02 10:30", "2024/01/02 11:30"), "%Y/%m/%d %H:%M"),
+        (("1/2/2024 1:30 PM", "1/31/2024 1:30 AM"), "%m/%d/%Y %I:%M %p"),
+        (("31.12.2024", "1.1.2025"), "%d.%m.%Y"),
+    ],
+)
+def test_dates_in_another_form_are_no_names(tmp_path, dates, form):
+    """A name a row teaches nothing, and the next file has none of them."""
+    text = "day;y\n" + "".join(f"{day};1\n" for day in dates)
+    with pytest.raises(DataError, match=f"column 'day' .*--date-format '{form}'"):
+        table_of(tmp_path, text).usable("day")
+    assert table_of(tmp_path, text, date_format=form).usable("day").times is not None
+    named = table_of(tmp_path, text, kinds={"day": "text"})
+    assert named.usable("day").labels == dates
+
+
+def test_a_separator_at_the_end_of_each_line_makes_no_column(tmp_path):
+    table = table_of(tmp_path, "a,b,\n1,2,\n3,4,\n")
+    assert list(table.columns) == ["a", "b"]
+    assert numbers(table, "b") == [2, 4]
+
+
+def test_a_text_without_tokens_is_told_from_a_table(tmp_path):
+    path = tmp_path / "story.txt"
+    path.write_text("the cat sat on the mat")
+    with pytest.raises(DataError, match="has a header but no rows; if it is a text, --tokens char"):
+        read_table(str(path))
 
 
 def test_a_row_of_units_is_left_out_by_its_line(tmp_path):

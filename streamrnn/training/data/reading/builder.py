@@ -118,6 +118,12 @@ class ColumnBuilder:
             problem = ""
             if not self._is_given and len(self._labels) > MAX_LABELS:
                 problem = f"has more than {MAX_LABELS} different texts; leave it out"
+            elif not self._is_given and (form := reading.format_of(list(self._labels))):
+                problem = (
+                    f"seems to hold dates, such as {shown(next(iter(self._labels)))}: say how they "
+                    f"are written, perhaps --date-format {form!r}; if they are names, "
+                    f"--categorical {self.name!r}"
+                )
             return Column(self.name, labels=tuple(self._labels), indices=indices, problem=problem)
         values = np.concatenate(self._blocks) if self._blocks else np.zeros(0)
         if self.kind == "numbers" and self._odd is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -14,12 +15,24 @@ from streamrnn.errors import DataError
 from streamrnn.model.checks import shown
 from streamrnn.training.data.reading.options import ReadOptions
 
-__all__ = ["advice", "known_text", "looks_like_a_number", "numbers_of", "parse_time", "times_of"]
+__all__ = [
+    "advice", "format_of", "known_text", "looks_like_a_number", "numbers_of", "parse_time",
+    "times_of",
+]  # fmt: skip
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 # Among numbers, in any case.
 MISSING_WORDS = ("", "nan", "na", "n/a", "null", "none")
+_DAYS = (
+    "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%Y.%m.%d", "%m/%d/%y",
+    "%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%B %d, %Y",
+)  # fmt: skip
+_DATE_FORMATS = (
+    *(day + hour for day in _DAYS for hour in ("", " %H:%M", " %H:%M:%S", " %I:%M %p")),
+    "%Y-%m", "%Y/%m", "%m/%Y", "%b %Y", "%B %Y", "%b-%Y",
+)  # fmt: skip
+_MOST_DATES = 1000  # that are read to find their form
 _EXPONENT = "([eE][+-]?[0-9]+)?"
 _SPACES = "\u00a0\u202f"  # that also part groups of three digits
 # What may be a number in some notation, or with a sign or a unit beside it.
@@ -90,9 +103,27 @@ def looks_like_a_number(cells: pa.Array) -> Flags:
     return flags
 
 
+def format_of(cells: Sequence[str]) -> str:
+    """Return the form in which all the cells are dates, not ISO 8601; empty if none is known.
+
+    Of days and months that might be either, the day is first.
+    """
+    for date_format in _DATE_FORMATS:
+        try:
+            for cell in cells[:_MOST_DATES]:
+                datetime.strptime(cell, date_format)
+        except ValueError:
+            continue
+        return date_format if cells else ""
+    return ""
+
+
 def advice(cell: str, column: str, options: ReadOptions) -> str:
     """Say which option reads a cell that is no number; ``column`` empty: it cannot be names."""
     text = cell.strip()
+    date_format = format_of([text])
+    if date_format:
+        return f"if it is a date, say how dates are written, perhaps --date-format {date_format!r}"
     sign = "[+-]?"
     if options.decimal == "." and re.fullmatch(
         rf"{sign}[0-9]{{1,3}}(,[0-9]{{3}})+(\.[0-9]*)?", text

@@ -12,7 +12,7 @@ import pyarrow.csv
 
 from streamrnn.errors import DataError
 from streamrnn.training.data.reading.builder import ColumnBuilder
-from streamrnn.training.data.reading.dialect import INDEX, Head, read_head
+from streamrnn.training.data.reading.dialect import END, INDEX, Head, read_head
 from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.data.reading.source import Source, TextStream, open_source
 from streamrnn.training.data.table import Table
@@ -20,6 +20,7 @@ from streamrnn.training.data.table import Table
 __all__ = ["read_csv"]
 
 BLOCK_BYTES = 4 << 20
+TEXTS = (".txt", ".md", ".text")
 _BLANKS = [" " * k for k in range(64)] + ["\t"]
 
 
@@ -30,8 +31,9 @@ def read_csv(
 
     ``kinds`` says ``text`` or ``numbers`` of columns where that is known; those of ``keep`` have
     their cells too. A first column without a
-    name that counts the rows (as pandas writes its index) is left out. Raises `DataError` if a row
-    has more or fewer cells than the header, or the bytes are no text.
+    name that counts the rows (as pandas writes its index) is left out, as is a last one without
+    name or cells. Raises `DataError` if a row has more or fewer cells than the header, or the
+    bytes are no text.
     """
     stream = TextStream(source, options.encoding)
     head = read_head(stream, options, source.path)
@@ -44,8 +46,11 @@ def read_csv(
             builder.add(cells)
         num_rows += len(block)
     if not num_rows:
-        raise DataError(f"{source.path} has a header but no rows")
+        advice = "; if it is a text, --tokens char or word" * source.path.endswith(TEXTS)
+        raise DataError(f"{source.path} has a header but no rows{advice}")
     columns = {builder.name: builder.finish() for builder in builders}
+    if head.has_end and not columns.pop(END).is_missing.all():
+        raise DataError(f"{source.path}: column {len(head.names)} has no name in the header")
     if head.has_index and len(columns) > 1:
         numbers = columns[INDEX].numbers
         if numbers is not None and (numbers[1:] - numbers[:-1] == 1).all():

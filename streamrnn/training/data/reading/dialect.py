@@ -13,10 +13,11 @@ from streamrnn.model.checks import shown
 from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.data.reading.source import TextStream
 
-__all__ = ["INDEX", "Head", "read_head"]
+__all__ = ["END", "INDEX", "Head", "read_head"]
 
 HEAD_BYTES = 1 << 20
 INDEX = "index"  # name of a first column without one, as pandas writes it
+END = ""  # of a last one without one
 DELIMITERS = ",;\t|"
 _TRIED_RECORDS = 100
 _NUMBER = re.compile(r"[+-]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)([eE][+-]?[0-9]+)?")
@@ -29,6 +30,7 @@ class Head:
     delimiter: str
     names: tuple[str, ...]  # of the columns
     has_index: bool  # whether the first column had no name
+    has_end: bool  # whether the last one had none: each line ends with a delimiter
     first_line: int  # of the file, from 1: the one behind the header
     skipped: frozenset[int]  # lines that were left out behind it
 
@@ -63,7 +65,8 @@ def read_head(stream: TextStream, options: ReadOptions, path: str) -> Head:
     numbers = [k for k in range(1, len(lines) + 1) if k not in skipped]
     first_line = numbers[num_lines - 1] + 1
     behind = frozenset(k for k in skipped if k >= first_line)
-    return Head(delimiter, names, not header[0], first_line, behind)
+    has_end = len(header) > 1 and not header[-1]
+    return Head(delimiter, names, not header[0], has_end, first_line, behind)
 
 
 def _header(lines: list[str], delimiter: str) -> tuple[int, list[str]]:
@@ -101,7 +104,7 @@ def _names(header: list[str], path: str) -> tuple[str, ...]:
         names[0] = INDEX
     seen: set[str] = set()
     for k, name in enumerate(names):
-        if not name:
+        if not name and k < len(names) - 1:
             raise DataError(f"{path}: column {k + 1} has no name in the header")
         if name in seen:
             raise DataError(f"{path}: two columns are named {shown(name)}; names must differ")
