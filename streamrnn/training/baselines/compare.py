@@ -248,13 +248,11 @@ def verdict(metric: str, own: float, rivals: list[Rival]) -> str:
     than = "than" if words.endswith("er") else "as"
     compared = f"{what} {own:#.4g} is {words} {than} {best.error:#.4g} of the"
     if use == "either":
-        bounds = f"{_LEVEL} {low} to {high}"
+        told, bounds = "no difference can be told", f"{_LEVEL} {low} to {high}"
         if not found.is_bounded:
-            bounds = f"too little for an interval: {best.drawn}"
-        return (
-            f"no difference can be told: the network's {compared} {name}, {bounds}; take the "
-            f"simpler, the {name}"
-        )
+            told = "too few rows to tell"
+            bounds = f"with no interval from {best.drawn}"
+        return f"{told}: the network's {compared} {name}, {bounds}; take the simpler, the {name}"
     return (
         f"the network is better than every baseline: its {compared} best of them, the {name}, "
         f"{_LEVEL} {low} to {high}"

@@ -66,10 +66,14 @@ class Sizes:
         length = f"{self.epochs:,} epochs of about {self.updates_an_epoch:,} updates"
         every = "after each of them"
         if self.updates:
-            length = f"{self.updates:,} updates, about {self.num_epochs:.3g} epochs"
+            shown = ".3g" if self.num_epochs < 100 else ",.0f"
+            length = f"{self.updates:,} updates, about {self.num_epochs:{shown}} epochs"
             every = f"every {self.evaluate_every:,}"
+        rows = f"{self.batch_size:,} segments of {self.segment_steps:,} steps side by side"
+        if self.batch_size == 1:
+            rows = f"segments of {self.segment_steps:,} steps, one at a time"
         return (
-            f"training: {self.batch_size:,} segments of {self.segment_steps:,} steps side by side, "
+            f"training: {rows}, "
             f"gradients over {self.truncation_steps:,} steps; at most {length}, validated {every}, "
             f"to the end or {self.patience:,} times without a better error"
         )

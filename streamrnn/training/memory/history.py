@@ -142,8 +142,8 @@ def history_lines(history: dict[str, Any]) -> list[str]:
     told = f"loss as a share of a constant's, by steps given before a row: {listed}  {of_all}"
     if not history["has_skill"]:
         return [
-            f"memory: no skill (its loss is {full:.3g} times that of a constant): memory figures "
-            "mean nothing",
+            f"memory: no skill (its loss is {full:.3g} times that of the constant that suits "
+            "these rows best): the figures below do not mean memory",
             told,
         ]
     if uses == 0:

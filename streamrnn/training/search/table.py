@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 __all__ = ["search_lines"]
@@ -16,12 +16,15 @@ def search_lines(report: Mapping[str, Any]) -> Iterator[str]:
     if not report:
         return
     rows = [_HEADER, *(_cells(trial) for trial in report["trials"])]
+    kept = _kept(report["trials"]) if "seeds" in report else None
     widths = [max(len(row[k]) for row in rows) for k in range(len(_HEADER))]
-    yield f"search: {len(rows) - 1} trainings, judged by the validation part"
-    for row in rows:
+    yield f"search: {len(rows) - 1} trainings, judged by the validation part" + (
+        "; of those of the full length the best is kept" if kept is not None else ""
+    )
+    for number, row in enumerate(rows):
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        yield "  " + "  ".join(cells)
+        yield "  " + "  ".join(cells) + "  kept" * (number - 1 == kept)
     found = report.get("seeds", {})
     if len(found.get("seeds", ())) > 1:
         test = (
@@ -46,6 +49,12 @@ def _cells(trial: Mapping[str, Any]) -> tuple[str, ...]:
         f"{trial['best_update']:,}",
         "diverged" if trial["loss"] is None else f"{trial['loss']:#.4g}",
     )
+
+
+def _kept(trials: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the number of the best trial of the full length, which alone are tested."""
+    whole = [k for k, trial in enumerate(trials) if trial["test"] and trial["loss"] is not None]
+    return min(whole, key=lambda k: trials[k]["loss"]) if whole else None
 
 
 def _spread(found: Mapping[str, float | None]) -> str:

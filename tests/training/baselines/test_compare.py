@@ -228,9 +228,8 @@ def rival(family, error, ratio, low, high):
         ),
         (
             [rival(Constant, 140.0, 0.95, 0.0, 1e9)],
-            "no difference can be told: the network's rmse 133.2 is 5.0 % smaller than 140.0 of "
-            "the constant, too little for an interval: 8 blocks of 3 rows; take the simpler, the "
-            "constant",
+            "too few rows to tell: the network's rmse 133.2 is 5.0 % smaller than 140.0 of the "
+            "constant, with no interval from 8 blocks of 3 rows; take the simpler, the constant",
         ),
     ],
 )
@@ -246,7 +245,7 @@ def test_few_dates_of_many_streams_are_said_to_be_too_little(tmp_path):
     config = TrainingConfig(path=path, predict=("y",), group=("s",), inputs=("y",), epochs=1)
     lines = list(report_lines(train(config.replace(layers=("gru:2",))).report))
     assert "  95 % intervals need more than 3 blocks of 3 times" in lines
-    assert any("too little for an interval: 3 blocks of 3 times" in line for line in lines)
+    assert any("with no interval from 3 blocks of 3 times" in line for line in lines)
 
 
 def test_percentages_have_a_decimal_where_it_says_something():

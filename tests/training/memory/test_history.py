@@ -58,7 +58,7 @@ def test_figures_of_a_model_without_skill_mean_nothing(delayed):
     assert not found.has_skill
     assert found.full == pytest.approx(1.0, abs=0.02)
     assert "no skill" in history_lines(found.to_dict())[0]
-    assert "mean nothing" in history_lines(found.to_dict())[0]
+    assert "do not mean memory" in history_lines(found.to_dict())[0]
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,8 @@ def test_the_report_has_a_table_and_the_seeds(whole):
     text = "\n".join(report_lines(result.report))
     assert f"search: {len(trials)} trainings, judged by the validation part" in text
     assert "2 seeds, mean and spread" in text
+    (kept,) = (line for line in text.splitlines() if line.endswith("  kept"))
+    assert f"{min(t['loss'] for t in trials if t['updates'] == 120):#.4g}" in kept
     losses = [t["loss"] for t in trials if t["updates"] == 120]
     assert result.history[-1].best == min(losses)
     assert all(t["test"]["y+1"]["rmse"] > 0 for t in trials if t["updates"] == 120)
