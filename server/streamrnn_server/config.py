@@ -30,9 +30,12 @@ __all__ = [
     "parse_metrics_address",
 ]
 
-_BYTES = re.compile(r"(\d+(?:\.\d+)?)([KMGTkmgt]?)")
-_ENDPOINT = re.compile(r"tcp://(\[[^\]]+\]|[^:/]+):(\d+|\*)")
-_METRICS_ADDRESS = re.compile(r"(?:(\[[^\]]+\]|[^:/\[\]]+):)?(\d+)")
+_BYTES = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)([KMGTkmgt]?)")
+_MAX_BYTES = 2**60
+_HOST = r"(\[[^\]\x00-\x20]+\]|[^:/\[\]\x00-\x20]+)"
+_ENDPOINT = re.compile(rf"tcp://{_HOST}:(\d{{1,5}}|\*)")
+_METRICS_ADDRESS = re.compile(rf"(?:{_HOST}:)?(\d{{1,5}})")
+_MAX_S = 10**9  # of times that are counted in ns
 _MAX_SHARDS = 64
 DEVICES = ("cpu", "cuda", "auto")
 _ANY_IPV4 = ipaddress.IPv4Address(0)
@@ -86,7 +89,7 @@ class Endpoint:
             found = socket.getaddrinfo(
                 self.host.strip("[]"), None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
-        except OSError:
+        except (OSError, UnicodeError):  # the latter of a part with more than 63 letters
             return self
         family, *_, address = min(found, key=lambda each: each[0] != socket.AF_INET)
         host = str(address[0])
@@ -130,7 +133,7 @@ def parse_bytes(text: str, option: str) -> int:
     num_bytes = (
         int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else 0
     )
-    if num_bytes == 0:
+    if not 0 < num_bytes <= _MAX_BYTES:
         raise StartError(
             f"{option} {text!r} is no number of bytes; it must be like 2G, 512M or 1000000"
         )
@@ -189,8 +192,8 @@ class ServerConfig:
             raise StartError(f"--shards is {self.num_shards}; it must be 1 to {_MAX_SHARDS}")
         if self.max_streams < 1:
             raise StartError(f"--max-streams is {self.max_streams}; it must be at least 1")
-        if self.idle_limit_s < 0:
-            raise StartError(f"--idle-limit is {self.idle_limit_s}; it must be 0 s or more")
+        if not 0 <= self.idle_limit_s <= _MAX_S:
+            raise StartError(f"--idle-limit is {self.idle_limit_s}; it must be 0 to {_MAX_S} s")
         if self.device not in DEVICES:
             raise StartError(f"--device is {self.device!r}; it must be one of {', '.join(DEVICES)}")
         known = DEVICE_PRECISIONS.get(self.device) or {
@@ -215,9 +218,10 @@ class ServerConfig:
                 f"--checkpoint-interval is {self.checkpoint_interval_s}; it must be above 0 s and "
                 "at most 3600 s"
             )
-        if self.time_to_live_s < 0 or (self.time_to_live_s and self.state_dir is None):
+        has_no_disk = self.time_to_live_s != 0 and self.state_dir is None
+        if has_no_disk or not 0 <= self.time_to_live_s <= _MAX_S:
             raise StartError(
-                f"--time-to-live is {self.time_to_live_s}; it must be 0 s or more, and needs "
+                f"--time-to-live is {self.time_to_live_s}; it must be 0 to {_MAX_S} s, and needs "
                 "--state-dir"
             )
         if self.advertise is not None and (self.advertise.is_wildcard or not self.advertise.port):

@@ -94,6 +94,13 @@ class _Option:
         return value
 
 
+def _parse_path(text: str, option: str) -> Path:
+    """Read a path; an empty one would be the directory that the server happens to be in."""
+    if not text or "\0" in text:
+        raise StartError(f"{option} {text!r} is no path")
+    return Path(text)
+
+
 # Field of `ServerConfig` -> what sets it.
 _OPTIONS = {
     "bind": _Option(
@@ -150,7 +157,7 @@ _OPTIONS = {
     "state_dir": _Option(
         "--state-dir",
         "keep streams on disk (docs/STATE.md)",
-        type=Path,
+        parse=_parse_path,
         metavar="DIR",
     ),
     "durability": _Option(
@@ -174,14 +181,14 @@ _OPTIONS = {
     "curve_secret_key": _Option(
         "--curve-secret-key",
         "this server's NAME.key_secret: connections are encrypted and need keys ('streamrnn keys')",
-        type=Path,
+        parse=_parse_path,
         metavar="FILE",
     ),
     "curve_clients": _Option(
         "--curve-clients",
         "the clients' public keys, USER.key each (or one such file); a stream belongs to the "
         "user who opened it",
-        type=Path,
+        parse=_parse_path,
         metavar="DIR",
     ),
     "admins": _Option(
@@ -223,7 +230,7 @@ _PROGRAM_OPTIONS = {
     "ready_file": _Option(
         "--ready-file",
         "write pid, endpoints, instance when ready",
-        type=Path,
+        parse=_parse_path,
         metavar="FILE",
     ),
     "supervise": _Option(
@@ -331,7 +338,7 @@ def _read_file(
         if len(data) > _MAX_FILE_BYTES:
             raise StartError(f"{path} is no file of options: it has more than 1 MiB")
         found = tomllib.loads(data.decode())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise StartError(f"cannot read the options in {path}: {reason}") from error
     for name in found:

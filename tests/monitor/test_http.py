@@ -195,6 +195,12 @@ def test_what_is_no_address_is_refused(text):
         parse_metrics_address(text, "--metrics")
 
 
+@pytest.mark.parametrize("host", ["a" * 64, "a..b", "none.invalid"])
+def test_a_host_that_cannot_be_found_is_a_start_error(host):
+    with pytest.raises(StartError, match=f"cannot bind --metrics {host}:1"):
+        HttpServer(Endpoint(host, 1), EventLog(stream=io.StringIO()))
+
+
 def test_an_address_that_is_taken_is_a_start_error_and_frees_what_was_bound():
     models = {"m": random_model(np.random.default_rng(7), [("gru", 8)], 2)}
     with socket.create_server(("127.0.0.1", 0)) as other:

@@ -105,6 +105,11 @@ def test_an_abstract_socket_is_reached():
         ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 30.0),
         ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, None),  # another process is meant
         ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "-1"}, None),
+        ({"WATCHDOG_USEC": "1"}, 0.003),  # no core is kept busy
+        ({"WATCHDOG_USEC": str(2**64 - 1)}, 1e6),  # threads can wait for it
+        ({"WATCHDOG_USEC": "9" * 400}, None),
+        ({"WATCHDOG_USEC": "9" * 5000}, None),
         ({"WATCHDOG_USEC": "soon"}, None),
         ({}, None),
     ],
@@ -124,6 +129,21 @@ def test_what_is_deployed_sets_options_that_there_are(name):
     named = set(re.findall(r"\bSTREAMRNN_SERVE_\w+", text))
     assert named
     assert named <= variables_of_options()
+
+
+def test_the_image_s_machine_code_can_be_read_but_not_written_by_who_serves(tmp_path):
+    text = (ROOT / "deploy" / "Containerfile").read_text()
+    after = re.search(r"^RUN \S+/streamrnn compile(.*)$", text, re.MULTILINE)
+    code = tmp_path / "cache" / "engine" / "code"
+    code.parent.mkdir(parents=True)
+    code.touch(0o600)
+    for directory in code.parent, code.parent.parent:
+        directory.chmod(0o700)  # as the cache is made
+    assert after is not None
+    script = f"true{after[1]}".replace("/opt/streamrnn", str(tmp_path))
+    subprocess.run(["sh", "-c", script], check=True, timeout=TIMEOUT_S)
+    modes = [each.stat().st_mode & 0o777 for each in (code.parent.parent, code.parent, code)]
+    assert modes == [0o755, 0o755, 0o644]
 
 
 def test_the_unit_is_one_that_systemd_takes(tmp_path):

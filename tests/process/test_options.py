@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from streamrnn.errors import StartError
 from streamrnn_server.config import Endpoint
+from streamrnn_server.models import load_models
 from streamrnn_server.options import add_options, print_settings, settings_of
 from tests.support.program import TIMEOUT_S, streamrnn
 
@@ -115,11 +116,40 @@ log-format = "json"
         ("memory-budget = -1", "is no number of bytes"),
         ("shards = ", "cannot read the options in"),
         ("[server]\nshards = 1", "'server' in .* is no option"),
+        (f"admin = {'[' * 5000}", "cannot read the options in"),
+        ('state-dir = ""', "state-dir in .* '' is no path"),
+        ('ready-file = "a\\u0000b"', "ready-file in .* is no path"),
+        ('bind = "tcp://a\\u0000b:1"', "bind in .* is no address"),
+        ('advertise = "tcp://a b:1"', "advertise in .* is no address"),
+        ('metrics = "a\\u0000b:1"', "metrics in .* is no address"),
+        (f'metrics = "{"0" * 5000}1"', "metrics in .* is no address"),
+        (f'bind = "tcp://a:{"1" * 5000}"', "bind in .* is no address"),
+        (f'memory-budget = "{"9" * 400}"', "memory-budget in .* is no number of bytes"),
+        ('memory-budget = "9999999999T"', "memory-budget in .* is no number of bytes"),
+        (f"idle-limit = {'9' * 30}", "--idle-limit is 9+; it must be 0 to 1000000000 s"),
+        ("time-to-live = 1000000001\nstate-dir = 'd'", "--time-to-live is 1000000001; it must be"),
     ],
 )
 def test_what_makes_no_sense_in_a_file_is_named_with_its_place(file, text, told):
     with pytest.raises(StartError, match=told):
         said("m", "--config", file(text))
+
+
+@pytest.mark.parametrize("flag", ["--state-dir", "--ready-file", "--curve-secret-key"])
+def test_an_empty_path_is_not_the_directory_that_the_server_is_in(flag):
+    with pytest.raises(StartError, match=f"{flag} '' is no path"):
+        said("m", flag, "")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "a\0", "\udcff", "a\u2028b"])
+def test_a_model_s_name_is_one_line_of_text(name):
+    with pytest.raises(StartError, match="a model's name is one line of text in UTF-8"):
+        load_models([f"{name}=m.safetensors"])
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b", "\udcff"])
+def test_a_host_that_can_have_no_address_is_left_to_who_binds_it(host):
+    assert Endpoint(host, 1).numeric() == Endpoint(host, 1)
 
 
 def test_what_makes_no_sense_in_the_environment_is_named():

@@ -62,10 +62,11 @@ class HttpServer:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind((host, address.port))
             self._socket.listen(_BACKLOG)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter of what can be no name
             self._socket.close()
             where = str(address).removeprefix("tcp://")
-            raise StartError(f"cannot bind --metrics {where}: {error.strerror or error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise StartError(f"cannot bind --metrics {where}: {reason}") from error
         self.url = f"http://{address.host}:{self._socket.getsockname()[1]}"
         self._log = log
         self._routes: Mapping[str, Route] = {}

@@ -19,6 +19,9 @@ from streamrnn_server.worker import Worker
 
 __all__ = ["Notifier", "Watchdog"]
 
+# Whoever wants to hear more often would keep a core busy; and threads wait for no longer.
+_MIN_WATCHDOG_S, _MAX_WATCHDOG_S = 0.003, 1e6
+
 
 class Notifier:
     """Tells the service manager that has started this process, if one has.
@@ -33,10 +36,10 @@ class Notifier:
         self._address = environ.get("NOTIFY_SOCKET", "")
         self.watchdog_s: float | None = None
         is_meant = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             within_s = int(environ.get("WATCHDOG_USEC", "")) / 1e6
             if self._address and is_meant and within_s > 0:
-                self.watchdog_s = within_s
+                self.watchdog_s = min(max(within_s, _MIN_WATCHDOG_S), _MAX_WATCHDOG_S)
 
     def tell(self, *lines: str) -> None:
         """Send lines such as ``READY=1``; if nobody takes them, the server serves all the same."""
@@ -78,9 +81,10 @@ class Watchdog:
 
     def _serve(self) -> None:
         assert self._notifier.watchdog_s is not None
-        while not self._ended.wait(self._notifier.watchdog_s / 3):
-            stuck = asyncio.run(self._health.stuck())
-            if stuck:
-                self._log.write("error", "threads do not move", threads=", ".join(stuck))
-            else:
-                self._notifier.tell("WATCHDOG=1")
+        with asyncio.Runner() as runner:
+            while not self._ended.wait(self._notifier.watchdog_s / 3):
+                stuck = runner.run(self._health.stuck())
+                if stuck:
+                    self._log.write("error", "threads do not move", threads=", ".join(stuck))
+                else:
+                    self._notifier.tell("WATCHDOG=1")
