@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     options = trained_options(model.spec, **reading_settings(args))
     num_rows, num_streams = predict_file(model, args.data, args.output, args.time, group, options)
     streams = f"{num_streams} stream{'' if num_streams == 1 else 's'}"
-    print(f"{args.output}: {num_rows} rows of {streams}", file=sys.stderr)
+    where = "standard output" if args.output == "-" else args.output
+    print(f"{where}: {num_rows} rows of {streams}", file=sys.stderr)
     return 0
 
 

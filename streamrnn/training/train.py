@@ -27,6 +27,7 @@ from streamrnn.training.fit.loop import Fit, fit
 from streamrnn.training.fit.refit import refit, with_all_rows
 from streamrnn.training.fit.stop import StopSignals
 from streamrnn.training.fit.trainer import Evaluation
+from streamrnn.training.report import report_lines
 from streamrnn.training.run.facts import first_and_last_time, make_report
 from streamrnn.training.run.outputs import (
     check_data_name,
@@ -47,9 +48,9 @@ from streamrnn.training.verify import verify
 __all__ = ["TrainingResult", "train", "train_to_file"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainingResult:
-    """Result of a training.
+    """Result of a training; printed, its report.
 
     Attributes
     ----------
@@ -83,6 +84,12 @@ class TrainingResult:
     was_stopped: bool = False
     configuration: Path | None = None
     chosen: Model | None = None
+
+    def __repr__(self) -> str:
+        return f"<TrainingResult {self.model!r}; print it for the report>"
+
+    def __str__(self) -> str:
+        return "\n".join(report_lines(self.report))
 
     @property
     def measured(self) -> Model:

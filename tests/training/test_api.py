@@ -12,6 +12,7 @@ from streamrnn import Engine
 from streamrnn.errors import DataError, TrainingError
 from streamrnn.training import TrainingConfig
 from streamrnn.training import train as train_config
+from streamrnn.training.report import report_lines
 from tests.support.tables import noisy_sine, write_csv
 
 SMALL: dict[str, Any] = {"epochs": 2, "layers": ["gru:4"]}
@@ -50,6 +51,12 @@ def test_frames_train_and_predict_as_their_file_does_whatever_the_order(tmp_path
     np.testing.assert_array_equal(by_path["y_h1"], in_order)
     assert capfd.readouterr() == ("", "")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data.csv", "m.safetensors"]
+
+
+def test_a_result_shows_its_model_and_prints_its_report():
+    result = streamrnn.train(columns(), predict="y", **SMALL)
+    assert repr(result) == f"<TrainingResult {result.model!r}; print it for the report>"
+    assert str(result).splitlines() == list(report_lines(result.report))
 
 
 def test_a_frame_keeps_its_index():

@@ -191,7 +191,7 @@ def test_groups_whose_names_hold_commas_are_put_together_again(tmp_path, option,
     for given in ([], ["--group", option]):
         assert run(predict_command, model, data, *given, "-o", "-") == 0
         captured = capsys.readouterr()
-        assert "240 rows of 2 streams" in captured.err
+        assert "standard output: 240 rows of 2 streams" in captured.err
         outputs.append(captured.out[captured.out.index('"Site') :])
         assert main(["evaluate", str(model), str(data), "--json", *given]) == 0
         assert json.loads(capsys.readouterr().out)["num_streams"] == 2

@@ -44,6 +44,18 @@ def test_sizes_follow_from_the_lengths(
     assert (found.updates, found.evaluate_every, found.patience) == (2000, 40, 20)
 
 
+def test_sizes_are_told_in_words():
+    assert sizes_of([120]).describe() == (
+        "training: segments of 120 steps, one at a time, gradients over 120 steps; at most 2,000 "
+        "updates, about 2,000 epochs, validated every 40, to the end or 20 times without a better "
+        "error"
+    )
+    told = sizes_of([600]).describe()
+    assert "4 segments of 150 steps side by side" in told
+    assert "2,000 updates, about 667 epochs" in told
+    assert "54 updates, about 18 epochs" in sizes_of([600], updates=54).describe()
+
+
 def test_many_rows_get_many_updates_and_few_epochs():
     """Of 3 million training rows 64 are a batch, and 20 epochs of 733 updates are enough."""
 
