@@ -154,7 +154,15 @@ def train(
     """
     with limit_threads(threads):
         dataset = _prepare(config, table)
-        run = _Run(config.open_settings, budget, seeds, progress, stop or (lambda: False), on_trial)
+        run = _Run(
+            config.open_settings,
+            budget,
+            seeds,
+            progress,
+            stop or (lambda: False),
+            on_trial,
+            is_length_open=not (config.updates or config.epochs),
+        )
         with _block(stop):
             return _train(dataset, run)
 
@@ -189,6 +197,7 @@ class _Run:
     on_trial: Callable[[int, Trial], None] | None = None
     keeper_of: Callable[[Dataset], Checkpoint] | None = None
     store: TrialStore | None = None
+    is_length_open: bool = True  # neither updates nor epochs are given
 
     def fit(self, dataset: Dataset) -> Found:
         """Search, if that is wanted, and fit."""
@@ -203,6 +212,7 @@ class _Run:
                 self.store,
                 self.keeper_of,
                 self.on_trial,
+                self.is_length_open,
             )
         keeper = self.keeper_of(dataset) if self.keeper_of else None
         fitted = fit(dataset, self.progress, self.should_stop, keeper)
@@ -343,6 +353,7 @@ def train_to_file(
             on_trial,
             keeper_of,
             store,
+            not (config.updates or config.epochs),
         )
         with _block(stop):
             result = _train(dataset, run)

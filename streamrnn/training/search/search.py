@@ -65,18 +65,20 @@ def search(
     store: TrialStore | None = None,
     keeper_of: Callable[[Dataset], Keeper] | None = None,
     on_trial: Callable[[int, Trial], None] | None = None,
+    is_length_open: bool = True,
 ) -> Found:
     """Choose the ``free`` settings within a budget, and the best of some seeds.
 
-    ``seeds`` 0 is `NUM_SEEDS`, one where there is much to train. Raises `TrainingError` if every
-    trial diverges, `TrainingStopped` if it is stopped before anything is validated.
+    ``is_length_open`` says that a time may decide how long a training is. ``seeds`` 0 is
+    `NUM_SEEDS`, one where there is much to train. Raises `TrainingError` if every trial diverges,
+    `TrainingStopped` if it is stopped before anything is validated.
     """
     if dataset.config.start_from:  # of those layers, and beside no path
         free = tuple(name for name in free if name not in ("layers", "lags"))
     store = store or TrialStore(None, {}, False)
     runner = Runner(dataset, store, progress, should_stop, keeper_of, on_trial)
     try:
-        plan = _Plan.of(dataset, free, budget, seeds, runner, store)
+        plan = _Plan.of(dataset, free, budget, seeds, store, is_length_open)
         winner = _run(plan, runner)
         fitted = runner.fit(winner.settings)
         was_stopped = fitted.was_stopped
@@ -111,8 +113,8 @@ class _Plan:
         free: tuple[str, ...],
         budget: Budget | None,
         seeds: int,
-        runner: Runner,
         store: TrialStore,
+        is_length_open: bool,
     ) -> _Plan:
         """Make a plan, or take the one that a search began with."""
         if not store.plan:
@@ -129,7 +131,7 @@ class _Plan:
                 rest = fitting / full - 1 - num_seeds
                 num_trials = min(num_trials, max(4, int(SHORT * rest)), 24)
                 share = num_trials / SHORT + (2 if free else 1) + num_seeds - 1
-                if not dataset.config.epochs:
+                if is_length_open and not dataset.config.epochs:
                     full = min(MAX_UPDATES, max(MIN_UPDATES, int(fitting / share)))
             is_by_epochs = bool(dataset.config.epochs and not dataset.config.updates)
             store.plan = {

@@ -87,6 +87,13 @@ def test_a_search_that_was_stopped_goes_on_to_the_bit(whole, config, tmp_path, s
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "m.toml"]
 
 
+def test_updates_that_are_given_are_not_changed_by_a_time(config, monkeypatch):
+    monkeypatch.setattr("streamrnn.training.search.search._seconds_an_update", lambda _: 1e-3)
+    result = train(config, budget=Budget(1, 10.0), seeds=1)
+    assert result.config.updates == config.updates
+    assert {t["updates"] for t in result.report["search"]["trials"]} == {100, 120}
+
+
 def test_a_second_stop_does_not_put_a_worse_model_in_its_place(config, tmp_path):
     path = tmp_path / "m.safetensors"
     best = stopped(config, path)
