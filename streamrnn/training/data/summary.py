@@ -213,6 +213,19 @@ def summary_lines(dataset: Dataset) -> Iterator[str]:
         for part in PARTS
     )
     yield f"parts by {dataset.split.kind}: {counts} rows; test: {dataset.split.says}"
+    if _parts_share_labels(dataset):
+        yield (
+            "each stream has one label, which is in its training part too: the test error tells "
+            "nothing of new streams; --split-by stream judges those"
+        )
+
+
+def _parts_share_labels(dataset: Dataset) -> bool:
+    if dataset.config.farthest or dataset.split.kind not in ("time", "date"):
+        return False
+    if dataset.loss not in ("cross_entropy", "binary_cross_entropy") or len(dataset.streams) < 2:
+        return False
+    return all(len(np.unique(s.target[~np.isnan(s.target)])) <= 1 for s in dataset.streams)
 
 
 def _times_text(times: Times) -> str:

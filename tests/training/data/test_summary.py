@@ -72,3 +72,20 @@ def test_what_is_told_of_many_columns_with_wild_names_stays_short_and_printable(
     assert "\x1b" not in "".join(lines)
     assert max(map(len, lines)) < 200
     assert any("and 61 more columns" in line for line in lines)
+
+
+def test_streams_of_one_label_in_all_parts_are_told(tmp_path):
+    """Of twelve streams, parts are by time: the label of the test rows was learned."""
+    rows = (f"{k // 10},{k % 7},{('up', 'down')[k // 10 % 2]}\n" for k in range(120))
+    path = tmp_path / "data.csv"
+    path.write_text("s,x,label\n" + "".join(rows))
+    config = TrainingConfig(path=str(path), predict=("label",), group=("s",), horizon=(0,))
+
+    def is_told(config):
+        lines = summary_lines(make_dataset(config, read_table(path, kinds=config.kinds())))
+        return any(line.startswith("each stream has one label") for line in lines)
+
+    assert is_told(config)
+    assert not is_told(config.replace(split_by="stream"))
+    path.write_text(path.read_text().replace(",up", ",down", 1))  # a stream of two labels
+    assert not is_told(config)
