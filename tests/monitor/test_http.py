@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import socket
@@ -138,6 +139,31 @@ def test_silent_connections_keep_nobody_out():
         # The oldest made way.
         assert everything(silent[0]) == b""
         assert len(server._connections) <= MAX_CONNECTIONS
+
+
+def test_who_has_asked_is_answered_whatever_silent_connections_come():
+    begun, gate = threading.Event(), threading.Event()
+
+    async def wait(accepts):
+        begun.set()
+        while not gate.is_set():
+            await asyncio.sleep(0.001)
+        return Answer(HTTPStatus.OK, b"waited")
+
+    server = HttpServer(ANYWHERE, EventLog(stream=io.StringIO()))
+    server.start({"/wait": wait, "/ping": _pong}, lambda *args: None)
+    try:
+        with connect(server) as one, contextlib.ExitStack() as opened:
+            one.sendall(b"GET /wait HTTP/1.1\r\n\r\n")
+            assert begun.wait(TIMEOUT_S)
+            for _ in range(2 * MAX_CONNECTIONS):
+                opened.enter_context(connect(server))
+            assert get(server.url, "/ping") == (200, "pong ")  # all those are there now
+            gate.set()
+            assert everything(one).endswith(b"waited")
+    finally:
+        gate.set()
+        server.stop()
 
 
 def test_a_slow_connection_is_ended_when_its_time_is_over(monkeypatch):

@@ -1,7 +1,8 @@
 """Answers GET requests over HTTP/1.1, in a thread of its own; one answer a connection.
 
 Whoever connects may be hostile: a connection has some seconds for all of it, a request some KiB,
-and when there are too many connections the oldest makes way.
+and when there are too many connections the oldest makes way, one that has not asked yet before one
+that waits for its answer.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class HttpServer:
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(self._note)
         self._ended = asyncio.Event()
-        self._connections: dict[asyncio.Task[Any], None] = {}  # the oldest first
+        # The oldest first; whether its request is here.
+        self._connections: dict[asyncio.Task[Any], bool] = {}
         self.worker = Worker("http", self._serve)
 
     def start(self, routes: Mapping[str, Route], on_failure: OnFailure) -> None:
@@ -113,14 +115,17 @@ class HttpServer:
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._connections[task] = None
-        if len(self._connections) > MAX_CONNECTIONS:
-            oldest = next(iter(self._connections))
+        if len(self._connections) >= MAX_CONNECTIONS:
+            silent = (each for each, has_asked in self._connections.items() if not has_asked)
+            oldest = next(silent, next(iter(self._connections)))
             del self._connections[oldest]
             oldest.cancel()
+        self._connections[task] = False
         try:
             async with asyncio.timeout(_WITHIN_S):
-                method, answer = await self._answer(reader)
+                head = await _read_head(reader)
+                self._connections[task] = True
+                method, answer = await self._answer(head)
                 writer.write(_encode(answer, with_body=method != "HEAD"))
                 writer.close()
                 await writer.wait_closed()
@@ -130,10 +135,8 @@ class HttpServer:
             self._connections.pop(task, None)
             writer.transport.abort()
 
-    async def _answer(self, reader: asyncio.StreamReader) -> tuple[str, Answer]:
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        except asyncio.LimitOverrunError:
+    async def _answer(self, head: str | None) -> tuple[str, Answer]:
+        if head is None:
             return "", _refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         first, *lines = head.split("\r\n")
         words = first.split(" ")
@@ -152,6 +155,14 @@ class HttpServer:
         except Exception as error:  # a fault of ours must not end the thread
             self._log.write_fault("a request over HTTP failed", error)
             return method, _refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+async def _read_head(reader: asyncio.StreamReader) -> str | None:
+    """Return what comes before a body; None if it is too much."""
+    try:
+        return (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    except asyncio.LimitOverrunError:
+        return None
 
 
 def _refusal(status: HTTPStatus, *words: str) -> Answer:
