@@ -240,6 +240,8 @@ def test_every_setting_is_an_option_and_can_be_set(name):
         "skip_rows": ("2", "4-5"),
         "date_format": "%d.%m.%Y",
         "schedule": "constant",
+        "initialisation": "uniform",
+        "optimiser": "sgd",
     }
     kind = str(TrainingConfig.__dataclass_fields__[name].type)
     value = special.get(name, EXAMPLES.get(kind, EXAMPLES["dict"]))

@@ -141,8 +141,9 @@ def test_mean_and_spread_are_those_of_the_seeds(dataset, made_up):
     assert report["seeds"]["validation"] == {"mean": 4.0, "spread": 1.0}
     assert report["seeds"]["test"] == {"y+1": {"rmse": {"mean": 2.0, "spread": 1.0}}}
     lines = list(search_lines(report))
-    assert lines[0] == "search: 3 trainings, judged by the validation part"
-    assert lines[2].split() == ["lstm:32", "0.003", "0", "0", "2,000", "7", "3.000"]
+    assert lines[0].startswith("search: 3 trainings, judged by the validation part; of those of")
+    assert lines[2].split() == ["lstm:32", "0.003", "0", "0", "2,000", "7", "3.000", "kept"]
+    assert not any(line.endswith("kept") for line in lines[3:-1])
     assert "validation loss 4.000 +- 1, test rmse of y+1 2.000 +- 1; seed 0 is kept" in lines[-1]
 
 
