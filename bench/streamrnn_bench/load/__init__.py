@@ -1,0 +1,1 @@
+"""Load on any running server: schedules, the compiled generator, latencies, capacity."""
