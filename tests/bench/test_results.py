@@ -9,7 +9,15 @@ import pytest
 
 from streamrnn_bench.commands import bench as command
 from streamrnn_bench.report.machine_load import MachineLoad, quieter_half
-from streamrnn_bench.report.results import BenchError, Result, commit, header, table, write_json
+from streamrnn_bench.report.results import (
+    BenchError,
+    Result,
+    commit,
+    environment,
+    header,
+    table,
+    write_json,
+)
 from streamrnn_bench.step.cases import Case, parse_case
 from streamrnn_server.cli import main
 
@@ -37,7 +45,7 @@ def test_json_is_one_object_a_line():
     file = io.StringIO()
     write_json([a_result(1.0, 2.0, "us"), a_result(3.0, 4.0, "GB/s")], file)
     objects = [json.loads(line) for line in file.getvalue().splitlines()]
-    assert [list(each) for each in objects] == [KEYS, KEYS]
+    assert [list(each) for each in objects] == 2 * [[*KEYS, *environment()]]
     assert objects[0] == {
         "benchmark": "step",
         "case": "lstm 64->128 B=48 float32 cpu",
@@ -47,6 +55,7 @@ def test_json_is_one_object_a_line():
         "reference_value": 2.0,
         "ratio": 2.0,
         "commit": commit(),
+        **environment(),
     }
 
 

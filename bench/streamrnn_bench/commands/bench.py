@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from streamrnn_bench.commands.reports import REPORTS, write_reports
+from streamrnn_bench.report.compare import RUN_NOISE
 from streamrnn_bench.report.results import (
     ERROR_UNIT,
     BenchError,
@@ -19,6 +21,7 @@ from streamrnn_bench.report.results import (
     table,
     write_json,
 )
+from streamrnn_bench.report.runs import runs_of
 from streamrnn_bench.step.cases import BATCH_SIZES, Case, parse_case
 
 __all__ = ["BENCHMARKS", "configure", "run"]
@@ -33,16 +36,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "name",
         metavar="NAME",
         nargs="?",
-        choices=(*BENCHMARKS, *NAMED, TRAINING),
+        choices=(*BENCHMARKS, *NAMED, TRAINING, *REPORTS),
         help=", ".join(BENCHMARKS)
         + f"; without it all of these; {', '.join(NAMED)}, of sequences of one class each; "
-        f"{TRAINING}, which takes an hour",
+        f"{TRAINING}, which takes an hour; {', '.join(REPORTS)}, of what was written before",
+    )
+    parser.add_argument(
+        "paths",
+        metavar="FILE",
+        type=Path,
+        nargs="*",
+        help="report, compare: what --json wrote, or a directory of such files, of several runs",
     )
     parser.add_argument(
         "--json",
         metavar="FILE",
         help="also write one JSON object a line; into a directory: a file named by the processor "
         "or the GPU, and by the benchmark",
+    )
+    parser.add_argument("--csv", metavar="FILE", type=Path, help="also write a table")
+    parser.add_argument(
+        "--html", metavar="FILE", type=Path, help="also write a page with charts, in one file"
+    )
+    parser.add_argument(
+        "--runs",
+        metavar="N",
+        type=_positive,
+        default=1,
+        help="measure all of it so often, for `compare` (%(default)s)",
+    )
+    parser.add_argument(
+        "--run-noise",
+        metavar="PERCENT",
+        type=float,
+        default=100 * RUN_NOISE,
+        help="compare: what two runs of one program may differ by (%(default)g)",
     )
     parser.add_argument(
         "--cases",
@@ -256,16 +284,21 @@ def run(args: argparse.Namespace) -> int:
 
     Raises a `BenchError` if a measurement cannot be made, or a result to be measured is wrong.
     """
+    if args.name in REPORTS:
+        return REPORTS[args.name](args)
+    if args.paths:
+        raise BenchError(f"bench {args.name} takes no file; only {' and '.join(REPORTS)} do")
     if args.name == TRAINING:
         from streamrnn_bench.training.run import run_training
 
         return run_training(args, _json_path(args) if args.json else None)
     cases = [parse_case(text) for text in args.cases or ()]
-    wrong: list[str] = []
+    everything: list[Result] = []
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(_json_path(args), "w")) if args.json else None
         print(header())
-        for name in [args.name] if args.name else BENCHMARKS:
+        names = [args.name] if args.name else list(BENCHMARKS)
+        for name in args.runs * names:
             results = []
             for result in (BENCHMARKS | NAMED)[name](args, cases):
                 results.append(result)
@@ -273,7 +306,10 @@ def run(args: argparse.Namespace) -> int:
                     write_json([result], file)
                     file.flush()
             print(f"\n{name}\n{table(results)}", flush=True)
-            wrong += [result.case for result in results if result.unit == ERROR_UNIT]
+            everything += results
+    if everything:
+        write_reports(args, [runs_of(everything)])
+    wrong = [result.case for result in everything if result.unit == ERROR_UNIT]
     if wrong:
         raise BenchError(f"wrong, and so not timed: {', '.join(wrong)}")
     return 0

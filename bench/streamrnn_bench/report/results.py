@@ -7,11 +7,11 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import streamrnn
 from streamrnn.errors import StreamRNNError
@@ -19,14 +19,23 @@ from streamrnn.kernels.vector_width import WIDTH
 
 __all__ = [
     "ERROR_UNIT",
+    "UNITS_OF_COST",
     "BenchError",
+    "Key",
     "Result",
+    "aligned",
     "commit",
+    "environment",
     "header",
+    "number",
     "processor",
+    "ratio_text",
     "table",
     "write_json",
 ]
+
+Key = tuple[str, str, str]
+"""Benchmark, case and unit."""
 
 
 class BenchError(StreamRNNError):
@@ -46,16 +55,34 @@ class Result:
     # The table only shows these two; nothing fails below the target ratio.
     target: float | None = field(default=None, compare=False)
     note: str = field(default="", compare=False)
+    # Of single rounds, for `streamrnn bench compare`: the two values are their medians.
+    samples: tuple[float, ...] = field(default=(), compare=False)
+    reference_samples: tuple[float, ...] = field(default=(), compare=False)  # of the same rounds
+    # What else was measured. The page draws ``series`` over ``streams``, ``latency_us`` (by
+    # percentile: ``{"50": 12.5, "99.9": 80.0}``) and ``breakdown_us`` (by part of a step).
+    details: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def key(self) -> Key:
+        """What is the same measurement in two runs."""
+        return self.benchmark, self.case, self.unit
 
     @property
     def ratio(self) -> float:
         """Quotient to the reference for rates, its inverse for costs: above 1 is better."""
-        if self.unit in _UNITS_OF_COST:
+        if self.unit in UNITS_OF_COST:
             return self.reference_value / self.value
         return self.value / self.reference_value
 
-    def to_dict(self) -> dict[str, str | float]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the object that `write_json` writes."""
+        more = {
+            "samples": list(self.samples),
+            "reference_samples": list(self.reference_samples),
+            "details": dict(self.details),
+            "target": self.target,
+            "note": self.note,
+        }
         return {
             "benchmark": self.benchmark,
             "case": self.case,
@@ -65,12 +92,14 @@ class Result:
             "reference_value": self.reference_value,
             "ratio": self.ratio,
             "commit": commit(),
+            **{name: value for name, value in more.items() if value},
+            **environment(),
         }
 
 
 ERROR_UNIT = "off"
 """The unit of an error that is more than its tolerance: such a result is wrong."""
-_UNITS_OF_COST = ("s", "ms", "us", "ns", "KiB", ERROR_UNIT)
+UNITS_OF_COST = ("s", "ms", "us", "ns", "KiB", ERROR_UNIT)
 
 
 @cache
@@ -96,13 +125,26 @@ def _git(root: Path, *arguments: str) -> str:
     ).stdout.strip()
 
 
+@cache
+def environment() -> dict[str, str | int]:
+    """Return where and when this process measures, and with which versions."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "machine": processor(),
+        "cores": usable or 1,
+        "vector_floats": WIDTH,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "began": datetime.datetime.now().astimezone().isoformat(" ", "minutes"),
+    }
+
+
 def header() -> str:
     """Describe the machine, the sources and the time in one line."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    now = datetime.datetime.now().astimezone().isoformat(" ", "minutes")
+    of = environment()
     return (
-        f"{processor()}, {usable} cores, vectors of {WIDTH} float32; "
-        f"Python {platform.python_version()} on {platform.system()}; commit {commit()}; {now}"
+        f"{of['machine']}, {of['cores']} cores, vectors of {of['vector_floats']} float32; "
+        f"Python {of['python']} on {of['system']}; commit {commit()}; {of['began']}"
     )
 
 
@@ -120,8 +162,12 @@ def processor() -> str:
 def table(results: Iterable[Result]) -> str:
     """Format results as aligned columns: case, value, reference, ratio, target."""
     rows = [("case", "value", "reference", "", "ratio", "target", ""), *map(_cells, results)]
+    return aligned(rows, left=(0, 3, 6))
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int]) -> str:
+    """Align columns of text to the right, those of ``left`` to the left."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    left = (0, 3, 6)
     lines = []
     for row in rows:
         cells = (
@@ -135,20 +181,25 @@ def table(results: Iterable[Result]) -> str:
 def _cells(result: Result) -> tuple[str, ...]:
     return (
         result.case,
-        f"{_number(result.value)} {result.unit}",
-        f"{_number(result.reference_value)} {result.unit}",
+        f"{number(result.value)} {result.unit}",
+        f"{number(result.reference_value)} {result.unit}",
         result.reference,
-        f"{result.ratio:.2f}",
+        ratio_text(result.ratio),
         "" if result.target is None else f">= {result.target:.2f}",
         result.note,
     )
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Format three significant digits, and thousands in groups."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
+
+
+def ratio_text(ratio: float) -> str:
+    """Format two decimals, or as many as a small ratio needs."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def write_json(results: Iterable[Result], file: IO[str]) -> None:

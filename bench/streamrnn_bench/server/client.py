@@ -181,6 +181,8 @@ def _step_results(case: Case, rounds: Sequence[Round], others: str) -> Iterator[
         reference_value=median(each["request"].p50_us for each in rounds),
         target=_ROUND_TRIP_TARGET,
         note=others,
+        samples=tuple(each["step"].p50_us for each in rounds),
+        reference_samples=tuple(each["request"].p50_us for each in rounds),
     )
 
 
@@ -224,4 +226,6 @@ def _result(
         reference_value=median(each[reference].processor_us for each in rounds),
         target=target,
         note=note,
+        samples=tuple(each[name].processor_us for each in rounds),
+        reference_samples=tuple(each[reference].processor_us for each in rounds),
     )

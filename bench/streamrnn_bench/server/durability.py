@@ -186,6 +186,8 @@ def _results(
         reference_value=median(map(_rate, none)),
         target=_RATE_TARGETS[durability],
         note=f"{num_bytes:,.0f} bytes a step; {_range(ratios)}; {note}",
+        samples=tuple(map(_rate, found)),
+        reference_samples=tuple(map(_rate, none)),
     )
     for quantile in ("p50", "p99.9"):
         times, times_none = ([each[f"{quantile}_us"] for each in of] for of in (found, none))
@@ -199,6 +201,8 @@ def _results(
             reference_value=median(times_none),
             target=None if quantile == "p50" else _TAIL_TARGETS[durability],
             note=_range(ratios),
+            samples=tuple(times),
+            reference_samples=tuple(times_none),
         )
     if durability == _ALWAYS:
         yield _against_disk(name, found, none)

@@ -103,6 +103,8 @@ def _live(
         reference_value=median(few for _, few in pairs),
         target=_RATE_TARGET,
         note=describe_rounds(share, [many / few for many, few in pairs]),
+        samples=tuple(many for many, _ in pairs),
+        reference_samples=tuple(few for _, few in pairs),
     )
     row_kib = Program(case.model()).row_bytes / 1024
     yield Result(

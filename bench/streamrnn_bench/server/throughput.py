@@ -158,6 +158,9 @@ def measure_throughput(
             reference_value=median(their for _, their in pairs),
             target=_THROUGHPUT_TARGETS.get(str(case)) if has_target else None,
             note=describe_rounds(share, [our / their for our, their in pairs]),
+            samples=tuple(our for our, _ in pairs),
+            reference_samples=tuple(their for _, their in pairs),
+            details={"streams": num_streams, "series": f"{case} float32 {device}{of_shards}"},
         )
 
 
@@ -212,7 +215,15 @@ def _roundtrip(
         reference_value=median(their[name] for _, their in pairs),
         target=target,
         note=describe_rounds(share, [their[name] / our[name] for our, their in pairs]),
+        samples=tuple(our[name] for our, _ in pairs),
+        reference_samples=tuple(their[name] for _, their in pairs),
+        details={"latency_us": _latency(pairs)} if case.endswith("p50") else {},
     )
+
+
+def _latency(pairs: Sequence[tuple[Found, Found]]) -> dict[str, float]:
+    quantiles = ("50", "99", "99.9")
+    return {q: median(our[f"p{q}_us"] for our, _ in pairs) for q in quantiles}
 
 
 def _python_round_trips(stream: Stream, case: Case, duration_s: float) -> Found:
