@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,7 @@ def _facts(args: argparse.Namespace, result: TrainingResult) -> dict[str, Any]:
         "configuration": str(result.configuration),
         "chosen": str(chosen_path(Path(args.output))) if result.chosen else None,
         "was_stopped": result.was_stopped,
+        "history": [asdict(evaluation) for evaluation in result.history],
         "report": result.report,
     }
     plain: dict[str, Any] = finite(facts)

@@ -25,12 +25,13 @@ from streamrnn.gradients.activations import emit_sigmoid, emit_tanh
 from streamrnn.kernels.cpu.vectors import Emitter
 from streamrnn.kernels.gates import DENSE, GRU, LSTM
 
-__all__ = ["BACKWARD", "CELLS", "FORWARD", "H_SLOTS", "NUM_SLOTS", "TILE_KINDS", "X_SLOTS"]
+__all__ = ["BACKWARD", "CELLS", "FORWARD", "GATES", "H_SLOTS", "NUM_SLOTS", "TILE_KINDS", "X_SLOTS"]
 
 # A cell: what the trainer's tiles are made for.
 RNN_TANH, RNN_RELU, GRU_CELL, LSTM_CELL = range(4)
 CELLS = {"rnn_tanh": RNN_TANH, "rnn_relu": RNN_RELU, "gru": GRU_CELL, "lstm": LSTM_CELL}
 TILE_KINDS = (DENSE, DENSE, GRU, LSTM)
+GATES = {"rnn_tanh": (), "rnn_relu": (), "gru": ("", "r", "z", "n"), "lstm": ("i", "f", "g", "o")}
 NUM_SLOTS = (1, 1, 4, 4)
 H_SLOTS = ((0,), (0,), (1, 2, 0), (0, 1, 2, 3))
 X_SLOTS = ((0,), (0,), (1, 2, 3), (0, 1, 2, 3))

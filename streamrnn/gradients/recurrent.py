@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from streamrnn.gradients import passes
-from streamrnn.gradients.cells import CELLS, H_SLOTS, NUM_SLOTS, TILE_KINDS, X_SLOTS
+from streamrnn.gradients.cells import CELLS, GATES, H_SLOTS, NUM_SLOTS, TILE_KINDS, X_SLOTS
 from streamrnn.gradients.dense import (
     add_over_rows,
     flat_rows,
@@ -148,6 +148,21 @@ class Recurrent(Node):
         """Return the state after the last step, the caller's own."""
         h = self.h[-1].copy()
         return (h, self.c[-1, :, : self.output_size].copy()) if self.is_lstm else (h,)
+
+    def kept(self) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Return gates and states of the last chunk, [B, T, H] of float64, before the way back."""
+        slots, size = GATES[self.cell], self.output_size
+        gates = {
+            name: self.gates[:, :, k * self.padded : k * self.padded + size]
+            for k, name in enumerate(slots)
+            if name
+        }
+        states = {"h": self.h} | ({"c": self.c[1:, :, :size]} if self.is_lstm else {})
+
+        def by_row(values: dict[str, Array]) -> dict[str, Array]:
+            return {k: value.swapaxes(0, 1).astype(np.float64) for k, value in values.items()}
+
+        return by_row(gates), by_row(states)
 
     def begin_back(self, grad: Array | None, grad_after: State | None = None) -> None:
         """Make ready for the way back, with the loss's gradient by h and by the last state."""

@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from streamrnn.training.network.layers import Array
 __all__ = ["Checkpoint", "is_checkpoint"]
 
 METADATA_KEY = "streamrnn.training"
-_FORMAT = 2
+_FORMAT = 3
+_NUMBERS = tuple(item for item in fields(Evaluation) if item.name != "memory")
 _DAMAGED = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
 
@@ -49,6 +50,7 @@ class Checkpoint:
             "identity": self.identity,
             "counts": asdict(trainer.counts),
             "rng": trainer.rng_before,
+            "memory": [each.memory for each in trainer.history],
         }
         metadata = {METADATA_KEY: json.dumps(about | {"sha256": _digest(about, arrays)})}
         try:
@@ -122,8 +124,8 @@ def _arrays(trainer: Trainer) -> dict[str, Array]:
     for kind, states in (("ends", trainer.ends), ("state", trainer.state)):
         for k, layer in enumerate(states):
             named |= {f"{kind}.{k}.{s}": state for s, state in enumerate(layer)}
-    history = [astuple(evaluation) for evaluation in trainer.history]
-    named["history"] = np.array(history, np.float64).reshape(len(history), len(fields(Evaluation)))
+    history = [[getattr(each, item.name) for item in _NUMBERS] for each in trainer.history]
+    named["history"] = np.array(history, np.float64).reshape(len(history), len(_NUMBERS))
     return named
 
 
@@ -154,7 +156,7 @@ def _fill(trainer: Trainer, about: dict[str, Any], kept: Mapping[str, Array]) ->
     if trainer.counts.num_pieces:
         num_rows = len(trainer.plan[trainer.counts.num_pieces - 1].rows)
         trainer.state = trainer.network.initial_state(num_rows)
-    trainer.history = _history(kept["history"])
+    trainer.history = _history(kept["history"], about["memory"])
     if trainer.counts.best_evaluation > len(trainer.history):
         raise ValueError(f"evaluation {trainer.counts.best_evaluation} is the best one")
     expected = _arrays(trainer)
@@ -184,13 +186,15 @@ def _counts(given: dict[str, Any], num_pieces: int) -> Counts:
     return counts
 
 
-def _history(rows: Array) -> list[Evaluation]:
-    names = fields(Evaluation)
-    if rows.ndim != 2 or rows.shape[1] != len(names):
+def _history(rows: Array, probes: Any) -> list[Evaluation]:
+    if rows.ndim != 2 or rows.shape[1] != len(_NUMBERS):
         raise ValueError(f"the history has the shape {rows.shape}")
+    if not isinstance(probes, list) or not all(p is None or isinstance(p, dict) for p in probes):
+        raise ValueError(f"what it remembers is {shown(probes)}")
     history = []
-    for row in rows.tolist():
-        values = {item.name: value for item, value in zip(names, row, strict=True)}
+    for row, memory in zip(rows.tolist(), probes, strict=True):
+        values = {item.name: value for item, value in zip(_NUMBERS, row, strict=True)}
+        values["memory"] = memory
         for name in ("num_updates", "max_updates", "trial"):
             values[name] = int(values[name])
         history.append(Evaluation(**values))

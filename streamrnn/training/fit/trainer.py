@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from streamrnn.training.fit.optimisers import clip_by_global_norm, make_optimise
 from streamrnn.training.fit.schedule import learning_rate
 from streamrnn.training.fit.start import starting_weights
 from streamrnn.training.fit.unseen_categories import silence_unseen
+from streamrnn.training.memory.probe import Probe
 from streamrnn.training.network.layers import Array, State
 from streamrnn.training.network.network import Network, flat_views, initial_parameters
 
@@ -44,6 +46,8 @@ class Evaluation:
     max_updates: int = 0  # 0: the epochs are the bound
     seconds: float = field(default=0.0, compare=False)  # of training, since it began
     trial: int = 0  # of a search, from 1; 0: there is none
+    clipped: float = 0.0  # share of the updates since the evaluation before
+    memory: dict[str, Any] | None = None  # what a `Probe` of these weights gave, if one was made
 
     def times(self, unit: float) -> Evaluation:
         """Return it with its losses in other units."""
@@ -61,6 +65,7 @@ class Counts:
     num_targets: int = 0  # since the last evaluation
     num_updates: int = 0
     num_clipped: int = 0
+    num_clipped_before: int = 0  # the last evaluation
     max_norm: float = 0.0  # of a gradient, before clipping
     learning_rate: float = 0.0  # of the last update
     best_evaluation: int = 0  # from 1; 0: none has had a finite error
@@ -94,6 +99,7 @@ class Trainer:
         self.ends = self.network.initial_state(len(self.segments) + 1)
         self.state: list[State] = []  # of the rows of the current batch
         self.validation = PartLoss(self.network, dataset, "validation")
+        self.probe = Probe(self.network, dataset, self.sizes.truncation_steps)
         self.counts = Counts()
         self.history: list[Evaluation] = []
         self.begin_epoch()
@@ -196,6 +202,10 @@ class Trainer:
         counts, own = self.counts, self.network.flat.copy()
         self.network.flat[:] = self.average
         loss = self.validation.now()
+        last = self.history[-1].num_updates if self.history else 0
+        clipped = counts.num_clipped - counts.num_clipped_before
+        clipped_share = clipped / max(counts.num_updates - last, 1)
+        memory = self.probe(loss, clipped_share) if self._is_probed() else None
         self.network.flat[:] = own
         best_loss = self.history[-1].best if self.history else np.inf
         if loss < best_loss:
@@ -212,6 +222,14 @@ class Trainer:
                 counts.num_updates,
                 self.sizes.updates,
                 time.monotonic() - started_s,
+                clipped=clipped_share,
+                memory=memory,
             )
         )
         counts.num_targets, counts.loss_sum = 0, 0.0
+        counts.num_clipped_before = counts.num_clipped
+
+    def _is_probed(self) -> bool:
+        last = max((each.num_updates for each in self.history if each.memory), default=0)
+        since = self.counts.num_updates - last
+        return self.probe.is_due(len(self.history) + 1, since, self.sizes.batch_size)

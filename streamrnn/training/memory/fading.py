@@ -8,7 +8,7 @@ float64, written out for the plain cells, apart from the trainer's own way back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ __all__ = [
     "LayerFading",
     "fading_lines",
     "jacobian_by_lag",
+    "layers_by_lag",
     "measure_fading",
     "plain_stack",
 ]
@@ -100,11 +101,9 @@ def measure_fading(
         return None
     targets = TargetsOf(dataset, rows)
 
-    def gradient(y: Array) -> Array:
-        return targets.gradient(targets.in_network_units(y))
-
-    run = run_gates(model, windows_before(dataset, rows))
-    found = _through(model, *run, gradient)
+    y, gates = run_gates(model, windows_before(dataset, rows))
+    grad_z = targets.gradient(targets.in_network_units(y[:, -1]))
+    found = layers_by_lag(model.parameters, gates, grad_z)
     return Fading(found, rows.history + 1, len(rows.rows), truncation_steps)
 
 
@@ -119,17 +118,15 @@ def jacobian_by_lag(model: Model, x: NDArray[Any]) -> tuple[LayerFading, ...]:
         return ()
     assert model.spec.head is not None
     activation, size = model.spec.head.activation, model.spec.output_size
-    run = run_gates(model, x)
+    y, gates = run_gates(model, x)
+    y = y[:, -1]
     # Of many outputs chance combinations: the mean of their squares is the same (Hutchinson 1990).
     rng = np.random.default_rng(0)
     drawn = rng.choice([-1.0, 1.0], (MAX_OUTPUTS, size)) / np.sqrt(MAX_OUTPUTS)
     parts = []
     for row in np.eye(size) if size <= MAX_OUTPUTS else drawn:
-
-        def gradient(y: Array, row: Array = row) -> Array:
-            return np.asarray(gradient_before(y, activation, np.tile(row, (len(y), 1))))
-
-        parts.append(_through(model, *run, gradient))
+        grad_z = np.asarray(gradient_before(y, activation, np.tile(row, (len(y), 1))))
+        parts.append(layers_by_lag(model.parameters, gates, grad_z))
     joined = []
     for own in zip(*parts, strict=True):
         by_h = np.sqrt(np.sum(np.square([each.by_h for each in own]), axis=0))
@@ -153,27 +150,24 @@ def plain_stack(spec: ModelSpec) -> int:
     return number if is_stack and (len(spec.layers) == number or has_lags(spec)) else 0
 
 
-def _through(
-    model: Model, y: Array, found: list[LayerGates], gradient: Callable[[Array], Array]
+def layers_by_lag(
+    parameters: Mapping[str, NDArray[Any]], found: list[LayerGates], grad_z: Array
 ) -> tuple[LayerFading, ...]:
-    """Go back from the last steps of windows that `run_gates` has run.
+    """Go back from the last steps of windows that were run through a plain stack.
 
-    ``gradient`` gives that by the pre-activations, [B, O], of the outputs.
+    ``grad_z`` [B, O] is the gradient by the pre-activations of the outputs of these steps.
     """
     top = found[-1].states["h"]
     grad = np.zeros(top.shape)
-    head = np.asarray(model.parameters["head.weight"], np.float64)
-    grad[:, -1] = gradient(y[:, -1]) @ head[:, : top.shape[2]]
+    head = np.asarray(parameters["head.weight"], np.float64)
+    grad[:, -1] = grad_z @ head[:, : top.shape[2]]
     results = []
     for layer in reversed(found):
-        own = {name: _widened(model, name, layer.layer) for name in _NAMES}
+        names = ((name, f"{name}_l{layer.layer}") for name in _NAMES)
+        own = {name: np.asarray(parameters[key], np.float64) for name, key in names}
         by_h, by_c, grad = back_through(layer, own, grad)
         results.append(LayerFading(layer.layer, _by_lag(by_h), _by_lag(by_c)))
     return tuple(reversed(results))
-
-
-def _widened(model: Model, name: str, layer: int) -> Array:
-    return np.asarray(model.parameters[f"{name}_l{layer}"], np.float64)
 
 
 def _by_lag(grad: Array) -> tuple[float, ...]:

@@ -43,10 +43,10 @@ class EpochLog:
             self._file.close()
 
     def __call__(self, evaluation: Evaluation) -> None:
-        """Write the losses; what is not finite becomes null."""
+        """Write losses, and what is remembered; what is not finite becomes null."""
         self._write(
             {
-                name: value if math.isfinite(value) else None
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
                 for name, value in asdict(evaluation).items()
             }
         )

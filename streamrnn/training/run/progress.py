@@ -31,6 +31,7 @@ class TrainingProgress:
         self.console = console or _Console(file=sys.stderr)
         self.bar: Progress | None = None
         self.next_line = 0  # of `NUM_LINES`
+        self.words = ""  # of the last probe
 
     def __enter__(self) -> TrainingProgress:
         if self.console.is_terminal:
@@ -64,11 +65,16 @@ class TrainingProgress:
             f"{trial}{unit} {done:g}/{most:g}  loss: train {evaluation.train:.4g}, "
             f"validation {evaluation.validation:.4g}, best {evaluation.best:.4g}"
         )
+        words = evaluation.memory["says"] if evaluation.memory else ""
         if self.bar:
             self.bar.update(self.task, completed=done, total=most, text=text)
+            if words and words != self.words:
+                self._print(f"after {done:g} {unit}s: {words}")
         elif not evaluation.trial and done >= self.next_line * most / NUM_LINES:
             self.next_line = int(done * NUM_LINES / most) + 1
-            self._print(text)
+            said = words or self.words
+            self._print(f"{text}; {said}" if said else text)
+        self.words = words or self.words
 
     def end_trial(self, number: int, trial: Trial) -> None:
         """Show the result of a trial of a search."""

@@ -69,6 +69,7 @@ def test_a_stopped_fit_goes_on_to_the_bit(tmp_path, dataset, uninterrupted, stop
     found = fit(dataset, seen.append, keeper=Checkpoint(path, {}, True))
     assert found.network.flat.tobytes() == uninterrupted.network.flat.tobytes()
     assert found.history == uninterrupted.history == seen
+    assert all(each.memory for each in seen[:2])
     for name in ("best_epoch", "best_update", "num_updates", "clipped_share", "max_gradient_norm"):
         assert getattr(found, name) == getattr(uninterrupted, name)
 
@@ -193,6 +194,23 @@ def test_counts_that_were_made_up_are_refused(tmp_path, dataset, monkeypatch, ho
         patch.setattr("streamrnn.training.fit.checkpoint.json.dumps", forged)
         fit(dataset, None, StopAfter(9), Checkpoint(path, {}, False))
     assert METADATA_KEY.encode() in path.read_bytes()
+    with pytest.raises(TrainingError, match="damaged, or no checkpoint"):
+        fit(dataset, keeper=Checkpoint(path, {}, True))
+
+
+@pytest.mark.parametrize("hostile", [None, {}, [None] * 9, [1], "a"])
+def test_probes_that_were_made_up_are_refused(tmp_path, dataset, monkeypatch, hostile):
+    path = tmp_path / "m.checkpoint"
+    original = json.dumps
+
+    def forged(value, **options):
+        if isinstance(value, dict) and "memory" in value and "counts" in value:
+            value = value | {"memory": hostile}
+        return original(value, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("streamrnn.training.fit.checkpoint.json.dumps", forged)
+        fit(dataset, None, StopAfter(9), Checkpoint(path, {}, False))
     with pytest.raises(TrainingError, match="damaged, or no checkpoint"):
         fit(dataset, keeper=Checkpoint(path, {}, True))
 
