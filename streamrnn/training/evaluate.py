@@ -20,7 +20,7 @@ from streamrnn.training.network.layers import Array, State
 from streamrnn.training.network.losses import sum_of_losses
 from streamrnn.training.network.network import Chunk, Network
 
-__all__ = ["CarriedOutputs", "NetworkOutputs", "PartLoss", "mean_loss", "outputs_of"]
+__all__ = ["CarriedOutputs", "NetworkOutputs", "PartLoss", "cut_pieces", "mean_loss", "outputs_of"]
 
 Index = NDArray[np.int64]
 
@@ -34,6 +34,14 @@ MAX_KEPT = 64_000_000  # outputs of all streams
 
 # Stream, first row with its history, first row that counts, and the row after the last.
 Piece = tuple[int, int, int, int]
+
+
+def cut_pieces(rows: slice) -> list[tuple[int, int, int]]:
+    """Cut rows of a stream: the first one with its history, the first, the one after the last."""
+    return [
+        (max(0, start - HISTORY_STEPS), start, min(start + PIECE_STEPS, rows.stop))
+        for start in range(rows.start, rows.stop, PIECE_STEPS)
+    ]
 
 
 def _batches(network: Network, pieces: list[Piece]) -> Iterator[list[Piece]]:
@@ -72,12 +80,11 @@ class PartLoss:
 
     def __init__(self, network: Network, dataset: Dataset, part: str) -> None:
         self._network, self._dataset = network, dataset
-        pieces: list[Piece] = []
-        for k, stream in enumerate(dataset.streams):
-            rows = stream.rows(part)
-            for start in range(rows.start, rows.stop, PIECE_STEPS):
-                stop = min(start + PIECE_STEPS, rows.stop)
-                pieces.append((k, max(0, start - HISTORY_STEPS), start, stop))
+        pieces = [
+            (k, *piece)
+            for k, stream in enumerate(dataset.streams)
+            for piece in cut_pieces(stream.rows(part))
+        ]
         # What runs side by side, which of its rows have a target of the part, and these.
         self._batches: list[tuple[Chunk, Index, Array]] = []
         for batch in _batches(network, pieces):

@@ -8,6 +8,8 @@ chunk: full backpropagation through time.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from streamrnn.training.data.dataset import Dataset, Stream
 from streamrnn.training.data.stacking import stack_rows
+from streamrnn.training.evaluate import cut_pieces
 from streamrnn.training.network.layers import Array
 from streamrnn.training.network.network import Chunk
 
@@ -38,6 +41,10 @@ NUM_EPOCHS = 20
 MIN_UPDATES, MAX_UPDATES = 2_000, 20_000
 # How often a training whose length is in updates is validated, at most.
 NUM_EVALUATIONS = 50
+# The share of a training that validations may take: they are fewer where one is long. A row of one
+# counts as less than half a row of an update, which goes back too and changes the weights; so few
+# rows take no time that anybody would notice.
+VALIDATION_SHARE, VALIDATION_ROW, SHORT_VALIDATION = 0.15, 0.4, 2048
 # The share of the evaluations, and no fewer, that may go by without a better one.
 PATIENCE, MIN_PATIENCE = 0.4, 10
 
@@ -52,7 +59,9 @@ class Sizes:
     updates_an_epoch: int  # about; chunks are drawn, and some hold no target
     updates: int  # at most; 0: the epochs are the bound
     epochs: int  # at most; 0: the updates are the bound
-    evaluate_every: int  # updates; 0: at the end of each epoch
+    evaluate_every: (
+        int  # updates; where the epochs are the bound, at the ends of such that far apart
+    )
     patience: int  # evaluations
 
     @property
@@ -64,11 +73,16 @@ class Sizes:
     def describe(self) -> str:
         """Tell it in a sentence."""
         length = f"{self.epochs:,} epochs of about {self.updates_an_epoch:,} updates"
+        num_updates = self.updates or self.epochs * self.updates_an_epoch
         every = "after each of them"
+        if self.evaluate_every > self.updates_an_epoch:
+            every = f"at ends that are {self.evaluate_every:,} updates apart or more"
         if self.updates:
             shown = ".3g" if self.num_epochs < 100 else ",.0f"
             length = f"{self.updates:,} updates, about {self.num_epochs:{shown}} epochs"
             every = f"every {self.evaluate_every:,}"
+        if num_updates > 1 and 2 * self.evaluate_every > num_updates:
+            every = "once, at the end"
         rows = f"{self.batch_size:,} segments of {self.segment_steps:,} steps side by side"
         if self.batch_size == 1:
             rows = f"segments of {self.segment_steps:,} steps, one at a time"
@@ -126,7 +140,13 @@ def choose_sizes(dataset: Dataset) -> Sizes:
     updates = config.updates
     if not updates and not config.epochs:
         updates = min(MAX_UPDATES, max(MIN_UPDATES, NUM_EPOCHS * an_epoch))
-    num_evaluations = min(NUM_EVALUATIONS, updates) if updates else config.epochs
+    apart = _least_apart(dataset.streams, num_steps / an_epoch)
+    if updates:
+        num_evaluations = max(1, min(NUM_EVALUATIONS, updates // apart))
+        evaluate_every = -(-updates // num_evaluations)
+    else:
+        num_evaluations = config.epochs // -(-apart // an_epoch)
+        evaluate_every = apart if apart > an_epoch else 0
     return Sizes(
         batch_size,
         segment_steps,
@@ -134,9 +154,19 @@ def choose_sizes(dataset: Dataset) -> Sizes:
         an_epoch,
         updates,
         config.epochs,
-        -(-updates // NUM_EVALUATIONS),
+        evaluate_every,
         config.patience or max(MIN_PATIENCE, round(PATIENCE * num_evaluations)),
     )
+
+
+def _least_apart(streams: Sequence[Stream], rows_an_update: float) -> int:
+    """Return how many updates lie between two validations, so that these take their share."""
+    pieces = [cut_pieces(slice(*stream.stops[:2])) for stream in streams]
+    num_rows = sum(stop - begin for own in pieces for begin, _, stop in own)
+    if num_rows <= SHORT_VALIDATION:
+        return 1
+    updates = VALIDATION_ROW * num_rows / rows_an_update  # that take as long as one of them
+    return max(1, math.ceil(updates * (1.0 / VALIDATION_SHARE - 1.0)))
 
 
 def cut_segments(streams: tuple[Stream, ...], segment_steps: int) -> list[Segment]:

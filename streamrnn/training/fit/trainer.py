@@ -154,8 +154,8 @@ class Trainer:
 
     def _is_due(self) -> bool:
         """Tell whether the weights are to be validated now."""
-        if not self.sizes.evaluate_every:
-            return self.counts.num_pieces == 0
+        if not self.sizes.updates and self.counts.num_pieces:
+            return False
         last = self.history[-1].num_updates if self.history else 0
         since = self.counts.num_updates - last
         return since >= self.sizes.evaluate_every or self.progress >= 1.0

@@ -5,19 +5,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streamrnn.training import TrainingConfig, train
 from streamrnn.training.config_file import read_config
 from streamrnn.training.data.dataset import make_dataset
 from streamrnn.training.data.reading.read import read_table
-from streamrnn.training.fit.chunks import choose_sizes
+from streamrnn.training.evaluate import cut_pieces
+from streamrnn.training.fit.chunks import SHORT_VALIDATION, choose_sizes
 from streamrnn.training.fit.loop import fit
 from tests.support.tables import noisy_sine, write_csv
 
 
-def sizes_of(lengths, **options):
+def sizes_of(lengths, validated=(), **options):
     """Return the sizes for streams whose training parts have these lengths."""
-    stops = [(length, length + 10, length + 20) for length in lengths]
+    rows = validated or [10] * len(lengths)
+    stops = [(n, n + v, n + v + 10) for n, v in zip(lengths, rows, strict=True)]
     dataset: Any = SimpleNamespace(
         config=TrainingConfig(path="x.csv", **options),
         streams=[SimpleNamespace(stops=each) for each in stops],
@@ -63,6 +67,59 @@ def test_many_rows_get_many_updates_and_few_epochs():
     assert (found.batch_size, found.updates_an_epoch, found.updates) == (64, 733, 14_660)
     found = sizes_of([3_000_000], epochs=1)
     assert (found.updates, found.num_epochs, found.evaluate_every) == (0, 1, 0)
+
+
+@given(
+    lengths=st.lists(st.integers(100, 200_000), min_size=1, max_size=8),
+    share=st.floats(0.05, 5.0),
+    bound=st.sampled_from(["updates", "epochs"]),
+    number=st.integers(1, 3000),
+)
+def test_validations_take_a_bounded_share_of_the_rows(lengths, share, bound, number):
+    """A row of one costs 0.4 of a row of an update (measured: 0.33 to 0.38 of LSTMs)."""
+    validated = [int(share * length) for length in lengths]
+    found = sizes_of(lengths, validated, **{bound: number})
+    pieces = [cut_pieces(slice(n, n + v)) for n, v in zip(lengths, validated, strict=True)]
+    num_rows = sum(stop - begin for own in pieces for begin, _, stop in own)
+    if num_rows <= SHORT_VALIDATION:
+        return
+    updates = found.updates or found.epochs * found.updates_an_epoch
+    apart = found.evaluate_every or found.updates_an_epoch
+    trained = updates * sum(lengths) / found.updates_an_epoch
+    if updates // apart <= 1:  # the one at the end there is in any case
+        return
+    spent = 0.4 * num_rows * (updates // apart)
+    assert spent <= 0.151 * (spent + trained)
+
+
+def test_a_short_validation_part_is_validated_as_often_as_ever():
+    found = sizes_of([4096], [1000], updates=50)
+    assert (found.evaluate_every, found.patience) == (1, 20)
+
+
+def test_a_long_validation_part_is_validated_less_often():
+    """As of a text of 4 million characters: 828,000 rows, and history before every 4,096."""
+    found = sizes_of([2_483_386], [827_796], updates=3000)
+    assert found.evaluate_every == 600
+    assert found.patience == 10
+    assert "validated every 600" in found.describe()
+    by_epochs = sizes_of([40_000], [200_000], epochs=60)
+    assert "at ends that are 242 updates apart or more" in by_epochs.describe()
+    for few in ({"updates": 200}, {"epochs": 6}):
+        assert "validated once, at the end" in sizes_of([40_000], [200_000], **few).describe()
+
+
+def test_epochs_are_validated_at_ends_that_are_far_enough_apart(tmp_path):
+    path = write_csv(tmp_path, y=noisy_sine(6000))
+    config = TrainingConfig(
+        path=path, predict=("y",), layers=("gru:2",), split=(0.1, 0.8, 0.1), epochs=7
+    )
+    dataset = make_dataset(config, read_table(path))
+    sizes = choose_sizes(dataset)
+    epochs = [each.epoch for each in fit(dataset).history]
+    apart = -(-sizes.evaluate_every // sizes.updates_an_epoch)
+    assert apart > 1
+    assert epochs == sorted({*range(apart, 8, apart), 7})
 
 
 def test_where_the_last_row_counts_longer_streams_are_taken_whole():
