@@ -27,7 +27,8 @@ help:
 	@echo "make serve   serve MODEL ($(MODEL))"
 	@echo "make test    run the tests on all cores; ARGS=--cov says what they cover,"
 	@echo "             ARGS=\"-m 'not slow'\" runs the quick ones"
-	@echo "make peers   install what the comparisons need: PyTorch, ONNX Runtime, OpenVINO, scikit-learn"
+	@echo "make peers   install what the comparisons need: PyTorch, ONNX Runtime, OpenVINO, scikit-learn,"
+	@echo "             and servers to be compared with, Triton too, into build/peers"
 	@echo "make check   lint, format, types, who imports whom"
 	@echo "make bench   measure against peers and the machine's limits"
 	@echo "make bench-training  train on ten public series beside PyTorch, baselines and boosting"
@@ -67,7 +68,7 @@ build/demo/co2.safetensors: | $(VENV)/installed
 test: $(VENV)/installed-test
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
-peers: $(VENV)/installed-peers
+peers: $(VENV)/installed-peers $(PEERS)/installed
 
 soak: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m soak --timeout=0 $(ARGS)
@@ -134,6 +135,16 @@ $(VENV)/installed-test: $(PROJECTS) | $(VENV)/bin/python
 $(VENV)/installed-peers: $(PROJECTS) | $(VENV)/bin/python
 	$(INSTALL) -e '.[peers,test]' '$(TORCH)'
 	touch $@ $(VENV)/installed $(VENV)/installed-test
+
+# Servers to be compared with, apart from what is measured. Of Triton the wheel brings the program.
+PEERS := build/peers
+$(PEERS)/installed: | $(VENV)/bin/python
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' 'onnx>=1.16' \
+	    'onnxruntime>=1.18' 'pyzmq>=26' 'msgpack>=1.0.8' 'grpcio>=1.60'
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    'nvidia-pytriton==0.7.0'
+	touch $@
 
 $(VENV)/installed-check: $(PROJECTS) | $(VENV)/bin/python
 	$(INSTALL) -e '.[check,test]'

@@ -37,8 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         nargs="?",
         choices=(*BENCHMARKS, *NAMED, TRAINING, *REPORTS),
-        help=", ".join(BENCHMARKS)
-        + f"; without it all of these; {', '.join(NAMED)}, of sequences of one class each; "
+        help=", ".join(BENCHMARKS) + f"; without it all of these; by name only {', '.join(NAMED)}; "
         f"{TRAINING}, which takes an hour; {', '.join(REPORTS)}, of what was written before",
     )
     parser.add_argument(
@@ -101,6 +100,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--peers",
         action="store_true",
         help="step: beside PyTorch, onnxruntime and OpenVINO (the extra peers), called from Python",
+    )
+    parser.add_argument(
+        "--against", metavar="PEER", nargs="+", help="peers: those whose names begin so (all)"
+    )
+    parser.add_argument(
+        "--peers-python",
+        metavar="FILE",
+        type=Path,
+        help="peers: the Python that has their packages (build/peers/bin/python, else this one)",
     )
     parser.add_argument(
         "--streams",
@@ -246,6 +254,15 @@ def _train(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
     return measure_updates(cases or UPDATE_CASES, **_rounds(args))
 
 
+def _peers(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
+    from streamrnn_bench.peers.measure import measure_served_peers
+
+    for case in cases or (Case("lstm", 64, 128),):
+        yield from measure_served_peers(
+            case, args.against or (), python=args.peers_python, **_rounds(args)
+        )
+
+
 def _rounds(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options about rounds that were given; the rest are defaults."""
     given = {"num_rounds": args.rounds, "round_s": args.round_s}
@@ -262,7 +279,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, Sequence[Case]], Iterator[Re
     "durability": _durability,
 }
 # Only by name: their data, or PyTorch, come from packages.
-NAMED = {"sequences": _sequences, "train": _train}
+NAMED = {"sequences": _sequences, "train": _train, "peers": _peers}
 
 
 def _json_path(args: argparse.Namespace) -> Path:

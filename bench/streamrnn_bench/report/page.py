@@ -76,11 +76,13 @@ def _latency(results: Mapping[str, Result]) -> str:
     series: dict[str, Points] = {}
     percentiles: set[float] = set()
     for label, result in results.items():
-        points = [(float(p), value) for p, value in _numbers(result, "latency_us") if _is_number(p)]
-        points = [(p, value) for p, value in points if 0 <= p < 100]
-        if len(points) > 1:
-            series[label] = [(1 / (1 - p / 100), value) for p, value in points]
-            percentiles |= {p for p, _ in points}
+        for prefix, of in (("", label), ("reference_", f"{label}: {result.reference}")):
+            given = _numbers(result, f"{prefix}latency_us")
+            points = [(float(p), value) for p, value in given if _is_number(p)]
+            points = [(p, value) for p, value in points if 0 <= p < 100]
+            if len(points) > 1:
+                series[of] = [(1 / (1 - p / 100), value) for p, value in points]
+                percentiles |= {p for p, _ in points}
     if not series:
         return ""
     ticks = [(1 / (1 - p / 100), f"p{p:g}") for p in sorted(percentiles)]
@@ -89,17 +91,21 @@ def _latency(results: Mapping[str, Result]) -> str:
 
 def _throughput(labelled: Sequence[tuple[Runs, Result]], tells_side: bool) -> Iterator[str]:
     """Draw every unit of a rate against the number of streams, a line for each series."""
-    charts: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    charts: dict[str, dict[str, dict[int, float]]] = {}
     for side, result in labelled:
-        streams, name = result.details.get("streams"), result.details.get("series")
+        streams = result.details.get("streams")
         if not isinstance(streams, int) or streams < 1 or result.unit in UNITS_OF_COST:
             continue
-        name = str(name or result.case.replace(f" {streams} streams", ""))
-        name = f"{side.name}: {name}" if tells_side else name
-        charts.setdefault(result.unit, {}).setdefault(name, []).append((streams, result.value))
+        named = {"series": result.value, "reference_series": result.reference_value}
+        for key, value in named.items():
+            if key in result.details:
+                name = str(result.details[key])
+                name = f"{side.name}: {name}" if tells_side else name
+                of_unit = charts.setdefault(result.unit, {})
+                of_unit.setdefault(name, {})[streams] = value
     for unit, series in charts.items():
         yield f"<h2>Throughput against streams: {escape(unit)}</h2>"
-        yield line_chart(series, "streams", unit)
+        yield line_chart({n: list(of.items()) for n, of in series.items()}, "streams", unit)
 
 
 def _breakdown(results: Mapping[str, Result]) -> str:

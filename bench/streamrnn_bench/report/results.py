@@ -58,8 +58,9 @@ class Result:
     # Of single rounds, for `streamrnn bench compare`: the two values are their medians.
     samples: tuple[float, ...] = field(default=(), compare=False)
     reference_samples: tuple[float, ...] = field(default=(), compare=False)  # of the same rounds
-    # What else was measured. The page draws ``series`` over ``streams``, ``latency_us`` (by
-    # percentile: ``{"50": 12.5, "99.9": 80.0}``) and ``breakdown_us`` (by part of a step).
+    # What else was measured. The page draws ``series`` (a name) over ``streams``, ``latency_us``
+    # (by percentile: ``{"50": 12.5, "99.9": 80.0}``) and ``breakdown_us`` (by part of a step);
+    # ``reference_series`` and ``reference_latency_us`` are those of the reference.
     details: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property

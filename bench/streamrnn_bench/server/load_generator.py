@@ -7,8 +7,9 @@ and with ``--under-way n`` only so many steps in flight, of streams in random or
 One JSON object a line each way. ``{"drive_s": s, "num_round_trips": n}`` drives the streams so
 long; ``{"keep": path, "num_steps": T}``, only as the first command, does T steps of each stream
 and writes the outputs of the first n streams, at most 4096, float32 [T, n, O], as npy. Every
-answer has "num_replies", "elapsed_s" and "opened_s", which all streams took to open, with round
-trips also "p50_us", "p99_us" and "p99.9_us", or else "error". It ends with its input.
+answer has "num_replies", "elapsed_s", "processor_s", the generator's own part of it, and
+"opened_s", which all streams took to open, with round trips also "p50_us", "p99_us" and
+"p99.9_us", or else "error". It ends with its input.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Generator:
 
     ``is_echo``: the other end knows neither streams nor numbers. ``window`` is 0 for the server's
     default, ``num_under_way`` 0 for a step of each stream. ``shard`` is one of how many: the
-    streams are those of the N that belong to it. A `BenchError` if streams cannot be opened.
+    streams are those of the N that belong to it; without shards they begin with stream ``first``.
+    A `BenchError` if streams cannot be opened.
     """
 
     def __init__(
@@ -59,13 +61,14 @@ class Generator:
         window: int = 0,
         num_under_way: int = 0,
         shard: Sequence[int] = (0, 1),
+        first: int = 0,
     ) -> None:
         self._socket, self._case, self._is_echo = socket, case, is_echo
         self._num_under_way = num_under_way
-        self._numbers = streams_of_shard(num_streams, *shard)
+        self._numbers = first + streams_of_shard(num_streams, *shard)
         began_s = time.perf_counter()
         if not is_echo:
-            names = np.array(stream_names(num_streams))[self._numbers].tolist()
+            names = np.array(stream_names(first + num_streams))[self._numbers].tolist()
             for first in range(0, len(names), MAX_BATCH):
                 self._open(names[first : first + MAX_BATCH], window)
         self._opened_s = time.perf_counter() - began_s
@@ -103,6 +106,7 @@ class Generator:
         # The streams go on where they were.
         traffic = self._traffic = traffic._replace(seqs=seqs)
         duration_ns = int(command.get("drive_s", 0) * 1e9) or _FOREVER
+        began_s = time.process_time()
         how, num_replies, elapsed_ns = drive(
             traffic, duration_ns, num_kept or _FOREVER, not self._is_echo
         )
@@ -113,6 +117,7 @@ class Generator:
         found = {
             "num_replies": num_replies,
             "elapsed_s": elapsed_ns / 1e9,
+            "processor_s": time.process_time() - began_s,
             "opened_s": self._opened_s,
         }
         times_us = traffic.round_trips_ns[: min(num_replies, len(traffic.round_trips_ns))] / 1e3
@@ -141,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--echo", action="store_true")
     parser.add_argument("--window", type=int, default=0)
     parser.add_argument("--under-way", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--shard", type=int, nargs=2, metavar=("K", "OF"), default=(0, 1))
     args = parser.parse_args(argv)
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
@@ -153,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if generator is None:
                     case = parse_case(args.case)
                     arguments = (args.num_streams, args.echo, args.window, args.under_way)
-                    generator = Generator(dealer, case, *arguments, args.shard)
+                    generator = Generator(dealer, case, *arguments, args.shard, args.first)
                 found = generator.run_command(json.loads(line))
             except BenchError as error:
                 found = {"error": str(error)}

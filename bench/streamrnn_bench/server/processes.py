@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -25,10 +25,12 @@ __all__ = [
     "defer_signals",
     "echo",
     "load",
+    "run_module",
     "server",
     "serving",
     "stopping_cleanly",
     "temporary_model",
+    "wait_for",
 ]
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -76,14 +78,19 @@ def defer_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _process(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a module, end it with the block, and report its output if that fails."""
+def run_module(
+    module: str, *arguments: str, python: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a module, end it with the block, and report its output if that fails.
+
+    ``python`` is what runs it, in place of this program's own ``python -m``.
+    """
     process = None
     with tempfile.TemporaryFile("w+") as said:
         try:
             with defer_signals():
                 process = start_child(
-                    [sys.executable, "-m", module, *arguments],
+                    [*(python or (sys.executable, "-m")), module, *arguments],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=said,
@@ -113,7 +120,7 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.communicate()
 
 
-def _wait_for(path: Path, process: subprocess.Popen[str]) -> str:
+def wait_for(path: Path, process: subprocess.Popen[str]) -> str:
     """Return what a process wrote into its ready file."""
     give_up_at_s = time.monotonic() + _START_WITHIN_S
     while not path.exists():
@@ -152,8 +159,8 @@ def server(model: Path, *arguments: str) -> Iterator[Server]:
     began_s = time.monotonic()
     ready = model.with_name(f"server-{time.monotonic_ns()}.ready")
     always = ("serve", str(model), "--bind", "tcp://127.0.0.1:0", "--ready-file", str(ready))
-    with _process("streamrnn_server", *always, *arguments) as process:
-        told = json.loads(_wait_for(ready, process))
+    with run_module("streamrnn_server", *always, *arguments) as process:
+        told = json.loads(wait_for(ready, process))
         endpoints = tuple(told["endpoints"])
         yield Server(endpoints[0], endpoints, told["pid"], time.monotonic() - began_s)
 
@@ -173,8 +180,8 @@ def echo(case: Case, directory: Path) -> Iterator[str]:
     """
     ready = directory / f"echo-{time.monotonic_ns()}.ready"
     arguments = ("--y-bytes", str(4 * case.hidden_size), "--ready-file", str(ready))
-    with _process("streamrnn_bench.server.echo", *arguments) as process:
-        yield _wait_for(ready, process)
+    with run_module("streamrnn_bench.server.echo", *arguments) as process:
+        yield wait_for(ready, process)
 
 
 class Load:
@@ -217,7 +224,7 @@ def load(
     """Run a load generator with more arguments; each stream has one step in flight."""
     always = ["--endpoint", endpoint, "--case", str(case), "--num-streams", str(num_streams)]
     always += ["--echo"] * is_echo
-    with _process("streamrnn_bench.server.load_generator", *always, *arguments) as process:
+    with run_module("streamrnn_bench.server.load_generator", *always, *arguments) as process:
         yield Load(process)
 
 

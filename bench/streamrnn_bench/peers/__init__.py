@@ -1,0 +1,1 @@
+"""Servers that users would write or pick instead, measured beside ours."""
