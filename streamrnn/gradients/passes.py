@@ -11,6 +11,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from numba.extending import overload, register_jitable
+
 from streamrnn.gradients.cells import CELLS, NUM_SLOTS, TILE_KINDS
 from streamrnn.gradients.tiles import (
     advance_tile,
@@ -31,6 +33,7 @@ from streamrnn.kernels.vector_width import WIDTH
 __all__ = ["LayerPass", "OuterSum", "Product", "backward", "forward", "outer_sum", "product"]
 
 _BLOCK_STEPS = 128  # rows of both factors of an outer product that stay in the cache
+_BLOCK_ROWS = 24  # of a product, which stay in the cache for all panels
 
 
 class LayerPass(Struct):
@@ -82,7 +85,7 @@ class Product(Struct):
 class OuterSum(Struct):
     """``out[r][u] += sum over k of a[k][r] * v[k][u]``, u in vectors of `WIDTH`."""
 
-    num_vectors: I64
+    num_panels: I64  # vectors
     num_k: I64
     a: I64
     a_row_bytes: I64
@@ -97,17 +100,149 @@ _product_at = pointer_to(Product)
 _outer_at = pointer_to(OuterSum)
 
 
-def _panels_by_rows(kind: int, element_bytes: int) -> tuple[int, ...]:
-    return tuple(
-        most_panels(kind, max(rows, 1), element_bytes)
-        for rows in range(most_rows(element_bytes) + 1)
-    )
+def _forward_words(cell: int, element_bytes: int) -> Callable[..., Any]:
+    vector_bytes, num_slots = WIDTH * element_bytes, NUM_SLOTS[cell]
+
+    def words(p, t, row, panel):
+        at = t * p.num_rows + row
+        slot, row_bytes = p.num_panels * vector_bytes, p.xh_row_bytes
+        weights = p.weights + panel * p.panel_bytes
+        xh, c = p.xh + at * row_bytes, p.c + at * slot
+        return (
+            weights + p.first_weight,
+            p.panel_bytes,
+            weights,
+            row_bytes,
+            xh + p.x_offset,
+            p.num_x,
+            xh,
+            p.hidden_size,
+            xh + p.num_rows * row_bytes,
+            p.gates + at * slot * num_slots,
+            slot,
+            c,
+            c + p.num_rows * slot,
+            p.tanh_c + at * slot,
+            panel * vector_bytes,
+        )
+
+    return words
+
+
+def _backward_words(cell: int, element_bytes: int) -> Callable[..., Any]:
+    vector_bytes, num_slots = WIDTH * element_bytes, NUM_SLOTS[cell]
+
+    def words(p, t, row, panel):
+        at = t * p.num_rows + row
+        slot, row_bytes = p.num_panels * vector_bytes, p.xh_row_bytes
+        panel_bytes = p.num_back * vector_bytes
+        xh, gates = p.xh + at * row_bytes, p.gates + at * slot * num_slots
+        return (
+            p.back_weights + panel * panel_bytes,
+            panel_bytes,
+            p.grad_h + at * slot,
+            gates + p.num_rows * slot * num_slots,
+            p.num_back if t + 1 < p.num_steps else 0,
+            gates,
+            slot,
+            xh,
+            xh + p.num_rows * row_bytes,
+            row_bytes,
+            p.c + at * slot,
+            p.tanh_c + at * slot,
+            p.carried + row * slot,
+            panel * vector_bytes,
+            num_slots,
+        )
+
+    return words
+
+
+def _product_words(cell: int, element_bytes: int) -> Callable[..., Any]:
+    vector_bytes = WIDTH * element_bytes
+
+    def words(p, t, row, panel):
+        return (
+            p.weights + panel * p.panel_bytes,
+            p.panel_bytes,
+            p.start + row * p.start_row_bytes + panel * p.start_panel_bytes,
+            p.start_row_bytes,
+            p.start_panel_bytes,
+            p.rows + row * p.row_bytes,
+            p.row_bytes,
+            p.num_k,
+            p.out + row * p.out_row_bytes + panel * vector_bytes,
+            p.out_row_bytes,
+        )
+
+    return words
+
+
+def _outer_words(cell: int, element_bytes: int) -> Callable[..., Any]:
+    vector_bytes = WIDTH * element_bytes
+
+    def words(p, k, row, panel):
+        return (
+            p.a + k * p.a_row_bytes + row * element_bytes,
+            p.a_row_bytes,
+            p.v + k * p.v_row_bytes + panel * vector_bytes,
+            p.v_row_bytes,
+            p.out + row * p.out_row_bytes + panel * vector_bytes,
+            p.out_row_bytes,
+            min(_BLOCK_STEPS, p.num_k - k),
+        )
+
+    return words
+
+
+# What a pass covers with tiles: the tile, and what one is told of a step, a row and a panel.
+_FORWARD, _ADVANCE, _BACKWARD, _PRODUCT, _OUTER = range(5)
+_TILES = {
+    _FORWARD: (forward_tile, _forward_words),
+    _ADVANCE: (advance_tile, _forward_words),
+    _BACKWARD: (backward_tile, _backward_words),
+    _PRODUCT: (product_tile, _product_words),
+    _OUTER: (outer_tile, _outer_words),
+}
+
+
+def _cover(way, cell, element_bytes, p, t, first_row, end_row):
+    """Cover some rows, and all panels, of step t with tiles of about equal numbers of rows.
+
+    A panel stays in the cache for all its rows. The first three are literal.
+    """
+    raise NotImplementedError
+
+
+@overload(_cover, prefer_literal=True)
+def _cover_with(way, cell, element_bytes, p, t, first_row, end_row):
+    of_cell, size = cell.literal_value, element_bytes.literal_value
+    tile, words_of = _TILES[way.literal_value]
+    words = register_jitable(words_of(of_cell, size))
+    kind = TILE_KINDS[of_cell] if words_of is _forward_words else DENSE
+    max_rows = most_rows(size)
+    most = tuple(most_panels(kind, max(rows, 1), size) for rows in range(max_rows + 1))
+
+    def cover(way, cell, element_bytes, p, t, first_row, end_row):
+        num_rows = end_row - first_row
+        num_tiles = -(-num_rows // max_rows)
+        few = num_rows // num_tiles
+        num_larger = num_rows - few * num_tiles
+        panel, together = 0, most[few + (num_larger > 0)]
+        while panel < p.num_panels:
+            while panel + together > p.num_panels:
+                together //= 2
+            row = first_row
+            for index in range(num_tiles):
+                tile_rows = few + (index < num_larger)
+                tile(of_cell, size, tile_rows, together, words(p, t, row, panel))
+                row += tile_rows
+            panel += together
+
+    return cover
 
 
 def _make_forward(cell: int, element_bytes: int, keeps: int) -> Callable[..., Any]:
-    max_rows, most = most_rows(element_bytes), _panels_by_rows(TILE_KINDS[cell], element_bytes)
-    vector_bytes, num_slots = WIDTH * element_bytes, NUM_SLOTS[cell]
-
     def forward(address, first_step, end_step, first_row, end_row):
         """Compute some steps of some rows; x and the state before them are there.
 
@@ -115,45 +250,11 @@ def _make_forward(cell: int, element_bytes: int, keeps: int) -> Callable[..., An
         """
         p = _pass_at(address)
         mode = enter_float_mode()
-        slot, row_bytes = p.num_panels * vector_bytes, p.xh_row_bytes
-        step_rows = p.num_rows
-        num_tiles = -(-(end_row - first_row) // max_rows)
-        few = (end_row - first_row) // num_tiles
-        num_larger = end_row - first_row - few * num_tiles
-        widest = most[few + (num_larger > 0)]
         for t in range(first_step, end_step):
-            panel, together = 0, widest
-            while panel < p.num_panels:
-                while panel + together > p.num_panels:
-                    together //= 2
-                row = first_row
-                for index in range(num_tiles):
-                    tile_rows = few + (index < num_larger)
-                    at = t * step_rows + row
-                    xh, c = p.xh + at * row_bytes, p.c + at * slot
-                    words = (
-                        p.weights + panel * p.panel_bytes + p.first_weight,
-                        p.panel_bytes,
-                        p.weights + panel * p.panel_bytes,
-                        row_bytes,
-                        xh + p.x_offset,
-                        p.num_x,
-                        xh,
-                        p.hidden_size,
-                        xh + step_rows * row_bytes,
-                        p.gates + at * slot * num_slots,
-                        slot,
-                        c,
-                        c + step_rows * slot,
-                        p.tanh_c + at * slot,
-                        panel * vector_bytes,
-                    )
-                    if keeps:
-                        forward_tile(cell, element_bytes, tile_rows, together, words)
-                    else:
-                        advance_tile(cell, element_bytes, tile_rows, together, words)
-                    row += tile_rows
-                panel += together
+            if keeps:
+                _cover(_FORWARD, cell, element_bytes, p, t, first_row, end_row)
+            else:
+                _cover(_ADVANCE, cell, element_bytes, p, t, first_row, end_row)
         leave_float_mode(mode)
         return 0
 
@@ -161,9 +262,6 @@ def _make_forward(cell: int, element_bytes: int, keeps: int) -> Callable[..., An
 
 
 def _make_backward(cell: int, element_bytes: int) -> Callable[..., Any]:
-    max_rows, most = most_rows(element_bytes), _panels_by_rows(DENSE, element_bytes)
-    vector_bytes, num_slots = WIDTH * element_bytes, NUM_SLOTS[cell]
-
     def backward(address, first_step, end_step, first_row, end_row):
         """Go back from the end through some steps of some rows.
 
@@ -171,49 +269,8 @@ def _make_backward(cell: int, element_bytes: int) -> Callable[..., Any]:
         """
         p = _pass_at(address)
         mode = enter_float_mode()
-        slot, row_bytes = p.num_panels * vector_bytes, p.xh_row_bytes
-        step_rows = p.num_rows
-        num_tiles = -(-(end_row - first_row) // max_rows)
-        few = (end_row - first_row) // num_tiles
-        num_larger = end_row - first_row - few * num_tiles
-        widest = most[few + (num_larger > 0)]
-        panel_bytes = p.num_back * vector_bytes
         for t in range(end_step - 1, first_step - 1, -1):
-            num_k = p.num_back if t + 1 < p.num_steps else 0
-            panel, together = 0, widest
-            while panel < p.num_panels:
-                while panel + together > p.num_panels:
-                    together //= 2
-                row = first_row
-                for index in range(num_tiles):
-                    tile_rows = few + (index < num_larger)
-                    at = t * step_rows + row
-                    xh, gates = p.xh + at * row_bytes, p.gates + at * slot * num_slots
-                    backward_tile(
-                        cell,
-                        element_bytes,
-                        tile_rows,
-                        together,
-                        (
-                            p.back_weights + panel * panel_bytes,
-                            panel_bytes,
-                            p.grad_h + at * slot,
-                            gates + step_rows * slot * num_slots,
-                            num_k,
-                            gates,
-                            slot,
-                            xh,
-                            xh + step_rows * row_bytes,
-                            row_bytes,
-                            p.c + at * slot,
-                            p.tanh_c + at * slot,
-                            p.carried + row * slot,
-                            panel * vector_bytes,
-                            num_slots,
-                        ),
-                    )
-                    row += tile_rows
-                panel += together
+            _cover(_BACKWARD, cell, element_bytes, p, t, first_row, end_row)
         leave_float_mode(mode)
         return 0
 
@@ -221,40 +278,13 @@ def _make_backward(cell: int, element_bytes: int) -> Callable[..., Any]:
 
 
 def _make_product(element_bytes: int) -> Callable[..., Any]:
-    max_rows, most = most_rows(element_bytes), _panels_by_rows(DENSE, element_bytes)
-    vector_bytes = WIDTH * element_bytes
-
     def product(address, first_row, end_row):
-        """Compute some rows of a product."""
+        """Compute some rows of a product, a few at a time with all panels."""
         p = _product_at(address)
         mode = enter_float_mode()
-        row = first_row
-        while row < end_row:
-            tile_rows = min(max_rows, end_row - row)
-            panel, together = 0, most[tile_rows]
-            while panel < p.num_panels:
-                while panel + together > p.num_panels:
-                    together //= 2
-                product_tile(
-                    0,
-                    element_bytes,
-                    tile_rows,
-                    together,
-                    (
-                        p.weights + panel * p.panel_bytes,
-                        p.panel_bytes,
-                        p.start + row * p.start_row_bytes + panel * p.start_panel_bytes,
-                        p.start_row_bytes,
-                        p.start_panel_bytes,
-                        p.rows + row * p.row_bytes,
-                        p.row_bytes,
-                        p.num_k,
-                        p.out + row * p.out_row_bytes + panel * vector_bytes,
-                        p.out_row_bytes,
-                    ),
-                )
-                panel += together
-            row += tile_rows
+        for row in range(first_row, end_row, _BLOCK_ROWS):
+            end = min(row + _BLOCK_ROWS, end_row)
+            _cover(_PRODUCT, 0, element_bytes, p, 0, row, end)
         leave_float_mode(mode)
         return 0
 
@@ -262,43 +292,12 @@ def _make_product(element_bytes: int) -> Callable[..., Any]:
 
 
 def _make_outer(element_bytes: int) -> Callable[..., Any]:
-    max_rows, most = most_rows(element_bytes), _panels_by_rows(DENSE, element_bytes)
-    vector_bytes = WIDTH * element_bytes
-
     def outer_sum(address, first_row, end_row):
         """Add to some rows of the result."""
         p = _outer_at(address)
         mode = enter_float_mode()
-        num_tiles = -(-(end_row - first_row) // max_rows)
-        few = (end_row - first_row) // num_tiles
-        num_larger = end_row - first_row - few * num_tiles
-        widest = most[few + (num_larger > 0)]
         for k in range(0, p.num_k, _BLOCK_STEPS):
-            num_k = min(_BLOCK_STEPS, p.num_k - k)
-            vector, together = 0, widest
-            while vector < p.num_vectors:
-                while vector + together > p.num_vectors:
-                    together //= 2
-                row = first_row
-                for index in range(num_tiles):
-                    tile_rows = few + (index < num_larger)
-                    outer_tile(
-                        0,
-                        element_bytes,
-                        tile_rows,
-                        together,
-                        (
-                            p.a + k * p.a_row_bytes + row * element_bytes,
-                            p.a_row_bytes,
-                            p.v + k * p.v_row_bytes + vector * vector_bytes,
-                            p.v_row_bytes,
-                            p.out + row * p.out_row_bytes + vector * vector_bytes,
-                            p.out_row_bytes,
-                            num_k,
-                        ),
-                    )
-                    row += tile_rows
-                vector += together
+            _cover(_OUTER, 0, element_bytes, p, k, first_row, end_row)
         leave_float_mode(mode)
         return 0
 
