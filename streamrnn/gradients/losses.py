@@ -12,7 +12,10 @@ from numba.extending import overload
 from streamrnn.kernels.activations import LN2, LN2_REST, LOG2E, ROUND
 from streamrnn.kernels.jit import jit
 
-__all__ = ["add_rows", "cross_entropy", "squares"]
+__all__ = [
+    "HUBER", "IDENTITY", "MAGNITUDES", "PINBALL", "SIGMOID", "SQUARES", "TANH", "add_rows",
+    "binary_cross_entropy", "cross_entropy", "loss_of_errors",
+]  # fmt: skip
 
 _LOG2E, _ROUND, _LN2, _LN2_REST = (np.float32(v) for v in (LOG2E, ROUND, LN2, LN2_REST))
 _LEAST = np.float32(-87.0)  # exp stays a normal number
@@ -43,20 +46,37 @@ def _exp_of(x):
     return of_float32
 
 
-@jit
-def cross_entropy(z, target, weights, gradient):
-    """Set the gradient by z, [N, O], of the sum of losses, and return the sum and its targets.
+# A loss of errors, and the activation before it.
+SQUARES, MAGNITUDES, HUBER, PINBALL = range(4)
+IDENTITY, TANH, SIGMOID = range(3)
 
-    ``target`` [N] holds classes, NaN where there is none; ``weights`` [O] those of the classes, or
-    nothing. A target that is no class ends it: -1 targets, then. A share below exp(-60) is as good
-    as that, and its products are no subnormal numbers.
+
+@jit
+def _scale(gradient, num_outputs, num_targets) -> None:
+    """Divide the gradient of a sum by the number of targets."""
+    share = gradient.dtype.type(1.0 / max(num_targets, 1))
+    for i in range(len(gradient)):
+        for j in range(num_outputs):
+            gradient[i, j] *= share
+
+
+@jit
+def cross_entropy(z, target, gradient, weights, num_targets):
+    """Set the gradient by z of the mean loss, and return the sum of losses and its targets.
+
+    ``z`` and ``gradient`` are [N, O or more], ``target`` [N, O or 1], NaN where there is none;
+    ``num_targets`` is what the mean is taken over, -1: those that are here. So all here do.
+
+    These targets are classes; ``weights`` [O] those of the classes, or of all 1. One that is no
+    class ends it: -1 targets, then. A share below exp(-60) is as good as that, and its products are
+    no subnormal numbers.
     """
-    num_rows, num_outputs = z.shape
-    total, num_targets = 0.0, 0
-    for i in range(num_rows):
-        given = target[i]
+    num_outputs = len(weights)
+    total, count = 0.0, 0
+    for i in range(len(z)):
+        given = target[i, 0]
         if given != given:
-            gradient[i] = 0.0
+            gradient[i, :num_outputs] = 0.0
             continue
         if not 0 <= given < num_outputs:
             return total, -1
@@ -69,7 +89,7 @@ def cross_entropy(z, target, weights, gradient):
         for j in range(num_outputs):
             power_sum += np.float64(gradient[i, j])
         index = int(given)
-        weight = weights[index] if len(weights) else gradient.dtype.type(1.0)
+        weight = weights[index]
         inverse = gradient.dtype.type(weight / power_sum)
         least = gradient.dtype.type(LEAST_SHARE) * weight
         for j in range(num_outputs):
@@ -77,25 +97,73 @@ def cross_entropy(z, target, weights, gradient):
             gradient[i, j] = least if share < least else share
         gradient[i, index] -= weight
         total += weight * (math.log(power_sum) - np.float64(z[i, index] - largest))
-        num_targets += 1
-    return total, num_targets
+        count += 1
+    _scale(gradient, num_outputs, count if num_targets < 0 else num_targets)
+    return total, count
 
 
 @jit
-def squares(z, target, gradient):
-    """Set the gradient by z of the sum of squared errors; return the sum and the targets, all [N].
+def binary_cross_entropy(z, target, gradient, weights, num_targets):
+    """Do the same behind a sigmoid; ``weights`` are those of 0 and of 1."""
+    num_outputs = target.shape[1]
+    total, count = 0.0, 0
+    for i in range(len(z)):
+        for j in range(num_outputs):
+            given = target[i, j]
+            if given != given:
+                gradient[i, j] = 0.0
+                continue
+            value, weight = np.float64(z[i, j]), weights[1] if given > 0.5 else weights[0]
+            power = math.exp(-abs(value))  # log(1 + exp(z)) - target z, without overflow
+            y = (1.0 if value >= 0.0 else power) / (1.0 + power)
+            total += weight * (max(value, 0.0) + math.log1p(power) - given * value)
+            gradient[i, j] = weight * (y - given)
+            count += 1
+    _scale(gradient, num_outputs, count if num_targets < 0 else num_targets)
+    return total, count
 
-    Where a target is NaN there is none.
+
+@jit
+def loss_of_errors(z, target, gradient, kinds, delta, above, num_targets):
+    """Do the same for a loss of the errors, and an activation: ``kinds``.
+
+    ``delta`` is of Huber's loss; of pinball ``above`` [O] are the weights of errors above.
     """
-    total, num_targets = 0.0, 0
-    for k in range(len(z)):
-        given = target[k]
-        is_there = given == given
-        error = z[k] - given if is_there else z.dtype.type(0.0)
-        gradient[k] = error + error
-        total += np.float64(error) * np.float64(error)
-        num_targets += is_there
-    return total, num_targets
+    kind, activation = kinds
+    num_outputs = target.shape[1]
+    zero, one = z.dtype.type(0.0), z.dtype.type(1.0)
+    half = z.dtype.type(0.5)
+    total, count = 0.0, 0
+    for i in range(len(z)):
+        for j in range(num_outputs):
+            given = target[i, j]
+            if given != given:
+                gradient[i, j] = zero
+                continue
+            y, to_y = z[i, j], one
+            if activation == TANH:
+                y = math.tanh(y)
+                to_y = one - y * y
+            elif activation == SIGMOID:
+                y = half * math.tanh(half * y) + half
+                to_y = y * (one - y)
+            error = y - given
+            if kind == SQUARES:
+                term, slope = np.float64(error) * np.float64(error), error + error
+            elif kind == HUBER:
+                slope = min(max(error, -delta), delta)
+                term = np.float64(slope * (error - half * slope))
+            else:  # of magnitudes, by side
+                weight = one
+                if kind == PINBALL:
+                    weight = one - above[j] if error > zero else above[j]
+                slope = zero if error == zero else math.copysign(weight, error)
+                term = np.float64(weight * abs(error))
+            total += term
+            gradient[i, j] = slope * to_y
+            count += 1
+    _scale(gradient, num_outputs, count if num_targets < 0 else num_targets)
+    return total, count
 
 
 @jit

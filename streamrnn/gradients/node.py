@@ -83,7 +83,7 @@ class Node:
         raise NotImplementedError
 
     def grad_x(self, first_step: int, end_step: int) -> Array:
-        """Return the gradient by x of steps that are run back, valid until the next call."""
+        """Return the gradient by x, [T, B, I]: that of these steps, which are run back, is set."""
         raise NotImplementedError
 
     def grad_before(self) -> State:

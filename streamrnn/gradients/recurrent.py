@@ -12,23 +12,22 @@ weights. The gates' gradients take the gates' places.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
 
 from streamrnn.gradients import passes
 from streamrnn.gradients.cells import CELLS, GATES, H_SLOTS, NUM_SLOTS, TILE_KINDS, X_SLOTS
-from streamrnn.gradients.dense import (
-    add_over_rows,
-    flat_rows,
-    in_vectors,
-    is_in_vectors,
-    multiply,
-)
 from streamrnn.gradients.node import Node
 from streamrnn.gradients.pack import pack_backward, pack_forward, set_gradients
 from streamrnn.gradients.passes import LayerPass
+from streamrnn.gradients.products import (
+    OuterProducts,
+    RowProducts,
+    flat_rows,
+    in_vectors,
+    is_in_vectors,
+)
 from streamrnn.gradients.scratch import Array, State
 from streamrnn.gradients.threads import share_rows
 from streamrnn.kernels.gates import LSTM, SHAPES
@@ -69,6 +68,9 @@ class Recurrent(Node):
         kept = self.h_start + (self.num_slots + 2 * self.is_lstm) * self.padded
         self.bytes_a_step = self.dtype.itemsize * (kept + 2 * self.padded + in_vectors(self.num_x))
         self.memory = np.zeros(1, LayerPass.dtype)
+        self.address = self.memory.ctypes.data
+        self.num_sums = self.num_x + 1 + self.output_size
+        self.sums = self.scratch.zeros("sums", self.num_sums, self.num_slots * self.padded)
         self._add_weights()
 
     def _add_weights(self) -> None:
@@ -137,12 +139,45 @@ class Recurrent(Node):
             c=self.c.ctypes.data,
             tanh_c=self.tanh_c.ctypes.data,
         )
+        self.grad_h = self.x[:0]  # there is none yet
+        self._has_room_back = False
+        self._own_grad_h: Array | None = None
+        self._back_to_x: RowProducts | None = None
+
+    def _make_room_back(self) -> None:
+        """Make ready what goes back through chunks of this shape."""
+        self._has_room_back = True
+        self.carried = self.scratch.zeros("carried", self.shape[1], self.padded)
+        self._set(carried=self.carried.ctypes.data)
+        gates = flat_rows(self.gates)
+        xh = flat_rows(self.xh[:-1, :, self.x_start : self.h_start + self.output_size])
+        self._outer = [
+            OuterProducts(xh[:, rows], gates[:, columns], self.sums[rows, columns])
+            for rows, columns in self._parts_of_sums()
+        ]
+
+    def _parts_of_sums(self) -> list[tuple[slice, slice]]:
+        """Return which rows and columns of the sums over time are needed."""
+        if self.cell != "gru":
+            return [(slice(None), slice(None))]
+        # r and z; n of what comes from h; n of what comes from x.
+        return [
+            (slice(None), slice(self.padded, 3 * self.padded)),
+            (slice(self.num_x, None), slice(0, self.padded)),
+            (slice(self.num_x + 1), slice(3 * self.padded, None)),
+        ]
+
+    def _room_for_grad(self) -> Array:
+        """Return room for the gradient by h, [T, B, H], of which what pads is 0."""
+        if self._own_grad_h is None:
+            padded = self.scratch.zeros("grad_h", *self.shape, self.padded)
+            self._own_grad_h = padded[:, :, : self.output_size]
+        return self._own_grad_h
 
     def run(self, first_step: int, end_step: int, keeps: bool = True) -> None:
         """Compute some steps whose x is there."""
         call = passes.forward(self.cell, self.dtype.itemsize, keeps)
-        steps = (self.memory.ctypes.data, first_step, end_step)
-        share_rows(functools.partial(call, *steps), self.shape[1])
+        share_rows(call, self.shape[1], 0, (self.address, first_step, end_step))
 
     def end(self) -> State:
         """Return the state after the last step, the caller's own."""
@@ -166,19 +201,20 @@ class Recurrent(Node):
 
     def begin_back(self, grad: Array | None, grad_after: State | None = None) -> None:
         """Make ready for the way back, with the loss's gradient by h and by the last state."""
-        if grad is not None and grad.flags.c_contiguous and is_in_vectors(grad):
+        if not self._has_room_back:
+            self._make_room_back()
+        if grad is None or not grad.flags.c_contiguous or not is_in_vectors(grad):
+            own = self._room_for_grad()
+            own[...] = 0.0 if grad is None else grad
+            grad = own
+        if grad is not self.grad_h:
             self.grad_h = grad
-        else:
-            all_grad_h = self.scratch.get("grad_h", *self.shape, self.padded)
-            self.grad_h = all_grad_h[:, :, : self.output_size]
-            self.grad_h[...] = 0.0 if grad is None else grad
-            all_grad_h[:, :, self.output_size :] = 0.0
-        self.carried = self.scratch.zeros("carried", self.shape[1], self.padded)
+            self._set(grad_h=grad.ctypes.data)
+        self.carried[...] = 0.0
         if grad_after is not None:
             self.grad_h[-1] += grad_after[0]
             if self.is_lstm:
                 self.carried[:, : self.output_size] = grad_after[1]
-        self._set(grad_h=self.grad_h.ctypes.data, carried=self.carried.ctypes.data)
         if not self.has_back_panels:
             pack_backward(self.back_panels, self.parameters.hh, self.h_slots)
             self.has_back_panels = True
@@ -186,20 +222,21 @@ class Recurrent(Node):
     def run_back(self, first_step: int, end_step: int) -> None:
         """Go back through some steps, those behind them being done."""
         call = passes.backward(self.cell, self.dtype.itemsize)
-        steps = (self.memory.ctypes.data, first_step, end_step)
-        share_rows(functools.partial(call, *steps), self.shape[1])
+        share_rows(call, self.shape[1], 0, (self.address, first_step, end_step))
 
     def grad_x(self, first_step: int, end_step: int) -> Array:
-        """Return the gradient by x of steps that are run back, valid until the next call."""
-        first_slot = self.x_slots[0]
+        """Return the gradient by x, [T, B, I], of which some steps are set."""
         if not self.has_x_panels:
-            pack_backward(self.x_panels, self.parameters.ih, self.x_slots - first_slot)
+            pack_backward(self.x_panels, self.parameters.ih, self.x_slots - self.x_slots[0])
             self.has_x_panels = True
-        num_steps = end_step - first_step
-        out = self.scratch.get("grad_x", num_steps, self.shape[1], len(self.nothing))
-        rows = flat_rows(self.gates[first_step:end_step])[:, first_slot:]
-        multiply(rows, self.x_panels, self.nothing, flat_rows(out))
-        return out[:, :, : self.num_x]
+        num_rows = self.shape[1]
+        if self._back_to_x is None:
+            out = self.scratch.get("grad_x", *self.shape, len(self.nothing))
+            self._grad_x = out[:, :, : self.num_x]
+            rows = flat_rows(self.gates)[:, self.x_slots[0] :]
+            self._back_to_x = RowProducts(rows, self.x_panels, self.nothing, flat_rows(out))
+        self._back_to_x.run(first_step * num_rows, end_step * num_rows)
+        return self._grad_x
 
     def grad_before(self) -> State:
         """Return the gradient by the state before step 0, all steps being run back."""
@@ -207,27 +244,16 @@ class Recurrent(Node):
         start = self.scratch.zeros("start", self.shape[1], self.padded)
         if self.cell == "gru":
             start[...] = self.carried
-        multiply(self.gates[0], self.back_panels, start, by_h)
+        RowProducts(self.gates[0], self.back_panels, start, by_h).run(0, self.shape[1])
         states = (by_h, self.carried) if self.is_lstm else (by_h,)
         return tuple(state[:, : self.output_size].copy() for state in states)
 
     def end_back(self, is_first: bool) -> None:
         """Sum up over time: rows of ``sums`` are of x, 1 and h."""
-        bias_row, slots = self.num_x, self.num_slots
-        self.sums = self.scratch.get("sums", bias_row + 1 + self.output_size, slots * self.padded)
         if is_first:
             self.sums[...] = 0.0
-        if self.cell == "gru":  # r and z; n of what comes from h; n of what comes from x
-            everything = slice(None), slice(self.padded, 3 * self.padded)
-            from_h = slice(bias_row, None), slice(0, self.padded)
-            from_x = slice(bias_row + 1), slice(3 * self.padded, None)
-            parts = [everything, from_h, from_x]
-        else:
-            parts = [(slice(None), slice(None))]
-        xh = flat_rows(self.xh[:-1, :, self.x_start : self.h_start + self.output_size])
-        gates = flat_rows(self.gates)
-        for rows, columns in parts:
-            add_over_rows(xh[:, rows], gates[:, columns], self.sums[rows, columns])
+        for part in self._outer:
+            part.run()
 
     def set_gradients(self) -> None:
         """Set the gradients of the parameters to what was summed up."""

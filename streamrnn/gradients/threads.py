@@ -27,16 +27,19 @@ def use_threads(num_threads: int) -> Iterator[None]:
             _pool.reset(before)
 
 
-def share_rows(call: Callable[[int, int], int], num_rows: int) -> None:
-    """Call with the first row and the end of each thread's part of some rows."""
+def share_rows(
+    call: Callable[..., int], end_row: int, first_row: int = 0, arguments: tuple[int, ...] = ()
+) -> None:
+    """Call with the arguments, and the first row and the end of each thread's part of some rows."""
     num_threads, pool = _pool.get() or (1, None)
+    num_rows = end_row - first_row
     num_parts = min(num_threads, num_rows)
     if num_parts <= 1 or pool is None:
         if num_rows:
-            call(0, num_rows)
+            call(*arguments, first_row, end_row)
         return
-    cuts = [num_rows * k // num_parts for k in range(num_parts + 1)]
-    others = [pool.submit(call, cuts[k], cuts[k + 1]) for k in range(1, num_parts)]
-    call(cuts[0], cuts[1])
+    cuts = [first_row + num_rows * k // num_parts for k in range(num_parts + 1)]
+    others = [pool.submit(call, *arguments, *cuts[k : k + 2]) for k in range(1, num_parts)]
+    call(*arguments, *cuts[:2])
     for other in others:
         other.result()

@@ -10,7 +10,7 @@ import numpy as np
 from streamrnn.kernels.cpu.float_mode import enter_float_mode, leave_float_mode
 from streamrnn.kernels.jit import jit
 
-__all__ = ["sum_of_squares", "update_by_adam"]
+__all__ = ["clip", "move_average", "sum_of_squares", "update_by_adam", "update_by_momentum"]
 
 _NUM_SUMS = 16  # side by side, whatever the vector width: the order decides the bits
 
@@ -34,6 +34,17 @@ def sum_of_squares(values) -> float:
 
 
 @jit
+def clip(gradient, max_norm) -> float:
+    """Shorten the gradient to a norm, if it is longer and finite; return its norm before."""
+    norm = math.sqrt(sum_of_squares(gradient))
+    if max_norm < norm < np.inf:
+        share = gradient.dtype.type(max_norm / norm)
+        for k in range(len(gradient)):
+            gradient[k] *= share
+    return norm
+
+
+@jit
 def update_by_adam(parameters, gradient, mean, square, decay, settings) -> None:
     """Make one step of Adam; all are [num_parameters], or ``decay`` is empty.
 
@@ -54,3 +65,23 @@ def update_by_adam(parameters, gradient, mean, square, decay, settings) -> None:
             parameter -= parameter * decay[k]
         parameters[k] = parameter - rate * mean[k] / (math.sqrt(square[k]) / root + epsilon)
     leave_float_mode(mode)
+
+
+@jit
+def update_by_momentum(parameters, gradient, velocity, decay, momentum, rate) -> None:
+    """Make one step of gradient descent; arguments are as in `update_by_adam`."""
+    mode = enter_float_mode()
+    for k in range(len(parameters)):
+        velocity[k] = velocity[k] * momentum + gradient[k]
+        parameter = parameters[k]
+        if len(decay):
+            parameter -= parameter * decay[k]
+        parameters[k] = parameter - rate * velocity[k]
+    leave_float_mode(mode)
+
+
+@jit
+def move_average(average, values, share) -> None:
+    """Let an average go a share of the way to values."""
+    for k in range(len(average)):
+        average[k] += share * (values[k] - average[k])

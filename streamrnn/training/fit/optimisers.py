@@ -19,8 +19,6 @@ from streamrnn.gradients.scratch import Array
 
 __all__ = ["Adam", "Optimiser", "Sgd", "clip_by_global_norm", "make_optimiser"]
 
-FLUSH_UPDATES = 64  # some processors take a hundred times longer over subnormal numbers
-
 
 class Optimiser(Protocol):
     """What changes the weights, on one flat vector.
@@ -82,10 +80,16 @@ class Adam:
             rate / corrections[0],
         )
         of = parameters.dtype.type
-        lost = (rate * np.atleast_1d(decay)).astype(of)
-        if lost.size != parameters.size:
-            lost = np.full(parameters.size if lost[0] else 0, lost[0])
+        lost = _lost(parameters, rate, decay)
         update_by_adam(parameters, gradient, self.mean, self.square, lost, tuple(map(of, settings)))
+
+
+def _lost(parameters: Array, rate: float, decay: Array | float) -> Array:
+    """Return what share of itself each parameter loses; nothing if none does."""
+    of = parameters.dtype.type
+    if isinstance(decay, np.ndarray):
+        return of(rate) * decay
+    return np.full(parameters.size if decay else 0, rate * decay, of)
 
 
 class Sgd:
@@ -108,14 +112,11 @@ class Sgd:
         self, parameters: Array, gradient: Array, rate: float, decay: Array | float = 0.0
     ) -> None:
         """Implement `Optimiser.update`."""
-        velocity = self.velocity
+        from streamrnn.gradients.update import update_by_momentum  # loads Numba
+
         self.num_updates += 1
-        velocity *= self.momentum
-        velocity += gradient
-        if self.num_updates % FLUSH_UPDATES == 0:  # of what has no gradient any more
-            velocity[np.abs(velocity) < np.finfo(velocity.dtype).tiny ** (2.0 / 3.0)] = 0.0
-        parameters *= 1.0 - rate * decay
-        parameters -= rate * velocity
+        of, lost = parameters.dtype.type, _lost(parameters, rate, decay)
+        update_by_momentum(parameters, gradient, self.velocity, lost, of(self.momentum), of(rate))
 
 
 def make_optimiser(name: str, momentum: float, size: int, dtype: np.dtype[Any]) -> Optimiser:
@@ -129,16 +130,13 @@ def clip_by_global_norm(gradient: Array, max_norm: float) -> tuple[float, bool]:
     Returns its norm before, and whether it was shortened. Raises `TrainingError` if it holds NaN or
     Inf.
     """
-    from streamrnn.gradients.update import sum_of_squares  # loads Numba
+    from streamrnn.gradients.update import clip  # loads Numba
 
-    norm = math.sqrt(sum_of_squares(gradient))
+    norm: float = clip(gradient, max_norm)
     if not math.isfinite(norm):
         raise TrainingError(
             "the gradient is not finite: training diverged. Lower learning_rate (to a third) or "
             "clip_norm; with rnn_relu also consider rnn_tanh, gru or lstm, whose activations are "
             "bounded"
         )
-    if norm <= max_norm:
-        return norm, False
-    gradient *= max_norm / norm
-    return norm, True
+    return norm, norm > max_norm

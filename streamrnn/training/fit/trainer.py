@@ -185,6 +185,8 @@ class Trainer:
 
     def _update(self) -> None:
         """Change the weights by the gradient that the network holds."""
+        from streamrnn.gradients.update import move_average  # loads Numba
+
         config, network, counts = self.dataset.config, self.network, self.counts
         norm, clipped = clip_by_global_norm(network.gradient, config.clip_norm)
         counts.num_clipped += clipped
@@ -195,7 +197,7 @@ class Trainer:
         counts.num_updates = self.optimiser.num_updates
         # At first the average is that of all weights so far, so that it forgets the start.
         weight = max(1.0 - config.averaging, 1.0 / (1.0 + counts.num_updates / 10.0))
-        self.average += np.float32(weight) * (network.flat - self.average)
+        move_average(self.average, network.flat, np.float32(weight))
 
     def _evaluate(self, started_s: float) -> None:
         """Validate the average, and keep it if it is the best."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from streamrnn.gradients.node import Node, Part
 from streamrnn.gradients.scratch import Array, State
-from streamrnn.training.network.losses import activate, gradient_before
+from streamrnn.training.network.losses import Outputs, activate, gradient_before
 
 __all__ = ["Head"]
 
@@ -73,6 +73,16 @@ class Head(Node):
         """Return h of the last step, if it is read."""
         return (self.h[-1].copy(),) if self.is_read else ()
 
+    @property
+    def outputs(self) -> Outputs:
+        """Return what a loss reads, and sets for `begin_back` to be called with `grad_z`."""
+        return Outputs(*self.dense.rows(), self.output_size)
+
+    @property
+    def grad_z(self) -> Array:
+        """Return the gradient by z, [T, B, O]."""
+        return self.dense.grad_z
+
     def begin_back(self, grad: Array | None, grad_after: State | None = None) -> None:
         """Take the gradient by z, and by h of the last step if it is read."""
         self.dense.begin_back(grad)
@@ -89,7 +99,7 @@ class Head(Node):
             self.dense.grad_z[steps] += by_z
 
     def grad_x(self, first_step: int, end_step: int) -> Array:
-        """Return the gradient by x of some steps, valid until the next call."""
+        """Return the gradient by x, [T, B, I], of which some steps are set."""
         return self.dense.grad_x(first_step, end_step)
 
     def grad_before(self) -> State:

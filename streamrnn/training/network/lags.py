@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from streamrnn.model.layers.frame import ActivationSpec
 from streamrnn.model.layers.memory import TimeConvSpec
 from streamrnn.model.spec import LayerSpec, ModelSpec
 from streamrnn.training.network.layers import Array, State
+from streamrnn.training.network.losses import LossSettings, loss_and_gradient
 from streamrnn.training.network.network import Chunk, Network
 
 __all__ = ["NetworkWithLags", "has_lags", "network_of", "with_lags"]
@@ -106,22 +107,30 @@ class NetworkWithLags(Network):
         kept = np.zeros((num_rows, lags - 1, num_features), self.dtype)
         return [*super().initial_state(num_rows), (kept,)]
 
-    def forward(self, chunk: Chunk, state: list[State]) -> tuple[Array, list[State]]:
-        """Run a chunk up to the head's pre-activations, [T, B, O]."""
-        z, after = super().forward(chunk, state[:-1])
+    def _run(self, chunk: Chunk, state: list[State], keeps: bool = True) -> list[State]:
+        after = super()._run(chunk, state[:-1], keeps)
         (kept,) = state[-1]
         features = chunk.features.astype(self.dtype, copy=False)
-        seen = np.concatenate([kept.transpose(1, 0, 2), features])
-        num_steps, total = len(features), z + self._shift
-        for k, matrix in enumerate(self._path):
-            total += seen[k : k + num_steps] @ matrix
-        last = seen[num_steps:].transpose(1, 0, 2).copy()
-        return total, [*after, (last,)]
+        self._seen = seen = np.concatenate([kept.transpose(1, 0, 2), features])
+        return [*after, (seen[len(features) :].transpose(1, 0, 2).copy(),)]
 
-    def backward(self, grad_z: Array, need_grad_x: bool = False) -> Array | None:
+    def _z(self) -> Array:
+        total = super()._z() + self._shift
+        for k, matrix in enumerate(self._path):
+            total += self._seen[k : k + len(total)] @ matrix
+        return np.asarray(total)
+
+    def _loss(
+        self, loss: str, target: Array, settings: LossSettings, num_targets: int | None
+    ) -> tuple[float, Array]:
+        return loss_and_gradient(loss, self.activation, self._z(), target, settings, num_targets)
+
+    def _back(
+        self, grad_z: Array, need_grad_x: bool = False, grad_after: Sequence[State] = ()
+    ) -> Array | None:
         """Go back through the last chunk; the path's own weights get no gradient."""
         along = grad_z.copy()
-        grad_x = super().backward(grad_z, need_grad_x)
+        grad_x = super()._back(grad_z, need_grad_x, grad_after)
         if not need_grad_x or grad_x is None:
             return grad_x
         grad_x = grad_x.copy()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +16,8 @@ from streamrnn.errors import TrainingError
 from streamrnn.gradients.scratch import Array
 
 __all__ = [
-    "LOSSES", "PLAIN", "LossSettings", "activate", "gradient_before", "loss_and_gradient",
-    "sum_of_losses",
+    "LOSSES", "PLAIN", "LossSettings", "Outputs", "activate", "gradient_before",
+    "loss_and_gradient", "set_gradient", "sum_of_losses",
 ]  # fmt: skip
 
 # Loss -> the activation that the head gets.
@@ -96,86 +97,81 @@ def loss_and_gradient(
 
     Raises `TrainingError` if the loss is not finite, or loss and activation do not go together.
     """
-    total, count, gradient = _total(loss, activation, z, target, settings)
+    outputs = _outputs_of(z)
+    value = set_gradient(loss, activation, outputs, target, settings, num_targets)
+    return value, outputs.gradient.reshape(z.shape)
+
+
+class Outputs(NamedTuple):
+    """Pre-activations and the gradient by them, contiguous rows of O or more."""
+
+    z: Array
+    gradient: Array
+    num_outputs: int  # O
+
+
+def _outputs_of(z: Array) -> Outputs:
+    rows = np.ascontiguousarray(z).reshape(-1, z.shape[-1])
+    return Outputs(rows, np.empty_like(rows), z.shape[-1])
+
+
+def set_gradient(
+    loss: str,
+    activation: str,
+    outputs: Outputs,
+    target: Array,
+    settings: LossSettings = PLAIN,
+    num_targets: int | None = None,
+) -> float:
+    """Return the mean loss, and set its gradient, as `loss_and_gradient` does."""
+    total, count = _total(loss, activation, outputs, target, settings, num_targets)
     if not math.isfinite(total):
         raise TrainingError(
             "the loss is not finite: training diverged. Lower learning_rate (to a third) or "
             "clip_norm, and look for extreme values in the data"
         )
-    share = 1.0 / max(count if num_targets is None else num_targets, 1)
-    gradient *= share
-    return total * share, gradient
+    return total * (1.0 / max(count if num_targets is None else num_targets, 1))
 
 
 def sum_of_losses(
     loss: str, activation: str, z: Array, target: Array, settings: LossSettings = PLAIN
 ) -> tuple[float, int]:
     """Sum of the loss over the targets that are present, and their number."""
-    total, count, _ = _total(loss, activation, z, target, settings)
-    return total, count
+    return _total(loss, activation, _outputs_of(z), target, settings)
+
+
+_LOSSES_OF_ERRORS = {"mse": 0, "mae": 1, "huber": 2, "pinball": 3}
+_ACTIVATIONS = {"identity": 0, "tanh": 1, "sigmoid": 2}  # before these
 
 
 def _total(
-    loss: str, activation: str, z: Array, target: Array, settings: LossSettings
-) -> tuple[float, int, Array]:
-    if (loss, activation) in _COMPILED:
-        return _compiled_total(loss, z, target, settings)
-    present = ~np.isnan(target)
-    count = int(np.count_nonzero(present))
-    known = np.where(present, target, 0.0).astype(z.dtype)
-    weights = np.array(settings.class_weights, z.dtype)
-    if loss in ("mae", "huber", "pinball") and activation == "identity":
-        error = np.where(present, known - z, 0.0).astype(z.dtype)
-        terms, slope = _of_errors(loss, error, settings)
-        return float(terms.sum()), count, slope.astype(z.dtype)
-    if loss == "mse" and activation != "softmax":
-        y = activate(z, activation)
-        error = np.where(present, y - known, 0.0).astype(z.dtype)
-        slope = 2.0 * error
-        if activation == "tanh":
-            slope *= 1.0 - y * y
-        elif activation == "sigmoid":
-            slope *= y * (1.0 - y)
-        return float(np.vdot(error, error)), count, slope
-    if loss == "binary_cross_entropy" and activation == "sigmoid":
-        # log(1 + exp(z)) - target z, without overflow.
-        terms = np.logaddexp(0.0, z) - known * z
-        gradient = np.where(present, activate(z, activation) - known, 0.0).astype(z.dtype)
-        if len(weights):
-            weight = weights[known.astype(np.int64)]
-            terms, gradient = terms * weight, gradient * weight
-        return float(terms[present].sum()), count, gradient
-    raise TrainingError(f"loss {loss!r} does not go with the activation {activation!r}")
+    loss: str,
+    activation: str,
+    outputs: Outputs,
+    target: Array,
+    settings: LossSettings,
+    num_targets: int | None = None,
+) -> tuple[float, int]:
+    """Return the sum of losses and its targets; set the gradient of the mean."""
+    from streamrnn.gradients import losses  # loads Numba
 
-
-_COMPILED = {("mse", "identity"), ("cross_entropy", "softmax")}
-
-
-def _compiled_total(
-    loss: str, z: Array, target: Array, settings: LossSettings
-) -> tuple[float, int, Array]:
-    from streamrnn.gradients.losses import cross_entropy, squares  # loads Numba
-
-    z, known = np.ascontiguousarray(z), np.ascontiguousarray(target, z.dtype)
-    gradient = np.empty_like(z)
-    if loss == "mse":
-        return *squares(z.ravel(), known.ravel(), gradient.ravel()), gradient
-    num_outputs = z.shape[-1]
-    by_row = gradient.reshape(-1, num_outputs)
-    weights = np.array(settings.class_weights, z.dtype)
-    total, count = cross_entropy(z.reshape(-1, num_outputs), known.ravel(), weights, by_row)
+    if not (LOSSES.get(loss) == activation or (loss == "mse" and activation in _ACTIVATIONS)):
+        raise TrainingError(f"loss {loss!r} does not go with the activation {activation!r}")
+    z, gradient, num_outputs = outputs
+    of = z.dtype.type
+    rows = z, np.ascontiguousarray(target, of).reshape(len(z), -1), gradient
+    divisor = -1 if num_targets is None else num_targets
+    if loss in _LOSSES_OF_ERRORS:
+        kinds = _LOSSES_OF_ERRORS[loss], _ACTIVATIONS[activation]
+        above = np.full(num_outputs, settings.quantiles or 0.5, of)
+        found = losses.loss_of_errors(*rows, kinds, of(settings.delta), above, divisor)
+    elif loss == "binary_cross_entropy":
+        weights = np.full(2, settings.class_weights or 1.0, of)
+        found = losses.binary_cross_entropy(*rows, weights, divisor)
+    else:
+        weights = np.full(num_outputs, settings.class_weights or 1.0, of)
+        found = losses.cross_entropy(*rows, weights, divisor)
+    total, count = found
     if count < 0:
         raise TrainingError(f"a target is no class of 0 to {num_outputs - 1}")
-    return total, count, gradient
-
-
-def _of_errors(loss: str, error: Array, settings: LossSettings) -> tuple[Array, Array]:
-    """Return the losses of errors, target minus output, and their slopes by the output."""
-    if loss == "huber":
-        bounded = np.clip(error, -settings.delta, settings.delta)
-        return bounded * (error - 0.5 * bounded), -bounded
-    if loss == "mae":
-        return np.abs(error), -np.sign(error)
-    above = np.array(settings.quantiles or 0.5, error.dtype)  # the weight of a target above
-    slope = np.where(error > 0, -above, np.where(error < 0, 1.0 - above, 0.0))
-    return -slope * error, slope
+    return total, count

@@ -21,7 +21,13 @@ from streamrnn.model.parameters import parameter_shapes
 from streamrnn.model.spec import CELLS, LayerSpec, ModelSpec
 from streamrnn.training.network.head import Head
 from streamrnn.training.network.layers import make_layer
-from streamrnn.training.network.losses import PLAIN, LossSettings, activate, loss_and_gradient
+from streamrnn.training.network.losses import (
+    PLAIN,
+    LossSettings,
+    activate,
+    loss_and_gradient,
+    set_gradient,
+)
 from streamrnn.training.network.order import Group, Source, groups_of, sources_of
 
 __all__ = ["Chunk", "Network", "flat_views", "initial_parameters"]
@@ -205,13 +211,16 @@ class Network:
             after += [self.nodes[k].end() for k in group.nodes]
         return after
 
-    def _output_of(self, read: Read, steps: slice | int = slice(None)) -> Array:
-        """Return what a node reads of some steps, [T, B, ...]."""
+    def _output_of(self, read: Read, step: int | None = None) -> Array:
+        """Return what a node reads, [T, B, ...], or [B, ...] of one step."""
         if read.is_before:
-            return self.nodes[read.layer].h_before[steps]
-        values = self._features if read.layer < 0 else self.nodes[read.layer].h
-        mask = self._masks.get(read.layer)
-        return mask.apply(values[steps], steps) if mask else values[steps]
+            values, mask = self.nodes[read.layer].h_before, None
+        else:
+            values = self._features if read.layer < 0 else self.nodes[read.layer].h
+            mask = self._masks.get(read.layer)
+        if step is None:
+            return mask.apply(values) if mask else values
+        return mask.apply(values[step], step) if mask else values[step]
 
     def _begin(self, k: int, state: list[State], sources: Sequence[Source]) -> None:
         """Make a node ready, with what it reads of sources that have gone through the chunk."""
@@ -301,11 +310,10 @@ class Network:
         grad_x = {}
         for k in group.nodes:
             self.nodes[k].begin_back(grads.pop(k, None), self._grad_after[k])
-            grad_x[k] = np.empty_like(self.nodes[k].x)
         for t in range(num_steps - 1, -1, -1):
             for k in reversed(group.nodes):
                 self.nodes[k].run_back(t, t + 1)
-                grad_x[k][t] = self.nodes[k].grad_x(t, t + 1)[0]
+                grad_x[k] = self.nodes[k].grad_x(t, t + 1)
                 for read, columns in self.sources[k]:
                     if read.layer not in group.nodes:
                         continue
@@ -358,9 +366,7 @@ class Network:
         total, grad_after = 0.0, list[State]()
         for span, before in zip(reversed(spans), reversed(states), strict=True):
             end = self._run(chunk.steps(span), before)
-            part, grad_z = loss_and_gradient(
-                loss, self.activation, self._z(), target[span], settings, num_targets
-            )
+            part, grad_z = self._loss(loss, target[span], settings, num_targets)
             total += part
             self._back(grad_z, grad_after=grad_after)
             if span is spans[-1]:
@@ -370,6 +376,18 @@ class Network:
         self._set_gradients()
         self._forget()
         return total, after
+
+    def _loss(
+        self, loss: str, target: Array, settings: LossSettings, num_targets: int | None
+    ) -> tuple[float, Array]:
+        """Return the mean loss of what was run last, and its gradient by z."""
+        last = self.nodes[-1]
+        if not isinstance(last, Head):
+            return loss_and_gradient(
+                loss, self.activation, self._z(), target, settings, num_targets
+            )
+        value = set_gradient(loss, self.activation, last.outputs, target, settings, num_targets)
+        return value, last.grad_z
 
     def advance(self, chunk: Chunk, state: list[State]) -> list[State]:
         """Return the state after a chunk, to which there is no way back."""

@@ -14,6 +14,7 @@ from streamrnn.training.diagnostics import measure_memory
 from streamrnn.training.fit.lags import fit_path
 from streamrnn.training.fit.loop import fit
 from streamrnn.training.network.lags import network_of
+from streamrnn.training.network.losses import loss_and_gradient
 from streamrnn.training.network.network import Chunk
 from tests.support.tables import noisy_sine, write_csv
 
@@ -202,3 +203,31 @@ def test_where_there_is_no_path_it_is_an_error(tmp_path, options):
     config = TrainingConfig(path=path, layers=("gru:3",), **{"lags": 3, **options})
     with pytest.raises(TrainingError, match="there is no linear path"):
         train(config)
+
+
+@pytest.mark.parametrize("most_steps", [20, 4])
+def test_the_loss_and_the_state_after_it_are_those_of_both(settings, monkeypatch, most_steps):
+    dataset = make_dataset(settings, read_table(settings.path))
+    found = fit(dataset).network
+    network = network_of(found.spec, found.parameters, np.float64)
+    rng = np.random.default_rng(3)
+    chunk = Chunk(rng.normal(size=(9, 2, network.spec.num_features)), {})
+    target = rng.normal(size=(9, 2, network.spec.output_size))
+    state = [
+        tuple(rng.normal(0.0, 0.5, s.shape) for s in layer) for layer in network.initial_state(2)
+    ]
+    z, after = network.forward(chunk, state)
+    value, grad_z = loss_and_gradient("mse", "identity", z, target)
+    network.backward(grad_z)
+    gradient = network.gradient.copy()
+    monkeypatch.setattr(network, "_spans", lambda *_: spans_of(9, most_steps))
+    loss, end = network.loss(chunk, target, state, "mse")
+    assert loss == pytest.approx(value, rel=1e-12)
+    np.testing.assert_allclose(network.gradient, gradient, rtol=0, atol=1e-12)
+    for given in (end, network.advance(chunk, state)):
+        for one, other in zip(given, after, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def spans_of(num_steps, length):
+    return [slice(k, k + length) for k in range(0, num_steps, length)]
