@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, TypeVar
@@ -180,6 +180,10 @@ class Client:
     async def stats(self) -> dict[str, Any]:
         """Await `streamrnn_client.Client.stats`."""
         return await self._driver.run(Session.stats)
+
+    async def call(self, method: str, params: Sequence[Any] = ()) -> Any:
+        """Await `streamrnn_client.Client.call`."""
+        return await self._driver.run(Session.request, method, list(params))
 
     async def stream(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, TypeVar
@@ -116,6 +116,18 @@ class Client:
         dict
         """
         return self._driver.run(Session.stats)
+
+    def call(self, method: str, params: Sequence[Any] = ()) -> Any:
+        """Send the first shard a request that belongs to no stream, such as an administrator's.
+
+        It is sent again if no answer comes. ``docs/protocol.md`` says what there is.
+
+        Returns
+        -------
+        object
+            The result, as it came.
+        """
+        return self._driver.run(Session.request, method, list(params))
 
     def stream(
         self,

@@ -56,7 +56,9 @@ COMMANDS = {
     "compile": Command(
         "streamrnn_server.commands.compile", "compile what a server runs, ahead of its first start"
     ),
-    "state": Command("streamrnn.commands.state", "look at a stopped server's streams, move them"),
+    "state": Command(
+        "streamrnn_server.commands.state", "streams on disk: look at them, move them, back them up"
+    ),
     "keys": Command("streamrnn_server.commands.keys", "make keys for a server or a user"),
     "status": Command("streamrnn_server.commands.status", "ask a running server how it is"),
     "top": Command("streamrnn_server.commands.top", "watch a running server"),

@@ -173,6 +173,7 @@ class ServerConfig:
     durability: str = "none"
     checkpoint_interval_s: float = 1.0  # also, how soon a disk that has failed is tried again
     time_to_live_s: int = 0
+    backup_dir: Path | None = None
     curve_secret_key: Path | None = None
     curve_clients: Path | None = None
     admins: tuple[str, ...] = ()
@@ -222,6 +223,11 @@ class ServerConfig:
         if has_no_disk or not 0 <= self.time_to_live_s <= _MAX_S:
             raise StartError(
                 f"--time-to-live is {self.time_to_live_s}; it must be 0 to {_MAX_S} s, and needs "
+                "--state-dir"
+            )
+        if self.backup_dir is not None and (self.state_dir is None or not self.backup_dir.is_dir()):
+            raise StartError(
+                f"--backup-dir is {self.backup_dir}; it must be a folder that is there, and needs "
                 "--state-dir"
             )
         if self.advertise is not None and (self.advertise.is_wildcard or not self.advertise.port):

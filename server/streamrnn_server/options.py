@@ -178,6 +178,13 @@ _OPTIONS = {
         type=int,
         metavar="S",
     ),
+    "backup_dir": _Option(
+        "--backup-dir",
+        "a folder for backups, which 'streamrnn state backup ADDRESS NAME' has this server write "
+        "(docs/deployment.md)",
+        parse=_parse_path,
+        metavar="DIR",
+    ),
     "curve_secret_key": _Option(
         "--curve-secret-key",
         "this server's NAME.key_secret: connections are encrypted and need keys ('streamrnn keys')",

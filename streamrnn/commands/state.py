@@ -22,8 +22,10 @@ __all__ = ["configure", "run"]
 _NUMBERINGS = ("no step yet", "numbered", "unnumbered")
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+def configure(
+    parser: argparse.ArgumentParser,
+) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    """Add the command's arguments; return what takes more actions."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     lines = {
         "list": "one line for each stream",
@@ -44,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
             )
         if name in ("export", "import"):
             action.add_argument("file", type=Path, metavar="FILE", help="the record's; - for stdio")
+    return actions
 
 
 def run(args: argparse.Namespace) -> int:

@@ -291,6 +291,11 @@ class StateStore:
             self._env.sync(True)
             self._is_doubtful = False
 
+    def forget_dead_readers(self) -> None:
+        """Let pages be used again that a process was reading which has ended."""
+        with contextlib.suppress(lmdb.Error), self._mutex:
+            self._env.reader_check()
+
     def get(self, table: int, key: bytes) -> bytes | None:
         """Read one value as it was last committed.
 

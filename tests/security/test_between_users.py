@@ -145,6 +145,17 @@ def test_totals_are_told_to_administrators_alone(serve, model):
         peer.socket.close()
 
 
+def test_backups_are_made_for_administrators_alone(serve, tmp_path):
+    (tmp_path / "backups").mkdir()
+    options = {"state_dir": tmp_path / "state", "durability": "checkpoint"}
+    _, alice, bob = serve(admins=("alice",), backup_dir=tmp_path / "backups", **options)
+    bob.send("backup", "b", "token")
+    assert bob.receive()[1][0] == "forbidden"
+    assert list((tmp_path / "backups").iterdir()) == []
+    assert alice.ok("backup", "b", "token")["state"] == "running"
+    until(lambda: alice.ok("backup", "b", "token")["state"] == "done")
+
+
 @given(asked=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 99)), max_size=40))
 def test_each_user_is_answered_in_his_order_and_in_turn(asked):
     turns = Turns()

@@ -41,6 +41,7 @@ COLD_METHODS = (
     "snapshot",
     "rollback",
     "sync",
+    "backup",
 )
 DURABILITIES = ("none", "checkpoint", "always")  # `durability` in `hello`
 # `features` in `hello`: what a server may lack; `ORIGINS` also in `models`: what a client may.

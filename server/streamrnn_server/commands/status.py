@@ -13,7 +13,7 @@ from streamrnn_client.protocol import DEFAULT_PORT
 from streamrnn_server.config import format_bytes
 from streamrnn_server.monitor.health import trouble
 
-__all__ = ["add_server", "configure", "run"]
+__all__ = ["add_keys", "add_server", "configure", "run"]
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,11 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="of a running server (%(default)s)",
     )
+    add_keys(parser)
+
+
+def add_keys(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say who asks, where a server wants keys."""
     parser.add_argument(
         "--curve-key", type=Path, metavar="FILE", help="your NAME.key_secret, if it asks for keys"
     )

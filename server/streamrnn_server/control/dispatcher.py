@@ -132,6 +132,7 @@ class Control:
             "hello": lambda caller, params: self._hello(),
             "models": lambda caller, params: self._list_models(params),
             "stats": lambda caller, params: self._stats_for(caller.user),
+            "backup": self._back_up,
         }
         served = served_models(models, programs, arithmetics)
         store, expiry = (None, None) if disk is None else (disk.store, disk.expiry)
@@ -331,6 +332,18 @@ class Control:
             }
             for name, model in self._models.items()
         ]
+
+    def _back_up(self, caller: Caller, params: list[Any]) -> dict[str, Any]:
+        self._need_admin(caller.user)
+        if self._disk is None:
+            raise ProtocolError(ErrorCode.NOT_SUPPORTED, "the server keeps nothing on disk")
+        return self._disk.backups.begin_or_tell(params)
+
+    def _need_admin(self, user: str) -> None:
+        if self._config.has_users and user not in self._config.admins:
+            raise ProtocolError(
+                ErrorCode.FORBIDDEN, "that is the administrators': start the server with --admin"
+            )
 
     def _stats_for(self, user: str) -> dict[str, Any]:
         """Return the totals to who may see them, and to a user what is his own."""

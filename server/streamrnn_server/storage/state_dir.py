@@ -19,6 +19,7 @@ from streamrnn.state.store import DATA_FILE, MAX_EPOCH, STREAMS, StateStore
 from streamrnn_server.config import ServerConfig
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.checkpoint.packing import Templates
+from streamrnn_server.storage.backup import Backups
 from streamrnn_server.storage.disk_reserve import DiskReserve
 from streamrnn_server.storage.expiry import Expiry
 from streamrnn_server.storage.journal_writer import JournalWriter
@@ -81,6 +82,7 @@ class StateDir:
         Where there are users.
     journals : list of JournalWriter
         One for each shard; none without a journal.
+    backups : Backups
     held : dict of bytes to ProtocolError
         Streams of which the journal has more than could be brought into their records, and why.
 
@@ -119,6 +121,7 @@ class StateDir:
             if not isinstance(error, StoreError | OSError):
                 raise
             raise StartError(f"cannot use the journal in {directory}: {error}") from error
+        self.backups = Backups(config.backup_dir, self.store, log)
         self.usage: DiskUsage | None = None
         if config.has_users:
             disk_bytes = shutil.disk_usage(config.state_dir).total
@@ -211,6 +214,7 @@ class StateDir:
 
     def close(self) -> None:
         """End the threads and let go of the directory, after the shards have ended."""
+        self.backups.close()
         self.saver.stop()
         for journal in self.journals:
             journal.stop()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.errors import InputError
+from streamrnn.kernels.arithmetic import cpu_arithmetic
 from streamrnn.kernels.cpu.frames.builder import Frame, columns_of, fill_weights
 from streamrnn.kernels.cpu.frames.lower import Lowering
 from streamrnn.kernels.cpu.pack import aligned_floats, pack
@@ -33,8 +33,6 @@ from streamrnn.model.spec import LayerSpec, ModelSpec
 
 __all__ = ["Program"]
 
-_ARITHMETIC_VERSION = 2  # to be raised whenever any output's bits change
-_LAYERS_VERSION = 1  # of what is more than a stack of recurrent layers with a head; likewise
 # A batch's frames should stay in the cache between the layers that write and read them.
 _FRAME_CACHE_BYTES = 512 << 10
 _CHAIN_CACHE_BYTES = 4 << 20  # of recurrent layers alone, whose weights are read once a block
@@ -96,14 +94,8 @@ class Program:
 
     @property
     def arithmetic(self) -> str:
-        """Name what decides the bits of an output besides model and inputs.
-
-        The vector width is not among it: all widths give the same bits. Models that ask for layers
-        of later versions than the first have a number more, so that others keep theirs.
-        """
-        name = PRECISION_NAMES[self.precision]
-        layers = "" if _is_of_version_1(self.spec) else f"-layers{_LAYERS_VERSION}"
-        return f"cpu-{platform.machine()}-{name}-{_ARITHMETIC_VERSION}{layers}"
+        """What decides the bits of an output besides model and inputs."""
+        return cpu_arithmetic(PRECISION_NAMES[self.precision], not _is_of_version_1(self.spec))
 
     def for_shard(self) -> Program:
         """Return a program with the same weights and scratch of its own, for another thread."""
