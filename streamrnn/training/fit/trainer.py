@@ -22,6 +22,7 @@ from streamrnn.training.fit.chunks import Piece, choose_sizes, cut_segments, pla
 from streamrnn.training.fit.dropout import add_dropout
 from streamrnn.training.fit.noise import add_noise
 from streamrnn.training.fit.optimisers import clip_by_global_norm, make_optimiser
+from streamrnn.training.fit.restarts import restart_some
 from streamrnn.training.fit.schedule import learning_rate
 from streamrnn.training.fit.start import starting_weights
 from streamrnn.training.fit.unseen_categories import silence_unseen
@@ -165,6 +166,8 @@ class Trainer:
         if piece.start == 0:
             before = [self.segments[k].before for k in piece.rows]
             self.state = [tuple(s[before] for s in layer) for layer in self.ends]
+        seed, num_updates = self.dataset.config.seed, self.counts.num_updates
+        restart_some(self.state, piece, self.segments, seed, num_updates)
         chunk, target = piece.stacked(self.dataset, self.segments)
         add_noise(chunk, self.dataset, self.counts.num_updates)
         num_targets = int(np.count_nonzero(~np.isnan(target)))
