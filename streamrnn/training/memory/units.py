@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,11 @@ class LayerUnits:
     half_lives: Doubles
     saturated: dict[str, Doubles]  # by gate, each unit's share of such steps
     dead: NDArray[np.bool_]  # whether a unit's output stays within DEAD
+    # Of the same gates, for the mean of ln f is short wherever a gate resets now and then: each
+    # unit's share of steps above HIGH, and the most steps in a row after which half was left.
+    open_share: Doubles = field(default_factory=lambda: np.empty(0))
+    kept_steps: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    num_steps: int = 0  # of a stream: no more could be kept
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; None for a half-life that is infinite."""
@@ -46,15 +51,21 @@ class LayerUnits:
             "half_lives": [x if np.isfinite(x) else None for x in self.half_lives.tolist()],
             "saturated": {name: share.tolist() for name, share in self.saturated.items()},
             "dead": np.flatnonzero(self.dead).tolist(),
+            "open_share": self.open_share.tolist(),
+            "kept_steps": self.kept_steps.tolist(),
+            "num_steps": self.num_steps,
         }
 
 
 def measure_units(found: LayerGates, skip_steps: int = 0) -> LayerUnits:
     """Measure the units of a layer, from the step `skip_steps` of every stream on."""
     keep, h = found.keep, found.states["h"][:, skip_steps:]
-    half_lives = np.empty(0)
+    half_lives, open_share, kept_steps = np.empty(0), np.empty(0), np.empty(0, np.int64)
     if keep is not None:
-        logs = np.log(np.clip(keep[:, skip_steps:], _LEAST, 1.0)).mean(axis=(0, 1))
+        keep = keep[:, skip_steps:]
+        logs = np.log(np.clip(keep, _LEAST, 1.0))
+        kept_steps, open_share = _kept_steps(logs), (keep > HIGH).mean(axis=(0, 1))
+        logs = logs.mean(axis=(0, 1))
         with np.errstate(divide="ignore"):
             half_lives = np.log(0.5) / logs
         half_lives[logs >= 0.0] = np.inf
@@ -64,7 +75,22 @@ def measure_units(found: LayerGates, skip_steps: int = 0) -> LayerUnits:
             gate = found.gates[name][:, skip_steps:]
             saturated[name] = ((gate < LOW) | (gate > HIGH)).mean(axis=(0, 1))
     dead = np.ptp(h, axis=(0, 1)) < DEAD
-    return LayerUnits(found.layer, found.cell, half_lives, saturated, dead)
+    facts = (half_lives, saturated, dead, open_share, kept_steps, h.shape[1])
+    return LayerUnits(found.layer, found.cell, *facts)
+
+
+def _kept_steps(logs: Doubles) -> NDArray[np.int64]:
+    """Return the most steps in a row over which a unit keeps half, from ln f, [B, T, H]."""
+    num_rows, num_steps, size = logs.shape
+    sums = np.concatenate([np.zeros((num_rows, 1, size)), np.cumsum(logs, axis=1)], axis=1)
+    kept = np.zeros(size, np.int64)
+    for length in range(1, num_steps + 1):
+        best = (sums[:, length:] - sums[:, :-length]).max(axis=(0, 1))
+        is_kept = best >= np.log(0.5) - 1e-9
+        if not is_kept.any():
+            break
+        kept[is_kept] = length
+    return kept
 
 
 def measure_layers(model: Model, dataset: Dataset, part: str) -> list[LayerUnits]:
@@ -83,11 +109,13 @@ def unit_lines(units: dict[str, Any]) -> list[str]:
         known = np.array([np.inf if x is None else x for x in units["half_lives"]])
         order = np.argsort(-known, kind="stable")
         shown = ", ".join(f"{_steps(known[k])} (unit {k})" for k in order[:NUM_SHOWN].tolist())
-        gate = "forget" if units["cell"] == "lstm" else "update"
+        gate, symbol = ("forget", "f") if units["cell"] == "lstm" else ("update", "z")
         lines.append(
-            f"{name}: half-lives in steps by the {gate} gate, median {_steps(np.median(known))}; "
-            f"longest: {shown}"
+            f"{name}: half-lives in steps by the {gate} gate (mean of ln {symbol}), median "
+            f"{_steps(np.median(known))}; longest: {shown}"
         )
+        if units.get("kept_steps"):  # files of earlier versions do not tell
+            lines.append(_kept_line(units, gate))
     for gate, shares in units["saturated"].items():
         share = np.array(shares)
         stuck = np.flatnonzero(share >= STUCK)
@@ -101,6 +129,20 @@ def unit_lines(units: dict[str, Any]) -> list[str]:
     if units["dead"]:
         lines.append(f"{name}: dead, an output that never changes: {_listed(units['dead'])}")
     return lines
+
+
+def _kept_line(units: dict[str, Any], gate: str) -> str:
+    """Say what the mean hides: one reset outweighs many steps that keep all."""
+    kept, share = np.array(units["kept_steps"]), np.array(units["open_share"])
+    best, most_open = int(kept.argmax()), int(share.argmax())
+    whole = int((kept == units["num_steps"]).sum())
+    all_steps = f" (all that were looked at: {whole} of {len(kept)} units)" if whole else ""
+    return (
+        f"  a gate that resets now and then has a short one; in their longest stretch units kept "
+        f"half for {kept[best]} steps{all_steps or f' (unit {best})'}, median "
+        f"{np.median(kept):g}; {gate} gates are above {HIGH} in {share.mean():.0%} of all steps, "
+        f"of unit {most_open} in {share[most_open]:.0%}"
+    )
 
 
 def _steps(value: float) -> str:

@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from streamrnn.reference.gates import LayerGates
 from streamrnn.training.memory.units import measure_layers, measure_units, unit_lines
@@ -30,6 +33,48 @@ def test_a_half_life_is_of_the_mean_of_logarithms():
     keep = np.array([0.25, 1.0] * 25)[None, :, None] * np.ones((2, 50, 1))
     found = measure_units(LayerGates(0, "lstm", {"f": keep}, {"h": keep}))
     assert found.half_lives[0] == pytest.approx(1.0)  # a quarter in two steps
+
+
+def test_the_longest_stretch_shows_what_the_mean_hides():
+    """A unit that keeps all for 30 steps between resets: by the mean it forgets at once."""
+    keep = np.ones((2, 50, 2))
+    keep[:, ::25, 0] = 1e-6
+    keep[1, 25, 0] = 1.0
+    keep[..., 1] = 0.5**0.125
+    found = measure_units(LayerGates(0, "lstm", {"f": keep}, {"h": keep}))
+    assert found.half_lives[0] < 3.0
+    np.testing.assert_array_equal(found.kept_steps, [49, 8])
+    assert found.open_share[0] == pytest.approx(1.0 - 3 / 100)
+    assert found.open_share[1] == 0.0
+    text = unit_lines(found.to_dict())[1]
+    assert "in their longest stretch units kept half for 49 steps (unit 0), median 28.5" in text
+    assert "forget gates are above 0.99 in 48% of all steps, of unit 0 in 97%" in text
+
+
+@given(
+    logs=arrays(np.float64, st.tuples(*[st.integers(1, 12)] * 3), elements=st.floats(-2.0, 0.0)),
+)
+def test_no_stretch_is_longer_than_the_one_that_is_told(logs):
+    found = measure_units(LayerGates(0, "gru", {"z": np.exp(logs)}, {"h": logs}))
+    for unit, kept in enumerate(found.kept_steps):
+        for length in range(1, logs.shape[1] + 1):
+            starts = range(logs.shape[1] - length + 1)
+            sums = [row[k : k + length].sum() for row in logs[:, :, unit] for k in starts]
+            assert (max(sums) >= np.log(0.5) - 1e-9) == (length <= kept)
+
+
+def test_gates_that_never_forget_kept_all_that_was_looked_at():
+    found = measure_units(gates("gru", [1.0, 0.5], [1, 1]))
+    text = unit_lines(found.to_dict())[1]
+    assert "kept half for 50 steps (all that were looked at: 1 of 2 units)" in text
+    assert "update gates" in text
+
+
+def test_a_report_of_an_earlier_version_is_told_without_stretches():
+    plain = measure_units(gates("lstm", [0.5], [1])).to_dict()
+    for name in ("kept_steps", "open_share", "num_steps"):
+        del plain[name]
+    assert len(unit_lines(plain)) == 1
 
 
 def test_saturated_gates_and_dead_units_are_named():
