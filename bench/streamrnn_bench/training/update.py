@@ -1,7 +1,7 @@
-"""``streamrnn bench train``: one update of a network, against PyTorch's.
+"""``streamrnn bench train``: one update of a network, against PyTorch's and jax's.
 
 An update is what a training does with a batch: forward over T steps of B rows, the loss (mean of
-squares at every step), backward, clipping by the global norm, Adam. Both start from the same
+squares at every step), backward, clipping by the global norm, Adam. All start from the same
 weights, are compared before they are timed, and take turns on one thread of one process.
 """
 
@@ -23,11 +23,19 @@ from streamrnn_bench.report.machine_load import MachineLoad
 from streamrnn_bench.report.results import BenchError, Result
 from streamrnn_bench.step.cases import Case
 from streamrnn_bench.step.roofline import FLOPS_A_PEAK_ITERATION, run_peak
+from streamrnn_bench.training.frameworks import (
+    CLIP_NORM,
+    RATE,
+    Framework,
+    Jax,
+    PyTorch,
+    Task,
+    has_jax,
+)
 
-__all__ = ["UPDATE_CASES", "Ours", "PyTorch", "check_updates", "measure_updates"]
+__all__ = ["UPDATE_CASES", "Ours", "check_updates", "measure_updates"]
 
 NUM_STEPS, NUM_ROWS = 100, 32
-RATE, CLIP_NORM = 1e-3, 1.0
 SIZES = ((1, 32), (16, 64), (64, 128))
 UPDATE_CASES = tuple(Case(cell, *sizes) for cell in ("lstm", "gru", "rnn_tanh") for sizes in SIZES)
 TARGETS = {
@@ -70,6 +78,15 @@ class Ours:
         self.chunk, self.target = Chunk(x.astype(dtype), {}), target.astype(dtype)
         self.state = self.network.initial_state(NUM_ROWS)
 
+    def task(self) -> Task:
+        """Return what others start from."""
+        return Task(
+            self.network.spec.layers[0].cell,
+            self.network.parameters,
+            self.chunk.features,
+            self.target,
+        )
+
     def gradient(self) -> tuple[float, NDArray[Any]]:
         """Return the loss and the gradient by all parameters."""
         loss, _ = self.network.loss(self.chunk, self.target, self.state, "mse")
@@ -80,48 +97,6 @@ class Ours:
         self.network.loss(self.chunk, self.target, self.state, "mse")
         clip_by_global_norm(self.network.gradient, CLIP_NORM)
         self.adam.update(self.network.flat, self.network.gradient, RATE)
-
-
-class PyTorch:
-    """The same with `torch.nn`, in the form that is fastest: Adam fused into one kernel."""
-
-    def __init__(self, case: Case) -> None:
-        import torch
-
-        self._torch = torch
-        torch.set_num_threads(1)
-        kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn_tanh": torch.nn.RNN}[case.cell]
-        self._layer = kind(case.input_size, case.hidden_size)
-        self._head = torch.nn.Linear(case.hidden_size, 1)
-        named = [*self._layer.named_parameters()]
-        named += [(f"head.{name}", value) for name, value in self._head.named_parameters()]
-        given = Ours(case).network.parameters
-        with torch.no_grad():
-            for name, value in named:
-                value.copy_(torch.from_numpy(given[name].copy()))
-        by_name = dict(named)
-        self._parameters = [by_name[name] for name in given]
-        self._adam = torch.optim.Adam(self._parameters, lr=RATE, fused=True)
-        self._x, self._target = (torch.from_numpy(each) for each in _batch(case))
-        self._loss = torch.nn.MSELoss()
-
-    def _backward(self) -> Any:
-        self._adam.zero_grad(set_to_none=True)
-        loss = self._loss(self._head(self._layer(self._x)[0]), self._target)
-        loss.backward()
-        return loss
-
-    def gradient(self) -> tuple[float, NDArray[Any]]:
-        """Return the loss and the gradient by all parameters, in our order."""
-        loss = self._backward()
-        grads = [value.grad.numpy().ravel() for value in self._parameters]
-        return float(loss.detach()), np.concatenate(grads)
-
-    def update(self) -> None:
-        """Make one update."""
-        self._backward()
-        self._torch.nn.utils.clip_grad_norm_(self._parameters, CLIP_NORM)
-        self._adam.step()
 
 
 def check_updates(case: Case, found: Mapping[str, tuple[float, NDArray[Any]]]) -> None:
@@ -149,22 +124,24 @@ def _seconds(call: Callable[[], object], num_repeats: int) -> float:
 def measure_updates(
     cases: Iterable[Case] = UPDATE_CASES, num_rounds: int = 40, round_s: float = 0.01
 ) -> Iterator[Result]:
-    """Measure updates of 32 rows over 100 steps, ours and PyTorch's, in turns.
+    """Measure updates of 32 rows over 100 steps, ours, PyTorch's and jax's, in turns.
 
-    Yields medians of milliseconds; the note has the best of both, and the share of the peak of
-    fused multiply-adds, measured in the same turns, that the layer's products would take of our
-    time. Raises a `BenchError` if PyTorch is not installed, or a gradient is wrong.
+    Yields medians of milliseconds, beside PyTorch's and, where jax and optax are installed, beside
+    theirs; the note has the best of both, and the share of the peak of fused multiply-adds,
+    measured in the same turns, that the layer's products would take of our time. Raises a
+    `BenchError` if PyTorch is not installed, or a gradient is wrong.
     """
     if find_spec("torch") is None:
         raise BenchError("not installed: torch; pip install 'streamrnn[peers]'")
     for case in cases:
         if case.cell not in ("lstm", "gru", "rnn_tanh"):
             raise BenchError(f"case '{case}': updates are compared for lstm, gru and rnn_tanh only")
-        ours, theirs = Ours(case), PyTorch(case)
-        check_updates(case, {"streamrnn": ours.gradient(), "PyTorch": theirs.gradient()})
-        calls = {
-            "ours": ours.update,
-            "theirs": theirs.update,
+        all_of: dict[str, Framework] = {"ours": Ours(case), "PyTorch": PyTorch(Ours(case).task())}
+        if has_jax():
+            all_of["jax"] = Jax(Ours(case).task())
+        check_updates(case, {name: each.gradient() for name, each in all_of.items()})
+        calls: dict[str, Callable[[], object]] = {
+            **{name: each.update for name, each in all_of.items()},
             "peak": lambda: run_peak(_NUM_PEAK_ITERATIONS),
         }
         repeats = {name: max(1, int(round_s / _seconds(call, 1))) for name, call in calls.items()}
@@ -173,25 +150,29 @@ def measure_updates(
         for _ in range(num_rounds):
             for name, call in calls.items():
                 times[name].append(_seconds(call, repeats[name]))
-        yield _result(case, times, machine_load.share())
+        others = machine_load.share()
+        for name in all_of:
+            if name != "ours":
+                yield _result(case, name, times, others)
 
 
-def _result(case: Case, times: Mapping[str, list[float]], others: float) -> Result:
+def _result(case: Case, peer: str, times: Mapping[str, list[float]], others: float) -> Result:
     median_s = {name: statistics.median(each) for name, each in times.items()}
     rows = NUM_STEPS * NUM_ROWS
     gates = len(CELLS[case.cell].gates) * case.hidden_size
     # Forward and gradients of weights multiply x and h, the way back h alone.
     flops = rows * (2 * case.flops + 2 * gates * case.hidden_size)
     peak = FLOPS_A_PEAK_ITERATION * _NUM_PEAK_ITERATIONS / median_s["peak"]
-    best = ", ".join(f"{min(times[name]) * 1e3:.2f}" for name in ("ours", "theirs"))
+    best = ", ".join(f"{min(times[name]) * 1e3:.2f}" for name in ("ours", peer))
     share = flops / median_s["ours"] / peak
+    beside = "" if peer == "PyTorch" else f" beside {peer}"
     return Result(
         benchmark="train",
-        case=f"{case} B={NUM_ROWS} T={NUM_STEPS}",
+        case=f"{case} B={NUM_ROWS} T={NUM_STEPS}{beside}",
         value=median_s["ours"] * 1e3,
         unit="ms",
-        reference="PyTorch",
-        reference_value=median_s["theirs"] * 1e3,
-        target=TARGETS.get(str(case)),
+        reference=peer,
+        reference_value=median_s[peer] * 1e3,
+        target=1.0 if beside else TARGETS.get(str(case)),
         note=f"best {best}; FMA peak {share:.2f}; others {others:.0%}",
     )
