@@ -42,7 +42,7 @@ class Framework(Protocol):
 class PyTorch:
     """`torch.nn`, in the form that is fastest: Adam fused into one kernel."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, rate: float = RATE) -> None:
         import torch
 
         self._torch = torch
@@ -58,7 +58,7 @@ class PyTorch:
             for name, value in named.items():
                 value.copy_(torch.from_numpy(task.parameters[name].copy()))
         self._parameters = [named[name] for name in task.parameters]
-        self._adam = torch.optim.Adam(self._parameters, lr=RATE, fused=True)
+        self._adam = torch.optim.Adam(self._parameters, lr=rate, fused=True)
         self.take(task.x, task.target)
         self._loss = torch.nn.MSELoss()
 
