@@ -66,6 +66,7 @@ class Ours:
     """A layer and a head of one output, with the trainer's own update."""
 
     def __init__(self, case: Case, dtype: Any = np.float32) -> None:
+        self.cell = case.cell
         spec = ModelSpec(
             inputs=tuple(InputSpec(f"x{k}") for k in range(case.input_size)),
             layers=(LayerSpec(case.cell, case.hidden_size),),
@@ -80,12 +81,7 @@ class Ours:
 
     def task(self) -> Task:
         """Return what others start from."""
-        return Task(
-            self.network.spec.layers[0].cell,
-            self.network.parameters,
-            self.chunk.features,
-            self.target,
-        )
+        return Task(self.cell, self.network.parameters, self.chunk.features, self.target)
 
     def gradient(self) -> tuple[float, NDArray[Any]]:
         """Return the loss and the gradient by all parameters."""
