@@ -136,12 +136,13 @@ $(VENV)/installed-peers: $(PROJECTS) | $(VENV)/bin/python
 	$(INSTALL) -e '.[peers,test]' '$(TORCH)'
 	touch $@ $(VENV)/installed $(VENV)/installed-test
 
-# Servers to be compared with, apart from what is measured. Of Triton the wheel brings the program.
+# Servers to be compared with, apart from what is measured. Of Triton the wheel brings the program;
+# with NumPy 2 its Python backend answers with empty outputs.
 PEERS := build/peers
 $(PEERS)/installed: | $(VENV)/bin/python
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' 'onnx>=1.16' \
-	    'onnxruntime>=1.18' 'pyzmq>=26' 'msgpack>=1.0.8' 'grpcio>=1.60'
+	    'onnxruntime>=1.18' 'pyzmq>=26' 'msgpack>=1.0.8' 'grpcio>=1.60' 'numpy<2'
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	    'nvidia-pytriton==0.7.0'
 	touch $@

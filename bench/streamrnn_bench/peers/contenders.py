@@ -34,6 +34,8 @@ _PACKAGES = (
     "nvidia-pytriton",
     "numpy",
 )
+# Of gRPC, over one connection: one call alone is up to twice as slow, unless its server batches.
+_NUM_CALLS = 8
 # The other Python finds its own packages first; of this one's it uses `streamrnn_bench` alone.
 _RUN_MODULE = (
     "import sys, runpy; sys.path.append(sys.argv.pop(1)); del sys.argv[0]; "
@@ -141,6 +143,45 @@ def _zmq(engine: str, batches: bool, targets: dict[int, float]) -> Contender:
     )
 
 
+def _grpc_load(protocol: str, num_calls: int) -> Drives:
+    @contextlib.contextmanager
+    def drive(endpoint: str, place: Place, streams: tuple[int, int]) -> Iterator[Load]:
+        first, num_streams = streams
+        with run_module(
+            "streamrnn_bench.peers.grpc_load",
+            *("--endpoint", endpoint, "--case", str(place.case), "--protocol", protocol),
+            *("--first", str(first), "--num-streams", str(num_streams)),
+            *("--calls", str(num_calls)),
+        ) as process:
+            yield Load(process)
+
+    return drive
+
+
+def _grpc(engine: str, batches: bool) -> Contender:
+    options = ("--engine", engine, *["--batch"] * batches)
+    packages = ("onnxruntime", "onnx") if engine == "onnxruntime" else ()
+    return Contender(
+        f"gRPC + {engine}{', batches' * batches}",
+        _python_server("grpc_server", *options),
+        _grpc_load("plain", 1 if batches else _NUM_CALLS),
+        ("grpcio", *packages),
+        {},
+        computes=engine != "nothing",
+    )
+
+
+def _triton(batches: bool) -> Contender:
+    return Contender(
+        f"Triton{', batches' * batches}",
+        _python_server("triton_server", "--engine", "onnxruntime", *["--batch"] * batches),
+        _grpc_load("triton", _NUM_CALLS),
+        ("nvidia-pytriton", "grpcio", "onnxruntime", "onnx"),
+        dict.fromkeys((64, 1000), 60),
+        p50_target=8,
+    )
+
+
 OURS = Contender("StreamRNN", _ours, _compiled_load, (), {})
 CONTENDERS = (
     _zmq("pytorch", False, {64: 12, 1000: 20}),
@@ -148,6 +189,11 @@ CONTENDERS = (
     _zmq("onnxruntime", False, {64: 6, 1000: 15}),
     _zmq("onnxruntime", True, {64: 3, 1000: 3}),
     _zmq("nothing", False, {}),
+    _grpc("onnxruntime", False),
+    _grpc("onnxruntime", True),
+    _grpc("nothing", False),
+    _triton(False),
+    _triton(True),
     _zmq("numpy", False, {}),
     _zmq("numpy", True, {}),
 )
