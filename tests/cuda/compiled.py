@@ -108,11 +108,15 @@ def _tiles() -> Kernels:
         "blend": Cell(DENSE, end=BLEND),
         "lstm int8": Cell(LSTM, is_scaled=True),
     }
-    for (name, cell), width in itertools.product(cells.items(), ("wide", "narrow")):
-        made = network._layer_kernel(cell, getattr(tiling, width), "float32")
-        kernels[f"{name} {width}"] = (made, layer)
+    widths = ("wide", "middle", "narrow")
+    for (name, cell), (width, shape) in itertools.product(
+        cells.items(), zip(widths, tiling.shapes, strict=True)
+    ):
+        if width != "middle" or name in ("gru", "lstm"):
+            made = network._layer_kernel(cell, shape, "float32")
+            kernels[f"{name} {width}"] = (made, layer)
     for name, cell in forms.items():
-        made = network._layer_kernel(cell, tiling.wide, "float32")
+        made = network._layer_kernel(cell, tiling.shapes[0], "float32")
         kernels[f"{name} wide"] = (made, layer)
     features, move, softmax = network._row_kernels(tiling.row_threads)
     state = (words, floats, floats, floats, ints)
@@ -137,7 +141,7 @@ def _others() -> Kernels:
     words, ints, floats = int64[::1], int32[::1], float32[::1]
     tiling = network.TENSOR_TILING
     kernels = _tensor_layers(TENSOR_LAYERS)
-    reset = network._layer_kernel(Cell(GRU, end=RESET), tiling.wide, "bfloat16")
+    reset = network._layer_kernel(Cell(GRU, end=RESET), tiling.shapes[0], "bfloat16")
     kernels["bfloat16 reset wide"] = (reset, _layer_arguments())
     exchange = (words, floats, floats, words, ints, floats, ints, floats, *(int64,) * 5)
     for name, options in CHUNKS.items():
@@ -160,7 +164,7 @@ def _tensor_layers(names: Iterable[str]) -> Kernels:
     kernels: Kernels = {}
     for name in names:
         precision, cell, width = name.split()
-        tile = getattr(network.TENSOR_TILING, width)
+        tile = network.TENSOR_TILING.shapes[("wide", "narrow").index(width)]
         made = network._layer_kernel(cells[cell], tile, precision)
         kernels[name] = (made, _layer_arguments())
     return kernels

@@ -15,6 +15,7 @@ NUM_REGISTERS, FRAME_BYTES = 0x2F, 0x11
 
 _LABEL = re.compile(r"^(\.L_\w+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([\w.]+)(.*);")
+_REGISTER = re.compile(r"\s*[-|]*R(\d+)\b\|?(\.reuse)?")
 _TARGET = re.compile(r"`\((\.L_\w+)\)")
 
 
@@ -36,9 +37,14 @@ def assemble(ptx: str) -> str:
 
 @dataclass(frozen=True)
 class Loop:
-    """The instructions from a label to the jump back to it, by name: ``FFMA``, ``LDS.128``."""
+    """The instructions from a label to the jump back to it: (``FFMA``, operands)."""
 
-    names: tuple[str, ...]
+    instructions: tuple[tuple[str, str], ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the instructions: ``FFMA``, ``LDS.128``."""
+        return tuple(name for name, _ in self.instructions)
 
     def count(self, prefix: str) -> int:
         """Return how many instructions begin so."""
@@ -47,6 +53,30 @@ class Loop:
     def share(self, prefix: str) -> float:
         """Return their part of the loop."""
         return self.count(prefix) / len(self.names)
+
+    def speed_of_registers(self) -> float:
+        """Return the part of all cycles in which the registers' banks let an FFMA begin.
+
+        Registers lie in two banks, even and odd, each of which gives one a cycle. What the FFMA
+        before has marked ``.reuse`` in the same place is there already. On an H100 a loop of three
+        new registers an instruction has run at 0.65 of the peak, and tiles as this says.
+        """
+        kept: dict[int, int] = {}
+        num_cycles = num_products = 0
+        for name, operands in self.instructions:
+            if name != "FFMA":
+                continue
+            reads, marked = [0, 0], {}
+            for place, operand in enumerate(operands.split(",")[1:]):
+                if register := _REGISTER.match(operand):
+                    number = int(register[1])
+                    reads[number % 2] += kept.get(place) != number
+                    if register[2]:
+                        marked[place] = number
+            kept = marked
+            num_cycles += max(1, *reads)
+            num_products += 1
+        return num_products / num_cycles
 
 
 def disassemble(machine_code: bytes, entry: str) -> list[tuple[str, str]]:
@@ -91,7 +121,7 @@ def loops_of(code: list[tuple[str, str]]) -> list[Loop]:
         if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in spans)
     ]
     return [
-        Loop(tuple(name for name, _ in code[start : end + 1] if not name.endswith(":")))
+        Loop(tuple(each for each in code[start : end + 1] if not each[0].endswith(":")))
         for start, end in inner
     ]
 

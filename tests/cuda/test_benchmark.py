@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not support.SIMULATED, reason="runs in the simul
 @pytest.fixture(autouse=True)
 def small_and_fast(monkeypatch):
     monkeypatch.setattr("numba.cuda.simulator.kernel.FakeCUDAKernel.__call__", launch)
-    tiling = network.Tiling(TileShape(1, 1, 2, 1, 2), TileShape(1, 1, 1, 1, 3), 8)
+    tiling = network.Tiling((TileShape(1, 1, 4, 1, 2), TileShape(1, 1, 1, 1, 3)), 8)
     monkeypatch.setattr(network, "TILING", tiling)
 
 

@@ -89,10 +89,10 @@ def test_the_bits_are_those_of_the_cpu(rng, cell):
 
 
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
-@pytest.mark.parametrize("wide_from", [1, 1 << 30])
-def test_the_bits_are_those_of_the_cpu_at_every_size(rng, monkeypatch, cell, wide_from):
-    """In both tiles. The chunks' kernel, which each model has of its own, is left out."""
-    tiling = dataclasses.replace(network.TILING, min_wide_blocks=wide_from)
+@pytest.mark.parametrize("shape", network.TILING.shapes)
+def test_the_bits_are_those_of_the_cpu_at_every_size(rng, monkeypatch, cell, shape):
+    """In every tile. The chunks' kernel, which each model has of its own, is left out."""
+    tiling = dataclasses.replace(network.TILING, shapes=(shape,))
     monkeypatch.setattr(network, "TILING", tiling)
     monkeypatch.setattr(network, "persistent_shape", lambda *args: None)
     for size in range(1, 131):

@@ -37,7 +37,7 @@ from tests.tolerances import KERNEL
 pytestmark = pytest.mark.skipif(not support.SIMULATED, reason="runs in the simulator")
 
 # The shapes of the real tiling made small: a warp each. The wide tile has two streams a thread.
-WIDE, NARROW = TileShape(1, 1, 2, 1, 2), TileShape(1, 1, 1, 1, 3)
+WIDE, NARROW = TileShape(1, 1, 4, 1, 2), TileShape(1, 1, 1, 1, 3)
 
 REAL = network.TILING
 ONE_BY_ONE = FakeCUDAKernel.__call__  # as numba has it
@@ -46,7 +46,7 @@ ONE_BY_ONE = FakeCUDAKernel.__call__  # as numba has it
 @pytest.fixture(autouse=True)
 def small_and_fast(monkeypatch):
     monkeypatch.setattr("numba.cuda.simulator.kernel.FakeCUDAKernel.__call__", launch)
-    monkeypatch.setattr(network, "TILING", network.Tiling(WIDE, NARROW, 8))
+    monkeypatch.setattr(network, "TILING", network.Tiling((WIDE, NARROW), 8))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def exact_fma(monkeypatch):
 
 def engine_on_gpu(model, max_streams=16, wide_from=1):
     """Make an engine; batches of at least ``wide_from`` blocks take the wide tile."""
-    tiling = dataclasses.replace(network.TILING, min_wide_blocks=wide_from)
+    tiling = dataclasses.replace(network.TILING, min_blocks=wide_from)
     with mock.patch.object(network, "TILING", tiling):
         engine: Any = Engine(model, device="cuda", max_streams=max_streams)
     return engine

@@ -35,11 +35,11 @@ WIDE, NARROW = TensorShape(1, 1, 2, 4), TensorShape(2, 1, 1, 4, 3)
 @pytest.fixture(autouse=True)
 def small_and_fast(monkeypatch):
     monkeypatch.setattr("numba.cuda.simulator.kernel.FakeCUDAKernel.__call__", launch)
-    monkeypatch.setattr(network, "TENSOR_TILING", network.Tiling(WIDE, NARROW, 8))
+    monkeypatch.setattr(network, "TENSOR_TILING", network.Tiling((WIDE, NARROW), 8))
 
 
 def engine_of(model, precision, wide_from=1):
-    tiling = dataclasses.replace(network.TENSOR_TILING, min_wide_blocks=wide_from)
+    tiling = dataclasses.replace(network.TENSOR_TILING, min_blocks=wide_from)
     with mock.patch.object(network, "TENSOR_TILING", tiling):
         engine: Any = Engine(model, device="cuda", max_streams=32, precision=precision)
     return engine

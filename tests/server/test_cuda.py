@@ -41,9 +41,9 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def small_and_fast(monkeypatch):
     monkeypatch.setattr("numba.cuda.simulator.kernel.FakeCUDAKernel.__call__", launch)
-    tiling = network.Tiling(TileShape(1, 1, 2, 1, 2), TileShape(1, 1, 1, 1, 3), 8)
+    tiling = network.Tiling((TileShape(1, 1, 4, 1, 2), TileShape(1, 1, 1, 1, 3)), 8)
     monkeypatch.setattr(network, "TILING", tiling)
-    tensor_tiling = network.Tiling(TensorShape(1, 1, 1, 4), TensorShape(1, 1, 1, 4), 8)
+    tensor_tiling = network.Tiling((TensorShape(1, 1, 1, 4),), 8)
     monkeypatch.setattr(network, "TENSOR_TILING", tensor_tiling)
 
 

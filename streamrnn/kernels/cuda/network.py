@@ -42,16 +42,19 @@ _MIN_BLOCKS = 1 if SIMULATED else 128
 class Tiling:
     """The shapes of all launches. Another tiling gives the same bits."""
 
-    wide: TileShape | TensorShape  # for batches that fill the GPU with its blocks
-    narrow: TileShape | TensorShape  # for all others
+    shapes: tuple[TileShape | TensorShape, ...]  # the first whose blocks fill the GPU, or the last
     row_threads: int  # of a block that takes one row, or whose threads take one input each
-    min_wide_blocks: int = 0  # wide blocks that fill the GPU; 0: one a multiprocessor
+    min_blocks: int = 0  # that fill the GPU; 0: three for four multiprocessors
 
 
-# 128 streams and 32 LSTM units a block, 64 sums a thread in registers; or 8 streams and 16 units.
-TILING = Tiling(TileShape(2, 4, 8, 2, 2, min_blocks=2), TileShape(2, 2, 1, 1, 4), 128)
-# The same block by eight warps; or 16 streams and 32 units by four.
-TENSOR_TILING = Tiling(TensorShape(2, 4, 2, 8, 2, min_blocks=2), TensorShape(4, 1, 1, 4, 4), 128)
+# 128 streams and 32 LSTM units a block, 64 sums a thread in registers; 32 streams and 16 units, 16
+# sums; or 8 streams. As measured on an H100 (docs/decisions.md).
+TILING = Tiling(
+    (TileShape(2, 4, 8, 2, 2, min_blocks=2), TileShape(2, 2, 4, 1, 4), TileShape(2, 2, 1, 1, 4)),
+    128,
+)
+# The first of them by eight warps; or 16 streams and 32 units by four.
+TENSOR_TILING = Tiling((TensorShape(2, 4, 2, 8, 2, min_blocks=2), TensorShape(4, 1, 1, 4, 4)), 128)
 
 
 @dataclass(frozen=True)
@@ -176,10 +179,12 @@ class Network:
         )
 
     def _layer_launches(self, layer: GpuLayer, arguments: tuple[Any, ...]) -> list[Launch]:
-        """Return both tiles: which is taken decides how fast, never what comes out."""
+        """Return a launch of each tile: which is taken decides how fast, never what comes out."""
         if layer.cell.end == NORM:
             threads = self._tiling.row_threads
             return [Launch(_norm_kernel(layer.cell, threads), arguments, threads, 1, block_rows=1)]
+        shapes = self._tiling.shapes
+        min_blocks = self._tiling.min_blocks or 3 * self._num_multiprocessors // 4
         return [
             Launch(
                 _layer_kernel(layer.cell, shape, self.plan.precision),
@@ -187,13 +192,10 @@ class Network:
                 shape.num_threads,
                 num_blocks=-(-layer.num_units // shape.block_units(layer.cell.kind)),
                 block_rows=shape.block_rows,
-                min_blocks=min_blocks,
+                min_blocks=min_blocks if num_alternatives else 0,
                 num_alternatives=num_alternatives,
             )
-            for shape, min_blocks, num_alternatives in (
-                (self._tiling.wide, self._tiling.min_wide_blocks or self._num_multiprocessors, 1),
-                (self._tiling.narrow, 0, 0),
-            )
+            for shape, num_alternatives in zip(shapes, reversed(range(len(shapes))), strict=True)
         ]
 
     def _persistent_launches(self, slab: Slab, batch: Batch) -> tuple[Launch, ...]:

@@ -1,7 +1,7 @@
 """All PTX of the kernels: what numba has no name for, and what stands for it in the simulator.
 
-Copies past the registers (``cp.async``), for the tiles: 16 bytes each, from an address in the GPU's
-memory to one in shared memory. What a thread has copied belongs to a group when it calls
+Copies past the registers (``cp.async``), for the tiles: 16 bytes each, or 4, from an address in the
+GPU's memory to one in shared memory. What a thread has copied belongs to a group when it calls
 `commit_copies`; ``wait_for_copies[n]`` waits for all of its groups but the last n. Addresses in
 shared memory are 32 bits wide, which `i32` keeps them at: numba's integers have 64, two registers.
 
@@ -39,38 +39,18 @@ from numpy.typing import NDArray
 
 from streamrnn.kernels.cuda.compiler import SIMULATED, device_function
 
-__all__ = [
-    "ADDRESS",
-    "NUM_PACKED",
-    "add",
-    "commit_copies",
-    "copy_16_bytes",
-    "global_address",
-    "i32",
-    "load_four",
-    "load_matrices",
-    "load_two",
-    "load_two_matrices",
-    "make_shared_memory",
-    "mma_bfloat16",
-    "mma_tf32",
-    "multiply",
-    "pack_words",
-    "peek",
-    "publish",
-    "shared_address",
-    "thread_index",
-    "wait_for_copies",
-    "word_bfloat16",
-    "word_tf32",
-]
+__all__ = ["ADDRESS", "NUM_PACKED", "pack_words"]
+__all__ += ["global_address", "i32", "make_shared_memory", "shared_address", "thread_index"]
+__all__ += ["load_four", "load_matrices", "load_one", "load_two", "load_two_matrices"]
+__all__ += ["commit_copies", "copy_4_bytes", "copy_16_bytes", "wait_for_copies"]
+__all__ += ["add", "multiply", "peek", "publish"]
+__all__ += ["mma_bfloat16", "mma_tf32", "word_bfloat16", "word_tf32"]
 
 NUM_PACKED = {"float32": 1, "tf32": 1, "bfloat16": 2}
 """Elements of k in a word of 32 bits."""
 
 _MAX_SIMULATED_THREADS = 1024
 _MAX_GROUPS = 4  # of copies that are waited for one by one
-_COPY_BYTES = 16
 _ROW_BYTES = 128  # of shared memory, in which places change by an exclusive or
 
 
@@ -118,7 +98,7 @@ if SIMULATED:
             return _Address(self.array, self.place ^ int(num_bytes))
 
         def floats(self, offset: int = 0, size: int = 4) -> NDArray[np.float32]:
-            """Return the four floats there, or two, all of which must be in the array."""
+            """Return so many floats there, all of which must be in the array."""
             place = self.place + int(offset)
             first, rest = divmod(place, 4 * size)
             found: NDArray[np.float32] = self.array[size * first : size * (first + 1)]
@@ -182,10 +162,12 @@ if SIMULATED:
 
         return load
 
-    def copy_16_bytes(target, offset, source, num_bytes):
-        """Copy to shared memory, when it is waited for."""
-        numbers = source.floats() if num_bytes else np.zeros(4, np.float32)
-        _copies.groups[-1].append((target.floats(offset), numbers))
+    def _make_copy(size: int) -> Any:
+        def copy(target, offset, source, num_bytes):
+            numbers = source.floats(0, size) if num_bytes else np.zeros(size, np.float32)
+            _copies.groups[-1].append((target.floats(offset, size), numbers))
+
+        return copy
 
     def commit_copies():
         """Close a group of copies."""
@@ -320,6 +302,8 @@ else:
         """Return the intrinsic that loads floats of shared memory with one instruction."""
         places = ", ".join(f"${k}" for k in range(size))
         assembly = f"ld.shared.v{size}.f32 {{{places}}}, [${size}];"
+        if size == 1:
+            assembly = "ld.shared.f32 $0, [$1];"
         return _make_shared_load(assembly, size, types.float32, _FLOAT, "=f,")
 
     def _make_load_matrices(size: int) -> Any:
@@ -329,32 +313,43 @@ else:
         assembly = f"{form} {{{places}}}, [${size}];"
         return _make_shared_load(assembly, size, types.int32, _WORD, "=r,")
 
-    def _make_shared_load(assembly: str, size: int, kind: Any, word: Any, constraint: str) -> Any:
+    def _make_shared_load(
+        assembly: str, size: int, element: Any, word: Any, constraint: str
+    ) -> Any:
         def load(typingctx: Any, address: Any, offset: Any) -> Any:
             def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-                result = ir.FunctionType(ir.LiteralStructType([word] * size), [_WORD])
+                result = word if size == 1 else ir.LiteralStructType([word] * size)
+                kind = ir.FunctionType(result, [_WORD])
                 place = _plus(builder, args[0], args[1])
                 constraints = constraint * size + "r,~{memory}"
-                found = _call_assembly(builder, result, assembly, constraints, [place])
-                values = [builder.extract_value(found, k) for k in range(size)]
+                found = _call_assembly(builder, kind, assembly, constraints, [place])
+                values = [found]
+                if size > 1:
+                    values = [builder.extract_value(found, k) for k in range(size)]
                 return context.make_tuple(builder, signature.return_type, values)
 
-            return types.UniTuple(kind, size)(types.int32, types.int64), codegen
+            return types.UniTuple(element, size)(types.int32, types.int64), codegen
 
         return intrinsic(load)
 
-    @intrinsic
-    def copy_16_bytes(typingctx: Any, target: Any, offset: Any, source: Any, num_bytes: Any) -> Any:
-        """Copy to shared memory, by way of the second cache alone: 16 bytes, or 0 and zeros."""
+    def _make_copy(size: int) -> Any:
+        """Return the intrinsic that copies floats to shared memory, or writes zeros for 0 bytes.
 
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            kind = ir.FunctionType(_VOID, [_WORD, _WIDE, _WORD])
-            assembly = f"cp.async.cg.shared.global [$0], [$1], {_COPY_BYTES}, $2;"
-            values = [_plus(builder, args[0], args[1]), args[2], args[3]]
-            _call_assembly(builder, kind, assembly, "r,l,r,~{memory}", values)
-            return context.get_dummy_value()
+        Four go by way of the second cache alone; single ones of a row share lines of the first.
+        """
+        way = {4: "cg", 1: "ca"}[size]
+        assembly = f"cp.async.{way}.shared.global [$0], [$1], {4 * size}, $2;"
 
-        return types.void(types.int32, types.int64, types.int64, types.int32), codegen
+        def copy(typingctx: Any, target: Any, offset: Any, source: Any, num_bytes: Any) -> Any:
+            def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                kind = ir.FunctionType(_VOID, [_WORD, _WIDE, _WORD])
+                values = [_plus(builder, args[0], args[1]), args[2], args[3]]
+                _call_assembly(builder, kind, assembly, "r,l,r,~{memory}", values)
+                return context.get_dummy_value()
+
+            return types.void(types.int32, types.int64, types.int64, types.int32), codegen
+
+        return intrinsic(copy)
 
     def _make_order(assembly: str) -> Any:
         def order(typingctx: Any) -> Any:
@@ -450,5 +445,6 @@ else:
     mma_bfloat16 = _make_warp_mma("m16n8k16.row.col.f32.bf16.bf16.f32")
 
 wait_for_copies = tuple(_make_wait(num_groups) for num_groups in range(_MAX_GROUPS))
-load_two, load_four = _make_load(2), _make_load(4)
+load_one, load_two, load_four = _make_load(1), _make_load(2), _make_load(4)
+copy_4_bytes, copy_16_bytes = _make_copy(1), _make_copy(4)
 load_two_matrices, load_matrices = _make_load_matrices(2), _make_load_matrices(4)
