@@ -42,13 +42,17 @@ class Stream(StreamView):
     __slots__ = ()
     _driver: EventLoopDriver
 
-    async def step(self, x: Any, seq: int | None = None) -> npt.NDArray[np.float32]:
+    async def step(
+        self, x: Any, seq: int | None = None, *, within_s: float | None = None
+    ) -> npt.NDArray[np.float32]:
         """Await `streamrnn_client.Stream.step`."""
-        return await self._driver.run(Session.step, self._state, x, seq)
+        return await self._driver.run(Session.step, self._state, x, seq, within_s)
 
-    async def steps(self, x: Any, seq: int | None = None) -> npt.NDArray[np.float32]:
+    async def steps(
+        self, x: Any, seq: int | None = None, *, within_s: float | None = None
+    ) -> npt.NDArray[np.float32]:
         """Await `streamrnn_client.Stream.steps`."""
-        return await self._driver.run(Session.steps, self._state, x, seq)
+        return await self._driver.run(Session.steps, self._state, x, seq, within_s)
 
     def sample(
         self,
@@ -224,15 +228,17 @@ class Client:
         """Await `streamrnn_client.Client.rows`."""
         return await self._driver.run(batch.open_rows, streams, model, window, numbered)
 
-    async def batch(self, rows: Rows, x: Any) -> npt.NDArray[np.float32]:
+    async def batch(
+        self, rows: Rows, x: Any, *, within_s: float | None = None
+    ) -> npt.NDArray[np.float32]:
         """Await `streamrnn_client.Client.batch`."""
-        return await self._driver.run(batch.step_rows, rows, x)
+        return await self._driver.run(batch.step_rows, rows, x, within_s)
 
     async def step_many(
-        self, inputs: Mapping[Id, Any], model: str | None = None
+        self, inputs: Mapping[Id, Any], model: str | None = None, *, within_s: float | None = None
     ) -> dict[Id, npt.NDArray[np.float32]]:
         """Await `streamrnn_client.Client.step_many`."""
-        return await self._driver.run(batch.step_many, inputs, model)
+        return await self._driver.run(batch.step_many, inputs, model, within_s)
 
     async def import_stream(
         self,

@@ -236,7 +236,9 @@ class Client:
         """
         return self._driver.run(batch.open_rows, streams, model, window, numbered)
 
-    def batch(self, rows: Rows, x: Any) -> npt.NDArray[np.float32]:
+    def batch(
+        self, rows: Rows, x: Any, *, within_s: float | None = None
+    ) -> npt.NDArray[np.float32]:
         """Apply one step of each of many streams: the fast form.
 
         Parameters
@@ -245,6 +247,8 @@ class Client:
             From `rows`.
         x : array_like, shape (B, num_inputs), or mapping, or table
             One row a stream; by name as in `Stream.steps`.
+        within_s : float or None
+            As in `Stream.step`.
 
         Returns
         -------
@@ -257,10 +261,10 @@ class Client:
         RequestTimeout, ConnectionLost
             If nothing was answered; the same call again is safe on numbered streams.
         """
-        return self._driver.run(batch.step_rows, rows, x)
+        return self._driver.run(batch.step_rows, rows, x, within_s)
 
     def step_many(
-        self, inputs: Mapping[Id, Any], model: str | None = None
+        self, inputs: Mapping[Id, Any], model: str | None = None, *, within_s: float | None = None
     ) -> dict[Id, npt.NDArray[np.float32]]:
         """Apply one step of each of many streams; those not seen before are opened.
 
@@ -270,6 +274,8 @@ class Client:
             Stream id -> x, as `Stream.step` takes it.
         model : str or None
             Of the streams that are opened; None for the only one.
+        within_s : float or None
+            As in `Stream.step`, for the steps.
 
         Returns
         -------
@@ -282,7 +288,7 @@ class Client:
             If some streams failed: ``.results`` holds what succeeded, ``.errors`` why not. A
             stream whose state was lost stays lost until `stream` opens it anew.
         """
-        return self._driver.run(batch.step_many, inputs, model)
+        return self._driver.run(batch.step_many, inputs, model, within_s)
 
     def import_stream(
         self,

@@ -38,6 +38,7 @@ __all__ = [
     "Gap",
     "InputError",
     "InternalServerError",
+    "Late",
     "Malformed",
     "Mismatch",
     "MixedNumbering",
@@ -269,6 +270,12 @@ class Forbidden(StreamRNNClientError, PermissionError):
     code = "forbidden"
 
 
+class Late(StreamRNNClientError):
+    """A step would have been computed later than its caller has use for it; nothing changed."""
+
+    code = "late"
+
+
 class StateLost(StreamRNNClientError):
     """The server no longer has the state of a stream that was stepped before.
 
@@ -378,6 +385,7 @@ _CLASSES: dict[ErrorCode, type[StreamRNNClientError]] = {
     ErrorCode.DAMAGED: Damaged,
     ErrorCode.UNKNOWN_SNAPSHOT: UnknownSnapshot,
     ErrorCode.FORBIDDEN: Forbidden,
+    ErrorCode.LATE: Late,
 }
 
 

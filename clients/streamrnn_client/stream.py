@@ -82,7 +82,9 @@ class Stream(StreamView):
     __slots__ = ()
     _driver: BlockingDriver
 
-    def step(self, x: Any, seq: int | None = None) -> npt.NDArray[np.float32]:
+    def step(
+        self, x: Any, seq: int | None = None, *, within_s: float | None = None
+    ) -> npt.NDArray[np.float32]:
         """Apply one step and return its output.
 
         Parameters
@@ -94,6 +96,10 @@ class Stream(StreamView):
             number of a step that was applied before, with the same x, returns its output again.
             Numbers have no holes: where your source's rows have, count the rows that you send and
             keep which row was the last one.
+        within_s : float or None
+            For how many seconds from now the output is of use. A step that would be computed later
+            is refused (`Late`) and its number stays free; one that was computed in time is
+            returned, also if its answer comes later.
 
         Returns
         -------
@@ -112,10 +118,14 @@ class Stream(StreamView):
             If no answer came. On a numbered stream the same call again is safe.
         Gap, Conflict, Stale
             If the number does not fit.
+        Late, Busy
+            If it was too late, or there was no room or no budget for it in time.
         """
-        return self._driver.step(self._state, x, seq)
+        return self._driver.step(self._state, x, seq, within_s)
 
-    def steps(self, x: Any, seq: int | None = None) -> npt.NDArray[np.float32]:
+    def steps(
+        self, x: Any, seq: int | None = None, *, within_s: float | None = None
+    ) -> npt.NDArray[np.float32]:
         """Apply many steps, split by the window, and return all outputs.
 
         Parameters
@@ -125,6 +135,8 @@ class Stream(StreamView):
             taken by the names of its columns, whatever their order. A text model takes a text.
         seq : int or None
             Number of the first step; None for ``last_seq + 1``.
+        within_s : float or None
+            As in `step`; of all of them together.
 
         Returns
         -------
@@ -136,7 +148,7 @@ class Stream(StreamView):
             As `step`; ``.completed`` holds the outputs of the steps before the one that failed,
             and ``last_seq`` tells how far the stream is.
         """
-        return self._driver.run(Session.steps, self._state, x, seq)
+        return self._driver.run(Session.steps, self._state, x, seq, within_s)
 
     def sample(
         self,

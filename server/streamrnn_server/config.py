@@ -8,6 +8,7 @@ import re
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from streamrnn.errors import StartError
 from streamrnn.kernels.precisions import DEVICE_PRECISIONS
@@ -21,9 +22,11 @@ from streamrnn_server.memory_limit import cgroup_limits
 
 __all__ = [
     "DEVICES",
+    "MAX_STEPS_PER_S",
     "MAX_USER_NAME_BYTES",
     "Endpoint",
     "ServerConfig",
+    "UserLimits",
     "format_bytes",
     "parse_bytes",
     "parse_endpoint",
@@ -37,6 +40,7 @@ _ENDPOINT = re.compile(rf"tcp://{_HOST}:(\d{{1,5}}|\*)")
 _METRICS_ADDRESS = re.compile(rf"(?:{_HOST}:)?(\d{{1,5}})")
 _MAX_S = 10**9  # of times that are counted in ns
 _MAX_SHARDS = 64
+MAX_STEPS_PER_S = 10**9
 DEVICES = ("cpu", "cuda", "auto")
 _ANY_IPV4 = ipaddress.IPv4Address(0)
 MAX_USER_NAME_BYTES = 255  # so that the length fits in a byte, in a shard and in a record
@@ -155,6 +159,14 @@ def _half_of_the_memory() -> int:
     return min([most, *cgroup_limits()]) // 2
 
 
+class UserLimits(NamedTuple):
+    """What one user may take of a server."""
+
+    max_streams: int  # in memory
+    max_bytes: int  # of their states; 0: any number
+    max_steps_per_s: int  # 0: any number
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """How a server is to run; what most fields mean is the help of their option below."""
@@ -179,6 +191,10 @@ class ServerConfig:
     admins: tuple[str, ...] = ()
     user_share: int = 50
     user_disk_bytes: int = 0  # 0: the share of the disk
+    user_memory_bytes: int = 0  # 0: any number
+    user_steps_per_s: int = 0  # 0: any number
+    user_limits_file: Path | None = None
+    max_steps_per_s: int = 0  # of all users together; 0: any number
     insecure: bool = False
     metrics: Endpoint | None = None
     # Without an option:
@@ -251,6 +267,16 @@ class ServerConfig:
             )
         if not 1 <= self.user_share <= 100:
             raise StartError(f"--user-share is {self.user_share}; it must be 1 to 100 percent")
+        for option, value in (
+            ("--max-steps-per-s", self.max_steps_per_s),
+            ("--user-steps-per-s", self.user_steps_per_s),
+        ):
+            if not 0 <= value <= MAX_STEPS_PER_S:
+                raise StartError(f"{option} is {value}; it must be 0 to {MAX_STEPS_PER_S}")
+        if not 0 <= self.user_memory_bytes <= _MAX_BYTES:
+            raise StartError(f"--user-memory is {self.user_memory_bytes}; it must be 0 or more")
+        if self.user_limits_file is not None and not self.has_users:
+            raise StartError("--user-limits says what users may take, so it needs --curve-clients")
         if self.admins and not self.has_users:
             raise StartError("--admin names a user, so it needs --curve-clients")
         if not self.bind.is_loopback and not self.insecure and not self.has_users:
@@ -282,6 +308,7 @@ class ServerConfig:
         return -(-self.max_streams // self.num_shards)
 
     @property
-    def max_streams_of_a_user(self) -> int:
-        """The most streams of one user in one shard's memory."""
-        return max(self.max_streams_of_a_shard * self.user_share // 100, 1)
+    def user_limits(self) -> UserLimits:
+        """What a user may take of whom nothing else is said."""
+        max_streams = max(self.max_streams * self.user_share // 100, 1)
+        return UserLimits(max_streams, self.user_memory_bytes, self.user_steps_per_s)

@@ -218,6 +218,32 @@ _OPTIONS = {
         parse_bytes,
         metavar="BYTES",
     ),
+    "user_memory_bytes": _Option(
+        "--user-memory",
+        "most bytes that the states of one user's streams may take in memory, like 512M (any "
+        "number within --memory-budget)",
+        parse_bytes,
+        metavar="BYTES",
+    ),
+    "user_steps_per_s": _Option(
+        "--user-steps-per-s",
+        "most steps a second of one user (0: any number); he is told busy, and when to come again",
+        type=int,
+        metavar="N",
+    ),
+    "user_limits_file": _Option(
+        "--user-limits",
+        "TOML with max_streams, max_bytes and max_steps_per_s of single users, which may change "
+        "while the server runs (docs/deployment.md)",
+        parse=_parse_path,
+        metavar="FILE",
+    ),
+    "max_steps_per_s": _Option(
+        "--max-steps-per-s",
+        "most steps a second of all users together (0: any number)",
+        type=int,
+        metavar="N",
+    ),
     "metrics": _Option(
         "--metrics",
         "answer /metrics, /healthz and /readyz over HTTP there: a PORT of this machine, or "
@@ -372,7 +398,7 @@ def print_settings(settings: Settings) -> str:
     for field, option in (_OPTIONS | _PROGRAM_OPTIONS).items():
         value = values[field]
         source = settings.sources.get(option.name, "default")
-        if value is None or (field == "user_disk_bytes" and not value):
+        if value is None or (field in ("user_disk_bytes", "user_memory_bytes") and not value):
             lines.append(f"# {option.name} is not set")
             continue
         if field == "metrics":

@@ -20,6 +20,7 @@ from streamrnn.errors import DeviceError, ServerError, StartError, StreamRNNErro
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.model import Model
 from streamrnn_server.access.auth import Guard
+from streamrnn_server.access.limits import LimitsFile
 from streamrnn_server.config import Endpoint, ServerConfig
 from streamrnn_server.control.connections import Connections, raise_file_limit
 from streamrnn_server.control.dispatcher import Control
@@ -113,8 +114,9 @@ class Server:
             if config.metrics is not None:
                 self._monitor = Monitor(config.metrics, log)
             if config.curve_secret_key is not None and config.curve_clients is not None:
-                args = (self._context, config.curve_secret_key, config.curve_clients, log)
-                self._guard = Guard(*args)
+                limits = LimitsFile(config.user_limits_file, config.user_limits, log)
+                paths = (config.curve_secret_key, config.curve_clients)
+                self._guard = Guard(self._context, *paths, limits, log)
                 self._guard.start(self._fail)
             self._start(models)
         except BaseException:
@@ -169,6 +171,8 @@ class Server:
             self._disk,
             self._connections,
         )
+        if self._guard is not None:
+            self.control.limits_of = self._guard.limits.of
         loops: list[Callable[[], None]] = []
         for k, router in enumerate(routers):
             our, pair = self._make_pair(f"shard-{k}")
@@ -180,6 +184,8 @@ class Server:
             shard = ShardMemory(config, k, own, *sockets)
             if self._disk is not None:
                 shard.struct["incarnation"] = self._disk.first_incarnation
+            if self._guard is not None and shard.users is not None:
+                self._guard.limits.add_shard(shard.users)
             self.control.shards.append(shard)
             if on_gpu:
                 gpu_shard = GpuShard(shard, on_gpu[k])

@@ -134,7 +134,8 @@ def test_totals_are_told_to_administrators_alone(serve, model):
     assert alice.ok("stats")["models"] == {"m": 3}
     told = bob.ok("stats")
     assert set(told) == {
-        *("server", "instance", "uptime_s", "durability", "user", "num_streams", "max_streams")
+        *("server", "instance", "uptime_s", "durability", "user", "num_streams", "max_streams"),
+        *("num_bytes", "max_bytes", "max_steps_per_s"),
     }
     assert (told["user"], told["num_streams"]) == ("bob", 1)
     assert any("1 in memory" in line for line in _lines(told))

@@ -42,7 +42,8 @@ class Network:
         self.now = 0.0
         self.endpoints = [f"sim://{k}" for k in range(num_shards)]
         self.session = Session(self.endpoints[0], give_back)
-        self.exchange = Exchange(lambda: self.now, timeout_s=TIMEOUT_S, resend_s=0.1)
+        draw = self.random.random
+        self.exchange = Exchange(lambda: self.now, timeout_s=TIMEOUT_S, resend_s=0.1, draw=draw)
         self._events: list[tuple[float, int, str, Any]] = []
         self._order = itertools.count()
         self.num_sends = 0

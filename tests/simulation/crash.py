@@ -126,7 +126,7 @@ class CrashSimulation(Network):
         self.identity = b"client %d" % self.random.randrange(2**32)
 
     def _new_exchange(self) -> Exchange:
-        return Exchange(lambda: self.now, timeout_s=5.0, resend_s=0.1)
+        return Exchange(lambda: self.now, timeout_s=5.0, resend_s=0.1, draw=self.random.random)
 
     # ---- what happens when ----------------------------------------------------------------------
 

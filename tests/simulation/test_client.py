@@ -518,3 +518,171 @@ def test_no_more_requests_under_way_than_the_server_allows():
         sim._wait(call)
         assert len(sim.exchange.outbox) <= 3
     assert sim.server.num_applied == 19
+
+
+def sends_of_steps(sim):
+    """Return when each step is sent, and the last four bytes of it, as it happens."""
+    sends = []
+    ship = sim._ship
+
+    def note(kind, what):
+        if kind == "request" and b"step" in what[1][:16]:
+            sends.append((sim.now, int.from_bytes(what[1][-4:], "big")))
+        ship(kind, what)
+
+    sim._ship = note
+    return sends
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    retry_ms=st.integers(1, 900),
+    num_busy=st.integers(1, 6),
+    is_batch=st.booleans(),
+)
+def test_who_is_busy_is_asked_again_when_he_says_and_not_by_all_at_once(
+    seed, retry_ms, num_busy, is_batch
+):
+    """Never before the time that was named, later by a random part, within the timeout."""
+    sim = Simulation(seed, weather=Weather(slowest_s=0.0011))
+    rows = sim.run(batching.open_rows(sim.session, sim.exchange, ["a"], "sum", None, True))
+    sim.server.busy_for, sim.server.busy_detail = num_busy, {"retry_after_ms": retry_ms}
+    sends = sends_of_steps(sim)
+    before, state = sim.now, rows._states[0]
+
+    def call():
+        if is_batch:
+            return sim.run(batching.step_rows(sim.session, sim.exchange, rows, [[1, 2]]))[0]
+        return sim.run(sim.session.step(sim.exchange, state, [1, 2], None))
+
+    y: list[list[float]] = []
+    error = None
+    try:
+        y.append(call().tolist())
+    except errors.Busy as busy:
+        error = busy
+    if error is not None:
+        assert error.detail["retry_after_ms"] == retry_ms
+        assert num_busy * retry_ms > 500  # or there was time for them all
+    else:
+        assert y == [[1, 2]]
+        assert sim.now - before >= num_busy * retry_ms / 1e3
+    assert sim.now - before <= 5.0
+    waits = np.diff([at for at, _ in sends])
+    assert (waits >= retry_ms / 1e3).all()
+    assert (waits <= retry_ms / 1e3 + 1.01).all()
+
+
+def test_clients_told_the_same_time_spread_and_spread_further_each_time():
+    delays = np.array(
+        [
+            [
+                Simulation(seed).exchange.busy_delay({"retry_after_ms": 10}, k, None, np.inf)
+                for k in range(8)
+            ]
+            for seed in range(200)
+        ]
+    )
+    assert len(np.unique(delays[:, 0])) == 200
+    assert (delays >= 0.01).all()
+    assert (delays <= 0.01 + np.minimum(0.01 * 2.0 ** np.arange(8), 1.0)).all()
+    assert (np.diff(delays.mean(0)) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (None, 0.01),
+        (-1, 0.01),
+        (float("nan"), 0.01),
+        (True, 0.01),
+        ("1", 0.01),
+        ([], 0.01),
+        (0, 0.001),
+        (float("inf"), None),
+        (10**400, None),
+        (2**63, None),
+        (2.5, 0.0025),
+    ],
+)
+def test_a_time_to_wait_that_is_none_counts_as_the_usual_one(told, expected):
+    exchange = Simulation(1).exchange
+    delay = exchange.busy_delay({"retry_after_ms": told}, 0, 5.0, np.inf)
+    if expected is None or delay is None:
+        assert delay is expected
+    else:
+        assert expected <= delay <= 2 * expected
+    for detail in (None, 7, "", [1]):
+        usual = exchange.busy_delay(detail, 0, 5.0, np.inf)
+        assert usual is not None
+        assert 0.01 <= usual <= 0.02
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    window=st.sampled_from([1, 2, 8]),
+    calls=st.lists(
+        st.tuples(st.integers(1, 20), st.one_of(st.none(), st.floats(0.0005, 1.0))),
+        min_size=1,
+        max_size=8,
+    ),
+)
+def test_what_is_late_was_not_applied_and_its_numbers_are_free(seed, window, calls):
+    """Over a rough network: outputs are those of the steps that were answered, in order."""
+    sim = Simulation(seed, weather=ROUGH)
+    state = until_it_works(lambda: open_operation(sim, window), sim)[0][0]
+    total = np.zeros(2)
+    for k, (num_rows, within_s) in enumerate(calls):
+        x = np.arange(2 * num_rows, dtype=np.float32).reshape(-1, 2) + 100 * k
+        begun = sim.now
+        try:
+            y = sim.run(sim.session.steps(sim.exchange, state, x, None, within_s))
+        except errors.Late as error:
+            assert within_s is not None
+            assert sim.now - begun >= within_s - 0.001
+            y = error.completed
+        except errors.RequestTimeout as error:
+            left = x[len(error.completed) :]
+            y = np.vstack([error.completed, steps_until_they_work(sim, state, left)])
+        except errors.Conflict:
+            assert state.in_doubt  # a sending from before that was late came after all
+            return
+        assert y.tolist() == (total + np.cumsum(x, axis=0))[: len(y)].tolist()
+        total = total + x[: len(y)].sum(axis=0)
+        assert state.last_seq == sim.server.num_applied or state.in_doubt
+
+
+def open_operation(sim, window):
+    return batching.open_streams(sim.session, sim.exchange, ["a"], "sum", window, True)
+
+
+def test_the_time_left_is_sent_and_less_with_every_repetition():
+    sim = Simulation(1)
+    state = open_one(sim)
+    sim.weather.lost = 1.0
+    told = sends_of_steps(sim)
+    begun = sim.now
+    with pytest.raises(errors.RequestTimeout):
+        sim.run(sim.session.step(sim.exchange, state, [1, 2], None, 0.25))
+    assert len(told) > 3
+    for at, left_ms in told:
+        assert left_ms == max(0, np.ceil(1e3 * (begun + 0.25 - at)))
+
+
+@pytest.mark.parametrize("within_s", [0, -1, float("nan"), float("inf"), 1e6, True, "1"])
+def test_a_time_within_which_steps_are_of_use_must_be_one(within_s):
+    sim = Simulation(1)
+    state = open_one(sim)
+    with pytest.raises(errors.BadParams, match="number of seconds above 0"):
+        sim.run(sim.session.step(sim.exchange, state, [1, 2], None, within_s))
+    assert sim.server.requests.count("step") == 0
+
+
+def test_a_server_that_knows_no_waits_is_not_sent_any():
+    sim = Simulation(1)
+    sim.server.features.remove("max_wait")
+    rows = sim.run(batching.open_rows(sim.session, sim.exchange, ["a"], "sum", None, True))
+    with pytest.raises(errors.NotSupported, match="leave within_s out"):
+        sim.run(batching.step_rows(sim.session, sim.exchange, rows, [[1, 2]], 1.0))

@@ -82,6 +82,7 @@ class FakeServer:
     ):
         self.durability = durability
         self.is_read_only = False
+        self.features = ["batch_columns", "received", "max_wait", "of_the_future"]
         self.is_old = False  # knows no features, and so refuses them
         self.has_details = True  # a shard under a flood of errors sends none
         self.num_refused = 0
@@ -93,6 +94,7 @@ class FakeServer:
         self.limits = {"max_window": 256, "max_batch": 4096, "max_message_bytes": 1 << 20}
         self.limits.update(limits)
         self.streams: dict[bytes, FakeStream] = {}
+        self.busy_detail = {"retry_after_ms": 3}
         self.busy_for = 0  # so many steps, opens and items of a batch are answered `busy`
         self.num_applied = 0
         self.requests: list[str] = []
@@ -188,7 +190,7 @@ class FakeServer:
             "max_in_flight": 1000,
             "models": list(self.models),
             "from_the_future": 7,
-            **({} if self.is_old else {"features": ["batch_columns", "received", "of_the_future"]}),
+            **({} if self.is_old else {"features": self.features}),
             **self.limits,
         }
 
@@ -315,7 +317,8 @@ class FakeServer:
 
     def _step(self, call, shard):
         known = self._known(call.stream, shard)
-        y = self._apply(known, call.first_seq, self._values(call.x, known), call.received)
+        rows = self._values(call.x, known)
+        y = self._apply(known, call.first_seq, rows, call.received, call.max_wait_ms)
         last = call.first_seq + len(y) - 1 if call.first_seq else 0
         return [last, known.durable_seq, self._answer(call.x, y)]
 
@@ -328,14 +331,15 @@ class FakeServer:
         received = call.received if call.received is not None else [0] * len(call.streams)
         form = b"" if call.columns else call.x
         items = [
-            self._item(self._batch_one, *each, form, shard)
+            self._item(self._batch_one, *each, call.max_wait_ms, form, shard)
             for each in zip(call.streams, seqs, rows, received, strict=True)
         ]
         return protocol.encode_columns(items) if call.columns else items
 
-    def _batch_one(self, stream, seq, row, received, x, shard):
+    def _batch_one(self, stream, seq, row, received, max_wait_ms, x, shard):
         known = self._known(stream, shard)
-        y = self._apply(known, seq, self._values(row.tobytes(), known), received)
+        rows = self._values(row.tobytes(), known)
+        y = self._apply(known, seq, rows, received, max_wait_ms)
         return [seq, known.durable_seq, self._answer(x, y)]
 
     # ---- rules --------------------------------------------------------------------------------
@@ -352,7 +356,7 @@ class FakeServer:
             raise _fail(ErrorCode.MOVED, endpoint=self.endpoints[right])
         if may_be_busy and self.busy_for:
             self.busy_for -= 1
-            raise _fail(ErrorCode.BUSY, retry_after_ms=3)
+            raise _fail(ErrorCode.BUSY, **self.busy_detail)
 
     def _known(self, stream, shard):
         self._admit(stream, shard)
@@ -375,9 +379,11 @@ class FakeServer:
             raise _fail(ErrorCode.BAD_VALUE, step=step, input=number, name=name)
         return rows
 
-    def _apply(self, known, first_seq, rows, received):
+    def _apply(self, known, first_seq, rows, received, max_wait_ms):
         if len(rows) > known.window:
             raise _fail(ErrorCode.WINDOW, num_steps=len(rows), window=known.window)
+        if max_wait_ms == 0 and not 0 < first_seq <= known.last_seq:
+            raise _fail(ErrorCode.LATE)
         self._check_numbering(known, first_seq)
         numbers = [first_seq + k if first_seq else 0 for k in range(len(rows))]
         outputs: list[bytes | None] = [

@@ -76,6 +76,8 @@ def decode(message, place=GUARDED.put_last, record=RECORD):
             meaning[name] = numbers if begin else None
         meaning["columns"] = field("columns")
     if kind in (Kind.STEP, Kind.STEP_MANY):
+        meaning["max_wait_ns"] = field("max_wait_ns")
+    if kind in (Kind.STEP, Kind.STEP_MANY):
         if field("form") == Form.BIN:
             meaning["x"] = ctypes.string_at(field("x"), field("x_count"))
         else:
@@ -112,6 +114,8 @@ def expected_of(message):
         meaning |= {"seqs": call.seqs, "columns": call.columns, "received": call.received}
     if method in ("step", "batch"):
         meaning["x"] = call.x if isinstance(call.x, bytes) else np.array(call.x, np.float64)
+        waits_ms, most_ms = call.max_wait_ms, r.NEVER_NS // 10**6
+        meaning["max_wait_ns"] = r.NEVER_NS if waits_ms is None else min(waits_ms, most_ms) * 10**6
     return kind, meaning
 
 

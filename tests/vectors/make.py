@@ -17,7 +17,7 @@ PATH = Path(__file__).with_name("wire.json")
 ERRORS = """
 malformed too_large unknown_method bad_params unknown unknown_model wrong_model wrong_length
 bad_value gap stale conflict mixed_numbering window busy moved expired not_supported internal
-mismatch quarantined exists read_only damaged unknown_snapshot forbidden
+mismatch quarantined exists read_only damaged unknown_snapshot forbidden late
 """
 NIL, FALSE, TRUE = b"\xc0", b"\xc2", b"\xc3"
 
@@ -98,9 +98,9 @@ def valid_requests() -> list[dict[str, Any]]:
     vectors: list[dict[str, Any]] = []
 
     absent: dict[str, dict[str, Any]] = {  # what a parameter that is left out means
-        "step": {"received": 0},
+        "step": {"received": 0, "max_wait_ms": None},
         "reset": {"received": 0},
-        "batch": {"received": None},
+        "batch": {"received": None, "max_wait_ms": None},
         "open": {"tells_oldest": False},
     }
 
@@ -188,6 +188,12 @@ def valid_requests() -> list[dict[str, Any]]:
              request(STEP, array(text("a"), ONE, array(ONE), uint(5, 64), bits=32)),
              x_float32=floats(1).hex(), received=5)  # fmt: skip
 
+    waits = [(uint(ms, bits), ms) for ms, bits in ((0, 0), (20, 32), (2**63 - 1, 64))]
+    for encoded, waits_ms in [(NIL, None), *waits]:
+        add_step(f"step, waits {waits_ms}",
+                 request(STEP, array(text("a"), uint(8), binary(X), uint(7), encoded)),
+                 first_seq=8, received=7, max_wait_ms=waits_ms)  # fmt: skip
+
     two = array(text("a"), uint(7))
     streams = [{"str": "a"}, {"uint": "7"}]
     for bits in (0, 16, 32):
@@ -222,6 +228,12 @@ def valid_requests() -> list[dict[str, Any]]:
                     array(two, array(uint(3), uint(9)), binary(X * 2), TRUE, told)),
             "batch", streams=streams, seqs=[3, 9], x_bin=(X * 2).hex(), columns=True,
             received=had)  # fmt: skip
+    for encoded, waits_ms in [(NIL, None), *waits]:
+        numbers_of_two = array(uint(3), uint(9))
+        add(f"batch, waits {waits_ms}",
+            request(text("batch"), array(two, numbers_of_two, binary(X * 2), TRUE, NIL, encoded)),
+            "batch", streams=streams, seqs=[3, 9], x_bin=(X * 2).hex(), columns=True,
+            max_wait_ms=waits_ms)  # fmt: skip
     add("batch, nobody", request(text("batch"), array(array(), array(), binary(b""))), "batch",
         streams=[], seqs=[], x_bin="", columns=False)  # fmt: skip
     add("batch, the same stream twice",
@@ -367,6 +379,12 @@ def invalid_requests() -> list[dict[str, Any]]:
                 request(text("open"), array(text("a"), NIL, seq)))  # fmt: skip
         add("bad_params", f"batch, one of seqs {name}",
             request(text("batch"), array(array(uint(7)), array(seq), binary(X))))  # fmt: skip
+        if name != "nil":
+            add("bad_params", f"step, max_wait_ms {name}",
+                request(STEP, array(text("a"), ONE, binary(X), ONE, seq)))  # fmt: skip
+            add("bad_params", f"batch, max_wait_ms {name}",
+                request(text("batch"),
+                        array(array(ONE), NIL, binary(X), TRUE, NIL, seq)))  # fmt: skip
     for name, x in [
         ("nil", NIL),
         ("a number", float64(1)),
@@ -388,7 +406,7 @@ def invalid_requests() -> list[dict[str, Any]]:
         ("step, received nil", "step", array(text("a"), ONE, binary(X), NIL)),
         ("step, received negative", "step", array(text("a"), ONE, binary(X), sint(-1))),
         ("step, received above 2**63", "step", array(text("a"), ONE, binary(X), uint(2**63, 64))),
-        ("step, five parameters", "step", array(text("a"), ONE, binary(X), ONE, ONE)),
+        ("step, six parameters", "step", array(text("a"), ONE, binary(X), ONE, ONE, ONE)),
         ("batch, streams nil", "batch", array(NIL, NIL, binary(X))),
         ("batch, streams one id", "batch", array(text("a"), NIL, binary(X))),
         ("batch, too few seqs", "batch", array(array(ONE, ONE), array(ONE), binary(X))),
@@ -406,7 +424,11 @@ def invalid_requests() -> list[dict[str, Any]]:
             "batch",
             array(array(ONE), NIL, binary(X), TRUE, array(text("1"))),
         ),
-        ("batch, six parameters", "batch", array(array(ONE), NIL, binary(X), TRUE, NIL, NIL)),
+        (
+            "batch, seven parameters",
+            "batch",
+            array(array(ONE), NIL, binary(X), TRUE, NIL, NIL, NIL),
+        ),
         ("batch, columns nil", "batch", array(array(ONE), NIL, binary(X), NIL)),
         ("batch, columns an integer", "batch", array(array(ONE), NIL, binary(X), ONE)),
         ("batch, columns a str", "batch", array(array(ONE), NIL, binary(X), text("true"))),

@@ -38,7 +38,7 @@ def test_examples_of_the_document_decode_as_described(direction, digits, meaning
 
 
 def test_every_method_and_every_code_is_described():
-    assert len(EXAMPLES) == 21
+    assert len(EXAMPLES) == 23
     headings = " ".join(re.findall(r"^### (.*)$", TEXT, re.MULTILINE))
     for method in (*protocol.HOT_METHODS, *protocol.COLD_METHODS):
         assert re.search(rf"\b{method}\b", headings), method

@@ -75,10 +75,11 @@ class BlockingDriver:
 
         return self._guard(work)
 
-    def step(self, state: StreamState, x: Any, seq: int | None) -> Array:
+    def step(self, state: StreamState, x: Any, seq: int | None, within_s: float | None) -> Array:
         """Apply one step as `Session.step` does, straight where nothing stands in its way."""
-        if seq is not None or not state.numbered or self.session.is_spread:
-            return self.run(Session.step, state, x, seq)
+        is_plain = seq is None and within_s is None
+        if not is_plain or not state.numbered or self.session.is_spread:
+            return self.run(Session.step, state, x, seq, within_s)
         return self._guard(self._step, state, state.model.step_array(x))
 
     def _guard(

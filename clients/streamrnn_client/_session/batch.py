@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from streamrnn_client._session.replay import (
 )
 from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.stream_group import Rows
-from streamrnn_client._session.stream_state import StreamState, as_ids
+from streamrnn_client._session.stream_state import WAIT, StreamState, as_ids
 from streamrnn_client._session.turns import Claim
 from streamrnn_client.inputs import FLOAT, Array, ModelInfo
 from streamrnn_client.protocol import (
@@ -41,7 +42,7 @@ __all__ = ["Rows", "open_rows", "open_streams", "step_many", "step_rows"]
 Id = TypeVar("Id", bound=StreamId)
 
 _BATCH = msgpack.packb("batch")
-_ARRAY_OF_3, _ARRAY_OF_4, _ARRAY_OF_5 = b"\x93", b"\x94", b"\x95"  # of parameters
+_ARRAY_OF_3, _ARRAY_OF_4, _ARRAY_OF_5, _ARRAY_OF_6 = b"\x93", b"\x94", b"\x95", b"\x96"
 _COLUMNS = msgpack.packb(True)
 
 
@@ -99,7 +100,11 @@ def open_rows(
 
 
 def step_many(
-    session: Session, ex: Exchange, inputs: Mapping[Id, Any], model: str | None
+    session: Session,
+    ex: Exchange,
+    inputs: Mapping[Id, Any],
+    model: str | None,
+    within_s: float | None = None,
 ) -> Operation[dict[Id, Array]]:
     """Apply one step of each of many streams; those not seen before are opened."""
     if not isinstance(inputs, Mapping):
@@ -117,7 +122,7 @@ def step_many(
     rows = session.last_rows
     if rows is None or not rows.are_of(states, model):
         rows = session.last_rows = _rows_of(states, model)
-    outputs = yield from step_rows(session, ex, rows, rows.model.row_arrays(inputs))
+    outputs = yield from step_rows(session, ex, rows, rows.model.row_arrays(inputs), within_s)
     return dict(zip(inputs, outputs, strict=True))
 
 
@@ -133,9 +138,12 @@ def _rows_of(states: Sequence[StreamState], model: str | None) -> Rows:
     return Rows(states, info)
 
 
-def step_rows(session: Session, ex: Exchange, rows: Rows, x: Any) -> Operation[Array]:
+def step_rows(
+    session: Session, ex: Exchange, rows: Rows, x: Any, within_s: float | None = None
+) -> Operation[Array]:
     """Apply one step of each of the rows' streams."""
     states = rows._states
+    late_at = session.late_at(ex, within_s)
     x = rows.model.steps_array(x, "B")
     if len(x) != len(states):
         raise errors.WrongLength(
@@ -150,7 +158,7 @@ def step_rows(session: Session, ex: Exchange, rows: Rows, x: Any) -> Operation[A
     numbered = states[0].numbered
     if any(state.numbered != numbered for state in states):
         raise errors.MixedNumbering("all streams of a batch are numbered, or none is")
-    step = _BatchStep(session, rows, x, outputs, numbered)
+    step = _BatchStep(session, rows, x, outputs, numbered, late_at)
     step.deadline = claim.deadline
     claim.before = step.last_seqs
     groups = rows.groups(session)
@@ -179,7 +187,13 @@ class _BatchStep:
     """One step of many streams: the requests, and where their results go."""
 
     def __init__(
-        self, session: Session, rows: Rows, x: Array, outputs: Array, numbered: bool
+        self,
+        session: Session,
+        rows: Rows,
+        x: Array,
+        outputs: Array,
+        numbered: bool,
+        late_at: float,
     ) -> None:
         self.rows = rows
         self.states = rows._states
@@ -188,6 +202,7 @@ class _BatchStep:
         self.numbered = numbered
         self.look_at_features(session)
         self.deadline: float | None = None
+        self.late_at = late_at
         # Fixed here, whatever is learned on the way: a step that is sent again keeps its number.
         self.last_seqs = [state.last_seq for state in self.states]
         self.seqs = [last_seq + 1 for last_seq in self.last_seqs]
@@ -205,6 +220,7 @@ class _BatchStep:
             session, ex, self.states, "batch", self.build, self.accept, may_resend=self.numbered
         )
         sending.deadline, self.deadline = self.deadline, None
+        sending.late_at = self.late_at
         return sending.run(groups)
 
     def build(self, indices: Sequence[int]) -> tuple[Buffer, ...]:
@@ -216,6 +232,10 @@ class _BatchStep:
         ids, head = self.rows.packed_ids(indices), encode_bin_header(x.nbytes)
         if not self.has_columns:
             return _BATCH, _ARRAY_OF_3, ids, numbers, head, x.data
+        if self.late_at < math.inf:
+            told = [self.received[i] for i in indices] if self.has_received else None
+            rest = _COLUMNS, msgpack.packb(told), WAIT
+            return _BATCH, _ARRAY_OF_6, ids, numbers, head, x.data, *rest
         if not self.has_received:
             return _BATCH, _ARRAY_OF_4, ids, numbers, head, x.data, _COLUMNS
         received = msgpack.packb([self.received[i] for i in indices])

@@ -7,6 +7,8 @@ over replies and calls `tick` when it is due.
 
 from __future__ import annotations
 
+import math
+import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +21,11 @@ __all__ = ["GRACE_S", "LATE_S", "Call", "Exchange", "result_of"]
 _HEAD = b"\x94\x00\xce"  # an array of four: 0 for a request, then the msgid as uint 32
 _NUM_HEAD_BYTES = len(_HEAD) + 4
 _BUSY = ErrorCode.BUSY.wire
-_MIN_BUSY_S, _MAX_BUSY_S = 0.001, 1.0
+_BUSY_S, _MIN_BUSY_S = 0.01, 0.001  # where a server names no time, and at least
+_MAX_BUSY_S = 1e6  # beyond every timeout
+_MAX_SPREAD_S = 1.0
+_NUM_WAIT_BYTES = 4  # at the end of a payload that says how long it may wait
+_MAX_WAIT_MS = 2**32 - 1
 _MIN_RETRY_S, _MAX_RETRY_S = 0.001, 0.05  # after a send that the socket did not take
 _MAX_RESEND_S = 2.0  # while the time between two repetitions doubles
 # What is looked at so late gets so much time once more: other code has kept the event loop, or the
@@ -42,7 +48,9 @@ class Call:
     `payload` is the same however often it is sent; `may_resend` is False where sending it twice
     would do harm, as with unnumbered steps. `deadline` and `next_at` are in seconds of the
     exchange's clock: when to give up, and when to look at it again; `has_grace` says that the
-    deadline was put off already. `waiter` is for the driver.
+    deadline was put off already. `late_at` is when nobody has use for the answer any more: the
+    payload ends with the milliseconds until then, as of its last sending. `waiter` is for the
+    driver.
     """
 
     __slots__ = (
@@ -52,10 +60,12 @@ class Call:
         "error",
         "has_grace",
         "interval_s",
+        "late_at",
         "may_resend",
         "method",
         "msgid",
         "next_at",
+        "num_busy",
         "num_sends",
         "on_settled",
         "payload",
@@ -75,6 +85,7 @@ class Call:
         may_resend: bool,
         started: float,
         deadline: float,
+        late_at: float = _NEVER,
     ) -> None:
         self.endpoint = endpoint
         self.method = method
@@ -83,10 +94,11 @@ class Call:
         self.may_resend = may_resend
         self.started = started
         self.deadline = deadline
+        self.late_at = late_at
         self.next_at = deadline
         self.interval_s = _NEVER
         self.retry_s = _MIN_RETRY_S
-        self.num_sends = 0
+        self.num_sends = self.num_busy = 0
         self.has_grace = False
         self.done = False
         self.result: Any = None
@@ -111,8 +123,10 @@ class Exchange:
         timeout_s: float,
         resend_s: float,
         is_connected: Callable[[str], bool] = lambda endpoint: True,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self._clock = clock
+        self._draw = draw
         self._timeout_s = timeout_s
         self._resend_s = resend_s
         self._answer_s = min(resend_s, timeout_s / 10)
@@ -134,10 +148,12 @@ class Exchange:
         may_resend: bool = True,
         delay_s: float = 0.0,
         deadline: float | None = None,
+        late_at: float = _NEVER,
     ) -> Call:
         """Take on a request; `parts` are its encoded method and parameters, copied once.
 
-        `deadline` is in seconds of the clock, None for `timeout_s` from now.
+        `deadline` is in seconds of the clock, None for `timeout_s` from now. With `late_at`, the
+        last part is a uint 32.
         """
         msgid, payload = self.encode(*parts)
         now = self._clock()
@@ -150,6 +166,7 @@ class Exchange:
             may_resend=may_resend,
             started=started,
             deadline=started + self._timeout_s,
+            late_at=late_at,
         )
         self._add(call)
         if delay_s > 0:
@@ -186,7 +203,12 @@ class Exchange:
         """Take on a request like one that was settled, under a new msgid; `deadline` as above."""
         parts = (memoryview(call.payload)[_NUM_HEAD_BYTES:],)
         return self.submit(
-            endpoint, call.method, parts, may_resend=call.may_resend, deadline=deadline
+            endpoint,
+            call.method,
+            parts,
+            may_resend=call.may_resend,
+            deadline=deadline,
+            late_at=call.late_at,
         )
 
     def receive(self, payload: bytes) -> None:
@@ -227,6 +249,28 @@ class Exchange:
         """Return when `tick` is due, in seconds of the clock; infinity if never."""
         return min((call.next_at for call in self._pending.values()), default=_NEVER)
 
+    def late_at(self, within_s: float | None) -> float:
+        """Return when it is late for what is of use within some seconds; None: it never is."""
+        return _NEVER if within_s is None else self._clock() + within_s
+
+    def busy_delay(
+        self, detail: Any, num_before: int, deadline: float | None, late_at: float
+    ) -> float | None:
+        """Return how long to wait with what was told `busy`; None if no time is left for it.
+
+        That is what the server says and a random part of a spread, so that those who were told the
+        same do not come together; the spread doubles with every time before.
+        """
+        value: Any = detail.get("retry_after_ms") if isinstance(detail, dict) else None
+        is_time = type(value) in (int, float) and value >= 0
+        least_s = min(value, 1e3 * _MAX_BUSY_S) / 1e3 if is_time else _BUSY_S
+        least_s = max(least_s, _MIN_BUSY_S)
+        spread_s = min(least_s * 2.0 ** min(num_before, 20), _MAX_SPREAD_S)
+        for delay_s in (least_s + self._draw() * spread_s, least_s):
+            if self.has_time(delay_s, deadline) and self._clock() + delay_s < late_at:
+                return delay_s
+        return None
+
     def has_time(self, delay_s: float, deadline: float | None) -> bool:
         """Return whether what is put off by a delay can be answered by a deadline."""
         # An answer needs time too: `busy` says more than the timeout of one last try.
@@ -266,6 +310,10 @@ class Exchange:
 
     def _note_send(self, call: Call, now: float) -> None:
         call.num_sends += 1
+        if call.late_at < _NEVER:
+            left_ms = min(max(0, math.ceil(1e3 * (call.late_at - now))), _MAX_WAIT_MS)
+            left = left_ms.to_bytes(_NUM_WAIT_BYTES, "big")
+            call.payload = call.payload[:-_NUM_WAIT_BYTES] + left
         if call.may_resend:
             call.next_at = min(now + call.interval_s, call.deadline)
             # A server that is killed over and over must not make the waits ever longer.
@@ -275,12 +323,11 @@ class Exchange:
 
     def _postpone(self, call: Call, error: list[Any]) -> bool:
         """Postpone a busy call; even an unnumbered one, for it was not applied."""
-        detail = error[2] if isinstance(error[2], dict) else {}
-        delay_s = float(detail.get("retry_after_ms", 10)) / 1000
-        delay_s = min(max(delay_s, _MIN_BUSY_S), _MAX_BUSY_S)
-        if not self.has_time(delay_s, call.deadline):
+        delay_s = self.busy_delay(error[2], call.num_busy, call.deadline, call.late_at)
+        if delay_s is None:
             return False
         call.num_sends = 0
+        call.num_busy += 1
         call.next_at = self._clock() + delay_s
         self.is_postponed = True
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +29,6 @@ WireErrors = dict[int, list[Any]]  # by an item's place in its request
 Accept = Callable[[Sequence[int], Any], WireErrors]
 
 
-BUSY_MS = 10  # where the server names no time
 ITEM_BYTES = 160  # id, number and frame of one stream in a batch, at most
 
 
@@ -61,7 +61,8 @@ class Scatter:
         self.again: list[int] = []
         self.delay_s = 0.0
         self.deadline: float | None = None
-        self.num_moves = 0
+        self.late_at = math.inf
+        self.num_moves = self.num_busy = 0
 
     def run(self, groups: Groups) -> Operation[Errors]:
         """Settle all items of the groups; return those that failed."""
@@ -81,6 +82,7 @@ class Scatter:
                     may_resend=self.may_resend,
                     delay_s=self.delay_s,
                     deadline=self.deadline,
+                    late_at=self.late_at,
                 )
                 calls.append(call)
             for call in calls:
@@ -95,6 +97,7 @@ class Scatter:
         for call, (_, group) in zip(calls, groups, strict=True):
             self._take(call, group)
         self.num_moves += self.view.map_version != version
+        self.num_busy += self.delay_s > 0
 
     def _take(self, call: Call, group: Sequence[int]) -> None:
         if isinstance(call.error, errors.Moved) and self.num_moves < MAX_MOVES:
@@ -114,9 +117,9 @@ class Scatter:
             self.again.append(i)
             return
         if isinstance(error, errors.Busy):
-            wait_s = max(self.delay_s, error.detail.get("retry_after_ms", BUSY_MS) / 1000)
-            if self.ex.has_time(wait_s, self.deadline):
-                self.delay_s = wait_s
+            args = (error.detail, self.num_busy, self.deadline, self.late_at)
+            if (wait_s := self.ex.busy_delay(*args)) is not None:
+                self.delay_s = max(self.delay_s, wait_s)
                 self.again.append(i)
                 return
         self.failed[i] = error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -264,6 +265,24 @@ class ServerView:
     def has_received(self) -> bool:
         """Whether the server can be told which outputs were received, as far as it said."""
         return self.info is not None and "received" in self.info.features
+
+    def late_at(self, ex: Exchange, within_s: float | None) -> float:
+        """Return when steps that are of use within some seconds are late.
+
+        Raises `BadParams` if that is no time, `NotSupported` if the server cannot be told.
+        """
+        if within_s is None:
+            return math.inf
+        is_number = isinstance(within_s, int | float) and not isinstance(within_s, bool)
+        if not is_number or not 0 < within_s < 1e6:
+            raise errors.BadParams(
+                f"within_s is {within_s!r}; it must be a number of seconds above 0"
+            )
+        if self.info is None or "max_wait" not in self.info.features:
+            raise errors.NotSupported(
+                "this server is too old to be told how long steps may wait: leave within_s out"
+            )
+        return ex.late_at(within_s)
 
     def received(self, state: StreamState) -> int:
         """Return what a stream's server is told that its caller has; 0 for nothing."""

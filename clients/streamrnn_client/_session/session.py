@@ -8,6 +8,7 @@ the claims of an operation that has ended, and takes back the numbers of one tha
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -50,9 +51,17 @@ class Session(ServerView):
 
     # ---- steps --------------------------------------------------------------------------------
 
-    def step(self, ex: Exchange, state: StreamState, x: Any, seq: int | None) -> Operation[Array]:
+    def step(
+        self,
+        ex: Exchange,
+        state: StreamState,
+        x: Any,
+        seq: int | None,
+        within_s: float | None = None,
+    ) -> Operation[Array]:
         """Apply one step and return its output."""
         x = state.model.step_array(x)
+        late_at = self.late_at(ex, within_s)
         claim = Claim((state,))
         yield claim
         first_seq = self.next_seq(state, seq, 1)
@@ -62,7 +71,7 @@ class Session(ServerView):
             yield from self._wait_for_one(ex, state, 1)
         claim.before = (state.last_seq,)
         received = self.received(state) if seq is None else 0
-        call = self._submit(ex, state, first_seq, x, received, claim.deadline)
+        call = self._submit(ex, state, first_seq, x, received, claim.deadline, late_at)
         return (yield from self.finish_step(ex, state, call, first_seq, x))
 
     def finish_step(
@@ -72,9 +81,17 @@ class Session(ServerView):
         result = yield from self.settle(ex, state, call)
         return self.accept(state, result, first_seq, 1, x)
 
-    def steps(self, ex: Exchange, state: StreamState, x: Any, seq: int | None) -> Operation[Array]:
+    def steps(
+        self,
+        ex: Exchange,
+        state: StreamState,
+        x: Any,
+        seq: int | None,
+        within_s: float | None = None,
+    ) -> Operation[Array]:
         """Apply many steps, in chunks, two of them under way, and return all outputs."""
         x = state.model.steps_array(x)
+        late_at = self.late_at(ex, within_s)
         claim = Claim((state,))
         yield claim
         first_seq = self.next_seq(state, seq, len(x))
@@ -84,7 +101,7 @@ class Session(ServerView):
         if state.numbered:
             claim.unfinished = job
         try:
-            yield from self._apply_chunks(ex, state, job, claim.deadline)
+            yield from self._apply_chunks(ex, state, job, claim.deadline, late_at)
         except errors.StreamRNNClientError as error:
             if state.numbered:
                 job.keep(state, is_told=True)
@@ -107,7 +124,12 @@ class Session(ServerView):
         return Unfinished(first_seq, x, outputs)
 
     def _apply_chunks(
-        self, ex: Exchange, state: StreamState, job: Unfinished, deadline: float | None
+        self,
+        ex: Exchange,
+        state: StreamState,
+        job: Unfinished,
+        deadline: float | None,
+        late_at: float,
     ) -> Operation[None]:
         x, num_steps = job.x, len(job.x)
         in_flight: deque[tuple[Call, int, int, str]] = deque()
@@ -126,7 +148,8 @@ class Session(ServerView):
                             break  # what is under way is not in the log yet
                         yield from self._wait_for_one(ex, state, stop - sent)
                     number = job.first_seq + sent if job.first_seq else 0
-                    call = self._submit(ex, state, number, x[sent:stop], job.received, deadline)
+                    part = x[sent:stop]
+                    call = self._submit(ex, state, number, part, job.received, deadline, late_at)
                     in_flight.append((call, sent, stop, state.instance))
                     sent = stop
                 call, start, stop, instance = in_flight.popleft()
@@ -190,10 +213,16 @@ class Session(ServerView):
         x: Array,
         received: int = 0,
         deadline: float | None = None,
+        late_at: float = math.inf,
     ) -> Call:
-        parts = step_parts(state, first_seq, x, received)
+        parts = step_parts(state, first_seq, x, received, late_at < math.inf)
         return ex.submit(
-            self.endpoint(state), "step", parts, may_resend=state.numbered, deadline=deadline
+            self.endpoint(state),
+            "step",
+            parts,
+            may_resend=state.numbered,
+            deadline=deadline,
+            late_at=late_at,
         )
 
     def settle(
@@ -241,6 +270,8 @@ class Session(ServerView):
                 ):
                     may_look, deadline = False, last
                 else:
+                    if isinstance(error, errors.Late):  # an earlier sending may still arrive
+                        state.in_doubt |= call.num_sends > 1
                     if isinstance(error, errors.Exists) and call.num_sends > 1:
                         error.detail["num_sends"] = call.num_sends
                         error.args = (f"{error}. It may be this call's own: it was sent twice",)

@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from streamrnn_client._session.turns import Claim
     from streamrnn_client._session.unfinished import Unfinished
 
-__all__ = ["StreamState", "as_id", "as_ids", "pack_ids", "step_parts", "without_received"]
+__all__ = ["WAIT", "StreamState", "as_id", "as_ids", "pack_ids", "step_parts", "without_received"]
 
 _PLAIN = frozenset((str, int))  # a bool, an Enum or a subclass is equal to one, and is none
-_STEP, _STEP_WITH_RECEIVED = (msgpack.packb("step") + head for head in (b"\x93", b"\x94"))
+_STEP, _STEP_WITH_RECEIVED, _STEP_WITH_WAIT = (
+    msgpack.packb("step") + head for head in (b"\x93", b"\x94", b"\x95")
+)
+WAIT = b"\xce\0\0\0\0"  # a uint 32, which `Exchange` sets
 _NUM_PARAMS = {"step": 4, "reset": 3}  # with what was received
 
 
@@ -130,10 +133,13 @@ class StreamState:
 
 
 def step_parts(
-    state: StreamState, first_seq: int, x: Array, received: int = 0
+    state: StreamState, first_seq: int, x: Array, received: int = 0, may_be_late: bool = False
 ) -> tuple[bytes | memoryview, ...]:
     """Return the encoded method and parameters of steps."""
     head, seq, size = state.step_head, encode_uint(first_seq), encode_bin_header(x.nbytes)
+    if may_be_late:
+        told = encode_uint(received)
+        return _STEP_WITH_WAIT, state.packed_id, seq, size, x.data, told, WAIT
     if not received:
         return head, seq, size, x.data
     return _STEP_WITH_RECEIVED, state.packed_id, seq, size, x.data, encode_uint(received)

@@ -49,6 +49,7 @@ class ErrorCode(IntEnum):
     DAMAGED = 24
     UNKNOWN_SNAPSHOT = 25
     FORBIDDEN = 26
+    LATE = 27
 
     @property
     def wire(self) -> str:
@@ -190,6 +191,10 @@ _TEXTS: Mapping[ErrorCode, tuple[str, ...]] = {
         "stream {stream!r} has no snapshot named {name!r}",
         "stream {stream!r} has no state on disk yet to be rolled back to",
         "the stream has no such snapshot",
+    ),
+    ErrorCode.LATE: (
+        "the step has waited for longer than it may: it was not computed, and its number is still "
+        "free; send it again under the same number, or another step in its place",
     ),
     ErrorCode.FORBIDDEN: (
         "stream {stream!r} belongs to another user: take another stream id",

@@ -46,7 +46,7 @@ COLD_METHODS = (
 DURABILITIES = ("none", "checkpoint", "always")  # `durability` in `hello`
 # `features` in `hello`: what a server may lack; `ORIGINS` also in `models`: what a client may.
 ORIGINS = "origins"
-FEATURES = ("batch_columns", "received", ORIGINS)
+FEATURES = ("batch_columns", "received", ORIGINS, "max_wait")
 MAX_SNAPSHOT_NAME_BYTES = 128
 
 

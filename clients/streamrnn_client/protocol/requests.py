@@ -29,6 +29,7 @@ class StepRequest(NamedTuple):
     first_seq: int
     x: bytes | list[float]
     received: int = 0  # the last step whose output the client has, as far as it says
+    max_wait_ms: int | None = None  # steps that have waited so long are not computed
 
 
 class BatchRequest(NamedTuple):
@@ -39,6 +40,7 @@ class BatchRequest(NamedTuple):
     x: bytes | list[float]
     columns: bool = False  # whether the answer is `Columns`
     received: list[int] | None = None  # as of `StepRequest`
+    max_wait_ms: int | None = None
 
 
 class OpenRequest(NamedTuple):
@@ -144,25 +146,37 @@ def _parse_streams(streams: object, max_batch: int) -> list[StreamId]:
 
 
 def _parse_step(params: list[Any], _max_batch: int) -> StepRequest:
-    if len(params) != 4:
-        _expect_params(params, "[stream, first_seq, x] or [stream, first_seq, x, received]", 3)
+    if not 3 <= len(params) <= 5:
+        schema = "[stream, first_seq, x, received, max_wait_ms], the last two as needed"
+        _expect_params(params, schema, 3)
     stream, first_seq, x = params[:3]
     canonical_id(stream)
-    received = _parse_uint(params[3] if len(params) == 4 else 0, "received")
-    return StepRequest(stream, _parse_uint(first_seq, "first_seq"), _parse_x(x), received)
+    received = _parse_uint(params[3] if len(params) > 3 else 0, "received")
+    max_wait_ms = _parse_max_wait(params[4:])
+    return StepRequest(
+        stream, _parse_uint(first_seq, "first_seq"), _parse_x(x), received, max_wait_ms
+    )
+
+
+def _parse_max_wait(values: list[Any]) -> int | None:
+    """Take the last parameter, which may be absent or nil."""
+    is_there = bool(values) and values[0] is not None
+    return _parse_uint(values[0], "max_wait_ms") if is_there else None
 
 
 def _parse_batch(params: list[Any], max_batch: int) -> BatchRequest:
-    if not 3 <= len(params) <= 5:
-        _expect_params(params, "[streams, seqs, X, columns, received], the last two as needed", 3)
+    if not 3 <= len(params) <= 6:
+        schema = "[streams, seqs, X, columns, received, max_wait_ms], the last three as needed"
+        _expect_params(params, schema, 3)
     streams, seqs, x = params[:3]
     columns = params[3] if len(params) > 3 else False
     if type(columns) is not bool:
         raise bad_params(f"columns is {kind_of(columns)}; it must be a bool")
     _parse_streams(streams, max_batch)
     seqs = _parse_numbers(seqs, "seqs", len(streams))
-    received = _parse_numbers(params[4] if len(params) == 5 else None, "received", len(streams))
-    return BatchRequest(streams, seqs, _parse_x(x), columns, received)
+    received = _parse_numbers(params[4] if len(params) > 4 else None, "received", len(streams))
+    max_wait_ms = _parse_max_wait(params[5:])
+    return BatchRequest(streams, seqs, _parse_x(x), columns, received, max_wait_ms)
 
 
 def _parse_numbers(numbers: object, what: str, num_streams: int) -> list[int] | None:

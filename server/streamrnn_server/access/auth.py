@@ -11,6 +11,7 @@ import zmq
 from zmq.utils import z85
 
 from streamrnn_server.access.keys import ClientKeys, load_secret_key
+from streamrnn_server.access.limits import LimitsFile
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.worker import OnFailure, Worker
 
@@ -29,16 +30,24 @@ class Guard:
     ----------
     keys : ClientKeys
         Those of now.
+    limits : LimitsFile
+        What users may take.
 
     Raises
     ------
     StartError
-        If the server's key cannot be used, or no client's.
+        If the server's key cannot be used, or no client's, or what users may take.
     """
 
     def __init__(
-        self, context: zmq.Context[Any], secret_key: Path, clients: Path, log: EventLog
+        self,
+        context: zmq.Context[Any],
+        secret_key: Path,
+        clients: Path,
+        limits: LimitsFile,
+        log: EventLog,
     ) -> None:
+        self.limits = limits
         self._public, self._secret = load_secret_key(secret_key)
         self.keys, self._log = ClientKeys(clients, log), log
         self._socket = context.socket(zmq.REP)
@@ -85,6 +94,10 @@ class Guard:
             except Exception as error:
                 self.keys.forget()  # what cannot be known lets nobody in
                 self._log.write_fault("the clients' keys cannot be read again", error)
+            try:
+                self.limits.refresh()
+            except Exception as error:
+                self._log.write_fault("the users' limits cannot be read again", error)
             if self._socket in ready:
                 self._socket.send_multipart(self._answer(self._socket.recv_multipart()))
 

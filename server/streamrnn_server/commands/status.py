@@ -91,7 +91,8 @@ def _lines(stats: dict[str, Any]) -> list[str]:
         name.removeprefix("num_").replace("_", " "): number
         for name, number in stats.items()
         if name.startswith(("num_errors", "num_dropped", "num_calls_ref", "num_too", "num_extra"))
-        or name in ("num_quarantined", "num_refused_for_room", "num_connections_cut")
+        or name.startswith("num_refused")
+        or name in ("num_quarantined", "num_late", "num_connections_cut")
     }
     now_and_before = [
         *trouble(stats),
@@ -107,11 +108,18 @@ def _lines_of_user(stats: dict[str, Any]) -> list[str]:
     if "num_bytes_on_disk" in stats:
         has, most = (format_bytes(stats[f"{name}_bytes_on_disk"]) for name in ("num", "max"))
         on_disk = [f"disk        {has} of at most {most}"]
+    limits = []
+    if stats.get("max_bytes"):
+        has, most = (format_bytes(stats[f"{name}_bytes"]) for name in ("num", "max"))
+        limits.append(f"states      {has} in memory of at most {most}")
+    if stats.get("max_steps_per_s"):
+        limits.append(f"steps       at most {stats['max_steps_per_s']:,} a second")
     return [
         f"server      streamrnn {stats['server']}, instance {stats['instance']}, "
         f"up {stats['uptime_s']:.0f} s, durability {stats['durability']}",
         f"user        {stats['user']}",
         f"streams     {stats['num_streams']:,} in memory of at most {stats['max_streams']:,}",
+        *limits,
         *on_disk,
         f"trouble     {', '.join(trouble(stats)) or 'none'}",
     ]

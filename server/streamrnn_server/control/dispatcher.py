@@ -30,7 +30,7 @@ from streamrnn_client.protocol import (
     encode_response,
     error_reply,
 )
-from streamrnn_server.config import ServerConfig
+from streamrnn_server.config import ServerConfig, UserLimits
 from streamrnn_server.control.busiest import busiest_streams
 from streamrnn_server.control.connections import Connections
 from streamrnn_server.control.error_text import word_error, word_items
@@ -90,6 +90,8 @@ class Control:
         How many of them ended with an error here, by method and code.
     shards : list of ShardView
         Whose numbers `stats` tells; filled by the server.
+    limits_of : callable
+        Returns what a user may take; set by the server where single users' are known.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Control:
         self._row_bytes = {name: program.row_bytes for name, program in programs.items()}
         self._specs = [(name, model.spec) for name, model in models.items()]
         self._arithmetic, self._device = all_arithmetics(arithmetics.values()), device
+        self.limits_of: Callable[[str], UserLimits] = lambda user: config.user_limits
         self._endpoints = list(endpoints)
         self._log = log
         self._disk = disk
@@ -361,9 +364,20 @@ class Control:
             "durability": config.durability,
             **({} if self._disk is None else {"read_only": self._disk.read_only}),
             "user": user,
-            "num_streams": sum(shard.num_streams_of(user) for shard in self.shards),
-            "max_streams": config.max_streams_of_a_user * config.num_shards,
+            **self._budget_of(user),
             **usage,
+        }
+
+    def _budget_of(self, user: str) -> dict[str, int]:
+        """Return what a user takes of the memory, and what he may take."""
+        used = [shard.budget_of(user) for shard in self.shards]
+        limits = self.limits_of(user)
+        return {
+            "num_streams": sum(each["num_streams"] for each in used),
+            "max_streams": limits.max_streams,
+            "num_bytes": sum(each["num_bytes"] for each in used),
+            "max_bytes": limits.max_bytes,
+            "max_steps_per_s": limits.max_steps_per_s,
         }
 
     def _disk_stats(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from streamrnn_client.protocol import (
 )
 from streamrnn_server.control.messages import Ask
 from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.memory.admission import busy_reply
 from streamrnn_server.shard.requests.request import Form, Kind
 
 __all__ = ["stream_of", "word_error", "word_items"]
@@ -162,10 +163,11 @@ def word_items(
             continue
         code = ErrorCode(int(item["code"]))
         if code is ErrorCode.BUSY:
-            detail: dict[str, Any] = {"retry_after_ms": retry_after_ms}
+            error = busy_reply(details[0], details[1] or retry_after_ms)
         elif code is ErrorCode.MOVED:
-            detail = {"endpoint": endpoints[details[0]]}
+            error = error_reply(code, endpoint=endpoints[details[0]])
         else:
             detail = _detail(code, details, stream, models) | known_about(code, canonical)
-        items.append([error_reply(code, **detail), None])
+            error = error_reply(code, **detail)
+        items.append([error, None])
     return encode_response(ask.msgid, encode_columns(items) if ask.columns else items)

@@ -70,8 +70,8 @@ class ShardView(Protocol):
     def user(self, number: int) -> str:
         """Return a user's name."""
 
-    def num_streams_of(self, user: str) -> int:
-        """Return how many of a user's streams are in memory."""
+    def budget_of(self, user: str) -> dict[str, int]:
+        """Return what of a user's is in memory: ``num_streams``, ``num_bytes``."""
 
     def note_answered(self, client: int, num_bytes: int) -> None:
         """Note that Python is done with so much of what a client has asked."""

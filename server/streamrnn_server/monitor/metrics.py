@@ -92,6 +92,17 @@ _COUNTERS = {
     "requests_refused_for_room": _From(
         "Requests for which there was no memory.", "num_refused_for_room"
     ),
+    "requests_refused": _From(
+        "Requests refused for a budget or a deadline.",
+        {
+            "user_streams": "num_refused_user_streams",
+            "user_bytes": "num_refused_user_bytes",
+            "user_steps": "num_refused_user_steps",
+            "steps": "num_refused_steps",
+            "late": "num_late",
+        },
+        "reason",
+    ),
     "records_refused": _From("Records that could not be used.", "num_records_refused"),
     "connections_cut": _From("Connections cut by the server.", "num_connections_cut"),
     "checkpoints": _From(

@@ -26,6 +26,7 @@ from streamrnn_client.protocol import MAX_BATCH, MAX_WINDOW, ErrorCode, error_re
 from streamrnn_server.config import ServerConfig, format_bytes
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.libzmq import msg_close, msg_init
+from streamrnn_server.shard.memory.admission import Limit, busy_reply, ns_per_step
 from streamrnn_server.shard.memory.arena import Arena
 from streamrnn_server.shard.memory.budget import reserve_bytes
 from streamrnn_server.shard.memory.clients import Clients
@@ -126,8 +127,8 @@ class ShardMemory:
         disk_buffer_bytes = _disk_buffer_bytes(programs.values())
         self._users: Users | None = None
         if valid_keys is not None:
-            most = config.max_streams_of_a_user
-            self._users = Users(num_slots, valid_keys, most, config.user_share)
+            most, share = config.user_limits, config.user_share
+            self._users = Users(num_slots, valid_keys, most, config.num_shards, share)
         self._add_tables(config, list(programs.values()), num_slots)
         journal_bytes = 2 * _GROUP_BYTES if journal is not None else 0
         fixed_bytes = journal_bytes + (
@@ -149,6 +150,8 @@ class ShardMemory:
             max_inputs=max(program.spec.num_inputs for program in programs.values()),
             idle_limit_s=config.idle_limit_s,
         )
+        rate = ns_per_step(config.max_steps_per_s, config.num_shards)
+        self.struct["steps"]["ns_per_step"] = rate
         if disk is not None:
             self._add_disk(config, disk, num_slots, disk_buffer_bytes)
         if journal is not None:
@@ -212,7 +215,9 @@ class ShardMemory:
         self._set(
             out=self._own(out),
             out_bytes=out_bytes,
-            encoded_errors=self._texts(_errors_of_codes(config)),
+            encoded_errors=self._texts([[], *map(error_reply, ErrorCode)]),
+            encoded_busy=self._texts([busy_reply(limit, 0) for limit in Limit]),
+            retry_after_ms=config.retry_after_ms,
             encoded_moved=self._texts(
                 [error_reply(ErrorCode.MOVED, endpoint=each) for each in endpoints]
             ),
@@ -304,9 +309,14 @@ class ShardMemory:
         """Return the name of a user by its id, empty where there are no users."""
         return self._users.name(number) if self._users is not None else ""
 
-    def num_streams_of(self, user: str) -> int:
-        """Return how many of a user's streams are in memory."""
-        return self._users.num_streams(user) if self._users is not None else 0
+    @property
+    def users(self) -> Users | None:
+        """The users and their limits; None where clients need no keys."""
+        return self._users
+
+    def budget_of(self, user: str) -> dict[str, int]:
+        """Return what of a user's is in memory: ``num_streams``, ``num_bytes``."""
+        return self._users.budget(user) if self._users is not None else {}
 
     def num_open(self) -> dict[str, int]:
         """Return the number of open streams of each model."""
@@ -387,14 +397,3 @@ def _disk_buffer_bytes(programs: Iterable[Program]) -> int:
         program.row_bytes + MAX_WINDOW * (8 + 4 * program.spec.output_size) for program in programs
     )
     return w.DISK_BUFFER_BYTES + largest + _ENTRY_SLACK_BYTES
-
-
-def _errors_of_codes(config: ServerConfig) -> list[list[Any]]:
-    """Return an error for each code, with only the details that never change."""
-    errors: list[list[Any]] = [[]]
-    for code in ErrorCode:
-        always: dict[str, Any] = (
-            {"retry_after_ms": config.retry_after_ms} if code is ErrorCode.BUSY else {}
-        )
-        errors.append(error_reply(code, **always))
-    return errors

@@ -14,6 +14,7 @@ import numpy as np
 
 from streamrnn.kernels.pointers import pointer_to
 from streamrnn.kernels.structs import I64, Struct
+from streamrnn_server.shard.memory.admission import StepRate, UserBudget
 from streamrnn_server.shard.memory.arena import ArenaStruct
 from streamrnn_server.shard.memory.budget import BudgetStruct
 from streamrnn_server.shard.memory.clients import AskBucket, ClientsStruct
@@ -106,6 +107,11 @@ class Counters(Struct):
     num_spilled_for_room: I64
     num_spilled_for_memory: I64
     num_refused_for_room: I64
+    num_refused_user_streams: I64
+    num_refused_user_bytes: I64
+    num_refused_user_steps: I64
+    num_refused_steps: I64
+    num_late: I64
     num_quarantined: I64
     num_records_refused: I64
 
@@ -155,6 +161,8 @@ class Shard(Struct):
     batch_rows: I64  # how many a batch has that a GPU computes
     arrived: Queue  # requests decoded and not admitted
     finished: Queue  # requests done and not answered
+    read_ahead_until_ns: I64  # until when more than a batch's messages are taken at once
+    steps: StepRate  # of all users
     last_empty_ns: I64  # when the router last had nothing
     last_pair_ns: I64  # when the pair was last looked at
     idle_limit_s: I64  # 0: none
@@ -163,6 +171,8 @@ class Shard(Struct):
     sweep_ns: I64  # when it last looked
     asks: AskBucket  # of all together
     encoded_errors: I64  # address of int64[NUM_CODES, 2]: address and length of each error
+    encoded_busy: I64  # the same by `Limit`; the last byte stands for the time to wait
+    retry_after_ms: I64  # where nothing says more
     encoded_moved: I64  # address of int64[num_shards, 2]: the error that names a shard's endpoint
     counters: Counters
     tallies: I64  # address of a `Tally` for each model, and for none, and each kind of request
@@ -355,10 +365,10 @@ class UsersStruct(Struct):
     property: I64
     is_valid: I64  # address of uint8[MAX_KEYS]: which keys may be used; Python writes it
     # By the number of a user, what he takes, and the most that one may take:
-    num_streams: I64  # address of int32[]: slots of his streams
+    budgets: I64  # address of each `UserBudget`
+    default: UserBudget  # a new user's
     num_lookups: I64  # address of int32[]: streams that are looked up for him
     asks: I64  # address of the token buckets
-    max_streams: I64
     max_lookups: I64
     max_asks: I64
     ns_per_ask: I64

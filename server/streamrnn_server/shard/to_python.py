@@ -20,6 +20,7 @@ from streamrnn_server.shard.memory.clients import (
     charge_ask,
     may_ask,
 )
+from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Kind, Request, request_of
 from streamrnn_server.shard.streams.owners import MAX_ASKS, MAX_ASKS_PER_CALL, NS_PER_ASK
 from streamrnn_server.shard.structs import AskKind, Shard, users_at
@@ -51,7 +52,7 @@ def ask_python(shard: Shard, request: Request) -> bool:
     if request.kind == Kind.EXPORT and request.code == 0:
         if not may_ask(shard.clients, request.client, request.y_bytes):
             shard.counters.num_calls_refused += 1
-            request.code = ErrorCode.BUSY
+            set_error(request, ErrorCode.BUSY)
             return False
         at = _write_ask(shard, request, AskKind.ENTRY, request.y_bytes)
         copy_bytes(at, request.y, request.y_bytes)
@@ -116,7 +117,7 @@ def _y_bytes_of_item(child: Request) -> int:
 @jit
 def _needs_text(request: Request) -> bool:
     code = request.code
-    return code != 0 and code != ErrorCode.BUSY and code != ErrorCode.MOVED
+    return code != 0 and code not in (ErrorCode.BUSY, ErrorCode.MOVED, ErrorCode.LATE)
 
 
 @jit

@@ -22,6 +22,7 @@ from streamrnn.kernels.virtual_memory import address_of, reserve, touch
 from streamrnn_client.protocol import MAX_ID_BYTES
 
 __all__ = [
+    "NEVER_NS",
     "NUM_KINDS",
     "REQUEST_BYTES",
     "Form",
@@ -73,6 +74,7 @@ MAX_INLINE_X_BYTES = 4096
 _MAX_IDENTITY_BYTES = 255  # of a routing id; a peer may send any number
 _MAX_STREAM_BYTES = 1 + MAX_ID_BYTES
 _ZEROED_STREAM_BYTES = 16  # what a header keeps inline
+NEVER_NS = 2**62
 
 
 class Request(Struct):
@@ -112,12 +114,13 @@ class Request(Struct):
     identity: Annotated[Any, np.uint8, (256,)]  # whom to answer
     stream: Annotated[Any, np.uint8, (136,)]  # canonical id: at most 129 bytes, zeros up to 16
     owner: I64  # number of the user, where there are users
-    columns: I64  # whether a batch is answered in columns
-    client: I64  # number of the sender's account
+    columns: I32  # whether a batch is answered in columns
+    client: I32  # number of the sender's account
     position: I64  # number of entries in the journal that must be durable before the answer
     received: I64  # the last step whose output the client has; 0 where it does not say
     received_at: I64  # of a batch: address of the first such number, in the message, or 0
     oldest_output: I64  # the answer's to an `open`; -1: it is not to be told
+    max_wait_ns: I64  # of steps: those that have waited so long are not computed
 
 
 class Pool(Struct):

@@ -128,7 +128,7 @@ def _find_or_allocate(shard: Shard, request: Request) -> int:
         fail(shard, request, ErrorCode.UNKNOWN)
         return -1
     if slot < 0:
-        fail(shard, request, ErrorCode.BUSY)
+        fail(shard, request, ErrorCode.BUSY, -1 - slot)
     return slot
 
 

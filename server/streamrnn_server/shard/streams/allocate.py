@@ -15,6 +15,7 @@ from streamrnn.kernels.memory import (
 )
 from streamrnn.kernels.pointers import address, field_address
 from streamrnn_server.shard.memory import header as h
+from streamrnn_server.shard.memory.admission import Limit
 from streamrnn_server.shard.memory.arena import release
 from streamrnn_server.shard.memory.header import Header, header_at
 from streamrnn_server.shard.memory.index import hash64, insert_slot, remove_slot
@@ -23,14 +24,13 @@ from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.streams.eviction import (
     allocate_block,
     evict_for_stream,
-    evict_for_user,
     free_memory_for_row,
     has_row,
+    make_room_for_user,
 )
 from streamrnn_server.shard.streams.owners import (
     UNKNOWN,
     count_stream,
-    has_share_of_streams,
     set_owner,
 )
 from streamrnn_server.shard.streams.slots import push_free_slot
@@ -41,7 +41,7 @@ __all__ = ["allocate_named_slot", "allocate_slot", "move_stream"]
 
 @jit
 def allocate_named_slot(shard: Shard, index: int, request: Request) -> int:
-    """Allocate and index a slot for a request's stream; -1 without memory."""
+    """Allocate and index a slot for a request's stream; -1 - the `Limit` that forbids it."""
     num_bytes = request.stream_bytes
     long_id = 0
     if num_bytes > h.MAX_INLINE_ID_BYTES:
@@ -51,7 +51,7 @@ def allocate_named_slot(shard: Shard, index: int, request: Request) -> int:
     slot = allocate_slot(shard, index, request.owner)
     if slot < 0:
         release(shard.arena, long_id)
-        return -1
+        return slot
     header = header_of(shard, slot)
     is_known = index < shard.num_models
     set_owner(shard, header, request.owner if is_known else UNKNOWN)
@@ -71,12 +71,12 @@ def allocate_named_slot(shard: Shard, index: int, request: Request) -> int:
 
 @jit
 def allocate_slot(shard: Shard, index: int, owner: int) -> int:
-    """Allocate a slot without an id, not in the index; -1 without memory."""
+    """Allocate a slot without an id, not in the index; -1 - the `Limit` that forbids it."""
     model = model_of(shard, index)
     if index < shard.num_models:
-        if has_share_of_streams(shard, owner) and not evict_for_user(shard, owner):
-            shard.counters.num_refused_for_room += 1
-            return -1
+        limit = make_room_for_user(shard, owner, 1, model.row_bytes)
+        if limit != Limit.ROOM:
+            return -1 - limit
         num_streams = shard.num_streams
         if num_streams >= shard.max_streams and not evict_for_stream(shard):
             shard.counters.num_refused_for_room += 1

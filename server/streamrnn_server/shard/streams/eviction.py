@@ -17,11 +17,12 @@ from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import fill_bytes, load_u8, store_u8
 from streamrnn.kernels.virtual_memory import HUGE_PAGE_BYTES
 from streamrnn_server.shard.memory import header as h
+from streamrnn_server.shard.memory.admission import Limit
 from streamrnn_server.shard.memory.arena import allocate, release_free_pages
 from streamrnn_server.shard.memory.budget import release_pages, reserve_bytes
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import header_of, model_of, row_of
-from streamrnn_server.shard.streams.owners import owner_of
+from streamrnn_server.shard.streams.owners import count_ring, exceeded_limit, owner_of
 from streamrnn_server.shard.streams.replay_ring import ring_size
 from streamrnn_server.shard.streams.slots import evict_stream, is_clean
 from streamrnn_server.shard.structs import HISTORY_BYTES, Model, Shard
@@ -32,15 +33,15 @@ __all__ = [
     "allocate_block",
     "allocate_ring",
     "evict_for_stream",
-    "evict_for_user",
     "free_memory_for_row",
     "has_row",
+    "make_room_for_user",
 ]
 
 # What a slot takes besides its row: also its places in the two lists, and its history.
 SLOT_BYTES = h.HEADER_BYTES + 8 + HISTORY_BYTES
 NUM_SAMPLED = 32  # slots looked at for one to evict
-_MAX_EVICTIONS = 8  # for one block
+_MAX_EVICTIONS = 8  # for one block, or for one user's next stream
 _MAX_SCANS = 4  # units looked through for one that can be emptied
 _NEVER_S = 2**31
 _ANY_RING = -1
@@ -70,11 +71,20 @@ def evict_for_stream(shard: Shard) -> bool:
 
 
 @jit
-def evict_for_user(shard: Shard, owner: int) -> bool:
-    """Evict one stream of a user who has his share; if none can be, start a checkpoint."""
-    is_done = _evict(shard, _find_idle_of_all(shard, 0, owner))
-    shard.counters.num_spilled_for_room += is_done
-    return is_done
+def make_room_for_user(shard: Shard, owner: int, num_streams: int, num_bytes: int) -> int:
+    """Evict streams of a user until he may take so much more; return the `Limit` that forbids it.
+
+    If none can be evicted, a checkpoint is started.
+    """
+    limit = exceeded_limit(shard, owner, num_streams, num_bytes)
+    for _ in range(_MAX_EVICTIONS):
+        if limit == Limit.ROOM or not _evict(shard, _find_idle_of_all(shard, 0, owner)):
+            break
+        shard.counters.num_spilled_for_room += 1
+        limit = exceeded_limit(shard, owner, num_streams, num_bytes)
+    shard.counters.num_refused_user_streams += limit == Limit.USER_STREAMS
+    shard.counters.num_refused_user_bytes += limit == Limit.USER_BYTES
+    return limit
 
 
 @jit
@@ -132,10 +142,13 @@ def allocate_ring(shard: Shard, header: Header, y_bytes: int) -> bool:
     if window_log2 == 0 or header.ring != 0:
         return True
     num_bytes = ring_size(window_log2, y_bytes)
+    if make_room_for_user(shard, owner_of(shard, header), 0, num_bytes) != Limit.ROOM:
+        return False
     ring = allocate_block(shard, num_bytes)
     header.ring = ring
     if ring != 0:  # what another stream left there must reach neither disk nor anybody
         fill_bytes(ring, num_bytes, 0)
+        count_ring(shard, header, 1)
     return ring != 0
 
 

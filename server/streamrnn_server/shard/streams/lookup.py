@@ -11,9 +11,10 @@ from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.checkpoint.history import note_owner
 from streamrnn_server.shard.libzmq import send_bytes
 from streamrnn_server.shard.memory import header as h
+from streamrnn_server.shard.memory.admission import Limit
 from streamrnn_server.shard.memory.clients import charge_ask, may_ask
 from streamrnn_server.shard.memory.header import Header
-from streamrnn_server.shard.memory.slab import header_of
+from streamrnn_server.shard.memory.slab import header_of, model_of
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
 from streamrnn_server.shard.requests.request import Kind, Request
@@ -24,6 +25,7 @@ from streamrnn_server.shard.streams.owners import (
     UNKNOWN,
     begin_lookup,
     end_lookup,
+    exceeded_limit,
     is_forbidden,
     number_of,
     owner_of,
@@ -49,10 +51,10 @@ def is_pending(shard: Shard, header: Header) -> bool:
 
 
 @jit
-def _end_first(shard: Shard, header: Header, request: Request, code: int) -> None:
+def _end_first(shard: Shard, header: Header, request: Request, code: int, limit: int) -> None:
     """End a stream's first request, with an error unless ``code`` is 0."""
     if code != 0:
-        set_error(request, code)
+        set_error(request, code, limit)
         shard.counters.num_errors += 1
     pop_waiting(shard.pool, header)
     finish(shard, request)
@@ -74,12 +76,13 @@ def answer_without_record(shard: Shard, header: Header, code: int) -> None:
                 moved.flags = h.IS_READY
                 make_ready(shard, moved)
                 return
-            _end_first(shard, header, request, ErrorCode.BUSY)
+            limit = _limit_of(shard, request.owner, request.model)
+            _end_first(shard, header, request, ErrorCode.BUSY, limit)
         elif kind == Kind.CLOSE:
             request.last_seq = 0
-            _end_first(shard, header, request, 0)
+            _end_first(shard, header, request, 0, Limit.ROOM)
         else:
-            _end_first(shard, header, request, code)
+            _end_first(shard, header, request, code, Limit.ROOM)
 
 
 @jit
@@ -114,11 +117,11 @@ def finish_lookup(shard: Shard, command: Command) -> None:
         owner = first_waiting(shard.pool, header).owner
     moved = move_stream(shard, header, command.model, owner)
     if not moved:
-        _fail_all(shard, header, ErrorCode.BUSY)
+        _fail_all(shard, header, _limit_of(shard, owner, command.model))
         return
     moved.flags = h.IS_READY
     if not fill_slot(shard, moved, record):
-        _fail_all(shard, moved, ErrorCode.BUSY)
+        _fail_all(shard, moved, Limit.ROOM)
         return
     moved.durable_seq = moved.last_seq
     if is_adopted:
@@ -155,28 +158,35 @@ def _answer_refused(shard: Shard, header: Header, code: int, is_held: bool) -> N
             free_slot(shard, header)
             return
         if is_forbidden(shard, header, request):
-            _end_first(shard, header, request, ErrorCode.FORBIDDEN)
+            _end_first(shard, header, request, ErrorCode.FORBIDDEN, Limit.ROOM)
         elif request.kind == Kind.CLOSE and code != ErrorCode.FORBIDDEN and not is_kept:
             wait_for_disk(shard, header)
             return
         else:
-            _end_first(shard, header, request, code)
+            _end_first(shard, header, request, code, Limit.ROOM)
 
 
 @jit
-def _fail_all(shard: Shard, header: Header, code: int) -> None:
+def _limit_of(shard: Shard, owner: int, index: int) -> int:
+    """Return the `Limit` that forbids a user another stream of a model."""
+    return exceeded_limit(shard, owner, 1, model_of(shard, index).row_bytes)
+
+
+@jit
+def _fail_all(shard: Shard, header: Header, limit: int) -> None:
+    """Answer all requests of a stream `busy`."""
     pool = shard.pool
     while True:
         request = first_waiting(pool, header)
         if not request:
             free_slot(shard, header)
             return
-        _end_first(shard, header, request, code)
+        _end_first(shard, header, request, ErrorCode.BUSY, limit)
 
 
 @jit
 def start_lookup(shard: Shard, request: Request) -> int:
-    """Have a stream looked up on disk; its slot, or -1 without memory, or if Python is behind."""
+    """Have a stream looked up on disk; its slot, or -1 - `Limit.ROOM`, if Python is behind too."""
     num_bytes = request.stream_bytes
     if not may_ask(shard.clients, request.client, num_bytes):
         shard.counters.num_calls_refused += 1
@@ -186,7 +196,7 @@ def start_lookup(shard: Shard, request: Request) -> int:
     slot = allocate_named_slot(shard, shard.num_models, request)
     if slot < 0:
         end_lookup(shard, request.owner)
-        return -1
+        return slot
     header = header_of(shard, slot)
     header.flags = h.IS_BLOCKED
     ask = ask_at(shard.out)

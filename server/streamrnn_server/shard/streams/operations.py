@@ -27,6 +27,12 @@ from streamrnn_server.shard.memory.slab import model_of, row_of, slot_of
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Form, Request, request_at
 from streamrnn_server.shard.streams.eviction import allocate_block, allocate_ring
+from streamrnn_server.shard.streams.owners import (
+    count_ring,
+    exceeded_limit,
+    owner_of,
+    take_steps,
+)
 from streamrnn_server.shard.streams.replay_ring import (
     drop_ring,
     note_received,
@@ -34,6 +40,7 @@ from streamrnn_server.shard.streams.replay_ring import (
     output_place,
     remember_digest,
     remembered,
+    ring_size,
 )
 from streamrnn_server.shard.streams.row_location import note_written
 from streamrnn_server.shard.structs import REPLY_SLACK_BYTES, Shard
@@ -106,6 +113,7 @@ def close_stream(shard: Shard, header: Header) -> bool:
     flags = header.flags
     if flags & h.IS_OPEN == 0:
         return False
+    count_ring(shard, header, -1)
     drop_ring(shard.arena, header)
     header.flags = flags & h.IS_READY
     model_of(shard, header.model).num_open -= 1
@@ -132,7 +140,10 @@ def _check_number(shard: Shard, header: Header, request: Request, y_bytes: int) 
     elif first <= last - window:
         set_error(request, ErrorCode.STALE, first, oldest_output(header))
     elif not allocate_ring(shard, header, y_bytes):
-        set_error(request, ErrorCode.BUSY)
+        num_bytes = ring_size(header.window_log2, y_bytes)
+        set_error(
+            request, ErrorCode.BUSY, exceeded_limit(shard, owner_of(shard, header), 0, num_bytes)
+        )
     else:
         return True
     return False
@@ -200,6 +211,10 @@ def prepare_step(shard: Shard, plan: Any, header: Header, request: Request) -> N
     Afterwards the request has an error, or NUM_STEPS is known and PROGRESS tells how many of its
     first steps were duplicates, whose outputs are in place already.
     """
+    is_late = shard.now_ns - request.received_ns >= request.max_wait_ns
+    if is_late and not 0 < request.first_seq <= header.last_seq:
+        _refuse_late(shard, request)
+        return
     model = model_of(shard, header.model)
     y_bytes = model.y_bytes
     is_child, parent = request.parent != 0, request_at(request.parent)
@@ -228,6 +243,12 @@ def prepare_step(shard: Shard, plan: Any, header: Header, request: Request) -> N
     if num_old > 0 and first < oldest_output(header):
         set_error(request, ErrorCode.STALE, first, oldest_output(header))
         return
+    num_new = num_steps - num_old
+    if is_late and num_new > 0:
+        _refuse_late(shard, request)
+        return
+    if num_new > 0 and not take_steps(shard, request, num_new):
+        return
     if is_child:
         request.y = parent.y + request.item * y_bytes
     elif num_steps > 1 or num_old > 0 or shard.is_always:
@@ -246,6 +267,12 @@ def prepare_step(shard: Shard, plan: Any, header: Header, request: Request) -> N
         _answer_old(shard, plan, header, request, num_old)
         shard.counters.num_duplicates += num_old
     note_received(header, request.received)
+
+
+@jit
+def _refuse_late(shard: Shard, request: Request) -> None:
+    set_error(request, ErrorCode.LATE)
+    shard.counters.num_late += 1
 
 
 @jit

@@ -11,6 +11,8 @@ before there were keys: then it belongs to the first user who asks for it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,14 +25,26 @@ from streamrnn.kernels.memory import (
     store_u8,
 )
 from streamrnn.kernels.virtual_memory import address_of, reserve, struct_address
-from streamrnn_client.protocol import MAX_BATCH
-from streamrnn_server.config import MAX_USER_NAME_BYTES
+from streamrnn_client.protocol import MAX_BATCH, ErrorCode
+from streamrnn_client.protocol.identity import hash64 as hash64_bytes
+from streamrnn_server.config import MAX_USER_NAME_BYTES, UserLimits
 from streamrnn_server.shard.libzmq import msg_property
+from streamrnn_server.shard.memory.admission import (
+    USER_BUDGET_BYTES,
+    Limit,
+    UserBudget,
+    charge_steps,
+    ns_per_step,
+    user_budget_at,
+    wait_of_steps,
+)
 from streamrnn_server.shard.memory.clients import AskBucket
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.index import equal_bytes, hash64
-from streamrnn_server.shard.memory.slab import slot_of
+from streamrnn_server.shard.memory.slab import model_of, slot_of
+from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Request
+from streamrnn_server.shard.streams.replay_ring import ring_size
 from streamrnn_server.shard.structs import Shard, UsersStruct, users_at
 
 __all__ = [
@@ -42,15 +56,17 @@ __all__ = [
     "UNKNOWN",
     "Users",
     "begin_lookup",
+    "count_ring",
     "count_stream",
     "encode_key_number",
     "end_lookup",
-    "has_share_of_streams",
+    "exceeded_limit",
     "is_forbidden",
     "name_of_owner",
     "number_of",
     "owner_of",
     "set_owner",
+    "take_steps",
     "user_of",
 ]
 
@@ -68,6 +84,7 @@ _ASKS_PER_S = 2_000
 MAX_ASKS = 2_000
 MAX_ASKS_PER_CALL = 200
 NS_PER_ASK = 1_000_000_000 // _ASKS_PER_S
+_NS_PER_MS = 1_000_000
 
 
 def encode_key_number(number: int) -> bytes:
@@ -85,8 +102,10 @@ class Users:
         How many slots there are, those of lookups too.
     is_valid : ndarray of uint8, shape (MAX_KEYS,)
         By the number of a key, whether it may be used; Python changes it.
-    max_streams : int
-        The most slots that one user's streams may take.
+    default : UserLimits
+        What a user may take of the whole server, unless `set_limits` says otherwise.
+    num_shards : int
+        Among which each limit is divided.
     share : int
         Percent of what goes to Python that one user may ask for.
 
@@ -97,21 +116,32 @@ class Users:
     """
 
     def __init__(
-        self, num_slots: int, is_valid: NDArray[np.uint8], max_streams: int, share: int
+        self,
+        num_slots: int,
+        is_valid: NDArray[np.uint8],
+        default: UserLimits,
+        num_shards: int,
+        share: int,
     ) -> None:
         self._names = reserve((_MAX_USERS + 1) * _NAME_BYTES)
         self._table = reserve(4 * (_TABLE_MASK + 1))
         self._owners = reserve(4 * num_slots)
         self._is_valid = is_valid
-        self._num_streams, self._num_lookups = (reserve(4 * (_MAX_USERS + 1)) for _ in range(2))
+        self._num_lookups = reserve(4 * (_MAX_USERS + 1))
+        budgets = reserve(USER_BUDGET_BYTES * (_MAX_USERS + 1))
+        self._budgets = budgets[: USER_BUDGET_BYTES * (_MAX_USERS + 1)].view(UserBudget.dtype)
+        self._default, self._num_shards = default, num_shards
+        self._limits: Mapping[str, UserLimits] = {}
+        self._num_limited = 0  # users who have their limits
         self._asks = reserve(AskBucket.dtype.itemsize * (_MAX_USERS + 1))
         self._numbers: dict[str, int] = {}
         self._property = np.frombuffer(b"User-Id\0", np.uint8)
         self.struct = UsersStruct.one()
         tables = ("names", "table", "owners", "property", "is_valid")
-        for name in (*tables, "num_streams", "num_lookups", "asks"):
+        for name in (*tables, "budgets", "num_lookups", "asks"):
             self.struct[name] = address_of(getattr(self, f"_{name}"))
-        self.struct["max_streams"], self.struct["max_lookups"] = max_streams, _MAX_LOOKUPS
+        self._write_limits(self.struct["default"], default)
+        self.struct["max_lookups"] = _MAX_LOOKUPS
         self.struct["max_asks"] = max(MAX_ASKS * share // 100, MAX_ASKS_PER_CALL)
         self.struct["ns_per_ask"] = NS_PER_ASK * 100 // share
         self.address = struct_address(self.struct)
@@ -132,12 +162,44 @@ class Users:
         at = number * _NAME_BYTES
         return bytes(self._names[at + 1 : at + 1 + int(self._names[at])]).decode()
 
-    def num_streams(self, name: str) -> int:
-        """Return how many slots a user's streams take."""
+    def budget(self, name: str) -> dict[str, int]:
+        """Return what a user's streams take of this shard: ``num_streams``, ``num_bytes``."""
         for number in range(len(self._numbers) + 1, int(self.struct["num_users"]) + 1):
             self._numbers[self.name(number)] = number
-        number = self._numbers.get(name, NO_OWNER)
-        return int(self._num_streams[4 * number :][:4].view(np.int32)[0])
+        budget = self._budgets[self._numbers.get(name, NO_OWNER)]
+        return {key: int(budget[key]) for key in ("num_streams", "num_bytes")}
+
+    def add(self, name: str) -> None:
+        """Give a user a number, before the shard's thread begins."""
+        text = name.encode()
+        place = hash64_bytes(text) & _TABLE_MASK
+        table = self._table.view(np.int32)
+        while number := int(table[place]):
+            if self.name(number) == name:
+                return
+            place = (place + 1) & _TABLE_MASK
+        number = int(self.struct["num_users"]) + 1
+        at = number * _NAME_BYTES
+        self._names[at] = len(text)
+        self._names[at + 1 : at + 1 + len(text)] = np.frombuffer(text, np.uint8)
+        table[place] = self.struct["num_users"] = number
+
+    def set_limits(self, limits: Mapping[str, UserLimits]) -> None:
+        """Set what users may take, by name; others have what all have. From one thread of Python.
+
+        Users who came since the last call have had what all have.
+        """
+        if limits is not self._limits:
+            self._limits, self._num_limited = limits, 0
+        for number in range(self._num_limited + 1, int(self.struct["num_users"]) + 1):
+            self._write_limits(self._budgets[number], limits.get(self.name(number), self._default))
+            self._num_limited = number
+
+    def _write_limits(self, budget: np.void, limits: UserLimits) -> None:
+        """Write a shard's part of limits; it is at least 1, for 0 is no limit."""
+        budget["max_streams"] = -(-limits.max_streams // self._num_shards)
+        budget["max_bytes"] = -(-limits.max_bytes // self._num_shards)
+        budget["steps"]["ns_per_step"] = ns_per_step(limits.max_steps_per_s, self._num_shards)
 
 
 @jit
@@ -210,6 +272,10 @@ def number_of(shard: Shard, name: int, num_bytes: int) -> int:
     store_u8(names + number * _NAME_BYTES, num_bytes)
     copy_bytes(names + number * _NAME_BYTES + 1, name, num_bytes)
     store_i32(table + 4 * place, number)
+    budget, default = _budget_of(shard, number), users.default
+    budget.max_streams = default.max_streams
+    budget.max_bytes = default.max_bytes
+    budget.steps.ns_per_step = default.steps.ns_per_step
     users.num_users = number
     return number
 
@@ -249,21 +315,61 @@ def name_of_owner(shard: Shard, header: Header) -> int:
 
 
 @jit
+def _budget_of(shard: Shard, owner: int) -> UserBudget:
+    return user_budget_at(users_at(shard.users).budgets + owner * USER_BUDGET_BYTES)
+
+
+@jit
 def count_stream(shard: Shard, header: Header, change: int) -> None:
     """Count that a slot of a model was taken (1) or given back (-1) by its owner."""
     owner = owner_of(shard, header)
     if owner > 0:
-        at = users_at(shard.users).num_streams + 4 * owner
-        store_i32(at, load_i32(at) + change)
+        budget = _budget_of(shard, owner)
+        budget.num_streams += change
+        budget.num_bytes += change * model_of(shard, header.model).row_bytes
 
 
 @jit
-def has_share_of_streams(shard: Shard, owner: int) -> bool:
-    """Tell whether a user has as many streams in memory as one user may have."""
+def count_ring(shard: Shard, header: Header, change: int) -> None:
+    """Count that a stream has got a ring (1), or is about to lose what it may have (-1)."""
+    owner = owner_of(shard, header)
+    if owner > 0 and header.window_log2 > 0 and header.ring != 0:
+        num_bytes = ring_size(header.window_log2, model_of(shard, header.model).y_bytes)
+        _budget_of(shard, owner).num_bytes += change * num_bytes
+
+
+@jit
+def exceeded_limit(shard: Shard, owner: int, num_streams: int, num_bytes: int) -> int:
+    """Return which `Limit` forbids a user so many streams and bytes more; `ROOM`: none does."""
     if shard.users == 0 or owner <= 0:
+        return Limit.ROOM
+    budget = _budget_of(shard, owner)
+    if num_streams > 0 and budget.num_streams + num_streams > budget.max_streams:
+        return Limit.USER_STREAMS
+    if budget.max_bytes > 0 and budget.num_bytes + num_bytes > budget.max_bytes:
+        return Limit.USER_BYTES
+    return Limit.ROOM
+
+
+@jit
+def take_steps(shard: Shard, request: Request, num_steps: int) -> bool:
+    """Take steps from the rates of all and of a user; false after `busy` with the time to wait."""
+    now = shard.now_ns
+    limit, wait_ns = Limit.STEPS, wait_of_steps(shard.steps, now, num_steps)
+    is_of_user = shard.users != 0 and request.owner > 0
+    if is_of_user:
+        own_ns = wait_of_steps(_budget_of(shard, request.owner).steps, now, num_steps)
+        if own_ns > max(wait_ns, 0):
+            limit, wait_ns = Limit.USER_STEPS, own_ns
+    if wait_ns > 0:
+        set_error(request, ErrorCode.BUSY, limit, 1 + wait_ns // _NS_PER_MS)
+        shard.counters.num_refused_user_steps += limit == Limit.USER_STEPS
+        shard.counters.num_refused_steps += limit == Limit.STEPS
         return False
-    users = users_at(shard.users)
-    return load_i32(users.num_streams + 4 * owner) >= users.max_streams
+    charge_steps(shard.steps, now, num_steps)
+    if is_of_user:
+        charge_steps(_budget_of(shard, request.owner).steps, now, num_steps)
+    return True
 
 
 @jit

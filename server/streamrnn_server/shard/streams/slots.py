@@ -11,7 +11,7 @@ from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.index import find_slot, hash64, remove_slot
 from streamrnn_server.shard.memory.slab import header_of, model_of, slot_of
 from streamrnn_server.shard.requests.request import Request
-from streamrnn_server.shard.streams.owners import count_stream
+from streamrnn_server.shard.streams.owners import count_ring, count_stream
 from streamrnn_server.shard.streams.replay_ring import drop_ring
 from streamrnn_server.shard.structs import Shard
 
@@ -64,6 +64,7 @@ def is_clean(header: Header) -> bool:
 @jit
 def evict_stream(shard: Shard, header: Header) -> None:
     """Forget an open stream that rests; what is on disk stays there."""
+    count_ring(shard, header, -1)
     drop_ring(shard.arena, header)
     model_of(shard, header.model).num_open -= 1
     free_slot(shard, header)

@@ -14,7 +14,7 @@ from streamrnn.kernels.memory import (
 )
 from streamrnn.kernels.pointers import field_address
 from streamrnn_client.protocol import MAX_BATCH, MAX_MSGID
-from streamrnn_server.shard.requests.request import Form, Kind, Request
+from streamrnn_server.shard.requests.request import NEVER_NS, Form, Kind, Request
 from streamrnn_server.shard.wire.values import (
     ValueKind,
     is_utf8,
@@ -37,6 +37,8 @@ _OPEN = _little(b"open")
 _BATC, _H = _little(b"batc"), ord("h")
 _CLOS, _E = _little(b"clos"), ord("e")
 _RESE, _T = _little(b"rese"), ord("t")
+_NS_PER_MS = 1_000_000
+_MAX_WAIT_MS = NEVER_NS // _NS_PER_MS
 
 
 @jit
@@ -96,13 +98,14 @@ def _decode_stream(at: int, end: int, request: Request) -> int:
 
 @jit
 def _decode_step(at: int, end: int, request: Request) -> int:
-    """Read ``[stream, first_seq, x]``, or with a fourth parameter: what was received."""
-    num_params, at = _read_params(at, end, 3, 4)
+    """Read ``[stream, first_seq, x]``, and perhaps: what was received; how long it may wait."""
+    num_params, at = _read_params(at, end, 3, 5)
     at = _decode_stream(at, end, request)
     seq, at = read_uint(at, end)
     request.first_seq = seq
     at = _decode_x(at, end, request)
-    return _decode_received(at, end, num_params == 4, request)
+    at = _decode_received(at, end, num_params >= 4, request)
+    return _decode_max_wait(at, end, num_params == 5, request)
 
 
 @jit
@@ -122,6 +125,19 @@ def _decode_received(at: int, end: int, is_there: bool, request: Request) -> int
         received, at = read_uint(at, end)
     request.received = received
     return at
+
+
+@jit
+def _decode_max_wait(at: int, end: int, is_there: bool, request: Request) -> int:
+    """Read how many milliseconds steps may wait, or nil; nobody waits for the longest times."""
+    request.max_wait_ns = NEVER_NS
+    if not is_there:
+        return at
+    kind, value, at = read_head(at, end)
+    if kind == ValueKind.UINT:
+        request.max_wait_ns = min(value, _MAX_WAIT_MS) * _NS_PER_MS
+        return at
+    return at if kind == ValueKind.NIL else 0
 
 
 @jit
@@ -158,8 +174,11 @@ def _decode_streams(at: int, end: int, num_streams: int, request: Request) -> in
 
 @jit
 def _decode_batch(at: int, end: int, request: Request) -> int:
-    """Read ``[streams, seqs, x]``, and perhaps: whether to answer in columns; what was received."""
-    num_params, at = _read_params(at, end, 3, 5)
+    """Read ``[streams, seqs, x]``, and perhaps more.
+
+    That is whether to answer in columns; what was received; how long it may wait.
+    """
+    num_params, at = _read_params(at, end, 3, 6)
     kind, num_streams, at = read_head(at, end)
     if kind != ValueKind.ARRAY:
         return 0
@@ -173,10 +192,10 @@ def _decode_batch(at: int, end: int, request: Request) -> int:
         if kind != ValueKind.BOOL:
             return 0
         request.columns = value
-    if num_params == 5:
+    if num_params >= 5:
         received_at, at = _decode_numbers(at, end, num_streams)
         request.received_at = received_at
-    return at
+    return _decode_max_wait(at, end, num_params == 6, request)
 
 
 @jit

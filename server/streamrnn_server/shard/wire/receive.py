@@ -24,6 +24,7 @@ from streamrnn_server.shard.memory.slab import model_of
 from streamrnn_server.shard.requests.finish import fail, finish
 from streamrnn_server.shard.requests.queue import append
 from streamrnn_server.shard.requests.request import (
+    NEVER_NS,
     REQUEST_BYTES,
     Form,
     Kind,
@@ -50,12 +51,15 @@ _HEAD_BYTES = 32  # enough to find the msgid
 _MAX_TURN_BYTES = 2**20  # and the message that exceeds it: then others have their turn
 _MAX_TURN_FRAMES = 4096  # of one message
 _MAX_VALUES_FOR_PYTHON = 4 * MAX_BATCH  # in one message: each becomes an object
+# Where steps say how long they may wait, more is taken at once, so that they wait where it counts.
+_READ_AHEAD = 4  # batches
+_READ_AHEAD_NS = 1_000_000_000  # since the last one that said so
 _AUTOMATIC_ID_BYTES = 5  # of a routing id that libzmq gave: a zero, and a counter
 
 
 @jit
 def receive(shard: Shard) -> int:
-    """Receive at most a batch of messages and decode them; return how many there were.
+    """Receive at most a batch's messages, or some batches', and decode them; return how many.
 
     Requests that a stream must serve are appended to ``shard.arrived``.
     """
@@ -68,14 +72,16 @@ def receive(shard: Shard) -> int:
         return 0
     router, pool = shard.router, shard.pool
     identity = field_address(shard, "identity_message")
-    num_messages, num_bytes, max_rows = 0, 0, shard.max_rows
+    num_messages, num_bytes, most = 0, 0, shard.max_rows
+    if now < shard.read_ahead_until_ns:
+        most *= _READ_AHEAD
     if shard.is_skipping:
         _skip_frames(shard, 0)
         if shard.is_skipping:
             return 1
     # A message may need a record for each item. Without free records it stays in the socket, until
     # at last the client's own socket blocks.
-    while num_messages < max_rows and pool.num_free > MAX_BATCH + _KEPT_FOR_PYTHON:
+    while num_messages < most and pool.num_free > MAX_BATCH + _KEPT_FOR_PYTHON:
         if num_bytes > _MAX_TURN_BYTES or shard.is_skipping:
             break
         if receive_frame(router, identity) < 0:
@@ -112,6 +118,8 @@ def _take_message(shard: Shard, router: int, identity: int, pool: Pool) -> int:
     max_bytes = shard.max_message_bytes
     num_decoded = num_bytes if num_bytes <= max_bytes else min(num_bytes, _HEAD_BYTES)
     kind = decode_request(data, num_decoded, request)
+    if kind in (Kind.STEP, Kind.STEP_MANY) and request.max_wait_ns < NEVER_NS:
+        shard.read_ahead_until_ns = shard.now_ns + _READ_AHEAD_NS
     if msg_more(payload):
         num_frames = _skip_frames(shard, 1)
         if shard.is_skipping:
@@ -270,6 +278,8 @@ def _make_children(shard: Shard, parent: Request, kind: int, end: int) -> None:
         child.stream_bytes = num_bytes
         child.kind = Kind.STEP if kind == Kind.STEP_MANY else Kind.OPEN
         child.parent = address(parent)
+        child.received_ns = parent.received_ns
+        child.max_wait_ns = parent.max_wait_ns
         child.owner = parent.owner
         child.item = k
         child.first_seq = seq

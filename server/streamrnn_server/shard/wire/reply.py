@@ -1,6 +1,6 @@
 """Encode the replies to finished requests and send them.
 
-Errors without details, and always `busy` and `moved`, are encoded once, at the start.
+Errors without details, and always `busy`, `moved` and `late`, are encoded once, at the start.
 """
 
 from __future__ import annotations
@@ -290,6 +290,12 @@ def _write_error(shard: Shard, request: Request, at: int) -> int:
     entry = shard.encoded_errors + 16 * code
     if code == ErrorCode.MOVED:
         entry = shard.encoded_moved + 16 * request.detail[0]
+    elif code == ErrorCode.BUSY:
+        entry = shard.encoded_busy + 16 * request.detail[0]
     num_bytes = load_i64(entry + 8)
     copy_bytes(at, load_i64(entry), num_bytes)
-    return at + num_bytes
+    at += num_bytes
+    if code == ErrorCode.BUSY:  # its last value: how long to wait
+        retry_ms = request.detail[1]
+        at = write_uint(at - 1, retry_ms if retry_ms > 0 else shard.retry_after_ms)
+    return at
