@@ -105,6 +105,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--against", metavar="PEER", nargs="+", help="peers: those whose names begin so (all)"
     )
     parser.add_argument(
+        "--instances",
+        metavar="N",
+        type=_positive,
+        nargs="+",
+        help="sizes: models that run at once, each in a thread (1 and the number of cores)",
+    )
+    parser.add_argument(
         "--peers-python",
         metavar="FILE",
         type=Path,
@@ -263,6 +270,12 @@ def _peers(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
         )
 
 
+def _sizes(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
+    from streamrnn_bench.step.sizes import measure_sizes
+
+    return measure_sizes(instances=args.instances or (), **_rounds(args))
+
+
 def _rounds(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options about rounds that were given; the rest are defaults."""
     given = {"num_rounds": args.rounds, "round_s": args.round_s}
@@ -279,7 +292,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, Sequence[Case]], Iterator[Re
     "durability": _durability,
 }
 # Only by name: their data, or PyTorch, come from packages.
-NAMED = {"sequences": _sequences, "train": _train, "peers": _peers}
+NAMED = {"sequences": _sequences, "train": _train, "peers": _peers, "sizes": _sizes}
 
 
 def _json_path(args: argparse.Namespace) -> Path:
