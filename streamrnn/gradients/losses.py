@@ -52,12 +52,15 @@ IDENTITY, TANH, SIGMOID = range(3)
 
 
 @jit
-def _scale(gradient, num_outputs, num_targets) -> None:
-    """Divide the gradient of a sum by the number of targets."""
-    share = gradient.dtype.type(1.0 / max(num_targets, 1))
-    for i in range(len(gradient)):
-        for j in range(num_outputs):
-            gradient[i, j] *= share
+def _share_of(target, num_targets):
+    """Return what a target's part of the mean is, over so many or, -1, those that are there."""
+    count = num_targets
+    if count < 0:
+        count = 0
+        for i in range(len(target)):
+            for j in range(target.shape[1]):
+                count += target[i, j] == target[i, j]
+    return target.dtype.type(1.0 / max(count, 1))
 
 
 @jit
@@ -72,7 +75,7 @@ def cross_entropy(z, target, gradient, weights, num_targets):
     no subnormal numbers.
     """
     num_outputs = len(weights)
-    total, count = 0.0, 0
+    total, count, part = 0.0, 0, _share_of(target, num_targets)
     for i in range(len(z)):
         given = target[i, 0]
         if given != given:
@@ -96,9 +99,10 @@ def cross_entropy(z, target, gradient, weights, num_targets):
             share = gradient[i, j] * inverse
             gradient[i, j] = least if share < least else share
         gradient[i, index] -= weight
+        for j in range(num_outputs):
+            gradient[i, j] *= part
         total += weight * (math.log(power_sum) - np.float64(z[i, index] - largest))
         count += 1
-    _scale(gradient, num_outputs, count if num_targets < 0 else num_targets)
     return total, count
 
 
@@ -106,7 +110,7 @@ def cross_entropy(z, target, gradient, weights, num_targets):
 def binary_cross_entropy(z, target, gradient, weights, num_targets):
     """Do the same behind a sigmoid; ``weights`` are those of 0 and of 1."""
     num_outputs = target.shape[1]
-    total, count = 0.0, 0
+    total, count, part = 0.0, 0, _share_of(target, num_targets)
     for i in range(len(z)):
         for j in range(num_outputs):
             given = target[i, j]
@@ -117,23 +121,22 @@ def binary_cross_entropy(z, target, gradient, weights, num_targets):
             power = math.exp(-abs(value))  # log(1 + exp(z)) - target z, without overflow
             y = (1.0 if value >= 0.0 else power) / (1.0 + power)
             total += weight * (max(value, 0.0) + math.log1p(power) - given * value)
-            gradient[i, j] = weight * (y - given)
+            gradient[i, j] = z.dtype.type(weight * (y - given)) * part
             count += 1
-    _scale(gradient, num_outputs, count if num_targets < 0 else num_targets)
     return total, count
 
 
 @jit
-def loss_of_errors(z, target, gradient, kinds, delta, above, num_targets):
-    """Do the same for a loss of the errors, and an activation: ``kinds``.
+def loss_of_errors(z, target, gradient, weights, kind, activation, num_targets):
+    """Do the same for a loss of errors behind an activation.
 
-    ``delta`` is of Huber's loss; of pinball ``above`` [O] are the weights of errors above.
+    ``weights`` are delta of Huber's loss, and of pinball those of errors above, [1 + O].
     """
-    kind, activation = kinds
     num_outputs = target.shape[1]
+    delta, above = weights[0], weights[1:]
     zero, one = z.dtype.type(0.0), z.dtype.type(1.0)
     half = z.dtype.type(0.5)
-    total, count = 0.0, 0
+    total, count, part = 0.0, 0, _share_of(target, num_targets)
     for i in range(len(z)):
         for j in range(num_outputs):
             given = target[i, j]
@@ -160,9 +163,8 @@ def loss_of_errors(z, target, gradient, kinds, delta, above, num_targets):
                 slope = zero if error == zero else math.copysign(weight, error)
                 term = np.float64(weight * abs(error))
             total += term
-            gradient[i, j] = slope * to_y
+            gradient[i, j] = slope * to_y * part
             count += 1
-    _scale(gradient, num_outputs, count if num_targets < 0 else num_targets)
     return total, count
 
 

@@ -203,11 +203,11 @@ class Recurrent(Node):
         """Make ready for the way back, with the loss's gradient by h and by the last state."""
         if not self._has_room_back:
             self._make_room_back()
-        if grad is None or not grad.flags.c_contiguous or not is_in_vectors(grad):
-            own = self._room_for_grad()
-            own[...] = 0.0 if grad is None else grad
-            grad = own
         if grad is not self.grad_h:
+            if grad is None or not grad.flags.c_contiguous or not is_in_vectors(grad):
+                own = self._room_for_grad()
+                own[...] = 0.0 if grad is None else grad
+                grad = own
             self.grad_h = grad
             self._set(grad_h=grad.ctypes.data)
         self.carried[...] = 0.0

@@ -48,14 +48,15 @@ def clip(gradient, max_norm) -> float:
 def update_by_adam(parameters, gradient, mean, square, decay, settings) -> None:
     """Make one step of Adam; all are [num_parameters], or ``decay`` is empty.
 
-    ``settings`` are six numbers of the parameters' type: the share of the gradient that its mean
+    ``settings`` [6] are of the parameters' type: the share of the gradient that its mean
     takes; what is kept of the mean square, and what of the gradient's is added; the root of its
     correction; epsilon; the rate, divided by the mean's correction. ``decay`` is what each
     parameter loses of itself. What comes to a subnormal number is 0: some processors take a hundred
     times longer over them.
     """
     mode = enter_float_mode()
-    to_mean, keep_square, to_square, root, epsilon, rate = settings
+    to_mean, keep_square, to_square = settings[0], settings[1], settings[2]
+    root, epsilon, rate = settings[3], settings[4], settings[5]
     for k in range(len(parameters)):
         slope = gradient[k]
         mean[k] += (slope - mean[k]) * to_mean

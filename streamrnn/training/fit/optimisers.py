@@ -79,9 +79,9 @@ class Adam:
             self.epsilon,
             rate / corrections[0],
         )
-        of = parameters.dtype.type
         lost = _lost(parameters, rate, decay)
-        update_by_adam(parameters, gradient, self.mean, self.square, lost, tuple(map(of, settings)))
+        given = np.array(settings, parameters.dtype)
+        update_by_adam(parameters, gradient, self.mean, self.square, lost, given)
 
 
 def _lost(parameters: Array, rate: float, decay: Array | float) -> Array:
@@ -89,7 +89,7 @@ def _lost(parameters: Array, rate: float, decay: Array | float) -> Array:
     of = parameters.dtype.type
     if isinstance(decay, np.ndarray):
         return of(rate) * decay
-    return np.full(parameters.size if decay else 0, rate * decay, of)
+    return np.full_like(parameters, rate * decay) if decay else parameters[:0]
 
 
 class Sgd:

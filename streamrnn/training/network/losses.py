@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -158,20 +159,27 @@ def _total(
     if not (LOSSES.get(loss) == activation or (loss == "mse" and activation in _ACTIVATIONS)):
         raise TrainingError(f"loss {loss!r} does not go with the activation {activation!r}")
     z, gradient, num_outputs = outputs
-    of = z.dtype.type
-    rows = z, np.ascontiguousarray(target, of).reshape(len(z), -1), gradient
+    rows = z, np.ascontiguousarray(target, z.dtype).reshape(len(z), -1), gradient
+    weights = _weights(loss, settings, num_outputs, z.dtype)
     divisor = -1 if num_targets is None else num_targets
     if loss in _LOSSES_OF_ERRORS:
         kinds = _LOSSES_OF_ERRORS[loss], _ACTIVATIONS[activation]
-        above = np.full(num_outputs, settings.quantiles or 0.5, of)
-        found = losses.loss_of_errors(*rows, kinds, of(settings.delta), above, divisor)
+        found = losses.loss_of_errors(*rows, weights, *kinds, divisor)
     elif loss == "binary_cross_entropy":
-        weights = np.full(2, settings.class_weights or 1.0, of)
         found = losses.binary_cross_entropy(*rows, weights, divisor)
     else:
-        weights = np.full(num_outputs, settings.class_weights or 1.0, of)
         found = losses.cross_entropy(*rows, weights, divisor)
     total, count = found
     if count < 0:
         raise TrainingError(f"a target is no class of 0 to {num_outputs - 1}")
     return total, count
+
+
+@lru_cache
+def _weights(loss: str, settings: LossSettings, num_outputs: int, dtype: np.dtype[Any]) -> Array:
+    """Return what a compiled loss is told of its settings."""
+    if loss in _LOSSES_OF_ERRORS:
+        above = np.full(num_outputs, settings.quantiles or 0.5)
+        return np.array([settings.delta, *above], dtype)
+    num_classes = num_outputs if loss == "cross_entropy" else 2
+    return np.full(num_classes, settings.class_weights or 1.0, dtype)

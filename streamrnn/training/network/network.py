@@ -159,6 +159,7 @@ class Network:
             self.nodes.append(Head(self.activation, is_read, self.parameters, self.gradients))
         self.sources = sources_of(spec.graph, len(self.nodes))
         self.groups = groups_of(self.sources)
+        self._bytes_a_step = sum(node.bytes_a_step for node in self.nodes)
         self._scratch = Scratch(self.dtype)
         self._embedded: list[tuple[str, slice]] = []
         start = 0
@@ -294,7 +295,8 @@ class Network:
     def _pass_back(self, sources: Sequence[Source], grad_x: Array, grads: dict[int, Array]) -> None:
         """Add a node's gradient by x to those by what its sources have given."""
         for read, columns in sources:
-            grad = grad_x[..., columns]
+            is_all = columns == slice(0, grad_x.shape[2])
+            grad = grad_x if is_all else grad_x[..., columns]
             if read.is_before:
                 shifted = np.zeros_like(grad)
                 shifted[:-1] = grad[1:]
@@ -411,7 +413,7 @@ class Network:
 
     def _spans(self, num_steps: int, num_rows: int) -> list[slice]:
         """Cut a chunk's steps so that what is kept of one span, and all states, take little."""
-        step_bytes = num_rows * sum(node.bytes_a_step for node in self.nodes)
+        step_bytes = num_rows * self._bytes_a_step
         if num_steps * step_bytes <= MAX_KEPT_BYTES:
             return [slice(0, num_steps)]
         most = max(math.isqrt(num_steps), SPAN_BYTES // step_bytes, 1)
