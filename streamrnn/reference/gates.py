@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from streamrnn.model.layers.recurrent import CELLS
 from streamrnn.model.model import Model
 from streamrnn.model.spec import LayerSpec
-from streamrnn.reference.model import ReferenceModel
+from streamrnn.reference.model import ReferenceModel, ReferenceState
 
 __all__ = ["LayerGates", "run_gates"]
 
@@ -37,8 +37,10 @@ class LayerGates:
         return self.gates[name] if name else None
 
 
-def run_gates(model: Model, x: NDArray[Any]) -> tuple[Array, list[LayerGates]]:
-    """Run new streams x, [B, T, num_inputs], in float64.
+def run_gates(
+    model: Model, x: NDArray[Any], state: ReferenceState | None = None
+) -> tuple[Array, list[LayerGates]]:
+    """Run streams x, [B, T, num_inputs], in float64: new ones, or from a state on.
 
     Returns the outputs, [B, T, O] in the user's units, and the gates of every recurrent layer.
     Raises `InputError` if the model does not take such an input.
@@ -50,7 +52,8 @@ def run_gates(model: Model, x: NDArray[Any]) -> tuple[Array, list[LayerGates]]:
     reference.seen = {k: {} for k in cells}
     gates: dict[int, list[dict[str, Array]]] = {k: [] for k in cells}
     states: dict[int, list[dict[str, Array]]] = {k: [] for k in cells}
-    state, outputs = reference.initial_state(len(x)), []
+    state = reference.initial_state(len(x)) if state is None else state
+    outputs = []
     for t in range(x.shape[1]):
         y, state = reference.step(state, x[:, t])
         outputs.append(y)

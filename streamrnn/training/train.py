@@ -27,6 +27,7 @@ from streamrnn.training.fit.loop import Fit, fit
 from streamrnn.training.fit.refit import refit, with_all_rows
 from streamrnn.training.fit.stop import StopSignals
 from streamrnn.training.fit.trainer import Evaluation
+from streamrnn.training.memory.drift import input_ranges
 from streamrnn.training.report import report_lines
 from streamrnn.training.run.facts import first_and_last_time, make_report
 from streamrnn.training.run.outputs import (
@@ -61,7 +62,8 @@ class TrainingResult:
         ``baselines`` (name -> target -> measure, on the test part), ``comparison`` (target ->
         intervals and verdict), ``fitted`` (target -> baseline -> what was fitted), ``intervals``
         (target -> coverage and crossings of its quantiles), ``memory``, ``updates``, ``seen`` (what
-        tells the rows that were learned from), and of a refit ``refit``.
+        tells the rows that were learned from), ``inputs`` (their quantiles) and of a refit
+        ``refit``.
     config : TrainingConfig
         With every choice made; it repeats the training to the bit.
     dataset : Dataset
@@ -252,7 +254,8 @@ def _refit(result: TrainingResult, fitted: Fit, should_stop: Callable[[], bool])
         "sha256": data["sha256"],
         "is_measured": False,
     }
-    seen = {"seen": seen_rows_to_dict(whole, 2), "memory": memory.to_dict()}
+    seen: dict[str, Any] = {"seen": seen_rows_to_dict(whole, 2), "inputs": input_ranges(whole, 2)}
+    seen["memory"] = memory.to_dict()
     report = result.report | seen | {"refit": found}
     spec = replace(network.spec, warmup_steps=memory.horizon_steps, training=report)
     model = Model(spec, network.parameters)

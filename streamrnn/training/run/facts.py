@@ -17,6 +17,7 @@ from streamrnn.training.data.streams import times_of_rows
 from streamrnn.training.diagnostics import Memory
 from streamrnn.training.evaluate import outputs_of
 from streamrnn.training.fit.loop import Fit
+from streamrnn.training.memory.drift import input_ranges
 from streamrnn.training.quantiles import measure_intervals
 
 __all__ = ["first_and_last_time", "make_report"]
@@ -58,6 +59,7 @@ def make_report(dataset: Dataset, fitted: Fit, memory: Memory) -> dict[str, Any]
         "memory": memory.to_dict(),
         "sample": _sample(dataset),
         "seen": seen_rows_to_dict(dataset, 1),
+        "inputs": input_ranges(dataset, 0),
         "updates": {
             "num_epochs": fitted.num_epochs,
             "best_epoch": fitted.best_epoch,

@@ -269,7 +269,7 @@ def test_the_report_says_what_a_reader_needs(tmp_path):
     report = result.model.spec.training
     assert set(report) == {
         "data", "config", "versions", "errors", "baselines", "comparison", "fitted",
-        "intervals", "memory", "sample", "seen", "updates",
+        "inputs", "intervals", "memory", "sample", "seen", "updates",
     }  # fmt: skip
     assert report["data"]["num_rows"] == 200
     assert len(report["data"]["sha256"]) == 64
