@@ -189,6 +189,10 @@ class Client:
         """Await `streamrnn_client.Client.call`."""
         return await self._driver.run(Session.request, method, list(params))
 
+    async def diagnostics(self, stream: str | int) -> dict[str, Any]:
+        """Await `streamrnn_client.Client.diagnostics`."""
+        return await self._driver.run(Session.diagnostics, stream)
+
     async def stream(
         self,
         stream: str | int,

@@ -129,6 +129,33 @@ class Client:
         """
         return self._driver.run(Session.request, method, list(params))
 
+    def diagnostics(self, stream: str | int) -> dict[str, Any]:
+        """Ask what a stream's network does, and have its steps recorded for that.
+
+        A server measures a recording when it has some steps, and whenever it has twice as many:
+        ask again. It records few streams at a time, of which it has chosen most by itself.
+
+        Parameters
+        ----------
+        stream : str or int
+            Any open stream that you may use.
+
+        Returns
+        -------
+        dict
+            ``is_recorded`` (False: as many as can be are, or the model is too large for it),
+            ``num_recorded`` (steps so far), ``measured`` (None before the first time; its parts are
+            in docs/monitoring.md).
+
+        Raises
+        ------
+        UnknownStream, Forbidden
+            If the stream is not open, or another user's.
+        NotSupported
+            If the server records no streams.
+        """
+        return self._driver.run(Session.diagnostics, stream)
+
     def stream(
         self,
         stream: str | int,

@@ -41,6 +41,7 @@ _METRICS_ADDRESS = re.compile(rf"(?:{_HOST}:)?(\d{{1,5}})")
 _MAX_S = 10**9  # of times that are counted in ns
 _MAX_SHARDS = 64
 MAX_STEPS_PER_S = 10**9
+_MAX_DIAGNOSTICS_STREAMS = 64
 DEVICES = ("cpu", "cuda", "auto")
 _ANY_IPV4 = ipaddress.IPv4Address(0)
 MAX_USER_NAME_BYTES = 255  # so that the length fits in a byte, in a shard and in a record
@@ -178,7 +179,7 @@ class ServerConfig:
     device: str = "cpu"
     max_streams: int = 1 << 20  # of all shards together
     # Rows, replies kept, requests that wait, index, what is on its way to disk: of all shards
-    # together. Models, the program itself and libzmq's buffers come on top.
+    # together. Models, recordings, the program itself and libzmq's buffers come on top.
     memory_budget_bytes: int = field(default_factory=_half_of_the_memory)
     idle_limit_s: int = 0
     state_dir: Path | None = None
@@ -197,6 +198,7 @@ class ServerConfig:
     max_steps_per_s: int = 0  # of all users together; 0: any number
     insecure: bool = False
     metrics: Endpoint | None = None
+    diagnostics_streams: int = 4  # recorded at once, of all shards together
     # Without an option:
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES  # far larger requests cut the connection
     max_in_flight: int = 2 * MAX_BATCH  # replies of one client; those beyond are dropped, counted
@@ -209,6 +211,11 @@ class ServerConfig:
             raise StartError(f"--shards is {self.num_shards}; it must be 1 to {_MAX_SHARDS}")
         if self.max_streams < 1:
             raise StartError(f"--max-streams is {self.max_streams}; it must be at least 1")
+        if not 0 <= self.diagnostics_streams <= _MAX_DIAGNOSTICS_STREAMS:
+            raise StartError(
+                f"--diagnostics-streams is {self.diagnostics_streams}; it must be 0 (none) to "
+                f"{_MAX_DIAGNOSTICS_STREAMS}"
+            )
         if not 0 <= self.idle_limit_s <= _MAX_S:
             raise StartError(f"--idle-limit is {self.idle_limit_s}; it must be 0 to {_MAX_S} s")
         if self.device not in DEVICES:
@@ -301,6 +308,11 @@ class ServerConfig:
     def memory_budget_of_a_shard(self) -> int:
         """The most bytes for the streams of one shard."""
         return self.memory_budget_bytes // self.num_shards
+
+    @property
+    def diagnostics_streams_of_a_shard(self) -> int:
+        """The most streams of one shard that are recorded at once."""
+        return -(-self.diagnostics_streams // self.num_shards)
 
     @property
     def max_streams_of_a_shard(self) -> int:

@@ -251,6 +251,13 @@ _OPTIONS = {
         parse_metrics_address,
         metavar="ADDRESS",
     ),
+    "diagnostics_streams": _Option(
+        "--diagnostics-streams",
+        "record so many streams at a time, and tell what their networks remember "
+        "(docs/monitoring.md; 0: none) (%(default)s)",
+        type=int,
+        metavar="N",
+    ),
     "insecure": _Option(
         "--insecure",
         "bind an address that other machines can reach, without keys",

@@ -198,6 +198,8 @@ class Server:
         for k, loop in enumerate(loops):
             self._shards.append(Worker(f"shard-{k}", loop, patience_s=math.inf))
             self._shards[k].start(self._fail)
+        if self.control.diagnostics is not None:
+            self.control.diagnostics.start(self._fail)
         if self._monitor is not None:
             self._monitor.start(
                 self.control, self._disk, self.health(), lambda: self._is_stopping, self._fail
@@ -232,6 +234,8 @@ class Server:
         if self._is_stopping:
             return []
         workers = [*self._shards, self._connections.worker]
+        if self.control.diagnostics is not None:
+            workers.append(self.control.diagnostics.worker)
         if self._guard is not None:
             workers.append(self._guard.worker)
         if self._disk is not None:
@@ -418,6 +422,8 @@ class Server:
 
     def close(self) -> None:
         """Close all sockets, after `run` has returned; replies on their way may still leave."""
+        if self.control.diagnostics is not None:
+            self.control.diagnostics.stop()
         for shard in self.control.shards:
             shard.close()
         self._close_sockets()

@@ -53,6 +53,7 @@ def test_every_public_method_works():
             assert (await client.hello()).instance == "first"
             assert set(await client.models()) == {"sum", "sum3"}
             assert (await client.stats())["num_steps"] > 0
+            assert (await client.diagnostics("b"))["is_recorded"]
             assert "tcp" in repr(client)
         with pytest.raises(errors.ClientClosed):
             await client.hello()

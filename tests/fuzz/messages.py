@@ -43,6 +43,7 @@ _SCHEMAS = {
     "snapshot": ("stream", "name"),
     "rollback": ("stream", "seq", "name"),
     "sync": ("stream",),
+    "diagnostics": ("stream",),
 }
 _WEIGHTS = {"step": 40, "batch": 10, "open": 15, "close": 4, "reset": 4, "import": 6, "export": 4}
 _HEADS = (b"\x93", b"\x94", b"\x95", b"\xdc\xff\xff", b"\xdd\xff\xff\xff\xff", b"\x84", b"\xc6")

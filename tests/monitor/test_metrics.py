@@ -13,6 +13,7 @@ import pytest
 
 from streamrnn import Engine
 from streamrnn_client import Client
+from streamrnn_server.commands.status import _lines
 from streamrnn_server.config import Endpoint
 from streamrnn_server.testing import serving
 from tests.monitor.scraping import Scrape, get
@@ -28,8 +29,9 @@ ANYWHERE = Endpoint("127.0.0.1", 0)
 @pytest.fixture(scope="module")
 def models():
     rng = np.random.default_rng(7)
+    ranges = [{"quantiles": [-9.0, *[0.0] * 7, 9.0], "missing": 0.0}] * NUM_INPUTS
     return {
-        "a": random_model(rng, [("lstm", 24)], NUM_INPUTS),
+        "a": random_model(rng, [("lstm", 24)], NUM_INPUTS, training={"inputs": ranges}),
         "b": random_model(rng, [("gru", 8)], NUM_INPUTS),
     }
 
@@ -49,6 +51,14 @@ def everything(models, x, tmp_path_factory):
         peer.ok("open", "s", "a", 4)
         peer.ok("step", "s", 1, x[0].tobytes())
         peer.error("step", "s", 3, x[0].tobytes())
+        peer.ok("diagnostics", "s")
+        for k in range(1, 120):
+            peer.ok("step", "s", k + 1, x[k].tobytes())
+        peer.ok("reset", "s", 121)
+        diagnostics = server.control.diagnostics
+        assert diagnostics is not None
+        diagnostics.stop()
+        diagnostics.look()
         peer.ok("sync", None)
         yield server, Scrape(server.metrics_url)
         peer.socket.close()
@@ -121,6 +131,25 @@ def test_requests_steps_and_errors_are_counted_by_method_model_and_code(server, 
         "unknown_method": 1,
     }
     assert stats["steps"] == {"a": 7, "b": 3}
+
+
+def test_what_networks_do_is_told_by_model_and_layer(everything):
+    server, told = everything
+    [result] = server.control.diagnostics.streams()
+    assert (result["stream"], result["num_steps"]) == ("s", 119)
+    [layer] = result["layers"]
+    one = {"model": "a", "layer": "1"}
+    assert told("recordings_measured_total", model="a") == 1
+    assert told("half_life_steps", **one) == pytest.approx(layer["half_life"]["median"])
+    assert told("state_rms", **one, state="c") == pytest.approx(layer["rms"]["c"])
+    assert told("dead_units", **one) == layer["num_dead"]
+    assert told("inputs_beyond_training_ratio", model="a") == 0
+    assert told("warmup_distance_ratio", model="a") == pytest.approx(result["warmup"]["distance"])
+    assert told("warmup_distance_ratio", model="a") > 0.05  # it promises to need no steps
+    page = "\n".join(_lines(server.control.stats()))
+    assert f"half-life {layer['half_life']['median']:.3g} steps" in page
+    assert "0.0% of the inputs beyond all of the training" in page
+    assert "the warm-up of 0 steps DOES NOT HOLD: new streams need" in page
 
 
 def test_times_and_batches_are_histograms(server, peer, x):

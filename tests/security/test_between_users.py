@@ -226,3 +226,22 @@ def test_what_each_user_takes_on_disk_is_known_after_a_restart(serve, tmp_path):
     usage = DiskUsage(server.control._disk.store, 10)  # as the next start makes it
     assert [usage.num_bytes(user) for user in USERS] == before
     assert before[1] == 2 * before[0] > 0
+
+
+def test_a_users_diagnostics_are_his_own(serve):
+    server, alice, bob = serve(admins=("alice",))
+    alice.ok("open", "hers", "m", 4)
+    assert alice.ok("diagnostics", "hers")["is_recorded"]
+    for k in range(40):
+        alice.ok("step", "hers", k + 1, X)
+    alice.ok("reset", "hers", 41)
+    server.control.diagnostics.look()
+    assert alice.ok("diagnostics", "hers")["measured"]["num_steps"] == 40
+    assert bob.error("diagnostics", "hers") == ("forbidden", {"stream": "hers"})
+    assert [each["stream"] for each in alice.ok("stats")["recorded"]] == ["hers"]
+    told = bob.ok("stats")
+    assert not {"diagnostics", "recorded"} & set(told)
+    alice.ok("close", "hers")
+    bob.ok("open", "hers", "m", 4)
+    assert bob.ok("diagnostics", "hers")["measured"] is None
+    assert alice.error("diagnostics", "hers")[0] == "forbidden"

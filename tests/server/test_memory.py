@@ -151,7 +151,9 @@ class Shard:
         disk = sockets[2] if has_disk else None
 
         def make(num_bytes):
-            config = ServerConfig(max_streams=MAX_STREAMS, memory_budget_bytes=num_bytes)
+            config = ServerConfig(
+                max_streams=MAX_STREAMS, memory_budget_bytes=num_bytes, diagnostics_streams=0
+            )
             return ShardMemory(config, 0, programs, sockets[0], sockets[1], disk, ["there"])
 
         probe = make(2**30)

@@ -203,6 +203,10 @@ class FakeServer:
     def _stats(self, call, shard):
         return {"num_steps": self.num_applied}
 
+    def _diagnostics(self, call, shard):
+        self._known(call.params[0], shard)
+        return {"is_recorded": True, "num_recorded": 0, "measured": None}
+
     def _open(self, call, shard):
         model = call.model
         if model is None and len(self.models) == 1:

@@ -280,6 +280,7 @@ def valid_requests() -> list[dict[str, Any]]:
     add("hello", request(text("hello"), array(b"\x80")), "hello")
     add("models", request(text("models"), array()), "models")
     add("stats", request(text("stats"), array()), "stats")
+    add("diagnostics", request(text("diagnostics"), array(text("a"))), "diagnostics")
     return vectors
 
 

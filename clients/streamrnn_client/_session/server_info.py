@@ -14,7 +14,7 @@ import msgpack
 from streamrnn_client import errors
 from streamrnn_client._session.exchange import Call, Exchange
 from streamrnn_client._session.replay_log import MAX_KEPT_BYTES, MAX_KEPT_STEPS, ReplayLog
-from streamrnn_client._session.stream_state import StreamState
+from streamrnn_client._session.stream_state import StreamState, as_id
 from streamrnn_client._session.turns import Claim
 from streamrnn_client.inputs import ModelInfo
 from streamrnn_client.protocol import (
@@ -24,6 +24,8 @@ from streamrnn_client.protocol import (
     MAX_WINDOW,
     ORIGINS,
     PROTOCOL_VERSION,
+    StreamId,
+    hash_slot,
     shard_of,
 )
 from streamrnn_client.protocol.codes import kind_of
@@ -168,11 +170,16 @@ class ServerView:
     # ---- the server ---------------------------------------------------------------------------
 
     def request(
-        self, ex: Exchange, method: str, params: Sequence[Any], deadline: float | None = None
+        self,
+        ex: Exchange,
+        method: str,
+        params: Sequence[Any],
+        deadline: float | None = None,
+        address: str = "",
     ) -> Operation[Any]:
-        """Send the first shard a request that belongs to no stream; may be sent again."""
+        """Send a shard, by default the first, what changes no stream; may be sent again."""
         parts = (msgpack.packb(method), msgpack.packb(params))
-        call = ex.submit(self.address, method, parts, deadline=deadline)
+        call = ex.submit(address or self.address, method, parts, deadline=deadline)
         try:
             yield call
         finally:
@@ -217,6 +224,25 @@ class ServerView:
         """Ask for the server's counters."""
         reply: dict[str, Any] = yield from self.request(ex, "stats", [])
         return reply
+
+    def diagnostics(self, ex: Exchange, stream: StreamId) -> Operation[dict[str, Any]]:
+        """Ask a stream's shard what is measured of it; it need not be open here."""
+        stream = as_id(stream)
+        info = yield from self.server_info(ex)
+        address, num_moves = self.address, 0
+        if self.is_spread:
+            address = info.endpoints[shard_of(hash_slot(stream), info.num_shards)]
+        while True:
+            try:
+                found: dict[str, Any] = yield from self.request(
+                    ex, "diagnostics", [stream], address=address
+                )
+                return found
+            except errors.Moved as error:
+                endpoint, num_moves = error.detail.get("endpoint"), num_moves + 1
+                if not isinstance(endpoint, str) or num_moves > MAX_MOVES:
+                    raise
+                address = endpoint
 
     def model_info(self, ex: Exchange, name: str | None) -> Operation[ModelInfo]:
         """Return a model's description; None is the only model."""

@@ -42,6 +42,7 @@ COLD_METHODS = (
     "rollback",
     "sync",
     "backup",
+    "diagnostics",
 )
 DURABILITIES = ("none", "checkpoint", "always")  # `durability` in `hello`
 # `features` in `hello`: what a server may lack; `ORIGINS` also in `models`: what a client may.

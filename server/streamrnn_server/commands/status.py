@@ -87,6 +87,8 @@ def _lines(stats: dict[str, Any]) -> list[str]:
         f"{shard['num_messages']:,} messages"
         for k, shard in enumerate(stats["shards"])
     ]
+    for name, told in stats.get("diagnostics", {}).items():
+        lines += _lines_of_network(name, told)
     since_start = {
         name.removeprefix("num_").replace("_", " "): number
         for name, number in stats.items()
@@ -123,6 +125,37 @@ def _lines_of_user(stats: dict[str, Any]) -> list[str]:
         *on_disk,
         f"trouble     {', '.join(trouble(stats)) or 'none'}",
     ]
+
+
+def _lines_of_network(name: str, told: dict[str, Any]) -> list[str]:
+    """Put into words what recorded streams of a model have shown."""
+    lines = [f"network     {name}, of the last recordings ({told['num_steps']:,} steps):"]
+    for layer in told["layers"]:
+        parts = [f"layer {layer['layer'] + 1} ({layer['cell']})"]
+        if layer["half_life_steps"] is not None:
+            parts.append(f"half-life {layer['half_life_steps']:.3g} steps")
+        if layer["saturated"] is not None:
+            parts.append(f"{layer['saturated']:.1%} of the gates saturated")
+        if layer["dead"]:
+            parts.append(f"{layer['dead']:.0f} dead units")
+        parts += [f"rms of {state} {value:.3g}" for state, value in layer["rms"].items()]
+        lines.append(f"            {', '.join(parts)}")
+    drift = "inputs are not compared, the model keeps no quantiles of its training's"
+    if told["beyond"] is not None:
+        drift = f"{told['beyond']:.1%} of the inputs beyond all of the training"
+    return [*lines, f"            {drift}; {_warmup(told['warmup'])}"]
+
+
+def _warmup(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "whether the warm-up holds cannot be told yet"
+    promised = f"the warm-up of {found['promised_steps']:,} steps"
+    if found["holds"]:
+        return f"{promised} holds (outputs of new streams off by {found['distance']:.1%} then)"
+    needed = found["needed_steps"]
+    needs = "more than was recorded" if needed is None else f"{needed:,}"
+    off = "" if found["distance"] is None else f", off by {found['distance']:.0%} of their spread"
+    return f"{promised} DOES NOT HOLD: new streams need {needs}{off}"
 
 
 def _restarts(stats: dict[str, Any]) -> str:

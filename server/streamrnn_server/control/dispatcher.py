@@ -33,6 +33,7 @@ from streamrnn_client.protocol import (
 from streamrnn_server.config import ServerConfig, UserLimits
 from streamrnn_server.control.busiest import busiest_streams
 from streamrnn_server.control.connections import Connections
+from streamrnn_server.control.diagnostics import Diagnostics
 from streamrnn_server.control.error_text import word_error, word_items
 from streamrnn_server.control.messages import Ask, Caller, Order, command
 from streamrnn_server.control.state_methods import StateMethods
@@ -88,6 +89,8 @@ class Control:
         How many calls came here, by method.
     num_errors : Counter of (str, str)
         How many of them ended with an error here, by method and code.
+    diagnostics : Diagnostics or None
+        What measures recorded streams, where a CPU computes.
     shards : list of ShardView
         Whose numbers `stats` tells; filled by the server.
     limits_of : callable
@@ -142,6 +145,9 @@ class Control:
         held = {} if disk is None else disk.held
         self._record_lookup = RecordLookup(served, store, expiry, config.has_users, held)
         templates = templates_of(served)
+        self.diagnostics: Diagnostics | None = None
+        if config.diagnostics_streams and device == "cpu":
+            self.diagnostics = Diagnostics(models, self.shards, log)
         self._state_methods = StateMethods(
             self._record_lookup,
             templates,
@@ -152,6 +158,7 @@ class Control:
             min_window=1 if device == "cpu" else 2,
             usage=self._usage,
             has_journal=disk is not None and disk.has_journal,
+            diagnostics=self.diagnostics,
         )
 
     def answer(self, shard: int, ask: Ask) -> list[Order]:
@@ -352,7 +359,10 @@ class Control:
         """Return the totals to who may see them, and to a user what is his own."""
         config = self._config
         if not config.has_users or user in config.admins:
-            return self.stats() | {"busiest": busiest_streams(self.shards, self.model_names)}
+            told = {"busiest": busiest_streams(self.shards, self.model_names)}
+            if self.diagnostics is not None:
+                told["recorded"] = self.diagnostics.streams()
+            return self.stats() | told
         usage = {}
         if self._usage is not None:
             usage["num_bytes_on_disk"] = self._usage.num_bytes(user)
@@ -445,5 +455,6 @@ class Control:
             "steps": dict(
                 zip(self._models, batch_totals(self.shards).num_steps.tolist(), strict=True)
             ),
+            **({} if self.diagnostics is None else {"diagnostics": self.diagnostics.by_model()}),
             "shards": shards,
         }

@@ -69,6 +69,7 @@ _PARAMS: dict[str, dict[str, Callable[[Any], object]]] = {
     "snapshot": {"stream": canonical_id, "name": _check_name},
     "rollback": {"stream": canonical_id, "seq": _check_seq, "name or nil": _check_name_or_nil},
     "sync": {"stream or nil": _check_stream_or_nil},
+    "diagnostics": {"stream": canonical_id},
 }
 
 

@@ -29,6 +29,7 @@ from streamrnn_client.protocol import (
     hash_slot,
     shard_of,
 )
+from streamrnn_server.control.diagnostics import Diagnostics
 from streamrnn_server.control.messages import Caller, Order, command
 from streamrnn_server.control.params import take_params
 from streamrnn_server.shard.checkpoint.packing import (
@@ -44,8 +45,15 @@ from streamrnn_server.storage.usage import DiskUsage
 
 __all__ = ["StateMethods"]
 
-_MAX_FORKS = 4096
+_MAX_WAITING = 4096
 _ROLLBACK_DIGEST = 0x5EED_0F_B << 32  # and the CRC-32 of the snapshot's name below
+
+
+@dataclass
+class _Look:
+    """Diagnostics on their way: a shard says whether they may be told, and records."""
+
+    caller: Caller
 
 
 @dataclass
@@ -60,7 +68,7 @@ class _Fork:
 class StateMethods:
     """Prepares what a shard then does in order. Knows no sockets."""
 
-    METHODS = ("export", "import", "fork", "snapshot", "rollback", "sync")
+    METHODS = ("export", "import", "fork", "snapshot", "rollback", "sync", "diagnostics")
 
     def __init__(
         self,
@@ -73,12 +81,14 @@ class StateMethods:
         min_window: int,
         usage: DiskUsage | None = None,
         has_journal: bool = False,
+        diagnostics: Diagnostics | None = None,
     ) -> None:
         self._record_lookup, self._templates = record_lookup, templates
         self._models, self._served = list(models.values()), list(served)
         self._names, self._num_shards, self._is_durable = list(models), num_shards, is_durable
         self._min_window, self._usage, self._has_journal = min_window, usage, has_journal
-        self._forks: dict[int, _Fork] = {}
+        self._diagnostics = diagnostics
+        self._waiting: dict[int, _Fork | _Look] = {}
         self._tokens = itertools.cycle(range(MAX_MSGID + 1))
         self._methods: dict[str, Callable[..., list[Order]]] = {
             "export": self._export,
@@ -87,6 +97,7 @@ class StateMethods:
             "snapshot": self._snapshot,
             "rollback": self._rollback,
             "sync": self._sync,
+            "diagnostics": self._look,
         }
 
     def call(self, caller: Caller, method: str, params: list[Any]) -> list[Order]:
@@ -133,29 +144,30 @@ class StateMethods:
         """Send a reply, or go on with what has waited for it."""
         if caller.identity:
             return [Order(caller.shard, [caller.identity, payload])]
-        fork = self._forks.get(caller.msgid)
-        if fork is None:
+        waiting = self._waiting.get(caller.msgid)
+        if waiting is None:
             return []
-        reply = decode_response(payload)
-        if reply.error is None and not fork.is_exported:
+        reply, asker = decode_response(payload), waiting.caller
+        if reply.error is not None:
+            orders = [Order(asker.shard, [asker.identity, encode_error(asker.msgid, reply.error)])]
+        elif isinstance(waiting, _Fork) and not waiting.is_exported:
             index, record = self._record_lookup.judge(reply.result)
-            orders = [self._place(self._wait(fork), fork.target, index, record)]
-            fork.is_exported = True
-        elif reply.error is not None:
-            payload = encode_error(fork.caller.msgid, reply.error)
-            orders = [Order(fork.caller.shard, [fork.caller.identity, payload])]
+            orders = [self._place(self._wait(waiting), waiting.target, index, record)]
+            waiting.is_exported = True
         else:
-            payload = encode_response(fork.caller.msgid, reply.result)
-            orders = [Order(fork.caller.shard, [fork.caller.identity, payload])]
-        self._forks.pop(caller.msgid, None)  # not before: who waits is answered if this failed
+            result = reply.result
+            if isinstance(waiting, _Look) and self._diagnostics is not None:
+                result = self._diagnostics.of_stream(asker.shard, *result)
+            orders = [Order(asker.shard, [asker.identity, encode_response(asker.msgid, result)])]
+        self._waiting.pop(caller.msgid, None)  # not before: who waits is answered if this failed
         return orders
 
-    def _wait(self, fork: _Fork) -> Caller:
+    def _wait(self, waiting: _Fork | _Look) -> Caller:
         token = next(self._tokens)
-        self._forks[token] = fork
-        if len(self._forks) > _MAX_FORKS:  # the oldest one's request was dropped on its way
-            del self._forks[next(iter(self._forks))]
-        return Caller(0, b"", token, fork.caller.user)
+        self._waiting[token] = waiting
+        if len(self._waiting) > _MAX_WAITING:  # the oldest one's request was dropped on its way
+            del self._waiting[next(iter(self._waiting))]
+        return Caller(0, b"", token, waiting.caller.user)
 
     def _export(self, caller: Caller, stream: StreamId) -> list[Order]:
         return [self._request(caller.shard, caller, Kind.EXPORT, stream)]
@@ -206,6 +218,15 @@ class StateMethods:
         if stream is None:
             return [self._request(caller.shard, caller, Kind.SYNC_ALL, 0)]
         return [self._request(caller.shard, caller, Kind.SYNC, stream)]
+
+    def _look(self, caller: Caller, stream: StreamId) -> list[Order]:
+        if self._diagnostics is None:
+            raise ProtocolError(
+                ErrorCode.NOT_SUPPORTED,
+                "the server records no streams; start it with --diagnostics-streams, and let the "
+                "CPU compute",
+            )
+        return [self._request(caller.shard, self._wait(_Look(caller)), Kind.RECORD, stream)]
 
     def _need_disk(self) -> None:
         if not self._is_durable:

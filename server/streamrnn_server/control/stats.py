@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.memory.recording import Recorder
 from streamrnn_server.shard.memory.tally import BUCKETS_LOG2, NUM_BUCKETS
 from streamrnn_server.shard.requests.request import Kind
 
@@ -49,6 +50,7 @@ _METHODS = {
     Kind.RESTORE: "import",
     Kind.ROLLBACK: "rollback",
     Kind.SYNC_ALL: "sync",
+    Kind.RECORD: "diagnostics",
 }
 
 
@@ -60,6 +62,7 @@ class ShardView(Protocol):
     num_requests: int
     batches: NDArray[Any]
     tallies: NDArray[Any]
+    recorder: Recorder
 
     def num_open(self) -> dict[str, int]:
         """Return the number of open streams of each model."""

@@ -22,6 +22,7 @@ from prometheus_client.utils import floatToGoString
 from streamrnn_client.protocol import HOT_METHODS, ErrorCode
 from streamrnn_server.control.dispatcher import Control
 from streamrnn_server.control.stats import batch_totals, method_totals
+from streamrnn_server.monitor.recorded import diagnostic_metrics
 from streamrnn_server.shard.memory.tally import BUCKETS_LOG2
 from streamrnn_server.storage.durations import Durations
 from streamrnn_server.storage.state_dir import StateDir
@@ -180,6 +181,7 @@ class Metrics(Collector):
         yield from self._requests()
         yield from self._batches()
         yield from self._of_disk(stats)
+        yield from diagnostic_metrics(stats.get("diagnostics"))
 
     def _by_shard(self, shards: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
         messages = CounterMetricFamily("streamrnn_messages", "Messages received.", labels=["shard"])

@@ -11,6 +11,7 @@ from streamrnn_server.shard.batch.schedule import batch_of, can_step, choose_mod
 from streamrnn_server.shard.checkpoint.copy import can_checkpoint, checkpoint
 from streamrnn_server.shard.checkpoint.groups import exchange_groups
 from streamrnn_server.shard.poll import listen, read_clock, wait
+from streamrnn_server.shard.recorder import begin_recordings
 from streamrnn_server.shard.streams.admit import admit
 from streamrnn_server.shard.streams.sweep import sweep
 from streamrnn_server.shard.structs import Shard, ShardState, shard_at
@@ -49,6 +50,7 @@ def turn(shard: Shard) -> bool:
         num_rows = gather(shard, plan, model)
         if num_rows > 0:
             keep_rows(shard, model, num_rows)
+            begin_recordings(shard, batch.slots, num_rows)
             step_rows(plan, batch.rows, batch.xs, batch.ys, num_rows)
             commit(shard, model, num_rows)
         read_clock(shard)

@@ -33,6 +33,7 @@ from streamrnn_server.shard.memory.clients import Clients
 from streamrnn_server.shard.memory.header import HEADER_BYTES, Header
 from streamrnn_server.shard.memory.index import StreamIndex
 from streamrnn_server.shard.memory.journal import MAX_ENTRY_BYTES
+from streamrnn_server.shard.memory.recording import Recorder, most_steps
 from streamrnn_server.shard.memory.tally import Tally
 from streamrnn_server.shard.requests.request import NUM_KINDS, RequestPool
 from streamrnn_server.shard.streams.eviction import SLOT_BYTES
@@ -89,6 +90,7 @@ class ShardMemory:
     headers : ndarray of Header, shape (num_slots,)
     num_requests : int
         How many the shard may have on their way.
+    recorder : Recorder
     batches : ndarray of BatchTally, shape (num_models,)
     tallies : ndarray of Tally, shape (num_models + 1, NUM_KINDS)
         Of requests; the last row's are of no model.
@@ -130,6 +132,11 @@ class ShardMemory:
             most, share = config.user_limits, config.user_share
             self._users = Users(num_slots, valid_keys, most, config.num_shards, share)
         self._add_tables(config, list(programs.values()), num_slots)
+        self.recorder = Recorder(
+            0 if gpu_rows else config.diagnostics_streams_of_a_shard,
+            [program.row_bytes for program in programs.values()],
+            self.struct["recorder"],
+        )
         journal_bytes = 2 * _GROUP_BYTES if journal is not None else 0
         fixed_bytes = journal_bytes + (
             w.NUM_DISK_BUFFERS * disk_buffer_bytes if disk is not None else 0
@@ -360,6 +367,8 @@ class ShardMemory:
             "name_bytes": len(text),
             "units": self._own(units),
         }
+        if len(self.recorder.table):
+            values["recorded_steps"] = most_steps(program.spec, program.row_bytes)
         for field, value in values.items():
             self._models[field][k] = value
 

@@ -20,6 +20,7 @@ from streamrnn_server.shard.memory.budget import BudgetStruct
 from streamrnn_server.shard.memory.clients import AskBucket, ClientsStruct
 from streamrnn_server.shard.memory.index import IndexStruct
 from streamrnn_server.shard.memory.journal import JournalStruct
+from streamrnn_server.shard.memory.recording import RecorderStruct
 from streamrnn_server.shard.memory.tally import BatchTally, Samples
 from streamrnn_server.shard.requests.queue import Queue
 from streamrnn_server.shard.requests.request import Pool
@@ -216,6 +217,7 @@ class Shard(Struct):
     budget: BudgetStruct  # what rows, slots and the arena's pages count against
     clients: ClientsStruct
     users: I64  # address of the users and of the streams' owners; 0 without keys
+    recorder: RecorderStruct
 
 
 class History(Struct):
@@ -275,6 +277,7 @@ class Model(Struct):
     name: I64  # address of the name's UTF-8
     name_bytes: I64
     num_open: I64
+    recorded_steps: I64  # the most steps of a recording; 0: none is made
     batches: BatchTally
     units: I64  # address of uint8[]: which units of 2 MiB of its rows have memory; 0 without rows
     # Where each kind of search for something to evict goes on (`streams.eviction.Search`).

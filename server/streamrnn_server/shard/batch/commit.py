@@ -12,8 +12,10 @@ from streamrnn_server.shard.checkpoint.history import note_change
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.digest import digest_of
 from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.memory.recording import RecordingEnd
 from streamrnn_server.shard.memory.slab import header_of
 from streamrnn_server.shard.memory.tally import count_batch, sample_rows
+from streamrnn_server.shard.recorder import end_recording, record_step
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
 from streamrnn_server.shard.requests.request import Request, request_at
@@ -81,6 +83,8 @@ def note_step(shard: Shard, model: Model, row: int) -> None:
         if not is_put_back:
             digest = digest_of(x, model.step_bytes)
             remember(header, header.last_seq, digest, y, model.y_bytes)
+    if header.recording != 0:
+        record_step(shard, header, x)
     mark_dirty(shard, header)
     if is_put_back:
         kept = shard.journal.rows + row * shard.journal.row_stride
@@ -112,6 +116,7 @@ def note_all_but_last(shard: Shard, model: Model, num_rows: int, num_steps: int)
 @jit
 def _quarantine(shard: Shard, header: Header, request: Request) -> None:
     """Quarantine a stream whose state has turned NaN; what is on disk is not that."""
+    end_recording(shard, header, RecordingEnd.QUARANTINED)
     header.flags |= h.IS_QUARANTINED
     seq = header.last_seq
     set_error(request, ErrorCode.QUARANTINED, seq, seq + 1 if seq > 0 else 0)

@@ -20,6 +20,7 @@ from streamrnn_server.shard.memory.arena import release
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.journal import is_full
 from streamrnn_server.shard.memory.slab import header_of, model_of, row_of, slot_of
+from streamrnn_server.shard.recorder import find_recording
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
 from streamrnn_server.shard.requests.request import Kind, Request, names_model, request_at
@@ -180,6 +181,9 @@ def _must_wait_for_disk(shard: Shard, header: Header, request: Request) -> bool:
         return roll_back(shard, header, request) and has_disk
     if kind == Kind.EXPORT:
         _copy_out(shard, header, request)
+        return False
+    if kind == Kind.RECORD:
+        find_recording(shard, header, request)
         return False
     request.last_seq = header.last_seq  # SNAPSHOT and SYNC
     return True

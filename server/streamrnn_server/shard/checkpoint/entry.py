@@ -22,7 +22,7 @@ __all__ = ["entry_bytes", "write_entry"]
 def entry_bytes(shard: Shard, header: Header, request: Request) -> int:
     """Return the size of an entry for a request, or for none (null)."""
     model, owner = model_of(shard, header.model), name_of_owner(shard, header)
-    num_bytes = e.ENTRY_HEAD_BYTES + part_bytes(header.id_bytes)
+    num_bytes = e.ENTRY_HEAD_BYTES + part_bytes(h.id_size(header))
     kind = _kind_of(request)
     if kind == EntryKind.SNAPSHOT:
         num_bytes += part_bytes(request.x_count)
@@ -66,7 +66,7 @@ def write_entry(shard: Shard, header: Header, request: Request, entry: Entry) ->
     entry.model = header.model
     entry.flags = header.flags
     entry.window_log2 = header.window_log2
-    entry.id_bytes = header.id_bytes
+    entry.id_bytes = h.id_size(header)
     entry.name_bytes = name_bytes
     entry.row_bytes = model.row_bytes
     entry.y_bytes = model.y_bytes if header.window_log2 > 0 else 0
@@ -78,8 +78,8 @@ def write_entry(shard: Shard, header: Header, request: Request, entry: Entry) ->
         history = history_of(shard, slot)
         entry.incarnation, entry.num_changes = history.incarnation, history.num_changes
     at = address(entry) + e.ENTRY_HEAD_BYTES
-    copy_bytes(at, h.id_address(header), header.id_bytes)
-    at += part_bytes(header.id_bytes)
+    copy_bytes(at, h.id_address(header), h.id_size(header))
+    at += part_bytes(h.id_size(header))
     if kind == EntryKind.DELETE:
         return
     copy_bytes(at, request.x if name_bytes > 0 else 0, name_bytes)

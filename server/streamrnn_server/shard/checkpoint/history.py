@@ -52,7 +52,7 @@ def note_change(
         kind,
         header.model,
         h.id_address(header),
-        header.id_bytes,
+        h.id_size(header),
         history.incarnation,
         history.num_changes,
         seq,

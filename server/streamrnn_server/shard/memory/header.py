@@ -30,6 +30,7 @@ __all__ = [
     "Header",
     "header_at",
     "id_address",
+    "id_size",
 ]
 
 MAX_INLINE_ID_BYTES = 16
@@ -50,7 +51,8 @@ class Header(Struct):
     generation: I32  # counts the streams that have lived in this slot
     num_waiting: I16
     model: I16
-    id_bytes: I16  # length of the canonical id
+    id_bytes: U8  # length of the canonical id; read it by `id_size`
+    recording: I8  # number of the recording of its steps, from 1; 0: they are not recorded
     flags: U8  # see below
     window_log2: I8
 
@@ -72,4 +74,11 @@ IS_BUFFERED = 128  # copied into a disk buffer that is not acknowledged yet
 def id_address(header: Header) -> int:
     """Return where a slot's canonical id lies: ``id_bytes`` bytes."""
     inline = field_address(header, "id")
-    return inline if header.id_bytes <= MAX_INLINE_ID_BYTES else load_i64(inline)
+    return inline if id_size(header) <= MAX_INLINE_ID_BYTES else load_i64(inline)
+
+
+@jit
+def id_size(header: Header) -> int:
+    """Return the length of a slot's canonical id, as a signed number."""
+    size: int = np.int64(header.id_bytes)  # type: ignore[assignment]
+    return size

@@ -15,7 +15,7 @@ from streamrnn.kernels.memory import int64_array, load_i64, load_u8, prefetch
 from streamrnn.kernels.pointers import pointer_to
 from streamrnn.kernels.structs import I64, Struct
 from streamrnn.kernels.virtual_memory import address_of, reserve, touch
-from streamrnn_server.shard.memory.header import HEADER_BYTES, header_at, id_address
+from streamrnn_server.shard.memory.header import HEADER_BYTES, header_at, id_address, id_size
 
 __all__ = [
     "IndexStruct",
@@ -146,7 +146,7 @@ def find_slot(index: IndexStruct, hash_value: int, id_at: int, num_bytes: int) -
         if (entry >> 32) & _LOW_32 == hash_value & _LOW_32:
             slot = (entry & _LOW_32) - 1
             header = header_at(index.headers + slot * HEADER_BYTES)
-            if header.id_bytes == num_bytes and equal_bytes(id_address(header), id_at, num_bytes):
+            if id_size(header) == num_bytes and equal_bytes(id_address(header), id_at, num_bytes):
                 return slot
         place = (place + 1) & mask
 

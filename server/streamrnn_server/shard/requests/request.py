@@ -58,6 +58,7 @@ class Kind(IntEnum):
     RESTORE = 10  # make a stream of a record
     ROLLBACK = 11
     SYNC_ALL = 12
+    RECORD = 13  # record a stream, or tell which recording it has
 
 
 NUM_KINDS = max(Kind) + 1

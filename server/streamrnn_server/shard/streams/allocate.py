@@ -113,7 +113,7 @@ def move_stream(shard: Shard, header: Header, index: int, owner: int) -> Header:
     if target < 0:
         return header_at(0)
     to = header_of(shard, target)
-    num_bytes = header.id_bytes
+    num_bytes = h.id_size(header)
     hash_value = hash64(h.id_address(header), num_bytes)
     copy_bytes(field_address(to, "id"), field_address(header, "id"), h.MAX_INLINE_ID_BYTES)
     to.id_bytes = num_bytes

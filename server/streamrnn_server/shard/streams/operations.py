@@ -23,7 +23,9 @@ from streamrnn_server.shard.checkpoint.history import begin_history
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.digest import REFUSED_DIGEST, RESET_DIGEST, digest_of
 from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.memory.recording import RecordingEnd
 from streamrnn_server.shard.memory.slab import model_of, row_of, slot_of
+from streamrnn_server.shard.recorder import end_recording
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Form, Request, request_at
 from streamrnn_server.shard.streams.eviction import allocate_block, allocate_ring
@@ -114,6 +116,7 @@ def close_stream(shard: Shard, header: Header) -> bool:
     if flags & h.IS_OPEN == 0:
         return False
     count_ring(shard, header, -1)
+    end_recording(shard, header, RecordingEnd.CLOSED)
     drop_ring(shard.arena, header)
     header.flags = flags & h.IS_READY
     model_of(shard, header.model).num_open -= 1
@@ -163,6 +166,7 @@ def reset_stream(shard: Shard, header: Header, request: Request) -> bool:
     """Set a stream's state back to the initial one; tell whether the state has changed."""
     if not assign_number(shard, header, request, RESET_DIGEST):
         return False
+    end_recording(shard, header, RecordingEnd.RESET)
     _clear_row(shard, header)
     shard.counters.num_resets += 1
     return True

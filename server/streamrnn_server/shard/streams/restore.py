@@ -20,7 +20,9 @@ from streamrnn_server.shard.checkpoint.packing import (
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.index import equal_bytes
+from streamrnn_server.shard.memory.recording import RecordingEnd
 from streamrnn_server.shard.memory.slab import history_of, model_of, row_of, slot_of
+from streamrnn_server.shard.recorder import end_recording
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.streams.eviction import allocate_ring
@@ -158,6 +160,7 @@ def roll_back(shard: Shard, header: Header, request: Request) -> bool:
         return False
     if not assign_number(shard, header, request, digest):
         return False
+    end_recording(shard, header, RecordingEnd.ROLLED_BACK)
     count_change(shard, header)
     if is_here:
         return True

@@ -9,7 +9,9 @@ from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.arena import release
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.index import find_slot, hash64, remove_slot
+from streamrnn_server.shard.memory.recording import RecordingEnd
 from streamrnn_server.shard.memory.slab import header_of, model_of, slot_of
+from streamrnn_server.shard.recorder import end_recording
 from streamrnn_server.shard.requests.request import Request
 from streamrnn_server.shard.streams.owners import count_ring, count_stream
 from streamrnn_server.shard.streams.replay_ring import drop_ring
@@ -36,9 +38,9 @@ def make_ready(shard: Shard, header: Header) -> None:
 @jit
 def free_slot(shard: Shard, header: Header) -> None:
     """Free a slot that is in no list, holds no open stream, and for which nothing waits."""
-    hash_value = hash64(h.id_address(header), header.id_bytes)
+    hash_value = hash64(h.id_address(header), h.id_size(header))
     remove_slot(shard.index, hash_value, slot_of(shard, header))
-    if header.id_bytes > h.MAX_INLINE_ID_BYTES:
+    if h.id_size(header) > h.MAX_INLINE_ID_BYTES:
         release(shard.arena, load_i64(field_address(header, "id")))
     push_free_slot(shard, header)
 
@@ -46,6 +48,7 @@ def free_slot(shard: Shard, header: Header) -> None:
 @jit
 def push_free_slot(shard: Shard, header: Header) -> None:
     """Put a slot that is neither in the index nor in a list on its model's list of free ones."""
+    end_recording(shard, header, RecordingEnd.EVICTED)
     model = model_of(shard, header.model)
     header.next = model.free_slot
     model.free_slot = slot_of(shard, header) + 1

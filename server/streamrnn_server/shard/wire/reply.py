@@ -264,6 +264,9 @@ def _write_result(shard: Shard, request: Request, at: int) -> int:
         return at + 1
     if kind == Kind.SYNC:
         return write_uint(at, durable_seq)
+    if kind == Kind.RECORD:  # slot, generation, number
+        at = write_uint(write_array(at, 3), last_seq)
+        return write_uint(write_uint(at, request.window), request.oldest_output)
     num_values = 2 if kind in (Kind.RESET, Kind.SNAPSHOT, Kind.ROLLBACK) else 3
     tells_oldest = request.oldest_output >= 0
     at = write_array(at, num_values + tells_oldest)
