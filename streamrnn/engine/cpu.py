@@ -11,6 +11,7 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from streamrnn.engine.device import DONE, SLOT_MASK, check_call
+from streamrnn.kernels.borrowed import Borrowed
 from streamrnn.kernels.cpu.float_mode import enter_float_mode, leave_float_mode
 from streamrnn.kernels.cpu.plan import MAX_BATCH_ROWS, plan_at
 from streamrnn.kernels.cpu.program import Program
@@ -89,9 +90,9 @@ def _entry(element: types.Type) -> Callable[..., int]:
     """Return the compiled `_advance` for x of one type, without type checks."""
     signature = (
         types.int64,
-        types.Array(types.int64, 1, "A"),
-        types.Array(element, 2, "A"),
-        types.Array(types.float32, 2, "C"),
+        Borrowed(types.int64, 1, "A"),
+        Borrowed(element, 2, "A"),
+        Borrowed(types.float32, 2, "C"),
         types.int64,
     )
     _advance.compile(signature)

@@ -83,7 +83,11 @@ class Engine:
         self._output_size = model.spec.output_size
         self._origins = origins_of([(item.origin, item.size) for item in model.spec.outputs])
         self._streams = StreamTable(max_streams)
+        # Of inputs that are taken as they are, when outputs are given as they are.
+        has_origins = self._form.origins is not None or self._origins is not None
+        self._plain_dtype = None if has_origins else self._dtype
         self._device = _make_device(model, device, self._streams.marks, precision)
+        self._advance = self._device.advance
         self._lock = threading.RLock()  # a signal handler or a __del__ may call in the midst
         self._run(np.empty(0, dtype=np.int64), np.empty((0, self._num_inputs), self._dtype), 1)
 
@@ -209,15 +213,20 @@ class Engine:
             If a row's stream has been closed since.
         """
         # Compiled code checks shapes and strides, but cannot check these.
-        if not (
+        if (
             type(x) is ndarray
-            and x.dtype is self._dtype
-            and self._form.origins is None
+            and x.dtype is self._plain_dtype
             and x.ndim == 2
             and type(rows) is ndarray
             and rows.dtype is _INT64
             and rows.ndim == 1
         ):
+            y = empty((len(rows), self._output_size), _FLOAT32)
+            with self._lock:
+                answer = self._advance(rows, x, y, 1)
+            if answer == DONE:
+                return y
+        else:
             x = self._form.as_array(x, (-1, self._num_inputs), "x")
             rows = as_rows(rows)
         return self._run(rows, x, 1)
@@ -317,7 +326,7 @@ class Engine:
         """Advance every row by ``num_steps``, whose inputs are consecutive in x."""
         y = empty((len(rows) * num_steps, self._output_size), _FLOAT32)
         with self._lock:
-            answer = self._device.advance(rows, x, y, num_steps)
+            answer = self._advance(rows, x, y, num_steps)
         if answer == DONE:
             return y if self._origins is None else y + self._origins
         if answer != MISFIT:
