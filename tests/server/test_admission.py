@@ -92,6 +92,18 @@ def test_late_is_told_apart_from_a_gap(peer, x):
     assert [error[0] for _, error, _ in (peer.receive(), peer.receive())] == ["late", "gap"]
 
 
+def test_a_shard_reads_ahead_only_where_steps_have_deadlines(models, x):
+    """What waits in sockets is in no clock; so it must not wait there."""
+    with serving(models) as server:
+        peer, struct = Peer(server.endpoints[0]), server.control.shards[0].struct
+        peer.ok("open", "a", None, 0)
+        peer.ok("step", "a", 1, x[0].tobytes(), 0, None)
+        assert struct["read_ahead_until_ns"] == 0
+        peer.ok("step", "a", 2, x[1].tobytes(), 0, LONG_MS)
+        assert struct["read_ahead_until_ns"] > time.monotonic_ns() - 60 * 10**9
+        peer.socket.close()
+
+
 def test_an_unnumbered_step_that_is_late_is_not_computed(peer, x, expected):
     peer.ok("open", "plain", None, 0)
     assert peer.error("step", "plain", 0, x[1].tobytes(), 0, 0)[0] == "late"

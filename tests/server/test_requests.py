@@ -630,7 +630,7 @@ def test_hello_and_models_say_what_is_served(peer, models):
     hello = peer.ok("hello", {"client": "test"})
     assert hello["models"] == list(models)
     assert hello["durability"] == "none"
-    assert hello["features"] == ["batch_columns", "received", "origins"]
+    assert hello["features"] == ["batch_columns", "received", "origins", "max_wait"]
     told = {each["name"]: each for each in peer.ok("models")}
     for name, model in models.items():
         assert told[name]["fingerprint"] == model.fingerprint
