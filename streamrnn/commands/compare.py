@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from streamrnn.commands.arguments import count
 from streamrnn.commands.printable import printable
 from streamrnn.commands.settings import given_settings
 from streamrnn.commands.train import add_input, finite, make_config, source_of
-from streamrnn.errors import TrainingError
+from streamrnn.errors import TrainingError, TrainingStopped
 from streamrnn.training.cells.compare import (
     CELLS,
     NUM_SEEDS,
@@ -21,6 +22,7 @@ from streamrnn.training.cells.compare import (
     stacks_of,
 )
 from streamrnn.training.cells.table import comparison_lines
+from streamrnn.training.fit.stop import StopSignals
 from streamrnn.training.run.outputs import check_model_path, check_outputs
 from streamrnn.training.run.progress import TrainingProgress
 from streamrnn.training.search.budget import AUTO, OFF
@@ -59,6 +61,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="keep each cell's best model, as gru-32.safetensors (default: none is kept)",
     )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with a comparison (-o) that was stopped"
+    )
     add_input(parser)
 
 
@@ -71,24 +76,37 @@ def run(args: argparse.Namespace) -> int:
     budget = rate_budget(args.budget or (OFF if source else AUTO), given)
     cells = args.cells.split(",")
     inputs = {"the data": Path(config.path), "the input": Path(args.input)}
+    if args.resume and args.output is None:
+        raise TrainingError("--resume goes on with what -o FOLDER keeps; give the folder")
     places = _places(args.output, stacks_of(cells, args.units), inputs)
+    stop = StopSignals("stopping: what is done is kept" if places else "stopping: nothing is kept")
 
     def keep(candidate: Candidate) -> None:
         if places:
             candidate.result.save(places[candidate.layers])
 
-    with TrainingProgress() as progress:
-        found = compare_cells(
-            config,
-            cells,
-            units=args.units,
-            seeds=args.seeds,
-            budget=budget,
-            progress=progress,
-            threads=args.threads,
-            on_trial=progress.end_trial,
-            on_candidate=keep,
-        )
+    try:
+        with TrainingProgress() as progress:
+            found = compare_cells(
+                config,
+                cells,
+                units=args.units,
+                seeds=args.seeds,
+                budget=budget,
+                progress=progress,
+                threads=args.threads,
+                on_trial=progress.end_trial,
+                on_candidate=keep,
+                stop=stop,
+                places=places,
+                resume=args.resume,
+            )
+    except TrainingStopped as error:
+        how = f"To go on, give the same command with --resume ({args.output} holds what is done)"
+        if args.output is None:
+            how = "Nothing is left of it; with -o FOLDER a comparison can be gone on with"
+        print(f"streamrnn: {error}. {how}", file=sys.stderr)
+        return 128 + stop.received
     if args.json:
         models = {stack: str(path) for stack, path in places.items()}
         print(json.dumps(finite(found.report | {"models": models}), allow_nan=False))

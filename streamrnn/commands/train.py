@@ -28,6 +28,7 @@ from streamrnn.training.run.curve import learning_curve
 from streamrnn.training.run.epoch_log import EpochLog
 from streamrnn.training.run.figure import check_figure, write_figure
 from streamrnn.training.run.outputs import (
+    ENDINGS,
     check_outputs,
     chosen_path,
     configuration_path,
@@ -194,7 +195,7 @@ def _check_outputs(args: argparse.Namespace, config: TrainingConfig) -> None:
 
 
 def _how_to_go_on(args: argparse.Namespace) -> str:
-    kept = [f"{args.output}.{end}" for end in ("checkpoint", "search")]
+    kept = [f"{args.output}.{end}" for end in ENDINGS]
     there = [path for path in kept if os.path.exists(path)]
     return (
         f"To go on, give the same command with --resume ({there[0]} holds the training)"

@@ -10,9 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import streamrnn
 from streamrnn.errors import TrainingError, TrainingStopped
 from streamrnn.model.model import Model
 from streamrnn.training.config import TrainingConfig
@@ -30,14 +27,13 @@ from streamrnn.training.fit.trainer import Evaluation
 from streamrnn.training.memory.drift import input_ranges
 from streamrnn.training.report import report_lines
 from streamrnn.training.run.facts import first_and_last_time, make_report
+from streamrnn.training.run.kept import Kept
 from streamrnn.training.run.outputs import (
     check_data_name,
     check_model_path,
     check_outputs,
-    checkpoint_path,
     chosen_path,
     configuration_path,
-    search_path,
 )
 from streamrnn.training.run.threads import limit_threads
 from streamrnn.training.search.budget import Budget
@@ -120,6 +116,7 @@ def train(
     budget: Budget | None = None,
     seeds: int = 0,
     on_trial: Callable[[int, Trial], None] | None = None,
+    kept: Kept | None = None,
 ) -> TrainingResult:
     """Train a model in memory.
 
@@ -141,6 +138,8 @@ def train(
         Trainings of which the best is kept; 0: 3 after a search of little work, else 1.
     on_trial : callable or None
         Called with its number after each trial of a search.
+    kept : Kept or None
+        Files that hold the training while it runs; they are the caller's to remove.
 
     Returns
     -------
@@ -156,15 +155,9 @@ def train(
     """
     with limit_threads(threads):
         dataset = _prepare(config, table)
-        run = _Run(
-            config.open_settings,
-            budget,
-            seeds,
-            progress,
-            stop or (lambda: False),
-            on_trial,
-            is_length_open=not (config.updates or config.epochs),
-        )
+        if kept:
+            kept.begin(dataset, config, threads, budget, seeds)
+        run = _run_of(config, progress, stop, budget, seeds, on_trial, kept)
         with _block(stop):
             return _train(dataset, run)
 
@@ -219,6 +212,28 @@ class _Run:
         keeper = self.keeper_of(dataset) if self.keeper_of else None
         fitted = fit(dataset, self.progress, self.should_stop, keeper)
         return Found(dataset, fitted, {}, fitted.was_stopped)
+
+
+def _run_of(
+    config: TrainingConfig,
+    progress: Callable[[Evaluation], None] | None,
+    stop: StopSignals | None,
+    budget: Budget | None,
+    seeds: int,
+    on_trial: Callable[[int, Trial], None] | None,
+    kept: Kept | None,
+) -> _Run:
+    return _Run(
+        config.open_settings,
+        budget,
+        seeds,
+        progress,
+        stop or (lambda: False),
+        on_trial,
+        kept.keeper_of if kept else None,
+        kept.store if kept else None,
+        not (config.updates or config.epochs),
+    )
 
 
 def _train(dataset: Dataset, run: _Run) -> TrainingResult:
@@ -325,11 +340,9 @@ def train_to_file(
     check_outputs(models, inputs)
     for model_path in models.values():
         check_model_path(model_path)
-    place, kept = configuration_path(path, source), checkpoint_path(path, resume)
-    trials = search_path(path)
-    check_outputs(
-        {"the configuration": place, "the checkpoint": kept, "the search": trials}, inputs
-    )
+    place, kept = configuration_path(path, source), Kept(path, resume)
+    outputs = {"the checkpoint": kept.checkpoint, "the search": kept.trials}
+    check_outputs({"the configuration": place} | outputs, inputs)
     with limit_threads(threads):
         try:
             dataset = _prepare(config)
@@ -337,42 +350,22 @@ def train_to_file(
             raise TrainingError(f"{source}: {error}" if source else str(error)) from error
         if begin:
             begin(dataset)
-        is_search = bool(budget) or seeds > 1
-
-        def keeper_of(dataset: Dataset) -> Checkpoint:
-            checkpoint = Checkpoint(kept, _identity(dataset, threads), resume)
-            if is_search:  # it may be of the trial before, which has ended
-                checkpoint.resume = resume and checkpoint.is_of_this()
-            return checkpoint
-
-        how = {"open": config.open_settings, "budget": repr(budget), "seeds": seeds}
-        store = TrialStore(trials if is_search else None, _identity(dataset, threads) | how, resume)
-        run = _Run(
-            config.open_settings,
-            budget,
-            seeds,
-            progress,
-            stop or (lambda: False),
-            on_trial,
-            keeper_of,
-            store,
-            not (config.updates or config.epochs),
-        )
+        kept.begin(dataset, config, threads, budget, seeds)
+        run = _run_of(config, progress, stop, budget, seeds, on_trial, kept)
         with _block(stop):
             result = _train(dataset, run)
-            if result.was_stopped and is_search:
+            if result.was_stopped and (bool(budget) or seeds > 1):
                 loss = result.history[-1].best
-                if store.saved <= loss:
+                if kept.store.saved <= loss:
                     raise TrainingStopped(f"stopped: {path}, saved before the break, is better")
-                store.note_saved(loss)
+                kept.store.note_saved(loss)
             model = _save(result, path)
             if source is not None and TrainingConfig.read(source) == result.config:
                 place = source
             else:
                 result.config.write(place)
             if not result.was_stopped:
-                kept.unlink(missing_ok=True)
-                store.remove()
+                kept.remove()
     return replace(result, model=model, configuration=place)
 
 
@@ -395,18 +388,3 @@ def _save_model(model: Model, dataset: Dataset, path: Path) -> Model:
     finally:
         unverified.unlink(missing_ok=True)
     return model
-
-
-def _identity(dataset: Dataset, threads: int) -> dict[str, Any]:
-    """Return what decides every bit of a training, by name."""
-    config = dataset.config.to_dict()
-    del config["path"]  # the data may have moved; its digest says whether it is the same
-    del config["refit"]  # it begins when all that is kept has ended
-    if dataset.config.start_from:
-        config["start_from"] = Model.load(dataset.config.start_from).fingerprint
-    return config | {
-        "the data's sha256": dataset.table.sha256,
-        "threads": threads,
-        "the version of numpy": np.__version__,
-        "the version of streamrnn": streamrnn.__version__,
-    }

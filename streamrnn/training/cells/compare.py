@@ -9,14 +9,15 @@ other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from streamrnn.errors import TrainingError
+from streamrnn.errors import TrainingError, TrainingStopped
 from streamrnn.model.checks import shown
 from streamrnn.training.baselines.bootstrap import Interval
 from streamrnn.training.baselines.compare import judge, paired_interval, sides
@@ -26,9 +27,12 @@ from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.data.table import Table
 from streamrnn.training.evaluate import outputs_of
+from streamrnn.training.fit.stop import StopSignals
 from streamrnn.training.fit.trainer import Evaluation
 from streamrnn.training.layer_list import parse_layers
 from streamrnn.training.network.lags import network_of
+from streamrnn.training.run.kept import Kept
+from streamrnn.training.run.outputs import ENDINGS
 from streamrnn.training.search.budget import AUTO, Budget, parse_budget
 from streamrnn.training.search.trial import Trial
 from streamrnn.training.train import TrainingResult, train
@@ -145,19 +149,27 @@ def compare_cells(
     threads: int = 1,
     on_trial: Callable[[int, Trial], None] | None = None,
     on_candidate: Callable[[Candidate], None] | None = None,
+    stop: StopSignals | None = None,
+    places: Mapping[str, Path] | None = None,
+    resume: bool = False,
 ) -> Comparison:
     """Train each cell as `train` would with these layers and seeds, and compare them.
 
     The layers of the configuration give way to the cells, and there is no linear path unless it
     tells its ``lags``: beside one, most cells are alike. ``on_candidate`` is called when a cell's
-    trainings have ended, and the engine has reproduced them.
+    trainings have ended, and the engine has reproduced them. ``places`` are the models' paths by
+    stack; beside them the trainings are kept until all have ended, and with ``resume`` they go on:
+    of a cell that had ended only its best training is repeated.
 
     Raises
     ------
     DataError
         If the data cannot be used.
     TrainingError
-        If a cell or a setting cannot be used, or every seed of a cell diverges.
+        If a cell or a setting cannot be used, every seed of a cell diverges, or there is nothing to
+        go on with.
+    TrainingStopped
+        If a signal came.
     """
     stacks = stacks_of(cells, units)
     if seeds < 2:
@@ -166,7 +178,8 @@ def compare_cells(
         raise TrainingError("start_from holds the weights of one stack of layers; leave it out")
     config = config.replace(lags=max(config.lags, 0), refit=False)
     table = table or read_table(config.path, config.read_options(), config.kinds())
-    candidates = []
+    kept = _kept(places or {}, resume)
+    candidates: list[Candidate] = []
     for stack in stacks:
         own = config.replace(layers=tuple(stack.split("+")))
         try:
@@ -178,14 +191,41 @@ def compare_cells(
                 budget=budget,
                 seeds=seeds,
                 on_trial=on_trial,
+                stop=stop,
+                kept=kept.get(stack),
             )
+        except TrainingStopped:
+            raise _stopped(stack, candidates, stacks) from None
         except TrainingError as error:
             raise TrainingError(f"{stack}: {error}") from error
+        if result.was_stopped:
+            raise _stopped(stack, candidates, stacks)
         verify(result.model, result.dataset)
         candidates.append(Candidate(stack, result, _trials_of_seeds(result)))
         if on_candidate:
             on_candidate(candidates[-1])
-    return Comparison(candidates, _report(candidates))
+    found = Comparison(candidates, _report(candidates))
+    for files in kept.values():
+        files.remove()
+    return found
+
+
+def _kept(places: Mapping[str, Path], resume: bool) -> dict[str, Kept]:
+    """Return where each stack is kept; of a comparison that goes on some are yet to begin."""
+    begun = {
+        stack: any(path.with_name(f"{path.name}.{end}").exists() for end in ENDINGS)
+        for stack, path in places.items()
+    }
+    if resume and not any(begun.values()):
+        raise TrainingError(
+            "there is nothing to go on with: the comparison has ended, or never began; leave "
+            "--resume out to begin it"
+        )
+    return {stack: Kept(path, resume and begun[stack]) for stack, path in places.items()}
+
+
+def _stopped(stack: str, done: list[Candidate], stacks: list[str]) -> TrainingStopped:
+    return TrainingStopped(f"stopped in {stack}: {len(done)} of {len(stacks)} cells are done")
 
 
 def _trials_of_seeds(result: TrainingResult) -> list[Trial]:

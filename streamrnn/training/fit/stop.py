@@ -11,17 +11,19 @@ from typing import Any
 
 __all__ = ["StopSignals"]
 
-NOTICE = b"\nstopping: the best so far is saved; once more to end at once\n"
+NOTICE = "stopping: the best so far is saved"
 
 
 class StopSignals:
     """A context manager to be asked, by a call, whether a signal has come.
 
-    ``received`` is its number, else 0. Outside the main thread, to which signals go, none comes.
+    ``received`` is its number, else 0; then the notice is written. Outside the main thread, to
+    which signals go, none comes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notice: str = NOTICE) -> None:
         self.received = 0
+        self._notice = f"\n{notice}; once more to end at once\n".encode()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -51,4 +53,6 @@ class StopSignals:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         self.received = number
         with contextlib.suppress(OSError):
-            os.write(2, NOTICE)  # a buffered write here may come into the middle of another one
+            os.write(
+                2, self._notice
+            )  # a buffered write here may come into the middle of another one

@@ -14,9 +14,13 @@ from streamrnn.training.fit.checkpoint import is_checkpoint
 from streamrnn.training.search.store import is_store
 
 __all__ = [
-    "check_data_name", "check_model_path", "check_outputs", "checkpoint_path", "chosen_path",
-    "configuration_path", "search_path",
+    "ENDINGS", "check_data_name", "check_model_path", "check_outputs", "checkpoint_path",
+    "chosen_path", "configuration_path", "search_path",
 ]  # fmt: skip
+
+
+ENDINGS = ("checkpoint", "search")
+"""Of the files beside a model's that hold its training while it runs."""
 
 
 def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from streamrnn.training import TrainingConfig, train
 from streamrnn.training.baselines.bootstrap import Interval
 from streamrnn.training.cells.compare import _Other, rate_budget, stacks_of
 from streamrnn.training.cells.table import comparison_lines
+from streamrnn.training.fit.stop import StopSignals
 from streamrnn.training.search.budget import Budget
 from tests.support.tables import noisy_sine, write_csv
+from tests.training.run.stop import StopAfter
 
 OPTIONS = ("--cells", "rnn,gru:4", "--units", 3, "--seeds", 2, "--updates", 60)
 
@@ -175,3 +178,62 @@ def test_a_file_that_is_no_model_is_never_overwritten(path, tmp_path):
     with pytest.raises((TrainingError, ModelFileError), match="not overwritten"):
         run(path, "--predict", "y", *OPTIONS, "-o", tmp_path)
     assert mine.read_text(encoding="utf-8") == "mine"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("stops", [[20], [90], [130, 5], [235]])
+def test_a_comparison_that_was_stopped_goes_on_to_the_bit(
+    path, tmp_path, monkeypatch, capsys, stops
+):
+    """Two cells of two seeds: 60 updates each."""
+    words = (path, "--predict", "y", *OPTIONS, "--json", "-o")
+    assert run(*words, tmp_path / "whole") == 0
+    whole = json.loads(capsys.readouterr().out)
+    for k, num_updates in enumerate(stops):
+        stop = StopAfter(num_updates)
+        monkeypatch.setattr(command, "StopSignals", lambda notice, stop=stop: stop)
+        more = ("--resume",) if k else ()
+        assert run(*words, tmp_path / "broken", *more) == 130
+        told = capsys.readouterr()
+        assert "To go on, give the same command with --resume" in told.err
+        assert re.search(r"stopped in \S+: [01] of 2 cells are done", told.err)
+        assert not told.out
+        with pytest.raises(TrainingError, match=r"not ended: go on with it \(--resume\)"):
+            run(*words, tmp_path / "broken")
+    monkeypatch.setattr(command, "StopSignals", StopSignals)
+    assert run(*words, tmp_path / "broken", "--resume") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert names(tmp_path / "broken") == names(tmp_path / "whole")
+    for name in names(tmp_path / "whole"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    for cell in (*found["cells"], *whole["cells"]):
+        del cell["step_us"]
+    assert found["cells"] == whole["cells"]
+    assert found["targets"] == whole["targets"]
+    with pytest.raises(TrainingError, match="nothing to go on with"):
+        run(*words, tmp_path / "broken", "--resume")
+
+
+def test_a_comparison_of_which_nothing_is_kept_says_so(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "StopSignals", lambda notice: StopAfter(20))
+    words = (path, "--predict", "y", *OPTIONS)
+    assert run(*words) == 130
+    assert "stopped in rnn_tanh:3: 0 of 2 cells are done. Nothing is left of it" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(TrainingError, match="give the folder"):
+        run(*words, "--resume")
+
+
+def test_a_comparison_goes_on_with_its_own_settings_only(path, tmp_path, monkeypatch, capsys):
+    words = (path, "--predict", "y", *OPTIONS, "-o", tmp_path / "kept")
+    monkeypatch.setattr(command, "StopSignals", lambda notice: StopAfter(90))
+    assert run(*words) == 130
+    before = {name: (tmp_path / "kept" / name).read_bytes() for name in names(tmp_path / "kept")}
+    with pytest.raises(TrainingError, match="is of another search: learning_rate, open differ"):
+        run(*words, "--resume", "--learning-rate", "0.5")
+    after = {name: (tmp_path / "kept" / name).read_bytes() for name in names(tmp_path / "kept")}
+    assert after == before
