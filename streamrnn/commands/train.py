@@ -215,7 +215,8 @@ def _print_result(args: argparse.Namespace, result: TrainingResult) -> None:
     print(f"{args.output}: the model; the engine reproduces the trainer's outputs")
     if result.chosen:
         print(f"{chosen_path(Path(args.output))}: the model before the refit, which was measured")
-    print(f"{result.configuration}: the configuration that repeats it")
+    what = "of the training that was stopped" if result.was_stopped else "that repeats it"
+    print(f"{result.configuration}: the configuration {what}")
     if args.report:
         print(f"{args.report}: the same as a picture")
 

@@ -34,6 +34,7 @@ Doubles = NDArray[np.float64]
 
 BLOCK_ELEMENTS = 4_000_000
 LEAST = 0.0001  # percent that a report tells apart
+MOST = 100_000  # percent that it tells as a number
 _LEVEL = f"{LEVEL:.0%} interval".replace("%", " %")
 NUMBERS = {"rmse": "rmse", "mae": "mean absolute error", "pinball": "pinball loss"}
 
@@ -276,4 +277,6 @@ def percent(share: float) -> str:
         return "0 %"
     if size < 0.095:
         return f"{hundredths:.4f}".rstrip("0") + " %" if size < 0.0095 else f"{hundredths:.2f} %"
-    return f"{hundredths:.2g} %" if size >= 1e5 else f"{hundredths:.{0 if size >= 9.5 else 1}f} %"
+    if size > MOST:  # beside an error of next to nothing, as where a target never changes
+        return f"more than {MOST:,} %"
+    return f"{hundredths:.{0 if size >= 9.5 else 1}f} %"

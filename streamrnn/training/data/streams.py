@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from streamrnn.errors import DataError
 from streamrnn.model.checks import shown
+from streamrnn.training.data.reading.cells import format_of
 from streamrnn.training.data.table import Table
 
 __all__ = ["rows_of_streams", "times_of_rows"]
@@ -83,10 +84,11 @@ def times_of_rows(table: Table, time: str) -> NDArray[np.float64] | None:
     column = table.usable(time)
     times = column.numbers if column.times is None else column.times
     if times is None:
+        form = format_of(column.labels)
+        guess = f"perhaps --date-format {form!r}" if form else "or as --date-format says"
         raise DataError(
             f"{table.path}: column {time!r} holds text ({shown(column.labels[0])}), neither "
-            "numbers nor dates that are read (ISO 8601, or as --date-format says); it cannot order "
-            "the rows"
+            f"numbers nor dates that are read (ISO 8601, {guess}); it cannot order the rows"
         )
     if np.isnan(times).any():
         row = int(np.argmax(np.isnan(times)))

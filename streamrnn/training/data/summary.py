@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.errors import counted
 from streamrnn.training.config import PARTS
 from streamrnn.training.data.columns import is_named
 from streamrnn.training.data.dataset import Dataset
@@ -188,7 +189,7 @@ def summary_lines(dataset: Dataset) -> Iterator[str]:
     table, config = dataset.table, dataset.config
     columns = summarise_columns(dataset)
     num_streams = len(dataset.streams)
-    yield f"{table.path}: {table.num_rows:,} rows, {len(columns):,} columns"
+    yield f"{table.path}: {counted(table.num_rows, 'row')}, {counted(len(columns), 'column')}"
     shown = columns[:MAX_LINES]
     width = max(len(_cut(c.name, _WIDTH)) for c in shown)
     for c in shown:
@@ -196,7 +197,7 @@ def summary_lines(dataset: Dataset) -> Iterator[str]:
         notes = f" ({', '.join(c.notes)})" if c.notes else ""
         yield f"  {_cut(c.name, width):<{width}}  {c.kind}, {c.holds}{missing}{notes}: {c.use}"
     if len(columns) > MAX_LINES:
-        yield f"  ... and {len(columns) - MAX_LINES:,} more columns"
+        yield f"  ... and {counted(len(columns) - MAX_LINES, 'more column')}"
     times = summarise_times(dataset)
     if times is None:
         yield "rows: taken in the order in which they come; no column of times"
@@ -239,9 +240,9 @@ def _times_text(times: Times) -> str:
         return ", which never rises"
     text = f", mostly {said(times.interval)} from row to row"
     if times.num_gaps:
-        text += f", {times.num_gaps:,} gaps (the largest {said(times.largest_gap)})"
+        text += f", {counted(times.num_gaps, 'gap')} (the largest {said(times.largest_gap)})"
     if times.num_duplicates:
-        text += f", {times.num_duplicates:,} rows of the time of the row before"
+        text += f", {counted(times.num_duplicates, 'row')} of the time of the row before"
     return text
 
 

@@ -57,7 +57,7 @@ def test_semicolons_and_quotes(tmp_path):
     [
         ("", "is empty"),
         ("a,b\n", "no rows"),
-        ("a,b\n1,2\n3\n", "line 3: 1 cells, but the header names 2"),
+        ("a,b\n1,2\n3\n", "line 3: 1 cell, but the header names 2"),
         ("a,a\n1,2\n", "two columns are named 'a'"),
         ("a,\n1,2\n", "column 2 has no name"),
         ("1,2\n3,4\n", "only numbers"),

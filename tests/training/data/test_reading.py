@@ -239,7 +239,7 @@ def test_bytes_that_are_no_text_name_the_line_and_the_option(tmp_path):
 @pytest.mark.parametrize("text", ["1,2\n3\n4,5\n", "1,2\n3,4,5\n", '1,2\n"3\n4",5\n\n6\n'])
 def test_a_row_of_another_length_is_named_by_its_line(tmp_path, text):
     line = 3 if not text.startswith('1,2\n"') else 6
-    with pytest.raises(DataError, match=f"line {line}: [13] cells, but the header names 2"):
+    with pytest.raises(DataError, match=f"line {line}: [13] cells?, but the header names 2"):
         table_of(tmp_path, "a,b\n" + text)
 
 
@@ -362,9 +362,23 @@ def test_blocks_of_missing_words_before_the_first_value_keep_every_row_in_its_pl
 
 
 def test_a_short_row_is_found_in_the_encoding_that_was_told(tmp_path):
-    with pytest.raises(DataError, match="line 3: 1 cells, but the header names 2"):
+    with pytest.raises(DataError, match="line 3: 1 cell, but the header names 2"):
         table_of(tmp_path, "ort,a\nKöln,1\nBonn\n".encode("latin-1"), encoding="latin-1")
 
 
 def test_names_with_commas_that_tell_streams_apart_are_read_as_text():
     assert TrainingConfig(path="x", group=("Id", " site")).kinds()["Id, site"] == "text"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("# made by hand\na,b\n1,2\n", r"begins with #: if it is a comment.*--skip-rows 1\)"),
+        ("a,b\n1,2\n# the rest is of May\n3,4\n", r"if it is a comment.*--skip-rows 3\)"),
+    ],
+)
+def test_a_comment_is_said_to_be_left_out_by_its_line(tmp_path, text, words):
+    path = tmp_path / "data.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=words):
+        read_table(str(path))

@@ -59,7 +59,7 @@ def test_times_that_are_equal_or_leave_gaps_are_counted_within_each_stream(tmp_p
     assert (times.interval, times.num_duplicates, times.num_gaps) == (10, 1, 1)
     assert times.largest_gap == 710
     lines = list(summary_lines(dataset))
-    assert any("1 gaps (the largest 11.83 min), 1 rows of the time of" in line for line in lines)
+    assert any("1 gap (the largest 11.83 min), 1 row of the time of" in line for line in lines)
     assert any("streams: 2, of 60 to 60 rows" in line for line in lines)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.csv
 
-from streamrnn.errors import DataError
+from streamrnn.errors import DataError, counted
 from streamrnn.training.data.reading.builder import ColumnBuilder
 from streamrnn.training.data.reading.dialect import END, INDEX, Head, read_head
 from streamrnn.training.data.reading.options import ReadOptions
@@ -105,9 +105,19 @@ def _located(path: str, head: Head, encoding: str) -> str:
                 line = reader.line_num + sum(k <= reader.line_num for k in head.skipped)
                 if line >= head.first_line and row and len(row) != len(head.names):
                     return (
-                        f"{path}, line {line}: {len(row)} cells, but the header names "
-                        f"{len(head.names)} columns"
+                        f"{path}, line {line}: {counted(len(row), 'cell')}, but the header names "
+                        f"{counted(len(head.names), 'column')}{_comment(head, row, line)}"
                     )
         except csv.Error as error:
             return f"{path}, line {reader.line_num}: {error}"
+    return ""
+
+
+def _comment(head: Head, row: list[str], line: int) -> str:
+    """Say how a comment is left out, if the header or a row looks like one."""
+    if row[0].startswith("#"):
+        return f"; if it is a comment, leave it out (--skip-rows {line})"
+    if head.names[0].startswith("#"):
+        lines = "1" if head.first_line == 2 else f"1-{head.first_line - 1}"
+        return f"; the header begins with #: if it is a comment, leave it out (--skip-rows {lines})"
     return ""
