@@ -311,6 +311,23 @@ def test_text_from_files_cannot_become_markup():
     assert "&lt;script&gt;" in page
 
 
+def test_what_several_results_share_is_drawn_once():
+    of = {"series": "ours", "latency_us": {"50": 20.0, "99": 40.0}}
+    results = [
+        a_result(
+            [20.0],
+            [25.0],
+            f"p50, {peer}",
+            "us",
+            details={**of, "reference_series": peer, "reference_latency_us": {"50": 25, "99": 60}},
+        )
+        for peer in ("pyzmq", "gRPC")
+    ]
+    page = html_page([runs_of(results)])
+    assert page.count("<polyline") == 3
+    assert html_page([runs_of(results), runs_of(results).renamed("b")]).count("<polyline") == 6
+
+
 def test_a_page_of_ratios_alone_has_no_charts():
     assert "<svg" not in html_page([runs_of([a_result([1.0], [2.0])])])
 

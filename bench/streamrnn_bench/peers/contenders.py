@@ -34,7 +34,7 @@ _PACKAGES = (
     "nvidia-pytriton",
     "numpy",
 )
-# Of gRPC, over one connection: one call alone is up to twice as slow, unless its server batches.
+# Over one connection; one call alone is up to four times as slow, unless its server batches.
 _NUM_CALLS = 8
 # The other Python finds its own packages first; of this one's it uses `streamrnn_bench` alone.
 _RUN_MODULE = (

@@ -1,8 +1,8 @@
 """As much of HTTP/2 (RFC 9113) as a gRPC client with a few calls needs, and no more.
 
-A general client costs more a message than the servers that are measured with it. Bytes in, bytes
-out: `Connection` reads no socket. Headers of answers are not decoded: only data matters, and that a
-call has not ended.
+What is measured is servers, so their client should cost little. Bytes in, bytes out: `Connection`
+reads no socket. Headers of answers are not decoded: only data matters, and that a call has not
+ended.
 """
 
 from __future__ import annotations

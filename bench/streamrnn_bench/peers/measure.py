@@ -193,8 +193,7 @@ def _result(
     if is_single:
         pairs = {"latency_us": OURS.name, "reference_latency_us": peer.name}
         details |= {key: _latency([each[name] for each in rounds]) for key, name in pairs.items()}
-    else:
-        details |= {"series": OURS.name, "reference_series": peer.name}
+    details |= {"series": OURS.name, "reference_series": peer.name}
     return Result(
         benchmark="peers",
         case=f"{case} {what}, {peer.name}",

@@ -56,7 +56,7 @@ def html_page(sides: Sequence[Runs]) -> str:
     results = {label: result for label, _, result in labelled}
     told = "".join(f"<li>{escape(str(side))}</li>" for side in sides)
     sections = [
-        _latency(results),
+        _latency(labelled, len(sides) > 1),
         *_throughput([(side, result) for _, side, result in labelled], len(sides) > 1),
         _breakdown(results),
         *(_table(benchmark, sides) for benchmark in dict.fromkeys(k[0] for k in all_keys(sides))),
@@ -71,12 +71,15 @@ def html_page(sides: Sequence[Runs]) -> str:
     )
 
 
-def _latency(results: Mapping[str, Result]) -> str:
+def _latency(labelled: Sequence[tuple[str, Runs, Result]], tells_side: bool) -> str:
     """Draw time against percentile, whose axis gives every further nine the same room."""
     series: dict[str, Points] = {}
     percentiles: set[float] = set()
-    for label, result in results.items():
+    for label, side, result in labelled:
         for prefix, of in (("", label), ("reference_", f"{label}: {result.reference}")):
+            if f"{prefix}series" in result.details:
+                of = str(result.details[f"{prefix}series"])
+                of = f"{side.name}: {of}" if tells_side else of
             given = _numbers(result, f"{prefix}latency_us")
             points = [(float(p), value) for p, value in given if _is_number(p)]
             points = [(p, value) for p, value in points if 0 <= p < 100]
