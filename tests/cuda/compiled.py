@@ -10,7 +10,6 @@ of the time, so what is compiled once serves both.
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 import sys
 import traceback
@@ -25,7 +24,8 @@ from tests.support.models import EVERY_KIND_OF_INPUT, random_model
 __all__ = [
     "ARCHITECTURES",
     "CHUNKS",
-    "MORE_TENSOR_LAYERS",
+    "LAYERS",
+    "MORE_LAYERS",
     "NEWEST",
     "OLDER",
     "PARTS",
@@ -58,49 +58,42 @@ CHUNKS: dict[str, dict[str, Any]] = {
 }
 """Models whose kernels for chunks are read."""
 
-TENSOR_LAYERS = (
-    "tf32 dense narrow",
-    "tf32 gru wide",
-    "tf32 lstm narrow",
-    "bfloat16 dense wide",
-    "bfloat16 gru narrow",
-    "bfloat16 lstm wide",
+LAYERS = (
+    "head wide",
+    "dense narrow",
+    *(f"{cell} {width}" for cell in ("gru", "lstm") for width in ("wide", "middle", "narrow")),
+    "gru form wide",
 )
-"""Of layers on tensor cores those that `make test` compiles: each cell, width and precision."""
+"""Of layers in float32 those that `make test` compiles: each kind of columns, width and end."""
 
-MORE_TENSOR_LAYERS = (
-    "tf32 dense wide",
-    "tf32 gru narrow",
-    "tf32 lstm wide",
-    "bfloat16 dense narrow",
-    "bfloat16 gru wide",
-    "bfloat16 lstm narrow",
+TENSOR_LAYERS = ("tf32 dense narrow", "tf32 gru wide", "bfloat16 gru narrow", "bfloat16 lstm wide")
+"""And on tensor cores: each precision, kind of columns and width."""
+
+MORE_LAYERS = (
+    "head narrow",
+    "dense wide",
+    *(f"{form} wide" for form in ("lstm form", "projected", "reset", "blend", "lstm int8")),
+    *(f"tf32 {layer}" for layer in ("dense wide", "gru narrow", "lstm narrow", "lstm wide")),
+    *(f"bfloat16 {layer}" for layer in ("dense narrow", "dense wide", "gru wide", "lstm narrow")),
+    "bfloat16 reset wide",
 )
 """The others, for `make soak`."""
 
 Kernels = dict[str, tuple[Any, tuple[Any, ...]]]
 
 
-def _tiles() -> Kernels:
-    """Return the kernels of batches in float32, with the types of their arguments."""
-    from numba import float32, int32, int64
-
+def _layers(names: Iterable[str]) -> Kernels:
+    """Return the kernels of layers, and the types of their arguments, by names as in `LAYERS`."""
     from streamrnn.kernels.activations import TANH
     from streamrnn.kernels.cuda import network
-    from streamrnn.kernels.cuda.products import BLEND, FORM, HEAD, NORM, RESET, Cell
+    from streamrnn.kernels.cuda.products import BLEND, FORM, HEAD, RESET, Cell
     from streamrnn.kernels.gates import DENSE, GRU, LSTM
 
-    words, ints, floats = int64[::1], int32[::1], float32[::1]
-    layer = _layer_arguments()
-    tiling = network.TILING
-    kernels: Kernels = {}
     cells = {
         "head": Cell(DENSE, TANH, HEAD),
         "dense": Cell(DENSE, TANH),
         "gru": Cell(GRU),
         "lstm": Cell(LSTM),
-    }
-    forms = {
         "lstm form": Cell(LSTM, end=FORM),
         "projected": Cell(LSTM, end=FORM, is_hard=True, to_scratch=True),
         "gru form": Cell(GRU, end=FORM),
@@ -108,22 +101,37 @@ def _tiles() -> Kernels:
         "blend": Cell(DENSE, end=BLEND),
         "lstm int8": Cell(LSTM, is_scaled=True),
     }
-    widths = ("wide", "middle", "narrow")
-    for (name, cell), (width, shape) in itertools.product(
-        cells.items(), zip(widths, tiling.shapes, strict=True)
-    ):
-        if width != "middle" or name in ("gru", "lstm"):
-            made = network._layer_kernel(cell, shape, "float32")
-            kernels[f"{name} {width}"] = (made, layer)
-    for name, cell in forms.items():
-        made = network._layer_kernel(cell, tiling.shapes[0], "float32")
-        kernels[f"{name} wide"] = (made, layer)
-    features, move, softmax = network._row_kernels(tiling.row_threads)
+    kernels: Kernels = {}
+    for name in names:
+        words = name.split()
+        precision = words.pop(0) if words[0] in ("tf32", "bfloat16") else "float32"
+        width = words.pop()
+        if precision == "float32":
+            shape = network.TILING.shapes[("wide", "middle", "narrow").index(width)]
+        else:
+            shape = network.TENSOR_TILING.shapes[("wide", "narrow").index(width)]
+        made = network._layer_kernel(cells[" ".join(words)], shape, precision)
+        kernels[name] = (made, _layer_arguments())
+    return kernels
+
+
+def _tiles() -> Kernels:
+    """Return the kernels of batches in float32."""
+    from numba import float32, int32, int64
+
+    from streamrnn.kernels.cuda import network
+    from streamrnn.kernels.cuda.products import NORM, Cell
+    from streamrnn.kernels.gates import GRU, LSTM
+
+    words, ints, floats = int64[::1], int32[::1], float32[::1]
+    threads = network.TILING.row_threads
+    kernels = _layers(LAYERS)
+    features, move, softmax = network._row_kernels(threads)
     state = (words, floats, floats, floats, ints)
     kernels["features"] = (features, (*state, floats, ints, *(int64,) * 3))
     kernels["softmax"] = (softmax, (floats, int64, int64, int64))
     for name, cell in (("lstm", Cell(LSTM, end=NORM)), ("gru", Cell(GRU, end=NORM))):
-        kernels[f"{name} norm"] = (network._norm_kernel(cell, tiling.row_threads), layer)
+        kernels[f"{name} norm"] = (network._norm_kernel(cell, threads), _layer_arguments())
     kernels["move"] = (move, (words, floats, ints, floats, int64, int64))
     return kernels
 
@@ -134,44 +142,23 @@ def _others() -> Kernels:
 
     from streamrnn.kernels.cuda import network, persistent
     from streamrnn.kernels.cuda.plan import GpuPlan
-    from streamrnn.kernels.cuda.products import RESET, Cell
-    from streamrnn.kernels.gates import GRU
     from streamrnn_bench.step import gpu_rates
 
     words, ints, floats = int64[::1], int32[::1], float32[::1]
-    tiling = network.TENSOR_TILING
-    kernels = _tensor_layers(TENSOR_LAYERS)
-    reset = network._layer_kernel(Cell(GRU, end=RESET), tiling.shapes[0], "bfloat16")
-    kernels["bfloat16 reset wide"] = (reset, _layer_arguments())
+    threads = network.TILING.row_threads
+    kernels = _layers(TENSOR_LAYERS)
     exchange = (words, floats, floats, words, ints, floats, ints, floats, *(int64,) * 5)
     for name, options in CHUNKS.items():
         model = random_model(np.random.default_rng(0), **options)
-        shape = persistent.persistent_shape(GpuPlan(model), 132, 227 << 10, tiling.row_threads)
+        shape = persistent.persistent_shape(GpuPlan(model), 132, 227 << 10, threads)
         assert shape is not None
         kernels[name] = (persistent.make_persistent_kernel(shape), exchange)
     kernels["fma rate"] = (gpu_rates._multiply_and_add, (floats, int64, floats))
     return kernels
 
 
-def _tensor_layers(names: Iterable[str]) -> Kernels:
-    """Return layers on tensor cores, by names such as ``"tf32 lstm wide"``."""
-    from streamrnn.kernels.activations import TANH
-    from streamrnn.kernels.cuda import network
-    from streamrnn.kernels.cuda.products import Cell
-    from streamrnn.kernels.gates import DENSE, GRU, LSTM
-
-    cells = {"dense": Cell(DENSE, TANH), "gru": Cell(GRU), "lstm": Cell(LSTM)}
-    kernels: Kernels = {}
-    for name in names:
-        precision, cell, width = name.split()
-        tile = network.TENSOR_TILING.shapes[("wide", "narrow").index(width)]
-        made = network._layer_kernel(cells[cell], tile, precision)
-        kernels[name] = (made, _layer_arguments())
-    return kernels
-
-
 def _more() -> Kernels:
-    return _tensor_layers(MORE_TENSOR_LAYERS)
+    return _layers(MORE_LAYERS)
 
 
 def _layer_arguments() -> tuple[Any, ...]:

@@ -76,7 +76,7 @@ class Loop:
             kept = marked
             num_cycles += max(1, *reads)
             num_products += 1
-        return num_products / num_cycles
+        return num_products / max(1, num_cycles)
 
 
 def disassemble(machine_code: bytes, entry: str) -> list[tuple[str, str]]:
