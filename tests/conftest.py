@@ -34,7 +34,7 @@ COMPILED = {
     ),
     "shard": re.compile(
         "tests/(bench|engine|faults|fuzz|monitor|process|security|server|shard)/|tests/client/real_server/"
-        "|tests/(project/test_examples|simulation/test_crash|training/test_commands)"
+        "|tests/live/|tests/(project/test_examples|simulation/test_crash|training/test_commands)"
         "|tests/state/test_(leftovers|release_1|replay)|tests/vectors/test_server"
     ),
 }

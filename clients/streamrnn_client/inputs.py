@@ -54,6 +54,10 @@ class ModelInfo:
         Of y as it is returned: float32, or float64 where an output has an origin.
     row_bytes : int
         What one stream's state takes in the server.
+    about : dict
+        What else the server tells: ``alias``, the name of all its versions, ``version``, which of
+        them it is, and ``is_current``, whether new streams of the alias get it; and perhaps their
+        ``share``, and to which version its streams are ``swapped_to``, by which ``policy``.
 
     Raises
     ------
@@ -67,6 +71,7 @@ class ModelInfo:
             self.fingerprint: str = entry["fingerprint"]
             self.spec: dict[str, Any] = entry["spec"]
             self.row_bytes: int = entry["row_bytes"]
+            self.about: dict[str, Any] = {k: v for k, v in entry.items() if k != "spec"}
             inputs = self.spec["inputs"]
             self.input_names: tuple[str, ...] = tuple(item["name"] for item in inputs)
             self.output_names: tuple[str, ...] = tuple(

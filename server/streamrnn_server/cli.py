@@ -61,6 +61,9 @@ COMMANDS = {
     ),
     "keys": Command("streamrnn_server.commands.keys", "make keys for a server or a user"),
     "status": Command("streamrnn_server.commands.status", "ask a running server how it is"),
+    "model": Command(
+        "streamrnn_server.commands.model", "load, swap and unload a running server's models"
+    ),
     "top": Command("streamrnn_server.commands.top", "watch a running server"),
     "bench": Command(
         "streamrnn_bench.commands.bench", "measure against peers and the machine's limits"

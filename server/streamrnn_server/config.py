@@ -42,6 +42,7 @@ _MAX_S = 10**9  # of times that are counted in ns
 _MAX_SHARDS = 64
 MAX_STEPS_PER_S = 10**9
 _MAX_DIAGNOSTICS_STREAMS = 64
+_MAX_LOADS = 1024
 DEVICES = ("cpu", "cuda", "auto")
 _ANY_IPV4 = ipaddress.IPv4Address(0)
 MAX_USER_NAME_BYTES = 255  # so that the length fits in a byte, in a shard and in a record
@@ -199,6 +200,9 @@ class ServerConfig:
     insecure: bool = False
     metrics: Endpoint | None = None
     diagnostics_streams: int = 4  # recorded at once, of all shards together
+    models_dir: Path | None = None
+    watch_models: bool = False
+    max_loads: int = 32
     # Without an option:
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES  # far larger requests cut the connection
     max_in_flight: int = 2 * MAX_BATCH  # replies of one client; those beyond are dropped, counted
@@ -253,6 +257,12 @@ class ServerConfig:
                 f"--backup-dir is {self.backup_dir}; it must be a folder that is there, and needs "
                 "--state-dir"
             )
+        if not 1 <= self.max_loads <= _MAX_LOADS:
+            raise StartError(f"--max-loads is {self.max_loads}; it must be 1 to {_MAX_LOADS}")
+        if self.models_dir is not None and not self.models_dir.is_dir():
+            raise StartError(f"--models-dir {self.models_dir} is no directory")
+        if self.watch_models and self.models_dir is None:
+            raise StartError("--watch-models needs a folder to watch: --models-dir")
         if self.advertise is not None and (self.advertise.is_wildcard or not self.advertise.port):
             raise StartError(
                 f"--advertise is {self.advertise}; clients connect to it: it must name a host and "
@@ -297,6 +307,10 @@ class ServerConfig:
     def has_users(self) -> bool:
         """Whether clients need keys, and streams belong to users."""
         return self.curve_secret_key is not None
+
+    def max_models_from(self, num_models: int) -> int:
+        """Return how many models there may ever be, if it begins with so many."""
+        return num_models + (self.max_loads if self.models_dir is not None else 0)
 
     @property
     def keeps_journal(self) -> bool:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
 from streamrnn.errors import ModelError, StartError
 from streamrnn.model.model import Model
+from streamrnn_server.live.files import name_fault
 
 __all__ = ["load_models"]
-
-_MAX_NAME_BYTES = 128
-_NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # controls, bytes that are no UTF-8, ends of lines
 
 
 def load_models(arguments: Iterable[str]) -> dict[str, Model]:
@@ -34,12 +31,9 @@ def load_models(arguments: Iterable[str]) -> dict[str, Model]:
         # A path may hold "=" itself: then the whole of it is there, or give it a name.
         named = bool(separator) and not Path(argument).exists()
         name, path = (before, Path(after)) if named else (Path(argument).stem, Path(argument))
-        if not 1 <= len(name.encode(errors="replace")) <= _MAX_NAME_BYTES:
-            raise StartError(f"{argument!r}: a model's name has 1 to {_MAX_NAME_BYTES} bytes")
-        if any(unicodedata.category(char) in _NO_TEXT for char in name):
-            raise StartError(
-                f"{argument!r}: a model's name is one line of text in UTF-8; give one by NAME=PATH"
-            )
+        fault = name_fault(name)
+        if fault is not None:
+            raise StartError(f"{argument!r}: {fault}; give one by NAME=PATH")
         if name in models:
             raise StartError(f"two models are named {name!r}; name one by {name}-2={path}")
         try:

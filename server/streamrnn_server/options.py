@@ -258,6 +258,26 @@ _OPTIONS = {
         type=int,
         metavar="N",
     ),
+    "models_dir": _Option(
+        "--models-dir",
+        "the one folder from which 'streamrnn model load' may load weight files while it runs "
+        "(docs/live-models.md)",
+        parse=_parse_path,
+        metavar="DIR",
+    ),
+    "watch_models": _Option(
+        "--watch-models",
+        "load what appears in --models-dir as NAME@VERSION.safetensors by itself; what new streams "
+        "get does not change by that",
+        action="store_true",
+    ),
+    "max_loads": _Option(
+        "--max-loads",
+        "most models that are loaded while it runs (%(default)s), those unloaded since among them; "
+        "with --models-dir",
+        type=int,
+        metavar="N",
+    ),
     "insecure": _Option(
         "--insecure",
         "bind an address that other machines can reach, without keys",

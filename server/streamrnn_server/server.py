@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import math
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import zmq
@@ -22,13 +21,15 @@ from streamrnn.model.model import Model
 from streamrnn_server.access.auth import Guard
 from streamrnn_server.access.limits import LimitsFile
 from streamrnn_server.config import Endpoint, ServerConfig
-from streamrnn_server.control.connections import Connections, raise_file_limit
+from streamrnn_server.control.connections import Connections, bind_router, raise_file_limit
 from streamrnn_server.control.dispatcher import Control
 from streamrnn_server.control.memory_watch import MemoryWatch
-from streamrnn_server.control.messages import command, parse_ask
+from streamrnn_server.control.messages import Order, command, parse_ask
 from streamrnn_server.control.turns import Turns
 from streamrnn_server.device import choose_device
 from streamrnn_server.event_log import EventLog
+from streamrnn_server.live.catalogue import Catalogue
+from streamrnn_server.live.table import ModelTable
 from streamrnn_server.monitor.health import Health
 from streamrnn_server.monitor.monitor import Monitor
 from streamrnn_server.shard.gpu.loop import GpuShard, make_devices, max_batch_rows
@@ -42,9 +43,10 @@ from streamrnn_server.worker import Worker
 __all__ = ["Server"]
 
 _TELL_EVERY_S = 10.0
-_PING = 255  # what wakes `run` to look that the shards are alive; no signal has this number
-_DEAD_AFTER_MS = 30_000  # a peer that acknowledges nothing, or takes nothing
-_LINGER_MS = 1_000
+_WATCH_EVERY_S = 1.0  # a folder of models
+# What wakes `run`, and no signal's number: to look that the shards are alive; that something was
+# done in another thread.
+_PING, _NEWS = 255, 254
 _LOOK_EVERY_S = 0.005  # for what else has come, while much is asked
 _ANSWER_WITHIN_S = 2.0  # after a stop, whatever waits
 _EXCESS_PART = 5  # of the memory budget: so much more may be held than is accounted for
@@ -89,6 +91,8 @@ class Server:
         if not models:
             raise StartError("there is no model to serve; name at least one weight file")
         self._config, self._log = config, log
+        self._catalogue = Catalogue(config.state_dir)
+        models = self._catalogue.with_loaded(models)
         self.device = choose_device(models, config, log)
         self.compile_s = compile_all(log, config.precision, self.device)
         raise_file_limit(log)
@@ -149,6 +153,14 @@ class Server:
                 for _ in range(config.num_shards)
             ]
             arithmetics = dict.fromkeys(models, on_gpu[0][0].arithmetic)
+        capacity = config.max_models_from(len(models))
+        table = ModelTable(models, programs, arithmetics, capacity)
+        table.apply(self._catalogue.content, self._log)
+        if self.device == "cuda" and (config.models_dir is not None or table.swaps):
+            raise StartError(
+                "--models-dir, and models whose streams are swapped to another version "
+                f"({', '.join(table.swaps) or 'none'}), need a CPU: --device cpu"
+            )
         disks: list[zmq.Socket[bytes] | None] = [None] * config.num_shards
         journals, pairs = list(disks), []
         if config.state_dir is not None:
@@ -158,18 +170,18 @@ class Server:
             if config.keeps_journal and self.device == "cpu":
                 pairs = [self._make_pair(f"journal-{k}") for k in range(config.num_shards)]
                 journals = [theirs for _, theirs in pairs]
-            args = (config, models, programs, arithmetics, ours, self._log)
+            args = (config, table.served, programs, table.templates, ours, self._log)
             self._disk = StateDir(*args, [our for our, _ in pairs])
         self.control = Control(
             config,
-            models,
-            programs,
-            arithmetics,
+            table,
             self.device,
             self.endpoints,
             self._log,
             self._disk,
             self._connections,
+            self._catalogue,
+            lambda: self._wake_with(_NEWS),
         )
         if self._guard is not None:
             self.control.limits_of = self._guard.limits.of
@@ -182,6 +194,7 @@ class Server:
             valid_keys = None if self._guard is None else self._guard.keys.is_valid
             sockets = (router, pair, disks[k], self.endpoints, gpu_rows, valid_keys, journals[k])
             shard = ShardMemory(config, k, own, *sockets)
+            shard.set_models(*table.for_shard())
             if self._disk is not None:
                 shard.struct["incarnation"] = self._disk.first_incarnation
             if self._guard is not None and shard.users is not None:
@@ -218,9 +231,12 @@ class Server:
         """Ask `run`, and by it all shards, to say that they have heard a new number; return it."""
         with self._ping_lock:
             self._pinged = number = self._pinged + 1
-        with contextlib.suppress(OSError):
-            self._wake.send(bytes([_PING]))
+        self._wake_with(_PING)
         return number
+
+    def _wake_with(self, number: int) -> None:
+        with contextlib.suppress(OSError):  # it was asked often enough, or has ended
+            self._wake.send(bytes([number]))
 
     def _heard_by(self) -> dict[str, int]:
         """Return the last number that each thread has heard; none once they end."""
@@ -243,43 +259,11 @@ class Server:
         return workers
 
     def _make_router(self, endpoint: Endpoint) -> zmq.Socket[bytes]:
-        config, numeric = self._config, endpoint.numeric()
         router = self._context.socket(zmq.ROUTER)
         self._sockets.append(router)
-        options = {
-            # A reply to nobody, or to a reader that does not read, is an error and is counted.
-            zmq.ROUTER_MANDATORY: 1,
-            # The second with the same routing id is refused: it might be somebody else.
-            zmq.ROUTER_HANDOVER: 0,
-            zmq.MAXMSGSIZE: config.max_message_bytes + config.max_message_bytes // 4,
-            # libzmq learns what has left a pipe after each half of a mark only. With a mark at what
-            # a client may have in flight, replies were dropped from half of that on.
-            zmq.SNDHWM: 2 * config.max_in_flight,
-            zmq.RCVHWM: config.max_in_flight,
-            zmq.HANDSHAKE_IVL: 10_000,
-            # No PINGs: libzmq aborts where it would send one on a connection that broke while its
-            # pipe was full (docs/decisions.md). TCP finds peers that are gone.
-            zmq.HEARTBEAT_IVL: 0,
-            zmq.TCP_KEEPALIVE: 1,
-            zmq.TCP_KEEPALIVE_IDLE: 10,
-            zmq.TCP_KEEPALIVE_INTVL: 5,
-            zmq.TCP_KEEPALIVE_CNT: 4,
-            zmq.TCP_MAXRT: _DEAD_AFTER_MS,
-            zmq.BACKLOG: 1024,
-            zmq.LINGER: _LINGER_MS,
-            zmq.IPV6: int(numeric.host.startswith("[")),
-        }
-        for option, value in options.items():
-            router.setsockopt(option, value)
         if self._guard is not None:
             self._guard.protect(router)
-        try:
-            router.bind(str(numeric))
-        except zmq.ZMQError as error:
-            hint = ""
-            if error.errno == errno.EADDRINUSE:
-                hint = "; another server is there: stop it, or take another port (--bind)"
-            raise StartError(f"cannot bind {endpoint}: {error.strerror}{hint}") from error
+        bind_router(router, self._config, endpoint)
         return router
 
     def _make_pair(self, name: str) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
@@ -300,8 +284,7 @@ class Server:
 
     def stop(self) -> None:
         """Ask `run` to end. From any thread, also from a signal's handler."""
-        with contextlib.suppress(OSError):  # it was asked often enough, or has ended
-            self._wake.send(b"\0")
+        self._wake_with(0)
 
     @property
     def wake_file(self) -> int:
@@ -338,8 +321,10 @@ class Server:
         turns, running, stop_at_s = self._turns, set(self._pairs), math.inf
         drained: list[zmq.Socket[bytes]] = []
         tell_at_s = time.monotonic() + _TELL_EVERY_S
+        watch_at_s = 0.0 if self._config.watch_models else math.inf
         while running:
-            timeout_s = 0.0 if turns else max(0.0, tell_at_s - time.monotonic())
+            next_s = min(tell_at_s, watch_at_s)
+            timeout_s = 0.0 if turns else max(0.0, next_s - time.monotonic())
             ready = dict(poller.poll(math.ceil(timeout_s * 1e3)))
             if self._failure is not None:
                 raise self._failure
@@ -361,19 +346,28 @@ class Server:
             if time.monotonic() >= tell_at_s:
                 tell_at_s += _TELL_EVERY_S
                 self._tell()
+            if time.monotonic() >= watch_at_s:
+                watch_at_s = time.monotonic() + _WATCH_EVERY_S
+                self._send(self.control.watch())
         for worker in self._shards:
             worker.join()
         if self._disk is not None:
             self._disk.close()
 
     def _take_wakes(self) -> bool:
-        """Pass pings on to the shards; return whether anything else came: to stop."""
+        """Pass pings on to the shards, go on with news; return whether all is to stop."""
         wakes = self._woken.recv(4096)  # listened to after a stop too: a thread may fail yet
         if _PING in wakes and not self._is_stopping:
             self._heard = number = self._pinged
             for pair in self._pairs:
                 pair.send_multipart(command(CommandKind.PING, {"seq": number}))
-        return bool(wakes.strip(bytes([_PING])))
+        if _NEWS in wakes:
+            self._send(self.control.news())
+        return bool(wakes.strip(bytes([_PING, _NEWS])))
+
+    def _send(self, orders: Iterable[Order]) -> None:
+        for order in orders:
+            self._pairs[order.shard].send_multipart(order.frames)
 
     def _take_asks(self, shard: int, pair: zmq.Socket[bytes]) -> bool:
         """Take what one shard asks; False once it has no more."""
@@ -400,8 +394,7 @@ class Server:
             if now_s >= stop_at_s:
                 self.control.drop(shard, ask)
                 continue
-            for order in self.control.answer(shard, ask):
-                self._pairs[order.shard].send_multipart(order.frames)
+            self._send(self.control.answer(shard, ask))
 
     def _tell(self) -> None:
         """Log what was dropped or refused since the last time."""
@@ -424,6 +417,7 @@ class Server:
         """Close all sockets, after `run` has returned; replies on their way may still leave."""
         if self.control.diagnostics is not None:
             self.control.diagnostics.stop()
+        self.control.stop()
         for shard in self.control.shards:
             shard.close()
         self._close_sockets()

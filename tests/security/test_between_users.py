@@ -157,6 +157,25 @@ def test_backups_are_made_for_administrators_alone(serve, tmp_path):
     until(lambda: alice.ok("backup", "b", "token")["state"] == "done")
 
 
+def test_models_are_changed_by_administrators_alone(serve, model, tmp_path):
+    (tmp_path / "models").mkdir()
+    model.save(tmp_path / "models" / "m@2.safetensors")
+    options = {"state_dir": tmp_path / "state", "durability": "checkpoint"}
+    _, alice, bob = serve(admins=("alice",), models_dir=tmp_path / "models", **options)
+    bob.ok("open", "his", "m", 8)
+    bob.ok("step", "his", 1, X)
+    swap = {"name": "m", "to": "m@2", "streams": "carry"}
+    for action, details in [("load", {"name": "m@2"}), ("swap", swap)]:
+        bob.send("model", action, details)
+        assert bob.receive()[1][0] == "forbidden"
+        alice.ok("model", action, details)
+    assert bob.ok("step", "his", 2, X)[0] == 2
+    alice.send("step", "his", 3, X)
+    assert alice.receive()[1][0] == "forbidden"  # it is still his
+    assert bob.ok("stats")["num_streams"] == 1
+    assert alice.ok("stats")["models"] == {"m": 0, "m@2": 1}
+
+
 @given(asked=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 99)), max_size=40))
 def test_each_user_is_answered_in_his_order_and_in_turn(asked):
     turns = Turns()

@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from streamrnn.errors import StoreError
 from streamrnn.kernels.cpu.program import Program
+from streamrnn.model.model import Model
 from streamrnn.state.journal import ChangeKind, entries_of, read_journal, segment_paths
 from streamrnn.state.record import RecordHead
 from streamrnn.state.store import STREAMS, StateStore
@@ -32,6 +33,7 @@ from streamrnn_client._session.session import Session
 from streamrnn_client._session.turns import give_back
 from streamrnn_server.config import ServerConfig
 from streamrnn_server.control.stats import total_counters
+from streamrnn_server.live.catalogue import Catalogue
 from streamrnn_server.shard import setup as memory
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.memory import arena, index
@@ -73,7 +75,13 @@ class BrokenPromise(AssertionError):
 class CrashSimulation(Network):
     """One client and a server that is killed and started again, as a seed says."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(
+        self,
+        seed: int,
+        models: Mapping[str, Model] = MODELS,
+        programs: Mapping[str, Program] = PROGRAMS,
+    ) -> None:
+        self._models, self._programs = models, programs
         WIRE.now_s = BEGAN_S
         draw = np.random.default_rng(seed)
         rough = Weather(lost=0.1, twice=0.1, slowest_s=0.1)
@@ -94,6 +102,8 @@ class CrashSimulation(Network):
         where = _MEMORY if os.path.isdir(_MEMORY) else None
         made = tempfile.mkdtemp(prefix="streamrnn-journal-", dir=where)
         self._journal_directory = Path(made)
+        self._catalogue_directory = self._journal_directory / "catalogue"
+        self._catalogue_directory.mkdir()
         self.exchange = self._new_exchange()
         self.identity = b"client 0"
         self.kill_client_in: int | None = None  # so many events
@@ -192,9 +202,9 @@ class CrashSimulation(Network):
         self._told = {}
         endpoints = self.endpoints[:num_shards]
         self._disk.commits_left = self.random.choice([None, None, None, 0, 1, 2])
-        args = (store, MODELS, PROGRAMS, config, endpoints, self._take_reply)
+        args = (store, self._models, self._programs, config, endpoints, self._take_reply)
         try:
-            where = (self._disk, self._journal_directory)
+            where = (Catalogue(self._catalogue_directory), self._disk, self._journal_directory)
             self.life = Life(self, WIRE, *args, *where)
         except (StoreError, ServerKilled) as failure:
             store.close()
@@ -308,7 +318,7 @@ class CrashSimulation(Network):
             reached, seq = (int(head["incarnation"]), int(head["num_changes"])), head["last_seq"]
         for segment in read_journal(self._journal_directory):
             for group in segment.groups:
-                for entry in entries_of(group, len(MODELS)):
+                for entry in entries_of(group, len(self._models)):
                     place = entry.incarnation, entry.num_changes
                     if entry.stream != stream or place <= reached:
                         continue

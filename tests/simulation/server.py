@@ -32,14 +32,16 @@ from streamrnn_server.config import ServerConfig
 from streamrnn_server.control.dispatcher import Control
 from streamrnn_server.control.messages import command, parse_ask
 from streamrnn_server.event_log import EventLog
+from streamrnn_server.live.catalogue import Catalogue
+from streamrnn_server.live.table import ModelTable
 from streamrnn_server.shard.loop import turn
 from streamrnn_server.shard.poll import wait
 from streamrnn_server.shard.setup import ShardMemory
 from streamrnn_server.shard.structs import AskKind, CommandKind, ShardState
 from streamrnn_server.storage.expiry import Expiry
 from streamrnn_server.storage.journal_writer import JournalWriter
-from streamrnn_server.storage.replay import Replay, all_arithmetics
-from streamrnn_server.storage.state_dir import begin_journal, served_models, templates_of
+from streamrnn_server.storage.replay import Replay
+from streamrnn_server.storage.state_dir import begin_journal, named_models
 from streamrnn_server.storage.writer import CheckpointWriter
 from tests.simulation.zmq import Frames, Wire
 
@@ -176,6 +178,8 @@ class Life:
         The shards'.
     on_reply : callable
         Takes an identity and a payload for it.
+    catalogue : Catalogue
+        Of models and aliases.
     disk : SimulatedDisk
         Says whether it is full.
     journal_directory : Path
@@ -197,6 +201,7 @@ class Life:
         config: ServerConfig,
         endpoints: list[str],
         on_reply: Callable[[bytes, bytes], None],
+        catalogue: Catalogue,
         disk: SimulatedDisk,
         journal_directory: Path,
     ) -> None:
@@ -209,10 +214,11 @@ class Life:
         self._num_asked = 0
         self._log = log = EventLog(stream=self.log)
         arithmetics = {name: program.arithmetic for name, program in programs.items()}
-        arithmetic = all_arithmetics(arithmetics.values())
         expiry = Expiry(store.clock_s, config.time_to_live_s)
         numbers = range(config.num_shards)
-        served = served_models(models, programs, arithmetics)
+        table = ModelTable(models, programs, arithmetics, config.max_models_from(len(models)))
+        table.apply(catalogue.content, log)
+        served = table.served
         held = Replay(store, journal_directory, served, programs, log).run()
         assert not held
         self._journal_ends = [
@@ -222,10 +228,9 @@ class Life:
         self.journals: list[JournalWriter] = []
         if config.keeps_journal:
             begin_journal(store, journal_directory)
-            self.journals = [self._make_journal(k, served, arithmetic, disk) for k in numbers]
+            self.journals = [self._make_journal(k, served, disk) for k in numbers]
         self._ends = [_DiskEnd(functools.partial(self._answer_later, k)) for k in numbers]
-        templates = templates_of(served)
-        self.saver = CheckpointWriter(store, templates, self._ends, expiry, log)  # type: ignore[arg-type]
+        self.saver = CheckpointWriter(store, table.templates, self._ends, expiry, log)  # type: ignore[arg-type]
         state_dir: Any = SimpleNamespace(
             store=store,
             expiry=expiry,
@@ -236,12 +241,12 @@ class Life:
             has_journal=bool(self.journals),
             read_only=None,
         )
-        self.control = Control(
-            config, models, programs, arithmetics, "cpu", endpoints, log, state_dir
-        )
+        args = (config, table, "cpu", endpoints, log, state_dir)
+        self.control = Control(*args, catalogue=catalogue)
         self.shards = [self._make_shard(k, config, programs, endpoints) for k in numbers]
-        self.control.shards = [shard.memory for shard in self.shards]
+        self.control.shards += [shard.memory for shard in self.shards]
         for shard in self.shards:
+            shard.memory.set_models(*table.for_shard())
             shard.memory.struct["incarnation"] = store.epoch << 32
         store.epoch += 1
         wire.is_dead, wire.dies_in = False, -1
@@ -265,9 +270,7 @@ class Life:
         made = ShardMemory(config, k, own, a, b, c, endpoints, **ends)
         return _Shard(router, pair, disk, journal, made)
 
-    def _make_journal(
-        self, k: int, served: Any, arithmetic: str, disk: SimulatedDisk
-    ) -> JournalWriter:
+    def _make_journal(self, k: int, served: Any, disk: SimulatedDisk) -> JournalWriter:
         def make(directory: Path, head: SegmentHead) -> SimulatedSegment:
             if disk.is_full and self._random.random() < 0.5:
                 (directory / head.file_name).write_bytes(b"SRNJ"[: self._random.randrange(5)])
@@ -276,8 +279,7 @@ class Life:
             segment.disk, segment.random = disk, self._random
             return segment
 
-        names = tuple((model.name, model.fingerprint) for model in served)
-        head = SegmentHead(self.store.epoch, k, 0, arithmetic, names)
+        head = SegmentHead(self.store.epoch, k, 0, *named_models(served))
         end: Any = self._journal_ends[k]
         return JournalWriter(self.directory, head, end, self._log, 0.05, make)
 

@@ -21,23 +21,25 @@ pytestmark = pytest.mark.slow
 NUM_SEEDS, NUM_PROCESSES = 40, 2
 
 
-def tell(first: int, last: int, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "tests.simulation.client_life",
-        str(first),
-        str(last),
-        *options,
-    ]
+CLIENT, SWAPS = "tests.simulation.client_life", "tests.simulation.swap_life"
+
+
+def tell(
+    first: int, last: int, *options: str, life: str = CLIENT
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", life, str(first), str(last), *options]
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def run_stories(first: int, num_seeds: int, *options: str) -> collections.Counter[str]:
+def run_stories(
+    first: int, num_seeds: int, *options: str, life: str = CLIENT
+) -> collections.Counter[str]:
     """Run stories in several processes; return what happened in all of them."""
     ends = [first + num_seeds * k // NUM_PROCESSES for k in range(NUM_PROCESSES + 1)]
     with ThreadPoolExecutor(NUM_PROCESSES) as pool:
-        parts = pool.map(lambda k: tell(ends[k], ends[k + 1], *options), range(NUM_PROCESSES))
+        parts = pool.map(
+            lambda k: tell(ends[k], ends[k + 1], *options, life=life), range(NUM_PROCESSES)
+        )
     happened: collections.Counter[str] = collections.Counter()
     for part in parts:
         assert part.returncode == 0, part.stderr  # its last line names the seed
@@ -69,6 +71,32 @@ def test_crashes_change_nothing():
         "num_spilled_idle": 0.1,
     }.items():
         assert happened[what] > at_least * NUM_SEEDS, (what, happened)
+
+
+def test_swaps_between_crashes_change_nothing():
+    happened = run_stories(0, NUM_SEEDS, life=SWAPS)
+    for what, at_least in {
+        "answers": 50,
+        "crashes": 2,
+        "torn turns": 0.5,
+        "swaps done": 5,
+        "swaps seen": 2,
+        "num_swapped": 2,
+    }.items():
+        assert happened[what] > at_least * NUM_SEEDS, (what, happened)
+
+
+def test_a_rule_that_is_on_disk_before_the_streams_is_detected():
+    run = tell(1, 100, "--break", "rule-before-streams", life=SWAPS)
+    assert run.returncode == 1
+    assert "of neither version" in run.stderr, run.stderr
+
+
+@pytest.mark.soak
+def test_many_swaps_between_crashes_change_nothing():
+    seed = random.SystemRandom().randrange(2**31)
+    print(f"seeds from {seed} on")
+    run_stories(seed, 5_000, "--actions", "120", life=SWAPS)
 
 
 @pytest.mark.soak

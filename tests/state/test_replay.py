@@ -28,8 +28,8 @@ from streamrnn.state.store import STREAMS, StateStore
 from streamrnn_client.protocol import ErrorCode, canonical_id
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.storage import replay
+from streamrnn_server.storage.record_lookup import ServedModel
 from streamrnn_server.storage.replay import SET_ASIDE, UNDER_WAY, Replay, all_arithmetics
-from streamrnn_server.storage.state_dir import served_models
 from tests.support.models import random_model
 
 NUM_INPUTS, WINDOW_LOG2 = 3, 2
@@ -49,7 +49,8 @@ def own_arithmetic():
 
 
 def served_now():
-    return served_models({"m": MODEL}, programs(), {"m": own_arithmetic()})
+    row_bytes, y_bytes = programs()["m"].row_bytes, 4 * MODEL.spec.output_size
+    return [ServedModel("m", MODEL.fingerprint, row_bytes, y_bytes, own_arithmetic())]
 
 
 def own_head():

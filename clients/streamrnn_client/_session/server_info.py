@@ -248,8 +248,11 @@ class ServerView:
         """Return a model's description; None is the only model."""
         if name not in self.models and not (name is None and len(self.models) == 1):
             yield from self.list_models(ex)
-        if name is None and len(self.models) == 1:
-            return next(iter(self.models.values()))
+        if name is None:
+            aliases = {model.about.get("alias", model.name) for model in self.models.values()}
+            if len(aliases) == 1:
+                (alias,) = aliases
+                return self.models.get(alias) or next(iter(self.models.values()))
         if name in self.models:
             return self.models[name]
         served = sorted(self.models)

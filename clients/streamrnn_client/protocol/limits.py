@@ -43,6 +43,7 @@ COLD_METHODS = (
     "sync",
     "backup",
     "diagnostics",
+    "model",
 )
 DURABILITIES = ("none", "checkpoint", "always")  # `durability` in `hello`
 # `features` in `hello`: what a server may lack; `ORIGINS` also in `models`: what a client may.

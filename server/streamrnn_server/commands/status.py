@@ -16,14 +16,14 @@ from streamrnn_server.monitor.health import trouble
 __all__ = ["add_keys", "add_server", "configure", "run"]
 
 
-def add_server(parser: argparse.ArgumentParser) -> None:
+def add_server(parser: argparse.ArgumentParser, is_optional: bool = True) -> None:
     """Add the arguments that say which server to ask, and who does."""
+    default = {"nargs": "?", "default": f"tcp://127.0.0.1:{DEFAULT_PORT}"} if is_optional else {}
     parser.add_argument(
         "address",
-        nargs="?",
-        default=f"tcp://127.0.0.1:{DEFAULT_PORT}",
         metavar="ADDRESS",
-        help="of a running server (%(default)s)",
+        help="of a running server" + " (%(default)s)" * is_optional,
+        **default,  # type: ignore[arg-type]
     )
     add_keys(parser)
 
@@ -61,7 +61,9 @@ def _lines(stats: dict[str, Any]) -> list[str]:
     if "user" in stats:
         return _lines_of_user(stats)
     uptime_s = max(stats["uptime_s"], 1e-9)
+    current = [alias for alias in stats.get("aliases", {}).items() if alias[0] != alias[1]]
     models = ", ".join(f"{name} ({number} open)" for name, number in stats["models"].items())
+    models += "".join(f"; new streams of {alias} get {name}" for alias, name in current)
     lines = [
         f"server      streamrnn {stats['server']}, instance {stats['instance']}, "
         f"up {stats['uptime_s']:.0f} s, durability {stats['durability']}{_restarts(stats)}",

@@ -18,7 +18,9 @@ __all__ = ["busiest_streams"]
 _MAX_SHOWN = 20
 
 
-def busiest_streams(shards: Sequence[ShardView], names: Sequence[str]) -> list[dict[str, Any]]:
+def busiest_streams(
+    shards: Sequence[ShardView], models: Sequence[tuple[str, Any]]
+) -> list[dict[str, Any]]:
     """Return the streams with most of the steps that shards have sampled last.
 
     Returns
@@ -33,18 +35,18 @@ def busiest_streams(shards: Sequence[ShardView], names: Sequence[str]) -> list[d
         num_samples = min(int(samples["number"]), NUM_SAMPLES)
         counts = Counter(samples["slots"][:num_samples].tolist())
         for slot, count in counts.most_common(_MAX_SHOWN):
-            told = _look(shard, slot, names)
+            told = _look(shard, slot, models)
             if told is not None:
                 found.append({**told, "shard": number, "share": count / num_samples})
     return sorted(found, key=lambda each: -each["share"])[:_MAX_SHOWN]
 
 
-def _look(shard: ShardView, slot: int, names: Sequence[str]) -> dict[str, Any] | None:
+def _look(shard: ShardView, slot: int, models: Sequence[tuple[str, Any]]) -> dict[str, Any] | None:
     """Return who lives in a slot; None if that changes while it is looked at."""
     header = shard.headers[slot]
     before = header.copy()
     canonical = _canonical_id(shard, before)
-    is_open = int(before["flags"]) & IS_OPEN and 0 <= int(before["model"]) < len(names)
+    is_open = int(before["flags"]) & IS_OPEN and 0 <= int(before["model"]) < len(models)
     if canonical is None or not is_open:
         return None
     after = header.copy()
@@ -56,7 +58,7 @@ def _look(shard: ShardView, slot: int, names: Sequence[str]) -> dict[str, Any] |
         return None
     if stream is None:
         return None
-    model, last_seq = names[int(before["model"])], int(before["last_seq"])
+    (model, _), last_seq = models[int(before["model"])], int(before["last_seq"])
     return {"stream": stream, "model": model, "last_seq": last_seq}
 
 

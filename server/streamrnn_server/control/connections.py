@@ -8,6 +8,7 @@ fill libzmq's memory are cut too: see `MemoryWatch`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import socket
@@ -19,11 +20,13 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from streamrnn.errors import StartError
+from streamrnn_server.config import Endpoint, ServerConfig
 from streamrnn_server.control.memory_watch import LOOK_EVERY_MS, MemoryWatch, received_bytes
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.worker import OnFailure, Worker
 
-__all__ = ["Connections", "raise_file_limit"]
+__all__ = ["Connections", "bind_router", "raise_file_limit"]
 
 _WANTED_FILES = 65_536
 _FEW_FILES = 4096  # fewer are worth a warning
@@ -40,6 +43,8 @@ _TOO_HEAVY = (
     "messages that do not end: those that brought most are cut"
 )
 _DISCARDED_BYTES = 2**20  # at once
+_DEAD_AFTER_MS = 30_000  # a peer that acknowledges nothing, or takes nothing
+_LINGER_MS = 1_000
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 
 
@@ -199,3 +204,40 @@ def raise_file_limit(log: EventLog) -> None:
             max_open_files=soft,
             process=os.getpid(),
         )
+
+
+def bind_router(router: zmq.Socket[bytes], config: ServerConfig, endpoint: Endpoint) -> None:
+    """Set the options of a shard's socket, and bind it; raises StartError if that cannot be."""
+    numeric = endpoint.numeric()
+    options = {
+        # A reply to nobody, or to a reader that does not read, is an error and is counted.
+        zmq.ROUTER_MANDATORY: 1,
+        # The second with the same routing id is refused: it might be somebody else.
+        zmq.ROUTER_HANDOVER: 0,
+        zmq.MAXMSGSIZE: config.max_message_bytes + config.max_message_bytes // 4,
+        # libzmq learns what has left a pipe after each half of a mark only. With a mark at what
+        # a client may have in flight, replies were dropped from half of that on.
+        zmq.SNDHWM: 2 * config.max_in_flight,
+        zmq.RCVHWM: config.max_in_flight,
+        zmq.HANDSHAKE_IVL: 10_000,
+        # No PINGs: libzmq aborts where it would send one on a connection that broke while its
+        # pipe was full (docs/decisions.md). TCP finds peers that are gone.
+        zmq.HEARTBEAT_IVL: 0,
+        zmq.TCP_KEEPALIVE: 1,
+        zmq.TCP_KEEPALIVE_IDLE: 10,
+        zmq.TCP_KEEPALIVE_INTVL: 5,
+        zmq.TCP_KEEPALIVE_CNT: 4,
+        zmq.TCP_MAXRT: _DEAD_AFTER_MS,
+        zmq.BACKLOG: 1024,
+        zmq.LINGER: _LINGER_MS,
+        zmq.IPV6: int(numeric.host.startswith("[")),
+    }
+    for option, value in options.items():
+        router.setsockopt(option, value)
+    try:
+        router.bind(str(numeric))
+    except zmq.ZMQError as error:
+        hint = ""
+        if error.errno == errno.EADDRINUSE:
+            hint = "; another server is there: stop it, or take another port (--bind)"
+        raise StartError(f"cannot bind {endpoint}: {error.strerror}{hint}") from error

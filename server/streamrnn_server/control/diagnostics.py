@@ -50,8 +50,8 @@ class Diagnostics:
 
     Parameters
     ----------
-    models : mapping of str to Model
-        In the order in which shards number them.
+    models : sequence of (str, Model)
+        As shards number them; it may grow.
     shards : sequence of ShardView
         May be filled later.
     log : EventLog
@@ -63,7 +63,7 @@ class Diagnostics:
     """
 
     def __init__(
-        self, models: Mapping[str, Model], shards: Sequence[ShardView], log: EventLog
+        self, models: Sequence[tuple[str, Model]], shards: Sequence[ShardView], log: EventLog
     ) -> None:
         # Not at the top: a server without diagnostics does not need it. And not later: once it
         # serves, there may be no file left for an import.
@@ -137,7 +137,7 @@ class Diagnostics:
         if int(entry["serial"]) != serial or int(recorder.table[place]["serial"]) != serial:
             return  # meanwhile it has become another one
         stream = stream_of(entry["id"][: int(entry["id_bytes"])].tobytes())
-        name, model = list(self._models.items())[int(entry["model"])]
+        name, model = self._models[int(entry["model"])]
         first_seq, began_s = int(entry["first_seq"]), time.perf_counter()
         inputs = np.frombuffer(x, "<u4" if model.spec.is_token else "<f4")
         inputs = inputs.reshape(num_steps, -1)

@@ -6,18 +6,15 @@ import functools
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from streamrnn import __version__
-from streamrnn.kernels.cpu.program import Program
-from streamrnn.model.model import Model
 from streamrnn_client.protocol import (
     DEFAULT_WINDOW,
     FEATURES,
     MAX_BATCH,
     MAX_WINDOW,
-    ORIGINS,
     PROTOCOL_VERSION,
     ColdRequest,
     ErrorCode,
@@ -36,6 +33,7 @@ from streamrnn_server.control.connections import Connections
 from streamrnn_server.control.diagnostics import Diagnostics
 from streamrnn_server.control.error_text import word_error, word_items
 from streamrnn_server.control.messages import Ask, Caller, Order, command
+from streamrnn_server.control.model_methods import ModelMethods
 from streamrnn_server.control.state_methods import StateMethods
 from streamrnn_server.control.stats import (
     OTHER_METHOD,
@@ -52,10 +50,12 @@ from streamrnn_server.control.stats import (
     total_counters,
 )
 from streamrnn_server.event_log import EventLog
+from streamrnn_server.live.catalogue import Catalogue
+from streamrnn_server.live.table import ModelTable
 from streamrnn_server.shard.structs import AskKind, CommandKind
 from streamrnn_server.storage.record_lookup import RecordLookup
 from streamrnn_server.storage.replay import all_arithmetics
-from streamrnn_server.storage.state_dir import StateDir, served_models, templates_of
+from streamrnn_server.storage.state_dir import StateDir
 
 __all__ = ["Control"]
 
@@ -68,7 +68,6 @@ _GAUGES = (
     "unread_bytes",
     "asked_bytes",
 )
-_TOO_NEW = " (has origins: it needs a newer client)"
 _MAX_SHOWN = 128  # characters of a name that came from outside
 
 
@@ -81,8 +80,7 @@ class Control:
         Tells this start of the server from every other.
     build_info : dict of str to str
         What serves, and how.
-    model_names : list of str
-        Those that are served, in order.
+    models : ModelTable
     num_too_broken : int
         Number of messages that could not even be answered.
     num_calls : Counter of str
@@ -100,14 +98,14 @@ class Control:
     def __init__(
         self,
         config: ServerConfig,
-        models: Mapping[str, Model],
-        programs: Mapping[str, Program],
-        arithmetics: Mapping[str, str],
+        table: ModelTable,
         device: str,
         endpoints: Sequence[str],
         log: EventLog,
         disk: StateDir | None = None,
         connections: Connections | None = None,
+        catalogue: Catalogue | None = None,
+        wake: Callable[[], None] | None = None,
     ) -> None:
         self.instance = secrets.token_hex(8)
         self.num_too_broken = 0
@@ -115,17 +113,19 @@ class Control:
         self.num_errors: Counter[tuple[str, str]] = Counter()
         self.shards: list[ShardView] = []
         self._config = config
-        self._models = dict(models)
-        self.model_names = list(models)
-        self._row_bytes = {name: program.row_bytes for name, program in programs.items()}
-        self._specs = [(name, model.spec) for name, model in models.items()]
-        self._arithmetic, self._device = all_arithmetics(arithmetics.values()), device
+        self.models = table
+        self._arithmetic = all_arithmetics(each.arithmetic for each in table.served)
+        self._device = device
         self.limits_of: Callable[[str], UserLimits] = lambda user: config.user_limits
         self._endpoints = list(endpoints)
         self._log = log
         self._disk = disk
         self._connections = connections
         self._usage = None if disk is None else disk.usage
+        self._model_methods = ModelMethods(
+            *(config, table, catalogue or Catalogue(None), device),
+            *(self.shards, disk, log, wake),
+        )
         self.build_info = {
             "version": __version__,
             "arithmetic": self._arithmetic,
@@ -136,23 +136,19 @@ class Control:
         self._started_s = time.monotonic()
         self._methods: dict[str, Callable[[Caller, list[Any]], Any]] = {
             "hello": lambda caller, params: self._hello(),
-            "models": lambda caller, params: self._list_models(params),
+            "models": lambda caller, params: table.describe(params, config.precision, device),
             "stats": lambda caller, params: self._stats_for(caller.user),
             "backup": self._back_up,
         }
-        served = served_models(models, programs, arithmetics)
         store, expiry = (None, None) if disk is None else (disk.store, disk.expiry)
         held = {} if disk is None else disk.held
-        self._record_lookup = RecordLookup(served, store, expiry, config.has_users, held)
-        templates = templates_of(served)
+        self._record_lookup = RecordLookup(table.served, store, expiry, config.has_users, held)
         self.diagnostics: Diagnostics | None = None
         if config.diagnostics_streams and device == "cpu":
-            self.diagnostics = Diagnostics(models, self.shards, log)
+            self.diagnostics = Diagnostics(table.named, self.shards, log)
         self._state_methods = StateMethods(
             self._record_lookup,
-            templates,
-            models,
-            served,
+            table,
             config.num_shards,
             is_durable=disk is not None,
             min_window=1 if device == "cpu" else 2,
@@ -176,6 +172,18 @@ class Control:
             self._log.write_fault("a request failed", error)
             return self._give_up(shard, ask)
 
+    def news(self) -> list[Order]:
+        """Return what is to be sent, now that something was done in another thread."""
+        return self._model_methods.news()
+
+    def watch(self) -> list[Order]:
+        """Look now and then for models to load."""
+        return self._model_methods.watch()
+
+    def stop(self) -> None:
+        """Begin nothing more in another thread."""
+        self._model_methods.stop()
+
     def drop(self, shard: int, ask: Ask) -> None:
         """Note that a question of a shard no longer waits."""
         if ask.charge:
@@ -188,16 +196,20 @@ class Control:
         if ask.ask in (AskKind.CALL, AskKind.ERROR, AskKind.ITEMS):
             caller = caller._replace(user=self._user(shard, ask))
         known_about = functools.partial(self._known_about, caller.user)
+        if ask.ask == AskKind.DONE or self._model_methods.owns(ask.msgid):
+            return self._model_methods.note(shard, ask)
         if ask.ask == AskKind.ENTRY:
             return self._state_methods.finish_export(caller, ask.body)
         if ask.ask == AskKind.REPLY:
             return self._state_methods.deliver(caller, ask.body)
         if ask.ask == AskKind.ERROR:
-            payload = word_error(ask, self._specs, known_about)
+            payload = word_error(ask, self.models.specs, known_about)
             return self._state_methods.deliver(caller, payload)
         if ask.ask == AskKind.ITEMS:
             retry_after_ms = self._config.retry_after_ms
-            payload = word_items(ask, self._specs, retry_after_ms, self._endpoints, known_about)
+            payload = word_items(
+                ask, self.models.specs, retry_after_ms, self._endpoints, known_about
+            )
             return self._state_methods.deliver(caller, payload)
         return self._call(caller, ask.body)
 
@@ -279,6 +291,9 @@ class Control:
                 return self._state_methods.open_with_state(caller, request.call)
             if request.method in StateMethods.METHODS and isinstance(request.call, ColdRequest):
                 return self._state_methods.call(caller, request.method, request.call.params)
+            if request.method == "model" and isinstance(request.call, ColdRequest):
+                self._need_admin(caller.user)
+                return self._model_methods.call(caller, request.call.params)
             if request.method in self._methods and isinstance(request.call, ColdRequest):
                 answer = self._methods[request.method](caller, request.call.params)
                 reply = encode_response(request.msgid, answer)
@@ -293,7 +308,7 @@ class Control:
 
     def _refusal(self, request: Request) -> list[Any]:
         """Say why a well-formed request is not served."""
-        call, names = request.call, self.model_names
+        call, names = request.call, self.models.names
         if isinstance(call, ColdRequest):
             return error_reply(ErrorCode.NOT_SUPPORTED)
         if isinstance(call, OpenRequest) and call.model is not None:
@@ -325,23 +340,9 @@ class Control:
             "max_in_flight": config.max_in_flight,
             "max_batch": MAX_BATCH,
             "features": list(FEATURES),
-            "models": self.model_names,
+            "models": self.models.names,
+            "aliases": dict(self.models.aliases),
         }
-
-    def _list_models(self, params: list[Any]) -> list[dict[str, Any]]:
-        known = params[0] if params and isinstance(params[0], list) else []
-        return [
-            {
-                # A client that would leave origins out has no name that opens such a model.
-                "name": name if ORIGINS in known or not model.spec.has_origins else name + _TOO_NEW,
-                "fingerprint": model.fingerprint,
-                "spec": model.spec.to_dict(),
-                "row_bytes": self._row_bytes[name],
-                "precision": self._config.precision,
-                "device": self._device,
-            }
-            for name, model in self._models.items()
-        ]
 
     def _back_up(self, caller: Caller, params: list[Any]) -> dict[str, Any]:
         self._need_admin(caller.user)
@@ -359,7 +360,7 @@ class Control:
         """Return the totals to who may see them, and to a user what is his own."""
         config = self._config
         if not config.has_users or user in config.admins:
-            told = {"busiest": busiest_streams(self.shards, self.model_names)}
+            told = {"busiest": busiest_streams(self.shards, self.models.specs)}
             if self.diagnostics is not None:
                 told["recorded"] = self.diagnostics.streams()
             return self.stats() | told
@@ -424,6 +425,7 @@ class Control:
         counters["num_too_broken_to_answer"] += self.num_too_broken
         counters["num_dropped_log_lines"] = self._log.num_dropped
         times = all_times(self.shards)
+        num_steps = batch_totals(self.shards).num_steps.tolist()
         errors = Counter(errors_by_code(self.shards))
         for (_, code), number in self.num_errors.copy().items():
             errors[code] += number
@@ -450,11 +452,11 @@ class Control:
             "latency_us": latency_us(times),
             "times_us": times_us(times),
             "models": {
-                name: sum(each["num_open"][name] for each in shards) for name in self._models
+                name: sum(each["num_open"].get(name, 0) for each in shards)
+                for name in self.models.names
             },
-            "steps": dict(
-                zip(self._models, batch_totals(self.shards).num_steps.tolist(), strict=True)
-            ),
+            "aliases": dict(self.models.aliases),
+            "steps": {name: num_steps[k] for name, k in self.models.indices.items()},
             **({} if self.diagnostics is None else {"diagnostics": self.diagnostics.by_model()}),
             "shards": shards,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 
 from streamrnn.errors import RecordError
 from streamrnn.kernels.virtual_memory import address_of
-from streamrnn.model.model import Model
 from streamrnn.state.record import StreamRecord, encode_record
 from streamrnn.state.transfer import mapped_row
 from streamrnn_client.protocol import (
@@ -32,15 +31,15 @@ from streamrnn_client.protocol import (
 from streamrnn_server.control.diagnostics import Diagnostics
 from streamrnn_server.control.messages import Caller, Order, command
 from streamrnn_server.control.params import take_params
+from streamrnn_server.live.table import ModelTable
 from streamrnn_server.shard.checkpoint.packing import (
-    Templates,
     pack_entries,
     seal,
     table_of_entries,
 )
 from streamrnn_server.shard.requests.request import Kind
 from streamrnn_server.shard.structs import CommandKind
-from streamrnn_server.storage.record_lookup import RecordLookup, ServedModel, may_use
+from streamrnn_server.storage.record_lookup import RecordLookup, may_use
 from streamrnn_server.storage.usage import DiskUsage
 
 __all__ = ["StateMethods"]
@@ -73,9 +72,7 @@ class StateMethods:
     def __init__(
         self,
         record_lookup: RecordLookup,
-        templates: Templates,
-        models: Mapping[str, Model],
-        served: Sequence[ServedModel],
+        table: ModelTable,
         num_shards: int,
         is_durable: bool,
         min_window: int,
@@ -83,9 +80,8 @@ class StateMethods:
         has_journal: bool = False,
         diagnostics: Diagnostics | None = None,
     ) -> None:
-        self._record_lookup, self._templates = record_lookup, templates
-        self._models, self._served = list(models.values()), list(served)
-        self._names, self._num_shards, self._is_durable = list(models), num_shards, is_durable
+        self._record_lookup, self._table = record_lookup, table
+        self._num_shards, self._is_durable = num_shards, is_durable
         self._min_window, self._usage, self._has_journal = min_window, usage, has_journal
         self._diagnostics = diagnostics
         self._waiting: dict[int, _Fork | _Look] = {}
@@ -125,7 +121,7 @@ class StateMethods:
         """
         self._need_room(caller.user)
         index, record = self._judge(call.record, None, call.stream, caller.user)
-        if call.model not in (None, self._names[index]):
+        if call.model is not None and not self._table.means(call.model, index):
             index, record = self._mapped(index, record, call.model, call.stream)
         record = record.begun_anew(max(self._min_window, grant_window(call.window)))
         return [self._place(caller, call.stream, index, record)]
@@ -133,7 +129,7 @@ class StateMethods:
     def finish_export(self, caller: Caller, entry: bytes) -> list[Order]:
         """Make a record of the entry that a shard has copied out, and answer with it."""
         memory, table = np.frombuffer(entry, np.uint8), np.zeros((1, 6), np.int64)
-        entries, templates = address_of(memory), self._templates.address
+        entries, templates = address_of(memory), self._table.templates.address
         record = np.zeros(table_of_entries(entries, 1, templates, table), np.uint8)
         pack_entries(entries, 1, templates, 0, address_of(record))
         record = record[: table[0, 5]]
@@ -250,14 +246,14 @@ class StateMethods:
             raise ProtocolError(
                 ErrorCode.FORBIDDEN, "the record is of another user's stream", stream=stream
             )
-        if model is None or model == self._names[index]:
+        if model is None or self._table.means(model, index):
             return index, record
         raise self._wrong_model(index, model, stream, "")
 
     def _wrong_model(self, index: int, model: str, stream: StreamId, why: str) -> ProtocolError:
-        if model not in self._names:
-            return ProtocolError(ErrorCode.UNKNOWN_MODEL, model=model, models=self._names)
-        has = self._names[index]
+        if self._table.resolve(model) is None:
+            return ProtocolError(ErrorCode.UNKNOWN_MODEL, model=model, models=self._table.names)
+        has = self._table.served[index].name
         text = f"the record is of model {has!r}, not of {model!r}{why}"
         return ProtocolError(ErrorCode.WRONG_MODEL, text, has=has, model=model, stream=stream)
 
@@ -265,15 +261,16 @@ class StateMethods:
         self, index: int, record: StreamRecord, model: str, stream: StreamId
     ) -> tuple[int, StreamRecord]:
         """Begin a stream of another model with the parts of a state that have the same names."""
-        if model not in self._names:
+        target = self._table.resolve(model)
+        if target is None:
             raise self._wrong_model(index, model, stream, "")
-        target = self._names.index(model)
+        models = self._table.models
         row = np.frombuffer(record.row, "<f4")
         try:
-            new = mapped_row(self._models[index], self._models[target], row)
+            new = mapped_row(models[index], models[target], row)
         except RecordError as error:
             raise self._wrong_model(index, model, stream, f": {error}") from error
-        served = self._served[target]
+        served = self._table.served[target]
         return target, replace(
             record,
             model=served.name,

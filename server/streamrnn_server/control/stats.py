@@ -13,6 +13,7 @@ from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.memory.recording import Recorder
 from streamrnn_server.shard.memory.tally import BUCKETS_LOG2, NUM_BUCKETS
+from streamrnn_server.shard.model_memory import ModelMemory
 from streamrnn_server.shard.requests.request import Kind
 
 __all__ = [
@@ -63,6 +64,7 @@ class ShardView(Protocol):
     batches: NDArray[Any]
     tallies: NDArray[Any]
     recorder: Recorder
+    models: ModelMemory
 
     def num_open(self) -> dict[str, int]:
         """Return the number of open streams of each model."""
@@ -124,11 +126,11 @@ def all_times(shards: Sequence[ShardView]) -> NDArray[np.int64]:
 
 
 class MethodTotals(NamedTuple):
-    """What became of one method's requests; arrays by model, of which the last is none."""
+    """What became of one method's requests; arrays by model's index, of which the last is none."""
 
-    sum_ns: NDArray[np.int64]  # (num_models + 1,)
-    errors: NDArray[np.int64]  # (num_models + 1, NUM_CODES)
-    times: NDArray[np.int64]  # (num_models + 1, NUM_BUCKETS)
+    sum_ns: NDArray[np.int64]  # (capacity + 1,)
+    errors: NDArray[np.int64]  # (capacity + 1, NUM_CODES)
+    times: NDArray[np.int64]  # (capacity + 1, NUM_BUCKETS)
 
 
 def method_totals(shards: Sequence[ShardView]) -> dict[str, MethodTotals]:
@@ -148,9 +150,9 @@ def method_totals(shards: Sequence[ShardView]) -> dict[str, MethodTotals]:
 class BatchTotals(NamedTuple):
     """The batches of each model."""
 
-    num_steps: NDArray[np.int64]  # (num_models,)
-    num_rows: NDArray[np.int64]  # (num_models,)
-    sizes: NDArray[np.int64]  # (num_models, BATCH_BUCKETS)
+    num_steps: NDArray[np.int64]  # (capacity,)
+    num_rows: NDArray[np.int64]  # (capacity,)
+    sizes: NDArray[np.int64]  # (capacity, BATCH_BUCKETS)
 
 
 def batch_totals(shards: Sequence[ShardView]) -> BatchTotals:

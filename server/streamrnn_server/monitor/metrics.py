@@ -89,6 +89,9 @@ _COUNTERS = {
     ),
     "streams_looked_up": _From("Streams looked for on disk.", "num_looked_up"),
     "streams_restored": _From("Streams brought back from disk.", "num_restored"),
+    "streams_swapped": _From(
+        "Streams that went on as another version of their model.", "num_swapped"
+    ),
     "streams_quarantined": _From("Streams whose state turned NaN.", "num_quarantined"),
     "requests_refused_for_room": _From(
         "Requests for which there was no memory.", "num_refused_for_room"
@@ -154,7 +157,6 @@ class Metrics(Collector):
 
     def __init__(self, control: Control, disk: StateDir | None) -> None:
         self._control, self._disk = control, disk
-        self._names = control.model_names
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -215,7 +217,7 @@ class Metrics(Collector):
             labels=[*labels, "code"],
         )
         for method, totals in method_totals(self._control.shards).items():
-            for model, name in enumerate([*self._names, ""]):
+            for name, model in {**self._control.models.indices, "": -1}.items():
                 num_requests = int(totals.times[model].sum())
                 if num_requests or (name and method in HOT_METHODS):
                     buckets = _time_buckets(totals.times[model])
@@ -241,7 +243,7 @@ class Metrics(Collector):
         sizes = HistogramMetricFamily(
             "streamrnn_batch_size", "Streams stepped together.", labels=["model"]
         )
-        for model, name in enumerate(self._names):
+        for name, model in self._control.models.indices.copy().items():
             steps.add_metric([name], int(totals.num_steps[model]))
             bounds = [2.0**k for k in range(_MAX_BATCH_LOG2 + 1)]
             counts = totals.sizes[model]

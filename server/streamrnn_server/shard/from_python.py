@@ -9,6 +9,7 @@ from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard import structs as w
 from streamrnn_server.shard.memory.clients import find_client
 from streamrnn_server.shard.memory.index import hash64
+from streamrnn_server.shard.models import change_models
 from streamrnn_server.shard.requests.finish import fail
 from streamrnn_server.shard.requests.queue import append
 from streamrnn_server.shard.requests.request import (
@@ -29,6 +30,7 @@ from streamrnn_server.shard.streams.lookup import (
 )
 from streamrnn_server.shard.streams.restore import usable_record
 from streamrnn_server.shard.structs import Command, CommandKind, Shard, ShardState
+from streamrnn_server.shard.to_python import tell_done
 
 __all__ = ["handle_command"]
 
@@ -56,6 +58,8 @@ def handle_command(shard: Shard, command: Command, num_bytes: int) -> None:
         _admit_python_request(shard, command)
     elif what == CommandKind.PING:
         shard.heartbeat = command.seq
+    elif what >= CommandKind.LOAD and what <= CommandKind.UNLOAD:
+        change_models(shard, command)
 
 
 @jit
@@ -73,7 +77,9 @@ def _admit_python_request(shard: Shard, command: Command) -> None:
     pool = shard.pool
     if pool.num_free == 0:
         shard.counters.num_calls_refused += 1
-        return  # it is as if the message had been lost
+        if command.kind == Kind.SYNC_ALL and command.identity_bytes == 0:
+            tell_done(shard, command.msgid, 0)
+        return  # else it is as if the message had been lost
     request = allocate_request(pool)
     request.kind = command.kind
     request.msgid = command.msgid

@@ -10,6 +10,7 @@ from streamrnn_server.shard.batch.commit import commit, keep_rows
 from streamrnn_server.shard.batch.schedule import batch_of, can_step, choose_model, gather
 from streamrnn_server.shard.checkpoint.copy import can_checkpoint, checkpoint
 from streamrnn_server.shard.checkpoint.groups import exchange_groups
+from streamrnn_server.shard.models import tell_swapped
 from streamrnn_server.shard.poll import listen, read_clock, wait
 from streamrnn_server.shard.recorder import begin_recordings
 from streamrnn_server.shard.streams.admit import admit
@@ -56,6 +57,7 @@ def turn(shard: Shard) -> bool:
         read_clock(shard)
     checkpoint(shard, num_messages > 0)
     listen(shard)
+    tell_swapped(shard)
     is_idle = num_messages == 0 and not can_step(shard)
     exchange_groups(shard, is_idle)
     reply(shard)

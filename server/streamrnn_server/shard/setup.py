@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -33,12 +33,13 @@ from streamrnn_server.shard.memory.clients import Clients
 from streamrnn_server.shard.memory.header import HEADER_BYTES, Header
 from streamrnn_server.shard.memory.index import StreamIndex
 from streamrnn_server.shard.memory.journal import MAX_ENTRY_BYTES
-from streamrnn_server.shard.memory.recording import Recorder, most_steps
+from streamrnn_server.shard.memory.recording import Recorder
 from streamrnn_server.shard.memory.tally import Tally
+from streamrnn_server.shard.model_memory import ModelMemory, Sizes
 from streamrnn_server.shard.requests.request import NUM_KINDS, RequestPool
 from streamrnn_server.shard.streams.eviction import SLOT_BYTES
 from streamrnn_server.shard.streams.owners import Users
-from streamrnn_server.shard.structs import DiskBuffer, Model, Shard
+from streamrnn_server.shard.structs import DiskBuffer, Shard
 
 __all__ = ["ShardMemory", "waiting_bytes"]
 
@@ -83,6 +84,7 @@ class ShardMemory:
         Written by the shard's thread, read by any.
     address : int
         Its address; what `streamrnn_server.shard.loop.serve` takes.
+    models : ModelMemory
     rows : list of ndarray of float32, shape (max_streams, row_bytes // 4)
         Each model's.
     row_locations : ndarray of uint8, shape (num_slots,)
@@ -91,8 +93,10 @@ class ShardMemory:
     num_requests : int
         How many the shard may have on their way.
     recorder : Recorder
-    batches : ndarray of BatchTally, shape (num_models,)
-    tallies : ndarray of Tally, shape (num_models + 1, NUM_KINDS)
+    capacity : int
+        How many models there may ever be.
+    batches : ndarray of BatchTally, shape (capacity,)
+    tallies : ndarray of Tally, shape (capacity + 1, NUM_KINDS)
         Of requests; the last row's are of no model.
     note_answered : callable
         Takes the number of a client's account and how much Python is done with.
@@ -114,29 +118,32 @@ class ShardMemory:
         journal: zmq.Socket[bytes] | None = None,
     ) -> None:
         max_streams = config.max_streams_of_a_shard
-        if max_streams * len(programs) > _MAX_SLOTS:
+        self.capacity = config.max_models_from(len(programs))
+        if max_streams * self.capacity > _MAX_SLOTS:
             raise StartError(
-                f"{max_streams} streams of each of {len(programs)} models are more than a shard "
+                f"{max_streams} streams of each of {self.capacity} models are more than a shard "
                 f"can number ({_MAX_SLOTS}); allow fewer (--max-streams)"
             )
         self._owned: list[Any] = []
-        self.rows: list[NDArray[np.float32]] = []
-        self._units: list[NDArray[np.uint8]] = []
-        self.names = list(programs)
+        self.models = ModelMemory(self.capacity, max_streams)
+        self.rows = self.models.rows
         self.struct = Shard.one()
+        self.struct["max_streams"] = max_streams
         self.address = struct_address(self.struct)
-        num_slots = len(programs) * max_streams + _NUM_REQUESTS  # with those of the lookup
-        disk_buffer_bytes = _disk_buffer_bytes(programs.values())
+        num_slots = self.capacity * max_streams + _NUM_REQUESTS  # with those of the lookup
+        sizes = Sizes.of(programs.values())
+        disk_buffer_bytes = _disk_buffer_bytes(sizes)
         self._users: Users | None = None
         if valid_keys is not None:
             most, share = config.user_limits, config.user_share
             self._users = Users(num_slots, valid_keys, most, config.num_shards, share)
-        self._add_tables(config, list(programs.values()), num_slots)
+        self._add_tables(config, sizes, num_slots)
         self.recorder = Recorder(
             0 if gpu_rows else config.diagnostics_streams_of_a_shard,
             [program.row_bytes for program in programs.values()],
             self.struct["recorder"],
         )
+        self.models.max_recorded_row_bytes = self.recorder.max_row_bytes
         journal_bytes = 2 * _GROUP_BYTES if journal is not None else 0
         fixed_bytes = journal_bytes + (
             w.NUM_DISK_BUFFERS * disk_buffer_bytes if disk is not None else 0
@@ -144,8 +151,10 @@ class ShardMemory:
         self._reserve_fixed(config, fixed_bytes, len(programs))
         budget = self.struct["budget"]
         self._arena = Arena(int(budget["max_bytes"]), budget, self.struct["arena"])
-        self._add_models(programs, max_streams)
-        self._add_batch(list(programs.values()), gpu_rows or MAX_BATCH_ROWS)
+        self._add_models(programs)
+        # What follows takes memory only where it is touched.
+        room = sizes.with_loaded() if self.capacity > len(programs) else sizes
+        self._add_batch(sizes, room, gpu_rows or MAX_BATCH_ROWS)
         self._add_output(config, endpoints)
         self._add_row_locations(num_slots if gpu_rows else 0)
         self._set(
@@ -154,29 +163,28 @@ class ShardMemory:
             number=shard,
             num_shards=config.num_shards,
             max_message_bytes=config.max_message_bytes,
-            max_inputs=max(program.spec.num_inputs for program in programs.values()),
+            max_inputs=sizes.num_inputs,
             idle_limit_s=config.idle_limit_s,
         )
         rate = ns_per_step(config.max_steps_per_s, config.num_shards)
         self.struct["steps"]["ns_per_step"] = rate
         if disk is not None:
-            self._add_disk(config, disk, num_slots, disk_buffer_bytes)
+            self._add_disk(config, disk, num_slots, _disk_buffer_bytes(room))
         if journal is not None:
-            self._add_journal(journal, list(programs.values()))
+            self._add_journal(journal, sizes, room)
         for name in _MESSAGES:
             msg_init(address_of(self.struct[name]))
 
-    def _add_tables(
-        self, config: ServerConfig, programs: Sequence[Program], num_slots: int
-    ) -> None:
+    def _add_tables(self, config: ServerConfig, sizes: Sizes, num_slots: int) -> None:
         """Add the requests' pool, the slots' headers, the index and the users."""
         headers = reserve(num_slots * HEADER_BYTES, huge_pages=True)
         touch(headers)
         self.headers = headers[: num_slots * HEADER_BYTES].view(Header.dtype)
         self.num_requests = _NUM_REQUESTS
-        most_inputs = max(program.spec.num_inputs for program in programs)
-        self._pool = RequestPool(_NUM_REQUESTS, 4 * most_inputs, self.struct["pool"])
-        self._index = StreamIndex(num_slots, self._own(headers), self.struct["index"])
+        self._pool = RequestPool(_NUM_REQUESTS, 4 * sizes.num_inputs, self.struct["pool"])
+        # No more are in it at once, of whatever models.
+        max_indexed = config.max_streams_of_a_shard + _NUM_REQUESTS
+        self._index = StreamIndex(max_indexed, self._own(headers), self.struct["index"])
         budget = config.memory_budget_of_a_shard
         self.struct["budget"]["max_bytes"] = budget
         self._clients = Clients(*waiting_bytes(budget), self.struct["clients"])
@@ -187,22 +195,21 @@ class ShardMemory:
             users=self._users.address if self._users is not None else 0,
         )
 
-    def _add_models(self, programs: Mapping[str, Program], max_streams: int) -> None:
-        self._models = np.zeros(len(programs) + 1, Model.dtype)
-        for k, (name, program) in enumerate(programs.items()):
-            self._add_model(k, name, program, max_streams)
-        self._models[-1]["first_slot"] = len(programs) * max_streams
-        self.batches = self._models["batches"][:-1]
-        self.tallies = np.zeros((len(programs) + 1, NUM_KINDS), Tally.dtype)
+    def _add_models(self, programs: Mapping[str, Program]) -> None:
+        for name, program in programs.items():
+            self.models.add(name, program, self.struct["budget"])
+        self.batches = self.models.structs["batches"][:-1]
+        self.tallies = np.zeros((self.capacity + 1, NUM_KINDS), Tally.dtype)
         self._set(
-            models=address_of(self._models),
+            models=address_of(self.models.structs),
             num_models=len(programs),
-            max_streams=max_streams,
+            lookup_model=self.capacity,
             tallies=address_of(self.tallies),
         )
+        aliases = [(name, k, k, 0) for k, name in enumerate(programs)]
+        self.set_models(aliases, list(range(len(programs))), {})
 
-    def _add_batch(self, programs: Sequence[Program], max_rows: int) -> None:
-        y_stride = max(64 * -(-program.spec.output_size // 16) for program in programs)
+    def _add_batch(self, sizes: Sizes, room: Sizes, max_rows: int) -> None:
         self._set(
             max_rows=max_rows,
             rows=self._zeros(8 * max_rows),
@@ -210,8 +217,8 @@ class ShardMemory:
             ys=self._zeros(8 * max_rows),
             batch_slots=self._zeros(8 * max_rows),
             batch_requests=self._zeros(8 * max_rows),
-            batch_y=self._zeros(y_stride * max_rows),
-            batch_y_stride=y_stride,
+            batch_y=self._zeros(room.y_stride * max_rows),
+            batch_y_stride=sizes.y_stride,
         )
 
     def _add_output(self, config: ServerConfig, endpoints: Sequence[str]) -> None:
@@ -287,25 +294,37 @@ class ShardMemory:
             can_look_up=1,
         )
 
-    def _add_journal(self, socket: zmq.Socket[bytes], programs: Sequence[Program]) -> None:
+    def _add_journal(self, socket: zmq.Socket[bytes], sizes: Sizes, room: Sizes) -> None:
         """Add the buffers of entries: behind one that is full there is space for what may come."""
         max_rows = int(self.struct["max_rows"])
-        largest = max(4 * program.spec.num_inputs for program in programs)
-        steps = max_rows * (MAX_ENTRY_BYTES + largest)
+        steps = max_rows * (MAX_ENTRY_BYTES + 4 * room.num_inputs)
         # A request makes one entry beside its steps, and a stream that comes from disk one.
         capacity = _GROUP_BYTES + steps + 3 * _NUM_REQUESTS * MAX_ENTRY_BYTES
-        row_bytes = max(program.row_bytes for program in programs)
         values = {
             "socket": socket.underlying,
             "filling": self._own(reserve(capacity)),
             "other": self._own(reserve(capacity)),
             "capacity": capacity,
             "max_used_bytes": _GROUP_BYTES,
-            "rows": self._own(reserve(max_rows * row_bytes)),
-            "row_stride": row_bytes,
+            "rows": self._own(reserve(max_rows * room.row_bytes)),
+            "row_stride": sizes.row_bytes,
         }
         for name, value in values.items():
             self.struct["journal"][name] = value
+
+    def set_models(
+        self,
+        aliases: Sequence[tuple[str, int, int, int]],
+        families: Sequence[int],
+        successors: Mapping[int, tuple[int, int]],
+    ) -> None:
+        """Say before the shard runs which aliases there are, and how models belong together.
+
+        ``families`` has the number of each model's; ``successors`` the index of the model to which
+        one's streams are swapped, and how.
+        """
+        self._set(aliases=self.models.make_aliases(aliases), num_aliases=len(aliases))
+        self.models.relate(families, successors)
 
     def close(self) -> None:
         """Close libzmq's messages. The shard's thread has ended."""
@@ -327,50 +346,17 @@ class ShardMemory:
 
     def num_open(self) -> dict[str, int]:
         """Return the number of open streams of each model."""
-        column = self._models[:-1]["num_open"]
-        return {name: int(number) for name, number in zip(self.names, column, strict=True)}
+        return self.models.num_open()
 
     def memory_parts(self) -> dict[str, int]:
         """Return what the bytes of the memory budget are used for."""
         parts = {
-            "rows": sum(int(np.count_nonzero(each)) for each in self._units) * HUGE_PAGE_BYTES,
-            "slots": int(self._models["num_fresh"][:-1].sum()) * SLOT_BYTES,
+            "rows": self.models.num_row_bytes,
+            "slots": int(self.models.structs["num_fresh"][:-1].sum()) * SLOT_BYTES,
             "blocks": self._arena.num_bytes,
         }
         used_bytes = int(self.struct["budget"]["used_bytes"])
         return {**parts, "fixed": max(0, used_bytes - sum(parts.values()))}
-
-    def _add_model(self, k: int, name: str, program: Program, max_streams: int) -> None:
-        num_units = -(-max_streams * program.row_bytes // HUGE_PAGE_BYTES)
-        rows = reserve(num_units * HUGE_PAGE_BYTES, huge_pages=True)
-        units = np.zeros(num_units, np.uint8)
-        self._units.append(units)
-        if reserve_bytes(self.struct["budget"], HUGE_PAGE_BYTES):
-            units[0] = 1
-            touch(rows)
-        self.rows.append(
-            rows.view(np.float32)[: max_streams * program.row_bytes // 4].reshape(max_streams, -1)
-        )
-        first_slot = k * max_streams
-        text = np.frombuffer(name.encode(), np.uint8)
-        self._owned.append(program)
-        values = {
-            "plan": program.plan_address,
-            "first_row": self._own(rows) - first_slot * program.row_bytes,
-            "row_bytes": program.row_bytes,
-            "initial_row": address_of(program.initial_row),
-            "step_bytes": 4 * program.spec.num_inputs,
-            "y_bytes": 4 * program.spec.output_size,
-            "is_token": program.spec.is_token,
-            "first_slot": first_slot,
-            "name": self._own(text),
-            "name_bytes": len(text),
-            "units": self._own(units),
-        }
-        if len(self.recorder.table):
-            values["recorded_steps"] = most_steps(program.spec, program.row_bytes)
-        for field, value in values.items():
-            self._models[field][k] = value
 
     def _texts(self, errors: Sequence[Sequence[Any]]) -> int:
         """Encode errors; return the address of a table of their addresses and lengths."""
@@ -400,9 +386,7 @@ def waiting_bytes(budget: int) -> tuple[int, int]:
     return unread, min(budget // _ASKED_PART, _MAX_ASKED_BYTES)
 
 
-def _disk_buffer_bytes(programs: Iterable[Program]) -> int:
+def _disk_buffer_bytes(sizes: Sizes) -> int:
     """Return the size of a disk buffer: the largest entry fits behind one that is nearly full."""
-    largest = max(
-        program.row_bytes + MAX_WINDOW * (8 + 4 * program.spec.output_size) for program in programs
-    )
+    largest = sizes.row_bytes + MAX_WINDOW * (8 + 4 * sizes.output_size)
     return w.DISK_BUFFER_BYTES + largest + _ENTRY_SLACK_BYTES

@@ -27,6 +27,8 @@ from streamrnn_server.shard.requests.request import Pool
 
 __all__ = [
     "REPLY_SLACK_BYTES",
+    "SHARES",
+    "Alias",
     "Ask",
     "AskKind",
     "Command",
@@ -40,7 +42,9 @@ __all__ = [
     "RowLocation",
     "Shard",
     "ShardState",
+    "SwapPolicy",
     "UsersStruct",
+    "alias_at",
     "ask_at",
     "command_at",
     "disk_buffer_at",
@@ -53,6 +57,7 @@ __all__ = [
 
 NUM_DISK_BUFFERS = 4
 DISK_BUFFER_BYTES = 4 * 2**20
+SHARES = 10_000  # what an `Alias` counts its share in
 REPLY_SLACK_BYTES = 4096  # of a reply beside its outputs, generously
 
 
@@ -115,6 +120,7 @@ class Counters(Struct):
     num_late: I64
     num_quarantined: I64
     num_records_refused: I64
+    num_swapped: I64
 
 
 class Shard(Struct):
@@ -138,7 +144,11 @@ class Shard(Struct):
     histories: I64  # address of a `History` for each slot; 0 without a state directory
     incarnation: I64  # of the stream that was made last
     models: I64  # address of the models' records
-    num_models: I64
+    num_models: I64  # those that there have been: one that was unloaded keeps its index
+    lookup_model: I64  # index of what stands for streams being looked up: above all others
+    aliases: I64  # address of the `Alias` of each family of versions
+    num_aliases: I64
+    num_swaps_told: I64  # models whose swap Python is to be told has reached all that had work
     next_model: I64  # index of the model whose turn a batch is first
     num_ready: I64  # number of slots that have work, of all models
     num_streams: I64  # number of slots taken
@@ -146,7 +156,7 @@ class Shard(Struct):
     number: I64
     num_shards: I64
     max_message_bytes: I64
-    max_inputs: I64  # of all models: no step has more values
+    max_inputs: I64  # of all models there have been: no step has more values
     is_skipping: I64  # the frames that come belong to a message that was refused
     inline_x_bytes: I64
     out: I64  # address of the reply being written
@@ -260,6 +270,23 @@ class BufferAck(Struct, packed=True):
     is_good: I64  # whether its entries are on disk
 
 
+class Alias(Struct):
+    """The name of a family of versions, and the version that new streams get."""
+
+    name: I64  # address of its UTF-8
+    name_bytes: I64
+    model: I64  # index
+    other: I64  # of the version that a share of new streams gets
+    share: I64  # of 10,000, by the hash of the id
+
+
+class SwapPolicy(IntEnum):
+    """What of a stream's state goes on when it is swapped to another version."""
+
+    CARRY = 1
+    RESET = 2
+
+
 class Model(Struct):
     """A model in a shard; the last one stands for streams being looked up and has no rows."""
 
@@ -270,7 +297,12 @@ class Model(Struct):
     step_bytes: I64  # of x
     y_bytes: I64
     is_token: I64
+    family: I64  # number of those of which it is a version
+    successor: I64  # index of the version to which its streams are to be swapped; -1 none
+    policy: I64  # how: a `SwapPolicy`
+    swap_token: I64  # of Python's command, until all streams that had work are swapped; 0 none
     first_slot: I64
+    num_taken: I64  # number of slots in use
     num_fresh: I64  # number of slots ever taken
     free_slot: I64  # slot + 1 of the first one given back
     ready: Queue  # not links: slot + 1 of the first and the last slot that has work
@@ -294,6 +326,7 @@ class AskKind(IntEnum):
     LOOK_UP = 5  # a stream that is not in memory
     ENTRY = 6  # a record of a stream's entry
     REPLY = 7  # none: the reply to a request of Python's own
+    DONE = 8  # none: what became of a command of Python's (`code`: whether it was done)
 
 
 class Ask(Struct, packed=True):
@@ -336,6 +369,11 @@ class CommandKind(IntEnum):
     FOUND = 3  # what a lookup found
     REQUEST = 4
     PING = 5  # nothing but to say that it was heard
+    # What follows is answered with `AskKind.DONE`, and the command's `msgid`.
+    LOAD = 6  # a model, whose struct is at `address`
+    ALIAS = 7  # the table of aliases is at `address`, and has `seq` entries
+    SWAP = 8  # a model's successor is `slot`, or -1 for none; `digest` is the `SwapPolicy`
+    UNLOAD = 9
 
 
 class Command(Struct, packed=True):
@@ -356,6 +394,7 @@ class Command(Struct, packed=True):
     data_bytes: I64  # a record; a snapshot's name
     owner_bytes: I64  # the user's name, last of all; -1 if it is not known
     asker: I64  # FOUND: number of the user for whom it was looked up
+    address: I64  # LOAD, ALIAS
 
 
 class UsersStruct(Struct):
@@ -383,6 +422,7 @@ HISTORY_BYTES = History.dtype.itemsize
 SENT_BUFFER_BYTES = SentBuffer.dtype.itemsize
 
 shard_at = pointer_to(Shard)
+alias_at = pointer_to(Alias)
 model_at = pointer_to(Model)
 history_at = pointer_to(History)
 disk_buffer_at = pointer_to(DiskBuffer)

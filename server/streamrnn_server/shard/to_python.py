@@ -25,7 +25,7 @@ from streamrnn_server.shard.requests.request import Kind, Request, request_of
 from streamrnn_server.shard.streams.owners import MAX_ASKS, MAX_ASKS_PER_CALL, NS_PER_ASK
 from streamrnn_server.shard.structs import AskKind, Shard, users_at
 
-__all__ = ["ask_python", "call_python", "tell_drained", "tell_reply"]
+__all__ = ["ask_python", "call_python", "tell_done", "tell_drained", "tell_reply"]
 
 _BYTES_PER_ASK = 4096
 _ASKS_OF_NEW = 20
@@ -195,6 +195,16 @@ def tell_reply(shard: Shard, request: Request, data: int, num_bytes: int) -> Non
     ask.identity_bytes = ask.charge = 0
     if send_bytes(shard.pair, head, w.ASK_BYTES, True) == 0:
         send_bytes(shard.pair, data, num_bytes, False)
+
+
+@jit
+def tell_done(shard: Shard, token: int, is_done: int) -> None:
+    """Tell Python what became of a command of its own."""
+    ask = w.ask_at(shard.out)
+    ask.what = AskKind.DONE
+    ask.msgid, ask.code = token, is_done
+    ask.identity_bytes = ask.body_bytes = ask.charge = ask.owner = ask.client = 0
+    send_bytes(shard.pair, shard.out, w.ASK_BYTES, False)
 
 
 @jit

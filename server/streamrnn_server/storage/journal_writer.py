@@ -59,6 +59,9 @@ class JournalWriter:
         Why it cannot be written just now.
     num_groups, num_bytes : int
         What has been written.
+    models : tuple
+        What its segments say of models, as `SegmentHead` has it: the arithmetic, and which they
+        are. Another thread may set it.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class JournalWriter:
         self.read_only: str | None = None
         self.num_groups = self.num_bytes = 0
         self._directory, self._head, self._socket, self._log = directory, head, socket, log
+        self.models = head.arithmetic, head.models
         self._retry_s = min(retry_s, _MAX_RETRY_S)
         self._make_segment = make_segment
         self._closed: list[_Closed] = []
@@ -147,7 +151,8 @@ class JournalWriter:
 
     def _append(self, order: _Order) -> None:
         segment = self._segment
-        is_old = segment is not None and order.began_at > self._first
+        is_old = order.began_at > self._first
+        is_old |= self.models != (self._head.arithmetic, self._head.models)
         if segment is not None and (is_old or segment.num_bytes > _MAX_SEGMENT_BYTES):
             self._close_segment()
         if self._segment is None:
@@ -163,7 +168,10 @@ class JournalWriter:
         self.num_bytes += order.num_bytes
 
     def _begin_segment(self, first: int) -> None:
-        self._head = self._head._replace(number=self._head.number + 1)
+        arithmetic, models = self.models
+        self._head = SegmentHead(
+            self._head.epoch, self._head.shard, self._head.number + 1, arithmetic, models
+        )
         self._first = self._end = first
         self._segment = self._make_segment(self._directory, self._head)
 

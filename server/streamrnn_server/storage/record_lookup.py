@@ -28,6 +28,7 @@ class ServedModel(NamedTuple):
     Attributes
     ----------
     name, fingerprint : str
+        An empty fingerprint is that of a model which is served no more.
     row_bytes : int
     y_bytes : int
         Bytes of one output.
@@ -53,7 +54,7 @@ class RecordLookup:
         has_users: bool = False,
         held: Mapping[bytes, ProtocolError] | None = None,
     ) -> None:
-        self._models = list(models)
+        self._models = models  # it grows
         self._held = held or {}
         self._store, self._expiry, self._has_users = store, expiry, has_users
         self._refusals: OrderedDict[bytes, dict[str, Any]] = OrderedDict()
@@ -151,7 +152,9 @@ class RecordLookup:
                 ErrorCode.MISMATCH,
                 stored_model=record.model,
                 stored=record.fingerprint,
-                served=[f"{each.name} {each.fingerprint}" for each in self._models],
+                served=[
+                    f"{each.name} {each.fingerprint}" for each in self._models if each.fingerprint
+                ],
             )
         index = next((k for k in fitting if self._models[k].name == record.model), fitting[0])
         model = self._models[index]

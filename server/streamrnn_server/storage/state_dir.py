@@ -13,7 +13,6 @@ import zmq
 
 from streamrnn.errors import StartError, StoreError
 from streamrnn.kernels.cpu.program import Program
-from streamrnn.model.model import Model
 from streamrnn.state.journal import JOURNAL_DIRECTORY, SegmentHead, segment_paths, sync_directory
 from streamrnn.state.store import DATA_FILE, MAX_EPOCH, STREAMS, StateStore
 from streamrnn_server.config import ServerConfig
@@ -28,30 +27,16 @@ from streamrnn_server.storage.replay import Replay, all_arithmetics
 from streamrnn_server.storage.usage import DiskUsage
 from streamrnn_server.storage.writer import CheckpointWriter
 
-__all__ = ["StateDir", "begin_journal", "served_models", "templates_of"]
+__all__ = ["StateDir", "begin_journal", "named_models"]
 
 _EPOCH_SHIFT = 32
 
 
-def served_models(
-    models: Mapping[str, Model], programs: Mapping[str, Program], arithmetics: Mapping[str, str]
-) -> list[ServedModel]:
-    """Return what records must fit; ``arithmetics`` tells what computes each model."""
-    return [
-        ServedModel(
-            name,
-            model.fingerprint,
-            programs[name].row_bytes,
-            4 * programs[name].spec.output_size,
-            arithmetics[name],
-        )
-        for name, model in models.items()
-    ]
-
-
-def templates_of(models: Sequence[ServedModel]) -> Templates:
-    """Return what the records of each model have in common."""
-    return Templates([(model.name, model.fingerprint, model.arithmetic) for model in models])
+def named_models(served: Sequence[ServedModel]) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Return what a segment's head says of models: what computes them, and which they are."""
+    return all_arithmetics(model.arithmetic for model in served), tuple(
+        (model.name, model.fingerprint) for model in served
+    )
 
 
 def begin_journal(store: StateStore, directory: Path) -> None:
@@ -95,9 +80,9 @@ class StateDir:
     def __init__(
         self,
         config: ServerConfig,
-        models: Mapping[str, Model],
+        served: Sequence[ServedModel],
         programs: Mapping[str, Program],
-        arithmetics: Mapping[str, str],
+        templates: Templates,
         sockets: Sequence[zmq.Socket[bytes]],
         log: EventLog,
         journal_sockets: Sequence[zmq.Socket[bytes]] = (),
@@ -108,7 +93,6 @@ class StateDir:
         except StoreError as error:
             raise StartError(str(error)) from error
         self._directory = config.state_dir
-        served = served_models(models, programs, arithmetics)
         directory = config.state_dir / JOURNAL_DIRECTORY
         try:
             self.held = Replay(self.store, directory, served, programs, log).run()
@@ -128,12 +112,10 @@ class StateDir:
             max_bytes = config.user_disk_bytes or disk_bytes * config.user_share // 100
             self.usage = DiskUsage(self.store, max_bytes)
         self.expiry = Expiry(self.store.clock_s, config.time_to_live_s)
-        templates = templates_of(served)
         self._reserve = DiskReserve(directory) if journal_sockets else None
         args = (self.store, templates, sockets, self.expiry, log, self.usage, self._reserve)
         self.saver = CheckpointWriter(*args)
-        named = tuple((model.name, model.fingerprint) for model in served)
-        arithmetic = all_arithmetics(model.arithmetic for model in served)
+        arithmetic, named = named_models(served)
         self.journals = [
             JournalWriter(
                 directory,
@@ -150,6 +132,11 @@ class StateDir:
         self.saver.start(on_failure)
         for journal in self.journals:
             journal.start(on_failure)
+
+    def note_models(self, served: Sequence[ServedModel]) -> None:
+        """Say which models the journal's next entries may be of, before there are any."""
+        for journal in self.journals:
+            journal.models = named_models(served)
 
     @property
     def has_journal(self) -> bool:

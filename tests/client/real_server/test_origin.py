@@ -10,7 +10,7 @@ from streamrnn import Engine
 from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn_client import Client
 from streamrnn_client.errors import UnknownModel
-from streamrnn_server.control.dispatcher import Control
+from streamrnn_server.live.table import ModelTable
 from streamrnn_server.testing import serving
 from tests.support.models import random_model
 from tests.support.peer import Peer
@@ -79,16 +79,16 @@ def test_a_client_that_knows_no_origins_is_refused_by_name_and_serves_other_mode
 
 
 def test_a_server_that_knows_no_abilities_is_asked_as_before(rng, monkeypatch):
-    asked, original = [], Control._list_models
+    asked, original = [], ModelTable.describe
 
-    def note(self, params):
+    def note(self, params, *how):
         asked.append(params)
-        return original(self, params)
+        return original(self, params, *how)
 
-    dispatcher = "streamrnn_server.control.dispatcher"
     with serving({"m": random_model(rng)}) as server:
-        monkeypatch.setattr(f"{dispatcher}.FEATURES", ("batch_columns", "received"))
-        monkeypatch.setattr(f"{dispatcher}.Control._list_models", note)
+        features = ("batch_columns", "received")
+        monkeypatch.setattr("streamrnn_server.control.dispatcher.FEATURES", features)
+        monkeypatch.setattr(ModelTable, "describe", note)
         with Client(server.endpoints[0]) as client:
             client.stream("s")
     assert asked == [[]]

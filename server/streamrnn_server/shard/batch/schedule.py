@@ -12,6 +12,7 @@ from streamrnn.kernels.memory import int64_array
 from streamrnn.kernels.pointers import address
 from streamrnn.state.journal import ChangeKind
 from streamrnn_client.protocol import ErrorCode
+from streamrnn_server.shard.batch.swap import begin_swap
 from streamrnn_server.shard.checkpoint.entry import entry_bytes, write_entry
 from streamrnn_server.shard.checkpoint.history import note_change, note_owner
 from streamrnn_server.shard.checkpoint.packing import entry_at
@@ -95,7 +96,7 @@ def gather(shard: Shard, plan: Any, model: Model) -> int:
 
     What needs no row (an open, a close, a reset, a duplicate, an error) is done on the way.
     """
-    y_bytes = model.y_bytes
+    y_bytes, is_swapped = model.y_bytes, model.successor >= 0
     max_rows = shard.max_rows
     num_rows = 0
     for _ in range(_LOOKED_AT_A_ROW * max_rows):
@@ -105,7 +106,7 @@ def gather(shard: Shard, plan: Any, model: Model) -> int:
         header = header_of(shard, slot)
         model.ready.first = header.next
         shard.num_ready -= 1
-        request = _next_step(shard, plan, header)
+        request = _next_step(shard, plan, header, is_swapped)
         if request:
             _place(shard, model, slot, request, num_rows)
             if request.first_seq > 0:
@@ -115,7 +116,7 @@ def gather(shard: Shard, plan: Any, model: Model) -> int:
 
 
 @jit
-def _next_step(shard: Shard, plan: Any, header: Header) -> Request:
+def _next_step(shard: Shard, plan: Any, header: Header, is_swapped: bool) -> Request:
     """Serve a stream's requests up to its next step to compute; return that, or null."""
     pool = shard.pool
     while True:
@@ -123,11 +124,15 @@ def _next_step(shard: Shard, plan: Any, header: Header) -> Request:
         if not request:
             mark_idle(shard, header)
             return request
+        if is_swapped and begin_swap(shard, plan, header, request):
+            return request_at(0)
         kind = request.kind
         if kind == Kind.STEP or not names_model(kind):
             request.model = header.model
         is_quarantined = header.flags & h.IS_QUARANTINED != 0
-        if is_forbidden(shard, header, request):
+        if is_swapped and request.code != 0:
+            pass  # there was no memory
+        elif is_forbidden(shard, header, request):
             set_error(request, ErrorCode.FORBIDDEN)
         elif is_quarantined and kind in (Kind.STEP, Kind.EXPORT, Kind.SNAPSHOT, Kind.SYNC):
             seq = header.last_seq

@@ -17,7 +17,7 @@ from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.slab import disk_buffer_of, header_of
 from streamrnn_server.shard.requests.finish import end_close, finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
-from streamrnn_server.shard.requests.request import Kind
+from streamrnn_server.shard.requests.request import Kind, free_request
 from streamrnn_server.shard.streams.dirty import mark_dirty
 from streamrnn_server.shard.streams.lookup import answer_without_record, is_pending
 from streamrnn_server.shard.streams.operations import close_stream, note_durable
@@ -86,8 +86,14 @@ def _answer_blocked(shard: Shard, header: Header, is_good: int) -> None:
     pool = shard.pool
     request = first_waiting(pool, header)
     kind = request.kind
-    if is_good == 0 and (kind == Kind.RESTORE or kind == Kind.ROLLBACK):
+    if is_good == 0 and kind in (Kind.RESTORE, Kind.ROLLBACK, Kind.SWAP):
         return  # it is dirty again, and still blocked
+    if kind == Kind.SWAP:
+        header.num_waiting += 1  # it was not counted
+        pop_waiting(pool, header)
+        free_request(pool, request)
+        _unblock(shard, header)
+        return
     note_durable(header, request)
     if is_good == 0 and kind != Kind.SYNC:
         set_error(request, ErrorCode.READ_ONLY)

@@ -118,6 +118,8 @@ class Templates:
     ----------
     models : sequence of (str, str, str)
         Of each model, in order, the name, the fingerprint, and what computes it.
+    capacity : int
+        How many there may be at last; by default no more.
 
     Attributes
     ----------
@@ -127,17 +129,21 @@ class Templates:
         The longest names that a record carries besides its id.
     """
 
-    def __init__(self, models: Sequence[tuple[str, str, str]]) -> None:
-        self._structs = np.zeros(len(models), Template.dtype)
+    def __init__(self, models: Sequence[tuple[str, str, str]], capacity: int = 0) -> None:
+        self._structs = np.zeros(max(len(models), capacity), Template.dtype)
         self._owned: list[NDArray[np.uint8]] = []
         self.max_text_bytes = 0
-        for k, (name, fingerprint, arithmetic) in enumerate(models):
-            texts = [text.encode() for text in (name, arithmetic)]
-            joined = b"".join(texts)
-            places = self._own(bytes.fromhex(fingerprint)), self._own(joined)
-            self._structs[k] = (*places, *map(len, texts))
-            self.max_text_bytes = max(self.max_text_bytes, len(joined))
+        for k, each in enumerate(models):
+            self.set(k, *each)
         self.address = address_of(self._structs)
+
+    def set(self, k: int, name: str, fingerprint: str, arithmetic: str) -> None:
+        """Say what the records of the k-th model have in common, before there are any."""
+        texts = [text.encode() for text in (name, arithmetic)]
+        joined = b"".join(texts)
+        places = self._own(bytes.fromhex(fingerprint)), self._own(joined)
+        self._structs[k] = (*places, *map(len, texts))
+        self.max_text_bytes = max(self.max_text_bytes, len(joined))
 
     def _own(self, data: bytes) -> int:
         self._owned.append(np.frombuffer(data or b"\0", np.uint8))

@@ -62,6 +62,7 @@ class RecordingEnd(IntEnum):
     QUARANTINED = 6  # the last step is the one after which the state was NaN
     GAP = 7
     DROPPED = 8  # Python has asked
+    SWAPPED = 9  # to another version of its model
 
 
 class Recording(Struct):
@@ -131,11 +132,14 @@ class Recorder:
     Attributes
     ----------
     table : ndarray of Recording, shape (number,)
+    max_row_bytes : int
+        Streams with larger rows are not recorded.
     """
 
     def __init__(self, number: int, row_bytes: Sequence[int], struct: Any) -> None:
         self._struct = struct
         largest = max((each for each in row_bytes if each <= _MAX_ROW_BYTES), default=0)
+        self.max_row_bytes = largest if number else 0
         stride = largest + _INPUT_BYTES
         self.table = np.zeros(number, Recording.dtype)
         self._memory = reserve(max(number * stride, 1))

@@ -52,7 +52,7 @@ def history_of(shard: Shard, slot: int) -> History:
 
 @jit
 def model_of(shard: Shard, index: int) -> Model:
-    """Return a model by its index; the number of models stands for pending lookups."""
+    """Return a model by its index."""
     return model_at(shard.models + index * MODEL_BYTES)
 
 

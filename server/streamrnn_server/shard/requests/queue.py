@@ -7,7 +7,15 @@ from streamrnn.kernels.structs import I64, Struct
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.requests.request import Pool, Request, link_of, request_at, request_of
 
-__all__ = ["Queue", "append", "first_waiting", "pop_first", "pop_waiting", "push_waiting"]
+__all__ = [
+    "Queue",
+    "append",
+    "first_waiting",
+    "pop_first",
+    "pop_waiting",
+    "push_first",
+    "push_waiting",
+]
 
 
 @jit
@@ -44,6 +52,17 @@ def push_waiting(pool: Pool, header: Header, request: Request) -> None:
         last.next = link
     header.tail = link
     header.num_waiting += 1
+
+
+@jit
+def push_first(pool: Pool, header: Header, request: Request) -> None:
+    """Let a request of the shard's own wait before the others of its stream, of which there are.
+
+    It does not count: as many may come of the client's as before.
+    """
+    last = request_of(pool, header.tail)
+    request.next = last.next
+    last.next = link_of(pool, request)
 
 
 @jit

@@ -59,6 +59,7 @@ class Kind(IntEnum):
     ROLLBACK = 11
     SYNC_ALL = 12
     RECORD = 13  # record a stream, or tell which recording it has
+    SWAP = 14  # the shard's own: its stream waits for the disk
 
 
 NUM_KINDS = max(Kind) + 1
@@ -104,7 +105,8 @@ class Request(Struct):
     y_block: I64
     model: I64  # index; negative: not known yet, in a batch -1 - that of one with as long inputs
     window: I64  # asked for, then granted
-    item: I64  # place among the parent's children
+    item: I32  # place among the parent's children
+    alias: I32  # number of the alias that an `open` names, from 1 on; 0: none, but one version
     num_items: I64  # number of children
     num_left: I64  # number of children not done
     detail: Annotated[Any, np.int64, (4,)]  # numbers for the error's message
@@ -162,7 +164,7 @@ class RequestPool:
 
     def __init__(self, num_requests: int, inline_x_bytes: int, struct: Any) -> None:
         self.inline_x_bytes = min(-(-inline_x_bytes // 64) * 64, MAX_INLINE_X_BYTES)
-        stride = REQUEST_BYTES + self.inline_x_bytes
+        stride = -(-(REQUEST_BYTES + self.inline_x_bytes) // _UNIT_BYTES) * _UNIT_BYTES
         self.num_bytes = num_requests * stride
         self._memory = reserve(self.num_bytes, huge_pages=True)
         touch(self._memory)
@@ -197,6 +199,7 @@ def allocate_request(pool: Pool) -> Request:
     request.model = -1
     request.received = 0
     request.oldest_output = -1
+    request.alias = 0
     request.x_block = 0
     request.y_block = 0
     request.first_child = 0

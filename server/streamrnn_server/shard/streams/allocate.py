@@ -1,8 +1,7 @@
 """Allocation of slots, and the move of a stream from its lookup to its model.
 
 With a state directory, a stream that is not in memory may be on disk, of any model: until Python
-has looked, it has a slot of a pseudo-model, whose index is the number of models and which has no
-rows.
+has looked, it has a slot of a pseudo-model, whose index is above all others and which has no rows.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from streamrnn_server.shard.streams.owners import (
 from streamrnn_server.shard.streams.slots import push_free_slot
 from streamrnn_server.shard.structs import Shard
 
-__all__ = ["allocate_named_slot", "allocate_slot", "move_stream"]
+__all__ = ["allocate_named_slot", "allocate_slot", "move_stream", "take_place"]
 
 
 @jit
@@ -72,7 +71,11 @@ def allocate_named_slot(shard: Shard, index: int, request: Request) -> int:
 @jit
 def allocate_slot(shard: Shard, index: int, owner: int) -> int:
     """Allocate a slot without an id, not in the index; -1 - the `Limit` that forbids it."""
+    if index < 0:  # no version is for new streams just now
+        return -1 - Limit.ROOM
     model = model_of(shard, index)
+    if model.step_bytes < 0:  # it was unloaded while the request waited
+        return -1 - Limit.ROOM
     if index < shard.num_models:
         limit = make_room_for_user(shard, owner, 1, model.row_bytes)
         if limit != Limit.ROOM:
@@ -94,6 +97,7 @@ def allocate_slot(shard: Shard, index: int, owner: int) -> int:
         num_fresh = model.num_fresh
         slot = model.first_slot + num_fresh
         model.num_fresh = num_fresh + 1
+    model.num_taken += 1
     header = header_of(shard, slot)
     generation = header.generation + 1
     fill_bytes(address(header), h.HEADER_BYTES, 0)
@@ -113,7 +117,14 @@ def move_stream(shard: Shard, header: Header, index: int, owner: int) -> Header:
     if target < 0:
         return header_at(0)
     to = header_of(shard, target)
-    num_bytes = h.id_size(header)
+    take_place(shard, header, to, owner)
+    return to
+
+
+@jit
+def take_place(shard: Shard, header: Header, to: Header, owner: int) -> None:
+    """Let a slot just allocated have another's stream id and waiting requests; free the other."""
+    num_bytes, target = h.id_size(header), slot_of(shard, to)
     hash_value = hash64(h.id_address(header), num_bytes)
     copy_bytes(field_address(to, "id"), field_address(header, "id"), h.MAX_INLINE_ID_BYTES)
     to.id_bytes = num_bytes
@@ -126,4 +137,3 @@ def move_stream(shard: Shard, header: Header, index: int, owner: int) -> Header:
     push_free_slot(shard, header)
     set_owner(shard, to, owner)
     count_stream(shard, to, 1)
-    return to

@@ -28,7 +28,7 @@ def prepare_batch(shard: Shard, parent: Request) -> bool:
         child = request_of(pool, link)
         slot = find_stream(shard, child)
         link = child.sibling
-        if slot >= 0 and header_of(shard, slot).model == num_models:
+        if slot >= 0 and header_of(shard, slot).model == shard.lookup_model:
             slot = -1  # it is being looked up
         if slot >= 0 and is_forbidden(shard, header_of(shard, slot), child):
             slot = -1

@@ -18,6 +18,7 @@ from streamrnn_server.shard.memory.slab import header_of, model_of
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
 from streamrnn_server.shard.requests.request import Kind, Request
+from streamrnn_server.shard.requests.versions import version_now
 from streamrnn_server.shard.streams.allocate import allocate_named_slot, move_stream
 from streamrnn_server.shard.streams.dirty import mark_dirty, wait_for_disk
 from streamrnn_server.shard.streams.owners import (
@@ -47,7 +48,7 @@ __all__ = [
 @jit
 def is_pending(shard: Shard, header: Header) -> bool:
     """Tell whether a slot's stream is being looked up."""
-    return header.model == shard.num_models
+    return header.model == shard.lookup_model
 
 
 @jit
@@ -71,6 +72,8 @@ def answer_without_record(shard: Shard, header: Header, code: int) -> None:
             return
         kind = request.kind
         if kind == Kind.OPEN or kind == Kind.RESTORE:
+            if request.alias != 0:
+                request.model = version_now(shard, request)
             moved = move_stream(shard, header, request.model, request.owner)
             if moved:
                 moved.flags = h.IS_READY
@@ -169,6 +172,8 @@ def _answer_refused(shard: Shard, header: Header, code: int, is_held: bool) -> N
 @jit
 def _limit_of(shard: Shard, owner: int, index: int) -> int:
     """Return the `Limit` that forbids a user another stream of a model."""
+    if index < 0:  # of none, just now
+        return Limit.ROOM
     return exceeded_limit(shard, owner, 1, model_of(shard, index).row_bytes)
 
 
@@ -193,7 +198,7 @@ def start_lookup(shard: Shard, request: Request) -> int:
         return -1
     if not begin_lookup(shard, request.owner):
         return -1
-    slot = allocate_named_slot(shard, shard.num_models, request)
+    slot = allocate_named_slot(shard, shard.lookup_model, request)
     if slot < 0:
         end_lookup(shard, request.owner)
         return slot

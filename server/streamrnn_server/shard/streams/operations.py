@@ -28,6 +28,7 @@ from streamrnn_server.shard.memory.slab import model_of, row_of, slot_of
 from streamrnn_server.shard.recorder import end_recording
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Form, Request, request_at
+from streamrnn_server.shard.requests.versions import version_now
 from streamrnn_server.shard.streams.eviction import allocate_block, allocate_ring
 from streamrnn_server.shard.streams.owners import (
     count_ring,
@@ -65,9 +66,9 @@ def open_stream(shard: Shard, header: Header, request: Request) -> bool:
     has, asked_for = header.model, request.model
     flags = header.flags
     if flags & h.IS_OPEN == 0:
-        if has != asked_for:
+        if has != asked_for or (request.alias != 0 and version_now(shard, request) != has):
             # Closed and opened anew under another model without waiting for the answer: the slot
-            # is free as soon as its queue is empty.
+            # is free as soon as its queue is empty. So too if new streams get another version now.
             set_error(request, ErrorCode.BUSY)
             return False
         window_log2 = _window_log2(request.window)
@@ -82,7 +83,7 @@ def open_stream(shard: Shard, header: Header, request: Request) -> bool:
         begin_history(shard, header)
         model_of(shard, header.model).num_open += 1
         shard.counters.num_opened += 1
-    elif has != asked_for:
+    elif has != asked_for and not _is_version_of(shard, has, request):
         set_error(request, ErrorCode.WRONG_MODEL, has, asked_for)
         return False
     request.last_seq = header.last_seq
@@ -90,6 +91,19 @@ def open_stream(shard: Shard, header: Header, request: Request) -> bool:
     if request.oldest_output >= 0:
         request.oldest_output = oldest_output(header)
     return flags & h.IS_OPEN == 0
+
+
+@jit
+def _is_version_of(shard: Shard, has: int, request: Request) -> bool:
+    """Tell whether a stream's model is of those that an `open` names by the name of all versions.
+
+    That is the name of one, too, whose streams are swapped to others.
+    """
+    family, asked_for = model_of(shard, has).family, request.model
+    if request.alias != 0:
+        return request.alias - 1 == family
+    model = model_of(shard, asked_for)
+    return model.successor >= 0 and model.family == family
 
 
 @jit
@@ -230,7 +244,7 @@ def prepare_step(shard: Shard, plan: Any, header: Header, request: Request) -> N
             if model.step_bytes == like.step_bytes:
                 expected = has
                 parent.model = has
-        if has != expected:
+        if has != expected and not _fits_batch(shard, has, expected):
             set_error(request, ErrorCode.WRONG_MODEL, has, expected)
             return
     if not _check_number(shard, header, request, y_bytes) or not _check_x(
@@ -277,6 +291,14 @@ def prepare_step(shard: Shard, plan: Any, header: Header, request: Request) -> N
 def _refuse_late(shard: Shard, request: Request) -> None:
     set_error(request, ErrorCode.LATE)
     shard.counters.num_late += 1
+
+
+@jit
+def _fits_batch(shard: Shard, has: int, expected: int) -> bool:
+    """Tell whether a model is a version of a batch's with inputs and outputs of the same sizes."""
+    model, like = model_of(shard, has), model_of(shard, expected)
+    is_as_long = model.step_bytes == like.step_bytes and model.y_bytes == like.y_bytes
+    return is_as_long and model.family == like.family
 
 
 @jit

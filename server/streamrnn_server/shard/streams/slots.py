@@ -50,6 +50,7 @@ def push_free_slot(shard: Shard, header: Header) -> None:
     """Put a slot that is neither in the index nor in a list on its model's list of free ones."""
     end_recording(shard, header, RecordingEnd.EVICTED)
     model = model_of(shard, header.model)
+    model.num_taken -= 1
     header.next = model.free_slot
     model.free_slot = slot_of(shard, header) + 1
     header.flags = 0

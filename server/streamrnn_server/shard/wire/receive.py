@@ -35,6 +35,7 @@ from streamrnn_server.shard.requests.request import (
     link_of,
     set_identity,
 )
+from streamrnn_server.shard.requests.versions import alias_of, version_now
 from streamrnn_server.shard.streams.eviction import allocate_block
 from streamrnn_server.shard.streams.owners import NO_OWNER, user_of
 from streamrnn_server.shard.structs import Shard, ShardState
@@ -193,18 +194,27 @@ def _refuse(shard: Shard, request: Request, code: int, detail_0: int, detail_1: 
 
 @jit
 def _find_model(shard: Shard, request: Request) -> bool:
-    """Find the model that an `open` names; nil means the only one."""
+    """Find the model that an `open` names, or whose alias it does; nil means the only one."""
     name, num_bytes = request.x, request.x_count
-    num_models = shard.num_models
-    request.model = 0
     if name == 0:
-        return num_models == 1
-    for k in range(num_models):
+        return shard.num_aliases == 1 and _take_alias(request, 0)
+    for k in range(shard.num_aliases):
+        alias = alias_of(shard, k)
+        if alias.name_bytes == num_bytes and equal_bytes(alias.name, name, num_bytes):
+            return _take_alias(request, k)
+    for k in range(shard.num_models):
         model = model_of(shard, k)
         if model.name_bytes == num_bytes and equal_bytes(model.name, name, num_bytes):
             request.model = k
-            return True
+            # Whose streams were swapped away: those of it fit all versions now.
+            return model.successor < 0 or _take_alias(request, model.family)
     return False
+
+
+@jit
+def _take_alias(request: Request, number: int) -> bool:
+    request.alias = number + 1  # which version that means, its hash has a say in
+    return True
 
 
 @jit
@@ -217,6 +227,8 @@ def _keep(shard: Shard, request: Request, end: int) -> bool:
         _make_children(shard, request, kind, end)
         return True
     _set_hash(shard, request)
+    if request.alias != 0:
+        request.model = version_now(shard, request)
     return True
 
 
@@ -288,5 +300,9 @@ def _make_children(shard: Shard, parent: Request, kind: int, end: int) -> None:
         child.window = parent.window
         child.oldest_output = parent.oldest_output
         _set_hash(shard, child)
+        if kind == Kind.OPEN_MANY:
+            child.alias = parent.alias
+            if child.alias != 0:
+                child.model = version_now(shard, child)
     previous.sibling = 0
     parent.model = -1

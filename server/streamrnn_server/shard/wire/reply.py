@@ -140,7 +140,7 @@ def _count_unsent(shard: Shard, error: int) -> None:
 def _tally_of(shard: Shard, request: Request) -> Tally:
     model = request.model
     if model < 0 or model >= shard.num_models:  # none was found
-        model = shard.num_models
+        model = shard.lookup_model
     return tally_at(shard.tallies + (model * NUM_KINDS + request.kind) * TALLY_BYTES)
 
 

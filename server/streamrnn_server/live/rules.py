@@ -1,0 +1,113 @@
+"""What may be done with models under live streams, and the parameters that ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from streamrnn.kernels.cpu.program import Program
+from streamrnn_client.protocol import ErrorCode, ProtocolError
+from streamrnn_server.live.catalogue import POLICIES
+from streamrnn_server.live.files import name_fault
+from streamrnn_server.live.table import ModelTable, family_of
+from streamrnn_server.shard.model_memory import MAX_LOADED_ROW_BYTES, MAX_LOADED_VALUES
+
+__all__ = ["check_size", "check_swap", "need_served", "take_options"]
+
+
+def _bad(text: str) -> ProtocolError:
+    return ProtocolError(ErrorCode.BAD_PARAMS, text)
+
+
+def _check_name(value: Any) -> None:
+    fault = name_fault(value) if isinstance(value, str) else "a model's name is a text"
+    if fault is not None:
+        raise _bad(f"{str(value)[:64]!r}: {fault}")
+
+
+def _check_file(value: Any) -> None:
+    if not isinstance(value, str):
+        raise _bad("file must be the name of a file in --models-dir")
+
+
+def _check_share(value: Any) -> None:
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise _bad("share must be a number from 0 to 1: the part of new streams that get it")
+
+
+def _check_policy(value: Any) -> None:
+    if value not in POLICIES:
+        raise _bad(f"streams must be one of {', '.join(POLICIES)}")
+
+
+# Of each action: what must be said, and what may be.
+_Checks = dict[str, Callable[[Any], None]]
+_OPTIONS: Mapping[str, tuple[_Checks, _Checks]] = {
+    "load": ({"name": _check_name}, {"file": _check_file}),
+    "alias": ({"name": _check_name}, {"share": _check_share}),
+    "swap": ({"name": _check_name, "to": _check_name}, {"streams": _check_policy}),
+    "unload": ({"name": _check_name}, {}),
+}
+
+
+def take_options(params: list[Any]) -> tuple[str, dict[str, Any]]:
+    """Return an action and its options, or raise `ProtocolError` (``bad_params``)."""
+    actions = ", ".join(_OPTIONS)
+    if len(params) != 2 or not isinstance(params[0], str) or params[0] not in _OPTIONS:
+        raise _bad(f"model takes [action, options]; the action is one of {actions}")
+    action, options = params
+    needed, allowed = _OPTIONS[action]
+    checks = needed | allowed
+    if not isinstance(options, dict) or not needed.keys() <= options.keys() <= checks.keys():
+        raise _bad(f"the options of {action} are a map of {', '.join(checks)}")
+    for name, value in options.items():
+        checks[name](value)
+    return action, options
+
+
+def need_served(table: ModelTable, name: str) -> None:
+    """Raise `ProtocolError` if a version is not served."""
+    if name not in table.indices:
+        raise ProtocolError(ErrorCode.UNKNOWN_MODEL, model=name, models=table.names)
+
+
+def check_size(name: str, program: Program) -> None:
+    """Raise `ProtocolError` if a model is larger than what a running server has space for."""
+    most = max(program.spec.num_inputs, program.spec.output_size)
+    if program.row_bytes > MAX_LOADED_ROW_BYTES or most > MAX_LOADED_VALUES:
+        raise _bad(
+            f"{name!r} has {most} inputs or outputs and a state of {program.row_bytes} bytes; "
+            f"while a server runs, models of at most {MAX_LOADED_VALUES} and "
+            f"{MAX_LOADED_ROW_BYTES} bytes are loaded: start it with this one"
+        )
+
+
+def check_swap(
+    table: ModelTable, name: str, to: str, streams: str, is_durable: bool, device: str
+) -> None:
+    """Raise `ProtocolError` if the streams of one version cannot be swapped to another so."""
+    if name == to or family_of(name) != family_of(to):
+        raise _bad(f"{name!r} and {to!r} are not two versions of one model (NAME@VERSION)")
+    if streams == "keep":
+        return
+    if device != "cpu":
+        raise ProtocolError(
+            ErrorCode.NOT_SUPPORTED, "streams that a GPU computes keep their version"
+        )
+    if not is_durable:
+        raise ProtocolError(
+            ErrorCode.NOT_SUPPORTED,
+            "a stream is swapped with its record, and the server keeps none: start it with "
+            "--state-dir, or let streams keep their version (keep)",
+        )
+    old, new = (table.models[table.indices[each]] for each in (name, to))
+    if old.spec.num_inputs != new.spec.num_inputs or old.spec.output_size != new.spec.output_size:
+        raise _bad(
+            f"{name!r} has {old.spec.num_inputs} inputs and {old.spec.output_size} outputs, {to!r} "
+            f"has {new.spec.num_inputs} and {new.spec.output_size}: let streams keep their version"
+        )
+    if streams == "carry" and old.spec != new.spec:
+        raise _bad(
+            f"{name!r} and {to!r} are described differently (layers, inputs, outputs, transforms "
+            "or vocabularies): a state cannot be carried over; swap with reset, or keep"
+        )
