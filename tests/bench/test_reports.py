@@ -8,6 +8,7 @@ import html.parser
 import itertools
 import json
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamrnn_bench.report.charts import bar_chart, line_chart
+from streamrnn_bench.report.charts import NUM_COLORS, bar_chart, line_chart
 from streamrnn_bench.report.compare import compare_runs, comparison_table
 from streamrnn_bench.report.noise import MAX_SAMPLES, shift_between
 from streamrnn_bench.report.page import html_page
@@ -347,6 +348,12 @@ def test_a_chart_is_well_formed_and_inside_its_frame(series):
     for circle in root.iter("{http://www.w3.org/2000/svg}circle"):
         assert 0 <= float(circle.attrib["cx"]) <= width
         assert 0 <= float(circle.attrib["cy"]) <= height
+
+
+def test_of_more_lines_than_colours_no_two_look_alike():
+    svg = line_chart({str(k): [(1.0, 1.0)] for k in range(2 * NUM_COLORS)}, "x", "y")
+    looks = re.findall('<g class="(.*?)">', svg)
+    assert len(set(looks)) == len(looks) == 2 * NUM_COLORS
 
 
 def test_bars_are_as_long_as_their_parts():

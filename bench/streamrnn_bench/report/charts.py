@@ -1,7 +1,7 @@
 """Charts as SVG text: lines over logarithmic axes, and stacked bars.
 
 Colours are classes of the page's style sheet (``s0`` to ``s7``), so that it follows the reader's
-light or dark theme.
+light or dark theme. Beyond eight they come again, dashed (``again``).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def line_chart(
     for k, (name, points) in enumerate(series.items()):
         places = [(across(x), up(y)) for x, y in sorted(points)]
         drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(f'<g class="s{k % NUM_COLORS}"><polyline points="{drawn}"/>')
+        parts.append(f'<g class="{_color(k)}"><polyline points="{drawn}"/>')
         for (x, y), (at_x, at_y) in zip(sorted(points), places, strict=True):
             title = escape(f"{name}: {_tick(y)} at {_tick(x)}")
             parts.append(
@@ -74,7 +74,7 @@ def bar_chart(bars: Mapping[str, Mapping[str, float]], unit: str) -> str:
             width = (_WIDTH - _RIGHT) * value / longest
             title = escape(f"{part}: {_tick(value)} {unit} ({value / total:.0%})")
             drawn.append(
-                f'<g class="s{names.index(part) % NUM_COLORS}"><rect x="{at:.1f}" y="{top + 26}" '
+                f'<g class="{_color(names.index(part))}"><rect x="{at:.1f}" y="{top + 26}" '
                 f'width="{width:.1f}" height="{_BAR}"><title>{title}</title></rect></g>'
             )
             if width >= _MIN_LABEL_WIDTH:
@@ -115,6 +115,10 @@ def _tick(value: float) -> str:
     return f"{value:.3g}"
 
 
+def _color(k: int) -> str:
+    return f"s{k % NUM_COLORS}" + " again" * (k >= NUM_COLORS)
+
+
 def _svg(height: float, title: str) -> str:
     return (
         f'<svg viewBox="0 0 {_WIDTH} {height:g}" role="img" xmlns="http://www.w3.org/2000/svg">'
@@ -134,7 +138,6 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str
 
 def _legend(names: Sequence[str]) -> str:
     items = (
-        f'<span class="s{k % NUM_COLORS}"><i></i>{escape(name)}</span>'
-        for k, name in enumerate(names)
+        f'<span class="{_color(k)}"><i></i>{escape(name)}</span>' for k, name in enumerate(names)
     )
     return f'<p class="legend">{"".join(items)}</p>'

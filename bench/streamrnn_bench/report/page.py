@@ -37,6 +37,8 @@ svg g circle, svg g rect { fill: currentColor }
 .legend span { display: inline-block; margin-right: 1.2rem; white-space: nowrap }
 .legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem;
   background: currentColor; border-radius: 2px }
+svg g.again polyline { stroke-dasharray: 7 5 }
+.legend .again i { background: none; outline: 2px dashed currentColor; outline-offset: -2px }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
