@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from streamrnn_bench.commands.load import LOAD, configure_load, run_load
 from streamrnn_bench.commands.reports import REPORTS, write_reports
 from streamrnn_bench.report.compare import RUN_NOISE
 from streamrnn_bench.report.results import (
@@ -36,16 +37,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "name",
         metavar="NAME",
         nargs="?",
-        choices=(*BENCHMARKS, *NAMED, TRAINING, *REPORTS),
+        choices=(*BENCHMARKS, *NAMED, LOAD, TRAINING, *REPORTS),
         help=", ".join(BENCHMARKS) + f"; without it all of these; by name only {', '.join(NAMED)}; "
-        f"{TRAINING}, which takes an hour; {', '.join(REPORTS)}, of what was written before",
+        f"{LOAD}, of a server that runs; {TRAINING}, which takes an hour; {', '.join(REPORTS)}, of "
+        "what was written before",
     )
     parser.add_argument(
         "paths",
         metavar="FILE",
-        type=Path,
         nargs="*",
-        help="report, compare: what --json wrote, or a directory of such files, of several runs",
+        help="load: the server's address; report, compare: what --json wrote, or a directory of "
+        "such files, of several runs",
     )
     parser.add_argument(
         "--json",
@@ -122,7 +124,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=_positive,
         help="throughput: streams, one step of each under way (1000); client: of a batch (1000); "
-        "scale: streams (1000000); durability: streams (10000)",
+        "scale: streams (1000000); durability: streams (10000); load: streams (1000)",
     )
     parser.add_argument(
         "--shards",
@@ -149,6 +151,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--rounds", metavar="N", type=_positive, help="turns of a measurement and its reference"
     )
     parser.add_argument("--round-s", metavar="S", type=float, help="how long a turn is, in seconds")
+    configure_load(parser)
     of_training = parser.add_argument_group("training")
     of_training.add_argument(
         "--set", choices=SETS, help="the ten series that judge (judged), or those to tune on"
@@ -328,6 +331,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.name in REPORTS:
         return REPORTS[args.name](args)
+    if args.name == LOAD:
+        return run_load(args, _json_path(args) if args.json else None)
     if args.paths:
         raise BenchError(f"bench {args.name} takes no file; only {' and '.join(REPORTS)} do")
     if args.name == TRAINING:

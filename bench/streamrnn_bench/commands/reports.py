@@ -17,7 +17,7 @@ __all__ = ["REPORTS", "write_reports"]
 
 def _report(args: argparse.Namespace) -> int:
     """Show runs side by side; of several machines too."""
-    sides = _sides(args.paths)
+    sides = _sides([Path(path) for path in args.paths])
     if not sides:
         raise BenchError("bench report needs files that `streamrnn bench --json` wrote")
     for side in sides:
@@ -29,7 +29,7 @@ def _report(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     """Say what differs between two sides; return 0 whatever it is."""
-    sides = _sides(args.paths)
+    sides = _sides([Path(path) for path in args.paths])
     if len(sides) != 2:
         raise BenchError(f"bench compare needs two files or directories, got {len(sides)}")
     a, b = sides

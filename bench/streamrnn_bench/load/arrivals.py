@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 
 from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import load_i64, store_i64
+from streamrnn.kernels.structs import I64, Struct
 
-__all__ = ["Arrivals", "Heap", "Pattern", "gap_ns", "make_heap", "pop", "push", "uniform"]
+__all__ = ["Arrivals", "Heap", "Pattern", "first_ns", "gap_ns", "pop", "push", "uniform"]
+
+F64 = Annotated[float, np.float64]
 
 
 class Pattern(IntEnum):
@@ -27,14 +30,15 @@ class Pattern(IntEnum):
     TOGETHER = 3  # at one distance, all streams at once
 
 
-class Arrivals(NamedTuple):
+class Arrivals(Struct):
     """The schedules of all streams."""
 
-    pattern: int  # a `Pattern`
-    min_period_ns: float  # the mean distance of a stream's messages is of this and ``max``, and
-    max_period_ns: float  # between them evenly on a logarithmic scale
-    burst: int  # messages of a burst
-    seed: int
+    pattern: I64  # a `Pattern`
+    # The mean distance of a stream's messages: between these, evenly on a logarithmic scale.
+    min_period_ns: F64
+    max_period_ns: F64
+    burst: I64  # messages of a burst
+    seed: I64
 
 
 _MULTIPLIERS = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
@@ -45,8 +49,8 @@ _MEAN, _GAP = 0, 1  # what is drawn
 def uniform(seed: int, what: int, stream: int, number: int) -> float:
     """Draw from (0, 1): the same for the same numbers (finaliser of SplitMix64)."""
     value = seed * _MULTIPLIERS[2] + what * 1_442_695_040_888_963_407 + stream
-    for number_or_none in (number, 0):
-        value = (value + 1) * _MULTIPLIERS[0] + number_or_none
+    for k in range(2):
+        value = (value + 1) * _MULTIPLIERS[0] + number * (1 - k)
         value = (value ^ ((value >> 30) & 0x3_FFFF_FFFF)) * _MULTIPLIERS[1]
         value = (value ^ ((value >> 27) & 0x1F_FFFF_FFFF)) * _MULTIPLIERS[2]
         value = value ^ ((value >> 31) & 0x1_FFFF_FFFF)
@@ -75,57 +79,65 @@ def gap_ns(arrivals: Arrivals, stream: int, number: int) -> int:
     return int(-math.log(drawn) * mean * arrivals.burst)
 
 
-class Heap(NamedTuple):
+class Heap(Struct):
     """Streams, the one with the least time first; room for each once."""
 
-    times_ns: NDArray[np.int64]  # [N]
-    streams: NDArray[np.int32]  # [N]
-    size: NDArray[np.int64]  # [1]
-
-
-def make_heap(num_streams: int) -> Heap:
-    """Make an empty heap."""
-    return Heap(
-        np.zeros(num_streams, np.int64), np.zeros(num_streams, np.int32), np.zeros(1, np.int64)
-    )
+    times_ns: I64  # address of int64[N]
+    streams: I64  # address of int64[N]
+    size: I64
 
 
 _CHILDREN_LOG2 = 2  # four children: half the levels, and one cache line a level
 
 
 @jit
+def _set(heap: Heap, at: int, time_ns: int, stream: int) -> None:
+    store_i64(heap.times_ns + 8 * at, time_ns)
+    store_i64(heap.streams + 8 * at, stream)
+
+
+@jit
 def push(heap: Heap, time_ns: int, stream: int) -> None:
     """Add a stream that is not in it."""
-    at = heap.size[0]
-    heap.size[0] += 1
+    at = heap.size
+    heap.size += 1
     while at > 0:
         parent = (at - 1) >> _CHILDREN_LOG2
-        if heap.times_ns[parent] <= time_ns:
+        parent_ns = load_i64(heap.times_ns + 8 * parent)
+        if parent_ns <= time_ns:
             break
-        heap.times_ns[at], heap.streams[at] = heap.times_ns[parent], heap.streams[parent]
+        _set(heap, at, parent_ns, load_i64(heap.streams + 8 * parent))
         at = parent
-    heap.times_ns[at], heap.streams[at] = time_ns, stream
+    _set(heap, at, time_ns, stream)
+
+
+@jit
+def first_ns(heap: Heap) -> int:
+    """Return the least time; a heap that is empty has a late one."""
+    return load_i64(heap.times_ns) if heap.size > 0 else 1 << 62
 
 
 @jit
 def pop(heap: Heap) -> int:
     """Take out the stream with the least time; there must be one."""
-    first = heap.streams[0]
-    heap.size[0] -= 1
-    size = heap.size[0]
-    time_ns, stream = heap.times_ns[size], heap.streams[size]
+    times, streams = heap.times_ns, heap.streams
+    first = load_i64(streams)
+    heap.size -= 1
+    size = heap.size
+    time_ns, stream = load_i64(times + 8 * size), load_i64(streams + 8 * size)
     at = 0
     while True:
         child = (at << _CHILDREN_LOG2) + 1
         if child >= size:
             break
-        least = child
+        least, least_ns = child, load_i64(times + 8 * child)
         for other in range(child + 1, min(child + (1 << _CHILDREN_LOG2), size)):
-            if heap.times_ns[other] < heap.times_ns[least]:
-                least = other
-        if heap.times_ns[least] >= time_ns:
+            other_ns = load_i64(times + 8 * other)
+            if other_ns < least_ns:
+                least, least_ns = other, other_ns
+        if least_ns >= time_ns:
             break
-        heap.times_ns[at], heap.streams[at] = heap.times_ns[least], heap.streams[least]
+        _set(heap, at, least_ns, load_i64(streams + 8 * least))
         at = least
-    heap.times_ns[at], heap.streams[at] = time_ns, stream
+    _set(heap, at, time_ns, stream)
     return first

@@ -14,9 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import load_i64, store_i64
 from streamrnn_bench.report.results import BenchError
 
-__all__ = ["MAX_NS", "NUM_BUCKETS", "PERCENTILES", "RELATIVE_ERROR", "Histogram", "note_time"]
+__all__ = [
+    "HISTOGRAM_SIZE",
+    "MAX_NS",
+    "NUM_BUCKETS",
+    "PERCENTILES",
+    "RELATIVE_ERROR",
+    "Histogram",
+    "note_time",
+]
 
 _STEPS_LOG2 = 8
 _MAX_LOG2 = 42
@@ -27,24 +36,26 @@ RELATIVE_ERROR = 1 / (1 << _STEPS_LOG2)
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99)
 # Behind the buckets: their sum, and the largest time.
 _SUM, _MAX = NUM_BUCKETS, NUM_BUCKETS + 1
-_SIZE = NUM_BUCKETS + 2
+HISTOGRAM_SIZE = NUM_BUCKETS + 2
+"""Numbers of `Histogram.counts`."""
 
 
 @jit
-def note_time(counts: NDArray[np.int64], time_ns: int) -> None:
-    """Count a time in ``counts``, those of a `Histogram`; a negative one as 0."""
+def note_time(counts: int, time_ns: int) -> None:
+    """Count a time, a negative one as 0; the address is of a `Histogram`'s counts."""
     time_ns = max(time_ns, 0)
     kept = min(time_ns, MAX_NS)
     doublings = 0
     while kept >> doublings >= 2 << _STEPS_LOG2:
         doublings += 1
-    counts[(doublings << _STEPS_LOG2) + (kept >> doublings)] += 1
-    counts[_SUM] += time_ns
-    counts[_MAX] = max(counts[_MAX], time_ns)
+    bucket = counts + 8 * ((doublings << _STEPS_LOG2) + (kept >> doublings))
+    store_i64(bucket, load_i64(bucket) + 1)
+    store_i64(counts + 8 * _SUM, load_i64(counts + 8 * _SUM) + time_ns)
+    store_i64(counts + 8 * _MAX, max(load_i64(counts + 8 * _MAX), time_ns))
 
 
 @jit
-def _note_times(counts: NDArray[np.int64], times_ns: NDArray[np.int64]) -> None:
+def _note_times(counts: int, times_ns: NDArray[np.int64]) -> None:
     for time_ns in times_ns:
         note_time(counts, time_ns)
 
@@ -71,13 +82,15 @@ class Histogram:
     """
 
     def __init__(self, counts: NDArray[np.int64] | None = None) -> None:
-        self.counts: NDArray[np.int64] = np.zeros(_SIZE, np.int64) if counts is None else counts
+        self.counts: NDArray[np.int64] = (
+            np.zeros(HISTOGRAM_SIZE, np.int64) if counts is None else counts
+        )
 
     def note(self, times_ns: Iterable[int] | NDArray[np.int64]) -> None:
         """Count times in nanoseconds."""
         if not isinstance(times_ns, np.ndarray):
             times_ns = np.fromiter(times_ns, np.int64)
-        _note_times(self.counts, times_ns.astype(np.int64))
+        _note_times(self.counts.ctypes.data, times_ns.astype(np.int64))
 
     @classmethod
     def merged(cls, parts: Iterable[Histogram]) -> Histogram:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from streamrnn_bench.load.arrivals import (
     Arrivals,
+    Heap,
     Pattern,
     gap_ns,
-    make_heap,
     pop,
     push,
     uniform,
@@ -47,67 +47,75 @@ def test_draws_are_uniform_and_streams_differ():
     assert abs(np.corrcoef(drawn[:-1].ravel(), drawn[1:].ravel())[0, 1]) < 0.03
 
 
+def arrivals_of(*values):
+    arrivals = Arrivals.one()
+    for name, value in zip(Arrivals.dtype.names or (), values, strict=True):
+        arrivals[name] = value
+    return arrivals
+
+
 def times_of(arrivals, stream, num_messages):
     return np.cumsum([gap_ns(arrivals, stream, n) for n in range(num_messages)])
 
 
 @given(st.integers(0, 1000), st.sampled_from([7.0, 1e5, 333_333_333.0]))
 def test_fixed_arrivals_keep_their_distance_and_have_a_phase(stream, period):
-    times = times_of(Arrivals(Pattern.FIXED, period, period, 1, 5), stream, 20)
+    times = times_of(arrivals_of(Pattern.FIXED, period, period, 1, 5), stream, 20)
     assert set(np.diff(times)) == {period}
     assert times[0] == int(expected_uniform(5, 1, stream, 0) * period)
 
 
 def test_together_all_streams_send_at_once():
-    arrivals = Arrivals(Pattern.TOGETHER, 1e6, 1e6, 1, 0)
+    arrivals = arrivals_of(Pattern.TOGETHER, 1e6, 1e6, 1, 0)
     for stream in range(5):
         assert list(times_of(arrivals, stream, 3)) == [0, 1_000_000, 2_000_000]
 
 
 @given(st.integers(0, 2**20))
 def test_poisson_gaps_are_exponential_draws(stream):
-    arrivals = Arrivals(Pattern.POISSON, 1e6, 1e6, 1, 9)
+    arrivals = arrivals_of(Pattern.POISSON, 1e6, 1e6, 1, 9)
     for n in range(10):
         expected = -math.log(expected_uniform(9, 1, stream, n)) * 1e6
         assert gap_ns(arrivals, stream, n) == pytest.approx(expected, abs=1)
 
 
 def test_poisson_arrivals_have_the_rate_and_the_spread():
-    arrivals = Arrivals(Pattern.POISSON, 1e6, 1e6, 1, 1)
+    arrivals = arrivals_of(Pattern.POISSON, 1e6, 1e6, 1, 1)
     gaps = np.array([gap_ns(arrivals, 3, n) for n in range(20_000)])
     assert gaps.mean() == pytest.approx(1e6, rel=0.03)
     assert gaps.std() == pytest.approx(1e6, rel=0.05)
 
 
 def test_bursts_come_at_once_and_keep_the_rate():
-    arrivals = Arrivals(Pattern.BURSTS, 1e6, 1e6, 4, 1)
+    arrivals = arrivals_of(Pattern.BURSTS, 1e6, 1e6, 4, 1)
     gaps = np.array([gap_ns(arrivals, 3, n) for n in range(40_000)]).reshape(-1, 4)
     assert not gaps[:, 1:].any()
     assert gaps[:, 0].mean() == pytest.approx(4e6, rel=0.03)
 
 
 def test_streams_have_rates_between_the_two():
-    arrivals = Arrivals(Pattern.TOGETHER, 1e6, 1e8, 1, 1)
+    arrivals = arrivals_of(Pattern.TOGETHER, 1e6, 1e8, 1, 1)
     periods = np.array([gap_ns(arrivals, stream, 1) for stream in range(5_000)])
     assert periods.min() >= 1e6
     assert periods.max() <= 1e8
     assert np.median(periods) == pytest.approx(1e7, rel=0.15)  # evenly on a logarithmic scale
-    again = Arrivals(Pattern.TOGETHER, 1e6, 1e8, 1, 1)
+    again = arrivals_of(Pattern.TOGETHER, 1e6, 1e8, 1, 1)
     assert gap_ns(again, 3, 1) == gap_ns(again, 3, 7) == periods[3]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 50)), max_size=200))
 def test_a_heap_gives_the_least_time_first(actions):
-    heap = make_heap(200)
+    times, streams, heap = np.zeros(200, np.int64), np.zeros(200, np.int64), Heap.one()
+    heap["times_ns"], heap["streams"] = times.ctypes.data, streams.ctypes.data
     expected: list[int] = []
     for stream, (adds, time_ns) in enumerate(actions):
         if adds or not expected:
             push(heap, time_ns, stream)
             heapq.heappush(expected, time_ns)
             continue
-        assert heap.times_ns[0] == heapq.heappop(expected)
+        assert times[0] == heapq.heappop(expected)
         assert actions[pop(heap)][1] <= min(expected, default=50)
-    assert heap.size[0] == len(expected)
+    assert heap["size"] == len(expected)
     while expected:
-        assert heap.times_ns[0] == heapq.heappop(expected)
+        assert times[0] == heapq.heappop(expected)
         pop(heap)

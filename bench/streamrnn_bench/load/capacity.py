@@ -1,0 +1,129 @@
+"""``streamrnn bench load --find``: trials of a server, each with streams of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+from streamrnn_bench.load.generator import Generator, Outcome, Target
+from streamrnn_bench.load.options import LoadOptions
+from streamrnn_bench.load.search import Capacity, Trial, find_most
+from streamrnn_bench.load.senders import MAX_SENDERS, How
+from streamrnn_bench.report.results import BenchError, Result
+
+__all__ = ["Goal", "describe_capacity", "find_capacity"]
+
+_LEAST_RATE, _MOST_RATE = 1.0, 1e8
+_LATE_SHARE = 0.5  # of the bound: the generator is then no judge
+
+
+class Goal(NamedTuple):
+    """What is to be found."""
+
+    what: str  # ``streams`` or ``rate``
+    p99_s: float
+    tolerance: float
+
+
+def find_capacity(
+    target: Target, options: LoadOptions, goal: Goal, tell: Callable[[str], None]
+) -> tuple[Capacity, Result]:
+    """Find the most streams at their rate, or steps a second of all streams.
+
+    Raises a `BenchError` if there is none, or the loop is closed.
+    """
+    if options.rate is None:
+        raise BenchError("--find needs --rate: in a closed loop the server sets the pace")
+    bound_us = goal.p99_s * 1e6
+    is_streams = goal.what == "streams"
+    unit = "streams" if is_streams else "steps/s"
+
+    def measure(amount: float) -> Trial:
+        trial = _judge(amount, _load(target, _loaded(options, goal.what, amount)), bound_us)
+        verdict = trial.reason or "within"
+        tell(f"{amount:14,.0f} {unit:8} p99 {trial.p99_us:12,.1f} us   {verdict}")
+        return trial
+
+    if is_streams:
+        most = MAX_SENDERS * options.batch
+        capacity = find_most(
+            measure, options.streams, options.batch, most, goal.tolerance, options.batch
+        )
+    else:
+        start = options.offered or 1.0
+        capacity = find_most(measure, start, _LEAST_RATE, _MOST_RATE, goal.tolerance)
+    return capacity, _result(options, goal, capacity, unit)
+
+
+def describe_capacity(goal: Goal, options: LoadOptions, capacity: Capacity) -> str:
+    """Say what was found, for a terminal."""
+    rates = _loaded(options, goal.what, capacity.amount)
+    unit = "streams" if goal.what == "streams" else "steps/s"
+    p99s = ", ".join(f"{trial.p99_us:,.0f}" for trial in capacity.confirmations)
+    limit = "; no more was tried" if capacity.is_limit else ""
+    return (
+        f"{capacity.amount:,.0f} {unit} with p99 below {goal.p99_s * 1e6:,.0f} us: {rates.case}\n"
+        f"confirmed by {len(capacity.confirmations)} more runs of {options.duration_s:g} s "
+        f"(p99 {p99s} us); {capacity.tolerance:.0%} more was too much{limit}"
+    )
+
+
+def _loaded(options: LoadOptions, what: str, amount: float) -> LoadOptions:
+    """Return the options of a trial."""
+    if what == "streams":
+        return dataclasses.replace(options, streams=int(amount))
+    assert options.rate is not None
+    share = amount / (options.offered or 1.0)
+    low, high = options.rate
+    return dataclasses.replace(options, rate=(low * share, high * share))
+
+
+def _load(target: Target, options: LoadOptions) -> Outcome:
+    with Generator(target, options) as generator:
+        generator.open()
+        outcome = generator.run()
+        if outcome.is_interrupted:
+            raise KeyboardInterrupt
+        if outcome.how == How.BAD_REPLY:
+            raise BenchError(outcome.first_error)
+        if outcome.how != How.NOT_SENT:
+            generator.close_streams()
+    return outcome
+
+
+def _judge(amount: float, outcome: Outcome, bound_us: float) -> Trial:
+    """Say whether a server has taken a load."""
+    p99_us = outcome.latency.percentile_ns(99) / 1e3
+    reason = ""
+    if outcome.errors:
+        reason = f"refused: {', '.join(outcome.errors)}"
+    elif outcome.num_unanswered or outcome.num_unsent:
+        reason = f"{outcome.num_unanswered + outcome.num_unsent:,} steps not answered"
+    elif outcome.how != How.DONE or outcome.latency.number == 0:
+        reason = outcome.first_error or "nothing was measured"
+    elif p99_us > bound_us:
+        reason = f"p99 above {bound_us:,.0f} us"
+        late_us = outcome.lateness.percentile_ns(99) / 1e3
+        if late_us > _LATE_SHARE * bound_us:
+            reason += f", and the generator itself late by {late_us:,.0f} us"
+    return Trial(amount, p99_us, reason)
+
+
+def _result(options: LoadOptions, goal: Goal, capacity: Capacity, unit: str) -> Result:
+    case = _loaded(options, goal.what, capacity.amount).case
+    return Result(
+        benchmark="load",
+        case=f"most {goal.what} with p99 below {goal.p99_s * 1e6:g} us",
+        value=capacity.amount,
+        unit=unit,
+        reference="start",
+        reference_value=float(options.streams if unit == "streams" else options.offered or 1.0),
+        note=f"{case}; to {capacity.tolerance:.0%}",
+        samples=tuple(capacity.amount for _ in capacity.confirmations),
+        details={
+            "tolerance": capacity.tolerance,
+            "confirmed_p99_us": [trial.p99_us for trial in capacity.confirmations],
+            "trials": [list(trial) for trial in capacity.trials],
+        },
+    )
