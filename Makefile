@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+PEERS := build/peers
 BIN := $(VENV)/bin
 PROJECTS := pyproject.toml clients/pyproject.toml
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -e clients
@@ -138,7 +139,6 @@ $(VENV)/installed-peers: $(PROJECTS) | $(VENV)/bin/python
 
 # Servers to be compared with, apart from what is measured. Of Triton the wheel brings the program;
 # with NumPy 2 its Python backend answers with empty outputs.
-PEERS := build/peers
 $(PEERS)/installed: | $(VENV)/bin/python
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' 'onnx>=1.16' \
