@@ -120,3 +120,17 @@ def test_sequences_with_names_or_numbers_to_predict():
 def test_sequences_that_do_not_fit_are_refused(sequences, targets, message):
     with pytest.raises(DataError, match=message):
         table_of_sequences(sequences, targets)
+
+
+@pytest.mark.parametrize(
+    ("when", "words"),
+    [
+        (["25.12.2000", "26.12.2000", "27.12.2000"], "perhaps --date-format '%d.%m.%Y'"),
+        (["first", "second", "third"], "or as --date-format says"),
+    ],
+)
+def test_texts_that_are_to_order_rows_are_said_which_format_reads_them(when, words):
+    data = {"when": when, "y": [1.0, 2.0, 3.0]}
+    config = TrainingConfig(path="x", predict=("y",), time="when")
+    with pytest.raises(DataError, match=f"holds text .'{when[0]}'.*{words}"):
+        make_dataset(config, table_of(data))
