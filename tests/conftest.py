@@ -27,7 +27,7 @@ ON_DEMAND = ("gpu", "soak")
 COMPILED = {
     "engine": re.compile(
         "tests/(cuda|importers|kernels)/"
-        "|tests/(bench/test_peers|bench/test_step|engine/test_batch|model/test_(inspect|scales))"
+        "|tests/(bench/peers/test_peers|bench/test_step|engine/test_batch|model/test_(inspect|scales))"
         "|tests/training/((fit|memory|run|search|text)/|test_api|network/test_(dropout|feedback))"
         "|tests/training/baselines/test_(compare|evaluate)"
         "|tests/training/data/test_(categories|forecasts|leading_gaps|origin)"

@@ -24,6 +24,7 @@ from streamrnn_client._session.replay import (
     open_states,
     recover,
     server_lag,
+    wait_for_capacity,
 )
 from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.stream_group import Rows
@@ -165,7 +166,7 @@ def step_rows(
     unusable: Errors = {}
     if numbered and session.is_durable and not rows.has_capacity():
         rows.drop_durable()
-        unusable = yield from session.wait_for_capacity(ex, states, 1)
+        unusable = yield from wait_for_capacity(session, ex, states, 1)
     unusable.update(_unusable(session, states))
     if unusable:
         usable = [i for i in range(len(states)) if i not in unusable]

@@ -33,9 +33,12 @@ __all__ = [
     "recover",
     "server_lag",
     "sync_shards",
+    "wait_for_capacity",
 ]
 
 MAX_REPLAYS = 32  # of one call: more crashes than that are no accident
+
+_MIN_SYNC_S, _MAX_SYNC_S = 0.01, 0.5  # between two tries to have a disk written
 
 _OPEN = msgpack.packb("open")
 _RESET = msgpack.packb("reset")
@@ -256,6 +259,56 @@ def sync_shards(
         for call in calls:
             ex.abandon(call)
     return answer
+
+
+def wait_for_capacity(
+    view: ServerView, ex: Exchange, states: Sequence[StreamState], num_steps: int
+) -> Operation[Errors]:
+    """Wait until the replay logs of claimed streams can take so many more steps.
+
+    Returns the errors of streams for which that failed.
+    """
+    delay_s, deadline = 0.0, None
+    failed: Errors = {}
+    while full := [
+        i
+        for i, state in enumerate(states)
+        if (log := state.replay_log) is not None and log.is_full(num_steps) and i not in failed
+    ]:
+        if delay_s and not ex.has_time(delay_s, deadline):
+            return {**failed, **{i: _read_only(states[i]) for i in full}}
+        deadline = yield from _pause(view, ex, delay_s, deadline)
+        delay_s = min(max(2 * delay_s, _MIN_SYNC_S), _MAX_SYNC_S)
+        before = [states[i].durable_seq for i in full], view.info
+        yield from sync_shards(view, ex, [states[i] for i in full])
+        for i, error in (yield from open_states(view, ex, states, full)).items():
+            failed[i] = yield from view.interpret(ex, states[i], error)
+        if before != ([states[i].durable_seq for i in full], view.info):
+            deadline = None  # it writes, or it was started again
+    return failed
+
+
+def _pause(
+    view: ServerView, ex: Exchange, delay_s: float, deadline: float | None
+) -> Operation[float]:
+    """Wait, by asking `hello`, whose answer is needed anyway."""
+    parts = (msgpack.packb("hello"), msgpack.packb([{"client": "streamrnn-client"}]))
+    call = ex.submit(view.address, "hello", parts, delay_s=delay_s)
+    try:
+        yield call
+    finally:
+        ex.abandon(call)
+    return call.deadline if deadline is None else deadline
+
+
+def _read_only(state: StreamState) -> errors.ReadOnly:
+    return errors.ReadOnly(
+        f"the server writes nothing to its disk: durable_seq of stream {state.id!r} stands at "
+        f"{state.durable_seq}, and the steps since are as many as this client may keep "
+        "(max_kept_steps, max_kept_bytes); the next step was not sent: try again when the disk can "
+        "be written",
+        {"stream": state.id, "durable_seq": state.durable_seq},
+    )
 
 
 def _must_sync(view: ServerView, state: StreamState, result: Sequence[int]) -> bool:

@@ -18,14 +18,13 @@ import numpy as np
 
 from streamrnn_client import errors
 from streamrnn_client._session.exchange import Call, Exchange
-from streamrnn_client._session.per_shard import Errors
 from streamrnn_client._session.replay import (
     MAX_REPLAYS,
     complete_gaps,
     open_states,
     recover,
     server_lag,
-    sync_shards,
+    wait_for_capacity,
 )
 from streamrnn_client._session.server_info import MAX_MOVES, Operation, ServerView
 from streamrnn_client._session.stream_group import Rows
@@ -40,8 +39,6 @@ from streamrnn_client.protocol import (
 )
 
 __all__ = ["Operation", "Session"]
-
-_MIN_SYNC_S, _MAX_SYNC_S = 0.01, 0.5  # between two tries to have a disk written
 
 
 class Session(ServerView):
@@ -304,35 +301,9 @@ class Session(ServerView):
 
     # ---- durability ----------------------------------------------------------------------------
 
-    def wait_for_capacity(
-        self, ex: Exchange, states: Sequence[StreamState], num_steps: int
-    ) -> Operation[Errors]:
-        """Wait until the replay logs of claimed streams can take so many more steps.
-
-        Returns the errors of streams for which that failed.
-        """
-        delay_s, deadline = 0.0, None
-        failed: Errors = {}
-        while full := [
-            i
-            for i, state in enumerate(states)
-            if (log := state.replay_log) is not None and log.is_full(num_steps) and i not in failed
-        ]:
-            if delay_s and not ex.has_time(delay_s, deadline):
-                return {**failed, **{i: _read_only(states[i]) for i in full}}
-            deadline = yield from self._pause(ex, delay_s, deadline)
-            delay_s = min(max(2 * delay_s, _MIN_SYNC_S), _MAX_SYNC_S)
-            before = [states[i].durable_seq for i in full], self.info
-            yield from sync_shards(self, ex, [states[i] for i in full])
-            for i, error in (yield from open_states(self, ex, states, full)).items():
-                failed[i] = yield from self.interpret(ex, states[i], error)
-            if before != ([states[i].durable_seq for i in full], self.info):
-                deadline = None  # it writes, or it was started again
-        return failed
-
     def _wait_for_one(self, ex: Exchange, state: StreamState, num_steps: int) -> Operation[None]:
         """Wait until the replay log of one stream can take so many more steps."""
-        for error in (yield from self.wait_for_capacity(ex, (state,), num_steps)).values():
+        for error in (yield from wait_for_capacity(self, ex, (state,), num_steps)).values():
             raise error
 
     def sync(self, ex: Exchange, state: StreamState) -> Operation[int]:
@@ -356,16 +327,6 @@ class Session(ServerView):
             if state.durable_seq >= state.last_seq or state.instance == instance:
                 break  # the disk cannot be written
         return state.durable_seq
-
-    def _pause(self, ex: Exchange, delay_s: float, deadline: float | None) -> Operation[float]:
-        """Wait, by asking `hello`, whose answer is needed anyway."""
-        parts = (msgpack.packb("hello"), msgpack.packb([{"client": "streamrnn-client"}]))
-        call = ex.submit(self.address, "hello", parts, delay_s=delay_s)
-        try:
-            yield call
-        finally:
-            ex.abandon(call)
-        return call.deadline if deadline is None else deadline
 
     # ---- the life of a stream -----------------------------------------------------------------
 
@@ -452,16 +413,6 @@ class Session(ServerView):
         return ex.submit(
             self.endpoint(state), method, parts, may_resend=may_resend, deadline=deadline
         )
-
-
-def _read_only(state: StreamState) -> errors.ReadOnly:
-    return errors.ReadOnly(
-        f"the server writes nothing to its disk: durable_seq of stream {state.id!r} stands at "
-        f"{state.durable_seq}, and the steps since are as many as this client may keep "
-        "(max_kept_steps, max_kept_bytes); the next step was not sent: try again when the disk can "
-        "be written",
-        {"stream": state.id, "durable_seq": state.durable_seq},
-    )
 
 
 def _error_of_all_steps(

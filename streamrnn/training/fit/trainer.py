@@ -18,14 +18,14 @@ import numpy as np
 
 from streamrnn.training.data.dataset import Dataset
 from streamrnn.training.evaluate import PartLoss
+from streamrnn.training.fit.augment.dropout import add_dropout
+from streamrnn.training.fit.augment.noise import add_noise
+from streamrnn.training.fit.augment.restarts import restart_some
+from streamrnn.training.fit.augment.unseen_categories import silence_unseen
 from streamrnn.training.fit.chunks import Piece, choose_sizes, cut_segments, plan_epoch
-from streamrnn.training.fit.dropout import add_dropout
-from streamrnn.training.fit.noise import add_noise
 from streamrnn.training.fit.optimisers import clip_by_global_norm, make_optimiser
-from streamrnn.training.fit.restarts import restart_some
 from streamrnn.training.fit.schedule import learning_rate
 from streamrnn.training.fit.start import starting_weights
-from streamrnn.training.fit.unseen_categories import silence_unseen
 from streamrnn.training.memory.probe import Probe
 from streamrnn.training.network.layers import Array, State
 from streamrnn.training.network.network import Network, flat_views, initial_parameters

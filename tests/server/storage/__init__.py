@@ -1,1 +1,1 @@
-"""What a server keeps on disk: copies of it, and streams that leave it."""
+"""What a server keeps on disk: journal, copies, streams that leave memory or the server."""

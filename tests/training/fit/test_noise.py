@@ -7,7 +7,7 @@ from streamrnn.training import TrainingConfig
 from streamrnn.training.data.dataset import make_dataset
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.data.stacking import stack_rows
-from streamrnn.training.fit.noise import add_noise
+from streamrnn.training.fit.augment.noise import add_noise
 from tests.support.tables import write_csv
 
 NUM_STREAMS, NUM_STEPS = 40, 6

@@ -8,10 +8,10 @@ import pytest
 from streamrnn.training import TrainingConfig
 from streamrnn.training.data.dataset import make_dataset
 from streamrnn.training.data.reading.read import read_table
-from streamrnn.training.fit import restarts
+from streamrnn.training.fit.augment import restarts
+from streamrnn.training.fit.augment.restarts import restart_some
 from streamrnn.training.fit.chunks import Piece, Segment
 from streamrnn.training.fit.loop import fit
-from streamrnn.training.fit.restarts import restart_some
 from tests.support.tables import noisy_sine, write_csv
 
 # Two streams of four segments each.

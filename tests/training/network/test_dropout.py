@@ -5,7 +5,7 @@ import pytest
 
 from streamrnn.model.spec import InputSpec
 from streamrnn.training import TrainingConfig
-from streamrnn.training.fit.dropout import add_dropout
+from streamrnn.training.fit.augment.dropout import add_dropout
 from streamrnn.training.fit.stop import StopSignals
 from streamrnn.training.layer_list import parse_layers
 from streamrnn.training.network import network as module

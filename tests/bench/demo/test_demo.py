@@ -28,7 +28,7 @@ from streamrnn_bench.demo.scenario import CLIENT
 from streamrnn_bench.demo.server_process import ServerProcess, usable_port
 from tests.support.models import random_model
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NUM_STREAMS = 7
 
 

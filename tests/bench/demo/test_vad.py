@@ -15,7 +15,7 @@ from streamrnn.errors import StartError
 from streamrnn_bench.demo.vad.audio import FRAME, RATE_HZ, Microphones, Room, record
 from streamrnn_bench.demo.vad.source import find
 
-WHEELS = Path(__file__).parents[2] / "build" / "silero"
+WHEELS = Path(__file__).parents[3] / "build" / "silero"
 
 
 def test_a_microphone_hears_its_clip_from_its_own_moment_on():
