@@ -59,6 +59,7 @@ COMMANDS = {
     "state": Command(
         "streamrnn_server.commands.state", "streams on disk: look at them, move them, back them up"
     ),
+    "drain": Command("streamrnn_server.commands.drain", "hand a server's streams to another one"),
     "keys": Command("streamrnn_server.commands.keys", "make keys for a server or a user"),
     "status": Command("streamrnn_server.commands.status", "ask a running server how it is"),
     "model": Command(

@@ -32,6 +32,7 @@ __all__ = ["Settings", "add_options", "print_settings", "settings_of"]
 _PREFIX = "STREAMRNN_SERVE_"
 _MODELS, _CONFIG = "models", "config"
 _MAX_FILE_BYTES = 2**20
+_CREDENTIALS = "$CREDENTIALS_DIRECTORY/"  # what a path may begin with
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -98,7 +99,15 @@ def _parse_path(text: str, option: str) -> Path:
     """Read a path; an empty one would be the directory that the server happens to be in."""
     if not text or "\0" in text:
         raise StartError(f"{option} {text!r} is no path")
-    return Path(text)
+    if not text.startswith(_CREDENTIALS):
+        return Path(text)
+    directory = os.environ.get(_CREDENTIALS[1:-1])
+    if not directory:
+        raise StartError(
+            f"{option} is {text!r}, and there is no CREDENTIALS_DIRECTORY: systemd sets it for "
+            "services with LoadCredential="
+        )
+    return Path(directory, text.removeprefix(_CREDENTIALS))
 
 
 # Field of `ServerConfig` -> what sets it.

@@ -376,6 +376,9 @@ class Server:
                 ask = parse_ask(*pair.recv_multipart(zmq.DONTWAIT))
                 if ask.ask == AskKind.DRAINED:
                     return False
+                if ask.ask == AskKind.LEFT:  # before any look-up that was asked for after it
+                    self.control.answer(shard, ask)
+                    continue
                 user = self.control.shards[shard].user(ask.owner)
                 self._turns.add(user or (shard, ask.client), shard, ask)
         except zmq.Again:

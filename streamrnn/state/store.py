@@ -16,7 +16,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import lmdb
 
@@ -24,8 +24,10 @@ from streamrnn.errors import StoreError
 from streamrnn.state.journal import JOURNAL_DIRECTORY, sync_directory
 
 __all__ = [
+    "ARRIVALS",
     "DATA_FILE",
     "MAX_EPOCH",
+    "MOVED",
     "SNAPSHOTS",
     "STREAMS",
     "TOMBSTONES",
@@ -34,11 +36,16 @@ __all__ = [
 ]
 
 # What a change is made in.
-STREAMS, SNAPSHOTS, TOMBSTONES = range(3)
+STREAMS, SNAPSHOTS, TOMBSTONES, MOVED, ARRIVALS = range(5)
 DATA_FILE = "data.mdb"
-_NAMES = (b"streams", b"snapshots", b"tombstones")
-# Directories of format 1 hold no record of version 2; the first commit makes them of format 2.
-_FORMATS = (b"streamrnn state 1", b"streamrnn state 2")
+_NAMES = (b"streams", b"snapshots", b"tombstones", b"moved", b"arrivals")
+_LATER = (b"moved", b"arrivals")  # directories of releases before have none
+# Directories of format 1 hold no record of version 2; the first commit makes them of format 2, and
+# of format 3 where streams have moved to another server, or come from one: who does not know of
+# that must not serve them.
+_FORMATS = (b"streamrnn state 1", b"streamrnn state 2", b"streamrnn state 3")
+# Of what a stream that is stored is no longer.
+_ENDED_BY_STREAM = (TOMBSTONES, MOVED, ARRIVALS)
 _FORMAT_KEY, _CLOCK_KEY, _EPOCH_KEY = b"format", b"clock_s", b"epoch"
 _DEFAULT_MAX_BYTES = 2**40  # of address space; the file grows as it is needed
 _MAX_CLOCK_S = 2**53  # a float64 still tells its seconds
@@ -177,11 +184,11 @@ class StateStore:
             self._check_size()
             create = not self._read_only
             self._meta = self._env.open_db(b"meta", create=create)
-            self._tables = [self._env.open_db(name, create=create) for name in _NAMES]
+            self._tables = [self._open_table(name, create) for name in _NAMES]
             with self._env.begin(write=create) as transaction:
                 form = transaction.get(_FORMAT_KEY, db=self._meta)
                 if form is None and create:
-                    transaction.put(_FORMAT_KEY, _FORMATS[-1], db=self._meta)
+                    transaction.put(_FORMAT_KEY, _FORMATS[1], db=self._meta)
                 elif form not in _FORMATS:
                     raise StoreError(
                         f"{self.directory} says that it holds {bytes(form or b'')!r}; known are "
@@ -196,6 +203,14 @@ class StateStore:
                 self.epoch = max(self.epoch, epoch)
         except (lmdb.Error, OSError, ValueError) as error:
             raise StoreError(f"cannot open the state in {self.directory}: {error}") from error
+
+    def _open_table(self, name: bytes, create: bool) -> Any:
+        try:
+            return self._env.open_db(name, create=create)
+        except lmdb.NotFoundError:
+            if name not in _LATER:
+                raise
+            return None
 
     def _check_size(self) -> None:
         """Refuse a file that ends too early: to read beyond its end would kill the process."""
@@ -222,8 +237,9 @@ class StateStore:
     ) -> None:
         """Make changes durable, all of them or none.
 
-        ``on_change`` is told of each, but for tombstones, the value before and the new one, when it
-        is made and may still fail.
+        ``on_change`` is told of each of a stream or snapshot the value before and the new one, when
+        it is made and may still fail. A stream that is put there is neither expired nor moved, and
+        is no arrival any more.
 
         Raises
         ------
@@ -235,25 +251,31 @@ class StateStore:
                 self._recover()
             with self._env.begin(write=True) as transaction:
                 cursors = [transaction.cursor(db=table) for table in self._tables]
-                has_tombstones = transaction.stat(self._tables[TOMBSTONES])["entries"] > 0
+                ended = [
+                    table
+                    for table in _ENDED_BY_STREAM
+                    if transaction.stat(self._tables[table])["entries"]
+                ]
                 for table, key, value in changes:
-                    if on_change is not None and table != TOMBSTONES:
+                    if on_change is not None and table in (STREAMS, SNAPSHOTS):
                         on_change(cursors[table].get(key), value)
                     if value is not None:
                         cursors[table].put(key, value)
-                        if table == TOMBSTONES:
-                            has_tombstones = True
-                        elif (
-                            has_tombstones and table == STREAMS and cursors[TOMBSTONES].set_key(key)
-                        ):
-                            cursors[TOMBSTONES].delete()
+                        if table in _ENDED_BY_STREAM and table not in ended:
+                            ended.append(table)
+                        for other in ended if table == STREAMS else ():
+                            if cursors[other].set_key(key):
+                                cursors[other].delete()
                     elif cursors[table].set_key(key):
                         cursors[table].delete()
                     if table == STREAMS and value is None:
                         self._delete_snapshots(cursors[SNAPSHOTS], key, on_change)
                 for key, text in ((_CLOCK_KEY, str(clock_s)), (_EPOCH_KEY, str(self.epoch))):
                     transaction.put(key, text.encode(), db=self._meta)
-                transaction.put(_FORMAT_KEY, _FORMATS[-1], db=self._meta)
+                is_later = any(
+                    transaction.stat(self._tables[table])["entries"] for table in (MOVED, ARRIVALS)
+                )
+                transaction.put(_FORMAT_KEY, _FORMATS[2 if is_later else 1], db=self._meta)
         except lmdb.Error as error:
             self._is_doubtful = True
             with contextlib.suppress(StoreError, lmdb.Error):
@@ -304,6 +326,8 @@ class StateStore:
         StoreError
             If it cannot be read.
         """
+        if self._tables[table] is None:
+            return None
         try:
             with self._mutex, self._env.begin() as transaction:
                 value: bytes | None = transaction.get(key, db=self._tables[table])
@@ -319,6 +343,8 @@ class StateStore:
         StoreError
             If they cannot be read.
         """
+        if self._tables[table] is None:
+            return
         try:
             with self._env.begin() as transaction:
                 cursor = transaction.cursor(db=self._tables[table])
@@ -335,6 +361,8 @@ class StateStore:
         StoreError
             If it cannot be read.
         """
+        if self._tables[table] is None:
+            return 0
         try:
             with self._mutex, self._env.begin() as transaction:
                 return int(transaction.stat(self._tables[table])["entries"])

@@ -16,8 +16,8 @@ from streamrnn_client import Client
 from streamrnn_server.commands.status import _lines
 from streamrnn_server.config import Endpoint
 from streamrnn_server.testing import serving
-from tests.monitor.scraping import Scrape, get
-from tests.support.models import random_model
+from tests.monitor.scraping import TIMEOUT_S, Scrape, get
+from tests.support.models import exploding_model, random_model
 from tests.support.peer import RARELY_S, Peer
 from tests.support.program import DurableProgram, free_ports
 
@@ -211,6 +211,37 @@ def test_the_parts_of_the_memory_are_all_of_it(server, peer, x):
     assert parts["slots"] >= 3000 * 64
     assert min(parts.values()) > 0
     assert told("streams", state="resting") == 3000
+
+
+def test_streams_that_are_frozen_are_counted_while_they_are():
+    x = np.ones(1, np.float32).tobytes()
+    with serving({"m": exploding_model()}, metrics=ANYWHERE) as server:
+        peer = Peer(server.endpoints[0])
+        peer.ok("open", ["a", "b", "c"], None, 8)
+        for name in "ab":
+            while peer.call("step", name, 0, x)[0] is None:
+                pass
+        states = {"working": 0, "resting": 1, "quarantined": 2}
+        told = Scrape(server.metrics_url)
+        assert {state: told("streams", state=state) for state in states} == states
+        assert peer.ok("stats")["num_quarantined_now"] == 2
+        peer.ok("reset", "a", 0)
+        assert peer.ok("stats")["num_quarantined_now"] == 1
+        peer.ok("close", "b")
+        assert peer.ok("stats")["num_quarantined_now"] == 0
+        assert Scrape(server.metrics_url)("streams_quarantined_total") == 2
+        peer.socket.close()
+
+
+def test_times_of_calls_that_python_answers_are_counted_by_method(server, peer):
+    for _ in range(3):
+        peer.ok("models")
+    peer.error("nothing")
+    told = Scrape(server.metrics_url)
+    assert told("call_duration_seconds_count", method="models") == 3
+    assert told("call_duration_seconds_bucket", method="models", le="+Inf") == 3
+    assert 0 < told("call_duration_seconds_sum", method="models") < TIMEOUT_S
+    assert told("call_duration_seconds_count", method="other") == 1
 
 
 def test_the_busiest_streams_are_named(server, peer, x):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import queue
@@ -17,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from streamrnn.errors import StartError
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.monitor.notify import Notifier, Watchdog
-from streamrnn_server.options import _OPTIONS, _PROGRAM_OPTIONS
+from streamrnn_server.options import _OPTIONS, _PROGRAM_OPTIONS, add_options, settings_of
 from tests.support.models import random_model
 from tests.support.program import TIMEOUT_S, Program, run_python, streamrnn
 
@@ -156,6 +158,24 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path):
         ["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=TIMEOUT_S
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_a_path_may_be_a_credential_of_the_unit_s(tmp_path, monkeypatch):
+    text = (ROOT / "deploy" / "streamrnn.service").read_text()
+    found = re.search(r"^# serve.toml has: (.*)$", text, re.MULTILINE)
+    assert found is not None
+    file = tmp_path / "serve.toml"
+    file.write_text(f'{found[1]}\ncurve-clients = "users"\n')
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    args = parser.parse_args(["m.safetensors", "--config", str(file)])
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    with pytest.raises(StartError, match=r"curve-secret-key in .*LoadCredential="):
+        settings_of(args, {})
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/streamrnn.service")
+    path = settings_of(args, {}).config.curve_secret_key
+    assert str(path) == "/run/credentials/streamrnn.service/server.key_secret"
+    assert re.search(r"^#LoadCredential=server.key_secret:/", text, re.MULTILINE)
 
 
 def test_compile_says_where_the_machine_code_is():

@@ -198,6 +198,33 @@ def test_a_secret_key_that_others_can_use_is_refused(made, tmp_path, mode):
     assert load_secret_key(path)[0] == load_certificate(made / "server.key")[0]
 
 
+def test_a_credential_of_systemd_s_is_taken_with_the_mode_of_its_access_list(
+    made, tmp_path, monkeypatch
+):
+    directory = tmp_path / "credentials"
+    directory.mkdir(0o700)
+    path = directory / "server.key_secret"
+    shutil.copy(made / "server.key_secret", path)
+    path.chmod(0o440)
+    directory.chmod(0o550)
+    with pytest.raises(StartError, match="mode 0440"):
+        load_secret_key(path)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(directory))
+    assert load_secret_key(path)[0] == load_certificate(made / "server.key")[0]
+    for others, modes in ((path, (0o460, 0o444)), (directory, (0o555, 0o570))):
+        before = others.stat().st_mode
+        for mode in modes:
+            others.chmod(mode)
+            with pytest.raises(StartError, match="is secret"):
+                load_secret_key(path)
+        others.chmod(before)
+    outside = tmp_path / "server.key_secret"
+    shutil.copy(made / "server.key_secret", outside)
+    outside.chmod(0o440)
+    with pytest.raises(StartError, match="mode 0440"):
+        load_secret_key(outside)
+
+
 # ---------------------------------------------------------------------------------------------
 # With a server
 # ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import msgpack
 from streamrnn_client import errors
 from streamrnn_client._session.exchange import Call, Exchange
 from streamrnn_client._session.replay_log import MAX_KEPT_BYTES, MAX_KEPT_STEPS, ReplayLog
-from streamrnn_client._session.stream_state import StreamState, as_id
+from streamrnn_client._session.stream_state import Departures, StreamState, as_id
 from streamrnn_client._session.turns import Claim
 from streamrnn_client.inputs import ModelInfo
 from streamrnn_client.protocol import (
@@ -166,6 +166,7 @@ class ServerView:
         self.streams: dict[Any, StreamState] = {}
         self.map_version = 0
         self._moved: dict[int, str] = {}
+        self._departures = Departures()
 
     # ---- the server ---------------------------------------------------------------------------
 
@@ -198,6 +199,7 @@ class ServerView:
             self.models = {}
         self.info = info
         self.is_stale = False
+        self._departures.end(self.streams.values())
         self._moved = {}
         self.map_version += 1
         ex.max_in_flight = info.max_in_flight
@@ -269,8 +271,8 @@ class ServerView:
 
     def endpoint(self, state: StreamState) -> str:
         """Return where a stream's requests go."""
-        if not self.is_spread:
-            return self.address
+        if state.server or not self.is_spread:
+            return state.server or self.address
         moved = self._moved.get(state.slot)
         if moved is not None:
             return moved
@@ -361,10 +363,11 @@ class ServerView:
         return True
 
     def note_moved(self, state: StreamState, detail: dict[str, Any]) -> None:
-        """Set the endpoint of a stream's hash slot to that of a `moved`."""
-        endpoint = detail.get("endpoint")
-        if isinstance(endpoint, str):
-            self._moved = {**self._moved, state.slot: endpoint}
+        """Set the endpoint of a stream, or of its hash slot, to that of a `moved`."""
+        if isinstance(endpoint := detail.get("endpoint"), str):
+            if self._departures.note(state, detail, self.streams.values()):
+                self.address, self.is_stale = endpoint, True
+            self._moved = {**self._moved, -1 if state.server else state.slot: endpoint}
             self.map_version += 1
 
     def has_moved(

@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from streamrnn_client._session.turns import Claim
     from streamrnn_client._session.unfinished import Unfinished
 
-__all__ = ["WAIT", "StreamState", "as_id", "as_ids", "pack_ids", "step_parts", "without_received"]
+__all__ = [
+    "WAIT",
+    "Departures",
+    "StreamState",
+    "as_id",
+    "as_ids",
+    "pack_ids",
+    "step_parts",
+    "without_received",
+]
 
 _PLAIN = frozenset((str, int))  # a bool, an Enum or a subclass is equal to one, and is none
 _STEP, _STEP_WITH_RECEIVED, _STEP_WITH_WAIT = (
@@ -44,7 +53,8 @@ class StreamState:
     server under which the stream was opened. `in_doubt` says that a step's fate is unknown, `lost`
     why the state is lost (empty: it is not). `turn` is the call that has the stream now, `waiting`
     are those after it; `unfinished` is left by a `steps` that ended before its end. `replay_log` is
-    None where the server has no disk or the steps have no numbers. `packed_id` and `step_head` are
+    None where the server has no disk or the steps have no numbers. `server` is the endpoint of the
+    other server that the stream has moved to, empty if it has not. `packed_id` and `step_head` are
     MessagePack.
     """
 
@@ -62,6 +72,7 @@ class StreamState:
         "packed_id",
         "refused_seq",
         "replay_log",
+        "server",
         "step_head",
         "turn",
         "unfinished",
@@ -89,6 +100,7 @@ class StreamState:
         self.replay_log: ReplayLog | None = None
         self.packed_id: bytes = msgpack.packb(stream)
         self.step_head: bytes = _STEP + self.packed_id
+        self.server = ""
         self._slot = -1
 
     @property
@@ -157,6 +169,39 @@ def pack_ids(states: Sequence[StreamState]) -> bytes:
     """Return the array of streams' ids in MessagePack."""
     header = msgpack.Packer().pack_array_header(len(states))
     return b"".join((header, *[state.packed_id for state in states]))
+
+
+class Departures:
+    """Streams that have moved to another server, one after the other, until all have."""
+
+    def __init__(self) -> None:
+        self._num = self._num_to_look = 0
+        self._are_all = False
+
+    def note(
+        self, state: StreamState, detail: Mapping[str, Any], states: Iterable[StreamState]
+    ) -> bool:
+        """Note where a `moved` says that a stream has gone, if that is another server.
+
+        Tell whether that server is the one to ask from now on.
+        """
+        if detail.get("server") is not True and not state.server:
+            return False
+        self._num += not state.server
+        state.server = detail["endpoint"]
+        if self._num < self._num_to_look:
+            return False
+        opened = [each for each in list(states) if each.is_open]
+        self._num_to_look = len(opened)
+        self._are_all = all(each.server for each in opened)
+        return self._are_all
+
+    def end(self, states: Iterable[StreamState]) -> None:
+        """Forget who has gone, once all have: the server that was asked is where they are."""
+        if self._are_all:
+            for state in list(states):
+                state.server = ""
+            self._num, self._num_to_look, self._are_all = 0, 0, False
 
 
 def as_ids(streams: Any) -> list[StreamId]:

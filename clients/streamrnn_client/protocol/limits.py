@@ -44,6 +44,7 @@ COLD_METHODS = (
     "backup",
     "diagnostics",
     "model",
+    "drain",
 )
 DURABILITIES = ("none", "checkpoint", "always")  # `durability` in `hello`
 # `features` in `hello`: what a server may lack; `ORIGINS` also in `models`: what a client may.

@@ -58,12 +58,23 @@ def load_secret_key(path: Path) -> tuple[bytes, bytes]:
             f"{path} holds no secret key; name the .key_secret file that 'streamrnn keys' wrote"
         )
     mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
+    if mode & 0o077 and not _is_credential(path):
         raise StartError(
             f"{path} is secret, and others than its owner can use it (mode {mode:04o}): "
             f"'chmod 600 {path}'; if they have read it, make a new one"
         )
     return public, secret
+
+
+def _is_credential(path: Path) -> bool:
+    """Tell whether systemd has put a file where this service alone reaches it.
+
+    It may grant that by an access list, which shows as a right of the group.
+    """
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not directory or path.resolve().parent != Path(directory).resolve():
+        return False
+    return not path.stat().st_mode & 0o027 and not os.stat(directory).st_mode & 0o027
 
 
 def _load(path: Path) -> tuple[bytes, bytes | None]:

@@ -79,6 +79,14 @@ class Connections:
         """How many connections there are."""
         return len(self._open)
 
+    def stats(self) -> dict[str, int]:
+        """Return what there is to say."""
+        return {
+            "num_connections": self.num_open,
+            "max_connections": self.max_connections,
+            "num_connections_cut": self.num_cut,
+        }
+
     def watch(self, router: zmq.Socket[bytes]) -> None:
         """Watch a router that is bound and not yet used by another thread."""
         self._ports.add(int(router.get_string(zmq.LAST_ENDPOINT).rpartition(":")[2]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import secrets
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +31,7 @@ from streamrnn_server.config import ServerConfig, UserLimits
 from streamrnn_server.control.busiest import busiest_streams
 from streamrnn_server.control.connections import Connections
 from streamrnn_server.control.diagnostics import Diagnostics
+from streamrnn_server.control.drain import Administration
 from streamrnn_server.control.error_text import word_error, word_items
 from streamrnn_server.control.messages import Ask, Caller, Order, command
 from streamrnn_server.control.model_methods import ModelMethods
@@ -40,11 +41,11 @@ from streamrnn_server.control.stats import (
     ShardView,
     all_times,
     batch_totals,
-    checkpoint_lag_s,
+    disk_stats,
     errors_by_code,
     latency_us,
     memory_parts,
-    num_not_on_disk,
+    num_quarantined_now,
     shard_stats,
     times_us,
     total_counters,
@@ -53,6 +54,7 @@ from streamrnn_server.event_log import EventLog
 from streamrnn_server.live.catalogue import Catalogue
 from streamrnn_server.live.table import ModelTable
 from streamrnn_server.shard.structs import AskKind, CommandKind
+from streamrnn_server.storage.durations import Durations
 from streamrnn_server.storage.record_lookup import RecordLookup
 from streamrnn_server.storage.replay import all_arithmetics
 from streamrnn_server.storage.state_dir import StateDir
@@ -68,6 +70,7 @@ _GAUGES = (
     "unread_bytes",
     "asked_bytes",
 )
+_CALL_BOUNDS_S = tuple(2.0**k / 2**16 for k in range(20))  # 15 µs to 8 s
 _MAX_SHOWN = 128  # characters of a name that came from outside
 
 
@@ -85,6 +88,8 @@ class Control:
         Number of messages that could not even be answered.
     num_calls : Counter of str
         How many calls came here, by method.
+    call_times : dict of str to Durations
+        From their coming here to their answer, or to what is asked of a shard for it, by method.
     num_errors : Counter of (str, str)
         How many of them ended with an error here, by method and code.
     diagnostics : Diagnostics or None
@@ -110,6 +115,7 @@ class Control:
         self.instance = secrets.token_hex(8)
         self.num_too_broken = 0
         self.num_calls: Counter[str] = Counter()
+        self.call_times = defaultdict[str, Durations](lambda: Durations(_CALL_BOUNDS_S))
         self.num_errors: Counter[tuple[str, str]] = Counter()
         self.shards: list[ShardView] = []
         self._config = config
@@ -138,7 +144,6 @@ class Control:
             "hello": lambda caller, params: self._hello(),
             "models": lambda caller, params: table.describe(params, config.precision, device),
             "stats": lambda caller, params: self._stats_for(caller.user),
-            "backup": self._back_up,
         }
         store, expiry = (None, None) if disk is None else (disk.store, disk.expiry)
         held = {} if disk is None else disk.held
@@ -156,6 +161,8 @@ class Control:
             has_journal=disk is not None and disk.has_journal,
             diagnostics=self.diagnostics,
         )
+        args = config, disk, self._record_lookup, self._state_methods
+        self._administration = Administration(*args)
 
     def answer(self, shard: int, ask: Ask) -> list[Order]:
         """Answer what a shard asks.
@@ -193,6 +200,9 @@ class Control:
         caller = Caller(shard, ask.identity, ask.msgid)
         if ask.ask == AskKind.LOOK_UP:
             return [Order(shard, self._look_up(shard, ask))]
+        if ask.ask == AskKind.LEFT:
+            self._administration.note_left(ask.body)
+            return []
         if ask.ask in (AskKind.CALL, AskKind.ERROR, AskKind.ITEMS):
             caller = caller._replace(user=self._user(shard, ask))
         known_about = functools.partial(self._known_about, caller.user)
@@ -211,7 +221,7 @@ class Control:
                 ask, self.models.specs, retry_after_ms, self._endpoints, known_about
             )
             return self._state_methods.deliver(caller, payload)
-        return self._call(caller, ask.body)
+        return self._call(caller, ask)
 
     def _give_up(self, shard: int, ask: Ask) -> list[Order]:
         """Answer `internal`, so that nobody waits for what has failed."""
@@ -232,11 +242,14 @@ class Control:
         return self.shards[shard].user(ask.owner)
 
     def _look_up(self, shard: int, ask: Ask) -> list[bytes]:
+        code_of_drain = self._administration.code_of(ask.body, ask.kind)
+        if code_of_drain is not None:
+            return self._found(ask, code_of_drain, owner="", is_held=True)
         code, model, record, owner = self._record_lookup.look_up(ask.body)
         is_new = code in (ErrorCode.UNKNOWN, ErrorCode.EXPIRED)
         if is_new and self._usage is not None and self._usage.is_full(self._user(shard, ask)):
             return self._found(ask, ErrorCode.READ_ONLY)
-        is_held = self._record_lookup.is_held(ask.body)
+        is_held = self._record_lookup.is_held(ask.body) or code in (ErrorCode.BUSY, ErrorCode.MOVED)
         return self._found(ask, code, model, record, owner, is_held)
 
     @staticmethod
@@ -265,6 +278,8 @@ class Control:
         """Return what a shard could not say about an error."""
         if code in (ErrorCode.MISMATCH, ErrorCode.DAMAGED):
             return self._record_lookup.refusal(stream)
+        if code is ErrorCode.MOVED:
+            return self._record_lookup.departure(stream)
         if code is ErrorCode.EXPIRED:
             idle_s = self._record_lookup.idle_s(stream, user)
             return {} if idle_s is None else {"idle_s": idle_s}
@@ -274,26 +289,39 @@ class Control:
             return {"reason": self._disk.read_only or "it failed a moment ago"}
         return {}
 
-    def _call(self, caller: Caller, payload: bytes) -> list[Order]:
+    def _call(self, caller: Caller, ask: Ask) -> list[Order]:
         try:
-            request = decode_request(payload, max_batch=MAX_BATCH)
+            request = decode_request(ask.body, max_batch=MAX_BATCH)
         except ProtocolError as error:
             if error.msgid is None:
                 self.num_too_broken += 1
                 return []
-            self.num_calls[OTHER_METHOD] += 1
+            self._note_call(OTHER_METHOD, ask)
             self._count_error(OTHER_METHOD, error.code)
             return self._state_methods.deliver(caller, encode_error(error.msgid, error.reply()))
-        caller = caller._replace(msgid=request.msgid)
-        self.num_calls[request.method] += 1
+        try:
+            return self._serve(caller._replace(msgid=request.msgid), request)
+        finally:
+            self._note_call(request.method, ask)
+
+    def _note_call(self, method: str, ask: Ask) -> None:
+        self.num_calls[method] += 1
+        self.call_times[method].note(time.monotonic() - ask.came_at_s)
+
+    def _serve(self, caller: Caller, request: Request) -> list[Order]:
         try:
             if isinstance(request.call, OpenWithStateRequest):
                 return self._state_methods.open_with_state(caller, request.call)
             if request.method in StateMethods.METHODS and isinstance(request.call, ColdRequest):
                 return self._state_methods.call(caller, request.method, request.call.params)
             if request.method == "model" and isinstance(request.call, ColdRequest):
-                self._need_admin(caller.user)
+                self._administration.need_admin(caller.user)
                 return self._model_methods.call(caller, request.call.params)
+            if request.method in Administration.METHODS and isinstance(request.call, ColdRequest):
+                args = caller, request.method, request.call.params
+                answer, orders = self._administration.call(*args)
+                reply = encode_response(request.msgid, answer)
+                return [*orders, *self._state_methods.deliver(caller, reply)]
             if request.method in self._methods and isinstance(request.call, ColdRequest):
                 answer = self._methods[request.method](caller, request.call.params)
                 reply = encode_response(request.msgid, answer)
@@ -344,18 +372,6 @@ class Control:
             "aliases": dict(self.models.aliases),
         }
 
-    def _back_up(self, caller: Caller, params: list[Any]) -> dict[str, Any]:
-        self._need_admin(caller.user)
-        if self._disk is None:
-            raise ProtocolError(ErrorCode.NOT_SUPPORTED, "the server keeps nothing on disk")
-        return self._disk.backups.begin_or_tell(params)
-
-    def _need_admin(self, user: str) -> None:
-        if self._config.has_users and user not in self._config.admins:
-            raise ProtocolError(
-                ErrorCode.FORBIDDEN, "that is the administrators': start the server with --admin"
-            )
-
     def _stats_for(self, user: str) -> dict[str, Any]:
         """Return the totals to who may see them, and to a user what is his own."""
         config = self._config
@@ -391,24 +407,6 @@ class Control:
             "max_steps_per_s": limits.max_steps_per_s,
         }
 
-    def _disk_stats(self) -> dict[str, Any]:
-        if self._disk is None:
-            return {}
-        return {
-            **self._disk.stats(),
-            "num_not_on_disk": num_not_on_disk(self.shards),
-            "checkpoint_lag_s": checkpoint_lag_s(self.shards),
-        }
-
-    def _connection_stats(self) -> dict[str, Any]:
-        if self._connections is None:
-            return {}
-        return {
-            "num_connections": self._connections.num_open,
-            "max_connections": self._connections.max_connections,
-            "num_connections_cut": self._connections.num_cut,
-        }
-
     def memory_used_bytes(self) -> int:
         """Return how much of the memory budget is used."""
         return sum(int(shard.struct["budget"]["used_bytes"]) for shard in self.shards)
@@ -439,13 +437,14 @@ class Control:
             "uptime_s": time.monotonic() - self._started_s,
             "num_restarts": self._config.num_restarts,
             "durability": self._config.durability,
-            **self._disk_stats(),
+            **disk_stats(self._disk, self.shards),
             "max_streams": self._config.max_streams,
             **{name: sum(each[name] for each in shards) for name in _GAUGES},
-            **self._connection_stats(),
+            **({} if self._connections is None else self._connections.stats()),
             "memory_budget_bytes": self._config.memory_budget_bytes,
             "memory_parts_bytes": memory_parts(self.shards),
             **counters,
+            "num_quarantined_now": num_quarantined_now(self.shards),
             "num_errors_internal": self._log.num_faults,
             "errors": dict(errors),
             "calls": dict(self.num_calls),

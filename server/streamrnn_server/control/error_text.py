@@ -164,7 +164,7 @@ def word_items(
         code = ErrorCode(int(item["code"]))
         if code is ErrorCode.BUSY:
             error = busy_reply(details[0], details[1] or retry_after_ms)
-        elif code is ErrorCode.MOVED:
+        elif code is ErrorCode.MOVED and details[0] >= 0:
             error = error_reply(code, endpoint=endpoints[details[0]])
         else:
             detail = _detail(code, details, stream, models) | known_about(code, canonical)

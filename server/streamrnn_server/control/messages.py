@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ class Ask(NamedTuple):
     columns: int = 0
     client: int = 0
     charge: int = 0
+    came_at_s: float = 0.0  # on the monotonic clock
 
 
 def parse_ask(message: bytes, payload: bytes | None = None) -> Ask:
@@ -41,6 +43,7 @@ def parse_ask(message: bytes, payload: bytes | None = None) -> Ask:
         details=tuple(ask["detail"].tolist()),
         identity=message[w.ASK_BYTES : begin],
         body=message[begin:] if payload is None else payload,
+        came_at_s=time.monotonic(),
         **{name: int(ask[name]) for name in numbers},
     )
 

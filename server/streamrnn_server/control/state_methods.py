@@ -19,6 +19,7 @@ from streamrnn_client.protocol import (
     ErrorCode,
     OpenWithStateRequest,
     ProtocolError,
+    Response,
     StreamId,
     canonical_id,
     decode_response,
@@ -44,6 +45,7 @@ from streamrnn_server.storage.usage import DiskUsage
 
 __all__ = ["StateMethods"]
 
+OnReply = Callable[[Response], None]
 _MAX_WAITING = 4096
 _ROLLBACK_DIGEST = 0x5EED_0F_B << 32  # and the CRC-32 of the snapshot's name below
 
@@ -62,6 +64,14 @@ class _Fork:
     caller: Caller
     target: StreamId
     is_exported: bool = False
+
+
+@dataclass
+class _Own:
+    """A request of the server's own, in a user's name."""
+
+    caller: Caller
+    on_reply: OnReply
 
 
 class StateMethods:
@@ -84,7 +94,7 @@ class StateMethods:
         self._num_shards, self._is_durable = num_shards, is_durable
         self._min_window, self._usage, self._has_journal = min_window, usage, has_journal
         self._diagnostics = diagnostics
-        self._waiting: dict[int, _Fork | _Look] = {}
+        self._waiting: dict[int, _Fork | _Look | _Own] = {}
         self._tokens = itertools.cycle(range(MAX_MSGID + 1))
         self._methods: dict[str, Callable[..., list[Order]]] = {
             "export": self._export,
@@ -144,7 +154,10 @@ class StateMethods:
         if waiting is None:
             return []
         reply, asker = decode_response(payload), waiting.caller
-        if reply.error is not None:
+        if isinstance(waiting, _Own):
+            waiting.on_reply(reply)
+            orders = []
+        elif reply.error is not None:
             orders = [Order(asker.shard, [asker.identity, encode_error(asker.msgid, reply.error)])]
         elif isinstance(waiting, _Fork) and not waiting.is_exported:
             index, record = self._record_lookup.judge(reply.result)
@@ -158,7 +171,22 @@ class StateMethods:
         self._waiting.pop(caller.msgid, None)  # not before: who waits is answered if this failed
         return orders
 
-    def _wait(self, waiting: _Fork | _Look) -> Caller:
+    def let_go(self, stream: StreamId, user: str, on_reply: OnReply) -> Order:
+        """Have a stream written and leave memory; the shard says so by `AskKind.LEFT`."""
+        caller = self._wait(_Own(Caller(0, b"", 0, user), on_reply))
+        return self._request(self._home(stream), caller, Kind.SYNC, stream, {"window": 1})
+
+    def restore(
+        self, stream: StreamId, index: int, record: StreamRecord, on_reply: OnReply
+    ) -> Order:
+        """Make a stream of a record, its owner's."""
+        caller = self._wait(_Own(Caller(0, b"", 0, record.owner), on_reply))
+        return self._place(caller, stream, index, record)
+
+    def _home(self, stream: StreamId) -> int:
+        return shard_of(hash_slot(stream), self._num_shards)
+
+    def _wait(self, waiting: _Fork | _Look | _Own) -> Caller:
         token = next(self._tokens)
         self._waiting[token] = waiting
         if len(self._waiting) > _MAX_WAITING:  # the oldest one's request was dropped on its way
@@ -289,7 +317,7 @@ class StateMethods:
     ) -> Order:
         """Make a stream of a record; by default in the shard that it belongs to."""
         if shard is None:
-            shard = shard_of(hash_slot(stream), self._num_shards)
+            shard = self._home(stream)
         data = encode_record(record.renamed(canonical_id(stream)))
         return self._request(shard, caller, Kind.RESTORE, stream, {"model": index}, data)
 

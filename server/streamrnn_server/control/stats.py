@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard import structs as w
+from streamrnn_server.shard.memory.header import IS_OPEN, IS_QUARANTINED
 from streamrnn_server.shard.memory.recording import Recorder
 from streamrnn_server.shard.memory.tally import BUCKETS_LOG2, NUM_BUCKETS
 from streamrnn_server.shard.model_memory import ModelMemory
 from streamrnn_server.shard.requests.request import Kind
+from streamrnn_server.storage.state_dir import StateDir
 
 __all__ = [
     "OTHER_METHOD",
@@ -23,12 +25,12 @@ __all__ = [
     "ShardView",
     "all_times",
     "batch_totals",
-    "checkpoint_lag_s",
+    "disk_stats",
     "errors_by_code",
     "latency_us",
     "memory_parts",
     "method_totals",
-    "num_not_on_disk",
+    "num_quarantined_now",
     "shard_stats",
     "times_us",
     "total_counters",
@@ -180,7 +182,18 @@ def memory_parts(shards: Sequence[ShardView]) -> dict[str, int]:
     return {name: sum(each[name] for each in parts) for name in parts[0]}
 
 
-def num_not_on_disk(shards: Sequence[ShardView]) -> int:
+def disk_stats(disk: StateDir | None, shards: Sequence[ShardView]) -> dict[str, Any]:
+    """Return what there is to say of the disk; nothing without one."""
+    if disk is None:
+        return {}
+    return {
+        **disk.stats(),
+        "num_not_on_disk": _num_not_on_disk(shards),
+        "checkpoint_lag_s": _checkpoint_lag_s(shards),
+    }
+
+
+def _num_not_on_disk(shards: Sequence[ShardView]) -> int:
     """Return how many changed streams wait for a checkpoint, or for its end."""
     return sum(
         int(each.struct["num_dirty"])
@@ -189,7 +202,17 @@ def num_not_on_disk(shards: Sequence[ShardView]) -> int:
     )
 
 
-def checkpoint_lag_s(shards: Sequence[ShardView]) -> float:
+def num_quarantined_now(shards: Sequence[ShardView]) -> int:
+    """Return how many streams in memory are frozen; looked for only where any ever was."""
+    both = IS_OPEN | IS_QUARANTINED
+    return sum(
+        int(np.count_nonzero(each.headers["flags"] & both == both))
+        for each in shards
+        if each.struct["counters"]["num_quarantined"]
+    )
+
+
+def _checkpoint_lag_s(shards: Sequence[ShardView]) -> float:
     """Return how old the oldest change is that no checkpoint has brought to disk; 0: none is."""
     since_ns = []
     for shard in shards:

@@ -198,7 +198,9 @@ class Metrics(Collector):
 
     def _streams_and_memory(self, stats: Mapping[str, Any]) -> Iterator[Metric]:
         num_working = min(stats["num_ready"], stats["num_streams"])
-        states = {"working": num_working, "resting": stats["num_streams"] - num_working}
+        num_frozen = min(stats["num_quarantined_now"], stats["num_streams"] - num_working)
+        num_resting = stats["num_streams"] - num_working - num_frozen
+        states = {"working": num_working, "resting": num_resting, "quarantined": num_frozen}
         yield _labelled("streams", "Streams in memory.", "state", states)
         yield _labelled("open_streams", "Streams open in memory.", "model", stats["models"])
         parts = stats["memory_parts_bytes"]
@@ -236,6 +238,14 @@ class Metrics(Collector):
         for method, number in calls.items():
             counter.add_metric([method], number)
         yield counter
+        durations = HistogramMetricFamily(
+            "streamrnn_call_duration_seconds",
+            "Time that Python took for calls, from their coming to it.",
+            labels=["method"],
+        )
+        for method, taken in self._control.call_times.copy().items():
+            durations.add_metric([method], _duration_buckets(taken), taken.sum_s)
+        yield durations
 
     def _batches(self) -> Iterator[Metric]:
         totals = batch_totals(self._control.shards)
@@ -261,13 +271,11 @@ class Metrics(Collector):
             "1 if the state directory can be written.",
             float(stats["read_only"] is None),
         )
-        times: Durations = self._disk.saver.commit_times
-        counts = list(times.counts)
-        sums = np.cumsum(counts).tolist()
+        times = self._disk.saver.commit_times
         yield HistogramMetricFamily(
             "streamrnn_commit_duration_seconds",
             "Time that a commit took, from its first record to the disk.",
-            _buckets(times.bounds_s, sums[:-1], sums[-1]),
+            _duration_buckets(times),
             times.sum_s,
         )
 
@@ -299,6 +307,11 @@ def _time_buckets(times: NDArray[np.int64]) -> list[tuple[str, float]]:
     sums = np.cumsum(times)
     ends = [(k - BUCKETS_LOG2 + 1 << BUCKETS_LOG2) - 1 for k in logs]
     return _buckets([2.0**k / 1e9 for k in logs], sums[ends].tolist(), int(sums[-1]))
+
+
+def _duration_buckets(times: Durations) -> list[tuple[str, float]]:
+    sums = np.cumsum(list(times.counts)).tolist()
+    return _buckets(times.bounds_s, sums[:-1], sums[-1])
 
 
 def _buckets(bounds: Sequence[float], sums: Sequence[int], number: int) -> list[tuple[str, float]]:

@@ -327,6 +327,7 @@ class AskKind(IntEnum):
     ENTRY = 6  # a record of a stream's entry
     REPLY = 7  # none: the reply to a request of Python's own
     DONE = 8  # none: what became of a command of Python's (`code`: whether it was done)
+    LEFT = 9  # none: a stream has left memory, as Python wanted
 
 
 class Ask(Struct, packed=True):

@@ -25,7 +25,7 @@ from streamrnn_server.shard.requests.request import Kind, Request, request_of
 from streamrnn_server.shard.streams.owners import MAX_ASKS, MAX_ASKS_PER_CALL, NS_PER_ASK
 from streamrnn_server.shard.structs import AskKind, Shard, users_at
 
-__all__ = ["ask_python", "call_python", "tell_done", "tell_drained", "tell_reply"]
+__all__ = ["ask_python", "call_python", "tell_done", "tell_drained", "tell_left", "tell_reply"]
 
 _BYTES_PER_ASK = 4096
 _ASKS_OF_NEW = 20
@@ -117,7 +117,9 @@ def _y_bytes_of_item(child: Request) -> int:
 @jit
 def _needs_text(request: Request) -> bool:
     code = request.code
-    return code != 0 and code not in (ErrorCode.BUSY, ErrorCode.MOVED, ErrorCode.LATE)
+    if code == ErrorCode.MOVED:
+        return request.detail[0] < 0  # to another server
+    return code != 0 and code not in (ErrorCode.BUSY, ErrorCode.LATE)
 
 
 @jit
@@ -205,6 +207,19 @@ def tell_done(shard: Shard, token: int, is_done: int) -> None:
     ask.msgid, ask.code = token, is_done
     ask.identity_bytes = ask.body_bytes = ask.charge = ask.owner = ask.client = 0
     send_bytes(shard.pair, shard.out, w.ASK_BYTES, False)
+
+
+@jit
+def tell_left(shard: Shard, request: Request) -> None:
+    """Tell Python that a stream is on disk as it is, before anything else is asked about it."""
+    num_bytes = request.stream_bytes
+    ask = w.ask_at(shard.out)
+    ask.what = AskKind.LEFT
+    ask.msgid = request.msgid
+    ask.identity_bytes = ask.charge = 0
+    ask.body_bytes = num_bytes
+    copy_bytes(shard.out + w.ASK_BYTES, field_address(request, "stream"), num_bytes)
+    send_bytes(shard.pair, shard.out, w.ASK_BYTES + num_bytes, False)
 
 
 @jit

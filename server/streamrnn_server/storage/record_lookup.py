@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from streamrnn.errors import RecordError, StoreError
 from streamrnn.state.record import StreamRecord, decode_record, fits_model
-from streamrnn.state.store import SNAPSHOTS, STREAMS, TOMBSTONES, StateStore, snapshot_key
+from streamrnn.state.store import (
+    ARRIVALS,
+    SNAPSHOTS,
+    STREAMS,
+    TOMBSTONES,
+    StateStore,
+    snapshot_key,
+)
 from streamrnn_client.protocol import ErrorCode, ProtocolError
+from streamrnn_server.storage.departures import departure_of
 from streamrnn_server.storage.expiry import Expiry, read_tombstone
 
 __all__ = ["RecordLookup", "ServedModel", "may_use"]
@@ -81,6 +90,11 @@ class RecordLookup:
                 raise ProtocolError(why.code, **why.detail)
             data = self._store.get(STREAMS, stream)
             if data is None:
+                if self._store.get(ARRIVALS, stream) is not None:
+                    return int(ErrorCode.BUSY), 0, b"", ""
+                departure = departure_of(self._store, stream)
+                if departure is not None:
+                    return int(ErrorCode.MOVED), 0, b"", departure.owner
                 is_buried = self._store.get(TOMBSTONES, stream) is not None
                 return int(ErrorCode.EXPIRED if is_buried else ErrorCode.UNKNOWN), 0, b"", ""
             record = _read(data, stream)
@@ -91,12 +105,23 @@ class RecordLookup:
         except ProtocolError as error:
             self._refuse(stream, error.detail)
             return int(error.code), 0, b"", owner
+        except RecordError as error:
+            self._refuse(stream, {"reason": str(error)})
+            return int(ErrorCode.DAMAGED), 0, b"", owner
         except StoreError as error:
             self._refuse(stream, {"reason": str(error)})
             return int(ErrorCode.READ_ONLY), 0, b"", owner
         if self._expiry is not None and self._expiry.has_expired(record.clock_s):
             return int(ErrorCode.EXPIRED), 0, b"", owner
         return 0, index, data, owner
+
+    def departure(self, stream: bytes) -> dict[str, Any]:
+        """Return what a client is told of a stream that has moved to another server."""
+        departure = None
+        if self._store is not None:
+            with contextlib.suppress(StoreError, RecordError):
+                departure = departure_of(self._store, stream)
+        return {} if departure is None else {"endpoint": departure.endpoint, "server": True}
 
     def is_held(self, stream: bytes) -> bool:
         """Tell whether the journal has more of a stream than could be brought into its record."""

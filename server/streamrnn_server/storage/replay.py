@@ -30,6 +30,7 @@ from streamrnn.state.store import STREAMS, Change, StateStore
 from streamrnn.state.verify import id_text
 from streamrnn_client.protocol import ErrorCode, ProtocolError
 from streamrnn_server.event_log import EventLog
+from streamrnn_server.storage.departures import departure_of
 from streamrnn_server.storage.disk_reserve import DiskReserve
 from streamrnn_server.storage.record_lookup import ServedModel
 from streamrnn_server.storage.replayed import Replayed, ReplayedStream
@@ -206,10 +207,10 @@ class Replay:
             record = None if data is None else decode_record(data)
             if record is not None and record.stream != stream:
                 raise RecordError(f"it is of stream {record.stream!r}")
+            reached = self._reached(stream, record)
         except RecordError as error:
             self._hold(stream, ProtocolError(ErrorCode.DAMAGED, reason=str(error)))
             return None
-        reached = (-1, 0) if record is None else (record.incarnation, record.num_changes)
         left = ReplayedStream(table, k, record)
         num_entries = table.bounds[k + 1] - table.bounds[k]
         num_lacking, is_opened, is_whole = find_lacking(left.address, num_entries, *reached)
@@ -244,6 +245,13 @@ class Replay:
             f"change {left.entry(0).num_changes} follows on {reached[1]}, or some between them "
             "are missing"
         )
+
+    def _reached(self, stream: bytes, record: StreamRecord | None) -> tuple[int, int]:
+        """Return up to where a stream's changes are in its record, or in what has moved away."""
+        if record is not None:
+            return record.incarnation, record.num_changes
+        departure = departure_of(self._store, stream)
+        return (-1, 0) if departure is None else (departure.incarnation, departure.num_changes)
 
     def _fits(self, index: int, record: StreamRecord) -> bool:
         model = self._served[index]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import NamedTuple
@@ -32,12 +35,34 @@ from streamrnn_server.storage.expiry import Expiry
 from streamrnn_server.storage.usage import DiskUsage
 from streamrnn_server.worker import DISK_PATIENCE_S, OnFailure, Worker
 
-__all__ = ["CheckpointWriter"]
+__all__ = ["CheckpointWriter", "Committed"]
 
 # Records are longer than their entries by no more than this, besides their names.
 _MAX_GROWTH_BYTES = 96
 _MIN_ENTRY_BYTES = 112
 _EXPIRE_EVERY_S = 1.0
+
+
+class Committed:
+    """What another thread wants to be on disk, and whether it is.
+
+    Attributes
+    ----------
+    is_done : bool
+        Whether it was tried.
+    error : str or None
+        Why nothing of it is on disk.
+    """
+
+    def __init__(self, changes: Sequence[Change]) -> None:
+        self.changes = changes
+        self.error: str | None = None
+        self.is_done = False
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether all of it is on disk."""
+        return self.is_done and self.error is None
 
 
 class _Part(NamedTuple):
@@ -90,6 +115,9 @@ class CheckpointWriter:
         self._expiry, self._log, self._usage = expiry, log, usage
         self._disk_reserve = disk_reserve
         self._look_at_s = time.monotonic() + _EXPIRE_EVERY_S
+        self._others: deque[Committed] = deque()
+        self._woken, self._wake = socket.socketpair()
+        self._woken.setblocking(False)
         self._has_ended = threading.Event()
         self.worker = Worker("saver", self._serve, DISK_PATIENCE_S)
         # The most that a commit packs at once: what one shard may have on its way, in one go.
@@ -106,10 +134,20 @@ class CheckpointWriter:
         """End, when the shards have ended and nothing is on its way."""
         self._has_ended.set()
         self.worker.join()
+        self._woken.close()
+        self._wake.close()
+
+    def commit_too(self, changes: Sequence[Change]) -> Committed:
+        """Make changes durable, all of them or none, soon; from any thread."""
+        committed = Committed(changes)
+        self._others.append(committed)
+        with contextlib.suppress(OSError):  # it was woken often enough
+            self._wake.send(b"\0", socket.MSG_DONTWAIT)
+        return committed
 
     def _serve(self) -> None:
         poller = zmq.Poller()
-        for disk in self._disks:
+        for disk in (*self._disks, self._woken):
             poller.register(disk, zmq.POLLIN)
         while not self._has_ended.is_set():
             poller.poll(100)
@@ -118,12 +156,30 @@ class CheckpointWriter:
 
     def turn(self) -> None:
         """Write what has come; if nothing has, look now and then for what has expired."""
+        self._commit_others()
         parts = [part for k, disk in enumerate(self._disks) for part in _receive(k, disk)]
         if parts:
             self._write(parts)
         elif time.monotonic() >= self._look_at_s:
             self._look_at_s = time.monotonic() + _EXPIRE_EVERY_S
             self._expire()
+
+    def _commit_others(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._woken.recv(4096)
+        others = [self._others.popleft() for _ in range(len(self._others))]
+        if not others:
+            return
+        try:
+            self._commit([change for each in others for change in each.changes])
+        except StoreError as error:
+            self._fail(str(error))
+            for each in others:
+                each.error = str(error)
+        else:
+            self._succeed()
+        for each in others:
+            each.is_done = True
 
     def _write(self, parts: list[_Part]) -> None:
         """Commit what has come; if it cannot be, say so to the shards, which keep it."""

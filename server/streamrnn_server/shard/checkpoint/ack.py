@@ -19,10 +19,11 @@ from streamrnn_server.shard.requests.finish import end_close, finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
 from streamrnn_server.shard.requests.request import Kind, free_request
 from streamrnn_server.shard.streams.dirty import mark_dirty
-from streamrnn_server.shard.streams.lookup import answer_without_record, is_pending
+from streamrnn_server.shard.streams.lookup import answer_without_record, is_pending, let_go
 from streamrnn_server.shard.streams.operations import close_stream, note_durable
 from streamrnn_server.shard.streams.slots import free_slot, make_ready
 from streamrnn_server.shard.structs import DiskBufferState, Shard, buffer_ack_at
+from streamrnn_server.shard.to_python import tell_left
 
 __all__ = ["MAX_SLICE_SLOTS", "process_acks"]
 
@@ -95,6 +96,7 @@ def _answer_blocked(shard: Shard, header: Header, is_good: int) -> None:
         _unblock(shard, header)
         return
     note_durable(header, request)
+    lets_go = kind == Kind.SYNC and request.window != 0 and is_good != 0
     if is_good == 0 and kind != Kind.SYNC:
         set_error(request, ErrorCode.READ_ONLY)
         shard.counters.num_errors += 1
@@ -107,12 +109,16 @@ def _answer_blocked(shard: Shard, header: Header, is_good: int) -> None:
     else:
         request.last_seq = header.last_seq
         request.window = 1 << header.window_log2
+    if lets_go:
+        tell_left(shard, request)
     pop_waiting(pool, header)
     if kind == Kind.CLOSE and request.code == 0:
         end_close(shard, request)
     else:
         finish(shard, request)
-    if is_pending(shard, header):
+    if lets_go:
+        let_go(shard, header)
+    elif is_pending(shard, header):
         answer_without_record(shard, header, ErrorCode.UNKNOWN)
     else:
         _unblock(shard, header)

@@ -33,13 +33,14 @@ from streamrnn_server.shard.streams.owners import (
     set_owner,
 )
 from streamrnn_server.shard.streams.restore import fill_slot, usable_record
-from streamrnn_server.shard.streams.slots import free_slot, make_ready
+from streamrnn_server.shard.streams.slots import evict_stream, free_slot, make_ready
 from streamrnn_server.shard.structs import ASK_BYTES, AskKind, Command, Shard, ask_at
 
 __all__ = [
     "answer_without_record",
     "finish_lookup",
     "is_pending",
+    "let_go",
     "named_owner",
     "start_lookup",
 ]
@@ -55,7 +56,8 @@ def is_pending(shard: Shard, header: Header) -> bool:
 def _end_first(shard: Shard, header: Header, request: Request, code: int, limit: int) -> None:
     """End a stream's first request, with an error unless ``code`` is 0."""
     if code != 0:
-        set_error(request, code, limit)
+        # To another server, whose address Python knows; to another shard it is told before.
+        set_error(request, code, -1 if code == ErrorCode.MOVED else limit)
         shard.counters.num_errors += 1
     pop_waiting(shard.pool, header)
     finish(shard, request)
@@ -190,6 +192,20 @@ def _fail_all(shard: Shard, header: Header, limit: int) -> None:
 
 
 @jit
+def let_go(shard: Shard, header: Header) -> None:
+    """Forget an open stream that is on disk as it is; what waits for it must come again.
+
+    It is in no list, and was blocked. Whoever comes next has it looked up.
+    """
+    while True:
+        request = first_waiting(shard.pool, header)
+        if not request:
+            evict_stream(shard, header)
+            return
+        _end_first(shard, header, request, ErrorCode.BUSY, Limit.ROOM)
+
+
+@jit
 def start_lookup(shard: Shard, request: Request) -> int:
     """Have a stream looked up on disk; its slot, or -1 - `Limit.ROOM`, if Python is behind too."""
     num_bytes = request.stream_bytes
@@ -206,6 +222,7 @@ def start_lookup(shard: Shard, request: Request) -> int:
     header.flags = h.IS_BLOCKED
     ask = ask_at(shard.out)
     ask.what = AskKind.LOOK_UP
+    ask.kind = request.kind
     ask.detail[0] = slot
     ask.detail[1] = header.generation
     ask.owner = request.owner

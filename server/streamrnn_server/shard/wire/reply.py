@@ -18,6 +18,7 @@ from streamrnn_server.shard.libzmq import (
     msg_send,
     send_bytes,
 )
+from streamrnn_server.shard.memory.admission import Limit
 from streamrnn_server.shard.memory.arena import release
 from streamrnn_server.shard.memory.clients import (
     MARKER_BYTES,
@@ -291,14 +292,18 @@ def _write_error(shard: Shard, request: Request, at: int) -> int:
     """Copy an error that was encoded at the start."""
     code = request.code
     entry = shard.encoded_errors + 16 * code
-    if code == ErrorCode.MOVED:
-        entry = shard.encoded_moved + 16 * request.detail[0]
-    elif code == ErrorCode.BUSY:
+    is_busy = code == ErrorCode.BUSY
+    if is_busy:
         entry = shard.encoded_busy + 16 * request.detail[0]
+    elif code == ErrorCode.MOVED and request.detail[0] >= 0:
+        entry = shard.encoded_moved + 16 * request.detail[0]
+    elif code == ErrorCode.MOVED:  # to another server, and Python could not be asked where
+        entry = shard.encoded_busy + 16 * Limit.ROOM
+        is_busy = True
     num_bytes = load_i64(entry + 8)
     copy_bytes(at, load_i64(entry), num_bytes)
     at += num_bytes
-    if code == ErrorCode.BUSY:  # its last value: how long to wait
+    if is_busy:  # its last value: how long to wait
         retry_ms = request.detail[1]
         at = write_uint(at - 1, retry_ms if retry_ms > 0 else shard.retry_after_ms)
     return at
