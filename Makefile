@@ -31,7 +31,8 @@ help:
 	@echo "make peers   install what the comparisons need: PyTorch, ONNX Runtime, OpenVINO, scikit-learn,"
 	@echo "             and servers to be compared with, Triton too, into build/peers"
 	@echo "make check   lint, format, types, who imports whom"
-	@echo "make bench   measure against peers and the machine's limits"
+	@echo "make bench   measure against peers and the machine's limits: 5 minutes, a page of this"
+	@echo "             machine in docs/measured; ARGS=\"throughput --rounds 21\" measures one thing"
 	@echo "make bench-training  train on ten public series beside PyTorch, baselines and boosting"
 	@echo "make docs    build the documentation into build/docs"
 	@echo "make gpu     on a machine with a GPU: all that is to be seen, into build/gpu"
@@ -78,7 +79,7 @@ fuzz: $(VENV)/installed-test
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: $(VENV)/installed
-	$(BIN)/streamrnn bench $(ARGS)
+	$(BIN)/streamrnn bench $(if $(ARGS),$(ARGS),all docs/measured)
 
 # The tables come out of packages that are downloaded, not installed: see docs/training.md.
 bench-training: $(VENV)/installed-peers

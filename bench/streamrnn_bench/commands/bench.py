@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from streamrnn_bench.commands.load import LOAD, configure_load, run_load
 from streamrnn_bench.commands.reports import REPORTS, write_reports
 from streamrnn_bench.report.compare import RUN_NOISE
+from streamrnn_bench.report.measured import file_stem, measure_all
 from streamrnn_bench.report.results import (
     ERROR_UNIT,
     BenchError,
@@ -27,7 +27,9 @@ from streamrnn_bench.step.cases import BATCH_SIZES, Case, parse_case
 
 __all__ = ["BENCHMARKS", "configure", "run"]
 
+ALL = "all"
 TRAINING = "training"
+MEASURED = Path("docs/measured")
 SETS = ("judged", "tuning")
 
 
@@ -37,17 +39,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "name",
         metavar="NAME",
         nargs="?",
-        choices=(*BENCHMARKS, *NAMED, LOAD, TRAINING, *REPORTS),
+        choices=(*BENCHMARKS, *NAMED, ALL, LOAD, TRAINING, *REPORTS),
         help=", ".join(BENCHMARKS) + f"; without it all of these; by name only {', '.join(NAMED)}; "
-        f"{LOAD}, of a server that runs; {TRAINING}, which takes an hour; {', '.join(REPORTS)}, of "
+        f"{ALL}, short rounds of each into a page, 5 minutes; {LOAD}, of a server that runs; "
+        f"{TRAINING}, which takes an hour; {', '.join(REPORTS)}, of "
         "what was written before",
     )
     parser.add_argument(
         "paths",
         metavar="FILE",
         nargs="*",
-        help="load: the server's address; report, compare: what --json wrote, or a directory of "
-        "such files, of several runs",
+        help=f"all: the directory of the page ({MEASURED}); load: the server's address; report, "
+        "compare: what --json wrote, or a directory of such files, of several runs",
     )
     parser.add_argument(
         "--json",
@@ -320,8 +323,7 @@ def _json_path(args: argparse.Namespace) -> Path:
         from streamrnn.kernels.cuda.compiler import gpu_name
 
         name = gpu_name()
-    stem = re.sub(r"[^a-z0-9]+", "-", f"{name} {args.name or 'all'}".lower()).strip("-")
-    return path / f"{stem}.jsonl"
+    return path / f"{file_stem(f'{name} {args.name or ALL}')}.jsonl"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -333,6 +335,12 @@ def run(args: argparse.Namespace) -> int:
         return REPORTS[args.name](args)
     if args.name == LOAD:
         return run_load(args, _json_path(args) if args.json else None)
+    if args.name == ALL:
+        if len(args.paths) > 1:
+            raise BenchError(f"bench all takes one directory, got {len(args.paths)}")
+        print(header())
+        print(f"\n{measure_all(Path(*args.paths) if args.paths else MEASURED)}")
+        return 0
     if args.paths:
         raise BenchError(f"bench {args.name} takes no file; only {' and '.join(REPORTS)} do")
     if args.name == TRAINING:

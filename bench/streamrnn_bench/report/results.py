@@ -6,12 +6,15 @@ import datetime
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
+
+import llvmlite.binding as llvm
 
 import streamrnn
 from streamrnn.errors import StreamRNNError
@@ -149,15 +152,22 @@ def header() -> str:
     )
 
 
+@cache
 def processor() -> str:
-    """Return the name of the machine's processor."""
+    """Return the name of the machine's processor, and its microarchitecture.
+
+    In a virtual machine the name alone may be that of a whole family.
+    """
+    name = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+                name = line.partition(":")[2].strip()
+                break
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    kind = re.sub(r"^znver(\d)$", r"Zen \1", llvm.get_host_cpu_name())
+    return name if kind in ("", "generic", name) else f"{name} ({kind})"
 
 
 def table(results: Iterable[Result]) -> str:
