@@ -5,6 +5,7 @@ The compiled layers run the windows; the way back is the one of `streamrnn.train
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,7 +96,8 @@ class Probe:
         if not all(np.isfinite(each.by_h).all() for each in layers):
             return None
         about = Fading(layers, self._num_steps, self._num_windows, self._truncation_steps)
-        share = validation / self._constant if self._constant else None
+        is_known = self._constant and math.isfinite(validation)
+        share = validation / self._constant if is_known else None
         units = [_unit_counts(each) for each in found]
         memory = about.to_dict() | {"units": units, "share_of_constant": share}
         return memory | {"says": probe_words(memory, clipped)}
@@ -129,7 +131,9 @@ def _constant_loss(dataset: Dataset) -> float:
     rows = choose_rows(dataset, "validation", NUM_CONSTANT_ROWS, 0)
     if not len(rows.rows) or dataset.loss_settings.class_weights:
         return 0.0
-    return TargetsOf(dataset, rows).of_constant()
+    with np.errstate(over="ignore", invalid="ignore"):  # targets that overflowed
+        loss = TargetsOf(dataset, rows).of_constant()
+    return loss if math.isfinite(loss) else 0.0
 
 
 def probe_words(memory: dict[str, Any], clipped: float) -> str:

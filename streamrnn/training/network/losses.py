@@ -159,7 +159,9 @@ def _total(
     if not (LOSSES.get(loss) == activation or (loss == "mse" and activation in _ACTIVATIONS)):
         raise TrainingError(f"loss {loss!r} does not go with the activation {activation!r}")
     z, gradient, num_outputs = outputs
-    rows = z, np.ascontiguousarray(target, z.dtype).reshape(len(z), -1), gradient
+    num_columns = 1 if loss == "cross_entropy" else num_outputs
+    # Compiled code takes the targets to be as many as these.
+    rows = z, np.ascontiguousarray(target, z.dtype).reshape(len(z), num_columns), gradient
     weights = _weights(loss, settings, num_outputs, z.dtype)
     divisor = -1 if num_targets is None else num_targets
     if loss in _LOSSES_OF_ERRORS:

@@ -107,6 +107,22 @@ def test_of_what_is_no_plain_stack_units_alone_are_counted(tmp_path):
     assert "reach" not in memory["says"]
 
 
+@pytest.mark.parametrize("loss", [np.inf, np.nan])
+def test_a_validation_loss_that_is_not_finite_is_no_share_of_a_constant(dataset, loss):
+    found: Any = Trainer(dataset).probe(loss, 0.0)
+    assert found["share_of_constant"] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_constant_whose_loss_is_not_finite_is_not_known(tmp_path):
+    y = 1e-3 * noisy_sine(300)
+    y[200] = 3e38
+    with np.errstate(over="ignore"):
+        dataset = dataset_of(tmp_path, y)
+    found: Any = Trainer(dataset).probe(0.5, 0.0)
+    assert found["share_of_constant"] is None
+
+
 def test_the_share_of_a_constant_is_that_of_the_validation_part(dataset):
     probe: Any = Trainer(dataset).probe
     rows = choose_rows(dataset, "validation", 10**6, 0)

@@ -92,3 +92,19 @@ def test_rows_that_are_longer_are_set_where_outputs_are(loss, activation):
     assert value == expected
     np.testing.assert_array_equal(gradient[:, :3], expected_gradient[:, 0])
     assert (gradient[:, 3:] == 7.0).all()
+
+
+@pytest.mark.parametrize(("loss", "activation"), CASES)
+@pytest.mark.parametrize("num_columns", [1, 2, 4])
+def test_targets_of_other_outputs_are_refused(loss, activation, num_columns):
+    z = np.zeros((5, 1, 3), np.float32)
+    num_columns = 2 if loss == "cross_entropy" else num_columns
+    with pytest.raises(ValueError, match="reshape"):
+        loss_and_gradient(loss, activation, z, np.zeros((5, 1, num_columns), np.float32))
+
+
+@pytest.mark.parametrize(("loss", "activation"), CASES)
+def test_the_loss_of_no_rows_is_zero(loss, activation):
+    z = np.zeros((0, 4, 3), np.float32)
+    target = z[:, :, :1] if loss == "cross_entropy" else z
+    assert sum_of_losses(loss, activation, z, target) == (0.0, 0)
