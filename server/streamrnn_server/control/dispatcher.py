@@ -242,7 +242,7 @@ class Control:
         return self.shards[shard].user(ask.owner)
 
     def _look_up(self, shard: int, ask: Ask) -> list[bytes]:
-        code_of_drain = self._administration.code_of(ask.body, ask.kind)
+        code_of_drain = self._administration.code_of(ask.body, ask.msgid)
         if code_of_drain is not None:
             return self._found(ask, code_of_drain, owner="", is_held=True)
         code, model, record, owner = self._record_lookup.look_up(ask.body)

@@ -33,6 +33,7 @@ from streamrnn.state.store import (
     snapshot_key,
 )
 from streamrnn_client.protocol import (
+    MAX_SNAPSHOT_NAME_BYTES,
     ErrorCode,
     ProtocolError,
     Response,
@@ -44,7 +45,6 @@ from streamrnn_server.config import ServerConfig
 from streamrnn_server.control.error_text import stream_of
 from streamrnn_server.control.messages import Caller, Order
 from streamrnn_server.control.state_methods import StateMethods
-from streamrnn_server.shard.requests.request import Kind
 from streamrnn_server.storage.departures import Departure, departure_of
 from streamrnn_server.storage.record_lookup import RecordLookup
 from streamrnn_server.storage.state_dir import StateDir
@@ -57,6 +57,7 @@ _MAX_ITEMS = 1024
 _MAX_REPLY_BYTES = 2**21
 _ENDPOINT = re.compile(r"tcp://[^\s]{1,300}")
 _BUSY_MS = 50
+_COMES_AGAIN = (ErrorCode.BUSY.wire, ErrorCode.UNKNOWN.wire)  # another's question came first
 _Answer = tuple[list[Any] | None, Any]
 
 
@@ -68,6 +69,7 @@ class _Waiting:
         self.error: list[Any] | None = None
         self.committed: Committed | None = None  # what must be on disk, and may not be yet
         self.asked_at_s = time.monotonic()
+        self.token = -2  # under which the request of it waits; -2: none
 
     @property
     def is_committing(self) -> bool:
@@ -101,6 +103,7 @@ class Drain:
         self._leaving: dict[bytes, _Waiting] = {}
         self._activating: dict[bytes, _Waiting] = {}
         self._arriving: dict[bytes, Committed] = {}
+        self._looked_for: dict[bytes, _Waiting] = {}
         self._orders: list[Order] = []
         self._actions: dict[str, Callable[[Any], _Answer]] = {
             "leave": self._leave,
@@ -153,15 +156,23 @@ class Drain:
 
     # ---- what a shard asks ----------------------------------------------------------------------
 
-    def code_of(self, stream: bytes, kind: int) -> int | None:
-        """Return how a look-up is to be answered; None: as always."""
+    def code_of(self, stream: bytes, token: int) -> int | None:
+        """Return how a look-up is to be answered; None: as always.
+
+        ``token`` is what the server's own request waits under; -1: it is for a client's.
+        """
+        looked_for = self._looked_for.get(stream)
+        if looked_for is not None and looked_for.token == token:
+            looked_for.is_done = True  # a shard that has the stream does not ask
+            return ErrorCode.BUSY
         leaving = self._leaving.get(stream)
         if leaving is not None and (leaving.is_over or leaving.has_gone):
             del self._leaving[stream]
         elif leaving is not None and leaving.is_done:
             return ErrorCode.BUSY
-        if stream in self._activating and kind == Kind.RESTORE:
-            return ErrorCode.UNKNOWN  # it is made now
+        activating = self._activating.get(stream)
+        if activating is not None and activating.token == token:
+            return ErrorCode.UNKNOWN  # it is made now, of the arrival and by nobody else
         return None
 
     def note_left(self, stream: bytes) -> None:
@@ -182,9 +193,9 @@ class Drain:
             if self._lookup.is_held(stream):
                 raise ProtocolError(ErrorCode.DAMAGED, reason="its journal is held", stream=item)
             waiting = self._leaving[stream] = _Waiting()
-            self._orders.append(
-                self._methods.let_go(item, record.owner, _error_to(self._leaving, stream, waiting))
-            )
+            on_reply = _error_to(self._leaving, stream, waiting)
+            waiting.token, order = self._methods.let_go(item, record.owner, on_reply)
+            self._orders.append(order)
             return None, None
         waiting.asked_at_s = time.monotonic()
         if waiting.error is not None:
@@ -266,7 +277,7 @@ class Drain:
         if committed is not None and committed.error is not None:
             raise ProtocolError(ErrorCode.READ_ONLY, reason=committed.error, stream=name)
         if self._store.get(ARRIVALS, stream) == data:
-            return None, True
+            return self._look_for(stream, name, record.owner)
         changes: list[Change] = [(ARRIVALS, stream, data)]
         changes += [
             (SNAPSHOTS, snapshot_key(stream, old), None) for old, _ in self._snapshots(stream)
@@ -274,10 +285,34 @@ class Drain:
         for snapshot in snapshots:
             if not isinstance(snapshot, list) or [type(part) for part in snapshot] != [bytes] * 2:
                 raise _bad("a snapshot is [name, record], two bins")
+            if not 1 <= len(snapshot[0]) <= MAX_SNAPSHOT_NAME_BYTES:
+                raise _bad(f"a snapshot's name has 1 to {MAX_SNAPSHOT_NAME_BYTES} bytes")
             self._lookup.judge(snapshot[1], stream)
             changes.append((SNAPSHOTS, snapshot_key(stream, snapshot[0]), snapshot[1]))
         self._arriving[stream] = self._saver.commit_too(changes)
         return None, False
+
+    def _look_for(self, stream: bytes, name: Any, owner: str) -> _Answer:
+        """Look for a stream of an arrival's id in memory; who has one could not have the other.
+
+        It might be on disk no earlier than the arrival, in whose place it would come. From now on
+        none can begin: the arrival is on disk.
+        """
+        waiting = self._looked_for.get(stream)
+        if waiting is None or waiting.is_over:
+            waiting = self._looked_for[stream] = _Waiting()
+            on_reply = _error_to(self._looked_for, stream, waiting, error_reply(ErrorCode.EXISTS))
+            waiting.token, order = self._methods.let_go(name, owner, on_reply)
+            self._orders.append(order)
+            return None, False
+        if not waiting.is_done and waiting.error is None:
+            return None, False
+        del self._looked_for[stream]
+        if waiting.is_done:
+            return None, True
+        if waiting.error is not None and waiting.error[0] in _COMES_AGAIN:
+            return None, False
+        raise ProtocolError(ErrorCode.EXISTS, stream=name)
 
     def _activate(self, item: Any) -> _Answer:
         stream = canonical_id(item)
@@ -293,7 +328,8 @@ class Drain:
         index, record = self._lookup.judge(data, stream)
         waiting = self._activating[stream] = _Waiting()
         on_reply = _error_to(self._activating, stream, waiting, is_done_then=True)
-        self._orders.append(self._methods.restore(item, index, record, on_reply))
+        waiting.token, order = self._methods.restore(item, index, record, on_reply)
+        self._orders.append(order)
         return None, False
 
     # ---- lists ----------------------------------------------------------------------------------
@@ -358,9 +394,9 @@ class Administration:
                 ErrorCode.FORBIDDEN, "that is the administrators': start the server with --admin"
             )
 
-    def code_of(self, stream: bytes, kind: int) -> int | None:
+    def code_of(self, stream: bytes, token: int) -> int | None:
         """See `Drain.code_of`."""
-        return None if self._drain is None else self._drain.code_of(stream, kind)
+        return None if self._drain is None else self._drain.code_of(stream, token)
 
     def note_left(self, stream: bytes) -> None:
         """See `Drain.note_left`."""
@@ -372,13 +408,14 @@ def _error_to(
     waiting_ones: dict[bytes, _Waiting],
     stream: bytes,
     waiting: _Waiting,
+    else_error: list[Any] | None = None,
     is_done_then: bool = False,
 ) -> Callable[[Response], None]:
     """Return what takes a shard's reply: its error is told to who asks next."""
 
     def take(reply: Response) -> None:
-        if reply.error is not None:
-            waiting.error = reply.error
+        if reply.error is not None or else_error is not None:
+            waiting.error = reply.error or else_error
         elif is_done_then and waiting_ones.get(stream) is waiting:
             del waiting_ones[stream]
 

@@ -171,17 +171,21 @@ class StateMethods:
         self._waiting.pop(caller.msgid, None)  # not before: who waits is answered if this failed
         return orders
 
-    def let_go(self, stream: StreamId, user: str, on_reply: OnReply) -> Order:
-        """Have a stream written and leave memory; the shard says so by `AskKind.LEFT`."""
+    def let_go(self, stream: StreamId, user: str, on_reply: OnReply) -> tuple[int, Order]:
+        """Have a stream written and leave memory; the shard says so by `AskKind.LEFT`.
+
+        Also return what the request waits under.
+        """
         caller = self._wait(_Own(Caller(0, b"", 0, user), on_reply))
-        return self._request(self._home(stream), caller, Kind.SYNC, stream, {"window": 1})
+        order = self._request(self._home(stream), caller, Kind.SYNC, stream, {"window": 1})
+        return caller.msgid, order
 
     def restore(
         self, stream: StreamId, index: int, record: StreamRecord, on_reply: OnReply
-    ) -> Order:
-        """Make a stream of a record, its owner's."""
+    ) -> tuple[int, Order]:
+        """Make a stream of a record, its owner's; also return what the request waits under."""
         caller = self._wait(_Own(Caller(0, b"", 0, record.owner), on_reply))
-        return self._place(caller, stream, index, record)
+        return caller.msgid, self._place(caller, stream, index, record)
 
     def _home(self, stream: StreamId) -> int:
         return shard_of(hash_slot(stream), self._num_shards)

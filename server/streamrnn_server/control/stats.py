@@ -204,12 +204,16 @@ def _num_not_on_disk(shards: Sequence[ShardView]) -> int:
 
 def num_quarantined_now(shards: Sequence[ShardView]) -> int:
     """Return how many streams in memory are frozen; looked for only where any ever was."""
-    both = IS_OPEN | IS_QUARANTINED
-    return sum(
-        int(np.count_nonzero(each.headers["flags"] & both == both))
-        for each in shards
-        if each.struct["counters"]["num_quarantined"]
-    )
+    both, number = IS_OPEN | IS_QUARANTINED, 0
+    for shard in shards:
+        if not shard.struct["counters"]["num_quarantined"]:
+            continue
+        flags, models = shard.headers["flags"], shard.models.structs[:-1]
+        # Of the slots that were ever taken: there are those of all models that may come, too.
+        for first, num_taken in zip(models["first_slot"], models["num_fresh"], strict=True):
+            part = flags[first : first + num_taken]
+            number += int(np.count_nonzero(part & both == both))
+    return number
 
 
 def _checkpoint_lag_s(shards: Sequence[ShardView]) -> float:

@@ -176,6 +176,10 @@ class CheckpointWriter:
             self._fail(str(error))
             for each in others:
                 each.error = str(error)
+        except Exception as error:  # a fault of ours: what shards have sent is still written
+            self._log.write_fault("what is drained cannot be written", error)
+            for each in others:
+                each.error = f"a fault of the server's own ({type(error).__name__})"
         else:
             self._succeed()
         for each in others:

@@ -29,6 +29,7 @@ from streamrnn_client.errors import (
 )
 from streamrnn_client.protocol import canonical_id
 from streamrnn_server.cli import main
+from streamrnn_server.control.drain import _Waiting
 from streamrnn_server.testing import serving
 from tests.support.models import exploding_model, random_model
 from tests.support.peer import RARELY_S, Peer
@@ -287,6 +288,71 @@ def test_a_stream_that_nobody_moves_on_goes_on_where_it_was(tmp_path, monkeypatc
         ((error, _),) = told_by(source, "drain", ["moved", [mark]])
         assert error[0] == "busy"
         assert told_by(source, "open", ["s", None, 0])[0] == 2
+
+
+def held(source):
+    """Bring a stream of one step as far as to be held; return its record."""
+    with Client(source.endpoints[0]) as client:
+        client.stream("s").step(ROWS[0, 0])
+        assert client.sync()
+    ((_, (record, _)),) = ask(source, "leave", ["s"])
+    return record
+
+
+def test_nobody_else_makes_a_stream_while_its_arrival_becomes_it(tmp_path):
+    with serve(tmp_path / "a") as source, serve(tmp_path / "b") as target:
+        record = held(source)
+        ask(target, "arrive", [[record, []]])
+        with Client(target.endpoints[0]) as client:
+            client.stream("other").step(ROWS[0, 5])
+        other = told_by(target, "export", ["other"])
+        # Its activation has begun, and what a client asks for comes to the shard first.
+        activating = target.control._administration._drain._activating
+        activating[canonical_id("s")] = _Waiting()
+        for method, params in (
+            ("import", ["s", other, None]),
+            ("open", ["s", None, 4, other]),
+            ("fork", ["other", "s"]),
+        ):
+            with pytest.raises(Busy):
+                told_by(target, method, params)
+        activating.clear()
+        ask(source, "moved", [["s", zlib.crc32(record), target.endpoints[0]]])
+        ask(target, "activate", ["s"])
+        told = told_by(target, "step", ["s", 1, ROWS[0, 0].tobytes()])
+        assert told[2] == Engine(MODEL).steps("s", ROWS[0, :1]).tobytes()
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_a_stream_in_memory_there_that_is_not_on_disk_yet_takes_no_arrival(tmp_path, durability):
+    with (
+        serve(tmp_path / "a", durability) as source,
+        serve(tmp_path / "b", durability) as target,
+    ):
+        record = held(source)
+        told_by(target, "open", ["s", None, 0])
+        for row in ROWS[0, 7:9]:
+            told_by(target, "step", ["s", 0, row.tobytes()])
+        ((error, _),) = ask(target, "arrive", [[record, []]])
+        assert error is not None
+        assert error[0] == "exists"
+        ask(source, "stay", ["s"])
+        assert told_by(source, "open", ["s", None, 0])[0] == 1
+        y = told_by(target, "step", ["s", 0, ROWS[0, 9].tobytes()])[2]
+        assert y == Engine(MODEL).steps("s", ROWS[0, 7:10])[-1].tobytes()
+        told_by(target, "sync", [None])
+        assert told_by(target, "drain", ["arrivals", None, 9]) == [[], None]
+
+
+@pytest.mark.parametrize("name", [b"", b"n" * 600])
+def test_a_snapshot_whose_name_cannot_be_one_leaves_the_disk_writable(tmp_path, name):
+    with serve(tmp_path / "a") as source, serve(tmp_path / "b") as target:
+        record = held(source)
+        for _ in range(2):
+            ((error, _),) = told_by(target, "drain", ["arrive", [[record, [[name, record]]]]])
+            assert error is not None
+            assert error[0] == "bad_params"
+        assert told_by(target, "hello", [])["read_only"] is None
 
 
 def test_what_cannot_move_stays_and_is_told(tmp_path, capsys):

@@ -222,7 +222,8 @@ def start_lookup(shard: Shard, request: Request) -> int:
     header.flags = h.IS_BLOCKED
     ask = ask_at(shard.out)
     ask.what = AskKind.LOOK_UP
-    ask.kind = request.kind
+    # By this Python knows a request of its own: none of a client's is without an identity.
+    ask.msgid = request.msgid if request.identity_bytes == 0 else -1
     ask.detail[0] = slot
     ask.detail[1] = header.generation
     ask.owner = request.owner
