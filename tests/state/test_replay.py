@@ -307,6 +307,21 @@ def test_other_arithmetic_and_other_models_are_held_and_drained_later(journal):
     assert len(journal.segments) == 1
 
 
+def test_a_closed_stream_of_a_model_that_is_served_no_more_is_not_held(journal):
+    b = canonical_id("b")
+    journal.write(opened(), *stepped(1, 2), opened(stream=b), *stepped(1, 2, stream=b))
+    journal.replay()
+    journal.write(
+        *(Entry(ChangeKind.CLOSE, 0, A, 1, 4, 0, b""), *stepped(3, 3, stream=b)),
+        *(opened(stream=A + b"2"), Entry(ChangeKind.CLOSE, 0, A + b"2", 1, 2, 0, b"")),
+        head=own_head()._replace(models=(("old", "ab" * 32),)),
+    )
+    for _ in range(2):
+        assert journal.replay().keys() == {b}
+        assert journal.record(A) is None
+        assert journal.record(b).last_seq == 2
+
+
 def test_a_record_of_another_incarnation_is_not_gone_on_with(journal):
     journal.write(opened(), *stepped(1, 2))
     journal.replay()

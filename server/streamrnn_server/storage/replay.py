@@ -219,16 +219,16 @@ class Replay:
         if stream in self._held:
             return None
         last = left.entry(num_lacking - 1)
+        if is_opened:
+            left.record = None
+            self._made.add(stream)
+        if last.kind == ChangeKind.CLOSE:  # whatever model it was of
+            closed.append((STREAMS, stream, None))
+            return left
         index = indices[last.model]
         if isinstance(index, ProtocolError):
             self._hold(stream, index)
             return None
-        if is_opened:
-            left.record = None
-            self._made.add(stream)
-        if last.kind == ChangeKind.CLOSE:
-            closed.append((STREAMS, stream, None))
-            return left
         if is_whole:
             if left.record is not None and not self._fits(index, left.record):
                 reason = "it is of another model"
