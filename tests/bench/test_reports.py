@@ -16,6 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamrnn_bench.load.generator import Outcome
+from streamrnn_bench.load.histogram import Histogram
+from streamrnn_bench.load.options import LoadOptions
+from streamrnn_bench.load.report import results_of
+from streamrnn_bench.load.senders import How
 from streamrnn_bench.report.charts import NUM_COLORS, bar_chart, line_chart
 from streamrnn_bench.report.compare import compare_runs, comparison_table
 from streamrnn_bench.report.noise import MAX_SAMPLES, shift_between
@@ -327,6 +332,38 @@ def test_what_several_results_share_is_drawn_once():
     page = html_page([runs_of(results)])
     assert page.count("<polyline") == 3
     assert html_page([runs_of(results), runs_of(results).renamed("b")]).count("<polyline") == 6
+
+
+def load_of(streams, times_ns, **options):
+    latency, none = Histogram(), Histogram()
+    latency.note(times_ns)
+    done = len(times_ns)
+    outcome = Outcome(
+        How.DONE, False, 1.0, done, done, 0, 0, 0, 0, {}, "", latency, latency, none, none, none
+    )
+    return results_of(LoadOptions(streams=streams, **options), outcome)
+
+
+def test_loads_of_one_file_are_all_drawn_each_under_a_name_of_its_own(tmp_path, capsys):
+    file, page = tmp_path / "load.jsonl", tmp_path / "load.html"
+    results = [
+        *load_of(1000, [100_000, 200_000], rate=(10.0, 10.0)),
+        *load_of(5000, [300_000, 900_000, 900_000], rate=(10.0, 10.0)),
+        *load_of(1000, [50_000] * 4, chunk=4),
+    ]
+    with file.open("w") as output:
+        write_json(results, output)
+    assert main(["bench", "report", str(file), "--html", str(page)]) == 0
+    assert "5000 streams, 10 steps/s each, poisson p99" in capsys.readouterr().out
+    latency, throughput = page.read_text().split("<h2>")[1:3]
+    assert latency.count("<polyline") == 3
+    for streams in (1000, 5000):
+        case = f"{streams} streams, 10 steps/s each, poisson p99"
+        assert f"10 steps/s each, poisson ({case})" in latency
+    # Two loads of one series are a line of two points; the other series is a point.
+    assert throughput.count("<i></i>") == 2
+    assert "10 steps/s each, poisson" in throughput
+    assert "closed loop, 1 in flight, chunks of 4" in throughput
 
 
 def test_a_page_of_ratios_alone_has_no_charts():

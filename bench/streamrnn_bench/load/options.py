@@ -124,14 +124,18 @@ class LoadOptions:
     @property
     def case(self) -> str:
         """What is measured, in one line: the same words for the same load."""
-        words = [f"{self.streams} streams"]
+        return f"{self.streams} streams, {self.series}"
+
+    @property
+    def series(self) -> str:
+        """What loads that differ by their number of streams share."""
         if self.rate is None:
-            words.append(f"closed loop, {self.slots} in flight")
+            words = [f"closed loop, {self.slots} in flight"]
         else:
             low, high = self.rate
             rates = f"{low:g}" if low == high else f"{low:g}..{high:g}"
             bursts = f" of {self.burst}" if self.arrivals == "bursts" else ""
-            words.append(f"{rates} steps/s each, {self.arrivals}{bursts}")
+            words = [f"{rates} steps/s each, {self.arrivals}{bursts}"]
         words += [f"chunks of {self.chunk}"] * (self.chunk > 1)
         words += [f"batches of {self.batch}"] * (self.batch > 1)
         words += [f"lives of {self.life}"] * (self.life > 0)

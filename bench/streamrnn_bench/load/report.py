@@ -22,7 +22,7 @@ def results_of(options: LoadOptions, outcome: Outcome) -> list[Result]:
     if outcome.latency.number == 0 or outcome.num_done == 0:
         return []
     details = {
-        "series": "closed loop" if options.rate is None else options.arrivals,
+        "series": options.series,
         "streams": options.streams,
         "latency_us": outcome.latency.percentiles_us(),
         "response_us": outcome.response.percentiles_us(),

@@ -75,7 +75,7 @@ def html_page(sides: Sequence[Runs]) -> str:
 
 def _latency(labelled: Sequence[tuple[str, Runs, Result]], tells_side: bool) -> str:
     """Draw time against percentile, whose axis gives every further nine the same room."""
-    series: dict[str, Points] = {}
+    found: dict[str, dict[tuple[tuple[float, float], ...], str]] = {}
     percentiles: set[float] = set()
     for label, side, result in labelled:
         for prefix, of in (("", label), ("reference_", f"{label}: {result.reference}")):
@@ -86,10 +86,17 @@ def _latency(labelled: Sequence[tuple[str, Runs, Result]], tells_side: bool) -> 
             points = [(float(p), value) for p, value in given if _is_number(p)]
             points = [(p, value) for p, value in points if 0 <= p < 100]
             if len(points) > 1:
-                series[of] = [(1 / (1 - p / 100), value) for p, value in points]
+                # What several results share is one line.
+                line = tuple((1 / (1 - p / 100), value) for p, value in points)
+                found.setdefault(of, {}).setdefault(line, label)
                 percentiles |= {p for p, _ in points}
-    if not series:
+    if not found:
         return ""
+    series: dict[str, Points] = {
+        of if len(lines) == 1 else f"{of} ({label})": line
+        for of, lines in found.items()
+        for line, label in lines.items()
+    }
     ticks = [(1 / (1 - p / 100), f"p{p:g}") for p in sorted(percentiles)]
     return "<h2>Latency</h2>" + line_chart(series, "percentile", "us", ticks)
 
