@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -111,8 +112,24 @@ def test_the_cost_of_each_precision_is_shown(rng, tmp_path, capsys):
         for name, outputs in facts["errors"].items()
     }
     assert worst["float32"] < 1e-6 < worst["bfloat16"] < worst["int8"] < 0.1
+    assert facts["step_us"].keys() == worst.keys()
+    assert all(0 < each < math.inf for each in facts["step_us"].values())
     assert main(["inspect", str(path), "--precision"]) == 0
     assert "over 2 steps of the model's own sample" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("int8_us", "is_told"), [(3.5, False), (3.9, True), (6.44, True)])
+def test_bfloat16_is_recommended_where_int8_is_no_faster(
+    rng, tmp_path, capsys, monkeypatch, int8_us, is_told
+):
+    path = tmp_path / "model.safetensors"
+    random_model(rng, [("gru", 5)], 1, 1).save(path)
+    times_us = {"float32": 7.13, "bfloat16": 4.0, "int8": int8_us}
+    monkeypatch.setattr("streamrnn.engine.precision.time_precisions", lambda model: times_us)
+    assert main(["inspect", str(path), "--precision"]) == 0
+    said = capsys.readouterr().out
+    assert f"{7.13:>12}{4:>12}{int8_us:>12.3g}  us a step and its call\n" in said
+    assert ("bfloat16 is the better choice" in said) == is_told
 
 
 def test_without_a_sample_inputs_are_made_up(rng):
