@@ -455,7 +455,7 @@ class Control:
                 for name in self.models.names
             },
             "aliases": dict(self.models.aliases),
-            "steps": {name: num_steps[k] for name, k in self.models.indices.items()},
+            "steps": {name: num_steps[k] for name, k in dict(self.models.indices).items()},
             **({} if self.diagnostics is None else {"diagnostics": self.diagnostics.by_model()}),
             "shards": shards,
         }
