@@ -142,6 +142,7 @@ class _Plan:
                 "seconds": seconds,
                 "free": list(free),
             }
+            store.keep([])  # before the first trial: it goes on as it was begun, or not at all
         try:
             return cls(**store.plan | {"free": tuple(store.plan["free"])})
         except (KeyError, TypeError) as error:

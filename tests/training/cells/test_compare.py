@@ -228,9 +228,10 @@ def test_a_comparison_of_which_nothing_is_kept_says_so(path, tmp_path, monkeypat
         run(*words, "--resume")
 
 
-def test_a_comparison_goes_on_with_its_own_settings_only(path, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("num_updates", [20, 90])  # in its first training, and in its second one
+def test_a_comparison_goes_on_with_its_own_settings_only(path, tmp_path, monkeypatch, num_updates):
     words = (path, "--predict", "y", *OPTIONS, "-o", tmp_path / "kept")
-    monkeypatch.setattr(command, "StopSignals", lambda notice: StopAfter(90))
+    monkeypatch.setattr(command, "StopSignals", lambda notice: StopAfter(num_updates))
     assert run(*words) == 130
     before = {name: (tmp_path / "kept" / name).read_bytes() for name in names(tmp_path / "kept")}
     with pytest.raises(TrainingError, match="is of another search: learning_rate, open differ"):

@@ -94,6 +94,23 @@ def test_updates_that_are_given_are_not_changed_by_a_time(config, monkeypatch):
     assert {t["updates"] for t in result.report["search"]["trials"]} == {100, 120}
 
 
+def test_a_search_that_was_killed_in_its_first_trial_keeps_its_plan(config, tmp_path, monkeypatch):
+    def killed(evaluation):
+        raise KeyboardInterrupt
+
+    path, lengths = tmp_path / "m.safetensors", []
+    for k, measured_s in enumerate([1e-3, 2e-3]):
+        timed = "streamrnn.training.search.search._seconds_an_update"
+        monkeypatch.setattr(timed, lambda _, seconds=measured_s: seconds)
+        with pytest.raises(KeyboardInterrupt):
+            train_to_file(
+                config.replace(updates=0), path, killed, resume=k > 0, budget=Budget(9, 10.0)
+            )
+        kept = json.loads(path.with_name("m.safetensors.search").read_text(encoding="utf-8"))
+        lengths.append(kept["streamrnn.search"]["plan"]["updates"])
+    assert lengths[0] == lengths[1]
+
+
 def test_a_second_stop_does_not_put_a_worse_model_in_its_place(config, tmp_path):
     path = tmp_path / "m.safetensors"
     best = stopped(config, path)
