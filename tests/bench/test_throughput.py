@@ -59,7 +59,7 @@ def test_requests_begin_as_the_protocol_says():
     seq, x = b"\x07", b"\xc4\x08" + bytes(8)
     request = decode_request(traffic.heads[2].tobytes() + seq + x + b"\x06")
     assert (request.msgid, request.method) == (FIRST_MSGID + 2, "step")
-    assert tuple(request.call) == (stream_names(3)[2], 7, bytes(8), 6)
+    assert tuple(request.call) == (stream_names(3)[2], 7, bytes(8), 6, None)
 
 
 def test_each_stream_is_driven_at_its_own_shard():
