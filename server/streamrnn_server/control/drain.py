@@ -276,21 +276,25 @@ class Drain:
         self._arriving.pop(stream, None)
         if committed is not None and committed.error is not None:
             raise ProtocolError(ErrorCode.READ_ONLY, reason=committed.error, stream=name)
-        if self._store.get(ARRIVALS, stream) == data:
+        wanted = self._judge_snapshots(snapshots, stream)
+        # A snapshot that was taken since an arrival before leaves the record as it was.
+        found = dict(self._snapshots(stream))
+        if self._store.get(ARRIVALS, stream) == data and found == wanted:
             return self._look_for(stream, name, record.owner)
         changes: list[Change] = [(ARRIVALS, stream, data)]
-        changes += [
-            (SNAPSHOTS, snapshot_key(stream, old), None) for old, _ in self._snapshots(stream)
-        ]
+        changes += [(SNAPSHOTS, snapshot_key(stream, old), None) for old in found]
+        changes += [(SNAPSHOTS, snapshot_key(stream, new), each) for new, each in wanted.items()]
+        self._arriving[stream] = self._saver.commit_too(changes)
+        return None, False
+
+    def _judge_snapshots(self, snapshots: list[Any], stream: bytes) -> dict[bytes, bytes]:
         for snapshot in snapshots:
             if not isinstance(snapshot, list) or [type(part) for part in snapshot] != [bytes] * 2:
                 raise _bad("a snapshot is [name, record], two bins")
             if not 1 <= len(snapshot[0]) <= MAX_SNAPSHOT_NAME_BYTES:
                 raise _bad(f"a snapshot's name has 1 to {MAX_SNAPSHOT_NAME_BYTES} bytes")
             self._lookup.judge(snapshot[1], stream)
-            changes.append((SNAPSHOTS, snapshot_key(stream, snapshot[0]), snapshot[1]))
-        self._arriving[stream] = self._saver.commit_too(changes)
-        return None, False
+        return dict(snapshots)
 
     def _look_for(self, stream: bytes, name: Any, owner: str) -> _Answer:
         """Look for a stream of an arrival's id in memory; who has one could not have the other.

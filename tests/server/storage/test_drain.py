@@ -355,6 +355,26 @@ def test_a_snapshot_whose_name_cannot_be_one_leaves_the_disk_writable(tmp_path, 
         assert told_by(target, "hello", [])["read_only"] is None
 
 
+def test_a_snapshot_taken_between_two_drains_of_one_record_moves_too(tmp_path, expected):
+    with serve(tmp_path / "a") as source, serve(tmp_path / "b") as target:
+        with Client(source.endpoints[0]) as client:
+            client.stream("s").step(ROWS[0, 0])
+            assert client.sync()
+            ((_, found),) = ask(source, "leave", ["s"])
+            assert ask(target, "arrive", [found]) == [[None, True]]
+            assert ask(source, "stay", ["s"]) == [[None, True]]
+            client.stream("s").snapshot("here")
+        ((_, again),) = ask(source, "leave", ["s"])
+        assert again[0] == found[0]  # or this shows nothing
+        assert ask(source, "stay", ["s"]) == [[None, True]]
+        assert drain(source, target) == 0
+        with Client(target.endpoints[0]) as client:
+            stream = client.stream("s")
+            stream.step(ROWS[0, 7])
+            stream.rollback("here")
+            np.testing.assert_array_equal(stream.step(ROWS[0, 1]), expected[0][1])
+
+
 def test_what_cannot_move_stays_and_is_told(tmp_path, capsys):
     models = {"m": MODEL, "n": exploding_model()}
     other = {"m": random_model(np.random.default_rng(8), [("lstm", 8)], 2, 1), "n": models["n"]}
