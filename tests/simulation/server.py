@@ -27,7 +27,15 @@ from streamrnn.errors import StoreError
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.model import Model
 from streamrnn.state.journal import SegmentHead, SegmentWriter
-from streamrnn.state.store import SNAPSHOTS, STREAMS, TOMBSTONES, Change, snapshot_key
+from streamrnn.state.store import (
+    ARRIVALS,
+    MOVED,
+    SNAPSHOTS,
+    STREAMS,
+    TOMBSTONES,
+    Change,
+    snapshot_key,
+)
 from streamrnn_server.config import ServerConfig
 from streamrnn_server.control.dispatcher import Control
 from streamrnn_server.control.messages import command, parse_ask
@@ -81,7 +89,7 @@ class SimulatedDisk:
     directory = Path("simulated")
 
     def __init__(self) -> None:
-        self.tables: list[dict[bytes, bytes]] = [{}, {}, {}]
+        self.tables: list[dict[bytes, bytes]] = [{} for _ in range(5)]
         self.clock_s = 0
         self.epoch = 1
         self.num_commits = self.num_failed = 0
@@ -94,7 +102,8 @@ class SimulatedDisk:
             if value is not None:
                 tables[table][key] = bytes(value)
                 if table == STREAMS:
-                    tables[TOMBSTONES].pop(key, None)
+                    for ended in (TOMBSTONES, MOVED, ARRIVALS):
+                        tables[ended].pop(key, None)
                 continue
             tables[table].pop(key, None)
             if table == STREAMS:
