@@ -155,6 +155,31 @@ def test_after_a_swap_with_keep_no_more_streams_are_swapped(tmp_path, x):
         np.testing.assert_array_equal(step(peer, "a", 4, x[3])[2], run.step(x[3]))
 
 
+def test_what_a_client_says_it_repeats_is_answered_by_the_version_before(tmp_path, x):
+    with served(MODELS, tmp_path, ("m@1", "m@2")) as peer:
+        run = Run("m@1")
+        peer.ok("open", "a", "m@1", 8)
+        for k in range(3):
+            np.testing.assert_array_equal(step(peer, "a", k + 1, x[k])[2], run.step(x[k]))
+        peer.ok("model", "swap", CARRY)
+        assert peer.ok("open", "a", "m", 8)[0] == 3
+        assert peer.ok("sync", "a")
+        again = peer.ok("step", "a", 3, x[2:5].tobytes(), 3)[2]  # as after a crash
+        expected = np.stack([run.step(each) for each in x[3:5]])
+        np.testing.assert_array_equal(np.frombuffer(again, np.float32)[-expected.size :],
+                                      expected.ravel())  # fmt: skip
+        ((error, result),) = peer.ok("batch", ["a"], [6], x[5].tobytes(), False, [6])
+        assert error is None
+        np.testing.assert_array_equal(np.frombuffer(result[2], np.float32), run.step(x[5]))
+        peer.ok("reset", "a", 7, 7)
+        run = Run("m@1")
+        y = peer.ok("step", "a", 8, x[7].tobytes(), 8)[2]
+        np.testing.assert_array_equal(np.frombuffer(y, np.float32), run.step(x[7]))
+        run.swap("m@2", "carry")
+        y = peer.ok("step", "a", 9, x[8].tobytes(), 8)[2]
+        np.testing.assert_array_equal(np.frombuffer(y, np.float32), run.step(x[8]))
+
+
 def test_a_reset_and_an_unnumbered_step_are_swapped_too(tmp_path, x):
     with served(MODELS, tmp_path, ("m@1", "m@2")) as peer:
         for stream in ("numbered", "unnumbered"):

@@ -20,6 +20,7 @@ from streamrnn.kernels.cpu.program import Program
 from streamrnn_client import errors
 from streamrnn_client._session import batch as batching
 from streamrnn_client._session.exchange import Exchange
+from streamrnn_client._session.server_info import ServerView
 from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.stream_state import StreamState
 from streamrnn_server.control.model_methods import ModelMethods
@@ -162,7 +163,12 @@ def _sync_nothing() -> None:
     setattr(ModelMethods, "_sync", sync)  # noqa: B010
 
 
-SABOTAGES = {"rule-before-streams": _sync_nothing}
+def _tell_nothing() -> None:
+    """Let clients not say which steps they repeat."""
+    setattr(ServerView, "has_received", property(lambda _: False))  # noqa: B010
+
+
+SABOTAGES = {"rule-before-streams": _sync_nothing, "repeats-not-told": _tell_nothing}
 
 
 def run_story(seed: int, num_actions: int) -> collections.Counter[str]:

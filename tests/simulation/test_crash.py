@@ -73,11 +73,6 @@ def test_crashes_change_nothing():
         assert happened[what] > at_least * NUM_SEEDS, (what, happened)
 
 
-@pytest.mark.xfail(
-    reason="a swap right after a crash, before clients have repeated their steps "
-    "(docs/live-models.md)",
-    strict=False,
-)
 def test_swaps_between_crashes_change_nothing():
     happened = run_stories(0, NUM_SEEDS, life=SWAPS)
     for what, at_least in {
@@ -91,8 +86,9 @@ def test_swaps_between_crashes_change_nothing():
         assert happened[what] > at_least * NUM_SEEDS, (what, happened)
 
 
-def test_a_rule_that_is_on_disk_before_the_streams_is_detected():
-    run = tell(1, 100, "--break", "rule-before-streams", life=SWAPS)
+@pytest.mark.parametrize("broken", ["rule-before-streams", "repeats-not-told"])
+def test_faults_planted_in_swaps_are_detected(broken):
+    run = tell(1, 100, "--break", broken, life=SWAPS)
     assert run.returncode == 1
     assert "of neither version" in run.stderr, run.stderr
 

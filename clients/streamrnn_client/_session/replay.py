@@ -42,6 +42,7 @@ _MIN_SYNC_S, _MAX_SYNC_S = 0.01, 0.5  # between two tries to have a disk written
 
 _OPEN = msgpack.packb("open")
 _RESET = msgpack.packb("reset")
+_STEP_TOLD = msgpack.packb("step") + b"\x94"  # with what was received
 
 Results = dict[int, Sequence[int]]
 
@@ -201,8 +202,12 @@ class _Replay:
         _, self._last[i], x = state.replay_log.chunk(seq, num_steps)
         endpoint = self.view.endpoint(state)
         if x is None:
-            return self.ex.submit(endpoint, "reset", (_RESET, msgpack.packb([state.id, seq])))
+            params = [state.id, seq, seq] if self.view.has_received else [state.id, seq]
+            return self.ex.submit(endpoint, "reset", (_RESET, msgpack.packb(params)))
         head = (state.step_head, encode_uint(seq), encode_bin_header(len(x)))
+        if self.view.has_received:  # to tell its own number says that it was answered before
+            told = (_STEP_TOLD, state.packed_id, *head[1:], x, encode_uint(seq))
+            return self.ex.submit(endpoint, "step", told)
         return self.ex.submit(endpoint, "step", (*head, x))
 
     def _take(self, i: int, call: Call) -> None:

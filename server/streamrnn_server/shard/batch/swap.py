@@ -2,9 +2,10 @@
 
 A model that has a successor computes no more than what is left of chunks that have begun. Each of
 its streams, when it has work next, is first brought to disk as it is; then it gets a slot of the
-successor, and is brought to disk anew before its next step. So whatever a client or a journal has
-to repeat after a crash was answered by the model that repeats it, and a step that was answered
-before the swap has its output in the ring still.
+successor, and is brought to disk anew before its next step. What its client says that it repeats is
+no such work. So whatever a client or a journal has to repeat after a crash was answered by the
+model that repeats it, and a step that was answered before the swap has its output in the ring
+still.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from streamrnn_server.shard.memory.slab import header_of, history_of, model_of, 
 from streamrnn_server.shard.recorder import end_recording
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.queue import push_first
-from streamrnn_server.shard.requests.request import Kind, Request, allocate_request
+from streamrnn_server.shard.requests.request import (
+    Kind,
+    Request,
+    allocate_request,
+    is_repeated,
+)
 from streamrnn_server.shard.streams.allocate import allocate_slot, take_place
 from streamrnn_server.shard.streams.dirty import wait_for_disk
 from streamrnn_server.shard.streams.eviction import allocate_ring
@@ -43,8 +49,12 @@ def begin_swap(shard: Shard, plan: Any, header: Header, request: Request) -> boo
     flags = header.flags
     if flags & h.IS_OPEN == 0 or flags & h.IS_QUARANTINED:
         return False
-    is_in_chunk = request.kind == Kind.STEP and request.num_steps >= 0
-    if is_in_chunk or request.kind == Kind.CLOSE:
+    kind = request.kind
+    if kind != Kind.STEP and kind != Kind.RESET and kind != Kind.SWAP:
+        return False  # a client asks it before it repeats what a crash has lost
+    is_in_chunk = kind == Kind.STEP and request.num_steps >= 0
+    # A gap is refused, and then comes what is to be repeated.
+    if is_in_chunk or is_repeated(request) or request.first_seq > header.last_seq + 1:
         return False
     if flags & (h.IS_DIRTY | h.IS_BUFFERED):
         is_done = _block(shard, header)
@@ -61,7 +71,7 @@ def _block(shard: Shard, header: Header) -> bool:
     if shard.pool.num_free == 0:
         return False
     request = allocate_request(shard.pool)
-    request.kind = Kind.SWAP
+    request.kind, request.first_seq = Kind.SWAP, 0
     push_first(shard.pool, header, request)
     wait_for_disk(shard, header)
     return True

@@ -32,6 +32,7 @@ __all__ = [
     "RequestPool",
     "allocate_request",
     "free_request",
+    "is_repeated",
     "link_of",
     "names_model",
     "request_at",
@@ -170,6 +171,12 @@ class RequestPool:
         touch(self._memory)
         struct["memory"] = struct["fresh"] = address_of(self._memory)
         struct["stride"], struct["num_free"] = stride, num_requests
+
+
+@jit
+def is_repeated(request: Request) -> bool:
+    """Tell whether a client says that a numbered step or reset was answered to it before."""
+    return 0 < request.first_seq <= request.received
 
 
 @jit

@@ -27,7 +27,7 @@ from streamrnn_server.shard.memory.recording import RecordingEnd
 from streamrnn_server.shard.memory.slab import model_of, row_of, slot_of
 from streamrnn_server.shard.recorder import end_recording
 from streamrnn_server.shard.requests.finish import set_error
-from streamrnn_server.shard.requests.request import Form, Request, request_at
+from streamrnn_server.shard.requests.request import Form, Request, is_repeated, request_at
 from streamrnn_server.shard.requests.versions import version_now
 from streamrnn_server.shard.streams.eviction import allocate_block, allocate_ring
 from streamrnn_server.shard.streams.owners import (
@@ -203,7 +203,7 @@ def assign_number(shard: Shard, header: Header, request: Request, digest: int) -
             set_error(request, ErrorCode.CONFLICT, seq)
         else:
             shard.counters.num_duplicates += 1
-            note_received(header, request.received)
+            _note_received(header, request)
         return False
     if seq > 0:
         flags |= h.IS_NUMBERED
@@ -211,9 +211,15 @@ def assign_number(shard: Shard, header: Header, request: Request, digest: int) -
             remember_digest(header, seq - 1, REFUSED_DIGEST)  # which nothing was remembered of
         header.last_seq = seq
         remember_digest(header, seq, digest)
-        note_received(header, request.received)
+        _note_received(header, request)
     header.flags = flags & ~h.IS_QUARANTINED
     return True
+
+
+@jit
+def _note_received(header: Header, request: Request) -> None:
+    if not is_repeated(request):
+        note_received(header, request.received)
 
 
 @jit
@@ -284,7 +290,7 @@ def prepare_step(shard: Shard, plan: Any, header: Header, request: Request) -> N
     if num_old > 0:
         _answer_old(shard, plan, header, request, num_old)
         shard.counters.num_duplicates += num_old
-    note_received(header, request.received)
+    _note_received(header, request)
 
 
 @jit
