@@ -87,7 +87,6 @@ class Engine:
         has_origins = self._form.origins is not None or self._origins is not None
         self._plain_dtype = None if has_origins else self._dtype
         self._device = _make_device(model, device, self._streams.marks, precision)
-        self._advance = self._device.advance
         self._lock = threading.RLock()  # a signal handler or a __del__ may call in the midst
         self._run(np.empty(0, dtype=np.int64), np.empty((0, self._num_inputs), self._dtype), 1)
 
@@ -223,7 +222,7 @@ class Engine:
         ):
             y = empty((len(rows), self._output_size), _FLOAT32)
             with self._lock:
-                answer = self._advance(rows, x, y, 1)
+                answer = self._device.advance(rows, x, y, 1)
             if answer == DONE:
                 return y
         else:
@@ -326,7 +325,7 @@ class Engine:
         """Advance every row by ``num_steps``, whose inputs are consecutive in x."""
         y = empty((len(rows) * num_steps, self._output_size), _FLOAT32)
         with self._lock:
-            answer = self._advance(rows, x, y, num_steps)
+            answer = self._device.advance(rows, x, y, num_steps)
         if answer == DONE:
             return y if self._origins is None else y + self._origins
         if answer != MISFIT:
