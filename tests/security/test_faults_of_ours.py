@@ -170,14 +170,14 @@ def test_a_fault_while_many_are_answered_is_answered_internal(durable, peer, mon
 
 
 def test_forks_whose_requests_were_lost_do_not_pile_up(durable, peer, monkeypatch):
-    monkeypatch.setattr("streamrnn_server.control.state_methods._MAX_FORKS", 3)
+    monkeypatch.setattr("streamrnn_server.control.state_methods._MAX_WAITING", 3)
     methods = durable.control._state_methods
     fork = methods._methods["fork"]
     monkeypatch.setitem(methods._methods, "fork", lambda *args: fork(*args)[:0])
     for _ in range(10):
         peer.send("fork", "a", "b")
     peer.ok("hello")
-    assert len(methods._forks) == 3
+    assert len(methods._waiting) == 3
 
 
 def test_a_fault_in_a_checkpoint_is_tried_again(model, tmp_path, monkeypatch, rng):

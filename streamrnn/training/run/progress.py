@@ -68,12 +68,12 @@ class TrainingProgress:
         words = evaluation.memory["says"] if evaluation.memory else ""
         if self.bar:
             self.bar.update(self.task, completed=done, total=most, text=text)
-            if words and words != self.words:
-                self._print(f"after {done:g} {unit}s: {words}")
         elif not evaluation.trial and done >= self.next_line * most / NUM_LINES:
             self.next_line = int(done * NUM_LINES / most) + 1
-            said = words or self.words
-            self._print(f"{text}; {said}" if said else text)
+            self._print(text)
+        is_told = bool(self.bar) or not evaluation.trial
+        if is_told and words and words != self.words:
+            self._print(f"after {done:g} {unit}s: {words}")
         self.words = words or self.words
 
     def end_trial(self, number: int, trial: Trial) -> None:
