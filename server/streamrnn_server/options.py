@@ -27,11 +27,10 @@ from streamrnn_server.config import (
 )
 from streamrnn_server.event_log import FORMATS, LEVELS
 
-__all__ = ["Settings", "add_options", "print_settings", "settings_of"]
+__all__ = ["Settings", "add_options", "print_settings", "read_toml", "settings_of"]
 
 _PREFIX = "STREAMRNN_SERVE_"
 _MODELS, _CONFIG = "models", "config"
-_MAX_FILE_BYTES = 2**20
 _CREDENTIALS = "$CREDENTIALS_DIRECTORY/"  # what a path may begin with
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -401,15 +400,7 @@ def _read_file(
     path = given or (Path(environ[_variable(_CONFIG)]) if environ.get(_variable(_CONFIG)) else None)
     if path is None:
         return {}, None
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
-        if len(data) > _MAX_FILE_BYTES:
-            raise StartError(f"{path} is no file of options: it has more than 1 MiB")
-        found = tomllib.loads(data.decode())
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise StartError(f"cannot read the options in {path}: {reason}") from error
+    found = read_toml(path, "options", max_mib=1)
     for name in found:
         if name not in (*names, _MODELS):
             raise StartError(f"{name!r} in {path} is no option{_nearest(name, [*names, _MODELS])}")
@@ -449,3 +440,19 @@ def _toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def read_toml(path: Path, what: str, max_mib: int) -> dict[str, Any]:
+    """Return what a file says; raise a `StartError` if it is too long or cannot be read.
+
+    ``what`` names its contents in errors: "options".
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read((max_mib << 20) + 1)
+        if len(data) > max_mib << 20:
+            raise StartError(f"{path} is no file of {what}: it has more than {max_mib} MiB")
+        return tomllib.loads(data.decode())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise StartError(f"cannot read the {what} in {path}: {reason}") from error

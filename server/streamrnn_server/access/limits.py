@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -12,11 +11,11 @@ from typing import Any
 from streamrnn.errors import StartError
 from streamrnn_server.config import MAX_STEPS_PER_S, MAX_USER_NAME_BYTES, UserLimits, parse_bytes
 from streamrnn_server.event_log import EventLog
+from streamrnn_server.options import read_toml
 from streamrnn_server.shard.streams.owners import Users
 
 __all__ = ["LimitsFile", "read_limits"]
 
-_MAX_FILE_BYTES = 4 * 2**20
 _MAX_NAMED = 10_000  # users
 _MAX_STREAMS = 2**31 - 2
 
@@ -31,15 +30,7 @@ def read_limits(path: Path, default: UserLimits) -> dict[str, UserLimits]:
     StartError
         If the file cannot be read, or something in it makes no sense.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
-        if len(data) > _MAX_FILE_BYTES:
-            raise StartError(f"{path} is no file of users' limits: it has more than 4 MiB")
-        tables = tomllib.loads(data.decode())
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise StartError(f"cannot read the users' limits in {path}: {reason}") from error
+    tables = read_toml(path, "users' limits", max_mib=4)
     if len(tables) > _MAX_NAMED:
         raise StartError(f"{path} names {len(tables)} users; it must be {_MAX_NAMED} at most")
     return {user: _limits_of(user, table, path, default) for user, table in tables.items()}
