@@ -66,9 +66,10 @@ build/demo/co2.safetensors: | $(VENV)/installed
 
 # A worker a core; a file's tests stay together, for they share servers. The order is conftest's.
 # Byte code is written, wherever the environment forbids it: some 250 programs are started. A worker
-# has one core: more threads of NumPy's would wait for each other in busy loops.
+# has one core: more threads of NumPy's would wait for each other in busy loops. A worker that crashes
+# ends the run: xdist would give another one in its place files that are done, and wait for ever.
 test: $(VENV)/installed-test
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart=0 $(ARGS)
 
 peers: $(VENV)/installed-peers $(PEERS)/installed
 

@@ -7,6 +7,7 @@ call is charged with nothing but the call and the step.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -200,6 +201,19 @@ class _OnnxRuntime(Peer):
         self._next = turn
 
 
+@functools.cache
+def _openvino_core() -> Any:
+    """Return the only one of this process: it is never freed.
+
+    Each core gives the thread another stack for signals and puts back the one before when it is
+    freed. Freed in the order in which they were made, two leave one that is gone, and the next
+    signal, Ctrl-C for one, ends the process (OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class _OpenVino(Peer):
     """Operators LSTMCell and GRUCell; LSTMSequence and GRUSequence for several steps.
 
@@ -219,7 +233,7 @@ class _OpenVino(Peer):
         self._states = [
             [np.zeros(state_shape, np.float32) for _ in range(self.num_states)] for _ in range(2)
         ]
-        compiled = openvino.Core().compile_model(
+        compiled = _openvino_core().compile_model(
             self._network(),
             "CPU",
             {

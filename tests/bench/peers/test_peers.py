@@ -13,6 +13,7 @@ from streamrnn_bench.step import variants as step_forms
 from streamrnn_bench.step.cases import Case
 from streamrnn_bench.step.peers import Cell, EngineCalls, against_fastest, check_outputs
 from streamrnn_server.cli import main
+from tests.support.program import run_python
 
 MISSING = peers.missing_packages()
 needs_peers = pytest.mark.skipif(
@@ -82,6 +83,28 @@ def test_nan_and_a_wrong_shape_are_not_timed(wrong):
     cell = Cell(CASES[0], num_streams=3)
     with pytest.raises(BenchError, match="not timed"):
         check_outputs(cell, CASES[0].model(), {"broken": lambda x: wrong})
+
+
+# Freed in the order in which they were made.
+SIGNAL_AFTER_PEERS = """
+import signal
+from streamrnn_bench.step.cases import Case
+from streamrnn_bench.step.other_engines import PEERS
+
+model = Case("gru", 5, 19).model()
+for name, peer in PEERS.items():
+    made = [peer(model, 1, 1) for _ in range(2)]
+    while made:
+        del made[0]
+signal.signal(signal.SIGTERM, lambda number, frame: print("a signal came"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+@needs_peers
+def test_a_signal_after_the_peers_ends_nothing():
+    done = run_python(SIGNAL_AFTER_PEERS, PYTHONFAULTHANDLER="1", PYTHONWARNINGS="ignore")
+    assert (done.returncode, done.stdout) == (0, "a signal came\n"), done.stderr
 
 
 def test_other_cells_are_refused(monkeypatch):
