@@ -20,12 +20,12 @@ import numpy.typing as npt
 from streamrnn_client._drivers.event_loop import EventLoopDriver
 from streamrnn_client._session import batch, transfer
 from streamrnn_client._session.replay_log import MAX_KEPT_BYTES, MAX_KEPT_STEPS
-from streamrnn_client._session.server_info import ServerInfo
 from streamrnn_client._session.session import Session
 from streamrnn_client._session.stream_group import Rows
 from streamrnn_client.inputs import ModelInfo
 from streamrnn_client.options import Options, load_keys
 from streamrnn_client.sampling import Sampler
+from streamrnn_client.server_info import ServerInfo
 from streamrnn_client.stream import StreamView
 
 __all__ = ["Client", "Stream"]

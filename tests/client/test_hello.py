@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamrnn_client import Client, errors
-from streamrnn_client._session.server_info import ServerInfo
 from streamrnn_client.inputs import ModelInfo
+from streamrnn_client.server_info import ServerInfo
 from tests.support.fake_server import FakeServer, SocketServer
 
 ADDRESS = "tcp://127.0.0.1:7070"

@@ -10,7 +10,7 @@ import pytest
 
 from streamrnn_server import server as server_module
 from streamrnn_server.config import Endpoint
-from streamrnn_server.control.connections import Connections
+from streamrnn_server.connections.connections import Connections
 from streamrnn_server.monitor import health
 from streamrnn_server.shard.loop import serve
 from streamrnn_server.testing import serving
@@ -127,7 +127,7 @@ def test_with_a_disk_that_cannot_be_written_it_is_alive_and_not_ready(models, tm
 
 def test_a_server_that_stops_is_alive_and_not_ready(models):
     with serving(models, metrics=ANYWHERE) as server:
-        server._is_stopping = True
+        server._loop.is_stopping = True
         assert get(server.metrics_url, "/readyz") == (503, "stopping\n")
         assert get(server.metrics_url, "/healthz") == OK_ALIVE
-        server._is_stopping = False
+        server._loop.is_stopping = False

@@ -21,7 +21,8 @@ import pytest
 from streamrnn.errors import StartError
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.monitor.notify import Notifier, Watchdog
-from streamrnn_server.options import _OPTIONS, _PROGRAM_OPTIONS, add_options, settings_of
+from streamrnn_server.options import add_options, settings_of
+from streamrnn_server.options.options import OPTIONS, PROGRAM_OPTIONS
 from tests.support.models import random_model
 from tests.support.program import TIMEOUT_S, Program, run_python, streamrnn
 
@@ -121,7 +122,7 @@ def test_the_watchdog_is_as_the_manager_says(environ, watchdog_s):
 
 
 def variables_of_options():
-    options = [*_OPTIONS.values(), *_PROGRAM_OPTIONS.values()]
+    options = [*OPTIONS.values(), *PROGRAM_OPTIONS.values()]
     return {"STREAMRNN_SERVE_" + each.name.upper().replace("-", "_") for each in options}
 
 

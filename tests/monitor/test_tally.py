@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.pointers import pointer_to
 from streamrnn.kernels.virtual_memory import struct_address
-from streamrnn_server.control.stats import times_us
+from streamrnn_server.control.about.stats import times_us
 from streamrnn_server.monitor.metrics import _time_buckets
 from streamrnn_server.shard.memory.tally import (
     BatchTally,

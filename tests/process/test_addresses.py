@@ -13,7 +13,7 @@ from streamrnn.errors import StartError
 from streamrnn_client import Client
 from streamrnn_client._drivers import names
 from streamrnn_client._drivers.names import numeric_endpoints
-from streamrnn_client._session.server_info import ServerInfo
+from streamrnn_client.server_info import ServerInfo
 from streamrnn_server.config import ServerConfig, parse_endpoint
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.server import Server

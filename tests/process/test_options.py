@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from streamrnn.errors import StartError
 from streamrnn_server.config import Endpoint
-from streamrnn_server.models import load_models
 from streamrnn_server.options import add_options, print_settings, settings_of
+from streamrnn_server.startup.models import load_models
 from tests.support.program import TIMEOUT_S, streamrnn
 
 

@@ -141,13 +141,13 @@ def failing(*_args, **_options):
 @pytest.mark.parametrize(
     ("place", "call"),
     [
-        ("_look_up", ["step", "unknown", 1, bytes(4 * NUM_INPUTS)]),
+        ("_look_ups.answer", ["step", "unknown", 1, bytes(4 * NUM_INPUTS)]),
         ("_call", ["hello"]),
-        ("_known_about", ["step", "a", 9, bytes(4 * NUM_INPUTS)]),
+        ("_look_ups.known_about", ["step", "a", 9, bytes(4 * NUM_INPUTS)]),
         ("_state_methods.call", ["export", "a"]),
         ("_state_methods.finish_export", ["export", "a"]),
-        ("_record_lookup.judge", ["fork", "a", "b"]),
-        ("_record_lookup.snapshot", ["rollback", "a", 2, None]),
+        ("_state_methods._record_lookup.judge", ["fork", "a", "b"]),
+        ("_state_methods._record_lookup.snapshot", ["rollback", "a", 2, None]),
     ],
 )
 def test_a_fault_in_an_answer_is_answered_internal(durable, peer, monkeypatch, place, call):
@@ -165,12 +165,12 @@ def test_a_fault_in_an_answer_is_answered_internal(durable, peer, monkeypatch, p
 
 
 def test_a_fault_while_many_are_answered_is_answered_internal(durable, peer, monkeypatch):
-    monkeypatch.setattr(durable.control, "_known_about", failing)
+    monkeypatch.setattr(durable.control._look_ups, "known_about", failing)
     assert peer.error("batch", ["a", "b"], [1, 1], bytes(8 * NUM_INPUTS))[0] == "internal"
 
 
 def test_forks_whose_requests_were_lost_do_not_pile_up(durable, peer, monkeypatch):
-    monkeypatch.setattr("streamrnn_server.control.state_methods._MAX_WAITING", 3)
+    monkeypatch.setattr("streamrnn_server.control.methods.state._MAX_WAITING", 3)
     methods = durable.control._state_methods
     fork = methods._methods["fork"]
     monkeypatch.setitem(methods._methods, "fork", lambda *args: fork(*args)[:0])

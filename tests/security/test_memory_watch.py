@@ -7,7 +7,7 @@ import socket
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamrnn_server.control.memory_watch import AnonymousMemory, MemoryWatch, received_bytes
+from streamrnn_server.connections.memory_watch import AnonymousMemory, MemoryWatch, received_bytes
 
 MAX_EXCESS = 1000
 

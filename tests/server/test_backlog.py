@@ -12,7 +12,7 @@ import pytest
 import zmq
 
 from streamrnn_client.protocol import encode_request
-from streamrnn_server import server as servers
+from streamrnn_server.control import loop as control_loop
 from streamrnn_server.testing import serving
 from tests.server.budget import budget_of, fixed_bytes
 from tests.support.models import random_model
@@ -228,7 +228,7 @@ def test_what_waits_for_python_is_bounded_and_another_client_is_answered_next(
 
 
 def test_a_stop_drops_what_waits_for_python_when_its_time_is_over(least, monkeypatch):
-    monkeypatch.setattr(servers, "_ANSWER_WITHIN_S", 0.0)
+    monkeypatch.setattr(control_loop, "_ANSWER_WITHIN_S", 0.0)
     with serving({"m": MODEL}, max_streams=MAX_STREAMS) as server:
         hostile, peer = SlowReader(server), Peer(server.endpoints[0])
         gate = Gate(server, monkeypatch)

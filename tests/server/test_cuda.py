@@ -20,11 +20,11 @@ from streamrnn.kernels.cuda.tensor_cores import TensorShape
 from streamrnn.kernels.cuda.tiles import TileShape
 from streamrnn.model.spec import InputSpec
 from streamrnn_client import Client
-from streamrnn_server import device as choosing
 from streamrnn_server.config import Endpoint, ServerConfig
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.server import Server
 from streamrnn_server.shard.gpu import loop as gpu
+from streamrnn_server.startup import device as choosing
 from streamrnn_server.testing import serving
 from tests.cuda.fake import compile_and_check, make_driver
 from tests.cuda.grid import launch

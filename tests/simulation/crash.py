@@ -32,7 +32,7 @@ from streamrnn_client._session.exchange import Exchange
 from streamrnn_client._session.session import Session
 from streamrnn_client._session.turns import give_back
 from streamrnn_server.config import ServerConfig
-from streamrnn_server.control.stats import total_counters
+from streamrnn_server.control.about.stats import total_counters
 from streamrnn_server.live.catalogue import Catalogue
 from streamrnn_server.shard import setup as memory
 from streamrnn_server.shard import structs as w

@@ -20,10 +20,10 @@ from streamrnn.kernels.cpu.program import Program
 from streamrnn_client import errors
 from streamrnn_client._session import batch as batching
 from streamrnn_client._session.exchange import Exchange
-from streamrnn_client._session.server_info import ServerView
+from streamrnn_client._session.server_view import ServerView
 from streamrnn_client._session.session import Operation, Session
 from streamrnn_client._session.stream_state import StreamState
-from streamrnn_server.control.model_methods import ModelMethods
+from streamrnn_server.control.methods.models import ModelMethods
 from tests.live.versions import MODELS, NUM_INPUTS, Run
 from tests.simulation.crash import CrashSimulation
 

@@ -28,7 +28,7 @@ def compile_shard() -> None:
 
     from streamrnn_server.event_log import EventLog
     from streamrnn_server.shard.loop import serve
-    from streamrnn_server.warmup import compile_all
+    from streamrnn_server.startup.warmup import compile_all
 
     serve.compile((types.int64,))
     compile_all(EventLog(stream=io.StringIO()), "float32", "cpu")

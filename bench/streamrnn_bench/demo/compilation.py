@@ -16,7 +16,7 @@ from streamrnn_bench.server.processes import defer_signals
 __all__ = ["COMPILES", "Compilation"]
 
 COMPILES = "The first start on a machine compiles: up to a minute."
-_WARMUP = (sys.executable, "-m", "streamrnn_server.warmup")
+_WARMUP = (sys.executable, "-m", "streamrnn_server.startup.warmup")
 _LOOK_EVERY_S = 0.1
 _SLOW_S = 2.0
 
@@ -47,7 +47,7 @@ class Compilation:
         self._log.close()
 
     def start(self, *options: str) -> None:
-        """Start `streamrnn_server.warmup` with options; only in the main thread."""
+        """Start `streamrnn_server.startup.warmup` with options; only in the main thread."""
         with defer_signals():
             self._processes.append(
                 start_child(

@@ -8,7 +8,7 @@ from typing import Any
 
 from streamrnn_client import errors
 from streamrnn_client._session.exchange import Buffer, Call, Exchange
-from streamrnn_client._session.server_info import MAX_MOVES, OVERHEAD_BYTES, Operation, ServerView
+from streamrnn_client._session.server_view import MAX_MOVES, OVERHEAD_BYTES, Operation, ServerView
 from streamrnn_client._session.stream_state import StreamState
 from streamrnn_client.protocol import MAX_BATCH
 

@@ -21,7 +21,7 @@ from streamrnn_client._session.per_shard import (
     group_by_endpoint,
     split_items,
 )
-from streamrnn_client._session.server_info import MAX_MOVES, Operation, ServerView
+from streamrnn_client._session.server_view import MAX_MOVES, Operation, ServerView
 from streamrnn_client._session.stream_state import StreamState, pack_ids
 from streamrnn_client.protocol import StreamId, encode_bin_header, encode_uint
 

@@ -26,7 +26,7 @@ from streamrnn_client._session.replay import (
     server_lag,
     wait_for_capacity,
 )
-from streamrnn_client._session.server_info import MAX_MOVES, Operation, ServerView
+from streamrnn_client._session.server_view import MAX_MOVES, Operation, ServerView
 from streamrnn_client._session.stream_group import Rows
 from streamrnn_client._session.stream_state import StreamState, step_parts, without_received
 from streamrnn_client._session.turns import Claim

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from streamrnn_client._session.batch_log import BatchLog
 from streamrnn_client._session.per_shard import ITEM_BYTES, Groups, group_by_endpoint
-from streamrnn_client._session.server_info import ServerView
+from streamrnn_client._session.server_view import ServerView
 from streamrnn_client._session.stream_state import StreamState, pack_ids
 from streamrnn_client.inputs import Array, ModelInfo
 

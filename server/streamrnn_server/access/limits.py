@@ -11,7 +11,7 @@ from typing import Any
 from streamrnn.errors import StartError
 from streamrnn_server.config import MAX_STEPS_PER_S, MAX_USER_NAME_BYTES, UserLimits, parse_bytes
 from streamrnn_server.event_log import EventLog
-from streamrnn_server.options import read_toml
+from streamrnn_server.options.toml_file import read_toml
 from streamrnn_server.shard.streams.owners import Users
 
 __all__ = ["LimitsFile", "read_limits"]

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         from streamrnn.kernels import jit
-        from streamrnn_server.warmup import compile_all
+        from streamrnn_server.startup.warmup import compile_all
 
         kept = jit.cache_directory(Path(jit.__file__).parent).parent
         _need(caught, kept)

@@ -61,17 +61,17 @@ def run(args: argparse.Namespace) -> int:
 def _serve(
     settings: Settings, config: ServerConfig, log: EventLog, signals: _Signals, began_s: float
 ) -> int:
-    from streamrnn_server.models import load_models
+    from streamrnn_server.startup.models import load_models
 
     warnings.showwarning = lambda message, *_, **__: log.write("warning", str(message))
     models = load_models(settings.models)
     ready_file = settings.ready_file
     if ready_file is not None:
         _write_ready_file(ready_file, None)
-    from streamrnn_server.device import choose_device
     from streamrnn_server.monitor.notify import Notifier, Watchdog
     from streamrnn_server.server import Server
-    from streamrnn_server.warmup import compile_all
+    from streamrnn_server.startup.device import choose_device
+    from streamrnn_server.startup.warmup import compile_all
 
     keep_freed_memory()
     config = replace(config, device=choose_device(models, config, log))

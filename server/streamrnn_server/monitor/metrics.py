@@ -20,8 +20,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from streamrnn_client.protocol import HOT_METHODS, ErrorCode
+from streamrnn_server.control.about.stats import batch_totals, method_totals
 from streamrnn_server.control.dispatcher import Control
-from streamrnn_server.control.stats import batch_totals, method_totals
 from streamrnn_server.monitor.recorded import diagnostic_metrics
 from streamrnn_server.shard.memory.tally import BUCKETS_LOG2
 from streamrnn_server.storage.durations import Durations
@@ -174,7 +174,9 @@ class Metrics(Collector):
         stats = self._control.stats()
         if self._disk is not None:
             stats |= self._disk.sizes()
-        yield InfoMetricFamily("streamrnn_build", "What serves, and how.", self._control.build_info)
+        yield InfoMetricFamily(
+            "streamrnn_build", "What serves, and how.", self._control.about.build_info
+        )
         for kind, table in ((CounterMetricFamily, _COUNTERS), (GaugeMetricFamily, _GAUGES)):
             for name, source in table.items():
                 yield from _scalars(kind, name, source, stats)
@@ -227,15 +229,15 @@ class Metrics(Collector):
                 for code in ErrorCode:
                     if number := int(totals.errors[model, code]):
                         errors.add_metric([method, name, code.wire], number)
-        for (method, wire), number in self._control.num_errors.copy().items():
+        calls = self._control.about.calls
+        for (method, wire), number in calls.num_errors.copy().items():
             errors.add_metric([method, "", wire], number)
         yield times
         yield errors
-        calls = dict(self._control.num_calls)
         counter = CounterMetricFamily(
             "streamrnn_calls", "Calls that Python has answered.", labels=["method"]
         )
-        for method, number in calls.items():
+        for method, number in dict(calls.num_calls).items():
             counter.add_metric([method], number)
         yield counter
         durations = HistogramMetricFamily(
@@ -243,7 +245,7 @@ class Metrics(Collector):
             "Time that Python took for calls, from their coming to it.",
             labels=["method"],
         )
-        for method, taken in self._control.call_times.copy().items():
+        for method, taken in calls.times.copy().items():
             durations.add_metric([method], _duration_buckets(taken), taken.sum_s)
         yield durations
 

@@ -60,7 +60,7 @@ def test_a_client_that_knows_no_origins_is_refused_by_name_and_serves_other_mode
             hostile: tuple[Any, ...] = (None, "origins", 3, [[], {}, None], {"origins": 1})
             for odd in hostile:
                 assert peer.ok("models", odd)[0]["name"] == told
-        monkeypatch.setattr("streamrnn_client._session.server_info.ORIGINS", "of no server")
+        monkeypatch.setattr("streamrnn_client._session.server_view.ORIGINS", "of no server")
         with Client(address) as client:
             with pytest.raises(UnknownModel, match=r"'m'.*it needs a newer client"):
                 client.stream("s", model="m")
@@ -87,7 +87,7 @@ def test_a_server_that_knows_no_abilities_is_asked_as_before(rng, monkeypatch):
 
     with serving({"m": random_model(rng)}) as server:
         features = ("batch_columns", "received")
-        monkeypatch.setattr("streamrnn_server.control.dispatcher.FEATURES", features)
+        monkeypatch.setattr("streamrnn_server.control.about.about.FEATURES", features)
         monkeypatch.setattr(ModelTable, "describe", note)
         with Client(server.endpoints[0]) as client:
             client.stream("s")

@@ -29,7 +29,7 @@ from streamrnn_client.errors import (
 )
 from streamrnn_client.protocol import canonical_id
 from streamrnn_server.cli import main
-from streamrnn_server.control.drain import _Waiting
+from streamrnn_server.control.methods.waiting import Waiting
 from streamrnn_server.testing import serving
 from tests.support.models import exploding_model, random_model
 from tests.support.peer import RARELY_S, Peer
@@ -274,7 +274,7 @@ def test_a_stream_that_comes_back_goes_on_whatever_the_journals_have(
 
 
 def test_a_stream_that_nobody_moves_on_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr("streamrnn_server.control.drain._HOLD_S", 0.3)
+    monkeypatch.setattr("streamrnn_server.control.methods.waiting.HOLD_S", 0.3)
     with serve(tmp_path / "a") as source:
         with Client(source.endpoints[0]) as client:
             client.stream("s").step(ROWS[0, 0])
@@ -307,8 +307,8 @@ def test_nobody_else_makes_a_stream_while_its_arrival_becomes_it(tmp_path):
             client.stream("other").step(ROWS[0, 5])
         other = told_by(target, "export", ["other"])
         # Its activation has begun, and what a client asks for comes to the shard first.
-        activating = target.control._administration._drain._activating
-        activating[canonical_id("s")] = _Waiting()
+        activating = target.control._administration._drain._arriving._activating
+        activating[canonical_id("s")] = Waiting()
         for method, params in (
             ("import", ["s", other, None]),
             ("open", ["s", None, 4, other]),

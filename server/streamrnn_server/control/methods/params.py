@@ -15,7 +15,7 @@ from streamrnn_client.protocol import (
 
 __all__ = ["take_params"]
 
-_MAX_NAME_BYTES = 128  # of a model, as `streamrnn_server.models` takes them
+_MAX_NAME_BYTES = 128  # of a model, as `streamrnn_server.startup.models` takes them
 
 
 def _bad(what: str) -> ProtocolError:

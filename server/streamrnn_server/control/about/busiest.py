@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from streamrnn_server.control.about.stats import ShardView
 from streamrnn_server.control.error_text import stream_of
-from streamrnn_server.control.stats import ShardView
 from streamrnn_server.shard.memory.arena import PAGE_BYTES
 from streamrnn_server.shard.memory.header import IS_OPEN, MAX_INLINE_ID_BYTES
 from streamrnn_server.shard.memory.tally import NUM_SAMPLES

@@ -29,9 +29,9 @@ from streamrnn_client.protocol import (
     hash_slot,
     shard_of,
 )
-from streamrnn_server.control.diagnostics import Diagnostics
+from streamrnn_server.control.about.diagnostics import Diagnostics
 from streamrnn_server.control.messages import Caller, Order, command
-from streamrnn_server.control.params import take_params
+from streamrnn_server.control.methods.params import take_params
 from streamrnn_server.live.table import ModelTable
 from streamrnn_server.shard.checkpoint.packing import (
     pack_entries,

@@ -22,7 +22,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from streamrnn.errors import StartError
 from streamrnn_server.config import Endpoint, ServerConfig
-from streamrnn_server.control.memory_watch import LOOK_EVERY_MS, MemoryWatch, received_bytes
+from streamrnn_server.connections.memory_watch import LOOK_EVERY_MS, MemoryWatch, received_bytes
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.worker import OnFailure, Worker
 

@@ -25,8 +25,8 @@ from streamrnn_client.protocol import (
     error_reply,
 )
 from streamrnn_server.config import ServerConfig
+from streamrnn_server.control.about.stats import ShardView
 from streamrnn_server.control.messages import Ask, Caller, Order, command
-from streamrnn_server.control.stats import ShardView
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.live.catalogue import Catalogue, Content, Loaded, Share, SwapRule
 from streamrnn_server.live.files import new_versions, read_model

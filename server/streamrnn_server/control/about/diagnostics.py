@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from streamrnn.model.model import Model
+from streamrnn_server.control.about.stats import ShardView
 from streamrnn_server.control.error_text import stream_of
-from streamrnn_server.control.stats import ShardView
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.memory.recording import Recorder, RecordingEnd, RecordingState
 from streamrnn_server.worker import OnFailure, Worker

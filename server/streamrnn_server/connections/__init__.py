@@ -1,0 +1,1 @@
+"""Sockets of clients: bound, counted, and cut where they take all files or the memory."""

@@ -1,0 +1,1 @@
+"""Methods of the protocol that Python answers, or prepares for a shard."""

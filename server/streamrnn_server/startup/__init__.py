@@ -1,0 +1,1 @@
+"""What is done once before a server serves: load models, choose a device, compile."""
