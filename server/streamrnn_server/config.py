@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from streamrnn.errors import StartError
 from streamrnn.kernels.precisions import DEVICE_PRECISIONS
+from streamrnn.state.catalogue import MAX_MODELS
 from streamrnn_client.protocol import (
     DEFAULT_MAX_MESSAGE_BYTES,
     DEFAULT_PORT,
@@ -310,7 +311,9 @@ class ServerConfig:
 
     def max_models_from(self, num_models: int) -> int:
         """Return how many models there may ever be, if it begins with so many."""
-        return num_models + (self.max_loads if self.models_dir is not None else 0)
+        if self.models_dir is None:
+            return num_models
+        return max(num_models, min(num_models + self.max_loads, MAX_MODELS))
 
     @property
     def keeps_journal(self) -> bool:

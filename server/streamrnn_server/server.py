@@ -198,6 +198,7 @@ class Server:
             *(config, table.served, programs, table.templates),
             *([ours for ours, _ in pairs], self._log, [ours for ours, _ in journal_pairs]),
         )
+        self._catalogue.take_over()
         return [disks, journals]
 
     def _make_shard(

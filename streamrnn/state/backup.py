@@ -1,7 +1,9 @@
 """Backups: a copy of a state directory in a folder of its own, with checksums, and back again.
 
 A copy is made by a process of its own, also of a directory that a server uses: it reads one
-commit's pages, and nobody waits for it. A damaged page may end that process, and no server.
+commit's pages, and nobody waits for it. A damaged page may end that process, and no server. Of the
+catalogue of models it has what was said while the pages were read: what a crash then would have
+left.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections import Counter
@@ -23,8 +26,17 @@ from typing import Any, BinaryIO
 
 import lmdb
 
-from streamrnn.errors import RecordError, StateError, StoreError
+from streamrnn.errors import RecordError, StateError
 from streamrnn.kernels.arithmetic import cpu_arithmetics
+from streamrnn.state.catalogue import (
+    CATALOGUE_FILE,
+    MODELS_DIRECTORY,
+    WEIGHTS,
+    loaded_models,
+    parse_content,
+    read_content,
+    weights_path,
+)
 from streamrnn.state.journal import JOURNAL_DIRECTORY, segment_paths, sync_directory
 from streamrnn.state.record import decode_record
 from streamrnn.state.store import DATA_FILE, SNAPSHOTS, STREAMS, StateStore
@@ -38,6 +50,8 @@ _SET_ASIDE = "set-aside.json"
 _FILE = re.compile(
     rf"{re.escape(DATA_FILE)}|{JOURNAL_DIRECTORY}/"
     rf"(?:\d{{10}}-\d{{5}}-\d{{10}}\.journal|{re.escape(_SET_ASIDE)})"
+    rf"|{re.escape(CATALOGUE_FILE)}|{MODELS_DIRECTORY}/{WEIGHTS.pattern}",
+    re.ASCII,
 )
 _FIELDS: dict[str, type] = {
     "files": dict,
@@ -54,6 +68,7 @@ _MAX_MAP_BYTES = 2**40
 _MAX_DAMAGES = 20  # that are written down
 _NICENESS = 10  # those who serve come first
 _ALL_EPOCHS = -1
+_MAX_ATTEMPTS = 100  # at records and catalogue of one moment
 
 
 class BackupProcess:
@@ -189,13 +204,17 @@ def restore_backup(backup: Path, directory: Path) -> dict[str, Any]:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(0o700, parents=True)
         try:
+            for folder in (JOURNAL_DIRECTORY, MODELS_DIRECTORY):
+                if (backup / folder).is_symlink():
+                    raise StateError(f"{backup / folder} is a link: no backup has any")
             for name, (num_bytes, digest) in about["files"].items():
-                _copy(backup / name, part / name)
+                _copy(backup / name, part / name, num_bytes)
                 if _seal(part / name) != [num_bytes, digest]:
                     raise StateError(
                         f"{backup / name} is damaged: it has not the {num_bytes} bytes with the "
                         f"SHA-256 that {ABOUT_FILE} tells; nothing was restored"
                     )
+            _check_models(part)
             StateStore(part, read_only=True).close()
             _finish(part, directory)
         except BaseException:
@@ -225,10 +244,7 @@ def _make(source: Path, target: Path, version: str, epoch: int) -> None:
         for path in [*paths, *([set_aside] if set_aside.exists() else [])]:
             _copy(path, part / JOURNAL_DIRECTORY / path.name)
         # Segments first: what is taken out of them meanwhile is in the records then.
-        with lmdb.open(
-            str(source), map_size=_MAX_MAP_BYTES, readonly=True, lock=is_live, readahead=False
-        ) as environment:
-            environment.copy(str(part), compact=True)
+        _copy_of_one_moment(source, part, is_live)
         files = {
             str(path.relative_to(part)): _seal(path)
             for path in sorted(part.rglob("*"))
@@ -244,6 +260,71 @@ def _make(source: Path, target: Path, version: str, epoch: int) -> None:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def _copy_of_one_moment(source: Path, part: Path, is_live: bool) -> None:
+    """Copy the catalogue with its models, and the records of a moment when it said that."""
+    for _ in range(_MAX_ATTEMPTS):
+        before = _stamp(source)
+        try:
+            _copy_models(source, part)
+        except FileNotFoundError:
+            if _stamp(source) == before:
+                raise
+            continue  # a model was unloaded
+        (part / DATA_FILE).unlink(missing_ok=True)
+        _copy_records(source, part, is_live)
+        if _stamp(source) == before:
+            break
+    else:
+        raise StateError(
+            f"no backup was made of {source}: its catalogue of models has changed all the time "
+            f"({_MAX_ATTEMPTS} attempts); make it again"
+        )
+    _check_models(part)
+
+
+def _stamp(directory: Path) -> tuple[int, ...] | None:
+    """Return what tells a catalogue from the next one, also if that says the same again."""
+    try:
+        found = (directory / CATALOGUE_FILE).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _copy_models(source: Path, part: Path) -> None:
+    """Copy the catalogue, and the models that it names; drop those that one before has named."""
+    catalogue = read_content(source)
+    content = parse_content(catalogue, source / CATALOGUE_FILE)
+    wanted = {weights_path(part, each.sha256) for each in content.models.values()}
+    for path in (part / MODELS_DIRECTORY).glob("*"):
+        if path not in wanted:
+            path.unlink()
+    for path in wanted:
+        if not path.exists():
+            _copy(source / path.relative_to(part), path)
+    if catalogue is not None:
+        (part / CATALOGUE_FILE).write_bytes(catalogue)
+
+
+def _check_models(directory: Path) -> None:
+    """Raise StateError unless there are the models that the catalogue names, whole, and no more."""
+    content = parse_content(read_content(directory), directory / CATALOGUE_FILE)
+    unused = set((directory / MODELS_DIRECTORY).glob("*"))
+    for loaded in content.models.values():
+        unused.discard(weights_path(directory, loaded.sha256))
+    if unused:
+        raise StateError(f"{min(unused)} is no model of the catalogue beside it")
+    for _ in loaded_models(content, directory):
+        pass
+
+
+def _copy_records(source: Path, part: Path, is_live: bool) -> None:
+    with lmdb.open(
+        str(source), map_size=_MAX_MAP_BYTES, readonly=True, lock=is_live, readahead=False
+    ) as environment:
+        environment.copy(str(part), compact=True)
 
 
 def _survey(directory: Path) -> dict[str, Any]:
@@ -282,11 +363,23 @@ def _part_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(0o700, exist_ok=True)
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with source.open("rb") as file, os.fdopen(descriptor, "wb") as new:
-        shutil.copyfileobj(file, new, _BUFFER_BYTES)
+def _copy(source: Path, target: Path, num_bytes: int | None = None) -> None:
+    """Copy a regular file, which is no link; of a number of bytes, if there should be so many."""
+    with _open_regular(source) as file:
+        if num_bytes is not None and os.fstat(file.fileno()).st_size != num_bytes:
+            raise StateError(f"{source} is damaged: it has not {num_bytes} bytes")
+        target.parent.mkdir(0o700, exist_ok=True)
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as new:
+            shutil.copyfileobj(file, new, _BUFFER_BYTES)
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise StateError(f"{path} is no regular file")
+    return file
 
 
 def _seal(path: Path) -> list[int | str]:
@@ -313,7 +406,7 @@ def _digest_of(content: dict[str, Any]) -> str:
 def _finish(part: Path, target: Path) -> None:
     """Let a folder whose files are on disk appear under its name."""
     (part / "owner.lock").unlink(missing_ok=True)  # of who has read it
-    for folder in (part, part / JOURNAL_DIRECTORY):
+    for folder in (part, part / JOURNAL_DIRECTORY, part / MODELS_DIRECTORY):
         if folder.is_dir():
             sync_directory(folder)
     part.rename(target)
@@ -332,8 +425,11 @@ def main(source: str, target: str, version: str, epoch: str) -> int:
     os.nice(_NICENESS)
     try:
         _make(Path(source), Path(target), version, int(epoch))
-    except (OSError, lmdb.Error, StoreError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+    except (OSError, lmdb.Error, StateError) as error:
+        reason = str(error)
+        if isinstance(error, OSError):
+            where = "" if error.filename is None else f"{error.filename}: "
+            reason = f"{where}{error.strerror}"
         print(f"no backup was made of {source} in {target}: {reason}", file=sys.stderr)
         return 1
     return 0

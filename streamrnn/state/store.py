@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import lmdb
 
 from streamrnn.errors import StoreError
+from streamrnn.state.catalogue import CATALOGUE_FILE, MODELS_DIRECTORY
 from streamrnn.state.journal import JOURNAL_DIRECTORY, sync_directory
 
 __all__ = [
@@ -53,6 +54,7 @@ MAX_EPOCH = 2**31
 _LOCK_FILE = "owner.lock"
 _FILES = (DATA_FILE, "lock.mdb", _LOCK_FILE)
 _NEW = ".new"  # where the file is made that is not whole yet
+_OURS = {*_FILES, _NEW, JOURNAL_DIRECTORY, CATALOGUE_FILE, MODELS_DIRECTORY}
 _FILE_MODE, _DIRECTORY_MODE = 0o600, 0o700  # what is in there is its owner's alone
 
 Change = tuple[int, bytes, bytes | memoryview | None]
@@ -145,7 +147,7 @@ class StateStore:
                 if path.exists():
                     _tighten(path, _FILE_MODE)
             # One that holds nothing else: nobody misses what others may do in there.
-            if set(os.listdir(self.directory)) <= {*_FILES, _NEW, JOURNAL_DIRECTORY}:
+            if set(os.listdir(self.directory)) <= _OURS:
                 _tighten(self.directory, _DIRECTORY_MODE)
             if not (self.directory / DATA_FILE).exists():
                 self._make_file()

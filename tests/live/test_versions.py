@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from streamrnn.errors import StartError
+from streamrnn_server.live.catalogue import Catalogue
 from streamrnn_server.testing import serving
 from tests.live.versions import MODELS, NUM_INPUTS, Run, folder
 from tests.support.peer import Peer, served, step, until
@@ -94,6 +95,29 @@ def test_a_model_whose_copy_was_changed_starts_no_server(models_dir, state):
         pass
 
 
+def test_what_a_crash_has_left_of_a_load_is_deleted_at_the_next_start(models_dir, state):
+    with served(MODELS, state, ("m@1",), models_dir=models_dir) as peer:
+        peer.ok("model", "load", {"name": "m@2"})
+    (copy,) = (state / "models").iterdir()
+    for name in (f".{copy.name}-half", "0" * 64 + ".safetensors"):  # of no model that is known
+        (state / "models" / name).write_bytes(b"half")
+    (state / ".models.json-half").write_bytes(b"half")
+    before = set(state.iterdir()) - {state / ".models.json-half"}
+    with served(MODELS, state, ("m@1",)) as peer:
+        assert list(named(peer)) == ["m@2", "m@1", "m"]
+    assert list((state / "models").iterdir()) == [copy]
+    assert set(state.iterdir()) == before
+
+
+def test_a_catalogue_that_the_server_before_changes_at_its_end_is_not_lost(models_dir, state):
+    with served(MODELS, state, ("m@1",), models_dir=models_dir) as peer:
+        catalogue = Catalogue(state)  # of a server that has begun to start
+        peer.ok("model", "load", {"name": "m@2"})
+    with pytest.raises(StartError, match="start it again"):
+        catalogue.take_over()
+    assert len(list((state / "models").iterdir())) == 1
+
+
 def test_another_model_of_a_name_that_was_loaded_starts_no_server(models_dir, state):
     with served(MODELS, state, ("m@1",), models_dir=models_dir) as peer:
         peer.ok("model", "load", {"name": "m@2"})
@@ -170,6 +194,7 @@ def test_the_same_file_may_be_loaded_again_and_another_may_not(models_dir):
         ["load", {"name": 7}],
         ["load", {"name": "x" * 129}],
         ["load", {"name": "a\nb"}],
+        *(["load", {"name": name, "file": "m@3.safetensors"}] for name in ("@", "@1", "m@")),
         ["load", {"name": "m@2", "more": 1}],
         ["fly", {"name": "m@2"}],
         [7, {}],

@@ -147,6 +147,12 @@ def test_a_model_s_name_is_one_line_of_text(name):
         load_models([f"{name}=m.safetensors"])
 
 
+@pytest.mark.parametrize("name", ["@", "@1", "m@"])
+def test_a_version_of_nothing_is_no_model_s_name(name):
+    with pytest.raises(StartError, match="NAME@VERSION"):
+        load_models([f"{name}=m.safetensors"])
+
+
 @pytest.mark.parametrize("host", ["a" * 64, "a..b", "\udcff"])
 def test_a_host_that_can_have_no_address_is_left_to_who_binds_it(host):
     assert Endpoint(host, 1).numeric() == Endpoint(host, 1)

@@ -8,10 +8,10 @@ from typing import Any
 
 from streamrnn.commands.printable import printable
 from streamrnn.errors import ServerError
+from streamrnn.state.catalogue import POLICIES
 from streamrnn_client import Client
 from streamrnn_client.errors import StreamRNNClientError
 from streamrnn_server.commands.status import add_server
-from streamrnn_server.live.catalogue import POLICIES
 
 __all__ = ["configure", "run"]
 

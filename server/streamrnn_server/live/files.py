@@ -5,28 +5,17 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-import unicodedata
 from pathlib import Path
 
 from streamrnn.errors import ModelError
 from streamrnn.model.model import Model
+from streamrnn.state.catalogue import MAX_NAME_BYTES, name_fault
 from streamrnn_client.protocol import ErrorCode, ProtocolError
 
-__all__ = ["MAX_NAME_BYTES", "name_fault", "new_versions", "read_model"]
+__all__ = ["new_versions", "read_model"]
 
-MAX_NAME_BYTES = 128
-_NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # controls, bytes that are no UTF-8, ends of lines
 _MAX_FILE_BYTES = 2**34
 _SUFFIX = ".safetensors"
-
-
-def name_fault(name: str) -> str | None:
-    """Return what is wrong with a model's name, if anything is."""
-    if not 1 <= len(name.encode(errors="replace")) <= MAX_NAME_BYTES:
-        return f"a model's name has 1 to {MAX_NAME_BYTES} bytes"
-    if any(unicodedata.category(char) in _NO_TEXT for char in name):
-        return "a model's name is one line of text in UTF-8"
-    return None
 
 
 def read_model(directory: Path, file: str) -> tuple[bytes, Model]:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from streamrnn.kernels.cpu.program import Program
+from streamrnn.state.catalogue import POLICIES, name_fault
 from streamrnn_client.protocol import ErrorCode, ProtocolError
-from streamrnn_server.live.catalogue import POLICIES
-from streamrnn_server.live.files import name_fault
 from streamrnn_server.live.table import ModelTable, family_of
 from streamrnn_server.shard.model_memory import MAX_LOADED_ROW_BYTES, MAX_LOADED_VALUES
 

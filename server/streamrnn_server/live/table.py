@@ -8,9 +8,9 @@ from typing import Any
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.model import Model
 from streamrnn.model.spec import ModelSpec
+from streamrnn.state.catalogue import Content, Share, SwapRule
 from streamrnn_client.protocol import ORIGINS
 from streamrnn_server.event_log import EventLog
-from streamrnn_server.live.catalogue import Content, Share, SwapRule
 from streamrnn_server.shard.checkpoint.packing import Templates
 from streamrnn_server.shard.structs import SHARES, SwapPolicy
 from streamrnn_server.storage.record_lookup import ServedModel
@@ -23,7 +23,7 @@ SWAP_POLICIES = {"carry": SwapPolicy.CARRY, "reset": SwapPolicy.RESET}
 
 def family_of(name: str) -> str:
     """Return the name that a model shares with its other versions: what stands before ``@``."""
-    return name.partition("@")[0] or name
+    return name.partition("@")[0]
 
 
 class ModelTable:

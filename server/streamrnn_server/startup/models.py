@@ -7,7 +7,7 @@ from pathlib import Path
 
 from streamrnn.errors import ModelError, StartError
 from streamrnn.model.model import Model
-from streamrnn_server.live.files import name_fault
+from streamrnn.state.catalogue import name_fault
 
 __all__ = ["load_models"]
 

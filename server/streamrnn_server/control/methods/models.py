@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from streamrnn.kernels.cpu.program import Program
+from streamrnn.state.catalogue import Content, Loaded, Share, SwapRule
 from streamrnn_client.protocol import (
     ErrorCode,
     ProtocolError,
@@ -28,7 +29,7 @@ from streamrnn_server.config import ServerConfig
 from streamrnn_server.control.about.stats import ShardView
 from streamrnn_server.control.messages import Ask, Caller, Order, command
 from streamrnn_server.event_log import EventLog
-from streamrnn_server.live.catalogue import Catalogue, Content, Loaded, Share, SwapRule
+from streamrnn_server.live.catalogue import Catalogue
 from streamrnn_server.live.files import new_versions, read_model
 from streamrnn_server.live.rules import check_size, check_swap, need_served, take_options
 from streamrnn_server.live.table import SWAP_POLICIES, ModelTable, family_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from streamrnn.state.catalogue import MAX_NAME_BYTES
 from streamrnn_client.protocol import (
     MAX_SEQ,
     MAX_SNAPSHOT_NAME_BYTES,
@@ -14,8 +15,6 @@ from streamrnn_client.protocol import (
 )
 
 __all__ = ["take_params"]
-
-_MAX_NAME_BYTES = 128  # of a model, as `streamrnn_server.startup.models` takes them
 
 
 def _bad(what: str) -> ProtocolError:
@@ -46,8 +45,8 @@ def _check_seq(value: Any) -> None:
 
 
 def _check_model(value: Any) -> None:
-    if value is not None and not 1 <= _num_bytes(value) <= _MAX_NAME_BYTES:
-        raise _bad(f"a model's name must be nil, or a str of 1 to {_MAX_NAME_BYTES} bytes of UTF-8")
+    if value is not None and not 1 <= _num_bytes(value) <= MAX_NAME_BYTES:
+        raise _bad(f"a model's name must be nil, or a str of 1 to {MAX_NAME_BYTES} bytes of UTF-8")
 
 
 def _check_name(value: Any) -> None:
