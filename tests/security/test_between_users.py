@@ -132,6 +132,8 @@ def test_totals_are_told_to_administrators_alone(serve, model):
     open_many(bob, ["b"])
     assert alice.ok("stats")["num_streams"] == 3
     assert alice.ok("stats")["models"] == {"m": 3}
+    assert alice.ok("stats", "step_times")["step_times"]["seq"] == []
+    assert bob.error("stats", "step_times")[0] == "forbidden"
     told = bob.ok("stats")
     assert set(told) == {
         *("server", "instance", "uptime_s", "durability", "user", "num_streams", "max_streams"),

@@ -295,8 +295,9 @@ class Generator:
             named["other"] = int(errors[OTHER_ERROR])
         worst = max(self.senders, key=lambda t: t.how)
         how = worst.how
-        has_failed = how not in (How.DONE, How.STOPPED)
         first_error = next((self._why(How.DONE, t) for t in self.senders if t.kept), "")
+        if how not in (How.DONE, How.STOPPED) and not (how == How.UNFINISHED and first_error):
+            first_error = self._why(how, worst)
         return Outcome(
             how=how,
             is_interrupted=self._is_interrupted,
@@ -308,7 +309,7 @@ class Generator:
             num_opened=self._sum("num_opened") * self._options.batch,
             num_closed=self._sum("num_closed") * self._options.batch,
             errors=named,
-            first_error=self._why(how, worst) if has_failed else first_error,
+            first_error=first_error,
             **{
                 name: Histogram.merged(t.histograms[name] for t in self.senders)
                 for name in HISTOGRAMS
@@ -317,7 +318,7 @@ class Generator:
 
     def _why(self, how: How, t: Senders) -> str:
         """Put into words why a drive has ended, or what the first refusal was."""
-        said = _words(t.kept)
+        said = _words(t.kept, t.kept_size)
         if how == How.BAD_REPLY:
             return f"a reply is not to what was asked: {said}"
         if how == How.NOT_SENT:
@@ -371,15 +372,15 @@ def _refuse_error(reply: bytes) -> None:
     except ValueError as error:
         raise BenchError(f"the server's answer to hello is no reply: {error}") from error
     if response.error:
-        raise BenchError(f"the server refuses: {_words(reply)}")
+        raise BenchError(f"the server refuses: {_words(reply, len(reply))}")
 
 
-def _words(reply: bytes) -> str:
-    """Say what a reply says, as far as it can be read."""
+def _words(reply: bytes, num_bytes: int) -> str:
+    """Say what a reply of so many bytes says, as far as its beginning can be read."""
     try:
         response = decode_response(reply)
     except ValueError:
-        return f"{len(reply)} bytes that begin with {reply[:16].hex(' ') or 'nothing'}"
+        return f"{num_bytes:,} bytes that begin with {reply[:16].hex(' ') or 'nothing'}"
     error = response.error or next(_errors_of_items(response.result), None)
     return f"{error[0]}: {error[1]}" if error else "another step, stream or length"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from streamrnn_bench.load.breakdown import Breakdown
 from streamrnn_bench.load.generator import Outcome
 from streamrnn_bench.load.histogram import PERCENTILES, RELATIVE_ERROR, Histogram
 from streamrnn_bench.load.options import LoadOptions
@@ -13,8 +14,8 @@ __all__ = ["describe", "results_of"]
 _LATE_SHARE = 0.2  # of a latency, from which on the generator's own part is told
 
 
-def results_of(options: LoadOptions, outcome: Outcome) -> list[Result]:
-    """Return the latency and the throughput of a load.
+def results_of(options: LoadOptions, outcome: Outcome, parts: Breakdown | str = "") -> list[Result]:
+    """Return the latency and the throughput of a load, with the parts of it that are known.
 
     The references are its own: the median, and the steps that were to be sent (in a closed loop
     the messages that carried them).
@@ -40,6 +41,8 @@ def results_of(options: LoadOptions, outcome: Outcome) -> list[Result]:
         details["lateness_us"] = outcome.lateness.percentiles_us()
     if outcome.opening.number > 0:
         details["open_us"] = outcome.opening.percentiles_us()
+    if isinstance(parts, Breakdown):
+        details |= parts.details
     latency_us = outcome.latency.percentiles_us()
     rate = outcome.steps_per_s
     offered = options.offered
@@ -103,15 +106,18 @@ def _trouble(options: LoadOptions, outcome: Outcome) -> list[str]:
     """Say what was not as it should be, a line each."""
     lines = []
     if outcome.num_unanswered or outcome.num_unsent:
+        within = f"within {options.timeout_s:g} s of the end"
+        when = within if outcome.how == How.UNFINISHED else "when it ended early"
         lines.append(
-            f"NOT ANSWERED within {options.timeout_s:g} s of the end: {outcome.num_unanswered:,} "
-            f"steps that were sent, {outcome.num_unsent:,} that were due; they count with the "
-            "time that they have waited"
+            f"NOT ANSWERED {when}: {outcome.num_unanswered:,} steps that were sent, "
+            f"{outcome.num_unsent:,} that were due; they count with the time that they have waited"
         )
+    is_early = outcome.how not in (How.DONE, How.STOPPED, How.UNFINISHED)
     if outcome.errors:
         told = ", ".join(f"{code} {number:,}" for code, number in outcome.errors.items())
-        lines.append(f"REFUSED (they have no latency): {told}; the first: {outcome.first_error}")
-    elif outcome.first_error:
+        first = "" if is_early else f"; the first: {outcome.first_error}"
+        lines.append(f"REFUSED (they have no latency): {told}{first}")
+    if is_early:
         lines.append(f"ENDED EARLY: {outcome.first_error}")
     if outcome.how == How.STOPPED:
         lines.append("STOPPED: what was on its way was not awaited")

@@ -9,6 +9,7 @@ import numpy as np
 
 from streamrnn.engine.engine import Engine
 from streamrnn.model.model import Model
+from streamrnn_bench.load.breakdown import Breakdown, breakdown_of
 from streamrnn_bench.load.generator import Generator, Outcome, Target
 from streamrnn_bench.load.histogram import Histogram
 from streamrnn_bench.load.options import LoadOptions
@@ -16,6 +17,7 @@ from streamrnn_bench.load.report import describe, results_of
 from streamrnn_bench.load.senders import NUM_X, How, Senders
 from streamrnn_bench.report.results import BenchError, Result
 from streamrnn_client import Client
+from streamrnn_client.errors import StreamRNNClientError
 
 __all__ = ["Found", "Stability", "load_once", "verify"]
 
@@ -77,12 +79,25 @@ def load_once(
             tell(_word_stability(options.stable, stability.is_stable))
         if outcome.how == How.BAD_REPLY:
             raise BenchError(outcome.first_error)
+        parts = _parts_of(client, outcome, generator)
+        tell(f"\n{parts}")
         if options.verify:
             tell(verify(options, target, generator.senders[0]))
         can_close = outcome.how != How.NOT_SENT and not options.keep_streams
         if can_close and not generator.close_streams():
             tell("NOT all streams could be closed")
-    return Found(outcome, results_of(options, outcome))
+    return Found(outcome, results_of(options, outcome, parts))
+
+
+def _parts_of(client: Client, outcome: Outcome, generator: Generator) -> Breakdown | str:
+    """Ask the server where the time of steps went; or return why that is not known."""
+    if outcome.how == How.NOT_SENT:
+        return "where the time of steps went is not known: the connection is lost"
+    try:
+        told = client.call("stats", ["step_times"])
+    except StreamRNNClientError as error:
+        return f"where the time of steps went is not known: {error}"
+    return breakdown_of(told, [each.timed for each in generator.senders])
 
 
 def _word_stability(percent: float, is_stable: bool) -> str:

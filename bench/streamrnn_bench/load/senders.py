@@ -31,12 +31,14 @@ __all__ = [
     "MAX_SENDERS",
     "MODEL_BYTES",
     "NUM_ERRORS",
+    "NUM_TIMED",
     "NUM_X",
     "OTHER_ERROR",
     "PREFIX_BYTES",
     "SCRATCH_BYTES",
     "SENDER_BYTES",
     "SLOT_BYTES",
+    "TIMED_BYTES",
     "How",
     "Load",
     "ModelLoad",
@@ -45,11 +47,13 @@ __all__ = [
     "Senders",
     "ServedModel",
     "Slot",
+    "Timed",
     "load_at",
     "names_of_shard",
     "sender_at",
     "served_at",
     "slot_at",
+    "timed_at",
 ]
 
 FIRST_MSGID = 1 << 31  # all msgids take five bytes: an echo finds them without parsing
@@ -61,6 +65,7 @@ OTHER_ERROR = 0  # of `Senders.errors`: a code that we do not know
 NUM_ERRORS = max(ErrorCode) + 1
 MAX_KEPT_BYTES = 4096
 CODE_BYTES = 24
+NUM_TIMED = 4096  # the last ones; a power of two
 SCRATCH_BYTES = MESSAGE_BYTES + POLL_BYTES + 64  # before the message that is written
 
 
@@ -139,6 +144,7 @@ class Sender(Struct):
     phase: I8  # a `Phase`
     is_queued: I8  # in the heap
     code: I8  # of the first refusal, until it is mended
+    hash: I32  # of the id of its first stream, the low bits: they say which steps are timed
 
 
 class Slot(Struct):
@@ -146,6 +152,16 @@ class Slot(Struct):
 
     due_ns: I64
     sent_ns: I64  # 0: none is
+
+
+class Timed(Struct):
+    """When a message was due, sent and answered, of those that the server times too."""
+
+    hash: I64
+    seq: I64  # its (first) step
+    due_ns: I64
+    sent_ns: I64
+    answered_ns: I64
 
 
 class ServedModel(Struct):
@@ -186,19 +202,24 @@ class Load(Struct):
     lateness: I64  # from due to sent, where nothing but the generator was in the way
     opening: I64
     closing: I64
+    timed: I64  # of NUM_TIMED `Timed`: a ring
+    num_timed: I64
     outputs: I64  # of float32[T, K, output_size]: first steps of the first streams
     num_kept_steps: I64
     num_kept_streams: I64
     kept: I64  # of MAX_KEPT_BYTES: the beginning of the first refusal, or of a wrong reply
     kept_bytes: I64
+    kept_size: I64  # of that reply, as it came
     scratch: I64
 
 
 SENDER_BYTES, SLOT_BYTES = Sender.dtype.itemsize, Slot.dtype.itemsize
+TIMED_BYTES = Timed.dtype.itemsize
 MODEL_BYTES = ServedModel.dtype.itemsize
 load_at = pointer_to(Load)
 sender_at = pointer_to(Sender)
 slot_at = pointer_to(Slot)
+timed_at = pointer_to(Timed)
 served_at = pointer_to(ServedModel)
 HISTOGRAMS = ("latency", "response", "lateness", "opening", "closing")
 
@@ -268,6 +289,7 @@ class Senders:
         self.errors = np.zeros(NUM_ERRORS, np.int64)
         self.outputs = np.zeros((*num_kept, models[0].output_size), np.float32)
         self.histograms = {name: Histogram() for name in HISTOGRAMS}
+        self._timed = np.zeros(NUM_TIMED, Timed.dtype)
         self._kept = np.zeros(MAX_KEPT_BYTES, np.uint8)
         served = [self._serve(model, plan["chunk"]) for model in models]
         message = batch * (ID_BYTES + 19 + plan["chunk"] * max(int(m["x_bytes"]) for m in served))
@@ -290,6 +312,7 @@ class Senders:
             "errors": self._hold(self.errors),
             **{name: self._hold(each.counts) for name, each in self.histograms.items()},
             "outputs": self._hold(self.outputs),
+            "timed": self._hold(self._timed),
             "num_kept_steps": num_kept[0],
             "num_kept_streams": num_kept[1],
             "kept": self._hold(self._kept),
@@ -329,9 +352,19 @@ class Senders:
         return How(self.count("how"))
 
     @property
+    def timed(self) -> NDArray[Any]:
+        """The last messages that were timed, of `Timed`."""
+        return self._timed[: min(int(self.struct["num_timed"]), NUM_TIMED)].copy()
+
+    @property
     def kept(self) -> bytes:
         """The beginning of the first refusal, or of a wrong reply."""
         return self._kept[: int(self.struct["kept_bytes"])].tobytes()
+
+    @property
+    def kept_size(self) -> int:
+        """How many bytes that reply had."""
+        return int(self.struct["kept_size"])
 
 
 def _bytes(data: bytes) -> NDArray[np.uint8]:

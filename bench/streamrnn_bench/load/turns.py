@@ -9,7 +9,9 @@ from streamrnn_bench.load.histogram import note_time
 from streamrnn_bench.load.senders import (
     FIRST_MSGID,
     MAX_KEPT_BYTES,
+    NUM_TIMED,
     SLOT_BYTES,
+    TIMED_BYTES,
     How,
     Load,
     Phase,
@@ -17,10 +19,12 @@ from streamrnn_bench.load.senders import (
     Slot,
     load_at,
     slot_at,
+    timed_at,
 )
 from streamrnn_bench.load.wire import (
     choose_names,
     count_error,
+    hash_of,
     model_of,
     name_of,
     out_of,
@@ -35,6 +39,7 @@ from streamrnn_bench.load.wire import (
 )
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard.libzmq import send_bytes
+from streamrnn_server.shard.memory.step_times import is_timed
 
 __all__ = [
     "begin_steps",
@@ -82,6 +87,7 @@ def send_open(load: Load, k: int, now: int) -> None:
     sender, plan = sender_of(load, k), load.plan
     if name_of(load, k, 0) < 0:
         choose_names(load, k)
+    sender.hash = hash_of(load, k)
     sender.phase = Phase.OPENING
     sender.code = 0
     sender.seq = 0
@@ -217,6 +223,7 @@ def keep(load: Load, data: int, num_bytes: int) -> None:
     """Keep the beginning of a reply that Python is to put into words: the first one."""
     if load.kept_bytes == 0:
         load.kept_bytes = min(num_bytes, MAX_KEPT_BYTES)
+        load.kept_size = num_bytes
         copy_bytes(load.kept, data, load.kept_bytes)
 
 
@@ -300,12 +307,23 @@ def _take_steps(
     if _counts(load, due):
         note_time(load.latency, now - due)
         note_time(load.response, now - sent)
+        if is_timed(sender.hash, last_seq - plan.chunk + 1):
+            _keep_times(load, sender.hash, last_seq - plan.chunk + 1, due, sent, now)
     if _counts(load, now):
         load.counts.num_done += plan.batch * plan.chunk
     sender.acked = max(sender.acked, last_seq)
     if last_seq - plan.chunk < load.num_kept_steps and sender.lives == 1:
         _keep_outputs(load, k, last_seq - plan.chunk, y)
     return True
+
+
+@jit
+def _keep_times(load: Load, hash_value: int, seq: int, due_ns: int, sent_ns: int, now: int) -> None:
+    """Keep the times of a message that the server has timed too."""
+    timed = timed_at(load.timed + (load.num_timed & (NUM_TIMED - 1)) * TIMED_BYTES)
+    timed.hash, timed.seq = hash_value, seq
+    timed.due_ns, timed.sent_ns, timed.answered_ns = due_ns, sent_ns, now
+    load.num_timed += 1
 
 
 @jit
@@ -352,8 +370,11 @@ def _mend(load: Load, k: int, now: int) -> None:
 
 @jit
 def note_unfinished(load: Load, now: int) -> None:
-    """Count the steps that were due and have no answer, with the time that they have waited."""
-    num_steps = load.plan.batch * load.plan.chunk
+    """Count the steps that were due and have no answer, with the time that they have waited.
+
+    After an early end what would have been due later is not among them.
+    """
+    num_steps, until = load.plan.batch * load.plan.chunk, min(load.until_ns, now)
     for k in range(load.num_senders):
         for number in range(_num_slots(load)):
             slot = _slot_of(load, k, number)
@@ -364,7 +385,7 @@ def note_unfinished(load: Load, now: int) -> None:
             continue
         sender = sender_of(load, k)
         due, drawn = sender.due_ns, 0 + sender.drawn
-        while due < load.until_ns:
+        while due < until:
             if _counts(load, due):
                 note_time(load.latency, now - due)
                 load.counts.num_unsent += num_steps

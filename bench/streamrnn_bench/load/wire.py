@@ -32,6 +32,7 @@ from streamrnn_bench.load.senders import (
     sender_at,
     served_at,
 )
+from streamrnn_server.shard.memory.index import hash64
 from streamrnn_server.shard.wire.encode import (
     reverse_bytes,
     write_array,
@@ -43,6 +44,7 @@ from streamrnn_server.shard.wire.values import ValueKind, read_array, read_head,
 __all__ = [
     "choose_names",
     "count_error",
+    "hash_of",
     "model_of",
     "name_of",
     "out_of",
@@ -59,6 +61,7 @@ __all__ = [
 _STEP, _BATCH, _OPEN, _CLOSE = b"\xa4step", b"\xa5batch", b"\xa4open", b"\xa5close"
 _TRUE = 0xC3
 _ZERO = ord("0")
+_KIND_OF_STR = ord("s")  # what a canonical id begins with
 
 
 @jit
@@ -123,6 +126,15 @@ def choose_names(load: Load, k: int) -> None:
     for stream in range(load.plan.batch):
         store_i32(load.names + 4 * (k * load.plan.batch + stream), load.counts.next_name)
         load.counts.next_name += 1
+
+
+@jit
+def hash_of(load: Load, k: int) -> int:
+    """Return the hash of a sender's first stream, where messages are written."""
+    out = out_of(load)
+    _write_id(load, out, name_of(load, k, 0))
+    store_u8(out, _KIND_OF_STR)
+    return hash64(out, 1 + ID_BYTES)
 
 
 @jit

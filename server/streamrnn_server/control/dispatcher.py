@@ -104,7 +104,7 @@ class Control:
             "models": self._at_once(
                 lambda user, params: table.describe(params, config.precision, device)
             ),
-            "stats": self._at_once(lambda user, params: self.about.stats_for(user)),
+            "stats": self._at_once(self.about.stats_for),
             "model": self._call_model,
             **{name: functools.partial(self._call_state, name) for name in StateMethods.METHODS},
             **{name: functools.partial(self._administer, name) for name in Administration.METHODS},

@@ -8,8 +8,10 @@ from streamrnn.kernels.cpu.step import step_rows
 from streamrnn.kernels.jit import jit
 from streamrnn_server.shard.batch.commit import commit, keep_rows
 from streamrnn_server.shard.batch.schedule import batch_of, can_step, choose_model, gather
+from streamrnn_server.shard.batch.timing import note_batch
 from streamrnn_server.shard.checkpoint.copy import can_checkpoint, checkpoint
 from streamrnn_server.shard.checkpoint.groups import exchange_groups
+from streamrnn_server.shard.memory.step_times import begin_gather, begin_kernel, end_kernel
 from streamrnn_server.shard.models import tell_swapped
 from streamrnn_server.shard.poll import listen, read_clock, wait
 from streamrnn_server.shard.recorder import begin_recordings
@@ -47,13 +49,17 @@ def turn(shard: Shard) -> bool:
     admit(shard)
     model = choose_model(shard)
     if model:
-        plan, batch = plan_at(model.plan), batch_of(shard)
+        plan, batch, times = plan_at(model.plan), batch_of(shard), shard.step_times
+        begin_gather(times)
         num_rows = gather(shard, plan, model)
         if num_rows > 0:
             keep_rows(shard, model, num_rows)
             begin_recordings(shard, batch.slots, num_rows)
+            begin_kernel(times)
             step_rows(plan, batch.rows, batch.xs, batch.ys, num_rows)
+            end_kernel(times)
             commit(shard, model, num_rows)
+            note_batch(shard, num_rows)
         read_clock(shard)
     checkpoint(shard, num_messages > 0)
     listen(shard)

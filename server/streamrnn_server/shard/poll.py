@@ -56,6 +56,7 @@ def wait(shard: Shard) -> None:
     items, disk, journal = field_address(shard, "poll_items"), shard.disk, shard.journal.socket
     has_come = poll_sockets(items, router, pair, disk, journal, timeout_ms)
     now = read_clock(shard)
+    shard.step_times.looked_ns = now
     if has_come & 2:
         shard.last_pair_ns = 0
     is_quiet = has_come & 1 == 0 or now > shard.stop_at_ns

@@ -34,6 +34,7 @@ from streamrnn_server.shard.memory.header import HEADER_BYTES, Header
 from streamrnn_server.shard.memory.index import StreamIndex
 from streamrnn_server.shard.memory.journal import MAX_ENTRY_BYTES
 from streamrnn_server.shard.memory.recording import Recorder
+from streamrnn_server.shard.memory.step_times import NUM_STEP_TIMES, StepTime
 from streamrnn_server.shard.memory.tally import Tally
 from streamrnn_server.shard.model_memory import ModelMemory, Sizes
 from streamrnn_server.shard.requests.request import NUM_KINDS, RequestPool
@@ -98,6 +99,8 @@ class ShardMemory:
     batches : ndarray of BatchTally, shape (capacity,)
     tallies : ndarray of Tally, shape (capacity + 1, NUM_KINDS)
         Of requests; the last row's are of no model.
+    step_times : ndarray of StepTime, shape (NUM_STEP_TIMES,)
+        A ring of the messages that were timed last.
     note_answered : callable
         Takes the number of a client's account and how much Python is done with.
     written, awaiting_row, checkpoint_rows : ndarray of int32, shape (num_slots,)
@@ -200,6 +203,8 @@ class ShardMemory:
             self.models.add(name, program, self.struct["budget"])
         self.batches = self.models.structs["batches"][:-1]
         self.tallies = np.zeros((self.capacity + 1, NUM_KINDS), Tally.dtype)
+        self.step_times = np.zeros(NUM_STEP_TIMES, StepTime.dtype)
+        self.struct["step_times"]["records"] = address_of(self.step_times)
         self._set(
             models=address_of(self.models.structs),
             num_models=len(programs),

@@ -21,6 +21,7 @@ from streamrnn_server.shard.memory.clients import AskBucket, ClientsStruct
 from streamrnn_server.shard.memory.index import IndexStruct
 from streamrnn_server.shard.memory.journal import JournalStruct
 from streamrnn_server.shard.memory.recording import RecorderStruct
+from streamrnn_server.shard.memory.step_times import StepTimes
 from streamrnn_server.shard.memory.tally import BatchTally, Samples
 from streamrnn_server.shard.requests.queue import Queue
 from streamrnn_server.shard.requests.request import Pool
@@ -188,6 +189,7 @@ class Shard(Struct):
     counters: Counters
     tallies: I64  # address of a `Tally` for each model, and for none, and each kind of request
     samples: Samples
+    step_times: StepTimes
     heartbeat: I64  # number of Python's last PING that was heard
     disk: I64  # socket handle of the PAIR to the checkpoint writer; 0 without a state directory
     is_always: I64  # replies wait for the disk

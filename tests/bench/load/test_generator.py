@@ -78,6 +78,20 @@ def test_steps_that_are_never_answered_count_with_their_wait():
     assert "no reply for 1 s" in outcome.first_error
 
 
+def test_after_an_early_end_nothing_counts_that_was_not_due():
+    numbers = itertools.count()
+
+    def answer(method, params, result, msgid):
+        return b"" if method == "step" and next(numbers) == 20 else result
+
+    options = {"rate": (100.0, 100.0), "arrivals": "fixed", "duration_s": 60.0}
+    with FakeServer(answer) as server, generator_of(server, **options) as generator:
+        generator.open()
+        outcome = generator.run()
+    assert outcome.how == How.BAD_REPLY
+    assert 20 < outcome.latency.number < 200  # of 24,000
+
+
 def test_a_busy_server_gets_the_same_step_again():
     numbers = itertools.count()
 
@@ -136,6 +150,7 @@ def test_every_form_of_message_is_answered_in_order(options):
         (lambda r, msgid: b"\x94\x01", "2 bytes that begin with 94 01"),
         (lambda r, msgid: b"", "0 bytes that begin with nothing"),
         (lambda r, msgid: encode_response(msgid, r) + b"x", "bytes that begin with"),
+        (lambda r, msgid: bytes(5_000_000), "5,000,000 bytes that begin with 00 00"),
     ],
 )
 def test_a_reply_to_nothing_that_was_asked_ends_it(change, words):

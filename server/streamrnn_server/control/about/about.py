@@ -15,6 +15,8 @@ from streamrnn_client.protocol import (
     MAX_BATCH,
     MAX_WINDOW,
     PROTOCOL_VERSION,
+    ErrorCode,
+    ProtocolError,
 )
 from streamrnn_server.config import ServerConfig, UserLimits
 from streamrnn_server.connections.connections import Connections
@@ -34,6 +36,7 @@ from streamrnn_server.control.about.stats import (
     times_us,
     total_counters,
 )
+from streamrnn_server.control.about.step_times import STEP_TIMES, step_times
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.live.table import ModelTable
 from streamrnn_server.storage.replay import all_arithmetics
@@ -119,10 +122,16 @@ class About:
             "aliases": dict(self._table.aliases),
         }
 
-    def stats_for(self, user: str) -> dict[str, Any]:
-        """Return the totals to who may see them, and to a user what is his own."""
+    def stats_for(self, user: str, params: Sequence[Any]) -> dict[str, Any]:
+        """Return the totals to who may see them, and to a user what is his own.
+
+        Raises a `ProtocolError` if a part is asked for that there is not, or that he may not see.
+        """
         config = self._config
-        if not config.has_users or user in config.admins:
+        may_see = not config.has_users or user in config.admins
+        if params:
+            return self._part(params, may_see)
+        if may_see:
             told = {"busiest": busiest_streams(self._shards, self._table.specs)}
             if self._diagnostics is not None:
                 told["recorded"] = self._diagnostics.streams()
@@ -141,6 +150,18 @@ class About:
             **self._budget_of(user),
             **usage,
         }
+
+    def _part(self, params: Sequence[Any], may_see: bool) -> dict[str, Any]:
+        """Return a part of `stats` that is told only to who asks for it."""
+        if list(params) != [STEP_TIMES]:
+            raise ProtocolError(
+                ErrorCode.BAD_PARAMS, f"stats takes no parameter, or {STEP_TIMES!r} for that part"
+            )
+        if not may_see:
+            raise ProtocolError(
+                ErrorCode.FORBIDDEN, "times of steps are the administrators': --admin names them"
+            )
+        return {STEP_TIMES: step_times(self._shards), "durability": self._config.durability}
 
     def _budget_of(self, user: str) -> dict[str, int]:
         """Return what a user takes of the memory, and what he may take."""

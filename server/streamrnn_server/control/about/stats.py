@@ -65,6 +65,7 @@ class ShardView(Protocol):
     num_requests: int
     batches: NDArray[Any]
     tallies: NDArray[Any]
+    step_times: NDArray[Any]
     recorder: Recorder
     models: ModelMemory
 

@@ -20,6 +20,7 @@ from streamrnn.kernels.virtual_memory import address_of
 from streamrnn.model.model import Model
 from streamrnn_server.shard.batch.commit import commit, note_all_but_last
 from streamrnn_server.shard.batch.schedule import choose_model, gather
+from streamrnn_server.shard.batch.timing import note_batch
 from streamrnn_server.shard.checkpoint.copy import can_checkpoint, checkpoint
 from streamrnn_server.shard.gpu.write_buffer import (
     empty_batch,
@@ -28,6 +29,7 @@ from streamrnn_server.shard.gpu.write_buffer import (
     steps_together,
 )
 from streamrnn_server.shard.memory.slab import model_of
+from streamrnn_server.shard.memory.step_times import begin_gather, begin_kernel, end_kernel
 from streamrnn_server.shard.poll import listen, read_clock, wait
 from streamrnn_server.shard.setup import ShardMemory
 from streamrnn_server.shard.streams.admit import admit
@@ -77,6 +79,7 @@ def _begin(address: int) -> int:
     shard = shard_at(address)
     if not choose_model(shard):
         return -1
+    begin_gather(shard.step_times)
     # It has just had its turn.
     index = (shard.next_model - 1 + shard.num_models) % shard.num_models
     model = model_of(shard, index)
@@ -90,6 +93,7 @@ def _fill(address: int, index: int, max_rows: int, max_steps: int, buffer: int) 
     shard = shard_at(address)
     num_steps = steps_together(shard, shard.batch_rows, max_rows, max_steps)
     fill_batch(shard, model_of(shard, index), shard.batch_rows, num_steps, buffer)
+    begin_kernel(shard.step_times)
     return num_steps
 
 
@@ -107,9 +111,11 @@ def _commit(address: int, index: int, num_steps: int, buffer: int) -> None:
     """Take a batch's outputs from the GPU's buffer, and commit it."""
     shard = shard_at(address)
     model, num_rows = model_of(shard, index), shard.batch_rows
+    end_kernel(shard.step_times)
     empty_batch(shard, model, num_rows, num_steps, buffer)
     note_all_but_last(shard, model, num_rows, num_steps)
     commit(shard, model, num_rows)
+    note_batch(shard, num_rows)
 
 
 @jit

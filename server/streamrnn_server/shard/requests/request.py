@@ -17,7 +17,7 @@ import numpy as np
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes, fill_bytes
 from streamrnn.kernels.pointers import address, field_address, pointer_to
-from streamrnn.kernels.structs import I32, I64, Struct
+from streamrnn.kernels.structs import I16, I32, I64, Struct
 from streamrnn.kernels.virtual_memory import address_of, reserve, touch
 from streamrnn_client.protocol import MAX_ID_BYTES
 
@@ -85,7 +85,8 @@ class Request(Struct):
 
     next: I64  # link of the next request in the queue or ring that this one is in
     kind: I32
-    form: I32
+    form: I16
+    columns: I16  # whether a batch is answered in columns
     msgid: I64  # -1 where it could not be read
     first_seq: I64  # number of the first step, of the reset; 0 unnumbered
     num_steps: I64  # T; -1 until the request came to the head of its stream's queue
@@ -118,7 +119,7 @@ class Request(Struct):
     identity: Annotated[Any, np.uint8, (256,)]  # whom to answer
     stream: Annotated[Any, np.uint8, (136,)]  # canonical id: at most 129 bytes, zeros up to 16
     owner: I64  # number of the user, where there are users
-    columns: I32  # whether a batch is answered in columns
+    timing: I32  # number of its `StepTime`; 0: it is not timed
     client: I32  # number of the sender's account
     position: I64  # number of entries in the journal that must be durable before the answer
     received: I64  # the last step whose output the client has; 0 where it does not say
@@ -207,6 +208,7 @@ def allocate_request(pool: Pool) -> Request:
     request.received = 0
     request.oldest_output = -1
     request.alias = 0
+    request.timing = 0
     request.x_block = 0
     request.y_block = 0
     request.first_child = 0

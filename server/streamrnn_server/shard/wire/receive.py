@@ -21,6 +21,7 @@ from streamrnn_server.shard.libzmq import (
 from streamrnn_server.shard.memory.clients import find_client
 from streamrnn_server.shard.memory.index import equal_bytes, hash64, prefetch_entry
 from streamrnn_server.shard.memory.slab import model_of
+from streamrnn_server.shard.memory.step_times import begin_timing, is_timed
 from streamrnn_server.shard.requests.finish import fail, finish
 from streamrnn_server.shard.requests.queue import append
 from streamrnn_server.shard.requests.request import (
@@ -33,6 +34,7 @@ from streamrnn_server.shard.requests.request import (
     allocate_request,
     free_request,
     link_of,
+    request_of,
     set_identity,
 )
 from streamrnn_server.shard.requests.versions import alias_of, version_now
@@ -146,7 +148,24 @@ def _take_message(shard: Shard, router: int, identity: int, pool: Pool) -> int:
         finish(shard, request)
     else:
         append(pool, shard.arrived, request)
+        if kind in (Kind.STEP, Kind.STEP_MANY):
+            _time(shard, request)
     return num_bytes
+
+
+@jit
+def _time(shard: Shard, request: Request) -> None:
+    """Begin to time a message of steps, if that is one which is to be timed."""
+    first = request
+    if request.first_child != 0:
+        first = request_of(shard.pool, request.first_child)
+    # Steps without numbers are told apart by their messages' ids.
+    if is_timed(first.hash, first.first_seq if first.first_seq > 0 else request.msgid):
+        times, received_ns = shard.step_times, request.received_ns
+        unread_ns = received_ns - max(times.looked_ns, shard.last_empty_ns)
+        request.timing = begin_timing(
+            times, address(request), first.hash, first.first_seq, received_ns, unread_ns
+        )
 
 
 @jit

@@ -9,7 +9,7 @@ import errno
 
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes, fill_bytes, load_i64, store_i64, store_u8
-from streamrnn.kernels.pointers import field_address
+from streamrnn.kernels.pointers import address, field_address
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard.libzmq import (
     msg_close,
@@ -28,6 +28,7 @@ from streamrnn_server.shard.memory.clients import (
     may_reply,
     needs_marker,
 )
+from streamrnn_server.shard.memory.step_times import end_encode, end_timing, note_reply
 from streamrnn_server.shard.memory.tally import TALLY_BYTES, Tally, note_time, tally_at
 from streamrnn_server.shard.requests.queue import pop_first
 from streamrnn_server.shard.requests.request import (
@@ -65,12 +66,20 @@ def reply(shard: Shard) -> None:
         request = pop_first(pool, shard.finished)
         if not request:
             return
+        times, timing, at = shard.step_times, request.timing, address(request)
+        if timing != 0:
+            note_reply(times, timing, at)
         is_asked = ask_python(shard, request)
         _count(shard, request)  # before anybody has the answer
         if not is_asked:
             end = _encode(shard, request)
+            if timing != 0:
+                end_encode(times, timing, at)
             out = shard.out
             _send(shard, request, out, end - out)
+        if timing != 0:
+            items = request.num_items if request.first_child != 0 else 1
+            end_timing(times, timing, at, request.msgid, request.code, request.num_steps, items)
         _free_request(shard, pool, request)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamrnn_bench.load.search import Trial, find_most
+from streamrnn_bench.load.capacity import Trial, find_most
 from streamrnn_bench.report.results import BenchError
 
 
