@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,9 +33,10 @@ from streamrnn.training.network.order import Group, Source, groups_of, sources_o
 
 __all__ = ["Chunk", "Network", "flat_views", "initial_parameters"]
 
-# What a chunk's steps may take until they are gone back through, before states alone are kept; and
-# a span of it then, which should stay in a cache.
-MAX_KEPT_BYTES = 96 << 20
+# What a chunk's steps may take until they are gone back through: of a longer one so many are kept,
+# and of those before them states alone, of spans that should stay in a cache. The count is of what
+# a stack may need at most; an LSTM and its head take four fifths of it.
+MAX_KEPT_BYTES = 128 << 20
 SPAN_BYTES = 16 << 20
 
 
@@ -412,14 +414,15 @@ class Network:
         return states
 
     def _spans(self, num_steps: int, num_rows: int) -> list[slice]:
-        """Cut a chunk's steps so that what is kept of one span, and all states, take little."""
+        """Cut a chunk's steps so that what is kept of one span, and all states, take little.
+
+        The last is as long as may be kept: it alone is computed once.
+        """
         step_bytes = num_rows * self._bytes_a_step
-        if num_steps * step_bytes <= MAX_KEPT_BYTES:
-            return [slice(0, num_steps)]
         most = max(math.isqrt(num_steps), SPAN_BYTES // step_bytes, 1)
-        num_spans = -(-num_steps // most)
-        length = -(-num_steps // num_spans)  # the last is the shortest: no buffer grows
-        return [slice(first, first + length) for first in range(0, num_steps, length)]
+        last = max(0, num_steps - max(MAX_KEPT_BYTES // step_bytes, most))
+        length = -(-last // max(1, -(-last // most))) or 1
+        return [slice(*ends) for ends in pairwise([*range(0, last, length), last, num_steps])]
 
     def outputs(
         self, chunk: Chunk, state: list[State], max_steps: int = 512
