@@ -322,6 +322,47 @@ def test_a_closed_stream_of_a_model_that_is_served_no_more_is_not_held(journal):
         assert journal.record(b).last_seq == 2
 
 
+@pytest.mark.parametrize("is_opened_again", [False, True])
+def test_a_close_reaches_steps_of_a_model_that_is_served_no_more_in_the_segment_before(
+    journal, is_opened_again
+):
+    b, c = canonical_id("b"), canonical_id("c")
+    old = own_head()._replace(models=(("old", "ab" * 32), *own_head().models))
+    journal.write(
+        *(opened(), *stepped(1, 2), opened(stream=b), *stepped(1, 2, stream=b)),
+        *(opened(stream=c), *stepped(1, 2, stream=c)),
+        head=old,
+    )
+    # A is closed as it is, c when it was swapped: its record was of the other version then.
+    new = [each._replace(model=1) for each in stepped(4, 5, stream=c)]
+    close = Entry(ChangeKind.CLOSE, 0, A, 1, 4, 0, b"")
+    again = [each._replace(model=1) for each in (opened(2), *stepped(1, 1, 2))]
+    journal.write(
+        *(close, *stepped(3, 3, stream=b), *new, close._replace(stream=c, num_changes=7, model=1)),
+        *(again if is_opened_again else ()),
+        head=old._replace(number=2),
+    )
+    for _ in range(2):
+        assert journal.replay().keys() == {b}
+        assert (journal.record() is not None) == is_opened_again
+        assert journal.record(c) is None
+    served = [*served_now(), served_now()[0]._replace(name="old", fingerprint="ab" * 32)]
+    assert journal.replay(served=served, with_programs={**programs(), "old": programs()["m"]}) == {}
+    assert journal.record(b).last_seq == 3
+    assert (journal.record() is not None) == is_opened_again
+    assert journal.record(c) is None
+    assert journal.segments == []
+
+
+def test_nothing_is_left_of_a_swapped_stream_that_was_being_closed(journal):
+    """What it was before the swap is in the journal, and its record is deleted."""
+    journal.write(opened(), *stepped(1, 2))
+    journal.write(*stepped(4, 5), head=own_head()._replace(number=2))  # the swap was change 4
+    assert journal.replay() == {}
+    assert journal.record() is None
+    assert journal.segments == []
+
+
 def test_a_record_of_another_incarnation_is_not_gone_on_with(journal):
     journal.write(opened(), *stepped(1, 2))
     journal.replay()

@@ -24,7 +24,7 @@ from streamrnn.state.journal import (
     remove_unfinished,
     segment_paths,
 )
-from streamrnn.state.journal_table import EntryTable, find_lacking, table_of
+from streamrnn.state.journal_table import EntryTable, entry_at, find_lacking, table_of
 from streamrnn.state.record import StreamRecord, decode_record, encode_record, fits_model
 from streamrnn.state.store import STREAMS, Change, StateStore
 from streamrnn.state.verify import id_text
@@ -80,6 +80,7 @@ class Replay:
         self._held: dict[bytes, ProtocolError] = {}
         self._made: set[bytes] = set()  # streams that begin in the journal
         self._lacking: set[bytes] = set()  # those held back that records lack something of
+        self._closed: dict[bytes, int] | None = None  # by stream, its last incarnation that was
         self._num_changes = 0
 
     def run(self) -> dict[bytes, ProtocolError]:
@@ -227,6 +228,9 @@ class Replay:
             return left
         index = indices[last.model]
         if isinstance(index, ProtocolError):
+            if last.incarnation <= self._last_closed(stream):  # in a segment behind this one
+                closed.append((STREAMS, stream, None))
+                return left
             self._hold(stream, index)
             return None
         if is_whole:
@@ -238,13 +242,29 @@ class Replay:
             left.window = left.find_window()
             return left
         if left.record is None or stream in self._made:
-            # Its record was deleted, and the server ended before the journal said so.
+            # Its record was deleted, and the server ended before the journal said so. What a
+            # segment before this one has of it is not all of it.
             self._log.write("info", "a stream was being closed", stream=id_text(stream))
+            closed.append((STREAMS, stream, None))
             return left
         raise left.damage(
             f"change {left.entry(0).num_changes} follows on {reached[1]}, or some between them "
             "are missing"
         )
+
+    def _last_closed(self, stream: bytes) -> int:
+        """Return the last incarnation of a stream whose close the journal has; -1 without one."""
+        if self._closed is None:  # it is asked where models have gone, at few starts
+            self._closed = {}
+            for segment in read_journal(self._directory):
+                table = table_of(segment)
+                for k, each in enumerate(table.streams):
+                    for place in table.places[table.bounds[k] : table.bounds[k + 1]]:
+                        entry = entry_at(place)
+                        if entry.kind == ChangeKind.CLOSE:
+                            before = self._closed.get(each, -1)
+                            self._closed[each] = max(before, entry.incarnation)
+        return self._closed.get(stream, -1)
 
     def _reached(self, stream: bytes, record: StreamRecord | None) -> tuple[int, int]:
         """Return up to where a stream's changes are in its record, or in what has moved away."""

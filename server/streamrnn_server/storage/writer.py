@@ -172,18 +172,25 @@ class CheckpointWriter:
             return
         try:
             self._commit([change for each in others for change in each.changes])
-        except StoreError as error:
-            self._fail(str(error))
+        except Exception:  # one may be bad: it keeps no other from the disk
             for each in others:
-                each.error = str(error)
-        except Exception as error:  # a fault of ours: what shards have sent is still written
-            self._log.write_fault("what is drained cannot be written", error)
-            for each in others:
-                each.error = f"a fault of the server's own ({type(error).__name__})"
-        else:
+                self._commit_alone(each)
+        if any(each.error is None for each in others):
             self._succeed()
         for each in others:
             each.is_done = True
+
+    def _commit_alone(self, other: Committed) -> None:
+        self.worker.beat()
+        try:
+            self._commit(other.changes)
+        except StoreError as error:
+            other.error = str(error)
+            if self.read_only != other.error:  # said once, and not for each
+                self._fail(other.error)
+        except Exception as error:  # a fault of ours: what shards have sent is still written
+            self._log.write_fault("what is drained cannot be written", error)
+            other.error = f"a fault of the server's own ({type(error).__name__})"
 
     def _write(self, parts: list[_Part]) -> None:
         """Commit what has come; if it cannot be, say so to the shards, which keep it."""
