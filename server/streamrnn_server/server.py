@@ -258,7 +258,7 @@ class Server:
             return []
         workers = [*self._shards, self._connections.worker]
         if self.control.diagnostics is not None:
-            workers.append(self.control.diagnostics.worker)
+            workers += [self.control.diagnostics.worker, self.control.diagnostics.shadow.worker]
         if self._guard is not None:
             workers.append(self._guard.worker)
         if self._disk is not None:

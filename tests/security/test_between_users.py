@@ -249,6 +249,35 @@ def test_what_each_user_takes_on_disk_is_known_after_a_restart(serve, tmp_path):
     assert before[1] == 2 * before[0] > 0
 
 
+def test_recordings_are_shared_among_the_users_who_ask(serve):
+    server, alice, bob = serve(diagnostics_streams=4)
+    server.control.diagnostics.stop()
+
+    def has(user, prefix):
+        return [user.ok("diagnostics", f"{prefix}{k}")["num_recorded"] for k in range(5)]
+
+    def ask(user, prefix):
+        return [user.ok("diagnostics", f"{prefix}{k}")["is_recorded"] for k in range(5)]
+
+    for user, prefix in ((alice, "a"), (bob, "b")):
+        for k in range(5):
+            user.ok("open", f"{prefix}{k}", "m", 4)
+    assert ask(alice, "a") == [True] * 4 + [False]  # alone, she may have all
+    assert ask(bob, "b") == [True, True, False, False, False]
+    assert sum(ask(alice, "a")) == 2
+    assert ask(bob, "b") == [True, True, False, False, False]
+    for user, prefix in ((alice, "a"), (bob, "b")):
+        for k in range(5):
+            user.ok("step", f"{prefix}{k}", 1, X)
+    assert sum(has(alice, "a")) == sum(has(bob, "b")) == 2
+
+
+def test_a_shadow_run_is_an_administrators(serve):
+    _, alice, bob = serve(admins=("alice",))
+    assert alice.ok("model", "shadow", {}) == {"state": None}
+    assert bob.error("model", "shadow", {})[0] == "forbidden"
+
+
 def test_a_users_diagnostics_are_his_own(serve):
     server, alice, bob = serve(admins=("alice",))
     alice.ok("open", "hers", "m", 4)

@@ -11,6 +11,7 @@ from streamrnn.errors import ServerError
 from streamrnn.state.catalogue import POLICIES
 from streamrnn_client import Client
 from streamrnn_client.errors import StreamRNNClientError
+from streamrnn_server.commands.shadow import configure_shadow, shadow, shadow_lines
 from streamrnn_server.commands.status import add_server
 
 __all__ = ["configure", "run"]
@@ -54,6 +55,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("unload", "let a version go that no stream uses").add_argument(
         "name", metavar="NAME@VERSION"
     )
+    line = "tell how far outputs would differ, on live streams, before anything is swapped"
+    configure_shadow(add("shadow", line))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,11 +75,16 @@ def run(args: argparse.Namespace) -> int:
     keys = {"curve_key": args.curve_key, "server_key": args.server_key}
     try:
         with Client(args.address, timeout_s=_TIMEOUT_S, **keys) as client:
-            is_list = args.action == "list"
-            told = _list(client) if is_list else client.call("model", [args.action, options])
+            if args.action == "shadow":
+                told: Any = shadow(client, args)
+            elif args.action == "list":
+                told = _list(client)
+            else:
+                told = client.call("model", [args.action, options])
     except StreamRNNClientError as error:
         raise ServerError(str(error)) from error
-    lines = [json.dumps(told)] if args.json else _lines(told)
+    in_words = shadow_lines if args.action == "shadow" else _lines
+    lines = [json.dumps(told)] if args.json else in_words(told)
     print("\n".join(map(printable, lines)))
     return 0
 

@@ -74,7 +74,7 @@ class Control:
         self._config, self._endpoints, self._log = config, list(endpoints), log
         self.diagnostics: Diagnostics | None = None
         if config.diagnostics_streams and device == "cpu":
-            self.diagnostics = Diagnostics(table.named, self.shards, log)
+            self.diagnostics = Diagnostics(table, self.shards, log)
         self.about = About(
             *(config, table, device, endpoints, self.shards, log, disk, connections),
             *(self.diagnostics, limits_of or (lambda user: config.user_limits)),
@@ -96,6 +96,7 @@ class Control:
         self._model_methods = ModelMethods(
             *(config, table, catalogue or Catalogue(None), device),
             *(self.shards, disk, log, wake),
+            self.diagnostics,
         )
         self._administration = Administration(config, disk, records, self._state_methods)
         self._look_ups = LookUps(records, disk, self._administration)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from streamrnn.kernels.cpu.program import Program
+from streamrnn.model.spec import ModelSpec
 from streamrnn.state.catalogue import POLICIES, name_fault
 from streamrnn_client.protocol import ErrorCode, ProtocolError
 from streamrnn_server.live.table import ModelTable, family_of
 from streamrnn_server.shard.model_memory import MAX_LOADED_ROW_BYTES, MAX_LOADED_VALUES
 
-__all__ = ["check_size", "check_swap", "need_served", "take_options"]
+__all__ = [
+    "can_carry",
+    "check_shadow",
+    "check_size",
+    "check_swap",
+    "need_served",
+    "take_options",
+]
+
+_MAX_SHADOW_STREAMS, _MAX_SHADOW_STEPS, _MAX_SHADOW_S = 1024, 4096, 3600
 
 
 def _bad(text: str) -> ProtocolError:
@@ -39,6 +50,24 @@ def _check_policy(value: Any) -> None:
         raise _bad(f"streams must be one of {', '.join(POLICIES)}")
 
 
+def _check_whole(name: str, most: int) -> Callable[[Any], None]:
+    def check(value: Any) -> None:
+        if type(value) is not int or not 1 <= value <= most:
+            raise _bad(f"{name} must be a whole number from 1 to {most:,}")
+
+    return check
+
+
+def _check_seconds(value: Any) -> None:
+    if type(value) not in (int, float) or not 0 < value <= _MAX_SHADOW_S:
+        raise _bad(f"seconds must be a number above 0 and at most {_MAX_SHADOW_S:,}")
+
+
+def _check_stop(value: Any) -> None:
+    if value is not True:
+        raise _bad("stop must be true, or not be there")
+
+
 # Of each action: what must be said, and what may be.
 _Checks = dict[str, Callable[[Any], None]]
 _OPTIONS: Mapping[str, tuple[_Checks, _Checks]] = {
@@ -46,6 +75,17 @@ _OPTIONS: Mapping[str, tuple[_Checks, _Checks]] = {
     "alias": ({"name": _check_name}, {"share": _check_share}),
     "swap": ({"name": _check_name, "to": _check_name}, {"streams": _check_policy}),
     "unload": ({"name": _check_name}, {}),
+    "shadow": (
+        {},
+        {
+            "name": _check_name,
+            "to": _check_name,
+            "streams": _check_whole("streams", _MAX_SHADOW_STREAMS),
+            "steps": _check_whole("steps", _MAX_SHADOW_STEPS),
+            "seconds": _check_seconds,
+            "stop": _check_stop,
+        },
+    ),
 }
 
 
@@ -68,6 +108,14 @@ def need_served(table: ModelTable, name: str) -> None:
     """Raise `ProtocolError` if a version is not served."""
     if name not in table.indices:
         raise ProtocolError(ErrorCode.UNKNOWN_MODEL, model=name, models=table.names)
+
+
+def can_carry(old: ModelSpec, new: ModelSpec) -> bool:
+    """Tell whether the state of one model can go on as another's: all but weights is the same.
+
+    What a model was trained on, and how long it takes to warm up, makes no difference.
+    """
+    return replace(old, training={}, warmup_steps=0) == replace(new, training={}, warmup_steps=0)
 
 
 def check_size(name: str, program: Program) -> None:
@@ -105,8 +153,24 @@ def check_swap(
             f"{name!r} has {old.spec.num_inputs} inputs and {old.spec.output_size} outputs, {to!r} "
             f"has {new.spec.num_inputs} and {new.spec.output_size}: let streams keep their version"
         )
-    if streams == "carry" and old.spec != new.spec:
+    if streams == "carry" and not can_carry(old.spec, new.spec):
         raise _bad(
             f"{name!r} and {to!r} are described differently (layers, inputs, outputs, transforms "
             "or vocabularies): a state cannot be carried over; swap with reset, or keep"
+        )
+
+
+def check_shadow(table: ModelTable, name: str, to: str) -> None:
+    """Raise `ProtocolError` if the outputs of two models cannot be compared for the same inputs."""
+    need_served(table, name)
+    need_served(table, to)
+    if name == to:
+        raise _bad(f"{name!r} would be its own shadow: name two versions")
+    old, new = (table.models[table.indices[each]].spec for each in (name, to))
+    if old.is_token != new.is_token:
+        raise _bad(f"one of {name!r} and {to!r} takes tokens, the other one numbers")
+    if old.num_inputs != new.num_inputs or old.output_size != new.output_size:
+        raise _bad(
+            f"{name!r} has {old.num_inputs} inputs and {old.output_size} outputs, {to!r} has "
+            f"{new.num_inputs} and {new.output_size}: there is nothing to compare"
         )

@@ -112,6 +112,11 @@ class ModelMemory:
             self.structs["successor"][k] = successor
             self.structs["policy"][k] = policy
 
+    def program(self, k: int) -> Program:
+        """Return the shard's own program of its k-th model; other threads use it `for_shard`."""
+        program: Program = self._owned[k][0]
+        return program
+
     def forget(self, k: int) -> None:
         """Free what a model had that the shard has unloaded."""
         self.names[k] = ""

@@ -13,6 +13,7 @@ from streamrnn.kernels.pointers import field_address
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.recording import (
+    FOR_SHADOW,
     RecordingEnd,
     RecordingState,
     recording_of,
@@ -54,23 +55,31 @@ def end_recording(shard: Shard, header: Header, why: int) -> None:
 
 @jit
 def begin_recordings(shard: Shard, slots: Any, num_rows: int) -> None:
-    """Begin the recordings that are empty, with streams of a batch before its step.
+    """Begin recordings with streams of a batch before its step.
 
-    ``slots`` is an array of its slots. Nothing is done unless Python has given an order since.
+    ``slots`` is an array of its slots, all of one model. Nothing is done unless Python has given an
+    order since. Where it wants one model's streams, the order waits until they have all places.
     """
     recorder = shard.recorder
     if recorder.orders == recorder.orders_seen:
         return
-    recorder.orders_seen = recorder.orders
+    is_wanted = recorder.wanted != 0
+    if is_wanted and header_of(shard, slots[0]).model != recorder.wanted - 1:
+        return
+    if not is_wanted:
+        recorder.orders_seen = recorder.orders
     _end_unwanted(shard)
     row = shard.now_ns % num_rows
     for _ in range(num_rows):
         header = header_of(shard, slots[row])
         if header.recording == 0 and model_of(shard, header.model).recorded_steps > 0:
-            number = _find(shard, RecordingState.EMPTY)
+            number = _find_place(shard, FOR_SHADOW) if is_wanted else _find_empty(shard)
             if number == 0:
+                recorder.orders_seen = recorder.orders
                 return
             _begin(shard, header, number)
+            if is_wanted:
+                _ask_for(shard, number, FOR_SHADOW)
         row += 1
         if row == num_rows:
             row = 0
@@ -80,36 +89,73 @@ def begin_recordings(shard: Shard, slots: Any, num_rows: int) -> None:
 def find_recording(shard: Shard, header: Header, request: Request) -> None:
     """Answer whose recording is asked for: slot, generation, number; begin one if there is none.
 
-    The number is 0 without a place: recordings that were asked for go on, others make way.
+    The number is 0 without a place.
     """
     is_steady = header.flags & h.IS_QUARANTINED == 0
     can_be = model_of(shard, header.model).recorded_steps > 0
     if header.recording == 0 and is_steady and can_be:
-        number = _find(shard, RecordingState.EMPTY)
-        if number == 0:
-            number = _find(shard, RecordingState.GOING)
-            if number > 0:  # not ended before: what has ended is Python's
-                header_of(shard, recording_of(shard.recorder, number).slot).recording = 0
+        number = _find_place(shard, request.owner)
         if number > 0:
             _begin(shard, header, number)
     number = header.recording
     if number != 0:
-        recording_of(shard.recorder, number).is_asked = 1
+        _ask_for(shard, number, request.owner)
     request.last_seq = slot_of(shard, header)
     request.window = header.generation & _LOW_31
     request.oldest_output = number
 
 
 @jit
-def _find(shard: Shard, state: int) -> int:
-    """Return the number of a recording in a state that nobody has asked for; 0 if there is none."""
+def _ask_for(shard: Shard, number: int, asker: int) -> None:
+    recording = recording_of(shard.recorder, number)
+    recording.is_asked, recording.asker = 1, asker
+
+
+@jit
+def _find_empty(shard: Shard) -> int:
+    """Return the number of an empty recording; 0 if there is none."""
     recorder = shard.recorder
     for number in range(1, recorder.number + 1):
-        recording = recording_of(recorder, number)
-        is_asked = recording.is_asked != 0 and state != RecordingState.EMPTY
-        if recording.state == state and not is_asked:
+        if recording_of(recorder, number).state == RecordingState.EMPTY:
             return number
     return 0
+
+
+@jit
+def _find_place(shard: Shard, asker: int) -> int:
+    """Return the number of a recording for who asks, 0 if there is none; it is nobody's any more.
+
+    An empty one; or one that nobody has asked for; or one of who would have more than the asker
+    even without it. So nobody keeps others away, and who is alone may have all.
+    """
+    recorder, number = shard.recorder, _find_empty(shard)
+    if number > 0:
+        return number
+    most, found = _num_asked(shard, asker) + 1, 0
+    for number in range(1, recorder.number + 1):
+        recording = recording_of(recorder, number)
+        if recording.state != RecordingState.GOING:
+            continue  # what has ended is Python's
+        if recording.is_asked == 0:
+            found = number
+            break
+        num_asked = _num_asked(shard, recording.asker)
+        if num_asked > most:
+            most, found = num_asked, number
+    if found > 0:  # not ended before: what has ended is Python's
+        header_of(shard, recording_of(recorder, found).slot).recording = 0
+    return found
+
+
+@jit
+def _num_asked(shard: Shard, asker: int) -> int:
+    """Return how many recordings are there that somebody has asked for."""
+    recorder, num_asked = shard.recorder, 0
+    for number in range(1, recorder.number + 1):
+        recording = recording_of(recorder, number)
+        if recording.state != RecordingState.EMPTY and recording.is_asked != 0:
+            num_asked += 1 if recording.asker == asker else 0
+    return num_asked
 
 
 @jit
@@ -133,7 +179,7 @@ def _begin(shard: Shard, header: Header, number: int) -> None:
     recording.first_seq = header.last_seq
     recording.max_steps = model.recorded_steps
     recording.ended_as = RecordingEnd.NONE
-    recording.is_asked = recording.is_unwanted = 0
+    recording.is_asked = recording.is_unwanted = recording.asker = 0
     recording.step_bytes, recording.row_bytes = model.step_bytes, model.row_bytes
     recording.id_bytes = h.id_size(header)
     copy_bytes(field_address(recording, "id"), h.id_address(header), h.id_size(header))

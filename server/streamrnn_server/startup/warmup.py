@@ -16,6 +16,7 @@ from streamrnn.kernels.cpu.tiling import cover_address
 from streamrnn.kernels.precisions import PRECISIONS
 from streamrnn.state.journal_table import find_entries, find_lacking
 from streamrnn_server.event_log import EventLog
+from streamrnn_server.live.rerun import find_misfit, run_steps
 from streamrnn_server.shard.batch.commit import commit
 from streamrnn_server.shard.checkpoint.copy import checkpoint
 from streamrnn_server.shard.checkpoint.packing import pack_entries, part_bytes, table_of_entries
@@ -89,6 +90,8 @@ def compile_all(log: EventLog, precision: str, device: str) -> float:
         part_bytes.compile((types.int64,))
         if device == "cpu":
             _compile_replay()
+            run_steps.compile((types.int64,) * 6)
+            find_misfit.compile((types.int64,) * 3)
         # Numba imports part of numpy to know an array's type: later there may be no file for it.
         numba.typeof(np.zeros((0, 6), np.int64))
     passed_s = time.monotonic() - began

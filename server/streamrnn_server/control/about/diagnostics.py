@@ -1,7 +1,8 @@
 """Diagnostics: what the networks of a few recorded streams do, measured in a thread of its own.
 
 Shards record (`shard.recorder`), `streamrnn.training.memory.recording` measures. Measuring may take
-a small part of one processor, so it waits many times as long as it has worked.
+a small part of one processor, so it waits many times as long as it has worked. A shadow run
+(`live.shadow`) gets its recordings from here.
 """
 
 from __future__ import annotations
@@ -16,15 +17,24 @@ from typing import Any
 
 import numpy as np
 
-from streamrnn.model.model import Model
 from streamrnn_server.control.about.stats import ShardView
 from streamrnn_server.control.error_text import stream_of
 from streamrnn_server.event_log import EventLog
-from streamrnn_server.shard.memory.recording import Recorder, RecordingEnd, RecordingState
+from streamrnn_server.live.shadow import Shadow
+from streamrnn_server.live.table import ModelTable
+from streamrnn_server.shard.memory.recording import (
+    FOR_SHADOW,
+    Recorder,
+    RecordingEnd,
+    RecordingState,
+)
 from streamrnn_server.worker import OnFailure, Worker
 
-__all__ = ["Diagnostics"]
+__all__ = ["NO_RECORDINGS", "Diagnostics"]
 
+NO_RECORDINGS = (
+    "the server records no streams; start it with --diagnostics-streams, and let the CPU compute"
+)
 LEAST_STEPS = 16  # of a recording that is measured
 _LOOK_EVERY_S = 1.0
 _WAIT_TIMES = 250  # the time that measuring has taken
@@ -50,8 +60,8 @@ class Diagnostics:
 
     Parameters
     ----------
-    models : sequence of (str, Model)
-        As shards number them; it may grow.
+    table : ModelTable
+        Its models, as shards number them.
     shards : sequence of ShardView
         May be filled later.
     log : EventLog
@@ -60,17 +70,17 @@ class Diagnostics:
     Attributes
     ----------
     worker : Worker
+    shadow : Shadow
     """
 
-    def __init__(
-        self, models: Sequence[tuple[str, Model]], shards: Sequence[ShardView], log: EventLog
-    ) -> None:
+    def __init__(self, table: ModelTable, shards: Sequence[ShardView], log: EventLog) -> None:
         # Not at the top: a server without diagnostics does not need it. And not later: once it
         # serves, there may be no file left for an import.
         from streamrnn.training.memory.recording import measure_recording
 
         self._measure_recording = measure_recording
-        self._models, self._shards, self._log = models, shards, log
+        self._models, self._shards, self._log = table.named, shards, log
+        self.shadow = Shadow(table, shards, log)
         self.worker = Worker("diagnostics", self._run, patience_s=math.inf)
         self._end = threading.Event()
         self._lock = threading.Lock()  # around what `look` writes and others read
@@ -83,10 +93,12 @@ class Diagnostics:
     def start(self, on_failure: OnFailure) -> None:
         """Begin to look."""
         self.worker.start(on_failure)
+        self.shadow.worker.start(on_failure)
 
     def stop(self) -> None:
         """End; what is being measured is finished."""
         self._end.set()
+        self.shadow.stop()
         self.worker.join()
 
     def _run(self) -> None:
@@ -98,10 +110,16 @@ class Diagnostics:
 
     def look(self) -> None:
         """Look at all recordings; measure what has come, if it is time to."""
-        for number, shard in enumerate(self._shards):
-            for place in range(len(shard.recorder.table)):
-                self._look_at(number, shard.recorder, place)
-            shard.recorder.order()
+        self.shadow.begin_round()
+        try:
+            for number, shard in enumerate(self._shards):
+                for place in range(len(shard.recorder.table)):
+                    self._look_at(number, shard.recorder, place)
+        finally:
+            wanted = self.shadow.end_round()
+            for shard in self._shards:
+                shard.recorder.want(wanted)
+                shard.recorder.order()
 
     def _look_at(self, shard: int, recorder: Recorder, place: int) -> None:
         entry, now_s = recorder.table[place], time.monotonic()
@@ -112,20 +130,25 @@ class Diagnostics:
         if seen is None or seen.serial != serial:
             seen = self._seen[shard, place] = _Seen(serial, now_s)
         has_ended = state == RecordingState.ENDED
+        can_go = self.shadow.look(recorder, place, seen.num_steps)
+        # Nobody has asked for its measuring, and a shadow run needs places: it waits for neither.
+        is_spare = int(entry["asker"]) == FOR_SHADOW
+        is_spare |= self.shadow.is_recording and not entry["is_asked"]
         # Of one that is going only what was there before: the newest may still be on its way here.
         usable = seen.num_steps
         if has_ended:
             usable = num_steps - (int(entry["ended_as"]) == RecordingEnd.QUARANTINED)
         is_enough = usable >= max(LEAST_STEPS, 1 if has_ended else 2 * seen.num_measured)
         if is_enough and usable > seen.num_measured:
-            if now_s < self._measure_at_s:
+            if now_s >= self._measure_at_s:
+                seen.num_measured = usable
+                self._measure(shard, recorder, place, serial, usable)
+            elif not is_spare:
                 return
-            seen.num_measured = usable
-            self._measure(shard, recorder, place, serial, usable)
         seen.num_steps = num_steps
-        if has_ended:
+        if has_ended and can_go:
             entry["state"] = RecordingState.EMPTY
-        elif now_s - seen.began_s > _MOST_S:
+        elif not has_ended and now_s - seen.began_s > _MOST_S:
             entry["is_unwanted"] = 1
 
     def _measure(

@@ -26,6 +26,7 @@ from streamrnn_client.protocol import (
     error_reply,
 )
 from streamrnn_server.config import ServerConfig
+from streamrnn_server.control.about.diagnostics import NO_RECORDINGS, Diagnostics
 from streamrnn_server.control.about.stats import ShardView
 from streamrnn_server.control.messages import Ask, Caller, Order, command
 from streamrnn_server.event_log import EventLog
@@ -75,10 +76,11 @@ class ModelMethods:
         disk: StateDir | None,
         log: EventLog,
         wake: Callable[[], None] | None,
+        diagnostics: Diagnostics | None = None,
     ) -> None:
         self._config, self._table, self._catalogue = config, table, catalogue
         self._device, self._shards, self._disk, self._log = device, shards, disk, log
-        self._wake = wake
+        self._wake, self._diagnostics = wake, diagnostics
         self._thread = None if wake is None else ThreadPoolExecutor(1, "models")
         self._tokens = itertools.count(_FIRST_TOKEN)
         self._waiting: deque[_Waiting] = deque()
@@ -103,6 +105,11 @@ class ModelMethods:
             If it cannot be done.
         """
         action, options = take_options(params)
+        if action == "shadow":
+            if self._diagnostics is None:
+                raise ProtocolError(ErrorCode.NOT_SUPPORTED, NO_RECORDINGS)
+            payload = encode_response(caller.msgid, self._diagnostics.shadow.call(**options))
+            return [Order(caller.shard, [caller.identity, payload])]
         if len(self._waiting) >= _MAX_WAITING:
             raise ProtocolError(ErrorCode.BUSY, retry_after_ms=self._config.retry_after_ms)
         self._waiting.append(_Waiting(caller, self._actions[action](**options)))

@@ -29,7 +29,7 @@ from streamrnn_client.protocol import (
     hash_slot,
     shard_of,
 )
-from streamrnn_server.control.about.diagnostics import Diagnostics
+from streamrnn_server.control.about.diagnostics import NO_RECORDINGS, Diagnostics
 from streamrnn_server.control.messages import Caller, Order, command
 from streamrnn_server.control.methods.params import take_params
 from streamrnn_server.live.table import ModelTable
@@ -249,11 +249,7 @@ class StateMethods:
 
     def _look(self, caller: Caller, stream: StreamId) -> list[Order]:
         if self._diagnostics is None:
-            raise ProtocolError(
-                ErrorCode.NOT_SUPPORTED,
-                "the server records no streams; start it with --diagnostics-streams, and let the "
-                "CPU compute",
-            )
+            raise ProtocolError(ErrorCode.NOT_SUPPORTED, NO_RECORDINGS)
         return [self._request(caller.shard, self._wait(_Look(caller)), Kind.RECORD, stream)]
 
     def _need_disk(self) -> None:

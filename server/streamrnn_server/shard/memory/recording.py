@@ -25,6 +25,7 @@ from streamrnn.model.spec import ModelSpec
 from streamrnn_client.protocol import MAX_ID_BYTES
 
 __all__ = [
+    "FOR_SHADOW",
     "MAX_RECORDINGS",
     "Recorder",
     "RecorderStruct",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 MAX_RECORDINGS = 64  # of a shard
+FOR_SHADOW = -1  # who has asked, where no user has: `streamrnn_server.live.shadow`
 _INPUT_BYTES = 2**18  # of a recording
 _LEAST_STEPS, _FEW_STEPS, _MOST_STEPS = 8, 256, 4096
 _MAX_ROW_BYTES = 2**18
@@ -78,6 +80,7 @@ class Recording(Struct):
     max_steps: I64
     ended_as: I64  # a `RecordingEnd`
     is_asked: I64  # somebody has asked for this stream
+    asker: I64  # who: the number of a user, 0 where there are none; or `FOR_SHADOW`
     is_unwanted: I64  # Python's word that it is to end; it counts as an order
     row: I64  # address of the stream's row before the first step
     inputs: I64  # address of the steps' inputs
@@ -95,6 +98,9 @@ class RecorderStruct(Struct):
     num_begun: I64
     orders: I64  # counted by Python: a recording was made empty, or is unwanted
     orders_seen: I64
+    wanted: (
+        I64  # Python's word: number of the model whose streams alone are recorded, from 1; 0 any
+    )
 
 
 RECORDING_BYTES = Recording.dtype.itemsize
@@ -150,6 +156,13 @@ class Recorder:
     def order(self) -> None:
         """Let the shard look at what was made empty or is unwanted."""
         self._struct["orders"] += 1
+
+    def want(self, model: int | None) -> None:
+        """Let streams of one model be recorded before all others, for `FOR_SHADOW`; None: of any.
+
+        It counts from the next `order` on.
+        """
+        self._struct["wanted"] = 0 if model is None else model + 1
 
     def part(self, address: int, num_bytes: int) -> bytes:
         """Return a copy of bytes of a recording's memory."""
