@@ -114,7 +114,8 @@ def test_a_user_has_so_many_lookups_at_once_and_the_others_have_theirs(
     server, alice, bob = serve(state_dir=tmp_path, durability="checkpoint")
     alice.ok("hello")
     with monkeypatch.context() as patch:
-        patch.setattr(server, "_answer_some", lambda stop_at_s: None)  # Python is at something else
+        # Python is at something else.
+        patch.setattr(server._loop, "_answer_some", lambda stop_at_s: None)
         for k in range(MAX_BATCH // 2 + 1):
             bob.send("step", k, 1, X)
         assert bob.receive()[1][0] == "busy"
@@ -212,7 +213,8 @@ def test_a_user_whose_share_of_the_disk_is_taken_begins_nothing_new(serve, tmp_p
     assert error[0] == "read_only"
     assert "of at most 4000: close some of them" in error[1]
     taken = bob.ok("stats")["num_bytes_on_disk"]
-    store = server.control._disk.store
+    assert server._disk is not None
+    store = server._disk.store
     records = [data for table in (STREAMS, SNAPSHOTS) for _, data in store.items(table)]
     assert taken == sum(map(len, records)) >= 4000
     record = bob.ok("export", "b")
@@ -244,7 +246,8 @@ def test_what_each_user_takes_on_disk_is_known_after_a_restart(serve, tmp_path):
     alice.ok("sync", "a")
     bob.ok("snapshot", "b", "one")
     before = [peer.ok("stats")["num_bytes_on_disk"] for peer in (alice, bob)]
-    usage = DiskUsage(server.control._disk.store, 10)  # as the next start makes it
+    assert server._disk is not None
+    usage = DiskUsage(server._disk.store, 10)  # as the next start makes it
     assert [usage.num_bytes(user) for user in USERS] == before
     assert before[1] == 2 * before[0] > 0
 
