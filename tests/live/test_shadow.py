@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,7 +109,8 @@ def shadowed(models, **options):
 @pytest.fixture
 def seen(monkeypatch):
     """Return what is compared, by the sums that it goes into."""
-    found, add = {}, Differences.add
+    found: dict[int, list[Any]] = {}
+    add = Differences.add
 
     def note(self, old, new):
         found.setdefault(id(self), []).append((old.copy(), new.copy()))
@@ -168,7 +170,7 @@ def test_both_are_compared_to_the_bit_and_streams_go_on_as_ever(name, rng, seen)
         y, _ = run_from(models[model], it.x[stream][: len(it.y[stream])])
         np.testing.assert_array_equal(np.stack(it.y[stream]), y)
     assert (told["state"], told["num_streams"], told["num_refused"]) == ("done", 2, 0)
-    right = {"carry": [], "reset": [], "warmup": []}
+    right: dict[str, list[Any]] = {"carry": [], "reset": [], "warmup": []}
     for stream in "ba":  # as they were recorded
         _, state = run_from(models["m@1"], it.x[stream][:5])
         recorded = it.x[stream][5:45]
