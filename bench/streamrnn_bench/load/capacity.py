@@ -42,6 +42,11 @@ def find_capacity(
     is_streams = goal.what == "streams"
     unit = "streams" if is_streams else "steps/s"
 
+    tell(
+        f"searching the most {unit} with p99 below {bound_us:,.0f} us, in runs of "
+        f"{options.duration_s:g} s; what is too much is tried twice"
+    )
+
     def measure(amount: float) -> Trial:
         trial = _judge(amount, _load(target, _loaded(options, goal.what, amount)), bound_us)
         verdict = trial.reason or "within"
@@ -61,14 +66,19 @@ def find_capacity(
 
 def describe_capacity(goal: Goal, options: LoadOptions, capacity: Capacity) -> str:
     """Say what was found, for a terminal."""
-    rates = _loaded(options, goal.what, capacity.amount)
+    found = _loaded(options, goal.what, capacity.amount)
+    case = f"{found.series}, {found.offered or 0:,.0f} steps/s in all"
+    if goal.what == "rate":
+        case = f"{found.streams:,} streams, {found.series}"
     unit = "streams" if goal.what == "streams" else "steps/s"
     p99s = ", ".join(f"{trial.p99_us:,.0f}" for trial in capacity.confirmations)
-    limit = "; no more was tried" if capacity.is_limit else ""
+    num_within = sum(trial.is_within for trial in capacity.confirmations)
+    more = f"{capacity.tolerance:.0%} more was too much"
     return (
-        f"{capacity.amount:,.0f} {unit} with p99 below {goal.p99_s * 1e6:,.0f} us: {rates.case}\n"
-        f"confirmed by {len(capacity.confirmations)} more runs of {options.duration_s:g} s "
-        f"(p99 {p99s} us); {capacity.tolerance:.0%} more was too much{limit}"
+        f"{capacity.amount:,.0f} {unit} with p99 below {goal.p99_s * 1e6:,.0f} us ({case})\n"
+        f"confirmed by {num_within} of {len(capacity.confirmations)} more runs of "
+        f"{options.duration_s:g} s (p99 {p99s} us); "
+        f"{'no more was tried' if capacity.is_limit else more}"
     )
 
 
@@ -170,6 +180,7 @@ def find_most(
 ) -> Capacity:
     """Double or halve until the bound lies between, halve the ratio, confirm.
 
+    A load is too much that is so twice: what disturbs a machine makes a server slower, not faster.
     ``whole`` is what amounts are multiples of, 0 for any. A load that was found in the search must
     be within the bound in most of three more; else the next smaller one is confirmed. A
     `BenchError` if even ``least`` is too much.
@@ -180,9 +191,12 @@ def find_most(
         trials.append(measure(amount))
         return trials[-1]
 
+    def is_taken(amount: float) -> bool:
+        return attempt(amount).is_within or attempt(amount).is_within
+
     low, high, amount = 0.0, math.inf, _rounded(min(max(start, least), most), whole)
     while True:
-        if attempt(amount).is_within:
+        if is_taken(amount):
             low = amount
         else:
             high = amount

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamrnn_bench.load.capacity import Trial, find_most
+from streamrnn_bench.load.capacity import Capacity, Goal, Trial, describe_capacity, find_most
+from streamrnn_bench.load.options import LoadOptions
 from streamrnn_bench.report.results import BenchError
 
 
@@ -47,11 +48,36 @@ def test_what_was_within_once_by_luck_is_not_confirmed():
     numbers = itertools.count()
 
     def measure(amount):
-        bound = 100 if next(numbers) < 8 else 80
+        bound = 100 if next(numbers) < 9 else 80
         return trial(amount, bound)
 
     found = find_most(measure, 10, 1, 1000, 0.05)
     assert 80 / 1.05**2 < found.amount <= 80
+
+
+def test_one_disturbed_run_of_the_search_does_not_end_it():
+    numbers = itertools.count()
+
+    def measure(amount):
+        return trial(amount, 50) if next(numbers) else Trial(amount, 1.0, "noise")
+
+    found = find_most(measure, 50, 1, 1000, 0.05)
+    assert found.amount == 50
+    assert [each.amount for each in found.trials[:2]] == [50, 50]
+
+
+def test_what_was_found_is_told_without_saying_it_twice():
+    options = LoadOptions(streams=100, rate=(10.0, 10.0), duration_s=2.0)
+    runs = [Trial(1146, 331.0, ""), Trial(1146, 292.0, ""), Trial(1146, 1913.0, "p99 above")]
+    found = Capacity(1146, 0.05, runs, runs, is_limit=False)
+    assert describe_capacity(Goal("streams", 1e-3, 0.05), options, found) == (
+        "1,146 streams with p99 below 1,000 us (10 steps/s each, poisson, 11,460 steps/s in all)\n"
+        "confirmed by 2 of 3 more runs of 2 s (p99 331, 292, 1,913 us); 5% more was too much"
+    )
+    found = found._replace(amount=2000.0, is_limit=True)
+    said = describe_capacity(Goal("rate", 1e-3, 0.05), options, found)
+    assert "2,000 steps/s with p99 below 1,000 us (100 streams, 20 steps/s each, poisson)" in said
+    assert said.endswith("no more was tried")
 
 
 def test_one_disturbed_confirmation_of_three_is_borne():
