@@ -26,6 +26,8 @@ import difflib
 from collections.abc import Collection, Iterable
 from itertools import islice
 
+from streamrnn_client.words import counted
+
 __all__ = [
     "DataError",
     "DeviceError",
@@ -125,8 +127,3 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     by_lower = {item.lower(): item for item in known}
     near = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.5)
     return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
-
-
-def counted(number: int, noun: str) -> str:
-    """Return ``1 row`` or ``1,000 rows``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

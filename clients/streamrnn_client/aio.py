@@ -187,7 +187,7 @@ class Client:
 
     async def call(self, method: str, params: Sequence[Any] = ()) -> Any:
         """Await `streamrnn_client.Client.call`."""
-        return await self._driver.run(Session.request, method, list(params))
+        return await self._driver.run(Session.request, method, params)
 
     async def diagnostics(self, stream: str | int) -> dict[str, Any]:
         """Await `streamrnn_client.Client.diagnostics`."""

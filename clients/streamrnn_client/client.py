@@ -122,12 +122,24 @@ class Client:
 
         It is sent again if no answer comes. ``docs/protocol.md`` says what there is.
 
+        Parameters
+        ----------
+        method : str
+            Its name.
+        params : list or tuple
+            Of what MessagePack can write.
+
         Returns
         -------
         object
             The result, as it came.
+
+        Raises
+        ------
+        BadParams, TooLarge
+            If that cannot be sent; or as the server says.
         """
-        return self._driver.run(Session.request, method, list(params))
+        return self._driver.run(Session.request, method, params)
 
     def diagnostics(self, stream: str | int) -> dict[str, Any]:
         """Ask what a stream's network does, and have its steps recorded for that.

@@ -96,7 +96,7 @@ class ModelInfo:
             names = (self.name, self.fingerprint, *self.input_names, *self.output_names)
             if not all(isinstance(name, str) for name in names) or not self.output_names:
                 raise TypeError("a name is no string, or there is no output")
-        except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
+        except (LookupError, AttributeError, TypeError, ValueError, OverflowError) as error:
             raise NotSupported(
                 f"the server describes a model in a way that this client cannot read ({error!r}); "
                 "client and server should be of the same version"

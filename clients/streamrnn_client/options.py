@@ -79,7 +79,8 @@ class Options:
             )
         for name in ("timeout_s", "resend_s"):
             value = getattr(self, name)
-            if not 0 < value < 1e6:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not 0 < value < 1e6:
                 raise BadParams(f"{name} is {value!r}; it must be a number of seconds above 0")
         for name in ("max_kept_steps", "max_kept_bytes"):
             value = getattr(self, name)

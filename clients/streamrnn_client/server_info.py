@@ -15,6 +15,7 @@ from streamrnn_client.protocol import (
     PROTOCOL_VERSION,
 )
 from streamrnn_client.protocol.codes import kind_of
+from streamrnn_client.words import counted
 
 __all__ = ["ServerInfo"]
 
@@ -93,7 +94,8 @@ class ServerInfo:
             ) from None
         if info.num_shards != len(info.endpoints):
             raise errors.NotSupported(
-                f"{info.num_shards} shards, but {len(info.endpoints)} endpoints"
+                f"{counted(info.num_shards, 'shard')}, but "
+                f"{counted(len(info.endpoints), 'endpoint')}"
             )
         return replace(info, endpoints=tuple(_reachable(e, address) for e in info.endpoints))
 

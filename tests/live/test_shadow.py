@@ -401,7 +401,7 @@ def test_the_command_waits_for_the_end_and_says_it_in_words(rng, capsys, monkeyp
             stream.step(row)
         code, said = say("m@1", "m@2", "--streams", "1")
         assert code == 0
-        assert "m@2 beside m@1: 1 streams, 256 steps" in said.out
+        assert "m@2 beside m@1: 1 stream, 256 steps" in said.out
         assert "carry, the state goes on: 256 steps" in said.out
         assert "reset, from nothing (m@2 names no warm-up): 256 steps" in said.out
         assert "y1: differs by" in said.out

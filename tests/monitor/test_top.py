@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import subprocess
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,9 +97,12 @@ def test_the_command_prints_one_picture_into_a_pipe(answers):
 
 
 def test_who_is_no_administrator_is_told_so():
+    told: dict[str, Any] = {"server": "1", "instance": "i", "durability": "none", "user": "alice"}
+    told |= {"uptime_s": 1.0, "num_streams": 0, "max_streams": 1}
+
     class Asked:
-        def stats(self):
-            return {"user": "alice"}
+        def call(self, method):
+            return told
 
     with pytest.raises(ServerError, match="'alice' is none"):
-        top._ask(Asked())  # type: ignore[arg-type]
+        top._ask(Asked(), "tcp://there")  # type: ignore[arg-type]

@@ -220,6 +220,21 @@ def test_a_rate_of_steps_refuses_what_is_beyond_a_second_and_says_until_when(mod
         peer.socket.close()
 
 
+def test_steps_without_memory_for_their_outputs_are_not_taken_from_the_rate(models, x):
+    with serving(models, max_steps_per_s=1) as server:
+        peer, struct = Peer(server.endpoints[0]), server.control.shards[0].struct
+        peer.ok("open", "a", None, 1024)
+        peer.ok("reset", "a", 1)  # from now on it has its ring
+        most, struct["budget"]["max_bytes"] = int(struct["budget"]["max_bytes"]), 0
+        code, detail = peer.error("step", "a", 2, x[:5].tobytes())
+        assert (code, detail["limit"]) == ("busy", "room")
+        assert struct["steps"]["paid_until_ns"] == 0
+        struct["budget"]["max_bytes"] = most
+        assert peer.ok("step", "a", 2, x[:5].tobytes())[0] == 6
+        assert struct["steps"]["paid_until_ns"] > 0
+        peer.socket.close()
+
+
 def test_each_shard_has_its_part_of_the_rate(models):
     with serving(models, max_steps_per_s=4, num_shards=2) as server:
         prices = [int(each.struct["steps"]["ns_per_step"]) for each in server.control.shards]

@@ -654,6 +654,32 @@ def test_what_is_late_was_not_applied_and_its_numbers_are_free(seed, window, cal
         assert state.last_seq == sim.server.num_applied or state.in_doubt
 
 
+@pytest.mark.parametrize("num_lost", [0, 1])
+@pytest.mark.parametrize("is_batch", [False, True])
+def test_after_late_an_earlier_sending_may_still_arrive(is_batch, num_lost):
+    """Then the steps' fate is in doubt, in a batch as in a single step."""
+    sim = Simulation(1, weather=Weather(slowest_s=0.0011))
+    rows = sim.run(batching.open_rows(sim.session, sim.exchange, ["a", "b"], "sum", None, True))
+    states, answer, num_left = rows._states, sim.server.handle, [num_lost]
+
+    def handle(payload, shard):
+        if num_left[0]:
+            num_left[0] -= 1
+            return None
+        return answer(payload[:-4] + bytes(4), shard)  # it may wait no longer
+
+    sim.server.handle = handle
+    x = np.ones((2, 2), np.float32)
+    call = (
+        batching.step_rows(sim.session, sim.exchange, rows, x, 3.0)
+        if is_batch
+        else sim.session.step(sim.exchange, states[0], x[0], None, 3.0)
+    )
+    with pytest.raises(errors.PartialFailure if is_batch else errors.Late):
+        sim.run(call)
+    assert [each.in_doubt for each in states] == [num_lost > 0, is_batch and num_lost > 0]
+
+
 def open_operation(sim, window):
     return batching.open_streams(sim.session, sim.exchange, ["a"], "sum", window, True)
 

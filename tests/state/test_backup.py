@@ -60,9 +60,9 @@ def state(*arguments):
 
 def test_a_backup_restores_to_the_same_streams(directory, tmp_path, capsys):
     assert state("backup", directory, tmp_path / "b") == 0
-    assert "40 streams and 1 snapshots copied to" in capsys.readouterr().out
+    assert "40 streams and 1 snapshot copied to" in capsys.readouterr().out
     assert state("restore", tmp_path / "b", tmp_path / "new" / "state") == 0
-    assert "40 streams and 1 snapshots restored to" in capsys.readouterr().out
+    assert "40 streams and 1 snapshot restored to" in capsys.readouterr().out
     assert content(tmp_path / "new" / "state") == content(directory)
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [ABOUT_FILE, DATA_FILE]
     assert list(tmp_path.rglob("*.part")) == []

@@ -41,7 +41,7 @@ class Connection(Generic[S]):
         _configure(socket, keys)
         try:
             self._connect()
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, ValueError) as error:  # or it is no Unicode
             socket.close()
             raise BadParams(f"cannot connect to {endpoint!r}: {error}; is it an address?") from None
 

@@ -61,8 +61,8 @@ def open_streams(
     model_info = yield from session.model_info(ex, model)
     states = [_state_of(session, stream, model_info, numbered) for stream in ids]
     asked = info.default_window if window is None else window
-    if not 1 <= asked < 2**31:
-        raise errors.BadParams(f"window is {window}; it must be a whole number from 1")
+    if type(asked) is not int or not 1 <= asked < 2**31:
+        raise errors.BadParams(f"window is {window!r}; it must be a whole number from 1")
     if not states:
         return states, model_info
     claim = Claim(states)

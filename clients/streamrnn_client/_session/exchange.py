@@ -15,6 +15,7 @@ from typing import Any
 
 from streamrnn_client import errors
 from streamrnn_client.protocol import MAX_MSGID, ErrorCode, ProtocolError, decode_response
+from streamrnn_client.words import counted
 
 __all__ = ["GRACE_S", "LATE_S", "Call", "Exchange", "result_of"]
 
@@ -348,7 +349,8 @@ class Exchange:
         if call.num_sends == 0:
             doubt = "nothing was sent, so nothing was applied"
         elif call.may_resend:
-            doubt = f"it was sent {call.num_sends} times; to call again with the same input is safe"
+            sent = counted(call.num_sends, "time")
+            doubt = f"it was sent {sent}; to call again with the same input is safe"
         else:
             doubt = "it was sent once only, for it has no number, and may have been applied"
         if not self._is_connected(call.endpoint):
@@ -359,7 +361,8 @@ class Exchange:
                 detail,
             )
         unreadable = (
-            f"; {self.num_unreadable} replies were not of this protocol: is it another service?"
+            f"; not of this protocol: {counted(self.num_unreadable, 'reply', 'replies')}; is it "
+            "another service?"
             if self.num_unreadable
             else ""
         )

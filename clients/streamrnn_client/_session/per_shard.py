@@ -11,6 +11,8 @@ from streamrnn_client._session.exchange import Buffer, Call, Exchange
 from streamrnn_client._session.server_view import MAX_MOVES, OVERHEAD_BYTES, Operation, ServerView
 from streamrnn_client._session.stream_state import StreamState
 from streamrnn_client.protocol import MAX_BATCH
+from streamrnn_client.protocol.codes import kind_of
+from streamrnn_client.words import counted
 
 __all__ = [
     "ITEM_BYTES",
@@ -109,7 +111,10 @@ class Scatter:
         else:
             for k, error in self.accept(group, call.result).items():
                 i = group[k]
-                self._take_error(i, errors.from_wire(error, stream=self.states[i].id))
+                error_of_item = errors.from_wire(error, stream=self.states[i].id)
+                if isinstance(error_of_item, errors.Late):  # an earlier sending may still arrive
+                    self.states[i].in_doubt |= call.num_sends > 1
+                self._take_error(i, error_of_item)
 
     def _take_error(self, i: int, error: errors.StreamRNNClientError) -> None:
         if isinstance(error, errors.Moved) and self.num_moves < MAX_MOVES:
@@ -127,8 +132,11 @@ class Scatter:
 
 def split_items(items: Any, num_items: int) -> tuple[WireErrors, list[Any]]:
     """Return the errors of items ``[error, result]``, and all results."""
-    if len(items) != num_items:
-        raise errors.NotSupported(f"{len(items)} answers came for {num_items} streams")
+    if not isinstance(items, list) or len(items) != num_items:
+        raise errors.NotSupported(f"{kind_of(items)} came for {counted(num_items, 'stream')}")
+    for item in items:
+        if not isinstance(item, list) or len(item) != 2:
+            raise errors.NotSupported(f"{kind_of(item)} came for a stream; [error, result] should")
     failed = {k: error for k, (error, _) in enumerate(items) if error is not None}
     return failed, [result for _, result in items]
 

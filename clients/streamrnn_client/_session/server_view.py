@@ -15,17 +15,45 @@ from streamrnn_client._session.replay_log import MAX_KEPT_BYTES, MAX_KEPT_STEPS,
 from streamrnn_client._session.stream_state import Departures, StreamState, as_id
 from streamrnn_client._session.turns import Claim
 from streamrnn_client.inputs import ModelInfo
-from streamrnn_client.protocol import ORIGINS, StreamId, hash_slot, shard_of
+from streamrnn_client.protocol import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    ORIGINS,
+    StreamId,
+    hash_slot,
+    shard_of,
+)
 from streamrnn_client.protocol.codes import kind_of
 from streamrnn_client.server_info import ServerInfo
 
-__all__ = ["MAX_MOVES", "OVERHEAD_BYTES", "Operation", "ServerView"]
+__all__ = ["MAX_MOVES", "OVERHEAD_BYTES", "Operation", "ServerView", "packed_request"]
 
 MAX_MOVES = 4
 OVERHEAD_BYTES = 1024  # what a message holds besides its streams and their x, generously
 
+_SMALL_BYTES = 32_768  # every server takes so much
+
 T = TypeVar("T")
 Operation = Generator[Call | Claim, None, T]
+
+
+def packed_request(method: str, params: Sequence[Any]) -> tuple[bytes, bytes]:
+    """Return a request's method and parameters in MessagePack.
+
+    Raises `BadParams` if they cannot be written in it.
+    """
+    if not isinstance(method, str) or not isinstance(params, list | tuple):
+        raise errors.BadParams(
+            f"method and params are {type(method).__name__} and {type(params).__name__}; expected "
+            "are a str and a list"
+        )
+    try:
+        return msgpack.packb(method), msgpack.packb(params)
+    except (OverflowError, TypeError, ValueError, RecursionError) as error:
+        raise errors.BadParams(
+            f"the parameters of {method!r} cannot be sent: {error}. They may be None, bool, float, "
+            "str of valid Unicode, bytes, int from -2**63 to 2**64 - 1, and lists and dicts of "
+            "these, some hundred in each other at most"
+        ) from None
 
 
 class ServerView:
@@ -66,7 +94,10 @@ class ServerView:
         address: str = "",
     ) -> Operation[Any]:
         """Send a shard, by default the first, what changes no stream; may be sent again."""
-        parts = (msgpack.packb(method), msgpack.packb(params))
+        parts = packed_request(method, params)
+        if len(parts[1]) > _SMALL_BYTES:
+            yield from self.server_info(ex)
+        self.check_size(method, parts)
         call = ex.submit(address or self.address, method, parts, deadline=deadline)
         try:
             yield call
@@ -76,6 +107,17 @@ class ServerView:
             self.is_stale |= isinstance(call.error, TimeoutError | ConnectionError)
             raise call.error
         return call.result
+
+    def check_size(self, method: str, parts: Sequence[bytes]) -> None:
+        """Raise `TooLarge` for what a server would cut the connection of."""
+        most = DEFAULT_MAX_MESSAGE_BYTES if self.info is None else self.info.max_message_bytes
+        num_bytes = sum(map(len, parts)) + OVERHEAD_BYTES
+        if num_bytes > most:
+            raise errors.TooLarge(
+                f"{method} would be a message of about {num_bytes:,} bytes; the server takes "
+                f"{most:,} at most: send less at once",
+                {"num_bytes": num_bytes, "max": most},
+            )
 
     def hello(self, ex: Exchange, deadline: float | None = None) -> Operation[ServerInfo]:
         """Ask which server it is and where its shards are."""
@@ -111,7 +153,9 @@ class ServerView:
 
     def stats(self, ex: Exchange) -> Operation[dict[str, Any]]:
         """Ask for the server's counters."""
-        reply: dict[str, Any] = yield from self.request(ex, "stats", [])
+        reply = yield from self.request(ex, "stats", [])
+        if not isinstance(reply, dict):
+            raise errors.NotSupported(f"stats answered {kind_of(reply)}; expected was a map")
         return reply
 
     def diagnostics(self, ex: Exchange, stream: StreamId) -> Operation[dict[str, Any]]:
@@ -135,6 +179,10 @@ class ServerView:
 
     def model_info(self, ex: Exchange, name: str | None) -> Operation[ModelInfo]:
         """Return a model's description; None is the only model."""
+        if name is not None and not isinstance(name, str):
+            raise errors.BadParams(
+                f"model is {name!r}; it must be a name, or None for the only one"
+            )
         if name not in self.models and not (name is None and len(self.models) == 1):
             yield from self.list_models(ex)
         if name is None:

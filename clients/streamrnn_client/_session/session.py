@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import msgpack
 import numpy as np
 
 from streamrnn_client import errors
@@ -26,7 +25,7 @@ from streamrnn_client._session.replay import (
     server_lag,
     wait_for_capacity,
 )
-from streamrnn_client._session.server_view import MAX_MOVES, Operation, ServerView
+from streamrnn_client._session.server_view import MAX_MOVES, Operation, ServerView, packed_request
 from streamrnn_client._session.stream_group import Rows
 from streamrnn_client._session.stream_state import StreamState, step_parts, without_received
 from streamrnn_client._session.turns import Claim
@@ -37,6 +36,7 @@ from streamrnn_client.protocol import (
     ErrorCode,
     error_message,
 )
+from streamrnn_client.words import counted
 
 __all__ = ["Operation", "Session"]
 
@@ -285,7 +285,8 @@ class Session(ServerView):
         outputs = state.model.outputs(y)
         if outputs.size != num_steps * state.model.output_size:
             raise errors.NotSupported(
-                f"{outputs.size} outputs came for {num_steps} steps of model {state.model.name!r}; "
+                f"{counted(outputs.size, 'output')} came for {counted(num_steps, 'step')} of model "
+                f"{state.model.name!r}; "
                 f"expected were {num_steps * state.model.output_size}"
             )
         state.durable_seq = durable_seq
@@ -409,7 +410,8 @@ class Session(ServerView):
         may_resend: bool = True,
         deadline: float | None = None,
     ) -> Call:
-        parts = (msgpack.packb(method), msgpack.packb(params))
+        parts = packed_request(method, params)
+        self.check_size(method, parts)
         return ex.submit(
             self.endpoint(state), method, parts, may_resend=may_resend, deadline=deadline
         )
@@ -424,7 +426,9 @@ def _error_of_all_steps(
         detail = {**error.detail, "step": step + num_done}
         error = errors.BadValue(error_message(ErrorCode.BAD_VALUE, detail), detail)
     if num_done:
-        progress = f"{num_done} of the {len(outputs)} steps were applied: go on with X[{num_done}:]"
+        verb = "was" if num_done == 1 else "were"
+        done = f"{num_done} of the {counted(len(outputs), 'step')} {verb} applied"
+        progress = f"{done}: go on with X[{num_done}:]"
         error.args = (f"{error} ({progress})", *error.args[1:])
     error.completed = outputs[:num_done]
     return error

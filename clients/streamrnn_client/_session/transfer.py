@@ -86,6 +86,8 @@ def open_with_state(
     numbered: bool,
 ) -> Operation[StreamState]:
     """Make a stream that begins with a record's state and with step number 1."""
+    if window is not None and (type(window) is not int or window < 1):
+        raise errors.BadParams(f"window is {window!r}; it must be a whole number from 1")
     state = yield from _prepare(session, ex, stream, record, model, numbered)
     params = [state.id, state.model.name, window or 0, bytes(record)]
     return (yield from _create(session, ex, state, "open", params))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from streamrnn_client._session.stream_state import StreamState
 from streamrnn_client.errors import Conflict
 from streamrnn_client.inputs import Array
+from streamrnn_client.words import counted
 
 __all__ = ["Unfinished"]
 
@@ -68,9 +69,10 @@ class Unfinished:
             else "interrupted"
         )
         return Conflict(
-            f"the call steps(X) before this one on stream {state.id!r} was {how}; {done} of its "
-            f"{num_steps} steps were applied, numbers {self.first_seq} to {self.last_seq}. Nothing "
-            f"was sent now: go on with X[{done}:] and seq={self.last_seq + 1}, get all outputs "
-            f"with the whole X and seq={self.first_seq}, or go on after it with resync()",
+            f"the call steps(X) before this one on stream {state.id!r} was {how}; of its "
+            f"{counted(num_steps, 'step')} {done} {'was' if done == 1 else 'were'} applied, "
+            f"numbers {self.first_seq} to {self.last_seq}. Nothing was sent now: go on with "
+            f"X[{done}:] and seq={self.last_seq + 1}, get all outputs with the whole X and "
+            f"seq={self.first_seq}, or go on after it with resync()",
             {"stream": state.id, "expected": self.last_seq + 1, "num_done": done},
         )

@@ -7,16 +7,34 @@ import json
 from typing import Any
 
 from streamrnn.commands.printable import printable
-from streamrnn.errors import ServerError
 from streamrnn.state.catalogue import POLICIES
 from streamrnn_client import Client
-from streamrnn_client.errors import StreamRNNClientError
+from streamrnn_server.commands.answers import (
+    check,
+    is_list,
+    is_number,
+    is_plain,
+    is_text,
+    of_fields,
+    stats_of,
+)
+from streamrnn_server.commands.connection import add_server, connected, keys_of
 from streamrnn_server.commands.shadow import configure_shadow, shadow, shadow_lines
-from streamrnn_server.commands.status import add_server
 
 __all__ = ["configure", "run"]
 
 _TIMEOUT_S = 300.0  # a large model's weights are read and packed
+_VERSIONS = is_list(
+    of_fields(
+        {"name": is_text, "fingerprint": is_text},
+        dict.fromkeys(("alias", "swapped_to", "policy"), is_text),
+    )
+)
+_ALIAS = of_fields({"alias": is_text, "model": is_text}, {"share_of": is_text, "share": is_number})
+
+
+def _is_told(told: Any) -> bool:
+    return isinstance(told, dict) and is_plain(told) and ("alias" not in told or _ALIAS(told))
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -72,29 +90,27 @@ def run(args: argparse.Namespace) -> int:
         for key in ("name", "file", "to", "streams", "share")
         if (value := getattr(args, key, None)) is not None
     }
-    keys = {"curve_key": args.curve_key, "server_key": args.server_key}
-    try:
-        with Client(args.address, timeout_s=_TIMEOUT_S, **keys) as client:
-            if args.action == "shadow":
-                told: Any = shadow(client, args)
-            elif args.action == "list":
-                told = _list(client)
-            else:
-                told = client.call("model", [args.action, options])
-    except StreamRNNClientError as error:
-        raise ServerError(str(error)) from error
+    with connected(args.address, keys_of(args), _TIMEOUT_S) as client:
+        if args.action == "shadow":
+            told: Any = shadow(client, args)
+        elif args.action == "list":
+            told = _list(client, args.address)
+        else:
+            told = client.call("model", [args.action, options])
+            check(told, _is_told, f"the answer of {args.address} to model {args.action}")
     in_words = shadow_lines if args.action == "shadow" else _lines
     lines = [json.dumps(told)] if args.json else in_words(told)
     print("\n".join(map(printable, lines)))
     return 0
 
 
-def _list(client: Client) -> list[dict[str, Any]]:
-    stats = client.stats()
-    return [
-        {**model.about, "streams": stats.get("models", {}).get(name)}
-        for name, model in client.models().items()
+def _list(client: Client, address: str) -> list[dict[str, Any]]:
+    numbers = stats_of(client, address).get("models", {})
+    told = [
+        {**model.about, "streams": numbers.get(name)} for name, model in client.models().items()
     ]
+    checked: list[dict[str, Any]] = check(told, _VERSIONS, f"the answer of {address} to models")
+    return checked
 
 
 def _lines(told: Any) -> list[str]:

@@ -10,12 +10,50 @@ from typing import Any
 from streamrnn.errors import ServerError
 from streamrnn_client import Client
 from streamrnn_client.errors import StreamRNNClientError
+from streamrnn_client.words import counted
+from streamrnn_server.commands.answers import (
+    check,
+    is_list,
+    is_number,
+    is_plain,
+    is_text,
+    is_text_or_nil,
+    of_fields,
+    or_nil,
+)
 
 __all__ = ["configure_shadow", "shadow", "shadow_lines"]
 
 _ASK_EVERY_S = 0.5
 _GOING = ("recording", "comparing")
 _MAX_LINES = 16  # outputs
+_OUTPUT = of_fields(
+    {
+        "name": is_text,
+        "unit": is_text_or_nil,
+        **dict.fromkeys(("mean", "max"), is_number),
+        **dict.fromkeys(("mean_by_spread", "max_by_spread", "spread", "shift"), or_nil(is_number)),
+    },
+    {"same_side": is_number},
+)
+_MODE = {
+    "num_steps": is_number,
+    "num_not_finite": of_fields(dict.fromkeys(("old", "new"), is_number)),
+    "same_class": or_nil(is_number),
+    "outputs": is_list(_OUTPUT),
+    "num_outputs": is_number,
+}
+_RUN = of_fields(
+    {
+        **dict.fromkeys(("state", "name", "to"), is_text),
+        "reason": is_text_or_nil,
+        "same_inputs": lambda value: isinstance(value, bool),
+        "carry": or_nil(of_fields(_MODE)),
+        "reset": of_fields({**_MODE, "warmup_steps": is_number, "warmup": of_fields(_MODE)}),
+        **dict.fromkeys(("streams", "seconds", "elapsed_s"), is_number),
+        **dict.fromkeys(("num_streams", "num_recorded", "num_refused"), is_number),
+    }
+)
 
 
 def configure_shadow(parser: argparse.ArgumentParser) -> None:
@@ -52,21 +90,30 @@ def shadow(client: Client, args: argparse.Namespace) -> dict[str, Any]:
             options[key] = value
     if args.stop:
         options["stop"] = True
-    told: dict[str, Any] = client.call("model", ["shadow", options])
+    told = _ask(client, args.address, options)
     is_ours = bool(options) and not args.stop
     try:
         while is_ours and told["state"] in _GOING:
             _show(told)
             time.sleep(_ASK_EVERY_S)
-            told = client.call("model", ["shadow", {}])
+            told = _ask(client, args.address, {})
     except (KeyboardInterrupt, StreamRNNClientError) as error:
         if not isinstance(error, KeyboardInterrupt):
             raise
-        told = client.call("model", ["shadow", {"stop": True}])
+        told = _ask(client, args.address, {"stop": True})
     finally:
         _show(None)
     if is_ours and told["state"] == "failed":
         raise ServerError(told["reason"])
+    return told
+
+
+def _ask(client: Client, address: str, options: dict[str, Any]) -> dict[str, Any]:
+    told: dict[str, Any] = check(
+        client.call("model", ["shadow", options]),
+        lambda told: is_plain(told) and (told == {"state": None} or _RUN(told)),
+        f"the answer of {address} to model shadow",
+    )
     return told
 
 
@@ -79,9 +126,10 @@ def _show(told: dict[str, Any] | None) -> None:
 
 def _progress(told: dict[str, Any]) -> str:
     steps = told["reset"]["num_steps"] + told["reset"]["warmup"]["num_steps"]
+    streams = counted(told["streams"], "stream")
     return (
-        f"{told['state']}: {told['num_recorded']} of {told['streams']} streams recorded, "
-        f"{steps:,} steps compared, {told['elapsed_s']:.0f} s of {told['seconds']:g}"
+        f"{told['state']}: {told['num_recorded']} of {streams} recorded, "
+        f"{counted(steps, 'step')} compared, {told['elapsed_s']:.0f} s of {told['seconds']:g}"
     )
 
 
@@ -95,16 +143,15 @@ def shadow_lines(told: dict[str, Any]) -> list[str]:
     else:
         steps = reset["num_steps"] + reset["warmup"]["num_steps"]
         lines = [
-            f"{new} beside {old}: {told['num_streams']} streams, {steps:,} steps, "
+            f"{new} beside {old}: {counted(told['num_streams'], 'stream')}, "
+            f"{counted(steps, 'step')}, "
             f"{told['elapsed_s']:.0f} s, {told['state']}"
         ]
     if told["reason"] and told["state"] == "failed":
         return [*lines, told["reason"]]
     if told["num_refused"]:
-        lines.append(
-            f"{told['num_refused']} streams have an input that {new} refuses; they are compared up "
-            "to there"
-        )
+        refused = counted(told["num_refused"], "stream")
+        lines.append(f"{refused} with an input that {new} refuses: compared up to there")
     if not told["same_inputs"]:
         lines.append("their inputs are described differently; both got the same numbers")
     if told["carry"] is None:
@@ -120,18 +167,22 @@ def shadow_lines(told: dict[str, Any]) -> list[str]:
 
 
 def _of_mode(title: str, facts: dict[str, Any], told: dict[str, Any]) -> list[str]:
-    lines = [f"{title}: {facts['num_steps']:,} steps"]
+    lines = [f"{title}: {counted(facts['num_steps'], 'step')}"]
     for side, name in (("old", told["name"]), ("new", told["to"])):
         number = facts["num_not_finite"][side]
         if number:
-            lines.append(f"  {number:,} steps left out: an output of {name} is NaN or infinite")
+            lines.append(
+                f"  {counted(number, 'step')} left out: an output of {name} is NaN or infinite"
+            )
     if facts["same_class"] is not None:
         lines.append(f"  same most likely class in {facts['same_class']:.2%} of them")
     outputs = facts["outputs"]
     lines += [_of_output(output, told["name"]) for output in outputs[:_MAX_LINES]]
     num_more = facts["num_outputs"] - _MAX_LINES
     if outputs and num_more > 0:
-        lines.append(f"  and {num_more:,} outputs more (--json has those that differ most)")
+        lines.append(
+            f"  and {counted(num_more, 'output')} more (--json has those that differ most)"
+        )
     return lines
 
 

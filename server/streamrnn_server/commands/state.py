@@ -15,8 +15,16 @@ from streamrnn.commands.printable import printable
 from streamrnn.errors import StateError
 from streamrnn.state.backup import BackupProcess, restore_backup
 from streamrnn.state.store import StateStore
-from streamrnn_client import Client
-from streamrnn_server.commands.status import add_keys
+from streamrnn_client.words import counted
+from streamrnn_server.commands.answers import (
+    check,
+    is_list,
+    is_number,
+    is_plain,
+    is_text,
+    of_fields,
+)
+from streamrnn_server.commands.connection import add_keys, connected, keys_of
 from streamrnn_server.config import format_bytes
 
 __all__ = ["configure", "run"]
@@ -24,6 +32,24 @@ __all__ = ["configure", "run"]
 _ADDRESS = "tcp://"
 _TIMEOUT_S = 60.0  # a checkpoint of millions of streams takes its time
 _FIRST_LOOK_S, _MAX_LOOK_S = 0.05, 1.0
+_DONE = of_fields(
+    {
+        "path": is_text,
+        **dict.fromkeys(("num_bytes", "num_streams", "num_snapshots", "num_damages"), is_number),
+        "made_at": is_plain,
+    },
+    {"damages": is_list(is_plain)},
+)
+_STATES = {
+    "running": of_fields({}),
+    "failed": of_fields({"reason": is_text}),
+    "done": _DONE,
+}
+
+
+def _is_told(found: Any) -> bool:
+    state = found.get("state") if isinstance(found, dict) else None
+    return isinstance(state, str) and state in _STATES and _STATES[state](found)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -81,14 +107,16 @@ def run(args: argparse.Namespace) -> int:
 def _back_up_server(args: argparse.Namespace) -> int:
     """Have a server write what it has not yet, and then a backup; wait for it."""
     token, wait_s = secrets.token_hex(16), _FIRST_LOOK_S
-    keys = {"curve_key": args.curve_key, "server_key": args.server_key}
-    with Client(args.source, timeout_s=_TIMEOUT_S, **keys) as client:
+    keys, what = keys_of(args), f"the answer of {args.source} to backup"
+    with connected(args.source, keys, _TIMEOUT_S) as client:
         endpoints = client.hello().endpoints
         for endpoint in [args.source] if len(endpoints) == 1 else endpoints:
-            with Client(endpoint, timeout_s=_TIMEOUT_S, **keys) as shard:
+            with connected(endpoint, keys, _TIMEOUT_S) as shard:
                 if not shard.call("sync", [None]):
                     raise StateError("the server cannot write its state directory: no backup made")
-        while (found := client.call("backup", [args.target, token]))["state"] == "running":
+        while (found := check(client.call("backup", [args.target, token]), _is_told, what))[
+            "state"
+        ] == "running":
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, _MAX_LOOK_S)
     if found["state"] != "done":
@@ -99,16 +127,15 @@ def _back_up_server(args: argparse.Namespace) -> int:
 
 def _tell(what: str, about: dict[str, Any]) -> int:
     made_at = printable(str(about["made_at"]))
-    print(
-        f"{about['num_streams']} streams and {about['num_snapshots']} snapshots {what}, as of "
-        f"{made_at}"
-    )
+    streams = counted(about["num_streams"], "stream")
+    snapshots = counted(about["num_snapshots"], "snapshot")
+    print(f"{streams} and {snapshots} {what}, as of {made_at}")
     for line in about.get("damages", []):
         print(printable(str(line)), file=sys.stderr)
     if about["num_damages"]:
         print(
-            f"{about['num_damages']} things were damaged in what was copied: 'streamrnn state "
-            "verify' names them; all else is whole",
+            f"{counted(about['num_damages'], 'place')} in what was copied had damage: 'streamrnn "
+            "state verify' tells where; all else is whole",
             file=sys.stderr,
         )
     return 1 if about["num_damages"] else 0

@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from streamrnn.commands.printable import printable
-from streamrnn_client import Client
-from streamrnn_client.protocol import DEFAULT_PORT
+from streamrnn_client.words import counted
+from streamrnn_server.commands.answers import stats_of
+from streamrnn_server.commands.connection import add_server, connected, keys_of
 from streamrnn_server.config import format_bytes
 from streamrnn_server.monitor.health import trouble
 
-__all__ = ["add_keys", "add_server", "configure", "run"]
-
-
-def add_server(parser: argparse.ArgumentParser, is_optional: bool = True) -> None:
-    """Add the arguments that say which server to ask, and who does."""
-    default = {"nargs": "?", "default": f"tcp://127.0.0.1:{DEFAULT_PORT}"} if is_optional else {}
-    parser.add_argument(
-        "address",
-        metavar="ADDRESS",
-        help="of a running server" + " (%(default)s)" * is_optional,
-        **default,  # type: ignore[arg-type]
-    )
-    add_keys(parser)
-
-
-def add_keys(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say who asks, where a server wants keys."""
-    parser.add_argument(
-        "--curve-key", type=Path, metavar="FILE", help="your NAME.key_secret, if it asks for keys"
-    )
-    parser.add_argument("--server-key", type=Path, metavar="FILE", help="the server's NAME.key")
+__all__ = ["configure", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
     int
         0; 1 if something is wrong now, such as a disk that cannot be written.
     """
-    with Client(args.address, curve_key=args.curve_key, server_key=args.server_key) as client:
-        stats = client.stats()
+    with connected(args.address, keys_of(args)) as client:
+        stats = stats_of(client, args.address)
     print(json.dumps(stats) if args.json else "\n".join(map(printable, _lines(stats))))
     return 1 if trouble(stats) else 0
 
@@ -71,8 +51,9 @@ def _lines(stats: dict[str, Any]) -> list[str]:
         f"streams     {stats['num_streams']:,} of at most {stats['max_streams']:,}",
         f"memory      {format_bytes(stats['memory_used_bytes'])} of at most "
         f"{format_bytes(stats['memory_budget_bytes'])} for streams; made way: {_made_way(stats)}",
-        f"work        {stats['num_steps']:,} steps in {stats['num_waves']:,} waves, "
-        f"{stats['num_messages']:,} messages, {stats['num_messages'] / uptime_s:,.0f} a second",
+        f"work        {counted(stats['num_steps'], 'step')} in "
+        f"{counted(stats['num_waves'], 'wave')}, {counted(stats['num_messages'], 'message')}, "
+        f"{stats['num_messages'] / uptime_s:,.0f} a second",
     ]
     if "num_connections" in stats:
         lines.append(
@@ -85,8 +66,8 @@ def _lines(stats: dict[str, Any]) -> list[str]:
         told = ", ".join(f"{name} {value:,.0f}" for name, value in latency.items())
         lines.append(f"latency µs  {told} (inside the server, from receive to send)")
     lines += [
-        f"shard {k}     {shard['endpoint']}: {shard['num_streams']:,} streams, "
-        f"{shard['num_messages']:,} messages"
+        f"shard {k}     {shard['endpoint']}: {counted(shard['num_streams'], 'stream')}, "
+        f"{counted(shard['num_messages'], 'message')}"
         for k, shard in enumerate(stats["shards"])
     ]
     for name, told in stats.get("diagnostics", {}).items():
@@ -131,7 +112,7 @@ def _lines_of_user(stats: dict[str, Any]) -> list[str]:
 
 def _lines_of_network(name: str, told: dict[str, Any]) -> list[str]:
     """Put into words what recorded streams of a model have shown."""
-    lines = [f"network     {name}, of the last recordings ({told['num_steps']:,} steps):"]
+    lines = [f"network     {name}, of the last recordings ({counted(told['num_steps'], 'step')}):"]
     for layer in told["layers"]:
         parts = [f"layer {layer['layer'] + 1} ({layer['cell']})"]
         if layer["half_life_steps"] is not None:
@@ -139,7 +120,7 @@ def _lines_of_network(name: str, told: dict[str, Any]) -> list[str]:
         if layer["saturated"] is not None:
             parts.append(f"{layer['saturated']:.1%} of the gates saturated")
         if layer["dead"]:
-            parts.append(f"{layer['dead']:.0f} dead units")
+            parts.append(counted(round(layer["dead"]), "dead unit"))
         parts += [f"rms of {state} {value:.3g}" for state, value in layer["rms"].items()]
         lines.append(f"            {', '.join(parts)}")
     drift = "inputs are not compared, the model keeps no quantiles of its training's"
@@ -151,7 +132,7 @@ def _lines_of_network(name: str, told: dict[str, Any]) -> list[str]:
 def _warmup(found: dict[str, Any] | None) -> str:
     if found is None:
         return "whether the warm-up holds cannot be told yet"
-    promised = f"the warm-up of {found['promised_steps']:,} steps"
+    promised = f"the warm-up of {counted(found['promised_steps'], 'step')}"
     if found["holds"]:
         return f"{promised} holds (outputs of new streams off by {found['distance']:.1%} then)"
     needed = found["needed_steps"]
@@ -162,7 +143,7 @@ def _warmup(found: dict[str, Any] | None) -> str:
 
 def _restarts(stats: dict[str, Any]) -> str:
     number = stats.get("num_restarts")
-    return f", restarted {number:,} times after a crash" if number else ""
+    return f", restarted {counted(number, 'time')} after a crash" if number else ""
 
 
 def _disk(stats: dict[str, Any]) -> str:
@@ -170,7 +151,7 @@ def _disk(stats: dict[str, Any]) -> str:
     reason = stats["read_only"]
     state = "can be written" if reason is None else f"CANNOT BE WRITTEN ({reason})"
     number = stats.get("num_streams_on_disk")
-    held = "" if number is None else f", {number:,} streams on it"
+    held = "" if number is None else f", {counted(number, 'stream')} on it"
     last = "no commit yet"
     if stats["num_commits"]:
         last = f"last commit in {stats['last_commit_us'] / 1e3:,.1f} ms"

@@ -18,7 +18,9 @@ from rich.text import Text
 from streamrnn.commands.printable import printable
 from streamrnn.errors import ServerError
 from streamrnn_client import Client
-from streamrnn_server.commands.status import add_server
+from streamrnn_client.words import counted
+from streamrnn_server.commands.answers import stats_of
+from streamrnn_server.commands.connection import add_server, connected, keys_of
 from streamrnn_server.config import format_bytes
 from streamrnn_server.monitor.health import trouble
 
@@ -65,21 +67,21 @@ def run(args: argparse.Namespace) -> int:
     count = args.count or (math.inf if console.is_terminal else 1)
     with (
         contextlib.suppress(KeyboardInterrupt),
-        Client(args.address, curve_key=args.curve_key, server_key=args.server_key) as client,
+        connected(args.address, keys_of(args)) as client,
         Live(console=console, auto_refresh=False, screen=console.is_terminal) as live,
     ):
-        before, before_s = _ask(client), time.monotonic()
+        before, before_s = _ask(client, args.address), time.monotonic()
         while count > 0:
             time.sleep(args.interval)
-            now, now_s = _ask(client), time.monotonic()
+            now, now_s = _ask(client, args.address), time.monotonic()
             live.update(picture(Change(before, now, now_s - before_s)), refresh=True)
             before, before_s = now, now_s
             count -= 1
     return 0
 
 
-def _ask(client: Client) -> dict[str, Any]:
-    stats: dict[str, Any] = client.stats()
+def _ask(client: Client, address: str) -> dict[str, Any]:
+    stats = stats_of(client, address)
     if "user" in stats:
         raise ServerError(
             f"the server tells these numbers to its administrators alone, and {stats['user']!r} is "
@@ -118,7 +120,7 @@ class Change:
 
     def shard_rate(self, k: int, name: str) -> float:
         """Return how much a shard's counter grows a second."""
-        before = self._before["shards"][k][name] if self._before else 0
+        before = self._before["shards"][k][name] if k < len(self._before.get("shards", ())) else 0
         return float(self.now["shards"][k][name] - before) / self._passed_s
 
     def quantile_us(self, share: float) -> float | None:
@@ -150,7 +152,8 @@ def _summary(change: Change) -> RenderableType:
         f"{change.rate('num_steps') / max(change.rate('num_waves'), 1e-9):,.1f}",
         "messages": f"{change.rate('num_messages'):,.0f} a second, p50 {p50}, p99 {p99}",
         "streams": f"{now['num_streams']:,} in memory of at most {now['max_streams']:,}, "
-        f"{now.get('num_ready', 0):,} at work; {now.get('num_connections', 0):,} connections",
+        f"{now.get('num_ready', 0):,} at work; "
+        f"{counted(now.get('num_connections', 0), 'connection')}",
         "memory": f"{format_bytes(now['memory_used_bytes'])} of at most "
         f"{format_bytes(now['memory_budget_bytes'])}: "
         + ", ".join(f"{name} {format_bytes(value)}" for name, value in parts.items()),
@@ -158,7 +161,7 @@ def _summary(change: Change) -> RenderableType:
     }
     if "num_not_on_disk" in now:
         lines["disk"] = (
-            f"{now['num_not_on_disk']:,} changed streams, the oldest for "
+            f"{counted(now['num_not_on_disk'], 'changed stream')}, the oldest for "
             f"{now.get('checkpoint_lag_s', 0):.1f} s; "
             f"{format_bytes(change.rate('num_bytes_written'))}/s"
         )
@@ -200,6 +203,8 @@ def _busiest(change: Change) -> RenderableType:
         (str(each["stream"]), each["model"], f"{each['last_seq']:,}", f"{rate:,.0f}")
         for rate, each in found[:_NUM_BUSIEST]
     ]
+    if not rows:
+        return Text("no stream has made a step in this time", "dim")
     return _table(("busiest streams", "model", "last step", "about steps/s"), rows)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from streamrnn import Engine
+from streamrnn.errors import ServerError
 from streamrnn.state.store import ARRIVALS, MOVED, STREAMS, StateStore
 from streamrnn_client import Client
 from streamrnn_client.errors import (
@@ -24,12 +25,16 @@ from streamrnn_client.errors import (
     Moved,
     NotSupported,
     Quarantined,
+    UnknownSnapshot,
     UnknownStream,
     from_wire,
 )
 from streamrnn_client.protocol import canonical_id
 from streamrnn_server.cli import main
+from streamrnn_server.commands import drain as drain_command
+from streamrnn_server.control.messages import Order, command
 from streamrnn_server.control.methods.waiting import Waiting
+from streamrnn_server.shard.structs import CommandKind
 from streamrnn_server.testing import serving
 from tests.support.models import exploding_model, random_model
 from tests.support.peer import RARELY_S, Peer
@@ -40,6 +45,7 @@ PAUSE_S = 0.001
 MODEL = random_model(np.random.default_rng(5), [("lstm", 8)], 2, 1)
 ROWS = np.random.default_rng(6).standard_normal((NUM_STREAMS, NUM_STEPS, 2)).astype(np.float32)
 DURABILITIES = ("checkpoint", "always")
+NAMES = ("here", "gone", "closed")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +111,7 @@ def test_streams_move_under_load_and_clients_follow(tmp_path, expected, durabili
             until(lambda: load.acknowledged > reached + 20 or load.error)
         finally:
             load.stop()
-        assert f"{NUM_STREAMS + 1} streams have moved" in capsys.readouterr().out
+        assert f"{NUM_STREAMS + 1} streams moved to" in capsys.readouterr().out
         with Client(target.endpoints[0]) as client:
             assert client.stats()["num_streams_on_disk"] == NUM_STREAMS + 1
             for k in range(NUM_STREAMS):
@@ -191,7 +197,7 @@ def ask(server, what, items) -> list[Any]:
 @pytest.mark.parametrize("victims", ["a", "b", "ab"])
 @pytest.mark.parametrize("num_done", range(5))
 def test_a_crash_between_any_two_parts_leaves_a_stream_on_one_side(
-    tmp_path, expected, durability, victims, num_done
+    tmp_path, expected, durability, victims, num_done, monkeypatch
 ):
     """The parts are done by hand; then one side or both begin with what was on disk then."""
     pair = Pair(tmp_path, durability)
@@ -210,10 +216,23 @@ def test_a_crash_between_any_two_parts_leaves_a_stream_on_one_side(
             assert ask(source, "moved", [mark]) == [[None, True]]
         if num_done > 3:
             assert ask(target, "activate", [0]) == [[None, True]]
+        survivor = {"a": source, "b": target}
         for victim in victims:
             pair.crash(victim)
-        survivor = {"a": source, "b": target}
+            bury(survivor[victim], monkeypatch)
         check_and_finish(pair, victims, survivor, num_done, expected)
+
+
+def bury(server, monkeypatch):
+    """Let no drain reach a server that counts as crashed."""
+    before = vars(drain_command)["connected"]
+
+    def connected_to_others(address, *args):
+        if address in server.endpoints:
+            raise ServerError(f"no connection to {address}")
+        return before(address, *args)
+
+    monkeypatch.setattr(drain_command, "connected", connected_to_others)
 
 
 def check_and_finish(pair, victims, survivor, num_done, expected):
@@ -280,14 +299,77 @@ def test_a_stream_that_nobody_moves_on_goes_on_where_it_was(tmp_path, monkeypatc
             client.stream("s").step(ROWS[0, 0])
             assert client.sync()
         ((_, (record, _)),) = ask(source, "leave", ["s"])
-        with pytest.raises(Busy):
+        with pytest.raises(Busy, match="on its way from one server to another") as caught:
             told_by(source, "step", ["s", 2, ROWS[0, 1].tobytes()])
+        assert caught.value.detail["limit"] == "moving"
+        assert told_by(source, "stats", [])["num_records_refused"] == 0
         with Client(source.endpoints[0], timeout_s=TIMEOUT_S) as client:
             assert client.stream("s").step(ROWS[0, 1]) is not None
         mark = ["s", zlib.crc32(record), "tcp://127.0.0.1:1"]
         ((error, _),) = told_by(source, "drain", ["moved", [mark]])
         assert error[0] == "busy"
         assert told_by(source, "open", ["s", None, 0])[0] == 2
+
+
+def test_a_stream_whose_request_was_lost_on_its_way_to_the_shard_is_asked_for_again(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("streamrnn_server.control.methods.waiting.HOLD_S", 0.2)
+    with serve(tmp_path / "a") as source:
+        with Client(source.endpoints[0]) as client:
+            client.stream("s").step(ROWS[0, 0])
+            assert client.sync()
+        methods = source.control._state_methods
+        let_go = methods.let_go
+        lost: list[Order] = []
+
+        def lose_the_first(*args):
+            token, order = let_go(*args)
+            if not lost:
+                lost.append(order)
+                order = Order(0, command(CommandKind.PING, {"seq": 0}))
+            return token, order
+
+        monkeypatch.setattr(methods, "let_go", lose_the_first)
+        ((_, found),) = ask(source, "leave", ["s"])
+        assert found[0] == told_record(source, "s")
+        assert lost
+
+
+def told_record(server, name):
+    return server._disk.store.get(STREAMS, canonical_id(name))
+
+
+def test_what_a_drain_left_there_is_dropped_when_its_server_goes_on_with_it(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("streamrnn_server.control.methods.waiting.HOLD_S", 0.2)
+    with serve(tmp_path / "a") as source, serve(tmp_path / "b") as target:
+        with Client(source.endpoints[0]) as client:
+            for name in NAMES:
+                client.stream(name).step(ROWS[0, 0])
+                client.stream(name).snapshot("kept")
+        found = dict(zip(NAMES, ask(source, "leave", [*NAMES]), strict=True))
+        ask(target, "arrive", [value for _, value in found.values()])
+        mark = ["gone", zlib.crc32(found["gone"][1][0]), target.endpoints[0]]
+        assert ask(source, "moved", [mark]) == [[None, True]]
+        ask(source, "stay", [*NAMES])
+        told_by(source, "close", ["closed"])
+        with pytest.raises(Busy):
+            told_by(target, "open", ["here", None, 0])
+        command = ["drain", source.endpoints[0], "--to", target.endpoints[0], "--drop"]
+        assert main(command) == 1
+        out = capsys.readouterr().out.splitlines()
+        assert out[0] == f"1 arrival dropped at {target.endpoints[0]}"
+        assert out[1].startswith("left there: 1 stream, 'closed': ")
+        assert told_by(target, "open", ["here", None, 0])[0] == 0  # a new one
+        assert told_by(target, "open", ["gone", None, 0])[0] == 1
+        with pytest.raises(UnknownSnapshot):
+            told_by(target, "rollback", ["here", 1, "kept"])
+        assert told_by(source, "open", ["here", None, 0])[0] == 1
+        assert target._disk is not None
+        store = target._disk.store
+        assert [key for key, _ in store.items(ARRIVALS, b"")] == [canonical_id("closed")]
 
 
 def held(source):
@@ -318,7 +400,10 @@ def test_nobody_else_makes_a_stream_while_its_arrival_becomes_it(tmp_path):
                 told_by(target, method, params)
         activating.clear()
         ask(source, "moved", [["s", zlib.crc32(record), target.endpoints[0]]])
-        ask(target, "activate", ["s"])
+        ((_, (_, incarnation, num_changes)),) = ask(source, "where", ["s"])
+        ((error, _),) = ask(target, "activate", [["s", incarnation, num_changes + 1]])
+        assert error[0] == "mismatch"
+        ask(target, "activate", [["s", incarnation, num_changes]])
         told = told_by(target, "step", ["s", 1, ROWS[0, 0].tobytes()])
         assert told[2] == Engine(MODEL).steps("s", ROWS[0, :1]).tobytes()
 
@@ -394,10 +479,10 @@ def test_what_cannot_move_stays_and_is_told(tmp_path, capsys):
             assert client.sync()
         assert drain(source, target) == 1
         told = capsys.readouterr().out
-        assert "1 streams have moved" in told
+        assert "1 stream moved to" in told
         for name, code in (("of another model", "mismatch"), ("frozen", "quarantined")):
-            assert f"{name!r} among them: {code}" in told
-        assert "'taken' among them: exists" in told
+            assert f"staying: 1 stream, {name!r}: {code}" in told
+        assert "staying: 1 stream, 'taken': exists" in told
         assert told_by(source, "open", ["of another model", "m", 0])[0] == 1
         assert told_by(source, "open", ["taken", "n", 0])[0] == 1
         assert told_by(target, "open", ["taken", "n", 0])[0] == 1

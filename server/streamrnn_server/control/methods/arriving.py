@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from streamrnn.state.store import ARRIVALS, SNAPSHOTS, STREAMS, Change, StateStore, snapshot_key
@@ -14,6 +15,7 @@ from streamrnn_client.protocol import (
 )
 from streamrnn_server.control.error_text import stream_of
 from streamrnn_server.control.messages import Order
+from streamrnn_server.control.methods import waiting as waits
 from streamrnn_server.control.methods.leaving import snapshots_of
 from streamrnn_server.control.methods.state import StateMethods
 from streamrnn_server.control.methods.waiting import Answer, Waiting, bad, error_to
@@ -22,6 +24,9 @@ from streamrnn_server.storage.writer import CheckpointWriter, Committed
 
 __all__ = ["Arriving"]
 
+# An arrival may be dropped when it was not asked for during so many times as long as its server
+# holds the stream for it: then that one puts no mark in its place any more.
+_HOLDS = 4
 _COMES_AGAIN = (ErrorCode.BUSY.wire, ErrorCode.UNKNOWN.wire)  # another's question came first
 
 
@@ -42,6 +47,9 @@ class Arriving:
         self._arriving: dict[bytes, Committed] = {}
         self._looked_for: dict[bytes, Waiting] = {}
         self._activating: dict[bytes, Waiting] = {}
+        self._dropping: dict[bytes, Committed] = {}
+        self._begun_at_s = time.monotonic()
+        self._asked_at_s: dict[bytes, float] = {}  # for an arrival, since then
 
     def code_of(self, stream: bytes, token: int) -> int | None:
         """Return how a look-up is to be answered; None: as always.
@@ -70,6 +78,10 @@ class Arriving:
             raise ProtocolError(ErrorCode.FORBIDDEN, stream=name)
         if self._store.get(STREAMS, stream) is not None:
             raise ProtocolError(ErrorCode.EXISTS, stream=name)
+        dropped = self._dropping.get(stream)
+        if dropped is not None and not dropped.is_done:
+            return None, False
+        self._asked_at_s[stream] = time.monotonic()
         committed = self._arriving.get(stream)
         if committed is not None and not committed.is_done:
             return None, False
@@ -119,8 +131,15 @@ class Arriving:
         raise ProtocolError(ErrorCode.EXISTS, stream=name)
 
     def activate(self, item: Any) -> Answer:
-        """Make a stream of what is kept aside; true once it is one."""
-        stream = canonical_id(item)
+        """Make a stream of what is kept aside; true once it is one.
+
+        An item is its id, or ``[id, incarnation, number of changes]`` of what has left.
+        """
+        name, *left = item if isinstance(item, list) and len(item) == 3 else [item]
+        stream = canonical_id(name)
+        dropped = self._dropping.get(stream)
+        if dropped is not None and not dropped.is_done:
+            return None, False
         waiting = self._activating.get(stream)
         if waiting is not None and waiting.error is None and not waiting.is_over:
             return None, False
@@ -129,10 +148,38 @@ class Arriving:
             return waiting.error, None
         data = self._store.get(ARRIVALS, stream)
         if data is None:  # what is a stream now is no arrival any more
+            self._asked_at_s.pop(stream, None)
             return None, True
         index, record = self._lookup.judge(data, stream)
+        if left and left != [record.incarnation, record.num_changes]:
+            text = "what has arrived is not what has left: the stream has gone elsewhere since"
+            raise ProtocolError(ErrorCode.MISMATCH, text, stream=name)
         waiting = self._activating[stream] = Waiting()
         on_reply = error_to(self._activating, stream, waiting, is_done_then=True)
-        waiting.token, order = self._methods.restore(item, index, record, on_reply)
+        waiting.token, order = self._methods.restore(name, index, record, on_reply)
         self._orders.append(order)
+        return None, False
+
+    def drop(self, item: Any) -> Answer:
+        """Forget what is kept aside; true once that is done.
+
+        Who asks knows that its server has the stream, and looks again before each time.
+        """
+        stream = canonical_id(item)
+        dropped = self._dropping.get(stream)
+        if dropped is not None and not dropped.is_done:
+            return None, False
+        self._dropping.pop(stream, None)
+        if dropped is not None and dropped.error is not None:
+            raise ProtocolError(ErrorCode.READ_ONLY, reason=dropped.error, stream=item)
+        if self._store.get(ARRIVALS, stream) is None:
+            self._asked_at_s.pop(stream, None)
+            return None, True
+        asked_at_s = self._asked_at_s.get(stream, self._begun_at_s)
+        if stream in self._activating or time.monotonic() - asked_at_s < _HOLDS * waits.HOLD_S:
+            return None, False
+        changes: list[Change] = [(ARRIVALS, stream, None)]
+        for name, _ in snapshots_of(self._store, stream):
+            changes.append((SNAPSHOTS, snapshot_key(stream, name), None))
+        self._dropping[stream] = self._saver.commit_too(changes)
         return None, False

@@ -9,8 +9,8 @@ asks for is on disk:
 - ``activate``: the other server makes the stream of the record.
 
 Until the mark is on disk the stream is here: after ``stay``, a crash, or too long a silence it goes
-on here.
-From then on it is there.
+on here. From then on it is there. What a drain that was cut short has left there of streams that
+are ``here``, the other server can ``drop``.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Drain:
             "stay": self._leaving.stay,
             "activate": self._arriving.activate,
             "where": self._leaving.where,
+            "here": self._leaving.here,
+            "drop": self._arriving.drop,
         }
 
     def call(self, params: list[Any]) -> tuple[Any, list[Order]]:
@@ -132,7 +134,8 @@ class Drain:
 
 
 def _size(value: Any) -> int:
-    if not isinstance(value, list):
+    """Return how many bytes a record takes with its snapshots; another value takes none."""
+    if not isinstance(value, list) or not isinstance(value[0], bytes):
         return 0
     record, snapshots = value
-    return len(record or b"") + sum(len(data) for _, data in snapshots)
+    return len(record) + sum(len(data) for _, data in snapshots)

@@ -56,7 +56,7 @@ class Leaving:
         """Have a stream written and held; its record and snapshots, once that is done."""
         stream = canonical_id(item)
         waiting = self._leaving.get(stream)
-        if waiting is None or waiting.is_over:
+        if waiting is None or waiting.is_over or waiting.is_unanswered:
             data = self._store.get(STREAMS, stream)
             if data is None:
                 raise ProtocolError(ErrorCode.UNKNOWN, stream=item)
@@ -116,11 +116,22 @@ class Leaving:
         return None, True
 
     def where(self, item: Any) -> Answer:
-        """Return where a stream has gone; nil if it is here."""
+        """Return where a stream has gone, and as which; nil if it is here, or was never."""
         stream = canonical_id(item)
-        departure = departure_of(self._store, stream)
-        is_here = departure is None or self._store.get(STREAMS, stream) is not None
-        return None, None if is_here or departure is None else departure.endpoint
+        waiting = self._leaving.get(stream)
+        if waiting is not None and waiting.is_committing:
+            raise ProtocolError(ErrorCode.BUSY, retry_after_ms=_BUSY_MS)
+        gone = departure_of(self._store, stream)
+        if gone is None or self._store.get(STREAMS, stream) is not None:
+            return None, None
+        return None, [gone.endpoint, gone.incarnation, gone.num_changes]
+
+    def here(self, item: Any) -> Answer:
+        """Tell whether a stream is here on disk, and no mark of it is on its way there."""
+        stream = canonical_id(item)
+        waiting = self._leaving.get(stream)
+        is_on_its_way = waiting is not None and waiting.is_committing
+        return None, not is_on_its_way and self._store.get(STREAMS, stream) is not None
 
 
 def snapshots_of(store: StateStore, stream: bytes) -> list[tuple[bytes, bytes]]:

@@ -22,7 +22,7 @@ class Waiting:
         self.is_done = False
         self.error: list[Any] | None = None
         self.committed: Committed | None = None  # what must be on disk, and may not be yet
-        self.asked_at_s = time.monotonic()
+        self.begun_at_s = self.asked_at_s = time.monotonic()
         self.token = -2  # under which the request of it waits; -2: none
 
     @property
@@ -34,6 +34,12 @@ class Waiting:
     def has_gone(self) -> bool:
         """Whether its mark is on disk."""
         return self.committed is not None and self.committed.has_succeeded
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether a shard has not done it for so long that it may never have come there."""
+        is_open = not self.is_done and self.error is None and self.committed is None
+        return is_open and time.monotonic() - self.begun_at_s > HOLD_S
 
     @property
     def is_over(self) -> bool:
@@ -51,6 +57,8 @@ def error_to(
     """Return what takes a shard's reply: its error is told to who asks next."""
 
     def take(reply: Response) -> None:
+        if waiting.is_done:  # by what was asked for before this, and had seemed lost
+            return
         if reply.error is not None or else_error is not None:
             waiting.error = reply.error or else_error
         elif is_done_then and waiting_ones.get(stream) is waiting:

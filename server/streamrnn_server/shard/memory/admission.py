@@ -41,6 +41,7 @@ class Limit(IntEnum):
     USER_BYTES = 2
     USER_STEPS = 3
     STEPS = 4
+    MOVING = 5  # none: a drain holds the stream
 
 
 _TEXTS: Mapping[Limit, str] = {
@@ -53,6 +54,8 @@ _TEXTS: Mapping[Limit, str] = {
     "try again later",
     Limit.STEPS: "the server has made as many steps as it may for now; nothing was changed: try "
     "again later",
+    Limit.MOVING: "the stream is on its way from one server to another; nothing was changed: try "
+    "again a little later",
 }
 
 

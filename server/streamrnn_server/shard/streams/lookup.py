@@ -152,9 +152,12 @@ def named_owner(shard: Shard, command: Command) -> int:
 
 @jit
 def _answer_refused(shard: Shard, header: Header, code: int, is_held: bool) -> None:
-    """Answer requests for an unusable record; `close` deletes it, unless a journal has more."""
+    """Answer requests for an unusable record; `close` deletes it, unless a journal has more.
+
+    One that a drain holds, or has moved, is in order.
+    """
     pool = shard.pool
-    shard.counters.num_records_refused += 1
+    shard.counters.num_records_refused += code not in (ErrorCode.BUSY, ErrorCode.MOVED)
     # Then it may not be deleted from here.
     is_kept = is_held or owner_of(shard, header) == UNKNOWN
     while True:
@@ -168,7 +171,8 @@ def _answer_refused(shard: Shard, header: Header, code: int, is_held: bool) -> N
             wait_for_disk(shard, header)
             return
         else:
-            _end_first(shard, header, request, code, Limit.ROOM)
+            limit = Limit.MOVING if code == ErrorCode.BUSY else Limit.ROOM
+            _end_first(shard, header, request, code, limit)
 
 
 @jit
@@ -202,7 +206,7 @@ def let_go(shard: Shard, header: Header) -> None:
         if not request:
             evict_stream(shard, header)
             return
-        _end_first(shard, header, request, ErrorCode.BUSY, Limit.ROOM)
+        _end_first(shard, header, request, ErrorCode.BUSY, Limit.MOVING)
 
 
 @jit

@@ -33,6 +33,7 @@ from streamrnn_server.shard.streams.eviction import allocate_block, allocate_rin
 from streamrnn_server.shard.streams.owners import (
     count_ring,
     exceeded_limit,
+    may_take_steps,
     owner_of,
     take_steps,
 )
@@ -271,7 +272,7 @@ def prepare_step(shard: Shard, plan: Any, header: Header, request: Request) -> N
     if is_late and num_new > 0:
         _refuse_late(shard, request)
         return
-    if num_new > 0 and not take_steps(shard, request, num_new):
+    if num_new > 0 and not may_take_steps(shard, request, num_new):
         return
     if is_child:
         request.y = parent.y + request.item * y_bytes
@@ -283,6 +284,8 @@ def prepare_step(shard: Shard, plan: Any, header: Header, request: Request) -> N
             return
         request.y_block = block
         request.y = block
+    if num_new > 0:
+        take_steps(shard, request, num_new)
     kind = h.IS_NUMBERED if first > 0 else h.IS_UNNUMBERED
     header.flags |= kind
     request.last_seq = first + num_steps - 1 if first > 0 else 0

@@ -62,6 +62,7 @@ __all__ = [
     "end_lookup",
     "exceeded_limit",
     "is_forbidden",
+    "may_take_steps",
     "name_of_owner",
     "number_of",
     "owner_of",
@@ -352,24 +353,31 @@ def exceeded_limit(shard: Shard, owner: int, num_streams: int, num_bytes: int) -
 
 
 @jit
-def take_steps(shard: Shard, request: Request, num_steps: int) -> bool:
-    """Take steps from the rates of all and of a user; false after `busy` with the time to wait."""
+def may_take_steps(shard: Shard, request: Request, num_steps: int) -> bool:
+    """Tell whether the rates of all and of a user admit steps; else `busy` with the time to wait.
+
+    Nothing is taken: whatever else may refuse the steps comes before `take_steps`.
+    """
     now = shard.now_ns
     limit, wait_ns = Limit.STEPS, wait_of_steps(shard.steps, now, num_steps)
-    is_of_user = shard.users != 0 and request.owner > 0
-    if is_of_user:
+    if shard.users != 0 and request.owner > 0:
         own_ns = wait_of_steps(_budget_of(shard, request.owner).steps, now, num_steps)
         if own_ns > max(wait_ns, 0):
             limit, wait_ns = Limit.USER_STEPS, own_ns
-    if wait_ns > 0:
-        set_error(request, ErrorCode.BUSY, limit, 1 + wait_ns // _NS_PER_MS)
-        shard.counters.num_refused_user_steps += limit == Limit.USER_STEPS
-        shard.counters.num_refused_steps += limit == Limit.STEPS
-        return False
-    charge_steps(shard.steps, now, num_steps)
-    if is_of_user:
-        charge_steps(_budget_of(shard, request.owner).steps, now, num_steps)
-    return True
+    if wait_ns <= 0:
+        return True
+    set_error(request, ErrorCode.BUSY, limit, 1 + wait_ns // _NS_PER_MS)
+    shard.counters.num_refused_user_steps += limit == Limit.USER_STEPS
+    shard.counters.num_refused_steps += limit == Limit.STEPS
+    return False
+
+
+@jit
+def take_steps(shard: Shard, request: Request, num_steps: int) -> None:
+    """Take steps, which nothing refuses any more, from the rates of all and of a user."""
+    charge_steps(shard.steps, shard.now_ns, num_steps)
+    if shard.users != 0 and request.owner > 0:
+        charge_steps(_budget_of(shard, request.owner).steps, shard.now_ns, num_steps)
 
 
 @jit
