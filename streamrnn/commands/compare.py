@@ -14,6 +14,7 @@ from streamrnn.commands.train import add_input, finite, make_config, source_of
 from streamrnn.errors import TrainingError, TrainingStopped
 from streamrnn.training.cells.compare import (
     CELLS,
+    MODEL_ENDING,
     NUM_SEEDS,
     UNITS,
     Candidate,
@@ -123,7 +124,7 @@ def _places(folder: str | None, stacks: list[str], inputs: dict[str, Path]) -> d
     if folder is None:
         return {}
     Path(folder).mkdir(exist_ok=True)
-    places = {s: Path(folder) / f"{s.replace(':', '-')}.safetensors" for s in stacks}
+    places = {s: Path(folder) / f"{s.replace(':', '-')}{MODEL_ENDING}" for s in stacks}
     check_outputs({f"the model {stack}": path for stack, path in places.items()}, inputs)
     for path in places.values():
         check_model_path(path)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamrnn.commands.arguments import add_reading, column_list, reading_settings
-from streamrnn.errors import DataError
+from streamrnn.errors import DataError, counted
 from streamrnn.model.model import Model
 from streamrnn.training.config import possible_names
 from streamrnn.training.data.reading.options import ReadOptions
@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
     group = None if args.group is None else column_list(args.group)
     options = trained_options(model.spec, **reading_settings(args))
     num_rows, num_streams = predict_file(model, args.data, args.output, args.time, group, options)
-    streams = f"{num_streams} stream{'' if num_streams == 1 else 's'}"
+    rows, streams = counted(num_rows, "row"), counted(num_streams, "stream")
     where = "standard output" if args.output == "-" else args.output
-    print(f"{where}: {num_rows} rows of {streams}", file=sys.stderr)
+    print(f"{where}: {rows} of {streams}", file=sys.stderr)
     return 0
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from streamrnn.commands.arguments import count
 from streamrnn.commands.printable import printable
 from streamrnn.commands.settings import add_settings, given_settings, with_settings
-from streamrnn.errors import TrainingError, TrainingStopped
+from streamrnn.errors import TrainingError, TrainingStopped, counted
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.dataset import Dataset
 from streamrnn.training.data.summary import summary_lines
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     sys.stdout.flush()
     print(
-        f"streamrnn: stopped after {result.report['updates']['num_updates']} updates, "
+        f"streamrnn: stopped after {counted(result.report['updates']['num_updates'], 'update')}, "
         f"{args.output} is the best so far. {_how_to_go_on(args)}",
         file=sys.stderr,
     )

@@ -76,7 +76,8 @@ def quantile_tables(
         if len(places) > 1:
             counts = {tables["comparison"][t]["num_targets"] for t in places.values()}
             about = ["pinball loss and share of targets below", rows]
-            about.append(f"{' to '.join(map(str, sorted({min(counts), max(counts)})))} targets")
+            few = " to ".join(map(str, sorted({min(counts), max(counts)})))
+            about.append(f"{few} target{'s' * (counts != {1})}")
             yield f"{title} of {column} ({'; '.join(filter(None, about))}):"
             yield from _cells(column, places, tables)
             done |= set(places.values())

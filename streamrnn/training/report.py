@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from streamrnn.errors import counted
 from streamrnn.training.baselines.bootstrap import Interval
 from streamrnn.training.baselines.compare import sides
 from streamrnn.training.data.dataset import PARTS
 from streamrnn.training.memory.fading import fading_lines
 from streamrnn.training.memory.history import history_lines
+from streamrnn.training.memory.probe import OFTEN, SETTLED
 from streamrnn.training.memory.units import unit_lines
 from streamrnn.training.quantiles import interval_lines, quantile_tables
 from streamrnn.training.search.table import search_lines
@@ -26,14 +28,14 @@ NAMES = {
     "constant": "always the training mean",
 }
 WIDTH = 38
-OFTEN = 0.9  # of the updates: if so many are clipped, the rate is not what was set
 
 
 def report_lines(report: dict[str, Any]) -> Iterator[str]:
     """Format ``TrainingResult.report`` (or ``model.spec.training``) as lines of text."""
     data, config, updates = report["data"], report["config"], report["updates"]
     streams = f" in {data['num_streams']} streams" if data["num_streams"] > 1 else ""
-    yield f"{data['file']}: {data['num_rows']} rows{streams}; {', '.join(config['layers'])}"
+    num_rows = counted(data["num_rows"], "row")
+    yield f"{data['file']}: {num_rows}{streams}; {', '.join(config['layers'])}"
     if config.get("feedback"):  # files of earlier versions do not tell
         yield f"read again at the next step: {', '.join(config['feedback'])}"
     if config["difference"]:
@@ -65,7 +67,7 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
     yield from search_lines(report.get("search", {}))
     yield _updates_line(updates)
     yield from _end_lines(config, updates)
-    if updates["clipped_share"] >= OFTEN:
+    if updates["clipped_share"] >= OFTEN and updates["num_updates"] >= SETTLED:
         yield (
             f"clipped in {updates['clipped_share']:.0%} of the updates: lower the rate "
             f"(--learning-rate {config['learning_rate'] / 3:.2g}), or raise --clip-norm"
@@ -78,7 +80,7 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
 def evaluation_lines(found: dict[str, Any]) -> Iterator[str]:
     """Format what `streamrnn.training.unseen.evaluate_file` returns as lines of text."""
     streams = f" in {found['num_streams']} streams" if found["num_streams"] > 1 else ""
-    yield f"{found['file']}: {found['num_rows']} rows{streams}"
+    yield f"{found['file']}: {counted(found['num_rows'], 'row')}{streams}"
     if found["is_training_file"]:
         which, whose = "most", "of the part that it did not see"
         if found["is_refit"]:
@@ -96,11 +98,15 @@ def evaluation_lines(found: dict[str, Any]) -> Iterator[str]:
     if found["in_sample"]["num_rows"]:
         yield from _in_sample_lines(found)
     for target, count in found["unknown_classes"].items():
-        yield f"{count} rows of {target} have a class that the model does not know: not judged"
+        yield (
+            f"classes that the model does not know are not judged: {counted(count, 'row')} of "
+            f"{target}"
+        )
     for target in found["not_judged"]:
         yield f"the file holds no value of {target} to judge: it is left out"
     if found["warmup_rows"]:
-        yield f"the first {found['warmup_rows']} rows of every stream warm up and are not judged"
+        warm_up = counted(found["warmup_rows"], "row")
+        yield f"not judged, for it warms up: the first {warm_up} of every stream"
     in_tables = yield from quantile_tables("error", "", found)
     for target in found["errors"]:
         if target in in_tables:
@@ -116,9 +122,9 @@ def _in_sample_lines(found: dict[str, Any]) -> Iterator[str]:
         f"{first} to {last}{f' of {name}' if name else ''}"
         for name, (first, last) in in_sample["rows"].items()
     ]
-    more = f" and of {len(ranges) - 3} more streams" if len(ranges) > 3 else ""
+    more = f" and of {counted(len(ranges) - 3, 'more stream')}" if len(ranges) > 3 else ""
     yield (
-        f"in-sample: {in_sample['num_rows']} of {found['num_rows']} rows, in time order "
+        f"in-sample: {in_sample['num_rows']} of {counted(found['num_rows'], 'row')}, in time order "
         f"{', '.join(ranges[:3])}{more}"
     )
     for target, own in in_sample["errors"].items():
@@ -138,7 +144,7 @@ def _table(title: str, rows: str, target: str, tables: dict[str, Any]) -> Iterat
     measure = _measure(own)
     comparison = tables["comparison"].get(target, {"against": {}})
     against = comparison["against"]
-    num_targets = f"{comparison['num_targets']} targets" if against else ""
+    num_targets = counted(comparison["num_targets"], "target") if against else ""
     yield f"{title} ({'; '.join(item for item in (measure, rows, num_targets) if item)}):"
     lines = [(own[measure], _line(tables.get("own", "this model"), own, measure, unit))]
     for name, by_target in tables["baselines"].items():
@@ -188,10 +194,10 @@ def _updates_line(updates: dict[str, Any]) -> str:
     epochs = f"epoch {updates['best_epoch']:.4g} of {updates['num_epochs']:.4g}"
     clipped = f"{updates['clipped_share']:.0%} of them clipped"
     if "best_update" not in updates:  # files of earlier versions do not tell
-        return f"best {epochs}, {updates['num_updates']} updates, {clipped}"
+        return f"best {epochs}, {counted(updates['num_updates'], 'update')}, {clipped}"
     return (
-        f"best after {updates['best_update']:,} of {updates['num_updates']:,} updates ({epochs}), "
-        f"{clipped}"
+        f"best after {updates['best_update']:,} of {counted(updates['num_updates'], 'update')} "
+        f"({epochs}), {clipped}"
     )
 
 
@@ -215,9 +221,10 @@ def _end_lines(config: dict[str, Any], updates: dict[str, Any]) -> Iterator[str]
 def _refit_lines(refit: dict[str, Any]) -> Iterator[str]:
     first, last = refit["rows"]
     times = f" ({refit['times'][0]} to {refit['times'][1]})" if refit["times"] else ""
+    updates = counted(refit["num_updates"], "update")
     yield (
         f"refit: this model learned from all rows, {first} to {last}{times} of the file with "
-        f"sha256 {refit['sha256'][:16]}, by {refit['num_updates']} updates, as many as the best "
+        f"sha256 {refit['sha256'][:16]}, by {updates}, as many as the best "
         "weights took. It was not itself measured, for no row is left: the errors above are of the "
         "model before the refit, which is kept beside it (.chosen)"
     )
@@ -234,9 +241,10 @@ def _memory_lines(memory: dict[str, Any]) -> Iterator[str]:
     if history and not history["has_skill"]:
         return
     if memory["forgets"]:
-        yield f"memory: a new stream answers like an old one after {memory['horizon_steps']} steps"
+        steps = counted(memory["horizon_steps"], "step")
+        yield f"memory: a new stream answers like an old one after {steps}"
     else:
-        yield f"memory: the start is not forgotten within {memory['tried_steps']} steps"
+        yield f"memory: the start is not forgotten within {counted(memory['tried_steps'], 'step')}"
     fading = memory.get("gradient_by_lag")
     if fading:
         lags = sorted(fading, key=int)  # a file has its keys in the order of letters

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import DataError, ModelFileError, StreamRNNError, listed, suggestion
+from streamrnn.errors import (
+    DataError,
+    ModelFileError,
+    StreamRNNError,
+    counted,
+    listed,
+    suggestion,
+)
 from streamrnn.model.model import Model
 from streamrnn.model.spec import ModelSpec
 from streamrnn.training.baselines.compare import compare, measures
@@ -234,9 +241,9 @@ def dataset_of_model(
     dataset = Dataset(config, spec, tuple(streams), table, split)
     if not any((~np.isnan(s.target[s.rows("test")])).any() for s in streams):
         raise DataError(
-            f"{table.path} holds no target to judge: {table.num_rows} rows in {len(streams)} "
-            f"streams, targets {config.farthest} rows ahead, the first {warmup_rows} rows not "
-            "judged"
+            f"{table.path} holds no target to judge: {counted(table.num_rows, 'row')} in "
+            f"{counted(len(streams), 'stream')}, targets {counted(config.farthest, 'row')} ahead; "
+            f"not judged: the first {counted(warmup_rows, 'row')}"
         )
     return dataset, unknown
 

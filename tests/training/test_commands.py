@@ -57,7 +57,7 @@ def test_co2_beats_both_baselines(co2):
 
 def test_predicting_the_file_gives_the_reported_error(co2, tmp_path, capsys):
     assert run(predict_command, co2, CO2, "-o", tmp_path / "out.csv") == 0
-    assert "2284 rows of 1 stream" in capsys.readouterr().err
+    assert "2,284 rows of 1 stream" in capsys.readouterr().err
     data, out = read_csv(CO2), read_csv(tmp_path / "out.csv")
     assert out[0] == ["date", "co2_h1"]
     assert [row[0] for row in out] == [row[0] for row in data]

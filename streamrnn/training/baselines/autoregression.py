@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.errors import counted
 from streamrnn.training.baselines.least_squares import LeastSquares
 from streamrnn.training.baselines.target import (
     Prediction,
@@ -48,7 +49,7 @@ class Autoregression:
     def label(self) -> str:
         """What a reader is told that it is."""
         lags = len(self.weights) - 1
-        return f"autoregression, {lags} lag{'s' if lags > 1 else ''}"
+        return f"autoregression, {counted(lags, 'lag')}"
 
     @classmethod
     def fit(cls, dataset: Dataset, target: Target) -> Autoregression | None:

@@ -17,6 +17,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.errors import counted
 from streamrnn.training.baselines.seasonal import autocorrelation
 from streamrnn.training.metrics import of_mean
 
@@ -66,10 +67,8 @@ class Units:
     def text(self) -> str:
         """What a reader is told."""
         if self.length:
-            return (
-                f"{self.count} blocks of {self.length} {self.unit}{'s' if self.length > 1 else ''}"
-            )
-        return f"{self.count} whole streams"
+            return f"{counted(self.count, 'block')} of {counted(self.length, self.unit)}"
+        return counted(self.count, "whole stream")
 
 
 def choose_units(differences: list[Doubles], horizon: int) -> Units:

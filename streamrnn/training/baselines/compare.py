@@ -238,6 +238,11 @@ def verdict(metric: str, own: float, rivals: list[Rival]) -> str:
     what = NUMBERS.get(metric, "cross-entropy")
     best, use = decide(rivals)
     name, found = best.baseline.noun, best.interval
+    if use == "baseline" and found.ratio > MOST / 100:  # as where the target never changes
+        return (
+            f"use the {name}: its {what} is {best.error:#.4g}, next to nothing beside "
+            f"{own:#.4g} of the network"
+        )
     if use == "baseline":
         # Of the network's error: how much smaller the baseline's is.
         share, low, high = (percent(1.0 - 1.0 / r) for r in (found.ratio, found.low, found.high))

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.errors import counted
 from streamrnn.training.baselines.target import (
     Prediction,
     Target,
@@ -43,7 +44,7 @@ class Seasonal:
     @property
     def label(self) -> str:
         """What a reader is told that it is."""
-        return f"seasonal naive, period of {self.period} rows"
+        return f"seasonal naive, period of {counted(self.period, 'row')}"
 
     @classmethod
     def fit(cls, dataset: Dataset, target: Target) -> Seasonal | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from streamrnn.errors import TrainingError, TrainingStopped
+from streamrnn.errors import TrainingError, TrainingStopped, listed
 from streamrnn.model.checks import shown
 from streamrnn.training.baselines.bootstrap import Interval
 from streamrnn.training.baselines.compare import judge, paired_interval, sides
@@ -39,8 +39,8 @@ from streamrnn.training.train import TrainingResult, train
 from streamrnn.training.verify import verify
 
 __all__ = [
-    "CELLS", "NUM_SEEDS", "UNITS", "Candidate", "Comparison", "compare_cells", "rate_budget",
-    "stacks_of",
+    "CELLS", "MODEL_ENDING", "NUM_SEEDS", "UNITS", "Candidate", "Comparison", "compare_cells",
+    "rate_budget", "stacks_of",
 ]  # fmt: skip
 
 CELLS = ("rnn", "gru", "lstm")
@@ -48,6 +48,7 @@ UNITS = 32
 NUM_SEEDS = 3
 NUM_RATES = 3  # what a search begins with, and a third and three times of it
 MAX_CELLS = 16
+MODEL_ENDING = ".safetensors"  # of the file of each cell's model
 _ALIASES = {"rnn": "rnn_tanh"}
 
 
@@ -216,12 +217,32 @@ def _kept(places: Mapping[str, Path], resume: bool) -> dict[str, Kept]:
         stack: any(path.with_name(f"{path.name}.{end}").exists() for end in ENDINGS)
         for stack, path in places.items()
     }
+    others = _others_begun(places) if resume else []
+    if others:
+        raise TrainingError(
+            f"{next(iter(places.values())).parent} holds a comparison that was not ended, with "
+            f"{listed(others)}; it is not among the cells asked for, {listed(list(places))}. Go on "
+            "with the same --cells and --units, or remove its files .checkpoint and .search"
+        )
     if resume and not any(begun.values()):
         raise TrainingError(
             "there is nothing to go on with: the comparison has ended, or never began; leave "
             "--resume out to begin it"
         )
     return {stack: Kept(path, resume and begun[stack]) for stack, path in places.items()}
+
+
+def _others_begun(places: Mapping[str, Path]) -> list[str]:
+    """Return the models beside these, by their names, whose trainings have not ended."""
+    folders = {path.parent for path in places.values()}
+    names = {
+        file.name.removesuffix(f".{end}")
+        for folder in folders
+        for end in ENDINGS
+        for file in folder.glob(f"*{MODEL_ENDING}.{end}")
+    }
+    known = {path.name for path in places.values()}
+    return sorted(name.removesuffix(MODEL_ENDING) for name in names - known)
 
 
 def _stopped(stack: str, done: list[Candidate], stacks: list[str]) -> TrainingStopped:

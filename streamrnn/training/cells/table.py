@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from streamrnn.errors import counted
+
 __all__ = ["comparison_lines"]
 
 
 def comparison_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """Format `Comparison.report`: a line a cell, the best baseline, and the verdicts."""
     cells, targets = report["cells"], report["targets"]
-    yield f"{len(cells)} cells, {len(cells[0]['seeds'])} seeds each, on the test part"
+    seeds = counted(len(cells[0]["seeds"]), "seed")
+    yield f"{counted(len(cells), 'cell')}, {seeds} each, on the test part"
     yield f"parts: {report['split']}"
     names = {name: f"{found['metric']} of {name}" for name, found in targets.items()}
     header = ("layers", *names.values(), "parameters", "us a step", "uses steps", "learning rate")

@@ -17,10 +17,11 @@ from streamrnn.model.spec import InputSpec, OutputSpec
 from streamrnn.training.config import TrainingConfig
 from streamrnn.training.data.categories import known_categories
 from streamrnn.training.data.forecasts import forecasts_of
-from streamrnn.training.data.table import MAX_FLOAT32, Column, Table
+from streamrnn.training.data.table import MAX_VALUE, Column, Table
 from streamrnn.training.data.times import feature_names, is_time_feature
 
 __all__ = [
+    "check_spread",
     "choose_columns",
     "choose_loss",
     "drifts",
@@ -41,6 +42,7 @@ _LISTS = ("predict", "inputs", "categorical", "group", "difference", "difference
 DRIFT = 1.5
 SHORT_STEPS = 100
 COARSENESS = 1e-3  # of float32 to the usual change, from which on a column has an origin
+MAX_SPREADS = 1e18  # from the mean; the square of more leaves float32
 _LEAST_SCALE = 1e-30  # of a series that is no constant: weights divided by less may overflow
 
 
@@ -325,7 +327,7 @@ def origin_of(series: list[NDArray[np.float64]]) -> float:
     values = np.concatenate([np.zeros(0), *known])
     changes = np.concatenate([np.zeros(0), *map(np.diff, known)])
     sizes = [part.std() for part in (values, changes) if len(part) and part.std() > 0]
-    if not sizes or np.abs(values).max() > MAX_FLOAT32:
+    if not sizes or np.abs(values).max() > MAX_VALUE:
         return 0.0
     coarseness = float(np.spacing(np.float32(np.abs(values).max())))
     return float(np.median(values)) if coarseness > COARSENESS * min(sizes) else 0.0
@@ -355,3 +357,23 @@ def _center_and_scale(values: NDArray[Any]) -> tuple[float, float]:
     if scale <= max(1e-6 * float(np.abs(values).max()), _LEAST_SCALE):
         scale = 1.0
     return float(np.float32(center)), float(np.float32(scale))
+
+
+def check_spread(
+    name: str, raw: NDArray[Any], standardised: NDArray[Any], item: InputSpec | OutputSpec
+) -> None:
+    """Raise `DataError` if a value is so far from the training part's that float32 ends.
+
+    ``raw`` and ``standardised`` are a column's values, [T], NaN where missing, and what ``item``
+    makes of them.
+    """
+    bad = ~(np.abs(standardised) <= MAX_SPREADS) & ~np.isnan(raw)
+    if bad.any():
+        is_change = item.difference if isinstance(item, InputSpec) else item.difference_of
+        changes = ", as changes," if is_change else ""
+        raise DataError(
+            f"column {name!r} holds {raw[np.argmax(bad)]:g}; in its training part{changes} it is "
+            f"{item.center:g} +- {item.scale:g}, and float32 has no room for what is so far off. "
+            "Leave the cell empty if it stands for a missing value (or name it with --na), or let "
+            "the training part hold such values too (--split, --split-by)"
+        )

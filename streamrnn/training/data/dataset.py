@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import DataError, TrainingError
+from streamrnn.errors import DataError, TrainingError, counted
 from streamrnn.model.spec import HeadSpec, InputSpec, ModelSpec, OutputSpec
 from streamrnn.training.config import PARTS, TrainingConfig
 from streamrnn.training.data.categories import categorical_input, category_codes
 from streamrnn.training.data.class_weights import class_weights
 from streamrnn.training.data.columns import (
+    check_spread,
     choose_columns,
     choose_loss,
     fill_forward,
@@ -274,7 +275,10 @@ def _outputs(
         training = [change[: stops[key][0]] for key, change in changes.items()]
         outputs.append(regression_output(names[o], training, column if is_change else None))
         for key, change in changes.items():
-            targets[key][:, o] = (change - outputs[o].center) / outputs[o].scale
+            with np.errstate(over="ignore"):  # it is told
+                own = (change - np.float32(outputs[o].center)) / np.float32(outputs[o].scale)
+            check_spread(column, change, own, outputs[o])
+            targets[key][:, o] = own
     return tuple(outputs), levels
 
 
@@ -338,9 +342,9 @@ def _check_part(table: Table, split: Split, part: str, num_targets: int) -> None
     least = 8 if part == "train" else 1
     if num_targets < least:
         raise DataError(
-            f"the {part} part of {table.path} holds {num_targets} targets, at least {least} are "
-            f"needed; {table.num_rows} rows in {len(split.stops)} streams are split by "
-            f"{split.kind} (--split-by)"
+            f"the {part} part of {table.path} holds {counted(num_targets, 'target')}, at least "
+            f"{least} needed; {counted(table.num_rows, 'row')} in "
+            f"{counted(len(split.stops), 'stream')}, split by {split.kind} (--split-by)"
         )
 
 
@@ -369,7 +373,9 @@ def encode(spec: ModelSpec, x: Floats) -> Chunk:
                 values = np.diff(values, prepend=values[:1])
                 if item.starts_known:
                     values[1:][~np.logical_or.accumulate(~missing)[:-1]] = 0.0
-            features[:, 0, start] = (values - np.float32(item.center)) / np.float32(item.scale)
+            with np.errstate(over="ignore"):  # it is told
+                features[:, 0, start] = (values - np.float32(item.center)) / np.float32(item.scale)
+            check_spread(item.name, x[:, i], features[:, 0, start], item)
             if item.missing == "mask":
                 features[:, 0, start + 1] = missing
         start += item.num_features

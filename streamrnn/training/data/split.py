@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import DataError, TrainingError, listed
+from streamrnn.errors import DataError, TrainingError, counted, listed
 from streamrnn.model.checks import shown
 from streamrnn.training.config import PARTS, TrainingConfig
 from streamrnn.training.data.streams import times_of_rows
@@ -153,8 +153,8 @@ def _by_stream(
 ) -> dict[str, Stops]:
     if len(order) < len(PARTS):
         raise DataError(
-            f"{len(order)} streams cannot be split by stream into {len(PARTS)} parts; split each "
-            "by time (--split-by time)"
+            f"{counted(len(order), 'stream')} cannot be split by stream into {len(PARTS)} parts; "
+            "split each by time (--split-by time)"
         )
     num = len(order)
     first = min(max(1, round(config.split[0] * num)), num - 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import DataError
+from streamrnn.errors import DataError, counted
 from streamrnn.model.checks import shown
 from streamrnn.training.data.reading.cells import format_of
 from streamrnn.training.data.table import Table
@@ -68,7 +68,8 @@ def _check_times(table: Table, time: str, times: NDArray[np.float64]) -> None:
     row = int(np.flatnonzero(times == first)[0])
     named = f"--group {texts[0]!r}, perhaps" if texts else "--group COLUMN"
     raise DataError(
-        f"{table.path}: most rows share their {time!r} with others ({counts.max()} rows are of "
+        f"{table.path}: most rows share their {time!r} with others "
+        f"({counted(int(counts.max()), 'row')} of "
         f"{table.column(time).texts(row, row + 1)[0]}), as the rows of several streams do: say "
         f"which column tells them apart ({named}), or --time '' if the rows are one stream in order"
     )

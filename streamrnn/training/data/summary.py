@@ -134,7 +134,7 @@ def _use(dataset: Dataset, name: str) -> str:
     ]
     if name in config.predict:
         rows = ", ".join(map(str, config.horizon))
-        ahead = f" {rows} row{'s' * (config.farthest > 1)} ahead" * bool(config.farthest)
+        ahead = f" {rows} row{'s' * (rows != '1')} ahead" * bool(config.farthest)
         last = " of each stream's last row" * (config.loss_on == "last")
         uses.append("target" + ahead + last)
     return "; ".join(uses)

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from streamrnn.errors import DataError, listed, suggestion
 from streamrnn_client.text import UNKNOWN
 
-__all__ = ["MAX_FLOAT32", "Column", "Table", "finite_column"]
+__all__ = ["MAX_VALUE", "Column", "Table", "finite_column"]
 
 Floats = NDArray[np.float64]
-MAX_FLOAT32 = float(np.finfo(np.float32).max)
+# Beyond it differences, spreads and what weights are divided by leave float32.
+MAX_VALUE = 1e30
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,15 @@ class Column:
 
 
 def finite_column(name: str, values: Floats, num_tokens: int = 0) -> Column:
-    """Return a column of numbers, with a problem if one is not finite as float32."""
-    bad = np.abs(values) > MAX_FLOAT32
+    """Return a column of numbers, with a problem if one is too large for float32."""
+    bad = np.abs(values) > MAX_VALUE
     if not bad.any():
         return Column(name, values, num_tokens=num_tokens)
     row = int(np.argmax(bad))
     problem = (
-        f"holds {values[row]:g}, which is not finite as float32; leave the cell empty if the value "
-        "is missing"
+        f"holds {values[row]:g}; of numbers beyond {MAX_VALUE:g} what is computed is not finite as "
+        "float32. Leave the cell empty if it stands for a missing value (or name it with --na), "
+        "else divide the column"
     )
     return Column(name, values, problem=problem, odd=(row, f"{values[row]:g}"))
 

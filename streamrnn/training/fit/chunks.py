@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.errors import counted
 from streamrnn.training.data.dataset import Dataset, Stream
 from streamrnn.training.data.stacking import stack_rows
 from streamrnn.training.evaluate import cut_pieces
@@ -72,24 +73,30 @@ class Sizes:
 
     def describe(self) -> str:
         """Tell it in a sentence."""
-        length = f"{self.epochs:,} epochs of about {self.updates_an_epoch:,} updates"
+        length = (
+            f"{counted(self.epochs, 'epoch')} of about {counted(self.updates_an_epoch, 'update')}"
+        )
         num_updates = self.updates or self.epochs * self.updates_an_epoch
         every = "after each of them"
         if self.evaluate_every > self.updates_an_epoch:
-            every = f"at ends that are {self.evaluate_every:,} updates apart or more"
+            every = f"at ends that are {counted(self.evaluate_every, 'update')} apart or more"
         if self.updates:
             shown = ".3g" if self.num_epochs < 100 else ",.0f"
-            length = f"{self.updates:,} updates, about {self.num_epochs:{shown}} epochs"
-            every = f"every {self.evaluate_every:,}"
+            about = f"{self.num_epochs:{shown}}"
+            length = f"{counted(self.updates, 'update')}, about {about} epoch{'s' * (about != '1')}"
+            every = f"every {self.evaluate_every:,}" if self.evaluate_every > 1 else "after each"
         if num_updates > 1 and 2 * self.evaluate_every > num_updates:
             every = "once, at the end"
-        rows = f"{self.batch_size:,} segments of {self.segment_steps:,} steps side by side"
+        rows = (
+            f"{counted(self.batch_size, 'segment')} of {counted(self.segment_steps, 'step')} "
+            "side by side"
+        )
         if self.batch_size == 1:
-            rows = f"segments of {self.segment_steps:,} steps, one at a time"
+            rows = f"segments of {counted(self.segment_steps, 'step')}, one at a time"
         return (
             f"training: {rows}, "
-            f"gradients over {self.truncation_steps:,} steps; at most {length}, validated {every}, "
-            f"to the end or {self.patience:,} times without a better error"
+            f"gradients over {counted(self.truncation_steps, 'step')}; at most {length}, validated "
+            f"{every}, to the end or {counted(self.patience, 'time')} without a better error"
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from streamrnn.errors import TrainingError
+from streamrnn.errors import TrainingError, counted
 from streamrnn.training.data.dataset import Dataset
 from streamrnn.training.fit.loop import Fit
 from streamrnn.training.fit.trainer import Evaluation, Trainer
@@ -77,7 +77,8 @@ def refit(dataset: Dataset, fitted: Fit, should_stop: Callable[[], bool]) -> Net
             raise TrainingError("a weight is not finite")
     except TrainingError as error:
         raise TrainingError(
-            f"in the refit on all rows, after {trainer.counts.num_updates} updates: {error}. "
+            "in the refit on all rows, after "
+            f"{counted(trainer.counts.num_updates, 'update')}: {error}. "
             "Without --refit the model that was measured is kept"
         ) from error
     trainer.network.flat[:] = trainer.average

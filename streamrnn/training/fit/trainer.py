@@ -210,7 +210,7 @@ class Trainer:
         last = self.history[-1].num_updates if self.history else 0
         clipped = counts.num_clipped - counts.num_clipped_before
         clipped_share = clipped / max(counts.num_updates - last, 1)
-        memory = self.probe(loss, clipped_share) if self._is_probed() else None
+        memory = self.probe(loss, clipped_share, counts.num_updates) if self._is_probed() else None
         self.network.flat[:] = own
         best_loss = self.history[-1].best if self.history else np.inf
         if loss < best_loss:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.errors import counted
 from streamrnn.model.graph import Read
 from streamrnn.model.model import Model
 from streamrnn.model.spec import LayerSpec, ModelSpec
@@ -248,7 +249,7 @@ def fading_lines(fading: dict[str, Any]) -> list[str]:
     of = "y" if fading.get("is_of_outputs") else "L"
     if not any(each[by].get("0") for each in layers for by in ("by_h", "by_c")):
         return ["gradients reach no layer: the outputs do not depend on them"]
-    lines = [f"gradients reach {reach + 1} of {num_steps} steps"]
+    lines = [f"gradients reach {reach + 1} of {counted(num_steps, 'step')}"]
     left = max(
         values[str(num_steps - 1)] / values["0"]
         for each in layers

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import DataError
+from streamrnn.errors import DataError, counted
 from streamrnn.model.layers.frame import ActivationSpec
 from streamrnn.model.model import Model
 from streamrnn.model.spec import ModelSpec
@@ -92,7 +92,8 @@ def _config(
     wanted = 1 if loss == "cross_entropy" else spec.output_size
     if len(predict) != wanted:
         raise DataError(
-            f"--predict names {len(predict)} columns, but the model has {spec.output_size} outputs"
+            f"--predict names {counted(len(predict), 'column')}, but the model has "
+            f"{counted(spec.output_size, 'output')}"
             + (", the probabilities of one column's classes" if loss == "cross_entropy" else "")
             + f": name {wanted}"
         )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.errors import counted
 from streamrnn.model.model import Model
 from streamrnn.training.data.dataset import Dataset
 from streamrnn.training.memory.rows import Rows, choose_rows, raw_inputs
@@ -20,6 +21,7 @@ Doubles = NDArray[np.float64]
 MAX_ROWS, MAX_STEPS = 256, 256
 MAX_BEFORE = 1024  # steps that stand for all of a stream's past
 SAME = 0.01  # of the constant's loss
+MOST = 1000  # times the constant's loss that are told: beyond, its targets hardly differ
 
 
 @dataclass(frozen=True)
@@ -134,24 +136,23 @@ def history_lines(history: dict[str, Any]) -> list[str]:
     uses, tried = history["uses_steps"], history["tried_steps"]
     if history["is_of_outputs"]:
         what = "how far outputs are from those with all of the past, as a share of their variance"
-        when = f"outputs with {uses} steps before a row are those with all of the past, within 1 %"
+        used, most = counted(uses, "step"), counted(tried, "step")
+        when = f"outputs with {used} before a row are those with all of the past, within 1 %"
         if uses == tried:
-            when = f"outputs still change with what lies {tried} steps before a row, the most tried"
+            when = f"outputs still change with what lies {most} before a row, the most tried"
         return [f"memory: {when}", f"{what}, by steps given: {listed}"]
     of_all = f"all: {full:.3g}"
     told = f"loss as a share of a constant's, by steps given before a row: {listed}  {of_all}"
     if not history["has_skill"]:
-        return [
-            f"memory: no skill (its loss is {full:.3g} times that of the constant that suits "
-            "these rows best): the figures below do not mean memory",
-            told,
-        ]
+        times = f"{full:.3g}" if full <= MOST else f"more than {MOST:,}"
+        no_skill = (
+            f"memory: no skill (its loss is {times} times that of the constant that suits "
+            "these rows best): the figures below do not mean memory"
+        )
+        return [no_skill, told] if full <= MOST else [no_skill]
     if uses == 0:
         return ["memory: uses 0 steps: the row itself is all that its outputs need", told]
     if uses == tried:
-        return [f"memory: uses {tried} steps, the most that were tried", told]
-    steps_ = "step" if uses == 1 else "steps"
-    return [
-        f"memory: uses {uses} {steps_} before a row; more change its loss by less than 1 %",
-        told,
-    ]
+        return [f"memory: uses {counted(tried, 'step')}, the most that were tried", told]
+    used = counted(uses, "step")
+    return [f"memory: uses {used} before a row; more change its loss by less than 1 %", told]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from streamrnn.errors import TrainingError
+from streamrnn.errors import TrainingError, counted
 from streamrnn.gradients.node import Node
 from streamrnn.reference.gates import LayerGates
 from streamrnn.training.data.dataset import Dataset
@@ -23,13 +23,14 @@ from streamrnn.training.memory.units import STUCK, measure_units
 from streamrnn.training.network.losses import loss_and_gradient
 from streamrnn.training.network.network import Network
 
-__all__ = ["Probe", "probe_words"]
+__all__ = ["OFTEN", "SETTLED", "Probe", "probe_words"]
 
 NUM_WINDOWS, MAX_STEPS = 16, 256
 MAX_BYTES = 8 << 20  # of what the network keeps of all windows
 NUM_CONSTANT_ROWS = 4096
 NO_SKILL = 0.99  # of the constant's loss
 OFTEN = 0.9  # of the updates: if so many are clipped, the rate is not what was set
+SETTLED = 200  # updates; the first are clipped nearly always, for the loss is steep at the start
 
 # A probe may take this share of the updates since the one before. What both take is estimated from
 # sizes alone, for a clock would decide otherwise in every training: seconds as on one core.
@@ -70,8 +71,12 @@ class Probe:
         updates = num_updates * (_SECONDS_AN_UPDATE + _SECONDS_A_WEIGHT * weights)
         return not number & (number - 1) or own <= SHARE * updates
 
-    def __call__(self, validation: float, clipped: float) -> dict[str, Any] | None:
+    def __call__(
+        self, validation: float, clipped: float, num_updates: int
+    ) -> dict[str, Any] | None:
         """Measure the network as it is, whose loss and share of clipped updates are given.
+
+        ``num_updates`` are those so far.
 
         Returns JSON types: ``layers`` and the rest as of `Fading.to_dict` (no layers where they are
         no plain stack), ``units`` by layer, ``share_of_constant``, the validation loss as a share
@@ -100,7 +105,7 @@ class Probe:
         share = validation / self._constant if is_known else None
         units = [_unit_counts(each) for each in found]
         memory = about.to_dict() | {"units": units, "share_of_constant": share}
-        return memory | {"says": probe_words(memory, clipped)}
+        return memory | {"says": probe_words(memory, clipped, num_updates)}
 
 
 def _gates(nodes: Sequence[Node]) -> list[LayerGates]:
@@ -136,7 +141,7 @@ def _constant_loss(dataset: Dataset) -> float:
     return loss if math.isfinite(loss) else 0.0
 
 
-def probe_words(memory: dict[str, Any], clipped: float) -> str:
+def probe_words(memory: dict[str, Any], clipped: float, num_updates: int) -> str:
     """Say in words what a probe found, and how many of the updates before it were clipped."""
     words = []
     share, layers = memory["share_of_constant"], memory["layers"]
@@ -149,14 +154,15 @@ def probe_words(memory: dict[str, Any], clipped: float) -> str:
         reach = max(each["reach"] for each in layers) + 1
         is_cut = reach == steps == memory["truncation_steps"]
         cut = ", cut by the truncation" if is_cut else ""
-        words.append(f"gradients reach {reach} of {steps} steps{cut}")
+        words.append(f"gradients reach {reach} of {counted(steps, 'step')}{cut}")
     if clipped >= OFTEN:
-        words.append(f"clipped in {clipped:.0%} of the updates: lower the rate")
+        advice = ": lower the rate" * (num_updates >= SETTLED)
+        words.append(f"clipped in {clipped:.0%} of the updates{advice}")
     num_units = sum(each["num_units"] for each in memory["units"])
     stuck = sum(sum(each["stuck"].values()) for each in memory["units"])
     dead = sum(each["dead"] for each in memory["units"])
     if stuck:
-        words.append(f"{stuck} gate{'s' if stuck > 1 else ''} stuck")
+        words.append(f"{counted(stuck, 'gate')} stuck")
     if dead:
-        words.append(f"{dead} of {num_units} units dead")
+        words.append(f"{dead} of {counted(num_units, 'unit')} dead")
     return "; ".join(words)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.errors import counted
 from streamrnn.kernels.row_layout import first_row
 from streamrnn.model.model import Model
 from streamrnn.model.spec import ModelSpec
@@ -112,7 +113,10 @@ def measure_restarts(
     first = max(1, promised - (promised if past_steps is None else past_steps))
     none = {"promised_steps": promised, "num_restarts": 0, "distance": None, "holds": None}
     if length <= promised or first + length > num_steps:
-        return none | {"needed_steps": None, "why": f"only {num_steps} steps are recorded"}
+        return none | {
+            "needed_steps": None,
+            "why": f"no more than {counted(num_steps, 'step')} recorded",
+        }
     spread = y.std(axis=0)
     if not np.all(np.isfinite(y)) or np.all(spread <= _LEAST_SPREAD * np.abs(y).max()):
         return none | {"needed_steps": None, "why": "the outputs hardly change"}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamrnn.errors import counted
 from streamrnn.model.model import Model
 from streamrnn.reference.gates import LayerGates, run_gates
 from streamrnn.training.data.dataset import Dataset
@@ -80,16 +81,21 @@ def measure_units(found: LayerGates, skip_steps: int = 0) -> LayerUnits:
 
 
 def _kept_steps(logs: Doubles) -> NDArray[np.int64]:
-    """Return the most steps in a row over which a unit keeps half, from ln f, [B, T, H]."""
+    """Return the most steps in a row over which a unit keeps half, from ln f <= 0, [B, T, H].
+
+    Where so many steps keep half, so do fewer: each unit's number is found bit by bit.
+    """
     num_rows, num_steps, size = logs.shape
     sums = np.concatenate([np.zeros((num_rows, 1, size)), np.cumsum(logs, axis=1)], axis=1)
+    starts = np.arange(num_steps + 1)[:, None]
     kept = np.zeros(size, np.int64)
-    for length in range(1, num_steps + 1):
-        best = (sums[:, length:] - sums[:, :-length]).max(axis=(0, 1))
-        is_kept = best >= np.log(0.5) - 1e-9
-        if not is_kept.any():
-            break
-        kept[is_kept] = length
+    for bit in reversed(range(num_steps.bit_length())):
+        tried = kept + (1 << bit)
+        ends = starts + tried
+        is_there = ends <= num_steps
+        changes = np.take_along_axis(sums, np.minimum(ends, num_steps)[None], axis=1) - sums
+        best = np.where(is_there, changes, -np.inf).max(axis=(0, 1))
+        kept = np.where(best >= np.log(0.5) - 1e-9, tried, kept)
     return kept
 
 
@@ -136,10 +142,12 @@ def _kept_line(units: dict[str, Any], gate: str) -> str:
     kept, share = np.array(units["kept_steps"]), np.array(units["open_share"])
     best, most_open = int(kept.argmax()), int(share.argmax())
     whole = int((kept == units["num_steps"]).sum())
-    all_steps = f" (all that were looked at: {whole} of {len(kept)} units)" if whole else ""
+    all_steps = (
+        f" (all that were looked at: {whole} of {counted(len(kept), 'unit')})" if whole else ""
+    )
     return (
         f"  a gate that resets now and then has a short one; in their longest stretch units kept "
-        f"half for {kept[best]} steps{all_steps or f' (unit {best})'}, median "
+        f"half for {counted(int(kept[best]), 'step')}{all_steps or f' (unit {best})'}, median "
         f"{np.median(kept):g}; {gate} gates are above {HIGH} in {share.mean():.0%} of all steps, "
         f"of unit {most_open} in {share[most_open]:.0%}"
     )
@@ -152,4 +160,4 @@ def _steps(value: float) -> str:
 def _listed(units: list[int]) -> str:
     shown = ", ".join(map(str, units[:NUM_SHOWN]))
     more = f" and {len(units) - NUM_SHOWN} more" if len(units) > NUM_SHOWN else ""
-    return f"unit{'s' if len(units) > 1 else ''} {shown}{more}"
+    return f"unit{'s' * (len(units) > 1)} {shown}{more}"

@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from streamrnn.errors import counted
 from streamrnn.training.fit.trainer import Evaluation
 from streamrnn.training.search.trial import Trial
 
@@ -73,7 +74,7 @@ class TrainingProgress:
             self._print(text)
         is_told = bool(self.bar) or not evaluation.trial
         if is_told and words and words != self.words:
-            self._print(f"after {done:g} {unit}s: {words}")
+            self._print(f"after {done:g} {unit}{'s' * (done != 1)}: {words}")
         self.words = words or self.words
 
     def end_trial(self, number: int, trial: Trial) -> None:
@@ -81,8 +82,8 @@ class TrainingProgress:
         told = trial.settings
         self._print(
             f"trial {number}: {'+'.join(told.layers)}, learning rate {told.learning_rate:g}, "
-            f"{told.lags} lags, seed {told.seed}: loss {trial.loss:.4g} after {trial.best_update} "
-            "updates"
+            f"{counted(told.lags, 'lag')}, seed {told.seed}: loss {trial.loss:.4g} after "
+            f"{counted(trial.best_update, 'update')}"
         )
 
     def _print(self, text: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from streamrnn.errors import counted
+
 __all__ = ["search_lines"]
 
 _HEADER = ("layers", "learning rate", "lags", "seed", "updates", "best after", "validation loss")
@@ -18,7 +20,7 @@ def search_lines(report: Mapping[str, Any]) -> Iterator[str]:
     rows = [_HEADER, *(_cells(trial) for trial in report["trials"])]
     kept = _kept(report["trials"]) if "seeds" in report else None
     widths = [max(len(row[k]) for row in rows) for k in range(len(_HEADER))]
-    yield f"search: {len(rows) - 1} trainings, judged by the validation part" + (
+    yield f"search: {counted(len(rows) - 1, 'training')}, judged by the validation part" + (
         "; of those of the full length the best is kept" if kept is not None else ""
     )
     for number, row in enumerate(rows):

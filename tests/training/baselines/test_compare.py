@@ -211,6 +211,10 @@ def rival(family, error, ratio, low, high):
             "autoregression, 95 % interval -10 % to 20 %; take the simpler, the autoregression",
         ),
         (
+            [rival(Constant, 1e-9, 1.332e11, 1e11, 1e12)],
+            "use the constant: its rmse is 1.000e-09, next to nothing beside 133.2 of the network",
+        ),
+        (
             # What drifts away from the constant is no reason to take it.
             [rival(Autoregression, 140.0, 0.95, 0.9, 0.99), rival(Constant, 9e3, 0.01, 0.0, 1e9)],
             "the network is better than every baseline: its rmse 133.2 is 5.0 % smaller than 140.0 "

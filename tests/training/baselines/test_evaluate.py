@@ -216,7 +216,7 @@ def test_classes_that_the_model_does_not_know_are_counted(tmp_path, capsys):
     new.write_text("x,kind\n" + "1,up\n-1,down\n0,sideways\n1,\n" * 20, encoding="utf-8")
     assert main(["evaluate", str(tmp_path / "m.safetensors"), str(new)]) == 0
     text = capsys.readouterr().out
-    assert "20 rows of kind have a class that the model does not know" in text
+    assert "classes that the model does not know are not judged: 20 rows of kind" in text
     assert "40 targets" in text
     assert "logistic regression on one row" in text
 

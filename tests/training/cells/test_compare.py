@@ -203,6 +203,8 @@ def test_a_comparison_that_was_stopped_goes_on_to_the_bit(
         assert not told.out
         with pytest.raises(TrainingError, match=r"not ended: go on with it \(--resume\)"):
             run(*words, tmp_path / "broken")
+        with pytest.raises(TrainingError, match=r"with .*rnn_tanh-3.* not among the cells asked"):
+            run(path, *words[1:], tmp_path / "broken", "--cells", "lstm,gru", "--resume")
     monkeypatch.setattr(command, "StopSignals", StopSignals)
     assert run(*words, tmp_path / "broken", "--resume") == 0
     found = json.loads(capsys.readouterr().out)

@@ -61,13 +61,32 @@ def test_semicolons_and_quotes(tmp_path):
         ("a,a\n1,2\n", "two columns are named 'a'"),
         ("a,\n1,2\n", "column 2 has no name"),
         ("1,2\n3,4\n", "only numbers"),
-        ("a\n1\ninf\n", "line 3: column 'a' holds inf, which is not finite as float32"),
+        ("a\n1\ninf\n", "line 3: column 'a' holds inf; of numbers beyond 1e\\+30"),
         ("a\n1e300\n", "line 2: column 'a' holds 1e\\+300"),
     ],
 )
 def test_bad_csv_says_what_and_where(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         read_table(write(tmp_path, text)).usable("a")
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "value", "options", "words"),
+    [
+        ("y", 70, 1e29, {}, r"'y' holds 1e\+29; in its training part it is 0\.\S+ \+- "),
+        ("x", 70, -1e29, {}, r"'x' holds -1e\+29; in its training part it is"),
+        ("x", 95, 1e29, {"difference": ("x",)}, "'x' holds .* training part, as changes, it is"),
+        ("x", 10, 1e35, {}, r"line 12: column 'x' holds 1e\+35; of numbers beyond 1e\+30"),
+    ],
+)
+def test_a_value_that_leaves_float32_is_told(tmp_path, column, row, value, options, words):
+    values = np.random.default_rng(0).standard_normal((100, 2))
+    values[row, "xy".index(column)] = value
+    lines = [f"{x!r},{y!r}" for x, y in values.tolist()]
+    path = write(tmp_path, "\n".join(["x,y", *lines]))
+    config = TrainingConfig(path=str(path), predict=("y",), inputs=("x",), **options)
+    with pytest.raises(DataError, match=words):
+        make_dataset(config, read_table(path))
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
@@ -277,11 +296,14 @@ def test_npz_tokens_predict_the_next_token(tmp_path):
         ({"y": np.zeros(3)}, "no key 'X'"),
         ({"X": np.zeros(3)}, r"X is float64 \[3\]"),
         ({"X": np.zeros((5, 2)), "y": np.zeros(4)}, r"y is float64 \[4\]"),
-        ({"X": np.zeros((5, 2)), "names": np.array(["a"])}, "1 names"),
+        ({"X": np.zeros((5, 2)), "names": np.array(["a"])}, "1 name "),
         ({"X": np.zeros((2, 5, 1)), "lengths": np.array([5, 6])}, "lengths"),
-        ({"X": np.full((5, 1), np.inf)}, "column 'x0' holds inf, which is not finite"),
+        ({"X": np.full((5, 1), np.inf)}, "column 'x0' holds inf; of numbers beyond 1e\\+30"),
         ({"X": np.zeros((5, 2)), "names": np.array(["a", "a"])}, "two columns are named 'a'"),
-        ({"X": np.zeros((2, 1)), "y": np.array([0, -1])}, "class -1; classes are 0, 1, 2"),
+        (
+            {"X": np.zeros((2, 1)), "y": np.array([0, -1])},
+            "class -1; classes are 0, 1, 2, .*: number them so",
+        ),
         # As many tokens or classes as the largest says would be allocated.
         ({"X": np.array([0, 2**63], np.uint64)}, f"token {2**63}; the largest .* is 65535"),
         ({"X": np.array([0, 2**16], np.uint32)}, "token 65536; the largest .* is 65535"),

@@ -111,7 +111,7 @@ def test_sequences_with_names_or_numbers_to_predict():
         ([np.zeros((0, 2))], None, "holds no row"),
         ([np.zeros((3, 2)), np.zeros((3, 1))], None, r"sequence 1 .* is float64 \[3, 1\]"),
         ([np.zeros((3, 0))], None, "has no inputs"),
-        ([np.zeros((3, 2))], [1, 2], "has 1 sequences, and targets of 2"),
+        ([np.zeros((3, 2))], [1, 2], "has 1 sequence, and targets of 2"),
         ([np.zeros((3, 2)), np.zeros((0, 2))], [1, 2], "sequence 1 .* has no row"),
         ([np.zeros((3, 2))], [np.zeros(4)], r"y of sequence 0 .* \[4, 1\]; expected \[3\]"),
         ([np.zeros((3, 2))], [-1], "holds the class -1"),
@@ -125,12 +125,26 @@ def test_sequences_that_do_not_fit_are_refused(sequences, targets, message):
 @pytest.mark.parametrize(
     ("when", "words"),
     [
-        (["25.12.2000", "26.12.2000", "27.12.2000"], "perhaps --date-format '%d.%m.%Y'"),
-        (["first", "second", "third"], "or as --date-format says"),
+        (
+            ["25.12.2000", "26.12.2000", "27.12.2000"],
+            "seems to hold dates.*'25.12.2000'.*perhaps --date-format '%d.%m.%Y'",
+        ),
+        (["first", "second", "third"], "holds text .'first'.*or as --date-format says"),
     ],
 )
 def test_texts_that_are_to_order_rows_are_said_which_format_reads_them(when, words):
     data = {"when": when, "y": [1.0, 2.0, 3.0]}
     config = TrainingConfig(path="x", predict=("y",), time="when")
-    with pytest.raises(DataError, match=f"holds text .'{when[0]}'.*{words}"):
+    with pytest.raises(DataError, match=words):
         make_dataset(config, table_of(data))
+
+
+def test_text_that_seems_to_be_dates_is_asked_about_wherever_it_stands():
+    frame = {"day": ["01.02.2020", "02.02.2020", "03.02.2020"], "y": [1.0, 2.0, 3.0]}
+    with pytest.raises(DataError, match=r"'day' seems to hold dates.*--date-format '%d\.%m\.%Y'"):
+        table_of(frame).usable("day")
+    assert table_of(frame, day="text").usable("day").labels[0] == "01.02.2020"
+    told = read_data(frame, ReadOptions(date_format="%d.%m.%Y"), {})
+    days = told.usable("day").times
+    assert days is not None
+    np.testing.assert_array_equal(np.diff(days), [86_400.0, 86_400.0])

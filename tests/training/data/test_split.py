@@ -124,7 +124,7 @@ def test_a_column_says_the_parts(tmp_path):
 
 def test_rows_of_several_streams_that_nobody_told_apart_are_asked_about(tmp_path):
     path = long_table(tmp_path, (0, 40), (0, 40), (0, 40))
-    with pytest.raises(DataError, match=r"3 rows are of 2000-01-01\).*--group 'g', perhaps"):
+    with pytest.raises(DataError, match=r"3 rows of 2000-01-01\).*--group 'g', perhaps"):
         dataset_of(path, predict=("y",))
     assert len(dataset_of(path, predict=("y",), time="").streams) == 1
     assert len(dataset_of(path, predict=("y",), group=("g",)).streams) == 3

@@ -13,7 +13,7 @@ from streamrnn.training.config_file import read_config
 from streamrnn.training.data.dataset import make_dataset
 from streamrnn.training.data.reading.read import read_table
 from streamrnn.training.evaluate import cut_pieces
-from streamrnn.training.fit.chunks import SHORT_VALIDATION, choose_sizes
+from streamrnn.training.fit.chunks import SHORT_VALIDATION, Sizes, choose_sizes
 from streamrnn.training.fit.loop import fit
 from tests.support.tables import noisy_sine, write_csv
 
@@ -56,6 +56,9 @@ def test_sizes_are_told_in_words():
     )
     told = sizes_of([600]).describe()
     assert "4 segments of 150 steps side by side" in told
+    one = Sizes(2, 1, 1, 1, 1, 0, 1, 1).describe()
+    assert "2 segments of 1 step side by side, gradients over 1 step; at most 1 update," in one
+    assert "about 1 epoch, validated after each, to the end or 1 time without" in one
     assert "2,000 updates, about 667 epochs" in told
     assert "54 updates, about 18 epochs" in sizes_of([600], updates=54).describe()
 

@@ -98,7 +98,7 @@ def test_a_unit_of_a_gru_shows_its_update_gate_and_a_picture(tmp_path, capsys):
         (("--unit", "0", "--rows", "9-3"), "two rows such as 1-100"),
         (("--unit", "0", "--rows", "1-99999999"), "at most"),
         (("--unit", "0", "--rows", "2000-2100"), "the longest stream has 1500 rows"),
-        (("--predict", "x,y"), "names 2 columns, but the model has 1 outputs"),
+        (("--predict", "x,y"), "names 2 columns, but the model has 1 output"),
         (("--predict", "z"), "no column 'z'"),
         (("--horizon", "-1"), "from 0 to"),
     ],

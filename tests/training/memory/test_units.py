@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from streamrnn.reference.gates import LayerGates
-from streamrnn.training.memory.units import measure_layers, measure_units, unit_lines
+from streamrnn.training.memory.units import _kept_steps, measure_layers, measure_units, unit_lines
 from tests.training.memory.made import made
 
 
@@ -100,3 +100,26 @@ def test_all_layers_of_a_model_are_measured(tmp_path):
     assert (first.cell, len(first.half_lives), len(first.dead)) == ("rnn_tanh", 0, 3)
     assert (second.cell, len(second.half_lives)) == ("lstm", 4)
     assert (second.half_lives > 0).all()
+
+
+def test_most_steps_in_a_row_are_those_of_every_start_tried():
+    logs = np.log(
+        np.random.default_rng(0).uniform(0.3, 1.0, (3, 40, 6)) ** [0.01, 0.1, 0.3, 1, 3, 9]
+    )
+    logs[0, :, 0] = 0.0  # open to the end
+    wanted = [
+        max(
+            length
+            for length in range(41)
+            for row in logs[:, :, k]
+            for start in range(41 - length)
+            if row[start : start + length].sum() >= np.log(0.5) - 1e-9
+        )
+        for k in range(6)
+    ]
+    assert wanted[0] == 40 > wanted[2] > wanted[5] > 0
+    assert _kept_steps(logs).tolist() == wanted
+
+
+def test_long_streams_of_open_gates_are_measured_at_once():
+    assert _kept_steps(np.zeros((1, 200_000, 1))).tolist() == [200_000]  # its square takes minutes

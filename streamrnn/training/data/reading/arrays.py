@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamrnn.errors import DataError, listed
+from streamrnn.errors import DataError, counted, listed
 from streamrnn.model.checks import MAX_SIZE
 from streamrnn.training.data.table import Column, Table, finite_column
 
@@ -91,7 +91,9 @@ def _targets(path: str, targets: Any, lengths: list[int]) -> tuple[NDArray[Any],
     """Return the targets of all rows, [rows, O], and the number of classes if they are classes."""
     per_row = [np.asarray(item) for item in targets]
     if len(per_row) != len(lengths):
-        raise DataError(f"{path} has {len(lengths)} sequences, and targets of {len(per_row)}")
+        raise DataError(
+            f"{path} has {counted(len(lengths), 'sequence')}, and targets of {len(per_row)}"
+        )
     if all(item.ndim == 0 for item in per_row):
         return _last_rows(path, np.array(per_row), lengths)
     per_row = [item[:, None] if item.ndim == 1 else item for item in per_row]
@@ -127,7 +129,11 @@ def _num_classes(path: str, y: NDArray[Any]) -> int:
     if y.dtype.kind not in "iu" or y.shape[1] != 1:
         return 0
     if y.min() < 0:
-        raise DataError(f"{path}: y holds the class {y.min()}; classes are 0, 1, 2, ...")
+        raise DataError(
+            f"{path}: y holds the class {y.min()}; classes are 0, 1, 2, ...: number them so. If "
+            "it means that there is no label, give y as floats, NaN there, and name y in "
+            "categorical (--categorical); if y is a quantity, give it as floats"
+        )
     return _num_kinds(path, y, "class")
 
 
@@ -158,7 +164,10 @@ def _checked_names(path: str, given: Any, default: list[str]) -> list[str]:
         return default
     names = [str(name) for name in np.atleast_1d(np.asarray(given))]
     if len(names) != len(default):
-        raise DataError(f"{path}: {len(names)} names ({listed(names)}) for {len(default)} columns")
+        raise DataError(
+            f"{path}: {counted(len(names), 'name')} ({listed(names)}) for "
+            f"{counted(len(default), 'column')}"
+        )
     return names
 
 

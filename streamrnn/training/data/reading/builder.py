@@ -34,11 +34,20 @@ class ColumnBuilder:
         ``text`` or ``numbers`` where that is known; empty: by the cells.
     keep : bool
         Whether the column has its `cells` too.
+    is_told : bool
+        Whether a user said so, and not the file.
     """
 
-    def __init__(self, name: str, options: ReadOptions, kind: str = "", keep: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        options: ReadOptions,
+        kind: str = "",
+        keep: bool = False,
+        is_told: bool = True,
+    ) -> None:
         self.name, self.options, self.kind = name, options, kind
-        self._is_given = bool(kind)
+        self._is_given = bool(kind) and is_told
         self._num_rows = 0
         self._cells: list[pa.Array] | None = [] if keep else None
         self._blocks: list[NDArray[np.float64]] = []

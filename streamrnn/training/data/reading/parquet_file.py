@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.parquet
 
 from streamrnn.errors import DataError
 from streamrnn.training.data.reading.builder import ColumnBuilder
+from streamrnn.training.data.reading.cells import parse_time
 from streamrnn.training.data.reading.options import ReadOptions
 from streamrnn.training.data.reading.source import Source
 from streamrnn.training.data.table import Column, Table, finite_column
@@ -60,7 +62,9 @@ def arrow_column(
         data, is_text = data.cast(pa.string()), True
     if is_text or pa.types.is_string_view(kind_of):
         # Text that a typed file calls text is text, save dates.
-        builder = ColumnBuilder(name, options, kind or _kind_of_text(data))
+        builder = ColumnBuilder(
+            name, options, kind or _kind_of_text(data, options), is_told=bool(kind)
+        )
         for start in range(0, len(data), BLOCK_ROWS):
             block = data.slice(start, BLOCK_ROWS).combine_chunks().cast(pa.string())
             builder.add(block)
@@ -85,10 +89,9 @@ def arrow_column(
     return finite_column(name, _floats(pc.cast(data, pa.float64(), safe=False)))
 
 
-def _kind_of_text(data: pa.ChunkedArray) -> str:
+def _kind_of_text(data: pa.ChunkedArray, options: ReadOptions) -> str:
+    """Return ``text``, or nothing where the cells may be dates: then they say what they are."""
     first = data.drop_null().slice(0, 1).to_pylist()
-    from streamrnn.training.data.reading.cells import parse_time
-
     try:
         float(first[0]) if first else None
         return "text"
@@ -97,8 +100,16 @@ def _kind_of_text(data: pa.ChunkedArray) -> str:
     try:
         parse_time(first[0])
     except DataError:
-        return "text"
+        return "" if options.date_format and _is_date(first[0], options.date_format) else "text"
     return ""
+
+
+def _is_date(cell: str, date_format: str) -> bool:
+    try:
+        datetime.strptime(cell, date_format)
+    except ValueError:
+        return False
+    return True
 
 
 def _floats(values: pa.ChunkedArray) -> np.ndarray:
