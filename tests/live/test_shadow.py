@@ -356,6 +356,7 @@ def test_inputs_that_the_new_version_refuses_end_a_streams_part(rng):
         told = it.end()
     assert (told["num_refused"], told["carry"]) == (1, None)
     assert told["reset"]["num_steps"] == 8
+    assert told["reset"]["num_not_finite"] == {"old": 0, "new": 0}  # nothing beyond is computed
     y, _ = run_from(models["m@2"], x[:8].astype(np.float64) + 1000.0)  # less its own origin
     right = expected_facts(np.stack(it.y["a"])[:8], y)["max"]
     assert [each["max"] for each in told["reset"]["outputs"]] == right.tolist()
