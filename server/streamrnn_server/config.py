@@ -28,6 +28,7 @@ __all__ = [
     "Endpoint",
     "ServerConfig",
     "UserLimits",
+    "family_of",
     "format_bytes",
     "parse_bytes",
     "parse_endpoint",
@@ -44,6 +45,7 @@ _MAX_SHARDS = 64
 MAX_STEPS_PER_S = 10**9
 _MAX_DIAGNOSTICS_STREAMS = 64
 _MAX_LOADS = 1024
+_MAX_HISTORY = 2**16
 DEVICES = ("cpu", "cuda", "auto")
 _ANY_IPV4 = ipaddress.IPv4Address(0)
 MAX_USER_NAME_BYTES = 255  # so that the length fits in a byte, in a shard and in a record
@@ -162,6 +164,23 @@ def _half_of_the_memory() -> int:
     return min([most, *cgroup_limits()]) // 2
 
 
+def family_of(name: str) -> str:
+    """Return the name that a model shares with its other versions: what stands before ``@``."""
+    return name.partition("@")[0]
+
+
+def _history(text: str) -> tuple[str, int]:
+    """Read ``N``, or ``NAME=N``; the name is empty where there is none."""
+    name, equals, number = text.rpartition("=")
+    is_number = number.isascii() and number.isdecimal() and len(number) < 9
+    if not is_number or int(number) > _MAX_HISTORY or "@" in name or (equals and not name):
+        raise StartError(
+            f"--history {text!r} must be N, or NAME=N for all versions of one model, with N from 0 "
+            f"to {_MAX_HISTORY}"
+        )
+    return name, int(number)
+
+
 class UserLimits(NamedTuple):
     """What one user may take of a server."""
 
@@ -204,6 +223,7 @@ class ServerConfig:
     models_dir: Path | None = None
     watch_models: bool = False
     max_loads: int = 32
+    history: tuple[str, ...] = ()  # "N", or "NAME=N" of one model's versions
     # Without an option:
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES  # far larger requests cut the connection
     max_in_flight: int = 2 * MAX_BATCH  # replies of one client; those beyond are dropped, counted
@@ -260,6 +280,7 @@ class ServerConfig:
             )
         if not 1 <= self.max_loads <= _MAX_LOADS:
             raise StartError(f"--max-loads is {self.max_loads}; it must be 1 to {_MAX_LOADS}")
+        self._check_history()
         if self.models_dir is not None and not self.models_dir.is_dir():
             raise StartError(f"--models-dir {self.models_dir} is no directory")
         if self.watch_models and self.models_dir is None:
@@ -303,6 +324,18 @@ class ServerConfig:
                 "give keys (--curve-secret-key, --curve-clients), bind 127.0.0.1, or say "
                 "--insecure if the network is yours alone"
             )
+
+    def _check_history(self) -> None:
+        names = [_history(text)[0] for text in self.history]
+        if len(set(names)) < len(names):
+            raise StartError(f"--history {' '.join(self.history)} says one thing twice")
+        if self.device == "cuda" and self.history:
+            raise StartError("--history needs a CPU: streams that a GPU computes keep no inputs")
+
+    def history_of(self, model: str) -> int:
+        """Return how many inputs are kept of each stream of a model, whatever its version."""
+        numbers = dict(map(_history, self.history))
+        return numbers.get(family_of(model), numbers.get("", 0))
 
     @property
     def has_users(self) -> bool:

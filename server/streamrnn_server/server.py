@@ -166,7 +166,7 @@ class Server:
         if on_gpu:
             arithmetics = dict.fromkeys(models, on_gpu[0][0].arithmetic)
         capacity = self._config.max_models_from(len(models))
-        table = ModelTable(models, programs, arithmetics, capacity)
+        table = ModelTable(models, programs, arithmetics, capacity, self._config.history_of)
         table.apply(self._catalogue.content, self._log)
         if on_gpu and (self._config.models_dir is not None or table.swaps):
             raise StartError(

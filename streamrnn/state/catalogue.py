@@ -38,7 +38,7 @@ __all__ = [
 
 CATALOGUE_FILE, MODELS_DIRECTORY = "models.json", "models"  # in a state directory
 WEIGHTS = re.compile(r"[0-9a-f]{64}\.safetensors", re.ASCII)  # a file of that folder
-POLICIES = ("keep", "carry", "reset")
+POLICIES = ("keep", "carry", "reset", "replay")
 MAX_NAME_BYTES, MAX_MODELS = 128, 2**14
 _VERSION = 1
 _MAX_BYTES = 2**24

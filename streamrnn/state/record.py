@@ -9,6 +9,7 @@ once, in `fault_of` and `fits_model`, which the server compiles too.
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from dataclasses import dataclass, replace
@@ -41,12 +42,15 @@ __all__ = [
     "fault_of",
     "fits_model",
     "head_bytes_of",
+    "inputs_bytes_of",
+    "inputs_offset",
     "num_outputs_of",
     "row_offset",
+    "unfit",
 ]
 
 MAGIC = b"SRNN"
-VERSION = 2  # what is written; 1 is read too
+VERSION = 3  # the last one; a record without inputs is of version 2, and 1 is read too
 FRESH, NUMBERED, UNNUMBERED = range(3)
 _MAX_WINDOW_LOG2 = MAX_WINDOW.bit_length() - 1
 _MAGIC = int.from_bytes(MAGIC, "little")
@@ -54,7 +58,7 @@ CHECKSUM_BYTES = 4
 
 
 class RecordHead(Struct, packed=True):
-    """What a record begins with; then id, names, row, ring and checksum."""
+    """What a record begins with; then id, names, row, ring, inputs kept and checksum."""
 
     magic: I32
     version: I16
@@ -71,11 +75,11 @@ class RecordHead(Struct, packed=True):
     model_bytes: U8
     arithmetic_bytes: U8
     owner_bytes: U8
-    # From here on version 2 alone:
+    # From here on not in version 1:
     incarnation: I64  # which of the streams that have had this id
     num_changes: I64  # of it so far, those that have a number and those that have none
     num_outputs: I32  # outputs kept, of the newest steps remembered: those not received yet
-    unused: I32
+    inputs_bytes: I32  # of the inputs kept, the oldest first; 0 in version 2, above it in 3
 
 
 HEAD_BYTES = RecordHead.dtype.itemsize
@@ -116,7 +120,7 @@ def fault_of(head: RecordHead, num_bytes: int) -> int:
     if head.magic != _MAGIC:
         return RecordFault.FOREIGN
     is_old = head.version == 1
-    if not is_old and head.version != VERSION:
+    if not is_old and head.version != VERSION and head.version != VERSION - 1:
         return RecordFault.VERSION
     if head.num_bytes != num_bytes or num_bytes < head_bytes_of(head) + CHECKSUM_BYTES:
         return RecordFault.LENGTH
@@ -141,20 +145,39 @@ def fault_of(head: RecordHead, num_bytes: int) -> int:
         or head.num_changes < 0
         or head.num_outputs < 0
         or head.num_outputs > (num_ring if keeps_outputs else 0)
-        or head.unused != 0
+        or head.inputs_bytes < 0
+        or head.inputs_bytes % 4 != 0
+        or (head.inputs_bytes > 0) != (head.version == VERSION)
     ):
         return RecordFault.HISTORY
     if head.row_bytes < 0 or head.row_bytes % 64 != 0:
         return RecordFault.PARTS
-    ring_bytes = 8 * num_ring + num_outputs_of(head) * head.y_bytes
-    if row_offset(head) + head.row_bytes + ring_bytes + CHECKSUM_BYTES != num_bytes:
+    if inputs_offset(head) + inputs_bytes_of(head) + CHECKSUM_BYTES != num_bytes:
         return RecordFault.PARTS
     return RecordFault.NONE
 
 
-def fits_model(row_bytes: int, y_bytes: int, model_row_bytes: int, model_y_bytes: int) -> bool:
-    """Tell whether a record's row and outputs have the sizes of a model's; 0: none are kept."""
-    return row_bytes == model_row_bytes and (y_bytes == 0 or y_bytes == model_y_bytes)
+def fits_model(
+    row_bytes: int,
+    y_bytes: int,
+    inputs_bytes: int,
+    model_row_bytes: int,
+    model_y_bytes: int,
+    model_x_bytes: int,
+) -> bool:
+    """Tell whether a record's row, outputs and inputs have the sizes of a model's; 0: none kept."""
+    fits_y = y_bytes == 0 or y_bytes == model_y_bytes
+    fits_x = inputs_bytes == 0 or inputs_bytes % model_x_bytes == 0
+    return row_bytes == model_row_bytes and fits_y and fits_x
+
+
+def unfit(sizes: tuple[int, int, int], of_model: tuple[int, int, int]) -> str:
+    """Say why a record's sizes do not fit a model's, in the order of `fits_model`."""
+    row, y, inputs = sizes
+    return (
+        f"a row of {row}, outputs of {y} and inputs of {inputs} bytes; the model's have "
+        f"{of_model[0]}, {of_model[1]}, and a multiple of {of_model[2]}"
+    )
 
 
 def head_bytes_of(head: RecordHead) -> int:
@@ -169,8 +192,19 @@ def num_outputs_of(head: RecordHead) -> int:
     return head.num_outputs
 
 
+def inputs_bytes_of(head: RecordHead) -> int:
+    """Return how many bytes the inputs have that a record keeps."""
+    return 0 if head.version == 1 else head.inputs_bytes
+
+
+def inputs_offset(head: RecordHead) -> int:
+    """Return where in a record the inputs begin that it keeps; the checksum follows them."""
+    ring_bytes = 8 * head.num_ring + num_outputs_of(head) * head.y_bytes
+    return row_offset(head) + head.row_bytes + ring_bytes
+
+
 def row_offset(head: RecordHead) -> int:
-    """Return where in a record the row begins; digests and outputs follow it."""
+    """Return where in a record the row begins; digests, outputs and inputs follow it."""
     end = (
         head_bytes_of(head)
         + head.id_bytes
@@ -194,7 +228,8 @@ _FAULTS = {
     RecordFault.PARTS: "its parts, with a row of {row_bytes} bytes and {num_ring} outputs of "
     "{y_bytes}, do not make {length} bytes",
     RecordFault.HISTORY: "it has incarnation {incarnation}, {num_changes} changes, {num_outputs} "
-    "outputs of {num_ring} steps and {unused} where 0 belongs: there is no such stream",
+    "outputs of {num_ring} steps, {inputs_bytes} bytes of inputs in version {version}: there is no "
+    "such stream",
 }
 
 
@@ -233,6 +268,8 @@ class StreamRecord:
         Which of the streams that have had this id, one after the other; 0 if nobody counts.
     num_changes : int
         How often this one was changed while a journal was kept, by whatever.
+    inputs : bytes
+        The last inputs as they came, the oldest first; empty where none are kept.
     """
 
     stream: bytes
@@ -249,6 +286,7 @@ class StreamRecord:
     outputs: NDArray[np.uint8]
     incarnation: int = 0
     num_changes: int = 0
+    inputs: bytes = b""
 
     def renamed(self, stream: bytes) -> StreamRecord:
         """Return the same state under another id.
@@ -311,11 +349,12 @@ def encode_record(record: StreamRecord) -> bytes:
             record.row,
             record.digests.astype("<i8").tobytes(),
             record.outputs.tobytes(),
+            record.inputs,
         ]
     )
     values = (
         _MAGIC,
-        VERSION,
+        VERSION if record.inputs else VERSION - 1,
         record.numbering,
         record.window.bit_length() - 1,
         HEAD_BYTES + len(body) + CHECKSUM_BYTES,
@@ -330,7 +369,7 @@ def encode_record(record: StreamRecord) -> bytes:
         record.incarnation,
         record.num_changes,
         num_outputs if y_bytes else 0,
-        0,
+        len(record.inputs),
     )
     head = _HEAD.pack(*values)
     return head + body + zlib.crc32(body, zlib.crc32(head)).to_bytes(CHECKSUM_BYTES, "little")
@@ -400,16 +439,13 @@ def decode_record(data: bytes | bytearray | memoryview) -> StreamRecord:
         outputs=outputs.reshape(num_outputs, y_bytes),
         incarnation=0 if head.version == 1 else head.incarnation,
         num_changes=0 if head.version == 1 else head.num_changes,
+        inputs=data[inputs_offset(head) : -CHECKSUM_BYTES],
     )
 
 
 def _split(data: bytes, lengths: list[int]) -> list[bytes]:
-    parts = []
-    at = 0
-    for length in lengths:
-        parts.append(data[at : at + length])
-        at += length
-    return parts
+    ends = itertools.accumulate(lengths)
+    return [data[end - length : end] for length, end in zip(lengths, ends, strict=True)]
 
 
 def check_id(stream: bytes) -> None:

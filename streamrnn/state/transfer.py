@@ -14,6 +14,7 @@ from streamrnn.state.record import (
     decode_record,
     encode_record,
     fits_model,
+    unfit,
 )
 from streamrnn_client.protocol import DEFAULT_WINDOW, StreamId, canonical_id
 
@@ -69,12 +70,10 @@ def row_of_record(
             f"{arithmetic!r}, with which they do not repeat to the bit. To go on nevertheless, "
             "import it with any_arithmetic=True"
         )
-    y_bytes, model_y_bytes = record.outputs.shape[1], 4 * model.spec.output_size
-    if not fits_model(len(record.row), y_bytes, row_bytes, model_y_bytes):
-        raise RecordError(
-            f"the record has a row of {len(record.row)} and outputs of {y_bytes} bytes; the "
-            f"model's have {row_bytes} and {model_y_bytes}"
-        )
+    sizes = len(record.row), record.outputs.shape[1], len(record.inputs)
+    of_model = row_bytes, 4 * model.spec.output_size, 4 * model.spec.num_inputs
+    if not fits_model(*sizes, *of_model):
+        raise RecordError(unfit(sizes, of_model))
     return np.frombuffer(record.row, "<f4").astype(np.float32)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import numpy as np
 import pytest
 
+from streamrnn import Engine
+from streamrnn.model.model import Model
 from streamrnn_client import Client
 from streamrnn_server.testing import serving
 from tests.live.versions import MODELS, NUM_INPUTS, Run, folder, swapped_after
@@ -14,7 +17,9 @@ from tests.support.peer import Peer, served, step
 
 NUM_STREAMS, NUM_STEPS = 40, 300
 CARRY = {"name": "m@1", "to": "m@2", "streams": "carry"}
-POLICIES = [("keep", "m@3"), ("carry", "m@2"), ("reset", "m@2"), ("reset", "m@3")]
+REPLAY = {"name": "m@1", "to": "m@3", "streams": "replay"}
+HISTORY = 5
+POLICIES = [("keep", "m@3"), ("carry", "m@2"), ("reset", "m@3"), ("replay", "m@3")]
 
 
 @pytest.fixture
@@ -29,7 +34,9 @@ def test_a_swap_under_load_loses_no_step_and_changes_no_bit(tmp_path, rng, durab
     x = rng.standard_normal((NUM_STREAMS, NUM_STEPS, NUM_INPUTS)).astype(np.float32)
     y: list[list[np.ndarray]] = [[] for _ in range(NUM_STREAMS)]
     is_open, is_swapped = threading.Barrier(5, timeout=60), threading.Event()
+    history = () if policy == "reset" else (f"m={HISTORY}",)
     options = {"durability": durability, "checkpoint_interval_s": 0.02, "num_shards": 2}
+    options["history"] = history
     models_dir = folder(tmp_path / "models")
     with served(MODELS, tmp_path / "state", ("m@1",), models_dir=models_dir, **options) as peer:
         address = peer.socket.getsockopt_string(32)  # LAST_ENDPOINT
@@ -69,7 +76,7 @@ def test_a_swap_under_load_loses_no_step_and_changes_no_bit(tmp_path, rng, durab
         np.testing.assert_array_equal(new, Run(to).step(x[0, 0]))
     num_done = NUM_STEPS // 9 * 9
     left = [
-        swapped_after(x[k, :num_done], np.concatenate(y[k]), "m@1", to, policy)
+        swapped_after(x[k, :num_done], np.concatenate(y[k]), "m@1", to, policy, HISTORY)
         for k in range(NUM_STREAMS)
     ]
     if policy == "keep":
@@ -217,3 +224,111 @@ def test_without_records_streams_keep_their_version():
         assert peer.error("model", "swap", CARRY)[0] == "not_supported"
         peer.ok("model", "swap", {"name": "m@1", "to": "m@2"})
         peer.socket.close()
+
+
+def replayed(x: np.ndarray) -> Run:
+    """Return a stream of the new version that the last of these inputs have primed."""
+    run = Run("m@1", HISTORY)
+    for each in x:
+        run.step(each)
+    run.swap("m@3", "replay")
+    return run
+
+
+@pytest.mark.parametrize("durability", ["checkpoint", "always"])
+def test_the_inputs_that_are_kept_survive_whatever_the_state_does(tmp_path, x, durability):
+    """A restart, a fork, a rollback; a reset begins with none."""
+    options = {"durability": durability, "history": (f"{HISTORY}",)}
+    with served(MODELS, tmp_path, ("m@1", "m@3"), **options) as peer:
+        for k, stream in enumerate(("few", "enough", "more", "back", "anew")):
+            peer.ok("open", stream, "m@1", 16)
+            peer.ok("step", stream, 1, x[: 2 + 3 * min(k, 2)].tobytes())
+        peer.ok("snapshot", "back", "here")
+        for stream in ("back", "anew"):
+            peer.ok("step", stream, 9, x[50:60].tobytes())
+        peer.ok("rollback", "back", 19, "here")
+        peer.ok("reset", "anew", 19)
+        step(peer, "anew", 20, x[0])
+        peer.ok("fork", "more", "copy")
+    with served(MODELS, tmp_path, ("m@1", "m@3"), **options) as peer:
+        peer.ok("model", "swap", REPLAY)
+        for stream, last, taken in (
+            ("few", 2, x[:2]),
+            ("enough", 5, x[:5]),
+            ("more", 8, x[:8]),
+            ("copy", 8, x[:8]),
+            ("back", 19, x[:8]),
+            ("anew", 20, x[:1]),
+        ):
+            run = replayed(taken)
+            for k in range(2):
+                answer = step(peer, stream, last + 1 + k, x[20 + k])[2]
+                np.testing.assert_array_equal(answer, run.step(x[20 + k]), err_msg=stream)
+        stats = peer.ok("stats")
+        assert (stats["num_swapped"], stats["num_primed"]) == (6, 2 + 5 + 5 + 5 + 5 + 1)
+        assert stats["num_steps"] == 12
+
+
+@pytest.mark.parametrize(("history", "num_taken"), [(3, 3), (9, 5), (0, 0)])
+def test_another_history_takes_of_a_record_what_there_is_room_for(tmp_path, x, history, num_taken):
+    with served(MODELS, tmp_path, ("m@1", "m@3"), history=(f"{HISTORY}",)) as peer:
+        peer.ok("open", "a", "m@1", 16)
+        peer.ok("step", "a", 1, x[:12].tobytes())
+        if not history:
+            peer.ok("model", "swap", REPLAY)  # and there is nothing to replay any more
+    with served(MODELS, tmp_path, ("m@1", "m@3"), history=(f"m={history}",)) as peer:
+        if history:
+            peer.ok("model", "swap", REPLAY)
+        run = replayed(x[12 - num_taken : 12])
+        np.testing.assert_array_equal(step(peer, "a", 13, x[12])[2], run.step(x[12]))
+
+
+def test_a_swap_onwards_waits_until_a_stream_is_primed(tmp_path, x):
+    """A stream that is swapped twice has both histories: that of the first swap, and its own."""
+    names = ("m@1", "m@2", "m@3")
+    with served(MODELS, tmp_path, names, history=(f"{HISTORY}",)) as peer:
+        peer.ok("open", "a", "m@1", 16)
+        peer.ok("step", "a", 1, x[:8].tobytes())
+        peer.ok("model", "swap", {"name": "m@1", "to": "m@3", "streams": "replay"})
+        peer.ok("model", "swap", {"name": "m@3", "to": "m@2", "streams": "replay"})
+        run = replayed(x[:8])
+        run.swap("m@2", "replay")
+        np.testing.assert_array_equal(step(peer, "a", 9, x[8])[2], run.step(x[8]))
+        assert peer.ok("stats")["num_primed"] == 2 * HISTORY
+
+
+def test_what_the_new_version_would_refuse_is_left_out(tmp_path, x):
+    """Each version has transforms of its own, and says whether a value may be missing."""
+    spec = MODELS["m@1"].spec
+
+    def version(name, **changes):
+        inputs = (dataclasses.replace(spec.inputs[0], **changes), *spec.inputs[1:])
+        model = MODELS[name]
+        return Model(dataclasses.replace(model.spec, inputs=inputs), model.parameters)
+
+    models = {"m@1": version("m@1", missing="hold"), "m@2": version("m@2", center=2.0, scale=0.5)}
+    x = x[:6].copy()
+    x[3, 0] = np.nan
+    with served(models, tmp_path, ("m@1", "m@2"), history=("4",)) as peer:
+        peer.ok("open", "a", "m@1", 16)
+        peer.ok("step", "a", 1, x[:5].tobytes())
+        peer.ok("model", "swap", {"name": "m@1", "to": "m@2", "streams": "replay"})
+        expected = Engine(models["m@2"]).steps("a", x[[1, 2, 4, 5]])[-1]
+        np.testing.assert_array_equal(step(peer, "a", 6, x[5])[2], expected)
+        assert peer.ok("stats")["num_primed"] == 3
+
+
+def test_a_replay_of_inputs_that_are_not_there_or_mean_something_else_is_refused(tmp_path):
+    spec = MODELS["m@3"].spec
+    inputs = (dataclasses.replace(spec.inputs[0], unit="K"), *spec.inputs[1:])
+    other = Model(dataclasses.replace(spec, inputs=inputs), MODELS["m@3"].parameters)
+    models = {"m@1": MODELS["m@1"], "m@3": other, "n@1": MODELS["m@1"], "n@2": MODELS["m@2"]}
+    with served(models, tmp_path, tuple(models), history=("m=3",)) as peer:
+        code, _ = peer.error("model", "swap", REPLAY)
+        assert code == "bad_params"
+        assert spec.inputs[0].name in str(peer.call("model", "swap", REPLAY)[0])
+        names = {"name": "n@1", "to": "n@2", "streams": "replay"}
+        assert peer.error("model", "swap", names)[0] == "not_supported"
+        assert {each["name"]: each.get("history") for each in peer.ok("models")} == {
+            "m@1": 3, "m@3": 3, "n@1": None, "n@2": None, "m": 3, "n": None
+        }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -46,9 +47,13 @@ def engine_of(name: str) -> Engine:
 
 
 class Run:
-    """An uninterrupted run of a stream, which may be swapped after any step."""
+    """An uninterrupted run of a stream, which may be swapped after any step.
 
-    def __init__(self, name: str) -> None:
+    Its last ``history`` inputs prime the other version of a swap with ``replay``.
+    """
+
+    def __init__(self, name: str, history: int = 0) -> None:
+        self.inputs: collections.deque[np.ndarray] = collections.deque(maxlen=history)
         self._begin(name)
 
     def _begin(self, name: str, state: bytes | None = None) -> None:
@@ -59,6 +64,7 @@ class Run:
             self._engine.import_state(self._stream, state)
 
     def step(self, x: np.ndarray) -> np.ndarray:
+        self.inputs.append(x)
         return self._engine.steps(self._stream, x[np.newaxis])[0]
 
     def state(self) -> bytes:
@@ -70,21 +76,29 @@ class Run:
         record = dataclasses.replace(record, fingerprint=MODELS[name].fingerprint)
         self._engine.close(self._stream)
         self._begin(name, encode_record(record) if policy == "carry" else None)
+        kept = list(self.inputs)
+        if policy != "carry":
+            self.inputs.clear()
+        if policy == "replay":
+            for x in kept:
+                self.step(x)
 
 
-def swapped_after(x: np.ndarray, y: np.ndarray, old: str, new: str, policy: str) -> int:
+def swapped_after(
+    x: np.ndarray, y: np.ndarray, old: str, new: str, policy: str, history: int = 0
+) -> int:
     """Return after how many steps a stream was swapped, whose outputs y are; all, if never.
 
     Each output is compared to the bit with what one side or the other answers; no third is allowed.
     """
-    run = Run(old)
+    run = Run(old, history)
     num_old = 0
     for k in range(len(x)):
         before = run.step(x[k])
         if not np.array_equal(before, y[k]):
             break
         num_old += 1
-    run = Run(old)
+    run = Run(old, history)
     for k in range(num_old):
         run.step(x[k])
     if num_old < len(x):

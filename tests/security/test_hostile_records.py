@@ -85,6 +85,7 @@ def hostile(good: StreamRecord) -> dict[str, bytes]:
             dataclasses.replace(narrow, outputs=good.outputs[:1])
         ),
         "odd outputs": encode_record(ringed(good, 10, 6)),
+        "odd inputs": encode_record(dataclasses.replace(good, inputs=bytes(4 * NUM_INPUTS + 4))),
         "shorter row": encode_record(dataclasses.replace(good, row=good.row[:-64])),
         "longer row": encode_record(dataclasses.replace(good, row=good.row + bytes(64))),
         "a number beyond the last": encode_record(ringed(good, MAX_SEQ + 1)),
@@ -109,7 +110,7 @@ def hostile(good: StreamRecord) -> dict[str, bytes]:
                 "incarnation": (-1, -(2**63)),
                 "num_changes": (-1, -(2**63)),
                 "num_outputs": (0, 7, 9, -1, 2**31 - 1),
-                "unused": (1, -1),
+                "inputs_bytes": (1, 4, -4, 2**31 - 4, -(2**31)),
             }.items()
             for value in values
         },

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from streamrnn.errors import RecordError
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.kernels.jit import jit
-from streamrnn.kernels.memory import load_u8
+from streamrnn.kernels.memory import load_i64, load_u8
 from streamrnn.kernels.virtual_memory import address_of
 from streamrnn.state import record as records
 from streamrnn.state.record import (
@@ -34,8 +34,9 @@ from streamrnn.state.record import (
 )
 from streamrnn_client.protocol import canonical_id
 from streamrnn_server.config import ServerConfig
-from streamrnn_server.shard.checkpoint.packing import record_at, row_in_record
-from streamrnn_server.shard.memory.slab import header_of, model_of, row_of
+from streamrnn_server.shard.checkpoint.packing import inputs_in_record, record_at, row_in_record
+from streamrnn_server.shard.memory.kept_inputs import input_place, num_inputs
+from streamrnn_server.shard.memory.slab import header_of, kept_inputs_of, model_of, row_of
 from streamrnn_server.shard.requests import request as r
 from streamrnn_server.shard.setup import ShardMemory
 from streamrnn_server.shard.streams.allocate import allocate_slot
@@ -124,9 +125,9 @@ class Shard:
         self.program = Program(self.model)
         context: Any = zmq.Context.instance()
         router, pair = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
-        config = ServerConfig(max_streams=4, memory_budget_bytes=2**29)
+        config = ServerConfig(max_streams=4, memory_budget_bytes=2**29, history=("3",))
         self.memory = ShardMemory(config, 0, {"m": self.program}, router, pair, None, ["there"])
-        self.sizes = self.program.row_bytes, 4 * NUM_OUTPUTS
+        self.sizes = self.program.row_bytes, 4 * NUM_OUTPUTS, 8
         for socket in (router, pair):
             socket.close(0)
 
@@ -149,14 +150,27 @@ def row_at(data: int) -> int:
 
 
 @jit
-def differs(address: int, slot: int, row: int, digests: Any, outputs: int) -> bool:
+def inputs_at(data: int) -> int:
+    """Return the address of the inputs in a record."""
+    return inputs_in_record(record_at(data))
+
+
+@jit
+def differs(
+    address: int, slot: int, row: int, digests: Any, outputs: int, inputs: int, num: int
+) -> bool:
     """Tell whether a stream is not as a record says, and free it."""
     shard = shard_at(address)
     header, model = header_of(shard, slot), model_of(shard, 0)
     _, num_outputs = num_kept(header, header.last_seq)
     first = header.last_seq + 1 - num_outputs
     is_other = False
-    for k in range(model.row_bytes):
+    kept = kept_inputs_of(model, slot)
+    is_other |= num_inputs(kept) != min(num, 3)
+    for k in range(num_inputs(kept)):
+        x, place = inputs + 8 * (num - num_inputs(kept) + k), input_place(kept, k)
+        is_other |= load_i64(place) != load_i64(x)
+    for k in range(model.state_bytes):
         is_other |= load_u8(row_of(model, slot) + k) != load_u8(row + k)
     for k in range(len(digests)):
         seq = header.last_seq - len(digests) + 1 + k
@@ -205,6 +219,7 @@ def damaged_records(draw, shard: Shard):
         row=rng.bytes(shard.program.row_bytes + draw(st.sampled_from([0, 0, 0, 64, -64]))),
         digests=rng.integers(-(2**63), 2**63 - 1, num_ring),
         outputs=rng.integers(0, 256, (num_outputs, y_bytes), np.uint8),
+        inputs=rng.bytes(draw(st.sampled_from([0, 0, 8, 24, 40, 12]))),
     )
     data = bytearray(encode_record(good))
     head = np.frombuffer(data, RecordHead.dtype, 1)
@@ -237,7 +252,7 @@ def record_reader() -> None:
             record = None
         if record is not None:
             assert encode_record(record) == data
-            sizes = len(record.row), record.outputs.shape[1]
+            sizes = len(record.row), record.outputs.shape[1], len(record.inputs)
             if not records.fits_model(*sizes, *shard.sizes):
                 record = None
         for place in PLACES:
@@ -255,7 +270,9 @@ def record_reader() -> None:
             ring = row - at + shard.program.row_bytes
             digests = np.frombuffer(data, np.int64, head["num_ring"][0], ring)
             outputs = at + ring + digests.nbytes
-            assert not differs(shard.memory.address, slot, row, digests, outputs)
+            num = int(head["inputs_bytes"][0]) // 8 if head["version"][0] > 1 else 0
+            found = row, digests, outputs, inputs_at(at), num
+            assert not differs(shard.memory.address, slot, *found)
 
     check()
     assert min(kept.values()) > 100, kept

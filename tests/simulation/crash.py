@@ -46,6 +46,7 @@ from tests.support.models import random_model
 
 NUM_INPUTS = 3
 _NEVER_S = 1e9
+HISTORY = 4  # inputs kept of each stream
 BEGAN_S = 1000.0  # what the clock says when a simulation begins
 _PR_SET_THP_DISABLE = 41
 _MEMORY = "/dev/shm"  # a directory in memory: the disk's own time is of no interest here
@@ -92,6 +93,7 @@ class CrashSimulation(Network):
             "durability": draw.choice(["checkpoint", "always"]),
             "checkpoint_interval_s": draw.choice([0.02, 0.1, 1.0]),
             "idle_limit_s": int(draw.random() < 0.15),
+            "history": (str(HISTORY),),
         }
         self._max_streams = draw.choice([6, 64, 64])
         self._directory = None

@@ -225,7 +225,8 @@ class Life:
         arithmetics = {name: program.arithmetic for name, program in programs.items()}
         expiry = Expiry(store.clock_s, config.time_to_live_s)
         numbers = range(config.num_shards)
-        table = ModelTable(models, programs, arithmetics, config.max_models_from(len(models)))
+        capacity = config.max_models_from(len(models))
+        table = ModelTable(models, programs, arithmetics, capacity, config.history_of)
         table.apply(catalogue.content, log)
         served = table.served
         held = Replay(store, journal_directory, served, programs, log).run()

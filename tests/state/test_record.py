@@ -49,6 +49,7 @@ def records(draw):
         outputs=rng.integers(0, 256, (num_outputs, y_bytes), np.uint8),
         incarnation=draw(st.integers(0, 2**63 - 1)),
         num_changes=draw(st.integers(0, 2**63 - 1)),
+        inputs=rng.bytes(4 * draw(st.integers(0, 9))),
     )
 
 
@@ -110,6 +111,7 @@ def test_other_formats_are_refused(data):
         ({"clock_s": -1}, "clock"),
         ({"incarnation": -1}, "incarnation -1"),
         ({"num_changes": -1}, "-1 changes"),
+        ({"inputs": bytes(6)}, "6 bytes of inputs"),
     ],
 )
 def test_a_record_that_makes_no_sense_is_refused(change, words):
@@ -119,8 +121,8 @@ def test_a_record_that_makes_no_sense_is_refused(change, words):
 
 def test_other_versions_and_other_files_are_named():
     data = encode_record(EXAMPLE)
-    with pytest.raises(RecordError, match="version 3; up to 2"):
-        decode_record(with_checksum(data[:4] + b"\3" + data[5:]))
+    with pytest.raises(RecordError, match="version 4; up to 3"):
+        decode_record(with_checksum(data[:4] + b"\4" + data[5:]))
     with pytest.raises(RecordError, match="no stream record"):
         decode_record(with_checksum(b"NNRS" + data[4:]))
 
@@ -141,10 +143,15 @@ def test_a_number_of_outputs_that_are_not_there_is_refused(num_outputs, match):
         decode_record(with_checksum(bytes(data)))
 
 
-def test_what_belongs_to_nothing_is_zero():
+@pytest.mark.parametrize(
+    ("version", "num_bytes", "match"),
+    [(2, 4, "4 bytes of inputs in version 2"), (3, 0, "0 bytes of inputs"), (3, 4, "its parts")],
+)
+def test_inputs_are_in_the_version_that_has_them(version, num_bytes, match):
     data = bytearray(encode_record(EXAMPLE))
-    data[100] = 1
-    with pytest.raises(RecordError, match="1 where 0 belongs"):
+    assert (data[4], data[100]) == (2, 0)
+    data[4], data[100] = version, num_bytes
+    with pytest.raises(RecordError, match=match):
         decode_record(with_checksum(bytes(data)))
 
 

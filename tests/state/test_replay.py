@@ -50,7 +50,8 @@ def own_arithmetic():
 
 def served_now():
     row_bytes, y_bytes = programs()["m"].row_bytes, 4 * MODEL.spec.output_size
-    return [ServedModel("m", MODEL.fingerprint, row_bytes, y_bytes, own_arithmetic())]
+    sizes = row_bytes, y_bytes, own_arithmetic(), 4 * NUM_INPUTS
+    return [ServedModel("m", MODEL.fingerprint, *sizes)]
 
 
 def own_head():
@@ -128,6 +129,23 @@ def test_entries_above_the_record_are_applied(journal):
     journal.replay()
     assert journal.record().row == row_after(X[:9])
     assert journal.record().num_changes == 10
+
+
+def test_inputs_are_kept_again(journal):
+    served = [model._replace(max_kept=3) for model in served_now()]
+    journal.write(opened(), *stepped(1, 2))
+    journal.replay(served)
+    assert journal.record().inputs == X[:2].tobytes()
+    journal.write(*stepped(3, 6))
+    journal.replay(served)
+    assert journal.record().inputs == X[3:6].tobytes()
+    assert journal.record().row == row_after(X[:6])
+    journal.write(Entry(ChangeKind.RESET, 0, A, 1, 8, 7, b""), *stepped(8, 8))
+    journal.replay(served)
+    assert journal.record().inputs == X[7:8].tobytes()
+    journal.write(*stepped(9, 10))
+    journal.replay()
+    assert journal.record().inputs == b""
 
 
 @pytest.mark.parametrize(("num_left", "num_more"), [(0, 1), (1, 1), (1, 3), (4, 1)])

@@ -68,7 +68,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=POLICIES,
         default=POLICIES[0],
         help="what becomes of those that there are: keep their version until they are closed, "
-        "carry their state on under the other weights, or reset it (%(default)s)",
+        "carry their state on under the other weights, reset it, or replay to the other one the "
+        "inputs that --history has kept (%(default)s)",
     )
     add("unload", "let a version go that no stream uses").add_argument(
         "name", metavar="NAME@VERSION"

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from streamrnn.kernels.cpu.program import Program
+from streamrnn.model.io_spec import InputSpec
 from streamrnn.model.spec import ModelSpec
 from streamrnn.state.catalogue import POLICIES, name_fault
 from streamrnn_client.protocol import ErrorCode, ProtocolError
 from streamrnn_server.live.table import ModelTable, family_of
-from streamrnn_server.shard.model_memory import MAX_LOADED_ROW_BYTES, MAX_LOADED_VALUES
+from streamrnn_server.shard.model_memory import MAX_LOADED_ROW_BYTES, MAX_LOADED_VALUES, row_size
 
 __all__ = [
     "can_carry",
@@ -118,12 +119,13 @@ def can_carry(old: ModelSpec, new: ModelSpec) -> bool:
     return replace(old, training={}, warmup_steps=0) == replace(new, training={}, warmup_steps=0)
 
 
-def check_size(name: str, program: Program) -> None:
+def check_size(name: str, program: Program, max_kept: int) -> None:
     """Raise `ProtocolError` if a model is larger than what a running server has space for."""
     most = max(program.spec.num_inputs, program.spec.output_size)
-    if program.row_bytes > MAX_LOADED_ROW_BYTES or most > MAX_LOADED_VALUES:
+    num_bytes = row_size(program, max_kept)
+    if num_bytes > MAX_LOADED_ROW_BYTES or most > MAX_LOADED_VALUES:
         raise _bad(
-            f"{name!r} has {most} inputs or outputs and a state of {program.row_bytes} bytes; "
+            f"{name!r} has {most} inputs or outputs and {num_bytes} bytes of state and history; "
             f"while a server runs, models of at most {MAX_LOADED_VALUES} and "
             f"{MAX_LOADED_ROW_BYTES} bytes are loaded: start it with this one"
         )
@@ -158,6 +160,30 @@ def check_swap(
             f"{name!r} and {to!r} are described differently (layers, inputs, outputs, transforms "
             "or vocabularies): a state cannot be carried over; swap with reset, or keep"
         )
+    if streams != "replay":
+        return
+    if not table.max_kept_of(name):
+        raise ProtocolError(
+            ErrorCode.NOT_SUPPORTED,
+            f"no inputs are kept of the streams of {name!r}, so none can be replayed: start the "
+            f"server with --history {family_of(name)}=N, or swap with reset",
+        )
+    differing = [
+        before.name
+        for before, after in zip(old.spec.inputs, new.spec.inputs, strict=False)
+        if _as_it_comes(before) != _as_it_comes(after)
+    ]
+    if differing or len(old.spec.inputs) != len(new.spec.inputs):
+        raise _bad(
+            f"an input of {name!r} means something else in {to!r} (name, unit, kind, categories, "
+            f"shape or origin of {', '.join(differing[:8]) or 'those behind the last'}): what was "
+            "kept cannot be replayed; swap with reset, or keep"
+        )
+
+
+def _as_it_comes(item: InputSpec) -> tuple[Any, ...]:
+    """Return what numbers mean that a client sends; transforms are each version's own."""
+    return item.name, item.unit, item.kind, item.categories, item.shape, item.origin
 
 
 def check_shadow(table: ModelTable, name: str, to: str) -> None:

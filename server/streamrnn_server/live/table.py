@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from streamrnn.errors import StartError
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.model import Model
 from streamrnn.model.spec import ModelSpec
 from streamrnn.state.catalogue import Content, Share, SwapRule
 from streamrnn_client.protocol import ORIGINS
+from streamrnn_server.config import family_of
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.checkpoint.packing import Templates
+from streamrnn_server.shard.memory.kept_inputs import kept_bytes
+from streamrnn_server.shard.model_memory import MAX_LOADED_ROW_BYTES
 from streamrnn_server.shard.structs import SHARES, SwapPolicy
 from streamrnn_server.storage.record_lookup import ServedModel
 
 __all__ = ["SWAP_POLICIES", "ModelTable", "family_of"]
 
 _TOO_NEW = " (has origins: it needs a newer client)"
-SWAP_POLICIES = {"carry": SwapPolicy.CARRY, "reset": SwapPolicy.RESET}
-
-
-def family_of(name: str) -> str:
-    """Return the name that a model shares with its other versions: what stands before ``@``."""
-    return name.partition("@")[0]
+SWAP_POLICIES = {
+    "carry": SwapPolicy.CARRY,
+    "reset": SwapPolicy.RESET,
+    "replay": SwapPolicy.REPLAY,
+}
 
 
 class ModelTable:
     """What is served, by index: one that was unloaded keeps its own.
 
     It is changed by the thread of `streamrnn_server.control` alone.
+
+    Parameters
+    ----------
+    models, programs, arithmetics : mapping of str
+        What it begins with.
+    capacity : int
+        How many models there may ever be.
+    history_of : callable
+        Of a model the number of inputs that are kept of a stream.
 
     Attributes
     ----------
@@ -58,7 +70,9 @@ class ModelTable:
         programs: Mapping[str, Program],
         arithmetics: Mapping[str, str],
         capacity: int,
+        history_of: Callable[[str], int],
     ) -> None:
+        self._history_of = history_of
         self.models: list[Model] = []
         self.named: list[tuple[str, Model]] = []
         self.served: list[ServedModel] = []
@@ -83,7 +97,15 @@ class ModelTable:
     def add(self, name: str, model: Model, program: Program, arithmetic: str) -> int:
         """Add a model; return its index."""
         y_bytes = 4 * program.spec.output_size
-        served = ServedModel(name, model.fingerprint, program.row_bytes, y_bytes, arithmetic)
+        x_bytes, max_kept = 4 * program.spec.num_inputs, self.max_kept_of(name)
+        num_bytes = kept_bytes(max_kept, x_bytes)
+        if num_bytes > MAX_LOADED_ROW_BYTES:
+            raise StartError(
+                f"--history {max_kept} of {name!r} takes {num_bytes} bytes for each stream; it "
+                f"may be {MAX_LOADED_ROW_BYTES}: keep fewer inputs"
+            )
+        sizes = program.row_bytes, y_bytes, arithmetic, x_bytes, max_kept
+        served = ServedModel(name, model.fingerprint, *sizes)
         index = len(self.models)
         self.templates.set(index, name, model.fingerprint, arithmetic)
         self.models.append(model)
@@ -101,10 +123,14 @@ class ModelTable:
         """Return a family's number, or the one that it will have."""
         return self.families.get(family, len(self.families))
 
+    def max_kept_of(self, name: str) -> int:
+        """Return how many inputs are kept of a version's streams: as many as of the others'."""
+        return self._history_of(name)
+
     def remove(self, name: str) -> int:
         """Let a model be served no more; return its index."""
         index = self.indices.pop(name)
-        self.served[index] = ServedModel(name, "", 0, 0, "")
+        self.served[index] = ServedModel(name, "", 0, 0, "", 0)
         self.swaps.pop(name, None)
         return index
 
@@ -123,6 +149,10 @@ class ModelTable:
         for name, rule in content.swaps.items():
             if name in self.indices and rule.to in self.indices:
                 self.swaps[name] = rule
+                if rule.policy == "replay" and not self.max_kept_of(name):
+                    text = "no inputs are kept any more (--history): streams that are swapped with "
+                    text += "replay begin with those that they have, or anew"
+                    log.write("warning", text, model=name, to=rule.to)
 
     def alias_rows(self, held: str | None = None) -> list[tuple[str, int, int, int]]:
         """Return what shards take as their aliases; of a held one no new stream gets a version."""
@@ -174,6 +204,8 @@ class ModelTable:
                 more |= {"swapped_to": rule.to, "policy": rule.policy}
             if share is not None and share.name == served.name:
                 more["share"] = share.share / SHARES
+            if served.max_kept:
+                more["history"] = served.max_kept
             told.append(
                 {
                     "name": name if is_told else name + _TOO_NEW,

@@ -92,6 +92,7 @@ _COUNTERS = {
     "streams_swapped": _From(
         "Streams that went on as another version of their model.", "num_swapped"
     ),
+    "inputs_replayed": _From("Inputs that swapped streams have been primed with.", "num_primed"),
     "streams_quarantined": _From("Streams whose state turned NaN.", "num_quarantined"),
     "requests_refused_for_room": _From(
         "Requests for which there was no memory.", "num_refused_for_room"

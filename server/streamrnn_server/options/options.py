@@ -227,6 +227,13 @@ OPTIONS = {
         type=int,
         metavar="N",
     ),
+    "history": Option(
+        "--history",
+        "keep so many of each stream's last inputs, to prime another version with them "
+        "('streamrnn model swap --streams replay'); NAME=N for one model (again for each)",
+        action="append",
+        metavar="[NAME=]N",
+    ),
     "insecure": Option(
         "--insecure",
         "bind an address that other machines can reach, without keys",

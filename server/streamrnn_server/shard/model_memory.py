@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +17,11 @@ from streamrnn.kernels.virtual_memory import (
     touch,
 )
 from streamrnn_server.shard.memory.budget import reserve_bytes
+from streamrnn_server.shard.memory.kept_inputs import kept_bytes
 from streamrnn_server.shard.memory.recording import most_steps
 from streamrnn_server.shard.structs import Alias, Model
 
-__all__ = ["MAX_LOADED_ROW_BYTES", "MAX_LOADED_VALUES", "ModelMemory", "Sizes"]
+__all__ = ["MAX_LOADED_ROW_BYTES", "MAX_LOADED_VALUES", "ModelMemory", "Sizes", "row_size"]
 
 # Of a model that is loaded while the server runs: address space is reserved for such a one.
 MAX_LOADED_ROW_BYTES, MAX_LOADED_VALUES = 2**22, 2**16
@@ -34,9 +35,12 @@ class Sizes(NamedTuple):
     row_bytes: int
 
     @classmethod
-    def of(cls, programs: Iterable[Program]) -> Sizes:
+    def of(cls, programs: Mapping[str, Program], history_of: Callable[[str], int]) -> Sizes:
         """Return those of some models."""
-        each = [(each.spec.num_inputs, each.spec.output_size, each.row_bytes) for each in programs]
+        each = [
+            (program.spec.num_inputs, program.spec.output_size, row_size(program, history_of(name)))
+            for name, program in programs.items()
+        ]
         return cls(*map(max, zip(*each, strict=True)))
 
     def with_loaded(self) -> Sizes:
@@ -50,6 +54,11 @@ class Sizes(NamedTuple):
         return 64 * -(-self.output_size // 16)
 
 
+def row_size(program: Program, max_kept: int) -> int:
+    """Return the bytes of a stream's row, with the inputs that are kept of it."""
+    return program.row_bytes + kept_bytes(max_kept, 4 * program.spec.num_inputs)
+
+
 class ModelMemory:
     """A table of models, each with slots for as many streams as the shard may have.
 
@@ -58,6 +67,8 @@ class ModelMemory:
     capacity : int
         How many models there may ever be; one that was unloaded keeps its index.
     max_streams : int
+    history_of : callable
+        Of a model the number of inputs that are kept of a stream.
 
     Attributes
     ----------
@@ -70,7 +81,10 @@ class ModelMemory:
         Streams with larger rows are not recorded.
     """
 
-    def __init__(self, capacity: int, max_streams: int) -> None:
+    def __init__(
+        self, capacity: int, max_streams: int, history_of: Callable[[str], int] = lambda name: 0
+    ) -> None:
+        self._history_of = history_of
         self.structs = np.zeros(capacity + 1, Model.dtype)
         self.structs[-1]["first_slot"] = capacity * max_streams
         self.structs[-1]["successor"] = -1
@@ -146,7 +160,8 @@ class ModelMemory:
         return sum(int(np.count_nonzero(each)) for each in self._units) * HUGE_PAGE_BYTES
 
     def _make(self, k: int, name: str, program: Program, family: int) -> None:
-        row_bytes, max_streams = program.row_bytes, self._max_streams
+        max_kept, max_streams = self._history_of(name), self._max_streams
+        row_bytes = row_size(program, max_kept)
         num_units = -(-max_streams * row_bytes // HUGE_PAGE_BYTES)
         rows = reserve(num_units * HUGE_PAGE_BYTES, huge_pages=True)
         units, text = np.zeros(num_units, np.uint8), np.frombuffer(name.encode(), np.uint8)
@@ -162,6 +177,8 @@ class ModelMemory:
             "plan": program.plan_address,
             "first_row": address_of(rows) - first_slot * row_bytes,
             "row_bytes": row_bytes,
+            "state_bytes": program.row_bytes,
+            "max_kept": max_kept,
             "initial_row": address_of(program.initial_row),
             "step_bytes": 4 * program.spec.num_inputs,
             "y_bytes": 4 * program.spec.output_size,
@@ -173,8 +190,8 @@ class ModelMemory:
             "name_bytes": len(text),
             "units": address_of(units),
         }
-        if row_bytes <= self.max_recorded_row_bytes:
-            values["recorded_steps"] = most_steps(program.spec, row_bytes)
+        if program.row_bytes <= self.max_recorded_row_bytes:
+            values["recorded_steps"] = most_steps(program.spec, program.row_bytes)
         made = Model.one()
         for field, value in values.items():
             made[field] = value

@@ -25,7 +25,7 @@ def change_models(shard: Shard, command: Command) -> None:
         shard.max_inputs = max(shard.max_inputs, model.step_bytes // 4)
         shard.batch_y_stride = max(shard.batch_y_stride, (model.y_bytes + 63) // 64 * 64)
         if shard.journal.socket != 0:
-            shard.journal.row_stride = max(shard.journal.row_stride, model.row_bytes)
+            shard.journal.row_stride = max(shard.journal.row_stride, model.state_bytes)
     elif what == CommandKind.ALIAS:
         shard.aliases, shard.num_aliases = command.address, command.seq
     elif what == CommandKind.SWAP:

@@ -180,9 +180,9 @@ def _begin(shard: Shard, header: Header, number: int) -> None:
     recording.max_steps = model.recorded_steps
     recording.ended_as = RecordingEnd.NONE
     recording.is_asked = recording.is_unwanted = recording.asker = 0
-    recording.step_bytes, recording.row_bytes = model.step_bytes, model.row_bytes
+    recording.step_bytes, recording.row_bytes = model.step_bytes, model.state_bytes
     recording.id_bytes = h.id_size(header)
     copy_bytes(field_address(recording, "id"), h.id_address(header), h.id_size(header))
-    copy_bytes(recording.row, row_of(model, slot), model.row_bytes)
+    copy_bytes(recording.row, row_of(model, slot), model.state_bytes)
     recording.state = RecordingState.GOING
     header.recording = number

@@ -128,13 +128,13 @@ class ShardMemory:
                 f"can number ({_MAX_SLOTS}); allow fewer (--max-streams)"
             )
         self._owned: list[Any] = []
-        self.models = ModelMemory(self.capacity, max_streams)
+        self.models = ModelMemory(self.capacity, max_streams, config.history_of)
         self.rows = self.models.rows
         self.struct = Shard.one()
         self.struct["max_streams"] = max_streams
         self.address = struct_address(self.struct)
         num_slots = self.capacity * max_streams + _NUM_REQUESTS  # with those of the lookup
-        sizes = Sizes.of(programs.values())
+        sizes = Sizes.of(programs, config.history_of)
         disk_buffer_bytes = _disk_buffer_bytes(sizes)
         self._users: Users | None = None
         if valid_keys is not None:

@@ -122,6 +122,7 @@ class Counters(Struct):
     num_quarantined: I64
     num_records_refused: I64
     num_swapped: I64
+    num_primed: I64  # inputs that swapped streams have begun with
 
 
 class Shard(Struct):
@@ -287,6 +288,7 @@ class SwapPolicy(IntEnum):
 
     CARRY = 1
     RESET = 2
+    REPLAY = 3  # nothing; the inputs that are kept prime the other one
 
 
 class Model(Struct):
@@ -294,8 +296,10 @@ class Model(Struct):
 
     plan: I64  # address of its plan
     first_row: I64  # where row 0 would lie: row = FIRST_ROW + slot * ROW_BYTES
-    row_bytes: I64
-    initial_row: I64
+    row_bytes: I64  # of the state, and of the inputs kept behind it
+    state_bytes: I64
+    max_kept: I64  # inputs of a stream; 0: none is kept
+    initial_row: I64  # of STATE_BYTES
     step_bytes: I64  # of x
     y_bytes: I64
     is_token: I64

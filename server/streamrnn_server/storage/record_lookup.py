@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from streamrnn.errors import RecordError, StoreError
-from streamrnn.state.record import StreamRecord, decode_record, fits_model
+from streamrnn.state.record import StreamRecord, decode_record, fits_model, unfit
 from streamrnn.state.store import (
     ARRIVALS,
     SNAPSHOTS,
@@ -43,6 +43,10 @@ class ServedModel(NamedTuple):
         Bytes of one output.
     arithmetic : str
         What computes it.
+    x_bytes : int
+        Bytes of one input.
+    max_kept : int
+        How many inputs are kept of a stream.
     """
 
     name: str
@@ -50,6 +54,14 @@ class ServedModel(NamedTuple):
     row_bytes: int
     y_bytes: int
     arithmetic: str
+    x_bytes: int
+    max_kept: int = 0
+
+    def fault_of(self, record: StreamRecord) -> str | None:
+        """Return why a record of this model has not its sizes; None if it has."""
+        sizes = len(record.row), record.outputs.shape[1], len(record.inputs)
+        own = self.row_bytes, self.y_bytes, self.x_bytes
+        return None if fits_model(*sizes, *own) else unfit(sizes, own)
 
 
 class RecordLookup:
@@ -189,13 +201,9 @@ class RecordLookup:
                 stored_arithmetic=record.arithmetic,
                 arithmetic=model.arithmetic,
             )
-        row_bytes, y_bytes = len(record.row), record.outputs.shape[1]
-        if not fits_model(row_bytes, y_bytes, model.row_bytes, model.y_bytes):
-            raise ProtocolError(
-                ErrorCode.DAMAGED,
-                reason=f"a row of {row_bytes} and outputs of {y_bytes} bytes; the model's have "
-                f"{model.row_bytes} and {model.y_bytes}",
-            )
+        fault = model.fault_of(record)
+        if fault is not None:
+            raise ProtocolError(ErrorCode.DAMAGED, reason=fault)
         return index
 
     def snapshot(self, stream: bytes, name: str | None, user: str) -> tuple[int, bytes]:

@@ -25,7 +25,7 @@ from streamrnn.state.journal import (
     segment_paths,
 )
 from streamrnn.state.journal_table import EntryTable, entry_at, find_lacking, table_of
-from streamrnn.state.record import StreamRecord, decode_record, encode_record, fits_model
+from streamrnn.state.record import StreamRecord, decode_record, encode_record
 from streamrnn.state.store import STREAMS, Change, StateStore
 from streamrnn.state.verify import id_text
 from streamrnn_client.protocol import ErrorCode, ProtocolError
@@ -76,7 +76,9 @@ class Replay:
     ) -> None:
         self._store, self._directory, self._log = store, directory, log
         self._served = list(served)
-        self._replayed = [Replayed(programs[model.name].for_shard()) for model in self._served]
+        self._replayed = [
+            Replayed(programs[model.name].for_shard(), model.max_kept) for model in self._served
+        ]
         self._held: dict[bytes, ProtocolError] = {}
         self._made: set[bytes] = set()  # streams that begin in the journal
         self._lacking: set[bytes] = set()  # those held back that records lack something of
@@ -275,9 +277,8 @@ class Replay:
 
     def _fits(self, index: int, record: StreamRecord) -> bool:
         model = self._served[index]
-        sizes = len(record.row), record.outputs.shape[1], model.row_bytes, model.y_bytes
         of_record, of_model = ((each.fingerprint, each.arithmetic) for each in (record, model))
-        return of_record == of_model and fits_model(*sizes)
+        return of_record == of_model and model.fault_of(record) is None
 
     def _parts(
         self, model: int, streams: list[ReplayedStream], suspects: list[bytes]

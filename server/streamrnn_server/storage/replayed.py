@@ -26,6 +26,15 @@ from streamrnn.state.record import NUMBERED, UNNUMBERED, StreamRecord
 from streamrnn.state.verify import id_text
 from streamrnn_client.protocol import MAX_SEQ, MAX_WINDOW
 from streamrnn_server.shard.memory.digest import REFUSED_DIGEST, RESET_DIGEST, digest_of
+from streamrnn_server.shard.memory.kept_inputs import (
+    KeptInputs,
+    clear_inputs,
+    copy_inputs,
+    keep_input,
+    kept_bytes,
+    num_inputs,
+    take_inputs,
+)
 
 __all__ = ["Replayed", "ReplayedStream", "apply_entries"]
 
@@ -109,7 +118,8 @@ class _Work(Struct):
 
     plan: I64
     initial_row: I64
-    row_bytes: I64
+    state_bytes: I64
+    max_kept: I64
     x_bytes: I64
     y_bytes: I64
     spare: I64  # room for outputs that are not kept
@@ -151,15 +161,18 @@ class Replayed:
     ----------
     program : Program
         Its scratch is used.
+    max_kept : int
+        How many inputs are kept of a stream, behind its state.
     """
 
-    def __init__(self, program: Program) -> None:
-        self._program = program
-        self._y_bytes = 4 * program.spec.output_size
+    def __init__(self, program: Program, max_kept: int = 0) -> None:
+        self._program, self._max_kept = program, max_kept
+        self._x_bytes, self._y_bytes = 4 * program.spec.num_inputs, 4 * program.spec.output_size
+        self._row_bytes = program.row_bytes + kept_bytes(max_kept, self._x_bytes)
 
     def bytes_of(self, stream: ReplayedStream) -> int:
         """Return how much memory a stream takes."""
-        return self._program.row_bytes + stream.window * (8 + self._y_bytes)
+        return self._row_bytes + stream.window * (8 + self._y_bytes)
 
     def replay(
         self,
@@ -184,7 +197,7 @@ class Replayed:
         memory = self._make_memory(streams)
         for k, stream in enumerate(streams):
             if stream.record is not None:
-                _bring_back(stream.record, memory, k)
+                self._bring_back(stream.record, memory, k)
         self._apply(streams, memory.running)
         numbers = (memory.running[name].tolist() for name in _NUMBERS)
         for k, (num_changes, numbering, last_seq, owner) in enumerate(zip(*numbers, strict=True)):
@@ -202,18 +215,19 @@ class Replayed:
                 window=ring.window,
                 last_seq=last_seq,
                 clock_s=clock_s,
-                row=memory.rows[k].astype("<f4").tobytes(),
+                row=memory.rows[k, : self._program.row_bytes // 4].astype("<f4").tobytes(),
                 digests=memory.digests[ring.places(last_seq, num_ring)],
                 outputs=memory.outputs[ring.places(last_seq, num_outputs)]
                 if has_outputs
                 else np.zeros((0, 0), np.uint8),
                 incarnation=stream.incarnation,
                 num_changes=num_changes,
+                inputs=self._inputs(memory, k),
             )
             yield stream.stream, record
 
     def _make_memory(self, streams: list[ReplayedStream]) -> _Memory:
-        num, row_bytes = len(streams), self._program.row_bytes
+        num, row_bytes = len(streams), self._row_bytes
         rows = aligned_floats(num * row_bytes // 4).reshape(num, row_bytes // 4)
         windows = np.array([stream.window for stream in streams])
         firsts = np.cumsum(windows) - windows
@@ -235,8 +249,8 @@ class Replayed:
         spare = np.zeros((MAX_BATCH_ROWS, self._y_bytes), np.uint8)
         room = np.zeros((3, MAX_BATCH_ROWS), np.int64)
         work["plan"], work["initial_row"] = program.plan_address, address_of(initial_row)
-        work["row_bytes"], work["y_bytes"] = program.row_bytes, self._y_bytes
-        work["x_bytes"] = 4 * program.spec.num_inputs
+        work["state_bytes"], work["max_kept"] = program.row_bytes, self._max_kept
+        work["x_bytes"], work["y_bytes"] = self._x_bytes, self._y_bytes
         work["spare"] = address_of(spare)
         work["rows"], work["xs"], work["ys"] = map(address_of, room)
         at_work = np.arange(len(streams))
@@ -248,16 +262,33 @@ class Replayed:
             kind = ChangeKind(entry.kind).name
             raise stream.damage(f"after step {state['last_seq']} it has {kind} {entry.seq}")
 
+    def _bring_back(self, record: StreamRecord, memory: _Memory, k: int) -> None:
+        """Let a stream be what its record says."""
+        numbers = record.num_changes, record.numbering, record.last_seq, 0, 1
+        memory.running[[*_NUMBERS, "is_open"]][k] = numbers
+        memory.rows[k, : len(record.row) // 4] = np.frombuffer(record.row, "<f4")
+        ring = memory.rings[k]
+        memory.digests[ring.places(record.last_seq, len(record.digests))] = record.digests
+        if record.outputs.size:
+            memory.outputs[ring.places(record.last_seq, len(record.outputs))] = record.outputs
+        if self._max_kept:
+            inputs = np.frombuffer(record.inputs or b"\0", np.uint8)
+            num = len(record.inputs) // self._x_bytes
+            take_inputs(self._kept(memory, k), address_of(inputs), num)
 
-def _bring_back(record: StreamRecord, memory: _Memory, k: int) -> None:
-    """Let a stream be what its record says."""
-    numbers = record.num_changes, record.numbering, record.last_seq, 0, 1
-    memory.running[[*_NUMBERS, "is_open"]][k] = numbers
-    memory.rows[k] = np.frombuffer(record.row, "<f4")
-    ring = memory.rings[k]
-    memory.digests[ring.places(record.last_seq, len(record.digests))] = record.digests
-    if record.outputs.size:
-        memory.outputs[ring.places(record.last_seq, len(record.outputs))] = record.outputs
+    def _inputs(self, memory: _Memory, k: int) -> bytes:
+        """Return the inputs that a stream keeps, the oldest first."""
+        if not self._max_kept:
+            return b""
+        kept = self._kept(memory, k)
+        inputs = np.zeros(num_inputs(kept) * self._x_bytes, np.uint8)
+        if len(inputs):
+            copy_inputs(kept, address_of(inputs))
+        return inputs.tobytes()
+
+    def _kept(self, memory: _Memory, k: int) -> KeptInputs:
+        at = int(memory.running["row"][k]) + self._program.row_bytes
+        return KeptInputs(at, self._max_kept, self._x_bytes)
 
 
 def _num_outputs(stream: ReplayedStream, last_seq: int, num_ring: int) -> int:
@@ -343,13 +374,13 @@ def _change(work: _Work, stream: _Running, place: int) -> bool:
         if stream.is_open:
             return False
         stream.is_open, stream.owner = 1, place
-        copy_bytes(stream.row, work.initial_row, work.row_bytes)
+        _begin(work, stream)
     elif entry.kind == ChangeKind.RESET:
         # A step that was refused because the state turned NaN has had a number.
         last_seq = stream.last_seq
         if not _take_number(stream, entry, 1):
             return False
-        copy_bytes(stream.row, work.initial_row, work.row_bytes)
+        _begin(work, stream)
         if entry.seq > last_seq + 1:
             store_i64(stream.digests + 8 * ((entry.seq - 1) % stream.window), REFUSED_DIGEST)
         if entry.seq > 0:
@@ -360,6 +391,19 @@ def _change(work: _Work, stream: _Running, place: int) -> bool:
         return False
     stream.num_changes = entry.num_changes
     return True
+
+
+@jit
+def _begin(work: _Work, stream: _Running) -> None:
+    """Let a stream have the state before a first step."""
+    copy_bytes(stream.row, work.initial_row, work.state_bytes)
+    if work.max_kept > 0:
+        clear_inputs(_kept_of(work, stream))
+
+
+@jit
+def _kept_of(work: _Work, stream: _Running) -> KeptInputs:
+    return KeptInputs(stream.row + work.state_bytes, work.max_kept, work.x_bytes)
 
 
 @jit
@@ -391,6 +435,8 @@ def _take_step(work: _Work, stream: _Running, k: int) -> None:
         store_i64(stream.digests + 8 * at, digest_of(x, work.x_bytes))
         if stream.window > 1:
             y = stream.outputs + work.y_bytes * at
+    if work.max_kept > 0:
+        keep_input(_kept_of(work, stream), x)
     store_i64(work.rows + 8 * k, stream.row)
     store_i64(work.xs + 8 * k, x)
     store_i64(work.ys + 8 * k, y)

@@ -243,7 +243,7 @@ class ModelMethods:
 
         def pack() -> list[Program]:
             program = Program(model, self._config.precision)
-            check_size(name, program)
+            check_size(name, program, table.max_kept_of(name))
             return [program, *(program.for_shard() for _ in self._shards)]
 
         programs = yield pack

@@ -8,17 +8,19 @@ from streamrnn.kernels.memory import copy_bytes
 from streamrnn.state.journal import ChangeKind
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard.batch.schedule import batch_of, mark_idle
+from streamrnn_server.shard.batch.swap import note_primed
 from streamrnn_server.shard.checkpoint.history import note_change
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.digest import digest_of
 from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.memory.kept_inputs import keep_input
 from streamrnn_server.shard.memory.recording import RecordingEnd
-from streamrnn_server.shard.memory.slab import header_of
+from streamrnn_server.shard.memory.slab import header_of, kept_inputs_of
 from streamrnn_server.shard.memory.tally import count_batch, sample_rows
 from streamrnn_server.shard.recorder import end_recording, record_step
 from streamrnn_server.shard.requests.finish import finish, set_error
 from streamrnn_server.shard.requests.queue import first_waiting, pop_waiting
-from streamrnn_server.shard.requests.request import Request, request_at
+from streamrnn_server.shard.requests.request import Kind, Request, request_at
 from streamrnn_server.shard.streams.dirty import mark_dirty
 from streamrnn_server.shard.streams.operations import note_durable
 from streamrnn_server.shard.streams.replay_ring import remember
@@ -40,16 +42,21 @@ def keep_rows(shard: Shard, model: Model, num_rows: int) -> None:
         return
     rows = batch_of(shard).rows
     for row in range(num_rows):
-        copy_bytes(journal.rows + row * journal.row_stride, rows[row], model.row_bytes)
+        copy_bytes(journal.rows + row * journal.row_stride, rows[row], model.state_bytes)
 
 
 @jit
 def commit(shard: Shard, model: Model, num_rows: int) -> None:
     """Commit the steps of a computed batch, and finish the requests that are done."""
     pool, batch = shard.pool, batch_of(shard)
+    num_primed = 0
     for row in range(num_rows):
         header = header_of(shard, batch.slots[row])
         request = request_at(batch.requests[row])
+        if request.kind == Kind.SWAP:
+            note_primed(shard, model, header, request, batch.ys[row])
+            num_primed += 1
+            continue
         note_step(shard, model, row)
         is_done = request.progress == request.num_steps
         if is_done or request.code != 0:
@@ -60,9 +67,10 @@ def commit(shard: Shard, model: Model, num_rows: int) -> None:
             make_ready(shard, header)
         else:
             mark_idle(shard, header)
-    shard.counters.num_steps += num_rows
+    shard.counters.num_steps += num_rows - num_primed
+    shard.counters.num_primed += num_primed
     shard.counters.num_waves += 1
-    model.batches.num_steps += num_rows
+    model.batches.num_steps += num_rows - num_primed
     count_batch(model.batches, num_rows)
     sample_rows(shard.samples, batch.slots, num_rows)
 
@@ -88,12 +96,14 @@ def note_step(shard: Shard, model: Model, row: int) -> None:
     mark_dirty(shard, header)
     if is_put_back:
         kept = shard.journal.rows + row * shard.journal.row_stride
-        copy_bytes(batch.rows[row], kept, model.row_bytes)
+        copy_bytes(batch.rows[row], kept, model.state_bytes)
     if is_broken:
         _quarantine(shard, header, request)
     else:
         seq = header.last_seq if request.first_seq > 0 else 0
         note_change(shard, header, ChangeKind.STEP, seq, x, model.step_bytes)
+        if model.max_kept > 0:
+            keep_input(kept_inputs_of(model, batch.slots[row]), x)
     request.progress += 1
 
 

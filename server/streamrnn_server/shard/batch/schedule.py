@@ -127,6 +127,8 @@ def _next_step(shard: Shard, plan: Any, header: Header, is_swapped: bool) -> Req
         if is_swapped and begin_swap(shard, plan, header, request):
             return request_at(0)
         kind = request.kind
+        if kind == Kind.SWAP and request.progress < request.num_steps:  # it is being primed
+            return request
         if kind == Kind.STEP or not names_model(kind):
             request.model = header.model
         is_quarantined = header.flags & h.IS_QUARANTINED != 0

@@ -6,21 +6,36 @@ successor, and is brought to disk anew before its next step. What its client say
 no such work. So whatever a client or a journal has to repeat after a crash was answered by the
 model that repeats it, and a step that was answered before the swap has its output in the ring
 still.
+
+With `SwapPolicy.REPLAY` the stream is first primed: it takes the inputs that are kept of it, one in
+each batch, beside what other streams do, as a chunk's steps are taken; then it is brought to disk.
+Until then nothing of it is dirty: on disk it is what it was.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from streamrnn.kernels.cpu.step import output_of_row
+from streamrnn.kernels.cpu.nan_scan import has_nan
+from streamrnn.kernels.cpu.plan import plan_at
+from streamrnn.kernels.cpu.step import check_input, output_of_row
 from streamrnn.kernels.jit import jit
 from streamrnn.kernels.memory import copy_bytes
 from streamrnn_client.protocol import ErrorCode
 from streamrnn_server.shard.checkpoint.history import count_change
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
+from streamrnn_server.shard.memory.kept_inputs import input_place, keep_input, num_inputs
 from streamrnn_server.shard.memory.recording import RecordingEnd
-from streamrnn_server.shard.memory.slab import header_of, history_of, model_of, row_of, slot_of
+from streamrnn_server.shard.memory.slab import (
+    begin_row,
+    header_of,
+    history_of,
+    kept_inputs_of,
+    model_of,
+    row_of,
+    slot_of,
+)
 from streamrnn_server.shard.recorder import end_recording
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.queue import push_first
@@ -35,9 +50,10 @@ from streamrnn_server.shard.streams.dirty import wait_for_disk
 from streamrnn_server.shard.streams.eviction import allocate_ring
 from streamrnn_server.shard.streams.owners import count_stream, owner_of
 from streamrnn_server.shard.streams.replay_ring import note_received, remember
-from streamrnn_server.shard.structs import Shard, SwapPolicy
+from streamrnn_server.shard.streams.slots import make_ready
+from streamrnn_server.shard.structs import Model, Shard, SwapPolicy
 
-__all__ = ["begin_swap"]
+__all__ = ["begin_swap", "note_primed"]
 
 
 @jit
@@ -52,7 +68,7 @@ def begin_swap(shard: Shard, plan: Any, header: Header, request: Request) -> boo
     kind = request.kind
     if kind != Kind.STEP and kind != Kind.RESET and kind != Kind.SWAP:
         return False  # a client asks it before it repeats what a crash has lost
-    is_in_chunk = kind == Kind.STEP and request.num_steps >= 0
+    is_in_chunk = kind != Kind.RESET and request.num_steps >= 0  # or is being primed
     # A gap is refused, and then comes what is to be repeated.
     if is_in_chunk or is_repeated(request) or request.first_seq > header.last_seq + 1:
         return False
@@ -70,11 +86,18 @@ def _block(shard: Shard, header: Header) -> bool:
     """Let a stream wait until it is on disk; false without a request that could stand for that."""
     if shard.pool.num_free == 0:
         return False
+    _push(shard, header)
+    wait_for_disk(shard, header)
+    return True
+
+
+@jit
+def _push(shard: Shard, header: Header) -> Request:
+    """Let a request of the shard's own stand before a stream's; the pool has a free one."""
     request = allocate_request(shard.pool)
     request.kind, request.first_seq = Kind.SWAP, 0
     push_first(shard.pool, header, request)
-    wait_for_disk(shard, header)
-    return True
+    return request
 
 
 @jit
@@ -92,11 +115,14 @@ def _move(shard: Shard, plan: Any, header: Header) -> bool:
     if target < 0:
         return False
     to, successor = header_of(shard, target), model_of(shard, model.successor)
-    slot, place = slot_of(shard, header), row_of(successor, target)
-    if model.policy == SwapPolicy.CARRY:
-        copy_bytes(place, row_of(model, slot), successor.row_bytes)
+    slot = slot_of(shard, header)
+    if model.policy == SwapPolicy.CARRY:  # versions of one model keep as many inputs
+        copy_bytes(row_of(successor, target), row_of(model, slot), successor.row_bytes)
     else:
-        copy_bytes(place, successor.initial_row, successor.row_bytes)
+        begin_row(successor, target)
+    num_kept = 0
+    if model.policy == SwapPolicy.REPLAY and model.max_kept > 0 and successor.max_kept > 0:
+        num_kept = _pass_inputs(model, slot, successor, target)
     to.window_log2, to.ring = header.window_log2, header.ring
     to.last_seq, to.durable_seq = header.last_seq, header.durable_seq
     to.flags = header.flags & (h.IS_OPEN | h.IS_NUMBERED | h.IS_UNNUMBERED)
@@ -110,7 +136,43 @@ def _move(shard: Shard, plan: Any, header: Header) -> bool:
     successor.num_open += 1
     take_place(shard, header, to, owner)
     shard.counters.num_swapped += 1
-    return _block(shard, to)
+    if num_kept == 0:
+        return _block(shard, to)
+    request = _push(shard, to)
+    request.x, request.num_steps = input_place(kept_inputs_of(successor, target), 0), num_kept
+    to.flags |= h.IS_READY
+    make_ready(shard, to)
+    return True
+
+
+@jit
+def _pass_inputs(model: Model, slot: int, successor: Model, target: int) -> int:
+    """Let a slot just begun keep another's inputs; return how many.
+
+    What the successor would refuse as a step is left out. They lie one behind the other then.
+    """
+    kept, to = kept_inputs_of(model, slot), kept_inputs_of(successor, target)
+    plan, num_kept = plan_at(successor.plan), num_inputs(kept)
+    for k in range(max(0, num_kept - to.max_kept), num_kept):
+        x = input_place(kept, k)
+        if check_input(plan, x, 1) < 0:
+            keep_input(to, x)
+    return num_inputs(to)
+
+
+@jit
+def note_primed(shard: Shard, model: Model, header: Header, request: Request, y: int) -> None:
+    """Note that a stream has taken one of the inputs that it is primed with; no answer has it."""
+    request.progress += 1
+    request.y = 0
+    end_recording(shard, header, RecordingEnd.SWAPPED)
+    if has_nan(y, model.y_bytes):  # as with a reset
+        begin_row(model, slot_of(shard, header))
+        request.progress = request.num_steps
+    if request.progress < request.num_steps:
+        make_ready(shard, header)
+    else:
+        wait_for_disk(shard, header)
 
 
 @jit

@@ -1,4 +1,4 @@
-"""Checkpoint entries: a stream's header, texts, row, and what is kept of its last steps."""
+"""Checkpoint entries: a stream's header, texts, state, and what is kept of its last steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from streamrnn_server.shard.checkpoint import packing as e
 from streamrnn_server.shard.checkpoint.packing import Entry, EntryKind, part_bytes
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
-from streamrnn_server.shard.memory.slab import history_of, model_of, row_of, slot_of
+from streamrnn_server.shard.memory.kept_inputs import copy_inputs, num_inputs
+from streamrnn_server.shard.memory.slab import (
+    history_of,
+    kept_inputs_of,
+    model_of,
+    row_of,
+    slot_of,
+)
 from streamrnn_server.shard.requests.request import Kind, Request
 from streamrnn_server.shard.streams.owners import name_of_owner
 from streamrnn_server.shard.streams.replay_ring import copy_ring, num_kept
@@ -29,8 +36,17 @@ def entry_bytes(shard: Shard, header: Header, request: Request) -> int:
     if kind != EntryKind.DELETE:
         num_bytes += part_bytes(load_u8(owner)) if owner != 0 else 0
         num_ring, num_outputs = num_kept(header, _last_seq(shard, header))
-        num_bytes += model.row_bytes + part_bytes(8 * num_ring + num_outputs * model.y_bytes)
+        kept_bytes = 8 * num_ring + num_outputs * model.y_bytes + _inputs_bytes(shard, header)
+        num_bytes += model.state_bytes + part_bytes(kept_bytes)
     return num_bytes
+
+
+@jit
+def _inputs_bytes(shard: Shard, header: Header) -> int:
+    model = model_of(shard, header.model)
+    if model.max_kept == 0:
+        return 0
+    return num_inputs(kept_inputs_of(model, slot_of(shard, header))) * model.step_bytes
 
 
 @jit
@@ -68,9 +84,10 @@ def write_entry(shard: Shard, header: Header, request: Request, entry: Entry) ->
     entry.window_log2 = header.window_log2
     entry.id_bytes = h.id_size(header)
     entry.name_bytes = name_bytes
-    entry.row_bytes = model.row_bytes
+    entry.row_bytes = model.state_bytes
     entry.y_bytes = model.y_bytes if header.window_log2 > 0 else 0
     entry.num_ring, entry.num_outputs = num_ring, num_outputs
+    entry.inputs_bytes = 0 if kind == EntryKind.DELETE else _inputs_bytes(shard, header)
     owner_bytes = load_u8(owner) if owner != 0 else 0
     entry.owner_bytes = owner_bytes
     entry.incarnation, entry.num_changes = 0, 0
@@ -86,5 +103,9 @@ def write_entry(shard: Shard, header: Header, request: Request, entry: Entry) ->
     at += part_bytes(name_bytes)
     copy_bytes(at, owner + 1, owner_bytes)
     at += part_bytes(owner_bytes)
-    copy_bytes(at, row_of(model, slot), model.row_bytes)
-    copy_ring(header, last_seq, model.y_bytes, at + model.row_bytes)
+    copy_bytes(at, row_of(model, slot), model.state_bytes)
+    at += model.state_bytes
+    copy_ring(header, last_seq, model.y_bytes, at)
+    if entry.inputs_bytes > 0:
+        at += 8 * num_ring + num_outputs * model.y_bytes
+        copy_inputs(kept_inputs_of(model, slot), at)

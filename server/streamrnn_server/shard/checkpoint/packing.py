@@ -5,7 +5,8 @@ adds names and the checksum, and so makes the record (`streamrnn.state.record`, 
 judge of what is packed here).
 
 An entry is its fields, then the canonical id, the name of the snapshot, the owner's name, the row,
-and the digests and outputs that are kept, the oldest first, each part from a multiple of 8 bytes.
+and the digests, outputs and inputs that are kept, the oldest first; each name and the row begin at
+a multiple of 8 bytes.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -46,6 +47,8 @@ __all__ = [
     "entry_at",
     "fault_of",
     "fits_model",
+    "inputs_bytes_of",
+    "inputs_in_record",
     "num_outputs_of",
     "pack_entries",
     "part_bytes",
@@ -66,7 +69,7 @@ class EntryKind(IntEnum):
 
 
 class Entry(Struct):
-    """What an entry begins with; then id, snapshot's name, owner, row, digests and outputs."""
+    """What an entry begins with; then id, snapshot's name, owner, row, and what is kept."""
 
     num_bytes: I64  # of the whole entry
     kind: I64
@@ -85,6 +88,7 @@ class Entry(Struct):
     owner_bytes: I64
     incarnation: I64
     num_changes: I64
+    inputs_bytes: I64
 
 
 class Template(Struct):
@@ -106,8 +110,10 @@ _put_checksum = struct.Struct("<I").pack_into
 
 # Stated once, in `streamrnn.state.record`, which does not load Numba.
 head_bytes_of = register_jitable(records.head_bytes_of)  # `row_offset` calls it,
-row_offset = register_jitable(records.row_offset)  # and `fault_of` that,
-num_outputs_of = register_jitable(records.num_outputs_of)  # and this
+row_offset = register_jitable(records.row_offset)  # `inputs_offset` that
+num_outputs_of = register_jitable(records.num_outputs_of)  # and this,
+inputs_bytes_of = register_jitable(records.inputs_bytes_of)
+inputs_offset = register_jitable(records.inputs_offset)  # and `fault_of` these
 fault_of, fits_model = jit(records.fault_of), jit(records.fits_model)
 
 
@@ -176,19 +182,19 @@ def _template_of(templates: int, entry: Entry) -> Template:
 def record_bytes(entry: Entry, template: Template) -> int:
     """Return the length of the record that an entry makes."""
     names = entry.id_bytes + template.model_bytes + template.arithmetic_bytes + entry.owner_bytes
-    body_bytes = entry.row_bytes + _ring_bytes(entry)
-    return part_bytes(HEAD_BYTES + names) + body_bytes + CHECKSUM_BYTES
+    return part_bytes(HEAD_BYTES + names) + _body_bytes(entry) + CHECKSUM_BYTES
 
 
 @jit
-def _ring_bytes(entry: Entry) -> int:
-    return 8 * entry.num_ring + entry.num_outputs * entry.y_bytes
+def _body_bytes(entry: Entry) -> int:
+    ring_bytes = 8 * entry.num_ring + entry.num_outputs * entry.y_bytes
+    return entry.row_bytes + ring_bytes + entry.inputs_bytes
 
 
 @jit
 def _pack(entry: Entry, out: int, template: Template, clock_s: int) -> int:
     """Write one record but for its checksum; return its length."""
-    id_bytes, owner_bytes, row_bytes = entry.id_bytes, entry.owner_bytes, entry.row_bytes
+    id_bytes, owner_bytes = entry.id_bytes, entry.owner_bytes
     text_bytes = template.model_bytes + template.arithmetic_bytes
     numbering = FRESH
     if entry.flags & h.IS_NUMBERED:
@@ -197,14 +203,14 @@ def _pack(entry: Entry, out: int, template: Template, clock_s: int) -> int:
         numbering = UNNUMBERED
     record = record_at(out)
     record.magic = _MAGIC
-    record.version = VERSION
+    record.version = VERSION if entry.inputs_bytes > 0 else VERSION - 1
     record.numbering = numbering
     record.window_log2 = entry.window_log2
     record.num_bytes = record_bytes(entry, template)
     record.last_seq = entry.last_seq
     record.clock_s = clock_s
     copy_bytes(field_address(record, "fingerprint"), template.fingerprint, 32)
-    record.row_bytes = row_bytes
+    record.row_bytes = entry.row_bytes
     record.y_bytes = entry.y_bytes if entry.num_ring > 0 else 0
     record.num_ring = entry.num_ring
     record.id_bytes = id_bytes
@@ -214,7 +220,7 @@ def _pack(entry: Entry, out: int, template: Template, clock_s: int) -> int:
     record.incarnation = entry.incarnation
     record.num_changes = entry.num_changes
     record.num_outputs = entry.num_outputs
-    record.unused = 0
+    record.inputs_bytes = entry.inputs_bytes
     source, at = address(entry) + ENTRY_HEAD_BYTES, out + HEAD_BYTES
     copy_bytes(at, source, id_bytes)
     copy_bytes(at + id_bytes, template.texts, text_bytes)
@@ -225,7 +231,7 @@ def _pack(entry: Entry, out: int, template: Template, clock_s: int) -> int:
     begin = out + part_bytes(at - out)
     fill_bytes(at, begin - at, 0)
     row = owner + part_bytes(owner_bytes)
-    copy_bytes(begin, row, row_bytes + _ring_bytes(entry))
+    copy_bytes(begin, row, _body_bytes(entry))
     return record.num_bytes
 
 
@@ -233,6 +239,12 @@ def _pack(entry: Entry, out: int, template: Template, clock_s: int) -> int:
 def row_in_record(record: RecordHead) -> int:
     """Return where the row lies in a record; the ring's digests follow it, then its outputs."""
     return address(record) + row_offset(record)
+
+
+@jit
+def inputs_in_record(record: RecordHead) -> int:
+    """Return where the inputs lie that a record keeps."""
+    return address(record) + inputs_offset(record)
 
 
 @jit

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from streamrnn.kernels.jit import jit
+from streamrnn.kernels.memory import copy_bytes
 from streamrnn.kernels.pointers import address
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header, header_at
+from streamrnn_server.shard.memory.kept_inputs import KeptInputs, clear_inputs
 from streamrnn_server.shard.structs import (
     DISK_BUFFER_STRUCT_BYTES,
     HISTORY_BYTES,
@@ -20,9 +22,11 @@ from streamrnn_server.shard.structs import (
 
 __all__ = [
     "MODEL_BYTES",
+    "begin_row",
     "disk_buffer_of",
     "header_of",
     "history_of",
+    "kept_inputs_of",
     "model_of",
     "row_of",
     "slot_of",
@@ -66,3 +70,18 @@ def disk_buffer_of(shard: Shard, number: int) -> DiskBuffer:
 def row_of(model: Model, slot: int) -> int:
     """Return the address of a slot's row."""
     return model.first_row + slot * model.row_bytes
+
+
+@jit
+def kept_inputs_of(model: Model, slot: int) -> KeptInputs:
+    """Return where the inputs of a slot are kept, of a model that keeps them."""
+    at = row_of(model, slot) + model.state_bytes
+    return KeptInputs(at, model.max_kept, model.step_bytes)
+
+
+@jit
+def begin_row(model: Model, slot: int) -> None:
+    """Let a slot have the state before a first step."""
+    copy_bytes(row_of(model, slot), model.initial_row, model.state_bytes)
+    if model.max_kept > 0:
+        clear_inputs(kept_inputs_of(model, slot))

@@ -24,7 +24,7 @@ from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.digest import REFUSED_DIGEST, RESET_DIGEST, digest_of
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.recording import RecordingEnd
-from streamrnn_server.shard.memory.slab import model_of, row_of, slot_of
+from streamrnn_server.shard.memory.slab import begin_row, model_of, row_of, slot_of
 from streamrnn_server.shard.recorder import end_recording
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Form, Request, is_repeated, request_at
@@ -119,8 +119,7 @@ def _window_log2(asked: int) -> int:
 
 @jit
 def _clear_row(shard: Shard, header: Header) -> None:
-    model = model_of(shard, header.model)
-    copy_bytes(row_of(model, slot_of(shard, header)), model.initial_row, model.row_bytes)
+    begin_row(model_of(shard, header.model), slot_of(shard, header))
     note_written(shard, header)
 
 

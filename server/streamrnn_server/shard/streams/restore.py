@@ -13,6 +13,8 @@ from streamrnn_server.shard.checkpoint.history import begin_history, count_chang
 from streamrnn_server.shard.checkpoint.packing import (
     fault_of,
     fits_model,
+    inputs_bytes_of,
+    inputs_in_record,
     num_outputs_of,
     record_at,
     row_in_record,
@@ -20,8 +22,15 @@ from streamrnn_server.shard.checkpoint.packing import (
 from streamrnn_server.shard.memory import header as h
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.memory.index import equal_bytes
+from streamrnn_server.shard.memory.kept_inputs import take_inputs
 from streamrnn_server.shard.memory.recording import RecordingEnd
-from streamrnn_server.shard.memory.slab import history_of, model_of, row_of, slot_of
+from streamrnn_server.shard.memory.slab import (
+    history_of,
+    kept_inputs_of,
+    model_of,
+    row_of,
+    slot_of,
+)
 from streamrnn_server.shard.recorder import end_recording
 from streamrnn_server.shard.requests.finish import set_error
 from streamrnn_server.shard.requests.request import Request
@@ -51,8 +60,26 @@ def usable_record(shard: Shard, index: int, data: int, num_bytes: int) -> Record
     if index < 0 or index >= shard.num_models or fault_of(record, num_bytes) != RecordFault.NONE:
         return record_at(0)
     model = model_of(shard, index)
-    is_fitting = fits_model(record.row_bytes, record.y_bytes, model.row_bytes, model.y_bytes)
+    is_fitting = fits_model(
+        record.row_bytes,
+        record.y_bytes,
+        inputs_bytes_of(record),
+        model.state_bytes,
+        model.y_bytes,
+        model.step_bytes,
+    )
     return record if is_fitting else record_at(0)
+
+
+@jit
+def _take_state(shard: Shard, header: Header, record: RecordHead) -> None:
+    """Take the state and the inputs of a usable record; of the inputs what there is room for."""
+    model, slot = model_of(shard, header.model), slot_of(shard, header)
+    copy_bytes(row_of(model, slot), row_in_record(record), model.state_bytes)
+    if model.max_kept > 0:
+        num = inputs_bytes_of(record) // model.step_bytes
+        take_inputs(kept_inputs_of(model, slot), inputs_in_record(record), num)
+    note_written(shard, header)
 
 
 @jit
@@ -60,15 +87,13 @@ def fill_slot(shard: Shard, header: Header, record: RecordHead) -> bool:
     """Fill a slot without an open stream from a usable record; false without memory."""
     model = model_of(shard, header.model)
     numbering, num_ring = record.numbering, record.num_ring
-    y_bytes, row_bytes = model.y_bytes, model.row_bytes
+    y_bytes = model.y_bytes
     header.window_log2 = record.window_log2
     header.ring = 0
     if num_ring > 0 and not allocate_ring(shard, header, y_bytes):
         return False
-    row = row_in_record(record)
-    copy_bytes(row_of(model, slot_of(shard, header)), row, row_bytes)
-    note_written(shard, header)
-    digests = row + row_bytes
+    _take_state(shard, header, record)
+    digests = row_in_record(record) + model.state_bytes
     for k in range(num_ring):
         remember_digest(header, record.last_seq + 1 - num_ring + k, load_i64(digests + 8 * k))
     num_outputs, outputs = num_outputs_of(record), digests + 8 * num_ring
@@ -133,7 +158,7 @@ def _is_as_recorded(shard: Shard, header: Header, record: RecordHead) -> bool:
     ):
         return False
     model = model_of(shard, header.model)
-    row, row_bytes = row_in_record(record), model.row_bytes
+    row, row_bytes = row_in_record(record), model.state_bytes
     if not equal_bytes(row_of(model, slot_of(shard, header)), row, row_bytes):
         return False
     for k in range(num_ring):
@@ -164,7 +189,5 @@ def roll_back(shard: Shard, header: Header, request: Request) -> bool:
     count_change(shard, header)
     if is_here:
         return True
-    row, model = row_in_record(record_at(request.x)), model_of(shard, header.model)
-    copy_bytes(row_of(model, slot_of(shard, header)), row, model.row_bytes)
-    note_written(shard, header)
+    _take_state(shard, header, record_at(request.x))
     return True
