@@ -88,6 +88,13 @@ def test_the_picture_of_an_answer_of_before_is_whole(answers):
     assert "p50 -" in shown(Change(old, old, 1.0))
 
 
+def test_where_nobody_steps_that_is_said(answers):
+    now = {**answers[1], "busiest": []}
+    text = shown(Change(now, now, 1.0))
+    assert "none has made a step in this time" in text
+    assert "about steps/s" not in text
+
+
 def test_the_command_prints_one_picture_into_a_pipe(answers):
     *_, address = answers
     command = streamrnn("top", address, "--interval", 0.05)

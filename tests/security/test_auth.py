@@ -21,7 +21,7 @@ from streamrnn_client.protocol import canonical_id
 from streamrnn_server.cli import main
 from streamrnn_server.config import Endpoint, ServerConfig
 from streamrnn_server.testing import serving
-from tests.security.users import GuardedPeer, make_keys
+from tests.security.users import GuardedPeer, make_keys, make_keys_of
 from tests.support.models import random_model
 from tests.support.peer import Peer
 from tests.support.program import Program, streamrnn
@@ -48,14 +48,7 @@ def expected(model, x):
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
     """The server's keys and the users', and a directory with the users' public ones."""
-    directory = tmp_path_factory.mktemp("keys")
-    (directory / "clients").mkdir()
-    make_keys(directory, "server", *USERS, "mallory")
-    for name in USERS:
-        (directory / "clients" / f"{name}.key").write_bytes(
-            (directory / f"{name}.key").read_bytes()
-        )
-    return directory
+    return make_keys_of(tmp_path_factory.mktemp("keys"), USERS, ["mallory"])
 
 
 def guarded(model, keys, **options):

@@ -19,7 +19,7 @@ from streamrnn_server.control.messages import Ask
 from streamrnn_server.control.turns import Turns
 from streamrnn_server.storage.usage import DiskUsage
 from streamrnn_server.testing import serving
-from tests.security.users import GuardedPeer, make_keys
+from tests.security.users import GuardedPeer, make_keys_of
 from tests.support.models import random_model
 from tests.support.peer import RARELY_S, Peer, until
 
@@ -35,13 +35,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("keys")
-    (directory / "clients").mkdir()
-    make_keys(directory, "server", *USERS)
-    for name in USERS:
-        public = (directory / f"{name}.key").read_bytes()
-        (directory / "clients" / f"{name}.key").write_bytes(public)
-    return directory
+    return make_keys_of(tmp_path_factory.mktemp("keys"), USERS)
 
 
 @pytest.fixture

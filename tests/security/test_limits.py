@@ -17,7 +17,7 @@ from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.memory.admission import ns_per_step
 from streamrnn_server.shard.streams.owners import MAX_KEYS, Users
 from streamrnn_server.testing import serving
-from tests.security.users import GuardedPeer, make_keys
+from tests.security.users import GuardedPeer, make_keys_of
 from tests.support.models import random_model
 from tests.support.peer import RARELY_S, until
 
@@ -34,13 +34,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("keys")
-    (directory / "clients").mkdir()
-    make_keys(directory, "server", *USERS)
-    for name in USERS:
-        public = (directory / f"{name}.key").read_bytes()
-        (directory / "clients" / f"{name}.key").write_bytes(public)
-    return directory
+    return make_keys_of(tmp_path_factory.mktemp("keys"), USERS)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import zmq
@@ -10,7 +11,7 @@ from zmq.auth import create_certificates, load_certificate
 
 from tests.support.peer import Peer, random_id
 
-__all__ = ["GuardedPeer", "make_keys"]
+__all__ = ["GuardedPeer", "make_keys", "make_keys_of"]
 
 
 def make_keys(directory: Path, *names: str) -> None:
@@ -18,6 +19,16 @@ def make_keys(directory: Path, *names: str) -> None:
     for name in names:
         _, secret = create_certificates(directory, name)
         os.chmod(secret, 0o600)
+
+
+def make_keys_of(directory: Path, users: Sequence[str], others: Sequence[str] = ()) -> Path:
+    """Make keys of a server, its users and others; ``clients`` has the users' public ones."""
+    make_keys(directory, "server", *users, *others)
+    (directory / "clients").mkdir()
+    for name in users:
+        public = (directory / f"{name}.key").read_bytes()
+        (directory / "clients" / f"{name}.key").write_bytes(public)
+    return directory
 
 
 class GuardedPeer(Peer):

@@ -10,7 +10,7 @@ import pytest
 from streamrnn import Engine
 from streamrnn.state.record import decode_record, encode_record
 from streamrnn_server.testing import serving
-from tests.support.models import exploding_model, random_model
+from tests.support.models import exploding_model, two_models
 from tests.support.peer import Peer, served, step
 
 NUM_INPUTS = 3
@@ -18,11 +18,7 @@ NUM_INPUTS = 3
 
 @pytest.fixture(scope="module")
 def models():
-    rng = np.random.default_rng(7)
-    return {
-        "m": random_model(rng, [("lstm", 24)], NUM_INPUTS, 2),
-        "other": random_model(rng, [("gru", 16)], NUM_INPUTS, 5),
-    }
+    return two_models(NUM_INPUTS)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ __all__ = [
     "random_model",
     "random_parameters",
     "text_model",
+    "two_models",
 ]
 
 # Every transform that an input of a model with float32 inputs can have.
@@ -211,3 +212,12 @@ def text_model(unit: str, pieces: list[str], seed: int = 3, scale: float = 3.0) 
     )
     drawn = initial_parameters(spec, np.random.default_rng(seed))
     return Model(spec, {name: (scale * value).astype(np.float32) for name, value in drawn.items()})
+
+
+def two_models(num_inputs: int) -> dict[str, Model]:
+    """Return an LSTM ``m`` of two outputs and a GRU ``other`` of five, of the same inputs."""
+    rng = np.random.default_rng(7)
+    return {
+        "m": random_model(rng, [("lstm", 24)], num_inputs, 2),
+        "other": random_model(rng, [("gru", 16)], num_inputs, 5),
+    }

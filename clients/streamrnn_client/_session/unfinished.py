@@ -69,8 +69,8 @@ class Unfinished:
             else "interrupted"
         )
         return Conflict(
-            f"the call steps(X) before this one on stream {state.id!r} was {how}; of its "
-            f"{counted(num_steps, 'step')} {done} {'was' if done == 1 else 'were'} applied, "
+            f"the call steps(X) before this one on stream {state.id!r} was {how}; {done} of its "
+            f"{counted(num_steps, 'step')} {'was' if done == 1 else 'were'} applied, "
             f"numbers {self.first_seq} to {self.last_seq}. Nothing was sent now: go on with "
             f"X[{done}:] and seq={self.last_seq + 1}, get all outputs with the whole X and "
             f"seq={self.first_seq}, or go on after it with resync()",

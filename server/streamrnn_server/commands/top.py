@@ -204,7 +204,7 @@ def _busiest(change: Change) -> RenderableType:
         for rate, each in found[:_NUM_BUSIEST]
     ]
     if not rows:
-        return Text("no stream has made a step in this time", "dim")
+        return _table(("busiest streams",), [("none has made a step in this time",)])
     return _table(("busiest streams", "model", "last step", "about steps/s"), rows)
 
 

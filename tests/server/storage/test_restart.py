@@ -12,7 +12,7 @@ from streamrnn.errors import StartError
 from streamrnn.state.record import decode_record, encode_record
 from streamrnn.state.store import STREAMS, StateStore
 from streamrnn_client.protocol import canonical_id, hash_slot, shard_of
-from tests.support.models import random_model
+from tests.support.models import two_models
 from tests.support.peer import Peer, served, step
 
 NUM_INPUTS = 3
@@ -20,11 +20,7 @@ NUM_INPUTS = 3
 
 @pytest.fixture(scope="module")
 def models():
-    rng = np.random.default_rng(7)
-    return {
-        "m": random_model(rng, [("lstm", 24)], NUM_INPUTS, 2),
-        "other": random_model(rng, [("gru", 16)], NUM_INPUTS, 5),
-    }
+    return two_models(NUM_INPUTS)
 
 
 @pytest.fixture
