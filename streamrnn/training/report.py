@@ -119,12 +119,13 @@ def evaluation_lines(found: dict[str, Any]) -> Iterator[str]:
 def _in_sample_lines(found: dict[str, Any]) -> Iterator[str]:
     in_sample = found["in_sample"]
     ranges = [
-        f"{first} to {last}{f' of {name}' if name else ''}"
+        f"{first:,} to {last:,}{f' of {name}' if name else ''}"
         for name, (first, last) in in_sample["rows"].items()
     ]
     more = f" and of {counted(len(ranges) - 3, 'more stream')}" if len(ranges) > 3 else ""
+    rows = counted(found["num_rows"], "row")
     yield (
-        f"in-sample: {in_sample['num_rows']} of {counted(found['num_rows'], 'row')}, in time order "
+        f"in-sample: {in_sample['num_rows']:,} of {rows}, in time order "
         f"{', '.join(ranges[:3])}{more}"
     )
     for target, own in in_sample["errors"].items():

@@ -242,8 +242,9 @@ def dataset_of_model(
     if not any((~np.isnan(s.target[s.rows("test")])).any() for s in streams):
         raise DataError(
             f"{table.path} holds no target to judge: {counted(table.num_rows, 'row')} in "
-            f"{counted(len(streams), 'stream')}, targets {counted(config.farthest, 'row')} ahead; "
-            f"not judged: the first {counted(warmup_rows, 'row')}"
+            f"{counted(len(streams), 'stream')}, targets {counted(config.farthest, 'row')} ahead"
+            + f"; not judged: the first {counted(warmup_rows, 'row')}"
+            * bool(warmup_rows)
         )
     return dataset, unknown
 

@@ -296,7 +296,10 @@ def numeric_input(
     """
     known = np.concatenate([np.zeros(0), *(values[~np.isnan(values)] for values in series)])
     if not len(known):
-        raise DataError(f"column {name!r} holds no number in its training part")
+        raise DataError(
+            f"column {name!r} holds no number in its training part: leave it out of --inputs (and "
+            "--predict), or let that part be longer (--split)"
+        )
     fill = float(np.float32(known.mean()))
     if differenced == ("auto",):
         difference = policy != "mean" and drifts(series)

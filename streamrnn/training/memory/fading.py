@@ -258,8 +258,8 @@ def fading_lines(fading: dict[str, Any]) -> list[str]:
     )
     if reach + 1 == num_steps and num_steps == fading["truncation_steps"]:
         lines[0] += (
-            f": {left:.0%} are left where they are cut by the truncation; more may be learned with "
-            f"--truncation-steps {2 * num_steps}"
+            f", where they are cut by the truncation and {left:.0%} of those at the loss; more may "
+            f"be learned with --truncation-steps {2 * num_steps}"
         )
     for each in layers:
         for name, values in (("h", each["by_h"]), ("c", each["by_c"])):

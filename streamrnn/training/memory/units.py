@@ -145,11 +145,16 @@ def _kept_line(units: dict[str, Any], gate: str) -> str:
     all_steps = (
         f" (all that were looked at: {whole} of {counted(len(kept), 'unit')})" if whole else ""
     )
+    opened = (
+        f"above {HIGH} in {share.mean():.0%} of all steps, of unit {most_open} in "
+        f"{share[most_open]:.0%}"
+    )
+    if share[most_open] < 0.005:
+        opened = f"hardly ever above {HIGH}"
     return (
         f"  a gate that resets now and then has a short one; in their longest stretch units kept "
         f"half for {counted(int(kept[best]), 'step')}{all_steps or f' (unit {best})'}, median "
-        f"{np.median(kept):g}; {gate} gates are above {HIGH} in {share.mean():.0%} of all steps, "
-        f"of unit {most_open} in {share[most_open]:.0%}"
+        f"{np.median(kept):g}; {gate} gates are {opened}"
     )
 
 

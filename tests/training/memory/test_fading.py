@@ -105,7 +105,9 @@ def test_words_say_how_far_gradients_reach():
     assert lines_of(faded, 64)[0] == "gradients reach 7 of 64 steps"
     assert lines_of(faded, 64, 0.7 ** np.arange(64))[0] == "gradients reach 13 of 64 steps"
     cut = lines_of([1.0, 0.5, 0.4, 0.3], 4)[0]
-    assert cut.startswith("gradients reach 4 of 4 steps: 30% are left where they are cut by the")
+    assert cut.startswith(
+        "gradients reach 4 of 4 steps, where they are cut by the truncation and 30% of"
+    )
     assert "--truncation-steps 8" in cut
     # Not cut: the windows are as long as there is past.
     assert lines_of([1.0, 0.5, 0.4, 0.3], 64)[0] == "gradients reach 4 of 4 steps"

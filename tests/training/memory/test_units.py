@@ -102,6 +102,11 @@ def test_all_layers_of_a_model_are_measured(tmp_path):
     assert (second.half_lives > 0).all()
 
 
+def test_gates_that_never_open_are_told_without_a_number():
+    text = unit_lines(measure_units(gates("lstm", [0.5, 0.9], [1, 1])).to_dict())[1]
+    assert text.endswith("forget gates are hardly ever above 0.99")
+
+
 def test_most_steps_in_a_row_are_those_of_every_start_tried():
     logs = np.log(
         np.random.default_rng(0).uniform(0.3, 1.0, (3, 40, 6)) ** [0.01, 0.1, 0.3, 1, 3, 9]
