@@ -188,7 +188,7 @@ class ModelSpec:
                     "the identity activation"
                 )
 
-    @property
+    @cached_property
     def num_inputs(self) -> int:
         """Number of elements of x for one step."""
         return sum(item.size for item in self.inputs)
@@ -203,7 +203,7 @@ class ModelSpec:
         """Number of elements of y for one step."""
         return sum(item.size for item in self.outputs)
 
-    @property
+    @cached_property
     def input_elements(self) -> tuple[InputSpec, ...]:
         """The input that each element of x belongs to."""
         return tuple(item for item in self.inputs for _ in range(item.size))
