@@ -26,7 +26,7 @@ ON_DEMAND = ("gpu", "soak")
 # it come first and those of the shard last, so that no worker has to wait for long.
 COMPILED = {
     "engine": re.compile(
-        "tests/(cuda|importers|kernels)/"
+        "tests/(cuda|exporters|importers|kernels)/"
         "|tests/(bench/peers/test_peers|bench/test_step|engine/test_batch|model/test_(inspect|scales))"
         "|tests/training/((fit|memory|run|search|text)/|test_api|network/test_(dropout|feedback))"
         "|tests/training/baselines/test_(compare|evaluate)"

@@ -29,6 +29,8 @@ from tests.tolerances import REFERENCE_FLOAT64
 
 onnx = pytest.importorskip("onnx")
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 PLAIN = [name for name in FORMS if "norm" not in name]
 TRANSFORMED = {

@@ -22,6 +22,8 @@ from tests.kernels.graphs import GRAPHS, graph_model, head_reading_model
 from tests.support.forms import FORMS, form_of
 from tests.support.models import EVERY_KIND_OF_INPUT, random_model, random_parameters
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 TRANSFORMED = {
     "inputs": [InputSpec("a", center=5.0, scale=0.5), InputSpec("b"), InputSpec("c", scale=2.0)],

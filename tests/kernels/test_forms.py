@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from streamrnn import Engine, Model
 from streamrnn.engine.cpu import CpuDevice
 from streamrnn.errors import DeviceError
-from streamrnn.kernels import vector_width
 from streamrnn.kernels.cpu.pack import aligned_floats
 from streamrnn.kernels.cpu.plan import MAX_BATCH_ROWS
 from streamrnn.kernels.cpu.staged.passes import add_gated, blend, normalise
@@ -27,7 +25,6 @@ from tests.support.engines import stepped
 from tests.support.forms import FORMS, form_of
 from tests.support.models import EVERY_KIND_OF_INPUT, random_inputs, random_model
 from tests.support.precision import SIGMOID_FACTOR, rounded_to_bfloat16
-from tests.support.program import run_python
 from tests.tolerances import KERNEL, kernel_limit
 
 SIZES = [1, 3, 17, 50, 100, 127]
@@ -217,38 +214,6 @@ def test_a_large_finite_input_keeps_the_state_finite(rng, name):
     engine = Engine(model, max_streams=2)
     for value in (1e30, -1e30, 3e38):
         assert np.isfinite(engine.step({"a": np.full(5, value)})["a"]).all()
-
-
-DIGEST_OF_OUTPUTS = """
-import hashlib
-import numpy as np
-from streamrnn import Engine
-from tests.support.engines import stepped
-from tests.support.forms import FORMS, form_of
-from tests.support.models import random_inputs, random_model
-from tests.support.precision import SIGMOID_FACTOR, rounded_to_bfloat16
-from tests.support.program import run_python
-digest = hashlib.sha256()
-for seed, name in enumerate(FORMS):
-    rng = np.random.default_rng(seed)
-    model = random_model(rng, [form_of(name, 37), form_of(name, 20)], inputs=5, outputs=9)
-    engine = Engine(model, max_streams=32)
-    x = random_inputs(rng, model.spec, 29, 20)
-    for t in range(20):
-        digest.update(engine.batch(engine.rows(range(29)), x[:, t]).tobytes())
-print(digest.hexdigest())
-"""
-
-
-@pytest.mark.slow
-def test_every_vector_width_gives_the_same_bits():
-    digests = set()
-    for name in vector_width._available():
-        ran = run_python(DIGEST_OF_OUTPUTS, STREAMRNN_SIMD=name)
-        assert ran.returncode == 0, ran.stderr
-        digests.add(ran.stdout)
-    assert len(digests) == 1
-    assert len(digests.pop().strip()) == hashlib.sha256().digest_size * 2
 
 
 def test_a_form_of_a_cell_that_a_gpu_does_not_have_is_refused_by_its_name(rng):

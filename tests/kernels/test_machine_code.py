@@ -1,8 +1,7 @@
-"""Vector widths, register use and the cache of machine code."""
+"""Instruction sets, register use and the cache of machine code."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import re
@@ -20,34 +19,6 @@ from streamrnn.kernels.cpu.tiling import _make_cover
 from streamrnn.kernels.jit import Linked
 from streamrnn.kernels.precisions import PRECISIONS
 from tests.support.program import run_python
-
-DIGEST_OF_OUTPUTS = """
-import hashlib
-import numpy as np
-from streamrnn import Engine
-from tests.support.models import random_inputs, random_model
-digest = hashlib.sha256()
-for seed, cell in enumerate(("rnn_tanh", "rnn_relu", "gru", "lstm")):
-    rng = np.random.default_rng(seed)
-    model = random_model(rng, layers=[(cell, 37), (cell, 20)], inputs=5, head="softmax", outputs=9)
-    engine = Engine(model, max_streams=32)
-    x = random_inputs(rng, model.spec, 29, 20)
-    for t in range(20):
-        digest.update(engine.batch(engine.rows(range(29)), x[:, t]).tobytes())
-print(digest.hexdigest())
-"""
-
-
-@pytest.mark.slow
-def test_every_vector_width_gives_the_same_bits():
-    available = vector_width._available()
-    digests = set()
-    for name in available:
-        ran = run_python(DIGEST_OF_OUTPUTS, STREAMRNN_SIMD=name)
-        assert ran.returncode == 0, ran.stderr
-        digests.add(ran.stdout)
-    assert len(digests) == 1
-    assert len(digests.pop().strip()) == hashlib.sha256().digest_size * 2
 
 
 def loops_of_products(assembly):

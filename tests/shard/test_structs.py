@@ -14,6 +14,7 @@ from streamrnn_server.shard.gpu.loop import compile_for_gpu
 from streamrnn_server.shard.loop import serve
 from streamrnn_server.shard.memory.header import Header
 from streamrnn_server.shard.requests.request import Request, request_at
+from tests.support.compile import typed_overloads
 
 # Numbers of the wire are float64 until the model is known. Nothing else is: a signed and an
 # unsigned number make one by accident, and an address above 2**53 would lose its last bits.
@@ -28,21 +29,14 @@ def compiled_functions():
                 yield value
 
 
-def typed_lines(function):
-    """Return the typed lines of all overloads of a function.
-
-    A callee of a function that comes from the cache is not loaded itself: look into its cache.
-    """
-    file = function._cache._cache_file
-    overloads = [file.load(key) for key in file._load_index()]
-    return [line for each in overloads for line in str(each[6]).splitlines() if "  :: " in line]
-
-
 @pytest.fixture(scope="module")
 def lines():
     serve.compile((types.int64,))
     compile_for_gpu()
-    return {function.py_func.__name__: typed_lines(function) for function in compiled_functions()}
+    return {
+        function.py_func.__name__: [line for each in typed_overloads(function) for line in each]
+        for function in compiled_functions()
+    }
 
 
 def test_the_types_of_most_functions_are_known(lines):

@@ -1,9 +1,13 @@
-"""Compile into the cache: ``python -m tests.support.compile engine`` or ``... shard``."""
+"""Compile into the cache: ``python -m tests.support.compile engine`` or ``... shard``.
+
+And read from it which types were found.
+"""
 
 from __future__ import annotations
 
 import io
 import sys
+from typing import Any
 
 
 def compile_engine() -> None:
@@ -32,6 +36,16 @@ def compile_shard() -> None:
 
     serve.compile((types.int64,))
     compile_all(EventLog(stream=io.StringIO()), "float32", "cpu")
+
+
+def typed_overloads(function: Any) -> list[list[str]]:
+    """Return, for each overload of a jitted function, its lines that end in ``:: type``.
+
+    A callee of a function that comes from the cache is not loaded itself: look into its cache.
+    """
+    file = function._cache._cache_file
+    overloads = [file.load(key) for key in file._load_index()]
+    return [[line for line in str(each[6]).splitlines() if "  :: " in line] for each in overloads]
 
 
 if __name__ == "__main__":

@@ -174,7 +174,15 @@ def test_requests_to_triton_tell_sequence_and_length():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PEERS_PYTHON.exists(), reason="no build/peers: `make peers` makes it")
-@pytest.mark.parametrize("name", ["gRPC", "Triton", "pyzmq + onnxruntime", "pyzmq + pytorch"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gRPC",
+        pytest.param("Triton", marks=pytest.mark.soak),  # half a minute until it is up
+        "pyzmq + onnxruntime",
+        "pyzmq + pytorch",
+    ],
+)
 def test_the_real_servers_compute_what_the_reference_does(name, monkeypatch):
     monkeypatch.setattr(measure, "_WARM_UP_S", 0.01)
     if name == "Triton" and "nvidia-pytriton" not in peers_versions(PEERS_PYTHON):

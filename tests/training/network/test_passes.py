@@ -1,4 +1,4 @@
-"""The compiled way through a network and back: sizes, threads, vector widths."""
+"""The compiled way through a network and back: sizes, threads."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 
 from streamrnn.gradients.threads import share_rows, use_threads
-from streamrnn.kernels import vector_width
 from streamrnn.model.model import Model
 from streamrnn.model.spec import CELLS
 from streamrnn.reference.model import ReferenceModel
 from streamrnn.training.network.network import Chunk
-from tests.support.program import run_python
 from tests.tolerances import REFERENCE_FLOAT64
 from tests.training.network.drawn import gradient_of, make_network
 
@@ -123,27 +121,3 @@ def test_a_chunk_after_a_longer_one_of_other_rows_is_as_if_alone():
     gradient_of(network, chunk, target)
     _, again = gradient_of(network, few, target[:2, :4])
     np.testing.assert_array_equal(again, alone)
-
-
-DIGEST = """
-import hashlib
-import numpy as np
-from tests.training.network.drawn import gradient_of, make_network
-digest = hashlib.sha256()
-for dtype in (np.float32, np.float64):
-    for cell in ("rnn_tanh", "rnn_relu", "gru", "lstm"):
-        network, chunk, target = make_network([cell, cell], (37, 29, 6, 5, 9), dtype)
-        loss, gradient = gradient_of(network, chunk, target)
-        digest.update(np.float64(loss).tobytes() + gradient.tobytes())
-print(digest.hexdigest())
-"""
-
-
-@pytest.mark.slow
-def test_every_vector_width_gives_the_same_gradient():
-    digests = set()
-    for name in vector_width._available():
-        ran = run_python(DIGEST, STREAMRNN_SIMD=name)
-        assert ran.returncode == 0, ran.stderr
-        digests.add(ran.stdout)
-    assert len(digests) == 1
