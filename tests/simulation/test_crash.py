@@ -86,9 +86,12 @@ def test_swaps_between_crashes_change_nothing():
         assert happened[what] > at_least * NUM_SEEDS, (what, happened)
 
 
-@pytest.mark.parametrize("broken", ["rule-before-streams", "repeats-not-told"])
-def test_faults_planted_in_swaps_are_detected(broken):
-    run = tell(1, 100, "--break", broken, life=SWAPS)
+# A hundred stories, of which one of the first meets the fault.
+@pytest.mark.parametrize(
+    ("broken", "first"), [("rule-before-streams", 60), ("repeats-not-told", 1)]
+)
+def test_faults_planted_in_swaps_are_detected(broken, first):
+    run = tell(first, first + 99, "--break", broken, life=SWAPS)
     assert run.returncode == 1
     assert "of neither version" in run.stderr, run.stderr
 
