@@ -165,7 +165,7 @@ def test_huge_words_are_cut(tmp_path):
         ({"unit": "line"}, TrainingError, "char or word"),
         ({"predict": ("letter",)}, DataError, "no column 'letter'"),
         ({"group": ("page",)}, TrainingError, "group is"),
-        ({"split_by": "stream"}, DataError, "1 streams cannot be split"),
+        ({"split_by": "stream"}, DataError, "1 stream cannot be split"),
         ({"loss": "mse"}, TrainingError, "mse cannot predict"),
     ],
 )
