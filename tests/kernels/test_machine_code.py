@@ -14,7 +14,8 @@ from numba.core.caching import NullCache
 
 from streamrnn.errors import StartError
 from streamrnn.kernels import jit, vector_width
-from streamrnn.kernels.cpu.tiles import _ALL_TILES
+from streamrnn.kernels.cpu.blocks import BLOCK_TILES, make_block_cover
+from streamrnn.kernels.cpu.tiles import ALL_TILES
 from streamrnn.kernels.cpu.tiling import _make_cover
 from streamrnn.kernels.jit import Linked
 from streamrnn.kernels.precisions import PRECISIONS
@@ -26,7 +27,7 @@ def loops_of_products(assembly):
     function = ""
     for block in re.split(r"^(?=[.\w]+:|# %bb)", assembly, flags=re.MULTILINE):
         label = block.partition(":")[0]
-        if label.startswith("streamrnn_tile"):
+        if label.startswith("streamrnn_"):
             function = label
         repeats = re.search(rf"\bj\w+\s+{re.escape(label)}$", block, re.MULTILINE)
         if repeats and "vfmadd" in block:
@@ -38,12 +39,14 @@ def loops_of_products(assembly):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_loops_over_k_stay_in_registers(precision):
     """LLVM once kept an accumulator of nearly every tile in memory."""
-    cover: Any = Linked(_make_cover(PRECISIONS[precision]), num_arguments=1)
-    cover._cache = NullCache()  # the machine code that is kept has no text
-    cover.compile()
-    loops = list(loops_of_products(cover._library.get_asm_str()))
+    loops = []
+    for make in (_make_cover, make_block_cover):
+        cover: Any = Linked(make(PRECISIONS[precision]), num_arguments=1)
+        cover._cache = NullCache()  # the machine code that is kept has no text
+        cover.compile()
+        loops += loops_of_products(cover._library.get_asm_str())
     names = {name for name, _ in loops}
-    assert len(names) == len(_ALL_TILES)
+    assert len(names) == len(ALL_TILES) + len(BLOCK_TILES)
     for name, loop in loops:
         assert not re.search(r"mm\d.*\(%rsp\)|\(%rsp\).*mm\d", loop), (name, loop)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
 from streamrnn.kernels.cpu.vectors import INT, Emitter
@@ -101,13 +101,6 @@ def run_peak(num_iterations: int) -> float:
     return _multiply_only(num_iterations)
 
 
-def _emit_prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
-    kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t] + [ir.IntType(32)] * 3)
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    to_read_and_keep = [ir.IntType(32)(value) for value in (0, 3, 1)]
-    builder.call(function, [builder.inttoptr(address, cgutils.voidptr_t), *to_read_and_keep])
-
-
 def _emit_read(
     builder: ir.IRBuilder,
     shape: tuple[int, int, int],
@@ -128,7 +121,7 @@ def _emit_read(
         for v in range(num_vectors):
             place = builder.add(builder.add(start, offset), INT(v * _VECTOR_BYTES))
             if ahead_bytes:
-                _emit_prefetch(builder, builder.add(place, INT(ahead_bytes)))
+                e.prefetch(builder.add(place, INT(ahead_bytes)))
             new.append(builder.add(sums[len(new)], e.as_lanes(e.load(place))))
     loop.close(sums, new)
     total = sums[0]

@@ -81,6 +81,7 @@ def compile_all(log: EventLog, precision: str, device: str) -> float:
     with _listening(progress):
         if device == "cpu":
             cover_address(PRECISIONS[precision])
+            cover_address(PRECISIONS[precision], in_blocks=True)
             serve.compile((types.int64,))
         else:
             compile_for_gpu()

@@ -54,6 +54,9 @@ class Product(Struct):
     cell_offset: I64  # bytes from h to c
     is_partial: I64  # store the accumulators as they are: another product goes on from them
     scales: I64  # address of the first panel's scales (int8)
+    block_cover: I64  # address of what covers large weights (see `blocks`), or 0
+    block_bytes: I64  # of weights that all rows go over before the next ones
+    block_sums: I64  # address of `BLOCK_SUMS_BYTES` of scratch
 
 
 class Weights(Struct):

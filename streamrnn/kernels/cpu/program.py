@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from streamrnn.errors import InputError
 from streamrnn.kernels.arithmetic import cpu_arithmetic
+from streamrnn.kernels.cpu.blocks import BLOCK_SUMS_BYTES
 from streamrnn.kernels.cpu.frames.builder import Frame, columns_of, fill_weights
 from streamrnn.kernels.cpu.frames.lower import Lowering
 from streamrnn.kernels.cpu.pack import aligned_floats, pack
@@ -37,6 +38,10 @@ __all__ = ["Program"]
 _FRAME_CACHE_BYTES = 512 << 10
 _CHAIN_CACHE_BYTES = 4 << 20  # of recurrent layers alone, whose weights are read once a block
 _MIN_ROWS = 6  # of a block: of the largest tile
+# Weights of a model above this come from memory at every step, not from the third-level cache,
+# which others use too. A block of them and the next one fit the second-level cache.
+_CACHED_BYTES = 16 << 20
+_WEIGHT_BLOCK_BYTES = 128 << 10
 
 
 class Program:
@@ -137,6 +142,9 @@ class Program:
         lowering.lower()
         ops = np.concatenate(lowering.ops)
         plan["num_ops"], plan["ops"] = len(ops), self._own(ops)
+        if sum(array.nbytes for array in self._owned) > _CACHED_BYTES:
+            plan["product"]["block_cover"] = cover_address(self.precision, in_blocks=True)
+            plan["product"]["block_bytes"] = _WEIGHT_BLOCK_BYTES
         plan["steps_alone"] = bool(model.spec.graph.kept)
         plan["last_y"] = self.layout.last_y
         self._num_floats = lowering.num_floats
@@ -198,6 +206,7 @@ class Program:
         ):
             plan[place] = self._own(aligned_floats(MAX_BATCH_ROWS * size))
             plan[stride] = 4 * size
+        plan["product"]["block_sums"] = self._own(aligned_floats(BLOCK_SUMS_BYTES // 4))
         for place in ("x", "input", "row", "h", "level", "y", "staged"):
             plan[f"{place}_pointers"] = self._own(np.zeros(MAX_BATCH_ROWS, dtype=np.int64))
         plan["masked"] = self._own(np.zeros(3 * MAX_BATCH_ROWS, dtype=np.int64))

@@ -13,7 +13,7 @@ side by side, so the cell's element-wise part finds them all in one tile.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,14 @@ from streamrnn.kernels.precisions import FLOAT32, INT8
 from streamrnn.kernels.vector_width import WIDTH
 
 __all__ = [
-    "MAX_PANELS", "MAX_ROWS", "SUMS_BYTES", "VECTOR_BYTES", "Sums", "Tile", "max_panels", "tile",
+    "ALL_TILES", "MAX_PANELS", "MAX_ROWS", "SUMS_BYTES", "VECTOR_BYTES", "WEIGHT_BYTES", "Sums",
+    "Tile", "TileShape", "call_tile", "max_panels", "tile",
 ]  # fmt: skip
 
 VECTOR_BYTES = 4 * WIDTH
 Sums = list[list[list[ir.Value]]]  # accumulators [row][panel][gate]
-_WEIGHT_BYTES = (4, 2, 1)  # by precision
+TileShape = tuple[int, int, int]  # kind, rows and panels of a tile
+WEIGHT_BYTES = np.array([4, 2, 1])  # by precision
 # Of one panel's accumulators: of its biases, and of the sums that a partial tile leaves.
 SUMS_BYTES = np.array([SHAPES[kind].num_accumulators * VECTOR_BYTES for kind in sorted(SHAPES)])
 
@@ -93,10 +95,12 @@ class Tile:
         rows: Sequence[ir.Value],
         count: ir.Value,
         gates: tuple[int, ...],
+        beside: Callable[[ir.Value], None] | None = None,
     ) -> tuple[Sums, list[ir.Value]]:
         """Emit the loop over k: ``sums[gate] += row[k] * weights[k][gate]``.
 
-        Returns the new accumulators, and where in each panel the weights of this phase end.
+        ``beside`` emits what else is done for a k. Returns the new accumulators, and where in each
+        panel the weights of this phase end.
         """
         b = self.builder
         step = len(gates) * self._weights_bytes()
@@ -119,6 +123,8 @@ class Tile:
 
         b.position_at_end(body)
         current = [[list(accumulators) for accumulators in row_sums] for row_sums in phis]
+        if beside is not None:
+            beside(k)
         offset = b.mul(k, INT(step))
         weights = [self.load_weights(b.add(panel, offset), len(gates)) for panel in panels]
         element_offset = b.mul(k, INT(self.e.element_bytes))
@@ -156,7 +162,29 @@ class Tile:
         """Return the bytes of a vector's weights."""
         if self.precision == FLOAT32:
             return self.vector_bytes
-        return WIDTH * _WEIGHT_BYTES[self.precision]
+        return WIDTH * int(WEIGHT_BYTES[self.precision])
+
+    def end(
+        self,
+        sums: Sums,
+        h_rows: Sequence[ir.Value],
+        target: Sequence[ir.Value],
+        panel_bytes: ir.Value,
+    ) -> None:
+        """Store the accumulators, or what becomes of them. ``target`` is that of `tile`."""
+        if self.kind == DENSE and self.precision != INT8:
+            self.store_sums(sums, target)
+            return
+        is_partial = self.builder.icmp_signed("!=", target[4], INT(0))
+        with self.builder.if_else(is_partial) as (then, otherwise):
+            with then:
+                self.store_sums(sums, target)
+            with otherwise:
+                sums = self.scaled(sums, target[5], panel_bytes)
+                if self.kind == DENSE:
+                    self.store_sums(sums, target)
+                else:
+                    self.finish(sums, h_rows, target)
 
     def scaled(self, sums: Sums, scales: ir.Value, panel_bytes: ir.Value) -> Sums:
         """Return the accumulators in the model's units: int8 weights are whole numbers."""
@@ -247,7 +275,7 @@ def max_panels(kind: int, num_rows: int) -> int:
 MAX_PANELS = np.array(
     [[max_panels(kind, max(rows, 1)) for rows in range(MAX_ROWS + 1)] for kind in sorted(SHAPES)]
 )
-_ALL_TILES = [
+ALL_TILES: list[TileShape] = [
     (kind, rows, panels)
     for kind in sorted(SHAPES)
     for rows in range(1, MAX_ROWS + 1)
@@ -259,58 +287,90 @@ _ALL_TILES = [
 _GROUPS = (2, 3, 4, 6)  # words of the arguments of `tile`: weights, start, inputs, target
 
 
-def _tile_function(module: ir.Module, precision: int, shape: tuple[int, int, int]) -> ir.Function:
-    """Return one tile as a function of its own: ``args`` of `tile`, word by word.
+def _tile_function(
+    module: ir.Module,
+    name: str,
+    precision: int,
+    shape: TileShape,
+    words: Sequence[int],
+    emit: Callable[..., None],
+) -> ir.Function:
+    """Return one tile as a function of its own, of so many words in each group of arguments.
 
     Together in one function, the tiles' loops would share LLVM's register allocation, which then
     keeps some accumulators in memory.
     """
     kind, num_rows, num_panels = shape
-    name = f"streamrnn_tile_{precision}_{kind}_{num_rows}x{num_panels}"
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT] * sum(_GROUPS)), name)
+    name = f"streamrnn_{name}_{precision}_{kind}_{num_rows}x{num_panels}"
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT] * sum(words)), name)
     function.linkage = "internal"
     function.attributes.add("noinline")
     function.attributes.add("nounwind")
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    ends = np.cumsum(_GROUPS)
-    groups = [list(function.args[end - n : end]) for n, end in zip(_GROUPS, ends, strict=True)]
-    _emit_tile(builder, precision, shape, *groups)
+    ends = np.cumsum(words)
+    groups = [list(function.args[end - n : end]) for n, end in zip(words, ends, strict=True)]
+    emit(Tile(builder, precision, *shape), *groups)
     builder.ret_void()
     return function
 
 
+def call_tile(
+    name: str,
+    precision: types.Type,
+    words: Sequence[int],
+    shapes: Sequence[TileShape],
+    emit: Callable[..., None],
+) -> Any:
+    """Return what numba wants of an intrinsic that calls the tile of a shape.
+
+    Its arguments are precision, kind, rows and panels, then the groups of words. A shape that is
+    none of ``shapes`` does nothing.
+    """
+    if not isinstance(precision, types.IntegerLiteral):
+        return None
+    chosen = precision.literal_value
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        key = builder.add(builder.mul(args[1], INT(8)), args[2])
+        key = builder.add(builder.mul(key, INT(16)), args[3])
+        done = builder.append_basic_block("tile_done")
+        values = [
+            builder.extract_value(group, i)
+            for group, count in zip(args[4:], words, strict=True)
+            for i in range(count)
+        ]
+        switch = builder.switch(key, done)
+        for shape in shapes:
+            kind, rows, panels = shape
+            block = builder.append_basic_block(f"{name}_{kind}_{rows}x{panels}")
+            switch.add_case(INT((kind * 8 + rows) * 16 + panels), block)
+            builder.position_at_end(block)
+            function = _tile_function(builder.module, name, chosen, shape, words, emit)
+            builder.call(function, values)
+            builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    groups = [types.containers.UniTuple(types.int64, count) for count in words]
+    return types.void(precision, *(types.int64,) * 3, *groups), codegen
+
+
 def _emit_tile(
-    builder: ir.IRBuilder,
-    precision: int,
-    shape: tuple[int, int, int],
+    tile_: Tile,
     weights: Sequence[ir.Value],
     start: Sequence[ir.Value],
     inputs: Sequence[ir.Value],
     target: Sequence[ir.Value],
 ) -> None:
-    """Emit one tile at the builder's place."""
+    """Emit one tile at its builder's place."""
+    b = tile_.builder
     x_table, num_x, h_table, num_h = inputs
-    tile_ = Tile(builder, precision, *shape)
     x_rows, h_rows = tile_.load_pointers(x_table), tile_.load_pointers(h_table)
-    panels = [
-        builder.add(weights[0], builder.mul(weights[1], INT(p))) for p in range(tile_.num_panels)
-    ]
+    panels = [b.add(weights[0], b.mul(weights[1], INT(p))) for p in range(tile_.num_panels)]
     sums = tile_.start(*start)
     sums, panels = tile_.multiply(sums, panels, x_rows, num_x, tile_.shape.x_gates)
     sums, panels = tile_.multiply(sums, panels, h_rows, num_h, tile_.shape.h_gates)
-    if shape[0] == DENSE and precision != INT8:
-        tile_.store_sums(sums, target)
-        return
-    is_partial = builder.icmp_signed("!=", target[4], INT(0))
-    with builder.if_else(is_partial) as (then, otherwise):
-        with then:
-            tile_.store_sums(sums, target)
-        with otherwise:
-            sums = tile_.scaled(sums, target[5], weights[1])
-            if shape[0] == DENSE:
-                tile_.store_sums(sums, target)
-            else:
-                tile_.finish(sums, h_rows, target)
+    tile_.end(sums, h_rows, target, weights[1])
 
 
 @intrinsic(prefer_literal=True)
@@ -350,29 +410,4 @@ def tile(  # noqa: D417 - the typing context is numba's to pass
         accumulators themselves are stored, each panel's side by side. ``scales`` is the address
         of what the first panel's accumulators are multiplied by in the end (int8 only).
     """
-    if not isinstance(precision, types.IntegerLiteral):
-        return None
-    chosen = precision.literal_value
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        key = builder.add(builder.mul(args[1], INT(8)), args[2])
-        key = builder.add(builder.mul(key, INT(16)), args[3])
-        done = builder.append_basic_block("tile_done")
-        words = [
-            builder.extract_value(group, i)
-            for group, count in zip(args[4:], _GROUPS, strict=True)
-            for i in range(count)
-        ]
-        switch = builder.switch(key, done)
-        for shape in _ALL_TILES:
-            kind, rows, panels = shape
-            block = builder.append_basic_block(f"tile_{kind}_{rows}x{panels}")
-            switch.add_case(INT((kind * 8 + rows) * 16 + panels), block)
-            builder.position_at_end(block)
-            builder.call(_tile_function(builder.module, chosen, shape), words)
-            builder.branch(done)
-        builder.position_at_end(done)
-        return context.get_dummy_value()
-
-    groups = [types.containers.UniTuple(types.int64, count) for count in _GROUPS]
-    return types.void(precision, *(types.int64,) * 3, *groups), codegen
+    return call_tile("tile", precision, _GROUPS, ALL_TILES, _emit_tile)

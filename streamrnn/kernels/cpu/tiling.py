@@ -10,6 +10,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from streamrnn.kernels.cpu.blocks import make_block_cover
 from streamrnn.kernels.cpu.plan import Product, Weights, product_at
 from streamrnn.kernels.cpu.tiles import MAX_PANELS, MAX_ROWS, SUMS_BYTES, VECTOR_BYTES, tile
 from streamrnn.kernels.jit import Linked, jit
@@ -22,7 +23,7 @@ def _make_cover(precision: int) -> Callable[..., Any]:
     def cover(product_address):
         """Cover all panels and rows of a product with tiles, of about equal numbers of rows.
 
-        A panel stays in the cache for all its rows.
+        A panel, or a block of it, stays in the cache for all its rows.
         """
         product = product_at(product_address)
         kind, num_panels, num_rows = product.kind, product.num_panels, product.num_rows
@@ -38,6 +39,8 @@ def _make_cover(precision: int) -> Callable[..., Any]:
         num_larger = num_rows - few * num_tiles
         together = MAX_PANELS[kind, few + (num_larger > 0)]
         panel = 0
+        if product.block_cover:
+            panel = _call(product.block_cover, product_address)
         while panel < num_panels:
             while panel + together > num_panels:
                 together //= 2
@@ -72,16 +75,21 @@ def _make_cover(precision: int) -> Callable[..., Any]:
     return cover
 
 
-_LOADED: dict[int, Linked] = {}  # machine code lives as long as its object
+_LOADED: dict[tuple[bool, int], Linked] = {}  # machine code lives as long as its object
 
 
-def cover_address(precision: int) -> int:
-    """Return the address of `cover` for one precision; compile or load it at first."""
-    if precision not in _LOADED:
-        linked = Linked(_make_cover(precision), num_arguments=1)
+def cover_address(precision: int, in_blocks: bool = False) -> int:
+    """Return the address of what covers products of one precision; compile or load it at first.
+
+    ``in_blocks`` asks for what `Product.block_cover` takes.
+    """
+    key = in_blocks, precision
+    if key not in _LOADED:
+        make = make_block_cover if in_blocks else _make_cover
+        linked = Linked(make(precision), num_arguments=1)
         linked.compile()
-        _LOADED[precision] = linked
-    address = _LOADED[precision].address
+        _LOADED[key] = linked
+    address = _LOADED[key].address
     assert address is not None  # it has been compiled
     return address
 

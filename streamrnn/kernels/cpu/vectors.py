@@ -148,6 +148,15 @@ class Emitter:
         pointer = self.builder.inttoptr(address, self.vector.as_pointer())
         self.builder.store(vector, pointer, align=align)
 
+    def prefetch(self, address: ir.Value) -> None:
+        """Ask for the cache line at an address; nothing happens where there is no memory."""
+        integer = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t] + [integer] * 3)
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
+        to_read_and_keep = [integer(value) for value in (0, 3, 1)]
+        pointer = self.builder.inttoptr(address, cgutils.voidptr_t)
+        self.builder.call(function, [pointer, *to_read_and_keep])
+
     def load_scalar(self, address: ir.Value) -> ir.Value:
         """Load one element."""
         pointer = self.builder.inttoptr(address, self.element.as_pointer())

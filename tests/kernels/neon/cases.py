@@ -12,15 +12,17 @@ from streamrnn.model.spec import LayerSpec
 from tests.support.forms import FORMS, form_of
 from tests.support.models import random_inputs, random_model
 
-__all__ = ["CASES", "NUM_STEPS", "NUM_STREAMS", "model_of"]
+__all__ = ["CASES", "IN_BLOCKS", "NUM_STEPS", "NUM_STREAMS", "model_of"]
 
-NUM_STREAMS, NUM_STEPS = 7, 6  # a full tile and a single row
+NUM_STREAMS, NUM_STEPS = 9, 6  # a tile of five rows and one of four; one of six, and single rows
 CASES: dict[str, Sequence[tuple[str, int] | LayerSpec]] = {
     "lstm": [("lstm", 37), ("lstm", 20)],
     "gru": [("gru", 37), ("gru", 20)],
+    "gru in blocks": [("gru", 37), ("lstm", 70)],
     "rnn": [("rnn_tanh", 19), ("rnn_relu", 33)],
     **{name: [form_of(name, 21)] for name in FORMS},
 }
+IN_BLOCKS = {"gru in blocks": 512}  # whose weights are covered in blocks, of so many bytes
 
 
 def model_of(case: str) -> tuple[Model, NDArray[np.float32]]:

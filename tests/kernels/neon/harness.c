@@ -8,6 +8,7 @@ typedef int64_t word;
 extern word srnn_step(word, word, word, word, word);
 extern word srnn_chunk(word, word, word, word, word);
 extern void srnn_cover_0(void), srnn_cover_1(void), srnn_cover_2(void);
+extern void srnn_blocks_0(void), srnn_blocks_1(void), srnn_blocks_2(void);
 
 /* Compiled code names these for errors that it cannot meet here. */
 void NRT_incref(void *p) { if (p) abort(); }
@@ -25,7 +26,8 @@ static void get(FILE *file, void *to, size_t size) {
 
 int main(int argc, char **argv) {
     void (*covers[])(void) = {srnn_cover_0, srnn_cover_1, srnn_cover_2};
-    word head[5]; /* bytes, addresses, calls, where the cover's address goes, which cover */
+    void (*blocks[])(void) = {srnn_blocks_0, srnn_blocks_1, srnn_blocks_2};
+    word head[6]; /* bytes, addresses, calls, where the covers' addresses go (or 0), precision */
     FILE *file = fopen(argv[1], "rb");
     if (argc != 3 || !file) { perror("image"); return 1; }
     get(file, head, sizeof head);
@@ -36,7 +38,8 @@ int main(int argc, char **argv) {
     get(file, image, head[0]);
     fclose(file);
     for (word i = 0; i < head[1]; i++) *(word *)(image + moved[i]) += (word)image;
-    *(word *)(image + head[3]) = (word)covers[head[4]];
+    *(word *)(image + head[3]) = (word)covers[head[5]];
+    if (head[4]) *(word *)(image + head[4]) = (word)blocks[head[5]];
     uint64_t flush_to_zero = 1 << 24;
     __asm__ volatile("msr fpcr, %0" : : "r"(flush_to_zero));
     word base = (word)image;

@@ -25,13 +25,14 @@ from numba.core.ccallback import CFunc  # noqa: E402
 
 from streamrnn.kernels.cpu import program as cpu_program  # noqa: E402
 from streamrnn.kernels.cpu import step as cpu  # noqa: E402
+from streamrnn.kernels.cpu.blocks import make_block_cover  # noqa: E402
 from streamrnn.kernels.cpu.plan import plan_at  # noqa: E402
 from streamrnn.kernels.cpu.program import Program  # noqa: E402
 from streamrnn.kernels.cpu.tiling import _make_cover  # noqa: E402
 from streamrnn.kernels.jit import jit  # noqa: E402
 from streamrnn.kernels.memory import int64_array as view  # noqa: E402
 from streamrnn.kernels.precisions import PRECISIONS  # noqa: E402
-from tests.kernels.neon.cases import CASES, NUM_STEPS, NUM_STREAMS, model_of  # noqa: E402
+from tests.kernels.neon.cases import CASES, IN_BLOCKS, NUM_STEPS, NUM_STREAMS, model_of  # noqa: E402
 
 TRIPLE = "aarch64-unknown-linux-gnu"
 
@@ -113,7 +114,7 @@ class Image:
                 return place + address - array.ctypes.data
         return None
 
-    def write(self, path: Path, calls: list[tuple[int, ...]], cover: tuple[int, int]) -> None:
+    def write(self, path: Path, calls: list[tuple[int, ...]], covers: tuple[int, int, int]) -> None:
         """Write the image, the places of its addresses, and what is to be called."""
         memory = bytearray(self.size)
         moved = []
@@ -127,7 +128,7 @@ class Image:
                     word[0] = target
                     moved.append(place + offset)
             memory[place : place + content.nbytes] = content.tobytes()
-        words = [self.size, len(moved), len(calls), *cover, *moved]
+        words = [self.size, len(moved), len(calls), *covers, *moved]
         for call in calls:
             words += call
         path.write_bytes(struct.pack(f"<{len(words)}q", *words) + memory)
@@ -159,18 +160,23 @@ def write_case(case: str, precision: str, path: Path) -> None:
     last_output = outputs[-1].ctypes.data - outputs.ctypes.data
     calls.append((1, table_place, last_row, x_place, last_output, NUM_STEPS))
     cover_place = table_place + plan["cover"].ctypes.data - plan.ctypes.data
-    image.write(path, calls, (cover_place, PRECISIONS[precision]))
+    block_place = 0
+    if case in IN_BLOCKS:
+        product = plan["product"]
+        product["block_bytes"] = IN_BLOCKS[case]
+        block_place = table_place + product["block_cover"].ctypes.data - plan.ctypes.data
+    image.write(path, calls, (cover_place, block_place, PRECISIONS[precision]))
 
 
 def main(directory: Path) -> None:
     """Write the objects, and one image for each case and precision."""
     # `harness.c` puts in the address of ours; that of this machine is not compiled for nothing.
-    setattr(cpu_program, "cover_address", lambda precision: 0)  # noqa: B010
+    setattr(cpu_program, "cover_address", lambda *_, **__: 0)  # noqa: B010
     machine = target_machine()
     functions = [(step.py_func, 5, "srnn_step"), (chunk.py_func, 5, "srnn_chunk")]
-    functions += [
-        (_make_cover(precision), 1, f"srnn_cover_{precision}") for precision in PRECISIONS.values()
-    ]
+    for number in PRECISIONS.values():
+        functions.append((_make_cover(number), 1, f"srnn_cover_{number}"))
+        functions.append((make_block_cover(number), 1, f"srnn_blocks_{number}"))
     for function, num_arguments, symbol in functions:
         module = llvm.parse_assembly(ir_of(function, num_arguments, symbol))
         module.data_layout = str(machine.target_data)

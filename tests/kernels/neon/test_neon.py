@@ -20,7 +20,7 @@ from tests.kernels.neon.cases import CASES, NUM_STEPS, NUM_STREAMS, model_of
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 
 
