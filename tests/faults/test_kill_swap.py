@@ -104,7 +104,10 @@ class Swapping:
                 while self.next[k] <= self.answered[k] + WINDOW:
                     seq = self.next[k]
                     msgid = seq * NUM_STREAMS + k
-                    self.socket.send(encode_request(msgid, "step", [k, seq, source.x(seq)]))
+                    # What had an answer before a crash is repeated, and not to be swapped.
+                    received = seq if seq <= len(source.outputs) else 0
+                    params = [k, seq, source.x(seq), received]
+                    self.socket.send(encode_request(msgid, "step", params))
                     self.next[k] += 1
             if self.socket.poll(20):
                 self._take()
