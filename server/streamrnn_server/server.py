@@ -25,6 +25,7 @@ from streamrnn_server.control.loop import ControlLoop
 from streamrnn_server.control.wakes import Wakes
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.live.catalogue import Catalogue
+from streamrnn_server.live.rules import apply_content
 from streamrnn_server.live.table import ModelTable
 from streamrnn_server.monitor.health import Health
 from streamrnn_server.monitor.monitor import Monitor
@@ -167,7 +168,7 @@ class Server:
             arithmetics = dict.fromkeys(models, on_gpu[0][0].arithmetic)
         capacity = self._config.max_models_from(len(models))
         table = ModelTable(models, programs, arithmetics, capacity, self._config.history_of)
-        table.apply(self._catalogue.content, self._log)
+        apply_content(table, self._catalogue.content, self._log)
         if on_gpu and (self._config.models_dir is not None or table.swaps):
             raise StartError(
                 "--models-dir, and models whose streams are swapped to another version "

@@ -41,6 +41,7 @@ from streamrnn_server.control.dispatcher import Control
 from streamrnn_server.control.messages import command, parse_ask
 from streamrnn_server.event_log import EventLog
 from streamrnn_server.live.catalogue import Catalogue
+from streamrnn_server.live.rules import apply_content
 from streamrnn_server.live.table import ModelTable
 from streamrnn_server.shard.loop import turn
 from streamrnn_server.shard.poll import wait
@@ -227,7 +228,7 @@ class Life:
         numbers = range(config.num_shards)
         capacity = config.max_models_from(len(models))
         table = ModelTable(models, programs, arithmetics, capacity, config.history_of)
-        table.apply(catalogue.content, log)
+        apply_content(table, catalogue.content, log)
         served = table.served
         held = Replay(store, journal_directory, served, programs, log).run()
         assert not held

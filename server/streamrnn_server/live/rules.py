@@ -9,12 +9,14 @@ from typing import Any
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.io_spec import InputSpec
 from streamrnn.model.spec import ModelSpec
-from streamrnn.state.catalogue import POLICIES, name_fault
+from streamrnn.state.catalogue import POLICIES, Content, SwapRule, name_fault
 from streamrnn_client.protocol import ErrorCode, ProtocolError
+from streamrnn_server.event_log import EventLog
 from streamrnn_server.live.table import ModelTable, family_of
 from streamrnn_server.shard.model_memory import MAX_LOADED_ROW_BYTES, MAX_LOADED_VALUES, row_size
 
 __all__ = [
+    "apply_content",
     "can_carry",
     "check_shadow",
     "check_size",
@@ -135,50 +137,61 @@ def check_swap(
     table: ModelTable, name: str, to: str, streams: str, is_durable: bool, device: str
 ) -> None:
     """Raise `ProtocolError` if the streams of one version cannot be swapped to another so."""
-    if name == to or family_of(name) != family_of(to):
-        raise _bad(f"{name!r} and {to!r} are not two versions of one model (NAME@VERSION)")
-    if streams == "keep":
-        return
-    if device != "cpu":
+    if streams != "keep" and device != "cpu":
         raise ProtocolError(
             ErrorCode.NOT_SUPPORTED, "streams that a GPU computes keep their version"
         )
-    if not is_durable:
+    if streams != "keep" and not is_durable:
         raise ProtocolError(
             ErrorCode.NOT_SUPPORTED,
             "a stream is swapped with its record, and the server keeps none: start it with "
             "--state-dir, or let streams keep their version (keep)",
         )
-    old, new = (table.models[table.indices[each]] for each in (name, to))
-    if old.spec.num_inputs != new.spec.num_inputs or old.spec.output_size != new.spec.output_size:
-        raise _bad(
-            f"{name!r} has {old.spec.num_inputs} inputs and {old.spec.output_size} outputs, {to!r} "
-            f"has {new.spec.num_inputs} and {new.spec.output_size}: let streams keep their version"
-        )
-    if streams == "carry" and not can_carry(old.spec, new.spec):
-        raise _bad(
-            f"{name!r} and {to!r} are described differently (layers, inputs, outputs, transforms "
-            "or vocabularies): a state cannot be carried over; swap with reset, or keep"
-        )
-    if streams != "replay":
-        return
-    if not table.max_kept_of(name):
+    fault = _swap_fault(table, name, to, streams)
+    if fault is not None:
+        raise _bad(fault)
+    if streams == "replay" and not table.max_kept_of(name):
         raise ProtocolError(
             ErrorCode.NOT_SUPPORTED,
             f"no inputs are kept of the streams of {name!r}, so none can be replayed: start the "
             f"server with --history {family_of(name)}=N, or swap with reset",
         )
+
+
+def _swap_fault(table: ModelTable, name: str, to: str, streams: str) -> str | None:
+    """Return why streams of one version cannot go on as those of another, if they cannot.
+
+    What a shard copies from the one to the other has the size that it has in both.
+    """
+    if name == to or family_of(name) != family_of(to):
+        return f"{name!r} and {to!r} are not two versions of one model (NAME@VERSION)"
+    old, new = (table.models[table.indices[each]].spec for each in (name, to))
+    if streams == "keep":
+        return None
+    if old.num_inputs != new.num_inputs or old.output_size != new.output_size:
+        return (
+            f"{name!r} has {old.num_inputs} inputs and {old.output_size} outputs, {to!r} has "
+            f"{new.num_inputs} and {new.output_size}: let streams keep their version"
+        )
+    if streams == "carry" and not can_carry(old, new):
+        return (
+            f"{name!r} and {to!r} are described differently (layers, inputs, outputs, transforms "
+            "or vocabularies): a state cannot be carried over; swap with reset, or keep"
+        )
+    if streams != "replay":
+        return None
     differing = [
         before.name
-        for before, after in zip(old.spec.inputs, new.spec.inputs, strict=False)
+        for before, after in zip(old.inputs, new.inputs, strict=False)
         if _as_it_comes(before) != _as_it_comes(after)
     ]
-    if differing or len(old.spec.inputs) != len(new.spec.inputs):
-        raise _bad(
+    if differing or len(old.inputs) != len(new.inputs):
+        return (
             f"an input of {name!r} means something else in {to!r} (name, unit, kind, categories, "
             f"shape or origin of {', '.join(differing[:8]) or 'those behind the last'}): what was "
             "kept cannot be replayed; swap with reset, or keep"
         )
+    return None
 
 
 def _as_it_comes(item: InputSpec) -> tuple[Any, ...]:
@@ -200,3 +213,43 @@ def check_shadow(table: ModelTable, name: str, to: str) -> None:
             f"{name!r} has {old.num_inputs} inputs and {old.output_size} outputs, {to!r} has "
             f"{new.num_inputs} and {new.output_size}: there is nothing to compare"
         )
+
+
+def apply_content(table: ModelTable, content: Content, log: EventLog) -> None:
+    """Take over what a catalogue says, as far as what it names is served and fits.
+
+    A version that is named at the start may be another model than it was, and a catalogue may come
+    with a backup.
+    """
+    for family, name in content.aliases.items():
+        if name in table.indices and family_of(name) == family:
+            table.aliases[family] = name
+        elif family in table.families:
+            text = "an alias means a version that is not served: it means another one now"
+            log.write("warning", text, alias=family, version=name, now=table.aliases[family])
+    for family, share in content.shares.items():
+        if share.name in table.indices and family_of(share.name) == family:
+            table.shares[family] = share
+    for name, rule in content.swaps.items():
+        if name not in table.indices or rule.to not in table.indices:
+            continue
+        fault = _swap_fault(table, name, rule.to, rule.policy)
+        if fault is None and _leads_to(table, rule, name):
+            fault = f"{rule.to!r} is swapped to {name!r} itself"
+        if fault is not None:
+            text = "streams are swapped to a version no more, which they do not fit"
+            log.write("warning", text, model=name, to=rule.to, reason=fault)
+            continue
+        table.swaps[name] = rule
+        if rule.policy == "replay" and not table.max_kept_of(name):
+            text = "no inputs are kept any more (--history): streams that are swapped with "
+            text += "replay begin with those that they have, or anew"
+            log.write("warning", text, model=name, to=rule.to)
+
+
+def _leads_to(table: ModelTable, rule: SwapRule, name: str) -> bool:
+    """Tell whether a rule and those behind it lead back: such streams would never have a step."""
+    after: SwapRule | None = rule
+    while after is not None and after.to != name:
+        after = table.swaps.get(after.to)
+    return after is not None

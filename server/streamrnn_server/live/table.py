@@ -9,10 +9,9 @@ from streamrnn.errors import StartError
 from streamrnn.kernels.cpu.program import Program
 from streamrnn.model.model import Model
 from streamrnn.model.spec import ModelSpec
-from streamrnn.state.catalogue import Content, Share, SwapRule
+from streamrnn.state.catalogue import Share, SwapRule
 from streamrnn_client.protocol import ORIGINS
 from streamrnn_server.config import family_of
-from streamrnn_server.event_log import EventLog
 from streamrnn_server.shard.checkpoint.packing import Templates
 from streamrnn_server.shard.memory.kept_inputs import kept_bytes
 from streamrnn_server.shard.model_memory import MAX_LOADED_ROW_BYTES
@@ -133,26 +132,6 @@ class ModelTable:
         self.served[index] = ServedModel(name, "", 0, 0, "", 0)
         self.swaps.pop(name, None)
         return index
-
-    def apply(self, content: Content, log: EventLog) -> None:
-        """Take over what a catalogue says, as far as what it names is served."""
-        for family, name in content.aliases.items():
-            if name in self.indices and family_of(name) == family:
-                self.aliases[family] = name
-            elif family in self.families:
-                text = "an alias means a version that is not served: it means another one now"
-                now = self.aliases[family]
-                log.write("warning", text, alias=family, version=name, now=now)
-        for family, share in content.shares.items():
-            if share.name in self.indices and family_of(share.name) == family:
-                self.shares[family] = share
-        for name, rule in content.swaps.items():
-            if name in self.indices and rule.to in self.indices:
-                self.swaps[name] = rule
-                if rule.policy == "replay" and not self.max_kept_of(name):
-                    text = "no inputs are kept any more (--history): streams that are swapped with "
-                    text += "replay begin with those that they have, or anew"
-                    log.write("warning", text, model=name, to=rule.to)
 
     def alias_rows(self, held: str | None = None) -> list[tuple[str, int, int, int]]:
         """Return what shards take as their aliases; of a held one no new stream gets a version."""
