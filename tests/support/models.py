@@ -20,6 +20,7 @@ from streamrnn_client.text import UNKNOWN
 __all__ = [
     "EVERY_KIND_OF_INPUT",
     "exploding_model",
+    "model_with_name",
     "random_graph",
     "random_inputs",
     "random_model",
@@ -221,3 +222,15 @@ def two_models(num_inputs: int) -> dict[str, Model]:
         "m": random_model(rng, [("lstm", 24)], num_inputs, 2),
         "other": random_model(rng, [("gru", 16)], num_inputs, 5),
     }
+
+
+def model_with_name(
+    rng: np.random.Generator, cell: str, size: int, name: str, *layers: Layer
+) -> Model:
+    """Return a model of two inputs whose recurrent layer has a name, for states to be mapped."""
+    spec = ModelSpec(
+        (InputSpec("x"), InputSpec("z")),
+        (LayerSpec(cell, size, name=name), *layers, DenseSpec(2)),
+        (OutputSpec("a"), OutputSpec("b")),
+    )
+    return Model(spec, random_parameters(rng, spec))

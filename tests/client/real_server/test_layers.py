@@ -10,13 +10,11 @@ import pytest
 from streamrnn import Engine
 from streamrnn.model.layers.frame import DenseSpec
 from streamrnn.model.layers.memory import TimeConvSpec
-from streamrnn.model.model import Model
-from streamrnn.model.spec import InputSpec, LayerSpec, ModelSpec, OutputSpec
 from streamrnn.reference.model import ReferenceModel
 from streamrnn_client import Client, errors
 from streamrnn_server.testing import serving
 from tests.kernels.graphs import GRAPHS, graph_model
-from tests.support.models import random_parameters
+from tests.support.models import model_with_name
 
 NAMES = ("frame to frame", "stft", "causal", "input skip", "jordan", "masked", "first state")
 
@@ -86,22 +84,13 @@ def test_a_frame_comes_in_its_shape_and_other_shapes_are_refused(models):
             stream.step(bad)
 
 
-def named(rng, cell, size, name, *layers):
-    spec = ModelSpec(
-        (InputSpec("x"), InputSpec("z")),
-        (LayerSpec(cell, size, name=name), *layers, DenseSpec(2)),
-        (OutputSpec("a"), OutputSpec("b")),
-    )
-    return Model(spec, random_parameters(rng, spec))
-
-
 def test_a_decoder_begins_with_its_encoders_state(rng):
     memory = TimeConvSpec(2, 3, name="kept")
     models = {
-        "encoder": named(rng, "lstm", 6, "state", DenseSpec(1)),
-        "decoder": named(rng, "lstm", 6, "state", memory),
-        "wide": named(rng, "lstm", 7, "state"),
-        "stranger": named(rng, "lstm", 6, "other"),
+        "encoder": model_with_name(rng, "lstm", 6, "state", DenseSpec(1)),
+        "decoder": model_with_name(rng, "lstm", 6, "state", memory),
+        "wide": model_with_name(rng, "lstm", 7, "state"),
+        "stranger": model_with_name(rng, "lstm", 6, "other"),
     }
     x = rng.normal(size=(9, 2)).astype(np.float32)
     reference = {name: ReferenceModel(model) for name, model in models.items()}

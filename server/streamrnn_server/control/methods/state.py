@@ -305,6 +305,7 @@ class StateMethods:
             fingerprint=served.fingerprint,
             arithmetic=served.arithmetic,
             row=new.astype("<f4").tobytes(),
+            inputs=b"",  # the other model's
         )
 
     def _place(
