@@ -251,6 +251,21 @@ def test_streams_of_the_version_alone_are_recorded_and_each_once(rng):
         assert -1 not in [asker for state, _, asker in it.places() if state != 0]
 
 
+def test_a_recording_that_is_another_one_meanwhile_is_not_compared(rng):
+    x = random_inputs(rng, MODELS["m@1"].spec, 1, 60)[0]
+    with shadowed(MODELS, diagnostics_streams=1) as it:
+        it.open("a", x)
+        it.shadow(streams=1, steps=4, **PAIR)
+        it.look()
+        it.step(9, "a")
+        recorder, shadow = it.server.control.shards[0].recorder, it.diagnostics.shadow
+        serial = int(recorder.table[0]["serial"])
+        shadow.look(recorder, 0, serial - 1, 4)
+        assert it.shadow()["num_recorded"] == 0
+        shadow.look(recorder, 0, serial, 4)
+        assert it.shadow()["num_recorded"] == 1
+
+
 def test_a_run_ends_with_its_last_stream_or_when_it_is_stopped(rng):
     x = random_inputs(rng, MODELS["m@1"].spec, 1, 60)[0]
     with shadowed(MODELS) as it:

@@ -236,19 +236,22 @@ class Shadow:
                 run.is_late = time.monotonic() - run.began_s >= run.seconds
                 run.is_left = False
 
-    def look(self, recorder: Recorder, place: int, num_known: int) -> bool:
+    def look(self, recorder: Recorder, place: int, serial: int, num_known: int) -> bool:
         """Take what is needed of a recording; tell whether it can go.
 
-        ``num_known`` is how many of its steps were there at the last look.
+        ``num_known`` is how many of its steps were there at the last look, when ``serial`` was its
+        own: the shard may begin another one in the same place at any time.
         """
         entry = recorder.table[place]
         with self._lock:
-            is_done, can_go = self._look_at(recorder, entry, num_known)
+            is_done, can_go = self._look_at(recorder, entry, serial, num_known)
         if is_done and int(entry["asker"]) == FOR_SHADOW:
             entry["is_unwanted"] = 1
         return can_go
 
-    def _look_at(self, recorder: Recorder, entry: Any, num_known: int) -> tuple[bool, bool]:
+    def _look_at(
+        self, recorder: Recorder, entry: Any, serial: int, num_known: int
+    ) -> tuple[bool, bool]:
         """Tell whether a recording is of no more use here, and whether it need not stay."""
         run = self._run
         if run is None or not run.is_recording or int(entry["model"]) != run.old:
@@ -264,10 +267,9 @@ class Shadow:
         if len(run.queue) >= _MAX_QUEUED:
             run.is_left = True
             return False, not has_ended
-        serial = int(entry["serial"])
         row = recorder.part(int(entry["row"]), int(entry["row_bytes"]))
         x = recorder.part(int(entry["inputs"]), num_steps * int(entry["step_bytes"]))
-        if not has_ended and int(entry["serial"]) != serial:
+        if int(entry["serial"]) != serial:
             return False, True  # meanwhile it has become another one
         dtype = "<u4" if run.specs[0].is_token else "<f4"
         run.queue.append(_Recorded(row, np.frombuffer(x, dtype).reshape(num_steps, -1)))

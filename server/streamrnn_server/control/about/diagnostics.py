@@ -130,7 +130,7 @@ class Diagnostics:
         if seen is None or seen.serial != serial:
             seen = self._seen[shard, place] = _Seen(serial, now_s)
         has_ended = state == RecordingState.ENDED
-        can_go = self.shadow.look(recorder, place, seen.num_steps)
+        can_go = self.shadow.look(recorder, place, serial, seen.num_steps)
         # Nobody has asked for its measuring, and a shadow run needs places: it waits for neither.
         is_spare = int(entry["asker"]) == FOR_SHADOW
         is_spare |= self.shadow.is_recording and not entry["is_asked"]
