@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import time
 
@@ -19,7 +20,7 @@ from tests.support.program import TIMEOUT_S, DurableProgram
 
 pytestmark = pytest.mark.slow
 
-NUM_STREAMS, WINDOW = 8, 8
+NUM_STREAMS, WINDOW, HISTORY = 8, 8, 6
 MSGID_OF_SWAP = 2**31
 NUM_KILLS = int(os.environ.get("STREAMRNN_SOAK_KILLS", 300))
 
@@ -30,7 +31,7 @@ class Source:
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
         self._x: list[np.ndarray] = []
-        self._run, self._model = Run("m@1"), "m@1"
+        self._run, self._model = Run("m@1", HISTORY), "m@1"
         self.outputs: list[bytes] = []
         self.num_swaps = 0
 
@@ -46,11 +47,12 @@ class Source:
             return
         assert seq == len(self.outputs) + 1
         x = self._x[seq - 1]
-        before = self._run.state()
+        before, inputs = self._run.state(), list(self._run.inputs)
         if self._run.step(x).tobytes() != y:
             other = {"m@1": "m@2", "m@2": "m@1"}[self._model]
-            # After two swaps without a step in between it is a reset of what it was.
+            # After two swaps without a step in between it begins anew as what it was.
             for name in (other, self._model):
+                self._run.inputs = collections.deque(inputs, HISTORY)
                 self._run.swap(name, policy, before)
                 if self._run.step(x).tobytes() == y:
                     self._model = name
@@ -138,6 +140,7 @@ def kill_many_times(tmp_path, durability, policy, num_kills, seed):
     with DurableProgram(paths["m@2"], tmp_path / "state", durability) as program:
         place = program.command.index(str(paths["m@2"])) + 1
         program.command.insert(place, str(paths["m@1"]))  # at first, new streams get it
+        program.command.extend(["--history", str(HISTORY)])
         program.start()
         client = Swapping(program.endpoint, policy, rng)
         client.recover()
@@ -154,14 +157,17 @@ def kill_many_times(tmp_path, durability, policy, num_kills, seed):
     return sum(source.num_swaps for source in client.sources)
 
 
-@pytest.mark.parametrize(("durability", "policy"), [("checkpoint", "carry"), ("always", "reset")])
+@pytest.mark.parametrize(
+    ("durability", "policy"),
+    [("checkpoint", "carry"), ("always", "reset"), ("checkpoint", "replay"), ("always", "replay")],
+)
 def test_a_kill_in_the_midst_of_a_swap_leaves_each_stream_on_one_side(tmp_path, durability, policy):
     assert kill_many_times(tmp_path, durability, policy, 3, 0) > 0
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("durability", ["checkpoint", "always"])
-@pytest.mark.parametrize("policy", ["carry", "reset"])
+@pytest.mark.parametrize("policy", ["carry", "reset", "replay"])
 def test_many_kills_in_the_midst_of_swaps(tmp_path, durability, policy):
     seed = int.from_bytes(os.urandom(4), "little")
     print(f"seed {seed}")
